@@ -1,0 +1,174 @@
+"""The attentive probe: one cross-attention with a learned query over the frozen last tokens.
+
+As in V-JEPA (Bardes et al. 2024, https://arxiv.org/abs/2404.08471), without its MLP: mean pooling may
+hide what single tokens know, and this shows it. B videos of a batch, V views, N tokens, D width,
+H attention heads, C classes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.optim import adamw, learning_rate
+
+# (peak learning rate, weight decay) of the heads trained side by side.
+CHOICES = tuple((lr, decay) for lr in (1e-3, 3e-3, 1e-2) for decay in (0.01, 0.1))
+DEFAULT = (3e-3, 0.1)  # where there are no validation videos to choose on
+BATCH, EPOCHS, MIN_STEPS = 64, 20, 300
+# Values in a batch below which one CPU thread does the work. Measured: two threads that wait for each
+# other while something else has the cores took 70 s for what one does in 2 s.
+ONE_THREAD = 2**20
+
+
+class AttentiveHead(nn.Module):
+    """What follows the attention weights: values, LayerNorm and a linear classifier.
+
+    With one query per head, q . (W_k x) = (W_k' q) . x, so query and key projection are one learned
+    vector per head, and W_v is applied after the pooling instead of to every token: the same
+    functions as the textbook layer for a hundredth of its work.
+
+    Args:
+        dim: D.
+        num_classes: C.
+    """
+
+    def __init__(self, dim: int, num_classes: int):
+        super().__init__()
+        self.heads = 1 if dim % 64 else dim // 64
+        self.query = nn.Parameter(torch.zeros(self.heads, dim))  # zero: starts as mean pooling
+        self.value = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.classifier = nn.Linear(dim, num_classes)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Tokens pooled by each head (B, H, D) to logits (B, C)."""
+        weight = self.value.weight.view(self.heads, -1, pooled.shape[-1])  # (H, D/H, D)
+        value = torch.einsum("bhd,hed->bhe", pooled, weight).flatten(1) + self.value.bias
+        return self.classifier(self.norm(value))
+
+
+def classify(heads: list[AttentiveHead], tokens: Tensor) -> Tensor:
+    """Logits (K, B, C) of K probes for tokens (B, N, D), which are read once for all of them."""
+    query = torch.cat([head.query for head in heads])  # (KH, D)
+    attention = (tokens @ query.T).softmax(1)  # (B, N, KH)
+    pooled = (attention.transpose(1, 2) @ tokens).unflatten(1, (len(heads), -1))  # (B, K, H, D)
+    return torch.stack([head(pooled[:, k]) for k, head in enumerate(heads)])
+
+
+@dataclass(frozen=True)
+class AttentiveProbe:
+    """A fitted head and how it came about.
+
+    Attributes:
+        head: on the device it was trained on.
+        lr: the peak learning rate chosen.
+        weight_decay: likewise.
+        sweep: validation accuracy of each choice, "lr / weight decay" -> accuracy.
+    """
+
+    head: AttentiveHead
+    lr: float
+    weight_decay: float
+    sweep: dict[str, float]
+
+
+def _load(tokens: np.ndarray, device: torch.device) -> Tensor:
+    """float16 tokens (..., D) to the device, float32, each token normalised."""
+    x = torch.from_numpy(np.array(tokens)).to(device).float()  # a copy: the map is read-only
+    return F.layer_norm(x, x.shape[-1:])  # backbones without a last norm have tokens of any scale
+
+
+def _train(
+    heads: list[AttentiveHead],
+    choices: list[tuple[float, float]],
+    tokens: np.ndarray,
+    labels: np.ndarray,
+    rows: np.ndarray,
+    seed: int,
+    device: torch.device,
+) -> None:
+    """Train heads side by side on the clips `rows`, one random view of each a time."""
+    rng = np.random.default_rng(seed)
+    optimizers = [adamw(head, decay, (0.9, 0.999)) for head, (_, decay) in zip(heads, choices, strict=True)]
+    batch = min(BATCH, len(rows))
+    num_steps = max(EPOCHS * len(rows) // batch, MIN_STEPS)
+    order = np.concatenate([rng.permutation(rows) for _ in range(-(-num_steps * batch // len(rows)))])
+    threads = torch.get_num_threads()
+    if batch * tokens[0, 0].size < ONE_THREAD:
+        torch.set_num_threads(1)
+    try:
+        for step in range(num_steps):
+            clips = np.sort(order[step * batch : (step + 1) * batch])  # sorted: the file is read in order
+            views = rng.integers(tokens.shape[1], size=len(clips))
+            x, y = _load(tokens[clips, views], device), torch.from_numpy(labels[clips]).to(device)
+            # The sum of the probes' losses: none sees the gradient of another.
+            loss = F.cross_entropy(classify(heads, x).flatten(0, 1), y.repeat(len(heads)))
+            (len(heads) * loss).backward()
+            for optimizer, (peak, _) in zip(optimizers, choices, strict=True):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(step, num_steps, num_steps // 10, peak, 0.0)
+                optimizer.step()
+                optimizer.zero_grad()
+    finally:
+        torch.set_num_threads(threads)
+
+
+@torch.inference_mode()
+def attentive_scores(
+    heads: list[AttentiveHead], tokens: np.ndarray, device: torch.device
+) -> np.ndarray:
+    """Class probabilities of clips, the mean over their views: (number of heads, K, C).
+
+    Args:
+        heads: the fitted heads.
+        tokens: (K, V, N, D) float16.
+        device: where the heads are.
+    """
+    found = []
+    for start in range(0, len(tokens), BATCH):
+        x = _load(tokens[start : start + BATCH], device)
+        scores = classify(heads, x.flatten(0, 1)).softmax(-1)
+        found.append(scores.unflatten(1, x.shape[:2]).mean(2).cpu())
+    return torch.cat(found, 1).numpy()
+
+
+def fit_attentive(
+    tokens: np.ndarray,
+    labels: np.ndarray,
+    validation: np.ndarray,
+    seed: int,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> AttentiveProbe:
+    """Choose learning rate and weight decay on the validation part, then fit on everything.
+
+    Args:
+        tokens: (K, V, N, D) float16, of all clips of the training videos.
+        labels: (K,) class numbers, every class 0..C-1 at least once.
+        validation: (K,) True = judge the choices on it; all False: nothing is chosen.
+        seed: of the initial weights and of the order.
+        device: where to train.
+    """
+    num_classes = int(labels.max()) + 1
+
+    def fresh(count: int) -> list[AttentiveHead]:
+        with torch.random.fork_rng(devices=[]):  # the same start for every choice
+            made = []
+            for _ in range(count):
+                torch.manual_seed(seed)
+                made.append(AttentiveHead(tokens.shape[-1], num_classes).to(device))
+        return made
+
+    chosen, sweep = DEFAULT, {}
+    if validation.any():
+        heads = fresh(len(CHOICES))
+        _train(heads, list(CHOICES), tokens, labels, np.flatnonzero(~validation), seed, device)
+        rows = np.flatnonzero(validation)
+        correct = [(s.argmax(1) == labels[rows]).mean() for s in attentive_scores(heads, tokens[rows], device)]
+        sweep = {f"{lr:g} / {wd:g}": float(c) for (lr, wd), c in zip(CHOICES, correct, strict=True)}
+        chosen = CHOICES[int(np.argmax(correct))]
+    heads = fresh(1)
+    _train(heads, [chosen], tokens, labels, np.arange(len(labels)), seed, device)
+    return AttentiveProbe(heads[0], *chosen, sweep)

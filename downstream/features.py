@@ -1,0 +1,221 @@
+"""What a frozen backbone says about clips: embeddings, cached, and tokens.
+
+B clips of a batch, V views of each (temporal x spatial), N tokens, D width.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pretrain.checkpoint import weights_hash
+from pretrain.data.cache import cache_folder
+from pretrain.data.shards import EvalClips, Pack, eval_loader
+from pretrain.device import autocast_dtype
+
+CODE_VERSION = 1  # raise it whenever the same backbone and clips would give other embeddings
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """How clips are shown to a backbone.
+
+    Attributes:
+        num_clips: temporal views of a clip.
+        num_crops: spatial views of each.
+        batch_size: views in one forward pass.
+        num_workers: decoding processes.
+        device: where the backbone runs.
+        precision: "auto", "bf16" or "fp32", see `pretrain.device.autocast_dtype`.
+    """
+
+    num_clips: int = 1
+    num_crops: int = 1
+    batch_size: int = 64
+    num_workers: int = 0
+    device: torch.device = torch.device("cpu")
+    precision: str = "auto"
+
+    def __post_init__(self):
+        for name in ("num_clips", "num_crops", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+
+    @property
+    def num_views(self) -> int:
+        return self.num_clips * self.num_crops
+
+    @property
+    def dtype_name(self) -> str:
+        return str(autocast_dtype(self.device, self.precision) or torch.float32).removeprefix("torch.")
+
+
+def _show(
+    encoder: nn.Module,
+    function: Callable[[Tensor], Tensor],
+    pack: Pack,
+    samples: np.ndarray,
+    how: Extraction,
+    title: str | None,
+) -> Iterator[np.ndarray]:
+    """Yield `function` of all views of each clip, float32 (B, V, ...), in the order of `samples`."""
+    spec = encoder.input_spec
+    dtype = autocast_dtype(how.device, how.precision)
+    dataset = EvalClips(pack, samples, spec, how.num_clips, how.num_crops)
+    loader = eval_loader(dataset, max(1, how.batch_size // how.num_views), how.num_workers)
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.to(how.device).eval()  # eval: BatchNorm statistics stay as they are
+    try:
+        with (
+            torch.inference_mode(),
+            torch.autocast(how.device.type, dtype, enabled=dtype is not None),
+            tqdm(total=len(samples), desc=title, unit="clip", disable=title is None) as bar,
+        ):
+            for ids, views in loader:
+                flat = views.flatten(0, 1)
+                parts = [
+                    function(spec.normalise(part.to(how.device, non_blocking=True))).float().cpu()
+                    for part in flat.split(how.batch_size)
+                ]
+                yield torch.cat(parts).unflatten(0, (len(ids), how.num_views)).numpy()
+                bar.update(len(ids))
+    except ValueError as error:
+        # A loader process wraps the sentence meant for the user in its own traceback.
+        if "in DataLoader worker process" not in str(error):
+            raise
+        raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def extract(
+    encoder: nn.Module, pack: Pack, samples: np.ndarray, how: Extraction, title: str | None = None
+) -> np.ndarray:
+    """Embed clips: the mean over the views of `encoder(view)`.
+
+    The encoder's weights, buffers and training mode are left as they are; it is moved to the device.
+
+    Args:
+        encoder: any backbone that honours the contract.
+        pack: the clips.
+        samples: (K,) which of them.
+        how: views, precision and where.
+        title: of the progress bar; None: no bar.
+
+    Returns:
+        (K, D) float32.
+
+    Raises:
+        ValueError: a clip cannot be decoded, or an embedding is not finite.
+    """
+    batches = [views.mean(1) for views in _show(encoder, encoder, pack, samples, how, title)]
+    features = np.concatenate(batches) if batches else np.empty((0, encoder.embed_dim), np.float32)
+    if not np.isfinite(features).all():
+        first = samples[~np.isfinite(features).all(1)][0]
+        raise ValueError(
+            f"the embedding of clip {pack.record(first)['key']} is not finite: the backbone's weights are "
+            "damaged, or its values overflow in this precision (try --precision fp32)"
+        )
+    return features
+
+
+def cached_features(
+    encoder: nn.Module, pack: Pack, samples: np.ndarray, how: Extraction, title: str | None = None
+) -> np.ndarray:
+    """`extract`, or what it returned last time for the same weights, clips, views and precision.
+
+    Files lie in `features/` of the cache folder and carry a hash of their content; one that does not
+    match is computed again, and that is said. Arguments and errors as of `extract`.
+    """
+    # The weights alone do not fix the numbers: stride and normalisation are no weights.
+    identity = {
+        "version": CODE_VERSION,
+        "weights": weights_hash(encoder),
+        "arguments": encoder.arguments,
+        "spec": repr(encoder.input_spec),
+        "data": pack.index["fingerprint"],
+        "samples": hashlib.sha256(np.asarray(samples, np.int64).tobytes()).hexdigest(),
+        "views": [how.num_clips, how.num_crops],
+        "precision": how.dtype_name,
+    }
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    path = cache_folder() / "features" / f"{key}.safetensors"
+    if path.exists():
+        try:
+            return _read_features(path, (len(samples), encoder.embed_dim))
+        except (SafetensorError, OSError, ValueError) as error:
+            print(f"cached features {path} are damaged ({error}): computing them again", flush=True)
+    features = extract(encoder, pack, samples, how, title)
+    aside = path.with_name(f"tmp-{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256(features.tobytes()).hexdigest()
+        save_file({"features": features}, aside, {"sha256": digest})
+        os.replace(aside, path)
+    except (SafetensorError, OSError) as error:
+        aside.unlink(missing_ok=True)  # a full cache disk costs time next time, nothing else
+        print(f"features could not be kept in {path.parent} ({error}): going on without", flush=True)
+    return features
+
+
+def _read_features(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    with safe_open(path, framework="numpy") as file:
+        features = file.get_tensor("features")
+        digest = file.metadata()["sha256"]
+    if features.shape != shape or hashlib.sha256(features.tobytes()).hexdigest() != digest:
+        raise ValueError("the content is not what was written")
+    return features
+
+
+def token_bytes(encoder: nn.Module, num_clips: int, how: Extraction) -> int:
+    """Disk that `extract_tokens` takes for so many clips."""
+    return 2 * num_clips * how.num_views * int(np.prod(encoder.grid)) * encoder.embed_dim
+
+
+def extract_tokens(
+    encoder: nn.Module, pack: Pack, samples: np.ndarray, how: Extraction, title: str | None = None
+) -> np.ndarray:
+    """The last tokens of all views of clips, float16 (K, V, N, D), on disk.
+
+    They lie in an unnamed file in the cache folder that goes when the array does, however the
+    process ends. Arguments as of `extract`.
+
+    Raises:
+        ValueError: the disk has not enough room for them, a token does not fit float16, or a clip cannot
+            be decoded.
+    """
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    needed, free = token_bytes(encoder, len(samples), how), shutil.disk_usage(folder).free
+    if needed > 0.9 * free:
+        raise ValueError(
+            f"the tokens of {len(samples)} clips take {needed:,} bytes and {folder} has {free:,} free: "
+            "make room, set MUYBRIDGE_CACHE to another disk, or give --attentive off"
+        )
+    shape = (len(samples), how.num_views, int(np.prod(encoder.grid)), encoder.embed_dim)
+    # Written as a stream, mapped afterwards: a full disk is then an OSError and not a SIGBUS.
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for tokens in _show(encoder, encoder.forward_features, pack, samples, how, title):
+            if not (np.abs(tokens) < np.finfo(np.float16).max).all():
+                raise ValueError(
+                    "a token is not finite or does not fit float16: the backbone's weights are damaged, or "
+                    "it ends without a normalisation; give --attentive off"
+                )
+            try:
+                file.write(tokens.astype(np.float16).tobytes())
+            except OSError as error:
+                raise ValueError(f"the tokens could not be written to {folder}: {error}") from error
+        file.flush()
+        return np.memmap(file, dtype=np.float16, mode="r", shape=shape)

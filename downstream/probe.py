@@ -1,0 +1,162 @@
+"""How good frozen features are: logistic regression and nearest neighbours.
+
+Nothing here sees the test part before the one time it is scored: fitting takes training videos only.
+N videos, D features, C classes; labels are class numbers 0..C-1.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+MAX_ITER = 1000
+# Inverse strengths of the L2 penalty, half a decade apart; widened when the best is at an end.
+GRID = tuple(float(f"{10**e:.3g}") for e in np.arange(-4, 2.1, 0.5))
+LIMITS = (1e-8, 1e6)
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """A fitted multinomial logistic regression on standardised features.
+
+    Attributes:
+        mean: (D,) of the training features.
+        std: (D,) likewise, 1 where a feature is constant.
+        weight: (C, D) on standardised features.
+        bias: (C,).
+        c: the inverse penalty that was chosen.
+        sweep: validation accuracy of every value tried, ascending; empty without validation videos.
+        at_edge: the chosen value is the smallest or largest tried and better than all others.
+        converged: whether L-BFGS finished the final fit within its iterations.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray
+    c: float
+    sweep: dict[float, float]
+    at_edge: bool
+    converged: bool
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """Class probabilities (N, C) of features (N, D)."""
+        logits = (features - self.mean) / self.std @ self.weight.T + self.bias
+        exp = np.exp(logits - logits.max(1, keepdims=True))
+        return exp / exp.sum(1, keepdims=True)
+
+
+def _standardiser(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean, std = features.mean(0), features.std(0)
+    # A constant feature has rounding errors for a deviation; dividing by them would make noise of it.
+    return mean, np.where(std > 1e-6 * np.maximum(1, np.abs(mean)), std, 1.0)
+
+
+def _fit(model: LogisticRegression, features: np.ndarray, labels: np.ndarray) -> bool:
+    """Fit in place; whether it converged. The warning becomes a field of the results."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(features, labels)
+    return bool(model.n_iter_.max() < MAX_ITER)
+
+
+def fit_linear(features: np.ndarray, labels: np.ndarray, validation: np.ndarray) -> LinearProbe:
+    """Choose the penalty on the validation part, then fit on all training videos.
+
+    Args:
+        features: (N, D) of the training videos.
+        labels: (N,), every class 0..C-1 at least once.
+        validation: (N,) True = judge the penalty on it; from `downstream.splits.choose_validation`.
+            All False: nothing can be judged and the penalty is C = 1.
+    """
+    features = features.astype(np.float64)  # float32 stops L-BFGS early on weak penalties
+    sweep: dict[float, float] = {}
+
+    def try_out(values: list[float]) -> None:
+        # From strong to weak penalties, each from where the last one ended: several times faster.
+        model = LogisticRegression(max_iter=MAX_ITER, warm_start=True)
+        mean, std = _standardiser(features[~validation])
+        scaled = (features - mean) / std
+        for value in sorted(values):
+            model.set_params(C=value)
+            _fit(model, scaled[~validation], labels[~validation])
+            predicted = model.predict(scaled[validation])
+            sweep[value] = float((predicted == labels[validation]).mean())
+
+    def best() -> float:
+        return min(sweep, key=lambda value: (-sweep[value], value))  # ties: the stronger penalty
+
+    def at_edge() -> str:
+        top = [value for value in sweep if sweep[value] == max(sweep.values())]
+        if len(top) != 1:
+            return ""  # a plateau: going further gains nothing
+        return "low" if top[0] == min(sweep) else "high" if top[0] == max(sweep) else ""
+
+    chosen = 1.0
+    if validation.any() and len(set(labels[~validation])) > 1:
+        try_out(list(GRID))
+        while (edge := at_edge()) and LIMITS[0] < best() < LIMITS[1]:
+            factors = (0.01, 0.1) if edge == "low" else (10, 100)
+            try_out([float(f"{best() * f:.3g}") for f in factors])
+        chosen = best()
+    mean, std = _standardiser(features)
+    model = LogisticRegression(C=chosen, max_iter=MAX_ITER)
+    converged = _fit(model, (features - mean) / std, labels)
+    weight, bias = model.coef_, model.intercept_
+    if len(weight) == 1:  # two classes: scikit-learn keeps only the logit of the second
+        weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
+    swept = dict(sorted(sweep.items()))
+    return LinearProbe(mean, std, weight, bias, chosen, swept, bool(at_edge()), converged)
+
+
+def knn_scores(
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    num_classes: int,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> np.ndarray:
+    """Votes of the k nearest training videos by cosine, each weighted by exp(cosine / temperature).
+
+    The weighting of instance discrimination (Wu et al. 2018, https://arxiv.org/abs/1805.01978), with
+    DINO's k.
+
+    Args:
+        train: (N, D) features.
+        train_labels: (N,).
+        test: (M, D) features.
+        num_classes: C.
+        k: neighbours; at most N are used.
+        temperature: smaller trusts the nearest more.
+
+    Returns:
+        (M, C) votes.
+    """
+    train = train / np.maximum(np.linalg.norm(train, axis=1, keepdims=True), 1e-12)
+    test = test / np.maximum(np.linalg.norm(test, axis=1, keepdims=True), 1e-12)
+    k = min(k, len(train))
+    scores = np.zeros((len(test), num_classes))
+    for start in range(0, len(test), 1024):  # the (M, N) similarities would not fit for a large set
+        similarity = test[start : start + 1024] @ train.T
+        near = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+        weight = np.exp(np.take_along_axis(similarity, near, 1) / temperature)
+        row = start + np.arange(len(similarity))[:, None]
+        np.add.at(scores, (row, train_labels[near]), weight)
+    return scores
+
+
+def knn_accuracy(
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    test_labels: np.ndarray,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> float:
+    """Share of test videos that `knn_scores` gets right; arguments as there."""
+    num_classes = int(max(train_labels.max(), test_labels.max())) + 1
+    scores = knn_scores(train, train_labels, test, num_classes, k, temperature)
+    return float((scores.argmax(1) == test_labels).mean())

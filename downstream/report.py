@@ -1,0 +1,113 @@
+"""What is left of a measurement: the protocol card, the confusion matrix, every single answer."""
+
+import csv
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+PACKAGES = ("torch", "numpy", "scikit-learn", "av", "safetensors")
+
+
+def software() -> dict[str, str | None]:
+    """Versions of what computed a number, and the commit of this project if it runs from a checkout."""
+    root = Path(__file__).resolve().parents[1]
+    commit = None
+    if (root / ".git").exists():
+        try:
+            git = ["git", "-C", str(root)]
+            run = {"capture_output": True, "text": True, "check": True, "timeout": 20}
+            commit = subprocess.run([*git, "rev-parse", "HEAD"], **run).stdout.strip()
+            if subprocess.run([*git, "status", "--porcelain"], **run).stdout.strip():
+                commit += " with uncommitted changes"
+        except (OSError, subprocess.SubprocessError):
+            commit = None  # no git here, or a repository without a commit
+    return {
+        "commit": commit,
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+    }
+
+
+def write_card(path: Path, title: str, notes: list[str], card: dict[str, dict]) -> None:
+    """Write a card as Markdown: the notes, then one section for each entry.
+
+    Args:
+        path: the .md to write.
+        title: the heading.
+        notes: sentences a reader must see first.
+        card: section -> name -> value; a nested dict becomes a line of `name=value`.
+    """
+    lines = [f"# {title}", ""]
+    lines += [f"> {note}\n" for note in notes]
+    for section, entries in card.items():
+        lines += [f"## {section.replace('_', ' ').capitalize()}", ""]
+        for name, value in entries.items():
+            if isinstance(value, dict):
+                value = ", ".join(f"{k}={v}" for k, v in value.items())
+            elif isinstance(value, list):
+                value = ", ".join(map(str, value))
+            lines.append(f"- {name.replace('_', ' ')}: {'unknown' if value is None else value}")
+        lines.append("")
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def write_predictions(
+    path: Path, sources: list[str], labels: list[str], scores: np.ndarray, classes: list[str]
+) -> None:
+    """Write a csv line for each video: source, label, predicted, and the five best with their scores.
+
+    Args:
+        path: the .csv to write.
+        sources: names of the N videos.
+        labels: their class names.
+        scores: (N, C).
+        classes: names of the C columns.
+    """
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["source", "label", "predicted", "top5", "top5_scores"])
+        for source, label, best, row in zip(sources, labels, order, scores, strict=True):
+            names, values = [classes[i] for i in best], [f"{row[i]:.4f}" for i in best]
+            writer.writerow([source, label, names[0], "|".join(names), "|".join(values)])
+
+
+def confusion_figure(path: Path, counts: np.ndarray, classes: list[str], title: str) -> None:
+    """Draw a confusion matrix; colour is the share of the true class, numbers are per cent.
+
+    Args:
+        path: the .png to write.
+        counts: (C, C), row = true class, column = predicted class.
+        classes: names of the classes.
+        title: above it.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    num = len(classes)
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(max(4.0, 2.5 + 0.42 * num), 24.0)  # inches; past 50 classes the cells shrink instead
+    font = 8 if num <= 50 else max(2.0, 8 * 50 / num)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    names = [name if len(name) <= 24 else name[:23] + "…" for name in classes]
+    totals = counts.sum(1)
+    axes.set_xticks(range(num), names, rotation=90, fontsize=font)
+    axes.set_yticks(range(num), [f"{n} ({t})" for n, t in zip(names, totals, strict=True)], fontsize=font)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true (number of videos)")
+    axes.set_title(title, fontsize=10)
+    if num <= 50:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            value = share[row, column]
+            colour = "white" if value > 0.5 else "black"
+            axes.text(
+                column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=6.5, color=colour
+            )
+    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
+    figure.savefig(path, dpi=110)

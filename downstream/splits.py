@@ -1,0 +1,223 @@
+"""From the clips of a pack to the videos of a training, a validation and a test part.
+
+The packer may have cut a long video into several clips; labels and answers are per video (the
+`source` of the index), so clips are averaged over their video.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pretrain.data.shards import Pack
+
+HELD_OUT = 0.25  # the share that validation, or a test part made here, aims at
+
+
+@dataclass(frozen=True)
+class Videos:
+    """The labelled videos of one split.
+
+    Attributes:
+        sources: what the user called each video.
+        labels: its class name.
+        subjects: who is seen in it, where known.
+        samples: (K,) sample ids in the pack of all their clips, ascending.
+        owner: (K,) the number of the video that each of these clips was cut from.
+    """
+
+    sources: list[str]
+    labels: list[str]
+    subjects: list[str | None]
+    samples: np.ndarray
+    owner: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def average(self, values: np.ndarray) -> np.ndarray:
+        """Mean over the clips of each video: (K, ...) to (len(self), ...), float32."""
+        total = np.zeros((len(self), *values.shape[1:]), dtype=np.float64)
+        np.add.at(total, self.owner, values)
+        counts = np.bincount(self.owner, minlength=len(self))
+        return (total / counts.reshape(-1, *[1] * (values.ndim - 1))).astype(np.float32)
+
+    def numbers(self, classes: list[str]) -> np.ndarray:
+        """Labels as places in `classes`."""
+        place = {name: i for i, name in enumerate(classes)}
+        return np.array([place[label] for label in self.labels], dtype=np.int64)
+
+
+def _collect(records: dict[int, dict], where: str) -> Videos:
+    """Group labelled clips, sample id -> index entry, into their videos."""
+    numbers: dict[str, int] = {}
+    labels: list[str] = []
+    subjects: list[str | None] = []
+    owner = []
+    for record in records.values():
+        source, label = record["source"], record["label"]
+        if source not in numbers:
+            numbers[source] = len(numbers)
+            labels.append(label)
+            subjects.append(record["subject"])
+        elif labels[numbers[source]] != label:
+            raise ValueError(
+                f"{where}: {source} has two labels, {labels[numbers[source]]!r} and {label!r}: this "
+                "protocol measures one label a video, so keep one"
+            )
+        owner.append(numbers[source])
+    samples = np.array(list(records), dtype=np.int64)
+    return Videos(list(numbers), labels, subjects, samples, np.array(owner, dtype=np.int64))
+
+
+def _subset(videos: Videos, keep: np.ndarray) -> Videos:
+    """The videos where `keep` (len(videos),) is True."""
+    chosen = np.flatnonzero(keep)
+    clips = keep[videos.owner]
+    return Videos(
+        [videos.sources[i] for i in chosen],
+        [videos.labels[i] for i in chosen],
+        [videos.subjects[i] for i in chosen],
+        videos.samples[clips],
+        (np.cumsum(keep) - 1)[videos.owner[clips]],
+    )
+
+
+def choose_splits(
+    pack: Pack, train_split: str, test_split: str, seed: int
+) -> tuple[Videos, Videos, list[str]]:
+    """The training and the test videos of a pack.
+
+    Data without any split get a seeded one here, about 3 to 1, that shares no subject where
+    subjects are known.
+
+    Args:
+        pack: the data.
+        train_split: name of the split to fit on.
+        test_split: name of the split to measure on, once.
+        seed: of a split made here.
+
+    Returns:
+        training videos, test videos, and sentences a reader of the result must see.
+
+    Raises:
+        ValueError: a split is not there or holds no labels, all labels are one class, the splits are
+            the same, or a class of the test split never occurs in training.
+    """
+    records = dict(enumerate(pack.records()))
+    labelled = {i: r for i, r in records.items() if r["label"] is not None}
+    if not labelled:
+        raise ValueError(
+            f"{pack.folder}: no clip has a label, and a probe measures against labels: give a list file "
+            "with a label column, or a folder with one subfolder a class"
+        )
+    notes = []
+    if all(record["split"] is None for record in records.values()):
+        videos = _collect(labelled, str(pack.folder))
+        held, rule = choose_validation(videos.labels, videos.subjects, seed)
+        if not held.any():
+            raise ValueError(f"{pack.folder}: no test part can be made, {rule}: label more videos")
+        train, test = _subset(videos, ~held), _subset(videos, held)
+        notes.append(
+            f"the data name no splits: {len(test)} of {len(videos)} videos were held out for testing, "
+            f"seed {seed}, {rule}; compare only with results on this very split"
+        )
+        ignored = len(records) - len(labelled)
+    else:
+        names = sorted({r["split"] for r in records.values() if r["split"] is not None})
+        if train_split == test_split:
+            raise ValueError(f"--train-split and --test-split are both {train_split!r}: name two")
+        parts = []
+        for flag, name in (("--train-split", train_split), ("--test-split", test_split)):
+            if name not in names:
+                raise ValueError(
+                    f"{pack.folder} has no split {name!r}; it has {', '.join(names)}: name one of them "
+                    f"with {flag}, or leave the split column out to have a test part held out for you"
+                )
+            part = {i: r for i, r in labelled.items() if r["split"] == name}
+            if not part:
+                raise ValueError(f"{pack.folder}: no clip of split {name!r} has a label")
+            parts.append(_collect(part, str(pack.folder)))
+        train, test = parts
+        both = set(train.sources) & set(test.sources)
+        if both:
+            notes.append(
+                f"WARNING: {len(both)} videos are in both splits (first: {min(both)}): the numbers are "
+                "too good"
+            )
+        used = {train_split, test_split}
+        ignored = sum(r["label"] is None and r["split"] in used for r in records.values())
+    if ignored:
+        notes.append(f"{ignored} clips without a label were left out")
+    shared = set(train.subjects) & set(test.subjects) - {None}
+    if shared:
+        notes.append(
+            f"WARNING: {len(shared)} subjects are in both splits: the numbers say little about new people"
+        )
+    classes, tested = set(train.labels), set(test.labels)
+    if len(classes | tested) == 1:
+        raise ValueError(f"{pack.folder}: the only label is {min(classes)!r}: there is nothing to tell apart")
+    if tested - classes:
+        raise ValueError(
+            f"{pack.folder}: {len(tested - classes)} classes are tested but never trained: "
+            f"{', '.join(sorted(tested - classes)[:10])}; correct the labels or the splits"
+        )
+    return train, test, notes
+
+
+def choose_validation(
+    labels: list[str], subjects: list[str | None], seed: int
+) -> tuple[np.ndarray, str]:
+    """Choose about a quarter of the videos for validation, sharing no subject with the rest.
+
+    Where subjects are known, whole subjects are held out such that every class stays in the rest; a
+    video without a subject then counts as a person of its own. Without subjects, or where they
+    cannot be kept apart, videos are drawn class by class.
+
+    Args:
+        labels: class of each video.
+        subjects: who is seen in each, None where unknown.
+        seed: of the choice.
+
+    Returns:
+        (N,) True = held out, and the rule that was followed, in words. Nothing is held out where every
+        class has a single video.
+    """
+    rng = np.random.default_rng(seed)
+    classes = np.unique(labels, return_inverse=True)[1]
+    reason = "no subjects are known"
+    if any(subject is not None for subject in subjects):
+        people = [f"video {i}" if s is None else f"subject {s}" for i, s in enumerate(subjects)]
+        held = _hold_out_subjects(classes, np.unique(people, return_inverse=True)[1], rng)
+        if held is not None:
+            return held, "whole subjects held out, every class still in the rest"
+        reason = "subjects cannot be kept apart without losing a class"
+        if len(set(people)) == 1:
+            reason = "there is only one subject"
+    held = np.zeros(len(labels), dtype=bool)
+    for number in range(classes.max() + 1):
+        members = rng.permutation(np.flatnonzero(classes == number))
+        held[members[: max(round(HELD_OUT * len(members)), int(len(members) > 1))]] = True
+    if not held.any():
+        return held, f"every class has a single video and {reason}"
+    return held, f"videos held out class by class, {reason}"
+
+
+def _hold_out_subjects(
+    classes: np.ndarray, people: np.ndarray, rng: np.random.Generator
+) -> np.ndarray | None:
+    """Of 100 random orders of subjects, the hold-out nearest to the aim; None if there is none."""
+    per_subject = np.zeros((people.max() + 1, classes.max() + 1), dtype=np.int64)  # videos
+    np.add.at(per_subject, (people, classes), 1)
+    aim = HELD_OUT * len(classes)
+    best: tuple[float, list[int]] | None = None
+    for _ in range(100):
+        left, held, count = per_subject.sum(0), [], 0
+        for person in rng.permutation(len(per_subject)):
+            size = per_subject[person].sum()
+            keeps_classes = (left > per_subject[person])[per_subject[person] > 0].all()
+            if keeps_classes and abs(count + size - aim) <= abs(count - aim):
+                left, count = left - per_subject[person], count + size
+                held.append(person)
+        if held and (best is None or abs(count - aim) < best[0]):
+            best = (abs(count - aim), held)
+    return None if best is None else np.isin(people, best[1])

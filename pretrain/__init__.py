@@ -1,0 +1,1 @@
+"""How a backbone learns without labels."""

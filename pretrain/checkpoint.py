@@ -1,0 +1,311 @@
+"""Save, resume, export, load: the only module that writes or reads weights.
+
+A run's folder:
+
+    RUN/config.json                   the resolved configuration
+    RUN/checkpoints/step-00000100/    model.safetensors, optimizer.safetensors, state.json, manifest.json
+    RUN/backbone/                     model.safetensors, config.json: the exported encoder
+
+A checkpoint is written aside, synced, hashed and renamed, and only then are older ones removed, so at
+every instant there is a valid one. No pickle: tensors are safetensors, the rest is JSON.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pretrain.videomae import VideoMAE
+from pretrain.vit import VideoTransformer
+
+KEEP = 2  # complete checkpoints that stay
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be written or read; the message says which, why and what to do."""
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Force a file, or a folder's entries, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_folder(
+    folder: Path, tensors: dict[str, dict[str, Tensor]], texts: dict[str, dict]
+) -> None:
+    """Write safetensors and JSON files and their manifest into a new folder, each synced."""
+    needed = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
+    free = shutil.disk_usage(folder.parent).free
+    try:
+        if free < needed * 1.01 + 2**20:
+            raise OSError(f"{needed:,} bytes are needed and {free:,} are free")
+        folder.mkdir()
+        for name, group in tensors.items():
+            save_file(group, folder / f"{name}.safetensors")
+        for name, content in texts.items():
+            (folder / f"{name}.json").write_text(json.dumps(content, indent=1))
+        files = sorted(folder.iterdir())
+        for path in files:
+            _sync(path)
+        # The manifest comes last: a folder without a matching one is not a checkpoint.
+        manifest = folder / "manifest.json"
+        manifest.write_text(json.dumps({p.name: sha256(p) for p in files}, indent=1))
+        _sync(manifest)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot write {folder.parent}: {error}. What was saved before is intact: make room there "
+            "and start the same command again"
+        ) from error
+
+
+def _verify(folder: Path) -> None:
+    """Raise CheckpointError unless every file of `folder` is there and has its recorded hash."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        bad = [n for n, digest in manifest.items() if sha256(folder / n) != digest]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} is incomplete: {error}") from error
+    if bad:
+        raise CheckpointError(
+            f"{folder} is corrupt: {', '.join(bad)} does not match its recorded hash"
+        )
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The committed checkpoints of a run, newest first, not yet verified."""
+    return sorted((run / "checkpoints").glob("step-" + "[0-9]" * 8), reverse=True)
+
+
+def save_checkpoint(
+    run: Path, model: VideoMAE, optimizer: torch.optim.Optimizer, state: dict
+) -> Path:
+    """Write one checkpoint and remove all but the `KEEP` newest.
+
+    Args:
+        run: the run's folder.
+        model: the bare model, not its distributed wrapper.
+        optimizer: AdamW over its parameters.
+        state: JSON-able; `state["step"]` counts finished optimizer steps.
+
+    Raises:
+        CheckpointError: the disk is full or not writable, or a weight is not finite; the checkpoints
+            that were there are untouched.
+    """
+    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    broken = [k for k, v in weights.items() if not torch.isfinite(v).all()]
+    if broken:
+        raise CheckpointError(f"not saved: {broken[0]} holds values that are not finite")
+    moments = {
+        f"{name}.{key}": value.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+    root = run / "checkpoints"
+    final = root / f"step-{state['step']:08d}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {root}: {error}") from error
+    for leftover in root.glob("tmp-*"):  # of a run that was killed while saving
+        shutil.rmtree(leftover)
+    if final.exists():
+        return final
+    aside = root / f"tmp-{final.name}"
+    _write_folder(
+        aside,
+        {"model": weights, "optimizer": moments},
+        {"state": state | {"model": model.arguments}},
+    )
+    os.replace(aside, final)
+    _sync(root)
+    for old in checkpoints(run)[KEEP:]:
+        shutil.rmtree(old)
+    return final
+
+
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """Put a verified checkpoint into `model` and `optimizer`, in place, and return its state.
+
+    Raises:
+        CheckpointError: a file is missing or corrupt, or the weights are of another model.
+    """
+    _verify(folder)
+    load_strict(model, load_file(folder / "model.safetensors"), str(folder))
+    moments = load_file(folder / "optimizer.safetensors")
+    for name, parameter in model.named_parameters():
+        prefix = f"{name}."
+        entries = {k[len(prefix) :]: v for k, v in moments.items() if k.startswith(prefix)}
+        if entries:
+            optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in entries.items()}
+    return json.loads((folder / "state.json").read_text())
+
+
+def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint of a run that verifies, and what was wrong with newer ones."""
+    problems = []
+    for folder in checkpoints(run):
+        try:
+            _verify(folder)
+        except CheckpointError as error:
+            problems.append(str(error))
+        else:
+            return folder, problems
+    return None, problems
+
+
+def load_strict(model: nn.Module, weights: dict[str, Tensor], origin: str) -> None:
+    """Load weights with nothing missing, nothing left over and every shape equal."""
+    own = model.state_dict()
+    problems = [f"missing {k}" for k in own if k not in weights]
+    problems += [f"unexpected {k}" for k in weights if k not in own]
+    problems += [
+        f"{k} is {tuple(weights[k].shape)}, the model has {tuple(v.shape)}"
+        for k, v in own.items()
+        if k in weights and weights[k].shape != v.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(f"{origin} does not fit the model: {'; '.join(problems[:5])}{more}")
+    model.load_state_dict(weights)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Hash of all weights and buffers, independent of device and file format."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def export_backbone(encoder: VideoTransformer, folder: Path, provenance: dict) -> None:
+    """Write an encoder as a backbone folder: model.safetensors, config.json and their manifest.
+
+    Args:
+        encoder: what to export.
+        folder: where to; an older export there is replaced as a whole.
+        provenance: where the weights come from, JSON-able, for the cards of later measurements.
+    """
+    config = {
+        "builder": "VideoTransformer",
+        "arguments": encoder.arguments,
+        "provenance": provenance,
+        "weights_sha256": weights_hash(encoder),
+    }
+    aside = folder.with_name(f"tmp-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    weights = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
+    _write_folder(aside, {"model": weights}, {"config": config})
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(aside, folder)
+    _sync(folder.parent)
+
+
+def read_backbone_config(folder: Path) -> dict:
+    """The config.json of an exported backbone.
+
+    Raises:
+        ValueError: the folder is no exported backbone, or is damaged.
+    """
+    if not (folder / "config.json").exists():
+        inside = [p for p in (folder / "backbone", folder.parent / "backbone") if p.exists()]
+        hint = f"did you mean {inside[0]}?" if inside else "a run exports one as RUN/backbone"
+        raise ValueError(f"{folder} holds no config.json, so it is not a backbone: {hint}")
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("builder") != "VideoTransformer":
+        raise ValueError(
+            f"{folder}/config.json names no builder of ours; write hf:{folder} if it is a Hugging Face "
+            "VideoMAE folder"
+        )
+    _verify(folder)
+    return config
+
+
+def load_backbone(name: str) -> VideoTransformer:
+    """Build the encoder that `--backbone` names, with its weights.
+
+    Args:
+        name: a folder exported by us; `hf:` and a hub name or folder of a Hugging Face VideoMAE; or
+            an official VideoMAE `.pth` pretraining checkpoint.
+
+    Raises:
+        ValueError: nothing of the kind is there, or it does not verify.
+    """
+    if name.startswith("hf:") or name.endswith((".pth", ".pt")):
+        from pretrain.convert import load_foreign
+
+        return load_foreign(name)
+    folder = Path(name)
+    if not folder.is_dir():
+        raise ValueError(
+            f"no backbone at {name!r}: give a folder exported by a recipe (RUN/backbone), "
+            "hf:OWNER/NAME or hf:FOLDER, or an official VideoMAE .pth file"
+        )
+    config = read_backbone_config(folder)
+    encoder = VideoTransformer(**config["arguments"])
+    load_strict(encoder, load_file(folder / "model.safetensors"), str(folder))
+    if weights_hash(encoder) != config["weights_sha256"]:
+        raise CheckpointError(f"{folder}: the weights are not those that were exported")
+    return encoder
+
+
+def fresh_like(encoder: VideoTransformer, seed: int) -> VideoTransformer:
+    """The same architecture with newly drawn weights: the baseline every probe is shown beside."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return VideoTransformer(**encoder.arguments)
+
+
+def load_pretrained_videomae(run: Path) -> VideoMAE:
+    """The whole model, encoder and decoder, of a run's newest checkpoint.
+
+    Raises:
+        CheckpointError: the run has no valid checkpoint.
+    """
+    folder, problems = newest_valid(run)
+    if folder is None:
+        raise CheckpointError(f"{run} holds no valid checkpoint. {' '.join(problems)}")
+    model_arguments = json.loads((folder / "state.json").read_text())["model"]
+    model = VideoMAE(VideoTransformer(**model_arguments["encoder"]), **model_arguments["decoder"])
+    load_strict(model, load_file(folder / "model.safetensors"), str(folder))
+    return model
+
+
+def load_torch_file(path: Path) -> dict:
+    """Read somebody else's .pth: tensors only, nothing in it is executed.
+
+    Official VideoMAE files hold their command line as an argparse.Namespace; exactly that class is
+    admitted besides tensors and plain containers.
+
+    Raises:
+        ValueError: the file is not such a file, or holds anything else.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a bad file; all mean the same here
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is not a file of plain tensors: {reason}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of weights")
+    return content

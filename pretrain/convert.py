@@ -1,0 +1,182 @@
+"""Weights of others, in and out: official VideoMAE `.pth` files and Hugging Face VideoMAE.
+
+`pretrain.layouts` renames the weights; here they are read, and every conversion is verified: transformers'
+model, given the weights, must show the same tokens, the same reconstruction and the same loss.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pretrain.checkpoint import load_torch_file
+from pretrain.layouts import AS_RECORDED, Sizes, arguments_of, build, from_hf, from_official, to_hf
+from pretrain.videomae import VideoMAE, draw_tokens
+from pretrain.vit import VideoTransformer
+
+TOLERANCE = 1e-4  # largest absolute difference from transformers' outputs
+
+
+def import_foreign(
+    name: str, sizes: Sizes = AS_RECORDED
+) -> tuple[VideoMAE | VideoTransformer, dict]:
+    """Read, convert and verify somebody else's weights.
+
+    Args:
+        name: `hf:` and a hub name or a folder; or an official `.pth` file.
+        sizes: what the checkpoint does not record.
+
+    Returns:
+        a VideoMAE if the weights have a decoder, else a VideoTransformer; and a report: "source",
+        "dropped" (names of weights), "max_difference" from transformers.
+
+    Raises:
+        ValueError: the weights cannot be found, converted or verified.
+    """
+    try:
+        if name.startswith("hf:"):
+            weights, config = _read_hf(name.removeprefix("hf:"))
+            state, arguments, dropped = from_hf(weights, config, sizes)
+            eps = config.get("layer_norm_eps", 1e-12)  # 1e-12: transformers' default
+        else:
+            state, arguments, dropped = from_official(load_torch_file(Path(name)), sizes)
+            eps = 1e-6
+        model = build(state, arguments)
+        report = {"source": name, "dropped": dropped, "max_difference": verify(model, eps)}
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return model, report
+
+
+def load_foreign(name: str, sizes: Sizes = AS_RECORDED) -> VideoTransformer:
+    """The encoder of `import_foreign`, whose arguments these are."""
+    model, _ = import_foreign(name, sizes)
+    return model.encoder if isinstance(model, VideoMAE) else model
+
+
+def load_foreign_videomae(name: str, sizes: Sizes = AS_RECORDED) -> VideoMAE:
+    """The whole model of `import_foreign`, to continue its pretraining.
+
+    Raises:
+        ValueError: as there; or the weights have no decoder.
+    """
+    model, _ = import_foreign(name, sizes)
+    if not isinstance(model, VideoMAE):
+        raise ValueError(
+            f"{name} is an encoder only: pretraining continues from one with its decoder"
+        )
+    return model
+
+
+def to_transformers(model: VideoMAE | VideoTransformer, layer_norm_eps: float = 1e-6):
+    """Build VideoMAEForPreTraining, or VideoMAEModel, of transformers with the weights of `model`."""
+    from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEModel
+
+    state, config = to_hf(model.state_dict(), arguments_of(model))
+    kind = VideoMAEForPreTraining if isinstance(model, VideoMAE) else VideoMAEModel
+    theirs = kind(VideoMAEConfig(**config | {"layer_norm_eps": layer_norm_eps})).eval()
+    # transformers 5.0 to 5.17 has a bias on the keys too.
+    for name, value in theirs.state_dict().items():
+        if name.endswith("attention.key.bias"):
+            state[name] = torch.zeros_like(value)
+    theirs.load_state_dict(state)
+    return theirs
+
+
+@torch.no_grad()
+def verify(model: VideoMAE | VideoTransformer, layer_norm_eps: float = 1e-6) -> float:
+    """Compare `model` with transformers' model of the same weights on one fixed random clip and mask.
+
+    All tokens are compared and, of a VideoMAE, the reconstruction and the loss. transformers fixes the
+    epsilon of the decoder's last norm at 1e-5, which moves its reconstructions by some 1e-5; the
+    original's and ours is 1e-6, and is used here in theirs too. What no comparison can tell is a wrong
+    number of attention heads.
+
+    Args:
+        model: float32, on the CPU.
+        layer_norm_eps: of transformers' model; ours is 1e-6.
+
+    Returns:
+        the largest absolute difference.
+
+    Raises:
+        ValueError: it is above `TOLERANCE`.
+    """
+    theirs = to_transformers(model, layer_norm_eps)
+    whole = isinstance(model, VideoMAE)
+    encoder = model.encoder if whole else model
+    spec, rng = encoder.input_spec, np.random.default_rng(0)
+    shape = (1, 3, spec.frames, spec.size, spec.size)
+    video = torch.from_numpy(rng.integers(256, size=shape, dtype=np.uint8))
+    clip = spec.normalise(video)
+    pixels = clip.transpose(1, 2)  # transformers has time before colour
+    tokens = (theirs.videomae if whole else theirs)(pixels).last_hidden_state
+    pairs = [(encoder.forward_features(clip), tokens)]
+    if whole:
+        theirs.decoder.norm.eps = 1e-6
+        drawn = draw_tokens("random", encoder.grid, 0.75, False, rng)
+        visible, masked = (torch.from_numpy(tokens)[None] for tokens in drawn)
+        mask = torch.zeros(1, int(np.prod(encoder.grid)), dtype=torch.bool).scatter(1, masked, True)
+        loss, prediction = model(video, visible, masked)
+        output = theirs(pixels, bool_masked_pos=mask)
+        pairs.append((prediction, output.logits))
+        if model.target_eps == 1e-6:  # with another one the targets differ, and mean to
+            pairs.append((loss, output.loss))
+    difference = max((a - b).abs().max().item() for a, b in pairs)
+    if not difference <= TOLERANCE:  # not: a NaN fails too
+        eps = (
+            f": its layer_norm_eps is {layer_norm_eps}, ours 1e-6" if layer_norm_eps != 1e-6 else ""
+        )
+        raise ValueError(
+            f"the converted model differs from transformers' by {difference:.2e}, more than {TOLERANCE}{eps}"
+        )
+    return difference
+
+
+def _read_hf(name: str) -> tuple[dict[str, Tensor], dict]:
+    """Weights and config.json of a local folder or, from the hub, of a name.
+
+    Read by ourselves: transformers fills what it does not find with fresh values.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        # A second look only where there is no safetensors, for older repositories.
+        for weights in ("*.safetensors", "pytorch_model*.bin"):
+            try:
+                folder = Path(snapshot_download(name, allow_patterns=["*config.json", weights]))
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    "no such folder here, and the hub does not give it "
+                    f"({str(error).splitlines()[0]}): check the name and the network, or download it"
+                ) from error
+            if any(folder.glob(weights)):
+                break
+    for pattern in ("model.safetensors", "model-*.safetensors", "pytorch_model*.bin"):
+        files = sorted(folder.glob(pattern))
+        if files:
+            break
+    if not files or not (folder / "config.json").is_file():
+        raise ValueError("it holds no config.json with model.safetensors or pytorch_model.bin")
+    state = {}
+    try:
+        for file in files:
+            part = load_torch_file(file) if file.suffix == ".bin" else load_file(file)
+            if state.keys() & part.keys():
+                raise ValueError(f"{file.name} repeats weights of another file")
+            state |= part
+        config = json.loads((folder / "config.json").read_text())
+        if not isinstance(config, dict):
+            raise ValueError("its config.json is no JSON object")
+        processor = folder / "preprocessor_config.json"
+        if processor.is_file():
+            read = json.loads(processor.read_text())
+            config |= {k: read[k] for k in ("image_mean", "image_std") if k in read}
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"it cannot be read: {error}") from error
+    return state, config

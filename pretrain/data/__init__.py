@@ -1,0 +1,1 @@
+"""One road for data: raw files to packed shards to clips."""

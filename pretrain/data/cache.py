@@ -1,0 +1,59 @@
+"""What `--data` names -> an open pack; raw data are packed into a cache first."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from filelock import FileLock
+
+from pretrain.data.pack import pack
+from pretrain.data.shards import Pack
+from pretrain.data.synthetic import make_world
+
+BUILT_IN = "synthetic"
+NUM_CLIPS = 640  # of the built-in world
+
+
+def cache_folder() -> Path:
+    """Where derived data live: MUYBRIDGE_CACHE, or ~/.cache/muybridge."""
+    return Path(os.environ.get("MUYBRIDGE_CACHE", "~/.cache/muybridge")).expanduser()
+
+
+def open_data(source: str, short_side: int, say: bool = True) -> Pack:
+    """Open a pack, packing raw data first.
+
+    Packing is incremental and locked, so every process of a run may call this: one works, the others
+    wait and find it done.
+
+    Args:
+        source: a packed folder; anything `pretrain/data/sources.py` reads; or "synthetic", the
+            built-in action world.
+        short_side: pixels to which raw data are packed.
+        say: print what is done and show progress.
+
+    Raises:
+        ValueError: there is nothing of the kind, or nothing in it can be used.
+    """
+    path = Path(source)
+    if source != BUILT_IN and (path / "index.json").exists():
+        return Pack(path)
+    if source != BUILT_IN and not path.exists():
+        raise ValueError(
+            f"no data at {source!r}: give a packed folder, a folder of videos, a list file, "
+            f"WebDataset tars, or {BUILT_IN!r} for the built-in action world"
+        )
+    cache = cache_folder()
+    if source == BUILT_IN:
+        world = cache / f"world-{NUM_CLIPS}"
+        if say:
+            print(f"built-in action world: {NUM_CLIPS} clips in {world}", flush=True)
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f"world-{NUM_CLIPS}.lock"):  # one process of a run makes it
+            path = make_world(world, num_clips=NUM_CLIPS, progress=say)
+    identity = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    name = BUILT_IN if source == BUILT_IN else path.resolve().stem
+    folder = cache / "packs" / f"{name}-{short_side}px-{identity}"
+    if say:
+        print(f"packing {source} into {folder} (kept for next time)", flush=True)
+    pack(path, folder, short_side=short_side, progress=say)
+    return Pack(folder)

@@ -1,0 +1,72 @@
+"""Packed clip bytes -> uint8 frames, exactly the frames asked for.
+
+A packed clip has a constant frame rate, starts at zero and has short closed groups of pictures, so
+frame i is the one whose timestamp is i / fps, and a seek costs at most one group. Raw files do not
+keep these promises; they go through `pretrain/data/ingest.py` first.
+"""
+
+import io
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class DecodeError(Exception):
+    """A packed clip did not give the frames its index promises."""
+
+
+def read_frames(data: bytes, indices: np.ndarray) -> Tensor:
+    """Decode the frames at `indices`.
+
+    Args:
+        data: the bytes of a packed .mp4.
+        indices: frame numbers, any order, repeats allowed.
+
+    Returns:
+        uint8 frames (len(indices), H, W, 3), RGB.
+
+    Raises:
+        DecodeError: the bytes are not a video, or do not hold every frame asked for.
+    """
+    wanted = np.unique(indices)
+    found: dict[int, np.ndarray] = {}
+    try:
+        with av.open(io.BytesIO(data), format="mp4") as container:
+            stream = container.streams.video[0]
+            stream.thread_count = 1  # the loader's workers are the parallelism
+            per_frame = float(1 / (stream.average_rate * stream.time_base))
+            if wanted[0]:
+                container.seek(int(wanted[0] * per_frame), stream=stream)  # to the keyframe before
+            for frame in container.decode(stream):
+                index = round(frame.pts / per_frame)
+                if index in wanted:
+                    found[index] = frame.to_ndarray(format="rgb24")
+                if index >= wanted[-1]:
+                    break
+    except (av.error.FFmpegError, IndexError, TypeError, ZeroDivisionError) as error:
+        raise DecodeError(f"{type(error).__name__}: {error}") from error
+    missing = [int(i) for i in wanted if i not in found]
+    if missing:
+        raise DecodeError(f"frames {missing[:5]} of the {len(wanted)} asked for are not there")
+    return torch.from_numpy(np.stack([found[int(i)] for i in indices]))
+
+
+def crop_resize(frames: Tensor, box: tuple[int, int, int, int], size: int) -> Tensor:
+    """Cut one box out of every frame and scale it to a square: a clip is treated as one thing.
+
+    Args:
+        frames: uint8 (T, H, W, 3).
+        box: left, top, width, height in pixels.
+        size: side of the result, pixels.
+
+    Returns:
+        uint8 clip (C, T, size, size); anti-aliased bilinear, on uint8 throughout.
+    """
+    x, y, w, h = box
+    clip = frames[:, y : y + h, x : x + w].permute(0, 3, 1, 2)  # a channels-last view
+    if (w, h) != (size, size):
+        clip = F.interpolate(clip, (size, size), mode="bilinear", antialias=True)
+    return clip.transpose(0, 1).contiguous()

@@ -1,0 +1,224 @@
+"""Writes decoded frames as uniform clips: scaled, upright, H.264 with short closed GOPs in MP4.
+
+On such files every decoder measured for this project is exact, and fast to seek. One thread a file,
+bit-exact flags and no dates: the same frames give the same bytes.
+"""
+
+import contextlib
+import errno
+import hashlib
+import math
+import os
+import struct
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+
+from pretrain.data.guard import Refused
+from pretrain.data.index import CRF, GOP, PRESET
+
+LONGER = 0.05  # a clip may be this much longer than asked, so that 10.01 s stay one clip of 10 s
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+class DiskError(Exception):
+    """The clips could not be written: no fault of the file, the whole pack has to stop."""
+
+
+class Clips:
+    """Scales, turns and encodes the frames it is given, and starts a new file at each cut.
+
+    Colours become BT.601, limited range, untagged: what every decoder assumes when nobody tells.
+    """
+
+    def __init__(self, out: str, scan: dict, longest: int, short_side: int, write: bool):
+        parts = max(1, math.ceil(scan["ticks"] / longest - LONGER))
+        self.cuts = {scan["ticks"] * i // parts for i in range(parts)}
+        self.out, self.fps, self.write, self.short_side = out, scan["fps"], write, short_side
+        self.longest = math.ceil(longest * (1 + LONGER)) + 1
+        self.aspect = scan["aspect"]
+        self.scaler = VideoReformatter()
+        self.done: list[dict] = []
+        self.file = self.stream = self.first = None
+        self.tick = self.frames = self.decoded = 0
+        self.plain = True  # nothing but a plain copy of the frames would be written
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        if self.write and kind is None:
+            self._finish()
+        elif self.file:
+            with contextlib.suppress(av.FFmpegError):
+                self.file.close()
+
+    def add(self, frame: av.VideoFrame, repeats: int) -> None:
+        """Takes the next frame, which lasts this many ticks."""
+        self.decoded += 1
+        tag = (frame.width, frame.height, frame.format.name)
+        if self.first is None:
+            self.first = tag
+            self.turn = _turn(frame)
+            self.size = target_size(frame.width, frame.height, self.aspect, self.short_side)
+        self.plain = self.plain and repeats == 1 and tag == self.first and self.turn is None
+        self.plain = self.plain and frame.color_range != ColorRange.JPEG
+        self.plain = self.plain and frame.colorspace in DEFAULT_COLOURS
+        if not self.write:
+            return
+        frame = self._convert(frame)
+        for _ in range(repeats):
+            if self.tick in self.cuts or self.frames >= self.longest:
+                self._finish()
+            if self.file is None:
+                self._start(frame)
+            frame.pts, frame.time_base = self.frames, 1 / self.fps
+            self._mux(frame)
+            self.frames += 1
+            self.tick += 1
+
+    def _convert(self, frame: av.VideoFrame) -> av.VideoFrame:
+        full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
+        rgb = frame.format.is_rgb or frame.format.name == "pal8"
+        space = Colorspace.ITU601 if rgb or frame.colorspace not in _SPACES else frame.colorspace
+        frame = self.scaler.reformat(
+            frame,
+            *self.size,
+            "yuv420p",
+            src_colorspace=space,
+            dst_colorspace=Colorspace.ITU601,
+            src_color_range=ColorRange.JPEG if full or rgb else ColorRange.MPEG,
+            dst_color_range=ColorRange.MPEG,
+            interpolation=_SCALING,
+            threads=1,
+        )
+        if self.turn is not None:
+            frame = _turned(frame, self.turn)
+        frame.pict_type = 0  # or a keyframe of the source would become one of ours
+        return frame
+
+    def _start(self, frame: av.VideoFrame) -> None:
+        self.path = f"{self.out}-{len(self.done):04d}.mp4"
+        with _writing(self.path):
+            options = {"movflags": "+faststart", "fflags": "+bitexact"}
+            self.file = av.open(self.path, "w", format="mp4", container_options=options)
+            stream = self.stream = self.file.add_stream("libx264", rate=self.fps)
+            stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
+            stream.codec_context.time_base = 1 / self.fps
+            stream.codec_context.flags |= av.codec.context.Flags.bitexact
+            closed = f"keyint={GOP}:min-keyint={GOP}:scenecut=0:bframes=0:open-gop=0:threads=1"
+            stream.options = {"preset": PRESET, "crf": str(CRF), "x264-params": closed}
+
+    def _mux(self, frame: av.VideoFrame | None) -> None:
+        with _writing(self.path):
+            for packet in self.stream.encode(frame):
+                self.file.mux(packet)
+
+    def _finish(self) -> None:
+        if self.file is None:
+            return
+        self._mux(None)
+        with _writing(self.path):
+            width, height = self.stream.width, self.stream.height
+            self.file.close()
+        self.file = None
+        with av.open(self.path) as check:  # a full disk does not always say so
+            written = sum(packet.size > 0 for packet in check.demux(video=0))
+        if written != self.frames:
+            raise DiskError(f"{self.path}: {written} frames of {self.frames} were written")
+        self.done.append(
+            {
+                "file": Path(self.path).name,
+                "frames": self.frames,
+                "fps": _plain_number(self.fps),
+                "width": width,
+                "height": height,
+                "start": round(float((self.tick - self.frames) / self.fps), 6),
+                "bytes": os.path.getsize(self.path),
+                "sha256": _sha256(self.path),
+                "copied": False,
+            }
+        )
+        self.frames = 0
+
+
+_SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+DEFAULT_COLOURS = (0, 2, 5, 6)  # unspecified, BT.470 BG and SMPTE 170M: what BT.601 is called
+_SPACES = [space.value for space in Colorspace]
+
+
+def target_size(width: int, height: int, aspect: Fraction | None, short: int) -> tuple[int, int]:
+    """The size to scale to: square pixels, short side at most `short`, never up, both even."""
+    if aspect and Fraction(1, 4) <= aspect <= 4:  # beyond that the tag is a mistake
+        width = max(1, round(width * aspect))
+    scale = min(1.0, short / min(width, height))
+    return tuple(max(2, round(side * scale) // 2 * 2) for side in (width, height))
+
+
+def _turn(frame: av.VideoFrame) -> tuple[bool, bool, bool] | None:
+    """The display matrix as (transpose, flip rows, flip columns); None if there is nothing to do."""
+    data = next((d for d in frame.side_data if d.type.name == "DISPLAYMATRIX"), None)
+    if data is None:
+        return None
+    a, b, _, c, d = struct.unpack("<5i", bytes(data)[:20])
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return True, b < 0, c < 0
+    return (False, d < 0, a < 0) if a < 0 or d < 0 else None
+
+
+def _turned(frame: av.VideoFrame, turn: tuple[bool, bool, bool]) -> av.VideoFrame:
+    transpose, rows, columns = turn
+    width, height = (frame.height, frame.width) if transpose else (frame.width, frame.height)
+    turned = av.VideoFrame(width, height, "yuv420p")
+    for old, new in zip(frame.planes, turned.planes, strict=True):
+        plane = np.frombuffer(old, np.uint8).reshape(old.height, old.line_size)[:, : old.width]
+        plane = plane.T if transpose else plane
+        plane = plane[:: -1 if rows else 1, :: -1 if columns else 1]
+        target = np.frombuffer(new, np.uint8).reshape(new.height, new.line_size)
+        target[:, : new.width] = plane
+    return turned
+
+
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            raise MemoryError from error
+        if error.errno in DISK_ERRORS:
+            raise DiskError(f"{path}: {error.strerror}") from error
+        raise Refused(f"cannot be encoded: {error.strerror or error}") from error
+
+
+def copy_clip(file, out: str, scan: dict, clips: Clips) -> dict:
+    """Writes the payload as it is, as the one clip of its source."""
+    path = Path(f"{out}-0000.mp4")
+    file.seek(0)
+    with _writing(str(path)), open(path, "wb") as target:
+        while chunk := file.read(2**20):
+            target.write(chunk)
+    return {
+        "file": path.name,
+        "frames": clips.decoded,
+        "fps": _plain_number(scan["fps"]),
+        "width": clips.first[0],
+        "height": clips.first[1],
+        "start": 0.0,
+        "bytes": path.stat().st_size,
+        "sha256": _sha256(path),
+        "copied": True,
+    }
+
+
+def _sha256(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _plain_number(value: Fraction) -> float | int:
+    return int(value) if value.denominator == 1 else round(float(value), 6)

@@ -1,0 +1,424 @@
+"""Turns one untrusted file into checked, uniform clips, inside a process that may be killed.
+
+`python -m pretrain.data.ingest` is the worker: it reads one job a line (JSON) from standard input
+and answers with one line a message on standard output. `pool.py` starts it, watches it and kills it
+when it stalls, so nothing here has to survive a decoder that hangs, crashes or eats memory.
+
+Guards, in this order:
+1. the first bytes must be those of a container we know, and that demuxer alone is used: a playlist
+   or a text named `.mp4` never reaches libavformat. libavformat gets an open file, never a name,
+   and may open nothing else;
+2. sizes claimed in the header are compared with the bytes that are there, so a cut file is refused
+   and a small file that claims ten million frames is too;
+3. more than `MAX_PIXELS` in a frame is refused from the header, and the process may not map more
+   than `MEMORY_LIMIT` bytes.
+
+Every frame is then decoded once, strictly: an error of the decoder, or one that libavformat only
+writes into its log before it skips to the next thing it understands, refuses the file. A clip that
+is silently shorter or smeared is worse than one that is missing and named. What cannot be noticed is
+a clean cut in a format that has no length (MPEG-TS and PS, WMV, FLV).
+
+Time: the clip has a constant frame rate, the average rate of the file but at most `MAX_FPS`. Each
+decoded frame goes to the nearest tick of that clock; of several on a tick the last is kept, and a
+tick without a frame repeats the one before. AVI has no presentation times, so its frames are simply
+counted. A gap of more than `MAX_GAP` seconds, or a step backwards, is taken for a broken clock.
+"""
+
+import contextlib
+import errno
+import io
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image, ImageOps
+
+from pretrain.data.encode import LONGER, Clips, DiskError, copy_clip
+from pretrain.data.guard import Refused, check_container, describe
+from pretrain.data.index import MAX_FPS
+
+MAX_PIXELS = 4096 * 4096
+MAX_GAP = 10.0
+HALF = Fraction(1, 2)  # floor(x + 1/2): round() would send every second tie the other way
+MEMORY_LIMIT = 2 * 2**30
+COMPLETE = 0.9  # of the packets of a good MP4 or Matroska file give a frame, one more or less
+COPY_GOP = 32  # the longest keyframe distance with which a file is copied as it is
+
+
+def ingest(
+    path: str,
+    member: tuple[int, int] | None,
+    kind: str,
+    out: str,
+    short_side: int,
+    clip_seconds: float,
+    beat: Callable[[], None] = lambda: None,
+) -> list[dict]:
+    """Decodes one source fully and writes its clips to `out-0000.mp4`, `out-0001.mp4`, ...
+
+    Args:
+        path: The file.
+        member: Offset and size in bytes of the payload inside the file, if it is an archive.
+        kind: "video" or "image".
+        out: Where to write, up to the ordinal.
+        short_side: Pixels; larger frames are scaled down to it, smaller ones are left.
+        clip_seconds: A longer video is cut into equal parts.
+        beat: Called whenever there was progress.
+
+    Returns:
+        For each clip its file, frames, fps, width, height, start (seconds), bytes and `copied`.
+
+    Raises:
+        Refused: The file is not usable; the message is the reason.
+        DiskError: A clip could not be written.
+        MemoryError: The file needs more than this process may have.
+    """
+    try:
+        with _open(path, member) as file:
+            if kind == "image":
+                return _ingest_image(file, out, short_side)
+            return _ingest_video(file, out, short_side, clip_seconds, beat)
+    except (Refused, DiskError, MemoryError):
+        raise
+    except OSError as error:
+        _out_of_memory(error)
+        if isinstance(error, av.FFmpegError):
+            raise Refused(f"cannot be decoded: {error.strerror}") from error
+        raise Refused(f"cannot be read: {error.strerror or error}", retry=True) from error
+    except Exception as error:  # a decoder's odd ValueError must not stop the other files
+        raise Refused(f"cannot be decoded: {type(error).__name__}: {error}") from error
+
+
+def _ingest_video(file, out: str, short_side: int, clip_seconds: float, beat) -> list[dict]:
+    name = check_container(file)
+    scan = _scan(file, name, beat)
+    longest = max(1, round(clip_seconds * scan["fps"]))
+    copy = scan["copyable"] and scan["short"] <= short_side
+    copy = copy and scan["ticks"] <= longest * (1 + LONGER)
+    for write in (False, True) if copy else (True,):
+        with (
+            contextlib.closing(_decode(file, name, beat)) as frames,
+            Clips(out, scan, longest, short_side, write) as clips,
+        ):
+            for frame, repeats in _on_ticks(frames, scan["fps"], name != "avi"):
+                clips.add(frame, repeats)
+        # Only decoding shows whether the packets kept their promise, and a rotation.
+        if not write and clips.plain and clips.decoded == scan["packets"]:
+            return [copy_clip(file, out, scan, clips)]
+    if not clips.done:
+        raise Refused("holds no frame that can be decoded")
+    return clips.done
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+
+class _Slice(io.RawIOBase):
+    """A part of a file, as a file."""
+
+    def __init__(self, path: str, offset: int, size: int):
+        self.file, self.offset, self.size, self.at = open(path, "rb"), offset, size, 0  # noqa: SIM115
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.at = offset + (0, self.at, self.size)[whence]
+        if self.at < 0:
+            raise OSError(errno.EINVAL, "seek before the start")
+        return self.at
+
+    def readinto(self, buffer) -> int:
+        self.file.seek(self.offset + self.at)
+        data = self.file.read(max(0, min(len(buffer), self.size - self.at)))
+        buffer[: len(data)] = data
+        self.at += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def _open(path: str, member: tuple[int, int] | None):
+    return io.BufferedReader(_Slice(path, *member)) if member else open(path, "rb")
+
+
+@contextlib.contextmanager
+def _demuxer(file, name: str) -> Iterator[tuple]:
+    """Opens the payload with one demuxer; yields the container and its first real video stream."""
+    file.seek(0)
+    # libavformat probes by decoding, so the decoder's limit has to be set already here.
+    options = {"max_pixels": str(MAX_PIXELS), "err_detect": "explode"}
+    with av.logging.Capture() as logs, _opened(file, name, options) as container:
+        streams = [s for s in container.streams.video if not s.disposition & _COVER]
+        if not streams:
+            raise Refused("holds no video stream")
+        stream = streams[0]
+        codec = stream.codec_context
+        if codec is None:
+            raise Refused("its video codec is unknown")
+        if not codec.width or not codec.height:
+            raise Refused(f"has no frame size, or one over {MAX_PIXELS} pixels")
+        if codec.width * codec.height > MAX_PIXELS:
+            raise Refused(f"frames of {codec.width}x{codec.height} pixels are over {MAX_PIXELS}")
+        codec.options = options
+        codec.thread_count = 1  # the pool uses the cores, one file on each
+        yield container, stream, logs
+
+
+# Errors that libavformat only logs are read from its log: see `_packets`.
+av.logging.set_level(av.logging.ERROR)
+av.logging.set_skip_repeated(False)  # or a repetition is told during the next file
+
+
+def _opened(file, name: str, options: dict[str, str]):
+    try:
+        return av.open(
+            file,
+            format=name,
+            options=options,
+            container_options={"format_whitelist": name, "protocol_whitelist": "none"},
+            metadata_errors="replace",
+        )
+    except av.FFmpegError as error:
+        _out_of_memory(error)
+        raise Refused(f"cannot be opened as {name}: {error.strerror}") from error
+
+
+_COVER = av.stream.Disposition.attached_pic
+
+
+def _out_of_memory(error: Exception) -> None:
+    if getattr(error, "errno", None) == errno.ENOMEM:
+        raise MemoryError from error
+
+
+def _packets(container, stream, logs: list, beat) -> Iterator[av.Packet]:
+    speakers = (container.format.name, stream.codec_context.name)  # not an audio stream's decoder
+    packets, count = container.demux(stream), 0
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.FFmpegError as error:
+            _out_of_memory(error)
+            raise Refused(f"reading stopped after {count} packets: {error.strerror}") from error
+        for level, speaker, message in logs:
+            if level <= av.logging.ERROR and speaker in speakers:
+                raise Refused(f"is damaged, noticed after {count} packets: {message.strip()}")
+        logs.clear()
+        if packet is None:
+            return
+        if packet.is_corrupt:
+            raise Refused(f"packet {count} is damaged")
+        beat()
+        yield packet
+        count += 1
+
+
+def _decode(file, name: str, beat) -> Iterator[av.VideoFrame]:
+    count = expected = 0
+    with _demuxer(file, name) as (container, stream, logs):
+        for packet in _packets(container, stream, logs, beat):
+            expected += bool(packet.size) and not packet.is_discard
+            try:
+                frames = packet.decode()
+            except av.FFmpegError as error:
+                _out_of_memory(error)
+                raise Refused(f"decoding stopped after {count} frames: {error.strerror}") from error
+            for frame in frames:
+                if frame.is_corrupt:
+                    raise Refused(f"frame {count} is damaged")
+                count += 1
+                yield frame
+                beat()
+    if name in ("mov", "matroska") and count < COMPLETE * expected - 1:
+        raise Refused(f"only {count} of {expected} packets give a frame")
+
+
+def _scan(file, name: str, beat) -> dict:
+    """Reads the packets without decoding: the frame rate, the length, and whether to copy."""
+    times, keys, count, idr, skipped = [], [], 0, True, 0
+    with _demuxer(file, name) as (container, stream, logs):
+        codec, base = stream.codec_context, stream.time_base or Fraction(1, 1000)
+        rate = stream.average_rate or stream.guessed_rate
+        h264 = name == "mov" and codec.name == "h264"
+        prefix = (codec.extradata[4] & 3) + 1 if h264 and len(codec.extradata or b"") > 4 else 0
+        for packet in _packets(container, stream, logs, beat):
+            if not packet.size:
+                continue
+            if packet.pts is not None and not packet.is_discard:
+                times.append(packet.pts)
+            if packet.is_keyframe:
+                keys.append(count)
+                idr = idr and bool(prefix) and _has_idr(bytes(packet), prefix)
+            count += 1
+            skipped += packet.is_discard
+        times.sort()
+        steps = (
+            set(np.diff(np.asarray(times, dtype=np.int64)).tolist()) if len(times) > 1 else set()
+        )
+        regular = len(times) == count and len(steps) == 1 and times[0] == 0 and min(steps) > 0
+        if regular:
+            rate = 1 / (steps.pop() * base)
+        gaps = np.diff([*keys, count]) if keys and keys[0] == 0 else [COPY_GOP + 1]
+        copyable = (
+            regular
+            and h264
+            and idr
+            and not skipped
+            and max(gaps) <= COPY_GOP
+            and len(container.streams) == 1
+            and codec.pix_fmt == "yuv420p"
+            and codec.width % 2 == codec.height % 2 == 0
+            and stream.sample_aspect_ratio in (None, 0, 1)
+            and rate <= MAX_FPS
+        )
+        fps = min(rate or Fraction(25), Fraction(MAX_FPS)).limit_denominator(1001)
+        fps = max(fps, Fraction(1, 1000))
+        ticks = count - skipped
+        if name != "avi" and times:
+            ticks = round((times[-1] - times[0]) * base * fps) + 1
+            ticks = min(ticks, _most_ticks(count, fps))
+        return {
+            "fps": fps,
+            "ticks": max(1, ticks),
+            "packets": count,
+            "copyable": copyable,
+            "short": min(codec.width, codec.height),
+            "aspect": stream.sample_aspect_ratio,
+        }
+
+
+def _has_idr(data: bytes, prefix: int) -> bool:
+    at = 0
+    while at + prefix < len(data):
+        if data[at + prefix] & 31 == 5:
+            return True
+        at += prefix + int.from_bytes(data[at : at + prefix], "big")
+    return False
+
+
+def _most_ticks(frames: int, fps: Fraction) -> int:
+    """Repeating frames may stretch a file by this much; more means that its clock is nonsense."""
+    return 4 * frames + round(MAX_GAP * fps)
+
+
+def _on_ticks(frames, fps: Fraction, timed: bool) -> Iterator[tuple[av.VideoFrame, int]]:
+    """Puts frames on a constant clock; yields each kept frame and how many ticks it lasts."""
+    held, tick, start, total = None, 0, None, 0
+    for count, frame in enumerate(frames, 1):
+        due, now = tick + 1, None
+        if timed and frame.pts is not None and frame.time_base:
+            now = frame.pts * frame.time_base
+            if start is not None:
+                due = math.floor((now - start) * fps + HALF)
+        if held is None:
+            tick = due = 0
+            start = now
+        elif not tick <= due <= tick + max(1, MAX_GAP * fps):
+            due = tick + 1
+        if now is not None and (start is None or due != math.floor((now - start) * fps + HALF)):
+            start = now - due / fps  # set the clock anew after a jump
+        if due > tick:
+            total += due - tick
+            if total > _most_ticks(count, fps):
+                raise Refused(f"its timestamps make no sense: {count} frames for {total} ticks")
+            yield held, due - tick
+        held, tick = frame, due
+    if held is not None:
+        yield held, 1
+
+
+# ---- images ------------------------------------------------------------------------------------
+
+
+def _ingest_image(file, out: str, short_side: int) -> list[dict]:
+    """An image is a clip of one frame; of an animated one the first frame is taken."""
+    if not file.read(1):
+        raise Refused("the file is empty")
+    file.seek(0)
+    try:
+        image = Image.open(file, formats=["JPEG", "PNG", "WEBP"])
+    except Image.DecompressionBombError as error:
+        raise Refused(f"an image of over {MAX_PIXELS} pixels") from error
+    except OSError as error:
+        file.seek(0)
+        what = describe(file.read(1024))
+        if what.endswith(" image"):
+            raise Refused(f"cannot be decoded: {what} with a damaged header") from error
+        raise Refused(f"not an image: {what}") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise Refused(f"an image of {image.width}x{image.height} pixels is over {MAX_PIXELS}")
+    try:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits a channel
+            image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+        pixels = np.ascontiguousarray(image.convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        raise Refused(f"cannot be decoded: {error}") from error
+    scan = {"fps": Fraction(1), "ticks": 1, "aspect": None}
+    with Clips(out, scan, 1, short_side, write=True) as clips:
+        clips.add(av.VideoFrame.from_ndarray(pixels, format="rgb24"), 1)
+    return clips.done
+
+
+# ---- the worker --------------------------------------------------------------------------------
+
+
+def _limit() -> None:
+    """Caps memory, and asks to die with the parent, where the system can do these."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+    with contextlib.suppress(ImportError, OSError, ValueError, AttributeError):
+        import ctypes
+        import resource
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY_LIMIT,) * 2)
+
+
+def main() -> None:
+    """Serves jobs until standard input ends."""
+    _limit()
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints must not be read as an answer
+    last = 0.0
+
+    def beat() -> None:
+        nonlocal last
+        if time.monotonic() - last > 0.5:
+            last = time.monotonic()
+            answers.write('{"beat": 1}\n')
+
+    answers.write('{"ready": 1}\n')
+    for line in sys.stdin:
+        try:
+            answer = {"clips": ingest(**json.loads(line), beat=beat)}
+        except Refused as error:
+            answer = {"refused": str(error), "retry": error.retry}
+        except DiskError as error:
+            answer = {"disk": str(error)}
+        except MemoryError:  # what is left of the limit may be in pieces: start afresh
+            answer = {
+                "refused": f"needed more than {MEMORY_LIMIT >> 30} GiB of memory",
+                "retire": True,
+            }
+        answers.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""A pool of worker processes that may hang, crash or eat memory without harm to the others.
+
+A worker is a program that reads one job a line (JSON) and writes one message a line: `ready` once,
+`beat` while it makes progress, then an answer. It is a plain subprocess, not a fork and not a
+multiprocessing spawn: those would bring torch, or the caller's script, into every decoder.
+"""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+INGEST = (sys.executable, "-P", "-m", "pretrain.data.ingest")
+START_SECONDS = 120.0  # a cold start from a slow network disk
+
+
+class _Worker:
+    """One process and the thread that listens to it."""
+
+    def __init__(self, command: tuple[str, ...], messages: queue.SimpleQueue):
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=_environment(),
+            text=True,
+        )
+        self.job: int | None = None
+        self.ready = False
+        self.heard = time.monotonic()
+        threading.Thread(target=self._listen, args=(messages,), daemon=True).start()
+
+    def _listen(self, messages: queue.SimpleQueue) -> None:
+        for line in self.process.stdout:
+            try:
+                messages.put((self, json.loads(line)))
+            except ValueError:
+                break  # a line cut off by a crash
+        messages.put((self, None))
+
+    def give(self, number: int, job: dict) -> None:
+        self.job, self.heard = number, time.monotonic()
+        try:
+            self.process.stdin.write(json.dumps(job) + "\n")
+            self.process.stdin.flush()
+        except OSError:
+            pass  # it is dead; its listener says so next
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """Ours, so that the worker finds this package, and with no threads beside those of the pool."""
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def run_jobs(
+    jobs: list[dict], workers: int, timeout: float, command: tuple[str, ...] = INGEST
+) -> Iterator[tuple[int, dict]]:
+    """Runs every job once, whatever becomes of the process that runs it.
+
+    Args:
+        jobs: What to send, one JSON object a job.
+        workers: How many processes.
+        timeout: Seconds without a sign of progress before a worker is killed.
+        command: The worker program.
+
+    Yields:
+        (number of the job, answer), in the order in which they finish. Where the worker had to be
+        killed, or died, the answer is {"refused": reason, "retry": True}.
+
+    Raises:
+        RuntimeError: The worker program does not start.
+    """
+    messages: queue.SimpleQueue = queue.SimpleQueue()
+    waiting = list(reversed(range(len(jobs))))
+    crew: set[_Worker] = set()
+    try:
+        while waiting or any(worker.job is not None for worker in crew):
+            while waiting and len(crew) < min(workers, len(jobs)):
+                crew.add(_Worker(command, messages))
+            try:
+                worker, message = messages.get(timeout=min(1.0, timeout / 4))
+            except queue.Empty:
+                worker = message = None
+            answer = None
+            if worker in crew:
+                worker.heard = time.monotonic()
+                if message is None:
+                    worker.stop()
+                    if not worker.ready:
+                        raise RuntimeError(
+                            f"the ingest worker does not start: {_complaint(command)}"
+                        )
+                    answer = {"refused": f"decoder died: {_death(worker)}", "retry": True}
+                elif "ready" in message:
+                    worker.ready = True
+                elif "beat" not in message:
+                    answer = message
+                if answer is not None:
+                    number, worker.job = worker.job, None
+                    if message is None or answer.pop("retire", False):
+                        worker.stop()
+                        crew.discard(worker)
+                    if number is not None:
+                        yield number, answer
+            for worker in list(crew):
+                silent = time.monotonic() - worker.heard
+                if worker.ready and worker.job is None and waiting:
+                    number = waiting.pop()
+                    worker.give(number, jobs[number])
+                elif worker.job is not None and silent > timeout and messages.empty():
+                    worker.stop()
+                    crew.discard(worker)
+                    reason = f"decoder made no progress for {timeout:g} s"
+                    yield worker.job, {"refused": reason, "retry": True}
+                elif not worker.ready and silent > max(timeout, START_SECONDS):
+                    raise RuntimeError("the ingest worker does not start: no sign of life")
+    finally:
+        for worker in crew:
+            worker.stop()
+
+
+def _death(worker: _Worker) -> str:
+    code = worker.process.returncode
+    if code >= 0:
+        return f"exit code {code}"
+    hint = ", out of memory?" if -code == signal.SIGKILL else ""
+    return f"signal {-code} ({signal.Signals(-code).name}{hint})"
+
+
+def _complaint(command: tuple[str, ...]) -> str:
+    """Runs the worker once more without a job, to hear why it does not start."""
+    result = subprocess.run(command, input="", capture_output=True, text=True, env=_environment())
+    return result.stderr.strip()[-2000:] or f"exit code {result.returncode}"

@@ -1,0 +1,289 @@
+"""Packed shards -> samples, in an order that is a pure function of (seed, epoch).
+
+Training is one endless stream of positions. Position p is epoch p // n and place p % n in that epoch's
+permutation, so every epoch holds every clip exactly once, batches never change size, and a resumed
+run needs one number: how many positions it has consumed.
+"""
+
+import hashlib
+import json
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pretrain.data.decode import DecodeError, crop_resize, read_frames
+from pretrain.data.index import load_index
+from pretrain.data.sampling import (
+    counter_rng,
+    dense_indices,
+    epoch_order,
+    multi_scale_box,
+    test_boxes,
+    test_indices,
+)
+from pretrain.vit import InputSpec
+
+# (rng) -> (visible, masked) token indices of one view; see `pretrain.videomae.draw_tokens`.
+DrawTokens = Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]]
+
+
+class Pack:
+    """Random access to the clips of a packed folder.
+
+    Attributes:
+        folder: where it lies.
+        index: the content of index.json.
+        classes: label names, sorted; a label's number is its place here.
+
+    Raises:
+        ValueError: no pack there, or its files are not those the index names.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.index = load_index(self.folder)
+        self.classes: list[str] = self.index["classes"]
+        lines = (self.folder / "clips.jsonl").read_bytes()
+        if hashlib.sha256(lines).hexdigest() != self.index["clips_sha256"]:
+            raise ValueError(
+                f"{self.folder}/clips.jsonl is not the file its index describes: pack again"
+            )
+        for shard in self.index["shards"]:
+            path = self.folder / shard["name"]
+            size = path.stat().st_size if path.exists() else -1
+            if size != shard["bytes"]:
+                raise ValueError(
+                    f"{path} {'is missing' if size < 0 else f'has {size} bytes'}, the index says "
+                    f"{shard['bytes']}: pack again"
+                )
+        # One buffer and its line ends, not a list of dicts: a million Python objects would be copied
+        # into every worker as reference counts touch their pages.
+        self._lines = np.frombuffer(lines, np.uint8)
+        self._ends = np.flatnonzero(self._lines == ord("\n"))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def record(self, sample: int) -> dict:
+        """The index entry of one clip; its fields are listed in `pretrain/data/pack.py`."""
+        start = self._ends[sample - 1] + 1 if sample else 0
+        return json.loads(self._lines[start : self._ends[sample]].tobytes())
+
+    def records(self) -> Iterator[dict]:
+        """All index entries, in sample order."""
+        return (self.record(i) for i in range(len(self)))
+
+    def read(self, record: dict) -> bytes:
+        """The bytes of a clip's .mp4."""
+        shard = self.folder / self.index["shards"][record["shard"]]["name"]
+        with open(shard, "rb") as file:
+            file.seek(record["offset"])
+            return file.read(record["bytes"])
+
+    def split(self, name: str) -> np.ndarray:
+        """Sample ids of one split, "all" for everything.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if name == "all":
+            return np.arange(len(self))
+        ids = np.array([i for i, r in enumerate(self.records()) if r["split"] == name], dtype=int)
+        if not len(ids):
+            names = sorted(self.index["splits"])
+            raise ValueError(
+                f"{self.folder} has no clip of split {name!r}; it has "
+                f"{', '.join(names) or 'no splits at all: give --split all'}"
+            )
+        return ids
+
+
+class TrainClips(Dataset):
+    """Augmented views of clips, by position in the endless stream.
+
+    Args:
+        pack: the clips.
+        ids: the samples to train on.
+        spec: the clip the model wants.
+        seed: of order, frames, crops and masks.
+        views: crops taken from one decode (repeated augmentation); they share their frames, since
+            other frames would have to be decoded too.
+        scales: crop sides as shares of the short side.
+        draw_tokens: the masks of a view.
+    """
+
+    def __init__(
+        self,
+        pack: Pack,
+        ids: np.ndarray,
+        spec: InputSpec,
+        seed: int,
+        views: int,
+        scales: tuple[float, ...],
+        draw_tokens: DrawTokens,
+    ):
+        self.pack, self.ids, self.spec, self.seed = pack, ids, spec, seed
+        self.views, self.scales, self.draw_tokens = views, scales, draw_tokens
+        self._order: tuple[int, np.ndarray] = (-1, ids)
+
+    def _sample(self, epoch: int, place: int) -> int:
+        if self._order[0] != epoch:
+            self._order = (epoch, epoch_order(self.seed, epoch, len(self.ids)))
+        return int(self.ids[self._order[1][place % len(self.ids)]])
+
+    def __getitem__(self, position: int) -> dict:
+        epoch, place = divmod(position, len(self.ids))
+        errors = []
+        # A broken clip is replaced by the next in the same order, never by a random one: then
+        # resuming and other numbers of processes still see the same batches.
+        for attempt in range(min(len(self.ids), 20)):
+            sample = self._sample(epoch, place + attempt)
+            record = self.pack.record(sample)
+            try:
+                return self._views(record, epoch, sample) | {"sample": sample, "errors": errors}
+            except (DecodeError, OSError) as error:
+                errors.append(
+                    {"key": record["key"], "source": record["source"], "reason": str(error)}
+                )
+        raise ValueError(
+            f"{len(errors)} clips in a row cannot be decoded, the last one: {errors[-1]}"
+        )
+
+    def _views(self, record: dict, epoch: int, sample: int) -> dict:
+        rngs = [counter_rng(self.seed, view, epoch, sample) for view in range(self.views)]
+        indices = dense_indices(record["frames"], self.spec.frames, self.spec.stride, rngs[0])
+        frames = read_frames(self.pack.read(record), indices)
+        clips, tokens = [], []
+        for rng in rngs:
+            box = multi_scale_box(frames.shape[2], frames.shape[1], self.scales, rng)
+            clips.append(crop_resize(frames, box, self.spec.size))
+            tokens.append([torch.from_numpy(i) for i in self.draw_tokens(rng)])
+        return {
+            "video": torch.stack(clips),
+            "visible": torch.stack([visible for visible, _ in tokens]),
+            "masked": torch.stack([masked for _, masked in tokens]),
+        }
+
+
+class EvalClips(Dataset):
+    """Every clip once, in the views of a test protocol: no randomness at all.
+
+    Args:
+        pack: the clips.
+        ids: the samples to show, in this order.
+        spec: the clip the model wants.
+        num_clips: temporal views.
+        num_crops: spatial views of each.
+
+    An item is the sample id and its views, uint8 (num_clips * num_crops, C, T, H, W).
+    """
+
+    def __init__(
+        self, pack: Pack, ids: np.ndarray, spec: InputSpec, num_clips: int, num_crops: int
+    ):
+        self.pack, self.ids, self.spec = pack, ids, spec
+        self.num_clips, self.num_crops = num_clips, num_crops
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, place: int) -> tuple[int, Tensor]:
+        sample = int(self.ids[place])
+        record = self.pack.record(sample)
+        views = test_indices(record["frames"], self.spec.frames, self.spec.stride, self.num_clips)
+        try:
+            frames = read_frames(self.pack.read(record), np.concatenate(views))
+        except DecodeError as error:
+            # A number over a subset would not be the number that was asked for.
+            raise ValueError(
+                f"clip {record['key']} ({record['source']}) cannot be decoded: {error}; pack again"
+            ) from error
+        boxes = test_boxes(record["width"], record["height"], self.num_crops)
+        clips = [
+            crop_resize(part, box, self.spec.size)
+            for part in frames.split(self.spec.frames)
+            for box in boxes
+        ]
+        return sample, torch.stack(clips)
+
+
+class Positions:
+    """The positions that one process reads, micro-batch by micro-batch.
+
+    The global batch of step s is positions [s G, (s + 1) G) whatever the number of processes and of
+    accumulation passes; pass a of process r takes the r-th part of the a-th part of it.
+
+    Args:
+        start_step: the first step to read for.
+        num_steps: the step to stop before.
+        batch: positions in one micro-batch of one process.
+        accumulate: micro-batches in a step.
+        world: number of processes.
+        rank: this process.
+    """
+
+    def __init__(
+        self, start_step: int, num_steps: int, batch: int, accumulate: int, world: int, rank: int
+    ):
+        self.steps = range(start_step, num_steps)
+        self.batch, self.accumulate, self.world, self.rank = batch, accumulate, world, rank
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            for a in range(self.accumulate):
+                part = (step * self.accumulate + a) * self.world + self.rank
+                yield list(range(part * self.batch, (part + 1) * self.batch))
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.accumulate
+
+
+def collate_views(items: list[dict]) -> dict:
+    """Stack training items; the views of one clip become neighbouring rows of the batch."""
+    batch = {k: torch.cat([item[k] for item in items]) for k in ("video", "visible", "masked")}
+    batch["samples"] = [item["sample"] for item in items]
+    batch["errors"] = [error for item in items for error in item["errors"]]
+    return batch
+
+
+def start_worker(_: int) -> None:
+    """Let signals be the main process's business: it saves a checkpoint, workers just go on."""
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, signal.SIG_IGN)
+
+
+@contextmanager
+def train_batches(
+    dataset: TrainClips, positions: Positions, num_workers: int
+) -> Iterator[Iterator[dict]]:
+    """Load the batches of the whole rest of a run, as `collate_views` makes them."""
+    loader = DataLoader(
+        dataset,
+        batch_sampler=positions,
+        num_workers=num_workers,
+        collate_fn=collate_views,
+        worker_init_fn=start_worker,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=4 if num_workers else None,
+    )
+    batches = iter(loader)
+    try:
+        yield batches
+    finally:
+        # Said in so many words, because an exception on its way out keeps the iterator alive, and
+        # Python would then wait at exit for workers that ignore its SIGTERM.
+        if num_workers:
+            batches._shutdown_workers()
+
+
+def eval_loader(dataset: EvalClips, batch_size: int, num_workers: int) -> DataLoader:
+    """Batches of (sample ids (B,), views (B, V, C, T, H, W)) in the order of the ids."""
+    return DataLoader(
+        dataset, batch_size=batch_size, num_workers=num_workers, worker_init_fn=start_worker
+    )

@@ -1,0 +1,422 @@
+"""The built-in action world: clips, captions, flow and poses of a drawn figure, with no download.
+
+    world(seed, num_clips)  which clips there are: action, person, place, split
+    render(spec)            one clip in memory
+    make_world(out)         all of them as files, with a list `clips.csv` that the packer reads
+
+A world is a pure function of its parameters. It is meant to be hard from one frame: the two actions
+of a reversed pair hold the same frames in another order, the others share postures, props, places and
+camera moves, so that what happens has to be read from the motion.
+"""
+
+import csv
+import io
+import json
+import multiprocessing
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import av
+import numpy as np
+
+from pretrain.data.drawing import draw, figure_parts, thing_parts
+from pretrain.data.figure import (
+    ACTIONS,
+    JOINTS,
+    REVERSED_PAIRS,
+    Person,
+    make_person,
+    make_pose,
+    rotation,
+)
+from pretrain.data.places import PLACES, cast_shadow, dress, look_at, paint_place
+
+__all__ = [
+    "ACTIONS",
+    "JOINTS",
+    "REVERSED_PAIRS",
+    "Clip",
+    "ClipSpec",
+    "make_world",
+    "render",
+    "world",
+]
+
+_VERSION = 1  # raise it when a change of ours changes the pixels: old worlds are then refused
+_NUM_PLACES = 42
+_SPLITS = {"train": 0.60, "val": 0.15, "test": 0.25}
+_PLAYED_BACKWARDS = tuple(second for _, second in REVERSED_PAIRS)
+
+_VERBS = {
+    "sit_down": ("sits down", "takes a seat", "lowers onto a chair", "goes from standing to sitting", "has a seat on a chair", "settles down on a chair"),
+    "stand_up": ("stands up", "gets up", "rises from a chair", "goes from sitting to standing", "leaves the chair and stands", "gets to their feet"),
+    "pick_up": ("picks up a box", "lifts a box off the floor", "bends down and takes a box", "raises a box from the ground", "collects a box from the floor", "grabs a box and straightens up"),
+    "put_down": ("puts down a box", "sets a box on the floor", "bends down and leaves a box there", "lowers a box to the ground", "places a box on the floor", "drops off a box"),
+    "put_on": ("puts on a hat", "places a hat on their head", "starts wearing a hat", "raises a hat and wears it", "covers their head with a hat", "dons a hat"),
+    "take_off": ("takes off a hat", "removes a hat from their head", "stops wearing a hat", "lifts a hat off and lowers it", "uncovers their head", "doffs a hat"),
+    "open": ("opens a cupboard", "pulls a cupboard door open", "swings open a door", "opens up a wall cupboard", "unlatches a cupboard and opens it", "draws a small door open"),
+    "close": ("closes a cupboard", "pushes a cupboard door shut", "swings a door shut", "shuts a wall cupboard", "closes an open cupboard door", "presses a small door closed"),
+    "nod": ("nods", "nods their head", "says yes with their head", "moves their head up and down", "gives a nod", "agrees with a nod"),
+    "shake_head": ("shakes their head", "says no with their head", "turns their head from side to side", "moves their head left and right", "disagrees with a shake of the head", "gives a shake of the head"),
+    "drink": ("drinks from a cup", "takes a sip", "raises a cup to their mouth and drinks", "has a drink", "sips from a cup", "drinks something"),
+    "answer_phone": ("answers a phone", "holds a phone to their ear", "takes a call", "raises a phone to their ear", "listens to a phone", "makes a phone call"),
+    "wave": ("waves", "waves a hand", "waves hello", "greets with a raised hand", "moves a raised hand from side to side", "gives a wave"),
+    "clap": ("claps", "claps their hands", "applauds", "brings both hands together again and again", "gives a round of applause", "beats their hands together"),
+    "stir": ("stirs", "stirs with a spoon", "moves a spoon in circles", "mixes something in a bowl", "stirs a pot", "turns a spoon round and round"),
+    "walk": ("walks", "takes a walk", "walks along", "steps forward at a walk", "strolls", "goes for a stroll"),
+    "jog": ("jogs", "jogs on the spot", "runs in place", "lifts their knees running", "trots without moving ahead", "does a running exercise"),
+    "jump": ("jumps", "jumps up and down", "hops on both feet", "leaps into the air", "springs up from the ground", "bounces on both legs"),
+}  # fmt: skip
+_SENTENCES = (
+    "{who} {verb}",
+    "{who} {verb} {where}",
+    "{where}, {who} {verb}",
+    "a video in which {who} {verb}",
+    "a clip of {who}, who {verb} {where}",
+    "{where} there is {who}, who {verb}",
+)
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """What a clip shows; `render` makes it. Person and place are numbers, looks follow from them."""
+
+    action: str
+    person: int
+    place: int
+    seed: int
+    split: str
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A rendered clip.
+
+    Attributes:
+        frames: uint8 (T, H, W, 3), RGB.
+        flow: float16 (T - 1, 2, H, W), pixels per frame, channel 0 to the right, 1 downwards: the
+            surface seen at a pixel's centre at t is at pixel + flow at t + 1 (there it may be hidden).
+            Exact up to rounding to 1/256 pixel.
+        joints: float32 (T, J, 3) in the order of `JOINTS`, metres, camera axes (x right, y down, z
+            away), origin on the floor where the figure stands.
+        camera: float32 (T, 3), scale (pixels per metre), u0, v0. The projection is parallel: a point
+            is seen at column `scale * x + u0`, row `scale * y + v0`, pixel centres at whole numbers.
+        captions: What the clip shows, in several wordings.
+    """
+
+    frames: np.ndarray
+    flow: np.ndarray
+    joints: np.ndarray
+    camera: np.ndarray
+    captions: list[str]
+
+
+# ----------------------------------------------------------------------------- what there is
+
+
+def world(seed: int, num_clips: int) -> list[ClipSpec]:
+    """Lists the clips of a world: balanced over actions, each person in one split only.
+
+    From three clips per action on, every action is in every split. About 60 % of the clips are for
+    training, 15 % for validation, 25 % for test.
+
+    Raises:
+        ValueError: if `num_clips` is not positive or `seed` is negative.
+    """
+    if num_clips < 1 or seed < 0:
+        raise ValueError(f"a world needs num_clips >= 1 and seed >= 0, not {num_clips} and {seed}")
+    rng = np.random.default_rng([seed, 0])
+    num_people = int(np.clip(num_clips // 8, 8, 80))
+    # Numbers of people and clips are spread over the whole range, so that two seeds share nobody.
+    people = rng.choice(2**31, num_people, replace=False)
+    num_val, num_test = max(1, round(0.15 * num_people)), max(1, round(0.25 * num_people))
+    split_people = {
+        "val": people[:num_val],
+        "test": people[num_val : num_val + num_test],
+        "train": people[num_val + num_test :],
+    }
+    specs = []
+    for i, action in enumerate(ACTIONS):
+        count = num_clips // len(ACTIONS) + (i < num_clips % len(ACTIONS))
+        num_val = max(round(_SPLITS["val"] * count), int(count > 2))
+        num_test = max(round(_SPLITS["test"] * count), int(count > 1))
+        splits = ["val"] * num_val + ["test"] * num_test + ["train"] * (count - num_val - num_test)
+        for split in splits:
+            person, place = rng.choice(split_people[split]), rng.integers(_NUM_PLACES)
+            clip_seed = rng.integers(2**31)
+            specs.append(ClipSpec(action, int(person), int(place), int(clip_seed), split))
+    return [specs[i] for i in rng.permutation(num_clips)]
+
+
+def _captions(spec: ClipSpec, person: Person, num: int = 3) -> list[str]:
+    rng = np.random.default_rng([spec.seed, 4])
+    kind = PLACES[spec.place % len(PLACES)]
+    where = f"{'on' if kind in ('street', 'beach') else 'in'} {'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+    article = "an" if person.shirt[0] in "aeiou" else "a"
+    who = (
+        f"a {person.noun}",
+        f"a {person.noun} in {article} {person.shirt} shirt",
+        f"a {person.noun} in {person.trousers} trousers",
+        f"a {person.noun} wearing {person.shirt} and {person.trousers}",
+        f"somebody in {article} {person.shirt} top",
+        "a person",
+    )
+    verbs = rng.choice(_VERBS[spec.action], num, replace=False)
+    sentences = rng.choice(_SENTENCES, num, replace=False)
+    return [
+        str(s).format(who=rng.choice(who), verb=v, where=where)
+        for v, s in zip(verbs, sentences, strict=True)
+    ]
+
+
+# ----------------------------------------------------------------------------- one clip
+
+
+def render(spec: ClipSpec, size: int = 64, frames: int = 32, fps: int = 16) -> Clip:
+    """Renders one clip; the same arguments give the same bits on the same machine.
+
+    Raises:
+        ValueError: if the action is not one of `ACTIONS`, `size` is odd or below 16, or `frames` is
+            below 2.
+    """
+    if spec.action not in ACTIONS:
+        raise ValueError(f"unknown action {spec.action!r}; there are {', '.join(ACTIONS)}")
+    _check_shape(size, frames, fps)
+    person = make_person(spec.person)
+    rng = np.random.default_rng([spec.seed, 2])
+    facing = float(rng.choice((-1, 1)) * np.radians(rng.uniform(10, 75)))
+    tilt = float(np.radians(rng.uniform(6, 20)))
+    pose = make_pose(spec.action, person, spec.seed, frames, fps, side=int(np.sign(facing)))
+    # Body axes, turned to where the figure faces: stage axes (x right, y up, z to the viewer). Tipped
+    # by the camera's tilt, and y and z flipped: camera axes.
+    stage_to_camera = rotation(0, tilt) @ np.diag([1.0, -1, -1])
+    body_to_stage = rotation(1, facing)
+    view = stage_to_camera @ body_to_stage
+
+    # Camera and set are drawn for the forward action and played backwards with it.
+    backwards = spec.action in _PLAYED_BACKWARDS
+    joints = pose.joints @ view.T
+    in_order = np.ascontiguousarray(joints[::-1]) if backwards else joints
+    camera = _move_camera(in_order, rng, size, fps)
+    extras = dress(rng, frames, fps, body_to_stage)
+    if backwards:
+        camera = camera[::-1]
+        extras = [replace(p, origin=p.origin[::-1], rotation=p.rotation[::-1]) for p in extras]
+    parts = [*figure_parts(pose, person), *thing_parts(pose, rng), *extras]
+
+    density = 1.15 * float(camera[:, 0].max())
+    canvas = paint_place(spec.place, 2 * size / float(camera[:, 0].min()) + 1.0, density, tilt)
+    gain = rng.uniform(0.8, 1.15) * rng.uniform(0.94, 1.06, 3)
+    canvas = np.clip(canvas * rng.uniform(0.75, 1.0) + rng.uniform(0, 30), 0, 255)
+    backdrop = look_at(canvas.astype(np.float32), density, camera, size)
+    root = pose.joints[:, 0] * (1, 0, 1) @ view.T
+    cast_shadow(backdrop, root, camera, tilt)
+    parts = [
+        replace(p, colours=tuple(tuple(np.asarray(c) * gain) for c in p.colours)) for p in parts
+    ]
+    pixels, flow = draw(parts, view, camera, backdrop, size)
+    return Clip(
+        frames=pixels,
+        # Rounded to 1/256 pixel, which halves the files; adding 0 turns -0 into 0.
+        flow=(np.round(flow * 256) / 256 + 0).astype(np.float16),
+        joints=joints.astype(np.float32),
+        camera=camera.astype(np.float32),
+        captions=_captions(spec, person),
+    )
+
+
+def _move_camera(joints: np.ndarray, rng: np.random.Generator, size: int, fps: int) -> np.ndarray:
+    """A camera (T, 3) that holds the figure: framing, pan, zoom and shake."""
+    num = len(joints)
+    t = np.arange(num) / fps
+    ramp = np.linspace(-0.5, 0.5, num)
+    scale = (
+        size / rng.uniform(1.8, 2.15) * np.exp(ramp * (rng.random() < 0.3) * rng.normal(0, 0.12))
+    )
+    pan = ramp[:, None] * rng.normal(0, 0.25, 2) * (1, 0.3) * (rng.random() < 0.4)
+    shake = np.zeros((num, 2))
+    strength = (rng.random() < 0.35) * rng.uniform(0.002, 0.012)
+    for hertz in rng.uniform(0.5, 3.5, 3):
+        shake += strength * np.sin(2 * np.pi * (rng.random(2) + hertz * t[:, None]))
+    # A figure that walks off is followed, not quite perfectly.
+    drift = joints[:, 0, 0] - joints[:, 0, 0].mean()
+    centre = np.array([joints[:, 0, 0].mean(), -0.82]) + rng.normal(0, (0.12, 0.05))
+    aim = centre + pan + shake
+    aim[:, 0] += rng.uniform(0.6, 1.0) * np.interp(ramp, [-0.5, 0.5], drift[[0, -1]])
+    offset = (size - 1) / 2 - scale[:, None] * aim
+    return np.concatenate([scale[:, None], offset], 1)
+
+
+# ----------------------------------------------------------------------------- files
+
+
+def make_world(
+    out: str | Path,
+    num_clips: int = 640,
+    seed: int = 0,
+    size: int = 64,
+    frames: int = 32,
+    fps: int = 16,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Writes a world to a folder and returns the path of its list, `out/clips.csv`.
+
+    `clips/*.mp4` are H.264 yuv420p with a keyframe every 16 frames and neither B-frames nor sound.
+    `flow/*.npz` hold `flow` and `camera`, `joints/*.npy` the joints, as in `Clip`. The list has one
+    row for each caption of a clip, columns path, label, caption, split, subject, flow, joints; paths
+    are relative to it. It is written last: while it is missing the world is not finished, and the
+    same call again makes what is missing. The bytes do not depend on the number of workers. Not for
+    two callers at once on the same folder.
+
+    Args:
+        out: Folder; made if missing.
+        num_clips: How many clips.
+        seed: Another seed gives other people, places and performances.
+        size: Side of the frames in pixels, even.
+        frames: Frames per clip.
+        fps: Frames per second.
+        workers: Processes; None is one per core.
+        progress: Whether to write a line of progress to stderr.
+
+    Raises:
+        ValueError: if `out` holds another world or anything else, or a number makes no sense.
+    """
+    out = Path(out)
+    _check_shape(size, frames, fps)
+    specs = world(seed, num_clips)
+    about = {
+        "format": "muybridge-world-1",
+        "version": _VERSION,
+        "num_clips": num_clips,
+        "seed": seed,
+    }
+    about |= {"size": size, "frames": frames, "fps": fps}
+    _claim(out, about)
+    listing = out / "clips.csv"
+    if listing.exists():
+        return listing
+    for folder in ("clips", "flow", "joints"):
+        (out / folder).mkdir(exist_ok=True)
+    missing = [i for i in range(num_clips) if not all(p.exists() for p in _files(out, i).values())]
+    jobs = [(str(out), i, specs[i], size, frames, fps) for i in missing]
+    if workers is None:
+        workers = (
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        )
+    workers = max(1, min(workers or 1, len(jobs) // 4))
+    start = time.monotonic()
+    every = 8 if sys.stderr.isatty() else 160  # a log file wants fewer lines
+    for done, _ in enumerate(_work(jobs, workers), 1):
+        if progress and (done == len(jobs) or done % every == 0):
+            rate = done / (time.monotonic() - start)
+            count = f"{done + num_clips - len(jobs)}/{num_clips} clips, {rate:.1f} clips/s"
+            line = f"making the action world: {count}, {(len(jobs) - done) / rate:.0f} s left"
+            over = every == 8 and done < len(jobs)
+            print(line.ljust(79), end="\r" if over else "\n", file=sys.stderr, flush=True)
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["path", "label", "caption", "split", "subject", "flow", "joints"])
+    for i, spec in enumerate(specs):
+        clip, flow, joints = (str(p.relative_to(out).as_posix()) for p in _files(out, i).values())
+        subject = f"person-{spec.person:010d}"
+        for caption in _captions(spec, make_person(spec.person)):
+            rows.writerow([clip, spec.action, caption, spec.split, subject, flow, joints])
+    _write(listing, text.getvalue().encode())
+    return listing
+
+
+def _check_shape(size: int, frames: int, fps: int) -> None:
+    if size < 16 or size % 2 or frames < 2 or fps < 1:
+        raise ValueError(
+            f"size {size}, frames {frames}, fps {fps}: size must be even and at least 16, "
+            "frames at least 2, fps at least 1"
+        )
+
+
+def _claim(out: Path, about: dict) -> None:
+    """Makes `out` the folder of the world `about`, or finds that it already is."""
+    remedy = "give another folder, or delete this one if it is no longer needed"
+    stated = out / "world.json"
+    if stated.exists():
+        try:
+            found = json.loads(stated.read_text())
+        except ValueError:
+            raise ValueError(f"{stated} is not readable as JSON; {remedy}") from None
+        if found != about:
+            known = found if isinstance(found, dict) else {}
+            differ = [
+                f"{k} {known.get(k)!r} instead of {v!r}"
+                for k, v in about.items()
+                if known.get(k) != v
+            ]
+            raise ValueError(f"{out} holds another world ({', '.join(differ)}); {remedy}")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is not a world of ours (no world.json); {remedy}")
+    out.mkdir(parents=True, exist_ok=True)
+    _write(stated, (json.dumps(about, indent=2) + "\n").encode())
+
+
+def _files(out: Path, index: int) -> dict[str, Path]:
+    name = f"{index:05d}"
+    return {
+        "clip": out / "clips" / f"{name}.mp4",
+        "flow": out / "flow" / f"{name}.npz",
+        "joints": out / "joints" / f"{name}.npy",
+    }
+
+
+def _work(jobs: list[tuple], workers: int):
+    """Runs the jobs, yielding as each ends."""
+    if workers == 1:
+        yield from map(_make_clip, jobs)
+        return
+    # Spawned, not forked: the caller may hold threads (torch, PyAV) that do not survive a fork.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(_make_clip, job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _make_clip(job: tuple) -> None:
+    out, index, spec, size, frames, fps = job
+    clip = render(spec, size, frames, fps)
+    files = _files(Path(out), index)
+    flow, joints = io.BytesIO(), io.BytesIO()
+    np.savez_compressed(flow, flow=clip.flow, camera=clip.camera)
+    np.save(joints, clip.joints)
+    _write(files["flow"], flow.getvalue())
+    _write(files["joints"], joints.getvalue())
+    _write(files["clip"], _encode(clip.frames, fps))
+
+
+def _encode(frames: np.ndarray, fps: int) -> bytes:
+    """H.264 that the packer can copy as it is: closed groups of 16 frames, no B-frames."""
+    target = io.BytesIO()
+    with av.open(target, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        # One thread: the bytes must not depend on the machine's number of cores.
+        stream.thread_count = 1
+        groups = "keyint=16:min-keyint=16:scenecut=0:open-gop=0:bframes=0:threads=1"
+        stream.options = {"crf": "18", "preset": "veryfast", "x264-params": groups}
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return target.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Writes aside, then renames: a file is there whole or not at all."""
+    aside = path.with_name(f".{path.name}.part")  # one name, so that a redone file cleans up too
+    aside.write_bytes(data)
+    os.replace(aside, path)

@@ -1,0 +1,123 @@
+"""Finds the members of a tar archive, and says so when some of it cannot be read.
+
+Python's tarfile ends an archive silently at the first damaged header, and with it every sample
+behind; one flipped byte in a header loses data without a word. Here that is an error with an offset.
+Members are never extracted: only where their bytes lie is returned, and names are only names.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+BLOCK = 512
+
+
+class Member(NamedTuple):
+    """One regular file in an archive: its name, and offset and size of its bytes."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def list_members(path: str | Path) -> tuple[list[Member], list[tuple[str, str]]]:
+    """Reads the headers of an uncompressed tar (ustar, GNU long names, pax).
+
+    Args:
+        path: The archive.
+
+    Returns:
+        The regular files in their order, and problems as (member name or "", reason). A problem
+        without a name is about the archive: what lies behind the named byte is lost.
+    """
+    members: list[Member] = []
+    problems: list[tuple[str, str]] = []
+    seen: set[str] = set()
+    with open(path, "rb") as file:
+        total = file.seek(0, 2)
+        at, long_name, pax = 0, "", {}
+
+        def damaged(what: str) -> tuple[list[Member], list[tuple[str, str]]]:
+            problems.append(
+                ("", f"{what} at byte {at} of {total}; {len(members)} members before it were read")
+            )
+            return members, problems
+
+        while True:
+            file.seek(at)
+            header = file.read(BLOCK)
+            if len(header) < BLOCK:
+                return damaged("cut short, no end mark" if header or at else "empty file, no tar")
+            if not any(header):
+                break
+            size = _number(header[124:136])
+            if (
+                _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * 32
+                or size is None
+            ):
+                return damaged("not a tar header" if at else "not a tar archive")
+            kind, start = header[156:157], at + BLOCK
+            size = int(pax.get("size", size)) if kind in b"0\0" else size
+            following = start + -(-size // BLOCK) * BLOCK
+            if following > total:
+                return damaged(f"cut short, {size} bytes of data missing their end")
+            if kind in b"LKxg":
+                if size > 2**20:
+                    return damaged("an impossibly long name")
+                file.seek(start)
+                data = file.read(size)
+                if kind == b"L":
+                    long_name = _text(data)
+                elif kind == b"x":
+                    pax = _pax(data)
+            else:
+                name, prefix = _text(header[:100]), _text(header[345:500])
+                if prefix and header[257:263] == b"ustar\0":
+                    name = f"{prefix}/{name}"
+                name = pax.get("path") or long_name or name
+                if any(key.startswith("GNU.sparse") for key in pax):
+                    problems.append((name, "a sparse member is not supported"))
+                elif kind not in b"0\0":
+                    if kind != b"5":
+                        problems.append((name, "not a regular file (a link or a device)"))
+                elif name in seen:
+                    problems.append((name, "a second member of this name; the first one is used"))
+                else:
+                    seen.add(name)
+                    members.append(Member(name, start, size))
+                long_name, pax = "", {}
+            at = following
+        while rest := file.read(2**20):
+            if any(rest):
+                return damaged("data behind the end mark")
+    return members, problems
+
+
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def _number(field: bytes) -> int | None:
+    """An octal number, or a base-256 one where the first byte is 0x80; None if it is neither."""
+    if field[:1] == b"\x80":
+        return int.from_bytes(field[1:], "big")
+    try:
+        value = int(field.split(b"\0", 1)[0].strip() or b"0", 8)
+    except ValueError:
+        return None
+    return value if value >= 0 else None
+
+
+def _pax(data: bytes) -> dict[str, str]:
+    """The records `length key=value` of an extended header; stops at one that is malformed."""
+    records, at = {}, 0
+    while at < len(data):
+        length, _, _ = data[at : at + 20].partition(b" ")
+        if not length.isdigit() or not int(length):
+            break
+        record = data[at + len(length) + 1 : at + int(length) - 1]
+        key, _, value = record.partition(b"=")
+        records[_text(key)] = value.decode("utf-8", "surrogateescape")
+        at += int(length)
+    if not records.get("size", "0").isdigit():
+        del records["size"]
+    return records

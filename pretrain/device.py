@@ -1,0 +1,40 @@
+"""What this machine can do, asked once and said plainly."""
+
+import platform
+from pathlib import Path
+
+import torch
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether `device` multiplies bfloat16 matrices in hardware; emulation is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if platform.system() != "Linux":
+        return False  # no portable way to ask; float32 is always right
+    flags = Path("/proc/cpuinfo").read_text()
+    return "avx512_bf16" in flags or "amx_bf16" in flags or " bf16" in flags  # the last: Arm
+
+
+def autocast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype | None:
+    """The autocast dtype of a run: bfloat16, or None for plain float32.
+
+    Args:
+        device: where it runs.
+        precision: "auto": bfloat16 where the device has it; "bf16" or "fp32" to insist.
+
+    Raises:
+        ValueError: another word.
+    """
+    if precision not in ("auto", "bf16", "fp32"):
+        raise ValueError(f"precision {precision!r} is not one of auto, bf16, fp32")
+    if precision == "fp32" or (precision == "auto" and not has_bf16(device)):
+        return None
+    return torch.bfloat16
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, for logs and cards."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"

@@ -1,0 +1,159 @@
+"""What a person sees: the command line, progress lines, the log file and figures."""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+
+def cli(main: Callable, config: type | dict[str, object]) -> None:
+    """Parse the command line into a config, run `main` and turn a user's mistake into one line.
+
+    Args:
+        main: takes the config.
+        config: a dataclass; or presets, name -> instance, of which the first word chooses one (the
+            first preset if there is none) and the flags change single values.
+    """
+    arguments = sys.argv[1:]
+    if isinstance(config, dict):
+        default = next(iter(config))
+        if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+            arguments = [default, *arguments]
+        kind = tyro.extras.subcommand_type_from_defaults(config)
+    else:
+        kind = config
+    parsed = tyro.cli(kind, args=arguments, description=sys.modules["__main__"].__doc__)
+    try:
+        main(parsed)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def print_table(title: str, rows: dict[str, object]) -> None:
+    """Print aligned names and values."""
+    width = max(map(len, rows))
+    print(title)
+    for name, value in rows.items():
+        print(f"  {name:<{width}}  {value}")
+    print(flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON aside and rename, so that a reader never meets half a file."""
+    aside = path.with_name(f"tmp-{path.name}")
+    aside.write_text(json.dumps(content, indent=1))
+    os.replace(aside, path)
+
+
+class RunLog:
+    """log.jsonl of a run, TensorBoard if asked for, and the clock behind the progress lines.
+
+    Args:
+        run: the run's folder.
+        start_step: steps already done; lines of later steps are of work that a kill undid, and go.
+        tensorboard: also write event files to RUN/tensorboard.
+
+    Raises:
+        ValueError: TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, run: Path, start_step: int, tensorboard: bool):
+        self.path = run / "log.jsonl"
+        if self.path.exists():
+            lines = self.path.read_text().splitlines()
+            kept = [
+                line
+                for line in lines
+                if line.endswith("}") and json.loads(line)["step"] <= start_step
+            ]
+            aside = self.path.with_name("tmp-log.jsonl")
+            aside.write_text("".join(line + "\n" for line in kept))
+            os.replace(aside, self.path)
+        self.writer = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ValueError(
+                    "--tensorboard needs the package: pip install -e '.[tensorboard]'"
+                ) from error
+            self.writer = SummaryWriter(run / "tensorboard", purge_step=start_step + 1)
+        self.started = time.monotonic()
+        self.start_step = start_step
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append one line of values, as JSON, and to TensorBoard."""
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        if self.writer:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+
+    def time_left(self, step: int, num_steps: int) -> str:
+        """What the rest of the run will take at the mean speed so far."""
+        done = max(step - self.start_step, 1)
+        return duration((time.monotonic() - self.started) / done * (num_steps - step))
+
+
+def config_differences(old: dict, new: object, ignore: set[str]) -> list[str]:
+    """What differs between a stored configuration and a new one, as `name: old -> new`."""
+    fresh = json.loads(json.dumps(dataclasses.asdict(new)))
+    return [
+        f"{name}: {old.get(name)!r} -> {fresh.get(name)!r}"
+        for name in sorted(old.keys() | fresh.keys())
+        if name not in ignore and old.get(name) != fresh.get(name)
+    ]
+
+
+def reconstruction_figure(
+    path: Path, rows: list[tuple[str, np.ndarray]], caption: str, max_frames: int = 8
+) -> None:
+    """Draw clips under each other, one row each, a column a frame.
+
+    Args:
+        path: the .png to write.
+        rows: name and uint8 frames (T, H, W, 3) of each.
+        caption: what a reader must know, below the picture.
+        max_frames: columns, evenly spread over the clip.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    frames = len(rows[0][1])
+    columns = np.unique(np.linspace(0, frames - 1, min(max_frames, frames)).astype(int))
+    figure, axes = pyplot.subplots(
+        len(rows),
+        len(columns),
+        figsize=(1.5 * len(columns) + 1.2, 1.5 * len(rows) + 0.6),
+        squeeze=False,
+    )
+    for line, (name, clip) in zip(axes, rows, strict=True):
+        for axis, column in zip(line, columns, strict=True):
+            axis.imshow(clip[column], interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+        line[0].set_ylabel(name, fontsize=8)
+    for axis, column in zip(axes[0], columns, strict=True):
+        axis.set_title(f"frame {column}", fontsize=8)
+    figure.text(0.5, 0.005, caption, ha="center", va="bottom", fontsize=8)
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,83 @@
+"""Processes: starting them honestly, and stopping them without losing work."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from pretrain.device import autocast_dtype
+
+
+def asked_processes() -> int:
+    """How many processes the launcher was asked for, as far as this process can know.
+
+    Under torchrun that is WORLD_SIZE. `accelerate launch --cpu --num_processes 2` sets nothing and
+    starts a single process without a word, so there the launcher's own command line is read.
+    """
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    parent = Path(f"/proc/{os.getppid()}/cmdline")
+    try:
+        words = parent.read_bytes().decode(errors="replace").split("\0")
+    except OSError:  # not Linux, or the parent is gone: nothing to learn
+        return 1
+    if not any("accelerate" in word for word in words[:3]):
+        return 1
+    for i, word in enumerate(words):
+        name, _, value = word.partition("=")
+        if name in ("--num_processes", "--num-processes"):
+            value = value or words[i + 1]
+            return int(value) if value.isdigit() else 1
+    return 1
+
+
+def start_accelerator(precision: str) -> Accelerator:
+    """Join the process group on the GPU where there is one, else on the CPU with gloo.
+
+    Args:
+        precision: as `pretrain.device.autocast_dtype` takes it.
+
+    Raises:
+        ValueError: several processes were asked for and this one would train alone.
+    """
+    on_gpu = torch.cuda.is_available()
+    dtype = autocast_dtype(torch.device("cuda" if on_gpu else "cpu"), precision)
+    accelerator = Accelerator(cpu=not on_gpu, mixed_precision="bf16" if dtype else "no")
+    asked = asked_processes()
+    if asked != accelerator.num_processes:
+        raise ValueError(
+            f"{asked} processes were asked for and this one would train alone: on CPU launch with "
+            "`accelerate launch --config_file launch/cpu_2.yaml`, on GPUs with launch/gpus.yaml"
+        )
+    return accelerator
+
+
+class StopFlag:
+    """Inside `with`, remembers SIGTERM and SIGINT, so that the loop can save at the end of its step.
+
+    A second signal of the kind acts at once, as it would without this.
+
+    Attributes:
+        signal: the number of the signal that came, 0 before.
+    """
+
+    def __init__(self):
+        self.signal = 0
+        self._before = {}
+
+    def __enter__(self) -> "StopFlag":
+        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _) -> None:
+        self.signal = number
+        signal.signal(number, self._before[number])
+        name = signal.Signals(number).name
+        print(f"\n{name}: saving at the end of this step ...", file=sys.stderr, flush=True)

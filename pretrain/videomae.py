@@ -1,0 +1,244 @@
+"""VideoMAE: masks, decoder, targets and loss.
+
+Tong et al. 2022, "VideoMAE: Masked Autoencoders are Data-Efficient Learners for Self-Supervised
+Video Pre-Training", https://arxiv.org/abs/2203.12602; dual masking from Wang et al. 2023,
+"VideoMAE V2", https://arxiv.org/abs/2303.16727. Shapes as in `pretrain/vit.py`; V visible tokens
+are seen by the encoder, M masked tokens are predicted. In a mask True means masked.
+"""
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pretrain.vit import (
+    Block,
+    VideoTransformer,
+    init_weights,
+    patchify,
+    sinusoid_table,
+    take_tokens,
+    unpatchify,
+)
+
+# Decoder width, depth, heads published for each encoder size. Ti is ours: half the width of S.
+DECODERS = {
+    "ti": (96, 4, 3),
+    "s": (192, 4, 3),
+    "b": (384, 4, 6),
+    "l": (512, 12, 8),
+    "h": (640, 12, 8),
+}
+
+
+def make_mask(
+    kind: str, grid: tuple[int, int, int], ratio: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw one mask over the token grid, True = masked, shape (N,).
+
+    Args:
+        kind: "tube": one spatial map repeated over time, so that a still object cannot be copied
+            from a neighbouring frame; "random": every token by itself; "frame": whole temporal slots.
+        grid: (t, h, w).
+        ratio: share to mask; the count is rounded down, so it is the same for every clip.
+        rng: the source of randomness.
+
+    Raises:
+        ValueError: an unknown kind, or a ratio that leaves nothing to see or nothing to predict.
+    """
+    t, h, w = grid
+    units = {"tube": h * w, "random": t * h * w, "frame": t}
+    if kind not in units:
+        raise ValueError(f"mask kind {kind!r} is not one of {', '.join(units)}")
+    num = units[kind]
+    num_masked = int(ratio * num)
+    if not 0 < num_masked < num:
+        raise ValueError(
+            f"mask ratio {ratio} masks {num_masked} of the {num} units of a {kind} mask over the grid "
+            f"{t}x{h}x{w}: at least one must be masked and one visible"
+        )
+    drawn = np.zeros(num, dtype=bool)
+    drawn[rng.permutation(num)[:num_masked]] = True
+    if kind == "tube":
+        return np.tile(drawn, t)
+    return drawn if kind == "random" else np.repeat(drawn, h * w)
+
+
+def running_cell(grid: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
+    """VideoMAE V2's decoder mask: which tokens to decode, half of them, shape (N,), True = decode.
+
+    Each 2x2 cell decodes two neighbouring positions, and the pair moves on by one with every
+    temporal slot, from a random start: every place is decoded in half of the slots.
+
+    Raises:
+        ValueError: the grid has an odd height or width.
+    """
+    t, h, w = grid
+    if h % 2 or w % 2:
+        raise ValueError(
+            f"dual masking needs an even token grid, got {h}x{w}: change size or patch"
+        )
+    first = (rng.integers(4) + np.arange(t)) % 4
+    position = np.arange(h)[:, None] % 2 * 2 + np.arange(w)[None, :] % 2  # (h, w), 0..3 in a cell
+    return np.isin((position[None] - first[:, None, None]) % 4, (0, 1)).reshape(-1)
+
+
+def draw_tokens(
+    kind: str,
+    grid: tuple[int, int, int],
+    ratio: float,
+    dual: bool,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one clip's visible (V,) and to-be-predicted (M,) token indices, both ascending.
+
+    With `dual`, the predicted tokens are the masked ones that the running cell decodes: exactly half
+    of them under a tube mask over a multiple of four slots. Elsewhere the number varies a little
+    from clip to clip while a batch needs one, so it is brought to half at random.
+    """
+    mask = make_mask(kind, grid, ratio, rng)
+    masked = np.flatnonzero(mask)
+    if dual:
+        decoded = running_cell(grid, rng)[masked]
+        masked = np.sort(
+            np.concatenate([rng.permutation(masked[decoded]), rng.permutation(masked[~decoded])])
+            [: len(masked) // 2]
+        )  # fmt: skip
+    return np.flatnonzero(~mask), masked
+
+
+def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased standard deviation of tubelets (B, M, P), per colour channel: (B, M, 1, 3)."""
+    x = rearrange(patches, "b m (s c) -> b m s c", c=3)
+    return x.mean(2, keepdim=True), x.var(dim=2, unbiased=True, keepdim=True).sqrt()
+
+
+def normalise_target(patches: Tensor, eps: float = 1e-6) -> Tensor:
+    """What the decoder predicts: tubelets normalised over their positions, per colour channel.
+
+    Args:
+        patches: (B, M, P) in [0, 1], channel fastest.
+        eps: added to the standard deviation, outside the root. 1e-6 is the original's; with it a
+            flat tubelet's sensor and compression noise is blown up to unit variance, so footage with
+            plain backgrounds wants some hundredths.
+
+    Returns:
+        (B, M, P).
+    """
+    mean, std = patch_statistics(patches)
+    x = rearrange(patches, "b m (s c) -> b m s c", c=3)
+    return ((x - mean) / (std + eps)).flatten(2)
+
+
+class VideoMAE(nn.Module):
+    """A video transformer and the light decoder that reconstructs what it did not see.
+
+    Args:
+        encoder: the backbone to pretrain.
+        decoder_dim: width of the decoder.
+        decoder_depth: its number of blocks.
+        decoder_heads: its attention heads.
+        target_eps: see `normalise_target`.
+    """
+
+    def __init__(
+        self,
+        encoder: VideoTransformer,
+        decoder_dim: int,
+        decoder_depth: int,
+        decoder_heads: int,
+        target_eps: float = 1e-6,
+    ):
+        super().__init__()
+        self.target_eps = target_eps
+        # What rebuilds it all; written into checkpoints.
+        self.arguments = {
+            "encoder": encoder.arguments,
+            "decoder": {
+                "decoder_dim": decoder_dim, "decoder_depth": decoder_depth,
+                "decoder_heads": decoder_heads, "target_eps": target_eps,
+            },
+        }  # fmt: skip
+        self.encoder = encoder
+        self.encoder_to_decoder = nn.Linear(encoder.embed_dim, decoder_dim, bias=False)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
+        num_tokens = int(np.prod(encoder.grid))
+        self.register_buffer(
+            "decoder_pos", sinusoid_table(num_tokens, decoder_dim), persistent=False
+        )
+        self.decoder_blocks = nn.ModuleList(
+            Block(decoder_dim, decoder_heads) for _ in range(decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(decoder_dim, eps=1e-6)
+        self.head = nn.Linear(decoder_dim, encoder.tubelet * encoder.patch**2 * 3)
+        for module in (self.encoder_to_decoder, self.decoder_blocks, self.decoder_norm, self.head):
+            module.apply(init_weights)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        mean, std = (torch.tensor(v) for v in (encoder.input_spec.mean, encoder.input_spec.std))
+        values = encoder.tubelet * encoder.patch**2
+        self.register_buffer("mean", mean.repeat(values), persistent=False)  # (P,)
+        self.register_buffer("std", std.repeat(values), persistent=False)
+
+    def forward(self, video: Tensor, visible: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
+        """Reconstruct the masked tokens.
+
+        Args:
+            video: uint8 clips (B, C, T, H, W); uint8, so that only the tokens in use become floats.
+            visible: (B, V) token indices the encoder sees.
+            masked: (B, M) token indices to predict.
+
+        Returns:
+            the mean squared error against `normalise_target`, and the prediction (B, M, P).
+        """
+        patches = patchify(video, self.encoder.tubelet, self.encoder.patch)
+        seen = (take_tokens(patches, visible).float() / 255 - self.mean) / self.std
+        target = normalise_target(take_tokens(patches, masked).float() / 255, self.target_eps)
+        x = self.encoder_to_decoder(self.encoder.encode(seen, visible))
+        x = torch.cat(
+            [x + self.decoder_pos[visible], self.mask_token + self.decoder_pos[masked]], dim=1
+        )
+        for block in self.decoder_blocks:
+            x = block(x)
+        prediction = self.head(self.decoder_norm(x[:, visible.shape[1] :]))
+        return F.mse_loss(prediction.float(), target), prediction
+
+
+@torch.no_grad()
+def reconstruct(
+    model: VideoMAE, video: Tensor, visible: Tensor, masked: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw what the model sees and what it imagines, for figures.
+
+    The prediction is of normalised tubelets, so pixels need each tubelet's mean and deviation. Taking
+    the true ones, as published figures do, leaks the answer's colours; the second reconstruction
+    takes them from the nearest visible tubelet instead, and owes the clip nothing it did not show.
+
+    Args:
+        model: the model, in evaluation mode.
+        video: uint8 clips (B, C, T, H, W).
+        visible: (B, V) token indices.
+        masked: (B, M) token indices: all the others.
+
+    Returns:
+        what is visible, on grey; the reconstruction with true statistics; the one with borrowed
+        statistics; each uint8 (B, C, T, H, W).
+    """
+    tubelet, patch, grid = model.encoder.tubelet, model.encoder.patch, model.encoder.grid
+    _, prediction = model(video, visible, masked)
+    prediction = rearrange(prediction.float(), "b m (s c) -> b m s c", c=3)
+    patches = patchify(video, tubelet, patch).float() / 255
+
+    places = torch.cartesian_prod(*(torch.arange(n, device=video.device) for n in grid)).float()
+    distance = torch.cdist(places[masked], places[visible])  # (B, M, V)
+    nearest = visible.gather(1, distance.argmin(2))
+
+    def paint(values: Tensor) -> Tensor:
+        canvas = patches.scatter(1, masked[..., None].expand_as(values), values)
+        return (unpatchify(canvas, grid, tubelet, patch).clamp(0, 1) * 255).round().byte()
+
+    results = [paint(torch.full_like(take_tokens(patches, masked), 0.5))]
+    for source in (masked, nearest):
+        mean, std = patch_statistics(take_tokens(patches, source))
+        results.append(paint((prediction * (std + model.target_eps) + mean).flatten(2)))
+    return results[0], results[1], results[2]

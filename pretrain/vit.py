@@ -1,0 +1,231 @@
+"""The video transformer encoder: a plain ViT over space-time tubelets.
+
+The encoder of VideoMAE (Tong et al. 2022, https://arxiv.org/abs/2203.12602): a clip is cut into
+tubelets of `tubelet x patch x patch` pixels, each becomes a token, tokens are ordered t, h, w, and
+there is no class token. Shapes: B clips, C channels, T frames, H x W pixels, N tokens, D width,
+P values in one tubelet.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# width, depth, heads: Ti, S, B, L of ViT/DeiT; H of VideoMAE.
+SIZES = {
+    "ti": (192, 12, 3),
+    "s": (384, 12, 6),
+    "b": (768, 12, 12),
+    "l": (1024, 24, 16),
+    "h": (1280, 32, 16),
+}
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """The clip a backbone wants to see.
+
+    Attributes:
+        frames: number of frames.
+        stride: source frames between two sampled frames.
+        size: height and width in pixels.
+        mean: per-channel mean of the normalisation, for pixels in [0, 1].
+        std: per-channel standard deviation, likewise.
+    """
+
+    frames: int
+    stride: int
+    size: int
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def normalise(self, video: Tensor) -> Tensor:
+        """Turn uint8 clips (B, C, T, H, W) into what the backbone sees: float, normalised."""
+        mean = torch.tensor(self.mean, device=video.device).view(-1, 1, 1, 1)
+        std = torch.tensor(self.std, device=video.device).view(-1, 1, 1, 1)
+        return (video.float() / 255 - mean) / std
+
+
+def sinusoid_table(num_positions: int, dim: int) -> Tensor:
+    """Fixed 1-D sine-cosine positions over the flattened token index, shape (N, D).
+
+    VideoMAE numbers all tokens 0..N-1 in t, h, w order and uses Vaswani's 1-D table, not a
+    separable space-time one; computed in float64, as the original does.
+    """
+    j = np.arange(dim)
+    angle = np.arange(num_positions)[:, None] / np.power(10000, 2 * (j // 2) / dim)
+    angle[:, 0::2] = np.sin(angle[:, 0::2])
+    angle[:, 1::2] = np.cos(angle[:, 1::2])
+    return torch.from_numpy(angle).float()
+
+
+def patchify(video: Tensor, tubelet: int, patch: int) -> Tensor:
+    """Cut clips (B, C, T, H, W) into tubelets (B, N, P), N in t, h, w order, channel fastest in P."""
+    return rearrange(
+        video, "b c (t p) (h q) (w r) -> b (t h w) (p q r c)", p=tubelet, q=patch, r=patch
+    )
+
+
+def unpatchify(patches: Tensor, grid: tuple[int, int, int], tubelet: int, patch: int) -> Tensor:
+    """Invert `patchify`: (B, N, P) to (B, C, T, H, W)."""
+    t, h, w = grid
+    return rearrange(
+        patches,
+        "b (t h w) (p q r c) -> b c (t p) (h q) (w r)",
+        t=t, h=h, w=w, p=tubelet, q=patch, r=patch,
+    )  # fmt: skip
+
+
+def take_tokens(x: Tensor, index: Tensor) -> Tensor:
+    """Pick tokens by index: x (B, N, D), index (B, K) -> (B, K, D).
+
+    Indices rather than a boolean mask: the shapes are static, so the model compiles.
+    """
+    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with biases on q and v only, as BEiT and VideoMAE have it."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"width {dim} is not a multiple of the {heads} attention heads")
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend over all of x (B, N, D)."""
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+        qkv = F.linear(x, self.qkv.weight, bias)  # (B, N, 3D)
+        q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        if x.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
+            # Measured: on CPU the bf16 backward of SDPA is slower than three plain products.
+            weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1).to(v.dtype)
+            out = weights @ v
+        else:
+            out = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(rearrange(out, "b h n d -> b n (h d)"))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with exact GELU."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.fc1 = nn.Linear(dim, int(dim * mlp_ratio))
+        self.fc2 = nn.Linear(int(dim * mlp_ratio), dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, D) to tokens."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+def init_weights(module: nn.Module) -> None:
+    """VideoMAE's start: Xavier-uniform linear layers, zero biases, unit LayerNorm."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+class VideoTransformer(nn.Module):
+    """A ViT over tubelets; honours the backbone contract.
+
+    Args:
+        dim: token width.
+        depth: number of blocks.
+        heads: attention heads.
+        frames: frames of a clip.
+        size: height and width of a clip, pixels.
+        patch: height and width of a tubelet, pixels.
+        tubelet: frames of a tubelet.
+        stride: source frames between two sampled frames; only recorded in `input_spec`.
+        mean: normalisation mean, recorded likewise.
+        std: normalisation standard deviation, recorded likewise.
+
+    Raises:
+        ValueError: the clip is not a whole number of tubelets, or `dim` of heads.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        frames: int = 16,
+        size: int = 224,
+        patch: int = 16,
+        tubelet: int = 2,
+        stride: int = 4,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+    ):
+        super().__init__()
+        if size % patch or frames % tubelet:
+            raise ValueError(
+                f"a clip of {frames} frames of {size}x{size} pixels cannot be cut into tubelets of "
+                f"{tubelet} frames of {patch}x{patch}: choose multiples"
+            )
+        # What rebuilds this encoder; written to config.json of an exported backbone.
+        self.arguments = {
+            "dim": dim, "depth": depth, "heads": heads, "frames": frames, "size": size,
+            "patch": patch, "tubelet": tubelet, "stride": stride, "mean": list(mean), "std": list(std),
+        }  # fmt: skip
+        self.embed_dim, self.patch, self.tubelet = dim, patch, tubelet
+        self.grid = (frames // tubelet, size // patch, size // patch)
+        self.input_spec = InputSpec(frames, stride, size, tuple(mean), tuple(std))
+        # The published Conv3d with kernel = stride, written as the linear layer that it is, so that
+        # masked tubelets are dropped before it.
+        self.patch_embed = nn.Linear(tubelet * patch * patch * 3, dim)
+        table = sinusoid_table(int(np.prod(self.grid)), dim)
+        self.register_buffer("pos_embed", table, persistent=False)
+        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.blocks.apply(init_weights)  # patch_embed keeps torch's default, as the original does
+
+    def encode(self, patches: Tensor, index: Tensor | None = None) -> Tensor:
+        """Embed normalised tubelets and run the blocks.
+
+        Args:
+            patches: (B, K, P), the tubelets to see.
+            index: (B, K), where each stands in the grid; None: all N, in order.
+
+        Returns:
+            tokens (B, K, D) after the last LayerNorm.
+        """
+        x = self.patch_embed(patches)
+        x = x + (self.pos_embed if index is None else self.pos_embed[index])
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def forward_features(self, video: Tensor) -> Tensor:
+        """Normalised clips (B, C, T, H, W) to tokens (B, N, D), N in the order of `grid`."""
+        expected = (3, self.input_spec.frames, self.input_spec.size, self.input_spec.size)
+        if tuple(video.shape[1:]) != expected:
+            raise ValueError(
+                f"this backbone sees clips of (C, T, H, W) = {expected}, got {tuple(video.shape[1:])}: "
+                "sample and crop to `input_spec`"
+            )
+        return self.encode(patchify(video, self.tubelet, self.patch))
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Normalised clips (B, C, T, H, W) to one embedding each, the mean token (B, D)."""
+        return self.forward_features(video).mean(1)

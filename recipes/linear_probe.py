@@ -1,0 +1,384 @@
+"""What is a frozen backbone worth? Linear, nearest-neighbour and attentive probes.
+
+    python recipes/linear_probe.py --backbone RUN/backbone --data SRC
+
+The backbone is never trained. Every video is embedded once (the mean over its views and over the clips
+it was cut into) and simple classifiers learn from the embeddings of the training split: a multinomial
+logistic regression fitted by L-BFGS (the linear probe of Radford et al. 2021,
+https://arxiv.org/abs/2103.00020), a vote of the 20 nearest neighbours, and one layer of attention over
+the last tokens. What there is to choose is chosen on a validation part of the training split that
+shares no person with the rest; the test split is scored once. The same protocol is then run on the
+same architecture with random weights: what a probe reaches there was not learned in pretraining.
+
+Written to the results folder: results.json, CARD.md (everything needed to compare the number with
+another one), confusion.png, predictions.csv and linear.safetensors (the fitted probe).
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from torch import nn
+
+from downstream.attentive import attentive_scores, fit_attentive
+from downstream.features import Extraction, cached_features, extract_tokens, token_bytes
+from downstream.metrics import (
+    bootstrap_intervals,
+    confusion_matrix,
+    mean_class_accuracy,
+    topk_accuracy,
+)
+from downstream.probe import LinearProbe, fit_linear, knn_accuracy
+from downstream.report import confusion_figure, software, write_card, write_predictions
+from downstream.splits import Videos, choose_splits, choose_validation
+from pretrain.checkpoint import fresh_like, load_backbone, read_backbone_config, weights_hash
+from pretrain.data.cache import open_data
+from pretrain.data.shards import Pack
+from pretrain.device import describe
+from pretrain.log import cli, write_json
+
+TOKEN_LIMIT = 4 * 2**30  # bytes of tokens up to which the attentive probe runs unasked
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything the probe can be told."""
+
+    backbone: str
+    """RUN/backbone, hf:OWNER/NAME of a VideoMAE, or an official VideoMAE .pth."""
+    data: str
+    """A packed folder, a folder of videos, a list file, tars, or `synthetic`: with labels."""
+    out: str | None = None
+    """Results folder; by default probe-DATA beside the backbone."""
+    train_split: str = "train"
+    """The split that the classifiers learn from."""
+    test_split: str = "test"
+    """The split that is scored, once."""
+    num_clips: int = 2
+    """Views spread over the time of each clip."""
+    num_crops: int = 1
+    """Views spread over the longer side of each."""
+    attentive: Literal["auto", "on", "off"] = "auto"
+    """The attentive probe; auto: if the tokens take no more than 4 GiB of disk."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Of the backbone; auto: bf16 where the device has it."""
+    seed: int = 0
+    """Of the random backbone, the validation part and the bootstrap."""
+    batch_size: int = 64
+    """Views in one forward pass; changes speed and memory only."""
+    num_workers: int = min(4, os.cpu_count() or 1)
+    """Decoding processes."""
+
+
+# ------------------------------------------------------------------------------------ the protocol
+
+
+def probe_features(
+    features: tuple[np.ndarray, np.ndarray],
+    labels: tuple[np.ndarray, np.ndarray],
+    validation: np.ndarray,
+) -> tuple[dict, LinearProbe, np.ndarray]:
+    """Fit on the first of each pair, the training videos, and score the second, the test videos.
+
+    Returns:
+        the numbers, the linear probe, and its class probabilities (N, C) of the test videos.
+    """
+    probe = fit_linear(features[0], labels[0], validation)
+    scores = probe.probabilities(features[1])
+    numbers = {
+        "top1": topk_accuracy(scores, labels[1], 1),
+        "top5": topk_accuracy(scores, labels[1], 5),
+        "mean_class_accuracy": mean_class_accuracy(labels[1], scores.argmax(1)),
+        "knn_top1": knn_accuracy(features[0], labels[0], features[1], labels[1]),
+    }
+    return numbers, probe, scores
+
+
+def embed(encoder: nn.Module, pack: Pack, parts: tuple[Videos, Videos], how: Extraction, name: str):
+    """Frozen features (num_videos, D) of the training and the test videos."""
+    return tuple(
+        part.average(cached_features(encoder, pack, part.samples, how, f"{name}, {split}"))
+        for part, split in zip(parts, ("training videos", "test videos"), strict=True)
+    )
+
+
+def attend(
+    encoder: nn.Module,
+    pack: Pack,
+    parts: tuple[Videos, Videos],
+    labels: tuple[np.ndarray, np.ndarray],
+    validation: np.ndarray,
+    how: Extraction,
+    seed: int,
+) -> tuple[float, dict]:
+    """The attentive probe's top-1 and what was chosen for it."""
+    train, test = (
+        extract_tokens(encoder, pack, part.samples, how, f"tokens, {split}")
+        for part, split in zip(parts, ("training videos", "test videos"), strict=True)
+    )
+    owner = parts[0].owner
+    probe = fit_attentive(train, labels[0][owner], validation[owner], seed, how.device)
+    scores = parts[1].average(attentive_scores([probe.head], test, how.device)[0])
+    chosen = {
+        "lr": probe.lr,
+        "weight_decay": probe.weight_decay,
+        "validation_accuracy": probe.sweep,
+    }
+    return topk_accuracy(scores, labels[1], 1), chosen
+
+
+def attentive_wanted(
+    config: Config, encoder: nn.Module, num_clips: int, how: Extraction
+) -> str | None:
+    """None if the attentive probe is to run, else the sentence why not."""
+    if config.attentive == "off":
+        return "switched off"
+    needed = token_bytes(encoder, num_clips, how)
+    if config.attentive == "auto" and needed > TOKEN_LIMIT:
+        return f"its tokens take {needed / 2**30:.1f} GiB of disk: give --attentive on to run it"
+    return None
+
+
+# --------------------------------------------------------------------------------- results on disk
+
+
+def results_folder(config: Config, settings: dict) -> Path:
+    """Where results go; refuses to replace those of other settings.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+    data, backbone = Path(config.data), Path(config.backbone)
+    data_name = (
+        data.resolve().name if data.is_dir() else f"{data.resolve().parent.name}-{data.stem}"
+    )
+    if not data.exists():
+        data_name = config.data
+    parent = backbone.resolve().parent if backbone.exists() else Path("runs")
+    prefix = "probe" if backbone.is_dir() else f"probe-{backbone.name.replace(':', '-')}"
+    out = Path(config.out) if config.out else parent / f"{prefix}-{data_name}"
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        results = out / "results.json"
+        old = {}
+        if results.is_file():
+            try:
+                old = json.loads(results.read_text())["card"]["settings"]
+            except (ValueError, KeyError, TypeError):
+                old = {}
+        differences = [
+            f"{k} was {old.get(k)!r}, is {v!r}" for k, v in settings.items() if old.get(k) != v
+        ]
+        if differences:
+            what = f"results of other settings ({'; '.join(differences)})" if old else "other files"
+            raise ValueError(f"{out} holds {what}: give another folder with --out, or remove it")
+    return out
+
+
+def describe_backbone(config: Config, encoder: nn.Module, digest: str) -> dict:
+    """The card's lines on the backbone."""
+    folder = Path(config.backbone)
+    provenance = read_backbone_config(folder)["provenance"] if folder.is_dir() else config.backbone
+    return {
+        "name": config.backbone,
+        "weights_sha256": digest,
+        "parameters": sum(p.numel() for p in encoder.parameters()),
+        "arguments": encoder.arguments,
+        "provenance": provenance,
+    }
+
+
+def print_summary(results: dict, out: Path) -> None:
+    """The table that a person reads."""
+
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.1f}"
+
+    low, high = results["top1_interval"]
+    mean_low, mean_high = results["mean_class_interval"]
+    # With five classes or fewer the five best hold every class.
+    top5 = "(all)" if results["num_classes"] <= 5 else percent(results["top5"])
+    rows = [
+        ("", "backbone", "95 % interval", "random weights"),
+        ("linear top-1", percent(results["top1"]), f"{percent(low)} to {percent(high)}", percent(results["random_init_top1"])),
+        ("linear top-5", top5, "", percent(results["random_init_top5"])),
+        ("linear mean class", percent(results["mean_class_accuracy"]), f"{percent(mean_low)} to {percent(mean_high)}", percent(results["random_init_mean_class_accuracy"])),
+        ("kNN top-1", percent(results["knn_top1"]), "", percent(results["random_init_knn_top1"])),
+        ("attentive top-1", percent(results["attentive_top1"]), "", ""),
+        ("chance", percent(results["chance"]), "", ""),
+        ("most frequent class", percent(results["majority"]), "", ""),
+    ]  # fmt: skip
+    print(
+        f"\nfrozen probe, {results['num_test']} test videos, {results['num_classes']} classes, per cent"
+    )
+    for row in rows:
+        print(f"  {row[0]:<20} {row[1]:>9}  {row[2]:>14}  {row[3]:>15}")
+    print(f"\nresults  {out}/results.json\nprotocol {out}/CARD.md\nfigure   {out}/confusion.png")
+    print(f"answers  {out}/predictions.csv", flush=True)
+
+
+# --------------------------------------------------------------------------------------------- main
+
+
+def main(config: Config) -> dict:
+    """Run the protocol; returns what results.json holds."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("the probe runs in one process: start it with python, not with a launcher")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    how = Extraction(
+        config.num_clips,
+        config.num_crops,
+        config.batch_size,
+        config.num_workers,
+        device,
+        config.precision,
+    )
+
+    # ------------------------------------------------------------------------- backbone and data
+    encoder = load_backbone(config.backbone)
+    digest = weights_hash(encoder)
+    pack = open_data(config.data, encoder.input_spec.size)
+    train, test, notes = choose_splits(pack, config.train_split, config.test_split, config.seed)
+    settings = {
+        "weights_sha256": digest,
+        "arguments": encoder.arguments,
+        "data_fingerprint": pack.index["fingerprint"],
+        "train_split": config.train_split,
+        "test_split": config.test_split,
+        "num_clips": config.num_clips,
+        "num_crops": config.num_crops,
+        "attentive": config.attentive,
+        "precision": how.dtype_name,
+        "seed": config.seed,
+    }
+    out = results_folder(config, settings)
+    parts = (train, test)
+    classes = sorted(set(train.labels))
+    labels = (train.numbers(classes), test.numbers(classes))
+    validation, rule = choose_validation(train.labels, train.subjects, config.seed)
+    print(
+        f"{len(train)} training videos ({validation.sum()} for validation: {rule}), {len(test)} test videos"
+    )
+    for note in notes:
+        print(note, flush=True)
+
+    # ------------------------------------------------------------- the backbone, then random weights
+    features = embed(encoder, pack, parts, how, "backbone")
+    numbers, probe, scores = probe_features(features, labels, validation)
+    random_encoder = fresh_like(encoder, config.seed)
+    random_features = embed(random_encoder, pack, parts, how, "random weights")
+    random_numbers, random_probe, _ = probe_features(random_features, labels, validation)
+    if probe.at_edge:
+        notes.append(f"the chosen penalty C={probe.c:g} is at the end of the range that was tried")
+    if not probe.converged:
+        notes.append(f"WARNING: L-BFGS did not converge at C={probe.c:g}")
+    attentive_top1, attentive_card = None, None
+    skipped = attentive_wanted(config, encoder, len(train.samples) + len(test.samples), how)
+    if skipped is None:
+        attentive_top1, attentive_card = attend(
+            encoder, pack, parts, labels, validation, how, config.seed
+        )
+    else:
+        print(f"no attentive probe: {skipped}", flush=True)
+
+    # ------------------------------------------------------------------------------------- results
+    predicted = scores.argmax(1)
+    interval, mean_interval, drawn = bootstrap_intervals(
+        labels[1], predicted, test.subjects, config.seed
+    )
+    subjects = [{s for s in part.subjects if s is not None} for part in parts]
+    spec = encoder.input_spec
+    card = {
+        "views": {
+            "frames": spec.frames,
+            "stride": spec.stride,
+            "size": spec.size,
+            "num_clips": config.num_clips,
+            "num_crops": config.num_crops,
+            "pooling": "mean of the embeddings over views, then over the clips of a video",
+        },
+        "data": {
+            "name": config.data,
+            "fingerprint": pack.index["fingerprint"],
+            "short_side": min(pack.record(0)["width"], pack.record(0)["height"]),
+            "train_split": config.train_split,
+            "test_split": config.test_split,
+            "num_train": len(train),
+            "num_test": len(test),
+            "num_classes": len(classes),
+            "train_subjects": len(subjects[0]) or None,
+            "test_subjects": len(subjects[1]) or None,
+            "subjects_in_both": len(subjects[0] & subjects[1]),
+            "videos_in_both": len(set(train.sources) & set(test.sources)),
+        },
+        "backbone": describe_backbone(config, encoder, digest),
+        "linear": {
+            "fit": "L-BFGS, multinomial, L2, features standardised by the training videos",
+            "C": probe.c,
+            "C_at_edge": probe.at_edge,
+            "converged": probe.converged,
+            "validation": f"{validation.sum()} videos, {rule}",
+            "validation_accuracy": {f"{c:g}": round(a, 4) for c, a in probe.sweep.items()},
+        },
+        "random_init": {
+            "seed": config.seed,
+            "C": random_probe.c,
+            "C_at_edge": random_probe.at_edge,
+            "converged": random_probe.converged,
+            "validation_accuracy": {f"{c:g}": round(a, 4) for c, a in random_probe.sweep.items()},
+        },
+        "knn": {"k": min(20, len(train)), "similarity": "cosine", "temperature": 0.07},
+        "attentive": attentive_card or {"skipped": skipped},
+        "interval": {"kind": "95 % percentile bootstrap", "resamples": 2000, "resampled": drawn},
+        "software": software() | {
+            "device": describe(device), "precision": how.dtype_name, "command": " ".join(sys.argv),
+        },
+        "settings": settings,
+    }  # fmt: skip
+    most_frequent = np.bincount(labels[0]).argmax()
+    results = {
+        **numbers,
+        "top1_interval": list(interval),
+        "mean_class_interval": list(mean_interval),
+        "attentive_top1": attentive_top1,
+        **{f"random_init_{name}": value for name, value in random_numbers.items()},
+        "chance": 1 / len(classes),
+        "majority": float((labels[1] == most_frequent).mean()),
+        "num_train": len(train),
+        "num_test": len(test),
+        "num_classes": len(classes),
+        "notes": notes,
+        "card": card,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "results.json", results)  # first: it says whose the other files are
+    title = (
+        f"Frozen probe of {config.backbone} on {config.data}: top-1 {100 * numbers['top1']:.1f} %"
+    )
+    write_card(
+        out / "CARD.md",
+        title,
+        notes,
+        {"results": {k: v for k, v in results.items() if k not in ("card", "notes")}, **card},
+    )
+    counts = confusion_matrix(labels[1], predicted, len(classes))
+    confusion_figure(
+        out / "confusion.png", counts, classes, f"linear probe, top-1 {100 * numbers['top1']:.1f} %"
+    )
+    write_predictions(out / "predictions.csv", test.sources, test.labels, scores, classes)
+    tensors = {"mean": probe.mean, "std": probe.std, "weight": probe.weight, "bias": probe.bias}
+    tensors = {
+        name: np.ascontiguousarray(value, dtype=np.float32) for name, value in tensors.items()
+    }
+    save_file(tensors, out / "linear.safetensors", {"classes": json.dumps(classes)})
+    print_summary(results, out)
+    return results
+
+
+if __name__ == "__main__":
+    cli(main, Config)

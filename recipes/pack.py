@@ -1,0 +1,54 @@
+"""Pack videos or images into checked clips, the only thing the other recipes read.
+
+    python recipes/pack.py --source videos/ --out packs/mine
+    python recipes/pack.py --source clips.csv --out packs/mine --short-side 128
+
+SOURCE is a folder (its subfolders are classes, with train/val/test folders above them if there are),
+a list (csv, tsv, space-separated or jsonl, with columns such as path,label,caption,split,subject), a
+WebDataset tar or a folder of these, or images. Every file is decoded once, fully, in a process that
+may crash or hang without harm; what cannot be used is named in OUT/refused.jsonl with the reason.
+
+Running the same command again does only what has changed, and goes on after an interruption.
+"""
+
+from dataclasses import dataclass
+
+from pretrain.data.pack import pack
+from pretrain.log import cli
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to pack, where to, and how."""
+
+    source: str
+    """A folder, a list file, a tar, or a video."""
+    out: str
+    """The folder of the pack: new, or an earlier pack of the same source."""
+    short_side: int = 256
+    """Larger videos are scaled down to this many pixels; smaller ones are left as they are."""
+    clip_seconds: float = 10.0
+    """Longer videos are cut into equal parts of about this length at most."""
+    workers: int | None = None
+    """Decoding processes; by default one a core."""
+    timeout: float = 60.0
+    """Seconds without progress before a decoder is killed and its file refused."""
+
+
+def main(config: Config) -> dict:
+    """Packs, and says what to do next."""
+    index = pack(
+        config.source,
+        config.out,
+        short_side=config.short_side,
+        clip_seconds=config.clip_seconds,
+        workers=config.workers,
+        timeout=config.timeout,
+    )
+    print(f"packed: {config.out}")
+    print(f"next: accelerate launch recipes/videomae.py --data {config.out}")
+    return index
+
+
+if __name__ == "__main__":
+    cli(main, Config)

@@ -1,0 +1,578 @@
+"""VideoMAE: pretrain a video transformer by reconstructing what it did not see.
+
+Tong et al. 2022, https://arxiv.org/abs/2203.12602; dual masking of VideoMAE V2,
+https://arxiv.org/abs/2303.16727. Labels are never used for training; where there are any, a kNN score
+on held-out people of the training split shows whether the features get better.
+
+    accelerate launch recipes/videomae.py                              the built-in action world
+    accelerate launch recipes/videomae.py --data my_videos/            your own clips
+    accelerate launch recipes/videomae.py shrec --data clips.csv       small clips, 2 CPU cores
+    accelerate launch --config_file launch/gpus.yaml recipes/videomae.py vit_b_k400 --data k400.csv
+
+The first word chooses a preset, flags change single values, `--help` lists them. Starting the same
+command again continues an interrupted run.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+
+from downstream.probe import knn_accuracy
+from downstream.splits import choose_validation
+from pretrain import checkpoint, device, log
+from pretrain.data.cache import open_data
+from pretrain.data.sampling import counter_rng
+from pretrain.data.shards import (
+    EvalClips,
+    Pack,
+    Positions,
+    TrainClips,
+    eval_loader,
+    train_batches,
+)
+from pretrain.optim import adamw, learning_rate
+from pretrain.processes import StopFlag, start_accelerator
+from pretrain.videomae import DECODERS, VideoMAE, draw_tokens, reconstruct
+from pretrain.vit import SIZES, VideoTransformer
+
+
+@dataclass(frozen=True)
+class Config:
+    """Pretrain by masked reconstruction."""
+
+    preset: Annotated[str, tyro.conf.Suppress] = "tiny"
+
+    # Data
+    data: str = "synthetic"
+    """A packed folder, a folder of videos, a list file, WebDataset tars, or "synthetic"."""
+    split: str = "train"
+    """The split to train on; "all" for everything. Data without splits are used whole."""
+    out: str = ""
+    """The run's folder; empty: runs/videomae-PRESET."""
+
+    # Model
+    encoder: str = "ti"
+    """Encoder size: ti, s, b, l or h."""
+    depth: int = 0
+    """Encoder blocks; 0: as the size has them."""
+    decoder_dim: int = 0
+    """Decoder width, a multiple of 32; 0: as published for the size."""
+    decoder_depth: int = 0
+    """Decoder blocks; 0: as published for the size."""
+    frames: int = 16
+    """Frames of a clip."""
+    stride: int = 4
+    """Source frames between two sampled ones."""
+    size: int = 224
+    """Height and width of a clip, pixels."""
+    patch: int = 16
+    """Height and width of a tubelet, pixels."""
+    tubelet: int = 2
+    """Frames of a tubelet."""
+    backbone: str = ""
+    """Weights to start from: a backbone folder, a run, hf:OWNER/NAME or an official .pth."""
+
+    # Objective
+    mask: str = "tube"
+    """tube, random or frame."""
+    mask_ratio: float = 0.9
+    """Share of tokens hidden from the encoder."""
+    dual_mask: bool = False
+    """Decode only half of the hidden tokens (VideoMAE V2's running cell)."""
+    target_eps: float = 1e-6
+    """Added to a tubelet's deviation when targets are normalised; hundredths for plain backgrounds."""
+    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    """Sides of the random crop, as shares of the short side."""
+    views: int = 1
+    """Crops taken from one decode (repeated augmentation); each counts as a clip of the batch."""
+
+    # Optimisation
+    epochs: float = 800
+    """Passes over the data; a pass decodes every clip once and sees `views` crops of it."""
+    steps: int = 0
+    """Optimizer steps, instead of epochs."""
+    batch_size: int = 2048
+    """Effective batch: clips in one optimizer step, over all devices and accumulation passes."""
+    micro_batch: int = 32
+    """Most clips a device handles at once; the rest is accumulated."""
+    base_lr: float = 1.5e-4
+    """Learning rate per 256 clips of effective batch."""
+    final_lr: float = 1e-5
+    """Where the cosine ends, per 256 clips likewise."""
+    warmup: float = 40 / 800
+    """Share of the steps that warm up."""
+    weight_decay: float = 0.05
+    """AdamW's, on matrices only."""
+    beta2: float = 0.95
+    """AdamW's second beta; the first is 0.9."""
+    clip_grad: float = 0.0
+    """Largest gradient norm; 0: no clipping."""
+
+    # Running
+    seed: int = 0
+    """Of weights, order, crops and masks."""
+    precision: str = "auto"
+    """auto (bf16 where the device has it), bf16 or fp32."""
+    compile: bool = False
+    """torch.compile the model."""
+    num_workers: int = 1
+    """Decoding processes per training process; 0: decode in between."""
+    resume: bool = False
+    """Insist on continuing: an error if the run's folder holds no checkpoint."""
+    save_every: int = 200
+    """Steps between checkpoints."""
+    knn_every: int = 500
+    """Steps between online kNN scores; 0: only at the end."""
+    log_seconds: float = 10.0
+    """Seconds between progress lines."""
+    max_bad_clips: float = 0.01
+    """Share of undecodable clips that stops the run."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files."""
+
+
+VIT_B_K400 = Config(preset="vit_b_k400", encoder="b", num_workers=8)
+PRESETS = {
+    # The built-in world or any small data: minutes on two cores.
+    "tiny": Config(
+        depth=6, decoder_dim=96, decoder_depth=2, stride=2, size=64, patch=8, dual_mask=True,
+        steps=400, batch_size=64, micro_batch=64, base_lr=4e-3, final_lr=4e-5, warmup=0.1, knn_every=200,
+    ),
+    # Clips of about two seconds and 50 pixels, such as SHREC'17: under 45 minutes on two cores.
+    "shrec": Config(
+        preset="shrec", depth=6, decoder_dim=96, decoder_depth=2, stride=2, size=48, patch=8,
+        dual_mask=True, steps=5000, batch_size=64, micro_batch=64, base_lr=4e-3, final_lr=4e-5,
+        warmup=0.1, knn_every=1000,
+    ),
+    # As published (VideoMAE repository, scripts of each data set; section 4 of the paper).
+    "vit_b_k400": VIT_B_K400,
+    "vit_l_k400": dataclasses.replace(
+        VIT_B_K400, preset="vit_l_k400", encoder="l", epochs=1600, warmup=40 / 1600, batch_size=512
+    ),
+    "vit_b_ssv2": dataclasses.replace(
+        VIT_B_K400, preset="vit_b_ssv2", stride=2, epochs=2400, warmup=40 / 2400
+    ),
+    "vit_b_ucf101": dataclasses.replace(
+        VIT_B_K400, preset="vit_b_ucf101", mask_ratio=0.75, epochs=3200, warmup=40 / 3200, base_lr=3e-4,
+        batch_size=192,
+    ),
+}  # fmt: skip
+
+# What may change when a run is continued: nothing that decides the numbers.
+MAY_CHANGE = {
+    "resume", "num_workers", "save_every", "knn_every", "log_seconds", "tensorboard", "max_bad_clips",
+    "out",
+}  # fmt: skip
+MAX_SKIPPED = 5  # non-finite steps in a row that stop the run
+KNN_CLIPS = 480  # clips behind the online score
+
+
+# ---------------------------------------------------------------------------------------- the step
+
+
+def train_step(model, optimizer, batches, accumulate, accelerator, clip_grad):
+    """One optimizer step over `accumulate` micro-batches.
+
+    Returns:
+        mean loss of this process, the gradient norm over all processes, the micro-batches' errors and
+        the seconds spent waiting for data. If the norm is not finite the weights were left alone:
+        gradients are averaged before it is taken, so every process decides alike.
+    """
+    total, errors, waited = torch.zeros((), device=accelerator.device), [], 0.0
+    for i in range(accumulate):
+        before = time.monotonic()
+        batch = next(batches)
+        waited += time.monotonic() - before
+        errors += batch["errors"]
+        tensors = [
+            batch[k].to(accelerator.device, non_blocking=True)
+            for k in ("video", "visible", "masked")
+        ]
+        last = i == accumulate - 1
+        with nullcontext() if last else accelerator.no_sync(model):
+            loss, _ = model(*tensors)
+            accelerator.backward(loss / accumulate)
+        total += loss.detach() / accumulate
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad or math.inf)
+    if torch.isfinite(norm):
+        optimizer.step()
+    optimizer.zero_grad()
+    return total, norm.item(), errors, waited
+
+
+@torch.no_grad()
+def online_knn(encoder, pack: Pack, ids: np.ndarray, seed: int, accelerator) -> float | None:
+    """Score features by kNN on held-out people of the training split; None without labels.
+
+    The test split is never looked at. At most `KNN_CLIPS` clips, one centre view each.
+    """
+    picked = np.sort(counter_rng(seed, 0, stream=3).permutation(ids)[:KNN_CLIPS])
+    records = [pack.record(i) for i in picked]
+    names = [r["label"] for r in records]
+    if None in names or len(set(names)) < 2:
+        return None
+    held_out, _ = choose_validation(names, [r["subject"] for r in records], seed)
+    labels = np.unique(names, return_inverse=True)[1]
+    encoder.eval()
+    features = []
+    for _, views in eval_loader(EvalClips(pack, picked, encoder.input_spec, 1, 1), 32, 0):
+        with accelerator.autocast():
+            clips = encoder.input_spec.normalise(views[:, 0].to(accelerator.device))
+            features.append(encoder(clips).float().cpu())
+    encoder.train()
+    x = torch.cat(features).numpy()
+    return knn_accuracy(x[~held_out], labels[~held_out], x[held_out], labels[held_out])
+
+
+# ------------------------------------------------------------------------------------- the pieces
+
+
+def build_model(cfg: Config) -> VideoMAE:
+    """The encoder and decoder of a configuration, freshly initialised from its seed."""
+    if cfg.encoder not in SIZES:
+        raise ValueError(f"--encoder {cfg.encoder!r} is not one of {', '.join(SIZES)}")
+    dim, depth, heads = SIZES[cfg.encoder]
+    decoder_dim, decoder_depth, decoder_heads = DECODERS[cfg.encoder]
+    if cfg.decoder_dim:
+        decoder_dim, decoder_heads = cfg.decoder_dim, max(cfg.decoder_dim // 32, 1)
+    torch.manual_seed(cfg.seed)
+    encoder = VideoTransformer(
+        dim, cfg.depth or depth, heads, cfg.frames, cfg.size, cfg.patch, cfg.tubelet, cfg.stride
+    )
+    model = VideoMAE(
+        encoder, decoder_dim, cfg.decoder_depth or decoder_depth, decoder_heads, cfg.target_eps
+    )
+    if cfg.backbone:
+        start_from(model, cfg.backbone)
+    return model
+
+
+def start_from(model: VideoMAE, name: str) -> None:
+    """Copy weights of an earlier model; the decoder's too where there is one."""
+    if (Path(name) / "checkpoints").is_dir():
+        loaded = checkpoint.load_pretrained_videomae(Path(name))
+    else:
+        loaded = checkpoint.load_backbone(name)
+    target = model if isinstance(loaded, VideoMAE) else model.encoder
+    checkpoint.load_strict(target, loaded.state_dict(), name)
+
+
+def schedule(cfg: Config, num_clips: int, processes: int) -> dict[str, int]:
+    """Steps, accumulation and the sizes between them.
+
+    Raises:
+        ValueError: the effective batch cannot be divided as asked, or the schedule is empty.
+    """
+    if cfg.batch_size % (processes * cfg.views):
+        raise ValueError(
+            f"--batch-size {cfg.batch_size} cannot be shared evenly by {processes} processes with "
+            f"{cfg.views} views of each clip: choose a multiple of {processes * cfg.views}"
+        )
+    per_process = cfg.batch_size // cfg.views // processes  # decodes in a step
+    most = max(cfg.micro_batch // cfg.views, 1)
+    micro = next(m for m in range(min(most, per_process), 0, -1) if per_process % m == 0)
+    per_step = cfg.batch_size // cfg.views
+    num_steps = cfg.steps or math.ceil(cfg.epochs * num_clips / per_step)
+    if num_steps < 1:
+        raise ValueError(f"--steps {cfg.steps} and --epochs {cfg.epochs} make no step at all")
+    return {
+        "steps": num_steps,
+        "warmup": round(cfg.warmup * num_steps),
+        "micro": micro,
+        "accumulate": per_process // micro,
+        "decodes_per_step": per_step,
+    }
+
+
+def open_run(cfg: Config, pack: Pack, num_clips: int) -> Path:
+    """The run's folder; refuses one that holds other work.
+
+    Raises:
+        ValueError: the folder holds something else, a run of another configuration or of other data,
+            or `--resume` finds nothing to continue.
+    """
+    run = Path(cfg.out or f"runs/videomae-{cfg.preset}")
+    described = run / "config.json"
+    if described.exists():
+        old = json.loads(described.read_text())
+        differences = log.config_differences(old["config"], cfg, MAY_CHANGE)
+        if old["data_fingerprint"] != pack.index["fingerprint"]:
+            differences.append(
+                f"data: {old['num_clips']} clips, fingerprint {old['data_fingerprint'][:12]} -> "
+                f"{num_clips} clips, fingerprint {pack.index['fingerprint'][:12]}"
+            )
+        if differences:
+            raise ValueError(
+                f"{run} holds a run that differs ({'; '.join(differences)}): give the same values to "
+                "continue it, or another --out to start anew; nothing was changed"
+            )
+    elif run.exists() and any(run.iterdir()):
+        raise ValueError(f"{run} holds something that is not a run: give another --out")
+    if cfg.resume and not checkpoint.checkpoints(run):
+        raise ValueError(f"--resume: {run} holds no checkpoint to continue from")
+    return run
+
+
+def print_plan(
+    cfg: Config, plan: dict, accelerator, pack: Pack, num_clips: int, run: Path, model
+) -> None:
+    """Print what the run resolved to, so that no number is applied silently."""
+    scale = cfg.batch_size / 256
+    parameters = sum(p.numel() for p in model.encoder.parameters()) / 1e6
+    epochs = plan["steps"] * plan["decodes_per_step"] / num_clips
+    views = f" x {cfg.views} views" if cfg.views > 1 else ""
+    log.print_table(
+        f"VideoMAE {cfg.preset}",
+        {
+            "data": f"{num_clips} clips of {pack.folder} ({cfg.split})",
+            "encoder": f"{cfg.encoder}, {parameters:.1f} M parameters, {cfg.frames} frames of {cfg.size} "
+            f"px, stride {cfg.stride}",
+            "mask": f"{cfg.mask} {cfg.mask_ratio:.0%}"
+            + (", half decoded" if cfg.dual_mask else ""),
+            "device": f"{accelerator.num_processes} x {device.describe(accelerator.device)}, "
+            f"{'bf16' if accelerator.mixed_precision == 'bf16' else 'fp32'}",
+            "effective batch": f"{cfg.batch_size} clips = {accelerator.num_processes} processes x "
+            f"{plan['accumulate']} passes x {plan['micro']} decodes{views}",
+            "learning rate": f"{cfg.base_lr:g} per 256 clips -> {cfg.base_lr * scale:g}, cosine to "
+            f"{cfg.final_lr * scale:g}",
+            "steps": f"{plan['steps']} ({plan['warmup']} warm-up) = {epochs:.1f} epochs",
+            "run": run,
+        },
+    )
+
+
+def draw_figure(model: VideoMAE, cfg: Config, pack: Pack, sample: int, path: Path) -> None:
+    """Draw one clip, what the model saw of it and what it made of it."""
+    spec = model.encoder.input_spec
+    _, views = EvalClips(pack, np.array([sample]), spec, 1, 1)[0]
+    rng = counter_rng(cfg.seed, 0, stream=4)
+    tokens = draw_tokens(cfg.mask, model.encoder.grid, cfg.mask_ratio, False, rng)
+    where = next(model.parameters()).device
+    visible, masked = (torch.from_numpy(i)[None].to(where) for i in tokens)
+    model.eval()
+    pictures = [views, *reconstruct(model, views.to(where), visible, masked)]
+    model.train()
+    names = [
+        "clip",
+        "visible",
+        "reconstruction\n(true patch mean/std)",
+        "reconstruction\n(nothing leaked)",
+    ]
+    rows = [
+        (n, p[0].permute(1, 2, 3, 0).cpu().numpy()) for n, p in zip(names, pictures, strict=True)
+    ]
+    caption = (
+        f"{cfg.mask} mask, {cfg.mask_ratio:.0%} hidden. Row 3 borrows the true mean and deviation of every "
+        "hidden tubelet, row 4 those of the nearest visible one."
+    )
+    log.reconstruction_figure(path, rows, caption)
+
+
+# ------------------------------------------------------------------------------------------- main
+
+
+def main(cfg: Config) -> dict:
+    """Pretrain; returns the final step, loss, kNN score and counts."""
+    # ---- data: before the process group exists, since packing may take hours
+    first = os.environ.get("RANK", "0") == "0"
+    short_side = 2 * round(cfg.size * 8 / 7 / 2)  # leaves room to crop: 224 -> 256
+    pack = open_data(cfg.data, short_side, say=first)
+    has_splits = bool(pack.index["splits"])
+    ids = pack.split(cfg.split if has_splits else "all")
+
+    # ---- processes
+    accelerator = start_accelerator(cfg.precision)
+    first = accelerator.is_main_process
+
+    # ---- model and optimizer
+    model = build_model(cfg)
+    grid = model.encoder.grid
+    draw_tokens(cfg.mask, grid, cfg.mask_ratio, cfg.dual_mask, counter_rng(0, 0))  # refuses early
+    plan = schedule(cfg, len(ids), accelerator.num_processes)
+    run = open_run(cfg, pack, len(ids))
+    accelerator.wait_for_everyone()
+    if first:
+        print_plan(cfg, plan, accelerator, pack, len(ids), run, model)
+        run.mkdir(parents=True, exist_ok=True)
+        if not (run / "config.json").exists():
+            described = {
+                "config": dataclasses.asdict(cfg),
+                "data_fingerprint": pack.index["fingerprint"],
+                "num_clips": len(ids),
+                "command": sys.argv,
+            }
+            log.write_json(run / "config.json", described)
+    model.to(accelerator.device)
+    optimizer = adamw(model, cfg.weight_decay, (0.9, cfg.beta2))
+
+    # ---- resume
+    state = {
+        "step": 0,
+        "skipped": 0,
+        "skipped_in_row": 0,
+        "bad_clips": 0,
+        "loss": None,
+        "knn": None,
+    }
+    found, problems = checkpoint.newest_valid(run)
+    for problem in problems if first else []:
+        print(f"warning: {problem}; going back to an older one", file=sys.stderr)
+    if found:
+        state |= checkpoint.load_checkpoint(found, model, optimizer)
+        if first:
+            print(f"continuing from {found}\n", flush=True)
+    elif problems:
+        raise ValueError(f"{run} has no checkpoint that verifies; move its checkpoints folder away")
+    accelerator.wait_for_everyone()
+
+    # ---- loader and wrapper
+    dataset = TrainClips(
+        pack, ids, model.encoder.input_spec, cfg.seed, cfg.views, cfg.scales,
+        lambda rng: draw_tokens(cfg.mask, grid, cfg.mask_ratio, cfg.dual_mask, rng),
+    )  # fmt: skip
+    positions = Positions(
+        state["step"], plan["steps"], plan["micro"], plan["accumulate"],
+        accelerator.num_processes, accelerator.process_index,
+    )  # fmt: skip
+    bare = model
+    if cfg.compile:
+        model = torch.compile(model)
+    model = accelerator.prepare_model(model)
+    scale = cfg.batch_size / 256
+
+    # ---- loop
+    run_log = log.RunLog(run, state["step"], cfg.tensorboard) if first else None
+    stop = StopFlag()
+    knn = state["knn"]
+    shown, clips_shown, waited_shown = time.monotonic(), 0, 0.0
+    with train_batches(dataset, positions, cfg.num_workers) as batches, stop:
+        while state["step"] < plan["steps"]:
+            lr = learning_rate(
+                state["step"],
+                plan["steps"],
+                plan["warmup"],
+                cfg.base_lr * scale,
+                cfg.final_lr * scale,
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            loss, norm, errors, waited = train_step(
+                model, optimizer, batches, plan["accumulate"], accelerator, cfg.clip_grad
+            )
+            # One small sum over the processes carries all that they must agree on.
+            shared = torch.tensor([stop.signal, len(errors), 0.0], device=accelerator.device)
+            shared[2] = loss / accelerator.num_processes
+            stopping, bad, loss_value = accelerator.reduce(shared).tolist()
+
+            state["step"] += 1
+            state["bad_clips"] += int(bad)
+            record_bad_clips(run, errors)
+            skipped = not math.isfinite(norm)
+            state["skipped"] += skipped
+            state["skipped_in_row"] = state["skipped_in_row"] + 1 if skipped else 0
+            refuse_to_go_on(cfg, state, plan, run)
+
+            step = state["step"]
+            done = step == plan["steps"]
+            if done or (cfg.knn_every and step % cfg.knn_every == 0):
+                knn = online_knn(bare.encoder, pack, ids, cfg.seed, accelerator) if first else None
+            clips_shown += cfg.batch_size
+            waited_shown += waited
+            now = time.monotonic()
+            if first and (done or skipped or now - shown >= cfg.log_seconds):
+                values = {"loss": loss_value, "lr": lr, "grad_norm": norm}
+                values |= {"clips_per_s": clips_shown / (now - shown)}
+                values |= {"skipped": state["skipped"], "bad_clips": state["bad_clips"]}
+                values |= {} if knn is None else {"knn": knn}
+                run_log.write(step, values)
+                print(
+                    f"step {step}/{plan['steps']}  loss {loss_value:.4f}  {values['clips_per_s']:.0f} clips/s "
+                    f"(waiting for data {waited_shown / (now - shown):.0%})  "
+                    f"{run_log.time_left(step, plan['steps'])} left"
+                    + (f"  kNN {knn:.1%}" if knn is not None else "")
+                    + (f"  {state['skipped']} steps skipped" if state["skipped"] else "")
+                    + (f"  {state['bad_clips']} bad clips replaced" if state["bad_clips"] else ""),
+                    flush=True,
+                )
+                shown, clips_shown, waited_shown = now, 0, 0.0
+            state |= {"loss": loss_value, "knn": knn}
+            if (done or stopping or step % cfg.save_every == 0) and first:
+                checkpoint.save_checkpoint(run, bare, optimizer, state)
+            if stopping and not done:
+                accelerator.wait_for_everyone()
+                if first:
+                    print(
+                        f"stopped after step {step}, saved; the same command continues from there"
+                    )
+                sys.exit(128 + (stop.signal or 15))
+
+    # ---- end
+    if first:
+        finish(cfg, bare, pack, ids, run, plan, state)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return state
+
+
+def record_bad_clips(run: Path, errors: list[dict]) -> None:
+    """Append clips that could not be decoded to the run's ledger and name them on the screen."""
+    for error in errors:
+        print(
+            f"bad clip replaced: {error['source']}: {error['reason']}", file=sys.stderr, flush=True
+        )
+        with open(run / "data_errors.jsonl", "a") as file:
+            file.write(json.dumps(error) + "\n")
+
+
+def refuse_to_go_on(cfg: Config, state: dict, plan: dict, run: Path) -> None:
+    """Stop a run that no longer learns from the data it was given."""
+    if state["skipped_in_row"] >= MAX_SKIPPED:
+        raise ValueError(
+            f"the gradient was not finite in {MAX_SKIPPED} steps in a row, the last one {state['step']}: "
+            f"lower --base-lr or try --precision fp32; {run}/checkpoints still holds the last good state"
+        )
+    seen = state["step"] * plan["decodes_per_step"]
+    # At least 10, so that one bad clip does not end a short run.
+    if state["bad_clips"] > max(cfg.max_bad_clips * seen, 10):
+        raise ValueError(
+            f"{state['bad_clips']} of {seen} clips could not be decoded, more than --max-bad-clips "
+            f"{cfg.max_bad_clips:g}; they are listed in {run}/data_errors.jsonl: pack the data again"
+        )
+
+
+def finish(cfg, model, pack, ids, run, plan, state) -> None:
+    """Export the backbone, draw the figure and say where everything is."""
+    provenance = {
+        "recipe": "videomae", "preset": cfg.preset, "steps": plan["steps"], "seed": cfg.seed,
+        "data": cfg.data, "split": cfg.split, "data_fingerprint": pack.index["fingerprint"],
+        "num_clips": len(ids), "loss": state["loss"], "online_knn": state["knn"], "config": dataclasses.asdict(cfg),
+    }  # fmt: skip
+    checkpoint.export_backbone(model.encoder, run / "backbone", provenance)
+    draw_figure(model, cfg, pack, int(ids[0]), run / "reconstruction.png")
+    data = cfg.data if cfg.data == "synthetic" else pack.folder
+    print()
+    log.print_table(
+        "done",
+        {
+            "backbone": run / "backbone",
+            "figure": run / "reconstruction.png",
+            "log": run / "log.jsonl",
+            "checkpoints": run / "checkpoints",
+            "next": f"python recipes/linear_probe.py --backbone {run / 'backbone'} --data {data}",
+        },
+    )
+
+
+if __name__ == "__main__":
+    log.cli(main, PRESETS)

@@ -1,0 +1,112 @@
+"""Small packed videos and a small backbone, shared by all tests."""
+
+import csv
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+MOTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory):
+    """Keep whatever tests cache out of the user's home, and apart from other test runs."""
+    before = os.environ.get("MUYBRIDGE_CACHE")
+    os.environ["MUYBRIDGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    del os.environ["MUYBRIDGE_CACHE"]
+    if before is not None:
+        os.environ["MUYBRIDGE_CACHE"] = before
+
+
+def draw_motion(motion: str, person: int, take: int, frames: int, side: int) -> np.ndarray:
+    """A square that crosses the picture: uint8 (T, H, W, 3). Its colour, size and background are the
+    person's, so a model can tell people apart; only the motion gives the label."""
+    rng = np.random.default_rng([person, take, *motion.encode()])
+    look = np.random.default_rng(person)
+    size = int(look.integers(side // 5, side // 3))
+    ground, colour = look.integers(0, 120, 3), look.integers(140, 255, 3)
+    dx, dy = MOTIONS[motion]
+    room, across = side - size, int(rng.integers(side - size + 1))
+    video = np.empty((frames, side, side, 3), np.uint8)
+    video[:] = ground
+    for t in range(frames):
+        step = round(t / (frames - 1) * room)
+        x = {1: step, -1: room - step, 0: across}[dx]
+        y = {1: step, -1: room - step, 0: across}[dy]
+        video[t, y : y + size, x : x + size] = colour
+    return video
+
+
+def write_video(path: Path, video: np.ndarray, fps: int = 16) -> None:
+    """Write uint8 frames (T, H, W, 3) as H.264 .mp4."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "crf": "20"})
+        stream.height, stream.width, stream.pix_fmt = *video.shape[1:3], "yuv420p"
+        for picture in video:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(stream.encode(None))
+
+
+@pytest.fixture(scope="session")
+def make_pack(tmp_path_factory) -> Callable[..., Path]:
+    """A function rows -> folder of a pack; a row has motion, person, take and any list columns.
+
+    Keyword arguments: frames, side (pixels), and those of `pretrain.data.pack.pack`.
+    """
+    from pretrain.data.pack import pack
+
+    def make(rows: list[dict], frames: int = 16, side: int = 32, **options) -> Path:
+        folder = tmp_path_factory.mktemp("videos")
+        drawn = {"motion", "person", "take"}
+        columns = [c for c in dict.fromkeys(c for row in rows for c in row) if c not in drawn]
+        with open(folder / "list.csv", "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", *columns])
+            for row in rows:
+                name = "{motion}-{person}-{take}.mp4".format(**row)
+                video = draw_motion(row["motion"], row["person"], row["take"], frames, side)
+                write_video(folder / name, video)
+                writer.writerow([name, *(row.get(c) or "" for c in columns)])
+        out = tmp_path_factory.mktemp("packs") / "pack"
+        pack(folder / "list.csv", out, short_side=side, workers=1, progress=False, **options)
+        return out
+
+    return make
+
+
+def motion_rows(people: range, takes: int, split: str | None, **more) -> list[dict]:
+    """Rows for `make_pack`: every motion by every person, labelled by the motion."""
+    return [
+        {"motion": m, "person": p, "take": t, "label": m, "subject": f"p{p}"}
+        | ({"split": split} if split else {})
+        | more
+        for m in MOTIONS
+        for p in people
+        for t in range(takes)
+    ]
+
+
+@pytest.fixture(scope="session")
+def tiny_pack(make_pack) -> Path:
+    """48 clips of 16 frames of 32x32: 4 motions, 4 people train, 2 others test, 2 takes each."""
+    return make_pack(motion_rows(range(4), 2, "train") + motion_rows(range(4, 6), 2, "test"))
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory) -> Path:
+    """An exported encoder with random weights that sees 8 frames, 2 apart, of 32x32."""
+    from pretrain.checkpoint import export_backbone
+    from pretrain.vit import VideoTransformer
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        encoder = VideoTransformer(dim=32, depth=2, heads=2, frames=8, size=32, patch=8, stride=2)
+    folder = tmp_path_factory.mktemp("run") / "backbone"
+    export_backbone(encoder, folder, {"recipe": "random, for tests"})
+    return folder

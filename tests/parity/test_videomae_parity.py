@@ -1,0 +1,237 @@
+"""VideoMAE against transformers' VideoMAEForPreTraining and against literal formulas."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pretrain.convert import to_transformers
+from pretrain.layouts import arguments_of, to_hf
+from pretrain.videomae import (
+    VideoMAE,
+    draw_tokens,
+    make_mask,
+    normalise_target,
+    running_cell,
+)
+from pretrain.vit import VideoTransformer, patchify, sinusoid_table, take_tokens, unpatchify
+
+PUBLISHED = (8, 14, 14)  # the token grid of 16 frames of 224 pixels
+
+# encoder: dim, depth, heads, frames, size, patch; decoder: dim, depth, heads
+CONFIGS = {
+    "patch 8": ((48, 2, 3, 4, 32, 8), (36, 2, 2)),
+    "patch 16, long": ((64, 3, 4, 8, 32, 16), (40, 1, 5)),
+    "one head, wide decoder": ((32, 1, 1, 4, 48, 8), (60, 2, 3)),
+}
+
+
+def randomise(model: torch.nn.Module, seed: int) -> None:
+    """Give every parameter, biases and norms included, a value that matters."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        norm_weight = "norm" in name and name.endswith("weight")
+        parameter.data = 1 + 0.1 * noise if norm_weight else 0.1 * noise
+
+
+def case(name: str) -> tuple:
+    """A model, transformers' twin, two clips and their tokens."""
+    (dim, depth, heads, frames, size, patch), decoder = CONFIGS[name]
+    ours = VideoMAE(VideoTransformer(dim, depth, heads, frames, size, patch), *decoder)
+    randomise(ours, seed=1)
+    theirs = to_transformers(ours)
+    # The original has 1e-6 here, transformers its LayerNorm's default 1e-5.
+    theirs.decoder.norm.eps = 1e-6
+    rng = np.random.default_rng(2)
+    video = torch.from_numpy(rng.integers(256, size=(2, 3, frames, size, size), dtype=np.uint8))
+    drawn = [draw_tokens("random", ours.encoder.grid, 0.7, False, rng) for _ in range(2)]
+    visible, masked = (torch.from_numpy(np.stack(tokens)) for tokens in zip(*drawn, strict=True))
+    return ours, theirs, video, visible, masked
+
+
+def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_loss_and_every_gradient_equal_transformers(name, train):
+    ours, theirs, video, visible, masked = case(name)
+    ours.train(train)
+    theirs.train(train)
+    mask = torch.zeros(2, math.prod(ours.encoder.grid), dtype=torch.bool).scatter(1, masked, True)
+    loss, prediction = ours(video, visible, masked)
+    pixels = ours.encoder.input_spec.normalise(video).transpose(1, 2)
+    output = theirs(pixels, bool_masked_pos=mask)
+    assert relative(prediction, output.logits) < 1e-5
+    assert relative(loss, output.loss) < 1e-5
+    loss.backward()
+    output.loss.backward()
+    gradients = {n: p.grad for n, p in ours.named_parameters()}
+    mapped, _ = to_hf(gradients, arguments_of(ours))
+    named = {n: p.grad for n, p in theirs.named_parameters() if not n.endswith("key.bias")}
+    assert mapped.keys() == named.keys()
+    errors = {n: relative(mapped[n], named[n]) for n in named}
+    worst = max(errors, key=errors.get)
+    assert errors[worst] < 1e-5, f"{worst}: {errors[worst]:.1e}"
+
+
+def test_transformers_untouched_differs_by_its_decoder_epsilon_only():
+    ours, theirs, video, visible, masked = case("patch 8")
+    theirs.decoder.norm.eps = 1e-5
+    mask = torch.zeros(2, math.prod(ours.encoder.grid), dtype=torch.bool).scatter(1, masked, True)
+    loss, _ = ours(video, visible, masked)
+    output = theirs(ours.encoder.input_spec.normalise(video).transpose(1, 2), bool_masked_pos=mask)
+    assert relative(loss, output.loss) < 1e-4
+
+
+def test_tokens_equal_transformers_and_train_mode_changes_nothing():
+    ours, theirs, video, visible, masked = case("patch 16, long")
+    clip = ours.encoder.input_spec.normalise(video)
+    tokens = ours.encoder.eval().forward_features(clip)
+    theirs_tokens = theirs.videomae(clip.transpose(1, 2)).last_hidden_state
+    assert relative(tokens, theirs_tokens) < 1e-5
+    assert torch.equal(tokens, ours.encoder.train().forward_features(clip))
+    assert torch.equal(
+        ours.eval()(video, visible, masked)[1], ours.train()(video, visible, masked)[1]
+    )
+    assert torch.equal(ours.encoder(clip), tokens.mean(1))
+
+
+def test_target_equals_the_literal_formula():
+    tubelet, patch = 2, 4
+    video = torch.from_numpy(
+        np.random.default_rng(0).integers(256, size=(1, 3, 4, 8, 12), dtype=np.uint8)
+    ).double() / 255  # fmt: skip
+    target = normalise_target(patchify(video, tubelet, patch))[0]
+    token = 0
+    for t in range(2):
+        for h in range(2):
+            for w in range(3):
+                cut = video[0, :, 2 * t : 2 * t + 2, 4 * h : 4 * h + 4, 4 * w : 4 * w + 4]
+                n = tubelet * patch * patch
+                for c in range(3):
+                    values = [
+                        cut[c, p, q, r].item()
+                        for p in range(tubelet) for q in range(patch) for r in range(patch)
+                    ]  # fmt: skip
+                    mean = sum(values) / n
+                    variance = sum((v - mean) ** 2 for v in values) / (n - 1)  # unbiased
+                    expected = [(v - mean) / (math.sqrt(variance) + 1e-6) for v in values]
+                    got = target[token, c::3]  # channel fastest
+                    assert torch.allclose(got, torch.tensor(expected).double(), atol=1e-6)
+                token += 1
+
+
+def test_a_flat_patch_has_a_finite_target():
+    # The epsilon stands outside the root: noise of one float step would be blown up inside it.
+    flat = torch.full((1, 1, 2 * 4 * 4 * 3), 0.5)
+    assert normalise_target(flat).abs().max() == 0
+
+
+def test_positions_equal_the_literal_formula():
+    table = sinusoid_table(1568, 48)
+    for position in (0, 1, 195, 196, 1567):
+        for j in range(48):
+            angle = position / 10000 ** (2 * (j // 2) / 48)
+            expected = math.sin(angle) if j % 2 == 0 else math.cos(angle)
+            assert table[position, j].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_patch_order_is_t_h_w_with_the_channel_fastest():
+    video = torch.arange(3 * 4 * 4 * 6).reshape(1, 3, 4, 4, 6)
+    patches = patchify(video, 2, 2)
+    assert patches.shape == (1, 2 * 2 * 3, 2 * 2 * 2 * 3)
+    token = (1 * 2 + 0) * 3 + 2  # t=1, h=0, w=2
+    place = ((1 * 2 + 0) * 2 + 1) * 3 + 2  # p=1, q=0, r=1, c=2
+    assert patches[0, token, place] == video[0, 2, 2 * 1 + 1, 2 * 0 + 0, 2 * 2 + 1]
+    assert torch.equal(unpatchify(patches, (2, 2, 3), 2, 2), video)
+
+
+def test_published_tube_mask_hides_1408_of_1568_in_identical_slots():
+    mask = make_mask("tube", PUBLISHED, 0.9, np.random.default_rng(0))
+    assert (mask.sum(), (~mask).sum()) == (1408, 160)
+    slots = mask.reshape(PUBLISHED[0], -1)
+    assert (slots == slots[0]).all()
+    assert (make_mask("tube", PUBLISHED, 0.9, np.random.default_rng(1)) != mask).any()
+
+
+def test_every_place_is_masked_equally_often():
+    rng = np.random.default_rng(0)
+    often = np.mean([make_mask("tube", (1, 6, 6), 0.75, rng) for _ in range(2000)], axis=0)
+    assert abs(often - 0.75).max() < 0.05  # five standard deviations
+
+
+@pytest.mark.parametrize("kind", ["random", "frame"])
+def test_other_masks(kind):
+    mask = make_mask(kind, PUBLISHED, 0.75, np.random.default_rng(0))
+    assert mask.sum() == 0.75 * 1568
+    slots = mask.reshape(8, -1)
+    if kind == "frame":
+        assert all(slot.all() or not slot.any() for slot in slots)
+    else:
+        assert (slots != slots[0]).any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "ratio", "names"),
+    [
+        ("tubes", 0.9, "'tubes'"),
+        ("tube", 0.001, "0.001"),
+        ("frame", 1.0, "1.0"),
+        ("tube", -1, "-1"),
+    ],
+)
+def test_impossible_masks_are_refused(kind, ratio, names):
+    with pytest.raises(ValueError, match=names):
+        make_mask(kind, PUBLISHED, ratio, np.random.default_rng(0))
+
+
+def test_running_cell():
+    starts = set()
+    for seed in range(40):
+        decode = running_cell((8, 4, 6), np.random.default_rng(seed)).reshape(8, 4, 6)
+        cells = decode.reshape(8, 2, 2, 3, 2).transpose(0, 1, 3, 2, 4).reshape(8, 6, 4)
+        assert (cells.sum(-1) == 2).all()  # half of every 2x2 cell
+        assert (cells == cells[:, :1]).all()  # all cells alike within a slot
+        assert (decode.sum(0) == 4).all()  # every place in half of the slots
+        pair = cells[:, 0]
+        for slot in range(7):  # and the pair moves on by one with every slot
+            assert (pair[slot + 1] == np.roll(pair[slot], 1)).all()
+        assert (pair[0] == pair[4]).all()
+        starts.add(tuple(pair[0].tolist()))
+    assert len(starts) == 4  # from a random start
+
+
+def test_running_cell_needs_even_sides():
+    with pytest.raises(ValueError, match="5x4"):
+        running_cell((8, 5, 4), np.random.default_rng(0))
+
+
+def test_dual_masking_predicts_704_of_1408():
+    for seed in range(5):
+        visible, masked = draw_tokens("tube", PUBLISHED, 0.9, True, np.random.default_rng(seed))
+        assert (len(visible), len(masked)) == (160, 704)
+        assert not set(visible) & set(masked)
+        assert (np.diff(visible) > 0).all()
+        assert (np.diff(masked) > 0).all()
+        # Exactly what the running cell decodes: the mask is drawn first, then the cell.
+        rng = np.random.default_rng(seed)
+        hidden = make_mask("tube", PUBLISHED, 0.9, rng)
+        assert (masked == np.flatnonzero(hidden & running_cell(PUBLISHED, rng))).all()
+
+
+def test_without_dual_masking_every_token_is_seen_or_predicted():
+    visible, masked = draw_tokens("tube", PUBLISHED, 0.9, False, np.random.default_rng(0))
+    assert (np.sort(np.concatenate([visible, masked])) == np.arange(1568)).all()
+
+
+def test_gathering_equals_boolean_masking():
+    rng = np.random.default_rng(0)
+    x = torch.randn(3, 24, 5)
+    masks = np.stack([make_mask("random", (2, 3, 4), 0.6, rng) for _ in range(3)])
+    index = torch.from_numpy(np.stack([np.flatnonzero(~mask) for mask in masks]))
+    expected = x[torch.from_numpy(~masks)].reshape(3, -1, 5)
+    assert torch.equal(take_tokens(x, index), expected)

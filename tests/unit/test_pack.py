@@ -1,0 +1,748 @@
+"""From files to a pack: every frame right, nothing lost, nothing done twice."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from pretrain.data.decode import read_frames
+from pretrain.data.index import load_index
+from pretrain.data.ingest import ingest
+from pretrain.data.pack import pack
+from pretrain.data.pool import run_jobs
+from tests.unit.media import number_of, numbers, picture, read_video, ready_video, write_video
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def make(
+    path: Path, short_side: int = 256, clip_seconds: float = 10.0, kind: str = "video"
+) -> list[dict]:
+    """Ingests one file here, without a worker; adds the path of each clip."""
+    out = path.parent / f"{path.name}-out"
+    clips = ingest(str(path), None, kind, str(out), short_side, clip_seconds)
+    return [clip | {"path": path.parent / clip["file"]} for clip in clips]
+
+
+def quick(source: Path, out: Path, **more) -> dict:
+    return pack(source, out, **({"workers": 1, "progress": False} | more))
+
+
+def clips_of(folder: Path) -> dict[tuple[str, int], tuple[dict, bytes]]:
+    """(source, ordinal) -> its line and its bytes, read through the index."""
+    index = load_index(folder)
+    found = {}
+    for line in (folder / "clips.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        with open(folder / index["shards"][row["shard"]]["name"], "rb") as file:
+            file.seek(row["offset"])
+            found[row["source"], row["clip"]] = row, file.read(row["bytes"])
+    return found
+
+
+def state(folder: Path) -> dict[str, tuple[int, str]]:
+    """Names, dates and hashes of the visible files."""
+    return {
+        p.name: (p.stat().st_mtime_ns, hashlib.sha256(p.read_bytes()).hexdigest())
+        for p in folder.iterdir()
+        if p.is_file()
+    }
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {name: digest for name, (_, digest) in state(folder).items()}
+
+
+@pytest.fixture
+def videos(tmp_path):
+    folder = tmp_path / "videos"
+    for i, name in enumerate(("walk/a.mp4", "walk/b.mp4", "run/c.mp4", "run/d.mp4")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_video(folder / name, 10 + i)
+    return folder
+
+
+# ---- pixels and time
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("a.mp4", {}),
+        ("a.mkv", {"codec": "libx264"}),
+        ("a.webm", {"codec": "libvpx-vp9", "options": {"cpu-used": "8", "deadline": "realtime"}}),
+        ("a.avi", {"codec": "mpeg4"}),
+        ("a.avi", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}),
+        ("a.mpg", {"codec": "mpeg1video"}),
+        ("a.ts", {"codec": "mpeg2video"}),
+        ("a.mov", {"codec": "libx264", "pix_fmt": "yuv420p10le"}),
+        ("a.mp4", {"codec": "libx265", "options": {"x265-params": "log-level=none:bframes=3"}}),
+        ("a.mkv", {"codec": "libx264rgb", "pix_fmt": "rgb24"}),
+        ("a.mkv", {"codec": "ffv1", "pix_fmt": "yuva420p"}),
+        ("a.gif", {"codec": "gif", "pix_fmt": "rgb8"}),
+        ("a.wmv", {"codec": "wmv2"}),
+        ("a.flv", {"codec": "flv"}),
+        ("a.mp4", {"audio": True}),
+    ],
+)
+def test_every_frame_of_every_format_in_order(tmp_path, name, how):
+    (clip,) = make(write_video(tmp_path / name, 37, **how))
+    assert numbers(clip["path"]) == list(range(37))
+    assert (clip["frames"], clip["fps"], clip["width"], clip["height"]) == (37, 25, 96, 64)
+    # Black and white survive whatever range, depth and colour space they were stored in.
+    image = read_video(clip["path"])[31]
+    assert image[8:24, 4:56].mean() > 225 and image[40:].mean() < 26
+
+
+def test_our_clips_are_short_closed_groups_without_b_frames(tmp_path):
+    (clip,) = make(write_video(tmp_path / "a.mkv", 50))
+    with av.open(str(clip["path"])) as file:
+        stream = file.streams.video[0]
+        assert len(file.streams) == 1 and stream.codec_context.name == "h264"
+        assert stream.codec_context.pix_fmt == "yuv420p"
+        packets = [p for p in file.demux(stream) if p.size]
+    assert [i for i, p in enumerate(packets) if p.is_keyframe] == [0, 16, 32, 48]
+    assert all(p.pts == p.dts for p in packets)
+    assert len({b.pts - a.pts for a, b in pairwise(packets)}) == 1
+    data = clip["path"].read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    for packet in packets[::16]:
+        units = bytes(packet)  # a closed group starts with a NAL unit of type 5
+        kinds, at = [], 0
+        while at < len(units):
+            kinds.append(units[at + 4] & 31)
+            at += 4 + int.from_bytes(units[at : at + 4], "big")
+        assert 5 in kinds
+    # The proof of the pudding: each group alone gives its own frames.
+    order = [33, 2, 49, 16, 15, 47, 0]
+    assert [number_of(f) for f in read_frames(data, np.array(order)).numpy()] == order
+
+
+def test_decord_reads_the_same_frames(tmp_path):
+    decord = pytest.importorskip("decord")
+    (clip,) = make(write_video(tmp_path / "a.mkv", 50))
+    order = [49, 0, 17, 16, 31, 33, 5]
+    frames = (
+        decord.VideoReader(io.BytesIO(clip["path"].read_bytes()), num_threads=1)
+        .get_batch(order)
+        .asnumpy()
+    )
+    assert [number_of(f) for f in frames] == order
+
+
+@pytest.mark.parametrize("angle", [90, 180, -90])
+def test_rotation_is_applied(tmp_path, angle):
+    # The recorder stored the picture turned, and a tag that says how to turn it back.
+    frames = [np.rot90(picture(i), -angle // 90) for i in range(20)]
+    (clip,) = make(write_video(tmp_path / "a.mp4", frames, rotation=angle))
+    assert (clip["width"], clip["height"]) == (96, 64) and not clip["copied"]
+    assert numbers(clip["path"]) == list(range(20))
+    with av.open(str(clip["path"])) as file:
+        assert next(file.decode(video=0)).rotation == 0
+
+
+def test_rotation_alone_forbids_copying(tmp_path):
+    plain, turned = tmp_path / "plain.mp4", tmp_path / "turned.mp4"
+    frames = [np.rot90(picture(i), 2) for i in range(10)]
+    ready_video(plain, frames)
+    ready_video(turned, frames, rotation=180)
+    assert make(plain)[0]["copied"]
+    (clip,) = make(turned)
+    assert not clip["copied"] and numbers(clip["path"]) == list(range(10))
+
+
+def test_variable_frame_rate_becomes_constant(tmp_path):
+    # 25 frames in a second, then one every 200 ms: 35 frames in 3 s.
+    times = [40 * i for i in range(25)] + [1000 + 200 * i for i in range(10)]
+    (clip,) = make(write_video(tmp_path / "a.mkv", 35, times=times))
+    fps, seen = clip["fps"], numbers(clip["path"])
+    assert seen == sorted(seen)
+    for tick, number in enumerate(seen):
+        shown = tick / fps * 1000
+        assert times[number] <= shown + 500 / fps + 1  # a frame comes at most half a tick early
+        if number + 1 < 35 and tick + 1 < len(seen):
+            assert times[number + 1] > shown - 500 / fps - 1  # and its successor is not yet due
+    assert abs(len(seen) / fps - 3) < 0.2
+
+
+def test_high_frame_rates_are_halved(tmp_path):
+    (clip,) = make(write_video(tmp_path / "a.mp4", 48, fps=120))
+    seen = numbers(clip["path"])
+    assert clip["fps"] == 60 and len(seen) in (24, 25)
+    assert all(b - a in (1, 2) for a, b in pairwise(seen))
+
+
+def test_a_broken_clock_does_not_fill_the_disk(tmp_path):
+    times = [40 * i for i in range(10)] + [10**9 + 40 * i for i in range(10)]
+    (clip,) = make(write_video(tmp_path / "a.mkv", 20, times=times))
+    assert numbers(clip["path"])[:10] == list(range(10)) and clip["frames"] < 120
+
+
+def test_frames_before_an_edit_are_dropped(tmp_path):
+    whole = ready_video(tmp_path / "whole.mp4", 30, gop=16)
+    cut = tmp_path / "cut.mp4"
+    options = {"avoid_negative_ts": "disabled"}
+    with av.open(str(whole)) as source, av.open(str(cut), "w", container_options=options) as target:
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        for packet in source.demux(stream):
+            if packet.size:
+                shift = round(10 / 25 / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, copy
+                target.mux(packet)
+    (clip,) = make(cut)
+    assert numbers(clip["path"]) == list(range(10, 30)) and not clip["copied"]
+
+
+@pytest.mark.parametrize(
+    ("size", "aspect", "short", "expected"),
+    [
+        ((96, 64), None, 32, (48, 32)),
+        ((64, 96), None, 32, (32, 48)),
+        ((96, 64), None, 256, (96, 64)),
+        ((98, 66), None, 33, (48, 32)),
+        ((48, 64), Fraction(2), 256, (96, 64)),
+        ((96, 64), Fraction(1, 2), 256, (48, 64)),
+    ],
+)
+def test_sizes(tmp_path, size, aspect, short, expected):
+    path = write_video(tmp_path / "a.mp4", 20, size=size, aspect=aspect)
+    (clip,) = make(path, short_side=short)
+    assert (clip["width"], clip["height"]) == expected
+    assert numbers(clip["path"]) == list(range(20))
+    assert read_video(clip["path"])[0].shape == (*expected[::-1], 3)
+
+
+def test_odd_sizes_become_even(tmp_path):
+    path = write_video(tmp_path / "a.mkv", 20, size=(97, 65), codec="ffv1", pix_fmt="bgr0")
+    (clip,) = make(path)
+    assert (clip["width"], clip["height"]) == (96, 64) and numbers(clip["path"]) == list(range(20))
+
+
+def test_long_videos_are_cut_into_equal_parts(tmp_path):
+    path = write_video(tmp_path / "a.mp4", 100)
+    clips = make(path, clip_seconds=1.5)
+    assert [c["frames"] for c in clips] == [33, 33, 34]
+    assert [c["start"] for c in clips] == [0.0, 1.32, 2.64]
+    assert [n for c in clips for n in numbers(c["path"])] == list(range(100))
+    # A nominal ten seconds are rarely exactly ten: they must not become two halves.
+    assert [c["frames"] for c in make(path, clip_seconds=3.9)] == [100]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_become_upright_clips_of_one_frame(tmp_path, orientation):
+    upright = picture(0b1011)
+    turn = {
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: np.rot90(a.transpose(1, 0, 2), 2),
+        8: lambda a: np.rot90(a, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.jpg"
+    Image.fromarray(np.ascontiguousarray(turn(upright))).save(path, quality=95, exif=exif)
+    (clip,) = make(path, kind="image")
+    assert numbers(clip["path"]) == [0b1011]
+    assert (clip["frames"], clip["width"], clip["height"]) == (1, 96, 64)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "I;16", "CMYK"])
+def test_images_of_every_kind(tmp_path, mode):
+    image = Image.fromarray(picture(0b101))
+    if mode == "I;16":
+        image = Image.fromarray((np.asarray(image.convert("L")).astype(np.uint16) << 8) + 7)
+    else:
+        image = image.convert(mode)
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    image.save(path)
+    (clip,) = make(path, kind="image")
+    assert numbers(clip["path"]) == [0b101]
+    frame = read_frames(clip["path"].read_bytes(), np.array([0]))
+    assert tuple(frame.shape) == (1, 64, 96, 3)
+
+
+# ---- copying
+
+
+def test_a_file_that_is_ready_is_copied(tmp_path):
+    path = ready_video(tmp_path / "a.mp4")
+    (clip,) = make(path)
+    assert clip["copied"] and clip["path"].read_bytes() == path.read_bytes()
+    assert (clip["frames"], clip["fps"]) == (20, 25)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"gop": 40, "frames": 60},
+        {"size": (98, 66), "short": 64},
+        {"seconds": 0.5},
+        {"audio": True},
+        {"aspect": Fraction(4, 3)},
+        {"pix_fmt": "yuv444p"},
+        {"pix_fmt": "yuvj420p"},
+        {"times": [40 * i + 15 * (i % 2) for i in range(20)]},
+    ],
+    ids=lambda how: next(iter(how)),
+)
+def test_a_file_that_is_not_ready_is_encoded(tmp_path, how):
+    short, seconds = how.pop("short", 256), how.pop("seconds", 10.0)
+    path = ready_video(tmp_path / "a.mp4", **how)
+    clips = make(path, short, seconds)
+    assert not any(c["copied"] for c in clips)
+    assert sum(c["frames"] for c in clips) == how.get("frames", 20)
+
+
+def test_open_groups_are_not_copied(tmp_path):
+    options = {"x264-params": "keyint=8:min-keyint=8:scenecut=0:open-gop=1:bframes=3:b-adapt=0"}
+    (clip,) = make(write_video(tmp_path / "a.mp4", 40, options=options))
+    assert not clip["copied"] and numbers(clip["path"]) == list(range(40))
+
+
+# ---- the pack
+
+
+def test_pack_as_described(videos, tmp_path):
+    (videos / "run" / "bad.mp4").write_text("no video")
+    (videos / "notes.txt").write_text("left alone")
+    out = tmp_path / "out"
+    index = quick(videos, out)
+    assert index == load_index(out) == json.loads((out / "index.json").read_text())
+    assert (index["num_sources"], index["num_clips"], index["num_refused"]) == (5, 4, 1)
+    assert (index["classes"], index["splits"]) == (["run", "walk"], {})
+    (refused,) = map(json.loads, (out / "refused.jsonl").read_text().splitlines())
+    assert refused == {"source": "run/bad.mp4", "reason": "not a video: text"}
+    clips = clips_of(out)
+    for name, count in (
+        ("walk/a.mp4", 10),
+        ("walk/b.mp4", 11),
+        ("run/c.mp4", 12),
+        ("run/d.mp4", 13),
+    ):
+        row, data = clips[name, 0]
+        assert numbers(data) == list(range(count)) and row["frames"] == count
+        assert (
+            row["label"] == name.split("/")[0] and row["sha256"] == hashlib.sha256(data).hexdigest()
+        )
+    assert hashlib.sha256((out / "clips.jsonl").read_bytes()).hexdigest() == index["clips_sha256"]
+    members = []
+    for shard in index["shards"]:
+        data = (out / shard["name"]).read_bytes()
+        assert len(data) == shard["bytes"] and hashlib.sha256(data).hexdigest() == shard["sha256"]
+        with tarfile.open(out / shard["name"]) as file:
+            members += [(m.name, m.mtime, m.uid) for m in file]
+    keys = [row["key"] for row, _ in clips.values()]
+    assert members == [(f"{key}.{end}", 0, 0) for key in keys for end in ("mp4", "json")]
+
+
+def test_shards_are_read_by_webdataset_and_of_near_equal_size(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    path = ready_video(folder / "0.mp4", 8)
+    for i in range(1, 30):
+        shutil.copy(path, folder / f"{i}.mp4")
+    (tmp_path / "l.csv").write_text(
+        "path,caption,label\n" + "".join(f"videos/{i}.mp4,nr {i},{i % 3}\n" for i in range(30))
+    )
+    total = path.stat().st_size * 30
+    index = quick(tmp_path / "l.csv", tmp_path / "out", shard_bytes=total // 4)
+    sizes = [shard["bytes"] for shard in index["shards"]]
+    assert 4 <= len(sizes) <= 6 and max(sizes) - min(sizes) < 2.5 * (path.stat().st_size + 1536)
+    urls = [str(tmp_path / "out" / shard["name"]) for shard in index["shards"]]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert [s["__key__"] for s in samples] == [
+        row["key"] for row, _ in clips_of(tmp_path / "out").values()
+    ]
+    about = json.loads(samples[0]["json"])
+    assert (
+        about["captions"] == [f"nr {about['source'][7:-4]}"]
+        and samples[0]["mp4"] == path.read_bytes()
+    )
+
+
+def test_the_number_of_workers_changes_nothing(videos, tmp_path):
+    (videos / "run" / "bad.mp4").write_text("no video")
+    quick(videos, tmp_path / "one", workers=1, shard_bytes=4000)
+    quick(videos, tmp_path / "two", workers=2, shard_bytes=4000)
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+    assert len(load_index(tmp_path / "one")["shards"]) > 1
+
+
+def test_packing_again_does_nothing(videos, tmp_path):
+    (videos / "run" / "bad.mp4").write_text("no video")
+    quick(videos, tmp_path / "out")
+    before = state(tmp_path / "out")
+    quick(videos, tmp_path / "out")
+    assert state(tmp_path / "out") == before
+    assert len((tmp_path / "out/.pack/journal.jsonl").read_text().splitlines()) == 5
+    assert not list((tmp_path / "out/.pack/clips").iterdir())
+
+
+def test_only_what_changed_is_done_again(videos, tmp_path, capsys):
+    out = tmp_path / "out"
+    quick(videos, out)
+    old = clips_of(out)
+    write_video(videos / "walk/a.mp4", 30)
+    (videos / "run/d.mp4").unlink()
+    write_video(videos / "run/e.mp4", 7)
+    index = pack(videos, out, workers=1)
+    assert "2 clips made" in capsys.readouterr().err
+    new = clips_of(out)
+    assert set(new) == {("walk/a.mp4", 0), ("walk/b.mp4", 0), ("run/c.mp4", 0), ("run/e.mp4", 0)}
+    assert numbers(new["walk/a.mp4", 0][1]) == list(range(30))
+    assert new["run/c.mp4", 0][1] == old["run/c.mp4", 0][1]
+    assert index["num_sources"] == 4
+    assert {p.name for p in out.glob("*.tar")} == {shard["name"] for shard in index["shards"]}
+    quick(videos, tmp_path / "fresh")
+    assert hashes(out) == hashes(tmp_path / "fresh")
+
+
+def test_new_labels_need_no_decoding(videos, tmp_path, capsys):
+    (tmp_path / "l.csv").write_text("path,label\nvideos/walk/a.mp4,x\nvideos/run/c.mp4,y\n")
+    first = pack(tmp_path / "l.csv", tmp_path / "out", workers=1)
+    (tmp_path / "l.csv").write_text(
+        "path,label,split\nvideos/run/c.mp4,z,test\nvideos/walk/a.mp4,x,train\n"
+    )
+    second = pack(tmp_path / "l.csv", tmp_path / "out", workers=1)
+    assert "nothing new to decode" in capsys.readouterr().err
+    assert (first["classes"], second["classes"]) == (["x", "y"], ["x", "z"])
+    assert (
+        second["splits"] == {"test": 1, "train": 1}
+        and first["fingerprint"] != second["fingerprint"]
+    )
+    row, data = clips_of(tmp_path / "out")["videos/run/c.mp4", 0]
+    assert row["label"] == "z" and numbers(data) == list(range(12))
+
+
+def test_tars_and_lists_give_the_same_clips(videos, tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w") as file:
+        file.add(videos / "walk/a.mp4", "a.mp4")
+        file.add(ready_video(tmp_path / "r.mp4"), "b.mp4")
+    quick(tmp_path / "s.tar", tmp_path / "out")
+    clips = clips_of(tmp_path / "out")
+    assert numbers(clips["s.tar/a.mp4", 0][1]) == list(range(10))
+    assert clips["s.tar/b.mp4", 0][1] == (tmp_path / "r.mp4").read_bytes()
+
+
+def test_what_must_not_be_mixed_is_refused(videos, tmp_path):
+    out = tmp_path / "out"
+    quick(videos, out, short_side=48)
+    before = state(out)
+    with pytest.raises(ValueError, match=r"short_side = 48, not 64.*another --out"):
+        quick(videos, out, short_side=64)
+    other = tmp_path / "other"
+    other.mkdir()
+    write_video(other / "z.mp4", 3)
+    with pytest.raises(ValueError, match="is a pack of other files"):
+        quick(other, out, short_side=48)
+    with pytest.raises(ValueError, match="holds something else than a pack"):
+        quick(videos, other)
+    with pytest.raises(ValueError, match="lies inside the source"):
+        quick(videos, videos / "pack")
+    with pytest.raises(ValueError, match="is a pack already"):
+        quick(out, tmp_path / "again")
+    with pytest.raises(ValueError, match="short_side is 0"):
+        quick(videos, tmp_path / "again", short_side=0)
+    assert state(out) == before and not (tmp_path / "again").exists()
+
+
+def test_all_refused(videos, tmp_path):
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    for i in range(3):
+        (bad / f"{i}.mp4").write_text("text")
+    with pytest.raises(
+        ValueError,
+        match=r"all 3 files were refused:\n  3 x not a video: text\nall in .*refused.jsonl",
+    ):
+        quick(bad, tmp_path / "out")
+    assert len((tmp_path / "out/refused.jsonl").read_text().splitlines()) == 3
+    with pytest.raises(ValueError, match="not finished"):
+        load_index(tmp_path / "out")
+
+
+def test_load_index_checks_what_it_reads(videos, tmp_path):
+    out = tmp_path / "out"
+    good = quick(videos, out)
+    for change, message in (
+        ({"format": "other-2"}, "has the format 'other-2'"),
+        ({"num_clips": "4"}, "no usable 'num_clips'"),
+        ({"shards": [{"name": "../../etc/passwd"}]}, "names a shard"),
+    ):
+        (out / "index.json").write_text(json.dumps(good | change))
+        with pytest.raises(ValueError, match=message):
+            load_index(out)
+    (out / "index.json").write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        load_index(out)
+    with pytest.raises(ValueError, match="is no pack"):
+        load_index(tmp_path)
+
+
+def test_a_damaged_pack_is_made_whole(videos, tmp_path):
+    out = tmp_path / "out"
+    quick(videos, out, shard_bytes=4000)
+    good = hashes(out)
+    shards = sorted(out.glob("*.tar"))
+    shards[0].unlink()
+    quick(videos, out, shard_bytes=4000)
+    assert hashes(out) == good
+    (out / "clips.jsonl").write_text("{}\n")
+    quick(videos, out, shard_bytes=4000)
+    assert hashes(out) == good
+
+
+# ---- interruptions
+
+RUN = (
+    "import sys; from pretrain.data.pack import pack; "
+    "pack(sys.argv[1], sys.argv[2], workers=int(sys.argv[3]), shard_bytes=20000)"
+)
+
+
+def start(videos: Path, out: Path, workers: int = 1) -> subprocess.Popen:
+    command = [sys.executable, "-c", RUN, str(videos), str(out), str(workers)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+def until(condition, seconds: float = 20.0):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.005)
+    raise AssertionError("it did not happen")
+
+
+@pytest.fixture
+def many(tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    path = write_video(folder / "000.mp4", 40, codec="mpeg4")
+    for i in range(1, 40):
+        shutil.copy(path, folder / f"{i:03}.mp4")
+    return folder
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="looks for processes in /proc")
+def test_a_killed_pack_goes_on(many, tmp_path):
+    assert start(many, tmp_path / "whole", 2).wait() == 0
+    out = tmp_path / "out"
+    journal = out / ".pack/journal.jsonl"
+    for least in (3, 17):
+        process = start(many, out)
+        until(lambda least=least: journal.exists() and journal.read_bytes().count(b"\n") >= least)
+        workers = children(process.pid)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (out / "index.json").exists()
+        until(lambda workers=workers: not any(Path(f"/proc/{w}").exists() for w in workers))
+    with open(journal, "a") as file:
+        file.write('{"id": "cut off by the ki')
+    done = journal.read_bytes().count(b"\n")
+    process = start(many, out)
+    _, said = process.communicate()
+    assert process.returncode == 0 and hashes(out) == hashes(tmp_path / "whole")
+    assert f"{40 - done} clips made" in said
+
+
+def test_every_moment_of_a_commit_is_safe(videos, tmp_path, monkeypatch):
+    """Stops at each renaming and deleting in turn: the index is whole or absent, and it goes on."""
+
+    class Stop(BaseException):
+        pass
+
+    out, calls = tmp_path / "out", [0, 10**9]
+    real = {name: getattr(os, name) for name in ("replace", "unlink", "fsync")}
+
+    def counted(name):
+        def call(*args, **more):
+            calls[0] += 1
+            if calls[0] > calls[1]:
+                raise Stop
+            return real[name](*args, **more)
+
+        return call
+
+    quick(videos, out, shard_bytes=4000)
+    write_video(videos / "walk/a.mp4", 30)
+    for name in real:
+        monkeypatch.setattr(os, name, counted(name))
+    calls[:] = 0, 0
+    with pytest.raises(Stop):  # with all decoding done, so that what follows is quick
+        quick(videos, out, shard_bytes=4000)
+    shutil.copytree(out, tmp_path / "old")
+    calls[:] = 0, 10**9
+    quick(videos, out, shard_bytes=4000)
+    wanted, steps = hashes(out), calls[0]
+    assert steps > 10
+    for step in range(steps):
+        shutil.rmtree(out)
+        shutil.copytree(tmp_path / "old", out)
+        calls[:] = 0, step
+        with pytest.raises(Stop):
+            quick(videos, out, shard_bytes=4000)
+        calls[1] = 10**9
+        if (out / "index.json").exists():
+            clips_of(out)
+            index = load_index(out)
+            lines = (out / "clips.jsonl").read_bytes()
+            assert hashlib.sha256(lines).hexdigest() == index["clips_sha256"]
+            for shard in index["shards"]:
+                assert (
+                    hashlib.sha256((out / shard["name"]).read_bytes()).hexdigest()
+                    == shard["sha256"]
+                )
+        quick(videos, out, shard_bytes=4000)
+        assert hashes(out) == wanted
+
+
+def test_several_processes_at_once(videos, tmp_path):
+    processes = [start(videos, tmp_path / "out") for _ in range(3)]
+    said = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], said
+    assert sum("4 clips made" in text for text in said) == 1
+    assert sum("nothing new to decode" in text for text in said) == 2
+
+
+@pytest.mark.parametrize("limit", [3_000, 60_000], ids=["clip", "shard"])
+def test_a_full_disk_is_said_and_harms_nothing(many, tmp_path, limit):
+    out = tmp_path / "out"
+    first = sorted(many.iterdir())[30:]
+    rest = sorted(many.iterdir())[:30]
+    for path in rest:
+        path.rename(tmp_path / path.name)
+    quick(many, out, shard_bytes=2**28 if limit > 3_000 else 20_000)
+    before = state(out)
+    for path in rest:
+        (tmp_path / path.name).rename(path)
+    full = (
+        "import resource, sys; from pretrain.data.pack import pack; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+        "pack(sys.argv[1], sys.argv[2], workers=1)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", full, str(many), str(out)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 1 and "ValueError: cannot write the pack" in result.stderr, (
+        result.stderr
+    )
+    assert str(out) in result.stderr and "free" in result.stderr and len(first) == 10
+    assert state(out) == before
+    assert quick(many, out)["num_clips"] == 40
+
+
+# ---- workers that fail
+
+WORKER = """
+import json, os, sys, time
+print('{"ready": 1}', flush=True)
+for line in sys.stdin:
+    job = json.loads(line)["do"]
+    if job == "hang":
+        while True: pass
+    if job == "crash": os.kill(os.getpid(), 11)
+    if job == "leave": os._exit(3)
+    if job == "rubbish": print("not json", flush=True); time.sleep(60)
+    if job == "slow":
+        for _ in range(8): time.sleep(0.1); print('{"beat": 1}', flush=True)
+    print(json.dumps({"clips": [job]}), flush=True)
+"""
+
+
+def test_workers_that_hang_or_die_are_replaced():
+    jobs = ["a", "hang", "b", "crash", "slow", "leave", "hang", "c", "rubbish", "d"]
+    command = (sys.executable, "-c", WORKER)
+    started = time.monotonic()
+    answers = dict(run_jobs([{"do": job} for job in jobs], 2, 0.5, command))
+    assert time.monotonic() - started < 10
+    assert sorted(answers) == list(range(10))
+    for number, job in enumerate(jobs):
+        if job in "abcd" or job == "slow":
+            assert answers[number] == {"clips": [job]}
+        else:
+            assert answers[number]["retry"]
+    assert answers[1]["refused"] == "decoder made no progress for 0.5 s"
+    assert answers[3]["refused"] == "decoder died: signal 11 (SIGSEGV)"
+    assert answers[5]["refused"] == "decoder died: exit code 3"
+
+
+def test_a_worker_that_cannot_start_is_explained():
+    with pytest.raises(RuntimeError, match="no_such_module"):
+        list(run_jobs([{}], 1, 5, (sys.executable, "-c", "import no_such_module")))
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="looks for processes in /proc")
+def test_a_stopped_and_a_crashed_decoder_cost_one_file_each(tmp_path):
+    """The real worker, stopped and then killed from outside while it decodes."""
+    folder, out = tmp_path / "videos", tmp_path / "out"
+    folder.mkdir()
+    write_video(folder / "0.mp4", 400, codec="mpeg4", size=(640, 480))
+    for i in (1, 2):
+        shutil.copy(folder / "0.mp4", folder / f"{i}.mp4")
+    run = RUN.replace("shard_bytes", "timeout=1.0, shard_bytes")
+    process = subprocess.Popen(
+        [sys.executable, "-c", run, folder, out, "1"], cwd=ROOT, stderr=subprocess.PIPE
+    )
+    journal = out / ".pack/journal.jsonl"
+    busy = lambda: list(out.glob(".pack/clips/*.mp4")) and children(process.pid)
+    (stopped,) = until(busy)
+    os.kill(stopped, signal.SIGSTOP)
+    until(lambda: journal.exists() and b"no progress for 1 s" in journal.read_bytes())
+    (crashed,) = until(lambda: [c for c in children(process.pid) if c != stopped])
+    until(lambda: len({p.name[:16] for p in out.glob(".pack/clips/*.mp4")}) > 1)
+    os.kill(crashed, signal.SIGSEGV)
+    until(lambda: b"signal 11" in journal.read_bytes())
+    process.kill()
+    process.wait()
+    index = quick(folder, out, workers=2)  # what the machine may be to blame for is tried again
+    assert (index["num_sources"], index["num_refused"]) == (3, 0)
+
+
+def test_packing_imports_no_decoder():
+    code = "import sys, pretrain.data.pack; print([m for m in ('torch', 'av', 'numpy') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result
+
+
+def test_command_line(videos, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def run(*flags):
+        command = [sys.executable, "recipes/pack.py", *map(str, flags)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+
+    result = run("--source", videos, "--out", tmp_path / "out", "--short-side", 32, "--workers", 1)
+    assert result.returncode == 0, result.stderr
+    assert "4 sources, 4 clips, 0 refused" in result.stderr
+    assert f"accelerate launch recipes/videomae.py --data {tmp_path / 'out'}" in result.stdout
+    assert load_index(tmp_path / "out")["settings"]["short_side"] == 32
+    result = run("--source", tmp_path / "nowhere", "--out", tmp_path / "o2")
+    assert result.returncode == 2 and result.stderr.startswith("error: ")
+    result = run("--source", videos, "--out", tmp_path / "o2", "--short-sid", 3)
+    assert result.returncode == 2 and "--short-side" in result.stderr

@@ -1,0 +1,380 @@
+"""What counts as a data set, and what is said about a broken one."""
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from pretrain.data.sources import Source, list_sources
+from pretrain.data.tar import list_members
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def rows(folder: Path, name: str, text: str | bytes, *files: str) -> list[Source]:
+    touch(folder, *files)
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return list_sources(folder / name).sources
+
+
+def brief(sources: list[Source]) -> list[tuple]:
+    return [(s.name, s.label, s.captions, s.split, s.subject) for s in sources]
+
+
+def names_labels(sources: list[Source]) -> list[tuple]:
+    return [(s.name, s.label) for s in sources]
+
+
+# ---- folders
+
+
+def test_folder_of_classes(tmp_path):
+    touch(tmp_path, "walk/b.mp4", "walk/a.AVI", "run/deep/c.mkv", "top.webm", "walk/.hidden.mp4")
+    touch(tmp_path, "walk/notes.txt", ".git/x.mp4", "README")
+    listing = list_sources(tmp_path)
+    assert names_labels(listing.sources) == [
+        ("run/deep/c.mkv", "run"),
+        ("top.webm", None),
+        ("walk/a.AVI", "walk"),
+        ("walk/b.mp4", "walk"),
+    ]
+    assert listing.skipped == ["README", "walk/notes.txt"]
+    assert all(s.split is None and s.path.is_file() for s in listing.sources)
+
+
+def test_folder_with_splits_above_classes(tmp_path):
+    touch(tmp_path, "train/walk/a.mp4", "Validation/walk/b.mp4", "test/run/c.mp4", "test/d.mp4")
+    found = {s.name: (s.label, s.split) for s in list_sources(tmp_path).sources}
+    assert found == {
+        "train/walk/a.mp4": ("walk", "train"),
+        "Validation/walk/b.mp4": ("walk", "val"),
+        "test/run/c.mp4": ("run", "test"),
+        "test/d.mp4": (None, "test"),
+    }
+
+
+def test_a_class_may_be_called_test(tmp_path):
+    touch(tmp_path, "test/a.mp4", "sprint/b.mp4")
+    assert names_labels(list_sources(tmp_path).sources) == [
+        ("sprint/b.mp4", "sprint"),
+        ("test/a.mp4", "test"),
+    ]
+
+
+def test_flat_folder_of_images_and_links_in_circles(tmp_path):
+    touch(tmp_path, "a.jpg", "b.PNG", "c.webp", "sub/d.jpeg")
+    os.symlink(tmp_path, tmp_path / "sub" / "up")
+    sources = list_sources(tmp_path).sources
+    assert [(s.name, s.kind) for s in sources] == [
+        ("a.jpg", "image"),
+        ("b.PNG", "image"),
+        ("c.webp", "image"),
+        ("sub/d.jpeg", "image"),
+    ]
+
+
+def test_a_pipe_is_no_file_to_wait_for(tmp_path):
+    touch(tmp_path, "a.mp4")
+    os.mkfifo(tmp_path / "b.mp4")
+    listing = list_sources(tmp_path)
+    assert [s.name for s in listing.sources] == ["a.mp4"]
+    assert listing.refused == [("b.mp4", "not a regular file")]
+
+
+def test_single_video_and_nothing(tmp_path):
+    touch(tmp_path, "one.mp4", "empty.csv", "only/notes.txt")
+    (tmp_path / "empty.csv").write_text("\n \n")
+    assert [s.name for s in list_sources(tmp_path / "one.mp4").sources] == ["one.mp4"]
+    for name, message in (
+        ("empty.csv", "is empty"),
+        ("only", "holds no video or image"),
+        ("nowhere", "does not exist"),
+        ("https://host/a.mp4", "is an address"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            list_sources(name if "://" in name else tmp_path / name)
+
+
+# ---- lists
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("l.csv", 'path,label,caption\na.mp4,walk,"one, two"\nb c.mp4,run,\n'),
+        ("l.csv", '\ufeffpath,label,caption\r\na.mp4,walk,"one, two"\r\nb c.mp4,run,\r\n\r\n\r\n'),
+        ("l.csv", 'label,caption,path\rwalk,"one, two",a.mp4\rrun,,b c.mp4\r'),
+        ("l.csv", 'Video_Path, Class, Text\na.mp4, walk, "one, two"\nb c.mp4, run,\n'),
+        ("l.tsv", "path\tlabel\tcaption\na.mp4\twalk\tone, two\nb c.mp4\trun\t\n"),
+        ("l.txt", 'path label caption\na.mp4 walk "one, two"\n"b c.mp4" run ""\n'),
+        (
+            "l.jsonl",
+            '{"path": "a.mp4", "label": "walk", "captions": ["one, two"]}\n\n'
+            '{"path": "b c.mp4", "label": "run", "caption": null}\n',
+        ),
+    ],
+)
+def test_lists_with_header(tmp_path, name, text):
+    sources = rows(tmp_path, name, text, "a.mp4", "b c.mp4")
+    assert brief(sources) == [
+        ("a.mp4", "walk", ("one, two",), None, None),
+        ("b c.mp4", "run", (), None, None),
+    ]
+    assert sources[1].path == tmp_path / "b c.mp4"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "labels"),
+    [
+        ("l.csv", "a.mp4,0\nb c.mp4,1\n", ["0", "1"]),
+        ("l.csv", "a.mp4 0\nb c.mp4 1\n", ["0", "1"]),
+        ("l.txt", "a.mp4 0\nb c.mp4 1", ["0", "1"]),
+        ("l.txt", "a.mp4 0 5\nb c.mp4 0 6\n", ["5", "6"]),
+        ("l.txt", "a.mp4,0,5\nb c.mp4,0,6\n", ["5", "6"]),
+        ("l.txt", "a.mp4\nb c.mp4\n", [None, None]),
+        ("l.tsv", "a.mp4\twalk\nb c.mp4\tjumping jack\n", ["walk", "jumping jack"]),
+        ("l.list", '"a.mp4" walk\n"b c.mp4" run\n', ["walk", "run"]),
+    ],
+)
+def test_lists_without_header(tmp_path, name, text, labels):
+    sources = rows(tmp_path, name, text, "a.mp4", "b c.mp4")
+    assert names_labels(sources) == list(zip(["a.mp4", "b c.mp4"], labels, strict=True))
+
+
+def test_further_columns_are_kept(tmp_path):
+    text = "path,split,person,fingers,Camera\nsub/a.mp4,test,7,2,left\n"
+    (source,) = rows(tmp_path, "l.csv", text, "sub/a.mp4")
+    assert (source.split, source.subject, source.label) == ("test", "7", None)
+    assert source.extra == {"fingers": "2", "Camera": "left"}
+    (source,) = rows(tmp_path, "m.jsonl", '{"path": "sub/a.mp4", "label": 3, "box": [1, 2]}')
+    assert (source.label, source.extra) == ("3", {"box": "[1, 2]"})
+
+
+def test_rows_of_one_file_are_merged(tmp_path):
+    text = "path,caption,label,n\na.jpg,one,x,1\nb.jpg,two,,1\n./a.jpg,three,,2\na.jpg,one,x,2\n"
+    sources = rows(tmp_path, "l.csv", text, "a.jpg", "b.jpg")
+    assert brief(sources) == [
+        ("a.jpg", "x", ("one", "three"), None, None),
+        ("b.jpg", None, ("two",), None, None),
+    ]
+    assert sources[0].extra == {"n": "1; 2"}
+
+
+def test_absolute_and_upward_paths(tmp_path):
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "lists").mkdir()
+    sources = rows(
+        tmp_path / "lists", "l.csv", f"path\n../a.mp4\n{tmp_path}/lists/b.mp4\n", "b.mp4"
+    )
+    assert [s.path for s in sources] == [tmp_path / "a.mp4", tmp_path / "lists" / "b.mp4"]
+
+
+def test_all_problems_of_a_list_are_reported_with_their_lines(tmp_path):
+    text = (
+        "path,label\na.mp4,x\nmissing.mp4,x\na.mp4,y\n\n,x\na.mp4\nsub,x\n"
+        "http://host/v.mp4,x\npipe:rm -rf /,x\nb.mp4,x,y\n"
+    )
+    touch(tmp_path, "b.mp4", "sub/c.mp4")
+    with pytest.raises(ValueError) as caught:
+        rows(tmp_path, "l.csv", text, "a.mp4")
+    message = str(caught.value)
+    place = f"{tmp_path}/l.csv"
+    for line, what in (
+        (3, "no such file: missing.mp4"),
+        (4, "another label ('y', not 'x') than line 2 gives"),
+        (6, "no path"),
+        (7, "1 columns, not the 2 of path, label"),
+        (8, "sub is a folder"),
+        (9, "http://host/v.mp4 is an address"),
+        (10, "pipe:rm -rf / is an address"),
+        (11, "3 columns, not the 2"),
+    ):
+        assert any(at.startswith(f"{place}:{line}: {what}") for at in message.splitlines()), (
+            line,
+            message,
+        )
+    assert message.startswith("8 problems in")
+
+
+def test_many_problems_are_cut_at_fifty(tmp_path):
+    text = "path,label\n" + "".join(f"no{i}.mp4,x\n" for i in range(120))
+    with pytest.raises(ValueError) as caught:
+        rows(tmp_path, "l.csv", text)
+    assert str(caught.value).count("no such file") == 50
+    assert "120 problems" in str(caught.value) and "and 70 more" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("l.csv", "a.mp4,x,y\n", "cannot tell what its 3 columns mean"),
+        ("l.csv", "a.mp4,a man walks\n", "cannot tell what its 2 columns mean"),
+        ("l.csv", "a.mp4,train\n", "cannot tell"),
+        ("l.csv", "a.mp4,1,2,3\n", "write a first line that names the columns"),
+        ("l.csv", "path,label,class\na.mp4,1,2\n", "two columns for label"),
+        ("l.csv", 'path,label\n"a.mp4,x\n', "broken quotes"),
+        ("l.csv", "name,what\na.mp4,x\n", "l.csv:1: no such file: name.*if this line is a header"),
+        ("l.jsonl", '{"path": "a.mp4"}\n{"path": \n[1]\n{"label": 1}', "l.jsonl:2: not JSON"),
+        ("l.csv", b"path\n\xff\xfe\n", "l.csv:2: not UTF-8"),
+        ("l.csv", "path\na.mp4\n".encode("utf-16"), "not a list in UTF-8"),
+        ("l.bin", b"\0\1\2\3", "not a list"),
+        ("l.tar.gz", b"\x1f\x8b", "is compressed"),
+    ],
+)
+def test_lists_that_cannot_be_read(tmp_path, name, text, message):
+    with pytest.raises(ValueError, match=message):
+        rows(tmp_path, name, text, "a.mp4")
+
+
+# ---- tars
+
+
+def make_tar(
+    path: Path, members: list[tuple[str, bytes]], format: int = tarfile.USTAR_FORMAT
+) -> Path:
+    with tarfile.open(path, "w", format=format) as file:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_webdataset_tar(tmp_path):
+    about = {"label": "walk", "caption": ["one", "two"], "subject": 3, "camera": 1}
+    make_tar(
+        tmp_path / "s.tar",
+        [
+            ("a/0001.mp4", b"video"),
+            ("a/0001.json", json.dumps(about).encode()),
+            ("a/0002.MP4", b"more"),
+            ("a/0002.txt", b" a sentence\n"),
+            ("a/0002.cls", b"4"),
+            ("0003.webm", b"v"),
+            ("0003.jpg", b"its thumbnail"),
+            ("0004.jpg", b"picture"),
+            ("0005.npy", b"?"),
+            ("0006.mp4", b"v"),
+            ("0006.json", b"{broken"),
+        ],
+    )
+    listing = list_sources(tmp_path / "s.tar")
+    assert brief(listing.sources) == [
+        ("s.tar/a/0001.mp4", "walk", ("one", "two"), None, "3"),
+        ("s.tar/a/0002.MP4", "4", ("a sentence",), None, None),
+        ("s.tar/0003.webm", None, (), None, None),
+        ("s.tar/0004.jpg", None, (), None, None),
+    ]
+    assert listing.sources[0].extra == {"camera": "1"}
+    assert [s.kind for s in listing.sources] == ["video", "video", "video", "image"]
+    assert listing.skipped == ["s.tar/0003.jpg", "s.tar/0005.npy"]
+    assert [name for name, why in listing.refused if "json" in why] == ["s.tar/0006.mp4"]
+    offset, size = listing.sources[1].member
+    assert (tmp_path / "s.tar").read_bytes()[offset : offset + size] == b"more"
+
+
+def test_folder_of_tars(tmp_path):
+    (tmp_path / "train").mkdir()
+    make_tar(tmp_path / "train" / "0.tar", [("a.mp4", b"1")])
+    make_tar(tmp_path / "train" / "1.tar", [("a.mp4", b"2")])
+    sources = list_sources(tmp_path).sources
+    assert [(s.name, s.split) for s in sources] == [
+        ("train/0.tar/a.mp4", "train"),
+        ("train/1.tar/a.mp4", "train"),
+    ]
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_agree_with_tarfile(tmp_path, format):
+    long = "d" * 120 + "/" + ("n" * 90 if format == tarfile.USTAR_FORMAT else "ä" * 150) + ".mp4"
+    members = [("a.mp4", b"x" * 1000), (long, b""), ("ünï/b.mp4", b"y" * 512), ("c" * 100, b"z")]
+    path = make_tar(tmp_path / "s.tar", members, format)
+    found, problems = list_members(path)
+    with tarfile.open(path) as file:
+        assert [tuple(m) for m in found] == [(m.name, m.offset_data, m.size) for m in file]
+    assert not problems and len(found) == 4
+
+
+def twenty(tmp_path: Path) -> tuple[Path, bytes]:
+    path = make_tar(
+        tmp_path / "s.tar", [(f"{i:02}.mp4", bytes([i]) * (300 + 40 * i)) for i in range(20)]
+    )
+    return path, path.read_bytes()
+
+
+def test_no_flipped_header_byte_loses_a_sample_silently(tmp_path):
+    path, good = twenty(tmp_path)
+    headers = [m.offset - 512 for m in list_members(path)[0]]
+    silent = harmless = 0
+    for header in headers[1::3]:
+        for at in range(0, 512, 7):
+            bad = bytearray(good)
+            bad[header + at] ^= 0x20
+            path.write_bytes(bad)
+            members, problems = list_members(path)
+            silent += len(members) < 20 and not problems
+            harmless += not problems
+    assert silent == 0
+    assert harmless == len(headers[1::3])  # one place: the blank behind the check sum
+
+
+def test_no_cut_is_silent(tmp_path):
+    path, good = twenty(tmp_path)
+    for size in range(0, 20 * 1024, 256):
+        path.write_bytes(good[:size])
+        _, problems = list_members(path)
+        assert problems and problems[-1][0] == "", size
+    path.write_bytes(good + good)
+    assert "data behind the end mark" in list_members(path)[1][0][1]
+
+
+def test_damaged_tar_names_the_place(tmp_path):
+    path, good = twenty(tmp_path)
+    bad = bytearray(good)
+    at = list_members(path)[0][7].offset - 512
+    bad[at] ^= 1
+    path.write_bytes(bad)
+    listing = list_sources(path)
+    assert len(listing.sources) == 7
+    assert listing.refused == [
+        ("s.tar", f"not a tar header at byte {at} of {len(good)}; 7 members before it were read")
+    ]
+
+
+def test_odd_members_are_named_and_never_followed(tmp_path):
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w") as file:
+        for name, kind in (
+            ("l.mp4", tarfile.SYMTYPE),
+            ("h.mp4", tarfile.LNKTYPE),
+            ("d.mp4", tarfile.CHRTYPE),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            file.addfile(info)
+        for name in ("../../up.mp4", "/abs.mp4", "twice.mp4", "twice.mp4", "new\nline.mp4"):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            file.addfile(info, io.BytesIO(b"x"))
+    listing = list_sources(path)
+    assert [s.name for s in listing.sources] == [
+        "s.tar/../../up.mp4",
+        "s.tar//abs.mp4",
+        "s.tar/twice.mp4",
+        "s.tar/new\nline.mp4",
+    ]
+    assert {s.path for s in listing.sources} == {path}
+    assert [name for name, _ in listing.refused] == [
+        "s.tar/l.mp4",
+        "s.tar/h.mp4",
+        "s.tar/d.mp4",
+        "s.tar/twice.mp4",
+    ]
