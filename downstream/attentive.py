@@ -17,10 +17,10 @@ from pretrain.optim import adamw, learning_rate
 # (peak learning rate, weight decay) of the heads trained side by side.
 CHOICES = tuple((lr, decay) for lr in (1e-3, 3e-3, 1e-2) for decay in (0.01, 0.1))
 DEFAULT = (3e-3, 0.1)  # where there are no validation videos to choose on
-BATCH, EPOCHS, MIN_STEPS = 64, 20, 300
-# Values in a batch below which one CPU thread does the work. Measured: two threads that wait for each
-# other while something else has the cores took 70 s for what one does in 2 s.
-ONE_THREAD = 2**20
+BATCH, EPOCHS, MIN_STEPS = 64, 10, 300
+# Values in a batch up to which one CPU thread does the work. Measured: two threads, which wait for each
+# other when something else has the cores, took 20 times as long then and gained little otherwise.
+ONE_THREAD = 2**22
 
 
 class AttentiveHead(nn.Module):
@@ -92,16 +92,22 @@ def _train(
 ) -> None:
     """Train heads side by side on the clips `rows`, one random view of each a time."""
     rng = np.random.default_rng(seed)
-    optimizers = [adamw(head, decay, (0.9, 0.999)) for head, (_, decay) in zip(heads, choices, strict=True)]
+    optimizers = [
+        adamw(head, decay, (0.9, 0.999)) for head, (_, decay) in zip(heads, choices, strict=True)
+    ]
     batch = min(BATCH, len(rows))
     num_steps = max(EPOCHS * len(rows) // batch, MIN_STEPS)
-    order = np.concatenate([rng.permutation(rows) for _ in range(-(-num_steps * batch // len(rows)))])
+    order = np.concatenate(
+        [rng.permutation(rows) for _ in range(-(-num_steps * batch // len(rows)))]
+    )
     threads = torch.get_num_threads()
-    if batch * tokens[0, 0].size < ONE_THREAD:
+    if batch * tokens[0, 0].size <= ONE_THREAD:
         torch.set_num_threads(1)
     try:
         for step in range(num_steps):
-            clips = np.sort(order[step * batch : (step + 1) * batch])  # sorted: the file is read in order
+            clips = np.sort(
+                order[step * batch : (step + 1) * batch]
+            )  # sorted: the file is read in order
             views = rng.integers(tokens.shape[1], size=len(clips))
             x, y = _load(tokens[clips, views], device), torch.from_numpy(labels[clips]).to(device)
             # The sum of the probes' losses: none sees the gradient of another.
@@ -166,7 +172,10 @@ def fit_attentive(
         heads = fresh(len(CHOICES))
         _train(heads, list(CHOICES), tokens, labels, np.flatnonzero(~validation), seed, device)
         rows = np.flatnonzero(validation)
-        correct = [(s.argmax(1) == labels[rows]).mean() for s in attentive_scores(heads, tokens[rows], device)]
+        correct = [
+            (s.argmax(1) == labels[rows]).mean()
+            for s in attentive_scores(heads, tokens[rows], device)
+        ]
         sweep = {f"{lr:g} / {wd:g}": float(c) for (lr, wd), c in zip(CHOICES, correct, strict=True)}
         chosen = CHOICES[int(np.argmax(correct))]
     heads = fresh(1)

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,7 @@ class Extraction:
     num_crops: int = 1
     batch_size: int = 64
     num_workers: int = 0
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "auto"
 
     def __post_init__(self):
@@ -54,11 +54,14 @@ class Extraction:
 
     @property
     def num_views(self) -> int:
+        """Views of one clip."""
         return self.num_clips * self.num_crops
 
     @property
     def dtype_name(self) -> str:
-        return str(autocast_dtype(self.device, self.precision) or torch.float32).removeprefix("torch.")
+        """What the backbone computes in: "bfloat16" or "float32"."""
+        dtype = autocast_dtype(self.device, self.precision) or torch.float32
+        return str(dtype).removeprefix("torch.")
 
 
 def _show(
@@ -94,7 +97,9 @@ def _show(
         # A loader process wraps the sentence meant for the user in its own traceback.
         if "in DataLoader worker process" not in str(error):
             raise
-        raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error
+        raise ValueError(
+            str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
+        ) from error
     finally:
         for module, mode in modes:
             module.training = mode
@@ -166,7 +171,9 @@ def cached_features(
         os.replace(aside, path)
     except (SafetensorError, OSError) as error:
         aside.unlink(missing_ok=True)  # a full cache disk costs time next time, nothing else
-        print(f"features could not be kept in {path.parent} ({error}): going on without", flush=True)
+        print(
+            f"features could not be kept in {path.parent} ({error}): going on without", flush=True
+        )
     return features
 
 

@@ -26,7 +26,9 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int
     return flat.reshape(num_classes, num_classes)
 
 
-def _accuracies(labels: np.ndarray, correct: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+def _accuracies(
+    labels: np.ndarray, correct: np.ndarray, weights: np.ndarray
+) -> tuple[float, float]:
     """Top-1 and mean class accuracy when video i counts `weights[i]` times."""
     totals = np.bincount(labels, weights)
     hits = np.bincount(labels, weights * correct)

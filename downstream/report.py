@@ -98,7 +98,9 @@ def confusion_figure(path: Path, counts: np.ndarray, classes: list[str], title: 
     names = [name if len(name) <= 24 else name[:23] + "…" for name in classes]
     totals = counts.sum(1)
     axes.set_xticks(range(num), names, rotation=90, fontsize=font)
-    axes.set_yticks(range(num), [f"{n} ({t})" for n, t in zip(names, totals, strict=True)], fontsize=font)
+    axes.set_yticks(
+        range(num), [f"{n} ({t})" for n, t in zip(names, totals, strict=True)], fontsize=font
+    )
     axes.set_xlabel("predicted")
     axes.set_ylabel("true (number of videos)")
     axes.set_title(title, fontsize=10)
@@ -107,7 +109,13 @@ def confusion_figure(path: Path, counts: np.ndarray, classes: list[str], title: 
             value = share[row, column]
             colour = "white" if value > 0.5 else "black"
             axes.text(
-                column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=6.5, color=colour
+                column,
+                row,
+                f"{100 * value:.0f}",
+                ha="center",
+                va="center",
+                fontsize=6.5,
+                color=colour,
             )
     figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
     figure.savefig(path, dpi=110)

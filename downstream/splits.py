@@ -155,7 +155,9 @@ def choose_splits(
         )
     classes, tested = set(train.labels), set(test.labels)
     if len(classes | tested) == 1:
-        raise ValueError(f"{pack.folder}: the only label is {min(classes)!r}: there is nothing to tell apart")
+        raise ValueError(
+            f"{pack.folder}: the only label is {min(classes)!r}: there is nothing to tell apart"
+        )
     if tested - classes:
         raise ValueError(
             f"{pack.folder}: {len(tested - classes)} classes are tested but never trained: "

@@ -16,6 +16,7 @@ another one), confusion.png, predictions.csv and linear.safetensors (the fitted 
 
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,21 +149,25 @@ def attentive_wanted(
 # --------------------------------------------------------------------------------- results on disk
 
 
+def default_folder(config: Config) -> Path:
+    """Beside an exported backbone, else in runs/; named after the data."""
+    data, backbone = Path(config.data), Path(config.backbone)
+    if data.is_file():  # a list's own name is often just clips.csv
+        data_name = f"{data.resolve().parent.name}-{data.stem}"
+    else:
+        data_name = data.resolve().name if data.exists() else config.data
+    if backbone.is_dir():
+        return backbone.resolve().parent / f"probe-{data_name}"
+    return Path("runs") / f"probe-{re.sub(r'[^A-Za-z0-9_.-]+', '-', config.backbone)}-{data_name}"
+
+
 def results_folder(config: Config, settings: dict) -> Path:
     """Where results go; refuses to replace those of other settings.
 
     Raises:
         ValueError: the folder holds something else.
     """
-    data, backbone = Path(config.data), Path(config.backbone)
-    data_name = (
-        data.resolve().name if data.is_dir() else f"{data.resolve().parent.name}-{data.stem}"
-    )
-    if not data.exists():
-        data_name = config.data
-    parent = backbone.resolve().parent if backbone.exists() else Path("runs")
-    prefix = "probe" if backbone.is_dir() else f"probe-{backbone.name.replace(':', '-')}"
-    out = Path(config.out) if config.out else parent / f"{prefix}-{data_name}"
+    out = Path(config.out) if config.out else default_folder(config)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         results = out / "results.json"
         old = {}
@@ -242,7 +247,9 @@ def main(config: Config) -> dict:
     # ------------------------------------------------------------------------- backbone and data
     encoder = load_backbone(config.backbone)
     digest = weights_hash(encoder)
-    pack = open_data(config.data, encoder.input_spec.size)
+    # As recipes/videomae.py packs raw data, so that one pack serves both; a test crop is the whole
+    # short side, scaled to `size`.
+    pack = open_data(config.data, 2 * round(encoder.input_spec.size * 8 / 7 / 2))
     train, test, notes = choose_splits(pack, config.train_split, config.test_split, config.seed)
     settings = {
         "weights_sha256": digest,

@@ -31,6 +31,7 @@ import tyro
 from downstream.probe import knn_accuracy
 from downstream.splits import choose_validation
 from pretrain import checkpoint, device, log
+from pretrain.convert import import_foreign
 from pretrain.data.cache import open_data
 from pretrain.data.sampling import counter_rng
 from pretrain.data.shards import (
@@ -226,11 +227,16 @@ def online_knn(encoder, pack: Pack, ids: np.ndarray, seed: int, accelerator) -> 
     labels = np.unique(names, return_inverse=True)[1]
     encoder.eval()
     features = []
-    for _, views in eval_loader(EvalClips(pack, picked, encoder.input_spec, 1, 1), 32, 0):
-        with accelerator.autocast():
-            clips = encoder.input_spec.normalise(views[:, 0].to(accelerator.device))
-            features.append(encoder(clips).float().cpu())
-    encoder.train()
+    try:
+        for _, views in eval_loader(EvalClips(pack, picked, encoder.input_spec, 1, 1), 32, 0):
+            with accelerator.autocast():
+                clips = encoder.input_spec.normalise(views[:, 0].to(accelerator.device))
+                features.append(encoder(clips).float().cpu())
+    except ValueError as error:  # a broken clip; a monitor must not end the run it watches
+        print(f"no kNN score: {error}", file=sys.stderr, flush=True)
+        return None
+    finally:
+        encoder.train()
     x = torch.cat(features).numpy()
     return knn_accuracy(x[~held_out], labels[~held_out], x[held_out], labels[held_out])
 
@@ -262,6 +268,8 @@ def start_from(model: VideoMAE, name: str) -> None:
     """Copy weights of an earlier model; the decoder's too where there is one."""
     if (Path(name) / "checkpoints").is_dir():
         loaded = checkpoint.load_pretrained_videomae(Path(name))
+    elif name.startswith("hf:") or name.endswith((".pth", ".pt")):
+        loaded, _ = import_foreign(name)
     else:
         loaded = checkpoint.load_backbone(name)
     target = model if isinstance(loaded, VideoMAE) else model.encoder

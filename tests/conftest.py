@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+# Models here are tiny: one thread is faster than two that wait for each other, and repeatable.
+torch.set_num_threads(1)
+
 MOTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
 
 
@@ -46,7 +49,9 @@ def draw_motion(motion: str, person: int, take: int, frames: int, side: int) -> 
 def write_video(path: Path, video: np.ndarray, fps: int = 16) -> None:
     """Write uint8 frames (T, H, W, 3) as H.264 .mp4."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "crf": "20"})
+        stream = container.add_stream(
+            "libx264", rate=fps, options={"preset": "ultrafast", "crf": "20"}
+        )
         stream.height, stream.width, stream.pix_fmt = *video.shape[1:3], "yuv420p"
         for picture in video:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))

@@ -206,7 +206,8 @@ def _out_of_memory(error: Exception) -> None:
 
 
 def _packets(container, stream, logs: list, beat) -> Iterator[av.Packet]:
-    speakers = (container.format.name, stream.codec_context.name)  # not an audio stream's decoder
+    # What an audio stream's decoder says is not our business; names are like "matroska,webm".
+    speakers = {*container.format.name.split(","), stream.codec_context.name}
     packets, count = container.demux(stream), 0
     while True:
         try:
@@ -215,7 +216,7 @@ def _packets(container, stream, logs: list, beat) -> Iterator[av.Packet]:
             _out_of_memory(error)
             raise Refused(f"reading stopped after {count} packets: {error.strerror}") from error
         for level, speaker, message in logs:
-            if level <= av.logging.ERROR and speaker in speakers:
+            if level <= av.logging.ERROR and speakers & {*speaker.split(",")}:
                 raise Refused(f"is damaged, noticed after {count} packets: {message.strip()}")
         logs.clear()
         if packet is None:

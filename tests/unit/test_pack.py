@@ -105,11 +105,12 @@ def test_every_frame_of_every_format_in_order(tmp_path, name, how):
     assert (clip["frames"], clip["fps"], clip["width"], clip["height"]) == (37, 25, 96, 64)
     # Black and white survive whatever range, depth and colour space they were stored in.
     image = read_video(clip["path"])[31]
-    assert image[8:24, 4:56].mean() > 225 and image[40:].mean() < 26
+    assert abs(image[8:24, 4:56].mean() - 235) < 8 and abs(image[40:].mean() - 16) < 8
 
 
 def test_our_clips_are_short_closed_groups_without_b_frames(tmp_path):
-    (clip,) = make(write_video(tmp_path / "a.mkv", 50))
+    # The source has its keyframes elsewhere: they must not become ours.
+    (clip,) = make(write_video(tmp_path / "a.mkv", 50, options={"g": "7"}))
     with av.open(str(clip["path"])) as file:
         stream = file.streams.video[0]
         assert len(file.streams) == 1 and stream.codec_context.name == "h264"
@@ -373,6 +374,8 @@ def test_shards_are_read_by_webdataset_and_of_near_equal_size(tmp_path):
     assert [s["__key__"] for s in samples] == [
         row["key"] for row, _ in clips_of(tmp_path / "out").values()
     ]
+    order = [s["__key__"] for s in samples]  # shuffled, so that classes do not come in blocks
+    assert order == sorted(order, key=lambda key: hashlib.sha256(key.encode()).hexdigest())
     about = json.loads(samples[0]["json"])
     assert (
         about["captions"] == [f"nr {about['source'][7:-4]}"]
@@ -601,6 +604,12 @@ def test_every_moment_of_a_commit_is_safe(videos, tmp_path, monkeypatch):
     quick(videos, out, shard_bytes=4000)
     wanted, steps = hashes(out), calls[0]
     assert steps > 10
+
+    def nothing_to_do(jobs, *_):
+        assert not jobs  # whatever is lost, it is not decoded work
+        yield from ()
+
+    monkeypatch.setattr("pretrain.data.pack.run_jobs", nothing_to_do)
     for step in range(steps):
         shutil.rmtree(out)
         shutil.copytree(tmp_path / "old", out)

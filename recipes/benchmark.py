@@ -1,0 +1,280 @@
+"""How fast, and compared with what? Ratios, interleaved in one run on this machine.
+
+    python recipes/benchmark.py                      both halves below
+    python recipes/benchmark.py --what loader        clips per second per core
+    python recipes/benchmark.py --what step          a training step against transformers' model
+
+Loader: one clip of 16 frames at stride 4 with a random multi-scale crop to 224, from videos of 10 s,
+340x256, 30 fps (drawn here, since nothing is downloaded). The other side is what VideoMAE's and most
+users' code does: decord decodes, every frame becomes a Pillow image that is cropped and resized, and
+the clip becomes normalised float32. It is measured on the raw files, as it would be used, and on our
+packed ones. Time is CPU time of one thread, so it is per core.
+
+Step: forward, backward and AdamW of a VideoMAE and of transformers' VideoMAEForPreTraining with the same
+weights, mask and precision; the first losses are compared, so both do the same work. On a GPU also
+memory and the share of what a plain bf16 matrix product reaches there, with and without compile.
+"""
+
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+import torch
+
+from pretrain import device, log
+from pretrain.convert import to_transformers
+from pretrain.data.pack import pack
+from pretrain.data.sampling import counter_rng, dense_indices, multi_scale_box
+from pretrain.data.shards import Pack, TrainClips
+from pretrain.videomae import DECODERS, VideoMAE, draw_tokens
+from pretrain.vit import IMAGENET_MEAN, IMAGENET_STD, SIZES, InputSpec, VideoTransformer
+
+SCALES = (1.0, 0.875, 0.75, 0.66)
+SPEC = InputSpec(frames=16, stride=4, size=224)
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to measure."""
+
+    what: Literal["all", "loader", "step"] = "all"
+    """Which half."""
+    encoder: str = "s"
+    """Encoder size of the step: ti, s, b, l or h."""
+    batch_size: int = 4
+    """Clips in a step."""
+    rounds: int = 5
+    """Interleaved rounds; the median is shown."""
+    seed: int = 0
+    """Of everything random."""
+    out: str = ""
+    """A JSON file for the numbers; empty: only printed."""
+
+
+def interleave(candidates: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Run each candidate in turn, `rounds` times over, and return the median seconds of each."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, run in candidates.items():
+            times[name].append(run())
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+# --------------------------------------------------------------------------------------- loader
+
+
+def draw_video(path: Path, seed: int, frames: int = 300) -> None:
+    """Write 10 s of moving texture with sensor noise, as cameras have it, with x264's own settings."""
+    rng = np.random.default_rng(seed)
+    texture = rng.integers(0, 256, (40, 60, 3)).astype(np.uint8).repeat(16, 0).repeat(16, 1)
+    speed = rng.integers(-3, 4, 2)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 340, 256, "yuv420p"
+        for t in range(frames):
+            y, x = 150 + 50 * np.sin(t / 40 + speed), 250 + 100 * np.cos(t / 60 - speed)
+            view = texture[int(y[0]) : int(y[0]) + 256, int(x[1]) : int(x[1]) + 340].astype(
+                np.int16
+            )
+            noise = rng.integers(-6, 7, view.shape, dtype=np.int16)
+            picture = np.clip(view + noise, 0, 255).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(stream.encode(None))
+
+
+def frame_by_frame(data: bytes, rng: np.random.Generator) -> torch.Tensor:
+    """The common way: decord, then Pillow for every frame, then float32; (C, T, H, W)."""
+    import io
+
+    import decord
+    from PIL import Image
+
+    reader = decord.VideoReader(io.BytesIO(data), num_threads=1)
+    indices = dense_indices(len(reader), SPEC.frames, SPEC.stride, rng)
+    frames = reader.get_batch(indices).asnumpy()
+    x, y, w, h = multi_scale_box(frames.shape[2], frames.shape[1], SCALES, rng)
+    pictures = [
+        Image.fromarray(f).crop((x, y, x + w, y + h)).resize((SPEC.size, SPEC.size), Image.BILINEAR)
+        for f in frames
+    ]
+    clip = torch.stack([torch.from_numpy(np.array(p)) for p in pictures]).permute(3, 0, 1, 2)
+    mean, std = (torch.tensor(v).view(3, 1, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (clip.float() / 255 - mean) / std
+
+
+def benchmark_loader(cfg: Config, num_videos: int = 6, clips_each: int = 4) -> dict[str, float]:
+    """Print CPU milliseconds per clip and the ratios; returns them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        raw = Path(folder) / "raw"
+        raw.mkdir()
+        for i in range(num_videos):
+            draw_video(raw / f"{i}.mp4", i)
+        pack(raw, Path(folder) / "pack", short_side=256, progress=False)
+        packed = Pack(Path(folder) / "pack")
+        raw_files = [p.read_bytes() for p in sorted(raw.iterdir())]
+        packed_files = [packed.read(r) for r in packed.records()]
+
+        def draw(rng):
+            return draw_tokens("tube", (8, 14, 14), 0.9, False, rng)
+
+        ids = np.arange(len(packed))
+        one, four = (TrainClips(packed, ids, SPEC, cfg.seed, v, SCALES, draw) for v in (1, 4))
+
+        def clock(run: Callable[[int], object], clips: int = 1) -> Callable[[], float]:
+            def timed() -> float:
+                start = time.process_time()
+                for i in range(num_videos * clips_each):
+                    run(i)
+                return (time.process_time() - start) / (num_videos * clips_each * clips)
+
+            return timed
+
+        def common(files: list[bytes]) -> Callable[[int], object]:
+            return lambda i: frame_by_frame(files[i % num_videos], counter_rng(cfg.seed, i))
+
+        candidates = {
+            "decord + Pillow per frame, raw files": clock(common(raw_files)),
+            "decord + Pillow per frame, packed files": clock(common(packed_files)),
+            "muybridge, packed files": clock(lambda i: one[i]),
+            "muybridge, packed files, 4 crops of a decode": clock(lambda i: four[i], 4),
+        }
+        seconds = interleave(candidates, cfg.rounds)
+    torch.set_num_threads(threads)
+    reference = seconds["decord + Pillow per frame, raw files"]
+    rows = {
+        name: f"{1000 * s:6.1f} ms  {1 / s:6.1f} clips/s per core  {reference / s:5.2f}x"
+        for name, s in seconds.items()
+    }
+    log.print_table("loader, one clip of 16x224x224 (CPU time)", rows)
+    return {name: reference / s for name, s in seconds.items()}
+
+
+# ----------------------------------------------------------------------------------------- step
+
+
+def step_flops(model: VideoMAE, visible: int, masked: int) -> float:
+    """Floating-point operations of one clip's step: 3 x forward, less the pixels' own gradient."""
+
+    def block(n: int, w: int) -> int:
+        return 24 * n * w**2 + 4 * n**2 * w
+
+    encoder, width = model.encoder, model.encoder_to_decoder.out_features
+    pixels = encoder.patch_embed.in_features
+    embed = 2 * visible * pixels * encoder.embed_dim
+    forward = embed + len(encoder.blocks) * block(visible, encoder.embed_dim)
+    forward += 2 * visible * encoder.embed_dim * width
+    forward += len(model.decoder_blocks) * block(visible + masked, width)
+    forward += 2 * masked * width * pixels
+    return 3 * forward - embed
+
+
+def matmul_peak(where: torch.device) -> float:
+    """The rate, in FLOP/s, of a large bf16 matrix product here: what a model could reach at best."""
+    a = torch.randn(8192, 8192, device=where, dtype=torch.bfloat16)
+    for _ in range(3):
+        a @ a
+    torch.cuda.synchronize()
+    start = time.monotonic()
+    for _ in range(20):
+        a @ a
+    torch.cuda.synchronize()
+    return 20 * 2 * 8192**3 / (time.monotonic() - start)
+
+
+def benchmark_step(cfg: Config) -> dict[str, float]:
+    """Print seconds per step of both sides at equal precision, and the ratio; returns the ratios."""
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(cfg.seed)
+    ours = VideoMAE(VideoTransformer(*SIZES[cfg.encoder]), *DECODERS[cfg.encoder])
+    theirs = to_transformers(ours).to(where).train()
+    ours.to(where)
+    rng = np.random.default_rng(cfg.seed)
+    drawn = [draw_tokens("tube", ours.encoder.grid, 0.9, False, rng) for _ in range(cfg.batch_size)]
+    visible, masked = (torch.from_numpy(np.stack(t)).to(where) for t in zip(*drawn, strict=True))
+    mask = torch.zeros(cfg.batch_size, 1568, dtype=torch.bool, device=where).scatter(
+        1, masked, True
+    )
+    video = torch.randint(
+        0, 256, (cfg.batch_size, 3, 16, 224, 224), dtype=torch.uint8, device=where
+    )
+
+    def forward_theirs():
+        pixels = SPEC.normalise(video).transpose(1, 2)  # as their users do it: in the step
+        return theirs(pixels, bool_masked_pos=mask).loss
+
+    precisions = {"fp32": None}
+    if device.has_bf16(where):
+        precisions["bf16"] = torch.bfloat16
+    results, rows = {}, {}
+    sides = {
+        "transformers": (theirs, forward_theirs),
+        "muybridge": (ours, lambda: ours(video, visible, masked)[0]),
+    }
+    compiled = torch.compile(ours) if where.type == "cuda" else None
+    if compiled is not None:
+        sides["muybridge, compiled"] = (ours, lambda: compiled(video, visible, masked)[0])
+    for precision, dtype in precisions.items():
+        optimizers = {
+            name: torch.optim.AdamW(m.parameters(), lr=0.0) for name, (m, _) in sides.items()
+        }
+        first = {}
+
+        def step(name, dtype=dtype, optimizers=optimizers, first=first):
+            start = time.monotonic()
+            with torch.autocast(where.type, dtype, enabled=dtype is not None):
+                loss = sides[name][1]()
+            loss.backward()
+            optimizers[name].step()
+            optimizers[name].zero_grad()
+            if where.type == "cuda":
+                torch.cuda.synchronize()
+            first.setdefault(name, loss.item())
+            return time.monotonic() - start
+
+        for name in sides:
+            step(name)  # warm up
+        seconds = interleave({n: lambda n=n: step(n) for n in sides}, cfg.rounds)
+        for name, s in seconds.items():
+            ratio = seconds["transformers"] / s
+            results[f"{precision} {name}"] = ratio
+            rows[f"{precision} {name}"] = (
+                f"{s:7.3f} s  {cfg.batch_size / s:7.1f} clips/s  {ratio:5.2f}x  first loss {first[name]:.6f}"
+            )
+            if where.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+                step(name)
+                rate = step_flops(ours, visible.shape[1], masked.shape[1]) * cfg.batch_size / s
+                rows[f"{precision} {name}"] += (
+                    f"  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB  {rate / 1e12:.0f} TFLOP/s = "
+                    f"{rate / matmul_peak(where):.0%} of a matrix product"
+                )
+    title = f"step, VideoMAE {cfg.encoder}, batch {cfg.batch_size}, {device.describe(where)}"
+    log.print_table(title, rows)
+    return results
+
+
+def main(cfg: Config) -> dict:
+    """Run the chosen halves; returns the ratios."""
+    results: dict = {"config": dataclasses.asdict(cfg)}
+    if cfg.what in ("all", "loader"):
+        results["loader"] = benchmark_loader(cfg)
+    if cfg.what in ("all", "step"):
+        results["step"] = benchmark_step(cfg)
+    if cfg.out:
+        if Path(cfg.out).exists():
+            raise ValueError(f"--out {cfg.out} exists already: give another name")
+        log.write_json(Path(cfg.out), results)
+    return results
+
+
+if __name__ == "__main__":
+    log.cli(main, Config)

@@ -1,0 +1,333 @@
+"""The whole probe on small packed videos: what it writes, what it leaves alone, what it refuses."""
+
+import csv
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import load_file
+
+from downstream import features as features_module
+from downstream.features import Extraction, cached_features, extract, extract_tokens
+from pretrain.checkpoint import load_backbone, weights_hash
+from pretrain.data.cache import cache_folder
+from pretrain.data.shards import Pack
+from recipes import linear_probe
+from recipes.linear_probe import Config, main
+from tests.conftest import motion_rows
+
+FP32 = Extraction(num_clips=2, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def config(tiny_pack, tiny_backbone, tmp_path_factory) -> Config:
+    out = tmp_path_factory.mktemp("probe") / "out"
+    return Config(str(tiny_backbone), str(tiny_pack), str(out), num_workers=0, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def results(config) -> dict:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("downstream.attentive.MIN_STEPS", 20)
+        return main(config)
+
+
+@pytest.fixture
+def quick(config, tmp_path) -> Config:
+    """The same features, out of the cache, and no attentive probe."""
+    return dataclasses.replace(config, out=str(tmp_path / "out"), attentive="off")
+
+
+# ------------------------------------------------------------------------------------- what it says
+
+
+def test_results_hold_what_is_promised(results, config):
+    out = Path(config.out)
+    stored = json.loads((out / "results.json").read_text())
+    assert stored == json.loads(json.dumps(results))
+    shares = ["top1", "top5", "knn_top1", "random_init_top1", "chance", "majority"]
+    shares += [
+        "mean_class_accuracy",
+        "attentive_top1",
+        "random_init_knn_top1",
+        "random_init_mean_class_accuracy",
+    ]
+    for name in shares:
+        assert isinstance(stored[name], float) and 0 <= stored[name] <= 1, name
+    assert (stored["num_test"], stored["num_train"], stored["num_classes"]) == (16, 32, 4)
+    assert stored["chance"] == stored["majority"] == 0.25 and stored["top5"] == 1.0
+    for value, interval in (
+        ("top1", "top1_interval"),
+        ("mean_class_accuracy", "mean_class_interval"),
+    ):
+        assert stored[interval][0] <= stored[value] <= stored[interval][1]
+
+
+def test_predictions_and_figure_agree_with_the_numbers(results, config):
+    out = Path(config.out)
+    with open(out / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == results["num_test"]
+    assert sum(r["label"] == r["predicted"] for r in rows) == round(16 * results["top1"])
+    assert all(
+        r["top5"].split("|")[0] == r["predicted"] and len(r["top5"].split("|")) == 4 for r in rows
+    )
+    with Image.open(out / "confusion.png") as picture:
+        assert min(picture.size) > 300
+    probe = load_file(out / "linear.safetensors")
+    assert probe["weight"].shape == (4, 32) and probe["mean"].shape == (32,)
+
+
+def test_the_card_says_what_comparing_needs(results, config, tiny_backbone, tiny_pack):
+    card = results["card"]
+    assert {"frames": 8, "stride": 2, "size": 32, "num_clips": 2, "num_crops": 1}.items() <= card[
+        "views"
+    ].items()
+    assert card["data"]["fingerprint"] == Pack(tiny_pack).index["fingerprint"]
+    assert (card["data"]["train_subjects"], card["data"]["test_subjects"]) == (4, 2)
+    assert card["data"]["subjects_in_both"] == 0
+    assert card["backbone"]["weights_sha256"] == weights_hash(load_backbone(str(tiny_backbone)))
+    assert card["backbone"]["provenance"] == {"recipe": "random, for tests"}
+    assert (
+        card["interval"]["resampled"] == "subjects"
+        and "whole subjects" in card["linear"]["validation"]
+    )
+    assert {"commit", "torch", "scikit-learn", "device", "precision", "command"} <= card[
+        "software"
+    ].keys()
+    text = (Path(config.out) / "CARD.md").read_text()
+    for needed in (
+        card["data"]["fingerprint"],
+        card["backbone"]["weights_sha256"],
+        "stride: 2",
+        "num clips: 2",
+    ):
+        assert needed in text
+
+
+def test_the_random_backbone_is_another_one_of_the_same_shape(results, quick):
+    # The exported one is random too, so what tells them apart is that the numbers are not copies.
+    other = main(dataclasses.replace(quick, seed=1))
+    names = ["random_init_top1", "random_init_knn_top1", "random_init_mean_class_accuracy"]
+    assert [results[n] for n in names] != [other[n] for n in names]
+    assert (
+        results["card"]["random_init"]["validation_accuracy"]
+        != results["card"]["linear"]["validation_accuracy"]
+    )
+
+
+def test_test_labels_choose_nothing(quick, results, monkeypatch):
+    def shuffled(*arguments):
+        train, test, notes = choose(*arguments)
+        order = np.random.default_rng(0).permutation(len(test))
+        return train, dataclasses.replace(test, labels=[test.labels[i] for i in order]), notes
+
+    choose = linear_probe.choose_splits
+    monkeypatch.setattr(linear_probe, "choose_splits", shuffled)
+    other = main(quick)
+    for part in ("linear", "random_init"):
+        assert other["card"][part] == results["card"][part]
+
+
+def test_motion_is_found_where_features_hold_it(tiny_pack, tiny_backbone, quick, monkeypatch):
+    # A stand-in for a good backbone: where the bright square is in the first and the last frame.
+    def forward(encoder, video):
+        bright = (video.mean(1) > 0.4).float()[:, [0, -1]]  # (B, 2, H, W)
+        rows, columns = bright.mean(3), bright.mean(2)
+        return torch.cat([rows.flatten(1)[:, ::8], columns.flatten(1)[:, ::8]], 1).repeat(1, 2)
+
+    monkeypatch.setattr("pretrain.vit.VideoTransformer.forward", forward)
+    monkeypatch.setattr(features_module, "CODE_VERSION", -1)  # keep out of the others' cache
+    answer = main(quick)
+    assert answer["top1"] > 0.9 and answer["knn_top1"] > 0.9
+
+
+# ---------------------------------------------------------------------------------- feature cache
+
+
+def test_cached_features_equal_fresh_ones(tiny_pack, tiny_backbone, monkeypatch):
+    encoder, pack = load_backbone(str(tiny_backbone)), Pack(tiny_pack)
+    samples = np.arange(5, 14)
+    first = cached_features(encoder, pack, samples, FP32)
+    fresh = extract(encoder, pack, samples, dataclasses.replace(FP32, batch_size=3))
+    np.testing.assert_allclose(first, fresh, rtol=1e-4, atol=1e-5)
+    assert first.dtype == np.float32 and first.shape == (9, 32)
+    monkeypatch.setattr(features_module, "extract", None)  # from here on only the cache can answer
+    assert np.array_equal(cached_features(encoder, pack, samples, FP32), first)
+
+
+def test_the_encoder_is_untouched(tiny_pack, tiny_backbone):
+    encoder = load_backbone(str(tiny_backbone)).train()
+    encoder.blocks[0].eval()
+    encoder.extra = torch.nn.BatchNorm1d(32)  # something whose buffers move in training mode
+    original = encoder.forward_features
+    encoder.forward_features = lambda video: encoder.extra(original(video).mT).mT
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    extract(encoder, Pack(tiny_pack), np.arange(4), FP32)
+    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+    assert all(p.grad is None for p in encoder.parameters())
+    assert encoder.training and encoder.extra.training and not encoder.blocks[0].training
+
+
+def test_views_are_averaged(tiny_pack, tiny_backbone):
+    encoder, pack = load_backbone(str(tiny_backbone)), Pack(tiny_pack)
+    samples = np.array([3, 0])
+    tokens = extract_tokens(encoder, pack, samples, FP32)
+    assert tokens.shape == (2, 2, 64, 32) and tokens.dtype == np.float16
+    assert np.abs(tokens[:, 0] - tokens[:, 1]).max() > 0.01  # two views that differ
+    pooled = extract(encoder, pack, samples, FP32)
+    np.testing.assert_allclose(tokens.astype(np.float32).mean((1, 2)), pooled, atol=2e-3)
+    assert not list(cache_folder().glob("tmp*"))
+
+
+def test_anything_that_changes_the_numbers_changes_the_cache_entry(
+    tiny_pack, tiny_backbone, monkeypatch
+):
+    encoder, pack = load_backbone(str(tiny_backbone)), Pack(tiny_pack)
+    calls = []
+    monkeypatch.setattr(
+        features_module,
+        "extract",
+        lambda e, p, s, h, t: calls.append(1) or np.zeros((len(s), 32), np.float32),
+    )
+    monkeypatch.setattr(features_module, "CODE_VERSION", 1000)
+
+    def ask(samples=(1, 2), how=FP32):
+        before = len(calls)
+        cached_features(encoder, pack, np.array(samples), how)
+        return len(calls) > before
+
+    assert ask() and not ask()
+    assert not ask(how=dataclasses.replace(FP32, batch_size=1, num_workers=1))  # only speed
+    assert ask(samples=(2, 1))
+    assert ask(how=dataclasses.replace(FP32, num_clips=3))
+    assert ask(how=dataclasses.replace(FP32, num_crops=2))
+    assert ask(how=dataclasses.replace(FP32, precision="bf16"))
+    monkeypatch.setattr(encoder, "input_spec", dataclasses.replace(encoder.input_spec, stride=1))
+    assert ask()
+    with torch.no_grad():
+        encoder.norm.bias[0] += 1
+    assert ask()
+    monkeypatch.setitem(pack.index, "fingerprint", "other")
+    assert ask()
+    monkeypatch.setattr(features_module, "CODE_VERSION", 1001)
+    assert ask()
+
+
+@pytest.mark.parametrize("damage", ["flip a byte", "cut short", "empty"])
+def test_a_damaged_cache_file_is_computed_again(
+    damage, tiny_pack, tiny_backbone, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setenv("MUYBRIDGE_CACHE", str(tmp_path))
+    encoder, pack, samples = load_backbone(str(tiny_backbone)), Pack(tiny_pack), np.arange(4)
+    first = cached_features(encoder, pack, samples, FP32)
+    (path,) = (tmp_path / "features").iterdir()
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 64
+    path.write_bytes({"flip a byte": content, "cut short": content[:-9], "empty": b""}[damage])
+    assert np.array_equal(cached_features(encoder, pack, samples, FP32), first)
+    assert "damaged" in capsys.readouterr().out
+    assert np.array_equal(cached_features(encoder, pack, samples, FP32), first)
+    assert "damaged" not in capsys.readouterr().out
+
+
+def test_damaged_weights_are_named(tiny_pack, tiny_backbone):
+    encoder = load_backbone(str(tiny_backbone))
+    with torch.no_grad():
+        encoder.norm.bias[0] = float("nan")
+    with pytest.raises(ValueError, match="is not finite"):
+        extract(encoder, Pack(tiny_pack), np.arange(2), FP32)
+    with pytest.raises(ValueError, match="--attentive off"):
+        extract_tokens(encoder, Pack(tiny_pack), np.arange(2), FP32)
+
+
+def test_tokens_that_do_not_fit_name_the_bytes(tiny_pack, tiny_backbone, monkeypatch):
+    monkeypatch.setattr(
+        features_module.shutil, "disk_usage", lambda _: type("Disk", (), {"free": 1000})
+    )
+    with pytest.raises(ValueError, match=r"32,768 bytes.*1,000 free.*--attentive off"):
+        extract_tokens(load_backbone(str(tiny_backbone)), Pack(tiny_pack), np.arange(4), FP32)
+
+
+# ----------------------------------------------------------------------------------- kinds of data
+
+
+def test_cut_videos_and_data_without_splits(make_pack, quick, capsys):
+    rows = motion_rows(range(4), 1, None)
+    pack = make_pack(rows, frames=32, clip_seconds=1)  # 2 s at 16 frames a second: two clips each
+    assert len(Pack(pack)) == 32
+    answer = main(dataclasses.replace(quick, data=str(pack)))
+    assert (answer["num_train"], answer["num_test"]) == (12, 4)
+    assert "held out for testing" in answer["notes"][0]
+    assert answer["card"]["data"]["subjects_in_both"] == 0
+    assert "held out for testing" in capsys.readouterr().out
+    assert "held out for testing" in (Path(quick.out) / "CARD.md").read_text()
+
+
+def test_attentive_is_skipped_with_a_sentence_when_tokens_are_many(quick, monkeypatch, capsys):
+    monkeypatch.setattr(linear_probe, "TOKEN_LIMIT", 1000)
+    answer = main(dataclasses.replace(quick, attentive="auto"))
+    assert (
+        answer["attentive_top1"] is None
+        and "--attentive on" in answer["card"]["attentive"]["skipped"]
+    )
+    assert "--attentive on" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------ what it refuses
+
+
+def test_results_of_other_settings_are_not_replaced(quick):
+    main(quick)
+    before = (Path(quick.out) / "results.json").read_text()
+    with pytest.raises(ValueError, match=r"num_clips was 2, is 1.*--out"):
+        main(dataclasses.replace(quick, num_clips=1))
+    assert (Path(quick.out) / "results.json").read_text() == before
+    main(quick)  # the same settings again are fine
+
+
+def test_a_folder_of_other_files_is_not_used(quick):
+    Path(quick.out).mkdir()
+    (Path(quick.out) / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"other files.*--out"):
+        main(quick)
+
+
+def test_default_folder_is_beside_the_backbone(quick, tiny_backbone):
+    main(dataclasses.replace(quick, out=None))
+    assert (tiny_backbone.parent / "probe-pack" / "results.json").exists()
+
+
+def test_default_folder_of_somebody_elses_weights(tmp_path):
+    (tmp_path / "clips.csv").touch()
+    config = Config("hf:MCG-NJU/videomae-base", str(tmp_path / "clips.csv"))
+    name = f"probe-hf-MCG-NJU-videomae-base-{tmp_path.name}-clips"
+    assert linear_probe.default_folder(config) == Path("runs") / name
+
+
+def test_several_processes_are_refused(quick, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="one process"):
+        main(quick)
+
+
+def test_the_command_shows_a_mistake_in_one_line(tiny_pack, tmp_path):
+    root = Path(__file__).parents[2]
+    command = [
+        sys.executable,
+        "recipes/linear_probe.py",
+        "--backbone",
+        str(tmp_path),
+        "--data",
+        str(tiny_pack),
+    ]
+    run = subprocess.run(
+        command, cwd=root, env={"PYTHONPATH": str(root)}, capture_output=True, text=True
+    )
+    assert run.returncode == 2 and run.stderr.startswith("error: ") and run.stderr.count("\n") == 1

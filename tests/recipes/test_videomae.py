@@ -1,0 +1,367 @@
+"""The recipe end to end, at tiny size: it learns, survives, and says no."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pretrain import checkpoint
+from pretrain.data.shards import Pack
+from recipes import videomae
+
+ROOT = Path(__file__).parents[2]
+
+
+def config(data, out, **changes) -> videomae.Config:
+    small = videomae.Config(
+        preset="test", data=str(data), out=str(out), depth=2, decoder_dim=32, decoder_depth=1, frames=4,
+        stride=2, size=32, patch=8, mask_ratio=0.75, steps=8, batch_size=8, micro_batch=4, base_lr=0.05,
+        precision="fp32", num_workers=0, save_every=3, log_seconds=0.0, knn_every=4,
+    )  # fmt: skip
+    return dataclasses.replace(small, **changes)
+
+
+def final_weights(run) -> dict:
+    folder = checkpoint.checkpoints(Path(run))[0]
+    return load_file(folder / "model.safetensors") | load_file(folder / "optimizer.safetensors")
+
+
+def equal(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_pack, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    videomae.main(config(tiny_pack, run))
+    return run
+
+
+def test_whole_run(undisturbed, tiny_pack):
+    log = [json.loads(line) for line in (undisturbed / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == list(range(1, 9))
+    assert log[-1]["loss"] < log[0]["loss"]
+    assert 0 <= log[-1]["knn"] <= 1
+    assert (undisturbed / "reconstruction.png").stat().st_size > 5000
+    encoder = checkpoint.load_backbone(str(undisturbed / "backbone"))
+    trained = checkpoint.load_pretrained_videomae(undisturbed).encoder
+    assert equal(encoder.state_dict(), trained.state_dict())
+    provenance = json.loads((undisturbed / "backbone" / "config.json").read_text())["provenance"]
+    assert provenance["data_fingerprint"] == Pack(tiny_pack).index["fingerprint"]
+
+
+def test_the_loss_falls_when_it_trains_longer(tiny_pack, tmp_path):
+    state = videomae.main(
+        config(tiny_pack, tmp_path / "run", steps=60, knn_every=0, log_seconds=60.0)
+    )
+    assert state["loss"] < 0.75  # 1 is what predicting each patch's mean costs
+
+
+def test_same_command_again_changes_nothing(undisturbed, tiny_pack, capsys):
+    before = {p: p.stat().st_mtime_ns for p in (undisturbed / "checkpoints").rglob("*")}
+    state = videomae.main(config(tiny_pack, undisturbed))
+    assert state["step"] == 8 and "done" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in (undisturbed / "checkpoints").rglob("*")}
+
+
+@pytest.mark.parametrize("stop_after", [2, 3, 7])
+def test_interrupted_and_resumed_equals_undisturbed(
+    undisturbed, tiny_pack, tmp_path, monkeypatch, stop_after
+):
+    """Ctrl-C during a step saves at its end; the same command goes on to the same bits."""
+    real, count = videomae.train_step, 0
+
+    def step(*args):
+        nonlocal count
+        count += 1
+        if count == stop_after:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*args)
+
+    monkeypatch.setattr(videomae, "train_step", step)
+    run = tmp_path / "run"
+    with pytest.raises(SystemExit) as stopped:
+        videomae.main(config(tiny_pack, run))
+    assert stopped.value.code == 130
+    assert checkpoint.checkpoints(run)[0].name == f"step-{stop_after:08d}"
+    videomae.main(config(tiny_pack, run, resume=True))
+    assert equal(final_weights(run), final_weights(undisturbed))
+    steps = [json.loads(x)["step"] for x in (run / "log.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 9))
+
+
+def test_workers_do_not_change_a_bit(undisturbed, tiny_pack, tmp_path):
+    videomae.main(config(tiny_pack, tmp_path / "run", num_workers=2))
+    assert equal(final_weights(tmp_path / "run"), final_weights(undisturbed))
+
+
+def test_accumulation_gives_the_same_loss(undisturbed, tiny_pack, tmp_path):
+    videomae.main(config(tiny_pack, tmp_path / "run", micro_batch=8))
+    a, b = final_weights(tmp_path / "run"), final_weights(undisturbed)
+    for key in ("encoder.patch_embed.weight", "head.weight"):
+        assert torch.allclose(a[key], b[key], atol=1e-4), key
+
+
+def test_another_seed_is_another_run(undisturbed, tiny_pack, tmp_path):
+    videomae.main(config(tiny_pack, tmp_path / "run", seed=1))
+    assert not equal(final_weights(tmp_path / "run"), final_weights(undisturbed))
+
+
+def test_non_finite_step_is_skipped_counted_and_not_remembered(tiny_pack, tmp_path, monkeypatch):
+    """A poisoned step leaves weights and moments as they were, and the next one counts."""
+    real, calls, before_after = videomae.train_step, 0, []
+
+    def step(model, *rest):
+        nonlocal calls
+        calls += 1
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        if calls == 3:
+            bias = model.head.bias
+            hook = bias.register_hook(lambda g: g * torch.nan)
+            result = real(model, *rest)
+            hook.remove()
+        else:
+            result = real(model, *rest)
+        before_after.append(equal(before, dict(model.state_dict())))
+        return result
+
+    monkeypatch.setattr(videomae, "train_step", step)
+    state = videomae.main(config(tiny_pack, tmp_path / "run"))
+    assert before_after == [False, False, True, False, False, False, False, False]
+    assert state["skipped"] == 1 and state["skipped_in_row"] == 0
+
+
+def test_several_non_finite_steps_stop_the_run(tiny_pack, tmp_path, monkeypatch):
+    real, calls = videomae.train_step, 0
+
+    def step(model, *rest):
+        nonlocal calls
+        calls += 1
+        if calls > 3:
+            model.head.bias.register_hook(lambda g: g * torch.inf)
+        return real(model, *rest)
+
+    monkeypatch.setattr(videomae, "train_step", step)
+    with pytest.raises(ValueError, match="5 steps in a row"):
+        videomae.main(config(tiny_pack, tmp_path / "run", steps=20))
+    assert checkpoint.newest_valid(tmp_path / "run")[0] is not None
+
+
+def test_broken_clips_are_named_counted_and_at_last_too_many(
+    tiny_pack, tmp_path, monkeypatch, capsys
+):
+    real = Pack.read
+    pack = Pack(tiny_pack)
+    victims = {pack.record(i)["key"] for i in range(0, len(pack), 4)}
+    monkeypatch.setattr(
+        Pack, "read", lambda self, r: real(self, r)[:100] if r["key"] in victims else real(self, r)
+    )
+    state = videomae.main(config(tiny_pack, tmp_path / "a", max_bad_clips=0.9))
+    ledger = [
+        json.loads(x) for x in (tmp_path / "a" / "data_errors.jsonl").read_text().splitlines()
+    ]
+    assert len(ledger) == state["bad_clips"] > 5 and {e["key"] for e in ledger} <= victims
+    assert "bad clip replaced" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="more than --max-bad-clips"):
+        videomae.main(config(tiny_pack, tmp_path / "b", steps=40))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 12}, "batch_size: 8 -> 12"),
+        ({"seed": 3}, "seed: 0 -> 3"),
+        ({"data": "DIFFERENT"}, "fingerprint"),
+    ],
+)
+def test_a_run_folder_is_not_continued_with_other_values(
+    undisturbed, tiny_pack, make_pack, changes, message
+):
+    if changes.get("data"):
+        rows = [{"motion": "up", "person": p, "take": 0, "split": "train"} for p in range(3)]
+        changes = {"data": str(make_pack(rows))}
+    with pytest.raises(ValueError, match=message):
+        videomae.main(dataclasses.replace(config(tiny_pack, undisturbed), **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder": "xl"}, "not one of ti, s, b, l, h"),
+        ({"mask_ratio": 1.0}, "at least one"),
+        ({"mask": "tubes"}, "not one of tube"),
+        ({"size": 30}, "choose multiples"),
+        ({"batch_size": 9, "views": 2}, "choose a multiple of 2"),
+        ({"split": "trian"}, "no clip of split"),
+        ({"precision": "fp8"}, "not one of auto"),
+        ({"backbone": "nowhere"}, "no backbone at"),
+        ({"resume": True}, "holds no checkpoint"),
+        ({"data": "nowhere"}, "no data at"),
+    ],
+)
+def test_mistakes_are_explained(tiny_pack, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        videomae.main(dataclasses.replace(config(tiny_pack, tmp_path / "run"), **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_foreign_folder_is_refused(tiny_pack, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="not a run"):
+        videomae.main(config(tiny_pack, tmp_path))
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_starting_from_a_backbone_and_from_a_run(undisturbed, tiny_pack, tmp_path):
+    for name in (undisturbed, undisturbed / "backbone"):
+        model = videomae.build_model(config(tiny_pack, tmp_path, backbone=str(name)))
+        trained = checkpoint.load_backbone(str(undisturbed / "backbone"))
+        assert equal(model.encoder.state_dict(), trained.state_dict())
+    with pytest.raises(ValueError, match="does not fit"):
+        videomae.build_model(config(tiny_pack, tmp_path, backbone=str(undisturbed), depth=3))
+
+
+def test_repeated_augmentation_is_counted_honestly(tiny_pack, tmp_path, capsys):
+    cfg = config(tiny_pack, tmp_path / "run", views=2, steps=0, epochs=1, micro_batch=8)
+    state = videomae.main(cfg)
+    assert state["step"] == 8  # 32 training clips, 4 decodes a step
+    assert "4 decodes x 2 views" in capsys.readouterr().out
+
+
+def test_published_presets_resolve():
+    expected = {  # steps on 240,000 clips, learning rate
+        "vit_b_k400": (93750, 1.2e-3), "vit_l_k400": (750000, 3e-4),
+        "vit_b_ssv2": (281250, 1.2e-3), "vit_b_ucf101": (4000000, 2.25e-4),
+    }  # fmt: skip
+    for name, (steps, lr) in expected.items():
+        cfg = videomae.PRESETS[name]
+        plan = videomae.schedule(cfg, 240_000, 1)
+        assert plan["steps"] == steps and plan["micro"] * plan["accumulate"] == cfg.batch_size
+        assert cfg.base_lr * cfg.batch_size / 256 == pytest.approx(lr)
+        assert videomae.schedule(cfg, 240_000, 8)["steps"] == steps
+
+
+# --------------------------------------------------------------------- real processes
+
+DRIVER = """
+import json, os, signal, sys
+sys.path.insert(0, {root!r})
+import torch
+torch.set_num_threads(1)
+from pretrain import checkpoint
+from recipes import videomae
+cfg = videomae.Config(**json.loads(sys.argv[1]))
+plan = json.loads(sys.argv[2])
+die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+real_step, real_save, count = videomae.train_step, checkpoint.save_file, [0]
+def step(*args):
+    count[0] += 1
+    if count[0] == plan.get("die_in_step") and os.environ.get("RANK", "0") == plan.get("rank", "0"):
+        die()
+    return real_step(*args)
+def save_file(tensors, path):
+    real_save(tensors, path)
+    if plan.get("die_in_save") and count[0] >= plan["die_in_save"] and "optimizer" in str(path):
+        with open(path, "r+b") as file:
+            file.truncate(100)
+        die()
+videomae.train_step, checkpoint.save_file = step, save_file
+videomae.main(cfg)
+"""
+
+
+def launch(tmp_path: Path, cfg: videomae.Config, plan: dict, processes: int = 1):
+    """Run the recipe in processes of its own; returns the exit code."""
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER.format(root=str(ROOT)))
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        start += ["--master-port", str(29500 + os.getpid() % 2000)]
+    command = [*start, str(script), json.dumps(dataclasses.asdict(cfg)), json.dumps(plan)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=environment, check=False
+    )
+
+
+def survive(tmp_path: Path, data: Path, plans: list[dict], processes: int, steps: int) -> None:
+    """Kill a run as planned, each time starting the same command again; compare with a calm one."""
+    changes = {"steps": steps, "num_workers": 1, "knn_every": 0}
+    calm = config(data, tmp_path / "calm", **changes)
+    done = launch(tmp_path, calm, {}, processes)
+    assert done.returncode == 0, done.stderr[-2000:]
+    harried = config(data, tmp_path / "harried", **changes)
+    for plan in plans:
+        killed = launch(tmp_path, harried, plan, processes)
+        assert killed.returncode != 0, (plan, killed.stdout[-500:])
+    done = launch(tmp_path, harried, {}, processes)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert equal(final_weights(harried.out), final_weights(calm.out))
+
+
+def test_sigkill_in_a_step_and_inside_a_save(tiny_pack, tmp_path):
+    survive(tmp_path, tiny_pack, [{"die_in_step": 5}, {"die_in_save": 3}], 1, 8)
+
+
+def test_two_processes_survive_sigkill_of_one(tiny_pack, tmp_path):
+    survive(tmp_path, tiny_pack, [{"die_in_step": 5, "rank": "1"}], 2, 6)
+    # The same global batches as one process: the same loss up to rounding.
+    one = launch(tmp_path, config(tiny_pack, tmp_path / "one", steps=6, knn_every=0), {})
+    assert one.returncode == 0, one.stderr[-2000:]
+    losses = [
+        [json.loads(x)["loss"] for x in (tmp_path / n / "log.jsonl").read_text().splitlines()]
+        for n in ("one", "calm")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ten_kills(tiny_pack, tmp_path, processes):
+    steps = [5, 3, 2, 7, 4, 6, 1, 5]
+    plans = [{"die_in_step": s, "rank": str(i % processes)} for i, s in enumerate(steps)]
+    plans[3:3] = [{"die_in_save": 1}]
+    plans[7:7] = [{"die_in_save": 4}]
+    survive(tmp_path, tiny_pack, plans, processes, 40)
+
+
+def test_sigterm_to_the_whole_group_saves(tiny_pack, tmp_path):
+    run = tmp_path / "run"
+    cfg = config(tiny_pack, run, steps=100_000, num_workers=1, save_every=100_000, knn_every=0)
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER.format(root=str(ROOT)))
+    process = subprocess.Popen(
+        [sys.executable, str(script), json.dumps(dataclasses.asdict(cfg)), "{}"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (run / "log.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGTERM)  # the whole group, decoding workers included
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output[-2000:]
+    found, _ = checkpoint.newest_valid(run)
+    assert found is not None and "stopped after step" in output
+
+
+def test_a_launch_that_would_silently_train_alone_is_refused(tiny_pack, tmp_path):
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
+        "recipes/videomae.py", "--data", str(tiny_pack), "--out", str(tmp_path / "run"),
+    ]  # fmt: skip
+    refused = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, timeout=200, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert refused.returncode != 0 and "would train alone" in refused.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,212 @@
+"""Checkpoints: whole or not there, at every instant."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+
+from pretrain import checkpoint
+from pretrain.checkpoint import (
+    CheckpointError,
+    checkpoints,
+    export_backbone,
+    load_backbone,
+    load_checkpoint,
+    newest_valid,
+    save_checkpoint,
+)
+from pretrain.optim import adamw
+from pretrain.videomae import VideoMAE
+from pretrain.vit import VideoTransformer
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it, so whatever is on disk at that moment stays."""
+
+
+def trained(steps: int, width: int = 16):
+    torch.manual_seed(0)
+    model = VideoMAE(VideoTransformer(width, 1, 2, 4, 16, 8), 8, 1, 2)
+    optimizer = adamw(model, 0.05, (0.9, 0.95))
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-2
+    for step in range(steps):
+        torch.manual_seed(step)
+        sum(
+            p.square().sum() + (p * torch.randn_like(p)).sum() for p in model.parameters()
+        ).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer
+
+
+def same(a, b) -> bool:
+    one, two = a[0].state_dict(), b[0].state_dict()
+    moments = [
+        torch.equal(a[1].state[p][k], b[1].state[q][k])
+        for p, q in zip(a[0].parameters(), b[0].parameters(), strict=True)
+        for k in ("step", "exp_avg", "exp_avg_sq")
+    ]
+    return all(torch.equal(one[k], two[k]) for k in one) and all(moments)
+
+
+def test_round_trip_and_rotation(tmp_path):
+    for step in (1, 2, 3, 4):
+        save_checkpoint(tmp_path, *trained(step), {"step": step, "note": "x"})
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-00000004", "step-00000003"]
+    fresh = trained(0)
+    state = load_checkpoint(newest_valid(tmp_path)[0], *fresh)
+    assert state["step"] == 4 and state["note"] == "x" and same(fresh, trained(4))
+    assert not same(fresh, trained(3))
+
+
+OPERATIONS = [(checkpoint, "save_file"), (checkpoint, "_sync"), (os, "replace"), (shutil, "rmtree")]
+
+
+def test_killed_at_every_operation_of_a_save(tmp_path, monkeypatch):
+    """Before and after each write, sync, rename and removal: the newest valid is the old or the new."""
+    reference = {n: trained(n) for n in (1, 2, 3)}
+
+    def attempt(kill_at: int) -> int:
+        run = tmp_path / str(kill_at)
+        save_checkpoint(run, *reference[1], {"step": 1})
+        save_checkpoint(run, *reference[2], {"step": 2})
+        count = 0
+
+        def counted(function):
+            def call(*args, **kwargs):
+                nonlocal count
+                count += 1
+                if count == kill_at:
+                    raise Killed
+                result = function(*args, **kwargs)
+                count += 1
+                if count == kill_at:
+                    raise Killed
+                return result
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for module, name in OPERATIONS:
+                patch.setattr(module, name, counted(getattr(module, name)))
+            try:
+                save_checkpoint(run, *reference[3], {"step": 3})
+            except Killed:
+                pass
+            else:
+                assert kill_at > count
+        found, _ = newest_valid(run)
+        fresh = trained(0)
+        step = load_checkpoint(found, *fresh)["step"]
+        assert step in (2, 3) and same(fresh, reference[step])
+        # And the next save of the same step works, whatever was left behind.
+        save_checkpoint(run, *reference[3], {"step": 3})
+        assert newest_valid(run)[0].name == "step-00000003"
+        assert not list((run / "checkpoints").glob("tmp-*"))
+        return count
+
+    total = attempt(10_000)
+    assert total >= 16
+    for kill_at in range(1, total + 1):
+        attempt(kill_at)
+
+
+def test_order_on_disk(tmp_path, monkeypatch):
+    """Every file is synced before the rename, the parent after it, and old ones go last."""
+    events = []
+    for module, name in OPERATIONS[1:]:
+        real = getattr(module, name)
+        monkeypatch.setattr(
+            module, name,
+            lambda *a, real=real, name=name, **k: (events.append((name, str(a[0]))), real(*a, **k))[1],
+        )  # fmt: skip
+    for step in (1, 2, 3):
+        events.clear()
+        save_checkpoint(tmp_path, *trained(1), {"step": step})
+    rename = next(i for i, (name, _) in enumerate(events) if name == "replace")
+    synced = {path.rsplit("/", 1)[1] for name, path in events[:rename] if name == "_sync"}
+    assert synced >= {"model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"}
+    assert events[rename + 1] == ("_sync", str(tmp_path / "checkpoints"))
+    assert [name for name, _ in events[rename + 2 :]] == ["rmtree"]
+
+
+def test_corrupt_files_are_found_and_the_older_one_is_used(tmp_path):
+    save_checkpoint(tmp_path, *trained(1), {"step": 1})
+    newest = save_checkpoint(tmp_path, *trained(2), {"step": 2})
+    generator = torch.Generator().manual_seed(0)
+    for file in sorted(newest.iterdir()):
+        original = file.read_bytes()
+        for kind in range(6):
+            data = bytearray(original)
+            place = int(torch.randint(len(data), (1,), generator=generator))
+            data[place] ^= 1 << kind
+            file.write_bytes(data[: len(data) // 2] if kind == 5 else data)
+            found, problems = newest_valid(tmp_path)
+            assert found.name == "step-00000001", (file, kind, place)
+            assert "step-00000002" in problems[0]
+            with pytest.raises(CheckpointError):
+                load_checkpoint(newest, *trained(0))
+        file.write_bytes(original)
+    (newest / "optimizer.safetensors").unlink()
+    assert newest_valid(tmp_path)[0].name == "step-00000001"
+
+
+def test_disk_full_keeps_what_was_there(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, *trained(1), {"step": 1})
+
+    def full(tensors, path):
+        path.write_bytes(b"half a file")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        with pytest.raises(CheckpointError, match="No space left"):
+            save_checkpoint(tmp_path, *trained(2), {"step": 2})
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(CheckpointError, match="1,000 are free"):
+            save_checkpoint(tmp_path, *trained(2), {"step": 2})
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+    assert load_checkpoint(newest_valid(tmp_path)[0], *trained(0))["step"] == 1
+
+
+def test_non_finite_weights_are_not_saved(tmp_path):
+    save_checkpoint(tmp_path, *trained(1), {"step": 1})
+    model, optimizer = trained(2)
+    model.head.bias.data[3] = torch.nan
+    with pytest.raises(CheckpointError, match=r"head\.bias"):
+        save_checkpoint(tmp_path, model, optimizer, {"step": 2})
+    assert newest_valid(tmp_path)[0].name == "step-00000001"
+
+
+def test_another_model_is_refused(tmp_path):
+    saved = save_checkpoint(tmp_path, *trained(1), {"step": 1})
+    with pytest.raises(CheckpointError, match=r"is \(.*the model has"):
+        load_checkpoint(saved, *trained(0, width=32))
+
+
+def test_backbone_round_trip_and_refusals(tmp_path):
+    encoder = trained(1)[0].encoder
+    folder = tmp_path / "run" / "backbone"
+    folder.parent.mkdir()
+    export_backbone(encoder, folder, {"recipe": "test"})
+    video = torch.randn(2, 3, 4, 16, 16)
+    loaded = load_backbone(str(folder))
+    assert torch.equal(loaded(video), encoder(video)) and loaded.input_spec == encoder.input_spec
+    assert json.loads((folder / "config.json").read_text())["provenance"] == {"recipe": "test"}
+    with pytest.raises(ValueError, match="did you mean"):
+        load_backbone(str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="no backbone at"):
+        load_backbone(str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match=r"\(3, 4, 16, 16\)"):
+        loaded(torch.randn(2, 3, 8, 16, 16))
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(ValueError, match="corrupt"):
+        load_backbone(str(folder))

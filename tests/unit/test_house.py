@@ -1,0 +1,79 @@
+"""Rules of the house that a reader could break without noticing."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ["pretrain", "downstream", "recipes"]
+FILES = [p for room in ROOMS for p in sorted((ROOT / room).rglob("*.py"))]
+
+
+def imported(tree: ast.AST) -> set[str]:
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    room = path.relative_to(ROOT).parts[0]
+    later = set(ROOMS[ROOMS.index(room) + (room != "recipes") :]) - {room}
+    assert not imported(ast.parse(path.read_text())) & (later | {"recipes"})
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_dangerous(path):
+    tree = ast.parse(path.read_text())
+    assert not imported(tree) & {"pickle", "marshal", "shelve", "dill", "joblib"}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        words = {k.arg: ast.unparse(k.value) for k in node.keywords}
+        assert called not in ("eval", "exec", "os.system", "yaml.load"), node.lineno
+        assert (
+            words.get("shell", "False") == "False" and words.get("allow_pickle", "False") == "False"
+        )
+        assert not called.endswith(("extractall", ".extract")), node.lineno
+        if called == "torch.load":
+            assert path.name == "checkpoint.py" and words["weights_only"] == "True"
+
+
+def test_top_level_holds_what_it_should():
+    allowed = {"pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "launch", "tests", *ROOMS}
+    extra = {p.name for p in ROOT.iterdir() if not p.name.startswith(".")} - allowed
+    assert not {n for n in extra if not n.endswith(".egg-info") and n not in ("runs", "build")}
+
+
+def test_readme_commands_parse(monkeypatch):
+    """Every recipe command of the README names a recipe, a preset and flags that there are."""
+    import importlib.util
+
+    import tyro
+
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"recipes/(\w+)\.py((?:[ \t]+[^\s`&|#]+)*)", text)
+    assert len(commands) >= 5
+    for name, rest in commands:
+        path = ROOT / "recipes" / f"{name}.py"
+        assert path.exists(), name
+        spec = importlib.util.spec_from_file_location(f"recipe_{name}", path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(__import__("sys").modules, spec.name, module)
+        spec.loader.exec_module(module)
+        words = rest.split()
+        if hasattr(module, "PRESETS"):
+            kind = tyro.extras.subcommand_type_from_defaults(module.PRESETS)
+            if not words or words[0].startswith("-"):
+                words = [next(iter(module.PRESETS)), *words]
+        else:
+            kind = module.Config
+        if words:
+            tyro.cli(kind, args=words)  # exits on a flag that is not there

@@ -1,0 +1,64 @@
+"""Accuracies and intervals against numbers worked out by hand."""
+
+import numpy as np
+import pytest
+
+from downstream.metrics import (
+    bootstrap_intervals,
+    confusion_matrix,
+    mean_class_accuracy,
+    topk_accuracy,
+)
+
+
+@pytest.mark.parametrize(
+    ("k", "expected"), [(1, 1 / 4), (2, 2 / 4), (3, 3 / 4), (4, 1.0), (9, 1.0)]
+)
+def test_topk_counts_labels_among_the_k_best(k, expected):
+    scores = np.array([[9, 5, 4, 0], [9, 8, 1, 0], [7, 6, 5, 1], [4, 3, 2, 1]])
+    assert topk_accuracy(scores, np.array([0, 1, 2, 3]), k) == expected
+
+
+def test_topk_of_equal_scores_prefers_the_lower_class():
+    scores = np.zeros((2, 3))
+    assert topk_accuracy(scores, np.array([0, 1]), 1) == 0.5
+    assert topk_accuracy(scores, np.array([2, 2]), 2) == 0.0
+
+
+def test_mean_class_accuracy_weighs_classes_equally_and_skips_absent_ones():
+    labels = np.array([0, 0, 0, 0, 2, 2])
+    predicted = np.array([0, 0, 0, 1, 2, 1])
+    assert mean_class_accuracy(labels, predicted) == pytest.approx((3 / 4 + 1 / 2) / 2)
+
+
+def test_confusion_matrix_has_true_classes_in_rows():
+    counts = confusion_matrix(np.array([0, 0, 1]), np.array([2, 2, 0]), 3)
+    assert counts.tolist() == [[0, 0, 2], [1, 0, 0], [0, 0, 0]]
+
+
+def test_interval_over_two_subjects_is_that_of_the_three_possible_draws():
+    # One subject all right, one all wrong: accuracy 0 (1 in 4), 1/2 (2 in 4), 1 (1 in 4).
+    labels, predicted = np.zeros(20, int), np.repeat([0, 1], 10)
+    top1, _, drawn = bootstrap_intervals(labels, predicted, ["a"] * 10 + ["b"] * 10, seed=0)
+    assert (top1, drawn) == ((0.0, 1.0), "subjects")
+
+
+@pytest.mark.parametrize("subjects", [[None] * 200, ["a"] * 200, ["a"] * 199 + [None]])
+def test_interval_over_videos_is_the_binomial_one(subjects):
+    labels, predicted = np.zeros(200, int), np.repeat([0, 1], [150, 50])
+    (low, high), _, drawn = bootstrap_intervals(labels, predicted, subjects, seed=0)
+    half = 1.96 * np.sqrt(0.75 * 0.25 / 200)
+    assert drawn == "videos"
+    assert (low, high) == pytest.approx((0.75 - half, 0.75 + half), abs=0.012)
+
+
+def test_intervals_hold_their_point_estimates_and_repeat():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(5, size=120)
+    predicted = np.where(rng.random(120) < 0.6, labels, rng.integers(5, size=120))
+    subjects = [f"s{i % 8}" for i in range(120)]
+    first = bootstrap_intervals(labels, predicted, subjects, seed=3)
+    assert first == bootstrap_intervals(labels, predicted, subjects, seed=3)
+    assert first != bootstrap_intervals(labels, predicted, subjects, seed=4)
+    assert first[0][0] < (labels == predicted).mean() < first[0][1]
+    assert first[1][0] < mean_class_accuracy(labels, predicted) < first[1][1]

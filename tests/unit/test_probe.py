@@ -1,0 +1,173 @@
+"""Linear, nearest-neighbour and attentive probes on features whose structure is known."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
+
+from downstream.attentive import AttentiveHead, attentive_scores, classify, fit_attentive
+from downstream.probe import GRID, fit_linear, knn_accuracy, knn_scores
+
+
+def blobs(
+    num: int, classes: int, dim: int, noise: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features around one centre a class, the same centres for every seed, on unlike scales."""
+    centres = np.random.default_rng(99).normal(size=(classes, dim))
+    rng = np.random.default_rng(seed)
+    labels = np.arange(num) % classes
+    features = centres[labels] + noise * rng.normal(size=(num, dim))
+    return (features * 10.0 ** np.linspace(-3, 3, dim) + 5).astype(np.float32), labels
+
+
+def quarter(num: int) -> np.ndarray:
+    return np.random.default_rng(5).random(num) < 0.25
+
+
+def test_linear_probe_equals_scikit_learn_at_the_chosen_penalty():
+    x, y = blobs(120, 4, 10, 1.5, 0)
+    test, _ = blobs(40, 4, 10, 1.5, 1)
+    probe = fit_linear(x, y, quarter(120))
+    mean, std = x.astype(float).mean(0), x.astype(float).std(0)
+    reference = LogisticRegression(C=probe.c, max_iter=5000, tol=1e-6).fit((x - mean) / std, y)
+    ours, theirs = probe.probabilities(test), reference.predict_proba((test - mean) / std)
+    np.testing.assert_allclose(ours, theirs, atol=5e-3)
+    assert probe.converged and set(GRID) <= set(probe.sweep)
+
+
+def test_the_penalty_is_the_best_on_validation_and_the_stronger_of_equals():
+    x, y = blobs(160, 4, 30, 4.0, 0)
+    probe = fit_linear(x, y, quarter(160))
+    best = max(probe.sweep.values())
+    assert probe.c == min(c for c, accuracy in probe.sweep.items() if accuracy == best)
+    assert len(set(probe.sweep.values())) > 1
+
+
+def test_two_classes_and_constant_features():
+    x, y = blobs(60, 2, 6, 0.3, 0)
+    x[:, 3] = 0.1  # its deviation is a rounding error
+    probe = fit_linear(x, y, quarter(60))
+    assert probe.weight.shape == (2, 6) and probe.std[3] == 1
+    assert (probe.probabilities(x).argmax(1) == y).all()
+    np.testing.assert_allclose(probe.probabilities(x).sum(1), 1)
+
+
+def test_without_validation_nothing_is_chosen():
+    x, y = blobs(3, 3, 4, 0.1, 0)
+    probe = fit_linear(x, y, np.zeros(3, bool))
+    assert (probe.c, probe.sweep) == (1.0, {})
+    assert (probe.probabilities(x).argmax(1) == y).all()
+
+
+def test_a_class_that_only_validation_has_still_gets_its_weights():
+    x, y = blobs(40, 4, 8, 0.2, 0)
+    probe = fit_linear(x, y, y == 3)
+    assert (probe.probabilities(x).argmax(1) == y).all()
+
+
+def test_the_grid_is_widened_past_its_end(monkeypatch):
+    monkeypatch.setattr("downstream.probe.GRID", (1e-4, 1e-3))
+    x, y = blobs(160, 8, 10, 1.0, 0)
+    probe = fit_linear(x, y, quarter(160))
+    assert probe.c > 1e-3 and max(probe.sweep) > 1e-3
+
+
+def test_unfinished_fits_are_confessed(monkeypatch):
+    monkeypatch.setattr("downstream.probe.MAX_ITER", 2)
+    x, y = blobs(80, 4, 10, 2.0, 0)
+    assert not fit_linear(x, y, quarter(80)).converged
+
+
+def test_fitting_cannot_see_test_videos():
+    # The test part is no argument of anything that fits or chooses.
+    assert list(inspect.signature(fit_linear).parameters) == ["features", "labels", "validation"]
+    assert "test" not in " ".join(inspect.signature(fit_attentive).parameters)
+
+
+def test_permuting_the_test_videos_permutes_the_answers():
+    x, y = blobs(80, 4, 10, 2.0, 0)
+    test, labels = blobs(50, 4, 10, 2.0, 1)
+    order = np.random.default_rng(0).permutation(50)
+    probe = fit_linear(x, y, quarter(80))
+    np.testing.assert_allclose(
+        probe.probabilities(test[order]), probe.probabilities(test)[order], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        knn_scores(x, y, test[order], 4), knn_scores(x, y, test, 4)[order], rtol=1e-4
+    )
+    assert knn_accuracy(x, y, test[order], labels[order]) == knn_accuracy(x, y, test, labels)
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(20, 0.07), (5, 1.0), (1, 0.07)])
+def test_knn_equals_scikit_learn(k, temperature):
+    rng = np.random.default_rng(0)
+    train, y, test = rng.normal(size=(90, 8)), rng.integers(5, size=90), rng.normal(size=(40, 8))
+    reference = KNeighborsClassifier(
+        k, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / temperature)
+    ).fit(train, y)
+    scores = knn_scores(train, y, test, 5, k, temperature)
+    np.testing.assert_allclose(scores / scores.sum(1, keepdims=True), reference.predict_proba(test))
+
+
+def test_knn_by_hand():
+    # Cosines to the test video: 1, 0.6, 0.6; two votes of exp(6) do not outweigh one of exp(10).
+    train = np.array([[2.0, 0.0], [3.0, 4.0], [0.6, -0.8]])
+    scores = knn_scores(
+        train, np.array([0, 1, 1]), np.array([[5.0, 0.0]]), 2, k=20, temperature=0.1
+    )
+    np.testing.assert_allclose(scores, [[np.exp(10), 2 * np.exp(6)]])
+    assert knn_accuracy(train, np.array([0, 1, 1]), np.array([[5.0, 0.0]]), np.array([0])) == 1.0
+
+
+def test_attentive_head_is_the_textbook_cross_attention():
+    torch.manual_seed(0)
+    dim, num_heads = 128, 2
+    head = AttentiveHead(dim, 3)
+    assert head.heads == num_heads
+    textbook = nn.MultiheadAttention(dim, num_heads, batch_first=True)
+    query, tokens = torch.randn(1, dim), torch.randn(5, 7, dim)
+    with torch.no_grad():
+        w_q, w_k, w_v = textbook.in_proj_weight.chunk(3)
+        textbook.in_proj_bias.normal_()
+        b_q, _, b_v = textbook.in_proj_bias.chunk(3)  # a key bias adds the same to every token
+        textbook.out_proj.weight.copy_(torch.eye(dim))
+        textbook.out_proj.bias.zero_()
+        q = (query @ w_q.T + b_q).view(num_heads, -1) / (dim // num_heads) ** 0.5
+        head.query.copy_(torch.einsum("he,hed->hd", q, w_k.view(num_heads, -1, dim)))
+        head.value.weight.copy_(w_v)
+        head.value.bias.copy_(b_v)
+        pooled, _ = textbook(query.expand(5, 1, dim), tokens, tokens)
+        expected = head.classifier(head.norm(pooled[:, 0]))
+        torch.testing.assert_close(classify([head], tokens)[0], expected)
+
+
+def token_clips(num: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Clips (K, V, N, D) whose class is written in one token of twelve; the mean token drowns it."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(num) % 3
+    tokens = rng.normal(size=(num, 2, 12, 16))
+    tokens[..., 1:4] *= 5
+    rows, place = np.arange(num), rng.integers(12, size=num)
+    tokens[rows, :, place] = 0
+    tokens[rows, :, place, 0] = 6
+    tokens[rows, :, place, 1 + labels] = 6
+    return tokens.astype(np.float16), labels
+
+
+def test_attentive_probe_finds_what_the_mean_hides_and_repeats():
+    tokens, labels = token_clips(240, 0)
+    test, truth = token_clips(90, 1)
+    probe = fit_attentive(tokens, labels, quarter(240), seed=0)
+    scores = attentive_scores([probe.head], test, torch.device("cpu"))[0]
+    assert (scores.argmax(1) == truth).mean() > 0.95
+    np.testing.assert_allclose(scores.sum(1), 1, rtol=1e-5)
+    mean = fit_linear(tokens.astype(np.float32).mean((1, 2)), labels, quarter(240))
+    assert (
+        mean.probabilities(test.astype(np.float32).mean((1, 2))).argmax(1) == truth
+    ).mean() < 0.8
+    again = fit_attentive(tokens, labels, quarter(240), seed=0)
+    assert probe.sweep == again.sweep and torch.equal(probe.head.query, again.head.query)

@@ -1,0 +1,186 @@
+"""The order of samples, their views, and what happens to a broken one."""
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pretrain.data.sampling import counter_rng, dense_indices, epoch_order, multi_scale_box
+from pretrain.data.sampling import test_boxes as eval_boxes
+from pretrain.data.sampling import test_indices as eval_indices
+from pretrain.data.shards import EvalClips, Pack, Positions, TrainClips, train_batches
+from pretrain.videomae import draw_tokens
+from pretrain.vit import InputSpec
+
+SPEC = InputSpec(frames=4, stride=2, size=16)
+
+
+@pytest.fixture(scope="module")
+def pack(tiny_pack) -> Pack:
+    return Pack(tiny_pack)
+
+
+def clips_of(pack: Pack, seed: int = 0, views: int = 1) -> TrainClips:
+    def draw(rng):
+        return draw_tokens("tube", (2, 2, 2), 0.5, False, rng)
+
+    return TrainClips(pack, np.arange(len(pack)), SPEC, seed, views, (1.0, 0.75), draw)
+
+
+@given(
+    num_samples=st.integers(1, 40),
+    micro=st.integers(1, 3),
+    shape=st.sampled_from([(1, 4), (2, 2), (4, 1), (1, 1)]),
+    cuts=st.lists(st.integers(0, 12), max_size=3),
+)
+@settings(max_examples=200, deadline=None)
+def test_positions_are_the_same_global_batches_for_any_processes_and_restarts(
+    num_samples, micro, shape, cuts
+):
+    """Against an oracle: batch s is positions [s G, (s + 1) G), whoever reads them."""
+    accumulate, world = shape
+    steps, size = 12, micro * accumulate * world
+    starts = [0, *sorted(cuts), steps]
+    read = []
+    for start, end in itertools.pairwise(starts):
+        ranks = [list(Positions(start, steps, micro, accumulate, world, r)) for r in range(world)]
+        for step in range(end - start):
+            parts = [
+                ranks[r][step * accumulate + a] for a in range(accumulate) for r in range(world)
+            ]
+            read.append(list(itertools.chain(*parts)))
+    assert read == [list(range(s * size, (s + 1) * size)) for s in range(steps)]
+    # Hence every epoch that was finished held every sample exactly once.
+    flat = [p for batch in read for p in batch]
+    for epoch in range(len(flat) // num_samples):
+        places = flat[epoch * num_samples : (epoch + 1) * num_samples]
+        order = epoch_order(5, epoch, num_samples)
+        assert sorted(order[p % num_samples] for p in places) == list(range(num_samples))
+
+
+def test_epochs_differ_and_depend_on_the_seed_only():
+    first, second = epoch_order(0, 0, 50), epoch_order(0, 1, 50)
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, epoch_order(1, 0, 50))
+    assert np.array_equal(first, epoch_order(0, 0, 50))
+
+
+def test_counter_streams_do_not_overlap():
+    draws = [
+        tuple(counter_rng(*key).integers(0, 2**60, 4))
+        for key in itertools.product(range(3), range(3), range(3), range(3))
+    ]
+    assert len(set(draws)) == 81
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_batches_do_not_depend_on_workers(pack, num_workers):
+    def read(workers):
+        with train_batches(clips_of(pack), Positions(0, 6, 4, 1, 1, 0), workers) as batches:
+            return list(batches)
+
+    for ours, reference in zip(read(num_workers), read(0), strict=True):
+        assert ours["samples"] == reference["samples"]
+        for key in ("video", "visible", "masked"):
+            assert torch.equal(ours[key], reference[key]), key
+
+
+def test_two_processes_read_the_halves_of_the_one_process_batch(pack):
+    clips = clips_of(pack)
+    whole = [clips[p]["sample"] for batch in Positions(0, 4, 4, 1, 1, 0) for p in batch]
+    halves = [
+        [clips[p]["sample"] for batch in zip(*(Positions(0, 4, 2, 1, 2, r) for r in (0, 1)), strict=True)
+         for part in batch for p in part]
+    ]  # fmt: skip
+    assert halves == [whole]
+
+
+def test_views_and_epochs_differ_but_repeat_exactly(pack):
+    one, again = clips_of(pack, views=3)[0], clips_of(pack, views=3)[0]
+    assert torch.equal(one["video"], again["video"])
+    assert one["video"].shape == (3, 3, 4, 16, 16)
+    assert not torch.equal(one["visible"][0], one["visible"][1]) or not torch.equal(
+        one["visible"][0], one["visible"][2]
+    )
+    n = len(pack)
+    seen = {clips_of(pack)[p]["sample"]: clips_of(pack)[p] for p in range(n)}
+    later = {clips_of(pack)[p]["sample"]: clips_of(pack)[p] for p in range(n, 2 * n)}
+    same = [torch.equal(seen[s]["video"], later[s]["video"]) for s in seen]
+    assert seen.keys() == later.keys() and sum(same) < len(same) / 2
+
+
+def test_broken_clip_is_replaced_by_the_next_in_order(pack, monkeypatch):
+    clips = clips_of(pack)
+    healthy = [clips[p]["sample"] for p in range(len(pack))]
+    victim = pack.record(healthy[2])["offset"]
+    real = Pack.read
+
+    def read(self, record):
+        data = real(self, record)
+        return data[:200] if record["offset"] == victim else data
+
+    monkeypatch.setattr(Pack, "read", read)
+    item = clips[2]
+    assert item["sample"] == healthy[3]
+    assert [e["key"] for e in item["errors"]] == [pack.record(healthy[2])["key"]]
+    assert clips[3]["errors"] == []
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        list(iter(EvalClips(pack, np.array([healthy[2]]), SPEC, 1, 1)[i] for i in range(1)))
+
+
+def test_pack_refuses_changed_files(tiny_pack, tmp_path):
+    import shutil
+
+    broken = tmp_path / "pack"
+    shutil.copytree(tiny_pack, broken)
+    shard = next(broken.glob("*.tar"))
+    shard.write_bytes(shard.read_bytes()[:-512])
+    with pytest.raises(ValueError, match="pack again"):
+        Pack(broken)
+    shutil.rmtree(broken)
+    shutil.copytree(tiny_pack, broken)
+    (broken / "clips.jsonl").write_bytes(
+        (broken / "clips.jsonl").read_bytes().replace(b"0", b"1", 1)
+    )
+    with pytest.raises(ValueError, match="pack again"):
+        Pack(broken)
+    with pytest.raises(ValueError, match="no clip of split 'trian'"):
+        Pack(tiny_pack).split("trian")
+
+
+@given(frames=st.integers(1, 60), stride=st.integers(1, 5), seed=st.integers(0, 9))
+@settings(max_examples=100, deadline=None)
+def test_frame_numbers_are_legal_and_dense(frames, stride, seed):
+    for indices in (
+        dense_indices(frames, 8, stride, counter_rng(seed, 0)),
+        *eval_indices(frames, 8, stride, 3),
+    ):
+        assert indices.min() >= 0 and indices.max() < frames
+        steps = np.diff(indices)
+        assert set(steps.tolist()) <= {stride, 0}
+        if frames >= 7 * stride + 1:
+            assert (steps == stride).all()
+
+
+def test_published_test_starts():
+    """VideoMAE on K400: 300 frames, 16 at stride 4, five clips; start i = int(i (n - span) / 4)."""
+    starts = [int(v[0]) for v in eval_indices(300, 16, 4, 5)]
+    assert starts == [0, 59, 119, 179, 239]
+    assert eval_boxes(340, 256, 3) == [(0, 0, 256, 256), (42, 0, 256, 256), (84, 0, 256, 256)]
+
+
+def test_multi_scale_boxes_lie_inside_and_cover_the_scales():
+    boxes = [
+        multi_scale_box(100, 60, (1, 0.875, 0.75, 0.66), counter_rng(0, i)) for i in range(400)
+    ]
+    assert all(x >= 0 and y >= 0 and x + w <= 100 and y + h <= 60 for x, y, w, h in boxes)
+    sides = {60, 52, 45, 39}
+    assert {w for _, _, w, _ in boxes} == sides == {h for _, _, _, h in boxes}
+    # Never more than one scale between width and height.
+    order = sorted(sides)
+    assert all(abs(order.index(w) - order.index(h)) <= 1 for _, _, w, h in boxes)
+    assert len(Counter(boxes)) > 60
