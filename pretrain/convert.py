@@ -42,6 +42,8 @@ def import_foreign(
             weights, config = _read_hf(name.removeprefix("hf:"))
             state, arguments, dropped = from_hf(weights, config, sizes)
             eps = config.get("layer_norm_eps", 1e-12)  # 1e-12: transformers' default
+        elif not Path(name).is_file():
+            raise ValueError("there is no such file")
         else:
             state, arguments, dropped = from_official(load_torch_file(Path(name)), sizes)
             eps = 1e-6

@@ -101,7 +101,7 @@ def from_official(
             heads are not known.
     """
     recorded = content.get("args") or {}  # the training command's Namespace, or our dict
-    recorded = recorded if isinstance(recorded, dict) else vars(recorded)
+    recorded = recorded if isinstance(recorded, dict) else getattr(recorded, "__dict__", {})
     state = next(
         (content[k] for k in ("model", "module") if isinstance(content.get(k), dict)), content
     )

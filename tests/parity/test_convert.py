@@ -574,6 +574,11 @@ def test_unreadable_hugging_face_folders_are_refused(tmp_path, monkeypatch):
         load_foreign("hf:nobody/nothing")
 
 
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"nothing\.pth: there is no such file"):
+        load_foreign(str(tmp_path / "nothing.pth"))
+
+
 def no_network(*args, **kwargs):
     raise OSError("unplugged")
 
