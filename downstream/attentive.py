@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from pretrain.optim import adamw, learning_rate
 
 # (peak learning rate, weight decay) of the heads trained side by side.
-CHOICES = tuple((lr, decay) for lr in (1e-3, 3e-3, 1e-2) for decay in (0.01, 0.1))
-DEFAULT = (3e-3, 0.1)  # where there are no validation videos to choose on
-BATCH, EPOCHS, MIN_STEPS = 64, 10, 300
+CHOICES = tuple((lr, decay) for lr in (3e-3, 1e-2, 3e-2) for decay in (0.05, 0.5))
+DEFAULT = (1e-2, 0.05)  # where there are no validation videos to choose on
+BATCH, EPOCHS, MIN_STEPS = 64, 30, 300
 # Values in a batch up to which one CPU thread does the work. Measured: two threads, which wait for each
 # other when something else has the cores, took 20 times as long then and gained little otherwise.
 ONE_THREAD = 2**22
@@ -64,21 +64,30 @@ class AttentiveProbe:
 
     Attributes:
         head: on the device it was trained on.
+        mean: (D,) of the training tokens; small differences between tokens are often what counts, so
+            every feature is standardised, as the linear probe's are.
+        std: (D,) likewise.
         lr: the peak learning rate chosen.
         weight_decay: likewise.
         sweep: validation accuracy of each choice, "lr / weight decay" -> accuracy.
     """
 
     head: AttentiveHead
+    mean: Tensor
+    std: Tensor
     lr: float
     weight_decay: float
     sweep: dict[str, float]
 
+    def probabilities(self, tokens: np.ndarray) -> np.ndarray:
+        """Class probabilities (K, C) of clips (K, V, N, D) float16, the mean over their views."""
+        return _score([self.head], tokens, np.arange(len(tokens)), self.mean, self.std)[0]
 
-def _load(tokens: np.ndarray, device: torch.device) -> Tensor:
-    """float16 tokens (..., D) to the device, float32, each token normalised."""
-    x = torch.from_numpy(np.array(tokens)).to(device).float()  # a copy: the map is read-only
-    return F.layer_norm(x, x.shape[-1:])  # backbones without a last norm have tokens of any scale
+
+def _load(tokens: np.ndarray, mean: Tensor, std: Tensor) -> Tensor:
+    """float16 tokens (..., D) to where `mean` is, float32, standardised."""
+    x = torch.from_numpy(np.array(tokens))  # a copy: the map is read-only
+    return (x.to(mean.device).float() - mean) / std
 
 
 def _train(
@@ -87,32 +96,31 @@ def _train(
     tokens: np.ndarray,
     labels: np.ndarray,
     rows: np.ndarray,
+    mean: Tensor,
+    std: Tensor,
     seed: int,
-    device: torch.device,
 ) -> None:
     """Train heads side by side on the clips `rows`, one random view of each a time."""
     rng = np.random.default_rng(seed)
     optimizers = [
-        adamw(head, decay, (0.9, 0.999)) for head, (_, decay) in zip(heads, choices, strict=True)
+        adamw(h, decay, (0.9, 0.999)) for h, (_, decay) in zip(heads, choices, strict=True)
     ]
     batch = min(BATCH, len(rows))
     num_steps = max(EPOCHS * len(rows) // batch, MIN_STEPS)
-    order = np.concatenate(
-        [rng.permutation(rows) for _ in range(-(-num_steps * batch // len(rows)))]
-    )
+    num_passes = -(-num_steps * batch // len(rows))
+    order = np.concatenate([rng.permutation(rows) for _ in range(num_passes)])
     threads = torch.get_num_threads()
     if batch * tokens[0, 0].size <= ONE_THREAD:
         torch.set_num_threads(1)
     try:
         for step in range(num_steps):
-            clips = np.sort(
-                order[step * batch : (step + 1) * batch]
-            )  # sorted: the file is read in order
-            views = rng.integers(tokens.shape[1], size=len(clips))
-            x, y = _load(tokens[clips, views], device), torch.from_numpy(labels[clips]).to(device)
+            # Sorted, so that the file is read in order.
+            clips = np.sort(order[step * batch : (step + 1) * batch])
+            x = _load(tokens[clips, rng.integers(tokens.shape[1], size=len(clips))], mean, std)
+            y = torch.from_numpy(labels[clips]).to(x.device).repeat(len(heads))
             # The sum of the probes' losses: none sees the gradient of another.
-            loss = F.cross_entropy(classify(heads, x).flatten(0, 1), y.repeat(len(heads)))
-            (len(heads) * loss).backward()
+            loss = len(heads) * F.cross_entropy(classify(heads, x).flatten(0, 1), y)
+            loss.backward()
             for optimizer, (peak, _) in zip(optimizers, choices, strict=True):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(step, num_steps, num_steps // 10, peak, 0.0)
@@ -123,19 +131,13 @@ def _train(
 
 
 @torch.inference_mode()
-def attentive_scores(
-    heads: list[AttentiveHead], tokens: np.ndarray, device: torch.device
+def _score(
+    heads: list[AttentiveHead], tokens: np.ndarray, rows: np.ndarray, mean: Tensor, std: Tensor
 ) -> np.ndarray:
-    """Class probabilities of clips, the mean over their views: (number of heads, K, C).
-
-    Args:
-        heads: the fitted heads.
-        tokens: (K, V, N, D) float16.
-        device: where the heads are.
-    """
+    """Class probabilities of the clips `rows`, the mean over views: (len(heads), len(rows), C)."""
     found = []
-    for start in range(0, len(tokens), BATCH):
-        x = _load(tokens[start : start + BATCH], device)
+    for part in np.array_split(rows, -(-len(rows) // BATCH)):
+        x = _load(tokens[part], mean, std)
         scores = classify(heads, x.flatten(0, 1)).softmax(-1)
         found.append(scores.unflatten(1, x.shape[:2]).mean(2).cpu())
     return torch.cat(found, 1).numpy()
@@ -167,17 +169,21 @@ def fit_attentive(
                 made.append(AttentiveHead(tokens.shape[-1], num_classes).to(device))
         return made
 
+    # Mean and deviation of at most 256 clips, evenly spread: more would not move them.
+    some = tokens[np.linspace(0, len(tokens) - 1, min(len(tokens), 256)).astype(int), 0]
+    flat = some.reshape(-1, tokens.shape[-1]).astype(np.float32)
+    mean = torch.from_numpy(flat.mean(0)).to(device)
+    std = torch.from_numpy(np.maximum(flat.std(0), 1e-4)).to(device)
     chosen, sweep = DEFAULT, {}
     if validation.any():
-        heads = fresh(len(CHOICES))
-        _train(heads, list(CHOICES), tokens, labels, np.flatnonzero(~validation), seed, device)
-        rows = np.flatnonzero(validation)
-        correct = [
-            (s.argmax(1) == labels[rows]).mean()
-            for s in attentive_scores(heads, tokens[rows], device)
-        ]
-        sweep = {f"{lr:g} / {wd:g}": float(c) for (lr, wd), c in zip(CHOICES, correct, strict=True)}
+        heads, rows = fresh(len(CHOICES)), np.flatnonzero(validation)
+        _train(heads, list(CHOICES), tokens, labels, np.flatnonzero(~validation), mean, std, seed)
+        answers = _score(heads, tokens, rows, mean, std).argmax(2)
+        correct = (answers == labels[rows]).mean(1).tolist()
+        sweep = {
+            f"{lr:g} / {wd:g}": share for (lr, wd), share in zip(CHOICES, correct, strict=True)
+        }
         chosen = CHOICES[int(np.argmax(correct))]
     heads = fresh(1)
-    _train(heads, [chosen], tokens, labels, np.arange(len(labels)), seed, device)
-    return AttentiveProbe(heads[0], *chosen, sweep)
+    _train(heads, [chosen], tokens, labels, np.arange(len(labels)), mean, std, seed)
+    return AttentiveProbe(heads[0], mean, std, *chosen, sweep)

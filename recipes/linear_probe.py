@@ -27,7 +27,7 @@ import torch
 from safetensors.numpy import save_file
 from torch import nn
 
-from downstream.attentive import attentive_scores, fit_attentive
+from downstream.attentive import fit_attentive
 from downstream.features import Extraction, cached_features, extract_tokens, token_bytes
 from downstream.metrics import (
     bootstrap_intervals,
@@ -73,8 +73,8 @@ class Config:
     """Of the random backbone, the validation part and the bootstrap."""
     batch_size: int = 64
     """Views in one forward pass; changes speed and memory only."""
-    num_workers: int = min(4, os.cpu_count() or 1)
-    """Decoding processes."""
+    num_workers: int = 1
+    """Decoding processes; 0: decode in between."""
 
 
 # ------------------------------------------------------------------------------------ the protocol
@@ -125,7 +125,7 @@ def attend(
     )
     owner = parts[0].owner
     probe = fit_attentive(train, labels[0][owner], validation[owner], seed, how.device)
-    scores = parts[1].average(attentive_scores([probe.head], test, how.device)[0])
+    scores = parts[1].average(probe.probabilities(test))
     chosen = {
         "lr": probe.lr,
         "weight_decay": probe.weight_decay,

@@ -148,13 +148,13 @@ PRESETS = {
     # The built-in world or any small data: minutes on two cores.
     "tiny": Config(
         depth=6, decoder_dim=96, decoder_depth=2, stride=2, size=64, patch=8, dual_mask=True,
-        steps=400, batch_size=64, micro_batch=64, base_lr=4e-3, final_lr=4e-5, warmup=0.1, knn_every=200,
+        steps=300, batch_size=64, micro_batch=64, base_lr=2e-3, final_lr=2e-5, warmup=0.1, knn_every=150,
     ),
     # Clips of about two seconds and 50 pixels, such as SHREC'17: under 45 minutes on two cores.
     "shrec": Config(
         preset="shrec", depth=6, decoder_dim=96, decoder_depth=2, stride=2, size=48, patch=8,
-        dual_mask=True, steps=5000, batch_size=64, micro_batch=64, base_lr=4e-3, final_lr=4e-5,
-        warmup=0.1, knn_every=1000,
+        mask_ratio=0.85, dual_mask=True, target_eps=0.03, scales=(1.0, 0.95, 0.9, 0.85), steps=5000,
+        batch_size=64, micro_batch=64, base_lr=2e-3, final_lr=2e-5, warmup=0.05, knn_every=1000,
     ),
     # As published (VideoMAE repository, scripts of each data set; section 4 of the paper).
     "vit_b_k400": VIT_B_K400,

@@ -10,6 +10,7 @@ import io
 import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,26 +33,61 @@ def read_frames(data: bytes, indices: np.ndarray) -> Tensor:
         DecodeError: the bytes are not a video, or do not hold every frame asked for.
     """
     wanted = np.unique(indices)
-    found: dict[int, np.ndarray] = {}
     try:
-        with av.open(io.BytesIO(data), format="mp4") as container:
-            stream = container.streams.video[0]
-            stream.thread_count = 1  # the loader's workers are the parallelism
-            per_frame = float(1 / (stream.average_rate * stream.time_base))
-            if wanted[0]:
-                container.seek(int(wanted[0] * per_frame), stream=stream)  # to the keyframe before
-            for frame in container.decode(stream):
-                index = round(frame.pts / per_frame)
-                if index in wanted:
-                    found[index] = frame.to_ndarray(format="rgb24")
-                if index >= wanted[-1]:
-                    break
+        found = _decode(data, wanted, seek=True)
+        if len(found) < len(wanted):
+            # Files with B-frames seek by decoding time, which can land one group too late.
+            found = _decode(data, wanted, seek=False)
     except (av.error.FFmpegError, IndexError, TypeError, ZeroDivisionError) as error:
         raise DecodeError(f"{type(error).__name__}: {error}") from error
     missing = [int(i) for i in wanted if i not in found]
     if missing:
         raise DecodeError(f"frames {missing[:5]} of the {len(wanted)} asked for are not there")
     return torch.from_numpy(np.stack([found[int(i)] for i in indices]))
+
+
+def _decode(data: bytes, wanted: np.ndarray, seek: bool) -> dict[int, np.ndarray]:
+    """RGB frames by number, those of `wanted` that are there."""
+    numbers = set(wanted.tolist())
+    found: dict[int, np.ndarray] = {}
+    with av.open(io.BytesIO(data), format="mp4") as container:
+        stream = container.streams.video[0]
+        stream.thread_count = 1  # the loader's workers are the parallelism
+        per_frame = float(1 / (stream.average_rate * stream.time_base))
+        # One converter for all frames: making one costs more than converting a small frame.
+        to_rgb = VideoReformatter()
+        prefix = (stream.codec_context.extradata[4] & 3) + 1  # bytes of a unit's length
+        if seek and wanted[0]:
+            container.seek(int(wanted[0] * per_frame), stream=stream)  # to the keyframe before
+        for packet in container.demux(stream):
+            if (
+                packet.pts is not None
+                and round(packet.pts / per_frame) not in numbers
+                and _nothing_needs(bytes(packet), prefix)
+            ):
+                continue
+            for frame in packet.decode():
+                index = round(frame.pts / per_frame)
+                if index in numbers:
+                    found[index] = to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
+                if index >= wanted[-1]:
+                    return found
+    return found
+
+
+def _nothing_needs(packet: bytes, prefix: int) -> bool:
+    """Whether no other frame is predicted from this H.264 packet, so that it may be left out.
+
+    The demuxer does not say; the answer is nal_ref_idc, two bits of the first slice's header. A packet
+    is a row of units, each a length of `prefix` bytes and a payload.
+    """
+    place = 0
+    while place + prefix < len(packet):
+        header = packet[place + prefix]
+        if header & 31 in (1, 5):
+            return not header & 0x60
+        place += prefix + int.from_bytes(packet[place : place + prefix])
+    return False
 
 
 def crop_resize(frames: Tensor, box: tuple[int, int, int, int], size: int) -> Tensor:

@@ -116,7 +116,10 @@ class Clips:
             stream.codec_context.time_base = 1 / self.fps
             stream.codec_context.flags |= av.codec.context.Flags.bitexact
             closed = (
-                f"keyint={GOP}:min-keyint={GOP}:scenecut=0:bframes=0:open-gop=0:threads=1:mbtree=0"
+                f"keyint={GOP}:min-keyint={GOP}:scenecut=0:open-gop=0:threads=1:mbtree=0:"
+                # Three of four frames are needed by no other one, and are skipped by a reader that
+                # does not want them: at stride 4 that is most of the work of decoding.
+                "bframes=3:b-adapt=0:b-pyramid=none"
             )
             stream.options = {"preset": PRESET, "crf": str(CRF), "x264-params": closed}
 
