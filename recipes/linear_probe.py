@@ -39,7 +39,7 @@ from downstream.probe import LinearProbe, fit_linear, knn_accuracy
 from downstream.report import confusion_figure, software, write_card, write_predictions
 from downstream.splits import Videos, choose_splits, choose_validation
 from pretrain.checkpoint import fresh_like, load_backbone, read_backbone_config, weights_hash
-from pretrain.data.cache import open_data
+from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack
 from pretrain.device import describe
 from pretrain.log import cli, write_json
@@ -249,7 +249,7 @@ def main(config: Config) -> dict:
     digest = weights_hash(encoder)
     # As recipes/videomae.py packs raw data, so that one pack serves both; a test crop is the whole
     # short side, scaled to `size`.
-    pack = open_data(config.data, 2 * round(encoder.input_spec.size * 8 / 7 / 2))
+    pack = open_data(config.data, packing_side(encoder.input_spec.size))
     train, test, notes = choose_splits(pack, config.train_split, config.test_split, config.seed)
     settings = {
         "weights_sha256": digest,

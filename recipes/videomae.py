@@ -32,7 +32,7 @@ from downstream.probe import knn_accuracy
 from downstream.splits import choose_validation
 from pretrain import checkpoint, device, log
 from pretrain.convert import import_foreign
-from pretrain.data.cache import open_data
+from pretrain.data.cache import open_data, packing_side
 from pretrain.data.sampling import counter_rng
 from pretrain.data.shards import (
     EvalClips,
@@ -224,6 +224,8 @@ def online_knn(encoder, pack: Pack, ids: np.ndarray, seed: int, accelerator) -> 
     if None in names or len(set(names)) < 2:
         return None
     held_out, _ = choose_validation(names, [r["subject"] for r in records], seed)
+    if not held_out.any():
+        return None  # a single clip of each class: nobody to ask
     labels = np.unique(names, return_inverse=True)[1]
     encoder.eval()
     features = []
@@ -394,8 +396,7 @@ def main(cfg: Config) -> dict:
     """Pretrain; returns the final step, loss, kNN score and counts."""
     # ---- data: before the process group exists, since packing may take hours
     first = os.environ.get("RANK", "0") == "0"
-    short_side = 2 * round(cfg.size * 8 / 7 / 2)  # leaves room to crop: 224 -> 256
-    pack = open_data(cfg.data, short_side, say=first)
+    pack = open_data(cfg.data, packing_side(cfg.size), say=first)
     has_splits = bool(pack.index["splits"])
     ids = pack.split(cfg.split if has_splits else "all")
 

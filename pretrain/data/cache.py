@@ -19,6 +19,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MUYBRIDGE_CACHE", "~/.cache/muybridge")).expanduser()
 
 
+def packing_side(size: int) -> int:
+    """The short side at which raw data are packed for a model that sees `size` pixels.
+
+    An eighth more, to leave room for crops: 224 -> 256.
+    """
+    return 2 * round(size * 8 / 7 / 2)
+
+
 def open_data(source: str, short_side: int, say: bool = True) -> Pack:
     """Open a pack, packing raw data first.
 
