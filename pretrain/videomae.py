@@ -96,6 +96,8 @@ def draw_tokens(
     With `dual`, the predicted tokens are the masked ones that the running cell decodes: exactly half
     of them under a tube mask over a multiple of four slots. Elsewhere the number varies a little
     from clip to clip while a batch needs one, so it is brought to half at random.
+    V2's decoder is also given mask tokens at the decoded places that the encoder saw, and leaves them
+    out of the loss; ours never makes them.
     """
     mask = make_mask(kind, grid, ratio, rng)
     masked = np.flatnonzero(mask)
