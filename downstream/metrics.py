@@ -46,7 +46,9 @@ def bootstrap_intervals(
     """95 % percentile intervals of top-1 and of mean class accuracy.
 
     Clips of one person are not independent: where every subject is known, and there are at least two,
-    whole subjects are drawn with replacement, otherwise videos.
+    subjects are drawn with replacement and then, from each, as many videos as they have; otherwise
+    videos alone. Without the second draw, a few subjects of equal accuracy would give an interval of
+    no width at all.
 
     Args:
         labels: (N,).
@@ -60,12 +62,17 @@ def bootstrap_intervals(
     """
     by_subject = None not in subjects and len(set(subjects)) > 1
     group = np.unique(subjects, return_inverse=True)[1] if by_subject else np.arange(len(labels))
-    num_groups = int(group.max()) + 1
+    sizes = np.bincount(group)
+    starts, members = np.cumsum(sizes) - sizes, np.argsort(group, kind="stable")
     correct = labels == predicted
     rng = np.random.default_rng(seed)
     drawn = []
     for _ in range(resamples):
-        times = np.bincount(rng.integers(num_groups, size=num_groups), minlength=num_groups)
-        drawn.append(_accuracies(labels, correct, times[group].astype(float)))
+        groups = rng.integers(len(sizes), size=len(sizes))
+        each = np.repeat(sizes[groups], sizes[groups])
+        within = (rng.random(len(each)) * each).astype(int)
+        videos = members[np.repeat(starts[groups], sizes[groups]) + within]
+        times = np.bincount(videos, minlength=len(labels)).astype(float)
+        drawn.append(_accuracies(labels, correct, times))
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0).tolist()
     return (low[0], high[0]), (low[1], high[1]), "subjects" if by_subject else "videos"

@@ -52,6 +52,14 @@ def test_interval_over_videos_is_the_binomial_one(subjects):
     assert (low, high) == pytest.approx((0.75 - half, 0.75 + half), abs=0.012)
 
 
+def test_subjects_of_equal_accuracy_do_not_make_the_interval_vanish():
+    labels, predicted = np.zeros(30, int), np.tile(np.repeat([0, 1], [3, 7]), 3)
+    (low, high), _, drawn = bootstrap_intervals(
+        labels, predicted, list("a" * 10 + "b" * 10 + "c" * 10), 0
+    )
+    assert drawn == "subjects" and low < 0.2 and high > 0.4
+
+
 def test_intervals_hold_their_point_estimates_and_repeat():
     rng = np.random.default_rng(0)
     labels = rng.integers(5, size=120)
