@@ -14,6 +14,8 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 from torch.nn import functional as F
 
+from pretrain.data.h264 import unit_headers
+
 
 class DecodeError(Exception):
     """A packed clip did not give the frames its index promises."""
@@ -78,16 +80,10 @@ def _decode(data: bytes, wanted: np.ndarray, seek: bool) -> dict[int, np.ndarray
 def _nothing_needs(packet: bytes, prefix: int) -> bool:
     """Whether no other frame is predicted from this H.264 packet, so that it may be left out.
 
-    The demuxer does not say; the answer is nal_ref_idc, two bits of the first slice's header. A packet
-    is a row of units, each a length of `prefix` bytes and a payload.
+    The demuxer does not say; the answer is nal_ref_idc in the header of the first slice.
     """
-    place = 0
-    while place + prefix < len(packet):
-        header = packet[place + prefix]
-        if header & 31 in (1, 5):
-            return not header & 0x60
-        place += prefix + int.from_bytes(packet[place : place + prefix])
-    return False
+    slices = (header for header in unit_headers(packet, prefix) if header & 31 in (1, 5))
+    return not next(slices, 0x60) & 0x60
 
 
 def crop_resize(frames: Tensor, box: tuple[int, int, int, int], size: int) -> Tensor:

@@ -43,6 +43,7 @@ from PIL import Image, ImageOps
 
 from pretrain.data.encode import LONGER, Clips, DiskError, copy_clip
 from pretrain.data.guard import Refused, check_container, describe
+from pretrain.data.h264 import unit_headers
 from pretrain.data.index import MAX_FPS
 
 MAX_PIXELS = 4096 * 4096
@@ -263,7 +264,8 @@ def _scan(file, name: str, beat) -> dict:
                 times.append(packet.pts)
             if packet.is_keyframe:
                 keys.append(count)
-                idr = idr and bool(prefix) and _has_idr(bytes(packet), prefix)
+                headers = unit_headers(bytes(packet), prefix) if prefix else ()
+                idr = idr and any(header & 31 == 5 for header in headers)
             count += 1
             skipped += packet.is_discard
         times.sort()
@@ -300,15 +302,6 @@ def _scan(file, name: str, beat) -> dict:
             "short": min(codec.width, codec.height),
             "aspect": stream.sample_aspect_ratio,
         }
-
-
-def _has_idr(data: bytes, prefix: int) -> bool:
-    at = 0
-    while at + prefix < len(data):
-        if data[at + prefix] & 31 == 5:
-            return True
-        at += prefix + int.from_bytes(data[at : at + prefix], "big")
-    return False
 
 
 def _most_ticks(frames: int, fps: Fraction) -> int:
