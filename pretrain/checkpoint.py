@@ -96,14 +96,14 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def save_checkpoint(
-    run: Path, model: VideoMAE, optimizer: torch.optim.Optimizer, state: dict
+    run: Path, model: VideoMAE, optimizers: list[torch.optim.Optimizer], state: dict
 ) -> Path:
     """Write one checkpoint and remove all but the `KEEP` newest.
 
     Args:
         run: the run's folder.
         model: the bare model, not its distributed wrapper.
-        optimizer: AdamW over its parameters.
+        optimizers: those over its parameters.
         state: JSON-able; `state["step"]` counts finished optimizer steps.
 
     Raises:
@@ -117,6 +117,7 @@ def save_checkpoint(
     moments = {
         f"{name}.{key}": value.detach().cpu().contiguous()
         for name, parameter in model.named_parameters()
+        for optimizer in optimizers
         for key, value in optimizer.state.get(parameter, {}).items()
     }
     root = run / "checkpoints"
@@ -142,8 +143,10 @@ def save_checkpoint(
     return final
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    """Put a verified checkpoint into `model` and `optimizer`, in place, and return its state.
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]
+) -> dict:
+    """Put a verified checkpoint into `model` and `optimizers`, in place, and return its state.
 
     Raises:
         CheckpointError: a file is missing or corrupt, or the weights are of another model.
@@ -151,11 +154,14 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     _verify(folder)
     load_strict(model, load_file(folder / "model.safetensors"), str(folder))
     moments = load_file(folder / "optimizer.safetensors")
+    owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         prefix = f"{name}."
         entries = {k[len(prefix) :]: v for k, v in moments.items() if k.startswith(prefix)}
         if entries:
-            optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in entries.items()}
+            owner[parameter].state[parameter] = {
+                k: v.to(parameter.device) for k, v in entries.items()
+            }
     return json.loads((folder / "state.json").read_text())
 
 

@@ -127,6 +127,7 @@ def from_official(
         "stride": known("sampling_rate", 4),
         "mean": known("image_mean", list(IMAGENET_MEAN)),
         "std": known("image_std", list(IMAGENET_STD)),
+        "positions": "flat",
     }
     arguments = {"encoder": encoder}
     if decoder:
@@ -222,6 +223,7 @@ def from_hf(
         "stride": config.get("sampling_rate", 4),
         "mean": list(config.get("image_mean", IMAGENET_MEAN)),
         "std": list(config.get("image_std", IMAGENET_STD)),
+        "positions": "flat",
     }
     arguments = {"encoder": encoder}
     if decoder:
@@ -394,6 +396,11 @@ def _take(
 def _give(ours: dict[str, Tensor], column: int, arguments: dict) -> dict[str, Tensor]:
     """Our weights under foreign names; the patch embedding is a Conv3d again."""
     table, e = _table(column, arguments), arguments["encoder"]
+    if e.get("positions", "flat") != "flat":
+        raise ValueError(
+            f"this model was trained with {e['positions']} positions, which neither the official code nor "
+            "transformers has: only models pretrained with --positions flat convert"
+        )
     if ours.keys() != table.keys():
         wrong = sorted(ours.keys() ^ table.keys())
         raise ValueError(f"not the weights of the model of `arguments`: {_some(wrong)}")

@@ -23,6 +23,47 @@ def adamw(model: nn.Module, weight_decay: float, betas: tuple[float, float]) -> 
     return torch.optim.AdamW(param_groups(model, weight_decay), lr=0.0, betas=betas, fused=True)
 
 
+def make_optimizers(
+    name: str, model: nn.Module, weight_decay: float, betas: tuple[float, float]
+) -> list[torch.optim.Optimizer]:
+    """The optimizers that together train every parameter of `model` once.
+
+    Args:
+        name: "adamw", or "muon": Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/)
+            for the matrices of the transformer blocks, AdamW for everything else. Muon's steps are
+            scaled to AdamW's size (Liu et al. 2025, https://arxiv.org/abs/2502.16982).
+        model: its blocks are in module lists named `blocks` or `..._blocks`.
+        weight_decay: of matrices.
+        betas: AdamW's.
+
+    Returns:
+        optimizers whose groups may have an "lr_scale", a factor on the scheduled rate: Muon stands, and
+        wants, a rate some five times AdamW's.
+
+    Raises:
+        ValueError: another name.
+    """
+    if name == "adamw":
+        return [adamw(model, weight_decay, betas)]
+    if name != "muon":
+        raise ValueError(f"--optimizer {name!r} is neither adamw nor muon")
+    in_blocks = {
+        id(p)
+        for n, p in model.named_parameters()
+        if "blocks." in n and p.ndim == 2 and p.requires_grad
+    }
+    decay, no_decay = param_groups(model, weight_decay)
+    matrices = [p for p in decay["params"] if id(p) in in_blocks]
+    decay["params"] = [p for p in decay["params"] if id(p) not in in_blocks]
+    groups = [group | {"lr_scale": 0.2} for group in (decay, no_decay)]
+    return [
+        torch.optim.Muon(
+            matrices, lr=0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True),
+    ]
+
+
 def learning_rate(step: int, num_steps: int, warmup: int, peak: float, final: float) -> float:
     """Linear warm-up from zero, then half a cosine from `peak` to `final`.
 

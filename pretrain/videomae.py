@@ -17,7 +17,7 @@ from pretrain.vit import (
     VideoTransformer,
     init_weights,
     patchify,
-    sinusoid_table,
+    position_table,
     take_tokens,
     unpatchify,
 )
@@ -165,10 +165,8 @@ class VideoMAE(nn.Module):
         self.encoder = encoder
         self.encoder_to_decoder = nn.Linear(encoder.embed_dim, decoder_dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
-        num_tokens = int(np.prod(encoder.grid))
-        self.register_buffer(
-            "decoder_pos", sinusoid_table(num_tokens, decoder_dim), persistent=False
-        )
+        table = position_table(encoder.arguments["positions"], encoder.grid, decoder_dim)
+        self.register_buffer("decoder_pos", table, persistent=False)
         self.decoder_blocks = nn.ModuleList(
             Block(decoder_dim, decoder_heads) for _ in range(decoder_depth)
         )

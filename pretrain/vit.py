@@ -65,6 +65,39 @@ def sinusoid_table(num_positions: int, dim: int) -> Tensor:
     return torch.from_numpy(angle).float()
 
 
+def separable_table(grid: tuple[int, int, int], dim: int) -> Tensor:
+    """Fixed sine-cosine positions of time, height and width, side by side, shape (N, D).
+
+    Each axis has its own third of the width (MAE's 2-D table, He et al. 2021,
+    https://arxiv.org/abs/2111.06377, with time added), so neighbours in space and in time look alike;
+    in the flattened table a row apart is a phase that has to be learned. What is left of a width that
+    six does not divide goes to the width axis.
+    """
+    per_axis = dim // 6 * 2
+    sizes = (per_axis, per_axis, dim - 2 * per_axis)
+    places = np.meshgrid(*(np.arange(n) for n in grid), indexing="ij")
+    columns = []
+    for place, size in zip(places, sizes, strict=True):
+        angle = place.reshape(-1, 1) / np.power(10000, np.arange(size // 2) / (size // 2))
+        columns += [np.sin(angle), np.cos(angle)]
+    return torch.from_numpy(np.concatenate(columns, axis=1)).float()
+
+
+def position_table(kind: str, grid: tuple[int, int, int], dim: int) -> Tensor:
+    """The table of positions named `kind`, shape (N, D).
+
+    Raises:
+        ValueError: `kind` is neither "flat" nor "separable", or the width is odd.
+    """
+    if dim % 2:
+        raise ValueError(f"sine-cosine positions need an even width, got {dim}")
+    if kind == "flat":
+        return sinusoid_table(int(np.prod(grid)), dim)
+    if kind == "separable":
+        return separable_table(grid, dim)
+    raise ValueError(f"positions {kind!r} are neither flat (as published) nor separable")
+
+
 def patchify(video: Tensor, tubelet: int, patch: int) -> Tensor:
     """Cut clips (B, C, T, H, W) into tubelets (B, N, P), N in t, h, w order, channel fastest in P."""
     return rearrange(
@@ -159,6 +192,8 @@ class VideoTransformer(nn.Module):
         stride: source frames between two sampled frames; only recorded in `input_spec`.
         mean: normalisation mean, recorded likewise.
         std: normalisation standard deviation, recorded likewise.
+        positions: "flat", VideoMAE's published table over the token's number, or "separable", of time,
+            height and width by themselves, which learns sooner; no published weights have it.
 
     Raises:
         ValueError: the clip is not a whole number of tubelets, or `dim` of heads.
@@ -176,6 +211,7 @@ class VideoTransformer(nn.Module):
         stride: int = 4,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
+        positions: str = "flat",
     ):
         super().__init__()
         if size % patch or frames % tubelet:
@@ -187,6 +223,7 @@ class VideoTransformer(nn.Module):
         self.arguments = {
             "dim": dim, "depth": depth, "heads": heads, "frames": frames, "size": size,
             "patch": patch, "tubelet": tubelet, "stride": stride, "mean": list(mean), "std": list(std),
+            "positions": positions,
         }  # fmt: skip
         self.embed_dim, self.patch, self.tubelet = dim, patch, tubelet
         self.grid = (frames // tubelet, size // patch, size // patch)
@@ -194,7 +231,7 @@ class VideoTransformer(nn.Module):
         # The published Conv3d with kernel = stride, written as the linear layer that it is, so that
         # masked tubelets are dropped before it.
         self.patch_embed = nn.Linear(tubelet * patch * patch * 3, dim)
-        table = sinusoid_table(int(np.prod(self.grid)), dim)
+        table = position_table(positions, self.grid, dim)
         self.register_buffer("pos_embed", table, persistent=False)
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)

@@ -626,7 +626,7 @@ def test_recipe_there_and_back(tmp_path, capsys):
 def test_recipe_converts_a_run_with_its_decoder(tmp_path):
     model = trained()
     optimizer = torch.optim.AdamW(model.parameters())
-    save_checkpoint(tmp_path / "run", model, optimizer, {"step": 1, "model": model.arguments})
+    save_checkpoint(tmp_path / "run", model, [optimizer], {"step": 1, "model": model.arguments})
     main(Config(str(tmp_path / "run"), "official", str(tmp_path / "a.pth")))
     main(Config(str(tmp_path / "run"), "hf", str(tmp_path / "hf")))
     for name in (str(tmp_path / "a.pth"), f"hf:{tmp_path / 'hf'}"):
@@ -671,3 +671,10 @@ def test_recipe_leaves_nothing_behind_when_it_fails(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="leave out --frames"):
         export_backbone(trained(False), tmp_path / "b", {})
         main(Config(str(tmp_path / "b"), "hf", str(tmp_path / "c"), frames=8))
+
+
+def test_a_model_with_other_positions_is_not_given_away_as_a_published_one():
+    model = VideoTransformer(48, 1, 3, 4, 16, 8, positions="separable")
+    for give in (to_official, to_hf):
+        with pytest.raises(ValueError, match=r"separable positions.*--positions flat"):
+            give(model.state_dict(), {"encoder": model.arguments})

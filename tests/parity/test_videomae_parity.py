@@ -1,5 +1,6 @@
 """VideoMAE against transformers' VideoMAEForPreTraining and against literal formulas."""
 
+import itertools
 import math
 
 import numpy as np
@@ -15,7 +16,14 @@ from pretrain.videomae import (
     normalise_target,
     running_cell,
 )
-from pretrain.vit import VideoTransformer, patchify, sinusoid_table, take_tokens, unpatchify
+from pretrain.vit import (
+    VideoTransformer,
+    patchify,
+    separable_table,
+    sinusoid_table,
+    take_tokens,
+    unpatchify,
+)
 
 PUBLISHED = (8, 14, 14)  # the token grid of 16 frames of 224 pixels
 
@@ -138,6 +146,31 @@ def test_positions_equal_the_literal_formula():
             angle = position / 10000 ** (2 * (j // 2) / 48)
             expected = math.sin(angle) if j % 2 == 0 else math.cos(angle)
             assert table[position, j].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_separable_positions_equal_the_literal_formula():
+    """Time, height and width in turn, each its sines and then its cosines; MAE's for the last two."""
+    grid, dim = (3, 2, 4), 20  # 6 of the width for time and height each, 8 for width
+    table = separable_table(grid, dim)
+    token = 0
+    for place in itertools.product(*(range(n) for n in grid)):
+        expected = []
+        for p, size in zip(place, (6, 6, 8), strict=True):
+            angles = [p / 10000 ** (2 * j / size) for j in range(size // 2)]
+            expected += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+        assert table[token].tolist() == pytest.approx(expected, abs=1e-6)
+        token += 1
+    assert token == len(table)
+
+
+def test_separable_positions_reach_encoder_decoder_and_config():
+    model = VideoMAE(VideoTransformer(24, 1, 2, 4, 16, 8, positions="separable"), 12, 1, 2)
+    assert torch.equal(model.encoder.pos_embed, separable_table((2, 2, 2), 24))
+    assert torch.equal(model.decoder_pos, separable_table((2, 2, 2), 12))
+    again = VideoTransformer(**model.arguments["encoder"])
+    assert torch.equal(again.pos_embed, model.encoder.pos_embed)
+    with pytest.raises(ValueError, match="'learned' are neither flat"):
+        VideoTransformer(24, 1, 2, 4, 16, 8, positions="learned")
 
 
 def test_patch_order_is_t_h_w_with_the_channel_fastest():

@@ -17,7 +17,7 @@ from pretrain.checkpoint import (
     newest_valid,
     save_checkpoint,
 )
-from pretrain.optim import adamw
+from pretrain.optim import make_optimizers
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer
 
@@ -29,27 +29,34 @@ class Killed(BaseException):
 def trained(steps: int, width: int = 16):
     torch.manual_seed(0)
     model = VideoMAE(VideoTransformer(width, 1, 2, 4, 16, 8), 8, 1, 2)
-    optimizer = adamw(model, 0.05, (0.9, 0.95))
-    for group in optimizer.param_groups:
+    optimizers = make_optimizers("muon", model, 0.05, (0.9, 0.95))  # has an AdamW beside it
+    for group in (g for o in optimizers for g in o.param_groups):
         group["lr"] = 1e-2
     for step in range(steps):
         torch.manual_seed(step)
         sum(
             p.square().sum() + (p * torch.randn_like(p)).sum() for p in model.parameters()
         ).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return model, optimizer
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    return model, optimizers
 
 
 def same(a, b) -> bool:
     one, two = a[0].state_dict(), b[0].state_dict()
+    assert num_moments(a) == num_moments(b) == 3 * len(one) - 2 * 8  # 8 matrices have one each
     moments = [
-        torch.equal(a[1].state[p][k], b[1].state[q][k])
+        torch.equal(value, o2.state[q][k])
+        for o1, o2 in zip(a[1], b[1], strict=True)
         for p, q in zip(a[0].parameters(), b[0].parameters(), strict=True)
-        for k in ("step", "exp_avg", "exp_avg_sq")
+        for k, value in o1.state.get(p, {}).items()
     ]
     return all(torch.equal(one[k], two[k]) for k in one) and all(moments)
+
+
+def num_moments(run) -> int:
+    return sum(len(entries) for optimizer in run[1] for entries in optimizer.state.values())
 
 
 def test_round_trip_and_rotation(tmp_path):
@@ -176,10 +183,10 @@ def test_disk_full_keeps_what_was_there(tmp_path, monkeypatch):
 
 def test_non_finite_weights_are_not_saved(tmp_path):
     save_checkpoint(tmp_path, *trained(1), {"step": 1})
-    model, optimizer = trained(2)
+    model, optimizers = trained(2)
     model.head.bias.data[3] = torch.nan
     with pytest.raises(CheckpointError, match=r"head\.bias"):
-        save_checkpoint(tmp_path, model, optimizer, {"step": 2})
+        save_checkpoint(tmp_path, model, optimizers, {"step": 2})
     assert newest_valid(tmp_path)[0].name == "step-00000001"
 
 

@@ -2,7 +2,10 @@
 
 import math
 
-from pretrain.optim import adamw, learning_rate
+import pytest
+import torch
+
+from pretrain.optim import adamw, learning_rate, make_optimizers
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer
 
@@ -25,3 +28,41 @@ def test_matrices_decay_and_nothing_else_does():
     assert decayed | free == set(names.values())
     assert all(n.endswith("weight") and "norm" not in n for n in decayed)
     assert {"mask_token", "encoder.blocks.0.attn.q_bias", "head.bias"} <= free
+
+
+def test_muon_takes_the_matrices_of_blocks_and_adamw_the_rest_each_once():
+    model = VideoMAE(VideoTransformer(16, 1, 2, 4, 16, 8), 8, 1, 2)
+    muon, rest = make_optimizers("muon", model, 0.05, (0.9, 0.95))
+    names = {id(p): n for n, p in model.named_parameters()}
+    hidden = [names[id(p)] for group in muon.param_groups for p in group["params"]]
+    others = [names[id(p)] for group in rest.param_groups for p in group["params"]]
+    assert sorted(hidden + others) == sorted(names.values())
+    parts = ("attn.qkv", "attn.proj", "fc1", "fc2")
+    stacks = ("encoder.blocks.0", "decoder_blocks.0")
+    assert sorted(hidden) == sorted(f"{s}.{p}.weight" for s in stacks for p in parts)
+    decays = {names[id(p)]: g["weight_decay"] for g in rest.param_groups for p in g["params"]}
+    assert decays["encoder.patch_embed.weight"] == decays["head.weight"] == 0.05
+    assert decays["head.bias"] == decays["mask_token"] == 0
+
+
+def test_a_muon_step_turns_a_matrix_by_an_orthogonal_one_of_adamws_size():
+    torch.manual_seed(0)
+    model = VideoMAE(VideoTransformer(16, 1, 2, 4, 16, 8), 8, 1, 2)
+    muon, _ = make_optimizers("muon", model, 0.0, (0.9, 0.95))
+    weight = model.encoder.blocks[0].fc1.weight  # (64, 16)
+    before = weight.detach().clone()
+    weight.grad = torch.randn_like(weight) * 1e-3
+    left, _, right = torch.linalg.svd(weight.grad, full_matrices=False)
+    for group in muon.param_groups:
+        group["lr"] = 0.1
+    muon.step()
+    step = (before - weight.detach()) / 0.1
+    # Newton-Schulz leaves singular values between 0.5 and 1.5 of the polar factor's.
+    inside = left.T @ step / (0.2 * math.sqrt(64)) @ right.T
+    assert inside.diagonal().min() > 0.5 and inside.diagonal().max() < 1.5
+    assert (inside - torch.diag(inside.diagonal())).abs().max() < 0.05
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match="'sgd' is neither adamw nor muon"):
+        make_optimizers("sgd", torch.nn.Linear(2, 2), 0.05, (0.9, 0.95))
