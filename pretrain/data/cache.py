@@ -8,10 +8,10 @@ from filelock import FileLock
 
 from pretrain.data.pack import pack
 from pretrain.data.shards import Pack
-from pretrain.data.synthetic import make_world
+from pretrain.data.synthetic import WORLD_VERSION, make_world
 
 BUILT_IN = "synthetic"
-NUM_CLIPS = 640  # of the built-in world
+NUM_CLIPS = 900  # of the built-in world: 50 of each action
 
 
 def cache_folder() -> Path:
@@ -52,11 +52,12 @@ def open_data(source: str, short_side: int, say: bool = True) -> Pack:
         )
     cache = cache_folder()
     if source == BUILT_IN:
-        world = cache / f"world-{NUM_CLIPS}"
+        name = f"world-{WORLD_VERSION}-{NUM_CLIPS}"
+        world = cache / name
         if say:
             print(f"built-in action world: {NUM_CLIPS} clips in {world}", flush=True)
         cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f"world-{NUM_CLIPS}.lock"):  # one process of a run makes it
+        with FileLock(cache / f"{name}.lock"):  # one process of a run makes it
             path = make_world(world, num_clips=NUM_CLIPS, progress=say)
     identity = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
     name = BUILT_IN if source == BUILT_IN else path.resolve().stem

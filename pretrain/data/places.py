@@ -200,13 +200,13 @@ def dress(rng: np.random.Generator, frames: int, fps: int, body_to_stage: np.nda
         return tuple(float(c) for c in np.clip(rng.normal(130, 55, 3), 25, 235))
 
     uniform = rng.uniform
-    if rng.random() < 0.25:  # a crate or bench between viewer and figure
+    if rng.random() < 0.12:  # a crate or bench between viewer and figure
         half = (uniform(0.12, 0.35), uniform(0.1, 0.24), uniform(0.08, 0.15))
         turn = rotation(1, uniform(-0.6, 0.6))
         add(
             "box", (uniform(-0.6, 0.6), half[1], uniform(0.6, 0.9)), 0, half, (colour(),), turn=turn
         )
-    if rng.random() < 0.5:  # furniture beside
+    if rng.random() < 0.35:  # furniture beside
         x = uniform(0.75, 1.2) * rng.choice((-1, 1))
         if rng.random() < 0.5:
             half = (uniform(0.15, 0.3), uniform(0.2, 0.6), uniform(0.15, 0.25))
@@ -218,7 +218,7 @@ def dress(rng: np.random.Generator, frames: int, fps: int, body_to_stage: np.nda
             for _ in range(3):
                 spot = (uniform(-0.12, 0.12), uniform(0.4, 0.85), uniform(-0.1, 0.1))
                 add("ellipsoid", at, spot, (0.16, uniform(0.12, 0.25), 0.16), (leaf,))
-    if rng.random() < 0.3:  # something passes by
+    if rng.random() < 0.15:  # something passes by
         t = np.arange(frames) / fps
         speed, heading = uniform(0.3, 1.3), rng.choice((-1, 1))
         x = heading * speed * (t - t.mean()) + uniform(-0.6, 0.6)
