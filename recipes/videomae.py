@@ -152,8 +152,8 @@ PRESETS = {
     # The built-in world or any small data: minutes on two cores.
     "tiny": Config(
         depth=6, decoder_dim=96, decoder_depth=2, stride=2, size=64, patch=8, positions="separable",
-        mask_ratio=0.85, dual_mask=True, target_eps=0.01, scales=(1.0, 0.95, 0.9), steps=1000, batch_size=16,
-        micro_batch=16, optimizer="muon", base_lr=0.048, final_lr=4.8e-4, warmup=0.05, knn_every=250,
+        mask_ratio=0.85, dual_mask=True, target_eps=0.01, scales=(1.0, 0.95, 0.9), steps=800, batch_size=16,
+        micro_batch=16, optimizer="muon", base_lr=0.048, final_lr=4.8e-4, warmup=0.05, knn_every=200,
     ),
     # Clips of about two seconds and 50 pixels, such as SHREC'17: under 45 minutes on two cores.
     "shrec": Config(
