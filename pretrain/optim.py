@@ -47,11 +47,7 @@ def make_optimizers(
         return [adamw(model, weight_decay, betas)]
     if name != "muon":
         raise ValueError(f"--optimizer {name!r} is neither adamw nor muon")
-    in_blocks = {
-        id(p)
-        for n, p in model.named_parameters()
-        if "blocks." in n and p.ndim == 2 and p.requires_grad
-    }
+    in_blocks = {id(p) for n, p in model.named_parameters() if "blocks." in n}
     decay, no_decay = param_groups(model, weight_decay)
     matrices = [p for p in decay["params"] if id(p) in in_blocks]
     decay["params"] = [p for p in decay["params"] if id(p) not in in_blocks]

@@ -52,12 +52,11 @@ def open_data(source: str, short_side: int, say: bool = True) -> Pack:
         )
     cache = cache_folder()
     if source == BUILT_IN:
-        name = f"world-{WORLD_VERSION}-{NUM_CLIPS}"
-        world = cache / name
+        world = cache / f"world-{WORLD_VERSION}-{NUM_CLIPS}"
         if say:
             print(f"built-in action world: {NUM_CLIPS} clips in {world}", flush=True)
         cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f"{name}.lock"):  # one process of a run makes it
+        with FileLock(f"{world}.lock"):  # one process of a run makes it
             path = make_world(world, num_clips=NUM_CLIPS, progress=say)
     identity = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
     name = BUILT_IN if source == BUILT_IN else path.resolve().stem
