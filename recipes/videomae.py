@@ -283,6 +283,13 @@ def start_from(model: VideoMAE, name: str) -> None:
     else:
         loaded = checkpoint.load_backbone(name)
     target = model if isinstance(loaded, VideoMAE) else model.encoder
+    theirs = loaded.encoder if isinstance(loaded, VideoMAE) else loaded
+    if theirs.arguments["positions"] != model.encoder.arguments["positions"]:
+        # A formula, not a weight: the shapes would agree and every token stand elsewhere.
+        raise ValueError(
+            f"{name} was trained with {theirs.arguments['positions']} positions, this run has "
+            f"{model.encoder.arguments['positions']} ones: give --positions {theirs.arguments['positions']}"
+        )
     checkpoint.load_strict(target, loaded.state_dict(), name)
 
 

@@ -365,3 +365,21 @@ def test_a_launch_that_would_silently_train_alone_is_refused(tiny_pack, tmp_path
     )  # fmt: skip
     assert refused.returncode != 0 and "would train alone" in refused.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_other_positions_are_refused(tmp_path):
+    from pretrain.checkpoint import export_backbone
+    from pretrain.vit import VideoTransformer
+
+    theirs = VideoTransformer(24, 1, 2, 4, 16, 8, positions="separable")
+    export_backbone(theirs, tmp_path / "backbone", {})
+    for positions in ("flat", "separable"):
+        encoder = VideoTransformer(24, 1, 2, 4, 16, 8, positions=positions)
+        model = videomae.VideoMAE(encoder, 12, 1, 2)
+        if positions == "flat":
+            with pytest.raises(ValueError, match="give --positions separable"):
+                videomae.start_from(model, str(tmp_path / "backbone"))
+        else:
+            videomae.start_from(model, str(tmp_path / "backbone"))
+            for mine, other in zip(encoder.parameters(), theirs.parameters(), strict=True):
+                assert mine.equal(other)
