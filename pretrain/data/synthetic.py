@@ -409,7 +409,7 @@ def _encode(frames: np.ndarray, fps: int) -> bytes:
         stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         # One thread: the bytes must not depend on the machine's number of cores.
         stream.thread_count = 1
-        groups = "keyint=16:min-keyint=16:scenecut=0:open-gop=0:bframes=0:threads=1"
+        groups = "keyint=16:min-keyint=16:scenecut=0:open-gop=0:bframes=0:threads=1:mbtree=0"
         stream.options = {"crf": "18", "preset": "veryfast", "x264-params": groups}
         for image in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
