@@ -1,6 +1,6 @@
 """What a frozen backbone says about clips: embeddings, cached, and tokens.
 
-B clips of a batch, V views of each (temporal x spatial), N tokens, D width.
+B clips of a batch, V views of each (temporal x spatial), N tokens, S time segments, D width.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from pretrain.data.cache import cache_folder
 from pretrain.data.shards import EvalClips, Pack, eval_loader
 from pretrain.device import autocast_dtype
 
-CODE_VERSION = 1  # raise it whenever the same backbone and clips would give other embeddings
+CODE_VERSION = 2  # raise it whenever the same backbone and clips would give other embeddings
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Extraction:
     Attributes:
         num_clips: temporal views of a clip.
         num_crops: spatial views of each.
+        time_segments: parts of a view's time whose tokens are averaged apart, see `segment_means`; 1:
+            the mean token.
         batch_size: views in one forward pass.
         num_workers: decoding processes.
         device: where the backbone runs.
@@ -42,13 +44,14 @@ class Extraction:
 
     num_clips: int = 1
     num_crops: int = 1
+    time_segments: int = 4
     batch_size: int = 64
     num_workers: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "auto"
 
     def __post_init__(self):
-        for name in ("num_clips", "num_crops", "batch_size"):
+        for name in ("num_clips", "num_crops", "time_segments", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
 
@@ -62,6 +65,26 @@ class Extraction:
         """What the backbone computes in: "bfloat16" or "float32"."""
         dtype = autocast_dtype(self.device, self.precision) or torch.float32
         return str(dtype).removeprefix("torch.")
+
+
+def num_segments(grid: tuple[int, int, int], wanted: int) -> int:
+    """The most equal parts of a token grid's time, at most `wanted`: 4 of 8 slots, 3 of 6, 1 of 1."""
+    return max(n for n in range(1, min(wanted, grid[0]) + 1) if grid[0] % n == 0)
+
+
+def segment_means(tokens: Tensor, grid: tuple[int, int, int], wanted: int) -> Tensor:
+    """Average tokens (B, N, D) over space and over equal parts of time: (B, S, D).
+
+    The mean over all tokens forgets what came first, so that of two actions that hold the same frames
+    in another order it keeps only what the encoder wrote into single tokens; a few parts in a row keep
+    the order, and their mean is the mean token.
+
+    Args:
+        tokens: in the order of `grid`.
+        grid: (t, h, w).
+        wanted: parts; fewer where time has no such number of equal ones, see `num_segments`.
+    """
+    return tokens.unflatten(1, (num_segments(grid, wanted), -1)).mean(2)
 
 
 def _show(
@@ -108,7 +131,7 @@ def _show(
 def extract(
     encoder: nn.Module, pack: Pack, samples: np.ndarray, how: Extraction, title: str | None = None
 ) -> np.ndarray:
-    """Embed clips: the mean over the views of `encoder(view)`.
+    """Embed clips: `segment_means` of the last tokens, averaged over the views.
 
     The encoder's weights, buffers and training mode are left as they are; it is moved to the device.
 
@@ -116,19 +139,24 @@ def extract(
         encoder: any backbone that honours the contract.
         pack: the clips.
         samples: (K,) which of them.
-        how: views, precision and where.
+        how: views, time segments, precision and where.
         title: of the progress bar; None: no bar.
 
     Returns:
-        (K, D) float32.
+        (K, S, D) float32.
 
     Raises:
         ValueError: a clip cannot be decoded, or an embedding is not finite.
     """
-    batches = [views.mean(1) for views in _show(encoder, encoder, pack, samples, how, title)]
-    features = np.concatenate(batches) if batches else np.empty((0, encoder.embed_dim), np.float32)
+
+    def embed(video: Tensor) -> Tensor:
+        return segment_means(encoder.forward_features(video), encoder.grid, how.time_segments)
+
+    shape = (0, num_segments(encoder.grid, how.time_segments), encoder.embed_dim)
+    batches = [views.mean(1) for views in _show(encoder, embed, pack, samples, how, title)]
+    features = np.concatenate(batches) if batches else np.empty(shape, np.float32)
     if not np.isfinite(features).all():
-        first = samples[~np.isfinite(features).all(1)][0]
+        first = samples[~np.isfinite(features).all((1, 2))][0]
         raise ValueError(
             f"the embedding of clip {pack.record(first)['key']} is not finite: the backbone's weights are "
             "damaged, or its values overflow in this precision (try --precision fp32)"
@@ -153,13 +181,15 @@ def cached_features(
         "data": pack.index["fingerprint"],
         "samples": hashlib.sha256(np.asarray(samples, np.int64).tobytes()).hexdigest(),
         "views": [how.num_clips, how.num_crops],
+        "time_segments": num_segments(encoder.grid, how.time_segments),
         "precision": how.dtype_name,
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     path = cache_folder() / "features" / f"{key}.safetensors"
     if path.exists():
         try:
-            return _read_features(path, (len(samples), encoder.embed_dim))
+            shape = (len(samples), identity["time_segments"], encoder.embed_dim)
+            return _read_features(path, shape)
         except (SafetensorError, OSError, ValueError) as error:
             print(f"cached features {path} are damaged ({error}): computing them again", flush=True)
     features = extract(encoder, pack, samples, how, title)
@@ -177,7 +207,7 @@ def cached_features(
     return features
 
 
-def _read_features(path: Path, shape: tuple[int, int]) -> np.ndarray:
+def _read_features(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     with safe_open(path, framework="numpy") as file:
         features = file.get_tensor("features")
         digest = file.metadata()["sha256"]

@@ -2,11 +2,13 @@
 
     python recipes/linear_probe.py --backbone RUN/backbone --data SRC
 
-The backbone is never trained. Every video is embedded once (the mean over its views and over the clips
-it was cut into) and simple classifiers learn from the embeddings of the training split: a multinomial
+The backbone is never trained. Every video is embedded once: its last tokens averaged over space and over
+each quarter of time (the mean over everything forgets what came first), then over its views and over the
+clips it was cut into. Simple classifiers learn from the embeddings of the training split: a multinomial
 logistic regression fitted by L-BFGS (the linear probe of Radford et al. 2021,
 https://arxiv.org/abs/2103.00020), a vote of the 20 nearest neighbours, and one layer of attention over
-the last tokens. What there is to choose is chosen on a validation part of the training split that
+the last tokens. The linear probe of the mean over all tokens, which most papers quote, stands beside it.
+What there is to choose is chosen on a validation part of the training split that
 shares no person with the rest; the test split is scored once. The same protocol is then run on the
 same architecture with random weights: what a probe reaches there was not learned in pretraining.
 
@@ -65,6 +67,8 @@ class Config:
     """Views spread over the time of each clip."""
     num_crops: int = 1
     """Views spread over the longer side of each."""
+    time_segments: int = 4
+    """Parts of a view's time that are averaged apart; 1: the mean token alone."""
     attentive: Literal["auto", "on", "off"] = "auto"
     """The attentive probe; auto: if the tokens take no more than 4 GiB of disk."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -87,9 +91,15 @@ def probe_features(
 ) -> tuple[dict, LinearProbe, np.ndarray]:
     """Fit on the first of each pair, the training videos, and score the second, the test videos.
 
+    The segments of a video (S, D) are one long feature for the linear probe and for kNN; `mean_token`
+    numbers are of their mean.
+
     Returns:
         the numbers, the linear probe, and its class probabilities (N, C) of the test videos.
     """
+    means = [part.mean(1) for part in features]
+    mean_scores = fit_linear(means[0], labels[0], validation).probabilities(means[1])
+    features = [part.reshape(len(part), -1) for part in features]
     probe = fit_linear(features[0], labels[0], validation)
     scores = probe.probabilities(features[1])
     numbers = {
@@ -97,12 +107,14 @@ def probe_features(
         "top5": topk_accuracy(scores, labels[1], 5),
         "mean_class_accuracy": mean_class_accuracy(labels[1], scores.argmax(1)),
         "knn_top1": knn_accuracy(features[0], labels[0], features[1], labels[1]),
+        "mean_token_top1": topk_accuracy(mean_scores, labels[1], 1),
+        "mean_token_knn_top1": knn_accuracy(means[0], labels[0], means[1], labels[1]),
     }
     return numbers, probe, scores
 
 
 def embed(encoder: nn.Module, pack: Pack, parts: tuple[Videos, Videos], how: Extraction, name: str):
-    """Frozen features (num_videos, D) of the training and the test videos."""
+    """Frozen features (num_videos, S, D) of the training and the test videos."""
     return tuple(
         part.average(cached_features(encoder, pack, part.samples, how, f"{name}, {split}"))
         for part, split in zip(parts, ("training videos", "test videos"), strict=True)
@@ -214,6 +226,8 @@ def print_summary(results: dict, out: Path) -> None:
         ("linear top-5", top5, "", percent(results["random_init_top5"])),
         ("linear mean class", percent(results["mean_class_accuracy"]), f"{percent(mean_low)} to {percent(mean_high)}", percent(results["random_init_mean_class_accuracy"])),
         ("kNN top-1", percent(results["knn_top1"]), "", percent(results["random_init_knn_top1"])),
+        ("mean token, linear", percent(results["mean_token_top1"]), "", percent(results["random_init_mean_token_top1"])),
+        ("mean token, kNN", percent(results["mean_token_knn_top1"]), "", percent(results["random_init_mean_token_knn_top1"])),
         ("attentive top-1", percent(results["attentive_top1"]), "", ""),
         ("chance", percent(results["chance"]), "", ""),
         ("most frequent class", percent(results["majority"]), "", ""),
@@ -238,6 +252,7 @@ def main(config: Config) -> dict:
     how = Extraction(
         config.num_clips,
         config.num_crops,
+        config.time_segments,
         config.batch_size,
         config.num_workers,
         device,
@@ -259,6 +274,7 @@ def main(config: Config) -> dict:
         "test_split": config.test_split,
         "num_clips": config.num_clips,
         "num_crops": config.num_crops,
+        "time_segments": config.time_segments,
         "attentive": config.attentive,
         "precision": how.dtype_name,
         "seed": config.seed,
@@ -307,7 +323,9 @@ def main(config: Config) -> dict:
             "size": spec.size,
             "num_clips": config.num_clips,
             "num_crops": config.num_crops,
-            "pooling": "mean of the embeddings over views, then over the clips of a video",
+            "time_segments": features[0].shape[1],
+            "pooling": "mean of the last tokens over space and over each time segment, then over views and "
+            "over the clips of a video",
         },
         "data": {
             "name": config.data,

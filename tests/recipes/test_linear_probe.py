@@ -56,6 +56,8 @@ def test_results_hold_what_is_promised(results, config):
         "mean_class_accuracy",
         "attentive_top1",
         "random_init_knn_top1",
+        "mean_token_top1",
+        "random_init_mean_token_top1",
         "random_init_mean_class_accuracy",
     ]
     for name in shares:
@@ -81,7 +83,7 @@ def test_predictions_and_figure_agree_with_the_numbers(results, config):
     with Image.open(out / "confusion.png") as picture:
         assert min(picture.size) > 300
     probe = load_file(out / "linear.safetensors")
-    assert probe["weight"].shape == (4, 32) and probe["mean"].shape == (32,)
+    assert probe["weight"].shape == (4, 4 * 32) and probe["mean"].shape == (4 * 32,)
 
 
 def test_the_card_says_what_comparing_needs(results, config, tiny_backbone, tiny_pack):
@@ -136,16 +138,18 @@ def test_test_labels_choose_nothing(quick, results, monkeypatch):
 
 
 def test_motion_is_found_where_features_hold_it(tiny_pack, tiny_backbone, quick, monkeypatch):
-    # A stand-in for a good backbone: where the bright square is in the first and the last frame.
-    def forward(encoder, video):
-        bright = (video.mean(1) > 0.4).float()[:, [0, -1]]  # (B, 2, H, W)
-        rows, columns = bright.mean(3), bright.mean(2)
-        return torch.cat([rows.flatten(1)[:, ::8], columns.flatten(1)[:, ::8]], 1).repeat(1, 2)
+    # A stand-in for a good backbone: every token says where the bright square is in its first frame.
+    def forward_features(encoder, video):
+        bright = (video.mean(1) > 0.4).float()[:, ::2]  # (B, 4, H, W)
+        rows, columns = bright.mean(3)[..., ::2], bright.mean(2)[..., ::2]
+        return torch.cat([rows, columns], 2).repeat_interleave(16, dim=1)
 
-    monkeypatch.setattr("pretrain.vit.VideoTransformer.forward", forward)
+    monkeypatch.setattr("pretrain.vit.VideoTransformer.forward_features", forward_features)
     monkeypatch.setattr(features_module, "CODE_VERSION", -1)  # keep out of the others' cache
     answer = main(quick)
     assert answer["top1"] > 0.9 and answer["knn_top1"] > 0.9
+    # Two of the classes are each other played backwards: their mean tokens are alike.
+    assert answer["mean_token_knn_top1"] < 0.9 and answer["mean_token_top1"] < answer["top1"]
 
 
 # ---------------------------------------------------------------------------------- feature cache
@@ -157,7 +161,7 @@ def test_cached_features_equal_fresh_ones(tiny_pack, tiny_backbone, monkeypatch)
     first = cached_features(encoder, pack, samples, FP32)
     fresh = extract(encoder, pack, samples, dataclasses.replace(FP32, batch_size=3))
     np.testing.assert_allclose(first, fresh, rtol=1e-4, atol=1e-5)
-    assert first.dtype == np.float32 and first.shape == (9, 32)
+    assert first.dtype == np.float32 and first.shape == (9, 4, 32)
     monkeypatch.setattr(features_module, "extract", None)  # from here on only the cache can answer
     assert np.array_equal(cached_features(encoder, pack, samples, FP32), first)
 
@@ -182,7 +186,13 @@ def test_views_are_averaged(tiny_pack, tiny_backbone):
     assert tokens.shape == (2, 2, 64, 32) and tokens.dtype == np.float16
     assert np.abs(tokens[:, 0] - tokens[:, 1]).max() > 0.01  # two views that differ
     pooled = extract(encoder, pack, samples, FP32)
-    np.testing.assert_allclose(tokens.astype(np.float32).mean((1, 2)), pooled, atol=2e-3)
+    assert pooled.shape == (2, 4, 32)
+    in_time = tokens.astype(np.float32).reshape(2, 2, 4, 16, 32)  # a grid of 4x4x4 tokens
+    np.testing.assert_allclose(in_time.mean((1, 3)), pooled, atol=2e-3)
+    for wanted, got in ((1, 1), (3, 2), (9, 4)):  # the most equal parts of four slots
+        fewer = extract(encoder, pack, samples, dataclasses.replace(FP32, time_segments=wanted))
+        assert fewer.shape == (2, got, 32)
+        np.testing.assert_allclose(fewer.mean(1), pooled.mean(1), atol=1e-5)
     assert not list(cache_folder().glob("tmp*"))
 
 
@@ -194,7 +204,9 @@ def test_anything_that_changes_the_numbers_changes_the_cache_entry(
     monkeypatch.setattr(
         features_module,
         "extract",
-        lambda e, p, s, h, t: calls.append(1) or np.zeros((len(s), 32), np.float32),
+        lambda e, p, s, h, t: (
+            calls.append(1) or np.zeros((len(s), h.time_segments, 32), np.float32)
+        ),
     )
     monkeypatch.setattr(features_module, "CODE_VERSION", 1000)
 
@@ -208,6 +220,8 @@ def test_anything_that_changes_the_numbers_changes_the_cache_entry(
     assert ask(samples=(2, 1))
     assert ask(how=dataclasses.replace(FP32, num_clips=3))
     assert ask(how=dataclasses.replace(FP32, num_crops=2))
+    assert ask(how=dataclasses.replace(FP32, time_segments=2))
+    assert not ask(how=dataclasses.replace(FP32, time_segments=5))  # four slots: no more than 4
     assert ask(how=dataclasses.replace(FP32, precision="bf16"))
     monkeypatch.setattr(encoder, "input_spec", dataclasses.replace(encoder.input_spec, stride=1))
     assert ask()
