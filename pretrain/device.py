@@ -1,11 +1,13 @@
 """What this machine can do, asked once and said plainly."""
 
 import platform
+from functools import cache
 from pathlib import Path
 
 import torch
 
 
+@cache
 def has_bf16(device: torch.device) -> bool:
     """Whether `device` multiplies bfloat16 matrices in hardware; emulation is slower than float32."""
     if device.type == "cuda":

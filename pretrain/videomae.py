@@ -18,6 +18,7 @@ from pretrain.vit import (
     init_weights,
     patchify,
     position_table,
+    start_blocks,
     take_tokens,
     unpatchify,
 )
@@ -172,7 +173,8 @@ class VideoMAE(nn.Module):
         )
         self.decoder_norm = nn.LayerNorm(decoder_dim, eps=1e-6)
         self.head = nn.Linear(decoder_dim, encoder.tubelet * encoder.patch**2 * 3)
-        for module in (self.encoder_to_decoder, self.decoder_blocks, self.decoder_norm, self.head):
+        start_blocks(encoder.arguments["init"], self.decoder_blocks)
+        for module in (self.encoder_to_decoder, self.decoder_norm, self.head):
             module.apply(init_weights)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         mean, std = (torch.tensor(v) for v in (encoder.input_spec.mean, encoder.input_spec.std))

@@ -178,6 +178,47 @@ def init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+@torch.no_grad()
+def mimetic_init(block: Block) -> None:
+    """Start a block's attention as trained ones look (Trockman & Kolter 2023, arXiv:2305.09828).
+
+    In trained vision transformers the product of a head's query and key matrices is near a multiple of
+    the identity, so that a token attends to those that stand and look like it, and the product of value
+    and projection near a negative one. Both products are drawn so, plus noise, with the factors of the
+    paper, and split by their singular values, the former cut to the width of a head. Together with
+    positions whose neighbours look alike, attention starts out local instead of uniform. Vectors and the
+    MLP are left alone.
+    """
+    attention, dim = block.attn, block.attn.proj.in_features
+    query, key, value = attention.qkv.weight.chunk(3)  # views: writing fills the weight
+
+    def near_identity(noise: float, identity: float) -> tuple[Tensor, Tensor]:
+        target = noise * torch.randn(dim, dim) / dim**0.5 + identity * torch.eye(dim)
+        u, s, vh = torch.linalg.svd(target)
+        return u * s.sqrt(), s.sqrt()[:, None] * vh
+
+    for rows in torch.arange(dim).chunk(attention.heads):
+        left, right = near_identity(0.7, 0.7)
+        query[rows], key[rows] = left[:, : len(rows)].T, right[: len(rows)]
+    left, right = near_identity(0.4, -0.4)
+    attention.proj.weight.copy_(left)
+    value.copy_(right)
+
+
+def start_blocks(init: str, blocks: nn.Module) -> None:
+    """Draw the first weights of transformer blocks.
+
+    Raises:
+        ValueError: `init` is neither "xavier" nor "mimetic".
+    """
+    if init not in ("xavier", "mimetic"):
+        raise ValueError(f"init {init!r} is neither xavier (as published) nor mimetic")
+    blocks.apply(init_weights)
+    if init == "mimetic":
+        for block in blocks:
+            mimetic_init(block)
+
+
 class VideoTransformer(nn.Module):
     """A ViT over tubelets; honours the backbone contract.
 
@@ -194,6 +235,7 @@ class VideoTransformer(nn.Module):
         std: normalisation standard deviation, recorded likewise.
         positions: "flat", VideoMAE's published table over the token's number, or "separable", of time,
             height and width by themselves, which learns sooner; no published weights have it.
+        init: how weights are drawn: "xavier", as VideoMAE does, or "mimetic", see `mimetic_init`.
 
     Raises:
         ValueError: the clip is not a whole number of tubelets, or `dim` of heads.
@@ -212,6 +254,7 @@ class VideoTransformer(nn.Module):
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
         positions: str = "flat",
+        init: str = "xavier",
     ):
         super().__init__()
         if size % patch or frames % tubelet:
@@ -223,7 +266,7 @@ class VideoTransformer(nn.Module):
         self.arguments = {
             "dim": dim, "depth": depth, "heads": heads, "frames": frames, "size": size,
             "patch": patch, "tubelet": tubelet, "stride": stride, "mean": list(mean), "std": list(std),
-            "positions": positions,
+            "positions": positions, "init": init,
         }  # fmt: skip
         self.embed_dim, self.patch, self.tubelet = dim, patch, tubelet
         self.grid = (frames // tubelet, size // patch, size // patch)
@@ -235,7 +278,7 @@ class VideoTransformer(nn.Module):
         self.register_buffer("pos_embed", table, persistent=False)
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.blocks.apply(init_weights)  # patch_embed keeps torch's default, as the original does
+        start_blocks(init, self.blocks)  # patch_embed keeps torch's default, as the original does
 
     def encode(self, patches: Tensor, index: Tensor | None = None) -> Tensor:
         """Embed normalised tubelets and run the blocks.

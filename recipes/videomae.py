@@ -83,6 +83,8 @@ class Config:
     """Frames of a tubelet."""
     positions: str = "flat"
     """flat, as published, or separable in time, height and width, which learns sooner."""
+    init: str = "xavier"
+    """xavier, as published, or mimetic: attention starts local, which learns much sooner."""
     backbone: str = ""
     """Weights to start from: a backbone folder, a run, hf:OWNER/NAME or an official .pth."""
 
@@ -264,7 +266,7 @@ def build_model(cfg: Config) -> VideoMAE:
     torch.manual_seed(cfg.seed)
     encoder = VideoTransformer(
         dim, cfg.depth or depth, heads, cfg.frames, cfg.size, cfg.patch, cfg.tubelet, cfg.stride,
-        positions=cfg.positions,
+        positions=cfg.positions, init=cfg.init,
     )  # fmt: skip
     model = VideoMAE(
         encoder, decoder_dim, cfg.decoder_depth or decoder_depth, decoder_heads, cfg.target_eps

@@ -268,3 +268,52 @@ def test_gathering_equals_boolean_masking():
     index = torch.from_numpy(np.stack([np.flatnonzero(~mask) for mask in masks]))
     expected = x[torch.from_numpy(~masks)].reshape(3, -1, 5)
     assert torch.equal(take_tokens(x, index), expected)
+
+
+def test_mimetic_start_has_the_products_of_the_paper():
+    """Query-key near 0.7 I per head cut to its rank, projection-value near -0.4 I; the rest as xavier."""
+    torch.manual_seed(0)
+    dim, heads = 96, 3
+    model = VideoMAE(
+        VideoTransformer(dim, 2, heads, 4, 16, 8, positions="separable", init="mimetic"), 48, 1, 2
+    )
+    for block in (*model.encoder.blocks, *model.decoder_blocks):
+        width = block.attn.proj.in_features
+        query, key, value = block.attn.qkv.weight.detach().chunk(3)
+        eye, rank = torch.eye(width), width // block.attn.heads
+        product = block.attn.proj.weight.detach() @ value
+        # What is added to the identity is noise of standard deviation 0.4 / sqrt(width).
+        assert torch.diagonal(product).mean().item() == pytest.approx(-0.4, abs=0.05)
+        assert (product + 0.4 * eye).std().item() * width**0.5 == pytest.approx(0.4, rel=0.1)
+        for rows in torch.arange(width).chunk(block.attn.heads):
+            product = query[rows].T @ key[rows]
+            assert torch.linalg.matrix_rank(product) == rank
+            # A third or a half of the rank keeps the largest singular values, so most of the trace.
+            assert 0.3 * 0.7 < torch.diagonal(product).mean() < 0.7
+            torch.testing.assert_close(query[rows] @ query[rows].T, key[rows] @ key[rows].T)
+        assert block.fc1.weight.abs().max() <= (6 / (5 * width)) ** 0.5  # xavier's bound
+    again = VideoTransformer(**model.arguments["encoder"])
+    assert again.arguments["init"] == "mimetic"
+
+
+def test_mimetic_start_attends_to_neighbours():
+    """The reason it is there: from the start a token looks at those beside it more than at others."""
+
+    def shares(init: str) -> tuple[float, float]:
+        torch.manual_seed(0)
+        encoder = VideoTransformer(192, 1, 3, 16, 48, 8, positions="separable", init=init)
+        block, x = encoder.blocks[0], encoder.pos_embed
+        query, key, _ = block.attn.qkv(block.norm1(x)).unflatten(1, (3, 3, 64)).unbind(1)
+        weights = (torch.einsum("nhd,mhd->hnm", query, key) / 8).softmax(-1).mean(0)
+        place = torch.cartesian_prod(*(torch.arange(n) for n in encoder.grid)).float()
+        near = torch.cdist(place, place, p=1) <= 1
+        return (weights * near).sum(1).mean().item(), near.float().mean().item()
+
+    share, uniform = shares("mimetic")
+    assert share > 2 * uniform
+    assert shares("xavier")[0] < 1.3 * uniform
+
+
+def test_an_unknown_start_is_refused():
+    with pytest.raises(ValueError, match="'zeros' is neither xavier"):
+        VideoTransformer(24, 1, 2, 4, 16, 8, init="zeros")

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from pretrain import optim
 from pretrain.optim import adamw, learning_rate, make_optimizers
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer
@@ -61,6 +62,30 @@ def test_a_muon_step_turns_a_matrix_by_an_orthogonal_one_of_adamws_size():
     inside = left.T @ step / (0.2 * math.sqrt(64)) @ right.T
     assert inside.diagonal().min() > 0.5 and inside.diagonal().max() < 1.5
     assert (inside - torch.diag(inside.diagonal())).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("shape", [(48, 16), (16, 48), (24, 24)])
+@pytest.mark.parametrize("bf16", [True, False])
+def test_muon_follows_torchs_own(shape, bf16, monkeypatch):
+    """Five steps with momentum and decay; torch's works in bfloat16, so alike up to its rounding."""
+    monkeypatch.setattr(optim, "has_bf16", lambda device: bf16)
+    torch.manual_seed(0)
+    ours = torch.nn.Parameter(torch.randn(shape))
+    theirs = torch.nn.Parameter(ours.detach().clone())
+    optimizers = (
+        optim.Muon([ours], 0.1),
+        torch.optim.Muon([theirs], weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    )
+    start = ours.detach().clone()
+    for step in range(5):
+        gradient = torch.randn(shape)
+        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.param_groups[0]["lr"] = 0.02 * (step + 1)
+            optimizer.step()
+    moved = (theirs - start).norm()
+    assert (ours - theirs).norm() < 0.02 * moved
+    assert (ours - start).norm() > 0.9 * moved
 
 
 def test_an_unknown_optimizer_is_refused():
