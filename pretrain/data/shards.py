@@ -104,6 +104,13 @@ class Pack:
         return ids
 
 
+KEEP_DECODED = 1 << 30  # bytes of decoded frames that a loading process may keep
+
+
+def _decoded_bytes(record: dict) -> int:
+    return record["frames"] * record["height"] * record["width"] * 3
+
+
 class TrainClips(Dataset):
     """Augmented views of clips, by position in the endless stream.
 
@@ -116,6 +123,9 @@ class TrainClips(Dataset):
             other frames would have to be decoded too.
         scales: crop sides as shares of the short side.
         draw_tokens: the masks of a view.
+
+    Decoded frames are kept in memory, by every loading process for itself, if those of all clips fit in
+    `KEEP_DECODED` bytes: small data are then decoded once, not once in every epoch.
     """
 
     def __init__(
@@ -131,6 +141,10 @@ class TrainClips(Dataset):
         self.pack, self.ids, self.spec, self.seed = pack, ids, spec, seed
         self.views, self.scales, self.draw_tokens = views, scales, draw_tokens
         self._order: tuple[int, np.ndarray] = (-1, ids)
+        self._decoded: dict[int, Tensor] = {}
+        # At least a kilobyte a clip, so that a million index entries are not read for nothing.
+        sizes = map(_decoded_bytes, map(pack.record, ids)) if len(ids) < KEEP_DECODED >> 10 else ()
+        self._keep = 0 < sum(sizes) <= KEEP_DECODED
 
     def _sample(self, epoch: int, place: int) -> int:
         if self._order[0] != epoch:
@@ -155,10 +169,18 @@ class TrainClips(Dataset):
             f"{len(errors)} clips in a row cannot be decoded, the last one: {errors[-1]}"
         )
 
+    def _frames(self, record: dict, sample: int, indices: np.ndarray) -> Tensor:
+        if not self._keep:
+            return read_frames(self.pack.read(record), indices)
+        if sample not in self._decoded:
+            everything = np.arange(record["frames"])
+            self._decoded[sample] = read_frames(self.pack.read(record), everything)
+        return self._decoded[sample][torch.from_numpy(indices)]
+
     def _views(self, record: dict, epoch: int, sample: int) -> dict:
         rngs = [counter_rng(self.seed, view, epoch, sample) for view in range(self.views)]
         indices = dense_indices(record["frames"], self.spec.frames, self.spec.stride, rngs[0])
-        frames = read_frames(self.pack.read(record), indices)
+        frames = self._frames(record, sample, indices)
         clips, tokens = [], []
         for rng in rngs:
             box = multi_scale_box(frames.shape[2], frames.shape[1], self.scales, rng)

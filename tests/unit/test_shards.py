@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretrain.data import shards
 from pretrain.data.sampling import counter_rng, dense_indices, epoch_order, multi_scale_box
 from pretrain.data.sampling import test_boxes as eval_boxes
 from pretrain.data.sampling import test_indices as eval_indices
@@ -114,8 +115,7 @@ def test_views_and_epochs_differ_but_repeat_exactly(pack):
 
 
 def test_broken_clip_is_replaced_by_the_next_in_order(pack, monkeypatch):
-    clips = clips_of(pack)
-    healthy = [clips[p]["sample"] for p in range(len(pack))]
+    healthy = [clips_of(pack)[p]["sample"] for p in range(len(pack))]
     victim = pack.record(healthy[2])["offset"]
     real = Pack.read
 
@@ -124,6 +124,7 @@ def test_broken_clip_is_replaced_by_the_next_in_order(pack, monkeypatch):
         return data[:200] if record["offset"] == victim else data
 
     monkeypatch.setattr(Pack, "read", read)
+    clips = clips_of(pack)
     item = clips[2]
     assert item["sample"] == healthy[3]
     assert [e["key"] for e in item["errors"]] == [pack.record(healthy[2])["key"]]
@@ -184,3 +185,22 @@ def test_multi_scale_boxes_lie_inside_and_cover_the_scales():
     order = sorted(sides)
     assert all(abs(order.index(w) - order.index(h)) <= 1 for _, _, w, h in boxes)
     assert len(Counter(boxes)) > 60
+
+
+def test_frames_kept_in_memory_are_the_decoded_ones_and_are_decoded_once(pack, monkeypatch):
+    decoded = []
+    read = shards.read_frames
+    monkeypatch.setattr(shards, "read_frames", lambda *a: decoded.append(1) or read(*a))
+    total = sum(r["frames"] * r["height"] * r["width"] * 3 for r in pack.records())
+    epochs = range(3 * len(pack))
+    items, counts = [], []
+    for limit in (total, total - 1):  # all clips fit, or just not
+        monkeypatch.setattr(shards, "KEEP_DECODED", limit)
+        decoded.clear()
+        clips = clips_of(pack)
+        items.append([clips[position] for position in epochs])
+        counts.append(len(decoded))
+    assert counts == [len(pack), 3 * len(pack)]
+    for kept, fresh in zip(*items, strict=True):
+        assert kept["sample"] == fresh["sample"] and not kept["errors"]
+        assert all(torch.equal(kept[k], fresh[k]) for k in ("video", "visible", "masked"))
