@@ -166,6 +166,44 @@ def choose_splits(
     return train, test, notes
 
 
+def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[str]]:
+    """All labelled videos of a pack, and for each subject the mask of its videos.
+
+    The usual protocol where people are few: each is tested by classifiers that learned from all others,
+    and the answers are pooled. Splits are ignored.
+
+    Returns:
+        the videos; for each subject, in order of name, (N,) True = its videos; and sentences a reader of
+        the result must see.
+
+    Raises:
+        ValueError: a labelled video has no subject, there is only one, or a class is one subject's alone.
+    """
+    records = dict(enumerate(pack.records()))
+    labelled = {i: r for i, r in records.items() if r["label"] is not None}
+    videos = _collect(labelled, str(pack.folder))
+    nameless = [s for s, who in zip(videos.sources, videos.subjects, strict=True) if who is None]
+    names = sorted(set(videos.subjects) - {None})
+    if nameless or len(names) < 2:
+        found = f"{len(nameless)} of {len(videos)} labelled videos name no subject and {len(names)} subjects"
+        raise ValueError(
+            f"{pack.folder}: {found} are named: leaving one out needs a list file with a subject column"
+        )
+    folds = [np.array([who == name for who in videos.subjects]) for name in names]
+    labels = np.array(videos.labels)
+    for name, fold in zip(names, folds, strict=True):
+        missing = set(labels[fold]) - set(labels[~fold])
+        if missing:
+            raise ValueError(
+                f"{pack.folder}: only subject {name} shows {', '.join(sorted(missing)[:10])}, so nobody "
+                "else can teach it: leave that class out of the list"
+            )
+    notes = [f"every one of {len(names)} subjects was left out in turn; splits were ignored"]
+    if len(labelled) < len(records):
+        notes.append(f"{len(records) - len(labelled)} clips without a label were left out")
+    return videos, folds, notes
+
+
 def choose_validation(
     labels: list[str], subjects: list[str | None], seed: int
 ) -> tuple[np.ndarray, str]:

@@ -37,9 +37,14 @@ from downstream.metrics import (
     mean_class_accuracy,
     topk_accuracy,
 )
-from downstream.probe import LinearProbe, fit_linear, knn_accuracy
+from downstream.probe import LinearProbe, fit_linear, knn_scores
 from downstream.report import confusion_figure, software, write_card, write_predictions
-from downstream.splits import Videos, choose_splits, choose_validation
+from downstream.splits import (
+    Videos,
+    choose_splits,
+    choose_validation,
+    leave_one_subject_out,
+)
 from pretrain.checkpoint import fresh_like, load_backbone, read_backbone_config, weights_hash
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack
@@ -63,6 +68,8 @@ class Config:
     """The split that the classifiers learn from."""
     test_split: str = "test"
     """The split that is scored, once."""
+    leave_one_out: bool = False
+    """Test every subject in turn by what the others taught, and pool the answers; ignores splits."""
     num_clips: int = 2
     """Views spread over the time of each clip."""
     num_crops: int = 1
@@ -83,67 +90,99 @@ class Config:
 
 # ------------------------------------------------------------------------------------ the protocol
 
+# Numbers of the training videos, which of them are for validation (a mask), numbers of the test videos.
+Fold = tuple[np.ndarray, np.ndarray, np.ndarray]
+
 
 def probe_features(
-    features: tuple[np.ndarray, np.ndarray],
-    labels: tuple[np.ndarray, np.ndarray],
-    validation: np.ndarray,
-) -> tuple[dict, LinearProbe, np.ndarray]:
-    """Fit on the first of each pair, the training videos, and score the second, the test videos.
+    features: np.ndarray, labels: np.ndarray, folds: list[Fold]
+) -> tuple[dict, list[LinearProbe], np.ndarray]:
+    """Fit on the training videos of every fold and score its test videos.
 
     The segments of a video (S, D) are one long feature for the linear probe and for kNN; `mean_token`
     numbers are of their mean.
 
+    Args:
+        features: (N, S, D) of all videos.
+        labels: (N,) class numbers.
+        folds: whose tested videos differ.
+
     Returns:
-        the numbers, the linear probe, and its class probabilities (N, C) of the test videos.
+        the numbers over all tested videos, the linear probe of each fold, and the linear probes' class
+        probabilities (N, C), zero for videos that no fold tests.
     """
-    means = [part.mean(1) for part in features]
-    mean_scores = fit_linear(means[0], labels[0], validation).probabilities(means[1])
-    features = [part.reshape(len(part), -1) for part in features]
-    probe = fit_linear(features[0], labels[0], validation)
-    scores = probe.probabilities(features[1])
-    numbers = {
-        "top1": topk_accuracy(scores, labels[1], 1),
-        "top5": topk_accuracy(scores, labels[1], 5),
-        "mean_class_accuracy": mean_class_accuracy(labels[1], scores.argmax(1)),
-        "knn_top1": knn_accuracy(features[0], labels[0], features[1], labels[1]),
-        "mean_token_top1": topk_accuracy(mean_scores, labels[1], 1),
-        "mean_token_knn_top1": knn_accuracy(means[0], labels[0], means[1], labels[1]),
-    }
-    return numbers, probe, scores
-
-
-def embed(encoder: nn.Module, pack: Pack, parts: tuple[Videos, Videos], how: Extraction, name: str):
-    """Frozen features (num_videos, S, D) of the training and the test videos."""
-    return tuple(
-        part.average(cached_features(encoder, pack, part.samples, how, f"{name}, {split}"))
-        for part, split in zip(parts, ("training videos", "test videos"), strict=True)
+    num_classes = int(labels.max()) + 1
+    scores, mean_scores, votes, mean_votes = (
+        np.zeros((len(labels), num_classes)) for _ in range(4)
     )
+    long, means, probes = features.reshape(len(features), -1), features.mean(1), []
+    for train, validation, test in folds:
+        probes.append(fit_linear(long[train], labels[train], validation))
+        scores[test] = probes[-1].probabilities(long[test])
+        mean_probe = fit_linear(means[train], labels[train], validation)
+        mean_scores[test] = mean_probe.probabilities(means[test])
+        votes[test] = knn_scores(long[train], labels[train], long[test], num_classes)
+        mean_votes[test] = knn_scores(means[train], labels[train], means[test], num_classes)
+    tested = np.concatenate([test for _, _, test in folds])
+    truth = labels[tested]
+    numbers = {
+        "top1": topk_accuracy(scores[tested], truth, 1),
+        "top5": topk_accuracy(scores[tested], truth, 5),
+        "mean_class_accuracy": mean_class_accuracy(truth, scores[tested].argmax(1)),
+        "knn_top1": topk_accuracy(votes[tested], truth, 1),
+        "mean_token_top1": topk_accuracy(mean_scores[tested], truth, 1),
+        "mean_token_knn_top1": topk_accuracy(mean_votes[tested], truth, 1),
+    }
+    return numbers, probes, scores
+
+
+def embed(
+    encoder: nn.Module, pack: Pack, parts: tuple[Videos, ...], how: Extraction, name: str
+) -> np.ndarray:
+    """Frozen features (N, S, D) of the videos of all parts, in their order."""
+    splits = ("training videos", "test videos") if len(parts) == 2 else ("all videos",)
+    features = [
+        part.average(cached_features(encoder, pack, part.samples, how, f"{name}, {split}"))
+        for part, split in zip(parts, splits, strict=True)
+    ]
+    return np.concatenate(features)
+
+
+def fit_card(probes: list[LinearProbe]) -> dict:
+    """What was chosen for a linear probe; for those of several folds, one after the other."""
+    card = {
+        "C": [p.c for p in probes] if len(probes) > 1 else probes[0].c,
+        "C_at_edge": any(p.at_edge for p in probes),
+        "converged": all(p.converged for p in probes),
+    }
+    if len(probes) == 1:
+        card["validation_accuracy"] = {f"{c:g}": round(a, 4) for c, a in probes[0].sweep.items()}
+    return card
 
 
 def attend(
     encoder: nn.Module,
     pack: Pack,
     parts: tuple[Videos, Videos],
-    labels: tuple[np.ndarray, np.ndarray],
+    labels: np.ndarray,
     validation: np.ndarray,
     how: Extraction,
     seed: int,
 ) -> tuple[float, dict]:
-    """The attentive probe's top-1 and what was chosen for it."""
+    """The attentive probe's top-1 and what was chosen for it; `labels` (N,) as in `probe_features`."""
     train, test = (
         extract_tokens(encoder, pack, part.samples, how, f"tokens, {split}")
         for part, split in zip(parts, ("training videos", "test videos"), strict=True)
     )
     owner = parts[0].owner
-    probe = fit_attentive(train, labels[0][owner], validation[owner], seed, how.device)
+    probe = fit_attentive(train, labels[owner], validation[owner], seed, how.device)
     scores = parts[1].average(probe.probabilities(test))
     chosen = {
         "lr": probe.lr,
         "weight_decay": probe.weight_decay,
         "validation_accuracy": probe.sweep,
     }
-    return topk_accuracy(scores, labels[1], 1), chosen
+    return topk_accuracy(scores, labels[len(parts[0]) :], 1), chosen
 
 
 def attentive_wanted(
@@ -152,6 +191,8 @@ def attentive_wanted(
     """None if the attentive probe is to run, else the sentence why not."""
     if config.attentive == "off":
         return "switched off"
+    if config.leave_one_out:
+        return "it would be fitted anew for every subject: not offered with --leave-one-out"
     needed = token_bytes(encoder, num_clips, how)
     if config.attentive == "auto" and needed > TOKEN_LIMIT:
         return f"its tokens take {needed / 2**30:.1f} GiB of disk: give --attentive on to run it"
@@ -168,6 +209,8 @@ def default_folder(config: Config) -> Path:
         data_name = f"{data.resolve().parent.name}-{data.stem}"
     else:
         data_name = data.resolve().name if data.exists() else config.data
+    if config.leave_one_out:
+        data_name += "-leave-one-out"
     if backbone.is_dir():
         return backbone.resolve().parent / f"probe-{data_name}"
     return Path("runs") / f"probe-{re.sub(r'[^A-Za-z0-9_.-]+', '-', config.backbone)}-{data_name}"
@@ -246,6 +289,10 @@ def print_summary(results: dict, out: Path) -> None:
 
 def main(config: Config) -> dict:
     """Run the protocol; returns what results.json holds."""
+    if config.leave_one_out and config.attentive == "on":
+        raise ValueError(
+            "--leave-one-out does not offer the attentive probe: leave --attentive on out"
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("the probe runs in one process: start it with python, not with a launcher")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -265,13 +312,20 @@ def main(config: Config) -> dict:
     # As recipes/videomae.py packs raw data, so that one pack serves both; a test crop is the whole
     # short side, scaled to `size`.
     pack = open_data(config.data, packing_side(encoder.input_spec.size))
-    train, test, notes = choose_splits(pack, config.train_split, config.test_split, config.seed)
+    if config.leave_one_out:
+        everybody, held, notes = leave_one_subject_out(pack)
+        parts = (everybody,)
+    else:
+        train, test, notes = choose_splits(pack, config.train_split, config.test_split, config.seed)
+        parts = (train, test)
+        held = [np.arange(len(train) + len(test)) >= len(train)]
     settings = {
         "weights_sha256": digest,
         "arguments": encoder.arguments,
         "data_fingerprint": pack.index["fingerprint"],
         "train_split": config.train_split,
         "test_split": config.test_split,
+        "leave_one_out": config.leave_one_out,
         "num_clips": config.num_clips,
         "num_crops": config.num_crops,
         "time_segments": config.time_segments,
@@ -280,41 +334,59 @@ def main(config: Config) -> dict:
         "seed": config.seed,
     }
     out = results_folder(config, settings)
-    parts = (train, test)
-    classes = sorted(set(train.labels))
-    labels = (train.numbers(classes), test.numbers(classes))
-    validation, rule = choose_validation(train.labels, train.subjects, config.seed)
+    names = [label for part in parts for label in part.labels]
+    subjects = [subject for part in parts for subject in part.subjects]
+    sources = [source for part in parts for source in part.sources]
+    classes = sorted(set(names))
+    labels = np.array([classes.index(name) for name in names])
+    folds = []
+    for mask in held:
+        train_numbers = np.flatnonzero(~mask)
+        validation, rule = choose_validation(
+            [names[i] for i in train_numbers], [subjects[i] for i in train_numbers], config.seed
+        )
+        folds.append((train_numbers, validation, np.flatnonzero(mask)))
+    tested = np.concatenate([test for _, _, test in folds])
+    num_train = len(folds[0][0]) if len(folds) == 1 else len(names)
     print(
-        f"{len(train)} training videos ({validation.sum()} for validation: {rule}), {len(test)} test videos"
+        f"{num_train} training videos ({folds[0][1].sum()} for validation: {rule}), {len(tested)} test "
+        f"videos" + (f", {len(folds)} subjects left out in turn" if len(folds) > 1 else "")
     )
+    described = describe_backbone(config, encoder, digest)
+    origin = described["provenance"] if isinstance(described["provenance"], dict) else {}
+    if config.leave_one_out and origin.get("data_fingerprint") == pack.index["fingerprint"]:
+        notes.append("the backbone saw clips of tested subjects in pretraining, without labels")
     for note in notes:
         print(note, flush=True)
 
     # ------------------------------------------------------------- the backbone, then random weights
     features = embed(encoder, pack, parts, how, "backbone")
-    numbers, probe, scores = probe_features(features, labels, validation)
+    numbers, probes, scores = probe_features(features, labels, folds)
     random_encoder = fresh_like(encoder, config.seed)
     random_features = embed(random_encoder, pack, parts, how, "random weights")
-    random_numbers, random_probe, _ = probe_features(random_features, labels, validation)
-    if probe.at_edge:
-        notes.append(f"the chosen penalty C={probe.c:g} is at the end of the range that was tried")
-    if not probe.converged:
-        notes.append(f"WARNING: L-BFGS did not converge at C={probe.c:g}")
+    random_numbers, random_probes, _ = probe_features(random_features, labels, folds)
+    if any(probe.at_edge for probe in probes):
+        notes.append("a chosen penalty C is at the end of the range that was tried: see `linear`")
+    if not all(probe.converged for probe in probes):
+        notes.append("WARNING: L-BFGS did not converge at the chosen C: see `linear`")
     attentive_top1, attentive_card = None, None
-    skipped = attentive_wanted(config, encoder, len(train.samples) + len(test.samples), how)
+    num_clips = sum(len(part.samples) for part in parts)
+    skipped = attentive_wanted(config, encoder, num_clips, how)
     if skipped is None:
         attentive_top1, attentive_card = attend(
-            encoder, pack, parts, labels, validation, how, config.seed
+            encoder, pack, parts, labels, folds[0][1], how, config.seed
         )
     else:
         print(f"no attentive probe: {skipped}", flush=True)
 
     # ------------------------------------------------------------------------------------- results
+    truth, scores = labels[tested], scores[tested]
     predicted = scores.argmax(1)
     interval, mean_interval, drawn = bootstrap_intervals(
-        labels[1], predicted, test.subjects, config.seed
+        truth, predicted, [subjects[i] for i in tested], config.seed
     )
-    subjects = [{s for s in part.subjects if s is not None} for part in parts]
+    people = [{s for s in part.subjects if s is not None} for part in (parts[0], parts[-1])]
+    apart = len(parts) == 2  # left out in turn, everybody is in both and never at the same time
     spec = encoder.input_spec
     card = {
         "views": {
@@ -323,7 +395,7 @@ def main(config: Config) -> dict:
             "size": spec.size,
             "num_clips": config.num_clips,
             "num_crops": config.num_crops,
-            "time_segments": features[0].shape[1],
+            "time_segments": features.shape[1],
             "pooling": "mean of the last tokens over space and over each time segment, then over views and "
             "over the clips of a video",
         },
@@ -331,33 +403,24 @@ def main(config: Config) -> dict:
             "name": config.data,
             "fingerprint": pack.index["fingerprint"],
             "short_side": min(pack.record(0)["width"], pack.record(0)["height"]),
-            "train_split": config.train_split,
-            "test_split": config.test_split,
-            "num_train": len(train),
-            "num_test": len(test),
+            "train_split": config.train_split if apart else "all subjects but one",
+            "test_split": config.test_split if apart else "each subject in turn",
+            "num_train": num_train,
+            "num_test": len(tested),
             "num_classes": len(classes),
-            "train_subjects": len(subjects[0]) or None,
-            "test_subjects": len(subjects[1]) or None,
-            "subjects_in_both": len(subjects[0] & subjects[1]),
-            "videos_in_both": len(set(train.sources) & set(test.sources)),
+            "train_subjects": len(people[0]) or None,
+            "test_subjects": len(people[1]) or None,
+            "subjects_in_both": len(people[0] & people[1]) if apart else 0,
+            "videos_in_both": len(set(parts[0].sources) & set(parts[1].sources)) if apart else 0,
         },
-        "backbone": describe_backbone(config, encoder, digest),
+        "backbone": described,
         "linear": {
             "fit": "L-BFGS, multinomial, L2, features standardised by the training videos",
-            "C": probe.c,
-            "C_at_edge": probe.at_edge,
-            "converged": probe.converged,
-            "validation": f"{validation.sum()} videos, {rule}",
-            "validation_accuracy": {f"{c:g}": round(a, 4) for c, a in probe.sweep.items()},
+            "validation": f"{folds[0][1].sum()} videos, {rule}",
+            **fit_card(probes),
         },
-        "random_init": {
-            "seed": config.seed,
-            "C": random_probe.c,
-            "C_at_edge": random_probe.at_edge,
-            "converged": random_probe.converged,
-            "validation_accuracy": {f"{c:g}": round(a, 4) for c, a in random_probe.sweep.items()},
-        },
-        "knn": {"k": min(20, len(train)), "similarity": "cosine", "temperature": 0.07},
+        "random_init": {"seed": config.seed, **fit_card(random_probes)},
+        "knn": {"k": min(20, len(folds[0][0])), "similarity": "cosine", "temperature": 0.07},
         "attentive": attentive_card or {"skipped": skipped},
         "interval": {"kind": "95 % percentile bootstrap", "resamples": 2000, "resampled": drawn},
         "software": software() | {
@@ -365,7 +428,7 @@ def main(config: Config) -> dict:
         },
         "settings": settings,
     }  # fmt: skip
-    most_frequent = np.bincount(labels[0]).argmax()
+    most_frequent = np.bincount(labels[folds[0][0]]).argmax()
     results = {
         **numbers,
         "top1_interval": list(interval),
@@ -373,9 +436,9 @@ def main(config: Config) -> dict:
         "attentive_top1": attentive_top1,
         **{f"random_init_{name}": value for name, value in random_numbers.items()},
         "chance": 1 / len(classes),
-        "majority": float((labels[1] == most_frequent).mean()),
-        "num_train": len(train),
-        "num_test": len(test),
+        "majority": float((truth == most_frequent).mean()),
+        "num_train": num_train,
+        "num_test": len(tested),
         "num_classes": len(classes),
         "notes": notes,
         "card": card,
@@ -391,16 +454,24 @@ def main(config: Config) -> dict:
         notes,
         {"results": {k: v for k, v in results.items() if k not in ("card", "notes")}, **card},
     )
-    counts = confusion_matrix(labels[1], predicted, len(classes))
+    counts = confusion_matrix(truth, predicted, len(classes))
     confusion_figure(
         out / "confusion.png", counts, classes, f"linear probe, top-1 {100 * numbers['top1']:.1f} %"
     )
-    write_predictions(out / "predictions.csv", test.sources, test.labels, scores, classes)
-    tensors = {"mean": probe.mean, "std": probe.std, "weight": probe.weight, "bias": probe.bias}
-    tensors = {
-        name: np.ascontiguousarray(value, dtype=np.float32) for name, value in tensors.items()
-    }
-    save_file(tensors, out / "linear.safetensors", {"classes": json.dumps(classes)})
+    write_predictions(
+        out / "predictions.csv",
+        [sources[i] for i in tested],
+        [names[i] for i in tested],
+        scores,
+        classes,
+    )
+    if len(probes) == 1:
+        (probe,) = probes
+        tensors = {"mean": probe.mean, "std": probe.std, "weight": probe.weight, "bias": probe.bias}
+        tensors = {
+            name: np.ascontiguousarray(value, dtype=np.float32) for name, value in tensors.items()
+        }
+        save_file(tensors, out / "linear.safetensors", {"classes": json.dumps(classes)})
     print_summary(results, out)
     return results
 

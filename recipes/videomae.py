@@ -160,9 +160,9 @@ PRESETS = {
     # Clips of about two seconds and 50 pixels, such as SHREC'17: under 45 minutes on two cores.
     "shrec": Config(
         preset="shrec", depth=6, decoder_dim=96, decoder_depth=2, stride=2, size=48, patch=8,
-        positions="separable", mask_ratio=0.75, target_eps=0.01, scales=(1.0, 0.95, 0.9), steps=8000,
-        batch_size=16, micro_batch=16, optimizer="muon", base_lr=0.048, final_lr=4.8e-4, warmup=0.03,
-        save_every=500, knn_every=1000,
+        positions="separable", init="mimetic", mask="random", mask_ratio=0.9, dual_mask=True, target_eps=0.01,
+        scales=(1.0, 0.95, 0.9), steps=3200, batch_size=32, micro_batch=32, optimizer="muon", base_lr=0.024,
+        final_lr=2.4e-4, warmup=0.03, save_every=400, knn_every=800,
     ),
     # As published (VideoMAE repository, scripts of each data set; section 4 of the paper).
     "vit_b_k400": VIT_B_K400,
@@ -286,12 +286,14 @@ def start_from(model: VideoMAE, name: str) -> None:
         loaded = checkpoint.load_backbone(name)
     target = model if isinstance(loaded, VideoMAE) else model.encoder
     theirs = loaded.encoder if isinstance(loaded, VideoMAE) else loaded
-    if theirs.arguments["positions"] != model.encoder.arguments["positions"]:
-        # A formula, not a weight: the shapes would agree and every token stand elsewhere.
-        raise ValueError(
-            f"{name} was trained with {theirs.arguments['positions']} positions, this run has "
-            f"{model.encoder.arguments['positions']} ones: give --positions {theirs.arguments['positions']}"
-        )
+    # What no shape shows: every token would stand elsewhere, every head see other channels.
+    for what in ("positions", "heads"):
+        was, now = theirs.arguments[what], model.encoder.arguments[what]
+        if was != now:
+            remedy = f"give --positions {was}" if what == "positions" else "no flag changes that"
+            raise ValueError(
+                f"{name} was trained with {what} {was}, this run has {what} {now}: {remedy}"
+            )
     checkpoint.load_strict(target, loaded.state_dict(), name)
 
 

@@ -15,7 +15,9 @@ from safetensors.numpy import load_file
 
 from downstream import features as features_module
 from downstream.features import Extraction, cached_features, extract, extract_tokens
-from pretrain.checkpoint import load_backbone, weights_hash
+from downstream.probe import fit_linear
+from downstream.splits import choose_validation
+from pretrain.checkpoint import export_backbone, load_backbone, weights_hash
 from pretrain.data.cache import cache_folder
 from pretrain.data.shards import Pack
 from recipes import linear_probe
@@ -282,6 +284,54 @@ def test_cut_videos_and_data_without_splits(make_pack, quick, capsys):
     assert answer["card"]["data"]["subjects_in_both"] == 0
     assert "held out for testing" in capsys.readouterr().out
     assert "held out for testing" in (Path(quick.out) / "CARD.md").read_text()
+
+
+def test_every_subject_is_left_out_in_turn(tiny_pack, tiny_backbone, quick):
+    answer = main(dataclasses.replace(quick, leave_one_out=True, attentive="auto"))
+    assert answer["num_test"] == answer["num_train"] == 48 and answer["attentive_top1"] is None
+    assert "6 subjects was left out" in answer["notes"][0]
+    assert len(answer["card"]["linear"]["C"]) == len(answer["card"]["random_init"]["C"]) == 6
+    assert not (Path(quick.out) / "linear.safetensors").exists()
+    with open(Path(quick.out) / "predictions.csv", newline="") as file:
+        rows = {r["source"]: r["predicted"] for r in csv.DictReader(file)}
+    # Person 4's answers are those of a probe that learned from the five others.
+    encoder, pack = load_backbone(str(tiny_backbone)), Pack(tiny_pack)
+    records = list(pack.records())
+    x = cached_features(encoder, pack, np.arange(48), FP32).reshape(48, -1)
+    names = sorted({r["label"] for r in records})
+    y = np.array([names.index(r["label"]) for r in records])
+    left_out = np.array([r["subject"] == "p4" for r in records])
+    others = [r for r in records if r["subject"] != "p4"]
+    validation, _ = choose_validation(
+        [r["label"] for r in others], [r["subject"] for r in others], 0
+    )
+    probe = fit_linear(x[~left_out], y[~left_out], validation)
+    expected = probe.probabilities(x[left_out]).argmax(1)
+    tested = [r for r in records if r["subject"] == "p4"]
+    assert [rows[r["source"]] for r in tested] == [names[i] for i in expected]
+    assert answer["top1"] == np.mean([rows[r["source"]] == r["label"] for r in records])
+
+
+def test_leaving_one_out_says_when_the_backbone_has_seen_them(tiny_pack, tiny_backbone, quick):
+    folder = Path(quick.out).parent / "backbone"
+    fingerprint = Pack(tiny_pack).index["fingerprint"]
+    export_backbone(load_backbone(str(tiny_backbone)), folder, {"data_fingerprint": fingerprint})
+    answer = main(dataclasses.replace(quick, backbone=str(folder), leave_one_out=True))
+    assert "saw clips of tested subjects" in answer["notes"][-1]
+
+
+def test_leaving_one_out_needs_subjects(make_pack, quick):
+    rows = motion_rows(range(3), 1, None)
+    rows[0]["subject"] = None
+    with pytest.raises(
+        ValueError, match=r"1 of 12 labelled videos name no subject.*subject column"
+    ):
+        main(dataclasses.replace(quick, data=str(make_pack(rows)), leave_one_out=True))
+    alone = [r for r in motion_rows(range(3), 1, None) if r["motion"] != "up" or r["person"] == 2]
+    with pytest.raises(ValueError, match="only subject p2 shows up"):
+        main(dataclasses.replace(quick, data=str(make_pack(alone)), leave_one_out=True))
+    with pytest.raises(ValueError, match="leave --attentive on out"):
+        main(dataclasses.replace(quick, leave_one_out=True, attentive="on"))
 
 
 def test_attentive_is_skipped_with_a_sentence_when_tokens_are_many(quick, monkeypatch, capsys):

@@ -367,7 +367,7 @@ def test_a_launch_that_would_silently_train_alone_is_refused(tiny_pack, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_weights_of_other_positions_are_refused(tmp_path):
+def test_weights_of_other_positions_or_heads_are_refused(tmp_path):
     from pretrain.checkpoint import export_backbone
     from pretrain.vit import VideoTransformer
 
@@ -383,3 +383,6 @@ def test_weights_of_other_positions_are_refused(tmp_path):
             videomae.start_from(model, str(tmp_path / "backbone"))
             for mine, other in zip(encoder.parameters(), theirs.parameters(), strict=True):
                 assert mine.equal(other)
+    model = videomae.VideoMAE(VideoTransformer(24, 1, 4, 4, 16, 8, positions="separable"), 12, 1, 2)
+    with pytest.raises(ValueError, match="heads 2, this run has heads 4"):
+        videomae.start_from(model, str(tmp_path / "backbone"))
