@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from pretrain.data.pool import usable_cores
 from pretrain.device import autocast_dtype
 
 
@@ -34,15 +35,20 @@ def asked_processes() -> int:
     return 1
 
 
-def start_accelerator(precision: str) -> Accelerator:
+def start_accelerator(precision: str, threads: int) -> Accelerator:
     """Join the process group on the GPU where there is one, else on the CPU with gloo.
 
     Args:
         precision: as `pretrain.device.autocast_dtype` takes it.
+        threads: of a process that computes on the CPU; 0: the cores it may use, shared by the processes
+            of this machine. `accelerate launch` sets one thread without a word, whatever the cores.
 
     Raises:
-        ValueError: several processes were asked for and this one would train alone.
+        ValueError: several processes were asked for and this one would train alone, or `threads` is
+            negative.
     """
+    if threads < 0:
+        raise ValueError(f"--threads {threads} is negative: give a number, or 0 for all cores")
     on_gpu = torch.cuda.is_available()
     dtype = autocast_dtype(torch.device("cuda" if on_gpu else "cpu"), precision)
     accelerator = Accelerator(cpu=not on_gpu, mixed_precision="bf16" if dtype else "no")
@@ -52,6 +58,9 @@ def start_accelerator(precision: str) -> Accelerator:
             f"{asked} processes were asked for and this one would train alone: on CPU launch with "
             "`accelerate launch --config_file launch/cpu_2.yaml`, on GPUs with launch/gpus.yaml"
         )
+    if not on_gpu:
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        torch.set_num_threads(threads or max(1, usable_cores() // beside))
     return accelerator
 
 

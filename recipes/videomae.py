@@ -135,6 +135,8 @@ class Config:
     """torch.compile the model."""
     num_workers: int = 1
     """Decoding processes per training process; 0: decode in between."""
+    threads: int = 0
+    """Threads of a training process on the CPU; 0: all cores, shared by the processes."""
     resume: bool = False
     """Insist on continuing: an error if the run's folder holds no checkpoint."""
     save_every: int = 200
@@ -420,7 +422,7 @@ def main(cfg: Config) -> dict:
     ids = pack.split(cfg.split if has_splits else "all")
 
     # ---- processes
-    accelerator = start_accelerator(cfg.precision)
+    accelerator = start_accelerator(cfg.precision, cfg.threads)
     first = accelerator.is_main_process
 
     # ---- model and optimizer

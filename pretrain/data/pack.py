@@ -35,7 +35,7 @@ from pretrain.data.index import (
     text_digest,
     write_synced,
 )
-from pretrain.data.pool import INGEST, run_jobs
+from pretrain.data.pool import INGEST, run_jobs, usable_cores
 from pretrain.data.progress import Progress
 from pretrain.data.sources import Listing, Source, list_sources
 
@@ -77,7 +77,7 @@ def pack(
         ("short_side", short_side, 8),
         ("clip_seconds", clip_seconds, 0.1),
         ("shard_bytes", shard_bytes, 1),
-        ("workers", workers or os.cpu_count(), 1),
+        ("workers", workers or usable_cores(), 1),
         ("timeout", timeout, 0.1),
     ):
         if value < least:
@@ -93,7 +93,7 @@ def pack(
             finish_commit(out)
             packer = _Packer(out, listing, settings, shard_bytes)
             packer.check_same(source)
-            packer.ingest(workers or os.cpu_count() or 1, timeout, progress)
+            packer.ingest(workers or usable_cores(), timeout, progress)
             index = packer.write()
     except KeyboardInterrupt:
         if progress:

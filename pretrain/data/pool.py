@@ -20,6 +20,13 @@ INGEST = (sys.executable, "-P", "-m", "pretrain.data.ingest")
 START_SECONDS = 120.0  # a cold start from a slow network disk
 
 
+def usable_cores() -> int:
+    """Cores this process may run on; fewer than the machine's where it was confined to some."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class _Worker:
     """One process and the thread that listens to it."""
 

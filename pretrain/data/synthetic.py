@@ -34,6 +34,7 @@ from pretrain.data.figure import (
     rotation,
 )
 from pretrain.data.places import PLACES, cast_shadow, dress, look_at, paint_place
+from pretrain.data.pool import usable_cores
 
 __all__ = [
     "ACTIONS",
@@ -306,11 +307,7 @@ def make_world(
         (out / folder).mkdir(exist_ok=True)
     missing = [i for i in range(num_clips) if not all(p.exists() for p in _files(out, i).values())]
     jobs = [(str(out), i, specs[i], size, frames, fps) for i in missing]
-    if workers is None:
-        workers = (
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        )
-    workers = max(1, min(workers or 1, len(jobs) // 4))
+    workers = max(1, min(workers or usable_cores(), len(jobs) // 4))
     start = time.monotonic()
     every = 8 if sys.stderr.isatty() else 160  # a log file wants fewer lines
     for done, _ in enumerate(_work(jobs, workers), 1):

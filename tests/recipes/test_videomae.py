@@ -24,7 +24,7 @@ def config(data, out, **changes) -> videomae.Config:
     small = videomae.Config(
         preset="test", data=str(data), out=str(out), depth=2, decoder_dim=32, decoder_depth=1, frames=4,
         stride=2, size=32, patch=8, mask_ratio=0.75, steps=8, batch_size=8, micro_batch=4, base_lr=0.05,
-        precision="fp32", num_workers=0, save_every=3, log_seconds=0.0, knn_every=4,
+        precision="fp32", num_workers=0, threads=1, save_every=3, log_seconds=0.0, knn_every=4,
     )  # fmt: skip
     return dataclasses.replace(small, **changes)
 

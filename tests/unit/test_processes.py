@@ -1,0 +1,44 @@
+"""Cores and threads: what a process may use, shared with those beside it."""
+
+import os
+
+import pytest
+import torch
+
+from pretrain import processes
+from pretrain.data.pool import usable_cores
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux only")
+def test_cores_are_those_this_process_may_use():
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert usable_cores() == len(before)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="threads are set on the CPU only")
+@pytest.mark.parametrize(
+    ("asked", "beside", "expected"), [(0, 1, 6), (0, 2, 3), (0, 4, 1), (0, 9, 1), (5, 2, 5)]
+)
+def test_processes_share_the_cores(asked, beside, expected, threads, monkeypatch):
+    monkeypatch.setattr(processes, "usable_cores", lambda: 6)
+    monkeypatch.setattr(processes, "asked_processes", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(beside))
+    processes.start_accelerator("fp32", asked)
+    assert torch.get_num_threads() == expected
+
+
+def test_negative_threads_are_refused():
+    with pytest.raises(ValueError, match="--threads -1 is negative"):
+        processes.start_accelerator("fp32", -1)
