@@ -128,6 +128,7 @@ def from_official(
         "mean": known("image_mean", list(IMAGENET_MEAN)),
         "std": known("image_std", list(IMAGENET_STD)),
         "positions": "flat",
+        "init": "xavier",
     }
     arguments = {"encoder": encoder}
     if decoder:
@@ -224,6 +225,7 @@ def from_hf(
         "mean": list(config.get("image_mean", IMAGENET_MEAN)),
         "std": list(config.get("image_std", IMAGENET_STD)),
         "positions": "flat",
+        "init": "xavier",
     }
     arguments = {"encoder": encoder}
     if decoder:
