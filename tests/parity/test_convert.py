@@ -678,3 +678,16 @@ def test_a_model_with_other_positions_is_not_given_away_as_a_published_one():
     for give in (to_official, to_hf):
         with pytest.raises(ValueError, match=r"separable positions.*--positions flat"):
             give(model.state_dict(), {"encoder": model.arguments})
+
+
+def test_a_mimetic_start_is_no_obstacle():
+    """Only how the first weights were drawn; theirs has no such thing to say, so it comes back xavier."""
+    model = VideoTransformer(48, 1, 3, 4, 16, 8, init="mimetic")
+    state, arguments = model.state_dict(), {"encoder": model.arguments}
+    with torch.no_grad():
+        for name, value in state.items():
+            if name.endswith("bias"):
+                value.add_(0.1)  # zero biases are refused as a lossy conversion's
+    for back in (from_official(to_official(state, arguments)), from_hf(*to_hf(state, arguments))):
+        assert equal(back[0], state)
+        assert back[1]["encoder"] == model.arguments | {"init": "xavier"}
