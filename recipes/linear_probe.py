@@ -6,7 +6,7 @@ The backbone is never trained. Every video is embedded once: its last tokens ave
 each quarter of time (the mean over everything forgets what came first), then over its views and over the
 clips it was cut into. Simple classifiers learn from the embeddings of the training split: a multinomial
 logistic regression fitted by L-BFGS (the linear probe of Radford et al. 2021,
-https://arxiv.org/abs/2103.00020), a vote of the 20 nearest neighbours, and one layer of attention over
+https://arxiv.org/abs/2103.00020) of features whitened where that helps, a vote of the 20 nearest neighbours, and one layer of attention over
 the last tokens. The linear probe of the mean over all tokens, which most papers quote, stands beside it.
 What there is to choose is chosen on a validation part of the training split that
 shares no person with the rest; the test split is scored once. The same protocol is then run on the
@@ -152,11 +152,14 @@ def fit_card(probes: list[LinearProbe]) -> dict:
     """What was chosen for a linear probe; for those of several folds, one after the other."""
     card = {
         "C": [p.c for p in probes] if len(probes) > 1 else probes[0].c,
+        "whitened": [p.whitened for p in probes] if len(probes) > 1 else probes[0].whitened,
         "C_at_edge": any(p.at_edge for p in probes),
         "converged": all(p.converged for p in probes),
     }
     if len(probes) == 1:
-        card["validation_accuracy"] = {f"{c:g}": round(a, 4) for c, a in probes[0].sweep.items()}
+        sweeps = {"validation_accuracy": probes[0].sweep, "rejected": probes[0].rejected}
+        for name, sweep in sweeps.items():
+            card[name] = {f"{c:g}": round(a, 4) for c, a in sweep.items()}
     return card
 
 
@@ -415,7 +418,8 @@ def main(config: Config) -> dict:
         },
         "backbone": described,
         "linear": {
-            "fit": "L-BFGS, multinomial, L2, features standardised by the training videos",
+            "fit": "L-BFGS, multinomial, L2, features standardised by the training videos, and whitened if that "
+            "is better on the validation videos",
             "validation": f"{folds[0][1].sum()} videos, {rule}",
             **fit_card(probes),
         },

