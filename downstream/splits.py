@@ -69,6 +69,25 @@ def _collect(records: dict[int, dict], where: str) -> Videos:
     return Videos(list(numbers), labels, subjects, samples, np.array(owner, dtype=np.int64))
 
 
+def _labelled(pack: Pack) -> tuple[dict[int, dict], dict[int, dict]]:
+    """All index entries by sample id, and those with a label, of which there must be some."""
+    records = dict(enumerate(pack.records()))
+    labelled = {i: r for i, r in records.items() if r["label"] is not None}
+    if not labelled:
+        raise ValueError(
+            f"{pack.folder}: no clip has a label, and a probe measures against labels: give a list file "
+            "with a label column, or a folder with one subfolder a class"
+        )
+    return records, labelled
+
+
+def _refuse_one_class(pack: Pack, classes: set[str]) -> None:
+    if len(classes) == 1:
+        raise ValueError(
+            f"{pack.folder}: the only label is {min(classes)!r}: there is nothing to tell apart"
+        )
+
+
 def _subset(videos: Videos, keep: np.ndarray) -> Videos:
     """The videos where `keep` (len(videos),) is True."""
     chosen = np.flatnonzero(keep)
@@ -103,13 +122,7 @@ def choose_splits(
         ValueError: a split is not there or holds no labels, all labels are one class, the splits are
             the same, or a class of the test split never occurs in training.
     """
-    records = dict(enumerate(pack.records()))
-    labelled = {i: r for i, r in records.items() if r["label"] is not None}
-    if not labelled:
-        raise ValueError(
-            f"{pack.folder}: no clip has a label, and a probe measures against labels: give a list file "
-            "with a label column, or a folder with one subfolder a class"
-        )
+    records, labelled = _labelled(pack)
     notes = []
     if all(record["split"] is None for record in records.values()):
         videos = _collect(labelled, str(pack.folder))
@@ -154,10 +167,7 @@ def choose_splits(
             f"WARNING: {len(shared)} subjects are in both splits: the numbers say little about new people"
         )
     classes, tested = set(train.labels), set(test.labels)
-    if len(classes | tested) == 1:
-        raise ValueError(
-            f"{pack.folder}: the only label is {min(classes)!r}: there is nothing to tell apart"
-        )
+    _refuse_one_class(pack, classes | tested)
     if tested - classes:
         raise ValueError(
             f"{pack.folder}: {len(tested - classes)} classes are tested but never trained: "
@@ -179,8 +189,7 @@ def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[st
     Raises:
         ValueError: a labelled video has no subject, there is only one, or a class is one subject's alone.
     """
-    records = dict(enumerate(pack.records()))
-    labelled = {i: r for i, r in records.items() if r["label"] is not None}
+    records, labelled = _labelled(pack)
     videos = _collect(labelled, str(pack.folder))
     nameless = [s for s, who in zip(videos.sources, videos.subjects, strict=True) if who is None]
     names = sorted(set(videos.subjects) - {None})
@@ -189,6 +198,7 @@ def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[st
         raise ValueError(
             f"{pack.folder}: {found} are named: leaving one out needs a list file with a subject column"
         )
+    _refuse_one_class(pack, set(videos.labels))
     folds = [np.array([who == name for who in videos.subjects]) for name in names]
     labels = np.array(videos.labels)
     for name, fold in zip(names, folds, strict=True):

@@ -6,11 +6,12 @@ The backbone is never trained. Every video is embedded once: its last tokens ave
 each quarter of time (the mean over everything forgets what came first), then over its views and over the
 clips it was cut into. Simple classifiers learn from the embeddings of the training split: a multinomial
 logistic regression fitted by L-BFGS (the linear probe of Radford et al. 2021,
-https://arxiv.org/abs/2103.00020) of features whitened where that helps, a vote of the 20 nearest neighbours, and one layer of attention over
-the last tokens. The linear probe of the mean over all tokens, which most papers quote, stands beside it.
-What there is to choose is chosen on a validation part of the training split that
-shares no person with the rest; the test split is scored once. The same protocol is then run on the
-same architecture with random weights: what a probe reaches there was not learned in pretraining.
+https://arxiv.org/abs/2103.00020) of features whitened where that helps, a vote of the 20 nearest
+neighbours, and one layer of attention over the last tokens. The linear probe of the mean over all tokens,
+which most papers quote, stands beside it. What there is to choose is chosen on a validation part of the
+training split that shares no person with the rest; the test split is scored once. The same protocol is
+then run on the same architecture with random weights: what a probe reaches there was not learned in
+pretraining.
 
 Written to the results folder: results.json, CARD.md (everything needed to compare the number with
 another one), confusion.png, predictions.csv and linear.safetensors (the fitted probe).
@@ -341,7 +342,7 @@ def main(config: Config) -> dict:
     subjects = [subject for part in parts for subject in part.subjects]
     sources = [source for part in parts for source in part.sources]
     classes = sorted(set(names))
-    labels = np.array([classes.index(name) for name in names])
+    labels = np.concatenate([part.numbers(classes) for part in parts])
     folds = []
     for mask in held:
         train_numbers = np.flatnonzero(~mask)

@@ -107,8 +107,14 @@ class Pack:
 KEEP_DECODED = 1 << 30  # bytes of decoded frames that a loading process may keep
 
 
-def _decoded_bytes(record: dict) -> int:
-    return record["frames"] * record["height"] * record["width"] * 3
+def _fit_decoded(pack: Pack, ids: np.ndarray) -> bool:
+    """Whether all frames of these clips take at most `KEEP_DECODED` bytes; large data answer early."""
+    total = 0
+    for record in map(pack.record, ids):
+        total += record["frames"] * record["height"] * record["width"] * 3
+        if total > KEEP_DECODED:
+            return False
+    return True
 
 
 class TrainClips(Dataset):
@@ -142,9 +148,7 @@ class TrainClips(Dataset):
         self.views, self.scales, self.draw_tokens = views, scales, draw_tokens
         self._order: tuple[int, np.ndarray] = (-1, ids)
         self._decoded: dict[int, Tensor] = {}
-        # At least a kilobyte a clip, so that a million index entries are not read for nothing.
-        sizes = map(_decoded_bytes, map(pack.record, ids)) if len(ids) < KEEP_DECODED >> 10 else ()
-        self._keep = 0 < sum(sizes) <= KEEP_DECODED
+        self._keep = _fit_decoded(pack, ids)
 
     def _sample(self, epoch: int, place: int) -> int:
         if self._order[0] != epoch:

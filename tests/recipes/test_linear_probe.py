@@ -330,6 +330,12 @@ def test_leaving_one_out_needs_subjects(make_pack, quick):
     alone = [r for r in motion_rows(range(3), 1, None) if r["motion"] != "up" or r["person"] == 2]
     with pytest.raises(ValueError, match="only subject p2 shows up"):
         main(dataclasses.replace(quick, data=str(make_pack(alone)), leave_one_out=True))
+    unlabelled = make_pack(motion_rows(range(3), 1, None, label=None))
+    with pytest.raises(ValueError, match="no clip has a label"):
+        main(dataclasses.replace(quick, data=str(unlabelled), leave_one_out=True))
+    one_class = make_pack([r for r in motion_rows(range(3), 1, None) if r["motion"] == "up"])
+    with pytest.raises(ValueError, match="the only label is 'up'"):
+        main(dataclasses.replace(quick, data=str(one_class), leave_one_out=True))
     with pytest.raises(ValueError, match="leave --attentive on out"):
         main(dataclasses.replace(quick, leave_one_out=True, attentive="on"))
 
