@@ -4,7 +4,8 @@ A run's folder:
 
     RUN/config.json                   the resolved configuration
     RUN/checkpoints/step-00000100/    model.safetensors, optimizer.safetensors, state.json, manifest.json
-    RUN/backbone/                     model.safetensors, config.json: the exported encoder
+    RUN/backbone/                     model.safetensors, config.json: the exported encoder, or the pair of
+                                      towers of a video-text run
 
 A checkpoint is written aside, synced, hashed and renamed, and only then are older ones removed, so at
 every instant there is a valid one. No pickle: tensors are safetensors, the rest is JSON.
@@ -22,8 +23,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pretrain.clip import VideoText
+from pretrain.frames import FrameTower
+from pretrain.openclip import PREFIX as OPEN_CLIP
+from pretrain.openclip import load_open_clip
+from pretrain.text import HuggingFaceText, OpenClipText
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer
+
+# What an exported folder may name as its builder, and a tower of a pair likewise.
+BUILDERS = {
+    builder.__name__: builder
+    for builder in (VideoTransformer, FrameTower, OpenClipText, HuggingFaceText)
+}
 
 KEEP = 2  # complete checkpoints that stay
 
@@ -96,7 +108,7 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def save_checkpoint(
-    run: Path, model: VideoMAE, optimizers: list[torch.optim.Optimizer], state: dict
+    run: Path, model: VideoMAE | VideoText, optimizers: list[torch.optim.Optimizer], state: dict
 ) -> Path:
     """Write one checkpoint and remove all but the `KEEP` newest.
 
@@ -205,23 +217,40 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def export_backbone(encoder: VideoTransformer, folder: Path, provenance: dict) -> None:
-    """Write an encoder as a backbone folder: model.safetensors, config.json and their manifest.
+def describe(model: nn.Module) -> dict:
+    """What `build` makes the same architecture of: the name of a class and its arguments."""
+    if isinstance(model, VideoText):
+        towers = {"video": describe(model.video), "text": describe(model.text)}
+        return {"builder": "VideoText", "arguments": model.arguments | towers}
+    assert type(model).__name__ in BUILDERS, type(model)
+    return {"builder": type(model).__name__, "arguments": model.arguments}
+
+
+def build(description: dict) -> nn.Module:
+    """The architecture that `describe` described, with fresh weights."""
+    arguments = description["arguments"]
+    if description["builder"] == "VideoText":
+        towers = {name: build(arguments[name]) for name in ("video", "text")}
+        return VideoText(**arguments | towers)
+    return BUILDERS[description["builder"]](**arguments)
+
+
+def export_backbone(model: nn.Module, folder: Path, provenance: dict) -> None:
+    """Write a backbone folder: model.safetensors, config.json and their manifest.
 
     Args:
-        encoder: what to export.
+        model: an encoder of the contract, or a `VideoText` pair.
         folder: where to; an older export there is replaced as a whole.
         provenance: where the weights come from, JSON-able, for the cards of later measurements.
     """
     config = {
-        "builder": "VideoTransformer",
-        "arguments": encoder.arguments,
+        **describe(model),
         "provenance": provenance,
-        "weights_sha256": weights_hash(encoder),
+        "weights_sha256": weights_hash(model),
     }
     aside = folder.with_name(f"tmp-{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
-    weights = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
+    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     _write_folder(aside, {"model": weights}, {"config": config})
     if folder.exists():
         shutil.rmtree(folder)
@@ -240,25 +269,41 @@ def read_backbone_config(folder: Path) -> dict:
         hint = f"did you mean {inside[0]}?" if inside else "a run exports one as RUN/backbone"
         raise ValueError(f"{folder} holds no config.json, so it is not a backbone: {hint}")
     config = json.loads((folder / "config.json").read_text())
-    if config.get("builder") != "VideoTransformer":
-        raise ValueError(
-            f"{folder}/config.json names no builder of ours; write hf:{folder} if it is a Hugging Face "
-            "VideoMAE folder"
+    if config.get("builder") not in ("VideoText", *BUILDERS):
+        inside = folder / "backbone"
+        hint = (
+            f"did you mean {inside}?"
+            if inside.exists()
+            else f"write hf:{folder} if it is a Hugging Face VideoMAE folder"
         )
+        raise ValueError(f"{folder}/config.json names no builder of ours; {hint}")
     _verify(folder)
     return config
 
 
-def load_backbone(name: str) -> VideoTransformer:
+def _load_export(folder: Path) -> nn.Module:
+    """The exported model of a folder: an encoder, or a pair of towers."""
+    config = read_backbone_config(folder)
+    model = build(config)
+    load_strict(model, load_file(folder / "model.safetensors"), str(folder))
+    if weights_hash(model) != config["weights_sha256"]:
+        raise CheckpointError(f"{folder}: the weights are not those that were exported")
+    return model
+
+
+def load_backbone(name: str) -> nn.Module:
     """Build the encoder that `--backbone` names, with its weights.
 
     Args:
-        name: a folder exported by us; `hf:` and a hub name or folder of a Hugging Face VideoMAE; or
-            an official VideoMAE `.pth` pretraining checkpoint.
+        name: a folder exported by us (of a video-text pair, its video tower); `hf:` and a hub name or
+            folder of a Hugging Face VideoMAE; an official VideoMAE `.pth` pretraining checkpoint; or
+            `open_clip:MODEL/WEIGHTS`, whose image tower is applied to frames, see `pretrain/openclip.py`.
 
     Raises:
         ValueError: nothing of the kind is there, or it does not verify.
     """
+    if name.startswith(OPEN_CLIP):
+        return frame_tower(name, FRAMES, STRIDE, "mean")
     if name.startswith("hf:") or name.endswith((".pth", ".pt")):
         from pretrain.convert import load_foreign
 
@@ -267,21 +312,68 @@ def load_backbone(name: str) -> VideoTransformer:
     if not folder.is_dir():
         raise ValueError(
             f"no backbone at {name!r}: give a folder exported by a recipe (RUN/backbone), "
-            "hf:OWNER/NAME or hf:FOLDER, or an official VideoMAE .pth file"
+            "hf:OWNER/NAME or hf:FOLDER, an official VideoMAE .pth file, or open_clip:MODEL/WEIGHTS"
         )
-    config = read_backbone_config(folder)
-    encoder = VideoTransformer(**config["arguments"])
-    load_strict(encoder, load_file(folder / "model.safetensors"), str(folder))
-    if weights_hash(encoder) != config["weights_sha256"]:
-        raise CheckpointError(f"{folder}: the weights are not those that were exported")
-    return encoder
+    model = _load_export(folder)
+    return model.video if isinstance(model, VideoText) else model
 
 
-def fresh_like(encoder: VideoTransformer, seed: int) -> VideoTransformer:
+# How an image tower that comes without a clip of its own sees videos.
+FRAMES, STRIDE = 8, 8
+
+
+def frame_tower(name: str, frames: int, stride: int, pool: str) -> FrameTower:
+    """The image tower of `open_clip:...` for the frames of clips; arguments as of `FrameTower`."""
+    pair = load_open_clip(name)
+    about = {k: pair.preprocess[k] for k in ("mean", "std", "interpolation")}
+    tower = FrameTower(pair.vision_config, frames, stride, pool, **about)
+    load_strict(tower.visual, pair.visual.state_dict(), name)
+    return tower
+
+
+def load_video_text(name: str) -> VideoText:
+    """Build the pair of towers that `--backbone` names, with its weights.
+
+    Args:
+        name: a folder exported by recipes/clip.py, or `open_clip:MODEL/WEIGHTS`: frame embeddings are
+            averaged, the text tower and scale are its own.
+
+    Raises:
+        ValueError: nothing of the kind is there, or it has no text tower.
+    """
+    if name.startswith(OPEN_CLIP):
+        pair = load_open_clip(name)
+        if not pair.trained:
+            raise ValueError(
+                f"{name} names no weights: write {name}/WEIGHTS, a tag of open_clip or a file"
+            )
+        video = frame_tower(name, FRAMES, STRIDE, "mean")
+        text = OpenClipText(pair.text_config, pair.tokenizer)
+        load_strict(text.tower, pair.text.state_dict(), name)
+        loss = "infonce" if pair.bias is None else "siglip"
+        model = VideoText(video, text, pair.config["embed_dim"], project=False, loss=loss)
+        model.log_scale.data.copy_(pair.log_scale.reshape(()))
+        if pair.bias is not None:
+            model.bias.data.copy_(pair.bias.reshape(()))
+        return model
+    remedy = f"train one: accelerate launch recipes/clip.py --backbone {name} --data VIDEOS_WITH_CAPTIONS"
+    if name.startswith("hf:") or name.endswith((".pth", ".pt")):
+        raise ValueError(f"{name} is a VideoMAE and has no text tower; {remedy}")
+    if not Path(name).is_dir():
+        raise ValueError(
+            f"no backbone at {name!r}: give the folder of a video-text run (RUN/backbone) or "
+            "open_clip:MODEL/WEIGHTS"
+        )
+    if read_backbone_config(Path(name))["builder"] != "VideoText":
+        raise ValueError(f"{name} has no text tower; {remedy}")
+    return _load_export(Path(name))
+
+
+def fresh_like(encoder: nn.Module, seed: int) -> nn.Module:
     """The same architecture with newly drawn weights: the baseline every probe is shown beside."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return VideoTransformer(**encoder.arguments)
+        return build(describe(encoder))
 
 
 def load_pretrained_videomae(run: Path) -> VideoMAE:

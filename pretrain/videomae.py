@@ -6,6 +6,8 @@ Video Pre-Training", https://arxiv.org/abs/2203.12602; dual masking from Wang et
 are seen by the encoder, M masked tokens are predicted. In a mask True means masked.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from einops import rearrange
@@ -109,6 +111,18 @@ def draw_tokens(
             [: len(masked) // 2]
         )  # fmt: skip
     return np.flatnonzero(~mask), masked
+
+
+def mask_of_view(
+    kind: str, grid: tuple[int, int, int], ratio: float, dual: bool
+) -> Callable[[np.random.Generator, dict], dict[str, Tensor]]:
+    """`draw_tokens` as the loader wants it: (rng, index entry) -> tensors "visible" and "masked"."""
+
+    def draw(rng: np.random.Generator, _: dict) -> dict[str, Tensor]:
+        tokens = draw_tokens(kind, grid, ratio, dual, rng)
+        return {n: torch.from_numpy(i) for n, i in zip(("visible", "masked"), tokens, strict=True)}
+
+    return draw
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:

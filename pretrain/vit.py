@@ -37,6 +37,10 @@ class InputSpec:
         size: height and width in pixels.
         mean: per-channel mean of the normalisation, for pixels in [0, 1].
         std: per-channel standard deviation, likewise.
+        interpolation: how crops are scaled to it, "bilinear" or "bicubic", always anti-aliased.
+
+    Raises:
+        ValueError: another interpolation.
     """
 
     frames: int
@@ -44,6 +48,13 @@ class InputSpec:
     size: int
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    interpolation: str = "bilinear"
+
+    def __post_init__(self):
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(
+                f"interpolation {self.interpolation!r} is neither bilinear nor bicubic"
+            )
 
     def normalise(self, video: Tensor) -> Tensor:
         """Turn uint8 clips (B, C, T, H, W) into what the backbone sees: float, normalised."""

@@ -33,7 +33,7 @@ from pretrain.convert import to_transformers
 from pretrain.data.pack import pack
 from pretrain.data.sampling import counter_rng, dense_indices, multi_scale_box
 from pretrain.data.shards import Pack, TrainClips
-from pretrain.videomae import DECODERS, VideoMAE, draw_tokens
+from pretrain.videomae import DECODERS, VideoMAE, draw_tokens, mask_of_view
 from pretrain.vit import IMAGENET_MEAN, IMAGENET_STD, SIZES, InputSpec, VideoTransformer
 
 SCALES = (1.0, 0.875, 0.75, 0.66)
@@ -123,9 +123,7 @@ def benchmark_loader(cfg: Config, num_videos: int = 6, clips_each: int = 4) -> d
         raw_files = [p.read_bytes() for p in sorted(raw.iterdir())]
         packed_files = [packed.read(r) for r in packed.records()]
 
-        def draw(rng):
-            return draw_tokens("tube", (8, 14, 14), 0.9, False, rng)
-
+        draw = mask_of_view("tube", (8, 14, 14), 0.9, False)
         ids = np.arange(len(packed))
         one, four = (TrainClips(packed, ids, SPEC, cfg.seed, v, SCALES, draw) for v in (1, 4))
 

@@ -14,7 +14,6 @@ command again continues an interrupted run.
 """
 
 import dataclasses
-import json
 import math
 import os
 import sys
@@ -44,7 +43,8 @@ from pretrain.data.shards import (
 )
 from pretrain.optim import learning_rate, make_optimizers
 from pretrain.processes import StopFlag, start_accelerator
-from pretrain.videomae import DECODERS, VideoMAE, draw_tokens, reconstruct
+from pretrain.run import Plan, open_run, plan_run, record_bad_clips, refuse_to_go_on, restore
+from pretrain.videomae import DECODERS, VideoMAE, draw_tokens, mask_of_view, reconstruct
 from pretrain.vit import SIZES, VideoTransformer
 
 
@@ -185,7 +185,6 @@ MAY_CHANGE = {
     "resume", "num_workers", "save_every", "knn_every", "log_seconds", "tensorboard", "max_bad_clips",
     "out",
 }  # fmt: skip
-MAX_SKIPPED = 5  # non-finite steps in a row that stop the run
 KNN_CLIPS = 480  # clips behind the online score
 
 
@@ -299,69 +298,13 @@ def start_from(model: VideoMAE, name: str) -> None:
     checkpoint.load_strict(target, loaded.state_dict(), name)
 
 
-def schedule(cfg: Config, num_clips: int, processes: int) -> dict[str, int]:
-    """Steps, accumulation and the sizes between them.
-
-    Raises:
-        ValueError: the effective batch cannot be divided as asked, or the schedule is empty.
-    """
-    if cfg.batch_size % (processes * cfg.views):
-        raise ValueError(
-            f"--batch-size {cfg.batch_size} cannot be shared evenly by {processes} processes with "
-            f"{cfg.views} views of each clip: choose a multiple of {processes * cfg.views}"
-        )
-    per_process = cfg.batch_size // cfg.views // processes  # decodes in a step
-    most = max(cfg.micro_batch // cfg.views, 1)
-    micro = next(m for m in range(min(most, per_process), 0, -1) if per_process % m == 0)
-    per_step = cfg.batch_size // cfg.views
-    num_steps = cfg.steps or math.ceil(cfg.epochs * num_clips / per_step)
-    if num_steps < 1:
-        raise ValueError(f"--steps {cfg.steps} and --epochs {cfg.epochs} make no step at all")
-    return {
-        "steps": num_steps,
-        "warmup": round(cfg.warmup * num_steps),
-        "micro": micro,
-        "accumulate": per_process // micro,
-        "decodes_per_step": per_step,
-    }
-
-
-def open_run(cfg: Config, pack: Pack, num_clips: int) -> Path:
-    """The run's folder; refuses one that holds other work.
-
-    Raises:
-        ValueError: the folder holds something else, a run of another configuration or of other data,
-            or `--resume` finds nothing to continue.
-    """
-    run = Path(cfg.out or f"runs/videomae-{cfg.preset}")
-    described = run / "config.json"
-    if described.exists():
-        old = json.loads(described.read_text())
-        differences = log.config_differences(old["config"], cfg, MAY_CHANGE)
-        if old["data_fingerprint"] != pack.index["fingerprint"]:
-            differences.append(
-                f"data: {old['num_clips']} clips, fingerprint {old['data_fingerprint'][:12]} -> "
-                f"{num_clips} clips, fingerprint {pack.index['fingerprint'][:12]}"
-            )
-        if differences:
-            raise ValueError(
-                f"{run} holds a run that differs ({'; '.join(differences)}): give the same values to "
-                "continue it, or another --out to start anew; nothing was changed"
-            )
-    elif run.exists() and any(run.iterdir()):
-        raise ValueError(f"{run} holds something that is not a run: give another --out")
-    if cfg.resume and not checkpoint.checkpoints(run):
-        raise ValueError(f"--resume: {run} holds no checkpoint to continue from")
-    return run
-
-
 def print_plan(
-    cfg: Config, plan: dict, accelerator, pack: Pack, num_clips: int, run: Path, model
+    cfg: Config, plan: Plan, accelerator, pack: Pack, num_clips: int, run: Path, model
 ) -> None:
     """Print what the run resolved to, so that no number is applied silently."""
     scale = cfg.batch_size / 256
     parameters = sum(p.numel() for p in model.encoder.parameters()) / 1e6
-    epochs = plan["steps"] * plan["decodes_per_step"] / num_clips
+    epochs = plan.steps * plan.decodes_per_step / num_clips
     views = f" x {cfg.views} views" if cfg.views > 1 else ""
     log.print_table(
         f"VideoMAE {cfg.preset}",
@@ -374,10 +317,10 @@ def print_plan(
             "device": f"{accelerator.num_processes} x {device.describe(accelerator.device)}, "
             f"{'bf16' if accelerator.mixed_precision == 'bf16' else 'fp32'}",
             "effective batch": f"{cfg.batch_size} clips = {accelerator.num_processes} processes x "
-            f"{plan['accumulate']} passes x {plan['micro']} decodes{views}",
+            f"{plan.accumulate} passes x {plan.micro} decodes{views}",
             "learning rate": f"{cfg.base_lr:g} per 256 clips -> {cfg.base_lr * scale:g}, cosine to "
             f"{cfg.final_lr * scale:g}",
-            "steps": f"{plan['steps']} ({plan['warmup']} warm-up) = {epochs:.1f} epochs",
+            "steps": f"{plan.steps} ({plan.warmup} warm-up) = {epochs:.1f} epochs",
             "run": run,
         },
     )
@@ -429,8 +372,13 @@ def main(cfg: Config) -> dict:
     model = build_model(cfg)
     grid = model.encoder.grid
     draw_tokens(cfg.mask, grid, cfg.mask_ratio, cfg.dual_mask, counter_rng(0, 0))  # refuses early
-    plan = schedule(cfg, len(ids), accelerator.num_processes)
-    run = open_run(cfg, pack, len(ids))
+    plan = plan_run(
+        len(ids), accelerator.num_processes, cfg.batch_size, cfg.micro_batch, cfg.views, cfg.steps,
+        cfg.epochs, cfg.warmup,
+    )  # fmt: skip
+    run = Path(cfg.out or f"runs/videomae-{cfg.preset}")
+    data = {"data_fingerprint": pack.index["fingerprint"], "num_clips": len(ids)}
+    open_run(run, cfg, data, MAY_CHANGE, cfg.resume)
     accelerator.wait_for_everyone()
     if first:
         print_plan(cfg, plan, accelerator, pack, len(ids), run, model)
@@ -438,8 +386,7 @@ def main(cfg: Config) -> dict:
         if not (run / "config.json").exists():
             described = {
                 "config": dataclasses.asdict(cfg),
-                "data_fingerprint": pack.index["fingerprint"],
-                "num_clips": len(ids),
+                **data,
                 "command": sys.argv,
             }
             log.write_json(run / "config.json", described)
@@ -455,24 +402,16 @@ def main(cfg: Config) -> dict:
         "loss": None,
         "knn": None,
     }
-    found, problems = checkpoint.newest_valid(run)
-    for problem in problems if first else []:
-        print(f"warning: {problem}; going back to an older one", file=sys.stderr)
-    if found:
-        state |= checkpoint.load_checkpoint(found, model, optimizers)
-        if first:
-            print(f"continuing from {found}\n", flush=True)
-    elif problems:
-        raise ValueError(f"{run} has no checkpoint that verifies; move its checkpoints folder away")
+    state = restore(run, model, optimizers, state, say=first)
     accelerator.wait_for_everyone()
 
     # ---- loader and wrapper
     dataset = TrainClips(
         pack, ids, model.encoder.input_spec, cfg.seed, cfg.views, cfg.scales,
-        lambda rng: draw_tokens(cfg.mask, grid, cfg.mask_ratio, cfg.dual_mask, rng),
+        mask_of_view(cfg.mask, grid, cfg.mask_ratio, cfg.dual_mask),
     )  # fmt: skip
     positions = Positions(
-        state["step"], plan["steps"], plan["micro"], plan["accumulate"],
+        state["step"], plan.steps, plan.micro, plan.accumulate,
         accelerator.num_processes, accelerator.process_index,
     )  # fmt: skip
     bare = model
@@ -487,18 +426,18 @@ def main(cfg: Config) -> dict:
     knn = state["knn"]
     shown, clips_shown, waited_shown = time.monotonic(), 0, 0.0
     with train_batches(dataset, positions, cfg.num_workers) as batches, stop:
-        while state["step"] < plan["steps"]:
+        while state["step"] < plan.steps:
             lr = learning_rate(
                 state["step"],
-                plan["steps"],
-                plan["warmup"],
+                plan.steps,
+                plan.warmup,
                 cfg.base_lr * scale,
                 cfg.final_lr * scale,
             )
             for group in (g for o in optimizers for g in o.param_groups):
                 group["lr"] = lr * group.get("lr_scale", 1.0)
             loss, norm, errors, waited = train_step(
-                model, optimizers, batches, plan["accumulate"], accelerator, cfg.clip_grad
+                model, optimizers, batches, plan.accumulate, accelerator, cfg.clip_grad
             )
             # One small sum over the processes carries all that they must agree on.
             shared = torch.tensor([stop.signal, len(errors), 0.0], device=accelerator.device)
@@ -511,10 +450,10 @@ def main(cfg: Config) -> dict:
             skipped = not math.isfinite(norm)
             state["skipped"] += skipped
             state["skipped_in_row"] = state["skipped_in_row"] + 1 if skipped else 0
-            refuse_to_go_on(cfg, state, plan, run)
+            refuse_to_go_on(run, state, plan.decodes_per_step, cfg.max_bad_clips)
 
             step = state["step"]
-            done = step == plan["steps"]
+            done = step == plan.steps
             if done or (cfg.knn_every and step % cfg.knn_every == 0):
                 knn = online_knn(bare.encoder, pack, ids, cfg.seed, accelerator) if first else None
             clips_shown += cfg.batch_size
@@ -527,9 +466,9 @@ def main(cfg: Config) -> dict:
                 values |= {} if knn is None else {"knn": knn}
                 run_log.write(step, values)
                 print(
-                    f"step {step}/{plan['steps']}  loss {loss_value:.4f}  {values['clips_per_s']:.0f} clips/s "
+                    f"step {step}/{plan.steps}  loss {loss_value:.4f}  {values['clips_per_s']:.0f} clips/s "
                     f"(waiting for data {waited_shown / (now - shown):.0%})  "
-                    f"{run_log.time_left(step, plan['steps'])} left"
+                    f"{run_log.time_left(step, plan.steps)} left"
                     + (f"  kNN {knn:.1%}" if knn is not None else "")
                     + (f"  {state['skipped']} steps skipped" if state["skipped"] else "")
                     + (f"  {state['bad_clips']} bad clips replaced" if state["bad_clips"] else ""),
@@ -555,36 +494,10 @@ def main(cfg: Config) -> dict:
     return state
 
 
-def record_bad_clips(run: Path, errors: list[dict]) -> None:
-    """Append clips that could not be decoded to the run's ledger and name them on the screen."""
-    for error in errors:
-        print(
-            f"bad clip replaced: {error['source']}: {error['reason']}", file=sys.stderr, flush=True
-        )
-        with open(run / "data_errors.jsonl", "a") as file:
-            file.write(json.dumps(error) + "\n")
-
-
-def refuse_to_go_on(cfg: Config, state: dict, plan: dict, run: Path) -> None:
-    """Stop a run that no longer learns from the data it was given."""
-    if state["skipped_in_row"] >= MAX_SKIPPED:
-        raise ValueError(
-            f"the gradient was not finite in {MAX_SKIPPED} steps in a row, the last one {state['step']}: "
-            f"lower --base-lr or try --precision fp32; {run}/checkpoints still holds the last good state"
-        )
-    seen = state["step"] * plan["decodes_per_step"]
-    # At least 10, so that one bad clip does not end a short run.
-    if state["bad_clips"] > max(cfg.max_bad_clips * seen, 10):
-        raise ValueError(
-            f"{state['bad_clips']} of {seen} clips could not be decoded, more than --max-bad-clips "
-            f"{cfg.max_bad_clips:g}; they are listed in {run}/data_errors.jsonl: pack the data again"
-        )
-
-
 def finish(cfg, model, pack, ids, run, plan, state) -> None:
     """Export the backbone, draw the figure and say where everything is."""
     provenance = {
-        "recipe": "videomae", "preset": cfg.preset, "steps": plan["steps"], "seed": cfg.seed,
+        "recipe": "videomae", "preset": cfg.preset, "steps": plan.steps, "seed": cfg.seed,
         "data": cfg.data, "split": cfg.split, "data_fingerprint": pack.index["fingerprint"],
         "num_clips": len(ids), "loss": state["loss"], "online_knn": state["knn"], "config": dataclasses.asdict(cfg),
     }  # fmt: skip

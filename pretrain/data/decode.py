@@ -86,19 +86,22 @@ def _nothing_needs(packet: bytes, prefix: int) -> bool:
     return not next(slices, 0x60) & 0x60
 
 
-def crop_resize(frames: Tensor, box: tuple[int, int, int, int], size: int) -> Tensor:
+def crop_resize(
+    frames: Tensor, box: tuple[int, int, int, int], size: int, interpolation: str = "bilinear"
+) -> Tensor:
     """Cut one box out of every frame and scale it to a square: a clip is treated as one thing.
 
     Args:
         frames: uint8 (T, H, W, 3).
         box: left, top, width, height in pixels.
         size: side of the result, pixels.
+        interpolation: "bilinear" or "bicubic".
 
     Returns:
-        uint8 clip (C, T, size, size); anti-aliased bilinear, on uint8 throughout.
+        uint8 clip (C, T, size, size); anti-aliased, on uint8 throughout.
     """
     x, y, w, h = box
     clip = frames[:, y : y + h, x : x + w].permute(0, 3, 1, 2)  # a channels-last view
     if (w, h) != (size, size):
-        clip = F.interpolate(clip, (size, size), mode="bilinear", antialias=True)
+        clip = F.interpolate(clip, (size, size), mode=interpolation, antialias=True)
     return clip.transpose(0, 1).contiguous()

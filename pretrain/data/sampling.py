@@ -8,7 +8,8 @@ no generator state.
 import numpy as np
 
 # Streams kept apart so that no choice of one kind is correlated with a choice of another.
-ORDER, VIEW = 1, 2
+# 3 and 4 are the recipes' own: the clips of the online kNN, the mask of the figure.
+ORDER, VIEW, PLACES = 1, 2, 5
 
 
 def counter_rng(seed: int, *counter: int, stream: int = VIEW) -> np.random.Generator:

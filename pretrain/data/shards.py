@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from pretrain.data.decode import DecodeError, crop_resize, read_frames
 from pretrain.data.index import load_index
 from pretrain.data.sampling import (
+    PLACES,
     counter_rng,
     dense_indices,
     epoch_order,
@@ -29,8 +30,9 @@ from pretrain.data.sampling import (
 )
 from pretrain.vit import InputSpec
 
-# (rng) -> (visible, masked) token indices of one view; see `pretrain.videomae.draw_tokens`.
-DrawTokens = Callable[[np.random.Generator], tuple[np.ndarray, np.ndarray]]
+# (rng, index entry of the clip) -> whatever else a training step wants to have of one view, by name: token
+# numbers of a mask, those of a caption. All views give tensors of the same shapes.
+Describe = Callable[[np.random.Generator, dict], dict[str, Tensor]]
 
 
 class Pack:
@@ -128,7 +130,7 @@ class TrainClips(Dataset):
         views: crops taken from one decode (repeated augmentation); they share their frames, since
             other frames would have to be decoded too.
         scales: crop sides as shares of the short side.
-        draw_tokens: the masks of a view.
+        describe: what else a view has: its mask, or its caption.
 
     Decoded frames are kept in memory, by every loading process for itself, if those of all clips fit in
     `KEEP_DECODED` bytes: small data are then decoded once, not once in every epoch.
@@ -142,10 +144,10 @@ class TrainClips(Dataset):
         seed: int,
         views: int,
         scales: tuple[float, ...],
-        draw_tokens: DrawTokens,
+        describe: Describe,
     ):
         self.pack, self.ids, self.spec, self.seed = pack, ids, spec, seed
-        self.views, self.scales, self.draw_tokens = views, scales, draw_tokens
+        self.views, self.scales, self.describe = views, scales, describe
         self._order: tuple[int, np.ndarray] = (-1, ids)
         self._decoded: dict[int, Tensor] = {}
         self._keep = _fit_decoded(pack, ids)
@@ -185,16 +187,70 @@ class TrainClips(Dataset):
         rngs = [counter_rng(self.seed, view, epoch, sample) for view in range(self.views)]
         indices = dense_indices(record["frames"], self.spec.frames, self.spec.stride, rngs[0])
         frames = self._frames(record, sample, indices)
-        clips, tokens = [], []
+        clips, others = [], []
         for rng in rngs:
             box = multi_scale_box(frames.shape[2], frames.shape[1], self.scales, rng)
-            clips.append(crop_resize(frames, box, self.spec.size))
-            tokens.append([torch.from_numpy(i) for i in self.draw_tokens(rng)])
+            clips.append(crop_resize(frames, box, self.spec.size, self.spec.interpolation))
+            others.append(self.describe(rng, record))
         return {
             "video": torch.stack(clips),
-            "visible": torch.stack([visible for visible, _ in tokens]),
-            "masked": torch.stack([masked for _, masked in tokens]),
+            **{name: torch.stack([other[name] for other in others]) for name in others[0]},
         }
+
+
+class Mixture(Dataset):
+    """Training clips of several data sets, a fixed number of each in every global batch.
+
+    The batch of step s holds, of part i, the positions [s counts[i], (s + 1) counts[i]) of its own endless
+    stream: each part has epochs of its own in which every clip occurs once, and nothing but the step
+    decides what a batch holds. The places inside a batch are shuffled, so that processes and
+    micro-batches share the parts evenly.
+
+    Args:
+        parts: the data sets.
+        counts: positions of each in a global batch.
+        seed: of the places.
+    """
+
+    def __init__(self, parts: list[TrainClips], counts: list[int], seed: int):
+        self.parts, self.counts, self.seed = parts, counts, seed
+        self._owner = np.repeat(np.arange(len(parts)), counts)
+        self._nth = np.concatenate([np.arange(n) for n in counts])
+        self._places: tuple[int, np.ndarray] = (-1, self._nth)
+
+    def __getitem__(self, position: int) -> dict:
+        step, place = divmod(position, len(self._owner))
+        if self._places[0] != step:
+            order = counter_rng(self.seed, step, stream=PLACES).permutation(len(self._owner))
+            self._places = (step, order)
+        place = self._places[1][place]
+        part = self._owner[place]
+        own = step * self.counts[part] + int(self._nth[place])
+        return self.parts[part][own] | {"part": int(part)}
+
+
+def shares(weights: tuple[float, ...], batch: int) -> list[int]:
+    """How many clips of a batch each part of a mixture gives, by largest remainder; their sum is `batch`.
+
+    Raises:
+        ValueError: a weight is not positive, or too small to give one clip.
+    """
+    total = sum(weights)
+    if not all(w > 0 for w in weights):
+        raise ValueError(
+            f"weights of a mixture have to be positive, not {', '.join(map(str, weights))}"
+        )
+    exact = [w / total * batch for w in weights]
+    counts = [int(x) for x in exact]
+    by_rest = sorted(range(len(exact)), key=lambda i: counts[i] - exact[i])
+    for i in by_rest[: batch - sum(counts)]:
+        counts[i] += 1
+    if 0 in counts:
+        raise ValueError(
+            f"weight {weights[counts.index(0)]:g} of {total:g} gives less than one clip in a batch of {batch}: "
+            "raise it or --batch-size"
+        )
+    return counts
 
 
 class EvalClips(Dataset):
@@ -232,7 +288,7 @@ class EvalClips(Dataset):
             ) from error
         boxes = test_boxes(record["width"], record["height"], self.num_crops)
         clips = [
-            crop_resize(part, box, self.spec.size)
+            crop_resize(part, box, self.spec.size, self.spec.interpolation)
             for part in frames.split(self.spec.frames)
             for box in boxes
         ]
@@ -272,7 +328,8 @@ class Positions:
 
 def collate_views(items: list[dict]) -> dict:
     """Stack training items; the views of one clip become neighbouring rows of the batch."""
-    batch = {k: torch.cat([item[k] for item in items]) for k in ("video", "visible", "masked")}
+    names = [name for name, value in items[0].items() if isinstance(value, Tensor)]
+    batch = {name: torch.cat([item[name] for item in items]) for name in names}
     batch["samples"] = [item["sample"] for item in items]
     batch["errors"] = [error for item in items for error in item["errors"]]
     return batch
@@ -286,7 +343,7 @@ def start_worker(_: int) -> None:
 
 @contextmanager
 def train_batches(
-    dataset: TrainClips, positions: Positions, num_workers: int
+    dataset: TrainClips | Mixture, positions: Positions, num_workers: int
 ) -> Iterator[Iterator[dict]]:
     """Load the batches of the whole rest of a run, as `collate_views` makes them."""
     loader = DataLoader(

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from pretrain import checkpoint
 from pretrain.data.shards import Pack
+from pretrain.run import plan_run
 from recipes import videomae
 
 ROOT = Path(__file__).parents[2]
@@ -243,10 +244,14 @@ def test_published_presets_resolve():
     }  # fmt: skip
     for name, (steps, lr) in expected.items():
         cfg = videomae.PRESETS[name]
-        plan = videomae.schedule(cfg, 240_000, 1)
-        assert plan["steps"] == steps and plan["micro"] * plan["accumulate"] == cfg.batch_size
+        for processes in (1, 8):
+            plan = plan_run(
+                240_000, processes, cfg.batch_size, cfg.micro_batch, cfg.views, cfg.steps, cfg.epochs,
+                cfg.warmup,
+            )  # fmt: skip
+            assert plan.steps == steps
+            assert plan.micro * plan.accumulate * processes == cfg.batch_size
         assert cfg.base_lr * cfg.batch_size / 256 == pytest.approx(lr)
-        assert videomae.schedule(cfg, 240_000, 8)["steps"] == steps
 
 
 # --------------------------------------------------------------------- real processes

@@ -14,7 +14,7 @@ from pretrain.data.sampling import counter_rng, dense_indices, epoch_order, mult
 from pretrain.data.sampling import test_boxes as eval_boxes
 from pretrain.data.sampling import test_indices as eval_indices
 from pretrain.data.shards import EvalClips, Pack, Positions, TrainClips, train_batches
-from pretrain.videomae import draw_tokens
+from pretrain.videomae import mask_of_view
 from pretrain.vit import InputSpec
 
 SPEC = InputSpec(frames=4, stride=2, size=16)
@@ -26,9 +26,7 @@ def pack(tiny_pack) -> Pack:
 
 
 def clips_of(pack: Pack, seed: int = 0, views: int = 1) -> TrainClips:
-    def draw(rng):
-        return draw_tokens("tube", (2, 2, 2), 0.5, False, rng)
-
+    draw = mask_of_view("tube", (2, 2, 2), 0.5, False)
     return TrainClips(pack, np.arange(len(pack)), SPEC, seed, views, (1.0, 0.75), draw)
 
 

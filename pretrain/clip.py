@@ -1,0 +1,295 @@
+"""Video-text contrast: two towers, their losses, and exact large batches on small devices.
+
+CLIP (Radford et al. 2021, https://arxiv.org/abs/2103.00020), SigLIP (Zhai et al. 2023,
+https://arxiv.org/abs/2303.15343), several positives as in SupCon (Khosla et al. 2020,
+https://arxiv.org/abs/2004.11362, "out") and ActionCLIP, cached gradients (Gao et al. 2021,
+https://arxiv.org/abs/2101.06983). Shapes: b clips of one process, G of all, D width of the joint space.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.vit import VideoTransformer, patchify, take_tokens
+
+MAX_LOG_SCALE = math.log(100)  # as published: the scale never passes 100
+LOSSES = ("infonce", "siglip")
+# Logarithm of the scale, and bias, at the start: CLIP 1/0.07; SigLIP 10 and -10.
+STARTS = {"infonce": (math.log(1 / 0.07), None), "siglip": (math.log(10), -10.0)}
+
+
+class VideoText(nn.Module):
+    """A video tower and a text tower that meet in one space.
+
+    Args:
+        video: any backbone that honours the contract.
+        text: a tower of `pretrain/text.py`.
+        dim: width of the joint space.
+        project: a linear layer after each tower; without one both must already have `dim` outputs.
+        loss: "infonce" or "siglip", which decides how scale and bias start.
+
+    Raises:
+        ValueError: the towers' outputs do not meet, or the loss is another.
+    """
+
+    def __init__(self, video: nn.Module, text: nn.Module, dim: int, project: bool, loss: str):
+        super().__init__()
+        if loss not in LOSSES:
+            raise ValueError(f"--loss {loss!r} is not one of {', '.join(LOSSES)}")
+        if not project and not video.embed_dim == text.embed_dim == dim:
+            raise ValueError(
+                f"towers of {video.embed_dim} and {text.embed_dim} outputs need a projection to meet"
+            )
+        self.arguments = {"dim": dim, "project": project, "loss": loss}
+        self.video, self.text = video, text
+        self.video_proj, self.text_proj = nn.Identity(), nn.Identity()
+        if project:
+            self.video_proj = nn.Linear(video.embed_dim, dim, bias=False)
+            self.text_proj = nn.Linear(text.embed_dim, dim, bias=False)
+            for layer in (self.video_proj, self.text_proj):
+                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+        scale, bias = STARTS[loss]
+        self.log_scale = nn.Parameter(torch.tensor(scale))
+        self.bias = None if bias is None else nn.Parameter(torch.tensor(bias))
+
+    def encode_video(self, video: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Normalised clips (B, C, T, H, W) to unit vectors (B, D).
+
+        Args:
+            video: the clips.
+            visible: (B, K) numbers of the tokens to see, for a `VideoTransformer`; None: all.
+        """
+        if visible is None:
+            pooled = self.video(video)
+        else:
+            patches = patchify(video, self.video.tubelet, self.video.patch)
+            pooled = self.video.encode(take_tokens(patches, visible), visible).mean(1)
+        return _unit(self.video_proj(pooled))
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, L) to unit vectors (B, D)."""
+        return _unit(self.text_proj(self.text(tokens)))
+
+    def forward(
+        self, video: Tensor, tokens: Tensor, visible: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """uint8 clips (B, C, T, H, W) and tokens (B, L) to what `contrast` wants.
+
+        Returns:
+            unit vectors of the clips and of the captions (B, D), scale and bias (scalars; the bias is 0
+            for InfoNCE, which has none).
+        """
+        clips = self.video.input_spec.normalise(video)
+        if self.log_scale.dtype == torch.float64:
+            clips = clips.double()
+        bias = self.log_scale.new_zeros(()) if self.bias is None else self.bias
+        return self.encode_video(clips, visible), self.encode_text(tokens), self.scale(), bias
+
+    def scale(self) -> Tensor:
+        """What similarities are multiplied by."""
+        return self.log_scale.exp()
+
+    @torch.no_grad()
+    def clamp_scale(self) -> None:
+        """Keep the scale within 1 and 100, after each step, as published."""
+        self.log_scale.clamp_(0, MAX_LOG_SCALE)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Unit vectors, in float32 at least: bfloat16 would round similarities to two digits."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a part of the model mixes the clips of a batch while it trains."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+
+# ------------------------------------------------------------------------------- the loss
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of all processes, with gradients: those of every process's loss come back to the owner."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.rows = len(x)
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        first = dist.get_rank() * ctx.rows
+        return grad[first : first + ctx.rows]
+
+
+def gather(x: Tensor) -> Tensor:
+    """Rows of all processes (b, ...) -> (G, ...), in the order of their ranks, with gradients."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return x
+    return _Gather.apply(x)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A loss and what a person watches; numbers of this process's rows against the whole batch.
+
+    Attributes:
+        loss: whose mean over the processes is the loss of the global batch, gradients included.
+        video_to_text: share of clips whose best caption is theirs (or an equal one).
+        text_to_video: share of captions whose best clip is theirs (or that of an equal caption).
+        gap: mean similarity of pairs minus that of the rest.
+        duplicates: clips of the global batch whose group occurred before in it.
+    """
+
+    loss: Tensor
+    video_to_text: Tensor
+    text_to_video: Tensor
+    gap: Tensor
+    duplicates: Tensor
+
+
+def contrast(
+    video: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    groups: Tensor,
+    loss: str,
+    several_positives: bool,
+) -> Contrast:
+    """Score every clip of this process against all captions of the batch, and the other way round.
+
+    Each process computes its own rows against the gathered other side. Averaged over the processes, as
+    DDP averages gradients, that is exactly the loss of the global batch.
+
+    Args:
+        video: (b, D) unit vectors.
+        text: (b, D) unit vectors, row i belonging to clip i.
+        scale: factor on similarities.
+        bias: added to the logits, of SigLIP.
+        groups: (b,) integers, equal where two captions (or labels) are.
+        loss: "infonce": mean of both directions' cross-entropies; "siglip": sum over all pairs of
+            -log sigmoid(+-logit), over the number of clips.
+        several_positives: every pair of a group counts as a positive: in InfoNCE the target is spread
+            evenly over them.
+    """
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    all_video, all_text = gather(video), gather(text)
+    with torch.no_grad():
+        all_groups = gather(groups)
+    rows = torch.arange(len(video), device=video.device)
+    own = rank * len(video) + rows
+    same = groups[:, None] == all_groups  # (b, G)
+    to_text = scale * video @ all_text.T
+    to_video = scale * text @ all_video.T
+    if loss == "siglip":
+        positive = same
+        if not several_positives:
+            positive = torch.zeros_like(same)
+            positive[rows, own] = True
+        signs = 2 * positive.to(to_text.dtype) - 1
+        value = -F.logsigmoid(signs * (to_text + bias)).sum() / len(video)
+    else:
+        target = own
+        if several_positives:
+            target = same.to(to_text.dtype)
+            target = target / target.sum(1, keepdim=True)
+        value = (F.cross_entropy(to_text, target) + F.cross_entropy(to_video, target)) / 2
+    with torch.no_grad():
+        pairs = to_text[rows, own].mean() / scale
+        others = (to_text * ~same).sum() / (~same).sum().clamp(min=1) / scale
+        hits = [
+            same[rows, logits.argmax(1)].to(value.dtype).mean() for logits in (to_text, to_video)
+        ]
+        duplicates = torch.as_tensor(len(all_groups) - len(all_groups.unique()))
+    return Contrast(value, *hits, pairs - others, duplicates.to(value.device))
+
+
+LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Contrast]
+
+
+def backward_step(
+    model: nn.Module, micro_batches: list[dict], loss: LossFunction, accelerator
+) -> Contrast:
+    """Gradients of the loss of the whole batch, however small the micro-batches.
+
+    One micro-batch: plainly. Several: all are embedded without gradients, the loss over all embeddings
+    gives the gradient of each, and every micro-batch is embedded again to carry it back. Two forward
+    passes for one, the same loss and gradients as with all in one, and the memory of a micro-batch.
+    Random numbers drawn in a forward pass (dropout) are the same in both.
+
+    Args:
+        model: `VideoText`, or its distributed wrapper.
+        micro_batches: each with `video`, `tokens`, `groups` and maybe `visible`, of equal length.
+        loss: (video, text, scale, bias, groups) -> Contrast.
+        accelerator: for its device, `backward` and `no_sync`.
+    """
+    batches = [
+        {k: v.to(accelerator.device, non_blocking=True) for k, v in b.items()}
+        for b in micro_batches
+    ]
+    groups = torch.cat([b.pop("groups") for b in batches])
+    if len(batches) == 1:
+        result = loss(*model(**batches[0]), groups)
+        accelerator.backward(result.loss)
+        return result
+
+    device = accelerator.device
+    # ---- embed everything, remembering the generators
+    states, outputs = [], []
+    with torch.no_grad(), accelerator.no_sync(model):
+        for batch in batches:
+            states.append(_random_state(device))
+            outputs.append(model(**batch))
+    # ---- the loss, and its gradient at every embedding
+    parts = [torch.cat([o[i] for o in outputs]).requires_grad_() for i in (0, 1)]
+    scalars = [outputs[0][i].detach().clone().requires_grad_() for i in (2, 3)]
+    result = loss(*parts, *scalars, groups)
+    wanted = torch.autograd.grad(result.loss, [*parts, *scalars], allow_unused=True)
+    sizes = [len(o[0]) for o in outputs]
+    video_grads, text_grads = (g.split(sizes) for g in wanted[:2])
+    scalar_grads = [torch.zeros_like(s) if g is None else g for s, g in zip(scalars, wanted[2:], strict=True)]  # fmt: skip
+    # ---- carry it back, micro-batch by micro-batch
+    after = _random_state(device)
+    for i, batch in enumerate(batches):
+        last = i == len(batches) - 1
+        _set_random_state(device, states[i])
+        with nullcontext() if last else accelerator.no_sync(model):
+            video, text, *own = model(**batch)
+            carried = (video * video_grads[i]).sum() + (text * text_grads[i]).sum()
+            if last:  # scale and bias act once
+                carried = carried + sum(s * g for s, g in zip(own, scalar_grads, strict=True))
+            accelerator.backward(carried)
+    _set_random_state(device, after)
+    return result
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), on_gpu
+
+
+def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)
+
+
+def sits_at_chance(loss_value: float, batch: int) -> bool:
+    """Whether an InfoNCE loss is within 2 % of ln(batch), what telling nothing apart costs."""
+    return batch > 1 and abs(loss_value - math.log(batch)) < 0.02 * math.log(batch)
+
+
+def can_drop_tokens(video: nn.Module) -> bool:
+    """Whether the tower takes a list of visible tokens, drawn by the loader."""
+    return isinstance(video, VideoTransformer)
