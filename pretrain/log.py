@@ -157,3 +157,43 @@ def reconstruction_figure(
     figure.tight_layout(rect=(0, 0.04, 1, 1))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def curve_figure(
+    path: Path, log_file: Path, losses: tuple[str, ...], shares: tuple[str, ...], title: str
+) -> None:
+    """Draw what a run's log says over its steps: losses on the left axis, shares on the right.
+
+    Args:
+        path: the .png to write.
+        log_file: log.jsonl of the run.
+        losses: names of values for the left axis.
+        shares: names of values between 0 and 1 for the right axis.
+        title: above it.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = [json.loads(line) for line in log_file.read_text().splitlines()]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left = figure.add_subplot()
+    right = left.twinx()
+    for axis, names, first in ((left, losses, 0), (right, shares, len(losses))):
+        for i, name in enumerate(names):
+            points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+            # A score that is measured now and then is repeated in every line until the next one.
+            if name.startswith("val_"):
+                points = [p for k, p in enumerate(points) if not k or p[1] != points[k - 1][1]]
+            if points:
+                marker = "o" if len(points) < 20 else None
+                axis.plot(*zip(*points, strict=True), label=name.replace("_", " "), color=f"C{first + i}",
+                          marker=marker, markersize=3, linewidth=1)  # fmt: skip
+    left.set_xlabel("step")
+    left.set_ylabel("loss")
+    right.set_ylabel("share")
+    right.set_ylim(0, 1)
+    handles = [h for axis in (left, right) for h in axis.get_legend_handles_labels()[0]]
+    left.legend(handles=handles, fontsize=7, loc="center right")
+    left.set_title(title, fontsize=10)
+    figure.savefig(path, dpi=110)

@@ -5,6 +5,7 @@ captions, L tokens, D width of an embedding.
 """
 
 import json
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +16,75 @@ from pretrain.frames import build_open_clip
 TEXT_SIZES = {"ti": (128, 4, 2), "s": (384, 12, 6), "b": (512, 12, 8)}
 
 
+class ClipTokenizer:
+    """CLIP's byte-pair tokenizer, which is part of open_clip and needs no download.
+
+    Attributes:
+        context_length: tokens of a row; longer captions are cut, their end token kept.
+        pad: what fills a row.
+    """
+
+    def __init__(self, context_length: int):
+        from open_clip import SimpleTokenizer
+
+        self.context_length, self.pad = context_length, 0
+        self._simple = SimpleTokenizer(context_length=context_length)
+
+    def __call__(self, texts: list[str]) -> tuple[Tensor, list[bool]]:
+        """Token numbers (B, L) of captions, and which of them were cut."""
+        tokens = torch.zeros(len(texts), self.context_length, dtype=torch.long)
+        cut = []
+        for row, text in zip(tokens, texts, strict=True):
+            words = self._simple.encode(text)
+            cut.append(len(words) > self.context_length - 2)
+            words = words[: self.context_length - 2]
+            words = [self._simple.sot_token_id, *words, self._simple.eot_token_id]
+            row[: len(words)] = torch.tensor(words)
+        return tokens, cut
+
+
+class HubTokenizer:
+    """A tokenizer of transformers, with the interface of `ClipTokenizer`.
+
+    Args:
+        fast: the tokenizer.
+        context_length: tokens to which captions are cut.
+        clean: applied to every caption before.
+
+    Raises:
+        ValueError: it has no padding token.
+    """
+
+    def __init__(self, fast, context_length: int, clean: Callable[[str], str] = str):
+        if fast.pad_token_id is None:
+            raise ValueError("the tokenizer has no padding token")
+        self.context_length, self.pad = context_length, fast.pad_token_id
+        self._fast, self._clean = fast, clean
+
+    def __call__(self, texts: list[str]) -> tuple[Tensor, list[bool]]:
+        """Token numbers (B, L) of captions, and which of them were cut."""
+        texts = [self._clean(text) for text in texts]
+        cut = [len(row) > self.context_length for row in self._fast(texts)["input_ids"]]
+        rows = self._fast(
+            texts,
+            padding="max_length",
+            truncation=True,
+            max_length=self.context_length,
+            return_tensors="pt",
+        )
+        return rows["input_ids"], cut
+
+
 class OpenClipText(nn.Module):
     """open_clip's text tower.
 
     Args:
         config: `embed_dim`, `text_cfg` and `quick_gelu` as open_clip's model configurations have them.
-        tokenizer: name of the open_clip model whose tokenizer it takes; "": CLIP's own, which is part of
-            open_clip and needs no download.
+        tokenizer: name of the open_clip model whose tokenizer it takes; "": CLIP's own.
+
+    Attributes:
+        tokenizer: captions -> tokens.
+        trims: whether rows may be cut to the longest caption among them.
 
     Raises:
         ValueError: the tokenizer cannot be had, or open_clip cannot build the tower.
@@ -33,39 +96,21 @@ class OpenClipText(nn.Module):
 
         self.arguments = {"config": config, "tokenizer": tokenizer}
         self.tower = build_open_clip(text=config).text
-        self.embed_dim, self.context_length = config["embed_dim"], self.tower.context_length
-        self._simple = not tokenizer
-        if self._simple:
-            self.tokenizer = open_clip.SimpleTokenizer(context_length=self.context_length)
-        else:
+        self.embed_dim, context = config["embed_dim"], self.tower.context_length
+        if tokenizer:
             try:
-                self.tokenizer = open_clip.get_tokenizer(tokenizer)
+                theirs = open_clip.get_tokenizer(tokenizer)
+                self.tokenizer = HubTokenizer(theirs.tokenizer, context, theirs.clean_fn)
             except (
                 Exception
             ) as error:  # a hub, a file system and a tokenizer library raise many kinds
-                raise ValueError(
-                    f"the tokenizer of {tokenizer} cannot be loaded: {error}"
-                ) from error
-        # Tokens after a caption's end change nothing only where nothing looks ahead.
-        pool = getattr(self.tower, "pool_type", None)
-        mask = getattr(self.tower, "attn_mask", None)
-        self.pad = 0 if self._simple and pool == "argmax" and mask is not None else None
-
-    def tokenize(self, texts: list[str]) -> tuple[Tensor, list[bool]]:
-        """Token numbers (B, L) of captions, and which of them were cut to the context length."""
-        if not self._simple:
-            tokens = self.tokenizer(texts)
-            pad = tokens[:, -1:].mode(0).values if len(texts) else 0
-            return tokens, [bool(t[-1] != pad and t[-1] != t[-2]) for t in tokens]
-        tokens = torch.zeros(len(texts), self.context_length, dtype=torch.long)
-        cut = []
-        for row, text in zip(tokens, texts, strict=True):
-            words = self.tokenizer.encode(text)
-            cut.append(len(words) > self.context_length - 2)
-            words = words[: self.context_length - 2]
-            words = [self.tokenizer.sot_token_id, *words, self.tokenizer.eot_token_id]
-            row[: len(words)] = torch.tensor(words)
-        return tokens, cut
+                reason = f"the tokenizer of {tokenizer} cannot be loaded: {error}"
+                raise ValueError(reason) from error
+        else:
+            self.tokenizer = ClipTokenizer(context)
+        # What follows a caption's end changes nothing only where nothing looks ahead.
+        causal = getattr(self.tower, "attn_mask", None) is not None
+        self.trims = causal and getattr(self.tower, "pool_type", None) == "argmax" and not tokenizer
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (B, L) to embeddings (B, D), not normalised."""
@@ -101,12 +146,9 @@ class HuggingFaceText(nn.Module):
         }  # fmt: skip
         built = AutoConfig.for_model(**config)
         self.tower = AutoModel.from_config(built)
-        self.embed_dim, self.context_length = built.hidden_size, context_length
-        self.tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=Tokenizer.from_str(tokenizer), **special
-        )
-        self.pad = self.tokenizer.pad_token_id
-        assert self.pad is not None
+        self.embed_dim, self.trims = built.hidden_size, True
+        fast = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(tokenizer), **special)
+        self.tokenizer = HubTokenizer(fast, context_length)
 
     @classmethod
     def from_name(cls, name: str, context_length: int = 77) -> "HuggingFaceText":
@@ -138,28 +180,19 @@ class HuggingFaceText(nn.Module):
         text.tower.load_state_dict(model.state_dict())
         return text
 
-    def tokenize(self, texts: list[str]) -> tuple[Tensor, list[bool]]:
-        """Token numbers (B, L) of captions, and which of them were cut to the context length."""
-        full = self.tokenizer(texts, add_special_tokens=True)["input_ids"]
-        cut = [len(row) > self.context_length for row in full]
-        out = self.tokenizer(
-            texts, padding="max_length", truncation=True, max_length=self.context_length, return_tensors="pt"
-        )  # fmt: skip
-        return out["input_ids"], cut
-
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (B, L) to embeddings (B, D), not normalised."""
-        real = tokens != self.pad
+        real = tokens != self.tokenizer.pad
         states = self.tower(input_ids=tokens, attention_mask=real.long()).last_hidden_state
         weight = real.unsqueeze(-1).to(states.dtype)
         return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
-def trim(tokens: Tensor, pad: int | None) -> Tensor:
-    """Cut token rows (B, L) to the longest caption among them; as they are if `pad` is None."""
-    if pad is None:
+def trim(tokens: Tensor, text: nn.Module) -> Tensor:
+    """Cut token rows (B, L) to the longest caption among them, if the tower allows it."""
+    if not text.trims:
         return tokens
-    used = (tokens != pad).any(0).nonzero()
+    used = (tokens != text.tokenizer.pad).any(0).nonzero()
     return tokens[:, : int(used[-1]) + 1] if len(used) else tokens[:, :1]
 
 

@@ -31,7 +31,7 @@ from downstream.probe import knn_accuracy
 from downstream.splits import choose_validation
 from pretrain import checkpoint, device, log
 from pretrain.convert import import_foreign
-from pretrain.data.cache import open_data, packing_side
+from pretrain.data.cache import open_data, packing_side, world_clips
 from pretrain.data.sampling import counter_rng
 from pretrain.data.shards import (
     EvalClips,
@@ -503,7 +503,7 @@ def finish(cfg, model, pack, ids, run, plan, state) -> None:
     }  # fmt: skip
     checkpoint.export_backbone(model.encoder, run / "backbone", provenance)
     draw_figure(model, cfg, pack, int(ids[0]), run / "reconstruction.png")
-    data = cfg.data if cfg.data == "synthetic" else pack.folder
+    data = cfg.data if world_clips(cfg.data) else pack.folder
     print()
     log.print_table(
         "done",

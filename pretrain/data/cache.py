@@ -27,6 +27,22 @@ def packing_side(size: int) -> int:
     return 2 * round(size * 8 / 7 / 2)
 
 
+def world_clips(source: str) -> int | None:
+    """How many clips of the built-in world `source` asks for; None if it names something else.
+
+    Raises:
+        ValueError: "synthetic:" is not followed by a positive number.
+    """
+    name, _, number = source.partition(":")
+    if name != BUILT_IN:
+        return None
+    if source == BUILT_IN:
+        return NUM_CLIPS
+    if not number.isdecimal() or int(number) < 1:
+        raise ValueError(f"--data {source!r}: write synthetic:3600 for a world of 3,600 clips")
+    return int(number)
+
+
 def open_data(source: str, short_side: int, say: bool = True) -> Pack:
     """Open a pack, packing raw data first.
 
@@ -34,32 +50,32 @@ def open_data(source: str, short_side: int, say: bool = True) -> Pack:
     wait and find it done.
 
     Args:
-        source: a packed folder; anything `pretrain/data/sources.py` reads; or "synthetic", the
-            built-in action world.
+        source: a packed folder; anything `pretrain/data/sources.py` reads; "synthetic", the built-in
+            action world; or "synthetic:3600", one of that many clips.
         short_side: pixels to which raw data are packed.
         say: print what is done and show progress.
 
     Raises:
         ValueError: there is nothing of the kind, or nothing in it can be used.
     """
-    path = Path(source)
-    if source != BUILT_IN and (path / "index.json").exists():
+    path, num_clips = Path(source), world_clips(source)
+    if not num_clips and (path / "index.json").exists():
         return Pack(path)
-    if source != BUILT_IN and not path.exists():
+    if not num_clips and not path.exists():
         raise ValueError(
             f"no data at {source!r}: give a packed folder, a folder of videos, a list file, "
             f"WebDataset tars, or {BUILT_IN!r} for the built-in action world"
         )
     cache = cache_folder()
-    if source == BUILT_IN:
-        world = cache / f"world-{WORLD_VERSION}-{NUM_CLIPS}"
+    if num_clips:
+        world = cache / f"world-{WORLD_VERSION}-{num_clips}"
         if say:
-            print(f"built-in action world: {NUM_CLIPS} clips in {world}", flush=True)
+            print(f"built-in action world: {num_clips} clips in {world}", flush=True)
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{world}.lock"):  # one process of a run makes it
-            path = make_world(world, num_clips=NUM_CLIPS, progress=say)
+            path = make_world(world, num_clips=num_clips, progress=say)
     identity = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    name = BUILT_IN if source == BUILT_IN else path.resolve().stem
+    name = source.replace(":", "-") if num_clips else path.resolve().stem
     folder = cache / "packs" / f"{name}-{short_side}px-{identity}"
     if say:
         print(f"packing {source} into {folder} (kept for next time)", flush=True)

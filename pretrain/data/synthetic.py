@@ -48,9 +48,10 @@ __all__ = [
     "world",
 ]
 
-WORLD_VERSION = 2  # raise it when a change of ours changes the pixels: old worlds are then refused
+WORLD_VERSION = 3  # raise it when a change of ours changes the pixels: old worlds are then refused
 _NUM_PLACES = 42
-_SPLITS = {"train": 0.60, "val": 0.15, "test": 0.25}
+_SPLITS = {"val": 0.10, "test": 0.25, "compose": 0.10}  # the rest is for training
+_HELD = 5  # of so many people, and of so many places, a training clip of an action leaves one out
 _PLAYED_BACKWARDS = tuple(second for _, second in REVERSED_PAIRS)
 
 _VERBS = {
@@ -121,10 +122,11 @@ class Clip:
 
 
 def world(seed: int, num_clips: int) -> list[ClipSpec]:
-    """Lists the clips of a world: balanced over actions, each person in one split only.
+    """Lists the clips of a world: balanced over actions, with three ways to be tested.
 
-    From three clips per action on, every action is in every split. About 60 % of the clips are for
-    training, 15 % for validation, 25 % for test.
+    "train", about 55 %; "val", 10 %, and "test", 25 %, of other people; and "compose", 10 %: people and
+    places that occur in training, but neither this person nor this place ever with this action. From
+    three clips per action on every action is in val and test, from five on also in compose.
 
     Raises:
         ValueError: if `num_clips` is not positive or `seed` is negative.
@@ -136,21 +138,28 @@ def world(seed: int, num_clips: int) -> list[ClipSpec]:
     # Numbers of people and clips are spread over the whole range, so that two seeds share nobody.
     people = rng.choice(2**31, num_people, replace=False)
     num_val, num_test = max(1, round(0.15 * num_people)), max(1, round(0.25 * num_people))
-    split_people = {
-        "val": people[:num_val],
-        "test": people[num_val : num_val + num_test],
-        "train": people[num_val + num_test :],
-    }
+    val, test, train = np.split(people, [num_val, num_val + num_test])
+    places = np.arange(_NUM_PLACES)
     specs = []
     for i, action in enumerate(ACTIONS):
         count = num_clips // len(ACTIONS) + (i < num_clips % len(ACTIONS))
-        num_val = max(round(_SPLITS["val"] * count), int(count > 2))
-        num_test = max(round(_SPLITS["test"] * count), int(count > 1))
-        splits = ["val"] * num_val + ["test"] * num_test + ["train"] * (count - num_val - num_test)
-        for split in splits:
-            person, place = rng.choice(split_people[split]), rng.integers(_NUM_PLACES)
-            clip_seed = rng.integers(2**31)
-            specs.append(ClipSpec(action, int(person), int(place), int(clip_seed), split))
+        held_people, held_places = ((np.arange(n) + i) % _HELD == 0 for n in (len(train), _NUM_PLACES))
+        cast = {
+            "val": (val, places),
+            "test": (test, places),
+            "compose": (train[held_people], places[held_places]),
+            "train": (train[~held_people], places[~held_places]),
+        }
+        num = {
+            "val": max(round(_SPLITS["val"] * count), int(count > 2)),
+            "test": max(round(_SPLITS["test"] * count), int(count > 1)),
+            "compose": max(round(_SPLITS["compose"] * count), int(count > 4)),
+        }
+        num["train"] = count - sum(num.values())
+        for split, (who, where) in cast.items():
+            for _ in range(num[split]):
+                person, place = int(rng.choice(who)), int(rng.choice(where))
+                specs.append(ClipSpec(action, person, place, int(rng.integers(2**31)), split))
     return [specs[i] for i in rng.permutation(num_clips)]
 
 
@@ -271,8 +280,8 @@ def make_world(
 
     `clips/*.mp4` are H.264 yuv420p with a keyframe every 16 frames and neither B-frames nor sound.
     `flow/*.npz` hold `flow` and `camera`, `joints/*.npy` the joints, as in `Clip`. The list has one
-    row for each caption of a clip, columns path, label, caption, split, subject, flow, joints; paths
-    are relative to it. It is written last: while it is missing the world is not finished, and the
+    row for each caption of a clip, columns path, label, class_text (the action in words), caption,
+    split, subject, flow, joints; paths are relative to it. It is written last: while it is missing the world is not finished, and the
     same call again makes what is missing. The bytes do not depend on the number of workers. Not for
     two callers at once on the same folder.
 
@@ -319,12 +328,13 @@ def make_world(
             print(line.ljust(79), end="\r" if over else "\n", file=sys.stderr, flush=True)
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["path", "label", "caption", "split", "subject", "flow", "joints"])
+    rows.writerow(["path", "label", "class_text", "caption", "split", "subject", "flow", "joints"])
     for i, spec in enumerate(specs):
         clip, flow, joints = (str(p.relative_to(out).as_posix()) for p in _files(out, i).values())
         subject = f"person-{spec.person:010d}"
         for caption in _captions(spec, make_person(spec.person)):
-            rows.writerow([clip, spec.action, caption, spec.split, subject, flow, joints])
+            about = [spec.action, _VERBS[spec.action][0], caption, spec.split, subject]
+            rows.writerow([clip, *about, flow, joints])
     _write(listing, text.getvalue().encode())
     return listing
 

@@ -52,21 +52,37 @@ def test_world_is_balanced_and_shares_no_person():
     assert specs == world(0, 640) and specs != world(1, 640)
     counts = [sum(s.action == a for s in specs) for a in ACTIONS]
     assert sum(counts) == 640 and max(counts) - min(counts) <= 1
-    people = {k: {s.person for s in specs if s.split == k} for k in ("train", "val", "test")}
+    splits = ("train", "val", "test", "compose")
+    people = {k: {s.person for s in specs if s.split == k} for k in splits}
     assert not people["train"] & people["val"]
     assert not people["train"] & people["test"]
     assert not people["val"] & people["test"]
     assert not {s.person for s in specs} & {s.person for s in world(1, 640)}
     shares = {k: sum(s.split == k for s in specs) / 640 for k in people}
-    assert shares == pytest.approx({"train": 0.6, "val": 0.15, "test": 0.25}, abs=0.02)
+    expected = {"train": 0.55, "val": 0.10, "test": 0.25, "compose": 0.10}
+    assert shares == pytest.approx(expected, abs=0.04)
     assert len({s.seed for s in specs}) == 640
+
+
+@pytest.mark.parametrize(("seed", "num_clips"), [(0, 900), (3, 90), (1, 3600)])
+def test_compose_shows_known_people_and_places_in_actions_new_to_them(seed, num_clips):
+    specs = world(seed, num_clips)
+    train = [s for s in specs if s.split == "train"]
+    compose = [s for s in specs if s.split == "compose"]
+    assert {s.action for s in compose} == set(ACTIONS)
+    assert not {(s.person, s.action) for s in compose} & {(s.person, s.action) for s in train}
+    assert not {(s.place, s.action) for s in compose} & {(s.place, s.action) for s in train}
+    if num_clips >= 900:
+        assert {s.person for s in compose} <= {s.person for s in train}
+        assert {s.place for s in compose} <= {s.place for s in train}
 
 
 @pytest.mark.parametrize("num_clips", [3 * len(ACTIONS), 100, 640])
 def test_every_action_is_in_every_split(num_clips):
     specs = world(5, num_clips)
     assert len(specs) == num_clips
-    assert len({(s.action, s.split) for s in specs}) == 3 * len(ACTIONS)
+    splits = 4 if num_clips >= 5 * len(ACTIONS) else 3
+    assert len({(s.action, s.split) for s in specs}) == splits * len(ACTIONS)
 
 
 def test_world_refuses_nonsense():
@@ -241,7 +257,8 @@ def test_make_world_writes_what_it_says(tmp_path):
     assert listing == tmp_path / "w" / "clips.csv"
     with open(listing, newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["path", "label", "caption", "split", "subject", "flow", "joints"]
+    columns = ["path", "label", "class_text", "caption", "split", "subject", "flow", "joints"]
+    assert list(rows[0]) == columns
     assert len(rows) == 3 * num and len({r["path"] for r in rows}) == num
     assert all(value for row in rows for value in row.values())
     specs = world(0, num)

@@ -1,0 +1,660 @@
+"""Video-text contrast: train a video tower and a text tower to meet in one space.
+
+CLIP (Radford et al. 2021, https://arxiv.org/abs/2103.00020) for clips and their captions: the result is
+prompted with class names (recipes/zero_shot.py), searched (recipes/retrieval.py) or probed.
+
+    accelerate launch recipes/clip.py                                      the built-in action world
+    accelerate launch recipes/clip.py --data clips.csv                     your own, with a caption column
+    accelerate launch recipes/clip.py photos --data images.csv             image-text, from scratch
+    accelerate launch recipes/clip.py --data clips.csv photos.csv --weights 3 1    a mixture
+    accelerate launch recipes/clip.py --backbone runs/videomae-tiny/backbone       from a VideoMAE
+    accelerate launch --config_file launch/gpus.yaml recipes/clip.py vificlip_b16 --data k400.csv
+
+The first word chooses a preset, flags change single values, `--help` lists them. Starting the same
+command again continues an interrupted run. Batches larger than --micro-batch cost a second forward pass
+and no memory; loss and gradients are those of the whole batch (cached gradients).
+"""
+
+import dataclasses
+import hashlib
+import math
+import os
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn
+
+from downstream.retrieval import retrieval_ranks, summarise_ranks
+from pretrain import checkpoint, device, log
+from pretrain.clip import (
+    VideoText,
+    backward_step,
+    can_drop_tokens,
+    contrast,
+    has_batch_norm,
+    sits_at_chance,
+)
+from pretrain.data.cache import open_data, packing_side, world_clips
+from pretrain.data.sampling import counter_rng
+from pretrain.data.shards import (
+    EvalClips,
+    Mixture,
+    Pack,
+    Positions,
+    TrainClips,
+    eval_loader,
+    shares,
+    train_batches,
+)
+from pretrain.frames import FrameTower
+from pretrain.openclip import PREFIX as OPEN_CLIP
+from pretrain.openclip import load_open_clip
+from pretrain.optim import learning_rate, make_optimizers
+from pretrain.processes import StopFlag, start_accelerator
+from pretrain.prompts import load_templates, words_of
+from pretrain.run import Plan, open_run, plan_run, record_bad_clips, refuse_to_go_on, restore
+from pretrain.text import HuggingFaceText, OpenClipText, fresh_text, trim
+from pretrain.vit import SIZES, VideoTransformer
+
+
+@dataclass(frozen=True)
+class Config:
+    """Pretrain by contrasting videos with their captions."""
+
+    preset: Annotated[str, tyro.conf.Suppress] = "tiny"
+
+    # Data
+    data: tuple[str, ...] = ("synthetic",)
+    """One source or several to mix: packs, folders, lists, tars, or "synthetic"; with captions."""
+    weights: tuple[float, ...] = ()
+    """Share of each source in every batch; empty: by their numbers of clips."""
+    split: str = "train"
+    """The split to train on; "all" for everything. Data without splits are used whole."""
+    text: Literal["caption", "label"] = "caption"
+    """What a clip is paired with: one of its captions, or its class name in one of --templates."""
+    templates: str = "plain"
+    """Prompt templates for --text label: plain, openai_kinetics, openai_ucf101 or a file."""
+    out: str = ""
+    """The run's folder; empty: runs/clip-PRESET."""
+
+    # Model
+    video_tower: str = "ti"
+    """ti, s, b, l, h: a video transformer; frames:SIZE: an image ViT on frames; open_clip:MODEL/WEIGHTS."""
+    backbone: str = ""
+    """Weights of the video tower: a backbone folder, hf:OWNER/NAME or an official VideoMAE .pth."""
+    text_tower: str = ""
+    """ti, s, b, open_clip:MODEL/WEIGHTS or hf:NAME; empty: the pair's own for open_clip, else ti."""
+    dim: int = 256
+    """Width of the joint space."""
+    pool: str = "mean"
+    """How an image tower's frames are pooled: mean, attention or temporal."""
+    depth: int = 0
+    """Blocks of a fresh video tower; 0: as the size has them."""
+    frames: int = 16
+    """Frames of a clip; 1 for images."""
+    stride: int = 4
+    """Source frames between two sampled ones."""
+    size: int = 224
+    """Height and width of a clip, pixels; open_clip towers have their own."""
+    patch: int = 16
+    """Height and width of a patch, pixels."""
+    tubelet: int = 2
+    """Frames of a tubelet; 1 for images."""
+    positions: str = "flat"
+    """flat, as published, or separable in time, height and width, which learns sooner."""
+    init: str = "xavier"
+    """xavier, as published, or mimetic: attention starts local, which learns much sooner."""
+
+    # Objective
+    loss: Literal["infonce", "siglip"] = "infonce"
+    """infonce (CLIP) or siglip."""
+    positives: Literal["pair", "caption", "label"] = "pair"
+    """Which texts of a batch are right for a clip: its own; all equal ones; all of its class."""
+    drop_tokens: float = 0.0
+    """Share of video tokens left out while training (FLIP); trains faster."""
+    trim_text: bool = True
+    """Cut a batch's token rows to its longest caption: the same numbers, sooner."""
+    scales: tuple[float, ...] = (1.0, 0.9, 0.8)
+    """Sides of the random crop, as shares of the short side."""
+
+    # Optimisation
+    epochs: float = 32
+    """Passes over the data."""
+    steps: int = 0
+    """Optimizer steps, instead of epochs."""
+    batch_size: int = 1024
+    """Effective batch: clips that are contrasted with each other, over all devices."""
+    micro_batch: int = 64
+    """Most clips a device handles at once; beyond it, cached gradients."""
+    optimizer: str = "adamw"
+    """adamw, as published, or muon for the blocks' matrices: fewer steps where there is little time."""
+    base_lr: float = 1.25e-4
+    """Learning rate per 256 clips of effective batch."""
+    final_lr: float = 0.0
+    """Where the cosine ends, per 256 clips likewise."""
+    warmup: float = 0.06
+    """Share of the steps that warm up."""
+    weight_decay: float = 0.2
+    """The optimizer's, on matrices only."""
+    beta2: float = 0.98
+    """AdamW's second beta; the first is 0.9."""
+    clip_grad: float = 0.0
+    """Largest gradient norm; 0: no clipping."""
+
+    # Running
+    seed: int = 0
+    """Of weights, order, crops, captions and dropped tokens."""
+    precision: str = "auto"
+    """auto (bf16 where the device has it), bf16 or fp32."""
+    num_workers: int = 1
+    """Decoding processes per training process; 0: decode in between."""
+    threads: int = 0
+    """Threads of a training process on the CPU; 0: all cores, shared by the processes."""
+    resume: bool = False
+    """Insist on continuing: an error if the run's folder holds no checkpoint."""
+    save_every: int = 200
+    """Steps between checkpoints."""
+    val_every: int = 500
+    """Steps between retrieval scores on the split "val", if there is one; 0: only at the end."""
+    log_seconds: float = 10.0
+    """Seconds between progress lines."""
+    max_bad_clips: float = 0.01
+    """Share of undecodable clips that stops the run."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files."""
+
+
+# Nothing published: what learned most in little time on two cores, see the changelog.
+TINY = Config(
+    depth=6, dim=128, stride=2, size=48, patch=8, tubelet=4, positions="separable", init="mimetic",
+    positives="caption", drop_tokens=0.5, steps=1000, batch_size=64, micro_batch=64, optimizer="muon",
+    base_lr=0.016, warmup=0.03, weight_decay=0.05, beta2=0.95, num_workers=0, save_every=100,
+    val_every=250,
+)  # fmt: skip
+PRESETS = {
+    # The built-in world or small captioned data: minutes on two cores.
+    "tiny": TINY,
+    # Photographs with captions, from scratch, likewise.
+    "photos": dataclasses.replace(TINY, preset="photos", frames=1, tubelet=1, stride=1, size=64),
+    # As published: ViFi-CLIP (Rasheed et al. 2022, arXiv:2212.03640), a whole CLIP fine-tuned on labels.
+    "vificlip_b16": Config(
+        preset="vificlip_b16", video_tower="open_clip:ViT-B-16/openai", text="label", frames=32, stride=2,
+        epochs=10, warmup=0.5, batch_size=256, micro_batch=8, base_lr=8e-6, final_lr=8e-8,
+        weight_decay=0.001, num_workers=8,
+    ),
+}  # fmt: skip
+
+# What may change when a run is continued: nothing that decides the numbers.
+MAY_CHANGE = {
+    "resume", "num_workers", "save_every", "val_every", "log_seconds", "tensorboard", "max_bad_clips",
+    "out",
+}  # fmt: skip
+VAL_CLIPS = 512  # clips behind the online score
+PATIENCE = 0.15  # share of the steps after which a loss at chance is worth a sentence
+
+
+# ---------------------------------------------------------------------------------------- the step
+
+
+def train_step(model, optimizers, batches, accumulate, accelerator, loss, clip_grad, make_micro):
+    """One optimizer step: a loss over all clips of all processes, in `accumulate` micro-batches.
+
+    Returns:
+        what a person watches, the gradient norm, the batches' errors, how many captions were cut, and the
+        seconds spent waiting for data. If the norm is not finite the weights were left alone.
+    """
+    micro, errors, cut, before = [], [], 0, time.monotonic()
+    for _ in range(accumulate):
+        batch = next(batches)
+        errors += batch["errors"]
+        cut += int(batch["cut"].sum())
+        micro.append(make_micro(batch))
+    waited = time.monotonic() - before
+    result = backward_step(model, micro, loss, accelerator)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad or math.inf)
+    for optimizer in optimizers:
+        if torch.isfinite(norm):
+            optimizer.step()
+        optimizer.zero_grad()
+    accelerator.unwrap_model(model).clamp_scale()
+    return result, norm.item(), errors, cut, waited
+
+
+@torch.no_grad()
+def val_retrieval(model: VideoText, packs: list[Pack], cfg: Config, accelerator) -> dict | None:
+    """Text-to-video retrieval among clips of the split "val" (first caption, one view); None without."""
+    model.eval()
+    try:
+        videos, tokens = [], []
+        for pack in packs:
+            if "val" not in pack.index["splits"]:
+                continue
+            ids = np.array([i for i in pack.split("val") if captions_of(cfg, pack.record(i))])
+            if not len(ids):
+                continue
+            ids = np.sort(counter_rng(cfg.seed, 0, stream=3).permutation(ids)[:VAL_CLIPS])
+            clips = EvalClips(pack, ids, model.video.input_spec, 1, 1)
+            for _, views in eval_loader(clips, 32, 0):
+                with accelerator.autocast():
+                    shown = model.video.input_spec.normalise(views[:, 0].to(accelerator.device))
+                    videos.append(model.encode_video(shown).cpu())
+            texts = [captions_of(cfg, pack.record(i))[0] for i in ids]
+            tokens.append(model.text.tokenizer(texts)[0])
+        if not videos:
+            return None
+        with accelerator.autocast():
+            texts = [
+                model.encode_text(trim(part, model.text).to(accelerator.device)).cpu()
+                for part in torch.cat(tokens).split(64)
+            ]
+    except ValueError as error:  # a broken clip; a monitor must not end the run it watches
+        print(f"no score on val: {error}", file=sys.stderr, flush=True)
+        return None
+    finally:
+        model.train()
+    video, text = torch.cat(videos).numpy(), torch.cat(texts).numpy()
+    ranks, _ = retrieval_ranks(text, video, np.arange(len(video)))
+    return summarise_ranks(ranks) | {"num": len(video)}
+
+
+# ------------------------------------------------------------------------------------- the pieces
+
+
+def build_model(cfg: Config) -> VideoText:
+    """The towers of a configuration, fresh from its seed or with the weights it names.
+
+    Raises:
+        ValueError: a tower's name is unknown, or what it names cannot be loaded.
+    """
+    torch.manual_seed(cfg.seed)
+    text_name = text_tower_name(cfg)
+    video = build_video_tower(cfg)
+    pair = load_open_clip(text_name) if text_name.startswith(OPEN_CLIP) else None
+    if pair:
+        text: nn.Module = OpenClipText(pair.text_config, pair.tokenizer)
+        checkpoint.load_strict(text.tower, pair.text.state_dict(), text_name)
+    elif text_name.startswith("hf:"):
+        text = HuggingFaceText.from_name(text_name.removeprefix("hf:"))
+    else:
+        text = fresh_text(text_name, cfg.dim)
+    whole = bool(pair) and text_name == cfg.video_tower and pair.trained
+    dim = text.embed_dim if whole else cfg.dim
+    model = VideoText(video, text, dim, project=not whole, loss=cfg.loss)
+    if whole and (pair.bias is None) == (cfg.loss == "infonce"):
+        model.log_scale.data.copy_(pair.log_scale.reshape(()))
+        if pair.bias is not None:
+            model.bias.data.copy_(pair.bias.reshape(()))
+    return model
+
+
+def text_tower_name(cfg: Config) -> str:
+    """--text-tower, or what it is when not given."""
+    own = cfg.video_tower.startswith(OPEN_CLIP) and not cfg.backbone
+    return cfg.text_tower or (cfg.video_tower if own else "ti")
+
+
+def build_video_tower(cfg: Config) -> nn.Module:
+    """A backbone of the contract: what --backbone or --video-tower names."""
+    if cfg.backbone:
+        if cfg.backbone.startswith(OPEN_CLIP):
+            raise ValueError(
+                f"give --video-tower {cfg.backbone}, not --backbone: it has no clip of its own"
+            )
+        return checkpoint.load_backbone(cfg.backbone)
+    if cfg.video_tower.startswith(OPEN_CLIP):
+        return checkpoint.frame_tower(cfg.video_tower, cfg.frames, cfg.stride, cfg.pool)
+    by_frames = cfg.video_tower.startswith("frames:")
+    size = cfg.video_tower.removeprefix("frames:")
+    if size not in SIZES:
+        raise ValueError(
+            f"--video-tower {cfg.video_tower!r} is not one of {', '.join(SIZES)}, frames:SIZE or "
+            "open_clip:MODEL/WEIGHTS"
+        )
+    dim, depth, heads = SIZES[size]
+    depth = cfg.depth or depth
+    if not by_frames:
+        return VideoTransformer(
+            dim, depth, heads, cfg.frames, cfg.size, cfg.patch, cfg.tubelet, cfg.stride,
+            positions=cfg.positions, init=cfg.init,
+        )  # fmt: skip
+    if cfg.size % cfg.patch:
+        raise ValueError(f"--size {cfg.size} is not a multiple of --patch {cfg.patch}")
+    vision_cfg = {
+        "layers": depth, "width": dim, "head_width": dim // heads, "patch_size": cfg.patch,
+        "image_size": cfg.size,
+    }  # fmt: skip
+    config = {"embed_dim": dim, "vision_cfg": vision_cfg, "quick_gelu": False}
+    return FrameTower(config, cfg.frames, cfg.stride, cfg.pool, interpolation="bilinear")
+
+
+def captions_of(cfg: Config, record: dict) -> list[str]:
+    """The texts a clip may be paired with; none if it has no caption (or label)."""
+    if cfg.text == "caption":
+        return record["captions"]
+    if record["label"] is None:
+        return []
+    words = record["extra"].get("class_text") or words_of(record["label"])
+    return [template.format(words) for template in load_templates(cfg.templates)]
+
+
+def group_of(cfg: Config, record: dict, caption: str) -> int:
+    """A number that is equal for texts which are right for the same clips."""
+    by_label = cfg.positives == "label" and record["label"] is not None
+    key = f"label {record['label']}" if by_label else "text " + " ".join(caption.lower().split())
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+class TextOfView:
+    """What a training view has besides its pixels: (rng, index entry) -> tokens, group, visible tokens."""
+
+    def __init__(self, cfg: Config, model: VideoText):
+        self.cfg, self.tokenizer = cfg, model.text.tokenizer
+        self.num_tokens = self.num_visible = 0
+        if cfg.drop_tokens and can_drop_tokens(model.video):
+            self.num_tokens = math.prod(model.video.grid)
+            self.num_visible = self.num_tokens - int(cfg.drop_tokens * self.num_tokens)
+
+    def __call__(self, rng: np.random.Generator, record: dict) -> dict[str, Tensor]:
+        """Draw one of the clip's texts, and the tokens that the video tower will see."""
+        texts = captions_of(self.cfg, record)
+        caption = texts[rng.integers(len(texts))]
+        tokens, cut = self.tokenizer([caption])
+        drawn = {
+            "tokens": tokens[0],
+            "groups": torch.tensor(group_of(self.cfg, record, caption)),
+            "cut": torch.tensor(cut[0]),
+        }
+        if self.num_visible:
+            kept = np.sort(rng.permutation(self.num_tokens)[: self.num_visible])
+            drawn["visible"] = torch.from_numpy(kept)
+        return drawn
+
+
+def micro_of(cfg: Config, model: VideoText, batch: dict) -> dict[str, Tensor]:
+    """The tensors of a loaded batch that the model and the loss take."""
+    tokens = trim(batch["tokens"], model.text) if cfg.trim_text else batch["tokens"]
+    micro = {"video": batch["video"][:, 0] if batch["video"].ndim == 6 else batch["video"]}
+    micro |= {"tokens": tokens, "groups": batch["groups"]}
+    return micro | ({"visible": batch["visible"]} if "visible" in batch else {})
+
+
+def choose_clips(cfg: Config, packs: list[Pack], say: bool) -> list[np.ndarray]:
+    """The training samples of each source that have a text; says how many have none.
+
+    Raises:
+        ValueError: a source has not a single one.
+    """
+    chosen = []
+    for source, pack in zip(cfg.data, packs, strict=True):
+        ids = pack.split(cfg.split if pack.index["splits"] else "all")
+        kept = np.array([i for i in ids if captions_of(cfg, pack.record(i))], dtype=int)
+        if not len(kept):
+            remedy = (
+                "add a caption column to the list, or give --text label to train on class names"
+                if cfg.text == "caption"
+                else "add a label column, or sort the videos into one folder per class"
+            )
+            raise ValueError(f"none of the {len(ids)} clips of {source} has a {cfg.text}: {remedy}")
+        if len(kept) < len(ids) and say:
+            print(
+                f"{source}: {len(ids) - len(kept)} of {len(ids)} clips have no {cfg.text} and are left out"
+            )
+        chosen.append(kept)
+    return chosen
+
+
+def refuse_early(cfg: Config, model: VideoText, plan: Plan) -> None:
+    """Say no before anything is written.
+
+    Raises:
+        ValueError: settings that contradict each other.
+    """
+    if not 0 <= cfg.drop_tokens < 1:
+        raise ValueError(f"--drop-tokens {cfg.drop_tokens} is not a share between 0 and 1")
+    if cfg.drop_tokens and not can_drop_tokens(model.video):
+        model.video.drop_tokens(cfg.drop_tokens)
+    if plan.accumulate > 1 and has_batch_norm(model):
+        raise ValueError(
+            f"a batch of {cfg.batch_size} in micro-batches of {plan.micro} would not be exact: this tower has "
+            "batch normalisation, which mixes the clips of a micro-batch; raise --micro-batch or take a ViT"
+        )
+    if cfg.positives != "pair" and cfg.batch_size < 2:
+        raise ValueError(
+            "a batch of one clip has nothing to be contrasted with: raise --batch-size"
+        )
+
+
+def print_plan(cfg: Config, plan: Plan, accelerator, counts, model: VideoText, run: Path) -> None:
+    """Print what the run resolved to, so that no number is applied silently."""
+    scale = cfg.batch_size / 256
+    millions = {n: sum(p.numel() for p in t.parameters()) / 1e6 for n, t in (("v", model.video), ("t", model.text))}  # fmt: skip
+    spec, (_, per_source, per_batch) = model.video.input_spec, counts
+    sources = [
+        f"{name} ({n} clips" + (f", {k} in a batch)" if len(cfg.data) > 1 else f", {cfg.split})")
+        for name, n, k in zip(cfg.data, per_source, per_batch, strict=True)
+    ]
+    cached = f" x {plan.accumulate} passes, cached gradients" if plan.accumulate > 1 else ""
+    log.print_table(
+        f"video-text contrast, {cfg.preset}",
+        {
+            "data": " + ".join(sources),
+            "video tower": f"{cfg.backbone or cfg.video_tower}, {millions['v']:.1f} M parameters, {spec.frames} "
+            f"frames of {spec.size} px, stride {spec.stride}"
+            + (f", {cfg.drop_tokens:.0%} of the tokens dropped" if cfg.drop_tokens else ""),
+            "text tower": f"{text_tower_name(cfg)}, {millions['t']:.1f} M parameters, context "
+            f"{model.text.tokenizer.context_length}",
+            "loss": f"{cfg.loss}, positives: {cfg.positives}",
+            "device": f"{accelerator.num_processes} x {device.describe(accelerator.device)}, "
+            f"{'bf16' if accelerator.mixed_precision == 'bf16' else 'fp32'}",
+            "effective batch": f"{cfg.batch_size} clips = {accelerator.num_processes} processes x "
+            f"{plan.micro}{cached}",
+            "learning rate": f"{cfg.base_lr:g} per 256 clips -> {cfg.base_lr * scale:g}, cosine to "
+            f"{cfg.final_lr * scale:g}",
+            "steps": f"{plan.steps} ({plan.warmup} warm-up) = "
+            f"{plan.steps * cfg.batch_size / sum(per_source):.1f} epochs",
+            "run": run,
+        },
+    )
+
+
+# ------------------------------------------------------------------------------------------- main
+
+
+def main(cfg: Config) -> dict:
+    """Train; returns the final step, loss, validation score and counts."""
+    # ---- data: before the process group exists, since packing may take hours
+    first = os.environ.get("RANK", "0") == "0"
+    if cfg.weights and len(cfg.weights) != len(cfg.data):
+        raise ValueError(f"{len(cfg.weights)} --weights for {len(cfg.data)} sources of --data")
+    model = build_model(cfg)
+    spec = model.video.input_spec
+    packs = [open_data(source, packing_side(spec.size), say=first) for source in cfg.data]
+    chosen = choose_clips(cfg, packs, first)
+    per_source = [len(ids) for ids in chosen]
+    per_batch = shares(cfg.weights or tuple(map(float, per_source)), cfg.batch_size)
+
+    # ---- processes
+    accelerator = start_accelerator(cfg.precision, cfg.threads)
+    first = accelerator.is_main_process
+
+    # ---- plan and folder
+    plan = plan_run(
+        sum(per_source), accelerator.num_processes, cfg.batch_size, cfg.micro_batch, 1, cfg.steps,
+        cfg.epochs, cfg.warmup,
+    )  # fmt: skip
+    refuse_early(cfg, model, plan)
+    run = Path(cfg.out or f"runs/clip-{cfg.preset}")
+    prints = "".join(pack.index["fingerprint"] for pack in packs)
+    fingerprint = hashlib.sha256(prints.encode()).hexdigest() if len(packs) > 1 else prints
+    data = {"data_fingerprint": fingerprint, "num_clips": sum(per_source)}
+    open_run(run, cfg, data, MAY_CHANGE, cfg.resume)
+    accelerator.wait_for_everyone()
+    if first:
+        print_plan(cfg, plan, accelerator, (packs, per_source, per_batch), model, run)
+        run.mkdir(parents=True, exist_ok=True)
+        if not (run / "config.json").exists():
+            described = {"config": dataclasses.asdict(cfg), **data, "command": sys.argv}
+            log.write_json(run / "config.json", described)
+    model.to(accelerator.device)
+    optimizers = make_optimizers(cfg.optimizer, model, cfg.weight_decay, (0.9, cfg.beta2))
+
+    # ---- resume
+    state = {
+        "step": 0, "skipped": 0, "skipped_in_row": 0, "bad_clips": 0, "cut": 0, "loss": None, "val": None,
+    }  # fmt: skip
+    state = restore(run, model, optimizers, state, say=first)
+    accelerator.wait_for_everyone()
+
+    # ---- loader and wrapper
+    text_of_view = TextOfView(cfg, model)
+    parts = [
+        TrainClips(pack, ids, spec, cfg.seed, 1, cfg.scales, text_of_view)
+        for pack, ids in zip(packs, chosen, strict=True)
+    ]
+    dataset = parts[0] if len(parts) == 1 else Mixture(parts, per_batch, cfg.seed)
+    positions = Positions(
+        state["step"], plan.steps, plan.micro, plan.accumulate, accelerator.num_processes,
+        accelerator.process_index,
+    )  # fmt: skip
+    bare = model
+    model = accelerator.prepare_model(model)
+    several = cfg.positives != "pair"
+    loss = partial(contrast, loss=cfg.loss, several_positives=several)
+    scale = cfg.batch_size / 256
+    chance = math.log(cfg.batch_size)
+
+    # ---- loop
+    run_log = log.RunLog(run, state["step"], cfg.tensorboard) if first else None
+    stop = StopFlag()
+    val = state["val"]
+    shown, clips_shown, waited_shown = time.monotonic(), 0, 0.0
+    with train_batches(dataset, positions, cfg.num_workers) as batches, stop:
+        while state["step"] < plan.steps:
+            lr = learning_rate(
+                state["step"], plan.steps, plan.warmup, cfg.base_lr * scale, cfg.final_lr * scale
+            )
+            for group in (g for o in optimizers for g in o.param_groups):
+                group["lr"] = lr * group.get("lr_scale", 1.0)
+            result, norm, errors, cut, waited = train_step(
+                model, optimizers, batches, plan.accumulate, accelerator, loss, cfg.clip_grad,
+                partial(micro_of, cfg, bare),
+            )  # fmt: skip
+            # One small sum over the processes carries all that they must agree on.
+            means = (result.loss, result.video_to_text, result.text_to_video, result.gap)
+            shared = torch.stack([m.detach().float() for m in means]) / accelerator.num_processes
+            counts = torch.tensor([stop.signal, len(errors), cut], device=accelerator.device)
+            *means, stopping, bad, cut = accelerator.reduce(torch.cat([shared, counts])).tolist()
+            loss_value, to_text, to_video, gap = means
+
+            state["step"] += 1
+            state["bad_clips"] += int(bad)
+            state["cut"] += int(cut)
+            record_bad_clips(run, errors)
+            skipped = not math.isfinite(norm)
+            state["skipped"] += skipped
+            state["skipped_in_row"] = state["skipped_in_row"] + 1 if skipped else 0
+            refuse_to_go_on(run, state, plan.decodes_per_step, cfg.max_bad_clips)
+
+            step = state["step"]
+            done = step == plan.steps
+            if done or (cfg.val_every and step % cfg.val_every == 0):
+                val = val_retrieval(bare, packs, cfg, accelerator) if first else None
+            clips_shown += cfg.batch_size
+            waited_shown += waited
+            now = time.monotonic()
+            if first and (done or skipped or now - shown >= cfg.log_seconds):
+                values = {
+                    "loss": loss_value, "video_to_text": to_text, "text_to_video": to_video, "gap": gap,
+                    "scale": bare.scale().item(), "duplicates": int(result.duplicates), "lr": lr,
+                    "grad_norm": norm, "clips_per_s": clips_shown / (now - shown),
+                    "skipped": state["skipped"], "bad_clips": state["bad_clips"], "cut": state["cut"],
+                }  # fmt: skip
+                if val is not None:
+                    values |= {f"val_t2v_{k}": v for k, v in val.items() if k != "num"}
+                run_log.write(step, values)
+                print(progress_line(values, step, plan.steps, val, waited_shown / (now - shown))
+                      + f"  {run_log.time_left(step, plan.steps)} left", flush=True)  # fmt: skip
+                if (
+                    cfg.loss == "infonce"
+                    and step > PATIENCE * plan.steps
+                    and sits_at_chance(loss_value, cfg.batch_size)
+                ):
+                    print(
+                        f"  the loss sits at ln({cfg.batch_size}) = {chance:.2f}: the towers do not tell one pair "
+                        "from another yet. If it stays there, check that captions belong to their clips, and try "
+                        "another --base-lr",
+                        flush=True,
+                    )
+                shown, clips_shown, waited_shown = now, 0, 0.0
+            state |= {"loss": loss_value, "val": val}
+            if (done or stopping or step % cfg.save_every == 0) and first:
+                checkpoint.save_checkpoint(run, bare, optimizers, state)
+            if stopping and not done:
+                accelerator.wait_for_everyone()
+                if first:
+                    print(
+                        f"stopped after step {step}, saved; the same command continues from there"
+                    )
+                sys.exit(128 + (stop.signal or 15))
+
+    # ---- end
+    if first:
+        finish(cfg, bare, packs, run, plan, state, data)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return state
+
+
+def progress_line(values: dict, step: int, num_steps: int, val: dict | None, waiting: float) -> str:
+    """What a person watches, without the time left."""
+    parts = [
+        f"step {step}/{num_steps}", f"loss {values['loss']:.3f}",
+        f"in-batch {values['video_to_text']:.0%} to text {values['text_to_video']:.0%} to video",
+        f"gap {values['gap']:.2f}", f"scale {values['scale']:.1f}", f"{values['duplicates']} duplicates",
+        f"{values['clips_per_s']:.0f} clips/s (waiting for data {waiting:.0%})",
+    ]  # fmt: skip
+    if val is not None:
+        parts.append(f"val R@1 {val['r1']:.1%} R@10 {val['r10']:.1%} of {val['num']}")
+    for name, what in (("skipped", "steps skipped"), ("bad_clips", "bad clips replaced"), ("cut", "captions cut to the context")):  # fmt: skip
+        if values[name]:
+            parts.append(f"{values[name]} {what}")
+    return "  ".join(parts)
+
+
+def finish(cfg, model, packs, run, plan, state, data) -> None:
+    """Export the pair of towers, draw the curve and say where everything is."""
+    provenance = {
+        "recipe": "clip", "preset": cfg.preset, "steps": plan.steps, "seed": cfg.seed,
+        "data": list(cfg.data), "split": cfg.split, **data, "loss": state["loss"], "val": state["val"],
+        "config": dataclasses.asdict(cfg),
+    }  # fmt: skip
+    checkpoint.export_backbone(model, run / "backbone", provenance)
+    log.curve_figure(
+        run / "curve.png", run / "log.jsonl", ("loss",),
+        ("video_to_text", "text_to_video", "val_t2v_r1", "val_t2v_r10"),
+        f"video-text contrast, {cfg.preset}: loss, accuracy in the batch, retrieval on val",
+    )  # fmt: skip
+    source = cfg.data[0] if world_clips(cfg.data[0]) else packs[0].folder
+    script = "zero_shot" if packs[0].classes else "retrieval"
+    print()
+    log.print_table(
+        "done",
+        {
+            "backbone": run / "backbone",
+            "figure": run / "curve.png",
+            "log": run / "log.jsonl",
+            "checkpoints": run / "checkpoints",
+            "next": f"python recipes/{script}.py --backbone {run / 'backbone'} --data {source}",
+        },
+    )
+
+
+if __name__ == "__main__":
+    log.cli(main, PRESETS)
