@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pretrain.checkpoint import weights_hash
+from pretrain.clip import VideoText
 from pretrain.data.cache import cache_folder
 from pretrain.data.shards import EvalClips, Pack, eval_loader
 from pretrain.device import autocast_dtype
@@ -96,7 +97,9 @@ def _show(
     title: str | None,
 ) -> Iterator[np.ndarray]:
     """Yield `function` of all views of each clip, float32 (B, V, ...), in the order of `samples`."""
-    spec = encoder.input_spec
+    spec = getattr(
+        encoder, "video", encoder
+    ).input_spec  # a pair of towers sees what its video tower sees
     dtype = autocast_dtype(how.device, how.precision)
     dataset = EvalClips(pack, samples, spec, how.num_clips, how.num_crops)
     loader = eval_loader(dataset, max(1, how.batch_size // how.num_views), how.num_workers)
@@ -155,12 +158,7 @@ def extract(
     shape = (0, num_segments(encoder.grid, how.time_segments), encoder.embed_dim)
     batches = [views.mean(1) for views in _show(encoder, embed, pack, samples, how, title)]
     features = np.concatenate(batches) if batches else np.empty(shape, np.float32)
-    if not np.isfinite(features).all():
-        first = samples[~np.isfinite(features).all((1, 2))][0]
-        raise ValueError(
-            f"the embedding of clip {pack.record(first)['key']} is not finite: the backbone's weights are "
-            "damaged, or its values overflow in this precision (try --precision fp32)"
-        )
+    _refuse_non_finite(features, pack, samples)
     return features
 
 
@@ -172,27 +170,93 @@ def cached_features(
     Files lie in `features/` of the cache folder and carry a hash of their content; one that does not
     match is computed again, and that is said. Arguments and errors as of `extract`.
     """
+    segments = num_segments(encoder.grid, how.time_segments)
+    return _cached(
+        encoder,
+        pack,
+        samples,
+        how,
+        {"time_segments": segments},
+        (len(samples), segments, encoder.embed_dim),
+        lambda: extract(encoder, pack, samples, how, title),
+    )
+
+
+def cached_embeddings(
+    model: VideoText, pack: Pack, samples: np.ndarray, how: Extraction, title: str | None = None
+) -> np.ndarray:
+    """Place clips in the joint space of a pair of towers: the mean over the views of unit vectors.
+
+    Kept and read again as by `cached_features`; `time_segments` does not matter here.
+
+    Args:
+        model: the pair.
+        pack: the clips.
+        samples: (K,) which of them.
+        how: views, precision and where.
+        title: of the progress bar; None: no bar.
+
+    Returns:
+        (K, D) float32, not normalised.
+
+    Raises:
+        ValueError: a clip cannot be decoded, or an embedding is not finite.
+    """
+    shape = (len(samples), model.arguments["dim"])
+    compute = lambda: embed_now(model, pack, samples, how, title)
+    return _cached(model, pack, samples, how, {"kind": "video-text"}, shape, compute)
+
+
+def embed_now(
+    model: VideoText, pack: Pack, samples: np.ndarray, how: Extraction, title: str | None = None
+) -> np.ndarray:
+    """`cached_embeddings` without the cache."""
+    shown = _show(model, model.encode_video, pack, samples, how, title)
+    embeddings = np.concatenate([views.mean(1) for views in shown])
+    _refuse_non_finite(embeddings, pack, samples)
+    return embeddings
+
+
+def _refuse_non_finite(features: np.ndarray, pack: Pack, samples: np.ndarray) -> None:
+    finite = np.isfinite(features.reshape(len(features), -1)).all(1)
+    if not finite.all():
+        raise ValueError(
+            f"the embedding of clip {pack.record(samples[~finite][0])['key']} is not finite: the backbone's "
+            "weights are damaged, or its values overflow in this precision (try --precision fp32)"
+        )
+
+
+def _cached(
+    model: nn.Module,
+    pack: Pack,
+    samples: np.ndarray,
+    how: Extraction,
+    more: dict,
+    shape: tuple[int, ...],
+    compute: Callable[[], np.ndarray],
+) -> np.ndarray:
+    """What `compute` gives, or gave last time for the same model, clips and views."""
     # The weights alone do not fix the numbers: stride and normalisation are no weights.
+    video = getattr(model, "video", model)
     identity = {
         "version": CODE_VERSION,
-        "weights": weights_hash(encoder),
-        "arguments": encoder.arguments,
-        "spec": repr(encoder.input_spec),
+        "weights": weights_hash(model),
+        "arguments": video.arguments,
+        "spec": repr(video.input_spec),
         "data": pack.index["fingerprint"],
         "samples": hashlib.sha256(np.asarray(samples, np.int64).tobytes()).hexdigest(),
         "views": [how.num_clips, how.num_crops],
-        "time_segments": num_segments(encoder.grid, how.time_segments),
         "precision": how.dtype_name,
+        **more,
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     path = cache_folder() / "features" / f"{key}.safetensors"
     if path.exists():
         try:
-            shape = (len(samples), identity["time_segments"], encoder.embed_dim)
             return _read_features(path, shape)
         except (SafetensorError, OSError, ValueError) as error:
             print(f"cached features {path} are damaged ({error}): computing them again", flush=True)
-    features = extract(encoder, pack, samples, how, title)
+    features = compute()
     aside = path.with_name(f"tmp-{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,25 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int
     return flat.reshape(num_classes, num_classes)
 
 
+def per_class_accuracy(counts: np.ndarray, classes: list[str]) -> dict[str, dict]:
+    """What became of each class that occurs, from a confusion matrix (C, C).
+
+    Returns:
+        class name -> `accuracy`, `num` (its videos) and `most_confused`, the class it is most often taken
+        for (None if it never is).
+    """
+    wrong = counts - np.diag(np.diag(counts))
+    return {
+        name: {
+            "accuracy": float(counts[i, i] / counts[i].sum()),
+            "num": int(counts[i].sum()),
+            "most_confused": classes[wrong[i].argmax()] if wrong[i].any() else None,
+        }
+        for i, name in enumerate(classes)
+        if counts[i].sum()
+    }
+
+
 def _accuracies(
     labels: np.ndarray, correct: np.ndarray, weights: np.ndarray
 ) -> tuple[float, float]:

@@ -1,7 +1,9 @@
 """What is left of a measurement: the protocol card, the confusion matrix, every single answer."""
 
 import csv
+import json
 import platform
+import re
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -9,6 +11,53 @@ from pathlib import Path
 import numpy as np
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "av", "safetensors")
+
+
+def default_folder(kind: str, backbone: str, data: str) -> Path:
+    """Where results go unless told: beside an exported backbone, else in runs/; named after the data.
+
+    Args:
+        kind: what was measured, such as "probe".
+        backbone: as the user named it.
+        data: likewise.
+    """
+    source = Path(data)
+    if source.is_file():  # a list's own name is often just clips.csv
+        name = f"{source.resolve().parent.name}-{source.stem}"
+    else:
+        name = source.resolve().name if source.exists() else data
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
+    if Path(backbone).is_dir():
+        return Path(backbone).resolve().parent / f"{kind}-{name}"
+    return Path("runs") / f"{kind}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', backbone)}-{name}"
+
+
+def results_folder(out: Path, settings: dict) -> Path:
+    """`out`, unless it holds results of other settings or anything else.
+
+    Args:
+        out: where results are to go.
+        settings: what decides the numbers, as results.json will have it in its card.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        results = out / "results.json"
+        old = {}
+        if results.is_file():
+            try:
+                old = json.loads(results.read_text())["card"]["settings"]
+            except (ValueError, KeyError, TypeError):
+                old = {}
+        new = json.loads(json.dumps(settings))
+        differences = [
+            f"{k} was {old.get(k)!r}, is {v!r}" for k, v in new.items() if old.get(k) != v
+        ]
+        if differences:
+            what = f"results of other settings ({'; '.join(differences)})" if old else "other files"
+            raise ValueError(f"{out} holds {what}: give another folder with --out, or remove it")
+    return out
 
 
 def software() -> dict[str, str | None]:
@@ -118,4 +167,78 @@ def confusion_figure(path: Path, counts: np.ndarray, classes: list[str], title: 
                 color=colour,
             )
     figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
+    figure.savefig(path, dpi=110)
+
+
+def filmstrip_figure(
+    path: Path,
+    frames: list[tuple[float, np.ndarray]],
+    classes: list[str],
+    probabilities: np.ndarray,
+    title: str,
+) -> None:
+    """Draw frames of a video in a row, and under them bars of its best classes.
+
+    Args:
+        path: the .png to write.
+        frames: second and uint8 image (H, W, 3) of each.
+        classes: the best ones, best first.
+        probabilities: theirs.
+        title: above it.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    num = len(frames)
+    height, width = frames[0][1].shape[:2]
+    figure = Figure(
+        figsize=(1.5 * num, 1.5 * height / width + 0.35 * len(classes) + 1.0), layout="constrained"
+    )
+    FigureCanvasAgg(figure)
+    above, below = figure.subfigures(
+        2, 1, height_ratios=[1.5 * height / width + 0.5, 0.35 * len(classes) + 0.5]
+    )
+    for axis, (second, image) in zip(above.subplots(1, num, squeeze=False)[0], frames, strict=True):
+        axis.imshow(image)
+        axis.set_axis_off()
+        axis.set_title(f"{second:.1f} s", fontsize=8)
+    above.suptitle(title, fontsize=10)
+    bars = below.subplots()
+    places = np.arange(len(classes))[::-1]
+    bars.barh(places, probabilities, color="C0")
+    bars.set_yticks(places, [c if len(c) <= 40 else c[:39] + "…" for c in classes], fontsize=9)
+    bars.set_xlim(0, 1)
+    bars.set_xlabel("probability among the classes given", fontsize=8)
+    for place, value in zip(places, probabilities, strict=True):
+        bars.text(min(value + 0.01, 0.93), place, f"{value:.0%}", va="center", fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def contact_sheet_figure(
+    path: Path, pictures: list[tuple[str, np.ndarray]], title: str, columns: int = 3
+) -> None:
+    """Draw videos as short strips on a sheet, best first.
+
+    Args:
+        path: the .png to write.
+        pictures: caption and uint8 frames (T, H, W, 3) of each.
+        title: above all.
+        columns: strips in a row.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    figure = Figure(figsize=(4.6 * columns, 1.7 * rows + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, (caption, frames) in zip(axes, pictures, strict=False):
+        axis.imshow(np.concatenate(list(frames), axis=1))
+        axis.set_title(
+            caption if len(caption) <= 52 else caption[:24] + "…" + caption[-27:], fontsize=8
+        )
+    figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=110)

@@ -47,6 +47,13 @@ class Videos:
         return np.array([place[label] for label in self.labels], dtype=np.int64)
 
 
+def group_by_source(sources: list[str]) -> tuple[list[str], np.ndarray]:
+    """The different sources in order of their first clip, and the number of each clip's source (K,)."""
+    numbers: dict[str, int] = {}
+    owner = [numbers.setdefault(source, len(numbers)) for source in sources]
+    return list(numbers), np.array(owner, dtype=np.int64)
+
+
 def _collect(records: dict[int, dict], where: str) -> Videos:
     """Group labelled clips, sample id -> index entry, into their videos."""
     numbers: dict[str, int] = {}
@@ -174,6 +181,30 @@ def choose_splits(
             f"{', '.join(sorted(tested - classes)[:10])}; correct the labels or the splits"
         )
     return train, test, notes
+
+
+def labelled_videos(pack: Pack, split: str) -> tuple[Videos, list[str]]:
+    """The labelled videos of one split, all of them where the data name no splits.
+
+    Returns:
+        the videos, and sentences a reader of the result must see.
+
+    Raises:
+        ValueError: there is no such split, or nothing in it has a label.
+    """
+    records, labelled = _labelled(pack)
+    notes = []
+    if pack.index["splits"]:
+        ids = set(pack.split(split).tolist())
+        labelled = {i: r for i, r in labelled.items() if i in ids}
+        if not labelled:
+            raise ValueError(f"{pack.folder}: no clip of split {split!r} has a label")
+    else:
+        ids = set(records)
+        notes.append("the data name no splits: all videos were scored")
+    if len(labelled) < len(ids):
+        notes.append(f"{len(ids) - len(labelled)} clips without a label were left out")
+    return _collect(labelled, str(pack.folder)), notes
 
 
 def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[str]]:

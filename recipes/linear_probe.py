@@ -19,7 +19,6 @@ another one), confusion.png, predictions.csv and linear.safetensors (the fitted 
 
 import json
 import os
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +38,14 @@ from downstream.metrics import (
     topk_accuracy,
 )
 from downstream.probe import LinearProbe, fit_linear, knn_scores
-from downstream.report import confusion_figure, software, write_card, write_predictions
+from downstream.report import (
+    confusion_figure,
+    default_folder,
+    results_folder,
+    software,
+    write_card,
+    write_predictions,
+)
 from downstream.splits import (
     Videos,
     choose_splits,
@@ -206,44 +212,6 @@ def attentive_wanted(
 # --------------------------------------------------------------------------------- results on disk
 
 
-def default_folder(config: Config) -> Path:
-    """Beside an exported backbone, else in runs/; named after the data."""
-    data, backbone = Path(config.data), Path(config.backbone)
-    if data.is_file():  # a list's own name is often just clips.csv
-        data_name = f"{data.resolve().parent.name}-{data.stem}"
-    else:
-        data_name = data.resolve().name if data.exists() else config.data
-    if config.leave_one_out:
-        data_name += "-leave-one-out"
-    if backbone.is_dir():
-        return backbone.resolve().parent / f"probe-{data_name}"
-    return Path("runs") / f"probe-{re.sub(r'[^A-Za-z0-9_.-]+', '-', config.backbone)}-{data_name}"
-
-
-def results_folder(config: Config, settings: dict) -> Path:
-    """Where results go; refuses to replace those of other settings.
-
-    Raises:
-        ValueError: the folder holds something else.
-    """
-    out = Path(config.out) if config.out else default_folder(config)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        results = out / "results.json"
-        old = {}
-        if results.is_file():
-            try:
-                old = json.loads(results.read_text())["card"]["settings"]
-            except (ValueError, KeyError, TypeError):
-                old = {}
-        differences = [
-            f"{k} was {old.get(k)!r}, is {v!r}" for k, v in settings.items() if old.get(k) != v
-        ]
-        if differences:
-            what = f"results of other settings ({'; '.join(differences)})" if old else "other files"
-            raise ValueError(f"{out} holds {what}: give another folder with --out, or remove it")
-    return out
-
-
 def describe_backbone(config: Config, encoder: nn.Module, digest: str) -> dict:
     """The card's lines on the backbone."""
     folder = Path(config.backbone)
@@ -337,7 +305,9 @@ def main(config: Config) -> dict:
         "precision": how.dtype_name,
         "seed": config.seed,
     }
-    out = results_folder(config, settings)
+    kind = "probe-leave-one-out" if config.leave_one_out else "probe"
+    named = Path(config.out) if config.out else default_folder(kind, config.backbone, config.data)
+    out = results_folder(named, settings)
     names = [label for part in parts for label in part.labels]
     subjects = [subject for part in parts for subject in part.subjects]
     sources = [source for part in parts for source in part.sources]

@@ -330,10 +330,66 @@ def _json_rows(text: str, problems: _Problems) -> Iterator[tuple[int, dict]]:
         except (ValueError, RecursionError) as error:
             problems.add(line, f"not JSON: {error}")
             continue
-        if isinstance(row, dict):
+        if isinstance(row, dict) and ("document" in row or {"images", "texts"} <= row.keys()):
+            try:
+                yield from ((line, visual) for visual in _document_rows(row, line))
+            except ValueError as error:
+                problems.add(line, str(error))
+        elif isinstance(row, dict):
             yield line, row
         else:
             problems.add(line, 'not a JSON object like {"path": "a.mp4", "label": "walk"}')
+
+
+def _document_rows(row: dict, line: int) -> list[dict]:
+    """The rows of the images and videos of an interleaved document, each captioned by its neighbours.
+
+    A document is {"document": [{"text": "..."}, {"image": "a.jpg"}, {"video": "b.mp4"}, ...]}, or two lists
+    `images` and `texts` of one length with nulls, as OBELICS has them (Laurencon et al. 2023,
+    https://arxiv.org/abs/2306.16527). A visual is paired with the nearest paragraph before it and the nearest
+    after it; training draws one of the two, each as often as the other (Flamingo, Alayrac et al. 2022,
+    https://arxiv.org/abs/2204.14198). Further keys of the document go to each of its visuals.
+
+    Raises:
+        ValueError: the parts are not such, or there is no visual or no text among them.
+    """
+    if "document" in row:
+        parts = row["document"]
+    else:
+        images, texts = row["images"], row["texts"]
+        if not (isinstance(images, list) and isinstance(texts, list) and len(images) == len(texts)):
+            raise ValueError("images and texts have to be two lists of one length")
+        parts = []
+        for image, text in zip(images, texts, strict=True):
+            parts += [{"text": text}] * (text is not None) + [{"image": image}] * (
+                image is not None
+            )
+    if not isinstance(parts, list) or not all(
+        isinstance(p, dict) and len(p) == 1 and isinstance(next(iter(p.values())), str)
+        for p in parts
+    ):
+        raise ValueError(
+            'a document is a list of {"text": "..."}, {"image": "..."} and {"video": "..."}'
+        )
+    pairs = [next(iter(part.items())) for part in parts]
+    unknown = sorted({k for k, _ in pairs if k != "text" and ROLE_OF.get(k.lower()) != "path"})
+    if unknown:
+        raise ValueError(
+            f"a document has no part of the kind {unknown[0]!r}, only text, image and video"
+        )
+    texts_at = [i for i, (kind, value) in enumerate(pairs) if kind == "text" and value.strip()]
+    visuals_at = [i for i, (kind, _) in enumerate(pairs) if kind != "text"]
+    if not texts_at or not visuals_at:
+        raise ValueError(f"a document without {'text' if visuals_at else 'an image or a video'}")
+    shared = {k: v for k, v in row.items() if k not in ("document", "images", "texts")}
+    rows = []
+    for place, i in enumerate(visuals_at):
+        before = [pairs[t][1].strip() for t in texts_at if t < i][-1:]
+        after = [pairs[t][1].strip() for t in texts_at if t > i][:1]
+        captions = list(dict.fromkeys(before + after))
+        about = {"document": str(row.get("id", line)), "place": str(place)}
+        rows.append({**shared, "path": pairs[i][1], "captions": captions, **about})
+    return rows
 
 
 def _table_rows(path: Path, text: str, problems: _Problems) -> Iterator[tuple[int, dict]]:

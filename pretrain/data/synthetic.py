@@ -143,7 +143,9 @@ def world(seed: int, num_clips: int) -> list[ClipSpec]:
     specs = []
     for i, action in enumerate(ACTIONS):
         count = num_clips // len(ACTIONS) + (i < num_clips % len(ACTIONS))
-        held_people, held_places = ((np.arange(n) + i) % _HELD == 0 for n in (len(train), _NUM_PLACES))
+        held_people, held_places = (
+            (np.arange(n) + i) % _HELD == 0 for n in (len(train), _NUM_PLACES)
+        )
         cast = {
             "val": (val, places),
             "test": (test, places),

@@ -376,9 +376,9 @@ def test_default_folder_is_beside_the_backbone(quick, tiny_backbone):
 
 def test_default_folder_of_somebody_elses_weights(tmp_path):
     (tmp_path / "clips.csv").touch()
-    config = Config("hf:MCG-NJU/videomae-base", str(tmp_path / "clips.csv"))
     name = f"probe-hf-MCG-NJU-videomae-base-{tmp_path.name}-clips"
-    assert linear_probe.default_folder(config) == Path("runs") / name
+    given = ("probe", "hf:MCG-NJU/videomae-base", str(tmp_path / "clips.csv"))
+    assert linear_probe.default_folder(*given) == Path("runs") / name
 
 
 def test_several_processes_are_refused(quick, monkeypatch):

@@ -1,0 +1,94 @@
+"""Zero-shot classification: class names in sentences -> unit vectors -> the nearest one wins.
+
+Radford et al. 2021, https://arxiv.org/abs/2103.00020. N videos, C classes, M templates, D width.
+"""
+
+import numpy as np
+import torch
+
+from pretrain.clip import VideoText
+from pretrain.device import autocast_dtype
+from pretrain.text import trim
+
+BATCH = 256  # sentences in one forward pass
+
+
+@torch.inference_mode()
+def embed_texts(
+    model: VideoText, texts: list[str], device: torch.device, precision: str = "auto"
+) -> tuple[np.ndarray, int]:
+    """Unit vectors (len(texts), D) of sentences, and how many of them were cut to the context length.
+
+    Raises:
+        ValueError: a sentence is empty, or an embedding is not finite.
+    """
+    empty = [i for i, text in enumerate(texts) if not text.strip()]
+    if empty:
+        raise ValueError(f"text number {empty[0] + 1} of {len(texts)} is empty")
+    dtype = autocast_dtype(device, precision)
+    was_training = model.training
+    model.to(device).eval()
+    rows, num_cut = [], 0
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        for start in range(0, len(texts), BATCH):
+            tokens, cut = model.text.tokenizer(texts[start : start + BATCH])
+            num_cut += sum(cut)
+            rows.append(model.encode_text(trim(tokens, model.text).to(device)).cpu())
+    model.train(was_training)
+    vectors = torch.cat(rows).numpy() if rows else np.empty((0, model.arguments["dim"]), np.float32)
+    if not np.isfinite(vectors).all():
+        raise ValueError(
+            "the embedding of a text is not finite: the backbone's weights are damaged"
+        )
+    return vectors, num_cut
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """Rows of length 1."""
+    return x / np.linalg.norm(x, axis=-1, keepdims=True).clip(1e-12)
+
+
+def class_vectors(
+    model: VideoText,
+    words: list[str],
+    templates: tuple[str, ...],
+    device: torch.device,
+    precision: str,
+) -> tuple[np.ndarray, int]:
+    """Unit vectors (M, C, D) of every class in every template, and how many sentences were cut."""
+    sentences = [template.format(name) for template in templates for name in words]
+    vectors, num_cut = embed_texts(model, sentences, device, precision)
+    return vectors.reshape(len(templates), len(words), -1), num_cut
+
+
+def ensemble(vectors: np.ndarray) -> np.ndarray:
+    """One unit vector a class (C, D): the mean over the templates of (M, C, D), as CLIP publishes it."""
+    return unit(vectors.mean(0))
+
+
+def template_sensitivity(
+    videos: np.ndarray, vectors: np.ndarray, labels: np.ndarray, templates: tuple[str, ...]
+) -> dict:
+    """How much the wording decides: the accuracy of each single template against that of their ensemble.
+
+    Args:
+        videos: (N, D) unit vectors.
+        vectors: (M, C, D) of `class_vectors`.
+        labels: (N,) class numbers.
+        templates: the M sentences.
+
+    Returns:
+        `per_template` (sentence -> top-1), their `mean`, `std`, `worst` and `best`, `ensemble`, and `gain`, what
+        the ensemble has over the mean.
+    """
+    single = [float(((videos @ v.T).argmax(1) == labels).mean()) for v in vectors]
+    together = float(((videos @ ensemble(vectors).T).argmax(1) == labels).mean())
+    return {
+        "per_template": dict(zip(templates, single, strict=True)),
+        "mean": float(np.mean(single)),
+        "std": float(np.std(single)),
+        "worst": min(single),
+        "best": max(single),
+        "ensemble": together,
+        "gain": together - float(np.mean(single)),
+    }

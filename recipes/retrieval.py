@@ -1,0 +1,251 @@
+"""Find videos by sentences, and sentences by videos.
+
+    python recipes/retrieval.py --backbone runs/clip-tiny/backbone --data synthetic
+    python recipes/retrieval.py --backbone runs/clip-tiny/backbone --data my_videos/ --query "a person sits down"
+
+Scored on a data set with captions: every caption of the split is a query for its video among all videos of the
+split (text to video), every video one for its captions among all captions. R@k is the share of queries whose
+right answer is among the k best; equal similarities share their average place, and of several captions
+of a video the best-placed counts (downstream/retrieval.py). The ranking is exact. Written: results.json, CARD.md.
+
+With --query the best videos are listed, and drawn on a contact sheet.
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from downstream.features import Extraction, cached_embeddings
+from downstream.report import (
+    contact_sheet_figure,
+    default_folder,
+    results_folder,
+    software,
+    write_card,
+)
+from downstream.retrieval import retrieval_ranks, summarise_ranks
+from downstream.splits import group_by_source
+from downstream.zero_shot import embed_texts, unit
+from pretrain.checkpoint import load_video_text, read_backbone_config, weights_hash
+from pretrain.clip import VideoText
+from pretrain.data.cache import open_data, packing_side
+from pretrain.data.decode import read_frames
+from pretrain.data.shards import Pack
+from pretrain.device import describe
+from pretrain.log import cli, write_json
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything retrieval can be told."""
+
+    backbone: str
+    """RUN/backbone of recipes/clip.py, or open_clip:MODEL/WEIGHTS."""
+    data: str
+    """A packed folder, a folder of videos, a list file, tars, images, or `synthetic`."""
+    query: str | None = None
+    """A sentence: list the best videos instead of scoring."""
+    top: int = 12
+    """How many of them."""
+    out: str | None = None
+    """Results folder; by default retrieval-DATA beside the backbone."""
+    test_split: str = "test"
+    """The split that is scored; "all" for everything. A search looks at everything."""
+    num_clips: int = 2
+    """Views spread over the time of each clip."""
+    num_crops: int = 1
+    """Views spread over the longer side of each."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Of the towers; auto: bf16 where the device has it."""
+    batch_size: int = 64
+    """Views in one forward pass; changes speed and memory only."""
+    num_workers: int = 1
+    """Decoding processes; 0: decode in between."""
+
+
+def embed_sources(
+    config: Config, model: VideoText, pack: Pack, samples: np.ndarray, how: Extraction
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names of the videos that the clips were cut from, their unit vectors (V, D), and whose each clip is."""
+    names, owner = group_by_source([pack.record(i)["source"] for i in samples])
+    clips = cached_embeddings(model, pack, samples, how, "videos")
+    total = np.zeros((len(names), clips.shape[1]))
+    np.add.at(total, owner, clips)
+    return names, unit(total).astype(np.float32), owner
+
+
+def search(config: Config, model: VideoText, how: Extraction) -> dict:
+    """List the best videos for a sentence."""
+    if not (config.query or "").strip():
+        raise ValueError("--query is empty: write a sentence")
+    if config.top < 1:
+        raise ValueError(f"--top {config.top}: ask for at least one video")
+    pack = open_data(config.data, packing_side(model.video.input_spec.size))
+    samples = np.arange(len(pack))
+    names, videos, owner = embed_sources(config, model, pack, samples, how)
+    text, cut = embed_texts(model, [config.query], how.device, config.precision)
+    if cut:
+        print("note: the sentence is longer than the text tower's context and was cut")
+    similar = videos @ text[0]
+    best = np.argsort(-similar, kind="stable")[: config.top]
+    print(f"\n{config.query!r} among {len(names)} videos of {config.data}")
+    print("  rank  similarity  video")
+    for rank, i in enumerate(best, 1):
+        print(f"  {rank:>4}  {similar[i]:10.3f}  {names[i]}")
+    out = Path(config.out) if config.out else default_folder("search", config.backbone, config.data)
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    for i in best:
+        record = pack.record(int(samples[np.flatnonzero(owner == i)[0]]))
+        places = np.linspace(0, record["frames"] - 1, 4).astype(int)
+        frames = read_frames(pack.read(record), places).numpy()
+        pictures.append((f"{similar[i]:.3f}  {names[i]}", frames))
+    contact_sheet_figure(out / "contact_sheet.png", pictures, config.query)
+    found = {
+        "query": config.query,
+        "num_videos": len(names),
+        "best": [{"video": names[i], "similarity": float(similar[i])} for i in best],
+    }
+    write_json(out / "search.json", found)
+    print(f"\nfigure   {out}/contact_sheet.png\nanswer   {out}/search.json", flush=True)
+    return found
+
+
+def captioned(pack: Pack, split: str) -> tuple[np.ndarray, list[str]]:
+    """The samples of a split whose video has a caption, and sentences a reader must see.
+
+    Raises:
+        ValueError: none has.
+    """
+    notes = []
+    if pack.index["splits"]:
+        ids = pack.split(split)
+    else:
+        ids = pack.split("all")
+        notes.append("the data name no splits: everything was scored")
+    kept = np.array([i for i in ids if pack.record(i)["captions"]], dtype=int)
+    if not len(kept):
+        raise ValueError(
+            f"none of the {len(ids)} clips of split {split!r} has a caption: retrieval is scored against "
+            "captions; add a caption column, or give --query to search"
+        )
+    if len(kept) < len(ids):
+        notes.append(f"{len(ids) - len(kept)} clips without a caption were left out")
+    return kept, notes
+
+
+def score(config: Config, model: VideoText, how: Extraction) -> dict:
+    """Score both directions on a split; returns what results.json holds."""
+    pack = open_data(config.data, packing_side(model.video.input_spec.size))
+    samples, notes = captioned(pack, config.test_split)
+    digest = weights_hash(model)
+    settings = {
+        "weights_sha256": digest,
+        "data_fingerprint": pack.index["fingerprint"],
+        "test_split": config.test_split,
+        "num_clips": config.num_clips,
+        "num_crops": config.num_crops,
+        "precision": how.dtype_name,
+    }
+    named = (
+        Path(config.out)
+        if config.out
+        else default_folder("retrieval", config.backbone, config.data)
+    )
+    out = results_folder(named, settings)
+    names, videos, owner = embed_sources(config, model, pack, samples, how)
+    # The clips of a long video share its captions.
+    of_video: dict[int, list[str]] = {}
+    for sample, video in zip(samples, owner, strict=True):
+        of_video.setdefault(int(video), pack.record(int(sample))["captions"])
+    captions = [(text, video) for video in range(len(names)) for text in of_video[video]]
+    sentences, whose = [c for c, _ in captions], np.array([v for _, v in captions])
+    texts, num_cut = embed_texts(model, sentences, how.device, config.precision)
+    if num_cut:
+        notes.append(
+            f"{num_cut} of {len(sentences)} captions were longer than the context and were cut"
+        )
+    shared = len(sentences) - len({" ".join(s.lower().split()) for s in sentences})
+    if shared:
+        notes.append(
+            f"{shared} captions occur before for another video or the same: no model can place them all first"
+        )
+    to_video, to_text = retrieval_ranks(texts, videos, whose)
+    t2v, v2t = summarise_ranks(to_video), summarise_ranks(to_text)
+    folder = Path(config.backbone)
+    provenance = read_backbone_config(folder)["provenance"] if folder.is_dir() else config.backbone
+    spec = model.video.input_spec
+    card = {
+        "views": {
+            "frames": spec.frames, "stride": spec.stride, "size": spec.size, "num_clips": config.num_clips,
+            "num_crops": config.num_crops,
+            "pooling": "mean of the views' unit vectors, over the clips of a video, then normalised",
+        },
+        "ranking": {
+            "similarity": "cosine, exact", "ties": "average place",
+            "several_captions": "each is a query; of a video's own the best-placed counts",
+        },
+        "data": {
+            "name": config.data, "fingerprint": pack.index["fingerprint"], "test_split": config.test_split,
+            "num_videos": len(names), "num_captions": len(sentences),
+        },
+        "backbone": {
+            "name": config.backbone, "weights_sha256": digest,
+            "parameters": sum(p.numel() for p in model.parameters()), "provenance": provenance,
+        },
+        "software": software() | {
+            "device": describe(how.device), "precision": how.dtype_name, "command": " ".join(sys.argv),
+        },
+        "settings": settings,
+    }  # fmt: skip
+    results = {
+        **{f"t2v_{k}": v for k, v in t2v.items()},
+        **{f"v2t_{k}": v for k, v in v2t.items()},
+        "num_test": len(names),
+        "num_captions": len(sentences),
+        "chance": {f"t2v_r{k}": min(k / len(names), 1.0) for k in (1, 5, 10)},
+        "notes": notes,
+        "card": card,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "results.json", results)
+    title = (
+        f"Retrieval, {config.backbone} on {config.data}: text to video R@1 {100 * t2v['r1']:.1f} %"
+    )
+    short = {k: v for k, v in results.items() if k not in ("card", "notes")}
+    write_card(out / "CARD.md", title, notes, {"results": short, **card})
+    print(f"\nretrieval, {len(names)} videos, {len(sentences)} captions, per cent")
+    print("                   R@1    R@5   R@10   median rank  mean rank")
+    for name, row in (("text to video", t2v), ("video to text", v2t)):
+        print(
+            f"  {name:<14} {100 * row['r1']:6.1f} {100 * row['r5']:6.1f} {100 * row['r10']:6.1f} "
+            f"{row['median_rank']:13.1f} {row['mean_rank']:10.1f}"
+        )
+    by_chance = " ".join(f"{100 * results['chance'][f't2v_r{k}']:6.1f}" for k in (1, 5, 10))
+    print(f"  {'chance, t to v':<14} {by_chance}")
+    for note in notes:
+        print(f"note: {note}")
+    print(f"\nresults  {out}/results.json\nprotocol {out}/CARD.md", flush=True)
+    return results
+
+
+def main(config: Config) -> dict:
+    """Score a data set or search it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("this runs in one process: start it with python, not with a launcher")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    how = Extraction(
+        config.num_clips, config.num_crops, 1, config.batch_size, config.num_workers, device,
+        config.precision,
+    )  # fmt: skip
+    model = load_video_text(config.backbone)
+    return score(config, model, how) if config.query is None else search(config, model, how)
+
+
+if __name__ == "__main__":
+    cli(main, Config)

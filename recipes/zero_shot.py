@@ -1,0 +1,413 @@
+"""Classify videos by the names of the classes, with no training.
+
+    python recipes/zero_shot.py --backbone runs/clip-tiny/backbone --data synthetic
+    python recipes/zero_shot.py --backbone runs/clip-tiny/backbone --video clip.mp4 --classes "walks, sits down"
+    python recipes/zero_shot.py --backbone open_clip:ViT-B-32/laion2b_s34b_b79k --video clip.mp4 --classes "drinking water, reading"
+
+On a data set the classes are those of its labels (or --classes); every class name is put into every template
+of a set, the unit vectors of the sentences are averaged and normalised (Radford et al. 2021,
+https://arxiv.org/abs/2103.00020), and the nearest one is the answer. How much the wording decides is
+measured too: the accuracy of every single template stands beside that of all together. Nothing is fitted, so
+only the tested split is read. Written: results.json, CARD.md, confusion.png, predictions.csv.
+
+On one file, a ranked table and a filmstrip.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from downstream.features import Extraction, cached_embeddings, embed_now
+from downstream.metrics import (
+    bootstrap_intervals,
+    confusion_matrix,
+    mean_class_accuracy,
+    per_class_accuracy,
+    topk_accuracy,
+)
+from downstream.report import (
+    confusion_figure,
+    default_folder,
+    filmstrip_figure,
+    results_folder,
+    software,
+    write_card,
+    write_predictions,
+)
+from downstream.splits import Videos, labelled_videos
+from downstream.zero_shot import class_vectors, ensemble, template_sensitivity, unit
+from pretrain.checkpoint import load_video_text, read_backbone_config, weights_hash
+from pretrain.clip import VideoText
+from pretrain.data.cache import open_data, packing_side
+from pretrain.data.decode import read_frames
+from pretrain.data.pack import pack as pack_source
+from pretrain.data.shards import Pack
+from pretrain.device import describe
+from pretrain.log import cli, write_json
+from pretrain.prompts import load_classes, load_templates, words_of
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything zero-shot classification can be told; give --data or --video."""
+
+    backbone: str
+    """RUN/backbone of recipes/clip.py, or open_clip:MODEL/WEIGHTS."""
+    data: str = ""
+    """A packed folder, a folder of videos, a list file, tars, or `synthetic`: with labels."""
+    video: str = ""
+    """A single video file, which needs --classes."""
+    classes: str = ""
+    """Class names separated by commas, or a file: a name a line, or csv with label,text."""
+    templates: str = "auto"
+    """plain, openai_kinetics, openai_ucf101, third_person, or a file with a template a line; auto: third_person if
+    the data have texts for their classes (a class_text column), else openai_kinetics."""
+    out: str | None = None
+    """Results folder; by default zero-shot-DATA beside the backbone."""
+    test_split: str = "test"
+    """The split that is scored; "all" for everything."""
+    num_clips: int = 2
+    """Views spread over the time of each clip."""
+    num_crops: int = 1
+    """Views spread over the longer side of each."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Of the towers; auto: bf16 where the device has it."""
+    seed: int = 0
+    """Of the bootstrap."""
+    batch_size: int = 64
+    """Views in one forward pass; changes speed and memory only."""
+    num_workers: int = 1
+    """Decoding processes; 0: decode in between."""
+
+
+# ------------------------------------------------------------------------------------ the classes
+
+
+def classes_of_data(
+    config: Config, pack: Pack, videos: Videos
+) -> tuple[list[str], list[str], bool]:
+    """Names and words of the classes to choose from, and whether the data or the user gave the words.
+
+    Raises:
+        ValueError: a video's label is not among --classes, or there are fewer than two classes.
+    """
+    named = set(videos.labels)
+    if config.classes:
+        words = load_classes(config.classes)
+        # "sit down" on the command line is the label sit_down.
+        label_of = {words_of(name).lower(): name for name in words}
+        missing = sorted(n for n in named if words_of(n).lower() not in label_of)
+        if missing:
+            raise ValueError(
+                f"--classes lacks {len(missing)} of the {len(named)} labels of the videos: "
+                f"{', '.join(missing[:10])}"
+            )
+        theirs = {words_of(n).lower(): n for n in named}
+        names = [theirs.get(words_of(name).lower(), name) for name in words]
+        texts, given = list(words.values()), True
+    else:
+        names = sorted(set(pack.classes) | named)
+        written = texts_of_labels(pack)
+        given = bool(written)
+        texts = [written.get(name) or words_of(name) for name in names]
+        twice = sorted({t for t in texts if texts.count(t) > 1})
+        if twice:
+            raise ValueError(
+                f"two classes of the data have the same words, {twice[0]!r}: give --classes"
+            )
+    if len(names) < 2:
+        raise ValueError(f"the only class is {names[0]!r}: there is nothing to tell apart")
+    return names, texts, given
+
+
+def texts_of_labels(pack: Pack) -> dict[str, str]:
+    """What the column class_text says of each label; empty without such a column."""
+    texts: dict[str, str] = {}
+    for record in pack.records():
+        text = record["extra"].get("class_text")
+        if record["label"] is not None and text:
+            texts.setdefault(record["label"], text)
+    return texts
+
+
+def refuse_confusion(config: Config) -> None:
+    """Say no to flags that contradict each other.
+
+    Raises:
+        ValueError: they do.
+    """
+    if bool(config.data) == bool(config.video):
+        raise ValueError("give either --data, to score a data set, or --video, to look at one file")
+    if config.video and not config.classes:
+        raise ValueError('--video needs --classes, such as --classes "drinking water, reading"')
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("this runs in one process: start it with python, not with a launcher")
+
+
+# ------------------------------------------------------------------------------------- one video
+
+
+def classify_video(config: Config, model: VideoText, how: Extraction) -> dict:
+    """Rank the classes for one file, draw its filmstrip, and return what was printed."""
+    path = Path(config.video)
+    if not path.is_file():
+        raise ValueError(f"--video {config.video}: there is no such file")
+    words = load_classes(config.classes)
+    if len(words) < 2:
+        raise ValueError(
+            f"--classes names only {next(iter(words))!r}: there is nothing to tell apart"
+        )
+    templates = load_templates(
+        "openai_kinetics" if config.templates == "auto" else config.templates
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        side = packing_side(model.video.input_spec.size)
+        try:
+            pack_source(path, Path(folder) / "pack", short_side=side, workers=1, progress=False)
+        except ValueError as error:
+            ledger = Path(folder) / "pack" / "refused.jsonl"
+            if not ledger.exists():
+                raise
+            reason = json.loads(ledger.read_text().splitlines()[0])["reason"]
+            raise ValueError(f"{path} cannot be used: {reason}") from error
+        pack = Pack(Path(folder) / "pack")
+        samples = np.arange(len(pack))
+        embedding = unit(embed_now(model, pack, samples, how).mean(0))
+        records = list(pack.records())
+        frames = filmstrip_frames(pack, records)
+    vectors, num_cut = class_vectors(
+        model, list(words.values()), templates, how.device, config.precision
+    )
+    scale = model.scale().item()
+    logits = scale * (ensemble(vectors) @ embedding)
+    probabilities = np.exp(logits - logits.max())
+    probabilities /= probabilities.sum()
+    order = np.argsort(-logits, kind="stable")
+    names = list(words)
+    seconds = sum(r["frames"] / r["fps"] for r in records)
+    print(f"\n{path.name}: {seconds:.1f} s in {len(records)} clips, {len(templates)} templates")
+    width = max(map(len, names))
+    for i in order:
+        bar = "#" * round(30 * probabilities[i])
+        print(f"  {names[i]:<{width}}  {probabilities[i]:6.1%}  {bar}")
+    print("  (probabilities among these classes only)")
+    if num_cut:
+        print(f"note: {num_cut} sentences were longer than the text tower's context and were cut")
+    out = Path(config.out) if config.out else Path("runs") / f"zero-shot-{path.stem}"
+    out.mkdir(parents=True, exist_ok=True)
+    best = order[:5]
+    filmstrip_figure(
+        out / "filmstrip.png", frames, [names[i] for i in best], probabilities[best], path.name
+    )
+    result = {
+        "video": str(path),
+        "ranking": [{"class": names[i], "probability": float(probabilities[i])} for i in order],
+    }
+    write_json(out / "prediction.json", result)
+    print(f"\nfigure   {out}/filmstrip.png\nanswer   {out}/prediction.json", flush=True)
+    return result
+
+
+def filmstrip_frames(
+    pack: Pack, records: list[dict], num: int = 8
+) -> list[tuple[float, np.ndarray]]:
+    """Frames spread evenly over a packed video: (second, uint8 (H, W, 3)) of each."""
+    lengths = np.array([r["frames"] for r in records])
+    ends = np.cumsum(lengths)
+    picked = np.unique(np.linspace(0, ends[-1] - 1, num).astype(int))
+    shown = []
+    for place in picked:
+        i = int(np.searchsorted(ends, place, side="right"))
+        frame = int(place - (ends[i] - lengths[i]))
+        image = read_frames(pack.read(records[i]), np.array([frame]))[0].numpy()
+        shown.append((records[i]["start"] + frame / records[i]["fps"], image))
+    return shown
+
+
+# ------------------------------------------------------------------------------------ a data set
+
+
+def print_summary(results: dict, out: Path) -> None:
+    """The tables that a person reads."""
+    low, high = results["top1_interval"]
+    few = results["num_classes"] <= 5  # then the five best hold every class
+    top5 = "(all)" if few else f"{100 * results['top5']:.1f}"
+    print(
+        f"\nzero-shot, {results['num_test']} videos, {results['num_classes']} classes, per cent\n"
+        f"  top-1                {100 * results['top1']:5.1f}  95 % interval {100 * low:.1f} to {100 * high:.1f}\n"
+        f"  top-5                {top5:>5}\n"
+        f"  mean of both         {'-' if few else format(100 * results['mean_top1_top5'], '.1f'):>5}\n"
+        f"  mean class           {100 * results['mean_class_accuracy']:5.1f}\n"
+        f"  chance               {100 * results['chance']:5.1f}\n"
+    )
+    classes = sorted(results["per_class"].items(), key=lambda item: item[1]["accuracy"])
+    width = max(len(name) for name, _ in classes)
+    shown = classes if len(classes) <= 30 else [*classes[:15], *classes[-5:]]
+    print("per class, worst first" + (" (15 worst, 5 best)" if shown is not classes else ""))
+    for name, entry in shown:
+        taken = f", most often taken for {entry['most_confused']}" if entry["most_confused"] else ""
+        print(f"  {name:<{width}}  {100 * entry['accuracy']:5.1f} of {entry['num']}{taken}")
+    words = results["sensitivity"]
+    if len(results["templates"]) > 1:
+        print(
+            f"\nprompt sensitivity over {len(results['templates'])} templates: single ones "
+            f"{100 * words['worst']:.1f} to {100 * words['best']:.1f}, mean {100 * words['mean']:.1f}, "
+            f"deviation {100 * words['std']:.1f}; together {100 * words['ensemble']:.1f} "
+            f"({100 * words['gain']:+.1f})"
+        )
+        ranked = sorted(results["templates"].items(), key=lambda item: -item[1])
+        for text, value in (ranked[0], ranked[-1]):
+            print(f"  {100 * value:5.1f}  {text!r}")
+    for note in results["notes"]:
+        print(f"note: {note}")
+    print(f"\nresults  {out}/results.json\nprotocol {out}/CARD.md\nfigure   {out}/confusion.png")
+    print(f"answers  {out}/predictions.csv", flush=True)
+
+
+def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
+    """Score the labelled videos of a split; returns what results.json holds."""
+    pack = open_data(config.data, packing_side(model.video.input_spec.size))
+    videos, notes = labelled_videos(pack, config.test_split)
+    classes, words, given = classes_of_data(config, pack, videos)
+    auto = "third_person" if given and not config.classes else "openai_kinetics"
+    template_set = auto if config.templates == "auto" else config.templates
+    templates = load_templates(template_set)
+    digest = weights_hash(model)
+    settings = {
+        "weights_sha256": digest,
+        "data_fingerprint": pack.index["fingerprint"],
+        "test_split": config.test_split,
+        "classes": dict(zip(classes, words, strict=True)),
+        "templates": list(templates),
+        "num_clips": config.num_clips,
+        "num_crops": config.num_crops,
+        "precision": how.dtype_name,
+        "seed": config.seed,
+    }
+    named = (
+        Path(config.out)
+        if config.out
+        else default_folder("zero-shot", config.backbone, config.data)
+    )
+    out = results_folder(named, settings)
+
+    # ---- embed
+    print(
+        f"{config.backbone}: {len(videos)} videos of {config.data} ({config.test_split}), {len(classes)} classes, "
+        f"{len(templates)} templates ({template_set})",
+        flush=True,
+    )
+    clips = cached_embeddings(model, pack, videos.samples, how, "videos")
+    embeddings = unit(videos.average(clips))
+    vectors, num_cut = class_vectors(model, words, templates, how.device, config.precision)
+    if num_cut:
+        notes.append(
+            f"{num_cut} of {vectors.shape[0] * vectors.shape[1]} sentences were longer than the text tower's "
+            "context and were cut"
+        )
+
+    # ---- score
+    labels = videos.numbers(classes)
+    scores = embeddings @ ensemble(vectors).T
+    predicted = scores.argmax(1)
+    top1, top5 = topk_accuracy(scores, labels, 1), topk_accuracy(scores, labels, 5)
+    interval, mean_interval, drawn = bootstrap_intervals(
+        labels, predicted, videos.subjects, config.seed
+    )
+    counts = confusion_matrix(labels, predicted, len(classes))
+    sensitivity = template_sensitivity(embeddings, vectors, labels, templates)
+    folder = Path(config.backbone)
+    provenance = read_backbone_config(folder)["provenance"] if folder.is_dir() else config.backbone
+    if (
+        isinstance(provenance, dict)
+        and provenance.get("data_fingerprint") == pack.index["fingerprint"]
+    ):
+        notes.append(
+            f"the towers were trained on the captions of split {provenance['split']!r} of these very data: other "
+            "videos, but not another world"
+        )
+    spec = model.video.input_spec
+    card = {
+        "views": {
+            "frames": spec.frames, "stride": spec.stride, "size": spec.size, "num_clips": config.num_clips,
+            "num_crops": config.num_crops,
+            "pooling": "mean of the views' unit vectors, over the clips of a video, then normalised",
+        },
+        "prompts": {
+            "template_set": template_set, "num_templates": len(templates),
+            "averaging": "mean of the sentences' unit vectors, then normalised",
+            "class_words": "given" if given else "made from the class names",
+        },
+        "data": {
+            "name": config.data, "fingerprint": pack.index["fingerprint"], "test_split": config.test_split,
+            "num_test": len(videos), "num_classes": len(classes),
+            "test_subjects": len({s for s in videos.subjects if s is not None}) or None,
+        },
+        "backbone": {
+            "name": config.backbone, "weights_sha256": digest,
+            "parameters": sum(p.numel() for p in model.parameters()), "provenance": provenance,
+        },
+        "interval": {"kind": "95 % percentile bootstrap", "resamples": 2000, "resampled": drawn},
+        "software": software() | {
+            "device": describe(how.device), "precision": how.dtype_name, "command": " ".join(sys.argv),
+        },
+        "settings": settings,
+    }  # fmt: skip
+    results = {
+        "top1": top1,
+        "top5": top5,
+        "mean_top1_top5": (top1 + top5) / 2,
+        "mean_class_accuracy": mean_class_accuracy(labels, predicted),
+        "top1_interval": list(interval),
+        "mean_class_interval": list(mean_interval),
+        "chance": 1 / len(classes),
+        "num_test": len(videos),
+        "num_classes": len(classes),
+        "templates": sensitivity.pop("per_template"),
+        "sensitivity": sensitivity,
+        "per_class": per_class_accuracy(counts, classes),
+        "notes": notes,
+        "card": card,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "results.json", results)  # first: it says whose the other files are
+    title = f"Zero-shot, {config.backbone} on {config.data}: top-1 {100 * top1:.1f} %"
+    short = {
+        k: v for k, v in results.items() if k not in ("card", "notes", "per_class", "templates")
+    }
+    write_card(
+        out / "CARD.md",
+        title,
+        notes,
+        {"results": short, **card, "accuracy_of_each_template": results["templates"]},
+    )
+    confusion_figure(out / "confusion.png", counts, classes, f"zero-shot, top-1 {100 * top1:.1f} %")
+    write_predictions(out / "predictions.csv", videos.sources, videos.labels, scores, classes)
+    print_summary(results, out)
+    return results
+
+
+# ------------------------------------------------------------------------------------------- main
+
+
+def main(config: Config) -> dict:
+    """Score a data set or look at one video."""
+    refuse_confusion(config)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    how = Extraction(
+        config.num_clips, config.num_crops, 1, config.batch_size, config.num_workers, device,
+        config.precision,
+    )  # fmt: skip
+    model = load_video_text(config.backbone)
+    return classify_video(config, model, how) if config.video else score_data(config, model, how)
+
+
+if __name__ == "__main__":
+    cli(main, Config)

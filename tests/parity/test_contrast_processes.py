@@ -1,0 +1,110 @@
+"""The contrastive loss is one number: on 1, 2 and 4 processes, with cached gradients and without."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+GLOBAL = 8  # clips in the batch
+CASES = [(loss, several) for loss in ("infonce", "siglip") for several in (False, True)]
+
+DRIVER = f"""
+import sys
+from functools import partial
+sys.path.insert(0, {str(ROOT)!r})
+import torch
+torch.set_num_threads(1)
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from pretrain.clip import VideoText, backward_step, contrast
+from pretrain.text import OpenClipText
+from pretrain.vit import VideoTransformer
+
+out = sys.argv[1]
+accelerator = Accelerator(cpu=True)
+world, rank = accelerator.num_processes, accelerator.process_index
+text_cfg = {{"context_length": 6, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}}
+results = {{}}
+generator = torch.Generator().manual_seed(1)
+video = torch.randint(0, 256, ({GLOBAL}, 3, 4, 16, 16), generator=generator, dtype=torch.uint8)
+tokens = torch.randint(1, 50, ({GLOBAL}, 6), generator=generator)
+groups = torch.tensor([0, 1, 2, 0, 3, 4, 1, 5])
+for dtype in (torch.float32, torch.float64):
+    for loss, several in {CASES!r}:
+        for passes in (1, 2, 4):
+            if {GLOBAL} % (world * passes) or {GLOBAL} == passes * world and passes > 2:
+                continue
+            torch.manual_seed(0)
+            tower = VideoTransformer(24, 1, 2, frames=4, size=16, patch=8)
+            text = OpenClipText({{"embed_dim": 12, "text_cfg": text_cfg, "quick_gelu": False}})
+            model = VideoText(tower, text, 10, project=True, loss=loss).to(dtype)
+            bare, model = model, accelerator.prepare_model(model)
+            size = {GLOBAL} // world // passes
+            rows = torch.arange({GLOBAL}).reshape(passes, world, size)[:, rank]
+            micro = [{{"video": video[r], "tokens": tokens[r], "groups": groups[r]}} for r in rows]
+            made = partial(contrast, loss=loss, several_positives=several)
+            result = backward_step(model, micro, made, accelerator)
+            value = accelerator.reduce(result.loss.detach()) / world
+            name = f"{{dtype}} {{loss}} {{several}} {{passes}}"
+            results[f"{{name}} loss"] = value.reshape(1).clone()
+            for n, p in bare.named_parameters():
+                results[f"{{name}} {{n}}"] = torch.zeros_like(p) if p.grad is None else p.grad.clone()
+                assert p.grad is not None, n
+if rank == 0:
+    save_file(results, out)
+"""
+
+
+def run(processes: int, folder: Path) -> dict[str, torch.Tensor]:
+    script, out = folder / "driver.py", folder / f"{processes}.safetensors"
+    script.write_text(DRIVER)
+    start = [sys.executable]
+    if processes > 1:
+        port = str(31500 + os.getpid() % 2000 + processes)
+        start += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        start += ["--master-port", port]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [*start, str(script), str(out)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(out)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict[int, dict[str, torch.Tensor]]:
+    folder = tmp_path_factory.mktemp("contrast")
+    return {processes: run(processes, folder) for processes in (1, 2, 4)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+@pytest.mark.parametrize(("loss", "several"), CASES)
+def test_loss_and_gradients_do_not_depend_on_processes_or_passes(results, dtype, loss, several):
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-12
+    prefix = f"{dtype} {loss} {several}"
+    direct = {
+        k.removeprefix(f"{prefix} 1 "): v
+        for k, v in results[1].items()
+        if k.startswith(f"{prefix} 1 ")
+    }
+    assert "log_scale" in direct and ("bias" in direct) == (loss == "siglip")
+    largest = max(v.abs().max() for k, v in direct.items() if k != "loss")
+    assert largest > 1e-3
+    compared = 0
+    for processes, passes in ((1, 2), (1, 4), (2, 1), (2, 2), (4, 1), (4, 2)):
+        for name, expected in direct.items():
+            found = results[processes][f"{prefix} {passes} {name}"]
+            scale = max(expected.abs().max().item(), 0.01 * largest.item())
+            error = (found - expected).abs().max().item() / scale
+            assert error < tolerance, (processes, passes, name, error)
+            compared += 1
+    assert compared == 6 * len(direct)
