@@ -129,6 +129,7 @@ def from_official(
         "std": known("image_std", list(IMAGENET_STD)),
         "positions": "flat",
         "init": "xavier",
+        "moving": 1.0,
     }
     arguments = {"encoder": encoder}
     if decoder:
@@ -226,6 +227,7 @@ def from_hf(
         "std": list(config.get("image_std", IMAGENET_STD)),
         "positions": "flat",
         "init": "xavier",
+        "moving": 1.0,
     }
     arguments = {"encoder": encoder}
     if decoder:
@@ -402,6 +404,11 @@ def _give(ours: dict[str, Tensor], column: int, arguments: dict) -> dict[str, Te
         raise ValueError(
             f"this model was trained with {e['positions']} positions, which neither the official code nor "
             "transformers has: only models pretrained with --positions flat convert"
+        )
+    if e.get("moving", 1.0) != 1.0:
+        raise ValueError(
+            f"this model looks at {e['moving']:.0%} of a clip's tokens, those that move, which neither the official "
+            "code nor transformers can: only models trained with --moving 1 convert"
         )
     if ours.keys() != table.keys():
         wrong = sorted(ours.keys() ^ table.keys())

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pretrain.frames import build_open_clip
 
-# width, layers, heads of fresh text towers; "b" is that of CLIP ViT-B.
-TEXT_SIZES = {"ti": (128, 4, 2), "s": (384, 12, 6), "b": (512, 12, 8)}
+# width, layers, heads of fresh text towers; "b" is that of CLIP ViT-B. Most of a small one is its vocabulary.
+TEXT_SIZES = {"xs": (64, 2, 2), "ti": (128, 4, 2), "s": (384, 12, 6), "b": (512, 12, 8)}
 
 
 class ClipTokenizer:

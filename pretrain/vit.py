@@ -6,6 +6,7 @@ there is no class token. Shapes: B clips, C channels, T frames, H x W pixels, N 
 P values in one tubelet.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -134,6 +135,25 @@ def take_tokens(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
+def moving_tokens(video: Tensor, tubelet: int, patch: int, num: int) -> Tensor:
+    """The tubelets in which most changes from frame to frame: their indices (B, num), ascending.
+
+    What stands still looks the same in every time slot, so in footage of people most tubelets repeat what
+    another one shows. The measure is the mean squared difference of neighbouring frames inside the
+    tubelet and at its start.
+
+    Args:
+        video: clips (B, C, T, H, W), normalised; T at least 2.
+        tubelet: frames of a tubelet.
+        patch: its height and width, pixels.
+        num: tubelets to keep.
+    """
+    change = (video[:, :, 1:] - video[:, :, :-1]).square().mean(1, keepdim=True)
+    change = torch.cat([change[:, :, :1], change], 2)  # the first frame has none before it
+    energy = F.avg_pool3d(change, (tubelet, patch, patch)).flatten(1)
+    return energy.topk(num, dim=1).indices.sort(1).values
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with biases on q and v only, as BEiT and VideoMAE have it."""
 
@@ -247,9 +267,13 @@ class VideoTransformer(nn.Module):
         positions: "flat", VideoMAE's published table over the token's number, or "separable", of time,
             height and width by themselves, which learns sooner; no published weights have it.
         init: how weights are drawn: "xavier", as VideoMAE does, or "mimetic", see `mimetic_init`.
+        moving: share of a clip's tokens that `forward` and `forward_features` look at, those in which most
+            moves, see `moving_tokens`; 1: all, as published. The cost falls with it, and where few tokens move
+            what moves is learned much sooner.
 
     Raises:
-        ValueError: the clip is not a whole number of tubelets, or `dim` of heads.
+        ValueError: the clip is not a whole number of tubelets, or `dim` of heads; or `moving` leaves no token,
+            or picks among those of a single frame.
     """
 
     def __init__(
@@ -266,6 +290,7 @@ class VideoTransformer(nn.Module):
         std: tuple[float, float, float] = IMAGENET_STD,
         positions: str = "flat",
         init: str = "xavier",
+        moving: float = 1.0,
     ):
         super().__init__()
         if size % patch or frames % tubelet:
@@ -277,10 +302,17 @@ class VideoTransformer(nn.Module):
         self.arguments = {
             "dim": dim, "depth": depth, "heads": heads, "frames": frames, "size": size,
             "patch": patch, "tubelet": tubelet, "stride": stride, "mean": list(mean), "std": list(std),
-            "positions": positions, "init": init,
+            "positions": positions, "init": init, "moving": moving,
         }  # fmt: skip
         self.embed_dim, self.patch, self.tubelet = dim, patch, tubelet
         self.grid = (frames // tubelet, size // patch, size // patch)
+        num_tokens = math.prod(self.grid)
+        self.num_moving = round(moving * num_tokens)
+        if not 1 <= self.num_moving <= num_tokens or (moving < 1 and frames == 1):
+            raise ValueError(
+                f"moving {moving} of the {num_tokens} tokens of {frames} frames: give a share that keeps at least one, "
+                "and 1 for single frames, in which nothing moves"
+            )
         self.input_spec = InputSpec(frames, stride, size, tuple(mean), tuple(std))
         # The published Conv3d with kernel = stride, written as the linear layer that it is, so that
         # masked tubelets are dropped before it.
@@ -307,16 +339,32 @@ class VideoTransformer(nn.Module):
             x = block(x)
         return self.norm(x)
 
-    def forward_features(self, video: Tensor) -> Tensor:
-        """Normalised clips (B, C, T, H, W) to tokens (B, N, D), N in the order of `grid`."""
+    def _seen(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The tokens looked at (B, K, D), and where they stand (B, K); None: everywhere."""
         expected = (3, self.input_spec.frames, self.input_spec.size, self.input_spec.size)
         if tuple(video.shape[1:]) != expected:
             raise ValueError(
                 f"this backbone sees clips of (C, T, H, W) = {expected}, got {tuple(video.shape[1:])}: "
                 "sample and crop to `input_spec`"
             )
-        return self.encode(patchify(video, self.tubelet, self.patch))
+        patches = patchify(video, self.tubelet, self.patch)
+        if self.num_moving == patches.shape[1]:
+            return self.encode(patches), None
+        index = moving_tokens(video, self.tubelet, self.patch, self.num_moving)
+        return self.encode(take_tokens(patches, index), index), index
+
+    def forward_features(self, video: Tensor) -> Tensor:
+        """Normalised clips (B, C, T, H, W) to tokens (B, N, D), N in the order of `grid`.
+
+        Tokens that were not looked at (`moving` below 1) are the mean of those that were, so that the mean over
+        all is still the embedding.
+        """
+        tokens, index = self._seen(video)
+        if index is None:
+            return tokens
+        rest = tokens.mean(1, keepdim=True).expand(-1, math.prod(self.grid), -1)
+        return rest.scatter(1, index.unsqueeze(-1).expand_as(tokens), tokens)
 
     def forward(self, video: Tensor) -> Tensor:
         """Normalised clips (B, C, T, H, W) to one embedding each, the mean token (B, D)."""
-        return self.forward_features(video).mean(1)
+        return self._seen(video)[0].mean(1)

@@ -115,3 +115,38 @@ def tiny_backbone(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "backbone"
     export_backbone(encoder, folder, {"recipe": "random, for tests"})
     return folder
+
+
+@pytest.fixture(scope="session")
+def captioned_pack(make_pack) -> Path:
+    """56 clips as in `tiny_pack` with two captions each: 4 people train, 1 val, 2 test."""
+
+    def said(people: range, takes: int, split: str) -> list[dict]:
+        rows = motion_rows(people, takes, split)
+        words = ("a square moves {}", "something goes {}")
+        return [
+            row | {"caption": w.format(row["label"]), "class_text": f"moves {row['label']}"}
+            for row in rows
+            for w in words
+        ]
+
+    return make_pack(
+        said(range(4), 2, "train") + said(range(4, 5), 2, "val") + said(range(5, 7), 2, "test")
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_pair(tmp_path_factory) -> Path:
+    """An exported pair of towers with random weights that sees 4 frames, 4 apart, of 32x32."""
+    from pretrain.checkpoint import export_backbone
+    from pretrain.clip import VideoText
+    from pretrain.text import fresh_text
+    from pretrain.vit import VideoTransformer
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        video = VideoTransformer(dim=32, depth=1, heads=2, frames=4, size=32, patch=8, stride=4)
+        model = VideoText(video, fresh_text("xs", 16, 32), 16, project=True, loss="infonce")
+    folder = tmp_path_factory.mktemp("pair") / "backbone"
+    export_backbone(model, folder, {"recipe": "random, for tests"})
+    return folder

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def test_readme_commands_parse(monkeypatch):
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(__import__("sys").modules, spec.name, module)
         spec.loader.exec_module(module)
-        words = rest.split()
+        words = shlex.split(rest)
         if hasattr(module, "PRESETS"):
             kind = tyro.extras.subcommand_type_from_defaults(module.PRESETS)
             if not words or words[0].startswith("-"):

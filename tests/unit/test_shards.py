@@ -13,7 +13,15 @@ from pretrain.data import shards
 from pretrain.data.sampling import counter_rng, dense_indices, epoch_order, multi_scale_box
 from pretrain.data.sampling import test_boxes as eval_boxes
 from pretrain.data.sampling import test_indices as eval_indices
-from pretrain.data.shards import EvalClips, Pack, Positions, TrainClips, train_batches
+from pretrain.data.shards import (
+    EvalClips,
+    Mixture,
+    Pack,
+    Positions,
+    TrainClips,
+    shares,
+    train_batches,
+)
 from pretrain.videomae import mask_of_view
 from pretrain.vit import InputSpec
 
@@ -202,3 +210,54 @@ def test_frames_kept_in_memory_are_the_decoded_ones_and_are_decoded_once(pack, m
     for kept, fresh in zip(*items, strict=True):
         assert kept["sample"] == fresh["sample"] and not kept["errors"]
         assert all(torch.equal(kept[k], fresh[k]) for k in ("video", "visible", "masked"))
+
+
+# ---- mixtures
+
+
+class Stream:
+    """Stands for `TrainClips`: says which position of its own stream was asked for."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __getitem__(self, position: int) -> dict:
+        return {"where": (self.name, position)}
+
+
+@given(
+    counts=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    steps=st.integers(1, 5),
+    seed=st.integers(0, 3),
+)
+def test_every_part_of_a_mixture_runs_through_its_own_stream(counts, steps, seed):
+    mixture = Mixture([Stream(str(i)) for i in range(len(counts))], counts, seed)
+    size = sum(counts)
+    read = [mixture[p] for p in range(steps * size)]
+    for i, count in enumerate(counts):
+        own = [item["where"][1] for item in read if item["part"] == i]
+        assert sorted(own) == list(range(steps * count))  # hence whole epochs, each clip once
+        for step in range(steps):
+            batch = read[step * size : (step + 1) * size]
+            assert sum(item["part"] == i for item in batch) == count
+    again = Mixture([Stream(str(i)) for i in range(len(counts))], counts, seed)
+    backwards = [again[p] for p in reversed(range(steps * size))]
+    assert backwards[::-1] == read  # a function of the position alone
+
+
+def test_parts_of_a_mixture_are_spread_over_the_batch():
+    mixture = Mixture([Stream("a"), Stream("b")], [32, 32], 0)
+    for step in range(4):
+        half = [mixture[64 * step + i]["part"] for i in range(32)]
+        assert 8 < sum(half) < 24
+
+
+def test_shares_of_a_batch():
+    assert shares((1.0,), 10) == [10]
+    assert shares((3, 1), 64) == [48, 16]
+    assert shares((1, 1, 1), 10) in ([4, 3, 3], [3, 4, 3], [3, 3, 4])
+    assert sum(shares((0.2, 0.3, 0.9), 37)) == 37
+    with pytest.raises(ValueError, match="less than one clip in a batch of 8"):
+        shares((100, 1), 8)
+    with pytest.raises(ValueError, match="positive"):
+        shares((1, -1), 8)

@@ -378,3 +378,62 @@ def test_odd_members_are_named_and_never_followed(tmp_path):
         "s.tar/d.mp4",
         "s.tar/twice.mp4",
     ]
+
+
+# ---- interleaved documents
+
+
+def documents(folder: Path, *docs: dict) -> list[Source]:
+    return rows(folder, "docs.jsonl", "\n".join(map(json.dumps, docs)), "a.jpg", "b.mp4", "c.jpg")
+
+
+def test_a_visual_is_paired_with_its_neighbouring_paragraphs(tmp_path):
+    parts = [
+        {"image": "a.jpg"}, {"text": "first"}, {"text": " second "}, {"video": "b.mp4"}, {"image": "c.jpg"},
+        {"text": "third"},
+    ]  # fmt: skip
+    found = documents(tmp_path, {"id": "d7", "split": "test", "document": parts})
+    assert brief(found) == [
+        ("a.jpg", None, ("first",), "test", None),
+        ("b.mp4", None, ("second", "third"), "test", None),
+        ("c.jpg", None, ("second", "third"), "test", None),
+    ]
+    assert [(s.kind, s.extra) for s in found] == [
+        ("image", {"id": "d7", "document": "d7", "place": "0"}),
+        ("video", {"id": "d7", "document": "d7", "place": "1"}),
+        ("image", {"id": "d7", "document": "d7", "place": "2"}),
+    ]
+
+
+def test_documents_of_two_lists(tmp_path):
+    found = documents(
+        tmp_path, {"images": [None, "a.jpg", None], "texts": ["before", None, "after"]}
+    )
+    assert [(s.name, s.captions) for s in found] == [("a.jpg", ("before", "after"))]
+
+
+def test_the_same_visual_in_two_documents_collects_its_captions(tmp_path):
+    found = documents(
+        tmp_path,
+        {"document": [{"text": "one"}, {"image": "a.jpg"}]},
+        {"document": [{"image": "a.jpg"}, {"text": "two"}]},
+    )
+    assert [(s.name, s.captions) for s in found] == [("a.jpg", ("one", "two"))]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"document": [{"text": "alone"}]}, "without an image or a video"),
+        ({"document": [{"image": "a.jpg"}, {"text": "  "}]}, "without text"),
+        ({"document": [{"audio": "a.wav"}, {"text": "x"}, {"image": "a.jpg"}]}, "kind 'audio'"),
+        ({"document": ["a.jpg", "text"]}, "a document is a list of"),
+        ({"document": [{"image": "gone.jpg"}, {"text": "x"}]}, "no such file: gone.jpg"),
+        ({"images": ["a.jpg"], "texts": []}, "two lists of one length"),
+        ({"images": ["a.jpg", None], "texts": [None, 3]}, "a document is a list of"),
+    ],
+)
+def test_bad_documents_are_named_with_their_line(tmp_path, row, message):
+    good = {"document": [{"text": "x"}, {"image": "a.jpg"}]}
+    with pytest.raises(ValueError, match=rf"docs\.jsonl:2: .*{message}"):
+        documents(tmp_path, good, row)

@@ -1,0 +1,427 @@
+"""Video-text contrast end to end, at tiny size: it learns, survives, mixes, and says no."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pretrain import checkpoint
+from pretrain.data.pack import pack
+from recipes import clip
+
+ROOT = Path(__file__).parents[2]
+
+
+def config(data, out, **changes) -> clip.Config:
+    small = clip.Config(
+        preset="test", data=tuple(map(str, data)) if isinstance(data, list) else (str(data),), out=str(out),
+        depth=1, dim=16, text_tower="xs", frames=4, stride=4, size=32, patch=8, positions="separable", init="mimetic",
+        positives="caption", steps=8, batch_size=8, micro_batch=4, base_lr=0.01, warmup=0.2, beta2=0.95, clip_grad=1.0,
+        weight_decay=0.05,
+        precision="fp32", num_workers=0, threads=1, save_every=3, log_seconds=0.0, val_every=4,
+    )  # fmt: skip
+    return dataclasses.replace(small, **changes)
+
+
+def final_weights(run) -> dict:
+    folder = checkpoint.checkpoints(Path(run))[0]
+    return load_file(folder / "model.safetensors") | load_file(folder / "optimizer.safetensors")
+
+
+def equal(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def lines(run) -> list[dict]:
+    return [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(captioned_pack, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("clip") / "run"
+    clip.main(config(captioned_pack, run))
+    return run
+
+
+def test_whole_run(undisturbed, capsys):
+    log = lines(undisturbed)
+    assert [entry["step"] for entry in log] == list(range(1, 9))
+    assert 1 < log[0]["loss"] < 4  # about ln 8
+    assert {"video_to_text", "text_to_video", "gap", "scale", "duplicates"} <= log[0].keys()
+    assert log[0]["duplicates"] > 0  # eight sentences in all
+    assert 0 <= log[-1]["val_t2v_r10"] <= 1
+    assert (undisturbed / "curve.png").stat().st_size > 5000
+    model = checkpoint.load_video_text(str(undisturbed / "backbone"))
+    saved = load_file(checkpoint.checkpoints(undisturbed)[0] / "model.safetensors")
+    assert equal(dict(model.state_dict()), saved)
+
+
+def coloured_squares(folder: Path) -> Path:
+    """A list of pictures: a square of one of four colours somewhere on a grey ground, with captions."""
+    import numpy as np
+    from PIL import Image
+
+    colours = {
+        "red": (220, 40, 40),
+        "green": (40, 200, 60),
+        "blue": (50, 60, 220),
+        "yellow": (230, 220, 40),
+    }
+    rng = np.random.default_rng(0)
+    rows = ["path,label,caption,split"]
+    for i in range(96):
+        name = list(colours)[i % 4]
+        image = np.full((32, 32, 3), rng.integers(90, 150), np.uint8)
+        x, y = rng.integers(0, 18, 2)
+        image[y : y + 14, x : x + 14] = colours[name]
+        Image.fromarray(image).save(folder / f"{i}.png")
+        split = "train" if i < 64 else "test"
+        for words in ("a {} square", "a square that is {}"):
+            rows.append(f"{i}.png,{name},{words.format(name)},{split}")
+    (folder / "list.csv").write_text("\n".join(rows))
+    return folder / "list.csv"
+
+
+def test_it_learns_what_the_captions_say(tmp_path):
+    """New pictures by words: the towers must have met."""
+    from recipes import retrieval, zero_shot
+
+    listing, run = coloured_squares(tmp_path), tmp_path / "run"
+    clip.main(
+        config(
+            listing, run, frames=1, tubelet=1, stride=1, steps=40, batch_size=16, micro_batch=16, val_every=0,
+            log_seconds=60.0,
+        )
+    )  # fmt: skip
+    more = {"num_clips": 1, "num_workers": 0}
+    templates = tmp_path / "templates.txt"
+    templates.write_text("a {} square\n")
+    results = zero_shot.main(
+        zero_shot.Config(
+            str(run / "backbone"),
+            str(listing),
+            out=str(tmp_path / "zs"),
+            templates=str(templates),
+            **more,
+        )
+    )
+    assert results["top1"] > 0.8 and results["num_test"] == 32
+    found = retrieval.main(
+        retrieval.Config(
+            str(run / "backbone"), str(listing), "a blue square", 6, str(tmp_path / "s"), **more
+        )
+    )
+    assert sum(int(entry["video"].removesuffix(".png")) % 4 == 2 for entry in found["best"]) >= 5
+
+
+@pytest.mark.parametrize("stop_after", [2, 3, 7])
+def test_interrupted_and_resumed_equals_undisturbed(
+    undisturbed, captioned_pack, tmp_path, monkeypatch, stop_after
+):
+    real, count = clip.train_step, 0
+
+    def step(*args):
+        nonlocal count
+        count += 1
+        if count == stop_after:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*args)
+
+    monkeypatch.setattr(clip, "train_step", step)
+    run = tmp_path / "run"
+    with pytest.raises(SystemExit) as stopped:
+        clip.main(config(captioned_pack, run))
+    assert stopped.value.code == 130
+    clip.main(config(captioned_pack, run, resume=True))
+    assert equal(final_weights(run), final_weights(undisturbed))
+    assert [entry["step"] for entry in lines(run)] == list(range(1, 9))
+
+
+def test_workers_and_trimming_do_not_change_the_run(undisturbed, captioned_pack, tmp_path):
+    clip.main(config(captioned_pack, tmp_path / "run", num_workers=2))
+    assert equal(final_weights(tmp_path / "run"), final_weights(undisturbed))
+    clip.main(config(captioned_pack, tmp_path / "long", trim_text=False))
+    losses = [[entry["loss"] for entry in lines(r)] for r in (undisturbed, tmp_path / "long")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_cached_gradients_give_the_run_of_the_whole_batch(
+    undisturbed, captioned_pack, tmp_path, capsys
+):
+    clip.main(config(captioned_pack, tmp_path / "run", micro_batch=8))
+    assert "passes" not in capsys.readouterr().out
+    losses = [[entry["loss"] for entry in lines(r)] for r in (undisturbed, tmp_path / "run")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_dropped_tokens_siglip_and_labels(captioned_pack, tmp_path, capsys):
+    run = tmp_path / "run"
+    changes = {
+        "loss": "siglip",
+        "drop_tokens": 0.5,
+        "positives": "label",
+        "text": "label",
+        "steps": 2,
+    }
+    clip.main(config(captioned_pack, run, templates="openai_ucf101", **changes))
+    assert "50% of the tokens dropped" in capsys.readouterr().out
+    assert checkpoint.load_video_text(str(run / "backbone")).bias is not None
+
+
+def test_from_a_backbone(captioned_pack, tiny_backbone, tmp_path):
+    run = tmp_path / "run"
+    clip.main(
+        config(captioned_pack, run, backbone=str(tiny_backbone), steps=1, base_lr=0.0, warmup=0.0)
+    )
+    ours = checkpoint.load_backbone(str(run / "backbone"))
+    theirs = checkpoint.load_backbone(str(tiny_backbone))
+    assert equal(dict(ours.state_dict()), dict(theirs.state_dict()))
+    assert ours.input_spec == theirs.input_spec
+
+
+@pytest.mark.parametrize("pool", ["mean", "attention", "temporal"])
+def test_frame_towers(captioned_pack, tmp_path, pool):
+    run = tmp_path / "run"
+    clip.main(
+        config(captioned_pack, run, video_tower="frames:ti", pool=pool, steps=2, drop_tokens=0.5)
+    )
+    tower = checkpoint.load_backbone(str(run / "backbone"))
+    assert tower.pool == pool and tower.input_spec.frames == 4
+
+
+def photos(folder: Path) -> Path:
+    """A list of twelve small pictures with captions."""
+    from PIL import Image
+
+    rows = ["path,caption,split"]
+    for i in range(12):
+        Image.new("RGB", (40, 32), (20 * i, 255 - 20 * i, 90)).save(folder / f"{i}.png")
+        rows.append(f"{i}.png,a plain picture number {i},{'train' if i < 8 else 'test'}")
+    (folder / "list.csv").write_text("\n".join(rows))
+    return folder / "list.csv"
+
+
+def documents(folder: Path) -> Path:
+    """Two interleaved documents over the same pictures."""
+    docs = [
+        {"document": [{"text": f"above {k}"}, {"image": f"{k}.png"}, {"text": f"below {k}"}]}
+        for k in (0, 1)
+    ]
+    (folder / "docs.jsonl").write_text("\n".join(map(json.dumps, docs)))
+    return folder / "docs.jsonl"
+
+
+def test_a_mixture_of_videos_photographs_and_documents(captioned_pack, tmp_path, capsys):
+    listing = photos(tmp_path)
+    pictures, docs = tmp_path / "pictures", tmp_path / "docs"
+    pack(listing, pictures, short_side=32, workers=1, progress=False)
+    pack(documents(tmp_path), docs, short_side=32, workers=1, progress=False)
+    run = tmp_path / "run"
+    seen = []
+    real = clip.train_step
+
+    def step(model, optimizers, batches, *rest):
+        def watched():
+            for batch in batches:
+                seen.append(batch)
+                yield batch
+
+        return real(model, optimizers, watched(), *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clip, "train_step", step)
+        clip.main(config([captioned_pack, pictures, docs], run, weights=(2.0, 1.0, 1.0), steps=2))
+    printed = capsys.readouterr().out
+    assert "(32 clips, 4 in a batch)" in printed and "(2 clips, 2 in a batch)" in printed
+    assert sum(len(batch["samples"]) for batch in seen) == 16
+    # A photograph is a clip that stands still.
+    still = [
+        bool((v[0] == v[0][:, :1]).all()) for batch in seen for v in batch["video"].unsqueeze(1)
+    ]
+    assert sum(still) == 8
+
+
+def test_images_alone(tmp_path):
+    listing = photos(tmp_path)
+    run = tmp_path / "run"
+    state = clip.main(
+        config(
+            listing,
+            run,
+            frames=1,
+            tubelet=1,
+            stride=1,
+            steps=40,
+            batch_size=8,
+            val_every=0,
+            scales=(1.0,),
+        )
+    )
+    assert state["loss"] < 1.0
+    assert checkpoint.load_backbone(str(run / "backbone")).input_spec.frames == 1
+
+
+# ------------------------------------------------------------------------------ saying no
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"video_tower": "xl"}, r"--video-tower 'xl' is not one of ti, s, b, l, h, frames:SIZE"),
+        ({"text_tower": "xl"}, r"--text-tower 'xl' is not one of xs, ti, s, b"),
+        ({"video_tower": "frames:ti", "patch": 7}, "not a multiple of --patch 7"),
+        ({"video_tower": "frames:ti", "pool": "max"}, "'max' is not one of mean"),
+        ({"drop_tokens": 1.0}, "--drop-tokens 1.0"),
+        ({"weights": (1.0, 2.0)}, "2 --weights for 1 sources"),
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"backbone": "open_clip:RN50"}, "give --video-tower open_clip:RN50"),
+        ({"text": "label", "templates": "nothing"}, "neither a file nor one of"),
+        ({"split": "holiday"}, "no clip of split 'holiday'"),
+        ({"resume": True}, "no checkpoint to continue from"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_written(
+    captioned_pack, tmp_path, changes, message
+):
+    with pytest.raises(ValueError, match=message):
+        clip.main(config(captioned_pack, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_without_captions_say_what_to_do(tiny_pack, tmp_path, capsys):
+    with pytest.raises(ValueError, match=r"none of the 32 clips .* has a caption: .*--text label"):
+        clip.main(config(tiny_pack, tmp_path / "run"))
+    clip.main(config(tiny_pack, tmp_path / "run", text="label", steps=1))
+
+
+def test_clips_without_a_caption_are_left_out_and_counted(make_pack, tmp_path, capsys):
+    rows = [
+        {"motion": m, "person": p, "take": 0, "caption": "it moves" if p else "  "}
+        for m in ("up", "down") for p in range(3)
+    ]  # fmt: skip
+    clip.main(config(make_pack(rows), tmp_path / "run", steps=1, batch_size=4))
+    assert "2 of 6 clips have no caption and are left out" in capsys.readouterr().out
+
+
+def test_long_captions_are_counted(make_pack, tmp_path, capsys):
+    rows = [
+        {"motion": "up", "person": p, "take": 0, "caption": f"{p} word " * 60} for p in range(4)
+    ]
+    state = clip.main(config(make_pack(rows), tmp_path / "run", steps=2, batch_size=4))
+    assert state["cut"] == 8 and "8 captions cut to the context" in capsys.readouterr().out
+
+
+def test_a_loss_at_chance_is_said_in_words(captioned_pack, tmp_path, capsys):
+    """A rate far too high makes all embeddings one."""
+    clip.main(
+        config(
+            captioned_pack,
+            tmp_path / "run",
+            steps=12,
+            base_lr=1.0,
+            clip_grad=0.0,
+            batch_size=16,
+            micro_batch=16,
+        )
+    )
+    assert "the loss sits at ln(16) = 2.77" in capsys.readouterr().out
+
+
+def test_batch_norm_and_cached_gradients_are_refused(captioned_pack, tmp_path):
+    """A batch that is not one batch for the normalisation would not give the same loss."""
+    import open_clip
+
+    resnet = {"layers": [1, 1, 1, 1], "width": 32, "image_size": 32, "patch_size": None}
+    text = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    config_file = tmp_path / "tiny-resnet.json"
+    config_file.write_text(json.dumps({"embed_dim": 16, "vision_cfg": resnet, "text_cfg": text}))
+    open_clip.add_model_config(config_file)
+    cfg = config(captioned_pack, tmp_path / "run", video_tower="open_clip:tiny-resnet", steps=1)
+    with pytest.raises(ValueError, match="batch normalisation"):
+        clip.main(cfg)
+    state = clip.main(dataclasses.replace(cfg, micro_batch=8))
+    assert math.isfinite(state["loss"])
+
+
+# --------------------------------------------------------------------- real processes
+
+DRIVER = """
+import json, os, signal, sys
+sys.path.insert(0, {root!r})
+import torch
+torch.set_num_threads(1)
+from pretrain import checkpoint
+from recipes import clip
+given = json.loads(sys.argv[1])
+cfg = clip.Config(**{{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}})
+plan = json.loads(sys.argv[2])
+die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+real_step, real_save, count = clip.train_step, checkpoint.save_file, [0]
+def step(*args):
+    count[0] += 1
+    if count[0] == plan.get("die_in_step") and os.environ.get("RANK", "0") == plan.get("rank", "0"):
+        die()
+    return real_step(*args)
+def save_file(tensors, path):
+    real_save(tensors, path)
+    if plan.get("die_in_save") and count[0] >= plan["die_in_save"] and "optimizer" in str(path):
+        with open(path, "r+b") as file:
+            file.truncate(100)
+        die()
+clip.train_step, checkpoint.save_file = step, save_file
+clip.main(cfg)
+"""
+
+
+def launch(tmp_path: Path, cfg: clip.Config, plan: dict, processes: int = 1):
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER.format(root=str(ROOT)))
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        start += ["--master-port", str(33500 + os.getpid() % 2000)]
+    command = [*start, str(script), json.dumps(dataclasses.asdict(cfg)), json.dumps(plan)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=environment, check=False
+    )
+
+
+def survive(tmp_path: Path, data: Path, plans: list[dict], processes: int, steps: int) -> None:
+    """Kill a run as planned, each time starting the same command again; compare with a calm one."""
+    changes = {"steps": steps, "num_workers": 1, "val_every": 0}
+    calm = config(data, tmp_path / "calm", **changes)
+    done = launch(tmp_path, calm, {}, processes)
+    assert done.returncode == 0, done.stderr[-2000:]
+    harried = config(data, tmp_path / "harried", **changes)
+    for plan in plans:
+        killed = launch(tmp_path, harried, plan, processes)
+        assert killed.returncode != 0, (plan, killed.stdout[-500:])
+    done = launch(tmp_path, harried, {}, processes)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert equal(final_weights(harried.out), final_weights(calm.out))
+
+
+def test_two_processes_survive_sigkill_and_equal_one(captioned_pack, tmp_path):
+    survive(tmp_path, captioned_pack, [{"die_in_step": 5, "rank": "1"}], 2, 6)
+    clip.main(config(captioned_pack, tmp_path / "one", steps=6, val_every=0))
+    losses = [[entry["loss"] for entry in lines(tmp_path / n)] for n in ("one", "calm")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ten_kills(captioned_pack, tmp_path, processes):
+    steps = [5, 3, 2, 7, 4, 6, 1, 5]
+    plans = [{"die_in_step": s, "rank": str(i % processes)} for i, s in enumerate(steps)]
+    plans[3:3] = [{"die_in_save": 1}]
+    plans[7:7] = [{"die_in_save": 4}]
+    survive(tmp_path, captioned_pack, plans, processes, 40)

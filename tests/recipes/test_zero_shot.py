@@ -1,0 +1,253 @@
+"""Zero-shot classification and retrieval as a person meets them."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from downstream.zero_shot import embed_texts, ensemble, template_sensitivity, unit
+from pretrain.data.shards import Pack
+from recipes import retrieval, zero_shot
+from tests.conftest import draw_motion, write_video
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def quick(tiny_pair, captioned_pack, tmp_path) -> zero_shot.Config:
+    return zero_shot.Config(
+        str(tiny_pair), str(captioned_pack), out=str(tmp_path / "out"), num_clips=1, num_workers=0,
+        precision="fp32",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def video(tmp_path) -> Path:
+    path = tmp_path / "clip one.mp4"
+    write_video(path, draw_motion("left", 3, 1, 40, 48))
+    return path
+
+
+def test_a_data_set(quick, capsys):
+    results = zero_shot.main(quick)
+    out = Path(quick.out)
+    stored = json.loads((out / "results.json").read_text())
+    assert stored["top1"] == results["top1"] and stored["num_test"] == 16
+    assert stored["mean_top1_top5"] == pytest.approx((stored["top1"] + stored["top5"]) / 2)
+    assert stored["chance"] == 0.25 and stored["card"]["prompts"]["template_set"] == "third_person"
+    assert list(stored["templates"]) == list(zero_shot.load_templates("third_person"))
+    assert "a person {}" in stored["templates"]
+    assert stored["card"]["settings"]["classes"]["up"] == "moves up"
+    words = stored["sensitivity"]
+    values = list(stored["templates"].values())
+    assert words["best"] == max(values) and words["worst"] == min(values)
+    assert words["gain"] == pytest.approx(words["ensemble"] - np.mean(values))
+    assert words["ensemble"] == pytest.approx(stored["top1"])
+    assert sum(entry["num"] for entry in stored["per_class"].values()) == 16
+    for name in ("CARD.md", "confusion.png", "predictions.csv"):
+        assert (out / name).stat().st_size > 300, name
+    printed = capsys.readouterr().out
+    assert "prompt sensitivity over 6 templates" in printed and "worst first" in printed
+    assert "(all)" in printed  # four classes: the five best hold every one
+
+
+def test_numbers_against_a_literal_computation(quick, tiny_pair):
+    import torch
+
+    from pretrain.checkpoint import load_video_text
+    from pretrain.data.shards import EvalClips
+
+    results = zero_shot.main(dataclasses.replace(quick, templates="openai_ucf101"))
+    model = load_video_text(quick.backbone).eval()
+    packed = Pack(quick.data)
+    classes = packed.classes
+    heads = []
+    with torch.no_grad():
+        for name in classes:
+            vectors = []
+            for template in zero_shot.load_templates("openai_ucf101"):
+                tokens, _ = model.text.tokenizer([template.format(f"moves {name}")])
+                vectors.append(model.encode_text(tokens)[0])
+            mean = torch.stack(vectors).mean(0)
+            heads.append(mean / mean.norm())
+        right = total = 0
+        for sample, views in EvalClips(packed, packed.split("test"), model.video.input_spec, 1, 1):
+            clip = model.encode_video(model.video.input_spec.normalise(views[:1]))[0]
+            answer = max(range(len(classes)), key=lambda i: float(clip @ heads[i]))
+            right += classes[answer] == packed.record(sample)["label"]
+            total += 1
+    assert results["top1"] == pytest.approx(right / total)
+
+
+def test_classes_of_the_user(quick, tmp_path):
+    """Further classes may be named; all labels must be; words are matched as words."""
+    listing = tmp_path / "classes.csv"
+    listing.write_text(
+        "label,text\nup,rises\ndown,falls\nleft,goes left\nright,goes right\nstill,rests\n"
+    )
+    results = zero_shot.main(dataclasses.replace(quick, classes=str(listing)))
+    assert results["num_classes"] == 5 and results["chance"] == 0.2
+    assert results["card"]["prompts"]["template_set"] == "openai_kinetics"
+    with pytest.raises(ValueError, match=r"lacks 2 of the 4 labels of the videos: left, right"):
+        zero_shot.main(dataclasses.replace(quick, classes="up, down"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": ""}, "either --data"),
+        ({"video": "x.mp4"}, "either --data"),
+        ({"data": "", "video": "x.mp4"}, "--video needs --classes"),
+        ({"data": "", "video": "x.mp4", "classes": "a,b"}, "there is no such file"),
+        ({"classes": "up,,down"}, "empty name"),
+        ({"templates": "nothing"}, "neither a file nor one of"),
+        ({"test_split": "holiday"}, "no clip of split 'holiday'"),
+        ({"num_clips": 0}, "num_clips is 0"),
+    ],
+)
+def test_mistakes_are_refused(quick, changes, message):
+    with pytest.raises(ValueError, match=message):
+        zero_shot.main(dataclasses.replace(quick, **changes))
+    assert not Path(quick.out).exists()
+
+
+def test_a_backbone_without_text(quick, tiny_backbone):
+    with pytest.raises(ValueError, match=r"no text tower.*recipes/clip\.py"):
+        zero_shot.main(dataclasses.replace(quick, backbone=str(tiny_backbone)))
+
+
+def test_results_of_other_settings_are_not_overwritten(quick):
+    zero_shot.main(quick)
+    before = (Path(quick.out) / "results.json").read_text()
+    with pytest.raises(ValueError, match="results of other settings"):
+        zero_shot.main(dataclasses.replace(quick, templates="plain"))
+    assert (Path(quick.out) / "results.json").read_text() == before
+    zero_shot.main(quick)
+
+
+def test_one_video(quick, video, capsys):
+    config = dataclasses.replace(
+        quick, data="", video=str(video), classes="moves left, moves right, sits", templates="plain"
+    )
+    result = zero_shot.main(config)
+    assert {entry["class"] for entry in result["ranking"]} == {"moves left", "moves right", "sits"}
+    values = [entry["probability"] for entry in result["ranking"]]
+    assert sum(values) == pytest.approx(1) and values == sorted(values, reverse=True)
+    assert (Path(quick.out) / "filmstrip.png").stat().st_size > 3000
+    printed = capsys.readouterr().out
+    assert "clip one.mp4: 2.5 s in 1 clips" in printed and "%" in printed
+    with pytest.raises(ValueError, match="nothing to tell apart"):
+        zero_shot.main(dataclasses.replace(config, classes="sits"))
+
+
+def test_one_video_of_two_frames(quick, tmp_path):
+    path = tmp_path / "short.mp4"
+    write_video(path, draw_motion("left", 3, 1, 2, 48))
+    config = dataclasses.replace(quick, data="", video=str(path), classes="moves left, sits")
+    assert len(zero_shot.main(config)["ranking"]) == 2
+
+
+def test_a_text_file_named_mp4(quick, tmp_path):
+    path = tmp_path / "notes.mp4"
+    path.write_text("buy milk")
+    with pytest.raises(ValueError, match=r"notes\.mp4 cannot be used: not a video") as caught:
+        zero_shot.main(dataclasses.replace(quick, data="", video=str(path), classes="a,b"))
+    assert "refused.jsonl" not in str(caught.value)  # a folder that is gone
+
+
+def test_the_command_shows_a_mistake_in_one_line(tiny_backbone, tiny_pack):
+    command = [
+        sys.executable,
+        "recipes/zero_shot.py",
+        "--backbone",
+        str(tiny_backbone),
+        "--data",
+        str(tiny_pack),
+    ]
+    run = subprocess.run(
+        command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert run.returncode == 2 and run.stderr.startswith("error: ") and run.stderr.count("\n") == 1
+
+
+def test_sensitivity_by_hand():
+    videos = unit(np.array([[1.0, 0.1], [0.2, 1.0], [1.0, 0.3]]))
+    good, swapped = np.eye(2), np.eye(2)[::-1]
+    labels = np.array([0, 1, 0])
+    found = template_sensitivity(
+        videos, np.stack([good, good * 0.99 + 0.01, swapped]), labels, ("a{}", "b{}", "c{}")
+    )
+    assert found["per_template"] == {"a{}": 1.0, "b{}": 1.0, "c{}": 0.0}
+    assert found["worst"] == 0 and found["best"] == 1 and found["ensemble"] == 1
+    assert found["gain"] == pytest.approx(1 - 2 / 3)
+    assert np.allclose(np.linalg.norm(ensemble(np.stack([good, swapped])), axis=1), 1)
+
+
+def test_an_empty_text_is_refused(tiny_pair):
+    import torch
+
+    from pretrain.checkpoint import load_video_text
+
+    with pytest.raises(ValueError, match="text number 2 of 2 is empty"):
+        embed_texts(load_video_text(str(tiny_pair)), ["a", " "], torch.device("cpu"))
+
+
+# ------------------------------------------------------------------------------ retrieval
+
+
+@pytest.fixture
+def quick_retrieval(tiny_pair, captioned_pack, tmp_path) -> retrieval.Config:
+    return retrieval.Config(
+        str(tiny_pair), str(captioned_pack), out=str(tmp_path / "out"), num_clips=1, num_workers=0,
+        precision="fp32",
+    )  # fmt: skip
+
+
+def test_retrieval_scores(quick_retrieval, capsys):
+    results = retrieval.main(quick_retrieval)
+    stored = json.loads((Path(quick_retrieval.out) / "results.json").read_text())
+    names = {"t2v_r1", "t2v_r5", "t2v_r10", "v2t_r1", "v2t_r10", "t2v_median_rank", "num_test"}
+    assert names <= stored.keys() and stored["num_test"] == 16 and stored["num_captions"] == 32
+    assert stored["chance"]["t2v_r1"] == 1 / 16
+    assert any("24 captions occur before" in note for note in stored["notes"])  # eight sentences
+    assert "text to video" in capsys.readouterr().out
+    assert 0 <= results["t2v_r1"] <= results["t2v_r5"] <= results["t2v_r10"] <= 1
+    with pytest.raises(ValueError, match="results of other settings"):
+        retrieval.main(dataclasses.replace(quick_retrieval, num_clips=2))
+
+
+def test_search(quick_retrieval, capsys):
+    config = dataclasses.replace(quick_retrieval, query="a square moves up", top=5)
+    found = retrieval.main(config)
+    assert found["num_videos"] == 56 and len(found["best"]) == 5
+    values = [entry["similarity"] for entry in found["best"]]
+    assert values == sorted(values, reverse=True)
+    assert (Path(config.out) / "contact_sheet.png").stat().st_size > 5000
+    assert found["best"][0]["video"] in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--query is empty"):
+        retrieval.main(dataclasses.replace(config, query=" "))
+    with pytest.raises(ValueError, match="at least one"):
+        retrieval.main(dataclasses.replace(config, top=0))
+
+
+def test_data_without_captions_can_only_be_searched(quick_retrieval, tiny_pack):
+    config = dataclasses.replace(quick_retrieval, data=str(tiny_pack))
+    with pytest.raises(ValueError, match=r"none of the 16 clips .* has a caption.*--query"):
+        retrieval.main(config)
+    assert len(retrieval.main(dataclasses.replace(config, query="up", top=100))["best"]) == 48
+
+
+def test_a_probe_of_the_video_tower(tiny_pair, captioned_pack, tmp_path):
+    from recipes import linear_probe
+
+    results = linear_probe.main(
+        linear_probe.Config(
+            str(tiny_pair), str(captioned_pack), out=str(tmp_path / "probe"), num_workers=0, num_clips=1,
+            attentive="off",
+        )
+    )  # fmt: skip
+    assert 0 <= results["top1"] <= 1 and results["card"]["views"]["time_segments"] == 2

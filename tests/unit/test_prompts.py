@@ -1,0 +1,86 @@
+"""Class names and templates: what a user may write, and what is said of mistakes."""
+
+import pytest
+
+from pretrain.prompts import TEMPLATES, load_classes, load_templates, words_of
+
+
+def test_published_sets_have_their_numbers():
+    assert len(TEMPLATES["openai_kinetics"]) == 28 and len(TEMPLATES["openai_ucf101"]) == 48
+    for templates in TEMPLATES.values():
+        assert len(set(templates)) == len(templates)
+        assert all(t.count("{}") == 1 for t in templates)
+    assert "a example of a person practicing {}." in TEMPLATES["openai_kinetics"]
+    assert "a example of the person during {}." in TEMPLATES["openai_ucf101"]
+    assert TEMPLATES["openai_ucf101"][0] == "a photo of a person {}."
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("ApplyEyeMakeup", "Apply Eye Makeup"),
+        ("sit_down", "sit down"),
+        ("playing  guitar", "playing guitar"),
+        ("TaiChi", "Tai Chi"),
+        ("YoYo", "Yo Yo"),
+        ("push-up", "push up"),
+        ("CPRTraining", "CPR Training"),
+    ],
+)
+def test_names_become_words(name, words):
+    assert words_of(name) == words
+
+
+def test_classes_from_the_command_line():
+    assert load_classes("drinking water, sit_down") == {
+        "drinking water": "drinking water",
+        "sit_down": "sit down",
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("a,,b", "empty name"),
+        ("a, b, a", "class 'a' twice"),
+        ("sit_down, sit down", "class text 'sit down' twice"),
+        ("names.txt", "no such file"),
+    ],
+)
+def test_bad_classes_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        load_classes(given)
+
+
+def test_classes_from_files(tmp_path):
+    plain = tmp_path / "names.txt"
+    plain.write_text("\nwalks\n\n  sits down \n")
+    assert load_classes(str(plain)) == {"walks": "walks", "sits down": "sits down"}
+    table = tmp_path / "names.csv"
+    table.write_text('label,text\nsit,"sits down, slowly"\nwave,\n')
+    assert load_classes(str(table)) == {"sit": "sits down, slowly", "wave": "wave"}
+    table.write_text("label,text\nsit,sits down, slowly\n")
+    with pytest.raises(ValueError, match=r"names\.csv:2: .*quotes"):
+        load_classes(str(table))
+    plain.write_text("\n\n")
+    with pytest.raises(ValueError, match="names no class"):
+        load_classes(str(plain))
+    plain.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="UTF-8"):
+        load_classes(str(plain))
+
+
+def test_templates_from_a_file(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("a clip of {}.\n\n{}\n")
+    assert load_templates(str(path)) == ("a clip of {}.", "{}")
+    other = tmp_path / "bad.txt"
+    other.write_text("{}\na clip of something\n")
+    with pytest.raises(ValueError, match=r"bad\.txt:2: .*one \{\}"):
+        load_templates(str(other))
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
+    with pytest.raises(ValueError, match="no template"):
+        load_templates(str(empty))
+    with pytest.raises(ValueError, match="neither a file nor one of plain"):
+        load_templates("openai_imagenet")

@@ -1,0 +1,295 @@
+"""The pair of towers: pooling, dropped tokens, scale, text towers, export."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from pretrain.checkpoint import (
+    build,
+    describe,
+    export_backbone,
+    fresh_like,
+    load_backbone,
+    load_video_text,
+)
+from pretrain.clip import (
+    MAX_LOG_SCALE,
+    VideoText,
+    backward_step,
+    contrast,
+    has_batch_norm,
+    sits_at_chance,
+)
+from pretrain.frames import FrameTower
+from pretrain.optim import param_groups
+from pretrain.text import HuggingFaceText, fresh_text, trim
+from pretrain.vit import VideoTransformer
+
+VIT = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 16}
+CONFIG = {"embed_dim": 24, "vision_cfg": VIT, "quick_gelu": False}
+
+
+def frame_tower(pool: str) -> FrameTower:
+    torch.manual_seed(0)
+    return FrameTower(CONFIG, frames=6, stride=2, pool=pool)
+
+
+def pair(loss: str = "infonce") -> VideoText:
+    torch.manual_seed(0)
+    video = VideoTransformer(24, 1, 2, frames=4, size=16, patch=8)
+    return VideoText(video, fresh_text("xs", 16, 12), 16, project=True, loss=loss)
+
+
+@pytest.mark.parametrize("pool", ["mean", "attention", "temporal"])
+def test_every_pool_starts_as_the_mean_of_the_frames(pool):
+    tower = frame_tower(pool).eval()
+    video = torch.randn(2, 3, 6, 16, 16)
+    each = torch.stack([tower.visual(video[:, :, t]) for t in range(6)], 1)
+    assert torch.allclose(tower(video), each.mean(1), atol=1e-5)
+    assert tower.forward_features(video).shape == (2, 6, 24)
+
+
+def test_only_the_temporal_pool_knows_the_order():
+    video = torch.randn(2, 3, 6, 16, 16)
+    for pool, knows in (("mean", False), ("attention", False), ("temporal", True)):
+        tower = frame_tower(pool).eval()
+        with torch.no_grad():
+            for p in tower.over_time.parameters():
+                p.add_(0.3 * torch.randn_like(p))
+        same = torch.allclose(tower(video), tower(video.flip(2)), atol=1e-4)
+        assert same != knows, pool
+
+
+def test_attention_pool_learns_to_look_at_one_frame():
+    tower = frame_tower("attention").eval()
+    frames = torch.randn(3, 6, 24)
+    with torch.no_grad():
+        tower.over_time.query.copy_(200 * tower.over_time.norm(frames[0, 2]))
+    assert torch.allclose(tower.over_time(frames[:1])[0], frames[0, 2], atol=1e-3)
+
+
+def test_bad_towers_are_refused():
+    with pytest.raises(ValueError, match=r"'max' is not one of mean, attention, temporal"):
+        frame_tower("max")
+    with pytest.raises(ValueError, match="16 x 24"):
+        FrameTower(CONFIG | {"vision_cfg": VIT | {"image_size": [16, 24]}}, 2, 1, "mean")
+    with pytest.raises(ValueError, match="open_clip cannot build"):
+        FrameTower(CONFIG | {"vision_cfg": VIT | {"depth": 3}}, 2, 1, "mean")
+    with pytest.raises(ValueError, match="need a projection to meet"):
+        VideoText(frame_tower("mean"), fresh_text("xs", 16), 16, project=False, loss="infonce")
+    with pytest.raises(ValueError, match="'triplet' is not one of infonce, siglip"):
+        pair("triplet")
+    with pytest.raises(ValueError, match="'xxl' is not one of xs, ti, s, b"):
+        fresh_text("xxl", 16)
+
+
+def test_dropped_tokens():
+    """All tokens listed is the whole clip, in any order; fewer are another answer."""
+    model = pair().eval()
+    clips = torch.randn(2, 3, 4, 16, 16)
+    num = math.prod(model.video.grid)
+    listed = torch.stack([torch.randperm(num) for _ in range(2)])
+    whole = model.encode_video(clips)
+    assert torch.allclose(model.encode_video(clips, listed), whole, atol=1e-5)
+    assert not torch.allclose(model.encode_video(clips, listed[:, :4]), whole, atol=1e-3)
+
+
+def test_dropped_tokens_of_an_image_tower():
+    tower = frame_tower("mean")
+    tower.drop_tokens(0.5)
+    video = torch.randn(1, 3, 6, 16, 16)
+    assert not torch.equal(tower.train()(video), tower(video))
+    assert torch.equal(tower.eval()(video), tower(video))
+    resnet = {"layers": [1, 1, 1, 1], "width": 32, "image_size": 32}
+    convolutional = FrameTower(CONFIG | {"vision_cfg": resnet}, 2, 1, "mean")
+    assert has_batch_norm(convolutional) and not has_batch_norm(tower)
+    with pytest.raises(ValueError, match="--drop-tokens needs a ViT"):
+        convolutional.drop_tokens(0.5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "scale", "bias"), [("infonce", 1 / 0.07, None), ("siglip", 10, -10)]
+)
+def test_scale_starts_is_clamped_and_does_not_decay(loss, scale, bias):
+    model = pair(loss)
+    assert model.scale().item() == pytest.approx(scale, rel=1e-6)
+    assert (model.bias if bias is None else model.bias.item()) == bias
+    decay, no_decay = param_groups(model, 0.2)
+    assert any(p is model.log_scale for p in no_decay["params"]) and no_decay["weight_decay"] == 0
+    assert not any(p is model.log_scale or p is model.bias for p in decay["params"])
+    for value, kept in ((9.0, MAX_LOG_SCALE), (-2.0, 0.0), (3.0, 3.0)):
+        model.log_scale.data.fill_(value)
+        model.clamp_scale()
+        assert model.log_scale.item() == pytest.approx(kept)
+
+
+def test_bfloat16_does_not_round_similarities():
+    model = pair().eval()
+    video = torch.randint(0, 256, (2, 3, 4, 16, 16), dtype=torch.uint8)
+    tokens = model.text.tokenizer(["nods", "waves"])[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        clips, texts, scale, _ = model(video, tokens)
+    assert clips.dtype == texts.dtype == scale.dtype == torch.float32
+    assert torch.allclose(clips.norm(dim=1), torch.ones(2), atol=1e-6)
+
+
+class Plain:
+    """What `backward_step` needs of an accelerator, in one process."""
+
+    device = torch.device("cpu")
+
+    def backward(self, loss):
+        loss.backward()
+
+    def no_sync(self, _):
+        from contextlib import nullcontext
+
+        return nullcontext()
+
+
+def test_cached_gradients_repeat_what_was_drawn():
+    """Dropout differs between the clips and not between the two passes."""
+
+    class Noisy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(6, 6)
+            self.seen = []
+
+        def forward(self, video, tokens):
+            x = torch.nn.functional.dropout(self.layer(video), 0.5, training=True)
+            self.seen.append(x.detach().clone())
+            x = torch.nn.functional.normalize(x, dim=-1)
+            return x, torch.nn.functional.normalize(tokens, dim=-1), torch.ones(()), torch.zeros(())
+
+    torch.manual_seed(0)
+    model = Noisy()
+    micro = [
+        {"video": torch.randn(3, 6), "tokens": torch.randn(3, 6), "groups": torch.arange(3) + 3 * i}
+        for i in range(2)
+    ]
+
+    def loss(*parts):
+        return contrast(*parts, "infonce", False)
+
+    backward_step(model, micro, loss, Plain())
+    first, second = model.seen[:2], model.seen[2:]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(first[0], first[1])
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    assert not torch.equal(after, torch.rand(1))  # the generator went on
+
+
+def test_sits_at_chance():
+    assert sits_at_chance(math.log(64), 64) and sits_at_chance(math.log(64) * 1.015, 64)
+    assert not sits_at_chance(math.log(64) * 0.9, 64) and not sits_at_chance(0.0, 1)
+
+
+# ------------------------------------------------------------------------------ text towers
+
+
+def test_long_captions_are_cut_and_counted():
+    text = fresh_text("xs", 16, context_length=8)
+    tokens, cut = text.tokenizer(["nods", "one two three four five six seven", "a b c d e f"])
+    assert cut == [False, True, False]
+    assert tokens.shape == (3, 8) and (tokens[1:, -1] == tokens.max()).all()
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A tiny BERT of transformers with a word tokenizer, in a folder."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "person", "nods", "waves", "slowly"]
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, "[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]")
+    folder = tmp_path_factory.mktemp("bert")
+    config = BertConfig(
+        vocab_size=9, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=10,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def test_a_transformers_text_model(bert, tmp_path):
+    text = HuggingFaceText.from_name(str(bert)).eval()
+    assert text.tokenizer.context_length == 10 and text.embed_dim == 16
+    tokens, cut = text.tokenizer(["a person nods", "waves", "a person nods slowly " * 3])
+    assert cut == [False, False, True] and tokens.shape == (3, 10)
+    assert tokens[0].tolist() == [2, 4, 5, 6, 3, 0, 0, 0, 0, 0]
+    with torch.no_grad():
+        states = text.tower(input_ids=tokens[:1, :5]).last_hidden_state
+        assert torch.allclose(text(tokens[:1]), states.mean(1), atol=1e-5)
+        assert torch.allclose(text(tokens[:2]), text(trim(tokens[:2], text)), atol=1e-5)
+    assert trim(tokens[:2], text).shape == (2, 5)
+    video = VideoTransformer(24, 1, 2, frames=4, size=16, patch=8)
+    model = VideoText(video, text, 8, project=True, loss="siglip").eval()
+    export_backbone(model, tmp_path / "backbone", {})
+    for file in bert.iterdir():  # the export needs nothing of it
+        assert file.exists()
+    again = load_video_text(str(tmp_path / "backbone")).eval()
+    with torch.no_grad():
+        assert torch.equal(again.encode_text(tokens), model.encode_text(tokens))
+    assert torch.equal(
+        again.text.tokenizer(["waves slowly"])[0], text.tokenizer(["waves slowly"])[0]
+    )
+
+
+def test_a_text_model_that_is_none(tmp_path):
+    with pytest.raises(ValueError, match="cannot load a text model"):
+        HuggingFaceText.from_name(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "nonsense"}))
+    with pytest.raises(ValueError, match="cannot load a text model"):
+        HuggingFaceText.from_name(str(tmp_path))
+
+
+# ------------------------------------------------------------------------------ on the disk
+
+
+def test_an_exported_pair_is_a_backbone_too(tmp_path):
+    model = pair("siglip")
+    model.log_scale.data.fill_(1.5)
+    export_backbone(model, tmp_path / "backbone", {"recipe": "test"})
+    again = load_video_text(str(tmp_path / "backbone"))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+    encoder = load_backbone(str(tmp_path / "backbone"))
+    assert isinstance(encoder, VideoTransformer)
+    assert torch.equal(encoder.patch_embed.weight, model.video.patch_embed.weight)
+
+
+def test_describe_builds_the_same_architecture():
+    for model in (pair(), frame_tower("temporal")):
+        again = build(describe(model))
+        assert {k: v.shape for k, v in again.state_dict().items()} == {
+            k: v.shape for k, v in model.state_dict().items()
+        }
+        assert describe(again) == describe(model)
+    fresh = fresh_like(frame_tower("temporal"), 5)
+    assert not torch.equal(fresh.visual.conv1.weight, frame_tower("temporal").visual.conv1.weight)
+
+
+def test_a_backbone_without_text_says_which_recipe_makes_one(tiny_backbone, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"no text tower; train one: .*recipes/clip\.py --backbone"
+    ):
+        load_video_text(str(tiny_backbone))
+    with pytest.raises(ValueError, match="has no text tower"):
+        load_video_text("hf:MCG-NJU/videomae-base")
+    with pytest.raises(ValueError, match="no backbone at"):
+        load_video_text(str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match=r"did you mean .*backbone"):
+        load_video_text(str(tiny_backbone.parent))
