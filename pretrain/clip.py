@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.vit import VideoTransformer, patchify, take_tokens
+from pretrain.vit import VideoTransformer, moving_tokens, patchify, take_tokens
 
 MAX_LOG_SCALE = math.log(100)  # as published: the scale never passes 100
 LOSSES = ("infonce", "siglip")
@@ -63,13 +63,18 @@ class VideoText(nn.Module):
 
         Args:
             video: the clips.
-            visible: (B, K) numbers of the tokens to see, for a `VideoTransformer`; None: all.
+            visible: (B, K), for a `VideoTransformer`: which of the tokens it looks at (all, or those that
+                move) it is to see; None: all of them.
         """
         if visible is None:
             pooled = self.video(video)
         else:
-            patches = patchify(video, self.video.tubelet, self.video.patch)
-            pooled = self.video.encode(take_tokens(patches, visible), visible).mean(1)
+            tower = self.video
+            if tower.num_moving < math.prod(tower.grid):
+                index = moving_tokens(video, tower.tubelet, tower.patch, tower.num_moving)
+                visible = index.gather(1, visible)
+            patches = patchify(video, tower.tubelet, tower.patch)
+            pooled = tower.encode(take_tokens(patches, visible), visible).mean(1)
         return _unit(self.video_proj(pooled))
 
     def encode_text(self, tokens: Tensor) -> Tensor:

@@ -25,8 +25,9 @@ from pretrain.vit import (
     unpatchify,
 )
 
-# Decoder width, depth, heads published for each encoder size. Ti is ours: half the width of S.
+# Decoder width, depth, heads published for each encoder size. XS and Ti are ours.
 DECODERS = {
+    "xs": (64, 2, 2),
     "ti": (96, 4, 3),
     "s": (192, 4, 3),
     "b": (384, 4, 6),

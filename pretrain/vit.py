@@ -18,8 +18,9 @@ from torch import Tensor, nn
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# width, depth, heads: Ti, S, B, L of ViT/DeiT; H of VideoMAE.
+# width, depth, heads: Ti, S, B, L of ViT/DeiT; H of VideoMAE; XS is ours, for minutes on a CPU.
 SIZES = {
+    "xs": (128, 4, 4),
     "ti": (192, 12, 3),
     "s": (384, 12, 6),
     "b": (768, 12, 12),

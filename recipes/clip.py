@@ -53,6 +53,7 @@ from pretrain.data.shards import (
     shares,
     train_batches,
 )
+from pretrain.data.transforms import Augment
 from pretrain.frames import FrameTower
 from pretrain.openclip import PREFIX as OPEN_CLIP
 from pretrain.openclip import load_open_clip
@@ -86,7 +87,7 @@ class Config:
 
     # Model
     video_tower: str = "ti"
-    """ti, s, b, l, h: a video transformer; frames:SIZE: an image ViT on frames; open_clip:MODEL/WEIGHTS."""
+    """xs, ti, s, b, l, h: a video transformer; frames:SIZE: an image ViT on frames; open_clip:MODEL/WEIGHTS."""
     backbone: str = ""
     """Weights of the video tower: a backbone folder, hf:OWNER/NAME or an official VideoMAE .pth."""
     text_tower: str = ""
@@ -120,11 +121,15 @@ class Config:
     positives: Literal["pair", "caption", "label"] = "pair"
     """Which texts of a batch are right for a clip: its own; all equal ones; all of its class."""
     drop_tokens: float = 0.0
-    """Share of video tokens left out while training (FLIP); trains faster."""
+    """Share of video tokens (of those that --moving leaves) left out while training (FLIP)."""
     trim_text: bool = True
     """Cut a batch's token rows to its longest caption: the same numbers, sooner."""
     scales: tuple[float, ...] = (1.0, 0.9, 0.8)
     """Sides of the random crop, as shares of the short side."""
+    flip: bool = False
+    """Mirror half of the clips; not where texts know left from right."""
+    colour: float = 0.0
+    """Strength of random brightness, contrast and colour balance, 0 to 1."""
 
     # Optimisation
     epochs: float = 32
@@ -175,16 +180,17 @@ class Config:
 
 # Nothing published: what learned most in little time on two cores, see the changelog.
 TINY = Config(
-    data=("synthetic:3600",), text_tower="xs", depth=6, dim=128, stride=2, size=64, patch=8,
-    positions="separable", init="mimetic", moving=0.14, positives="caption", steps=600, batch_size=64,
-    micro_batch=64, optimizer="muon", base_lr=0.016, warmup=0.03, weight_decay=0.05, beta2=0.95,
-    clip_grad=1.0, num_workers=0, save_every=100, val_every=150,
+    data=("synthetic:3600",), video_tower="xs", text_tower="xs", dim=128, stride=2, size=48, patch=8,
+    positions="separable", init="mimetic", moving=0.375, drop_tokens=0.33, positives="caption", flip=True,
+    colour=0.4, scales=(1.0, 0.93, 0.86, 0.8), steps=1700, batch_size=64, micro_batch=64, optimizer="muon",
+    base_lr=0.016, warmup=0.03, weight_decay=0.05, beta2=0.95, clip_grad=1.0, num_workers=0,
+    save_every=200, val_every=400,
 )  # fmt: skip
 PRESETS = {
     # The built-in world or small captioned data: minutes on two cores.
     "tiny": TINY,
     # Photographs with captions, from scratch, likewise.
-    "photos": dataclasses.replace(TINY, preset="photos", frames=1, tubelet=1, stride=1, moving=1.0),
+    "photos": dataclasses.replace(TINY, preset="photos", frames=1, tubelet=1, stride=1, size=64, moving=1.0, drop_tokens=0.0),
     # As published: ViFi-CLIP (Rasheed et al. 2022, arXiv:2212.03640), a whole CLIP fine-tuned on labels.
     "vificlip_b16": Config(
         preset="vificlip_b16", video_tower="open_clip:ViT-B-16/openai", text="label", frames=32, stride=2,
@@ -360,7 +366,7 @@ class TextOfView:
         self.cfg, self.tokenizer = cfg, model.text.tokenizer
         self.num_tokens = self.num_visible = 0
         if cfg.drop_tokens and can_drop_tokens(model.video):
-            self.num_tokens = math.prod(model.video.grid)
+            self.num_tokens = model.video.num_moving
             self.num_visible = self.num_tokens - int(cfg.drop_tokens * self.num_tokens)
 
     def __call__(self, rng: np.random.Generator, record: dict) -> dict[str, Tensor]:
@@ -422,10 +428,6 @@ def refuse_early(cfg: Config, model: VideoText, plan: Plan) -> None:
         raise ValueError(f"--drop-tokens {cfg.drop_tokens} is not a share between 0 and 1")
     if cfg.drop_tokens and not can_drop_tokens(model.video):
         model.video.drop_tokens(cfg.drop_tokens)
-    elif cfg.drop_tokens and model.video.num_moving < math.prod(model.video.grid):
-        raise ValueError(
-            "--drop-tokens and --moving both choose the tokens to see: give one of them"
-        )
     if plan.accumulate > 1 and has_batch_norm(model):
         raise ValueError(
             f"a batch of {cfg.batch_size} in micro-batches of {plan.micro} would not be exact: this tower has "
@@ -520,9 +522,9 @@ def main(cfg: Config) -> dict:
     accelerator.wait_for_everyone()
 
     # ---- loader and wrapper
-    text_of_view = TextOfView(cfg, model)
+    text_of_view, augment = TextOfView(cfg, model), Augment(cfg.flip, cfg.colour)
     parts = [
-        TrainClips(pack, ids, spec, cfg.seed, 1, cfg.scales, text_of_view)
+        TrainClips(pack, ids, spec, cfg.seed, 1, cfg.scales, text_of_view, augment)
         for pack, ids in zip(packs, chosen, strict=True)
     ]
     dataset = parts[0] if len(parts) == 1 else Mixture(parts, per_batch, cfg.seed)

@@ -64,7 +64,7 @@ class Config:
 
     # Model
     encoder: str = "ti"
-    """Encoder size: ti, s, b, l or h."""
+    """Encoder size: xs, ti, s, b, l or h."""
     depth: int = 0
     """Encoder blocks; 0: as the size has them."""
     decoder_dim: int = 0

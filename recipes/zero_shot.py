@@ -49,6 +49,7 @@ from pretrain.data.cache import open_data, packing_side
 from pretrain.data.decode import read_frames
 from pretrain.data.pack import pack as pack_source
 from pretrain.data.shards import Pack
+from pretrain.data.synthetic import REVERSED_PAIRS
 from pretrain.device import describe
 from pretrain.log import cli, write_json
 from pretrain.prompts import load_classes, load_templates, words_of
@@ -265,10 +266,33 @@ def print_summary(results: dict, out: Path) -> None:
         ranked = sorted(results["templates"].items(), key=lambda item: -item[1])
         for text, value in (ranked[0], ranked[-1]):
             print(f"  {100 * value:5.1f}  {text!r}")
+    if results["reversed_pairs"] is not None:
+        print(
+            f"\npairs that differ in order only (sit down, stand up, ...), told apart: "
+            f"{100 * results['reversed_pairs']:.1f} (chance 50)"
+        )
     for note in results["notes"]:
         print(f"note: {note}")
     print(f"\nresults  {out}/results.json\nprotocol {out}/CARD.md\nfigure   {out}/confusion.png")
     print(f"answers  {out}/predictions.csv", flush=True)
+
+
+def reversed_pairs_accuracy(
+    scores: np.ndarray, labels: np.ndarray, classes: list[str]
+) -> float | None:
+    """How often the built-in world's actions that hold the same frames in another order are told apart.
+
+    Of the scores (N, C) only those of the two actions of a pair are compared, so 0.5 is what looking at frames
+    without their order gives. None where the data have no such classes.
+    """
+    right = []
+    for first, second in REVERSED_PAIRS:
+        if first not in classes or second not in classes:
+            return None
+        a, b = classes.index(first), classes.index(second)
+        difference = scores[:, a] - scores[:, b]
+        right += [*(difference[labels == a] > 0), *(difference[labels == b] < 0)]
+    return float(np.mean(right)) if right else None
 
 
 def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
@@ -372,6 +396,7 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
         "num_classes": len(classes),
         "templates": sensitivity.pop("per_template"),
         "sensitivity": sensitivity,
+        "reversed_pairs": reversed_pairs_accuracy(scores, labels, classes),
         "per_class": per_class_accuracy(counts, classes),
         "notes": notes,
         "card": card,

@@ -28,6 +28,7 @@ from pretrain.data.sampling import (
     test_boxes,
     test_indices,
 )
+from pretrain.data.transforms import Augment
 from pretrain.vit import InputSpec
 
 # (rng, index entry of the clip) -> whatever else a training step wants to have of one view, by name: token
@@ -131,6 +132,7 @@ class TrainClips(Dataset):
             other frames would have to be decoded too.
         scales: crop sides as shares of the short side.
         describe: what else a view has: its mask, or its caption.
+        augment: what is done to a view after its crop; None: nothing.
 
     Decoded frames are kept in memory, by every loading process for itself, if those of all clips fit in
     `KEEP_DECODED` bytes: small data are then decoded once, not once in every epoch.
@@ -145,9 +147,10 @@ class TrainClips(Dataset):
         views: int,
         scales: tuple[float, ...],
         describe: Describe,
+        augment: Augment | None = None,
     ):
         self.pack, self.ids, self.spec, self.seed = pack, ids, spec, seed
-        self.views, self.scales, self.describe = views, scales, describe
+        self.views, self.scales, self.describe, self.augment = views, scales, describe, augment
         self._order: tuple[int, np.ndarray] = (-1, ids)
         self._decoded: dict[int, Tensor] = {}
         self._keep = _fit_decoded(pack, ids)
@@ -190,8 +193,9 @@ class TrainClips(Dataset):
         clips, others = [], []
         for rng in rngs:
             box = multi_scale_box(frames.shape[2], frames.shape[1], self.scales, rng)
-            clips.append(crop_resize(frames, box, self.spec.size, self.spec.interpolation))
+            clip = crop_resize(frames, box, self.spec.size, self.spec.interpolation)
             others.append(self.describe(rng, record))
+            clips.append(self.augment(clip, rng) if self.augment else clip)
         return {
             "video": torch.stack(clips),
             **{name: torch.stack([other[name] for other in others]) for name in others[0]},

@@ -275,7 +275,10 @@ def test_images_alone(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"video_tower": "xl"}, r"--video-tower 'xl' is not one of ti, s, b, l, h, frames:SIZE"),
+        (
+            {"video_tower": "xl"},
+            r"--video-tower 'xl' is not one of xs, ti, s, b, l, h, frames:SIZE",
+        ),
         ({"text_tower": "xl"}, r"--text-tower 'xl' is not one of xs, ti, s, b"),
         ({"video_tower": "frames:ti", "patch": 7}, "not a multiple of --patch 7"),
         ({"video_tower": "frames:ti", "pool": "max"}, "'max' is not one of mean"),

@@ -187,6 +187,20 @@ def test_sensitivity_by_hand():
     assert np.allclose(np.linalg.norm(ensemble(np.stack([good, swapped])), axis=1), 1)
 
 
+def test_reversed_pairs_are_chance_for_whoever_knows_no_order():
+    classes = sorted(name for pair in zero_shot.REVERSED_PAIRS for name in pair)
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(8), 200)
+    guess, exact = rng.normal(size=(1600, 8)), np.eye(8)[labels]
+    assert zero_shot.reversed_pairs_accuracy(guess, labels, classes) == pytest.approx(0.5, abs=0.04)
+    assert zero_shot.reversed_pairs_accuracy(exact, labels, classes) == 1.0
+    swapped = exact.copy()
+    a, b = classes.index("open"), classes.index("close")
+    swapped[:, [a, b]] = exact[:, [b, a]]
+    assert zero_shot.reversed_pairs_accuracy(swapped, labels, classes) == 0.75
+    assert zero_shot.reversed_pairs_accuracy(exact, labels, [*classes[1:], "x"]) is None
+
+
 def test_an_empty_text_is_refused(tiny_pair):
     import torch
 

@@ -25,7 +25,7 @@ from pretrain.clip import (
 from pretrain.frames import FrameTower
 from pretrain.optim import param_groups
 from pretrain.text import HuggingFaceText, fresh_text, trim
-from pretrain.vit import VideoTransformer
+from pretrain.vit import VideoTransformer, moving_tokens, patchify, take_tokens
 
 VIT = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 16}
 CONFIG = {"embed_dim": 24, "vision_cfg": VIT, "quick_gelu": False}
@@ -94,6 +94,54 @@ def test_dropped_tokens():
     whole = model.encode_video(clips)
     assert torch.allclose(model.encode_video(clips, listed), whole, atol=1e-5)
     assert not torch.allclose(model.encode_video(clips, listed[:, :4]), whole, atol=1e-3)
+
+
+def test_moving_tokens_are_those_that_change():
+    """A square that moves in one corner, before a ground that differs from place to place."""
+    video = torch.randn(1, 3, 1, 32, 32).repeat(1, 1, 4, 1, 1)
+    video[0, :, 2, 8:16, 24:32] += 5  # frame 2 of 4: both tubelets see it come or go
+    index = moving_tokens(video, tubelet=2, patch=8, num=1)
+    row = 1 * 4 + 3  # patch row 1, column 3 of a 4 x 4 grid
+    assert index.tolist() == [[16 + row]]  # the second tubelet: it comes and goes there
+    assert moving_tokens(video[:, :, [0, 2, 2, 2]], 2, 8, 1).tolist() == [[row]]
+    many = moving_tokens(torch.randn(2, 3, 4, 32, 32), 2, 8, 9)
+    assert many.shape == (2, 9) and (many.diff(dim=1) > 0).all()
+
+
+def test_a_tower_that_looks_at_what_moves():
+    torch.manual_seed(0)
+    arguments = {"dim": 24, "depth": 1, "heads": 2, "frames": 4, "size": 32, "patch": 8}
+    whole = VideoTransformer(**arguments).eval()
+    part = VideoTransformer(**arguments, moving=0.25).eval()
+    part.load_state_dict(whole.state_dict())
+    clips = torch.randn(2, 3, 4, 32, 32)
+    index = moving_tokens(clips, 2, 8, 8)
+    patches = patchify(clips, 2, 8)
+    expected = part.encode(take_tokens(patches, index), index)
+    assert torch.allclose(part(clips), expected.mean(1), atol=1e-6)
+    tokens = part.forward_features(clips)
+    assert tokens.shape == (2, 32, 24)
+    assert torch.allclose(tokens.mean(1), part(clips), atol=1e-6)
+    assert torch.allclose(take_tokens(tokens, index), expected, atol=1e-6)
+    everything = VideoTransformer(**arguments, moving=1.0).eval()
+    everything.load_state_dict(whole.state_dict())
+    assert torch.equal(everything(clips), whole(clips))
+    # Dropped tokens are some of those.
+    model = VideoText(part, fresh_text("xs", 16, 12), 16, project=True, loss="infonce").eval()
+    some = torch.tensor([[0, 3, 5], [1, 2, 7]])
+    chosen = index.gather(1, some)
+    by_hand = part.encode(take_tokens(patches, chosen), chosen).mean(1)
+    by_hand = torch.nn.functional.normalize(model.video_proj(by_hand), dim=-1)
+    assert torch.allclose(model.encode_video(clips, some), by_hand, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"moving": 0.0}, {"moving": 1.5}, {"moving": 0.5, "frames": 1, "tubelet": 1}]
+)
+def test_a_share_of_moving_tokens_that_makes_no_sense(changes):
+    arguments = {"dim": 24, "depth": 1, "heads": 2, "frames": 4, "size": 32, "patch": 8}
+    with pytest.raises(ValueError, match="moving"):
+        VideoTransformer(**arguments | changes)
 
 
 def test_dropped_tokens_of_an_image_tower():
