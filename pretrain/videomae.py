@@ -6,6 +6,7 @@ Video Pre-Training", https://arxiv.org/abs/2203.12602; dual masking from Wang et
 are seen by the encoder, M masked tokens are predicted. In a mask True means masked.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -18,6 +19,7 @@ from pretrain.vit import (
     Block,
     VideoTransformer,
     init_weights,
+    moving_tokens,
     patchify,
     position_table,
     start_blocks,
@@ -105,7 +107,9 @@ def draw_tokens(
     """
     mask = make_mask(kind, grid, ratio, rng)
     masked = np.flatnonzero(mask)
-    if dual:
+    if dual and grid[1:] == (1, 1):  # a list of tokens has no cells
+        masked = np.sort(rng.permutation(masked)[: len(masked) // 2])
+    elif dual:
         decoded = running_cell(grid, rng)[masked]
         masked = np.sort(
             np.concatenate([rng.permutation(masked[decoded]), rng.permutation(masked[~decoded])])
@@ -197,17 +201,33 @@ class VideoMAE(nn.Module):
         self.register_buffer("mean", mean.repeat(values), persistent=False)  # (P,)
         self.register_buffer("std", std.repeat(values), persistent=False)
 
+    def places(self, video: Tensor, numbers: Tensor) -> Tensor:
+        """Where tokens stand in the grid (B, K): as numbered, or the so-and-so-manieth that move.
+
+        Args:
+            video: uint8 clips (B, C, T, H, W).
+            numbers: (B, K), below the encoder's `num_moving`.
+        """
+        encoder = self.encoder
+        if encoder.num_moving == math.prod(encoder.grid):
+            return numbers
+        clips = encoder.input_spec.normalise(video)
+        moving = moving_tokens(clips, encoder.tubelet, encoder.patch, encoder.num_moving)
+        return moving.gather(1, numbers)
+
     def forward(self, video: Tensor, visible: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruct the masked tokens.
 
         Args:
             video: uint8 clips (B, C, T, H, W); uint8, so that only the tokens in use become floats.
-            visible: (B, V) token indices the encoder sees.
-            masked: (B, M) token indices to predict.
+            visible: (B, V) which tokens the encoder sees: numbers in the grid, or, of an encoder that looks
+                only at what moves, among the tokens that move (`places`).
+            masked: (B, M) which tokens to predict, likewise.
 
         Returns:
             the mean squared error against `normalise_target`, and the prediction (B, M, P).
         """
+        visible, masked = self.places(video, visible), self.places(video, masked)
         patches = patchify(video, self.encoder.tubelet, self.encoder.patch)
         seen = (take_tokens(patches, visible).float() / 255 - self.mean) / self.std
         target = normalise_target(take_tokens(patches, masked).float() / 255, self.target_eps)
@@ -234,15 +254,16 @@ def reconstruct(
     Args:
         model: the model, in evaluation mode.
         video: uint8 clips (B, C, T, H, W).
-        visible: (B, V) token indices.
-        masked: (B, M) token indices: all the others.
+        visible: (B, V) tokens, as `VideoMAE.forward` takes them.
+        masked: (B, M) all the others that the encoder looks at.
 
     Returns:
-        what is visible, on grey; the reconstruction with true statistics; the one with borrowed
+        what is visible, on grey (so is what the encoder never looks at); the reconstruction with true statistics; the one with borrowed
         statistics; each uint8 (B, C, T, H, W).
     """
     tubelet, patch, grid = model.encoder.tubelet, model.encoder.patch, model.encoder.grid
     _, prediction = model(video, visible, masked)
+    visible, masked = model.places(video, visible), model.places(video, masked)
     prediction = rearrange(prediction.float(), "b m (s c) -> b m s c", c=3)
     patches = patchify(video, tubelet, patch).float() / 255
 
@@ -250,8 +271,13 @@ def reconstruct(
     distance = torch.cdist(places[masked], places[visible])  # (B, M, V)
     nearest = visible.gather(1, distance.argmin(2))
 
+    shown = torch.full_like(patches, 0.5)
+    for known in (visible, masked):
+        index = known[..., None].expand(-1, -1, patches.shape[2])
+        shown = shown.scatter(1, index, take_tokens(patches, known))
+
     def paint(values: Tensor) -> Tensor:
-        canvas = patches.scatter(1, masked[..., None].expand_as(values), values)
+        canvas = shown.scatter(1, masked[..., None].expand_as(values), values)
         return (unpatchify(canvas, grid, tubelet, patch).clamp(0, 1) * 255).round().byte()
 
     results = [paint(torch.full_like(take_tokens(patches, masked), 0.5))]

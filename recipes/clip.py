@@ -181,7 +181,7 @@ class Config:
 # Nothing published: what learned most in little time on two cores, see the changelog.
 TINY = Config(
     data=("synthetic:3600",), video_tower="xs", text_tower="xs", dim=128, stride=2, size=48, patch=8,
-    positions="separable", init="mimetic", moving=0.375, drop_tokens=0.33, positives="caption", flip=True,
+    positions="separable", init="mimetic", moving=0.375, drop_tokens=0.33, positives="label", flip=True,
     colour=0.4, scales=(1.0, 0.93, 0.86, 0.8), steps=1700, batch_size=64, micro_batch=64, optimizer="muon",
     base_lr=0.016, warmup=0.03, weight_decay=0.05, beta2=0.95, clip_grad=1.0, num_workers=0,
     save_every=200, val_every=400,

@@ -61,6 +61,10 @@ def read(config: Config) -> tuple[VideoMAE | VideoTransformer, dict]:
         model = load_pretrained_videomae(path)
     else:
         model = load_backbone(config.source)
+        if not isinstance(model, VideoTransformer):
+            raise ValueError(
+                f"{config.source} is an image tower of open_clip: only video transformers convert"
+            )
     return model, {"source": config.source, "dropped": [], "max_difference": verify(model)}
 
 

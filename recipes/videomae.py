@@ -85,6 +85,8 @@ class Config:
     """flat, as published, or separable in time, height and width, which learns sooner."""
     init: str = "xavier"
     """xavier, as published, or mimetic: attention starts local, which learns much sooner."""
+    moving: float = 1.0
+    """Share of a clip's tokens that are looked at and predicted, those that move most; 1: all."""
     backbone: str = ""
     """Weights to start from: a backbone folder, a run, hf:OWNER/NAME or an official .pth."""
 
@@ -267,7 +269,7 @@ def build_model(cfg: Config) -> VideoMAE:
     torch.manual_seed(cfg.seed)
     encoder = VideoTransformer(
         dim, cfg.depth or depth, heads, cfg.frames, cfg.size, cfg.patch, cfg.tubelet, cfg.stride,
-        positions=cfg.positions, init=cfg.init,
+        positions=cfg.positions, init=cfg.init, moving=cfg.moving,
     )  # fmt: skip
     model = VideoMAE(
         encoder, decoder_dim, cfg.decoder_depth or decoder_depth, decoder_heads, cfg.target_eps
@@ -275,6 +277,23 @@ def build_model(cfg: Config) -> VideoMAE:
     if cfg.backbone:
         start_from(model, cfg.backbone)
     return model
+
+
+def mask_grid(cfg: Config, model: VideoMAE) -> tuple[int, int, int]:
+    """What masks are drawn over: the token grid, or the list of the tokens that move.
+
+    Raises:
+        ValueError: the mask is of a kind that needs the whole grid.
+    """
+    encoder = model.encoder
+    if encoder.num_moving == math.prod(encoder.grid):
+        return encoder.grid
+    if cfg.mask != "random":
+        raise ValueError(
+            f"a {cfg.mask} mask needs the whole grid and --moving {cfg.moving} leaves some tokens out: give "
+            "--mask random"
+        )
+    return encoder.num_moving, 1, 1
 
 
 def start_from(model: VideoMAE, name: str) -> None:
@@ -331,7 +350,7 @@ def draw_figure(model: VideoMAE, cfg: Config, pack: Pack, sample: int, path: Pat
     spec = model.encoder.input_spec
     _, views = EvalClips(pack, np.array([sample]), spec, 1, 1)[0]
     rng = counter_rng(cfg.seed, 0, stream=4)
-    tokens = draw_tokens(cfg.mask, model.encoder.grid, cfg.mask_ratio, False, rng)
+    tokens = draw_tokens(cfg.mask, mask_grid(cfg, model), cfg.mask_ratio, False, rng)
     where = next(model.parameters()).device
     visible, masked = (torch.from_numpy(i)[None].to(where) for i in tokens)
     model.eval()
@@ -370,7 +389,7 @@ def main(cfg: Config) -> dict:
 
     # ---- model and optimizer
     model = build_model(cfg)
-    grid = model.encoder.grid
+    grid = mask_grid(cfg, model)
     draw_tokens(cfg.mask, grid, cfg.mask_ratio, cfg.dual_mask, counter_rng(0, 0))  # refuses early
     plan = plan_run(
         len(ids), accelerator.num_processes, cfg.batch_size, cfg.micro_batch, cfg.views, cfg.steps,

@@ -680,6 +680,13 @@ def test_a_model_with_other_positions_is_not_given_away_as_a_published_one():
             give(model.state_dict(), {"encoder": model.arguments})
 
 
+def test_a_model_that_looks_at_what_moves_is_not_given_away_either():
+    model = VideoTransformer(48, 1, 3, 4, 16, 8, moving=0.5)
+    for give in (to_official, to_hf):
+        with pytest.raises(ValueError, match=r"50% of a clip's tokens.*--moving 1"):
+            give(model.state_dict(), {"encoder": model.arguments})
+
+
 def test_a_mimetic_start_is_no_obstacle():
     """Only how the first weights were drawn; theirs has no such thing to say, so it comes back xavier."""
     model = VideoTransformer(48, 1, 3, 4, 16, 8, init="mimetic")
