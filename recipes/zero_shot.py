@@ -357,6 +357,12 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
             f"the towers were trained on the captions of split {provenance['split']!r} of these very data: other "
             "videos, but not another world"
         )
+        trained = provenance["config"]
+        if "label" in (trained["text"], trained["positives"]):
+            notes.append(
+                "training used the class labels, as texts or to tell which captions mean the same: these classes are "
+                "not unseen, only these videos are"
+            )
     spec = model.video.input_spec
     card = {
         "views": {

@@ -174,6 +174,13 @@ def test_dropped_tokens_siglip_and_labels(captioned_pack, tmp_path, capsys):
     clip.main(config(captioned_pack, run, templates="openai_ucf101", **changes))
     assert "50% of the tokens dropped" in capsys.readouterr().out
     assert checkpoint.load_video_text(str(run / "backbone")).bias is not None
+    from recipes import zero_shot
+
+    results = zero_shot.main(
+        zero_shot.Config(str(run / "backbone"), str(captioned_pack), num_workers=0, num_clips=1)
+    )
+    assert any("training used the class labels" in note for note in results["notes"])
+    assert (tmp_path / "run" / "zero-shot-pack" / "CARD.md").exists()
 
 
 def test_from_a_backbone(captioned_pack, tiny_backbone, tmp_path):

@@ -219,7 +219,7 @@ def test_a_run_folder_is_not_continued_with_other_values(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"encoder": "xl"}, "not one of ti, s, b, l, h"),
+        ({"encoder": "xl"}, "not one of xs, ti, s, b, l, h"),
         ({"mask_ratio": 1.0}, "at least one"),
         ({"mask": "tubes"}, "not one of tube"),
         ({"size": 30}, "choose multiples"),
