@@ -387,10 +387,11 @@ class TextOfView:
 
 def micro_of(cfg: Config, model: VideoText, batch: dict) -> dict[str, Tensor]:
     """The tensors of a loaded batch that the model and the loss take."""
-    tokens = trim(batch["tokens"], model.text) if cfg.trim_text else batch["tokens"]
-    micro = {"video": batch["video"][:, 0] if batch["video"].ndim == 6 else batch["video"]}
-    micro |= {"tokens": tokens, "groups": batch["groups"]}
-    return micro | ({"visible": batch["visible"]} if "visible" in batch else {})
+    names = ("video", "tokens", "groups", "visible")
+    micro = {name: batch[name] for name in names if name in batch}
+    if cfg.trim_text:
+        micro["tokens"] = trim(micro["tokens"], model.text)
+    return micro
 
 
 def choose_clips(cfg: Config, packs: list[Pack], say: bool) -> list[np.ndarray]:
