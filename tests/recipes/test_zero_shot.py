@@ -194,6 +194,8 @@ def test_reversed_pairs_are_chance_for_whoever_knows_no_order():
     guess, exact = rng.normal(size=(1600, 8)), np.eye(8)[labels]
     assert zero_shot.reversed_pairs_accuracy(guess, labels, classes) == pytest.approx(0.5, abs=0.04)
     assert zero_shot.reversed_pairs_accuracy(exact, labels, classes) == 1.0
+    one_sided = np.tile(np.arange(8.0), (1600, 1))
+    assert zero_shot.reversed_pairs_accuracy(one_sided, labels, classes) == 0.5
     swapped = exact.copy()
     a, b = classes.index("open"), classes.index("close")
     swapped[:, [a, b]] = exact[:, [b, a]]
