@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from pretrain.clip import VideoText
 from pretrain.frames import FrameTower
 from pretrain.openclip import PREFIX as OPEN_CLIP
-from pretrain.openclip import load_open_clip
+from pretrain.openclip import Pair, load_open_clip
 from pretrain.text import HuggingFaceText, OpenClipText
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer
@@ -303,7 +303,7 @@ def load_backbone(name: str) -> nn.Module:
         ValueError: nothing of the kind is there, or it does not verify.
     """
     if name.startswith(OPEN_CLIP):
-        return frame_tower(name, FRAMES, STRIDE, "mean")
+        return frame_tower(load_open_clip(name), FRAMES, STRIDE, "mean")
     if name.startswith("hf:") or name.endswith((".pth", ".pt")):
         from pretrain.convert import load_foreign
 
@@ -322,12 +322,11 @@ def load_backbone(name: str) -> nn.Module:
 FRAMES, STRIDE = 8, 8
 
 
-def frame_tower(name: str, frames: int, stride: int, pool: str) -> FrameTower:
-    """The image tower of `open_clip:...` for the frames of clips; arguments as of `FrameTower`."""
-    pair = load_open_clip(name)
+def frame_tower(pair: Pair, frames: int, stride: int, pool: str) -> FrameTower:
+    """The image tower of an open_clip pair for the frames of clips; arguments as of `FrameTower`."""
     about = {k: pair.preprocess[k] for k in ("mean", "std", "interpolation")}
     tower = FrameTower(pair.vision_config, frames, stride, pool, **about)
-    load_strict(tower.visual, pair.visual.state_dict(), name)
+    load_strict(tower.visual, pair.visual.state_dict(), "the image tower of open_clip")
     return tower
 
 
@@ -347,7 +346,7 @@ def load_video_text(name: str) -> VideoText:
             raise ValueError(
                 f"{name} names no weights: write {name}/WEIGHTS, a tag of open_clip or a file"
             )
-        video = frame_tower(name, FRAMES, STRIDE, "mean")
+        video = frame_tower(pair, FRAMES, STRIDE, "mean")
         text = OpenClipText(pair.text_config, pair.tokenizer)
         load_strict(text.tower, pair.text.state_dict(), name)
         loss = "infonce" if pair.bias is None else "siglip"

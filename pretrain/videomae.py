@@ -227,7 +227,8 @@ class VideoMAE(nn.Module):
         Returns:
             the mean squared error against `normalise_target`, and the prediction (B, M, P).
         """
-        visible, masked = self.places(video, visible), self.places(video, masked)
+        numbers = torch.cat([visible, masked], 1)  # together: what moves is measured once
+        visible, masked = self.places(video, numbers).split([visible.shape[1], masked.shape[1]], 1)
         patches = patchify(video, self.encoder.tubelet, self.encoder.patch)
         seen = (take_tokens(patches, visible).float() / 255 - self.mean) / self.std
         target = normalise_target(take_tokens(patches, masked).float() / 255, self.target_eps)

@@ -31,7 +31,9 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from downstream.features import Extraction, embed_now
 from downstream.retrieval import retrieval_ranks, summarise_ranks
+from downstream.zero_shot import embed_texts
 from pretrain import checkpoint, device, log
 from pretrain.clip import (
     VideoText,
@@ -44,19 +46,17 @@ from pretrain.clip import (
 from pretrain.data.cache import open_data, packing_side, world_clips
 from pretrain.data.sampling import counter_rng
 from pretrain.data.shards import (
-    EvalClips,
     Mixture,
     Pack,
     Positions,
     TrainClips,
-    eval_loader,
     shares,
     train_batches,
 )
 from pretrain.data.transforms import Augment
 from pretrain.frames import FrameTower
 from pretrain.openclip import PREFIX as OPEN_CLIP
-from pretrain.openclip import load_open_clip
+from pretrain.openclip import Pair, load_open_clip
 from pretrain.optim import learning_rate, make_optimizers
 from pretrain.processes import StopFlag, start_accelerator
 from pretrain.prompts import load_templates, words_of
@@ -235,12 +235,13 @@ def train_step(model, optimizers, batches, accumulate, accelerator, loss, clip_g
     return result, norm.item(), errors, cut, waited
 
 
-@torch.no_grad()
 def val_retrieval(model: VideoText, packs: list[Pack], cfg: Config, accelerator) -> dict | None:
     """Text-to-video retrieval among clips of the split "val" (first caption, one view); None without."""
-    model.eval()
+    how = Extraction(
+        time_segments=1, batch_size=32, device=accelerator.device, precision=cfg.precision
+    )
+    videos, texts = [], []
     try:
-        videos, tokens = [], []
         for pack in packs:
             if "val" not in pack.index["splits"]:
                 continue
@@ -248,26 +249,15 @@ def val_retrieval(model: VideoText, packs: list[Pack], cfg: Config, accelerator)
             if not len(ids):
                 continue
             ids = np.sort(counter_rng(cfg.seed, 0, stream=3).permutation(ids)[:VAL_CLIPS])
-            clips = EvalClips(pack, ids, model.video.input_spec, 1, 1)
-            for _, views in eval_loader(clips, 32, 0):
-                with accelerator.autocast():
-                    shown = model.video.input_spec.normalise(views[:, 0].to(accelerator.device))
-                    videos.append(model.encode_video(shown).cpu())
-            texts = [captions_of(cfg, pack.record(i))[0] for i in ids]
-            tokens.append(model.text.tokenizer(texts)[0])
+            videos.append(embed_now(model, pack, ids, how))
+            texts += [captions_of(cfg, pack.record(i))[0] for i in ids]
         if not videos:
             return None
-        with accelerator.autocast():
-            texts = [
-                model.encode_text(trim(part, model.text).to(accelerator.device)).cpu()
-                for part in torch.cat(tokens).split(64)
-            ]
+        text, _ = embed_texts(model, texts, accelerator.device, cfg.precision)
     except ValueError as error:  # a broken clip; a monitor must not end the run it watches
         print(f"no score on val: {error}", file=sys.stderr, flush=True)
         return None
-    finally:
-        model.train()
-    video, text = torch.cat(videos).numpy(), torch.cat(texts).numpy()
+    video = np.concatenate(videos)
     ranks, _ = retrieval_ranks(text, video, np.arange(len(video)))
     return summarise_ranks(ranks) | {"num": len(video)}
 
@@ -283,8 +273,11 @@ def build_model(cfg: Config) -> VideoText:
     """
     torch.manual_seed(cfg.seed)
     text_name = text_tower_name(cfg)
-    video = build_video_tower(cfg)
-    pair = load_open_clip(text_name) if text_name.startswith(OPEN_CLIP) else None
+    # A pair that gives both towers is loaded once.
+    names = {n for n in (text_name, cfg.video_tower) if n.startswith(OPEN_CLIP)}
+    pairs = {n: load_open_clip(n) for n in sorted(names)}
+    video = build_video_tower(cfg, pairs.get(cfg.video_tower))
+    pair = pairs.get(text_name)
     if pair:
         text: nn.Module = OpenClipText(pair.text_config, pair.tokenizer)
         checkpoint.load_strict(text.tower, pair.text.state_dict(), text_name)
@@ -308,16 +301,16 @@ def text_tower_name(cfg: Config) -> str:
     return cfg.text_tower or (cfg.video_tower if own else "ti")
 
 
-def build_video_tower(cfg: Config) -> nn.Module:
-    """A backbone of the contract: what --backbone or --video-tower names."""
+def build_video_tower(cfg: Config, pair: Pair | None) -> nn.Module:
+    """A backbone of the contract: what --backbone or --video-tower names; `pair`, if that is open_clip's."""
     if cfg.backbone:
         if cfg.backbone.startswith(OPEN_CLIP):
             raise ValueError(
                 f"give --video-tower {cfg.backbone}, not --backbone: it has no clip of its own"
             )
         return checkpoint.load_backbone(cfg.backbone)
-    if cfg.video_tower.startswith(OPEN_CLIP):
-        return checkpoint.frame_tower(cfg.video_tower, cfg.frames, cfg.stride, cfg.pool)
+    if pair:
+        return checkpoint.frame_tower(pair, cfg.frames, cfg.stride, cfg.pool)
     by_frames = cfg.video_tower.startswith("frames:")
     size = cfg.video_tower.removeprefix("frames:")
     if size not in SIZES:
@@ -444,7 +437,7 @@ def print_plan(cfg: Config, plan: Plan, accelerator, counts, model: VideoText, r
     """Print what the run resolved to, so that no number is applied silently."""
     scale = cfg.batch_size / 256
     millions = {n: sum(p.numel() for p in t.parameters()) / 1e6 for n, t in (("v", model.video), ("t", model.text))}  # fmt: skip
-    spec, (_, per_source, per_batch) = model.video.input_spec, counts
+    spec, (per_source, per_batch) = model.video.input_spec, counts
     sources = [
         f"{name} ({n} clips" + (f", {k} in a batch)" if len(cfg.data) > 1 else f", {cfg.split})")
         for name, n, k in zip(cfg.data, per_source, per_batch, strict=True)
@@ -507,7 +500,7 @@ def main(cfg: Config) -> dict:
     open_run(run, cfg, data, MAY_CHANGE, cfg.resume)
     accelerator.wait_for_everyone()
     if first:
-        print_plan(cfg, plan, accelerator, (packs, per_source, per_batch), model, run)
+        print_plan(cfg, plan, accelerator, (per_source, per_batch), model, run)
         run.mkdir(parents=True, exist_ok=True)
         if not (run / "config.json").exists():
             described = {"config": dataclasses.asdict(cfg), **data, "command": sys.argv}

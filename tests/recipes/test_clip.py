@@ -5,8 +5,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from safetensors.torch import load_file
 from pretrain import checkpoint
 from pretrain.data.pack import pack
 from recipes import clip
+from tests.recipes.killing import run_calm_and_harried
 
 ROOT = Path(__file__).parents[2]
 
@@ -363,61 +362,12 @@ def test_batch_norm_and_cached_gradients_are_refused(captioned_pack, tmp_path):
 
 # --------------------------------------------------------------------- real processes
 
-DRIVER = """
-import json, os, signal, sys
-sys.path.insert(0, {root!r})
-import torch
-torch.set_num_threads(1)
-from pretrain import checkpoint
-from recipes import clip
-given = json.loads(sys.argv[1])
-cfg = clip.Config(**{{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}})
-plan = json.loads(sys.argv[2])
-die = lambda: os.kill(os.getpid(), signal.SIGKILL)
-real_step, real_save, count = clip.train_step, checkpoint.save_file, [0]
-def step(*args):
-    count[0] += 1
-    if count[0] == plan.get("die_in_step") and os.environ.get("RANK", "0") == plan.get("rank", "0"):
-        die()
-    return real_step(*args)
-def save_file(tensors, path):
-    real_save(tensors, path)
-    if plan.get("die_in_save") and count[0] >= plan["die_in_save"] and "optimizer" in str(path):
-        with open(path, "r+b") as file:
-            file.truncate(100)
-        die()
-clip.train_step, checkpoint.save_file = step, save_file
-clip.main(cfg)
-"""
-
-
-def launch(tmp_path: Path, cfg: clip.Config, plan: dict, processes: int = 1):
-    script = tmp_path / "driver.py"
-    script.write_text(DRIVER.format(root=str(ROOT)))
-    start = [sys.executable]
-    if processes > 1:
-        start += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-        start += ["--master-port", str(33500 + os.getpid() % 2000)]
-    command = [*start, str(script), json.dumps(dataclasses.asdict(cfg)), json.dumps(plan)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=environment, check=False
-    )
-
 
 def survive(tmp_path: Path, data: Path, plans: list[dict], processes: int, steps: int) -> None:
     """Kill a run as planned, each time starting the same command again; compare with a calm one."""
-    changes = {"steps": steps, "num_workers": 1, "val_every": 0}
-    calm = config(data, tmp_path / "calm", **changes)
-    done = launch(tmp_path, calm, {}, processes)
-    assert done.returncode == 0, done.stderr[-2000:]
-    harried = config(data, tmp_path / "harried", **changes)
-    for plan in plans:
-        killed = launch(tmp_path, harried, plan, processes)
-        assert killed.returncode != 0, (plan, killed.stdout[-500:])
-    done = launch(tmp_path, harried, {}, processes)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert equal(final_weights(harried.out), final_weights(calm.out))
+    cfg = config(data, "", steps=steps, num_workers=1, val_every=0)
+    run_calm_and_harried(tmp_path, cfg, plans, processes)
+    assert equal(final_weights(tmp_path / "harried"), final_weights(tmp_path / "calm"))
 
 
 def test_two_processes_survive_sigkill_and_equal_one(captioned_pack, tmp_path):

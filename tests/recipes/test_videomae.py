@@ -17,6 +17,7 @@ from pretrain import checkpoint
 from pretrain.data.shards import Pack
 from pretrain.run import plan_run
 from recipes import videomae
+from tests.recipes.killing import launch, run_calm_and_harried, write_driver
 
 ROOT = Path(__file__).parents[2]
 
@@ -279,61 +280,12 @@ def test_published_presets_resolve():
 
 # --------------------------------------------------------------------- real processes
 
-DRIVER = """
-import json, os, signal, sys
-sys.path.insert(0, {root!r})
-import torch
-torch.set_num_threads(1)
-from pretrain import checkpoint
-from recipes import videomae
-cfg = videomae.Config(**json.loads(sys.argv[1]))
-plan = json.loads(sys.argv[2])
-die = lambda: os.kill(os.getpid(), signal.SIGKILL)
-real_step, real_save, count = videomae.train_step, checkpoint.save_file, [0]
-def step(*args):
-    count[0] += 1
-    if count[0] == plan.get("die_in_step") and os.environ.get("RANK", "0") == plan.get("rank", "0"):
-        die()
-    return real_step(*args)
-def save_file(tensors, path):
-    real_save(tensors, path)
-    if plan.get("die_in_save") and count[0] >= plan["die_in_save"] and "optimizer" in str(path):
-        with open(path, "r+b") as file:
-            file.truncate(100)
-        die()
-videomae.train_step, checkpoint.save_file = step, save_file
-videomae.main(cfg)
-"""
-
-
-def launch(tmp_path: Path, cfg: videomae.Config, plan: dict, processes: int = 1):
-    """Run the recipe in processes of its own; returns the exit code."""
-    script = tmp_path / "driver.py"
-    script.write_text(DRIVER.format(root=str(ROOT)))
-    start = [sys.executable]
-    if processes > 1:
-        start += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-        start += ["--master-port", str(29500 + os.getpid() % 2000)]
-    command = [*start, str(script), json.dumps(dataclasses.asdict(cfg)), json.dumps(plan)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=environment, check=False
-    )
-
 
 def survive(tmp_path: Path, data: Path, plans: list[dict], processes: int, steps: int) -> None:
     """Kill a run as planned, each time starting the same command again; compare with a calm one."""
-    changes = {"steps": steps, "num_workers": 1, "knn_every": 0}
-    calm = config(data, tmp_path / "calm", **changes)
-    done = launch(tmp_path, calm, {}, processes)
-    assert done.returncode == 0, done.stderr[-2000:]
-    harried = config(data, tmp_path / "harried", **changes)
-    for plan in plans:
-        killed = launch(tmp_path, harried, plan, processes)
-        assert killed.returncode != 0, (plan, killed.stdout[-500:])
-    done = launch(tmp_path, harried, {}, processes)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert equal(final_weights(harried.out), final_weights(calm.out))
+    cfg = config(data, "", steps=steps, num_workers=1, knn_every=0)
+    run_calm_and_harried(tmp_path, cfg, plans, processes)
+    assert equal(final_weights(tmp_path / "harried"), final_weights(tmp_path / "calm"))
 
 
 def test_sigkill_in_a_step_and_inside_a_save(tiny_pack, tmp_path):
@@ -365,8 +317,7 @@ def test_ten_kills(tiny_pack, tmp_path, processes):
 def test_sigterm_to_the_whole_group_saves(tiny_pack, tmp_path):
     run = tmp_path / "run"
     cfg = config(tiny_pack, run, steps=100_000, num_workers=1, save_every=100_000, knn_every=0)
-    script = tmp_path / "driver.py"
-    script.write_text(DRIVER.format(root=str(ROOT)))
+    script = write_driver(tmp_path, cfg)
     process = subprocess.Popen(
         [sys.executable, str(script), json.dumps(dataclasses.asdict(cfg)), "{}"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,

@@ -1,0 +1,71 @@
+"""Runs of a recipe in processes of their own, killed as planned and started again."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+DRIVER = """
+import importlib, json, os, signal, sys
+sys.path.insert(0, {root!r})
+import torch
+torch.set_num_threads(1)
+from pretrain import checkpoint
+recipe = importlib.import_module({recipe!r})
+given = json.loads(sys.argv[1])
+cfg = recipe.Config(**{{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}})
+plan = json.loads(sys.argv[2])
+die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+real_step, real_save, count = recipe.train_step, checkpoint.save_file, [0]
+def step(*args):
+    count[0] += 1
+    if count[0] == plan.get("die_in_step") and os.environ.get("RANK", "0") == plan.get("rank", "0"):
+        die()
+    return real_step(*args)
+def save_file(tensors, path):
+    real_save(tensors, path)
+    if plan.get("die_in_save") and count[0] >= plan["die_in_save"] and "optimizer" in str(path):
+        with open(path, "r+b") as file:
+            file.truncate(100)
+        die()
+recipe.train_step, checkpoint.save_file = step, save_file
+recipe.main(cfg)
+"""
+
+
+def write_driver(tmp_path: Path, cfg) -> Path:
+    """A script that runs the recipe whose configuration `cfg` is."""
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER.format(root=str(ROOT), recipe=type(cfg).__module__))
+    return script
+
+
+def launch(tmp_path: Path, cfg, plan: dict, processes: int = 1) -> subprocess.CompletedProcess:
+    """Run the recipe in processes of its own."""
+    script = write_driver(tmp_path, cfg)
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        start += ["--master-port", str(29500 + os.getpid() % 2000)]
+    command = [*start, str(script), json.dumps(dataclasses.asdict(cfg)), json.dumps(plan)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=environment, check=False
+    )
+
+
+def run_calm_and_harried(tmp_path: Path, cfg, plans: list[dict], processes: int) -> None:
+    """Run once undisturbed as tmp_path/calm, and once killed as planned and started again as /harried."""
+    calm = dataclasses.replace(cfg, out=str(tmp_path / "calm"))
+    done = launch(tmp_path, calm, {}, processes)
+    assert done.returncode == 0, done.stderr[-2000:]
+    harried = dataclasses.replace(cfg, out=str(tmp_path / "harried"))
+    for plan in plans:
+        killed = launch(tmp_path, harried, plan, processes)
+        assert killed.returncode != 0, (plan, killed.stdout[-500:])
+    done = launch(tmp_path, harried, {}, processes)
+    assert done.returncode == 0, done.stderr[-2000:]
