@@ -88,7 +88,7 @@ def segment_means(tokens: Tensor, grid: tuple[int, int, int], wanted: int) -> Te
     return tokens.unflatten(1, (num_segments(grid, wanted), -1)).mean(2)
 
 
-def _show(
+def show_views(
     encoder: nn.Module,
     function: Callable[[Tensor], Tensor],
     pack: Pack,
@@ -156,7 +156,7 @@ def extract(
         return segment_means(encoder.forward_features(video), encoder.grid, how.time_segments)
 
     shape = (0, num_segments(encoder.grid, how.time_segments), encoder.embed_dim)
-    batches = [views.mean(1) for views in _show(encoder, embed, pack, samples, how, title)]
+    batches = [views.mean(1) for views in show_views(encoder, embed, pack, samples, how, title)]
     features = np.concatenate(batches) if batches else np.empty(shape, np.float32)
     _refuse_non_finite(features, pack, samples)
     return features
@@ -211,7 +211,7 @@ def embed_now(
     model: VideoText, pack: Pack, samples: np.ndarray, how: Extraction, title: str | None = None
 ) -> np.ndarray:
     """`cached_embeddings` without the cache."""
-    shown = _show(model, model.encode_video, pack, samples, how, title)
+    shown = show_views(model, model.encode_video, pack, samples, how, title)
     embeddings = np.concatenate([views.mean(1) for views in shown])
     _refuse_non_finite(embeddings, pack, samples)
     return embeddings
@@ -308,7 +308,7 @@ def extract_tokens(
     shape = (len(samples), how.num_views, int(np.prod(encoder.grid)), encoder.embed_dim)
     # Written as a stream, mapped afterwards: a full disk is then an OSError and not a SIGBUS.
     with tempfile.TemporaryFile(dir=folder) as file:
-        for tokens in _show(encoder, encoder.forward_features, pack, samples, how, title):
+        for tokens in show_views(encoder, encoder.forward_features, pack, samples, how, title):
             if not (np.abs(tokens) < np.finfo(np.float16).max).all():
                 raise ValueError(
                     "a token is not finite or does not fit float16: the backbone's weights are damaged, or "

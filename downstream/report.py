@@ -242,3 +242,93 @@ def contact_sheet_figure(
         )
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=110)
+
+
+def timeline_figure(
+    path: Path, rows: list[tuple[str, list[dict]]], classes: list[str], title: str, most: int = 24
+) -> None:
+    """Draw what happens when: a row a video, a coloured piece a segment.
+
+    Args:
+        path: the .png to write.
+        rows: name of a video and its segments, each with `start` and `end` (seconds) and `label`.
+        classes: names of all classes, which fix the colours.
+        title: above it.
+        most: rows drawn; the title says how many were left out.
+    """
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    shown = rows[:most]
+    if len(rows) > most:
+        title += f" ({len(rows) - most} more videos not drawn)"
+    present = [c for c in classes if any(s["label"] == c for _, parts in shown for s in parts)]
+    colours = colormaps["tab20" if len(classes) <= 20 else "hsv"]
+    colour = {
+        c: colours(i % 20 if len(classes) <= 20 else i / len(classes))
+        for i, c in enumerate(classes)
+    }
+    figure = Figure(
+        figsize=(9, 1.6 + 0.45 * len(shown) + 0.12 * len(present)), layout="constrained"
+    )
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for place, (_, parts) in enumerate(shown):
+        for part in parts:
+            length = part["end"] - part["start"]
+            axes.barh(place, length, left=part["start"], height=0.8, color=colour[part["label"]])
+    names = [Path(name).name for name, _ in shown]
+    axes.set_yticks(
+        range(len(shown)), [n if len(n) <= 32 else n[:31] + "…" for n in names], fontsize=8
+    )
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds")
+    axes.set_title(title, fontsize=10)
+    handles = [Patch(color=colour[c], label=c) for c in present]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def cost_figure(
+    path: Path, points: list[tuple[str, float, float, float, float]], chance: float, title: str
+) -> None:
+    """Draw accuracy against cost.
+
+    Args:
+        path: the .png to write.
+        points: name, operations of a clip, accuracy and the ends of its interval (shares) of each model.
+        chance: accuracy of guessing.
+        title: above it.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for i, (name, cost, value, low, high) in enumerate(points):
+        whiskers = [[100 * (value - low)], [100 * (high - value)]]
+        axes.errorbar(
+            cost / 1e9, 100 * value, whiskers, fmt="o", color=f"C{i % 10}", capsize=2, linewidth=0.8
+        )
+        above = i % 2 == 0  # neighbours' names on different sides
+        axes.annotate(
+            name, (cost / 1e9, 100 * value), (4, 5 if above else -11), textcoords="offset points", fontsize=8,
+            color=f"C{i % 10}",
+        )  # fmt: skip
+    axes.axhline(100 * chance, color="grey", linewidth=0.8, linestyle=":")
+    axes.annotate(
+        "chance",
+        (1, 100 * chance),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        fontsize=7,
+        color="grey",
+    )
+    axes.set_xscale("log")
+    axes.set_xlabel("GFLOPs of one clip (a multiplication and an addition are two)")
+    axes.set_ylabel("test top-1, per cent, with 95 % interval")
+    axes.set_title(title, fontsize=10)
+    figure.savefig(path, dpi=110)

@@ -19,14 +19,14 @@ class Videos:
 
     Attributes:
         sources: what the user called each video.
-        labels: its class name.
+        labels: its class name; None where it has several, one after the other.
         subjects: who is seen in it, where known.
         samples: (K,) sample ids in the pack of all their clips, ascending.
         owner: (K,) the number of the video that each of these clips was cut from.
     """
 
     sources: list[str]
-    labels: list[str]
+    labels: list[str | None]
     subjects: list[str | None]
     samples: np.ndarray
     owner: np.ndarray
@@ -76,10 +76,11 @@ def _collect(records: dict[int, dict], where: str) -> Videos:
     return Videos(list(numbers), labels, subjects, samples, np.array(owner, dtype=np.int64))
 
 
-def _labelled(pack: Pack) -> tuple[dict[int, dict], dict[int, dict]]:
-    """All index entries by sample id, and those with a label, of which there must be some."""
+def _labelled(pack: Pack, labels: bool = True) -> tuple[dict[int, dict], dict[int, dict]]:
+    """All index entries by sample id, and those with a label (or segments), of which there must be some."""
     records = dict(enumerate(pack.records()))
-    labelled = {i: r for i, r in records.items() if r["label"] is not None}
+    has = lambda r: r["label"] is not None or (not labels and bool(r["extra"].get("segments")))
+    labelled = {i: r for i, r in records.items() if has(r)}
     if not labelled:
         raise ValueError(
             f"{pack.folder}: no clip has a label, and a probe measures against labels: give a list file "
@@ -95,7 +96,7 @@ def _refuse_one_class(pack: Pack, classes: set[str]) -> None:
         )
 
 
-def _subset(videos: Videos, keep: np.ndarray) -> Videos:
+def subset(videos: Videos, keep: np.ndarray) -> Videos:
     """The videos where `keep` (len(videos),) is True."""
     chosen = np.flatnonzero(keep)
     clips = keep[videos.owner]
@@ -109,7 +110,7 @@ def _subset(videos: Videos, keep: np.ndarray) -> Videos:
 
 
 def choose_splits(
-    pack: Pack, train_split: str, test_split: str, seed: int
+    pack: Pack, train_split: str, test_split: str, seed: int, labels: bool = True
 ) -> tuple[Videos, Videos, list[str]]:
     """The training and the test videos of a pack.
 
@@ -121,6 +122,7 @@ def choose_splits(
         train_split: name of the split to fit on.
         test_split: name of the split to measure on, once.
         seed: of a split made here.
+        labels: every video has to have a label; False: a video with a column `segments` needs none.
 
     Returns:
         training videos, test videos, and sentences a reader of the result must see.
@@ -129,14 +131,18 @@ def choose_splits(
         ValueError: a split is not there or holds no labels, all labels are one class, the splits are
             the same, or a class of the test split never occurs in training.
     """
-    records, labelled = _labelled(pack)
+    records, labelled = _labelled(pack, labels)
     notes = []
     if all(record["split"] is None for record in records.values()):
+        if any(record["label"] is None for record in labelled.values()):
+            raise ValueError(
+                f"{pack.folder}: videos with segments and no label cannot be divided here: add a column split to the list"
+            )
         videos = _collect(labelled, str(pack.folder))
         held, rule = choose_validation(videos.labels, videos.subjects, seed)
         if not held.any():
             raise ValueError(f"{pack.folder}: no test part can be made, {rule}: label more videos")
-        train, test = _subset(videos, ~held), _subset(videos, held)
+        train, test = subset(videos, ~held), subset(videos, held)
         notes.append(
             f"the data name no splits: {len(test)} of {len(videos)} videos were held out for testing, "
             f"seed {seed}, {rule}; compare only with results on this very split"
@@ -165,7 +171,7 @@ def choose_splits(
                 "too good"
             )
         used = {train_split, test_split}
-        ignored = sum(r["label"] is None and r["split"] in used for r in records.values())
+        ignored = sum(i not in labelled and r["split"] in used for i, r in records.items())
     if ignored:
         notes.append(f"{ignored} clips without a label were left out")
     shared = set(train.subjects) & set(test.subjects) - {None}
@@ -173,6 +179,8 @@ def choose_splits(
         notes.append(
             f"WARNING: {len(shared)} subjects are in both splits: the numbers say little about new people"
         )
+    if not labels:
+        return train, test, notes
     classes, tested = set(train.labels), set(test.labels)
     _refuse_one_class(pack, classes | tested)
     if tested - classes:

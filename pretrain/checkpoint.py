@@ -31,10 +31,11 @@ from pretrain.text import HuggingFaceText, OpenClipText
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer
 
-# What an exported folder may name as its builder, and a tower of a pair likewise.
+# What an exported folder may name as its builder, and a tower of a pair likewise. `downstream/models` adds its
+# families and the classifier.
 BUILDERS = {
     builder.__name__: builder
-    for builder in (VideoTransformer, FrameTower, OpenClipText, HuggingFaceText)
+    for builder in (VideoTransformer, FrameTower, OpenClipText, HuggingFaceText, VideoText)
 }
 
 KEEP = 2  # complete checkpoints that stay
@@ -217,22 +218,23 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+# Arguments of a builder that are models themselves: the towers of a pair, what is under a classifier's head.
+PARTS = {"VideoText": ("video", "text"), "Classifier": ("backbone",)}
+
+
 def describe(model: nn.Module) -> dict:
     """What `build` makes the same architecture of: the name of a class and its arguments."""
-    if isinstance(model, VideoText):
-        towers = {"video": describe(model.video), "text": describe(model.text)}
-        return {"builder": "VideoText", "arguments": model.arguments | towers}
-    assert type(model).__name__ in BUILDERS, type(model)
-    return {"builder": type(model).__name__, "arguments": model.arguments}
+    name = type(model).__name__
+    assert name in BUILDERS, name
+    parts = {part: describe(getattr(model, part)) for part in PARTS.get(name, ())}
+    return {"builder": name, "arguments": model.arguments | parts}
 
 
 def build(description: dict) -> nn.Module:
     """The architecture that `describe` described, with fresh weights."""
-    arguments = description["arguments"]
-    if description["builder"] == "VideoText":
-        towers = {name: build(arguments[name]) for name in ("video", "text")}
-        return VideoText(**arguments | towers)
-    return BUILDERS[description["builder"]](**arguments)
+    name, arguments = description["builder"], description["arguments"]
+    parts = {part: build(arguments[part]) for part in PARTS.get(name, ())}
+    return BUILDERS[name](**arguments | parts)
 
 
 def export_backbone(model: nn.Module, folder: Path, provenance: dict) -> None:
@@ -269,7 +271,7 @@ def read_backbone_config(folder: Path) -> dict:
         hint = f"did you mean {inside[0]}?" if inside else "a run exports one as RUN/backbone"
         raise ValueError(f"{folder} holds no config.json, so it is not a backbone: {hint}")
     config = json.loads((folder / "config.json").read_text())
-    if config.get("builder") not in ("VideoText", *BUILDERS):
+    if config.get("builder") not in BUILDERS:
         inside = folder / "backbone"
         hint = (
             f"did you mean {inside}?"
@@ -281,8 +283,12 @@ def read_backbone_config(folder: Path) -> dict:
     return config
 
 
-def _load_export(folder: Path) -> nn.Module:
-    """The exported model of a folder: an encoder, or a pair of towers."""
+def load_export(folder: Path) -> nn.Module:
+    """The exported model of a folder: an encoder, a pair of towers or a classifier.
+
+    Raises:
+        ValueError: the folder is no export, or does not verify.
+    """
     config = read_backbone_config(folder)
     model = build(config)
     load_strict(model, load_file(folder / "model.safetensors"), str(folder))
@@ -314,8 +320,12 @@ def load_backbone(name: str) -> nn.Module:
             f"no backbone at {name!r}: give a folder exported by a recipe (RUN/backbone), "
             "hf:OWNER/NAME or hf:FOLDER, an official VideoMAE .pth file, or open_clip:MODEL/WEIGHTS"
         )
-    model = _load_export(folder)
-    return model.video if isinstance(model, VideoText) else model
+    model = load_export(folder)
+    for part in PARTS.get(type(model).__name__, ())[
+        :1
+    ]:  # the video tower, or what is under the head
+        return getattr(model, part)
+    return model
 
 
 # How an image tower that comes without a clip of its own sees videos.
@@ -365,7 +375,7 @@ def load_video_text(name: str) -> VideoText:
         )
     if read_backbone_config(Path(name))["builder"] != "VideoText":
         raise ValueError(f"{name} has no text tower; {remedy}")
-    return _load_export(Path(name))
+    return load_export(Path(name))
 
 
 def fresh_like(encoder: nn.Module, seed: int) -> nn.Module:

@@ -120,10 +120,10 @@ def draw_tokens(
 
 def mask_of_view(
     kind: str, grid: tuple[int, int, int], ratio: float, dual: bool
-) -> Callable[[np.random.Generator, dict], dict[str, Tensor]]:
-    """`draw_tokens` as the loader wants it: (rng, index entry) -> tensors "visible" and "masked"."""
+) -> Callable[[np.random.Generator, dict, np.ndarray], dict[str, Tensor]]:
+    """`draw_tokens` as the loader wants it, see `Describe`: tensors "visible" and "masked"."""
 
-    def draw(rng: np.random.Generator, _: dict) -> dict[str, Tensor]:
+    def draw(rng: np.random.Generator, _: dict, __: np.ndarray) -> dict[str, Tensor]:
         tokens = draw_tokens(kind, grid, ratio, dual, rng)
         return {n: torch.from_numpy(i) for n, i in zip(("visible", "masked"), tokens, strict=True)}
 

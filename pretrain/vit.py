@@ -37,7 +37,8 @@ class InputSpec:
         frames: number of frames.
         stride: source frames between two sampled frames.
         size: height and width in pixels.
-        mean: per-channel mean of the normalisation, for pixels in [0, 1].
+        mean: per-channel mean of the normalisation, for pixels in [0, 1]; three channels are colour, two
+            are optical flow.
         std: per-channel standard deviation, likewise.
         interpolation: how crops are scaled to it, "bilinear" or "bicubic", always anti-aliased.
 
@@ -48,9 +49,27 @@ class InputSpec:
     frames: int
     stride: int
     size: int
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bilinear"
+
+    @property
+    def channels(self) -> int:
+        """Values of a pixel: 3 for colour, 2 for optical flow."""
+        return len(self.mean)
+
+    def expect(self, video: Tensor) -> None:
+        """Refuse clips (B, C, T, H, W) of another shape.
+
+        Raises:
+            ValueError: channels, frames or size are not those of this clip.
+        """
+        expected = (self.channels, self.frames, self.size, self.size)
+        if tuple(video.shape[1:]) != expected:
+            raise ValueError(
+                f"this backbone sees clips of (C, T, H, W) = {expected}, got {tuple(video.shape[1:])}: "
+                "sample and crop to `input_spec`"
+            )
 
     def __post_init__(self):
         if self.interpolation not in ("bilinear", "bicubic"):
@@ -192,11 +211,21 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.fc1 = nn.Linear(dim, int(dim * mlp_ratio))
         self.fc2 = nn.Linear(int(dim * mlp_ratio), dim)
+        self.drop_path = (
+            0.0  # probability of leaving a branch out in training, for every clip by itself
+        )
+
+    def _branch(self, y: Tensor) -> Tensor:
+        """Stochastic depth (Huang et al. 2016, https://arxiv.org/abs/1603.09382)."""
+        if not self.training or not self.drop_path:
+            return y
+        keep = 1 - self.drop_path
+        return y * (torch.rand(len(y), 1, 1, device=y.device) < keep).to(y.dtype) / keep
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, N, D) to tokens."""
-        x = x + self.attn(self.norm1(x))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        x = x + self._branch(self.attn(self.norm1(x)))
+        return x + self._branch(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
 
 
 def init_weights(module: nn.Module) -> None:
@@ -342,12 +371,7 @@ class VideoTransformer(nn.Module):
 
     def _seen(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
         """The tokens looked at (B, K, D), and where they stand (B, K); None: everywhere."""
-        expected = (3, self.input_spec.frames, self.input_spec.size, self.input_spec.size)
-        if tuple(video.shape[1:]) != expected:
-            raise ValueError(
-                f"this backbone sees clips of (C, T, H, W) = {expected}, got {tuple(video.shape[1:])}: "
-                "sample and crop to `input_spec`"
-            )
+        self.input_spec.expect(video)
         patches = patchify(video, self.tubelet, self.patch)
         if self.num_moving == patches.shape[1]:
             return self.encode(patches), None

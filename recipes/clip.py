@@ -362,7 +362,7 @@ class TextOfView:
             self.num_tokens = model.video.num_moving
             self.num_visible = self.num_tokens - int(cfg.drop_tokens * self.num_tokens)
 
-    def __call__(self, rng: np.random.Generator, record: dict) -> dict[str, Tensor]:
+    def __call__(self, rng: np.random.Generator, record: dict, _: np.ndarray) -> dict[str, Tensor]:
         """Draw one of the clip's texts, and the tokens that the video tower will see."""
         texts = captions_of(self.cfg, record)
         caption = texts[rng.integers(len(texts))]

@@ -42,6 +42,7 @@ from downstream.report import (
     write_predictions,
 )
 from downstream.splits import Videos, labelled_videos
+from downstream.world import reversed_pairs_accuracy
 from downstream.zero_shot import class_vectors, ensemble, template_sensitivity, unit
 from pretrain.checkpoint import load_video_text, read_backbone_config, weights_hash
 from pretrain.clip import VideoText
@@ -49,7 +50,6 @@ from pretrain.data.cache import open_data, packing_side
 from pretrain.data.decode import read_frames
 from pretrain.data.pack import pack as pack_source
 from pretrain.data.shards import Pack
-from pretrain.data.synthetic import REVERSED_PAIRS
 from pretrain.device import describe
 from pretrain.log import cli, write_json
 from pretrain.prompts import load_classes, load_templates, words_of
@@ -275,24 +275,6 @@ def print_summary(results: dict, out: Path) -> None:
         print(f"note: {note}")
     print(f"\nresults  {out}/results.json\nprotocol {out}/CARD.md\nfigure   {out}/confusion.png")
     print(f"answers  {out}/predictions.csv", flush=True)
-
-
-def reversed_pairs_accuracy(
-    scores: np.ndarray, labels: np.ndarray, classes: list[str]
-) -> float | None:
-    """How often the built-in world's actions that hold the same frames in another order are told apart.
-
-    Of the scores (N, C) only those of the two actions of a pair are compared, so 0.5 is what looking at frames
-    without their order gives. None where the data have no such classes.
-    """
-    right = []
-    for first, second in REVERSED_PAIRS:
-        if first not in classes or second not in classes:
-            return None
-        a, b = classes.index(first), classes.index(second)
-        difference = scores[:, a] - scores[:, b]
-        right += [*(difference[labels == a] > 0), *(difference[labels == b] < 0)]
-    return float(np.mean(right)) if right else None
 
 
 def score_data(config: Config, model: VideoText, how: Extraction) -> dict:

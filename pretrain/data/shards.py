@@ -31,9 +31,9 @@ from pretrain.data.sampling import (
 from pretrain.data.transforms import Augment
 from pretrain.vit import InputSpec
 
-# (rng, index entry of the clip) -> whatever else a training step wants to have of one view, by name: token
-# numbers of a mask, those of a caption. All views give tensors of the same shapes.
-Describe = Callable[[np.random.Generator, dict], dict[str, Tensor]]
+# (rng, index entry of the clip, numbers of the frames drawn) -> whatever else a training step wants to have of one
+# view, by name: token numbers of a mask, those of a caption, labels. All views give tensors of the same shapes.
+Describe = Callable[[np.random.Generator, dict, np.ndarray], dict[str, Tensor]]
 
 
 class Pack:
@@ -194,7 +194,7 @@ class TrainClips(Dataset):
         for rng in rngs:
             box = multi_scale_box(frames.shape[2], frames.shape[1], self.scales, rng)
             clip = crop_resize(frames, box, self.spec.size, self.spec.interpolation)
-            others.append(self.describe(rng, record))
+            others.append(self.describe(rng, record, indices))
             clips.append(self.augment(clip, rng) if self.augment else clip)
         return {
             "video": torch.stack(clips),

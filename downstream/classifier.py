@@ -1,0 +1,143 @@
+"""A backbone with a linear classifier on top, and what it says about clips, frames and files.
+
+B clips, C channels, T frames, K classes.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from downstream.features import Extraction, show_views
+from pretrain.data.decode import DecodeError, crop_resize, read_frames
+from pretrain.data.sampling import test_boxes
+from pretrain.data.shards import Pack
+from pretrain.device import autocast_dtype
+
+
+class Classifier(nn.Module):
+    """Dropout and a linear layer on a backbone's embedding, or on every token of its time.
+
+    Args:
+        backbone: of the contract.
+        classes: names of the K classes.
+        dropout: share of the embedding dropped in training.
+        per_frame: a label for every frame (many-to-many), from the tokens, averaged over space.
+
+    Raises:
+        ValueError: `per_frame` and a backbone that has fewer time slots than frames, or fewer than two classes.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, classes: list[str], dropout: float = 0.0, per_frame: bool = False
+    ):
+        super().__init__()
+        if len(classes) < 2:
+            raise ValueError(
+                f"the only class is {', '.join(classes)!r}: there is nothing to tell apart"
+            )
+        frames = backbone.input_spec.frames
+        if per_frame and (backbone.grid[0] != frames or frames == 1):
+            raise ValueError(
+                f"a label for every frame needs a token for every frame, and this backbone has {backbone.grid[0]} for "
+                f"{frames} frames: take rnn, lstm, gru, tcn, ed_tcn or inflated"
+            )
+        self.arguments = {"classes": list(classes), "dropout": dropout, "per_frame": per_frame}
+        self.backbone, self.per_frame = backbone, per_frame
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(backbone.embed_dim, len(classes))
+        nn.init.trunc_normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of the logits."""
+        return self.arguments["classes"]
+
+    @property
+    def input_spec(self):
+        """The clip that the backbone wants."""
+        return self.backbone.input_spec
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Normalised clips (B, C, T, H, W) to logits (B, K), or (B, T, K) for every frame."""
+        if self.per_frame:
+            tokens = self.backbone.forward_features(video)
+            embedding = tokens.unflatten(1, (self.backbone.grid[0], -1)).mean(2)
+        else:
+            embedding = self.backbone(video)
+        return self.head(self.dropout(embedding))
+
+
+def class_probabilities(
+    model: Classifier, pack: Pack, samples: np.ndarray, how: Extraction, title: str | None = None
+) -> np.ndarray:
+    """Class probabilities of clips (len(samples), K), averaged over views, and over frames where each has a label.
+
+    Args:
+        model: the classifier; weights, buffers and mode are left as they are, it is moved to the device.
+        pack: the clips.
+        samples: which of them.
+        how: views, precision and where.
+        title: of the progress bar; None: no bar.
+
+    Raises:
+        ValueError: a clip cannot be decoded, or an answer is not finite.
+    """
+
+    def answer(video: Tensor) -> Tensor:
+        probabilities = model(video).float().softmax(-1)
+        return probabilities.mean(1) if model.per_frame else probabilities
+
+    shown = [views.mean(1) for views in show_views(model, answer, pack, samples, how, title)]
+    probabilities = (
+        np.concatenate(shown) if shown else np.empty((0, len(model.classes)), np.float32)
+    )
+    if not np.isfinite(probabilities).all():
+        raise ValueError("an answer of the classifier is not finite: its weights are damaged")
+    return probabilities
+
+
+@torch.inference_mode()
+def frame_probabilities(
+    model: Classifier, pack: Pack, record: dict, device: torch.device, precision: str = "auto"
+) -> np.ndarray:
+    """Class probabilities of every frame of a packed clip (frames of the clip, K), of a per-frame classifier.
+
+    Windows of the backbone's clip slide over the frames by half their length, and where they overlap they are
+    averaged; a frame that the stride leaves out has the answer of the last one before it.
+
+    Args:
+        model: the classifier, on `device`.
+        pack: where the clip is.
+        record: its index entry.
+        device: where to compute.
+        precision: "auto", "bf16" or "fp32".
+
+    Raises:
+        ValueError: the clip cannot be decoded.
+    """
+    spec, num = model.input_spec, record["frames"]
+    span = spec.frames * spec.stride
+    last = max(num - span, 0)
+    starts = sorted({*range(0, last, max(span // 2, 1)), last})
+    total, counts = np.zeros((num, len(model.classes))), np.zeros((num, 1))
+    try:
+        frames = read_frames(pack.read(record), np.arange(num))
+    except DecodeError as error:
+        raise ValueError(f"{record['source']} cannot be decoded: {error}") from error
+    clip = crop_resize(
+        frames, test_boxes(frames.shape[2], frames.shape[1], 1)[0], spec.size, spec.interpolation
+    )
+    dtype = autocast_dtype(device, precision)
+    was_training = model.training
+    model.to(device).eval()
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        for start in starts:
+            seen = np.minimum(start + spec.stride * np.arange(spec.frames), num - 1)
+            video = clip[:, torch.from_numpy(seen)].unsqueeze(0).to(device)
+            answers = model(spec.normalise(video))[0].float().softmax(-1).cpu().numpy()
+            covered = np.arange(start, min(start + span, num))
+            total[covered] += answers[(covered - start) // spec.stride]
+            counts[covered] += 1
+    model.train(was_training)
+    return total / counts

@@ -1,0 +1,128 @@
+"""What the textbook says about the model families, held against measured numbers."""
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+
+POOLED = ("frame_single", "frame_mean", "frame_max")
+FUSED = ("frame_late", "frame_early", "frame_slow")
+ORDERED = (
+    "rnn", "lstm", "bilstm", "gru", "tcn", "tcn_acausal", "ed_tcn", "c3d", "i3d", "inflated", "r3d_18", "mc3_18",
+    "r2plus1d_18", "s3d",
+)  # fmt: skip
+
+
+def pair_videos(results: dict) -> int:
+    """How many test videos are of an action that has a reversed twin in the built-in world."""
+    from pretrain.data.figure import REVERSED_PAIRS
+
+    names = {name for pair in REVERSED_PAIRS for name in pair}
+    return sum(entry["num"] for name, entry in results["per_class"].items() if name in names)
+
+
+def claims_about(rows: dict[str, dict], runs: dict[str, list[dict]]) -> list[dict]:
+    """The claims on the reversed pairs of the built-in world, each with what was measured and whether it held.
+
+    An accuracy on n pairs of chance one half is told from chance where it is more than 1.96 deviations from it; all
+    seeds score the same videos, so n is that of one seed.
+
+    Args:
+        rows: name -> line of the table.
+        runs: name -> results of its seeds.
+    """
+    with_pairs = {name: row for name, row in rows.items() if row["reversed_pairs"] is not None}
+    if not with_pairs:
+        return []
+    margin = {name: 1.96 * 0.5 / math.sqrt(pair_videos(runs[name][0])) for name in with_pairs}
+    share = lambda name: (
+        f"{name} {100 * with_pairs[name]['reversed_pairs']:.1f} % (chance 50 ± {100 * margin[name]:.1f})"
+    )
+    claims = []
+    pooled = [n for n in POOLED if n in with_pairs]
+    fused = [n for n in FUSED if n in with_pairs]
+    ordered = [n for n in ORDERED if n in with_pairs]
+    for name in pooled:
+        held = abs(with_pairs[name]["reversed_pairs"] - 0.5) <= margin[name]
+        claims.append(_claim(f"{name} cannot tell reversed actions apart", held, share(name)))
+    for name in ordered:
+        held = with_pairs[name]["reversed_pairs"] - 0.5 > margin[name]
+        claims.append(_claim(f"{name} tells reversed actions apart", held, share(name)))
+    if pooled and ordered:
+        floor = max(with_pairs[n]["reversed_pairs"] for n in pooled)
+        ceiling = max(with_pairs[n]["reversed_pairs"] for n in ordered)
+        for name in fused:
+            value = with_pairs[name]["reversed_pairs"]
+            held = floor <= value <= ceiling
+            measured = f"{share(name)}; pooled at most {100 * floor:.1f} %, best with order {100 * ceiling:.1f} %"
+            claims.append(
+                _claim(f"{name} stands between pooled frames and models of order", held, measured)
+            )
+    return claims
+
+
+def _claim(claim: str, held: bool, measured: str) -> dict:
+    return {"claim": claim, "held": "yes" if held else "no", "measured": measured}
+
+
+def read_answers(folder: Path) -> dict[str, bool]:
+    """Source -> whether the run of a folder got it right, from predictions.csv; empty without one."""
+    path = folder / "predictions.csv"
+    if not path.exists():
+        return {}
+    with open(path, newline="", encoding="utf-8") as file:
+        return {row["source"]: row["predicted"] == row["label"] for row in csv.DictReader(file)}
+
+
+def difference_interval(
+    ours: list[dict[str, bool]],
+    theirs: list[dict[str, bool]],
+    people: dict[str, str],
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Mean difference of accuracy on the same videos, with a 95 % bootstrap interval over people, then videos.
+
+    Args:
+        ours: answers of each seed, as `read_answers` gives them.
+        theirs: of the other model, the same seeds.
+        people: source -> who is seen in it; a source that is not there is a person of its own.
+        seed: of the draws.
+    """
+    sources = sorted(set.intersection(*(set(a) for a in (*ours, *theirs))))
+    right = lambda runs: np.mean([[run[s] for s in sources] for run in runs], 0)
+    difference = right(ours) - right(theirs)
+    group = np.unique([people.get(s) or s for s in sources], return_inverse=True)[1]
+    members = [np.flatnonzero(group == g) for g in range(group.max() + 1)]
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(2000):
+        chosen = [members[g] for g in rng.integers(len(members), size=len(members))]
+        videos = np.concatenate([m[rng.integers(len(m), size=len(m))] for m in chosen])
+        drawn.append(difference[videos].mean())
+    low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
+    return float(difference.mean()), low, high
+
+
+def paired_claims(answers: dict[str, list[dict[str, bool]]], people: dict[str, str]) -> list[dict]:
+    """Claims on pairs of models that differ in one thing: weights to start from, an attention block.
+
+    Args:
+        answers: label of a model -> answers of its seeds.
+        people: source -> who is seen in it.
+    """
+    claims = []
+    for label in answers:
+        name, _, start = label.partition(":")
+        base, _, block = name.partition("_")
+        if start and name in answers:
+            claim, other = f"{name} inflated from {start} beats {name} from scratch", name
+        elif not start and block in ("se", "cbam", "nonlocal") and base in answers:
+            claim, other = f"{block} helps {base}", base
+        else:
+            continue
+        mean, low, high = difference_interval(answers[label], answers[other], people)
+        held = "yes" if low > 0 else "no, it harms" if high < 0 else "not shown"
+        measured = f"{100 * mean:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+        claims.append({"claim": claim, "held": held, "measured": measured})
+    return claims

@@ -1,0 +1,280 @@
+"""The model families, and `MODELS`: name -> family, a plain dict. `python -m downstream.models` prints it.
+
+Each builds a backbone of the contract: `forward_features(video) -> (B, N, D)` tokens of `grid`, `forward(video) ->
+(B, D)`, `embed_dim`, `input_spec`, and `arguments` that build it again.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from downstream.classifier import Classifier
+from downstream.models.attention import insert
+from downstream.models.c3d import C3D
+from downstream.models.frames import EarlyFusion, FrameNetwork, LateFusion, SlowFusion
+from downstream.models.i3d import I3D
+from downstream.models.images import ImageNetwork, image_network, image_weights, load_image_weights
+from downstream.models.inflated import Inflated
+from downstream.models.published import PUBLISHED, load_published, torchvision_weights
+from downstream.models.recurrent import FrameRNN
+from downstream.models.tcn import FrameTCN
+from downstream.models.torchvision3d import TorchvisionVideo
+from pretrain import checkpoint
+from pretrain.vit import SIZES, VideoTransformer
+
+__all__ = [
+    "MODELS",
+    "PUBLISHED",
+    "Family",
+    "build_model",
+    "check_name",
+    "load_backbone",
+    "load_classifier",
+]
+
+# Exported folders may name these; a recipe that loads backbones imports this module.
+checkpoint.BUILDERS.update(
+    {
+        builder.__name__: builder
+        for builder in (
+            FrameNetwork, LateFusion, EarlyFusion, SlowFusion, FrameRNN, FrameTCN, C3D, I3D, Inflated,
+            TorchvisionVideo, Classifier,
+        )
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Family:
+    """One way to see a clip.
+
+    Attributes:
+        build: the class.
+        paper: where it was published.
+        training: a name in `downstream.finetune.TRAINING`, how that paper trains it.
+        arguments: of the class, where they are not its defaults.
+        small: arguments for minutes on a CPU: fewer pixels, a small 2-D network, fewer channels.
+    """
+
+    build: Callable[..., nn.Module]
+    paper: str
+    training: str
+    arguments: dict = field(default_factory=dict)
+    small: dict = field(default_factory=dict)
+
+
+_SMALL_NETWORK = {"network": "test_resnet", "size": 48}  # 0.4 million parameters
+_KARPATHY = "Karpathy et al. 2014 (CVPR)"
+_FRAMES16 = {"frames": 16, "stride": 4}
+_SMALL16 = {**_SMALL_NETWORK, "frames": 16, "stride": 2}
+_LRCN = "Donahue et al. 2015, arXiv:1411.4389"
+_TCN = "Bai et al. 2018, arXiv:1803.01271"
+_I3D = "Carreira & Zisserman 2017, arXiv:1705.07750"
+_R3D = "Tran et al. 2018, arXiv:1711.11248"
+_BEFORE_SUM = "@*layer*.*.bn2"  # in a ResNet of basic blocks: before the residual is added
+_SMALL3D = {"frames": 16, "stride": 2, "size": 48}
+
+
+def _sized(size: str) -> Family:
+    dim, depth, heads = SIZES[size]
+    small = {"size": 48, "patch": 8, "stride": 2, "positions": "separable", "init": "mimetic"}
+    return Family(
+        VideoTransformer, "Tong et al. 2022, arXiv:2203.12602", "transformer",
+        {"dim": dim, "depth": depth, "heads": heads}, small,
+    )  # fmt: skip
+
+
+MODELS: dict[str, Family] = {
+    "frame_single": Family(FrameNetwork, _KARPATHY, "frames", {"frames": 1}, _SMALL_NETWORK),
+    "frame_mean": Family(FrameNetwork, "mean of frames", "frames", _FRAMES16, _SMALL16),
+    "frame_max": Family(
+        FrameNetwork, "maximum over frames", "frames", {**_FRAMES16, "pool": "max"}, _SMALL16
+    ),
+    "frame_late": Family(LateFusion, _KARPATHY, "frames", {}, _SMALL_NETWORK),
+    "frame_early": Family(EarlyFusion, _KARPATHY, "frames", {}, {**_SMALL_NETWORK, "stride": 3}),
+    "frame_slow": Family(SlowFusion, _KARPATHY, "frames", {}, {**_SMALL_NETWORK, "stride": 3}),
+    "rnn": Family(FrameRNN, "Elman 1990, on frames", "recurrent", {"cell": "rnn"}, _SMALL16),
+    "lstm": Family(FrameRNN, _LRCN, "recurrent", {"cell": "lstm"}, _SMALL16),
+    "bilstm": Family(
+        FrameRNN, _LRCN, "recurrent", {"cell": "lstm", "bidirectional": True}, _SMALL16
+    ),
+    "gru": Family(FrameRNN, "Cho et al. 2014, on frames", "recurrent", {"cell": "gru"}, _SMALL16),
+    "tcn": Family(FrameTCN, _TCN, "tcn", {}, _SMALL16),
+    "tcn_acausal": Family(FrameTCN, _TCN, "tcn", {"causal": False}, _SMALL16),
+    "ed_tcn": Family(
+        FrameTCN, "Lea et al. 2017, arXiv:1611.05267", "tcn",
+        {"form": "encoder_decoder", "causal": False, "depth": 2}, _SMALL16,
+    ),
+    "c3d": Family(C3D, "Tran et al. 2015, arXiv:1412.0767", "c3d", {}, {**_SMALL3D, "width": 0.25, "batch_norm": True}),
+    "i3d": Family(I3D, _I3D, "i3d", {}, {**_SMALL3D, "width": 0.5}),
+    "i3d_flow": Family(I3D, _I3D, "i3d", {"channels": 2}, {**_SMALL3D, "width": 0.5}),
+    "inflated": Family(Inflated, _I3D, "i3d", {}, _SMALL16),
+    "inflated_se": Family(
+        Inflated, "Hu et al. 2018, arXiv:1709.01507", "i3d", {"attention": f"se{_BEFORE_SUM}"}, _SMALL16
+    ),
+    "inflated_cbam": Family(
+        Inflated, "Woo et al. 2018, arXiv:1807.06521", "i3d", {"attention": f"cbam{_BEFORE_SUM}"}, _SMALL16
+    ),
+    "inflated_nonlocal": Family(
+        Inflated, "Wang et al. 2018, arXiv:1711.07971", "i3d", {"attention": "nonlocal@*.layer3"}, _SMALL16
+    ),
+    "r3d_18": Family(TorchvisionVideo, _R3D, "r3d", {"name": "r3d_18"}, {"size": 48}),
+    "mc3_18": Family(TorchvisionVideo, _R3D, "r3d", {"name": "mc3_18"}, {"size": 48}),
+    "r2plus1d_18": Family(TorchvisionVideo, _R3D, "r3d", {"name": "r2plus1d_18"}, {"size": 48}),
+    "s3d": Family(
+        TorchvisionVideo, "Xie et al. 2018, arXiv:1712.04851", "i3d",
+        {"name": "s3d", "frames": 64, "stride": 1, "size": 224}, _SMALL3D,
+    ),
+    **{f"vit_{size}": _sized(size) for size in SIZES},
+}  # fmt: skip
+
+
+def check_name(name: str) -> Family:
+    """The family called `name`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in MODELS:
+        near = get_close_matches(name, MODELS, 3, 0.5)
+        raise ValueError(
+            f"there is no model {name!r}"
+            + (f"; did you mean {', '.join(near)}?" if near else "")
+            + "; python -m downstream.models lists them"
+        )
+    return MODELS[name]
+
+
+def build_model(name: str, small: bool = False, weights: str = "", **changes: object) -> nn.Module:
+    """A backbone of `MODELS`, fresh or with weights of others.
+
+    Args:
+        name: in `MODELS`.
+        small: with the family's arguments for a CPU.
+        weights: "": fresh, from torch's generator; "imagenet": of the family's 2-D network, or a file of them in the
+            layout of timm or torchvision; "kinetics": of torchvision's 3-D networks, or a file of them.
+        changes: arguments of the class that differ from the family's; `network` may be an open_clip name, whose
+            weights then come with it.
+
+    Raises:
+        ValueError: an unknown name or argument, or weights that do not fit.
+    """
+    family = check_name(name)
+    known = inspect.signature(family.build).parameters
+    for key in changes:
+        if key not in known:
+            raise ValueError(
+                f"--{key.replace('_', '-')} means nothing to {name}, which has "
+                f"{', '.join(k for k in known if k not in family.arguments or k in ('frames', 'stride', 'size'))}"
+            )
+    arguments = {**family.arguments, **(family.small if small else {}), **changes}
+    theirs, origin = None, weights
+    if isinstance(arguments.get("network"), str):
+        arguments["network"], theirs = image_network(arguments["network"])
+        origin = origin if theirs is None else "open_clip"
+    network = arguments.get("network", "resnet18") if "network" in known else None
+    if weights and theirs is None:
+        if network is not None:
+            theirs = image_weights(network, weights)
+        elif family.build is TorchvisionVideo:
+            theirs, _ = torchvision_weights(arguments["name"], weights)
+        else:
+            raise ValueError(
+                f"--weights {weights}: {name} takes no weights of others"
+                + (
+                    "; DeepMind's are --backbone i3d_k400 --weights FILE"
+                    if family.build is I3D
+                    else ""
+                )
+            )
+    # Weights go in before attention blocks do, so that they meet the names they know.
+    attention = arguments.pop("attention", "")
+    backbone = family.build(**arguments)
+    if theirs is not None and network is not None:
+        if isinstance(backbone, SlowFusion):
+            raise ValueError(
+                "slow fusion starts from frames it stacks: it takes no ImageNet weights"
+            )
+        if isinstance(backbone, Inflated):
+            theirs = backbone.inflate(theirs)
+        load_image_weights(backbone.images, theirs, origin)
+        if isinstance(backbone, Inflated):
+            _check_boring_video(backbone, arguments)
+    elif theirs is not None:
+        checkpoint.load_strict(backbone, theirs, origin)
+    if attention:
+        insert(backbone, attention)
+        backbone.arguments["attention"] = attention
+    return backbone
+
+
+@torch.no_grad()
+def _check_boring_video(backbone: Inflated, arguments: dict) -> None:
+    """A still clip has to give what the 2-D network says of its frame, or the inflation is wrong."""
+    spec = backbone.input_spec
+    flat = ImageNetwork(arguments.get("network", "resnet18"), spec.size)
+    weights = backbone.images.net.state_dict()
+    for place in backbone.inflated:
+        weights[f"{place}.weight"] = weights[f"{place}.weight"].sum(2)
+    checkpoint.load_strict(flat.net, weights, "the inflated network")
+    image = torch.rand(1, 3, spec.size, spec.size, generator=torch.Generator().manual_seed(0))
+    modes = [(m, m.training) for m in backbone.modules()]
+    clip = backbone.eval()(image.unsqueeze(2).expand(-1, -1, spec.frames, -1, -1))
+    for module, mode in modes:
+        module.training = mode
+    expected = flat.eval()(image)
+    error = ((clip - expected).norm() / expected.norm().clamp(min=1e-12)).item()
+    assert error < 1e-3, f"the inflated network is off by {error:.1e} on a still clip"
+
+
+def load_backbone(name: str, weights: str = "") -> nn.Module:
+    """The backbone that `--backbone` names, with its weights.
+
+    Args:
+        name: a name in `MODELS` (fresh weights unless `weights` is given) or in `PUBLISHED`, or whatever
+            `pretrain.checkpoint.load_backbone` knows; of a classifier, what is under its head.
+        weights: for a name in `MODELS`, see `build_model`; for one in `PUBLISHED`, see `load_published`.
+
+    Raises:
+        ValueError: nothing of the kind is there, or it does not verify.
+    """
+    if name in PUBLISHED:
+        return load_published(name, weights).backbone
+    if name in MODELS:
+        return build_model(name, weights=weights)
+    if weights:
+        raise ValueError(
+            f"--weights goes with a name of MODELS or with i3d_k400, and not with {name}"
+        )
+    return checkpoint.load_backbone(name)
+
+
+def load_classifier(name: str, weights: str = "") -> Classifier:
+    """The classifier that `--backbone` names: RUN/backbone of recipes/finetune.py, or a name in `PUBLISHED`.
+
+    Raises:
+        ValueError: nothing of the kind is there, it does not verify, or it has no classifier.
+    """
+    if name in PUBLISHED:
+        return load_published(name, weights)
+    if weights:
+        raise ValueError(f"--weights goes with {', '.join(PUBLISHED)}, and not with {name}")
+    folder = Path(name)
+    remedy = (
+        f"train one: accelerate launch recipes/finetune.py --backbone {name} --data LABELLED_VIDEOS"
+    )
+    if not folder.is_dir():
+        if name in MODELS:
+            remedy = f"train one: accelerate launch recipes/finetune.py --model {name} --data LABELLED_VIDEOS"
+            raise ValueError(f"{name} is a model without a trained classifier; {remedy}")
+        raise ValueError(
+            f"no classifier at {name!r}: give RUN/backbone of recipes/finetune.py, or one of {', '.join(PUBLISHED)}"
+        )
+    if checkpoint.read_backbone_config(folder)["builder"] != "Classifier":
+        raise ValueError(f"{name} has no classifier; {remedy}")
+    return checkpoint.load_export(folder)

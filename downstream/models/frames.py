@@ -1,0 +1,258 @@
+"""Frame networks: one 2-D network and four ways to fuse what it says about the frames of a clip.
+
+Karpathy et al. 2014, "Large-scale video classification with convolutional neural networks" (CVPR): the
+connectivity is theirs, the networks are today's. Shapes: B clips, C channels, T frames, D width.
+"""
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from downstream.models.attention import insert
+from downstream.models.images import ImageNetwork, describe_network
+from pretrain.vit import InputSpec
+
+
+class FrameNetwork(nn.Module):
+    """A network on every frame, and the mean or the maximum over the frames: no order, no motion.
+
+    With one frame it is Karpathy's single-frame model; several views of a clip are then averaged at test.
+
+    Args:
+        network: as `ImageNetwork` takes it.
+        frames: frames of a clip.
+        stride: source frames between two sampled frames; only recorded.
+        size: height and width, pixels.
+        attention: blocks to insert, see `downstream.models.attention.insert`.
+        pool: "mean" or "max" of the frames' vectors.
+
+    Raises:
+        ValueError: another pool, or the network cannot be built.
+    """
+
+    def __init__(
+        self, network: str | dict = "resnet18", frames: int = 1, stride: int = 1, size: int = 224,
+        pool: str = "mean", attention: str = "",
+    ):  # fmt: skip
+        super().__init__()
+        if pool not in ("mean", "max"):
+            raise ValueError(f"pool {pool!r} is neither mean nor max")
+        self.arguments = {
+            "network": network, "frames": frames, "stride": stride, "size": size, "pool": pool,
+            "attention": attention,
+        }  # fmt: skip
+        self.images = ImageNetwork(network, size)
+        self.pool, self.embed_dim, self.grid = pool, self.images.embed_dim, (frames, 1, 1)
+        self.input_spec = InputSpec(frames, stride, size, self.images.mean, self.images.std)
+        insert(self, attention)
+
+    def forward_features(self, video: Tensor) -> Tensor:
+        """Normalised clips (B, C, T, H, W) to the vectors of their frames (B, T, D)."""
+        self.input_spec.expect(video)
+        return self.images.frames(video)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Normalised clips (B, C, T, H, W) to one embedding each (B, D)."""
+        frames = self.forward_features(video)
+        return frames.mean(1) if self.pool == "mean" else frames.amax(1)
+
+
+class LateFusion(nn.Module):
+    """Two single-frame towers of shared weights, `stride` frames apart, merged by a first fully connected layer.
+
+    Args:
+        network: as `ImageNetwork` takes it.
+        frames: 2; said because every backbone has it.
+        stride: source frames between the two; 15 in the paper.
+        size: height and width, pixels.
+        attention: blocks to insert, see `downstream.models.attention.insert`.
+
+    Raises:
+        ValueError: other than two frames, or the network cannot be built.
+    """
+
+    def __init__(
+        self,
+        network: str | dict = "resnet18",
+        frames: int = 2,
+        stride: int = 15,
+        size: int = 224,
+        attention: str = "",
+    ):
+        super().__init__()
+        if frames != 2:
+            raise ValueError(
+                f"late fusion sees 2 frames, not {frames}; --stride sets their distance"
+            )
+        self.arguments = {
+            "network": network,
+            "frames": frames,
+            "stride": stride,
+            "size": size,
+            "attention": attention,
+        }
+        self.images = ImageNetwork(network, size)
+        self.embed_dim, self.grid = self.images.embed_dim, (1, 1, 1)
+        self.merge = nn.Linear(2 * self.embed_dim, self.embed_dim)
+        self.input_spec = InputSpec(frames, stride, size, self.images.mean, self.images.std)
+        insert(self, attention)
+
+    def forward_features(self, video: Tensor) -> Tensor:
+        """Normalised clips (B, C, 2, H, W) to one token each (B, 1, D)."""
+        self.input_spec.expect(video)
+        return self.merge(self.images.frames(video).flatten(1)).relu().unsqueeze(1)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Normalised clips to one embedding each (B, D)."""
+        return self.forward_features(video).squeeze(1)
+
+
+class EarlyFusion(nn.Module):
+    """The first convolution sees all frames at once, as channels; the rest is the 2-D network.
+
+    Args:
+        network: of timm or torchvision.
+        frames: frames of a clip; 10 in the paper.
+        stride: source frames between two sampled frames; only recorded.
+        size: height and width, pixels.
+        attention: blocks to insert, see `downstream.models.attention.insert`.
+
+    Raises:
+        ValueError: the network cannot be built with so many channels.
+    """
+
+    def __init__(
+        self,
+        network: str | dict = "resnet18",
+        frames: int = 10,
+        stride: int = 1,
+        size: int = 224,
+        attention: str = "",
+    ):
+        super().__init__()
+        self.arguments = {
+            "network": network,
+            "frames": frames,
+            "stride": stride,
+            "size": size,
+            "attention": attention,
+        }
+        self.images = ImageNetwork(network, size, channels=3 * frames)
+        self.embed_dim, self.grid = self.images.embed_dim, (1, 1, 1)
+        self.input_spec = InputSpec(frames, stride, size, self.images.mean, self.images.std)
+        insert(self, attention)
+
+    def forward_features(self, video: Tensor) -> Tensor:
+        """Normalised clips (B, C, T, H, W) to one token each (B, 1, D)."""
+        self.input_spec.expect(video)
+        return self.images(video.transpose(1, 2).flatten(1, 2)).unsqueeze(
+            1
+        )  # channel: frame, colour
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Normalised clips to one embedding each (B, D)."""
+        return self.forward_features(video).squeeze(1)
+
+
+class SlowFusion(nn.Module):
+    """Time is merged little by little: 4 frames at the first layer, pairs after a stage, all after the next.
+
+    In the paper the first convolution spans 4 frames at stride 2, the second 2 responses at stride 2, the third
+    the rest. Here the three places are the start, the first and the second stage of the network, and responses
+    are merged by a 1x1 convolution over their channels.
+
+    Args:
+        network: of timm, one that shows its stages (`features_only`).
+        frames: 4k + 2 of a clip, at least 6; 10 in the paper.
+        stride: source frames between two sampled frames; only recorded.
+        size: height and width, pixels.
+        attention: blocks to insert, see `downstream.models.attention.insert`.
+
+    Raises:
+        ValueError: another number of frames, or the network shows no stages.
+    """
+
+    def __init__(
+        self,
+        network: str | dict = "resnet18",
+        frames: int = 10,
+        stride: int = 1,
+        size: int = 224,
+        attention: str = "",
+    ):
+        super().__init__()
+        if frames < 6 or frames % 4 != 2:
+            near = max(6, 4 * round((frames - 2) / 4) + 2)
+            raise ValueError(
+                f"slow fusion halves (frames - 2) / 2 responses, so it sees 6, 10, 14, 18 ... frames, not {frames}: "
+                f"give --frames {near}"
+            )
+        self.arguments = {
+            "network": network,
+            "frames": frames,
+            "stride": stride,
+            "size": size,
+            "attention": attention,
+        }
+        about = ImageNetwork(
+            network, size
+        )  # refuses an unknown name in words; and its mean and deviation
+        if not isinstance(network, str) or network.startswith("torchvision:"):
+            raise ValueError(
+                f"slow fusion needs a timm network whose stages it can enter, not {describe_network(network)}"
+            )
+        try:
+            self.stages = timm.create_model(
+                network, pretrained=False, features_only=True, in_chans=12
+            )
+            layers = list(self.stages.return_layers)
+            assert all(name in self.stages for name in layers)
+        except (RuntimeError, AttributeError, AssertionError) as error:
+            raise ValueError(
+                f"timm's {network} does not show its stages: slow fusion needs one that does, such as resnet18"
+            ) from error
+        # The stem's own output counts as a stage where its stride is 2; merging begins after the next ones.
+        info = self.stages.feature_info
+        places = [i for i, reduction in enumerate(info.reduction()) if reduction > 2][:2]
+        if len(places) < 2:
+            raise ValueError(f"{network} has too few stages for slow fusion")
+        self.merge_after = [layers[i] for i in places]
+        responses = (frames - 2) // 2
+        first, second = (info.channels()[i] for i in places)
+        self.merges = nn.ModuleList(
+            [
+                nn.Conv2d(2 * first, first, 1, bias=False),
+                nn.Conv2d(responses // 2 * second, second, 1, bias=False),
+            ]
+        )
+        for merge in self.merges:  # each response at first counts alike
+            nn.init.zeros_(merge.weight)
+            channels = merge.out_channels
+            times = merge.in_channels // channels
+            with torch.no_grad():
+                for i in range(times):
+                    merge.weight[:, i * channels : (i + 1) * channels, 0, 0] = (
+                        torch.eye(channels) / times
+                    )
+        self.embed_dim, self.grid = info.channels()[-1], (1, 1, 1)
+        self.input_spec = InputSpec(frames, stride, size, about.mean, about.std)
+        insert(self, attention)
+
+    def forward_features(self, video: Tensor) -> Tensor:
+        """Normalised clips (B, C, T, H, W) to one token each (B, 1, D)."""
+        self.input_spec.expect(video)
+        frames = video.transpose(1, 2)  # (B, T, C, H, W)
+        groups = frames.unfold(1, 4, 2).movedim(-1, 2)  # (B, responses, 4, C, H, W)
+        x = groups.flatten(2, 3).flatten(0, 1)
+        for name, layer in self.stages.items():
+            x = layer(x)
+            if name in self.merge_after:
+                nth = self.merge_after.index(name)
+                merge = self.merges[nth]
+                times = merge.in_channels // merge.out_channels
+                x = merge(x.unflatten(0, (-1, times)).flatten(1, 2))
+        return x.mean((-2, -1)).unsqueeze(1)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Normalised clips to one embedding each (B, D)."""
+        return self.forward_features(video).squeeze(1)

