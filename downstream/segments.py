@@ -6,6 +6,7 @@ A list's column `segments` holds them as `start-end label; start-end label`, sec
 
 import math
 import re
+from itertools import pairwise
 
 import numpy as np
 
@@ -31,7 +32,7 @@ def parse_segments(text: str, where: str) -> list[tuple[float, float, str]]:
             raise ValueError(f"{where}: segment {part.strip()!r} ends before it starts")
         segments.append((start, end, label))
     segments.sort()
-    for (_, end, first), (start, _, second) in zip(segments, segments[1:], strict=False):
+    for (_, end, first), (start, _, second) in pairwise(segments):
         if start < end - 1e-9:
             raise ValueError(f"{where}: segments {first!r} and {second!r} overlap at {start:g} s")
     return segments

@@ -18,7 +18,6 @@ RUN/last (classifiers that recipes/predict.py reads), results.json, CARD.md, con
 """
 
 import dataclasses
-import json
 import math
 import os
 import sys
@@ -55,7 +54,7 @@ from downstream.metrics import (
     per_class_accuracy,
     topk_accuracy,
 )
-from downstream.models import MODELS, build_model, check_name, load_backbone
+from downstream.models import build_model, check_name, load_backbone
 from downstream.models.flops import count_flops
 from downstream.report import confusion_figure, software, write_card, write_predictions
 from downstream.segments import NOTHING, frame_classes, segments_of

@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -96,7 +97,7 @@ def runs_of(answers: np.ndarray, records: list[dict], classes: list[str]) -> lis
             "label": classes[best[a]],
             "probability": round(float(answers[a:b, best[a]].mean()), 4),
         }
-        for a, b in zip(edges, edges[1:], strict=False)
+        for a, b in pairwise(edges)
     ]
 
 

@@ -158,7 +158,9 @@ def insert(backbone: nn.Module, where: str) -> list[str]:
         shapes: dict[str, torch.Size] = {}
         hooks = [
             modules[n].register_forward_hook(
-                lambda _, __, out, n=n: shapes.__setitem__(n, getattr(out, "shape", torch.Size()))
+                lambda _, __, out, n=n, shapes=shapes: shapes.__setitem__(
+                    n, getattr(out, "shape", torch.Size())
+                )
             )
             for n in names
         ]

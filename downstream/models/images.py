@@ -82,7 +82,7 @@ def _timm(name: str, size: int, channels: int) -> nn.Module:
     except ValueError:
         known = False
     if not known:
-        near = [n for n in timm.list_models(f"*{name.split('.')[0]}*")][:3]
+        near = timm.list_models(f"*{name.split('.')[0]}*")[:3]
         raise ValueError(
             f"--network {name!r} is no network of timm"
             + (f" (did you mean {', '.join(near)}?)" if near else "")

@@ -4,6 +4,8 @@ Dilated and residual: Bai, Kolter & Koltun 2018, https://arxiv.org/abs/1803.0127
 https://arxiv.org/abs/1611.05267 (ED-TCN, with its normalised ReLU). B clips, T frames, D width.
 """
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -61,7 +63,7 @@ class EncoderDecoder(nn.Module):
         super().__init__()
         widths = [inputs] + [width] * depth
         make = lambda i, o: nn.Conv1d(i, o, kernel, padding="same")
-        self.encoder = nn.ModuleList(make(i, o) for i, o in zip(widths, widths[1:], strict=False))
+        self.encoder = nn.ModuleList(make(i, o) for i, o in pairwise(widths))
         self.decoder = nn.ModuleList(make(width, width) for _ in range(depth))
         self.dropout = nn.Dropout(dropout)
 

@@ -89,7 +89,7 @@ class TorchvisionVideo(nn.Module):
 def convert_torchvision(
     name: str, weights: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """torchvision's weights under our names, and the classifier's weight and bias."""
+    """Torchvision's weights under our names, and the classifier's weight and bias."""
     head = {
         "fc.weight": "weight",
         "fc.bias": "bias",

@@ -1,0 +1,447 @@
+"""One matrix over all model families, and what each promises by itself."""
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from downstream.classifier import Classifier
+from downstream.models import MODELS, PUBLISHED, build_model, load_backbone, load_classifier
+from downstream.models.attention import KINDS, insert, make_block
+from downstream.models.flops import count_flops
+from downstream.models.frames import EarlyFusion, FrameNetwork, LateFusion, SlowFusion
+from downstream.models.images import ImageNetwork
+from downstream.models.inflated import Inflated, InflatedConv
+from downstream.models.recurrent import FrameRNN
+from downstream.models.tcn import FrameTCN
+from pretrain.checkpoint import build, describe, export_backbone, weights_hash
+
+# The smallest clip each family can see, and a second legal one.
+SMALL = {"network": "test_resnet", "size": 32}
+NARROW_VIT = {"dim": 32, "depth": 2, "heads": 2, "frames": 4, "size": 32, "patch": 8}
+CHEAP = {
+    "frame_single": [SMALL, SMALL | {"size": 40, "frames": 2}],
+    "frame_mean": [SMALL | {"frames": 3}, SMALL | {"frames": 5}],
+    "frame_max": [SMALL | {"frames": 3}],
+    "frame_late": [SMALL, SMALL | {"stride": 3}],
+    "frame_early": [SMALL, SMALL | {"frames": 3}],
+    "frame_slow": [SMALL, SMALL | {"frames": 6}, SMALL | {"frames": 14, "size": 64}],
+    "c3d": [
+        {"width": 0.05, "size": 32},
+        {"width": 0.05, "frames": 32, "size": 48, "batch_norm": True},
+    ],
+    "i3d": [{"width": 0.1, "frames": 8, "size": 32}, {"width": 0.1, "frames": 17, "size": 45}],
+    "i3d_flow": [{"width": 0.1, "frames": 8, "size": 32}],
+    "r3d_18": [{"frames": 8, "size": 16}],
+    "mc3_18": [{"frames": 8, "size": 16}],
+    "r2plus1d_18": [{"frames": 8, "size": 16}],
+    "s3d": [{"frames": 16, "size": 32}],
+    **{name: [NARROW_VIT] for name in MODELS if name.startswith("vit_")},
+}
+CHEAP |= {name: [SMALL | {"frames": 5}] for name in MODELS if name not in CHEAP}
+CHEAP["lstm"].append(SMALL | {"frames": 2, "size": 48})
+CHEAP["ed_tcn"].append(SMALL | {"frames": 8})
+CASES = [pytest.param(n, a, id=f"{n}-{i}") for n, all_ in CHEAP.items() for i, a in enumerate(all_)]
+
+
+def clip_for(model: nn.Module, num: int = 2) -> torch.Tensor:
+    spec = model.input_spec
+    shape = (num, spec.channels, spec.frames, spec.size, spec.size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def fresh(name: str, seed: int = 0, **changes) -> nn.Module:
+    torch.manual_seed(seed)
+    return build_model(name, **changes)
+
+
+@pytest.mark.parametrize(("name", "changes"), CASES)
+def test_the_contract(name, changes, tmp_path):
+    model = fresh(name, **changes)
+    video = clip_for(model)
+    model.train()
+    embedding = model(video)
+    assert embedding.shape == (2, model.embed_dim) and torch.isfinite(embedding).all()
+    # A gradient to every parameter. A loss that is linear in the embedding could hide a dead half.
+    (embedding * torch.randn_like(embedding)).sum().backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None]
+    assert not without
+    model.eval()
+    with torch.no_grad():
+        tokens, embedding = model.forward_features(video), model(video)
+        t, h, w = model.grid
+        assert tokens.shape == (2, t * h * w, model.embed_dim) and torch.isfinite(tokens).all()
+        # Another clip of the batch changes nothing.
+        assert torch.allclose(model(video[:1]), embedding[:1], atol=1e-4, rtol=1e-3)
+        # Saved and built again.
+        export_backbone(model, tmp_path / "backbone", {})
+        again = load_backbone(str(tmp_path / "backbone")).eval()
+        assert torch.equal(again(video), embedding) and again.grid == model.grid
+        assert again.input_spec == model.input_spec
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = model(video).float()
+        assert torch.isfinite(rough).all()
+        assert (rough - embedding).norm() / embedding.norm() < 0.1
+    for wrong in (video[:, :1], video[..., :-1, :-1], torch.cat([video, video], 2)):
+        with pytest.raises(ValueError, match="sees clips"):
+            model(wrong)
+
+
+def test_every_model_is_in_the_matrix():
+    assert set(CHEAP) == set(MODELS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_small_arguments_build(name):
+    with FakeTensorMode():  # shapes only
+        model = build_model(name, small=True)
+    assert model.input_spec.size <= 64 and count_flops(model) > 0
+
+
+def test_the_table(capsys):
+    from downstream.models.__main__ import main
+
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1 : len(MODELS) + 1]] == list(MODELS)
+    (i3d,) = [line for line in lines if line.startswith("i3d ")]
+    assert "12.3 M" in i3d and "64 x 224 x 224" in i3d and "1705.07750" in i3d
+
+
+def test_flops_of_known_models():
+    with FakeTensorMode():
+        resnet18, r3d = build_model("frame_single"), build_model("r3d_18")
+    assert count_flops(resnet18) == pytest.approx(2 * 1.814e9, rel=0.01)  # ResNet-18: 1.81 GMAC
+    assert count_flops(r3d) == pytest.approx(2 * 40.70e9, rel=0.01)  # torchvision's own number
+    base = count_flops(fresh("frame_mean", **SMALL, frames=4))
+    for cell, gates in (("rnn", 1), ("lstm", 4), ("gru", 3)):
+        extra = count_flops(fresh(cell, **SMALL, frames=4, hidden=8)) - base
+        width = ImageNetwork("test_resnet", 32).embed_dim
+        assert extra == 2 * 4 * gates * 8 * (width + 8)
+
+
+def test_counting_computes_and_changes_nothing():
+    model = fresh("inflated", **SMALL, frames=3).train()
+    before = weights_hash(model)
+    count_flops(model)
+    assert weights_hash(model) == before and all(m.training for m in model.modules())
+
+
+# --------------------------------------------------------------------------------- order and frames
+
+
+def reversed_is_the_same(model: nn.Module) -> bool:
+    model.eval()
+    video = clip_for(model)
+    with torch.no_grad():
+        return torch.allclose(model(video), model(video.flip(2)), atol=1e-5)
+
+
+def test_pooled_frames_know_no_order_and_the_others_do():
+    for name in ("frame_mean", "frame_max"):
+        assert reversed_is_the_same(fresh(name, **SMALL, frames=4))
+    for name in (
+        "frame_late",
+        "frame_early",
+        "frame_slow",
+        "rnn",
+        "lstm",
+        "gru",
+        "bilstm",
+        "tcn",
+        "inflated",
+    ):
+        changes = CHEAP[name][0]
+        assert not reversed_is_the_same(fresh(name, **changes)), name
+
+
+def test_frames_are_seen_one_by_one():
+    model = FrameNetwork("test_resnet", frames=3, size=32).eval()
+    video = clip_for(model)
+    with torch.no_grad():
+        for t in range(3):
+            assert torch.allclose(
+                model.forward_features(video)[:, t], model.images(video[:, :, t]), atol=1e-5
+            )
+        assert torch.allclose(model(video), model.forward_features(video).mean(1))
+        model.pool = "max"
+        assert torch.equal(model(video), model.forward_features(video).amax(1))
+
+
+def test_slow_fusion_merges_as_karpathy_does():
+    """Ten frames: the first layer sees 0-3, 2-5, 4-7, 6-9; then pairs of these; then all."""
+    model = SlowFusion("test_resnet", size=32).eval()
+    seen, sizes = [], []
+    model.stages[next(iter(model.stages))].register_forward_hook(lambda m, i, o: seen.append(i[0]))
+    for merge in model.merges:
+        merge.register_forward_hook(lambda m, i, o: sizes.append((i[0].shape[0], o.shape[0])))
+    video = clip_for(model, 1)
+    with torch.no_grad():
+        model(video)
+    assert sizes == [(2, 2), (1, 1)]
+    for response, first in enumerate((0, 2, 4, 6)):
+        frames = video[0, :, first : first + 4].transpose(0, 1).flatten(0, 1)
+        assert torch.equal(seen[0][response], frames)
+
+
+def test_late_fusion_shares_its_towers():
+    model = LateFusion("test_resnet", size=32)
+    assert model.input_spec.stride == 15 and model.input_spec.frames == 2
+    video = clip_for(model)
+    expected = torch.cat([model.images.eval()(video[:, :, t]) for t in (0, 1)], 1)
+    assert torch.allclose(model.eval()(video), model.merge(expected).relu(), atol=1e-5)
+
+
+# ----------------------------------------------------------------------------------------- TCN, RNN
+
+
+@pytest.mark.parametrize(("depth", "kernel"), [(2, 2), (2, 3), (3, 2)])
+def test_tcn_is_causal_and_sees_its_receptive_field(depth, kernel):
+    model = FrameTCN(
+        network="test_resnet", depth=depth, kernel=kernel, hidden=8, frames=24, size=32
+    ).eval()
+    field = model.receptive_field
+    assert field == 1 + 2 * (kernel - 1) * (2**depth - 1) < 24
+    frames = torch.randn(1, 24, model.images.embed_dim, requires_grad=True)
+    tokens = model.temporal(frames.transpose(1, 2)).transpose(1, 2)
+    at = 20
+    tokens[0, at].sum().backward()
+    reach = frames.grad[0].abs().sum(1).nonzero().flatten().tolist()
+    assert max(reach) == at and min(reach) >= at - field + 1
+    # Every frame of the field matters to some network; ReLUs may hide a few in this one.
+    assert min(reach) <= at - field + 1 + (kernel - 1)
+
+
+def test_what_is_not_causal_sees_later_frames():
+    for changes in ({"causal": False}, {"form": "encoder_decoder", "causal": False, "depth": 2}):
+        model = FrameTCN(network="test_resnet", hidden=8, frames=8, size=32, **changes).eval()
+        video = clip_for(model, 1)
+        other = video.clone()
+        other[:, :, -1] += 1
+        with torch.no_grad():
+            change = (model.forward_features(video) - model.forward_features(other)).abs().sum(-1)
+        assert (change[0, :-1] > 0).any()
+    model = FrameTCN(network="test_resnet", hidden=8, frames=8, size=32).eval()
+    with torch.no_grad():
+        change = (model.forward_features(video) - model.forward_features(other)).abs().sum(-1)
+    assert not change[0, :-1].any() and change[0, -1] > 0
+
+
+def test_a_recurrent_embedding_is_the_last_state():
+    for cell, both in (("rnn", False), ("gru", False), ("lstm", False), ("lstm", True)):
+        model = FrameRNN(cell, "test_resnet", 8, bidirectional=both, frames=5, size=32).eval()
+        video = clip_for(model)
+        with torch.no_grad():
+            frames = model.norm(model.images.frames(video))
+            _, state = model.rnn(frames)
+            last = state[0] if cell == "lstm" else state
+            assert torch.allclose(model(video), last.transpose(0, 1).flatten(1), atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------- inflation
+
+
+@pytest.mark.parametrize(
+    "network", ["test_resnet", "torchvision:mobilenet_v3_small", "test_convnext"]
+)
+def test_a_still_video_gives_the_answer_of_its_frame(network, tmp_path):
+    torch.manual_seed(0)
+    flat = ImageNetwork(network, 32)
+    for module in flat.modules():  # statistics that a trained network has
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    save_file(dict(flat.net.state_dict()), tmp_path / "net.safetensors")
+    model = build_model(
+        "inflated", network=network, frames=6, size=32, weights=str(tmp_path / "net.safetensors")
+    ).eval()
+    assert len(model.inflated) > 2
+    image = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        still = model.forward_features(image.unsqueeze(2).expand(-1, -1, 6, -1, -1))
+        expected = flat.eval()(image)
+        for t in range(6):
+            assert torch.allclose(still[:, t], expected, atol=1e-4, rtol=1e-3)
+        moving = model(torch.randn(2, 3, 6, 32, 32))
+    assert torch.isfinite(moving).all()
+
+
+def test_inflated_convolution_is_a_3d_convolution():
+    conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+    inflated = InflatedConv(conv, 3)
+    inflated.frames = 5
+    x = torch.randn(2, 3, 5, 8, 8)
+    ours = inflated(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (2, 5)).transpose(1, 2)
+    reference = nn.Conv3d(3, 4, 3, stride=(1, 2, 2), padding=(0, 1, 1))
+    reference.weight.data, reference.bias.data = inflated.weight.data, conv.bias.data
+    padded = torch.cat([x[:, :, :1], x, x[:, :, -1:]], 2)
+    assert torch.allclose(ours, reference(padded), atol=1e-5)
+
+
+def test_stacked_frames_start_from_image_weights(tmp_path):
+    flat = timm.create_model("test_resnet", num_classes=10)
+    torch.save(flat.state_dict(), tmp_path / "net.pth")
+    model = build_model("frame_early", **SMALL, frames=4, weights=str(tmp_path / "net.pth")).eval()
+    image = torch.randn(1, 3, 32, 32)
+    flat.reset_classifier(0)
+    with torch.no_grad():
+        still = model(image.unsqueeze(2).expand(-1, -1, 4, -1, -1))
+        assert torch.allclose(still, flat.eval()(image), atol=1e-4)
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    other = timm.create_model("test_convnext", num_classes=0)
+    save_file(other.state_dict(), tmp_path / "other.safetensors")
+    for weights, message in (
+        (str(tmp_path / "other.safetensors"), "does not fit"),
+        (str(tmp_path / "none.pth"), "no such file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_model("frame_mean", **SMALL, weights=weights)
+    (tmp_path / "text.pth").write_text("weights")
+    with pytest.raises(ValueError, match="not a file of plain tensors"):
+        build_model("frame_mean", **SMALL, weights=str(tmp_path / "text.pth"))
+    with pytest.raises(ValueError, match="takes no weights"):
+        build_model("c3d", weights="imagenet")
+
+
+# ---------------------------------------------------------------------------------------- attention
+
+
+def test_blocks_stand_where_they_were_put_and_are_saved(tmp_path):
+    model = build_model("inflated_se", **SMALL, frames=3)
+    names = [n for n, m in model.named_modules() if type(m).__name__ == "SqueezeExcitation"]
+    assert names and all(n.endswith("bn2.attention") for n in names)
+    again = build(describe(model))
+    assert describe(again) == describe(model)
+    assert [n for n, _ in again.named_parameters()] == [n for n, _ in model.named_parameters()]
+
+
+def test_a_nonlocal_block_starts_as_the_identity():
+    torch.manual_seed(0)
+    plain = build_model("i3d", width=0.1, frames=8, size=32).eval()
+    video = clip_for(plain)
+    with torch.no_grad():
+        before = plain(video)
+        for kind in KINDS:
+            if kind.startswith("nonlocal"):
+                model = build_model("i3d", width=0.1, frames=8, size=32)
+                model.load_state_dict(plain.state_dict())
+                assert insert(model, f"{kind}@features.Mixed_4?") == [
+                    f"features.Mixed_4{c}" for c in "bcdef"
+                ]
+                assert torch.equal(model.eval()(video), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("axes", [2, 3])
+def test_every_block_learns_and_keeps_the_shape(kind, axes):
+    block = make_block(kind, 6, axes).train()
+    if hasattr(block, "norm"):
+        nn.init.ones_(block.norm.weight)  # or nothing behind it gets a gradient at the start
+    x = torch.randn(2, 6, *[4] * axes, requires_grad=True)
+    y = block(x)
+    assert y.shape == x.shape
+    (y * torch.randn_like(y)).sum().backward()
+    assert all(p.grad is not None for p in block.parameters())
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("se@nowhere", "no place of the network"),
+        ("se", "no place of the network"),
+        ("sse@images.net.layer1", "not one of"),
+        ("se@norm", "no feature map"),
+    ],
+)
+def test_wrong_places_are_named(where, message):
+    with pytest.raises(ValueError, match=message):
+        build_model("lstm", **SMALL, frames=3, attention=where)
+
+
+# ------------------------------------------------------------------------------- classifiers, errors
+
+
+def test_a_classifier_is_saved_with_its_classes(tmp_path):
+    torch.manual_seed(0)
+    model = Classifier(
+        build_model("lstm", **SMALL, frames=3), ["zwölf Äpfel", "b c"], 0.1, per_frame=True
+    )
+    export_backbone(model, tmp_path / "backbone", {})
+    again = load_classifier(str(tmp_path / "backbone"))
+    assert again.classes == model.classes and again.per_frame
+    video = clip_for(model)
+    assert torch.equal(again.eval()(video), model.eval()(video))
+    assert again(video).shape == (2, 3, 2)
+    backbone = load_backbone(str(tmp_path / "backbone"))  # what is under the head
+    assert weights_hash(backbone) == weights_hash(model.backbone)
+
+
+def test_a_label_a_frame_needs_a_token_a_frame():
+    with pytest.raises(ValueError, match="for every frame needs"):
+        Classifier(build_model("i3d", width=0.1, frames=8, size=32), ["a", "b"], per_frame=True)
+    with pytest.raises(ValueError, match="nothing to tell apart"):
+        Classifier(build_model("frame_mean", **SMALL), ["a"])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("i4d", {}, "did you mean i3d"),
+        ("c3d", {"frames": 8}, "at least 16"),
+        ("i3d", {"size": 16}, "at least 8 of 32"),
+        ("frame_slow", {"frames": 8}, "give --frames 10"),
+        ("frame_late", {"frames": 3}, "sees 2 frames"),
+        ("frame_early", {"network": "resnet9999"}, "no network of timm"),
+        ("lstm", {"network": "torchvision:resnet19"}, "torchvision has no image network"),
+        ("lstm", {"width": 2}, "means nothing to lstm"),
+        ("ed_tcn", {"causal": True}, "not causal"),
+        ("inflated", {"time_kernel": 2}, "not an odd number"),
+        ("inflated", {"network": "test_vit", "size": 32}, "nothing to inflate"),
+        ("frame_slow", {"network": "torchvision:resnet18"}, "needs a timm network"),
+    ],
+)
+def test_mistakes_are_named(name, changes, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(name, **changes)
+
+
+def test_names_of_classifiers(tmp_path):
+    assert "i3d_k400" in PUBLISHED
+    with pytest.raises(ValueError, match="needs --weights FILE"):
+        load_classifier("i3d_k400")
+    with pytest.raises(ValueError, match="without a trained classifier"):
+        load_classifier("lstm")
+    with pytest.raises(ValueError, match="no classifier at"):
+        load_classifier(str(tmp_path / "none"))
+    export_backbone(build_model("frame_mean", **SMALL), tmp_path / "backbone", {})
+    with pytest.raises(ValueError, match="has no classifier"):
+        load_classifier(str(tmp_path / "backbone"))
+
+
+def test_networks_of_torchvision_and_open_clip(tmp_path):
+    """Three libraries, one door: their own answers."""
+    image = torch.randn(2, 3, 32, 32)
+    ours = ImageNetwork("torchvision:resnet18", 32).eval()
+    theirs = torchvision.models.resnet18().eval()
+    theirs.load_state_dict(
+        ours.net.state_dict() | {k: theirs.state_dict()[k] for k in ("fc.weight", "fc.bias")}
+    )
+    theirs.fc = nn.Identity()
+    with torch.no_grad():
+        assert torch.equal(ours(image), theirs(image))
+    vision = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 16, "image_size": 32}
+    config = {"embed_dim": 16, "vision_cfg": vision, "quick_gelu": False}
+    network = {"open_clip": config, "mean": [0.5] * 3, "std": [0.5] * 3}
+    model = FrameRNN("lstm", network, 8, frames=3, size=32)
+    assert model(clip_for(model)).shape == (2, 8) and model.input_spec.mean == [0.5] * 3
+    with pytest.raises(ValueError, match="3 channels"):
+        EarlyFusion(network, size=32)
+    again = build(describe(model))
+    assert isinstance(again, FrameRNN) and isinstance(
+        Inflated("test_resnet", frames=3, size=32), nn.Module
+    )
