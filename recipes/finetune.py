@@ -94,6 +94,8 @@ class Config:
     """Height and width of a clip, pixels."""
     width: float = 0.0
     """Factor on the channels of c3d and i3d."""
+    still: Literal["", "keep", "subtract"] = ""
+    """subtract: take the clip's mean frame away, so that what stands still vanishes."""
     freeze: bool = False
     """Train the classifier and, in the frame families, what stands on the 2-D network; not the rest."""
     per_frame: bool = False
@@ -323,12 +325,12 @@ def build_backbone(cfg: Config) -> nn.Module:
     """
     torch.manual_seed(cfg.seed)
     if cfg.backbone:
-        for flag in ("network", "attention", "frames", "stride", "size", "width"):
+        for flag in ("network", "attention", "frames", "stride", "size", "width", "still"):
             if getattr(cfg, flag):
                 raise ValueError(f"--{flag} belongs to --model: a trained backbone has its own")
         backbone = load_backbone(cfg.backbone, cfg.weights)
     else:
-        flags = ("network", "attention", "frames", "stride", "size", "width")
+        flags = ("network", "attention", "frames", "stride", "size", "width", "still")
         changes = {flag: getattr(cfg, flag) for flag in flags if getattr(cfg, flag)}
         backbone = build_model(cfg.model, cfg.preset == "tiny", cfg.weights, **changes)
     if backbone.input_spec.channels != 3:
@@ -502,7 +504,8 @@ def print_plan(
             "validation": rule,
             "model": f"{cfg.model or cfg.backbone}, {parameters:.2f} M parameters, {learns:.2f} M learn, "
             f"{len(model.classes)} classes" + (", a label a frame" if cfg.per_frame else ""),
-            "clip": f"{spec.frames} frames of {spec.size} px, stride {spec.stride}",
+            "clip": f"{spec.frames} frames of {spec.size} px, stride {spec.stride}"
+            + (", what stands still subtracted" if spec.still == "subtract" else ""),
             "device": f"{accelerator.num_processes} x {device.describe(accelerator.device)}, "
             f"{'bf16' if accelerator.mixed_precision == 'bf16' else 'fp32'}",
             "effective batch": f"{cfg.batch_size} clips = {accelerator.num_processes} processes x "
@@ -752,7 +755,7 @@ def finish(
     card = {
         "protocol": protocol,
         "views": {
-            "frames": spec.frames, "stride": spec.stride, "size": spec.size, "num_clips": cfg.num_clips,
+            "frames": spec.frames, "stride": spec.stride, "size": spec.size, "still": spec.still, "num_clips": cfg.num_clips,
             "num_crops": cfg.num_crops,
             "pooling": "windows of half overlap, probabilities averaged" if cfg.per_frame else
             "probabilities averaged over the views, then over the clips of a video",

@@ -68,7 +68,8 @@ class Family:
     small: dict = field(default_factory=dict)
 
 
-_SMALL_NETWORK = {"network": "test_resnet", "size": 48}  # 0.4 million parameters
+# 0.4 million parameters; and without what stands still, see the changelog.
+_SMALL_NETWORK = {"network": "test_resnet", "size": 48, "still": "subtract"}
 _KARPATHY = "Karpathy et al. 2014 (CVPR)"
 _FRAMES16 = {"frames": 16, "stride": 4}
 _SMALL16 = {**_SMALL_NETWORK, "frames": 16, "stride": 2}
@@ -77,12 +78,19 @@ _TCN = "Bai et al. 2018, arXiv:1803.01271"
 _I3D = "Carreira & Zisserman 2017, arXiv:1705.07750"
 _R3D = "Tran et al. 2018, arXiv:1711.11248"
 _BEFORE_SUM = "@*layer*.*.bn2"  # in a ResNet of basic blocks: before the residual is added
-_SMALL3D = {"frames": 16, "stride": 2, "size": 48}
+_SMALL3D = {"frames": 16, "stride": 2, "size": 48, "still": "subtract"}
 
 
 def _sized(size: str) -> Family:
     dim, depth, heads = SIZES[size]
-    small = {"size": 48, "patch": 8, "stride": 2, "positions": "separable", "init": "mimetic"}
+    small = {
+        "size": 48,
+        "patch": 8,
+        "stride": 2,
+        "positions": "separable",
+        "init": "mimetic",
+        "moving": 0.375,
+    }
     return Family(
         VideoTransformer, "Tong et al. 2022, arXiv:2203.12602", "transformer",
         {"dim": dim, "depth": depth, "heads": heads}, small,
@@ -90,7 +98,7 @@ def _sized(size: str) -> Family:
 
 
 MODELS: dict[str, Family] = {
-    "frame_single": Family(FrameNetwork, _KARPATHY, "frames", {"frames": 1}, _SMALL_NETWORK),
+    "frame_single": Family(FrameNetwork, _KARPATHY, "frames", {"frames": 1}, {**_SMALL_NETWORK, "still": "keep"}),
     "frame_mean": Family(FrameNetwork, "mean of frames", "frames", _FRAMES16, _SMALL16),
     "frame_max": Family(
         FrameNetwork, "maximum over frames", "frames", {**_FRAMES16, "pool": "max"}, _SMALL16
@@ -123,9 +131,9 @@ MODELS: dict[str, Family] = {
     "inflated_nonlocal": Family(
         Inflated, "Wang et al. 2018, arXiv:1711.07971", "i3d", {"attention": "nonlocal@*.layer3"}, _SMALL16
     ),
-    "r3d_18": Family(TorchvisionVideo, _R3D, "r3d", {"name": "r3d_18"}, {"size": 48}),
-    "mc3_18": Family(TorchvisionVideo, _R3D, "r3d", {"name": "mc3_18"}, {"size": 48}),
-    "r2plus1d_18": Family(TorchvisionVideo, _R3D, "r3d", {"name": "r2plus1d_18"}, {"size": 48}),
+    "r3d_18": Family(TorchvisionVideo, _R3D, "r3d", {"name": "r3d_18"}, {"size": 48, "still": "subtract"}),
+    "mc3_18": Family(TorchvisionVideo, _R3D, "r3d", {"name": "mc3_18"}, {"size": 48, "still": "subtract"}),
+    "r2plus1d_18": Family(TorchvisionVideo, _R3D, "r3d", {"name": "r2plus1d_18"}, {"size": 48, "still": "subtract"}),
     "s3d": Family(
         TorchvisionVideo, "Xie et al. 2018, arXiv:1712.04851", "i3d",
         {"name": "s3d", "frames": 64, "stride": 1, "size": 224}, _SMALL3D,

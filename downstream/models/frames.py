@@ -24,6 +24,7 @@ class FrameNetwork(nn.Module):
         stride: source frames between two sampled frames; only recorded.
         size: height and width, pixels.
         attention: blocks to insert, see `downstream.models.attention.insert`.
+        still: what stands still is seen ("keep") or taken away ("subtract"), see `InputSpec`.
         pool: "mean" or "max" of the frames' vectors.
 
     Raises:
@@ -32,18 +33,20 @@ class FrameNetwork(nn.Module):
 
     def __init__(
         self, network: str | dict = "resnet18", frames: int = 1, stride: int = 1, size: int = 224,
-        pool: str = "mean", attention: str = "",
+        pool: str = "mean", attention: str = "", still: str = "keep",
     ):  # fmt: skip
         super().__init__()
         if pool not in ("mean", "max"):
             raise ValueError(f"pool {pool!r} is neither mean nor max")
         self.arguments = {
             "network": network, "frames": frames, "stride": stride, "size": size, "pool": pool,
-            "attention": attention,
+            "attention": attention, "still": still,
         }  # fmt: skip
         self.images = ImageNetwork(network, size)
         self.pool, self.embed_dim, self.grid = pool, self.images.embed_dim, (frames, 1, 1)
-        self.input_spec = InputSpec(frames, stride, size, self.images.mean, self.images.std)
+        self.input_spec = InputSpec(
+            frames, stride, size, self.images.mean, self.images.std, still=still
+        )
         insert(self, attention)
 
     def forward_features(self, video: Tensor) -> Tensor:
@@ -66,6 +69,7 @@ class LateFusion(nn.Module):
         stride: source frames between the two; 15 in the paper.
         size: height and width, pixels.
         attention: blocks to insert, see `downstream.models.attention.insert`.
+        still: what stands still is seen ("keep") or taken away ("subtract"), see `InputSpec`.
 
     Raises:
         ValueError: other than two frames, or the network cannot be built.
@@ -78,6 +82,7 @@ class LateFusion(nn.Module):
         stride: int = 15,
         size: int = 224,
         attention: str = "",
+        still: str = "keep",
     ):
         super().__init__()
         if frames != 2:
@@ -90,11 +95,14 @@ class LateFusion(nn.Module):
             "stride": stride,
             "size": size,
             "attention": attention,
+            "still": still,
         }
         self.images = ImageNetwork(network, size)
         self.embed_dim, self.grid = self.images.embed_dim, (1, 1, 1)
         self.merge = nn.Linear(2 * self.embed_dim, self.embed_dim)
-        self.input_spec = InputSpec(frames, stride, size, self.images.mean, self.images.std)
+        self.input_spec = InputSpec(
+            frames, stride, size, self.images.mean, self.images.std, still=still
+        )
         insert(self, attention)
 
     def forward_features(self, video: Tensor) -> Tensor:
@@ -116,6 +124,7 @@ class EarlyFusion(nn.Module):
         stride: source frames between two sampled frames; only recorded.
         size: height and width, pixels.
         attention: blocks to insert, see `downstream.models.attention.insert`.
+        still: what stands still is seen ("keep") or taken away ("subtract"), see `InputSpec`.
 
     Raises:
         ValueError: the network cannot be built with so many channels.
@@ -128,6 +137,7 @@ class EarlyFusion(nn.Module):
         stride: int = 1,
         size: int = 224,
         attention: str = "",
+        still: str = "keep",
     ):
         super().__init__()
         self.arguments = {
@@ -136,10 +146,13 @@ class EarlyFusion(nn.Module):
             "stride": stride,
             "size": size,
             "attention": attention,
+            "still": still,
         }
         self.images = ImageNetwork(network, size, channels=3 * frames)
         self.embed_dim, self.grid = self.images.embed_dim, (1, 1, 1)
-        self.input_spec = InputSpec(frames, stride, size, self.images.mean, self.images.std)
+        self.input_spec = InputSpec(
+            frames, stride, size, self.images.mean, self.images.std, still=still
+        )
         insert(self, attention)
 
     def forward_features(self, video: Tensor) -> Tensor:
@@ -167,6 +180,7 @@ class SlowFusion(nn.Module):
         stride: source frames between two sampled frames; only recorded.
         size: height and width, pixels.
         attention: blocks to insert, see `downstream.models.attention.insert`.
+        still: what stands still is seen ("keep") or taken away ("subtract"), see `InputSpec`.
 
     Raises:
         ValueError: another number of frames, or the network shows no stages.
@@ -179,6 +193,7 @@ class SlowFusion(nn.Module):
         stride: int = 1,
         size: int = 224,
         attention: str = "",
+        still: str = "keep",
     ):
         super().__init__()
         if frames < 6 or frames % 4 != 2:
@@ -193,6 +208,7 @@ class SlowFusion(nn.Module):
             "stride": stride,
             "size": size,
             "attention": attention,
+            "still": still,
         }
         about = ImageNetwork(
             network, size
@@ -235,7 +251,7 @@ class SlowFusion(nn.Module):
                         torch.eye(channels) / times
                     )
         self.embed_dim, self.grid = info.channels()[-1], (1, 1, 1)
-        self.input_spec = InputSpec(frames, stride, size, about.mean, about.std)
+        self.input_spec = InputSpec(frames, stride, size, about.mean, about.std, still=still)
         insert(self, attention)
 
     def forward_features(self, video: Tensor) -> Tensor:

@@ -120,6 +120,7 @@ class I3D(nn.Module):
         stride: source frames between two sampled frames; only recorded. Published: 25 frames a second.
         size: height and width, pixels, 32 or more; 224 as published.
         attention: blocks to insert, see `downstream.models.attention.insert`.
+        still: what stands still is seen ("keep") or taken away ("subtract"), see `InputSpec`.
 
     Raises:
         ValueError: another number of channels, or a clip of which the network leaves nothing.
@@ -133,6 +134,7 @@ class I3D(nn.Module):
         stride: int = 1,
         size: int = 224,
         attention: str = "",
+        still: str = "keep",
     ):
         super().__init__()
         if channels not in (2, 3):
@@ -143,7 +145,7 @@ class I3D(nn.Module):
                 "give at least 8 of 32"
             )
         self.arguments = {
-            "width": width, "channels": channels, "frames": frames, "stride": stride, "size": size, "attention": attention,
+            "width": width, "channels": channels, "frames": frames, "stride": stride, "size": size, "attention": attention, "still": still,
         }  # fmt: skip
         of = lambda n: max(round(n * width), 1)
         layers: OrderedDict[str, nn.Module] = OrderedDict(
@@ -169,7 +171,7 @@ class I3D(nn.Module):
         side = -(-size // 32)
         self.embed_dim, self.grid = inputs, (-(-frames // 8), side, side)
         half = (0.5,) * channels  # pixels to -1..1
-        self.input_spec = InputSpec(frames, stride, size, half, half)
+        self.input_spec = InputSpec(frames, stride, size, half, half, still=still)
         insert(self, attention)
 
     def _map(self, video: Tensor) -> Tensor:

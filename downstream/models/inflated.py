@@ -58,6 +58,7 @@ class Inflated(nn.Module):
         stride: source frames between two sampled frames; only recorded.
         size: height and width, pixels.
         attention: blocks to insert, see `downstream.models.attention.insert`.
+        still: what stands still is seen ("keep") or taken away ("subtract"), see `InputSpec`.
 
     Raises:
         ValueError: an even kernel, or a network without a convolution larger than 1x1.
@@ -65,13 +66,13 @@ class Inflated(nn.Module):
 
     def __init__(
         self, network: str | dict = "resnet18", time_kernel: int = 3, frames: int = 16, stride: int = 4,
-        size: int = 224, attention: str = "",
+        size: int = 224, attention: str = "", still: str = "keep",
     ):  # fmt: skip
         super().__init__()
         if time_kernel % 2 == 0 or time_kernel < 1:
             raise ValueError(f"time_kernel {time_kernel} is not an odd number of frames")
         self.arguments = {
-            "network": network, "time_kernel": time_kernel, "frames": frames, "stride": stride, "size": size, "attention": attention,
+            "network": network, "time_kernel": time_kernel, "frames": frames, "stride": stride, "size": size, "attention": attention, "still": still,
         }  # fmt: skip
         self.images = ImageNetwork(network, size)
         self.time_kernel = time_kernel
@@ -89,7 +90,9 @@ class Inflated(nn.Module):
         if not self.inflated:
             raise ValueError(f"{network} has no convolution that looks around: nothing to inflate")
         self.embed_dim, self.grid = self.images.embed_dim, (frames, 1, 1)
-        self.input_spec = InputSpec(frames, stride, size, self.images.mean, self.images.std)
+        self.input_spec = InputSpec(
+            frames, stride, size, self.images.mean, self.images.std, still=still
+        )
         insert(self, attention)
 
     def inflate(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:

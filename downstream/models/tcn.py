@@ -97,6 +97,7 @@ class FrameTCN(nn.Module):
         stride: source frames between two sampled frames; only recorded.
         size: height and width, pixels.
         attention: blocks to insert, see `downstream.models.attention.insert`.
+        still: what stands still is seen ("keep") or taken away ("subtract"), see `InputSpec`.
 
     Raises:
         ValueError: another form, a causal encoder-decoder, or the network cannot be built.
@@ -105,7 +106,7 @@ class FrameTCN(nn.Module):
     def __init__(
         self, form: str = "dilated", network: str | dict = "resnet18", hidden: int = 256, depth: int = 4,
         kernel: int = 3, causal: bool = True, dropout: float = 0.2, frames: int = 16, stride: int = 4,
-        size: int = 224, attention: str = "",
+        size: int = 224, attention: str = "", still: str = "keep",
     ):  # fmt: skip
         super().__init__()
         if form not in ("dilated", "encoder_decoder"):
@@ -116,7 +117,7 @@ class FrameTCN(nn.Module):
             )
         self.arguments = {
             "form": form, "network": network, "hidden": hidden, "depth": depth, "kernel": kernel,
-            "causal": causal, "dropout": dropout, "frames": frames, "stride": stride, "size": size, "attention": attention,
+            "causal": causal, "dropout": dropout, "frames": frames, "stride": stride, "size": size, "attention": attention, "still": still,
         }  # fmt: skip
         self.images = ImageNetwork(network, size)
         inputs = self.images.embed_dim
@@ -133,7 +134,9 @@ class FrameTCN(nn.Module):
         else:
             self.temporal = EncoderDecoder(inputs, hidden, depth, kernel, dropout)
         self.embed_dim, self.grid = hidden, (frames, 1, 1)
-        self.input_spec = InputSpec(frames, stride, size, self.images.mean, self.images.std)
+        self.input_spec = InputSpec(
+            frames, stride, size, self.images.mean, self.images.std, still=still
+        )
         insert(self, attention)
 
     def forward_features(self, video: Tensor) -> Tensor:

@@ -26,13 +26,20 @@ class TorchvisionVideo(nn.Module):
         stride: source frames between two sampled frames; only recorded.
         size: height and width, pixels, at least 16 (s3d: 32).
         attention: blocks to insert, see `downstream.models.attention.insert`.
+        still: what stands still is seen ("keep") or taken away ("subtract"), see `InputSpec`.
 
     Raises:
         ValueError: another name, or a clip of which the network leaves nothing.
     """
 
     def __init__(
-        self, name: str, frames: int = 16, stride: int = 2, size: int = 112, attention: str = ""
+        self,
+        name: str,
+        frames: int = 16,
+        stride: int = 2,
+        size: int = 112,
+        attention: str = "",
+        still: str = "keep",
     ):
         super().__init__()
         if name not in NAMES:
@@ -48,6 +55,7 @@ class TorchvisionVideo(nn.Module):
             "stride": stride,
             "size": size,
             "attention": attention,
+            "still": still,
         }
         net = torchvision.models.get_model(name, weights=None)
         if name == "s3d":
@@ -59,7 +67,7 @@ class TorchvisionVideo(nn.Module):
                 self.features.add_module(part, getattr(net, part))
             self.embed_dim = net.fc.in_features
         self.name = name
-        self.input_spec = InputSpec(frames, stride, size, MEAN, STD)
+        self.input_spec = InputSpec(frames, stride, size, MEAN, STD, still=still)
         modes = [(module, module.training) for module in self.features.modules()]
         with torch.no_grad():
             map_ = self.features.eval()(torch.zeros(1, 3, frames, size, size))
