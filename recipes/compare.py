@@ -42,7 +42,7 @@ from pretrain.log import cli, config_differences, write_json
 class Config:
     """What to compare, and how."""
 
-    data: str = "synthetic"
+    data: str = "synthetic:3600"
     """As recipes/finetune.py takes it: with labels."""
     models: str = ""
     """Names of python -m downstream.models, separated by commas; `inflated:frame_mean` starts from another's weights."""

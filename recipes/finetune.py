@@ -102,7 +102,7 @@ class Config:
     """A label for every frame, from a column `segments` ("0-1.5 sit down; 2-4 stand up") or the clip's own."""
 
     # Data
-    data: str = "synthetic"
+    data: str = "synthetic:3600"
     """A packed folder, a folder of videos, a list file, WebDataset tars, or "synthetic": with labels."""
     train_split: str = "train"
     """The split to learn from."""
@@ -189,7 +189,7 @@ class Config:
     save_every: int = 200
     """Steps between checkpoints."""
     val_every: int = 0
-    """Steps between validations; 0: an epoch."""
+    """Steps between validations; 0: an epoch, but at most 20 in a run."""
     log_seconds: float = 10.0
     """Seconds between progress lines."""
     max_bad_clips: float = 0.01
@@ -198,9 +198,11 @@ class Config:
     """Also write TensorBoard event files."""
 
 
-# Minutes on two cores, for any family: what a small network learns soonest with. Nothing published.
+# Minutes on two cores, for any family and however few the clips: what a small network learns soonest with. Nothing
+# published.
+TINY_STEPS = 300
 TINY_TRAINING = Training(
-    epochs=8, batch_size=32, optimizer="adamw", base_lr=0.016, schedule="cosine", warmup=0.1, weight_decay=0.05,
+    epochs=0, batch_size=32, optimizer="adamw", base_lr=0.016, schedule="cosine", warmup=0.1, weight_decay=0.05,
     dropout=0.2, smoothing=0.1, clip_grad=1.0,
 )  # fmt: skip
 # An encoder that has learned already is moved less.
@@ -233,6 +235,8 @@ def resolve(cfg: Config) -> Config:
         given = getattr(cfg, name)
         unset = given in ("", -1) or (name in ("epochs", "batch_size", "views") and given == 0)
         filled[name] = value if unset else given
+    if cfg.preset == "tiny" and not cfg.steps and not cfg.epochs:
+        filled["steps"] = TINY_STEPS
     if cfg.colour == -1:
         filled["colour"] = 0.4 if cfg.preset == "tiny" else 0.0
     if filled["rand_augment"] == "off":
@@ -552,6 +556,7 @@ def main(cfg: Config) -> dict:
         len(train.samples), accelerator.num_processes, cfg.batch_size, cfg.micro_batch, cfg.views, cfg.steps,
         cfg.epochs, cfg.warmup,
     )  # fmt: skip
+    augment = Augment(cfg.flip, cfg.colour, cfg.rand_augment, cfg.erase)
     run = Path(cfg.out)
     data = {"data_fingerprint": pack.index["fingerprint"], "num_clips": len(train.samples)}
     open_run(run, cfg, data, MAY_CHANGE, cfg.resume)
@@ -576,7 +581,6 @@ def main(cfg: Config) -> dict:
     accelerator.wait_for_everyone()
 
     # ---- loader and wrapper
-    augment = Augment(cfg.flip, cfg.colour, cfg.rand_augment, cfg.erase)
     dataset = TrainClips(
         pack, train.samples, model.input_spec, cfg.seed, cfg.views, cfg.scales, LabelOfView(classes, cfg.per_frame),
         augment,
@@ -594,7 +598,8 @@ def main(cfg: Config) -> dict:
     loss_of = StepLoss(cfg, classes, weights, accelerator)
     wrapped = accelerator.prepare_model(model)
     wrapped.train()
-    val_every = cfg.val_every or max(1, math.ceil(len(train.samples) / plan.decodes_per_step))
+    epoch = math.ceil(len(train.samples) / plan.decodes_per_step)
+    val_every = cfg.val_every or max(1, epoch, plan.steps // 20)
     peak = cfg.base_lr * cfg.batch_size / 256
 
     # ---- loop
@@ -745,11 +750,12 @@ def finish(
     most_frequent = class_counts(pack, train, classes, cfg.per_frame).argmax()
     spec = model.input_spec
     clips = state["step"] * cfg.batch_size
+    # Steps that were meant, not those of an early stop, which is part of the protocol.
     protocol = {
         "kind": "per-frame" if cfg.per_frame else "fine-tune", "data_fingerprint": pack.index["fingerprint"],
         "train_split": cfg.train_split, "test_split": cfg.test_split, "num_train": len(train), "num_test": len(test),
         "shots": cfg.shots, "num_clips": cfg.num_clips, "num_crops": cfg.num_crops, "validation": rule,
-        "preset": cfg.preset, "training_clips": clips,
+        "preset": cfg.preset, "training_clips": plan.steps * cfg.batch_size, "patience": cfg.patience,
     }  # fmt: skip
     people = [{s for s in part.subjects if s is not None} for part in (train, test)]
     card = {
@@ -773,10 +779,10 @@ def finish(
             "weights_sha256": checkpoint.weights_hash(model),
         },
         "training": {
+            **{k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("data", "out", "model", "backbone")},
             "steps": state["step"], "of": plan.steps, "clips": clips, "minutes": state["seconds"] / 60,
             "best_step": state["best_step"] or state["step"], "best_validation": state["best"],
             "skipped_steps": state["skipped"], "bad_clips": state["bad_clips"],
-            **{k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("data", "out", "model", "backbone")},
         },
         "interval": {"kind": "95 % percentile bootstrap", "resamples": 2000, "resampled": drawn},
         "software": software() | {

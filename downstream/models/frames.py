@@ -4,7 +4,6 @@ Karpathy et al. 2014, "Large-scale video classification with convolutional neura
 connectivity is theirs, the networks are today's. Shapes: B clips, C channels, T frames, D width.
 """
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -196,6 +195,8 @@ class SlowFusion(nn.Module):
         still: str = "keep",
     ):
         super().__init__()
+        import timm
+
         if frames < 6 or frames % 4 != 2:
             near = max(6, 4 * round((frames - 2) / 4) + 2)
             raise ValueError(

@@ -5,9 +5,7 @@ The frame families (`frames.py`, `recurrent.py`, `tcn.py`, `inflated.py`) put on
 
 from pathlib import Path
 
-import timm
 import torch
-import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -77,6 +75,8 @@ def describe_network(network: str | dict) -> str:
 
 
 def _timm(name: str, size: int, channels: int) -> nn.Module:
+    import timm  # takes seconds, as torchvision does, and most recipes need neither
+
     try:
         known = timm.is_model(name)
     except ValueError:
@@ -98,6 +98,8 @@ def _timm(name: str, size: int, channels: int) -> nn.Module:
 
 
 def _torchvision(name: str, channels: int) -> nn.Module:
+    import torchvision
+
     images = torchvision.models.list_models(module=torchvision.models)
     if name not in images:
         near = [n for n in images if name in n or n in name][:3]
@@ -172,9 +174,13 @@ def image_weights(network: str, source: str) -> dict[str, Tensor]:
     else:
         try:
             if network.startswith(TORCHVISION):
+                import torchvision
+
                 name = network.removeprefix(TORCHVISION)
                 weights = torchvision.models.get_model(name, weights="DEFAULT").state_dict()
             else:
+                import timm
+
                 weights = timm.create_model(network, pretrained=True).state_dict()
         except Exception as error:  # hubs and file systems raise many kinds
             raise ValueError(

@@ -11,7 +11,6 @@ The others are torchvision's 3-D networks; without --weights FILE they are downl
 from pathlib import Path
 
 import torch
-import torchvision
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -34,6 +33,8 @@ _CLIPS = {
 
 def kinetics_classes() -> list[str]:
     """The 400 class names, as torchvision's weights list them, in alphabetical order like DeepMind's."""
+    import torchvision
+
     return torchvision.models.video.R3D_18_Weights.DEFAULT.meta["categories"]
 
 
@@ -73,6 +74,8 @@ def torchvision_weights(name: str, source: str) -> tuple[dict, dict]:
     """
     if source != "kinetics":
         return convert_torchvision(name, read_weights(source))
+    import torchvision
+
     try:
         weights = torchvision.models.get_model(name, weights="DEFAULT").state_dict()
     except Exception as error:  # a hub and a file system raise many kinds

@@ -6,7 +6,6 @@ only the classifier is left off. B clips, T frames, N tokens of the last feature
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 from downstream.models.attention import insert
@@ -57,6 +56,8 @@ class TorchvisionVideo(nn.Module):
             "attention": attention,
             "still": still,
         }
+        import torchvision  # takes seconds, and other families do without
+
         net = torchvision.models.get_model(name, weights=None)
         if name == "s3d":
             self.features: nn.Module = net.features

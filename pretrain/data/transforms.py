@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torchvision.transforms.v2.functional as TF
 from torch import Tensor
 
 _RULE = re.compile(r"n(\d+)-m(\d+(?:\.\d+)?)")
@@ -95,6 +94,8 @@ _OPERATIONS = (
 
 
 def _apply(name: str, x: Tensor, level: float, sign: int, height: int, width: int) -> Tensor:
+    import torchvision.transforms.v2.functional as TF  # seconds, and only RandAugment needs it
+
     factor = 1 + 0.9 * level * sign
     if name == "auto_contrast":
         return TF.autocontrast(x)

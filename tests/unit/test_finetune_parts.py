@@ -1,0 +1,364 @@
+"""Layers, rates, targets, mixing, averages, segments and augmentation, each by itself."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from downstream.classifier import Classifier
+from downstream.compare import claims_about, difference_interval, paired_claims
+from downstream.finetune import (
+    TRAINING,
+    Learner,
+    balanced_weights,
+    few_shots,
+    layer_groups,
+    make_optimizer,
+    make_targets,
+    mix,
+    scheduled_rate,
+    set_drop_path,
+    soft_cross_entropy,
+)
+from downstream.models import MODELS, build_model
+from downstream.segments import NOTHING, frame_classes, parse_segments
+from pretrain.data.transforms import Augment, rand_augment, random_erase
+from pretrain.vit import InputSpec, VideoTransformer
+
+
+def tiny_vit() -> VideoTransformer:
+    return VideoTransformer(16, 3, 2, frames=4, size=16, patch=8)
+
+
+# ------------------------------------------------------------------------------------------- layers
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_xs", "lstm", "i3d", "c3d", "r3d_18", "inflated_nonlocal", "frame_slow"]
+)
+def test_layers_hold_every_parameter_once(name):
+    with torch.device("cpu"):
+        small = (
+            {"network": "test_resnet", "size": 32}
+            if name in ("lstm", "inflated_nonlocal", "frame_slow")
+            else {}
+        )
+        small |= {"width": 0.1} if name in ("i3d", "c3d") else {}
+        model = build_model(name, **small)
+    names = [n for group in layer_groups(model) for n in group]
+    assert sorted(names) == sorted(n for n, _ in model.named_parameters())
+    assert 4 <= len(layer_groups(model)) <= 40
+
+
+def test_layers_go_from_the_pixels_on():
+    groups = layer_groups(tiny_vit())
+    assert [g[0].rpartition(".")[0].split(".attn")[0] for g in groups] == [
+        "patch_embed", "blocks.0.norm1", "blocks.1.norm1", "blocks.2.norm1", "norm",
+    ]  # fmt: skip
+    first, *_, last = layer_groups(build_model("lstm", network="test_resnet", size=32))
+    assert first[0].startswith("images.net.conv1") and last[0].startswith("rnn.")
+
+
+def test_rates_fall_by_layer_and_vectors_do_not_decay():
+    model = Classifier(tiny_vit(), ["a", "b"])
+    optimizer = make_optimizer("adamw", model, 0.05, 0.5)
+    names = {id(p): n for n, p in model.named_parameters()}
+    found = {names[id(p)]: g for g in optimizer.param_groups for p in g["params"]}
+    assert found.keys() == set(names.values())
+    assert found["head.weight"]["lr_scale"] == found["backbone.norm.weight"]["lr_scale"] == 1
+    scales = [found[f"backbone.blocks.{i}.fc1.weight"]["lr_scale"] for i in range(3)]
+    assert (
+        scales == [0.125, 0.25, 0.5] and found["backbone.patch_embed.weight"]["lr_scale"] == 0.0625
+    )
+    assert found["backbone.blocks.0.fc1.weight"]["weight_decay"] == 0.05
+    assert found["backbone.blocks.0.fc1.bias"]["weight_decay"] == 0
+    assert found["backbone.blocks.0.attn.q_bias"]["weight_decay"] == 0
+
+
+def test_drop_path_leaves_out_whole_branches():
+    encoder = tiny_vit()
+    set_drop_path(encoder, 0.5)
+    assert [b.drop_path for b in encoder.blocks] == [0.0, 0.25, 0.5]
+    block, x = encoder.blocks[2], torch.randn(4000, 2, 16)
+    torch.manual_seed(0)
+    block.train()
+    with torch.no_grad():
+        dropped = (block(x) == x).flatten(1).all(1).float().mean().item()
+        assert dropped == pytest.approx(0.25, abs=0.03)  # both branches, independently
+        branch = torch.ones(4000, 2, 16)
+        assert block._branch(branch).mean().item() == pytest.approx(1, abs=0.05)
+        block.eval()
+        assert torch.equal(block._branch(branch), branch)
+    with pytest.raises(ValueError, match="this backbone has none"):
+        set_drop_path(build_model("c3d", width=0.1), 0.1)
+
+
+def test_every_family_says_how_it_is_trained():
+    assert {f.training for f in MODELS.values()} <= set(TRAINING)
+
+
+def test_schedules():
+    rates = [scheduled_rate(s, 40, 0, 1.0, "step") for s in range(40)]
+    assert rates == pytest.approx([1.0] * 10 + [0.1] * 10 + [0.01] * 10 + [0.001] * 10)
+    cosine = [scheduled_rate(s, 100, 10, 2.0, "cosine") for s in range(100)]
+    assert cosine[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)]) and cosine[10] == 2.0
+    assert cosine[55] == pytest.approx(1.0) and cosine[99] < 0.01
+
+
+# ------------------------------------------------------------------------------------------ targets
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_loss_is_torchs(smoothing, weighted):
+    """Torch's own smoothing and class weights, on hard labels; its weights do not enter smoothing alike, so apart."""
+    if smoothing and weighted:
+        pytest.skip("torch weighs smoothed targets otherwise; the next test has the formula")
+    torch.manual_seed(0)
+    logits, labels = torch.randn(7, 5, requires_grad=True), torch.tensor([0, 1, 2, 3, 4, 4, 4])
+    weights = torch.tensor([3.0, 1, 0.5, 2, 1]) if weighted else None
+    ours = soft_cross_entropy(logits, make_targets(labels, 5, smoothing), weights)
+    theirs = F.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
+    assert torch.allclose(ours, theirs)
+    a, b = (torch.autograd.grad(v, logits, retain_graph=True)[0] for v in (ours, theirs))
+    assert torch.allclose(a, b, atol=1e-7)
+
+
+def test_frames_without_a_label_count_nothing():
+    logits = torch.randn(2, 4, 3)
+    labels = torch.tensor([[0, NOTHING, 2, 1], [NOTHING, NOTHING, 1, NOTHING]])
+    ours = soft_cross_entropy(logits, make_targets(labels, 3, 0.1), None)
+    theirs = F.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=NOTHING, label_smoothing=0.1
+    )
+    assert torch.allclose(ours, theirs)
+    assert soft_cross_entropy(logits, make_targets(torch.full((2, 4), NOTHING), 3, 0.1), None) == 0
+
+
+def test_balanced_weights():
+    counts = np.array([1, 2, 5])
+    weights = balanced_weights(counts).numpy()
+    assert weights * counts == pytest.approx([8 / 3] * 3) and (
+        weights * counts
+    ).sum() == pytest.approx(8)
+
+
+@given(st.integers(0, 200), st.sampled_from([(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)]))
+def test_mixing_keeps_pixels_and_targets_together(seed, alphas):
+    """Every clip has its own grey: what share of which clip is seen can be read off, and is the target's."""
+    video = torch.arange(4.0).view(4, 1, 1, 1, 1).expand(4, 3, 2, 16, 16)
+    targets = torch.eye(4)
+    mixed, soft = mix(video, targets, *alphas, np.random.default_rng(seed))
+    assert torch.allclose(soft.sum(1), torch.ones(4))
+    seen = mixed.mean((1, 2, 3, 4))
+    assert torch.allclose(seen, soft @ torch.arange(4.0), atol=1e-4)
+    assert (mixed == mixed[:, :, :1]).all()  # the same in every frame
+    if not alphas[0]:  # a cut box: every pixel is of one of the two
+        assert ((mixed == video) | (mixed == video.flip(0))).all()
+
+
+def test_no_mixing_changes_nothing():
+    video, targets = torch.randn(2, 3, 2, 4, 4), torch.eye(2)
+    assert mix(video, targets, 0, 0, np.random.default_rng(0)) == (video, targets)
+
+
+def test_few_shots():
+    labels = ["a"] * 10 + ["b"] * 2 + ["c"] * 5
+    keep = few_shots(labels, 3, 0)
+    assert [sum(k for k, n in zip(keep, labels, strict=True) if n == c) for c in "abc"] == [3, 2, 3]
+    assert (keep == few_shots(labels, 3, 0)).all() and (keep != few_shots(labels, 3, 1)).any()
+    with pytest.raises(ValueError, match="--shots 0"):
+        few_shots(labels, 0, 0)
+
+
+def test_the_average_follows():
+    model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.BatchNorm1d(1))
+    model.arguments = {}
+    learner = Learner(model, 0.75)
+    start = learner.average[0].weight.clone()
+    with torch.no_grad():
+        model[0].weight += 1
+        model[1].running_mean += 5
+    learner.update_average()
+    assert torch.allclose(learner.average[0].weight, start + 0.25)
+    assert torch.equal(learner.average[1].running_mean, model[1].running_mean)
+    assert learner.best_guess is learner.average and not learner.average[0].weight.requires_grad
+    assert Learner(model, 0).best_guess is model
+
+
+# ----------------------------------------------------------------------------------------- segments
+
+
+def record(**more) -> dict:
+    return {
+        "source": "x.mp4",
+        "frames": 10,
+        "fps": 5.0,
+        "start": 0.0,
+        "label": None,
+        "extra": {},
+    } | more
+
+
+def test_segments_of_frames():
+    numbers = {"sit down": 0, "up": 1}
+    seen = frame_classes(
+        record(extra={"segments": "0.2-0.6 sit down; 1-1.4 up; 1.4-1.6 other"}), numbers
+    )
+    assert seen.tolist() == [-1, 0, 0, -1, -1, 1, 1, -1, -1, -1]
+    later = frame_classes(
+        record(start=1.0, extra={"segments": "0.2-0.6 sit down; 1-1.4 up"}), numbers
+    )
+    assert later.tolist() == [1, 1, *[-1] * 8]  # the clip begins a second into its video
+    assert frame_classes(record(label="up"), numbers).tolist() == [1] * 10
+    exact = frame_classes(record(fps=10.0, extra={"segments": "0.1-0.3 up"}), numbers)
+    assert exact.tolist() == [-1, 1, 1, *[-1] * 7]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1-2", "start-end label"),
+        ("a-b c", "start-end label"),
+        ("2-1 x", "ends before"),
+        ("0-2 x; 1-3 y", "overlap at 1 s"),
+    ],
+)
+def test_wrong_segments_are_named(text, message):
+    with pytest.raises(ValueError, match=f"x.mp4: segment.*{message}"):
+        parse_segments(text, "x.mp4")
+
+
+def test_segments_in_any_order():
+    assert parse_segments(" 1.5-2 b c ;0-1.5 a;", "x") == [(0, 1.5, "a"), (1.5, 2, "b c")]
+
+
+# ------------------------------------------------------------------------------------- augmentation
+
+
+def moving_clip() -> torch.Tensor:
+    rng = np.random.default_rng(0)
+    return torch.from_numpy(rng.integers(0, 256, (3, 4, 24, 24), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_frame_gets_the_same(seed):
+    """A clip of one repeated frame stays one: whatever is drawn, is drawn once a clip."""
+    still = moving_clip()[:, :1].expand(-1, 4, -1, -1).contiguous()
+    for out in (
+        rand_augment(still, 4, 7, np.random.default_rng(seed)),
+        Augment(flip=True, colour=0.4, rand_augment="n3-m9")(still, np.random.default_rng(seed)),
+    ):
+        assert out.dtype == torch.uint8 and out.shape == still.shape
+        assert (out == out[:, :1]).all()
+
+
+def test_randaugment_does_something_and_is_repeatable():
+    clip, outs = moving_clip(), []
+    for seed in range(30):
+        a = rand_augment(clip, 2, 7, np.random.default_rng(seed))
+        assert torch.equal(a, rand_augment(clip, 2, 7, np.random.default_rng(seed)))
+        outs.append(a)
+    changed = sum(not torch.equal(a, clip) for a in outs)
+    assert 15 <= changed <= 28  # each of the two is left out half of the time
+    assert torch.equal(clip, moving_clip())
+
+
+@pytest.mark.parametrize("name", ["rotate", "shift_x", "shift_y", "shear_x", "shear_y"])
+def test_geometry_moves_by_the_level(name):
+    from pretrain.data.transforms import _apply
+
+    clip = torch.zeros(2, 3, 20, 20, dtype=torch.uint8)
+    clip[:, :, 9:11, 9:11] = 255
+    small, large = (_apply(name, clip, level, 1, 20, 20) for level in (0.1, 0.9))
+    assert not torch.equal(large, clip)
+    assert (large.float() - clip.float()).abs().sum() >= (small.float() - clip.float()).abs().sum()
+
+
+def test_one_box_is_erased_in_all_frames():
+    clip = torch.full((3, 4, 24, 24), 7, dtype=torch.uint8)
+    shares = []
+    for seed in range(40):
+        out = random_erase(clip, np.random.default_rng(seed))
+        hit = (out != 7).any(0)  # (T, H, W); noise may be 7 by chance, in single channels
+        rows, columns = hit.any((0, 2)).nonzero(), hit.any((0, 1)).nonzero()
+        box = (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
+        shares.append(box.item() / 24**2)
+        assert hit.sum().item() > 0.98 * 4 * box.item()
+    assert min(shares) > 0.01 and max(shares) < 0.4
+    assert (clip == 7).all()
+
+
+def test_wrong_augmentation_is_named():
+    for wrong in ({"colour": 2}, {"erase": -0.1}, {"rand_augment": "m7-n4"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Augment(**wrong)
+
+
+def test_what_stands_still_is_taken_away():
+    spec = InputSpec(4, 1, 8, still="subtract")
+    video = torch.randint(0, 256, (2, 3, 4, 8, 8), dtype=torch.uint8)
+    seen = spec.normalise(video)
+    assert seen.mean(2).abs().max() < 1e-6
+    plain = InputSpec(4, 1, 8).normalise(video)
+    assert torch.allclose(seen, plain - plain.mean(2, keepdim=True))
+    assert (spec.normalise(video[:, :, :1].expand(-1, -1, 4, -1, -1)) == 0).all()
+    for wrong in ({"still": "remove"}, {"still": "subtract", "frames": 1}):
+        with pytest.raises(ValueError, match="still"):
+            InputSpec(**{"frames": 4, "stride": 1, "size": 8} | wrong)
+
+
+# --------------------------------------------------------------------------------------- comparisons
+
+
+def result(pairs: float) -> tuple[dict, list[dict]]:
+    per_class = {"sit_down": {"num": 50}, "stand_up": {"num": 50}, "walk": {"num": 70}}
+    return {"reversed_pairs": pairs}, [{"per_class": per_class}]
+
+
+def test_claims_are_held_against_chance():
+    """100 videos of pairs: chance is 50 ± 9.8."""
+    found = {
+        "frame_mean": result(0.58),
+        "frame_early": result(0.7),
+        "lstm": result(0.62),
+        "tcn": result(0.59),
+    }
+    claims = claims_about({k: v[0] for k, v in found.items()}, {k: v[1] for k, v in found.items()})
+    held = {c["claim"]: c["held"] for c in claims}
+    assert held == {
+        "frame_mean cannot tell reversed actions apart": "yes",
+        "lstm tells reversed actions apart": "yes",
+        "tcn tells reversed actions apart": "no",
+        "frame_early stands between pooled frames and models of order": "no",
+    }
+    assert "50 ± 9.8" in claims[0]["measured"]
+    found["frame_mean"] = result(0.61)
+    claims = claims_about({k: v[0] for k, v in found.items()}, {k: v[1] for k, v in found.items()})
+    assert claims[0]["held"] == "no"
+    assert claims_about({"lstm": {"reversed_pairs": None}}, {}) == []
+
+
+def test_differences_are_paired():
+    sources = [f"v{i}" for i in range(40)]
+    people = {s: f"p{i // 4}" for i, s in enumerate(sources)}
+    base = {s: i % 2 == 0 for i, s in enumerate(sources)}
+    better = base | {s: True for i, s in enumerate(sources) if i % 4 == 1}
+    mean, low, high = difference_interval([better], [base], people)
+    assert mean == 0.25 and 0 < low < 0.25 < high
+    assert difference_interval([base], [base], people) == (0, 0, 0)
+    claims = paired_claims(
+        {
+            "inflated": [base],
+            "inflated_se": [better],
+            "inflated:frame_mean": [base],
+            "lstm": [base],
+        },
+        people,
+    )
+    assert [(c["claim"], c["held"]) for c in claims] == [
+        ("se helps inflated", "yes"),
+        ("inflated inflated from frame_mean beats inflated from scratch", "not shown"),
+    ]
