@@ -36,7 +36,7 @@ class Extraction:
         num_clips: temporal views of a clip.
         num_crops: spatial views of each.
         time_segments: parts of a view's time whose tokens are averaged apart, see `segment_means`; 1:
-            the mean token.
+            the mean token; 0: the backbone's own embedding (an LSTM's last state, a maximum over frames).
         batch_size: views in one forward pass.
         num_workers: decoding processes.
         device: where the backbone runs.
@@ -52,9 +52,14 @@ class Extraction:
     precision: str = "auto"
 
     def __post_init__(self):
-        for name in ("num_clips", "num_crops", "time_segments", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        for name, least in {
+            "num_clips": 1,
+            "num_crops": 1,
+            "time_segments": 0,
+            "batch_size": 1,
+        }.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {least}")
 
     @property
     def num_views(self) -> int:
@@ -69,7 +74,8 @@ class Extraction:
 
 
 def num_segments(grid: tuple[int, int, int], wanted: int) -> int:
-    """The most equal parts of a token grid's time, at most `wanted`: 4 of 8 slots, 3 of 6, 1 of 1."""
+    """The most equal parts of a token grid's time, at most `wanted` (at least 1): 4 of 8 slots, 3 of 6, 1 of 1."""
+    wanted = max(wanted, 1)
     return max(n for n in range(1, min(wanted, grid[0]) + 1) if grid[0] % n == 0)
 
 
@@ -100,6 +106,11 @@ def show_views(
     spec = getattr(
         encoder, "video", encoder
     ).input_spec  # a pair of towers sees what its video tower sees
+    if spec.channels != 3:
+        raise ValueError(
+            f"this backbone sees clips of {spec.channels} channels (optical flow), and the data are colour: take its "
+            "colour form"
+        )
     dtype = autocast_dtype(how.device, how.precision)
     dataset = EvalClips(pack, samples, spec, how.num_clips, how.num_crops)
     loader = eval_loader(dataset, max(1, how.batch_size // how.num_views), how.num_workers)
@@ -153,6 +164,8 @@ def extract(
     """
 
     def embed(video: Tensor) -> Tensor:
+        if not how.time_segments:
+            return encoder(video).unsqueeze(1)
         return segment_means(encoder.forward_features(video), encoder.grid, how.time_segments)
 
     shape = (0, num_segments(encoder.grid, how.time_segments), encoder.embed_dim)
@@ -176,7 +189,7 @@ def cached_features(
         pack,
         samples,
         how,
-        {"time_segments": segments},
+        {"time_segments": segments if how.time_segments else 0},
         (len(samples), segments, encoder.embed_dim),
         lambda: extract(encoder, pack, samples, how, title),
     )

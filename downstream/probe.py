@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
 
 MAX_ITER = 1000
@@ -26,7 +27,7 @@ ONE_THREAD = 2**22
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """A fitted multinomial logistic regression on standardised, perhaps whitened, features.
+    """A fitted linear classifier on standardised, perhaps whitened, features.
 
     Attributes:
         mean: (D,) of the training features.
@@ -53,7 +54,7 @@ class LinearProbe:
     converged: bool
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """Class probabilities (N, C) of features (N, D)."""
+        """Class probabilities (N, C) of features (N, D); of an SVM, the softmax of its margins, which ranks alike."""
         logits = (features - self.mean) / self.std @ self.weight.T + self.bias
         exp = np.exp(logits - logits.max(1, keepdims=True))
         return exp / exp.sum(1, keepdims=True)
@@ -65,13 +66,21 @@ def _standardiser(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.where(std > 1e-6 * np.maximum(1, np.abs(mean)), std, 1.0)
 
 
-def _fit(model: LogisticRegression, features: np.ndarray, labels: np.ndarray) -> bool:
+def _make(svm: bool, c: float) -> LogisticRegression | LinearSVC:
+    if (
+        svm
+    ):  # one against the rest, squared hinge; the primal where there are more videos than features
+        return LinearSVC(C=c, dual="auto", max_iter=10 * MAX_ITER, random_state=0)
+    return LogisticRegression(C=c, max_iter=MAX_ITER, warm_start=True)
+
+
+def _fit(model: LogisticRegression | LinearSVC, features: np.ndarray, labels: np.ndarray) -> bool:
     """Fit in place; whether it converged. The warning becomes a field of the results."""
     threads = 1 if features.size <= ONE_THREAD else None
     with warnings.catch_warnings(), threadpool_limits(threads):
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(features, labels)
-    return bool(model.n_iter_.max() < MAX_ITER)
+    return bool(np.max(model.n_iter_) < model.max_iter)
 
 
 def _whitener(scaled: np.ndarray) -> np.ndarray:
@@ -93,13 +102,15 @@ def _edge(sweep: dict[float, float]) -> str:
     return "low" if top[0] == min(sweep) else "high" if top[0] == max(sweep) else ""
 
 
-def _sweep(features: np.ndarray, labels: np.ndarray, validation: np.ndarray) -> dict[float, float]:
+def _sweep(
+    features: np.ndarray, labels: np.ndarray, validation: np.ndarray, svm: bool
+) -> dict[float, float]:
     """Validation accuracy for every inverse penalty of `GRID`, and beyond it while that gains."""
     sweep: dict[float, float] = {}
 
     def try_out(values: list[float]) -> None:
         # From strong to weak penalties, each from where the last one ended: several times faster.
-        model = LogisticRegression(max_iter=MAX_ITER, warm_start=True)
+        model = _make(svm, 1.0)
         for value in sorted(values):
             model.set_params(C=value)
             _fit(model, features[~validation], labels[~validation])
@@ -113,7 +124,9 @@ def _sweep(features: np.ndarray, labels: np.ndarray, validation: np.ndarray) -> 
     return dict(sorted(sweep.items()))
 
 
-def fit_linear(features: np.ndarray, labels: np.ndarray, validation: np.ndarray) -> LinearProbe:
+def fit_linear(
+    features: np.ndarray, labels: np.ndarray, validation: np.ndarray, svm: bool = False
+) -> LinearProbe:
     """Choose the regularisation on the validation part, then fit on all training videos.
 
     Chosen are the penalty and whether it is put on the weights of whitened features. Frozen features vary
@@ -125,6 +138,7 @@ def fit_linear(features: np.ndarray, labels: np.ndarray, validation: np.ndarray)
         labels: (N,), every class 0..C-1 at least once.
         validation: (N,) True = judge on it; from `downstream.splits.choose_validation`. All False:
             nothing can be judged, the penalty is C = 1 and nothing is whitened.
+        svm: a linear support vector machine instead of the logistic regression.
     """
     features = features.astype(np.float64)  # float32 stops L-BFGS early on weak penalties
     chosen, whitened, sweeps = 1.0, False, ({}, {})
@@ -132,13 +146,13 @@ def fit_linear(features: np.ndarray, labels: np.ndarray, validation: np.ndarray)
         mean, std = _standardiser(features[~validation])
         scaled = (features - mean) / std
         white = scaled @ _whitener(scaled[~validation])
-        sweeps = tuple(_sweep(x, labels, validation) for x in (scaled, white))
+        sweeps = tuple(_sweep(x, labels, validation, svm) for x in (scaled, white))
         whitened = max(sweeps[1].values()) > max(sweeps[0].values())  # ties: the plain one
         chosen = _best(sweeps[whitened])
     mean, std = _standardiser(features)
     scaled = (features - mean) / std
     white = _whitener(scaled) if whitened else None
-    model = LogisticRegression(C=chosen, max_iter=MAX_ITER)
+    model = _make(svm, chosen)
     converged = _fit(model, scaled @ white if whitened else scaled, labels)
     weight, bias = model.coef_, model.intercept_
     if whitened:

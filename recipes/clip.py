@@ -32,6 +32,8 @@ import tyro
 from torch import Tensor, nn
 
 from downstream.features import Extraction, embed_now
+from downstream.models import MODELS, load_backbone
+from downstream.models import build_model as build_family
 from downstream.retrieval import retrieval_ranks, summarise_ranks
 from downstream.zero_shot import embed_texts
 from pretrain import checkpoint, device, log
@@ -87,9 +89,10 @@ class Config:
 
     # Model
     video_tower: str = "ti"
-    """xs, ti, s, b, l, h: a video transformer; frames:SIZE: an image ViT on frames; open_clip:MODEL/WEIGHTS."""
+    """xs, ti, s, b, l, h: a video transformer; frames:SIZE: an image ViT on frames; open_clip:MODEL/WEIGHTS; or a name of
+    python -m downstream.models, such as i3d or lstm."""
     backbone: str = ""
-    """Weights of the video tower: a backbone folder, hf:OWNER/NAME or an official VideoMAE .pth."""
+    """Weights of the video tower: a backbone folder, hf:OWNER/NAME, an official VideoMAE .pth or what else is a backbone."""
     text_tower: str = ""
     """xs, ti, s, b, open_clip:MODEL/WEIGHTS or hf:NAME; empty: the pair's own for open_clip, else ti."""
     dim: int = 256
@@ -308,15 +311,18 @@ def build_video_tower(cfg: Config, pair: Pair | None) -> nn.Module:
             raise ValueError(
                 f"give --video-tower {cfg.backbone}, not --backbone: it has no clip of its own"
             )
-        return checkpoint.load_backbone(cfg.backbone)
+        return load_backbone(cfg.backbone)
+    if cfg.video_tower in MODELS:
+        clip = {"frames": cfg.frames, "stride": cfg.stride, "size": cfg.size}
+        return build_family(cfg.video_tower, small=cfg.size < 112, **clip)
     if pair:
         return checkpoint.frame_tower(pair, cfg.frames, cfg.stride, cfg.pool)
     by_frames = cfg.video_tower.startswith("frames:")
     size = cfg.video_tower.removeprefix("frames:")
     if size not in SIZES:
         raise ValueError(
-            f"--video-tower {cfg.video_tower!r} is not one of {', '.join(SIZES)}, frames:SIZE or "
-            "open_clip:MODEL/WEIGHTS"
+            f"--video-tower {cfg.video_tower!r} is not one of {', '.join(SIZES)}, frames:SIZE, "
+            "open_clip:MODEL/WEIGHTS or a name of python -m downstream.models"
         )
     dim, depth, heads = SIZES[size]
     depth = cfg.depth or depth
@@ -421,6 +427,10 @@ def refuse_early(cfg: Config, model: VideoText, plan: Plan) -> None:
     if not 0 <= cfg.drop_tokens < 1:
         raise ValueError(f"--drop-tokens {cfg.drop_tokens} is not a share between 0 and 1")
     if cfg.drop_tokens and not can_drop_tokens(model.video):
+        if not isinstance(model.video, FrameTower):
+            raise ValueError(
+                "--drop-tokens needs a transformer: a convolution cannot leave patches out; give 0"
+            )
         model.video.drop_tokens(cfg.drop_tokens)
     if plan.accumulate > 1 and has_batch_norm(model):
         raise ValueError(

@@ -37,6 +37,7 @@ from downstream.metrics import (
     mean_class_accuracy,
     topk_accuracy,
 )
+from downstream.models import load_backbone
 from downstream.probe import LinearProbe, fit_linear, knn_scores
 from downstream.report import (
     confusion_figure,
@@ -52,7 +53,7 @@ from downstream.splits import (
     choose_validation,
     leave_one_subject_out,
 )
-from pretrain.checkpoint import fresh_like, load_backbone, read_backbone_config, weights_hash
+from pretrain.checkpoint import fresh_like, read_backbone_config, weights_hash
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack
 from pretrain.device import describe
@@ -66,11 +67,14 @@ class Config:
     """Everything the probe can be told."""
 
     backbone: str
-    """RUN/backbone, hf:OWNER/NAME of a VideoMAE, or an official VideoMAE .pth."""
+    """RUN/backbone, hf:OWNER/NAME of a VideoMAE, an official VideoMAE .pth, open_clip:MODEL/WEIGHTS, i3d_k400, or a name
+    of python -m downstream.models."""
     data: str
     """A packed folder, a folder of videos, a list file, tars, or `synthetic`: with labels."""
     out: str | None = None
     """Results folder; by default probe-DATA beside the backbone."""
+    weights: str = ""
+    """Weights of a named model: imagenet, kinetics or a file; of i3d_k400: its file."""
     train_split: str = "train"
     """The split that the classifiers learn from."""
     test_split: str = "test"
@@ -82,7 +86,9 @@ class Config:
     num_crops: int = 1
     """Views spread over the longer side of each."""
     time_segments: int = 4
-    """Parts of a view's time that are averaged apart; 1: the mean token alone."""
+    """Parts of a view's time that are averaged apart; 1: the mean token alone; 0: the backbone's own embedding."""
+    classifier: Literal["logistic", "svm"] = "logistic"
+    """Multinomial logistic regression, or a linear support vector machine, the classic on frame descriptors."""
     attentive: Literal["auto", "on", "off"] = "auto"
     """The attentive probe; auto: if the tokens take no more than 4 GiB of disk."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -102,7 +108,7 @@ Fold = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def probe_features(
-    features: np.ndarray, labels: np.ndarray, folds: list[Fold]
+    features: np.ndarray, labels: np.ndarray, folds: list[Fold], svm: bool
 ) -> tuple[dict, list[LinearProbe], np.ndarray]:
     """Fit on the training videos of every fold and score its test videos.
 
@@ -113,6 +119,7 @@ def probe_features(
         features: (N, S, D) of all videos.
         labels: (N,) class numbers.
         folds: whose tested videos differ.
+        svm: fit a linear support vector machine instead.
 
     Returns:
         the numbers over all tested videos, the linear probe of each fold, and the linear probes' class
@@ -124,9 +131,11 @@ def probe_features(
     )
     long, means, probes = features.reshape(len(features), -1), features.mean(1), []
     for train, validation, test in folds:
-        probes.append(fit_linear(long[train], labels[train], validation))
+        probes.append(fit_linear(long[train], labels[train], validation, svm))
         scores[test] = probes[-1].probabilities(long[test])
-        mean_probe = fit_linear(means[train], labels[train], validation)
+        mean_probe = probes[-1]
+        if features.shape[1] > 1:  # else the mean is all there is
+            mean_probe = fit_linear(means[train], labels[train], validation, svm)
         mean_scores[test] = mean_probe.probabilities(means[test])
         votes[test] = knn_scores(long[train], labels[train], long[test], num_classes)
         mean_votes[test] = knn_scores(means[train], labels[train], means[test], num_classes)
@@ -279,7 +288,8 @@ def main(config: Config) -> dict:
     )
 
     # ------------------------------------------------------------------------- backbone and data
-    encoder = load_backbone(config.backbone)
+    torch.manual_seed(config.seed)  # of a named model's fresh weights
+    encoder = load_backbone(config.backbone, config.weights)
     digest = weights_hash(encoder)
     # As recipes/videomae.py packs raw data, so that one pack serves both; a test crop is the whole
     # short side, scaled to `size`.
@@ -301,6 +311,7 @@ def main(config: Config) -> dict:
         "num_clips": config.num_clips,
         "num_crops": config.num_crops,
         "time_segments": config.time_segments,
+        "classifier": config.classifier,
         "attentive": config.attentive,
         "precision": how.dtype_name,
         "seed": config.seed,
@@ -335,14 +346,16 @@ def main(config: Config) -> dict:
 
     # ------------------------------------------------------------- the backbone, then random weights
     features = embed(encoder, pack, parts, how, "backbone")
-    numbers, probes, scores = probe_features(features, labels, folds)
+    numbers, probes, scores = probe_features(features, labels, folds, config.classifier == "svm")
     random_encoder = fresh_like(encoder, config.seed)
     random_features = embed(random_encoder, pack, parts, how, "random weights")
-    random_numbers, random_probes, _ = probe_features(random_features, labels, folds)
+    random_numbers, random_probes, _ = probe_features(
+        random_features, labels, folds, config.classifier == "svm"
+    )
     if any(probe.at_edge for probe in probes):
         notes.append("a chosen penalty C is at the end of the range that was tried: see `linear`")
     if not all(probe.converged for probe in probes):
-        notes.append("WARNING: L-BFGS did not converge at the chosen C: see `linear`")
+        notes.append("WARNING: the fit did not converge at the chosen C: see `linear`")
     attentive_top1, attentive_card = None, None
     num_clips = sum(len(part.samples) for part in parts)
     skipped = attentive_wanted(config, encoder, num_clips, how)
@@ -370,8 +383,10 @@ def main(config: Config) -> dict:
             "num_clips": config.num_clips,
             "num_crops": config.num_crops,
             "time_segments": features.shape[1],
-            "pooling": "mean of the last tokens over space and over each time segment, then over views and "
-            "over the clips of a video",
+            "pooling": (
+                "mean of the last tokens over space and over each time segment" if config.time_segments else
+                "the backbone's own embedding"
+            ) + ", then over views and over the clips of a video",
         },
         "data": {
             "name": config.data,
@@ -389,7 +404,8 @@ def main(config: Config) -> dict:
         },
         "backbone": described,
         "linear": {
-            "fit": "L-BFGS, multinomial, L2, features standardised by the training videos, and whitened if that "
+            "fit": ("linear SVM, one against the rest, L2" if config.classifier == "svm" else "L-BFGS, multinomial, L2")
+            + ", features standardised by the training videos, and whitened if that "
             "is better on the validation videos",
             "validation": f"{folds[0][1].sum()} videos, {rule}",
             **fit_card(probes),

@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+import downstream.models  # noqa: F401  (its families may be a video tower)
 from downstream.features import Extraction, cached_embeddings
 from downstream.report import (
     contact_sheet_figure,

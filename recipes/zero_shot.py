@@ -24,6 +24,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+import downstream.models  # noqa: F401  (its families may be a video tower)
 from downstream.features import Extraction, cached_embeddings, embed_now
 from downstream.metrics import (
     bootstrap_intervals,

@@ -385,3 +385,24 @@ def test_ten_kills(captioned_pack, tmp_path, processes):
     plans[3:3] = [{"die_in_save": 1}]
     plans[7:7] = [{"die_in_save": 4}]
     survive(tmp_path, captioned_pack, plans, processes, 40)
+
+
+def test_a_classical_video_tower(captioned_pack, tmp_path):
+    """Any family can be the video tower; what cannot be exact or is not there is refused."""
+    cfg = config(
+        captioned_pack,
+        tmp_path / "run",
+        video_tower="frame_mean",
+        drop_tokens=0.0,
+        moving=1.0,
+        micro_batch=64,
+    )
+    clip.main(cfg)
+    model = checkpoint.load_video_text(str(tmp_path / "run" / "backbone"))
+    assert type(model.video).__name__ == "FrameNetwork"
+    with pytest.raises(ValueError, match="batch normalisation"):
+        clip.main(dataclasses.replace(cfg, micro_batch=2, out=str(tmp_path / "a")))
+    with pytest.raises(ValueError, match="needs a transformer"):
+        clip.main(dataclasses.replace(cfg, drop_tokens=0.5, out=str(tmp_path / "b")))
+    with pytest.raises(ValueError, match="sees 2 frames"):
+        clip.main(dataclasses.replace(cfg, video_tower="frame_late", out=str(tmp_path / "c")))

@@ -401,3 +401,33 @@ def test_the_command_shows_a_mistake_in_one_line(tiny_pack, tmp_path):
         command, cwd=root, env={"PYTHONPATH": str(root)}, capture_output=True, text=True
     )
     assert run.returncode == 2 and run.stderr.startswith("error: ") and run.stderr.count("\n") == 1
+
+
+def test_frame_descriptors_and_a_linear_svm(tiny_pack, tmp_path):
+    """The classic: descriptors of a frame network, their maximum over the frames, a linear SVM."""
+    from downstream.models import build_model
+
+    torch.manual_seed(0)
+    model = build_model("frame_max", network="test_resnet", size=32, frames=4)
+    export_backbone(model, tmp_path / "backbone", {})
+    results = main(
+        Config(
+            str(tmp_path / "backbone"), str(tiny_pack), str(tmp_path / "out"), classifier="svm", time_segments=0,
+            attentive="off", num_workers=0, precision="fp32",
+        )
+    )  # fmt: skip
+    assert results["top1"] == results["mean_token_top1"]  # one token: its own embedding
+    assert (
+        "SVM" in results["card"]["linear"]["fit"]
+        and "own embedding" in results["card"]["views"]["pooling"]
+    )
+    how = Extraction(num_clips=2, time_segments=0, precision="fp32")
+    pack = Pack(tiny_pack)
+    ids = np.arange(3)
+    ours = extract(model, pack, ids, how)
+    assert ours.shape == (3, 1, model.embed_dim)
+    tokens = extract(model, pack, ids, dataclasses.replace(how, time_segments=1))
+    assert (ours >= tokens).all() and (ours > tokens).any()  # a maximum is at least the mean
+    flow = build_model("i3d_flow", width=0.1, frames=8, size=32)
+    with pytest.raises(ValueError, match="optical flow"):
+        extract(flow, pack, ids, how)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from downstream.zero_shot import embed_texts, ensemble, template_sensitivity, unit
+from pretrain.data.figure import REVERSED_PAIRS
 from pretrain.data.shards import Pack
 from recipes import retrieval, zero_shot
 from tests.conftest import draw_motion, write_video
@@ -58,7 +59,8 @@ def test_a_data_set(quick, capsys):
 def test_numbers_against_a_literal_computation(quick, tiny_pair):
     import torch
 
-    from pretrain.checkpoint import load_video_text
+    from downstream.world import reversed_pairs_accuracy
+from pretrain.checkpoint import load_video_text
     from pretrain.data.shards import EvalClips
 
     results = zero_shot.main(dataclasses.replace(quick, templates="openai_ucf101"))
@@ -188,19 +190,19 @@ def test_sensitivity_by_hand():
 
 
 def test_reversed_pairs_are_chance_for_whoever_knows_no_order():
-    classes = sorted(name for pair in zero_shot.REVERSED_PAIRS for name in pair)
+    classes = sorted(name for pair in REVERSED_PAIRS for name in pair)
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(8), 200)
     guess, exact = rng.normal(size=(1600, 8)), np.eye(8)[labels]
-    assert zero_shot.reversed_pairs_accuracy(guess, labels, classes) == pytest.approx(0.5, abs=0.04)
-    assert zero_shot.reversed_pairs_accuracy(exact, labels, classes) == 1.0
+    assert reversed_pairs_accuracy(guess, labels, classes) == pytest.approx(0.5, abs=0.04)
+    assert reversed_pairs_accuracy(exact, labels, classes) == 1.0
     one_sided = np.tile(np.arange(8.0), (1600, 1))
-    assert zero_shot.reversed_pairs_accuracy(one_sided, labels, classes) == 0.5
+    assert reversed_pairs_accuracy(one_sided, labels, classes) == 0.5
     swapped = exact.copy()
     a, b = classes.index("open"), classes.index("close")
     swapped[:, [a, b]] = exact[:, [b, a]]
-    assert zero_shot.reversed_pairs_accuracy(swapped, labels, classes) == 0.75
-    assert zero_shot.reversed_pairs_accuracy(exact, labels, [*classes[1:], "x"]) is None
+    assert reversed_pairs_accuracy(swapped, labels, classes) == 0.75
+    assert reversed_pairs_accuracy(exact, labels, [*classes[1:], "x"]) is None
 
 
 def test_an_empty_text_is_refused(tiny_pair):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.svm import LinearSVC
 from torch import nn
 
 from downstream.attentive import AttentiveHead, classify, fit_attentive
@@ -114,7 +115,12 @@ def test_unfinished_fits_are_confessed(monkeypatch):
 
 def test_fitting_cannot_see_test_videos():
     # The test part is no argument of anything that fits or chooses.
-    assert list(inspect.signature(fit_linear).parameters) == ["features", "labels", "validation"]
+    assert list(inspect.signature(fit_linear).parameters) == [
+        "features",
+        "labels",
+        "validation",
+        "svm",
+    ]
     assert "test" not in " ".join(inspect.signature(fit_attentive).parameters)
 
 
@@ -201,3 +207,17 @@ def test_attentive_probe_finds_what_the_mean_hides_and_repeats():
     ).mean() < 0.8
     again = fit_attentive(tokens, labels, quarter(240), seed=0)
     assert probe.sweep == again.sweep and torch.equal(probe.head.query, again.head.query)
+
+
+def test_a_linear_svm_is_sklearns():
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.arange(4), 40)
+    x = (rng.normal(size=(160, 8)) + 1.5 * np.eye(8)[y]).astype(np.float32)
+    probe = fit_linear(x, y, quarter(160), svm=True)
+    scaled = (x.astype(np.float64) - probe.mean) / probe.std
+    assert probe.converged
+    if not probe.whitened:
+        theirs = LinearSVC(C=probe.c, dual="auto", max_iter=10000, random_state=0).fit(scaled, y)
+        assert (theirs.predict(scaled) == probe.probabilities(x).argmax(1)).all()
+        assert np.allclose(theirs.coef_, probe.weight)
+    assert (probe.probabilities(x).argmax(1) == y).mean() > 0.7
