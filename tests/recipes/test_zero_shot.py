@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from downstream.world import reversed_pairs_accuracy
 from downstream.zero_shot import embed_texts, ensemble, template_sensitivity, unit
 from pretrain.data.figure import REVERSED_PAIRS
 from pretrain.data.shards import Pack
@@ -59,8 +60,7 @@ def test_a_data_set(quick, capsys):
 def test_numbers_against_a_literal_computation(quick, tiny_pair):
     import torch
 
-    from downstream.world import reversed_pairs_accuracy
-from pretrain.checkpoint import load_video_text
+    from pretrain.checkpoint import load_video_text
     from pretrain.data.shards import EvalClips
 
     results = zero_shot.main(dataclasses.replace(quick, templates="openai_ucf101"))
