@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from downstream.models.vivit import ViViT
 from downstream.segments import NOTHING
 from pretrain.vit import VideoTransformer
 
@@ -55,6 +56,16 @@ TRAINING = {
     "i3d": Training(epochs=40, batch_size=64, base_lr=0.1, weight_decay=1e-7),
     # R(2+1)D: batch 32 a GPU, rate 0.01, divided by 10 every 10 of 45 epochs, 10 of warm-up; no dropout.
     "r3d": Training(epochs=45, batch_size=32, base_lr=0.08, warmup=10 / 45, weight_decay=1e-4, dropout=0.0),
+    # ViViT: SGD, momentum 0.9, batch 64, 30 epochs, rate 0.1 (cosine), 2.5 of warm-up, gradients clipped at 1.
+    "vivit": Training(
+        epochs=30, batch_size=64, base_lr=0.4, schedule="cosine", warmup=2.5 / 30, weight_decay=0.0, dropout=0.0,
+        clip_grad=1.0,
+    ),
+    # Video Swin T: AdamW, batch 64, rate 1e-3 for the head and a tenth of it below, 30 epochs, 2.5 of warm-up.
+    "video_swin": Training(
+        epochs=30, batch_size=64, optimizer="adamw", base_lr=4e-3, schedule="cosine", warmup=2.5 / 30,
+        weight_decay=0.05, dropout=0.5,
+    ),
     # VideoMAE's fine-tuning on Kinetics.
     "transformer": Training(
         epochs=75, batch_size=512, optimizer="adamw", base_lr=5e-4, schedule="cosine", warmup=5 / 75,
@@ -151,12 +162,12 @@ def make_optimizer(
 
 
 def set_drop_path(backbone: nn.Module, rate: float) -> None:
-    """Let the blocks of a video transformer be left out in training, the last with probability `rate`.
+    """Let the blocks of a video transformer or ViViT be left out in training, the last with probability `rate`.
 
     Raises:
-        ValueError: the backbone is no video transformer.
+        ValueError: the backbone is neither; Video Swin has its published rate built in.
     """
-    if not isinstance(backbone, VideoTransformer):
+    if not isinstance(backbone, VideoTransformer | ViViT):
         raise ValueError(
             "--drop-path leaves out transformer blocks, of which this backbone has none: give 0"
         )

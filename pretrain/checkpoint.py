@@ -395,8 +395,8 @@ def load_pretrained_videomae(run: Path) -> VideoMAE:
     if folder is None:
         raise CheckpointError(f"{run} holds no valid checkpoint. {' '.join(problems)}")
     model_arguments = json.loads((folder / "state.json").read_text())["model"]
-    if "encoder" not in model_arguments:
-        raise CheckpointError(f"{run} is no VideoMAE run; its video tower is in {run}/backbone")
+    if "decoder" not in model_arguments:
+        raise CheckpointError(f"{run} is no VideoMAE run; its backbone is in {run}/backbone")
     model = VideoMAE(VideoTransformer(**model_arguments["encoder"]), **model_arguments["decoder"])
     load_strict(model, load_file(folder / "model.safetensors"), str(folder))
     return model

@@ -201,6 +201,21 @@ class VideoMAE(nn.Module):
         self.register_buffer("mean", mean.repeat(values), persistent=False)  # (P,)
         self.register_buffer("std", std.repeat(values), persistent=False)
 
+    @property
+    def tubelet(self) -> int:
+        """Frames of what is hidden at once."""
+        return self.encoder.tubelet
+
+    @property
+    def patch(self) -> int:
+        """Its height and width, pixels."""
+        return self.encoder.patch
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """The grid that masks are drawn over, where all tokens are looked at."""
+        return self.encoder.grid
+
     def places(self, video: Tensor, numbers: Tensor) -> Tensor:
         """Where tokens stand in the grid (B, K): as numbered, or the so-and-so-manieth that move.
 
@@ -244,7 +259,7 @@ class VideoMAE(nn.Module):
 
 @torch.no_grad()
 def reconstruct(
-    model: VideoMAE, video: Tensor, visible: Tensor, masked: Tensor
+    model: nn.Module, video: Tensor, visible: Tensor, masked: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw what the model sees and what it imagines, for figures.
 
@@ -253,7 +268,7 @@ def reconstruct(
     takes them from the nearest visible tubelet instead, and owes the clip nothing it did not show.
 
     Args:
-        model: the model, in evaluation mode.
+        model: a `VideoMAE` or a `MaskedPixels`, in evaluation mode.
         video: uint8 clips (B, C, T, H, W).
         visible: (B, V) tokens, as `VideoMAE.forward` takes them.
         masked: (B, M) all the others that the encoder looks at.
@@ -262,7 +277,7 @@ def reconstruct(
         what is visible, on grey (so is what the encoder never looks at); the reconstruction with true statistics; the one with borrowed
         statistics; each uint8 (B, C, T, H, W).
     """
-    tubelet, patch, grid = model.encoder.tubelet, model.encoder.patch, model.encoder.grid
+    tubelet, patch, grid = model.tubelet, model.patch, model.grid
     _, prediction = model(video, visible, masked)
     visible, masked = model.places(video, visible), model.places(video, masked)
     prediction = rearrange(prediction.float(), "b m (s c) -> b m s c", c=3)

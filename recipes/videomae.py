@@ -27,6 +27,8 @@ import numpy as np
 import torch
 import tyro
 
+from downstream.models import MODELS
+from downstream.models import build_model as build_family
 from downstream.probe import knn_accuracy
 from downstream.splits import choose_validation
 from pretrain import checkpoint, device, log
@@ -41,6 +43,7 @@ from pretrain.data.shards import (
     eval_loader,
     train_batches,
 )
+from pretrain.masked import MaskedPixels
 from pretrain.optim import learning_rate, make_optimizers
 from pretrain.processes import StopFlag, start_accelerator
 from pretrain.run import Plan, open_run, plan_run, record_bad_clips, refuse_to_go_on, restore
@@ -64,7 +67,8 @@ class Config:
 
     # Model
     encoder: str = "ti"
-    """Encoder size: xs, ti, s, b, l or h."""
+    """Encoder size: xs, ti, s, b, l or h; or a name of python -m downstream.models (vivit_3, video_swin_t, i3d, ...), which
+    sees the whole grid with hidden tubelets painted over: every step costs a full pass."""
     depth: int = 0
     """Encoder blocks; 0: as the size has them."""
     decoder_dim: int = 0
@@ -261,10 +265,14 @@ def online_knn(encoder, pack: Pack, ids: np.ndarray, seed: int, accelerator) -> 
 # ------------------------------------------------------------------------------------- the pieces
 
 
-def build_model(cfg: Config) -> VideoMAE:
+def build_model(cfg: Config) -> VideoMAE | MaskedPixels:
     """The encoder and decoder of a configuration, freshly initialised from its seed."""
+    if cfg.encoder in MODELS:
+        return build_masked(cfg)
     if cfg.encoder not in SIZES:
-        raise ValueError(f"--encoder {cfg.encoder!r} is not one of {', '.join(SIZES)}")
+        raise ValueError(
+            f"--encoder {cfg.encoder!r} is not one of {', '.join(SIZES)}, nor a name of python -m downstream.models"
+        )
     dim, depth, heads = SIZES[cfg.encoder]
     decoder_dim, decoder_depth, decoder_heads = DECODERS[cfg.encoder]
     if cfg.decoder_dim:
@@ -282,15 +290,35 @@ def build_model(cfg: Config) -> VideoMAE:
     return model
 
 
-def mask_grid(cfg: Config, model: VideoMAE) -> tuple[int, int, int]:
+def build_masked(cfg: Config) -> MaskedPixels:
+    """Any other family, freshly initialised: hidden tubelets are painted over.
+
+    Raises:
+        ValueError: settings that belong to the plain video transformer.
+    """
+    if cfg.moving != 1 or cfg.dual_mask:
+        raise ValueError(
+            f"--encoder {cfg.encoder} sees the whole grid: give --moving 1 --no-dual-mask"
+        )
+    torch.manual_seed(cfg.seed)
+    clip = {"frames": cfg.frames, "stride": cfg.stride, "size": cfg.size, "still": "keep"}
+    if MODELS[cfg.encoder].build is VideoTransformer:
+        raise ValueError(
+            f"--encoder {cfg.encoder}: write {cfg.encoder.removeprefix('vit_')}, which leaves hidden tokens out"
+        )
+    encoder = build_family(cfg.encoder, small=cfg.size < 112, weights=cfg.backbone, **clip)
+    return MaskedPixels(encoder, cfg.tubelet, cfg.patch, cfg.target_eps)
+
+
+def mask_grid(cfg: Config, model: VideoMAE | MaskedPixels) -> tuple[int, int, int]:
     """What masks are drawn over: the token grid, or the list of the tokens that move.
 
     Raises:
         ValueError: the mask is of a kind that needs the whole grid.
     """
     encoder = model.encoder
-    if encoder.num_moving == math.prod(encoder.grid):
-        return encoder.grid
+    if isinstance(model, MaskedPixels) or encoder.num_moving == math.prod(encoder.grid):
+        return model.grid
     if cfg.mask != "random":
         raise ValueError(
             f"a {cfg.mask} mask needs the whole grid and --moving {cfg.moving} leaves some tokens out: give "

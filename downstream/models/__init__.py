@@ -24,6 +24,9 @@ from downstream.models.published import PUBLISHED, load_published, torchvision_w
 from downstream.models.recurrent import FrameRNN
 from downstream.models.tcn import FrameTCN
 from downstream.models.torchvision3d import TorchvisionVideo
+from downstream.models.video_swin import VideoSwin, swin_weights
+from downstream.models.vivit import SIZES as VIVIT_SIZES
+from downstream.models.vivit import ViViT, start_from_image
 from pretrain import checkpoint
 from pretrain.vit import SIZES, VideoTransformer
 
@@ -43,7 +46,7 @@ checkpoint.BUILDERS.update(
         builder.__name__: builder
         for builder in (
             FrameNetwork, LateFusion, EarlyFusion, SlowFusion, FrameRNN, FrameTCN, C3D, I3D, Inflated,
-            TorchvisionVideo, Classifier,
+            TorchvisionVideo, ViViT, VideoSwin, Classifier,
         )
     }
 )  # fmt: skip
@@ -97,6 +100,29 @@ def _sized(size: str) -> Family:
     )  # fmt: skip
 
 
+def _vivit(number: int) -> Family:
+    dim, depth, heads = VIVIT_SIZES["b"]
+    arguments = {
+        "model": number,
+        "dim": dim,
+        "depth": depth,
+        "heads": heads,
+        "class_token": number < 3,
+    }
+    small = {"dim": 128, "depth": 4, "heads": 4, "temporal_depth": 2, "patch": 8, **_SMALL3D}
+    return Family(ViViT, "Arnab et al. 2021, arXiv:2103.15691", "vivit", arguments, small)
+
+
+def _swin(variant: str) -> Family:
+    return Family(
+        VideoSwin,
+        "Liu et al. 2022, arXiv:2106.13230",
+        "video_swin",
+        {"variant": variant},
+        {**_SMALL3D, "variant": "xs"},
+    )
+
+
 MODELS: dict[str, Family] = {
     "frame_single": Family(FrameNetwork, _KARPATHY, "frames", {"frames": 1}, {**_SMALL_NETWORK, "still": "keep"}),
     "frame_mean": Family(FrameNetwork, "mean of frames", "frames", _FRAMES16, _SMALL16),
@@ -139,6 +165,12 @@ MODELS: dict[str, Family] = {
         {"name": "s3d", "frames": 64, "stride": 1, "size": 224}, _SMALL3D,
     ),
     **{f"vit_{size}": _sized(size) for size in SIZES},
+    **{f"vivit_{number}": _vivit(number) for number in (1, 2, 3, 4)},
+    "frame_swin": Family(
+        FrameNetwork, "Liu et al. 2021, arXiv:2103.14030, mean of frames", "transformer",
+        {**_FRAMES16, "network": "torchvision:swin_t"}, {**_SMALL3D},
+    ),
+    **{f"video_swin_{variant}": _swin(variant) for variant in ("t", "s", "b", "l")},
 }  # fmt: skip
 
 
@@ -165,7 +197,8 @@ def build_model(name: str, small: bool = False, weights: str = "", **changes: ob
         name: in `MODELS`.
         small: with the family's arguments for a CPU.
         weights: "": fresh, from torch's generator; "imagenet": of the family's 2-D network, or a file of them in the
-            layout of timm or torchvision; "kinetics": of torchvision's 3-D networks, or a file of them.
+            layout of timm or torchvision; "kinetics": of torchvision's 3-D networks and Video Swins, or a file of them; for a
+            ViViT, of timm's vit_base_patch16_224.
         changes: arguments of the class that differ from the family's; `network` may be an open_clip name, whose
             weights then come with it.
 
@@ -191,6 +224,10 @@ def build_model(name: str, small: bool = False, weights: str = "", **changes: ob
             theirs = image_weights(network, weights)
         elif family.build is TorchvisionVideo:
             theirs, _ = torchvision_weights(arguments["name"], weights)
+        elif family.build is ViViT:
+            theirs = image_weights("vit_base_patch16_224", weights)
+        elif family.build is VideoSwin:
+            theirs = {}  # read below, when there is a model to inflate them for
         else:
             raise ValueError(
                 f"--weights {weights}: {name} takes no weights of others"
@@ -201,7 +238,7 @@ def build_model(name: str, small: bool = False, weights: str = "", **changes: ob
                 )
             )
     # Weights go in before attention blocks do, so that they meet the names they know.
-    attention = arguments.pop("attention", "")
+    attention = arguments.pop("attention", "") if "attention" in known else ""
     backbone = family.build(**arguments)
     if theirs is not None and network is not None:
         if isinstance(backbone, SlowFusion):
@@ -214,6 +251,10 @@ def build_model(name: str, small: bool = False, weights: str = "", **changes: ob
         if isinstance(backbone, Inflated):
             _check_boring_video(backbone, arguments)
     elif theirs is not None:
+        if isinstance(backbone, ViViT):
+            theirs = start_from_image(theirs, backbone, "central")
+        elif isinstance(backbone, VideoSwin):
+            theirs, _ = swin_weights(weights, backbone)
         checkpoint.load_strict(backbone, theirs, origin)
     if attention:
         insert(backbone, attention)

@@ -1,9 +1,7 @@
 """Print the model families: python -m downstream.models."""
 
-from torch._subclasses.fake_tensor import FakeTensorMode
-
 from downstream.models import MODELS, build_model
-from downstream.models.flops import count_flops
+from downstream.models.flops import count_flops, shapes_only
 
 
 def main() -> None:
@@ -11,7 +9,7 @@ def main() -> None:
     header = ("name", "parameters", "GFLOPs a clip", "clip", "embedding", "paper")
     rows = [header]
     for name, family in MODELS.items():
-        with FakeTensorMode():  # shapes only: no memory, no time
+        with shapes_only():
             model = build_model(name)
         spec = model.input_spec
         size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M"

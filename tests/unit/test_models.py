@@ -6,12 +6,11 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from downstream.classifier import Classifier
 from downstream.models import MODELS, PUBLISHED, build_model, load_backbone, load_classifier
 from downstream.models.attention import KINDS, insert, make_block
-from downstream.models.flops import count_flops
+from downstream.models.flops import count_flops, shapes_only
 from downstream.models.frames import EarlyFusion, FrameNetwork, LateFusion, SlowFusion
 from downstream.models.images import ImageNetwork
 from downstream.models.inflated import Inflated, InflatedConv
@@ -40,8 +39,16 @@ CHEAP = {
     "r2plus1d_18": [{"frames": 8, "size": 16}],
     "s3d": [{"frames": 16, "size": 32}],
     **{name: [NARROW_VIT] for name in MODELS if name.startswith("vit_")},
+    **{
+        f"vivit_{i}": [NARROW_VIT, NARROW_VIT | {"frames": 6, "size": 24, "tubelet": 1}]
+        for i in (1, 2, 3, 4)
+    },
+    "frame_swin": [{"frames": 2, "size": 32}],
+    **{f"video_swin_{v}": [{"variant": "xs", "frames": 4, "size": 32}] for v in "tsbl"},
 }
 CHEAP |= {name: [SMALL | {"frames": 5}] for name in MODELS if name not in CHEAP}
+CHEAP["vivit_2"].append(NARROW_VIT | {"class_token": False, "temporal_depth": 1})
+CHEAP["video_swin_t"].append({"variant": "xs", "frames": 5, "size": 40, "window": (2, 3, 3)})
 CHEAP["lstm"].append(SMALL | {"frames": 2, "size": 48})
 CHEAP["ed_tcn"].append(SMALL | {"frames": 8})
 CASES = [pytest.param(n, a, id=f"{n}-{i}") for n, all_ in CHEAP.items() for i, a in enumerate(all_)]
@@ -95,10 +102,10 @@ def test_every_model_is_in_the_matrix():
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in MODELS if n not in ("vit_l", "vit_h")]
+    "name", [n for n in MODELS if n not in ("vit_l", "vit_h", "frame_swin")]
 )  # as large when small
 def test_small_arguments_build(name):
-    with FakeTensorMode():  # shapes only
+    with shapes_only():
         model = build_model(name, small=True)
     assert model.input_spec.size <= 64 and count_flops(model) > 0
 
@@ -114,8 +121,13 @@ def test_the_table(capsys):
 
 
 def test_flops_of_known_models():
-    with FakeTensorMode():
+    with shapes_only():
         resnet18, r3d = build_model("frame_single"), build_model("r3d_18")
+        videomae, swin = build_model("vit_b"), build_model("video_swin_t")
+    assert count_flops(videomae) == pytest.approx(
+        2 * 180.5e9, rel=0.01
+    )  # as VideoMAE's paper has it
+    assert count_flops(swin) == pytest.approx(2 * 87.9e9, rel=0.02)  # Video Swin's paper: 88 GMAC
     assert count_flops(resnet18) == pytest.approx(2 * 1.814e9, rel=0.01)  # ResNet-18: 1.81 GMAC
     assert count_flops(r3d) == pytest.approx(2 * 40.70e9, rel=0.01)  # torchvision's own number
     base = count_flops(fresh("frame_mean", **SMALL, frames=4))

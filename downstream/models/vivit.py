@@ -1,0 +1,289 @@
+"""ViViT: four ways for a transformer to attend over space and time.
+
+Arnab et al. 2021, "ViViT: A video vision transformer", https://arxiv.org/abs/2103.15691. Model 1 lets all tokens attend
+to all; model 2 encodes every time slot by itself and then the slots; model 3 attends over space, then over time, in every
+block; model 4 gives half of the heads to space and half to time. B clips, N = t h w tokens, D width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pretrain.vit import InputSpec
+
+SIZES = {
+    "ti": (192, 12, 3),
+    "s": (384, 12, 6),
+    "b": (768, 12, 12),
+    "l": (1024, 24, 16),
+    "h": (1280, 32, 16),
+}
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over one or over two groupings of the tokens."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"width {dim} is not a multiple of the {heads} attention heads")
+        self.heads = heads
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Attend over all of x (B, N, D).
+
+        Args:
+            x: the tokens.
+            grid: (t, places of a slot), for model 4: the first half of the heads attends inside each time slot, the
+                other half along time at each place.
+        """
+        qkv = (
+            self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # (3, B, heads, N, d)
+        if grid is None:
+            out = F.scaled_dot_product_attention(*qkv)
+        else:
+            half = self.heads // 2
+            space = qkv[:, :, :half].unflatten(3, grid)  # (3, B, half, t, s, d)
+            time = qkv[:, :, half:].unflatten(3, grid).transpose(3, 4)
+            out = torch.cat(
+                [
+                    F.scaled_dot_product_attention(*space),
+                    F.scaled_dot_product_attention(*time).transpose(2, 3),
+                ],
+                1,
+            ).flatten(2, 3)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """A pre-norm block of an image ViT, under timm's names; with a second attention over time for model 3."""
+
+    def __init__(self, dim: int, heads: int, activation: str, over_time: bool):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(dim, 4 * dim), "fc2": nn.Linear(4 * dim, dim)})
+        self.approximate = "tanh" if activation == "gelu_tanh" else "none"
+        self.norm_time = self.attn_time = None
+        if over_time:
+            self.norm_time = nn.LayerNorm(dim, eps=1e-6)
+            self.attn_time = Attention(dim, heads)
+        self.drop_path = 0.0
+
+    def _branch(self, y: Tensor, clips: int) -> Tensor:
+        """Stochastic depth, for every clip by itself."""
+        if not self.training or not self.drop_path:
+            return y
+        keep = 1 - self.drop_path
+        kept = (torch.rand(clips, device=y.device) < keep).to(y.dtype) / keep
+        return y * kept.repeat_interleave(len(y) // clips).view(-1, 1, 1)
+
+    def forward(self, x: Tensor, grid: tuple[int, int] | None, split: str) -> Tensor:
+        """Tokens (B, N, D) to tokens.
+
+        Args:
+            x: the tokens, t and places in that order.
+            grid: (t, places of a slot).
+            split: "joint", "blocks" (model 3) or "heads" (model 4).
+        """
+        clips = len(x)
+        if split == "blocks":
+            t, places = grid
+            y = self.attn(self.norm1(x).unflatten(1, grid).flatten(0, 1))
+            x = x + self._branch(y.unflatten(0, (clips, t)).flatten(1, 2), clips)
+            y = self.norm_time(x).unflatten(1, grid).transpose(1, 2).flatten(0, 1)
+            y = self.attn_time(y).unflatten(0, (clips, places)).transpose(1, 2).flatten(1, 2)
+            x = x + self._branch(y, clips)
+        else:
+            x = x + self._branch(
+                self.attn(self.norm1(x), grid if split == "heads" else None), clips
+            )
+        y = F.gelu(self.mlp["fc1"](self.norm2(x)), approximate=self.approximate)
+        return x + self._branch(self.mlp["fc2"](y), clips)
+
+
+class ViViT(nn.Module):
+    """A ViViT of any of the four models.
+
+    Args:
+        model: 1 (joint), 2 (factorised encoder), 3 (factorised self-attention) or 4 (factorised dot product).
+        dim: token width.
+        depth: blocks; of model 2, of the spatial encoder.
+        heads: attention heads; an even number for model 4.
+        temporal_depth: blocks of model 2's temporal encoder.
+        class_token: pool by a token of its own (models 1 and 2) instead of the mean.
+        frames: frames of a clip; 32 as published.
+        size: height and width, pixels.
+        patch: height and width of a tubelet.
+        tubelet: frames of a tubelet; 1 is the paper's uniform frame sampling.
+        stride: source frames between two sampled ones; only recorded.
+        activation: "gelu_tanh", as published, or "gelu", as image ViTs of timm have it.
+        still: what stands still is seen ("keep") or taken away ("subtract"), see `InputSpec`.
+        recompute: save memory: keep no activations inside blocks, compute them again in the backward pass.
+
+    Positions are learned: of every token (models 1, 3, 4); of places and of slots apart (model 2).
+
+    Raises:
+        ValueError: the clip is not a whole number of tubelets, or the model cannot be so.
+    """
+
+    def __init__(
+        self, model: int = 1, dim: int = 768, depth: int = 12, heads: int = 12, temporal_depth: int = 4,
+        class_token: bool = True, frames: int = 32, size: int = 224, patch: int = 16, tubelet: int = 2,
+        stride: int = 2, activation: str = "gelu_tanh", still: str = "keep", recompute: bool = False,
+    ):  # fmt: skip
+        super().__init__()
+        if model not in (1, 2, 3, 4):
+            raise ValueError(f"ViViT has models 1 to 4, not {model}")
+        if size % patch or frames % tubelet:
+            raise ValueError(
+                f"a clip of {frames} frames of {size}x{size} pixels cannot be cut into tubelets of {tubelet} frames of "
+                f"{patch}x{patch}: choose multiples"
+            )
+        if activation not in ("gelu", "gelu_tanh"):
+            raise ValueError(f"activation {activation!r} is neither gelu nor gelu_tanh")
+        if model == 4 and heads % 2:
+            raise ValueError(f"model 4 halves its heads between space and time: {heads} is odd")
+        if model in (3, 4) and class_token:
+            raise ValueError(
+                f"model {model} has no place for a class token: give class_token=False"
+            )
+        self.arguments = {
+            "model": model, "dim": dim, "depth": depth, "heads": heads, "temporal_depth": temporal_depth,
+            "class_token": class_token, "frames": frames, "size": size, "patch": patch, "tubelet": tubelet,
+            "stride": stride, "activation": activation, "still": still, "recompute": recompute,
+        }  # fmt: skip
+        self.model, self.recompute = model, recompute
+        t, side = frames // tubelet, size // patch
+        self.slots, self.side = t, side
+        self.embed_dim = dim
+        # The tokens of model 2 are those of its temporal encoder, one a slot.
+        self.grid = (t, 1, 1) if model == 2 else (t, side, side)
+        self.input_spec = InputSpec(frames, stride, size, (0.5,) * 3, (0.5,) * 3, still=still)
+        self.patch_embed = nn.Conv3d(3, dim, (tubelet, patch, patch), (tubelet, patch, patch))
+        per_encoder = side * side if model == 2 else t * side * side
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, per_encoder + class_token, dim))
+        self.blocks = nn.ModuleList(Block(dim, heads, activation, model == 3) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        if model == 2:
+            self.time_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
+            self.time_pos_embed = nn.Parameter(torch.zeros(1, t + class_token, dim))
+            self.time_blocks = nn.ModuleList(
+                Block(dim, heads, activation, False) for _ in range(temporal_depth)
+            )
+            self.time_norm = nn.LayerNorm(dim, eps=1e-6)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("pos_embed", "_token")) or parameter.ndim > 1:
+                nn.init.trunc_normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+        for block in self.blocks:
+            if (
+                block.attn_time is not None
+            ):  # so that at the start each slot is seen as an image ViT sees it
+                nn.init.zeros_(block.attn_time.proj.weight)
+
+    def _run(
+        self, blocks: nn.ModuleList, x: Tensor, grid: tuple[int, int] | None, split: str
+    ) -> Tensor:
+        for block in blocks:
+            if self.recompute and self.training:
+                x = checkpoint(block, x, grid, split, use_reentrant=False)
+            else:
+                x = block(x, grid, split)
+        return x
+
+    def _tokens(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Normalised clips to the last tokens (B, N, D) and the class token (B, D), if there is one."""
+        self.input_spec.expect(video)
+        x = self.patch_embed(video).flatten(3).permute(0, 2, 3, 1)  # (B, t, places, D)
+        clips = len(x)
+        if self.model == 2:
+            x = x.flatten(0, 1)  # every slot is a picture
+        else:
+            x = x.flatten(1, 2)
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+        x = x + self.pos_embed
+        if self.model != 2:
+            split = {1: "joint", 3: "blocks", 4: "heads"}[self.model]
+            x = self.norm(self._run(self.blocks, x, (self.slots, self.side**2), split))
+            return (x, None) if self.cls_token is None else (x[:, 1:], x[:, 0])
+        x = self.norm(self._run(self.blocks, x, None, "joint"))
+        slots = (x.mean(1) if self.cls_token is None else x[:, 0]).unflatten(0, (clips, self.slots))
+        if self.time_token is not None:
+            slots = torch.cat([self.time_token.expand(clips, -1, -1), slots], 1)
+        slots = slots + self.time_pos_embed
+        slots = self.time_norm(self._run(self.time_blocks, slots, None, "joint"))
+        return (slots, None) if self.time_token is None else (slots[:, 1:], slots[:, 0])
+
+    def forward_features(self, video: Tensor) -> Tensor:
+        """Normalised clips (B, C, T, H, W) to tokens (B, N, D), N in the order of `grid`."""
+        return self._tokens(video)[0]
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Normalised clips to one embedding each (B, D): the class token, or the mean token."""
+        tokens, token = self._tokens(video)
+        return tokens.mean(1) if token is None else token
+
+
+def start_from_image(weights: dict[str, Tensor], model: ViViT, start: str) -> dict[str, Tensor]:
+    """The weights of an image ViT of timm as a `ViViT` takes them; what an image ViT lacks keeps its own start.
+
+    Args:
+        weights: of a timm ViT with the same width, depth, patch and size, without its head.
+        model: the model to start.
+        start: of the patch embedding: "central", the middle frame of a tubelet is seen as the image ViT sees it and the
+            others not at all; or "average", all alike (section 3.4 of the paper).
+
+    Returns:
+        a state for `load_strict`.
+
+    Raises:
+        ValueError: another word for `start`, or weights of another shape.
+    """
+    if start not in ("central", "average"):
+        raise ValueError(f"start {start!r} is neither central nor average")
+    ours = dict(model.state_dict())
+    tubelet, has_class = model.arguments["tubelet"], model.cls_token is not None
+    used = set()
+    for name, value in weights.items():
+        if name.startswith(("head.", "fc_norm.", "pre_logits.")):
+            continue
+        target = {
+            "patch_embed.proj.weight": "patch_embed.weight",
+            "patch_embed.proj.bias": "patch_embed.bias",
+        }.get(name, name)
+        if name == "patch_embed.proj.weight":
+            kernel = torch.zeros_like(ours[target])
+            if start == "central":
+                kernel[:, :, tubelet // 2] = value
+            else:
+                kernel[:] = value.unsqueeze(2) / tubelet
+            value = kernel
+        elif name == "cls_token" and not has_class:
+            continue
+        elif name == "pos_embed":
+            token, places = value[:, :1], value[:, 1:]
+            if model.model != 2:
+                places = places.repeat(1, model.slots, 1)  # the same in every slot
+            value = torch.cat([token, places], 1) if has_class else places
+        if target not in ours or ours[target].shape != value.shape:
+            shape = tuple(ours[target].shape) if target in ours else "no such weight"
+            raise ValueError(
+                f"the image ViT's {name} is {tuple(value.shape)}, this ViViT has {shape}"
+            )
+        ours[target] = value
+        used.add(target)
+    missing = [
+        n for n in ours
+        if n not in used and not n.startswith("time_") and "_time." not in n and (has_class or n != "cls_token")
+    ]  # fmt: skip
+    if missing:
+        raise ValueError(f"the image ViT lacks {missing[0]}: it has other blocks than this ViViT")
+    return ours

@@ -1,0 +1,111 @@
+"""Masked reconstruction for any backbone: hidden tubelets are painted over, the rest of the network sees the whole grid.
+
+SimMIM (Xie et al. 2022, https://arxiv.org/abs/2111.09886) for clips. VideoMAE leaves hidden tokens out, so its encoder costs
+a tenth; windows (Swin), factorised attention (ViViT) and convolutions need the full grid, so here hidden tubelets are
+replaced by a learned one and every step costs a whole forward and backward pass of the backbone. Shapes as in
+`pretrain/videomae.py`.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.videomae import normalise_target
+from pretrain.vit import patchify, take_tokens, unpatchify
+
+MOST_DECODER = 200_000_000  # parameters of the linear decoder
+
+
+class MaskedPixels(nn.Module):
+    """A backbone and a linear decoder that paints, from each of its tokens, the part of the clip that it stands for.
+
+    Args:
+        encoder: of the contract; sees colour and keeps what stands still.
+        tubelet: frames of what is hidden at once.
+        patch: its height and width, pixels.
+        target_eps: see `normalise_target`.
+
+    Raises:
+        ValueError: the clip is not a whole number of tubelets, or one token stands for so much that the decoder would
+            be larger than any backbone.
+    """
+
+    def __init__(self, encoder: nn.Module, tubelet: int, patch: int, target_eps: float = 1e-6):
+        super().__init__()
+        spec = encoder.input_spec
+        if spec.channels != 3 or spec.still != "keep":
+            raise ValueError(
+                "masked reconstruction needs colour, and the pixels as they are: subtracting the mean frame would tell the "
+                "encoder of hidden ones"
+            )
+        if spec.size % patch or spec.frames % tubelet:
+            raise ValueError(
+                f"a clip of {spec.frames} frames of {spec.size} pixels is not a whole number of tubelets of {tubelet} frames "
+                f"of {patch} pixels: choose multiples with --tubelet and --patch"
+            )
+        self.encoder, self.tubelet, self.patch, self.target_eps = (
+            encoder,
+            tubelet,
+            patch,
+            target_eps,
+        )
+        side = spec.size // patch
+        self.grid = (spec.frames // tubelet, side, side)
+        lengths = (spec.frames, spec.size, spec.size)
+        self.cell = tuple(-(-n // g) for n, g in zip(lengths, encoder.grid, strict=True))
+        values = 3 * math.prod(self.cell)
+        if encoder.embed_dim * values > MOST_DECODER:
+            raise ValueError(
+                f"a token of this backbone stands for {self.cell[0]} frames of {self.cell[1]} x {self.cell[2]} pixels: a decoder "
+                f"from {encoder.embed_dim} to {values} values is not worth training; take a smaller clip or another family"
+            )
+        self.head = nn.Linear(encoder.embed_dim, values)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+        self.mask_token = nn.Parameter(torch.zeros(3 * tubelet * patch**2))
+        self.arguments = {
+            "encoder": encoder.arguments,
+            "masked": {"tubelet": tubelet, "patch": patch, "target_eps": target_eps},
+        }
+
+    def places(self, video: Tensor, numbers: Tensor) -> Tensor:
+        """Where tubelets stand in the grid: as numbered."""
+        return numbers
+
+    def forward(self, video: Tensor, visible: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
+        """Reconstruct the hidden tubelets.
+
+        Args:
+            video: uint8 clips (B, C, T, H, W).
+            visible: (B, V), unused: everything that is not hidden is seen.
+            masked: (B, M) which tubelets of the grid are hidden and predicted.
+
+        Returns:
+            the mean squared error against `normalise_target`, and the prediction (B, M, P).
+        """
+        patches = patchify(self.encoder.input_spec.normalise(video), self.tubelet, self.patch)
+        index = masked.unsqueeze(-1).expand(-1, -1, patches.shape[2])
+        hidden = self.mask_token.to(patches.dtype).expand(*masked.shape, -1)
+        seen = patches.scatter(1, index, hidden)
+        tokens = self.encoder.forward_features(
+            unpatchify(seen, self.grid, self.tubelet, self.patch)
+        )
+        t, h, w = self.cell
+        painted = self.head(tokens)  # (B, N, t h w C), painted over the grid and cut to the clip
+        painted = unpatchify_cells(painted, self.encoder.grid, (t, h, w))
+        frames, size = self.encoder.input_spec.frames, self.encoder.input_spec.size
+        painted = painted[:, :, :frames, :size, :size]
+        prediction = take_tokens(patchify(painted, self.tubelet, self.patch), masked)
+        true = take_tokens(patchify(video, self.tubelet, self.patch), masked).float() / 255
+        return F.mse_loss(prediction.float(), normalise_target(true, self.target_eps)), prediction
+
+
+def unpatchify_cells(
+    values: Tensor, grid: tuple[int, int, int], cell: tuple[int, int, int]
+) -> Tensor:
+    """Lay out what each token of a grid paints: (B, N, t h w C), channel fastest, to (B, C, T, H, W)."""
+    x = values.unflatten(1, grid).unflatten(-1, (*cell, 3))  # (B, gt, gh, gw, t, h, w, C)
+    x = x.permute(0, 7, 1, 4, 2, 5, 3, 6)
+    return x.flatten(2, 3).flatten(3, 4).flatten(4, 5)
