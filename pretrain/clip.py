@@ -74,7 +74,8 @@ class VideoText(nn.Module):
                 index = moving_tokens(video, tower.tubelet, tower.patch, tower.num_moving)
                 visible = index.gather(1, visible)
             patches = patchify(video, tower.tubelet, tower.patch)
-            pooled = tower.encode(take_tokens(patches, visible), visible).mean(1)
+            tokens, token = tower.encode_all(take_tokens(patches, visible), visible)
+            pooled = tokens.mean(1) if token is None else token
         return _unit(self.video_proj(pooled))
 
     def encode_text(self, tokens: Tensor) -> Tensor:

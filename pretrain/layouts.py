@@ -130,6 +130,8 @@ def from_official(
         "positions": "flat",
         "init": "xavier",
         "moving": 1.0,
+        "pool": "mean",
+        "trained_grid": None,
     }
     arguments = {"encoder": encoder}
     if decoder:
@@ -228,6 +230,8 @@ def from_hf(
         "positions": "flat",
         "init": "xavier",
         "moving": 1.0,
+        "pool": "mean",
+        "trained_grid": None,
     }
     arguments = {"encoder": encoder}
     if decoder:
@@ -404,6 +408,11 @@ def _give(ours: dict[str, Tensor], column: int, arguments: dict) -> dict[str, Te
         raise ValueError(
             f"this model was trained with {e['positions']} positions, which neither the official code nor "
             "transformers has: only models pretrained with --positions flat convert"
+        )
+    if e.get("pool", "mean") != "mean" or e.get("trained_grid"):
+        raise ValueError(
+            "this model has a class token, or positions resized from another grid, which neither the official code nor "
+            "transformers has for a VideoMAE: only models with --pool mean at their own size convert"
         )
     if e.get("moving", 1.0) != 1.0:
         raise ValueError(

@@ -185,7 +185,10 @@ class VideoMAE(nn.Module):
         self.encoder = encoder
         self.encoder_to_decoder = nn.Linear(encoder.embed_dim, decoder_dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
-        table = position_table(encoder.arguments["positions"], encoder.grid, decoder_dim)
+        kind = encoder.arguments["positions"]
+        table = position_table(
+            kind if kind == "flat" else "separable", encoder.grid, decoder_dim
+        )  # the decoder's are fixed
         self.register_buffer("decoder_pos", table, persistent=False)
         self.decoder_blocks = nn.ModuleList(
             Block(decoder_dim, decoder_heads) for _ in range(decoder_depth)

@@ -137,7 +137,52 @@ def position_table(kind: str, grid: tuple[int, int, int], dim: int) -> Tensor:
         return sinusoid_table(int(np.prod(grid)), dim)
     if kind == "separable":
         return separable_table(grid, dim)
-    raise ValueError(f"positions {kind!r} are neither flat (as published) nor separable")
+    raise ValueError(f"positions {kind!r} are not one of {', '.join(POSITIONS)}")
+
+
+POSITIONS = ("flat", "separable", "learned", "rotary")
+ROTARY_BASE = 100.0  # of axes of some ten places, as Heo et al. 2024 (https://arxiv.org/abs/2403.13298) have it
+
+
+def rotary_table(
+    grid: tuple[int, int, int], trained: tuple[int, int, int], head_dim: int
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (N, head_dim) that turn pairs of a head's channels by a token's time, height and width.
+
+    Each axis has a third of the channels; what is left of a width that six does not divide is not turned.
+
+    Args:
+        grid: (t, h, w) of the tokens.
+        trained: the grid that was trained with; places of another are squeezed or stretched to its range.
+        head_dim: channels of a head.
+    """
+    pairs = head_dim // 6
+    frequencies = ROTARY_BASE ** -(torch.arange(pairs, dtype=torch.float64) / max(pairs, 1))
+    axes = [
+        (torch.arange(n, dtype=torch.float64) + 0.5) * was / n - 0.5
+        for n, was in zip(grid, trained, strict=True)
+    ]
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)  # (N, 3)
+    angles = (places[:, :, None] * frequencies).flatten(1).repeat_interleave(2, 1)
+    angles = F.pad(angles, (0, head_dim - angles.shape[1]))
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn neighbouring channels of x (B, heads, N, d) by the cosines and sines of `rotary_table`, (N, d) or (B, N, d)."""
+    cos, sin = (r if r.ndim == 2 else r.unsqueeze(1) for r in rotation)
+    turned = torch.stack([-x[..., 1::2], x[..., 0::2]], -1).flatten(-2)
+    if x.shape[-1] % 2:
+        turned = F.pad(turned, (0, 1))
+    return (x * cos + turned * sin).to(x.dtype)
+
+
+def resize_positions(table: Tensor, was: tuple[int, int, int], now: tuple[int, int, int]) -> Tensor:
+    """A table of positions (N, D) of one grid for another, by trilinear interpolation."""
+    if tuple(was) == tuple(now):
+        return table
+    cube = table.T.view(1, -1, *was)
+    return F.interpolate(cube, now, mode="trilinear", align_corners=False).flatten(2)[0].T
 
 
 def patchify(video: Tensor, tubelet: int, patch: int) -> Tensor:
@@ -197,11 +242,25 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(dim))
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend over all of x (B, N, D)."""
+    def _project(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, heads, N, d)."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, bias)  # (B, N, 3D)
         q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        return q, k, v
+
+    def weights(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """How much each token of x (B, N, D) attends to each: (B, heads, N, N), rows sum to one."""
+        q, k, _ = self._project(x, rotation)
+        return (q.float() * q.shape[-1] ** -0.5 @ k.float().transpose(-2, -1)).softmax(-1)
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Attend over all of x (B, N, D), queries and keys turned by `rotary_table` if one is given."""
+        q, k, v = self._project(x, rotation)
         if x.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
             # Measured: on CPU the bf16 backward of SDPA is slower than three plain products.
             weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1).to(v.dtype)
@@ -232,9 +291,9 @@ class Block(nn.Module):
         keep = 1 - self.drop_path
         return y * (torch.rand(len(y), 1, 1, device=y.device) < keep).to(y.dtype) / keep
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Tokens (B, N, D) to tokens."""
-        x = x + self._branch(self.attn(self.norm1(x)))
+        x = x + self._branch(self.attn(self.norm1(x), rotation))
         return x + self._branch(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
 
 
@@ -304,12 +363,16 @@ class VideoTransformer(nn.Module):
         stride: source frames between two sampled frames; only recorded in `input_spec`.
         mean: normalisation mean, recorded likewise.
         std: normalisation standard deviation, recorded likewise.
-        positions: "flat", VideoMAE's published table over the token's number, or "separable", of time,
-            height and width by themselves, which learns sooner; no published weights have it.
+        positions: "flat", VideoMAE's published table over the token's number; "separable", of time, height and
+            width by themselves, which learns sooner; "learned"; or "rotary" (queries and keys are turned by
+            `rotary_table`). No published VideoMAE has the last three.
         init: how weights are drawn: "xavier", as VideoMAE does, or "mimetic", see `mimetic_init`.
         moving: share of a clip's tokens that `forward` and `forward_features` look at, those in which most
             moves, see `moving_tokens`; 1: all, as published. The cost falls with it, and where few tokens move
             what moves is learned much sooner.
+        pool: "mean" of the tokens, as VideoMAE; or "class": a token of its own, which every block attends with.
+        trained_grid: (t, h, w) of the tokens that positions were made for, if they are used for another number of
+            frames or another size, see `resized`.
 
     Raises:
         ValueError: the clip is not a whole number of tubelets, or `dim` of heads; or `moving` leaves no token,
@@ -331,6 +394,8 @@ class VideoTransformer(nn.Module):
         positions: str = "flat",
         init: str = "xavier",
         moving: float = 1.0,
+        pool: str = "mean",
+        trained_grid: tuple[int, int, int] | None = None,
     ):
         super().__init__()
         if size % patch or frames % tubelet:
@@ -342,8 +407,13 @@ class VideoTransformer(nn.Module):
         self.arguments = {
             "dim": dim, "depth": depth, "heads": heads, "frames": frames, "size": size,
             "patch": patch, "tubelet": tubelet, "stride": stride, "mean": list(mean), "std": list(std),
-            "positions": positions, "init": init, "moving": moving,
+            "positions": positions, "init": init, "moving": moving, "pool": pool,
+            "trained_grid": None if trained_grid is None else list(trained_grid),
         }  # fmt: skip
+        if pool not in ("mean", "class"):
+            raise ValueError(f"pool {pool!r} is neither mean nor class")
+        if positions not in POSITIONS:
+            raise ValueError(f"positions {positions!r} are not one of {', '.join(POSITIONS)}")
         self.embed_dim, self.patch, self.tubelet = dim, patch, tubelet
         self.grid = (frames // tubelet, size // patch, size // patch)
         num_tokens = math.prod(self.grid)
@@ -357,11 +427,53 @@ class VideoTransformer(nn.Module):
         # The published Conv3d with kernel = stride, written as the linear layer that it is, so that
         # masked tubelets are dropped before it.
         self.patch_embed = nn.Linear(tubelet * patch * patch * 3, dim)
-        table = position_table(positions, self.grid, dim)
-        self.register_buffer("pos_embed", table, persistent=False)
+        trained = tuple(trained_grid or self.grid)
+        if positions == "learned":
+            self.pos_embed = nn.Parameter(torch.zeros(math.prod(self.grid), dim))
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        elif positions == "rotary":
+            cos, sin = rotary_table(self.grid, trained, dim // heads)
+            self.register_buffer("pos_embed", torch.zeros(1, dim), persistent=False)
+            self.register_buffer("rotary_cos", cos, persistent=False)
+            self.register_buffer("rotary_sin", sin, persistent=False)
+        else:
+            table = resize_positions(position_table(positions, trained, dim), trained, self.grid)
+            self.register_buffer("pos_embed", table, persistent=False)
+        self.class_token = None
+        if pool == "class":
+            self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
+            nn.init.trunc_normal_(self.class_token, std=0.02)
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         start_blocks(init, self.blocks)  # patch_embed keeps torch's default, as the original does
+
+    def _rotation(self, index: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines of the tokens that are seen; the class token, which comes first, is not turned."""
+        if self.arguments["positions"] != "rotary":
+            return None
+        cos, sin = self.rotary_cos, self.rotary_sin
+        if index is not None:
+            cos, sin = cos[index], sin[index]
+        if self.class_token is not None:
+            cos = torch.cat([torch.ones_like(cos[..., :1, :]), cos], -2)
+            sin = torch.cat([torch.zeros_like(sin[..., :1, :]), sin], -2)
+        return cos, sin
+
+    def _embed(self, patches: Tensor, index: Tensor | None) -> Tensor:
+        x = self.patch_embed(patches)
+        if self.arguments["positions"] != "rotary":
+            x = x + (self.pos_embed if index is None else self.pos_embed[index])
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.expand(len(x), -1, -1).to(x.dtype), x], 1)
+        return x
+
+    def encode_all(self, patches: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The tokens (B, K, D) and the class token (B, D), if there is one."""
+        x, rotation = self._embed(patches, index), self._rotation(index)
+        for block in self.blocks:
+            x = block(x, rotation)
+        x = self.norm(x)
+        return (x, None) if self.class_token is None else (x[:, 1:], x[:, 0])
 
     def encode(self, patches: Tensor, index: Tensor | None = None) -> Tensor:
         """Embed normalised tubelets and run the blocks.
@@ -371,22 +483,18 @@ class VideoTransformer(nn.Module):
             index: (B, K), where each stands in the grid; None: all N, in order.
 
         Returns:
-            tokens (B, K, D) after the last LayerNorm.
+            tokens (B, K, D) after the last LayerNorm, without the class token.
         """
-        x = self.patch_embed(patches)
-        x = x + (self.pos_embed if index is None else self.pos_embed[index])
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        return self.encode_all(patches, index)[0]
 
-    def _seen(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The tokens looked at (B, K, D), and where they stand (B, K); None: everywhere."""
+    def _look(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The tubelets looked at (B, K, P), and where they stand (B, K); None: everywhere."""
         self.input_spec.expect(video)
         patches = patchify(video, self.tubelet, self.patch)
         if self.num_moving == patches.shape[1]:
-            return self.encode(patches), None
+            return patches, None
         index = moving_tokens(video, self.tubelet, self.patch, self.num_moving)
-        return self.encode(take_tokens(patches, index), index), index
+        return take_tokens(patches, index), index
 
     def forward_features(self, video: Tensor) -> Tensor:
         """Normalised clips (B, C, T, H, W) to tokens (B, N, D), N in the order of `grid`.
@@ -394,12 +502,63 @@ class VideoTransformer(nn.Module):
         Tokens that were not looked at (`moving` below 1) are the mean of those that were, so that the mean over
         all is still the embedding.
         """
-        tokens, index = self._seen(video)
+        patches, index = self._look(video)
+        tokens = self.encode(patches, index)
         if index is None:
             return tokens
         rest = tokens.mean(1, keepdim=True).expand(-1, math.prod(self.grid), -1)
         return rest.scatter(1, index.unsqueeze(-1).expand_as(tokens), tokens)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Normalised clips (B, C, T, H, W) to one embedding each, the mean token (B, D)."""
-        return self._seen(video)[0].mean(1)
+        """Normalised clips (B, C, T, H, W) to one embedding each (B, D): the mean token, or the class token."""
+        tokens, token = self.encode_all(*self._look(video))
+        return tokens.mean(1) if token is None else token
+
+    @torch.no_grad()
+    def attention_maps(self, video: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """What attends to what in every block, the mean over its heads.
+
+        Args:
+            video: normalised clips (B, C, T, H, W).
+
+        Returns:
+            for each block (B, K, K), rows sum to one, the class token first if there is one; and where the tokens stand
+            in the grid (B, K); None: everywhere.
+        """
+        patches, index = self._look(video)
+        x, rotation, maps = self._embed(patches, index), self._rotation(index), []
+        for block in self.blocks:
+            maps.append(block.attn.weights(block.norm1(x), rotation).mean(1))
+            x = block(x, rotation)
+        return maps, index
+
+
+def resized(encoder: VideoTransformer, frames: int, size: int, stride: int = 0) -> VideoTransformer:
+    """The same encoder for another number of frames or another size.
+
+    Fixed and learned positions are interpolated (trilinear) from the grid they were made for; rotary ones are squeezed or
+    stretched to its range. Weights are copied.
+
+    Args:
+        encoder: the encoder.
+        frames: frames of a clip; 0: as it is.
+        size: height and width, pixels; 0: as it is.
+        stride: source frames between two sampled ones; 0: as it is.
+
+    Raises:
+        ValueError: the clip is not a whole number of tubelets.
+    """
+    given = encoder.arguments
+    changed = {
+        "frames": frames or given["frames"],
+        "size": size or given["size"],
+        "stride": stride or given["stride"],
+    }
+    trained = given["trained_grid"] or list(encoder.grid)
+    with torch.random.fork_rng(devices=[]):  # its fresh weights are thrown away
+        other = VideoTransformer(**{**given, **changed, "trained_grid": trained})
+    state = dict(encoder.state_dict())
+    if given["positions"] == "learned":
+        state["pos_embed"] = resize_positions(state["pos_embed"], encoder.grid, other.grid)
+    other.load_state_dict(state)
+    return other

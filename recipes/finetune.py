@@ -67,6 +67,7 @@ from pretrain.data.shards import Pack, Positions, TrainClips, train_batches
 from pretrain.data.transforms import Augment
 from pretrain.processes import StopFlag, start_accelerator
 from pretrain.run import Plan, open_run, plan_run, record_bad_clips, refuse_to_go_on, restore
+from pretrain.vit import VideoTransformer, resized
 
 
 @dataclass(frozen=True)
@@ -329,10 +330,16 @@ def build_backbone(cfg: Config) -> nn.Module:
     """
     torch.manual_seed(cfg.seed)
     if cfg.backbone:
-        for flag in ("network", "attention", "frames", "stride", "size", "width", "still"):
-            if getattr(cfg, flag):
-                raise ValueError(f"--{flag} belongs to --model: a trained backbone has its own")
         backbone = load_backbone(cfg.backbone, cfg.weights)
+        given = [
+            f
+            for f in ("network", "attention", "frames", "stride", "size", "width", "still")
+            if getattr(cfg, f)
+        ]
+        if isinstance(backbone, VideoTransformer) and set(given) <= {"frames", "stride", "size"}:
+            backbone = resized(backbone, cfg.frames, cfg.size, cfg.stride) if given else backbone
+        elif given:
+            raise ValueError(f"--{given[0]} belongs to --model: this trained backbone has its own")
     else:
         flags = ("network", "attention", "frames", "stride", "size", "width", "still")
         changes = {flag: getattr(cfg, flag) for flag in flags if getattr(cfg, flag)}

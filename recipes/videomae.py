@@ -86,7 +86,9 @@ class Config:
     tubelet: int = 2
     """Frames of a tubelet."""
     positions: str = "flat"
-    """flat, as published, or separable in time, height and width, which learns sooner."""
+    """flat, as published; separable in time, height and width, which learns sooner; learned; or rotary."""
+    pool: str = "mean"
+    """mean of the tokens, as published, or class: a token of its own."""
     init: str = "xavier"
     """xavier, as published, or mimetic: attention starts local, which learns much sooner."""
     moving: float = 1.0
@@ -280,7 +282,7 @@ def build_model(cfg: Config) -> VideoMAE | MaskedPixels:
     torch.manual_seed(cfg.seed)
     encoder = VideoTransformer(
         dim, cfg.depth or depth, heads, cfg.frames, cfg.size, cfg.patch, cfg.tubelet, cfg.stride,
-        positions=cfg.positions, init=cfg.init, moving=cfg.moving,
+        positions=cfg.positions, init=cfg.init, moving=cfg.moving, pool=cfg.pool,
     )  # fmt: skip
     model = VideoMAE(
         encoder, decoder_dim, cfg.decoder_depth or decoder_depth, decoder_heads, cfg.target_eps

@@ -169,8 +169,8 @@ def test_separable_positions_reach_encoder_decoder_and_config():
     assert torch.equal(model.decoder_pos, separable_table((2, 2, 2), 12))
     again = VideoTransformer(**model.arguments["encoder"])
     assert torch.equal(again.pos_embed, model.encoder.pos_embed)
-    with pytest.raises(ValueError, match="'learned' are neither flat"):
-        VideoTransformer(24, 1, 2, 4, 16, 8, positions="learned")
+    with pytest.raises(ValueError, match="'sine' are not one of flat"):
+        VideoTransformer(24, 1, 2, 4, 16, 8, positions="sine")
 
 
 def test_patch_order_is_t_h_w_with_the_channel_fastest():

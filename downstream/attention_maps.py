@@ -1,0 +1,60 @@
+"""Where a transformer looks: attention of the last layer and attention rollout, as pictures over the clip.
+
+Abnar & Zuidema 2020, "Quantifying attention flow in transformers", https://arxiv.org/abs/2005.00928. B clips, N tokens of the
+grid, K tokens attended with (the class token first, if there is one).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretrain.vit import VideoTransformer
+
+
+def rollout(maps: list[Tensor]) -> Tensor:
+    """The product of all layers' attention, each mixed half and half with the identity for its residual: (B, K, K)."""
+    identity = torch.eye(maps[0].shape[-1], device=maps[0].device)
+    total = identity.expand_as(maps[0])
+    for layer in maps:
+        mixed = (layer + identity) / 2
+        total = mixed / mixed.sum(-1, keepdim=True) @ total
+    return total
+
+
+def looked_at(encoder: VideoTransformer, video: Tensor) -> dict[str, Tensor]:
+    """How much each token of the grid (B, t, h, w) is looked at, by the class token or else by all tokens alike.
+
+    Args:
+        encoder: in evaluation mode.
+        video: normalised clips (B, C, T, H, W).
+
+    Returns:
+        "last layer" and "rollout"; each sums to one over the grid; zero for tokens that were not looked at (`moving`).
+    """
+    maps, index = encoder.attention_maps(video)
+    found = {}
+    for name, weights in (("last layer", maps[-1]), ("rollout", rollout(maps))):
+        if encoder.class_token is not None:
+            seen = weights[:, 0, 1:]
+        else:
+            seen = weights.mean(1)
+        seen = seen / seen.sum(1, keepdim=True)
+        grid = torch.zeros(len(seen), math.prod(encoder.grid), device=seen.device)
+        grid = seen if index is None else grid.scatter(1, index, seen)
+        found[name] = grid.unflatten(1, encoder.grid)
+    return found
+
+
+def overlay(clip: Tensor, seen: Tensor) -> Tensor:
+    """A clip, uint8 (C, T, H, W), under its map (t, h, w): grey where nothing is looked at, red where most is.
+
+    The map is scaled so that its largest value is one, and enlarged to pixels without smoothing over time.
+    """
+    heat = F.interpolate(
+        seen[None, None] / seen.max().clamp(min=1e-12), clip.shape[1:], mode="nearest"
+    )[0, 0]
+    grey = clip.float().mean(0, keepdim=True).expand(3, -1, -1, -1) * 0.6
+    red = torch.tensor([255.0, 40.0, 0.0]).view(3, 1, 1, 1)
+    return (grey * (1 - 0.7 * heat) + red * 0.7 * heat).round().clamp(0, 255).to(torch.uint8)

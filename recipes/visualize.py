@@ -1,0 +1,97 @@
+"""Where does a video transformer look?
+
+    python recipes/visualize.py --backbone RUN/backbone --video clip.mp4
+
+Draws the attention of the last layer and attention rollout (Abnar & Zuidema 2020) over the clip: attention.png, a row each, and
+attention.gif, side by side. Works for the plain video transformers, also as video tower of a video-text pair or under a
+classifier.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from downstream.attention_maps import looked_at, overlay
+from downstream.models import load_backbone
+from pretrain.data.cache import packing_side
+from pretrain.data.pack import pack as pack_source
+from pretrain.data.shards import EvalClips, Pack
+from pretrain.log import cli, reconstruction_figure
+from pretrain.vit import VideoTransformer
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to draw."""
+
+    backbone: str
+    """RUN/backbone, hf:OWNER/NAME of a VideoMAE or an official VideoMAE .pth."""
+    video: str
+    """A video file; of a long one its first 10 s."""
+    out: str = "runs/visualize"
+    """Where the pictures go; older ones of this recipe are replaced."""
+    enlarge: int = 4
+    """Factor of the GIF's pixels."""
+
+
+def main(config: Config) -> dict:
+    """Draw; returns where the pictures are."""
+    if config.enlarge < 1:
+        raise ValueError(f"--enlarge {config.enlarge}: give at least 1")
+    path, out = Path(config.video), Path(config.out)
+    if not path.is_file():
+        raise ValueError(f"--video {config.video}: there is no such file")
+    if out.exists() and (
+        not out.is_dir()
+        or any(p.name not in ("attention.png", "attention.gif") for p in out.iterdir())
+    ):
+        raise ValueError(f"{out} holds something else: give another folder with --out")
+    encoder = load_backbone(config.backbone)
+    if not isinstance(encoder, VideoTransformer):
+        raise ValueError(
+            f"{config.backbone} is a {type(encoder).__name__}: attention over the whole grid is what a plain video transformer has"
+        )
+    spec = encoder.input_spec
+    with tempfile.TemporaryDirectory() as folder:
+        pack_source(
+            path,
+            Path(folder) / "pack",
+            short_side=packing_side(spec.size),
+            workers=1,
+            progress=False,
+        )
+        _, views = EvalClips(Pack(Path(folder) / "pack"), np.array([0]), spec, 1, 1)[0]
+    clip = views[0]
+    maps = looked_at(encoder.eval(), spec.normalise(clip[None]))
+    rows = [("clip", clip)] + [(name, overlay(clip, seen[0])) for name, seen in maps.items()]
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = [(name, c.permute(1, 2, 3, 0).numpy()) for name, c in rows]
+    by = "the class token" if encoder.class_token is not None else "all tokens alike"
+    caption = (
+        f"red: what {by} attend to" if encoder.class_token is None else f"red: what {by} attends to"
+    )
+    if encoder.arguments["moving"] < 1:
+        caption += f"; the encoder looks at the {encoder.arguments['moving']:.0%} of the tokens that move most"
+    reconstruction_figure(out / "attention.png", pictures, caption)
+    side = spec.size * config.enlarge
+    frames = [
+        Image.fromarray(np.concatenate([p[t] for _, p in pictures], 1)).resize(
+            (side * len(pictures), side), Image.NEAREST
+        )
+        for t in range(spec.frames)
+    ]
+    frames[0].save(
+        out / "attention.gif", save_all=True, append_images=frames[1:], duration=100, loop=0
+    )
+    print(
+        f"figure   {out}/attention.png\nmoving   {out}/attention.gif (clip, {', '.join(maps)})",
+        flush=True,
+    )
+    return {"png": str(out / "attention.png"), "gif": str(out / "attention.gif")}
+
+
+if __name__ == "__main__":
+    cli(main, Config)
