@@ -332,3 +332,37 @@ def cost_figure(
     axes.set_ylabel("test top-1, per cent, with 95 % interval")
     axes.set_title(title, fontsize=10)
     figure.savefig(path, dpi=110)
+
+
+def growth_figure(
+    path: Path, frames: tuple[int, ...], found: dict[str, dict[str, list[float]]], title: str
+) -> None:
+    """Draw cost over the number of frames, a line a model: operations, memory, speed.
+
+    Args:
+        path: the .png to write.
+        frames: the numbers of frames.
+        found: name -> "gflops", "mib" and "clips_per_s", a value for each number of frames.
+        title: above it.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    names = {
+        "gflops": "GFLOPs, forward",
+        "mib": "MiB kept for the backward pass",
+        "clips_per_s": "clips a second",
+    }
+    for axis, (key, label) in zip(figure.subplots(1, 3), names.items(), strict=True):
+        for name, values in found.items():
+            axis.plot(frames, values[key], marker="o", markersize=3, label=name)
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xticks(frames, [str(n) for n in frames])
+        axis.set_xlabel("frames")
+        axis.set_title(label, fontsize=10)
+    figure.axes[0].legend(fontsize=7)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=110)

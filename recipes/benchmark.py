@@ -3,6 +3,7 @@
     python recipes/benchmark.py                      both halves below
     python recipes/benchmark.py --what loader        clips per second per core
     python recipes/benchmark.py --what step          a training step against transformers' model
+    python recipes/benchmark.py --what frames        which attention over space and time pays when
 
 Loader: one clip of 16 frames at stride 4 with a random multi-scale crop to 224, from videos of 10 s,
 340x256, 30 fps (drawn here, since nothing is downloaded). The other side is what VideoMAE's and most
@@ -13,6 +14,9 @@ packed ones. Time is CPU time of one thread, so it is per core.
 Step: forward, backward and AdamW of a VideoMAE and of transformers' VideoMAEForPreTraining with the same
 weights, mask and precision; the first losses are compared, so both do the same work. On a GPU also
 memory and the share of what a plain bf16 matrix product reaches there, with and without compile.
+
+Frames: FLOPs, bytes kept for the backward pass, and clips/s of a training step for ViViT's four models and Video Swin as clips
+grow from 8 to 64 frames, with a figure. Widths are alike (192, twelve blocks, 112 pixels), Video Swin is the tiny one of ours.
 """
 
 import dataclasses
@@ -28,6 +32,9 @@ import av
 import numpy as np
 import torch
 
+from downstream.models import build_model
+from downstream.models.flops import count_flops
+from downstream.report import growth_figure
 from pretrain import device, log
 from pretrain.convert import to_transformers
 from pretrain.data.pack import pack
@@ -44,8 +51,8 @@ SPEC = InputSpec(frames=16, stride=4, size=224)
 class Config:
     """What to measure."""
 
-    what: Literal["all", "loader", "step"] = "all"
-    """Which half."""
+    what: Literal["all", "loader", "step", "frames"] = "all"
+    """Which part; all: loader and step."""
     encoder: str = "s"
     """Encoder size of the step: ti, s, b, l or h."""
     batch_size: int = 4
@@ -260,13 +267,83 @@ def benchmark_step(cfg: Config) -> dict[str, float]:
     return results
 
 
+FRAMES = (8, 16, 32, 64)
+
+
+def kept_bytes(model: torch.nn.Module, clips: torch.Tensor) -> int:
+    """Bytes that a forward pass keeps for the backward one, weights not counted."""
+    sizes: dict[int, int] = {}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        kept = model(clips)  # alive while it is counted, so that no storage is counted twice
+    assert kept.requires_grad
+    return sum(sizes.values())
+
+
+def benchmark_frames(cfg: Config) -> dict:
+    """Cost of a clip as it grows, for every way to attend over space and time; writes frames.png beside --out."""
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    vivit = {"dim": 192, "depth": 12, "heads": 4, "size": 112}
+    kinds = {
+        "joint (ViViT 1)": ("vivit_1", vivit), "encoder (ViViT 2)": ("vivit_2", vivit),
+        "attention (ViViT 3)": ("vivit_3", vivit), "heads (ViViT 4)": ("vivit_4", vivit),
+        "windows (Video Swin)": ("video_swin_t", {"variant": "xs", "size": 112}),
+    }  # fmt: skip
+    found: dict[str, dict[str, list[float]]] = {
+        name: {"gflops": [], "mib": [], "clips_per_s": []} for name in kinds
+    }
+    for frames in FRAMES:
+        models = {}
+        for name, (model, changes) in kinds.items():
+            torch.manual_seed(cfg.seed)
+            models[name] = build_model(model, frames=frames, **changes).to(where).train()
+        clips = torch.randn(1, 3, frames, 112, 112, device=where)
+
+        def step(name: str, models=models, clips=clips) -> float:
+            began = time.monotonic()
+            models[name](clips).square().mean().backward()
+            models[name].zero_grad()
+            if where.type == "cuda":
+                torch.cuda.synchronize()
+            return time.monotonic() - began
+
+        for name, model in models.items():
+            found[name]["gflops"].append(count_flops(model) / 1e9)
+            found[name]["mib"].append(kept_bytes(model, clips) / 2**20)
+            step(name)
+        for name, seconds in interleave(
+            {n: lambda n=n: step(n) for n in models}, cfg.rounds
+        ).items():
+            found[name]["clips_per_s"].append(1 / seconds)
+    rows = {
+        f"{name}, {frames} frames": f"{v['gflops'][i]:8.1f} GFLOPs  {v['mib'][i]:8.0f} MiB kept  {v['clips_per_s'][i]:7.2f} clips/s"
+        for i, frames in enumerate(FRAMES)
+        for name, v in found.items()
+    }
+    log.print_table(f"a training step of one clip, {device.describe(where)}", rows)
+    picture = Path(cfg.out).with_suffix(".png") if cfg.out else Path("runs") / "frames.png"
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    growth_figure(picture, FRAMES, found, f"training step of one clip, {device.describe(where)}")
+    print(f"figure   {picture}", flush=True)
+    return found
+
+
 def main(cfg: Config) -> dict:
-    """Run the chosen halves; returns the ratios."""
+    """Run the chosen parts; returns the ratios."""
     results: dict = {"config": dataclasses.asdict(cfg)}
     if cfg.what in ("all", "loader"):
         results["loader"] = benchmark_loader(cfg)
     if cfg.what in ("all", "step"):
         results["step"] = benchmark_step(cfg)
+    if cfg.what == "frames":
+        results["frames"] = benchmark_frames(cfg)
     if cfg.out:
         if Path(cfg.out).exists():
             raise ValueError(f"--out {cfg.out} exists already: give another name")

@@ -156,3 +156,13 @@ def test_flags_that_mean_nothing_are_refused(tiny_pack, tmp_path):
         videomae.main(config(tiny_pack, tmp_path / "run", encoder="vit_xs"))
     with pytest.raises(ValueError, match="nor a name of"):
         videomae.main(config(tiny_pack, tmp_path / "run", encoder="vivit"))
+
+
+def test_what_is_kept_for_the_backward_pass_is_counted():
+    from recipes.benchmark import kept_bytes
+
+    layer = torch.nn.Linear(8, 4)
+    x = torch.randn(5, 8, requires_grad=True)
+    assert kept_bytes(torch.nn.Sequential(layer), x) == 5 * 8 * 4  # its input; the weight is not counted
+    both = torch.nn.Sequential(layer, torch.nn.Sigmoid())
+    assert kept_bytes(both, x) == 5 * 8 * 4 + 5 * 4 * 4
