@@ -213,8 +213,13 @@ def test_from_a_backbone_and_frozen(tiny_pack, tiny_backbone, tmp_path):
     after = load_backbone(str(tmp_path / "tuned" / "backbone")).state_dict()
     assert not torch.equal(before["blocks.0.fc1.weight"], after["blocks.0.fc1.weight"])
     assert results["card"]["model"]["weights"] == "of the backbone"
-    with pytest.raises(ValueError, match="--size belongs to --model"):
-        finetune.main(config(tiny_pack, tmp_path / "no", **given | {"size": 16}))
+    longer = finetune.main(
+        config(tiny_pack, tmp_path / "longer", **given | {"frames": 4, "size": 16}, steps=1)
+    )
+    assert longer["card"]["views"]["frames"] == 4 and longer["card"]["views"]["size"] == 16
+    assert longer["card"]["model"]["arguments"]["trained_grid"] == [4, 4, 4]
+    with pytest.raises(ValueError, match="--network belongs to --model"):
+        finetune.main(config(tiny_pack, tmp_path / "no", **given | {"network": "resnet18"}))
 
 
 def test_frozen_frame_networks_train_what_stands_on_them(tiny_pack, tmp_path):

@@ -163,6 +163,8 @@ def test_what_is_kept_for_the_backward_pass_is_counted():
 
     layer = torch.nn.Linear(8, 4)
     x = torch.randn(5, 8, requires_grad=True)
-    assert kept_bytes(torch.nn.Sequential(layer), x) == 5 * 8 * 4  # its input; the weight is not counted
+    assert (
+        kept_bytes(torch.nn.Sequential(layer), x) == 5 * 8 * 4
+    )  # its input; the weight is not counted
     both = torch.nn.Sequential(layer, torch.nn.Sigmoid())
     assert kept_bytes(both, x) == 5 * 8 * 4 + 5 * 4 * 4
