@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from downstream.features import Extraction, show_views
+from downstream.segments import NOTHING, frame_classes
+from downstream.splits import Videos
 from pretrain.data.decode import DecodeError, crop_resize, read_frames
 from pretrain.data.sampling import test_boxes
 from pretrain.data.shards import Pack
@@ -141,3 +143,30 @@ def frame_probabilities(
             counts[covered] += 1
     model.train(was_training)
     return total / counts
+
+
+def score(
+    model: Classifier, pack: Pack, videos: Videos, how: Extraction, title: str | None = None
+) -> np.ndarray:
+    """Class probabilities (N, K) of videos, averaged over views and over the clips of a video."""
+    return videos.average(class_probabilities(model, pack, videos.samples, how, title))
+
+
+def score_frames(
+    model: Classifier, pack: Pack, videos: Videos, where: torch.device, precision: str
+) -> tuple[np.ndarray, np.ndarray, list]:
+    """True and predicted class of every labelled frame of videos, and whose video each is of."""
+    numbers = {name: i for i, name in enumerate(model.classes)}
+    truth, answers, subjects = [], [], []
+    for sample, owner in zip(videos.samples, videos.owner, strict=True):
+        record = pack.record(sample)
+        classes = frame_classes(record, numbers)
+        known = classes != NOTHING
+        if known.any():
+            predicted = frame_probabilities(model, pack, record, where, precision).argmax(1)
+            truth.append(classes[known])
+            answers.append(predicted[known])
+            subjects += [videos.subjects[owner] or videos.sources[owner]] * int(known.sum())
+    if not truth:
+        raise ValueError("no frame of these videos has a label")
+    return np.concatenate(truth), np.concatenate(answers), subjects

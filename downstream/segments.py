@@ -10,6 +10,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from downstream.splits import Videos
+from pretrain.data.shards import Pack
+
 NOTHING = -1  # the class of a frame that no segment covers: neither trained on nor scored
 _SEGMENT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*-\s*(\d+(?:\.\d*)?|\.\d+)\s+(\S.*)")
 
@@ -63,3 +66,40 @@ def frame_classes(record: dict, classes: dict[str, int]) -> np.ndarray:
         last = math.ceil(round((end - record["start"]) * record["fps"], 6))
         frames[max(first, 0) : max(last, 0)] = classes.get(label, NOTHING)
     return frames
+
+
+def classes_of_frames(pack: Pack, train: Videos, test: Videos) -> list[str]:
+    """The classes that frames of the training clips have.
+
+    Raises:
+        ValueError: fewer than two, or a class is tested and never trained.
+    """
+    found = []
+    for videos in (train, test):
+        names: set[str] = set()
+        for record in map(pack.record, videos.samples):
+            segments = segments_of(record)
+            names |= {label for *_, label in segments}
+            if not segments and record["label"] is not None:
+                names.add(record["label"])
+        found.append(names)
+    trained, tested = found
+    if len(trained) < 2:
+        raise ValueError(
+            f"{pack.folder}: the only class of the frames is {', '.join(trained) or 'none'}: there is nothing to tell apart"
+        )
+    if tested - trained:
+        raise ValueError(
+            f"{pack.folder}: {len(tested - trained)} classes are tested but never trained: "
+            f"{', '.join(sorted(tested - trained)[:10])}; correct the segments or the splits"
+        )
+    return sorted(trained)
+
+
+def class_counts(pack: Pack, videos: Videos, classes: list[str], per_frame: bool) -> np.ndarray:
+    """How many videos, or frames, each class has (K,)."""
+    if not per_frame:
+        return np.bincount(videos.numbers(classes), minlength=len(classes))
+    numbers = {name: i for i, name in enumerate(classes)}
+    frames = np.concatenate([frame_classes(pack.record(i), numbers) for i in videos.samples])
+    return np.bincount(frames[frames != NOTHING], minlength=len(classes))

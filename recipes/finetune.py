@@ -32,7 +32,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from downstream.classifier import Classifier, class_probabilities, frame_probabilities
+from downstream.classifier import Classifier, score, score_frames
 from downstream.features import Extraction
 from downstream.finetune import (
     TRAINING,
@@ -57,7 +57,7 @@ from downstream.metrics import (
 from downstream.models import build_model, check_name, load_backbone
 from downstream.models.flops import count_flops
 from downstream.report import confusion_figure, software, write_card, write_predictions
-from downstream.segments import NOTHING, frame_classes, segments_of
+from downstream.segments import class_counts, classes_of_frames, frame_classes
 from downstream.splits import Videos, choose_splits, choose_validation, subset
 from downstream.world import reversed_pairs_accuracy
 from pretrain import checkpoint, device, log
@@ -416,74 +416,10 @@ def choose_clips(
     return train, val, test, classes, rule, notes
 
 
-def classes_of_frames(pack: Pack, train: Videos, test: Videos) -> list[str]:
-    """The classes that frames of the training clips have.
-
-    Raises:
-        ValueError: fewer than two, or a class is tested and never trained.
-    """
-    found = []
-    for videos in (train, test):
-        names: set[str] = set()
-        for record in map(pack.record, videos.samples):
-            segments = segments_of(record)
-            names |= {label for *_, label in segments}
-            if not segments and record["label"] is not None:
-                names.add(record["label"])
-        found.append(names)
-    trained, tested = found
-    if len(trained) < 2:
-        raise ValueError(
-            f"{pack.folder}: the only class of the frames is {', '.join(trained) or 'none'}: there is nothing to tell apart"
-        )
-    if tested - trained:
-        raise ValueError(
-            f"{pack.folder}: {len(tested - trained)} classes are tested but never trained: "
-            f"{', '.join(sorted(tested - trained)[:10])}; correct the segments or the splits"
-        )
-    return sorted(trained)
-
-
-def class_counts(pack: Pack, videos: Videos, classes: list[str], per_frame: bool) -> np.ndarray:
-    """How many videos, or frames, each class has (K,)."""
-    if not per_frame:
-        return np.bincount(videos.numbers(classes), minlength=len(classes))
-    numbers = {name: i for i, name in enumerate(classes)}
-    frames = np.concatenate([frame_classes(pack.record(i), numbers) for i in videos.samples])
-    return np.bincount(frames[frames != NOTHING], minlength=len(classes))
-
-
-def score(
-    model: Classifier, pack: Pack, videos: Videos, how: Extraction, title: str | None = None
-) -> np.ndarray:
-    """Class probabilities (N, K) of videos, averaged over views and over the clips of a video."""
-    return videos.average(class_probabilities(model, pack, videos.samples, how, title))
-
-
-def score_frames(
-    model: Classifier, pack: Pack, videos: Videos, cfg: Config, where: torch.device
-) -> tuple[np.ndarray, np.ndarray, list]:
-    """True and predicted class of every labelled frame of videos, and whose video each is of."""
-    numbers = {name: i for i, name in enumerate(model.classes)}
-    truth, answers, subjects = [], [], []
-    for sample, owner in zip(videos.samples, videos.owner, strict=True):
-        record = pack.record(sample)
-        classes = frame_classes(record, numbers)
-        known = classes != NOTHING
-        if known.any():
-            predicted = frame_probabilities(model, pack, record, where, cfg.precision).argmax(1)
-            truth.append(classes[known])
-            answers.append(predicted[known])
-            subjects += [videos.subjects[owner] or videos.sources[owner]] * int(known.sum())
-    if not truth:
-        raise ValueError("no frame of these videos has a label")
-    return np.concatenate(truth), np.concatenate(answers), subjects
-
-
 def validate(model, pack, val: Videos, cfg: Config, accelerator) -> float:
     """Share of validation videos (per frame: of their frames) that are right, one view each."""
     if cfg.per_frame:
-        truth, answers, _ = score_frames(model, pack, val, cfg, accelerator.device)
+        truth, answers, _ = score_frames(model, pack, val, accelerator.device, cfg.precision)
         return float((truth == answers).mean())
     how = Extraction(1, 1, 1, cfg.micro_batch, 0, accelerator.device, cfg.precision)
     probabilities = score(model, pack, val, how)
@@ -743,7 +679,9 @@ def finish(
     )
     results: dict = {}
     if cfg.per_frame:
-        truth, answers, subjects = score_frames(model, pack, test, cfg, accelerator.device)
+        truth, answers, subjects = score_frames(
+            model, pack, test, accelerator.device, cfg.precision
+        )
         results = {"top1": float((truth == answers).mean()), "top5": None, "unit": "frames"}
         predicted, scores = answers, None
     else:
