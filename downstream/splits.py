@@ -4,6 +4,8 @@ The packer may have cut a long video into several clips; labels and answers are 
 `source` of the index), so clips are averaged over their video.
 """
 
+import hashlib
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +47,12 @@ class Videos:
         """Labels as places in `classes`."""
         place = {name: i for i, name in enumerate(classes)}
         return np.array([place[label] for label in self.labels], dtype=np.int64)
+
+
+def videos_digest(*parts: Videos) -> str:
+    """A hash of which videos with which labels are in which part, whatever size they were packed at."""
+    listed = [sorted(zip(p.sources, p.labels, strict=True), key=str) for p in parts]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 def group_by_source(sources: list[str]) -> tuple[list[str], np.ndarray]:

@@ -201,7 +201,6 @@ def protocol_of(results: dict) -> dict:
         return card["protocol"]
     settings = card["settings"]
     names = (
-        "data_fingerprint",
         "train_split",
         "test_split",
         "leave_one_out",
@@ -209,12 +208,10 @@ def protocol_of(results: dict) -> dict:
         "num_crops",
         "time_segments",
     )
-    return {
-        "kind": "probe",
-        **{n: settings[n] for n in names},
-        "num_train": results["num_train"],
-        "num_test": results["num_test"],
-    }
+    counts = {n: results[n] for n in ("num_train", "num_test")}
+    # By the videos themselves: packs for models of other sizes have other fingerprints.
+    videos = {"videos": card["data"].get("videos")}
+    return {"kind": "probe", **videos, **{n: settings[n] for n in names}, **counts}
 
 
 def refuse_different(named: list[tuple[str, dict]]) -> None:
@@ -465,7 +462,7 @@ def main(config: Config) -> dict:
     notes = [
         f"{rows[0]['num_test']} test videos of {config.data}, chance {100 * rows[0]['chance']:.1f} %; intervals are over "
         f"{next(iter(runs.values()))[0]['card']['interval']['resampled']}, the mean of the seeds' ends",
-        "protocol: " + ", ".join(f"{k} {v}" for k, v in first.items() if k != "data_fingerprint"),
+        "protocol: " + ", ".join(f"{k} {v}" for k, v in first.items() if k != "videos"),
         "clips/s: forward pass, batches of 8, models in turns on this machine; minutes: one seed's training",
         *[f"not in the table: {reason}" for reason in failed],
     ]

@@ -58,7 +58,7 @@ from downstream.models import build_model, check_name, load_backbone
 from downstream.models.flops import count_flops
 from downstream.report import confusion_figure, software, write_card, write_predictions
 from downstream.segments import class_counts, classes_of_frames, frame_classes
-from downstream.splits import Videos, choose_splits, choose_validation, subset
+from downstream.splits import Videos, choose_splits, choose_validation, subset, videos_digest
 from downstream.world import reversed_pairs_accuracy
 from pretrain import checkpoint, device, log
 from pretrain.data.cache import open_data, packing_side
@@ -697,7 +697,7 @@ def finish(
     clips = state["step"] * cfg.batch_size
     # Steps that were meant, not those of an early stop, which is part of the protocol.
     protocol = {
-        "kind": "per-frame" if cfg.per_frame else "fine-tune", "data_fingerprint": pack.index["fingerprint"],
+        "kind": "per-frame" if cfg.per_frame else "fine-tune", "videos": videos_digest(train, test),
         "train_split": cfg.train_split, "test_split": cfg.test_split, "num_train": len(train), "num_test": len(test),
         "shots": cfg.shots, "num_clips": cfg.num_clips, "num_crops": cfg.num_crops, "validation": rule,
         "preset": cfg.preset, "training_clips": plan.steps * cfg.batch_size, "patience": cfg.patience,

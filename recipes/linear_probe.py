@@ -52,6 +52,7 @@ from downstream.splits import (
     choose_splits,
     choose_validation,
     leave_one_subject_out,
+    videos_digest,
 )
 from pretrain.checkpoint import fresh_like, read_backbone_config, weights_hash
 from pretrain.data.cache import open_data, packing_side
@@ -391,6 +392,7 @@ def main(config: Config) -> dict:
         "data": {
             "name": config.data,
             "fingerprint": pack.index["fingerprint"],
+            "videos": videos_digest(*parts),
             "short_side": min(pack.record(0)["width"], pack.record(0)["height"]),
             "train_split": config.train_split if apart else "all subjects but one",
             "test_split": config.test_split if apart else "each subject in turn",

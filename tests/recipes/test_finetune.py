@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from downstream.classifier import class_probabilities, frame_probabilities
 from downstream.features import Extraction
 from downstream.models import load_backbone, load_classifier
+from downstream.splits import choose_splits, videos_digest
 from pretrain import checkpoint
 from pretrain.data.pack import pack
 from pretrain.data.shards import Pack
@@ -61,7 +62,7 @@ def test_whole_run(undisturbed, tiny_pack):
     assert low <= results["top1"] <= high
     protocol = results["card"]["protocol"]
     assert protocol["num_train"] == 32 and protocol["training_clips"] == 48
-    assert protocol["data_fingerprint"] == Pack(tiny_pack).index["fingerprint"]
+    assert results["card"]["data"]["fingerprint"] == Pack(tiny_pack).index["fingerprint"]
     assert results["card"]["data"]["subjects_in_both"] == 0
     for name in ("CARD.md", "confusion.png", "predictions.csv"):
         assert (undisturbed / name).stat().st_size > 300
@@ -431,6 +432,30 @@ def test_a_comparison(compared, capsys):
     compare.main(compared)
     assert before == {p: p.stat().st_mtime_ns for p in (out / "runs").rglob("*") if p.is_file()}
     assert "| model | starts from | top-1 |" in capsys.readouterr().out
+
+
+def test_the_size_of_a_pack_is_no_other_protocol(make_pack):
+    """Models of other sizes have other packs of the same videos; other labels are other data."""
+    rows = motion_rows(range(2), 1, "train") + motion_rows(range(2, 3), 1, "test")
+    packs = [Pack(make_pack(rows, side=32)), Pack(make_pack(rows, side=48))]
+    assert packs[0].index["fingerprint"] != packs[1].index["fingerprint"]
+    digests = [videos_digest(*choose_splits(p, "train", "test", 0)[:2]) for p in packs]
+    assert digests[0] == digests[1]
+    swapped = [
+        r
+        | {
+            "label": "left"
+            if r["label"] == "right"
+            else "right"
+            if r["label"] == "left"
+            else r["label"]
+        }
+        for r in rows
+    ]
+    assert (
+        videos_digest(*choose_splits(Pack(make_pack(swapped)), "train", "test", 0)[:2])
+        != digests[0]
+    )
 
 
 def test_numbers_of_other_protocols_are_not_ranked(compared, undisturbed, tmp_path):
