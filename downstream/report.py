@@ -328,6 +328,7 @@ def cost_figure(
         color="grey",
     )
     axes.set_xscale("log")
+    axes.margins(x=0.15)  # room for names at the right
     axes.set_xlabel("GFLOPs of one clip (a multiplication and an addition are two)")
     axes.set_ylabel("test top-1, per cent, with 95 % interval")
     axes.set_title(title, fontsize=10)
