@@ -213,6 +213,10 @@ def test_segments_of_frames():
     )
     assert later.tolist() == [1, 1, *[-1] * 8]  # the clip begins a second into its video
     assert frame_classes(record(label="up"), numbers).tolist() == [1] * 10
+    between = frame_classes(
+        record(extra={"segments": "0.3-0.7 up"}), numbers
+    )  # frames at 0, 0.2, 0.4, 0.6, ...
+    assert between.tolist() == [-1, -1, 1, 1, *[-1] * 6]
     exact = frame_classes(record(fps=10.0, extra={"segments": "0.1-0.3 up"}), numbers)
     assert exact.tolist() == [-1, 1, 1, *[-1] * 7]
 

@@ -459,3 +459,25 @@ def test_networks_of_torchvision_and_open_clip(tmp_path):
     assert isinstance(again, FrameRNN) and isinstance(
         Inflated("test_resnet", frames=3, size=32), nn.Module
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("vit_xs", {"positions": "rotary", "pool": "class"}),
+        ("vit_xs", {"moving": 0.5}),
+        *[(f"vivit_{i}", {}) for i in (1, 2, 3, 4)],
+        ("video_swin_t", None),
+    ],
+)
+def test_transformers_compile_without_graph_breaks(name, changes):
+    model = build_model(
+        name, **(CHEAP["video_swin_t"][0] if changes is None else NARROW_VIT | changes)
+    ).eval()
+    video = clip_for(model)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled = torch.compile(
+            model, backend="eager", fullgraph=True
+        )  # raises where the graph breaks
+        assert torch.allclose(compiled(video), model(video), atol=1e-5)
