@@ -155,7 +155,7 @@ def score(
 def score_frames(
     model: Classifier, pack: Pack, videos: Videos, where: torch.device, precision: str
 ) -> tuple[np.ndarray, np.ndarray, list]:
-    """True and predicted class of every labelled frame of videos, and whose video each is of."""
+    """True and predicted class of every labelled frame of videos (perhaps none), and whose video each is of."""
     numbers = {name: i for i, name in enumerate(model.classes)}
     truth, answers, subjects = [], [], []
     for sample, owner in zip(videos.samples, videos.owner, strict=True):
@@ -167,6 +167,5 @@ def score_frames(
             truth.append(classes[known])
             answers.append(predicted[known])
             subjects += [videos.subjects[owner] or videos.sources[owner]] * int(known.sum())
-    if not truth:
-        raise ValueError("no frame of these videos has a label")
-    return np.concatenate(truth), np.concatenate(answers), subjects
+    none = np.empty(0, np.int64)
+    return np.concatenate([none, *truth]), np.concatenate([none, *answers]), subjects

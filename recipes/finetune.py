@@ -417,13 +417,18 @@ def choose_clips(
 
 
 def validate(model, pack, val: Videos, cfg: Config, accelerator) -> float:
-    """Share of validation videos (per frame: of their frames) that are right, one view each."""
-    if cfg.per_frame:
-        truth, answers, _ = score_frames(model, pack, val, accelerator.device, cfg.precision)
-        return float((truth == answers).mean())
-    how = Extraction(1, 1, 1, cfg.micro_batch, 0, accelerator.device, cfg.precision)
-    probabilities = score(model, pack, val, how)
-    return topk_accuracy(probabilities, val.numbers(model.classes), 1)
+    """Share of validation videos (per frame: of their frames) that are right, one view each; every process takes some."""
+    mine = np.arange(len(val)) % accelerator.num_processes == accelerator.process_index
+    counts, part = torch.zeros(2, device=accelerator.device), subset(val, mine)
+    if len(part) and cfg.per_frame:
+        truth, answers, _ = score_frames(model, pack, part, accelerator.device, cfg.precision)
+        counts += torch.tensor([(truth == answers).sum(), len(truth)], device=accelerator.device)
+    elif len(part):
+        how = Extraction(1, 1, 1, cfg.micro_batch, 0, accelerator.device, cfg.precision)
+        right = score(model, pack, part, how).argmax(1) == part.numbers(model.classes)
+        counts += torch.tensor([right.sum(), len(right)], device=accelerator.device)
+    right, total = accelerator.reduce(counts).tolist()
+    return right / max(total, 1)
 
 
 def print_plan(
@@ -580,11 +585,8 @@ def main(cfg: Config) -> dict:
             step = state["step"]
             done = step == plan.steps
             if val is not None and (done or step % val_every == 0):
-                found = torch.zeros(1, device=accelerator.device)
-                if first:
-                    found[0] = validate(learner.best_guess, pack, val, cfg, accelerator)
-                    wrapped.train()
-                state["val"] = accelerator.reduce(found).item()
+                state["val"] = validate(learner.best_guess, pack, val, cfg, accelerator)
+                wrapped.train()
                 state["since_best"] += 1
                 if state["best"] is None or state["val"] > state["best"]:
                     state |= {"best": state["val"], "best_step": step, "since_best": 0}
@@ -636,15 +638,12 @@ def main(cfg: Config) -> dict:
             f"stopped early: no better validation in {cfg.patience} rounds; best at step {state['best_step']}"
         )
 
-    # ---- end
-    results = {}
-    if first:
-        results = finish(
-            cfg, learner, pack, train, val, test, rule, notes, run, plan, state, accelerator
-        )
+    # ---- end: one process tests, and the others do not wait for it, since that may outlast a collective's patience
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    return results
+    if not first:
+        return {}
+    return finish(cfg, learner, pack, train, val, test, rule, notes, run, plan, state, accelerator)
 
 
 def export(cfg: Config, model: Classifier, folder: Path, pack: Pack, state: dict) -> None:
@@ -682,6 +681,8 @@ def finish(
         truth, answers, subjects = score_frames(
             model, pack, test, accelerator.device, cfg.precision
         )
+        if not len(truth):
+            raise ValueError(f"{cfg.data}: no frame of the test videos has a label")
         results = {"top1": float((truth == answers).mean()), "top5": None, "unit": "frames"}
         predicted, scores = answers, None
     else:
