@@ -423,3 +423,24 @@ def test_recomputing_saves_memory_and_changes_nothing():
 def test_mistakes_are_named(name, changes, message):
     with pytest.raises(ValueError, match=message):
         build_model(name, **changes)
+
+
+def test_a_file_of_an_image_vit_starts_a_vivit(tmp_path):
+    image = timm.models.VisionTransformer(32, 16, embed_dim=16, depth=2, num_heads=2, num_classes=7)
+    torch.save(image.state_dict(), tmp_path / "vit.pth")
+    small = {
+        "dim": 16,
+        "depth": 2,
+        "heads": 2,
+        "temporal_depth": 1,
+        "frames": 4,
+        "size": 32,
+        "activation": "gelu",
+    }
+    for number in (1, 2, 3, 4):
+        model = build_model(f"vivit_{number}", weights=str(tmp_path / "vit.pth"), **small)
+        assert torch.equal(model.blocks[1].attn.qkv.weight, image.blocks[1].attn.qkv.weight)
+        assert torch.equal(model.patch_embed.weight[:, :, 1], image.patch_embed.proj.weight)
+        assert not model.patch_embed.weight[:, :, 0].any()
+    with pytest.raises(ValueError, match="no such file"):
+        build_model("video_swin_t", variant="xs", weights=str(tmp_path / "none.pth"))
