@@ -304,6 +304,7 @@ def cost_figure(
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -328,6 +329,9 @@ def cost_figure(
         color="grey",
     )
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.15)  # room for names at the right
     axes.set_xlabel("GFLOPs of one clip (a multiplication and an addition are two)")
     axes.set_ylabel("test top-1, per cent, with 95 % interval")
