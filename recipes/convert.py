@@ -125,7 +125,8 @@ def main(config: Config) -> dict:
         aside.unlink(missing_ok=True)
 
     report["max_difference"] = max(report["max_difference"], check["max_difference"])
-    dropped, rows = report["dropped"], dict(arguments_of(model)["encoder"])
+    dropped = report["dropped"]
+    rows = {k: v for k, v in arguments_of(model)["encoder"].items() if v is not None}
     rows |= arguments_of(model).get("decoder", {"decoder": "none"})
     rows["weights"] = f"{len(got)}, of {sum(v.numel() for v in got.values()):,} values"
     rows["dropped"] = f"{len(dropped)}: {', '.join(dropped[:3])}, ..." if dropped else "nothing"

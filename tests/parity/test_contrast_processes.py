@@ -57,6 +57,8 @@ for dtype in (torch.float32, torch.float64):
                 assert p.grad is not None, n
 if rank == 0:
     save_file(results, out)
+accelerator.wait_for_everyone()
+accelerator.end_training()  # or gloo's threads may outlive the interpreter, which aborts
 """
 
 
