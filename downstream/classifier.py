@@ -14,6 +14,7 @@ from pretrain.data.decode import DecodeError, crop_resize, read_frames
 from pretrain.data.sampling import test_boxes
 from pretrain.data.shards import Pack
 from pretrain.device import autocast_dtype
+from pretrain.modes import evaluating
 
 
 class Classifier(nn.Module):
@@ -131,9 +132,8 @@ def frame_probabilities(
         frames, test_boxes(frames.shape[2], frames.shape[1], 1)[0], spec.size, spec.interpolation
     )
     dtype = autocast_dtype(device, precision)
-    was_training = model.training
-    model.to(device).eval()
-    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+    model.to(device)
+    with evaluating(model), torch.autocast(device.type, dtype, enabled=dtype is not None):
         for start in starts:
             seen = np.minimum(start + spec.stride * np.arange(spec.frames), num - 1)
             video = clip[:, torch.from_numpy(seen)].unsqueeze(0).to(device)
@@ -141,7 +141,6 @@ def frame_probabilities(
             covered = np.arange(start, min(start + span, num))
             total[covered] += answers[(covered - start) // spec.stride]
             counts[covered] += 1
-    model.train(was_training)
     return total / counts
 
 

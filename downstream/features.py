@@ -24,6 +24,7 @@ from pretrain.clip import VideoText
 from pretrain.data.cache import cache_folder
 from pretrain.data.shards import EvalClips, Pack, eval_loader
 from pretrain.device import autocast_dtype
+from pretrain.modes import evaluating
 
 CODE_VERSION = 2  # raise it whenever the same backbone and clips would give other embeddings
 
@@ -114,10 +115,10 @@ def show_views(
     dtype = autocast_dtype(how.device, how.precision)
     dataset = EvalClips(pack, samples, spec, how.num_clips, how.num_crops)
     loader = eval_loader(dataset, max(1, how.batch_size // how.num_views), how.num_workers)
-    modes = [(module, module.training) for module in encoder.modules()]
-    encoder.to(how.device).eval()  # eval: BatchNorm statistics stay as they are
+    encoder.to(how.device)
     try:
         with (
+            evaluating(encoder),  # BatchNorm statistics stay as they are
             torch.inference_mode(),
             torch.autocast(how.device.type, dtype, enabled=dtype is not None),
             tqdm(total=len(samples), desc=title, unit="clip", disable=title is None) as bar,
@@ -137,9 +138,6 @@ def show_views(
         raise ValueError(
             str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
         ) from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def extract(

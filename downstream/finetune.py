@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from downstream.models.vivit import ViViT
 from downstream.segments import NOTHING
+from pretrain.optim import decays, learning_rate
 from pretrain.vit import VideoTransformer
 
 
@@ -81,13 +82,10 @@ def scheduled_rate(step: int, num_steps: int, warmup: int, peak: float, schedule
     "step" divides by ten after each quarter of the run, which is what divisions by ten "when validation stalls"
     come to; a pure function of the step, so that resuming needs no state.
     """
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(num_steps - warmup, 1)
-    if schedule == "step":
-        return peak * 0.1 ** int(4 * progress)
-    assert schedule == "cosine", schedule
-    return peak * 0.5 * (1 + np.cos(np.pi * progress))
+    if schedule == "cosine" or step < warmup:
+        return learning_rate(step, num_steps, warmup, peak, 0.0)
+    assert schedule == "step", schedule
+    return peak * 0.1 ** int(4 * (step - warmup) / max(num_steps - warmup, 1))
 
 
 # ------------------------------------------------------------------------------------------- layers
@@ -150,10 +148,9 @@ def make_optimizer(
     for path, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        scale, decays = scale_of.get(path, 1.0), parameter.squeeze().ndim > 1
+        scale, decay = scale_of.get(path, 1.0), weight_decay if decays(parameter) else 0.0
         group = groups.setdefault(
-            (scale, decays),
-            {"params": [], "weight_decay": weight_decay if decays else 0.0, "lr_scale": scale},
+            (scale, decays(parameter)), {"params": [], "weight_decay": decay, "lr_scale": scale}
         )
         group["params"].append(parameter)
     if name == "adamw":

@@ -8,6 +8,7 @@ import torch
 
 from pretrain.clip import VideoText
 from pretrain.device import autocast_dtype
+from pretrain.modes import evaluating
 from pretrain.text import trim
 
 BATCH = 256  # sentences in one forward pass
@@ -26,15 +27,13 @@ def embed_texts(
     if empty:
         raise ValueError(f"text number {empty[0] + 1} of {len(texts)} is empty")
     dtype = autocast_dtype(device, precision)
-    was_training = model.training
-    model.to(device).eval()
+    model.to(device)
     rows, num_cut = [], 0
-    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+    with evaluating(model), torch.autocast(device.type, dtype, enabled=dtype is not None):
         for start in range(0, len(texts), BATCH):
             tokens, cut = model.text.tokenizer(texts[start : start + BATCH])
             num_cut += sum(cut)
             rows.append(model.encode_text(trim(tokens, model.text).to(device)).cpu())
-    model.train(was_training)
     vectors = torch.cat(rows).numpy() if rows else np.empty((0, model.arguments["dim"]), np.float32)
     if not np.isfinite(vectors).all():
         raise ValueError(

@@ -8,12 +8,17 @@ from torch import Tensor, nn
 from pretrain.device import has_bf16
 
 
+def decays(parameter: Tensor) -> bool:
+    """Whether weight decay is for this parameter: matrices and filters, not vectors, nor the (1, 1, D) mask token."""
+    return parameter.squeeze().ndim > 1
+
+
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Two groups: matrices decay, vectors (biases, norms) and the (1, 1, D) mask token do not."""
     decay, no_decay = [], []
     for parameter in model.parameters():
         if parameter.requires_grad:
-            (decay if parameter.squeeze().ndim > 1 else no_decay).append(parameter)
+            (decay if decays(parameter) else no_decay).append(parameter)
     return [
         {"params": decay, "weight_decay": weight_decay},
         {"params": no_decay, "weight_decay": 0.0},

@@ -15,7 +15,6 @@ differ are not put in one table.
 """
 
 import html
-import itertools
 import json
 import os
 import re
@@ -251,10 +250,9 @@ def read_results(folder: Path) -> dict:
         ) from error
 
 
-def people_of(config: Config, backbone: str) -> dict[str, str]:
-    """Source -> who is seen in it, where the data say so."""
-    side = packing_side(load_backbone(backbone).input_spec.size)
-    pack = open_data(config.data, side, say=False)
+def people_of(data: str, size: int) -> dict[str, str]:
+    """Source -> who is seen in it, where the data say so; from the pack for models of `size` pixels, which is there."""
+    pack = open_data(data, packing_side(size), say=False)
     return {r["source"]: r["subject"] for r in pack.records() if r["subject"] is not None}
 
 
@@ -265,7 +263,7 @@ def measure_speed(folders: dict[str, str], rounds: int = 3, batch: int = 8) -> d
     times: dict[str, list[float]] = {label: [] for label in folders}
     for round_ in range(rounds + 1):
         for label, folder in folders.items():
-            model = load_backbone(folder).to(where).eval()
+            model = load_backbone(folder).to(where).eval()  # one in memory at a time
             spec = model.input_spec
             clips = torch.randn(
                 batch, spec.channels, spec.frames, spec.size, spec.size, device=where
@@ -342,7 +340,7 @@ def write_tables(
         "|" + "|".join("---" for _ in heads) + "|",
     ]
     lines += ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in cells]
-    lines += ["", *itertools.chain.from_iterable((f"- {note}",) for note in notes)]
+    lines += ["", *[f"- {note}" for note in notes]]
     if claims:
         lines += [
             "",
@@ -449,6 +447,7 @@ def main(config: Config) -> dict:
     claims = (
         claims_about({r["name"]: r for r in rows}, runs) if config.protocol == "finetune" else []
     )
+    first_run = next(iter(runs.values()))[0]
     answers = {
         e.label: [
             read_answers(runs_folder / f"{e.slug}-seed{seed}") for seed in range(config.seeds)
@@ -456,12 +455,12 @@ def main(config: Config) -> dict:
         for e in entries
     }
     answers = {label: found for label, found in answers.items() if all(found)}
-    people = people_of(config, next(iter(folders.values()))) if answers else {}
+    people = people_of(config.data, first_run["card"]["views"]["size"]) if answers else {}
     claims += paired_claims(answers, people)
-    first = protocol_of(next(iter(runs.values()))[0])
+    first = protocol_of(first_run)
     notes = [
         f"{rows[0]['num_test']} test videos of {config.data}, chance {100 * rows[0]['chance']:.1f} %; intervals are over "
-        f"{next(iter(runs.values()))[0]['card']['interval']['resampled']}, the mean of the seeds' ends",
+        f"{first_run['card']['interval']['resampled']}, the mean of the seeds' ends",
         "protocol: " + ", ".join(f"{k} {v}" for k, v in first.items() if k != "videos"),
         "clips/s: forward pass, batches of 8, models in turns on this machine; minutes: one seed's training",
         *[f"not in the table: {reason}" for reason in failed],

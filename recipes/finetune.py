@@ -329,20 +329,16 @@ def build_backbone(cfg: Config) -> nn.Module:
         ValueError: it cannot be built, or it wants clips that the data road does not give.
     """
     torch.manual_seed(cfg.seed)
+    flags = ("network", "attention", "frames", "stride", "size", "width", "still")
+    changes = {flag: getattr(cfg, flag) for flag in flags if getattr(cfg, flag)}
     if cfg.backbone:
         backbone = load_backbone(cfg.backbone, cfg.weights)
-        given = [
-            f
-            for f in ("network", "attention", "frames", "stride", "size", "width", "still")
-            if getattr(cfg, f)
-        ]
-        if isinstance(backbone, VideoTransformer) and set(given) <= {"frames", "stride", "size"}:
-            backbone = resized(backbone, cfg.frames, cfg.size, cfg.stride) if given else backbone
-        elif given:
-            raise ValueError(f"--{given[0]} belongs to --model: this trained backbone has its own")
+        if isinstance(backbone, VideoTransformer) and set(changes) <= {"frames", "stride", "size"}:
+            backbone = resized(backbone, cfg.frames, cfg.size, cfg.stride) if changes else backbone
+        elif changes:
+            flag = next(iter(changes))
+            raise ValueError(f"--{flag} belongs to --model: this trained backbone has its own")
     else:
-        flags = ("network", "attention", "frames", "stride", "size", "width", "still")
-        changes = {flag: getattr(cfg, flag) for flag in flags if getattr(cfg, flag)}
         backbone = build_model(cfg.model, cfg.preset == "tiny", cfg.weights, **changes)
     if backbone.input_spec.channels != 3:
         raise ValueError(
@@ -541,8 +537,9 @@ def main(cfg: Config) -> dict:
         accelerator.num_processes,
         accelerator.process_index,
     )
-    counts = class_counts(pack, train, classes, cfg.per_frame)
-    weights = balanced_weights(counts) if cfg.class_weights == "balanced" else None
+    weights = None
+    if cfg.class_weights == "balanced":
+        weights = balanced_weights(class_counts(pack, train, classes, cfg.per_frame))
     loss_of = StepLoss(cfg, classes, weights, accelerator)
     wrapped = accelerator.prepare_model(model)
     wrapped.train()

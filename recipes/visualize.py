@@ -16,9 +16,8 @@ from PIL import Image
 
 from downstream.attention_maps import looked_at, overlay
 from downstream.models import load_backbone
-from pretrain.data.cache import packing_side
-from pretrain.data.pack import pack as pack_source
-from pretrain.data.shards import EvalClips, Pack
+from pretrain.data.cache import pack_file, packing_side
+from pretrain.data.shards import EvalClips
 from pretrain.log import cli, reconstruction_figure
 from pretrain.vit import VideoTransformer
 
@@ -56,14 +55,8 @@ def main(config: Config) -> dict:
         )
     spec = encoder.input_spec
     with tempfile.TemporaryDirectory() as folder:
-        pack_source(
-            path,
-            Path(folder) / "pack",
-            short_side=packing_side(spec.size),
-            workers=1,
-            progress=False,
-        )
-        _, views = EvalClips(Pack(Path(folder) / "pack"), np.array([0]), spec, 1, 1)[0]
+        pack = pack_file(path, Path(folder) / "pack", packing_side(spec.size))
+        _, views = EvalClips(pack, np.array([0]), spec, 1, 1)[0]
     clip = views[0]
     maps = looked_at(encoder.eval(), spec.normalise(clip[None]))
     rows = [("clip", clip)] + [(name, overlay(clip, seen[0])) for name, seen in maps.items()]

@@ -13,7 +13,6 @@ only the tested split is read. Written: results.json, CARD.md, confusion.png, pr
 On one file, a ranked table and a filmstrip.
 """
 
-import json
 import os
 import sys
 import tempfile
@@ -47,9 +46,8 @@ from downstream.world import reversed_pairs_accuracy
 from downstream.zero_shot import class_vectors, ensemble, template_sensitivity, unit
 from pretrain.checkpoint import load_video_text, read_backbone_config, weights_hash
 from pretrain.clip import VideoText
-from pretrain.data.cache import open_data, packing_side
+from pretrain.data.cache import open_data, pack_file, packing_side
 from pretrain.data.decode import read_frames
-from pretrain.data.pack import pack as pack_source
 from pretrain.data.shards import Pack
 from pretrain.device import describe
 from pretrain.log import cli, write_json
@@ -171,15 +169,7 @@ def classify_video(config: Config, model: VideoText, how: Extraction) -> dict:
     )
     with tempfile.TemporaryDirectory() as folder:
         side = packing_side(model.video.input_spec.size)
-        try:
-            pack_source(path, Path(folder) / "pack", short_side=side, workers=1, progress=False)
-        except ValueError as error:
-            ledger = Path(folder) / "pack" / "refused.jsonl"
-            if not ledger.exists():
-                raise
-            reason = json.loads(ledger.read_text().splitlines()[0])["reason"]
-            raise ValueError(f"{path} cannot be used: {reason}") from error
-        pack = Pack(Path(folder) / "pack")
+        pack = pack_file(path, Path(folder) / "pack", side)
         samples = np.arange(len(pack))
         embedding = unit(embed_now(model, pack, samples, how).mean(0))
         records = list(pack.records())

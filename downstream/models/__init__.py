@@ -25,9 +25,9 @@ from downstream.models.recurrent import FrameRNN
 from downstream.models.tcn import FrameTCN
 from downstream.models.torchvision3d import TorchvisionVideo
 from downstream.models.video_swin import VideoSwin, swin_weights
-from downstream.models.vivit import SIZES as VIVIT_SIZES
 from downstream.models.vivit import ViViT, start_from_image
 from pretrain import checkpoint
+from pretrain.modes import evaluating
 from pretrain.vit import SIZES, VideoTransformer
 
 __all__ = [
@@ -101,7 +101,7 @@ def _sized(size: str) -> Family:
 
 
 def _vivit(number: int) -> Family:
-    dim, depth, heads = VIVIT_SIZES["b"]
+    dim, depth, heads = SIZES["b"]
     arguments = {
         "model": number,
         "dim": dim,
@@ -272,10 +272,8 @@ def _check_boring_video(backbone: Inflated, arguments: dict) -> None:
         weights[f"{place}.weight"] = weights[f"{place}.weight"].sum(2)
     checkpoint.load_strict(flat.net, weights, "the inflated network")
     image = torch.rand(1, 3, spec.size, spec.size, generator=torch.Generator().manual_seed(0))
-    modes = [(m, m.training) for m in backbone.modules()]
-    clip = backbone.eval()(image.unsqueeze(2).expand(-1, -1, spec.frames, -1, -1))
-    for module, mode in modes:
-        module.training = mode
+    with evaluating(backbone):
+        clip = backbone(image.unsqueeze(2).expand(-1, -1, spec.frames, -1, -1))
     expected = flat.eval()(image)
     error = ((clip - expected).norm() / expected.norm().clamp(min=1e-12)).item()
     assert error < 1e-3, f"the inflated network is off by {error:.1e} on a still clip"

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pretrain.modes import evaluating
+
 KINDS = (
     "se", "cbam", "nonlocal", "nonlocal_gaussian", "nonlocal_dot", "nonlocal_concat",
 )  # fmt: skip
@@ -164,12 +166,9 @@ def insert(backbone: nn.Module, where: str) -> list[str]:
             )
             for n in names
         ]
-        modes = [(module, module.training) for module in backbone.modules()]
         spec = backbone.input_spec
-        with torch.no_grad():
-            backbone.eval()(torch.zeros(1, spec.channels, spec.frames, spec.size, spec.size))
-        for module, mode in modes:
-            module.training = mode
+        with torch.no_grad(), evaluating(backbone):
+            backbone(torch.zeros(1, spec.channels, spec.frames, spec.size, spec.size))
         for hook in hooks:
             hook.remove()
         for name in names:

@@ -9,6 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from pretrain.modes import evaluating
+
 
 @contextmanager
 def shapes_only() -> Iterator[None]:
@@ -30,15 +32,12 @@ def count_flops(model: nn.Module) -> int:
     `shapes_only`, nothing is computed.
     """
     spec = model.input_spec
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     first = next(model.parameters())
     fake = getattr(first, "fake_mode", None) or FakeTensorMode(allow_non_fake_inputs=True)
     # As plain matrix products: the counter does not know the CPU's fused attention.
-    with fake, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    counting = FlopCounterMode(display=False)
+    with evaluating(model), fake, sdpa_kernel(SDPBackend.MATH), counting as counter:
         model(torch.empty(1, spec.channels, spec.frames, spec.size, spec.size, device=first.device))
-    for module, mode in modes:
-        module.training = mode
     total, counts = counter.get_total_flops(), counter.get_flop_counts()
     # Some recurrent kernels are one operation that the counter does not know, others fall apart into products that it
     # does; what it found there is replaced by the products that there are.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pretrain.checkpoint import load_backbone, load_strict, load_torch_file
 from pretrain.frames import build_open_clip
+from pretrain.modes import evaluating
 from pretrain.openclip import PREFIX as OPEN_CLIP
 from pretrain.openclip import load_open_clip
 from pretrain.vit import IMAGENET_MEAN, IMAGENET_STD
@@ -48,16 +49,13 @@ class ImageNetwork(nn.Module):
             self.net = _timm(network, size, channels)
             about = self.net.pretrained_cfg
             self.mean, self.std = tuple(about["mean"]), tuple(about["std"])
-        modes = [(module, module.training) for module in self.net.modules()]
         try:
-            with torch.no_grad():
-                self.embed_dim = self.net.eval()(torch.zeros(1, channels, size, size)).shape[1]
+            with torch.no_grad(), evaluating(self.net):
+                self.embed_dim = self.net(torch.zeros(1, channels, size, size)).shape[1]
         except (RuntimeError, AssertionError) as error:
             raise ValueError(
                 f"{describe_network(network)} cannot see images of {size} x {size} pixels: {error}"
             ) from error
-        for module, mode in modes:
-            module.training = mode
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, C, H, W) to vectors (B, D)."""
@@ -187,6 +185,28 @@ def image_weights(network: str, source: str) -> dict[str, Tensor]:
                 f"the ImageNet weights of {network} cannot be downloaded ({error}): give --weights FILE"
             ) from error
     return weights
+
+
+def video_weights(name: str, source: str) -> dict[str, Tensor]:
+    """The weights of a video network of torchvision's, classifier included, or of a file.
+
+    Args:
+        name: of the network.
+        source: "kinetics", torchvision's own (downloaded once), or a file.
+
+    Raises:
+        ValueError: nothing can be downloaded, or there is no such file.
+    """
+    if source != "kinetics":
+        return read_weights(source)
+    import torchvision
+
+    try:
+        return torchvision.models.get_model(name, weights="DEFAULT").state_dict()
+    except Exception as error:  # a hub and a file system raise many kinds
+        raise ValueError(
+            f"the Kinetics weights of {name} cannot be downloaded ({error}): give --weights FILE"
+        ) from error
 
 
 def read_weights(source: str) -> dict[str, Tensor]:

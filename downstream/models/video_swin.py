@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from downstream.models.images import read_weights
+from downstream.models.images import video_weights
 from pretrain.vit import InputSpec
 
 # Width C, blocks of the four stages, their heads, stochastic depth, as published.
@@ -179,15 +179,4 @@ def swin_weights(source: str, model: VideoSwin) -> tuple[dict[str, Tensor], dict
     Raises:
         ValueError: nothing can be downloaded, or the file is of another kind.
     """
-    if source != "kinetics":
-        return convert_swin(read_weights(source), model)
-    import torchvision
-
-    name = f"swin3d_{model.arguments['variant']}"
-    try:
-        weights = torchvision.models.get_model(name, weights="DEFAULT").state_dict()
-    except Exception as error:  # a hub and a file system raise many kinds
-        raise ValueError(
-            f"the Kinetics weights of {name} cannot be had ({error}): give --weights FILE"
-        ) from error
-    return convert_swin(weights, model)
+    return convert_swin(video_weights(f"swin3d_{model.arguments['variant']}", source), model)

@@ -12,14 +12,6 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.vit import InputSpec
 
-SIZES = {
-    "ti": (192, 12, 3),
-    "s": (384, 12, 6),
-    "b": (768, 12, 12),
-    "l": (1024, 24, 16),
-    "h": (1280, 32, 16),
-}
-
 
 class Attention(nn.Module):
     """Multi-head self-attention over one or over two groupings of the tokens."""

@@ -1,6 +1,7 @@
 """What `--data` names -> an open pack; raw data are packed into a cache first."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -80,4 +81,21 @@ def open_data(source: str, short_side: int, say: bool = True) -> Pack:
     if say:
         print(f"packing {source} into {folder} (kept for next time)", flush=True)
     pack(path, folder, short_side=short_side, progress=say)
+    return Pack(folder)
+
+
+def pack_file(path: Path, folder: Path, short_side: int) -> Pack:
+    """Pack a single file into a new folder.
+
+    Raises:
+        ValueError: it cannot be used; the message says why.
+    """
+    try:
+        pack(path, folder, short_side=short_side, workers=1, progress=False)
+    except ValueError as error:
+        ledger = folder / "refused.jsonl"
+        if not ledger.exists():
+            raise
+        reason = json.loads(ledger.read_text().splitlines()[0])["reason"]
+        raise ValueError(f"{path} cannot be used: {reason}") from error
     return Pack(folder)
