@@ -82,7 +82,8 @@ class Config:
     backbone: str = ""
     """Instead of --model: RUN/backbone, i3d_k400, hf:OWNER/NAME, a .pth or open_clip:MODEL/WEIGHTS."""
     weights: str = ""
-    """Of --model: imagenet, kinetics or a file; of --backbone i3d_k400: the file."""
+    """Of --model: imagenet, kinetics or a file, of a ViViT timm:NAME or open_clip:MODEL/WEIGHTS; of --backbone i3d_k400: the
+    file."""
     network: str = ""
     """The 2-D network of a frame family: of timm, torchvision:NAME or open_clip:MODEL/WEIGHTS."""
     attention: str = ""

@@ -25,7 +25,7 @@ from downstream.models.recurrent import FrameRNN
 from downstream.models.tcn import FrameTCN
 from downstream.models.torchvision3d import TorchvisionVideo
 from downstream.models.video_swin import VideoSwin, swin_weights
-from downstream.models.vivit import ViViT, start_from_image
+from downstream.models.vivit import ViViT, read_image_vit, start_from_image
 from pretrain import checkpoint
 from pretrain.modes import evaluating
 from pretrain.vit import SIZES, VideoTransformer
@@ -198,7 +198,7 @@ def build_model(name: str, small: bool = False, weights: str = "", **changes: ob
         small: with the family's arguments for a CPU.
         weights: "": fresh, from torch's generator; "imagenet": of the family's 2-D network, or a file of them in the
             layout of timm or torchvision; "kinetics": of torchvision's 3-D networks and Video Swins, or a file of them; for a
-            ViViT, of timm's vit_base_patch16_224.
+            ViViT, an image ViT, see `read_image_vit`.
         changes: arguments of the class that differ from the family's; `network` may be an open_clip name, whose
             weights then come with it.
 
@@ -225,7 +225,10 @@ def build_model(name: str, small: bool = False, weights: str = "", **changes: ob
         elif family.build is TorchvisionVideo:
             theirs, _ = torchvision_weights(arguments["name"], weights)
         elif family.build is ViViT:
-            theirs = image_weights("vit_base_patch16_224", weights)
+            about, theirs = read_image_vit(weights)
+            if arguments["model"] > 2:
+                del about["class_token"]  # these two have no place for one
+            arguments |= {key: value for key, value in about.items() if key not in changes}
         elif family.build is VideoSwin:
             theirs = {}  # read below, when there is a model to inflate them for
         else:

@@ -5,12 +5,24 @@ to all; model 2 encodes every time slot by itself and then the slots; model 3 at
 block; model 4 gives half of the heads to space and half to time. B clips, N = t h w tokens, D width.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from downstream.models.images import read_weights
+from pretrain.openclip import PREFIX as OPEN_CLIP
+from pretrain.openclip import load_open_clip
 from pretrain.vit import InputSpec
+
+ACTIVATIONS = {
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu": F.gelu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+TIMM = "timm:"
 
 
 class Attention(nn.Module):
@@ -53,16 +65,16 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """A pre-norm block of an image ViT, under timm's names; with a second attention over time for model 3."""
 
-    def __init__(self, dim: int, heads: int, activation: str, over_time: bool):
+    def __init__(self, dim: int, heads: int, activation: str, over_time: bool, eps: float):
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = Attention(dim, heads)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(dim, 4 * dim), "fc2": nn.Linear(4 * dim, dim)})
-        self.approximate = "tanh" if activation == "gelu_tanh" else "none"
+        self.activation = ACTIVATIONS[activation]
         self.norm_time = self.attn_time = None
         if over_time:
-            self.norm_time = nn.LayerNorm(dim, eps=1e-6)
+            self.norm_time = nn.LayerNorm(dim, eps=eps)
             self.attn_time = Attention(dim, heads)
         self.drop_path = 0.0
 
@@ -94,7 +106,7 @@ class Block(nn.Module):
             x = x + self._branch(
                 self.attn(self.norm1(x), grid if split == "heads" else None), clips
             )
-        y = F.gelu(self.mlp["fc1"](self.norm2(x)), approximate=self.approximate)
+        y = self.activation(self.mlp["fc1"](self.norm2(x)))
         return x + self._branch(self.mlp["fc2"](y), clips)
 
 
@@ -113,7 +125,11 @@ class ViViT(nn.Module):
         patch: height and width of a tubelet.
         tubelet: frames of a tubelet; 1 is the paper's uniform frame sampling.
         stride: source frames between two sampled ones; only recorded.
-        activation: "gelu_tanh", as published, or "gelu", as image ViTs of timm have it.
+        activation: "gelu_tanh", as published; "gelu", as image ViTs of timm have it; or "quick_gelu", OpenAI's CLIP's.
+        pre_norm: normalise tokens before the first block, as CLIP's image ViTs do.
+        eps: of every LayerNorm.
+        mean: of the pixels in [0, 1] that the weights expect, for each colour.
+        std: their deviation.
         still: what stands still is seen ("keep") or taken away ("subtract"), see `InputSpec`.
         recompute: save memory: keep no activations inside blocks, compute them again in the backward pass.
 
@@ -126,7 +142,9 @@ class ViViT(nn.Module):
     def __init__(
         self, model: int = 1, dim: int = 768, depth: int = 12, heads: int = 12, temporal_depth: int = 4,
         class_token: bool = True, frames: int = 32, size: int = 224, patch: int = 16, tubelet: int = 2,
-        stride: int = 2, activation: str = "gelu_tanh", still: str = "keep", recompute: bool = False,
+        stride: int = 2, activation: str = "gelu_tanh", pre_norm: bool = False, eps: float = 1e-6,
+        mean: Sequence[float] = (0.5,) * 3, std: Sequence[float] = (0.5,) * 3, still: str = "keep",
+        recompute: bool = False,
     ):  # fmt: skip
         super().__init__()
         if model not in (1, 2, 3, 4):
@@ -136,8 +154,8 @@ class ViViT(nn.Module):
                 f"a clip of {frames} frames of {size}x{size} pixels cannot be cut into tubelets of {tubelet} frames of "
                 f"{patch}x{patch}: choose multiples"
             )
-        if activation not in ("gelu", "gelu_tanh"):
-            raise ValueError(f"activation {activation!r} is neither gelu nor gelu_tanh")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
         if model == 4 and heads % 2:
             raise ValueError(f"model 4 halves its heads between space and time: {heads} is odd")
         if model in (3, 4) and class_token:
@@ -147,7 +165,8 @@ class ViViT(nn.Module):
         self.arguments = {
             "model": model, "dim": dim, "depth": depth, "heads": heads, "temporal_depth": temporal_depth,
             "class_token": class_token, "frames": frames, "size": size, "patch": patch, "tubelet": tubelet,
-            "stride": stride, "activation": activation, "still": still, "recompute": recompute,
+            "stride": stride, "activation": activation, "pre_norm": pre_norm, "eps": eps, "mean": list(mean),
+            "std": list(std), "still": still, "recompute": recompute,
         }  # fmt: skip
         self.model, self.recompute = model, recompute
         t, side = frames // tubelet, size // patch
@@ -155,20 +174,23 @@ class ViViT(nn.Module):
         self.embed_dim = dim
         # The tokens of model 2 are those of its temporal encoder, one a slot.
         self.grid = (t, 1, 1) if model == 2 else (t, side, side)
-        self.input_spec = InputSpec(frames, stride, size, (0.5,) * 3, (0.5,) * 3, still=still)
+        self.input_spec = InputSpec(frames, stride, size, tuple(mean), tuple(std), still=still)
         self.patch_embed = nn.Conv3d(3, dim, (tubelet, patch, patch), (tubelet, patch, patch))
         per_encoder = side * side if model == 2 else t * side * side
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
         self.pos_embed = nn.Parameter(torch.zeros(1, per_encoder + class_token, dim))
-        self.blocks = nn.ModuleList(Block(dim, heads, activation, model == 3) for _ in range(depth))
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm_pre = nn.LayerNorm(dim, eps=eps) if pre_norm else None
+        self.blocks = nn.ModuleList(
+            Block(dim, heads, activation, model == 3, eps) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(dim, eps=eps)
         if model == 2:
             self.time_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
             self.time_pos_embed = nn.Parameter(torch.zeros(1, t + class_token, dim))
             self.time_blocks = nn.ModuleList(
-                Block(dim, heads, activation, False) for _ in range(temporal_depth)
+                Block(dim, heads, activation, False, eps) for _ in range(temporal_depth)
             )
-            self.time_norm = nn.LayerNorm(dim, eps=1e-6)
+            self.time_norm = nn.LayerNorm(dim, eps=eps)
         for name, parameter in self.named_parameters():
             if name.endswith(("pos_embed", "_token")) or parameter.ndim > 1:
                 nn.init.trunc_normal_(parameter, std=0.02)
@@ -202,6 +224,8 @@ class ViViT(nn.Module):
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
         x = x + self.pos_embed
+        if self.norm_pre is not None:
+            x = self.norm_pre(x)
         if self.model != 2:
             split = {1: "joint", 3: "blocks", 4: "heads"}[self.model]
             x = self.norm(self._run(self.blocks, x, (self.slots, self.side**2), split))
@@ -224,11 +248,87 @@ class ViViT(nn.Module):
         return tokens.mean(1) if token is None else token
 
 
-def start_from_image(weights: dict[str, Tensor], model: ViViT, start: str) -> dict[str, Tensor]:
-    """The weights of an image ViT of timm as a `ViViT` takes them; what an image ViT lacks keeps its own start.
+def read_image_vit(source: str) -> tuple[dict, dict[str, Tensor]]:
+    """An image ViT, to start a `ViViT` from.
 
     Args:
-        weights: of a timm ViT with the same width, depth, patch and size, without its head.
+        source: "imagenet", timm's vit_base_patch16_224; timm:NAME, another of timm's ViTs; an open_clip name,
+            open_clip:MODEL/WEIGHTS; or a .safetensors, .pth or .pt file in timm's layout, whose heads are taken to be 64
+            wide and whose activation is GELU, since a file does not say.
+
+    Returns:
+        the arguments of the `ViViT` that has the same blocks and sees the same pixels, and the weights under timm's names,
+        ready for `start_from_image`.
+
+    Raises:
+        ValueError: there is no such network or file, nothing can be downloaded, or it is not a ViT.
+    """
+    about = {"activation": "gelu", "eps": 1e-6}
+    if source.startswith(OPEN_CLIP):
+        pair = load_open_clip(source)
+        weights = _under_timms_names(pair.visual.state_dict(), source)
+        vision = pair.config["vision_cfg"]
+        about["heads"] = weights["cls_token"].shape[2] // vision.get("head_width", 64)
+        about["activation"] = "quick_gelu" if pair.config["quick_gelu"] else "gelu"
+        about["eps"] = pair.visual.ln_post.eps
+        about |= {"mean": list(pair.preprocess["mean"]), "std": list(pair.preprocess["std"])}
+    elif source == "imagenet" or source.startswith(TIMM):
+        import timm
+
+        name = "vit_base_patch16_224" if source == "imagenet" else source.removeprefix(TIMM)
+        try:
+            net = timm.create_model(name, pretrained=True)
+        except Exception as error:  # hubs and file systems raise many kinds
+            raise ValueError(
+                f"timm's {name} cannot be loaded ({error}): give --weights FILE"
+            ) from error
+        weights = dict(net.state_dict())
+        if not isinstance(net, timm.models.VisionTransformer):
+            raise ValueError(f"--weights {source}: {name} is not a plain image ViT")
+        block = net.blocks[0]
+        about |= {"heads": block.attn.num_heads, "eps": block.norm1.eps}
+        about["activation"] = "quick_gelu" if "Quick" in type(block.mlp.act).__name__ else "gelu"
+        about |= {k: list(net.pretrained_cfg[k]) for k in ("mean", "std")}
+    else:
+        weights = read_weights(source)
+    if not {"patch_embed.proj.weight", "pos_embed"} <= weights.keys():
+        raise ValueError(f"--weights {source} is not an image ViT in timm's layout")
+    dim, _, patch, _ = weights["patch_embed.proj.weight"].shape
+    weights.setdefault("patch_embed.proj.bias", torch.zeros(dim))  # CLIP's have none
+    has_class = "cls_token" in weights
+    side = round((weights["pos_embed"].shape[1] - has_class) ** 0.5)
+    return {
+        "dim": dim, "heads": max(dim // 64, 1), "patch": patch, "size": side * patch, "class_token": has_class,
+        "depth": len({n.split(".")[1] for n in weights if n.startswith("blocks.")}),
+        "pre_norm": "norm_pre.weight" in weights, **about,
+    }, weights  # fmt: skip
+
+
+def _under_timms_names(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The weights of open_clip's image ViT as timm's are called; its projection to the space of texts is left out."""
+    if "conv1.weight" not in weights or "class_embedding" not in weights:
+        raise ValueError(f"--weights {source}: its image tower is not open_clip's own ViT")
+    names = {
+        "conv1.weight": "patch_embed.proj.weight", "ln_pre": "norm_pre", "ln_post": "norm", "ln_1": "norm1",
+        "ln_2": "norm2", "attn.in_proj_": "attn.qkv.", "attn.out_proj": "attn.proj", "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2", "transformer.resblocks": "blocks",
+    }  # fmt: skip
+    theirs = {}
+    for name, value in weights.items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        theirs[name] = value
+    theirs.pop("proj", None)
+    theirs["cls_token"] = theirs.pop("class_embedding").view(1, 1, -1)
+    theirs["pos_embed"] = theirs.pop("positional_embedding").unsqueeze(0)
+    return theirs
+
+
+def start_from_image(weights: dict[str, Tensor], model: ViViT, start: str) -> dict[str, Tensor]:
+    """The weights of an image ViT as a `ViViT` takes them; what an image ViT lacks keeps its own start.
+
+    Args:
+        weights: of a ViT with the same width, depth, patch and size, under timm's names; its head is left out.
         model: the model to start.
         start: of the patch embedding: "central", the middle frame of a tubelet is seen as the image ViT sees it and the
             others not at all; or "average", all alike (section 3.4 of the paper).
@@ -261,7 +361,8 @@ def start_from_image(weights: dict[str, Tensor], model: ViViT, start: str) -> di
         elif name == "cls_token" and not has_class:
             continue
         elif name == "pos_embed":
-            token, places = value[:, :1], value[:, 1:]
+            first = int("cls_token" in weights)
+            token, places = value[:, :first], value[:, first:]
             if model.model != 2:
                 places = places.repeat(1, model.slots, 1)  # the same in every slot
             value = torch.cat([token, places], 1) if has_class else places

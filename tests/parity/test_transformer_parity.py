@@ -5,6 +5,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
 
 from downstream.models import build_model
@@ -425,6 +426,93 @@ def test_mistakes_are_named(name, changes, message):
         build_model(name, **changes)
 
 
+@pytest.mark.parametrize("quick_gelu", [False, True])
+def test_an_open_clip_tower_starts_a_vivit(tmp_path, quick_gelu):
+    """Every slot of a still clip is encoded as open_clip's image tower encodes the picture."""
+    import open_clip
+
+    name, model = save_open_clip(tmp_path / "clip", quick_gelu)
+    still = torch.randn(2, 3, 1, 32, 32).expand(-1, -1, 4, -1, -1)
+    with torch.no_grad():
+        expected = model.visual(still[:, :, 0])
+    assert isinstance(model.visual, open_clip.transformer.VisionTransformer)
+    for number in (1, 2, 3, 4):
+        ours = build_model(f"vivit_{number}", weights=name, frames=4, temporal_depth=1).eval()
+        assert ours.arguments["activation"] == ("quick_gelu" if quick_gelu else "gelu")
+        assert ours.input_spec.mean == pytest.approx(open_clip.OPENAI_DATASET_MEAN)
+        assert (ours.arguments["heads"], ours.arguments["eps"]) == (2, 1e-5)
+        assert ours.forward(still).isfinite().all()
+        rebuilt = ViViT(**ours.arguments)
+        load_strict(rebuilt, ours.state_dict(), "itself")
+    two = build_model("vivit_2", weights=name, frames=4, temporal_depth=1).eval()
+    with torch.no_grad():
+        x = two.patch_embed(still).flatten(3).permute(0, 2, 3, 1)[:, 0]
+        x = torch.cat([two.cls_token.expand(2, -1, -1), x], 1) + two.pos_embed
+        ours = two.norm(two._run(two.blocks, two.norm_pre(x), None, "joint"))[:, 0]
+        assert close(ours @ model.visual.proj, expected, 1e-4)
+    with pytest.raises(ValueError, match="not open_clip's own ViT"):
+        build_model("vivit_1", weights="open_clip:RN50")
+
+
+def save_open_clip(folder, quick_gelu):
+    """A small random pair in open_clip's own folder layout: its name, and the model."""
+    import json
+
+    import open_clip
+
+    torch.manual_seed(0)
+    config = {
+        "embed_dim": 24,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
+        "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+        "quick_gelu": quick_gelu,
+    }  # fmt: skip
+    model = open_clip.CustomTextCLIP(**config).eval()
+    excite(model)
+    folder.mkdir()
+    pre = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    text = json.dumps({"model_cfg": config, "preprocess_cfg": pre})
+    (folder / "open_clip_config.json").write_text(text)
+    state = {k: v.contiguous() for k, v in model.state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    return f"open_clip:local-dir:{folder}", model
+
+
+def test_timms_own_vits_start_a_vivit(monkeypatch):
+    """Blocks, activation and pixels come from the network itself, a CLIP-like one with its norm in front included."""
+    nets = {
+        "plain": {"num_heads": 4},
+        "clip": {"num_heads": 2, "pre_norm": True, "act_layer": timm.layers.QuickGELU},
+        "no_class": {"num_heads": 2, "class_token": False, "global_pool": "avg", "fc_norm": False},
+    }
+
+    def create(name, pretrained):
+        assert pretrained
+        net = timm.models.VisionTransformer(
+            32, 8, embed_dim=16, depth=3, num_classes=5, **nets[name]
+        )
+        net.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+        return excite(net).eval()
+
+    monkeypatch.setattr(timm, "create_model", create)
+    for name, about in nets.items():
+        torch.manual_seed(0)
+        ours = build_model("vivit_2", weights=f"timm:{name}", frames=4).eval()
+        torch.manual_seed(0)
+        net = create(name, True)
+        assert (ours.arguments["heads"], ours.arguments["depth"]) == (about["num_heads"], 3)
+        assert ours.input_spec.mean == (0.1, 0.2, 0.3)
+        still = torch.randn(2, 3, 1, 32, 32).expand(-1, -1, 4, -1, -1)
+        with torch.no_grad():
+            x = ours.patch_embed(still).flatten(3).permute(0, 2, 3, 1)[:, 0]
+            if ours.cls_token is not None:
+                x = torch.cat([ours.cls_token.expand(2, -1, -1), x], 1)
+            x = x + ours.pos_embed
+            x = x if ours.norm_pre is None else ours.norm_pre(x)
+            x = ours.norm(ours._run(ours.blocks, x, None, "joint"))
+            assert close(x, net.forward_features(still[:, :, 0]), 1e-4)
+
+
 def test_a_file_of_an_image_vit_starts_a_vivit(tmp_path):
     image = timm.models.VisionTransformer(32, 16, embed_dim=16, depth=2, num_heads=2, num_classes=7)
     torch.save(image.state_dict(), tmp_path / "vit.pth")
@@ -442,5 +530,12 @@ def test_a_file_of_an_image_vit_starts_a_vivit(tmp_path):
         assert torch.equal(model.blocks[1].attn.qkv.weight, image.blocks[1].attn.qkv.weight)
         assert torch.equal(model.patch_embed.weight[:, :, 1], image.patch_embed.proj.weight)
         assert not model.patch_embed.weight[:, :, 0].any()
+    derived = build_model("vivit_2", weights=str(tmp_path / "vit.pth"), frames=4)
+    assert {k: derived.arguments[k] for k in ("dim", "depth", "heads", "size", "activation")} == {
+        "dim": 16, "depth": 2, "heads": 1, "size": 32, "activation": "gelu",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="not an image ViT"):
+        save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
+        build_model("vivit_1", weights=str(tmp_path / "x.safetensors"))
     with pytest.raises(ValueError, match="no such file"):
         build_model("video_swin_t", variant="xs", weights=str(tmp_path / "none.pth"))
