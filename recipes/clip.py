@@ -546,7 +546,7 @@ def main(cfg: Config) -> dict:
     # ---- loop
     run_log = log.RunLog(run, state["step"], cfg.tensorboard) if first else None
     stop = StopFlag()
-    val = state["val"]
+    val, stuck = state["val"], False
     shown, clips_shown, waited_shown = time.monotonic(), 0, 0.0
     with train_batches(dataset, positions, cfg.num_workers) as batches, stop:
         while state["step"] < plan.steps:
@@ -594,11 +594,15 @@ def main(cfg: Config) -> dict:
                 run_log.write(step, values)
                 print(progress_line(values, step, plan.steps, val, waited_shown / (now - shown))
                       + f"  {run_log.time_left(step, plan.steps)} left", flush=True)  # fmt: skip
-                if (
-                    cfg.loss == "infonce"
-                    and step > PATIENCE * plan.steps
-                    and sits_at_chance(loss_value, cfg.batch_size)
-                ):
+                was_stuck, stuck = (
+                    stuck,
+                    (
+                        cfg.loss == "infonce"
+                        and step > PATIENCE * plan.steps
+                        and sits_at_chance(loss_value, cfg.batch_size)
+                    ),
+                )
+                if stuck and not was_stuck:  # said once, until it has moved
                     print(
                         f"  the loss sits at ln({cfg.batch_size}) = {chance:.2f}: the towers do not tell one pair "
                         "from another yet. If it stays there, check that captions belong to their clips, and try "
