@@ -153,18 +153,28 @@ def score(
 
 def score_frames(
     model: Classifier, pack: Pack, videos: Videos, where: torch.device, precision: str
-) -> tuple[np.ndarray, np.ndarray, list]:
-    """True and predicted class of every labelled frame of videos (perhaps none), and whose video each is of."""
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], list]:
+    """True and predicted class of every frame, `NOTHING` in both where no label is.
+
+    Returns:
+        (truth, predicted) of each video with a labelled frame, its clips in order of time, and whose video each labelled
+        frame is of.
+    """
     numbers = {name: i for i, name in enumerate(model.classes)}
-    truth, answers, subjects = [], [], []
+    parts: dict[int, list] = {}
     for sample, owner in zip(videos.samples, videos.owner, strict=True):
         record = pack.record(sample)
-        classes = frame_classes(record, numbers)
-        known = classes != NOTHING
+        truth = frame_classes(record, numbers)
+        known = truth != NOTHING
         if known.any():
             predicted = frame_probabilities(model, pack, record, where, precision).argmax(1)
-            truth.append(classes[known])
-            answers.append(predicted[known])
-            subjects += [videos.subjects[owner] or videos.sources[owner]] * int(known.sum())
-    none = np.empty(0, np.int64)
-    return np.concatenate([none, *truth]), np.concatenate([none, *answers]), subjects
+            part = (record["start"], truth, np.where(known, predicted, NOTHING))
+            parts.setdefault(owner, []).append(part)
+    sequences, subjects = [], []
+    for owner, clips in parts.items():
+        clips.sort(key=lambda part: part[0])
+        truth, predicted = (np.concatenate([clip[i] for clip in clips]) for i in (1, 2))
+        sequences.append((truth, predicted))
+        whose = videos.subjects[owner] or videos.sources[owner]
+        subjects += [whose] * int((truth != NOTHING).sum())
+    return sequences, subjects

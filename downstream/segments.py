@@ -103,3 +103,83 @@ def class_counts(pack: Pack, videos: Videos, classes: list[str], per_frame: bool
     numbers = {name: i for i, name in enumerate(classes)}
     frames = np.concatenate([frame_classes(pack.record(i), numbers) for i in videos.samples])
     return np.bincount(frames[frames != NOTHING], minlength=len(classes))
+
+
+OVERLAPS = (0.1, 0.25, 0.5)  # shares of intersection over union at which segments are counted
+
+
+def _pieces(frames: np.ndarray) -> list[tuple[int, int, int]]:
+    """(class, first frame, end) of every stretch of one class; stretches of `NOTHING` part others and are left out."""
+    edges = np.flatnonzero(np.diff(frames)) + 1
+    starts, ends = np.r_[0, edges], np.r_[edges, len(frames)]
+    return [
+        (int(frames[a]), int(a), int(b))
+        for a, b in zip(starts, ends, strict=True)
+        if b > a and frames[a] != NOTHING
+    ]
+
+
+def edit_score(truth: np.ndarray, predicted: np.ndarray) -> float:
+    """How well the order of segments was found, however long they are: 1 minus the normalised edit distance.
+
+    Lea et al. 2016, "Segmental spatiotemporal CNNs for fine-grained action segmentation",
+    https://arxiv.org/abs/1602.02995. Frames that differ in class here and there cost little in frame accuracy and much here.
+
+    Args:
+        truth: class numbers of one sequence of frames (T,), `NOTHING` where there is no label.
+        predicted: likewise; `NOTHING` at the same frames.
+
+    Returns:
+        0 to 1; 1 where both have no segment.
+    """
+    ours, theirs = ([c for c, _, _ in _pieces(frames)] for frames in (predicted, truth))
+    row = list(range(len(theirs) + 1))
+    for i, a in enumerate(ours, 1):
+        diagonal, row[0] = row[0], i
+        for j, b in enumerate(theirs, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (a != b))
+    return 1 - row[-1] / max(len(ours), len(theirs), 1)
+
+
+def segment_hits(truth: np.ndarray, predicted: np.ndarray, overlap: float) -> tuple[int, int, int]:
+    """Segments found, invented and missed in one sequence, for the F1 of Lea et al. 2017, https://arxiv.org/abs/1611.05267.
+
+    In the order of time each predicted segment takes the true one of its class that it overlaps most, and has found it if
+    their intersection over union is at least `overlap` and nobody else has.
+
+    Args:
+        truth: class numbers (T,), `NOTHING` where there is no label.
+        predicted: likewise; `NOTHING` at the same frames.
+        overlap: in (0, 1].
+
+    Returns:
+        true positives, false positives, false negatives; add them up over sequences before taking F1.
+    """
+    true, found = _pieces(truth), set()
+    ours = _pieces(predicted)
+    for number, start, end in ours:
+        shares = [
+            max(min(end, b) - max(start, a), 0) / (max(end, b) - min(start, a)) * (number == c)
+            for c, a, b in true
+        ]
+        best = max(range(len(true)), key=shares.__getitem__, default=None)
+        if best is not None and shares[best] >= overlap:
+            found.add(best)
+    return len(found), len(ours) - len(found), len(true) - len(found)
+
+
+def segment_scores(sequences: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """What papers on action segmentation report beside the accuracy of frames, as fractions.
+
+    Args:
+        sequences: (truth, predicted) of each clip, see `edit_score`.
+
+    Returns:
+        "edit", the mean over clips, and "f1_10", "f1_25", "f1_50", of all segments together.
+    """
+    scores = {"edit": float(np.mean([edit_score(*pair) for pair in sequences]))}
+    for overlap in OVERLAPS:
+        hits = np.sum([segment_hits(*pair, overlap) for pair in sequences], axis=0)
+        found, invented, missed = hits.tolist()
+        scores[f"f1_{overlap * 100:.0f}"] = 2 * found / max(2 * found + invented + missed, 1)
+    return scores

@@ -57,7 +57,13 @@ from downstream.metrics import (
 from downstream.models import build_model, check_name, load_backbone
 from downstream.models.flops import count_flops
 from downstream.report import confusion_figure, software, write_card, write_predictions
-from downstream.segments import class_counts, classes_of_frames, frame_classes
+from downstream.segments import (
+    NOTHING,
+    class_counts,
+    classes_of_frames,
+    frame_classes,
+    segment_scores,
+)
 from downstream.splits import Videos, choose_splits, choose_validation, subset, videos_digest
 from downstream.world import reversed_pairs_accuracy
 from pretrain import checkpoint, device, log
@@ -418,8 +424,11 @@ def validate(model, pack, val: Videos, cfg: Config, accelerator) -> float:
     mine = np.arange(len(val)) % accelerator.num_processes == accelerator.process_index
     counts, part = torch.zeros(2, device=accelerator.device), subset(val, mine)
     if len(part) and cfg.per_frame:
-        truth, answers, _ = score_frames(model, pack, part, accelerator.device, cfg.precision)
-        counts += torch.tensor([(truth == answers).sum(), len(truth)], device=accelerator.device)
+        sequences, _ = score_frames(model, pack, part, accelerator.device, cfg.precision)
+        for truth, answers in sequences:
+            known = truth != NOTHING
+            right = (truth == answers)[known].sum()
+            counts += torch.tensor([right, known.sum()], device=accelerator.device)
     elif len(part):
         how = Extraction(1, 1, 1, cfg.micro_batch, 0, accelerator.device, cfg.precision)
         right = score(model, pack, part, how).argmax(1) == part.numbers(model.classes)
@@ -676,13 +685,14 @@ def finish(
     )
     results: dict = {}
     if cfg.per_frame:
-        truth, answers, subjects = score_frames(
-            model, pack, test, accelerator.device, cfg.precision
-        )
-        if not len(truth):
+        sequences, subjects = score_frames(model, pack, test, accelerator.device, cfg.precision)
+        if not sequences:
             raise ValueError(f"{cfg.data}: no frame of the test videos has a label")
-        results = {"top1": float((truth == answers).mean()), "top5": None, "unit": "frames"}
-        predicted, scores = answers, None
+        truth, predicted = (np.concatenate(part) for part in zip(*sequences, strict=True))
+        truth, predicted = truth[truth != NOTHING], predicted[truth != NOTHING]
+        results = {"top1": float((truth == predicted).mean()), "top5": None, "unit": "frames"}
+        results |= segment_scores(sequences)
+        scores = None
     else:
         scores = score(model, pack, test, how, "test videos")
         truth, predicted, subjects = test.numbers(classes), scores.argmax(1), test.subjects
@@ -777,6 +787,9 @@ def print_summary(cfg: Config, results: dict, run: Path) -> None:
     )
     print(f"  top-5        {'(all)' if few else percent(results['top5']):>6}")
     print(f"  mean class   {percent(results['mean_class_accuracy']):>6}")
+    if "edit" in results:
+        f1 = ", ".join(percent(results[f"f1_{k}"]) for k in (10, 25, 50))
+        print(f"  segments: edit score {percent(results['edit'])}, F1 at 10, 25, 50 % overlap {f1}")
     if results["reversed_pairs"] is not None:
         print(
             f"  pairs that differ in order only, told apart: {percent(results['reversed_pairs'])} (chance 50)"

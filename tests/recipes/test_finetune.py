@@ -261,7 +261,7 @@ def two_things(tmp_path_factory) -> Path:
     return out
 
 
-def test_a_label_for_every_frame(two_things, tmp_path):
+def test_a_label_for_every_frame(two_things, tmp_path, capsys):
     cfg = config(
         two_things, tmp_path / "run", model="tcn", frames=8, stride=2, per_frame=True, steps=100, batch_size=8,
         micro_batch=8, base_lr=0.1, flip=False, colour=0.0, still="keep",
@@ -270,6 +270,9 @@ def test_a_label_for_every_frame(two_things, tmp_path):
     assert results["unit"] == "frames" and results["num_classes"] == 4 and results["top5"] is None
     assert results["top1"] > 0.5, results["top1"]  # chance 25 %
     assert sum(entry["num"] for entry in results["per_class"].values()) == 8 * (16 + 12)
+    assert all(0 < results[name] <= 1 for name in ("edit", "f1_10", "f1_25", "f1_50"))
+    assert results["f1_10"] >= results["f1_25"] >= results["f1_50"]
+    assert "segments: edit score" in capsys.readouterr().out
     model = load_classifier(str(tmp_path / "run" / "backbone"))
     pack_ = Pack(two_things)
     probabilities = frame_probabilities(model, pack_, pack_.record(0), torch.device("cpu"), "fp32")

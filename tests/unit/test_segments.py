@@ -1,0 +1,80 @@
+"""Edit score and F1 of segments, against hand counts and a literal re-computation."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from downstream.segments import NOTHING, edit_score, segment_hits, segment_scores
+
+
+def frames(text: str) -> np.ndarray:
+    """'AAB..C': one letter a frame, a dot where there is no label."""
+    return np.array([NOTHING if c == "." else ord(c) - ord("A") for c in text])
+
+
+@pytest.mark.parametrize(
+    ("truth", "predicted", "score"),
+    [
+        ("AAABBBCC", "ABBBBBBC", 1),  # order right, borders wrong
+        ("AAABBBCC", "AAABBBBB", 2 / 3),  # C forgotten
+        ("AAAABBBB", "ABAABBBB", 1 / 2),  # A B A B against A B: two too many of four
+        ("AAAA", "BBBB", 0),
+        ("AA..AA", "AA..AA", 1),  # a gap parts two segments of one class
+        ("AA..AA", "AA..BB", 1 / 2),
+        ("....", "....", 1),
+    ],
+)
+def test_the_edit_score_of_hand_counted_sequences(truth, predicted, score):
+    assert edit_score(frames(truth), frames(predicted)) == pytest.approx(score)
+
+
+def literal_edit(a: tuple, b: tuple) -> int:
+    """The recursive definition of the edit distance."""
+
+    @cache
+    def distance(i, j):
+        if not i or not j:
+            return i + j
+        return min(
+            distance(i - 1, j) + 1,
+            distance(i, j - 1) + 1,
+            distance(i - 1, j - 1) + (a[i - 1] != b[j - 1]),
+        )
+
+    return distance(len(a), len(b))
+
+
+def test_the_edit_score_is_the_recursive_definitions():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        truth, predicted = (np.repeat(rng.integers(0, 4, 7), rng.integers(1, 4, 7)) for _ in "ab")
+        n = min(len(truth), len(predicted))
+        truth, predicted = truth[:n], predicted[:n]
+        runs = [tuple(x[np.r_[True, x[1:] != x[:-1]]].tolist()) for x in (truth, predicted)]
+        expected = 1 - literal_edit(*runs) / max(map(len, runs))
+        assert edit_score(truth, predicted) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("truth", "predicted", "overlap", "hits"),
+    [
+        ("AAAABBBB", "AAAABBBB", 0.5, (2, 0, 0)),
+        ("AAAABBBB", "AABBBBBB", 0.5, (2, 0, 0)),  # 2 of 4, 4 of 6
+        ("AAAABBBB", "AABBBBBB", 0.6, (1, 1, 1)),
+        ("AAAAAAAA", "AAABAAAA", 0.25, (1, 2, 0)),  # one of the two As; B and the other A invented
+        ("AAAABBBB", "CCCCCCCC", 0.1, (0, 1, 2)),
+        ("AA..AA", "AA..BB", 0.1, (1, 1, 1)),
+        ("AA....", "AA....", 0.1, (1, 0, 0)),
+    ],
+)
+def test_segments_are_found_invented_and_missed(truth, predicted, overlap, hits):
+    assert segment_hits(frames(truth), frames(predicted), overlap) == hits
+
+
+def test_scores_over_sequences():
+    perfect, half = ("AAAABBBB", "AAAABBBB"), ("AAAABBBB", "AAAAAAAA")
+    pairs = [(frames(a), frames(b)) for a, b in (perfect, half)]
+    scores = segment_scores(pairs)
+    assert scores["edit"] == pytest.approx((1 + 0.5) / 2)
+    assert scores["f1_10"] == scores["f1_50"] == pytest.approx(2 * 3 / (2 * 3 + 0 + 1))
