@@ -84,8 +84,8 @@ def make_optimizers(
 
     Args:
         name: "adamw", or "muon": Muon for the matrices of the transformer blocks, AdamW for everything
-            else.
-        model: its blocks are in module lists named `blocks` or `..._blocks`.
+            else (convolutions are all of that kind).
+        model: its blocks are in module lists named `blocks` or `..._blocks`, or their parts are named `attn` and `mlp`.
         weight_decay: of matrices.
         betas: AdamW's.
 
@@ -100,15 +100,17 @@ def make_optimizers(
         return [adamw(model, weight_decay, betas)]
     if name != "muon":
         raise ValueError(f"--optimizer {name!r} is neither adamw nor muon")
-    in_blocks = {id(p) for n, p in model.named_parameters() if "blocks." in n}
+    in_blocks = {id(p) for n, p in model.named_parameters() if "blocks." in n and p.ndim == 2}
+    in_blocks |= {  # Swin's stages, where tables of relative positions are no matrices in this sense
+        id(m.weight) for n, m in model.named_modules()
+        if isinstance(m, nn.Linear) and (".attn." in n or ".mlp." in n)
+    }  # fmt: skip
     decay, no_decay = param_groups(model, weight_decay)
     matrices = [p for p in decay["params"] if id(p) in in_blocks]
     decay["params"] = [p for p in decay["params"] if id(p) not in in_blocks]
     groups = [group | {"lr_scale": 0.2} for group in (decay, no_decay)]
-    return [
-        Muon(matrices, weight_decay),
-        torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True),
-    ]
+    rest = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+    return [Muon(matrices, weight_decay), rest] if matrices else [rest]
 
 
 def learning_rate(step: int, num_steps: int, warmup: int, peak: float, final: float) -> float:

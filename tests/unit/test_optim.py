@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from downstream.models import build_model
 from pretrain import optim
 from pretrain.optim import adamw, learning_rate, make_optimizers
 from pretrain.videomae import VideoMAE
@@ -44,6 +45,30 @@ def test_muon_takes_the_matrices_of_blocks_and_adamw_the_rest_each_once():
     decays = {names[id(p)]: g["weight_decay"] for g in rest.param_groups for p in g["params"]}
     assert decays["encoder.patch_embed.weight"] == decays["head.weight"] == 0.05
     assert decays["head.bias"] == decays["mask_token"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "num"),
+    [
+        ("video_swin_t", {"variant": "xs"}, 5 * 4),  # qkv, proj and two of the MLP in each of five blocks
+        ("vivit_2", {"depth": 2, "temporal_depth": 1, "dim": 16, "heads": 2, "patch": 8}, 3 * 4),
+        ("i3d", {"width": 0.1}, 0),
+        ("frame_mean", {"network": "efficientnet_b0"}, 0),  # its convolutions are in `blocks`
+    ],
+)  # fmt: skip
+def test_muon_has_an_answer_to_every_family(name, changes, num):
+    model = build_model(name, frames=8, size=32, **changes)
+    optimizers = make_optimizers("muon", model, 0.05, (0.9, 0.95))
+    ids = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
+    assert sorted(ids) == sorted(map(id, model.parameters()))
+    muon = [o for o in optimizers if isinstance(o, optim.Muon)]
+    matrices = [p for o in muon for group in o.param_groups for p in group["params"]]
+    assert len(matrices) == num and all(p.ndim == 2 and min(p.shape) > 8 for p in matrices)
+    assert len(optimizers) == 1 + (num > 0)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    for optimizer in optimizers:
+        optimizer.step()
 
 
 def test_a_muon_step_turns_a_matrix_by_an_orthogonal_one_of_adamws_size():
