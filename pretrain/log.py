@@ -183,7 +183,7 @@ def curve_figure(
         for i, name in enumerate(names):
             points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
             # A score that is measured now and then is repeated in every line until the next one.
-            if name.startswith("val_"):
+            if name.startswith(("val_", "knn")):
                 points = [p for k, p in enumerate(points) if not k or p[1] != points[k - 1][1]]
             if points:
                 marker = "o" if len(points) < 20 else None
@@ -193,6 +193,7 @@ def curve_figure(
     left.set_ylabel("loss")
     right.set_ylabel("share")
     right.set_ylim(0, 1)
+    right.set_visible(bool(right.lines))
     handles = [h for axis in (left, right) for h in axis.get_legend_handles_labels()[0]]
     left.legend(handles=handles, fontsize=7, loc="center right")
     left.set_title(title, fontsize=10)

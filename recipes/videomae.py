@@ -557,6 +557,10 @@ def finish(cfg, model, pack, ids, run, plan, state) -> None:
     }  # fmt: skip
     checkpoint.export_backbone(model.encoder, run / "backbone", provenance)
     draw_figure(model, cfg, pack, int(ids[0]), run / "reconstruction.png")
+    log.curve_figure(
+        run / "curve.png", run / "log.jsonl", ("loss",), ("knn",),
+        f"masked reconstruction, {cfg.encoder}: loss and online kNN",
+    )  # fmt: skip
     data = cfg.data if world_clips(cfg.data) else pack.folder
     print()
     log.print_table(
@@ -564,6 +568,7 @@ def finish(cfg, model, pack, ids, run, plan, state) -> None:
         {
             "backbone": run / "backbone",
             "figure": run / "reconstruction.png",
+            "curve": run / "curve.png",
             "log": run / "log.jsonl",
             "checkpoints": run / "checkpoints",
             "next": f"python recipes/linear_probe.py --backbone {run / 'backbone'} --data {data}",

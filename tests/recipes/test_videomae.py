@@ -53,6 +53,7 @@ def test_whole_run(undisturbed, tiny_pack):
     assert log[-1]["loss"] < log[0]["loss"]
     assert 0 <= log[-1]["knn"] <= 1
     assert (undisturbed / "reconstruction.png").stat().st_size > 5000
+    assert (undisturbed / "curve.png").stat().st_size > 5000
     encoder = checkpoint.load_backbone(str(undisturbed / "backbone"))
     trained = checkpoint.load_pretrained_videomae(undisturbed).encoder
     assert equal(encoder.state_dict(), trained.state_dict())
