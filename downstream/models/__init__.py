@@ -168,7 +168,8 @@ MODELS: dict[str, Family] = {
     **{f"vivit_{number}": _vivit(number) for number in (1, 2, 3, 4)},
     "frame_swin": Family(
         FrameNetwork, "Liu et al. 2021, arXiv:2103.14030, mean of frames", "transformer",
-        {**_FRAMES16, "network": "torchvision:swin_t"}, {**_SMALL3D},
+        {**_FRAMES16, "network": "torchvision:swin_t"},
+        {**_SMALL3D, "network": "torchvision:swin_xs"},
     ),
     **{f"video_swin_{variant}": _swin(variant) for variant in ("t", "s", "b", "l")},
 }  # fmt: skip

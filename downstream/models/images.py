@@ -24,7 +24,8 @@ class ImageNetwork(nn.Module):
     """A 2-D network without its classifier: images (B, C, H, W) to vectors (B, D).
 
     Args:
-        network: a name of timm (`resnet18`), `torchvision:resnet18`, or, as `image_network` makes it of
+        network: a name of timm (`resnet18`), `torchvision:resnet18`, `torchvision:swin_xs` (ours: torchvision's Swin in
+            the size of `video_swin.py`'s xs, for minutes on a CPU), or, as `image_network` makes it of
             `open_clip:MODEL/WEIGHTS`, the dict {"open_clip": config}.
         size: height and width of the images, pixels.
         channels: of the images; more than 3 where frames are stacked.
@@ -99,13 +100,17 @@ def _torchvision(name: str, channels: int) -> nn.Module:
     import torchvision
 
     images = torchvision.models.list_models(module=torchvision.models)
-    if name not in images:
+    if name not in [*images, "swin_xs"]:
         near = [n for n in images if name in n or n in name][:3]
         raise ValueError(
             f"torchvision has no image network {name!r}"
             + (f"; did you mean {', '.join(near)}?" if near else "")
         )
-    if name in ("googlenet", "inception_v3"):
+    if name == "swin_xs":
+        net = torchvision.models.SwinTransformer(
+            [4, 4], 32, [1, 1, 2, 1], [1, 2, 4, 8], [7, 7], stochastic_depth_prob=0.0
+        )
+    elif name in ("googlenet", "inception_v3"):
         net = torchvision.models.get_model(name, weights=None, aux_logits=False, init_weights=True)
     else:
         net = torchvision.models.get_model(name, weights=None)

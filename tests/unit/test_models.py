@@ -481,3 +481,13 @@ def test_transformers_compile_without_graph_breaks(name, changes):
             model, backend="eager", fullgraph=True
         )  # raises where the graph breaks
         assert torch.allclose(compiled(video), model(video), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(set(MODELS) - {"r3d_18", "mc3_18", "r2plus1d_18"} - {n for n in MODELS if n[:4] in ("vit_", "vide")})
+)  # fmt: skip
+def test_small_ones_are_for_minutes_on_a_cpu(name):
+    """300 steps of 32 clips at 2 GFLOPs, forward and backward, are ten minutes at 100 GFLOP/s."""
+    model = build_model(name, small=True)
+    assert count_flops(model) < 2e9
+    assert sum(p.numel() for p in model.parameters()) < 8e6
