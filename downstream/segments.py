@@ -108,15 +108,24 @@ def class_counts(pack: Pack, videos: Videos, classes: list[str], per_frame: bool
 OVERLAPS = (0.1, 0.25, 0.5)  # shares of intersection over union at which segments are counted
 
 
+def stretches(frames: np.ndarray) -> list[tuple[int, int]]:
+    """(first frame, end) of every stretch of frames (T,) of one class, in order."""
+    edges = [0, *(np.flatnonzero(np.diff(frames)) + 1).tolist(), len(frames)]
+    return [(a, b) for a, b in pairwise(edges) if a < b]
+
+
 def _pieces(frames: np.ndarray) -> list[tuple[int, int, int]]:
-    """(class, first frame, end) of every stretch of one class; stretches of `NOTHING` part others and are left out."""
-    edges = np.flatnonzero(np.diff(frames)) + 1
-    starts, ends = np.r_[0, edges], np.r_[edges, len(frames)]
-    return [
-        (int(frames[a]), int(a), int(b))
-        for a, b in zip(starts, ends, strict=True)
-        if b > a and frames[a] != NOTHING
-    ]
+    """(class, first frame, end) of every stretch; those of `NOTHING` part others and are left out."""
+    return [(int(frames[a]), a, b) for a, b in stretches(frames) if frames[a] != NOTHING]
+
+
+def labelled_frames(
+    sequences: list[tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """(truth, predicted) of the labelled frames of all sequences (perhaps none), one after the other."""
+    none = np.empty(0, np.int64)
+    truth, predicted = (np.concatenate([none, *(pair[i] for pair in sequences)]) for i in (0, 1))
+    return truth[truth != NOTHING], predicted[truth != NOTHING]
 
 
 def edit_score(truth: np.ndarray, predicted: np.ndarray) -> float:
@@ -144,8 +153,8 @@ def edit_score(truth: np.ndarray, predicted: np.ndarray) -> float:
 def segment_hits(truth: np.ndarray, predicted: np.ndarray, overlap: float) -> tuple[int, int, int]:
     """Segments found, invented and missed in one sequence, for the F1 of Lea et al. 2017, https://arxiv.org/abs/1611.05267.
 
-    In the order of time each predicted segment takes the true one of its class that it overlaps most, and has found it if
-    their intersection over union is at least `overlap` and nobody else has.
+    Each predicted segment takes the true one of its class that it overlaps most, and has found it if their intersection
+    over union is at least `overlap`; a true one is found once, and who finds it again has invented.
 
     Args:
         truth: class numbers (T,), `NOTHING` where there is no label.
@@ -172,10 +181,10 @@ def segment_scores(sequences: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, 
     """What papers on action segmentation report beside the accuracy of frames, as fractions.
 
     Args:
-        sequences: (truth, predicted) of each clip, see `edit_score`.
+        sequences: (truth, predicted) of each video, see `edit_score`.
 
     Returns:
-        "edit", the mean over clips, and "f1_10", "f1_25", "f1_50", of all segments together.
+        "edit", the mean over videos, and "f1_10", "f1_25", "f1_50", of all segments together.
     """
     scores = {"edit": float(np.mean([edit_score(*pair) for pair in sequences]))}
     for overlap in OVERLAPS:

@@ -594,13 +594,11 @@ def main(cfg: Config) -> dict:
                 run_log.write(step, values)
                 print(progress_line(values, step, plan.steps, val, waited_shown / (now - shown))
                       + f"  {run_log.time_left(step, plan.steps)} left", flush=True)  # fmt: skip
-                was_stuck, stuck = (
-                    stuck,
-                    (
-                        cfg.loss == "infonce"
-                        and step > PATIENCE * plan.steps
-                        and sits_at_chance(loss_value, cfg.batch_size)
-                    ),
+                was_stuck = stuck
+                stuck = (
+                    cfg.loss == "infonce"
+                    and step > PATIENCE * plan.steps
+                    and sits_at_chance(loss_value, cfg.batch_size)
                 )
                 if stuck and not was_stuck:  # said once, until it has moved
                     print(

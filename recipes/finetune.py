@@ -58,10 +58,10 @@ from downstream.models import build_model, check_name, load_backbone
 from downstream.models.flops import count_flops
 from downstream.report import confusion_figure, software, write_card, write_predictions
 from downstream.segments import (
-    NOTHING,
     class_counts,
     classes_of_frames,
     frame_classes,
+    labelled_frames,
     segment_scores,
 )
 from downstream.splits import Videos, choose_splits, choose_validation, subset, videos_digest
@@ -425,10 +425,8 @@ def validate(model, pack, val: Videos, cfg: Config, accelerator) -> float:
     counts, part = torch.zeros(2, device=accelerator.device), subset(val, mine)
     if len(part) and cfg.per_frame:
         sequences, _ = score_frames(model, pack, part, accelerator.device, cfg.precision)
-        for truth, answers in sequences:
-            known = truth != NOTHING
-            right = (truth == answers)[known].sum()
-            counts += torch.tensor([right, known.sum()], device=accelerator.device)
+        truth, answers = labelled_frames(sequences)
+        counts += torch.tensor([(truth == answers).sum(), len(truth)], device=accelerator.device)
     elif len(part):
         how = Extraction(1, 1, 1, cfg.micro_batch, 0, accelerator.device, cfg.precision)
         right = score(model, pack, part, how).argmax(1) == part.numbers(model.classes)
@@ -688,8 +686,7 @@ def finish(
         sequences, subjects = score_frames(model, pack, test, accelerator.device, cfg.precision)
         if not sequences:
             raise ValueError(f"{cfg.data}: no frame of the test videos has a label")
-        truth, predicted = (np.concatenate(part) for part in zip(*sequences, strict=True))
-        truth, predicted = truth[truth != NOTHING], predicted[truth != NOTHING]
+        truth, predicted = labelled_frames(sequences)
         results = {"top1": float((truth == predicted).mean()), "top5": None, "unit": "frames"}
         results |= segment_scores(sequences)
         scores = None

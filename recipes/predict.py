@@ -13,7 +13,6 @@ import json
 import os
 import tempfile
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +23,7 @@ from downstream.classifier import Classifier, class_probabilities, frame_probabi
 from downstream.features import Extraction
 from downstream.models import load_classifier
 from downstream.report import timeline_figure
+from downstream.segments import stretches
 from downstream.splits import group_by_source
 from pretrain.data.cache import packing_side
 from pretrain.data.pack import pack as pack_source
@@ -88,7 +88,6 @@ def runs_of(answers: np.ndarray, records: list[dict], classes: list[str]) -> lis
     """
     seconds = np.concatenate([r["start"] + np.arange(r["frames"]) / r["fps"] for r in records])
     best = answers.argmax(1)
-    edges = [0, *(np.flatnonzero(np.diff(best)) + 1), len(best)]
     end = records[-1]["start"] + records[-1]["frames"] / records[-1]["fps"]
     return [
         {
@@ -97,7 +96,7 @@ def runs_of(answers: np.ndarray, records: list[dict], classes: list[str]) -> lis
             "label": classes[best[a]],
             "probability": round(float(answers[a:b, best[a]].mean()), 4),
         }
-        for a, b in pairwise(edges)
+        for a, b in stretches(best)
     ]
 
 

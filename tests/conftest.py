@@ -1,6 +1,7 @@
 """Small packed videos and a small backbone, shared by all tests."""
 
 import csv
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 # Models here are tiny: one thread is faster than two that wait for each other, and repeatable.
 torch.set_num_threads(1)
@@ -25,6 +27,15 @@ def cache_of_its_own(tmp_path_factory):
     del os.environ["MUYBRIDGE_CACHE"]
     if before is not None:
         os.environ["MUYBRIDGE_CACHE"] = before
+
+
+def save_open_clip(folder: Path, model: torch.nn.Module, config: dict, preprocess: dict) -> str:
+    """Write a model in open_clip's folder layout; returns the name that loads it."""
+    about = {"model_cfg": config, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(about))
+    weights = {k: v.contiguous() for k, v in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    return f"open_clip:local-dir:{folder}"
 
 
 def draw_motion(motion: str, person: int, take: int, frames: int, side: int) -> np.ndarray:

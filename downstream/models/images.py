@@ -175,21 +175,34 @@ def image_weights(network: str, source: str) -> dict[str, Tensor]:
     elif source != "imagenet":
         weights = read_weights(source)
     else:
-        try:
-            if network.startswith(TORCHVISION):
-                import torchvision
-
-                name = network.removeprefix(TORCHVISION)
-                weights = torchvision.models.get_model(name, weights="DEFAULT").state_dict()
-            else:
-                import timm
-
-                weights = timm.create_model(network, pretrained=True).state_dict()
-        except Exception as error:  # hubs and file systems raise many kinds
-            raise ValueError(
-                f"the ImageNet weights of {network} cannot be downloaded ({error}): give --weights FILE"
-            ) from error
+        weights = download(network, "ImageNet").state_dict()
     return weights
+
+
+def download(network: str, data: str) -> nn.Module:
+    """A network of timm, or torchvision:NAME, with the library's own weights, downloaded once.
+
+    Args:
+        network: its name.
+        data: what it was trained on, for the message.
+
+    Raises:
+        ValueError: nothing can be downloaded.
+    """
+    try:
+        if network.startswith(TORCHVISION):
+            import torchvision
+
+            return torchvision.models.get_model(
+                network.removeprefix(TORCHVISION), weights="DEFAULT"
+            )
+        import timm
+
+        return timm.create_model(network, pretrained=True)
+    except Exception as error:  # hubs and file systems raise many kinds
+        raise ValueError(
+            f"the {data} weights of {network} cannot be downloaded ({error}): give --weights FILE"
+        ) from error
 
 
 def video_weights(name: str, source: str) -> dict[str, Tensor]:
@@ -204,14 +217,7 @@ def video_weights(name: str, source: str) -> dict[str, Tensor]:
     """
     if source != "kinetics":
         return read_weights(source)
-    import torchvision
-
-    try:
-        return torchvision.models.get_model(name, weights="DEFAULT").state_dict()
-    except Exception as error:  # a hub and a file system raise many kinds
-        raise ValueError(
-            f"the Kinetics weights of {name} cannot be downloaded ({error}): give --weights FILE"
-        ) from error
+    return download(TORCHVISION + name, "Kinetics").state_dict()
 
 
 def read_weights(source: str) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from downstream.models.images import read_weights
+from downstream.models.images import download, read_weights
 from pretrain.openclip import PREFIX as OPEN_CLIP
 from pretrain.openclip import load_open_clip
 from pretrain.vit import InputSpec
@@ -276,16 +276,10 @@ def read_image_vit(source: str) -> tuple[dict, dict[str, Tensor]]:
         import timm
 
         name = "vit_base_patch16_224" if source == "imagenet" else source.removeprefix(TIMM)
-        try:
-            net = timm.create_model(name, pretrained=True)
-        except Exception as error:  # hubs and file systems raise many kinds
-            raise ValueError(
-                f"timm's {name} cannot be loaded ({error}): give --weights FILE"
-            ) from error
-        weights = dict(net.state_dict())
+        net = download(name, "timm")
         if not isinstance(net, timm.models.VisionTransformer):
             raise ValueError(f"--weights {source}: {name} is not a plain image ViT")
-        block = net.blocks[0]
+        weights, block = dict(net.state_dict()), net.blocks[0]
         about |= {"heads": block.attn.num_heads, "eps": block.norm1.eps}
         about["activation"] = "quick_gelu" if "Quick" in type(block.mlp.act).__name__ else "gelu"
         about |= {k: list(net.pretrained_cfg[k]) for k in ("mean", "std")}

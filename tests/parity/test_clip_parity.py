@@ -6,7 +6,6 @@ import open_clip
 import pytest
 import torch
 from open_clip.loss import ClipLoss, SigLipLoss
-from safetensors.torch import save_file
 
 from downstream.zero_shot import class_vectors, ensemble
 from pretrain.checkpoint import export_backbone, load_backbone, load_video_text
@@ -14,6 +13,7 @@ from pretrain.clip import contrast
 from pretrain.openclip import load_open_clip
 from pretrain.prompts import TEMPLATES
 from pretrain.text import fresh_text, trim
+from tests.conftest import save_open_clip
 
 VIT = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 32, "patch_size": None}
@@ -122,11 +122,7 @@ def saved(request, tmp_path_factory):
             module.weight.data.uniform_(0.5, 1.5)
     folder = tmp_path_factory.mktemp("open_clip")
     preprocess = {"mean": [0.4, 0.5, 0.6], "std": [0.3, 0.2, 0.25], "interpolation": "bicubic"}
-    about = {"model_cfg": config, "preprocess_cfg": preprocess}
-    (folder / "open_clip_config.json").write_text(json.dumps(about))
-    weights = {k: v.contiguous() for k, v in model.state_dict().items()}
-    save_file(weights, folder / "open_clip_model.safetensors")
-    return f"open_clip:local-dir:{folder}", model
+    return save_open_clip(folder, model, config, preprocess), model
 
 
 def random_frames(spec, frames: int) -> torch.Tensor:

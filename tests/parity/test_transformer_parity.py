@@ -12,6 +12,7 @@ from downstream.models import build_model
 from downstream.models.video_swin import VideoSwin, convert_swin
 from downstream.models.vivit import ViViT, start_from_image
 from pretrain.checkpoint import load_strict
+from tests.conftest import save_open_clip
 
 
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> bool:
@@ -431,7 +432,7 @@ def test_an_open_clip_tower_starts_a_vivit(tmp_path, quick_gelu):
     """Every slot of a still clip is encoded as open_clip's image tower encodes the picture."""
     import open_clip
 
-    name, model = save_open_clip(tmp_path / "clip", quick_gelu)
+    name, model = small_open_clip(tmp_path, quick_gelu)
     still = torch.randn(2, 3, 1, 32, 32).expand(-1, -1, 4, -1, -1)
     with torch.no_grad():
         expected = model.visual(still[:, :, 0])
@@ -454,10 +455,8 @@ def test_an_open_clip_tower_starts_a_vivit(tmp_path, quick_gelu):
         build_model("vivit_1", weights="open_clip:RN50")
 
 
-def save_open_clip(folder, quick_gelu):
+def small_open_clip(folder, quick_gelu):
     """A small random pair in open_clip's own folder layout: its name, and the model."""
-    import json
-
     import open_clip
 
     torch.manual_seed(0)
@@ -467,15 +466,9 @@ def save_open_clip(folder, quick_gelu):
         "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
         "quick_gelu": quick_gelu,
     }  # fmt: skip
-    model = open_clip.CustomTextCLIP(**config).eval()
-    excite(model)
-    folder.mkdir()
-    pre = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
-    text = json.dumps({"model_cfg": config, "preprocess_cfg": pre})
-    (folder / "open_clip_config.json").write_text(text)
-    state = {k: v.contiguous() for k, v in model.state_dict().items()}
-    save_file(state, folder / "open_clip_model.safetensors")
-    return f"open_clip:local-dir:{folder}", model
+    model = excite(open_clip.CustomTextCLIP(**config)).eval()
+    preprocess = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    return save_open_clip(folder, model, config, preprocess), model
 
 
 def test_timms_own_vits_start_a_vivit(monkeypatch):
