@@ -398,7 +398,14 @@ def load_pretrained_videomae(run: Path) -> VideoMAE:
     if "decoder" not in model_arguments:
         raise CheckpointError(f"{run} is no VideoMAE run; its backbone is in {run}/backbone")
     model = VideoMAE(VideoTransformer(**model_arguments["encoder"]), **model_arguments["decoder"])
-    load_strict(model, load_file(folder / "model.safetensors"), str(folder))
+    weights = load_file(folder / "model.safetensors")
+    if "contrast" in model_arguments:  # its head, on top of the VideoMAE, ends with the training
+        weights = {
+            name.removeprefix("masked."): value
+            for name, value in weights.items()
+            if name.startswith("masked.")
+        }
+    load_strict(model, weights, str(folder))
     return model
 
 

@@ -85,6 +85,13 @@ class MaskedPixels(nn.Module):
         Returns:
             the mean squared error against `normalise_target`, and the prediction (B, M, P).
         """
+        loss, prediction, _ = self.rebuild(video, visible, masked)
+        return loss, prediction
+
+    def rebuild(
+        self, video: Tensor, visible: Tensor, masked: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`forward`, and the backbone's tokens (B, N, D) besides."""
         patches = patchify(self.encoder.input_spec.normalise(video), self.tubelet, self.patch)
         index = masked.unsqueeze(-1).expand(-1, -1, patches.shape[2])
         hidden = self.mask_token.to(patches.dtype).expand(*masked.shape, -1)
@@ -99,7 +106,8 @@ class MaskedPixels(nn.Module):
         painted = painted[:, :, :frames, :size, :size]
         prediction = take_tokens(patchify(painted, self.tubelet, self.patch), masked)
         true = take_tokens(patchify(video, self.tubelet, self.patch), masked).float() / 255
-        return F.mse_loss(prediction.float(), normalise_target(true, self.target_eps)), prediction
+        loss = F.mse_loss(prediction.float(), normalise_target(true, self.target_eps))
+        return loss, prediction, tokens
 
 
 def unpatchify_cells(

@@ -245,19 +245,27 @@ class VideoMAE(nn.Module):
         Returns:
             the mean squared error against `normalise_target`, and the prediction (B, M, P).
         """
+        loss, prediction, _ = self.rebuild(video, visible, masked)
+        return loss, prediction
+
+    def rebuild(
+        self, video: Tensor, visible: Tensor, masked: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`forward`, and the encoder's tokens (B, V, D) besides."""
         numbers = torch.cat([visible, masked], 1)  # together: what moves is measured once
         visible, masked = self.places(video, numbers).split([visible.shape[1], masked.shape[1]], 1)
         patches = patchify(video, self.encoder.tubelet, self.encoder.patch)
         seen = (take_tokens(patches, visible).float() / 255 - self.mean) / self.std
         target = normalise_target(take_tokens(patches, masked).float() / 255, self.target_eps)
-        x = self.encoder_to_decoder(self.encoder.encode(seen, visible))
+        tokens = self.encoder.encode(seen, visible)
+        x = self.encoder_to_decoder(tokens)
         x = torch.cat(
             [x + self.decoder_pos[visible], self.mask_token + self.decoder_pos[masked]], dim=1
         )
         for block in self.decoder_blocks:
             x = block(x)
         prediction = self.head(self.decoder_norm(x[:, visible.shape[1] :]))
-        return F.mse_loss(prediction.float(), target), prediction
+        return F.mse_loss(prediction.float(), target), prediction, tokens
 
 
 @torch.no_grad()

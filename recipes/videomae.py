@@ -43,11 +43,13 @@ from pretrain.data.shards import (
     eval_loader,
     train_batches,
 )
+from pretrain.data.transforms import Augment
 from pretrain.masked import MaskedPixels
 from pretrain.optim import learning_rate, make_optimizers
 from pretrain.processes import StopFlag, start_accelerator
 from pretrain.run import Plan, open_run, plan_run, record_bad_clips, refuse_to_go_on, restore
 from pretrain.videomae import DECODERS, VideoMAE, draw_tokens, mask_of_view, reconstruct
+from pretrain.views import ViewContrast
 from pretrain.vit import SIZES, VideoTransformer
 
 
@@ -109,6 +111,11 @@ class Config:
     """Sides of the random crop, as shares of the short side."""
     views: int = 1
     """Crops taken from one decode (repeated augmentation); each counts as a clip of the batch."""
+    colour: float = 0.0
+    """Strength of random brightness, contrast and colour balance, each by up to this share."""
+    contrast: float = 0.0
+    """Weight of telling clips apart by their mean tokens, the views of a clip from those of all others in the batch
+    (CAN); 0: reconstruct only. Views have frames of their own then, and a batch is one pass."""
 
     # Optimisation
     epochs: float = 800
@@ -159,17 +166,21 @@ class Config:
     """Also write TensorBoard event files."""
 
 
-# Nothing published: what learned most in little time, see the changelog on mimetic, muon and separable.
-SHREC = Config(
-    preset="shrec", depth=6, decoder_dim=96, decoder_depth=2, stride=2, size=48, patch=8,
-    positions="separable", init="mimetic", mask="random", mask_ratio=0.9, dual_mask=True, target_eps=0.01,
-    scales=(1.0, 0.95, 0.9), steps=3200, batch_size=32, micro_batch=32, optimizer="muon", base_lr=0.024,
-    final_lr=2.4e-4, warmup=0.03, num_workers=0, save_every=400, knn_every=800,
+# Nothing published: what learned most in little time, see the changelog on mimetic, muon, separable and contrast.
+SMALL = Config(
+    depth=6, decoder_dim=96, decoder_depth=2, stride=2, size=48, patch=8, positions="separable", mask="random",
+    mask_ratio=0.9, target_eps=0.01, scales=(1.0, 0.95, 0.9), batch_size=64, micro_batch=64, optimizer="muon",
+    base_lr=0.024, final_lr=2.4e-4, warmup=0.03, num_workers=0,
 )  # fmt: skip
 # Where most of the picture stands still, only what moves is seen and predicted.
 TINY = dataclasses.replace(
-    SHREC, preset="tiny", encoder="xs", depth=4, decoder_dim=64, moving=0.375, mask_ratio=0.8,
-    dual_mask=False, steps=400, batch_size=64, micro_batch=64, save_every=100, knn_every=200,
+    SMALL, preset="tiny", encoder="xs", depth=4, decoder_dim=64, init="mimetic", moving=0.375, mask_ratio=0.8,
+    steps=400, save_every=100, knn_every=200,
+)  # fmt: skip
+# Clips that differ little: what tells them apart is asked for, not only what fills them.
+SHREC = dataclasses.replace(
+    SMALL, preset="shrec", tubelet=4, moving=0.5, mask_ratio=0.75, views=2, contrast=0.5, colour=0.4,
+    scales=(1.0, 0.9, 0.8), steps=3600, base_lr=0.016, final_lr=1.6e-4, save_every=400, knn_every=800,
 )  # fmt: skip
 VIT_B_K400 = Config(preset="vit_b_k400", encoder="b", num_workers=8)
 PRESETS = {
@@ -206,8 +217,9 @@ def train_step(model, optimizers, batches, accumulate, accelerator, clip_grad):
     """One optimizer step over `accumulate` micro-batches.
 
     Returns:
-        mean loss of this process, the gradient norm over all processes, the micro-batches' errors and
-        the seconds spent waiting for data. If the norm is not finite the weights were left alone:
+        mean loss of this process, the second output of the last micro-batch (of a `ViewContrast`: views that found
+        their clip), the gradient norm over all processes, the micro-batches' errors and the seconds spent
+        waiting for data. If the norm is not finite the weights were left alone:
         gradients are averaged before it is taken, so every process decides alike.
     """
     total, errors, waited = torch.zeros((), device=accelerator.device), [], 0.0
@@ -222,7 +234,7 @@ def train_step(model, optimizers, batches, accumulate, accelerator, clip_grad):
         ]
         last = i == accumulate - 1
         with nullcontext() if last else accelerator.no_sync(model):
-            loss, _ = model(*tensors)
+            loss, found = model(*tensors)
             accelerator.backward(loss / accumulate)
         total += loss.detach() / accumulate
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad or math.inf)
@@ -230,7 +242,7 @@ def train_step(model, optimizers, batches, accumulate, accelerator, clip_grad):
         if torch.isfinite(norm):
             optimizer.step()
         optimizer.zero_grad()
-    return total, norm.item(), errors, waited
+    return total, found.detach(), norm.item(), errors, waited
 
 
 @torch.no_grad()
@@ -267,10 +279,16 @@ def online_knn(encoder, pack: Pack, ids: np.ndarray, seed: int, accelerator) -> 
 # ------------------------------------------------------------------------------------- the pieces
 
 
-def build_model(cfg: Config) -> VideoMAE | MaskedPixels:
-    """The encoder and decoder of a configuration, freshly initialised from its seed."""
+def build_model(cfg: Config) -> VideoMAE | MaskedPixels | ViewContrast:
+    """What is trained, freshly initialised from the configuration's seed."""
+    masked = build_masked(cfg)
+    return ViewContrast(masked, cfg.views, cfg.contrast) if cfg.contrast else masked
+
+
+def build_masked(cfg: Config) -> VideoMAE | MaskedPixels:
+    """The encoder and what reconstructs."""
     if cfg.encoder in MODELS:
-        return build_masked(cfg)
+        return build_painted(cfg)
     if cfg.encoder not in SIZES:
         raise ValueError(
             f"--encoder {cfg.encoder!r} is not one of {', '.join(SIZES)}, nor a name of python -m downstream.models"
@@ -292,7 +310,7 @@ def build_model(cfg: Config) -> VideoMAE | MaskedPixels:
     return model
 
 
-def build_masked(cfg: Config) -> MaskedPixels:
+def build_painted(cfg: Config) -> MaskedPixels:
     """Any other family, freshly initialised: hidden tubelets are painted over.
 
     Raises:
@@ -365,7 +383,11 @@ def print_plan(
             "encoder": f"{cfg.encoder}, {parameters:.1f} M parameters, {cfg.frames} frames of {cfg.size} "
             f"px, stride {cfg.stride}",
             "mask": f"{cfg.mask} {cfg.mask_ratio:.0%}"
-            + (", half decoded" if cfg.dual_mask else ""),
+            + (", half decoded" if cfg.dual_mask else "")
+            + (f", {cfg.moving:.0%} that move looked at" if cfg.moving < 1 else ""),
+            "contrast": f"of {cfg.views} views of a clip, weight {cfg.contrast:g}"
+            if cfg.contrast
+            else "none",
             "device": f"{accelerator.num_processes} x {device.describe(accelerator.device)}, "
             f"{'bf16' if accelerator.mixed_precision == 'bf16' else 'fp32'}",
             "effective batch": f"{cfg.batch_size} clips = {accelerator.num_processes} processes x "
@@ -424,18 +446,24 @@ def main(cfg: Config) -> dict:
 
     # ---- model and optimizer
     model = build_model(cfg)
-    grid = mask_grid(cfg, model)
+    masked = model.masked if cfg.contrast else model
+    grid = mask_grid(cfg, masked)
     draw_tokens(cfg.mask, grid, cfg.mask_ratio, cfg.dual_mask, counter_rng(0, 0))  # refuses early
     plan = plan_run(
         len(ids), accelerator.num_processes, cfg.batch_size, cfg.micro_batch, cfg.views, cfg.steps,
         cfg.epochs, cfg.warmup,
     )  # fmt: skip
+    if cfg.contrast and plan.accumulate > 1:
+        raise ValueError(
+            f"--contrast compares the clips of one pass and a batch of {cfg.batch_size} takes {plan.accumulate}: raise "
+            f"--micro-batch, now {cfg.micro_batch}, or lower --batch-size"
+        )
     run = Path(cfg.out or f"runs/videomae-{cfg.preset}")
     data = {"data_fingerprint": pack.index["fingerprint"], "num_clips": len(ids)}
     open_run(run, cfg, data, MAY_CHANGE, cfg.resume)
     accelerator.wait_for_everyone()
     if first:
-        print_plan(cfg, plan, accelerator, pack, len(ids), run, model)
+        print_plan(cfg, plan, accelerator, pack, len(ids), run, masked)
         run.mkdir(parents=True, exist_ok=True)
         if not (run / "config.json").exists():
             described = {
@@ -461,8 +489,9 @@ def main(cfg: Config) -> dict:
 
     # ---- loader and wrapper
     dataset = TrainClips(
-        pack, ids, model.encoder.input_spec, cfg.seed, cfg.views, cfg.scales,
+        pack, ids, masked.encoder.input_spec, cfg.seed, cfg.views, cfg.scales,
         mask_of_view(cfg.mask, grid, cfg.mask_ratio, cfg.dual_mask),
+        Augment(colour=cfg.colour), spread=cfg.contrast > 0,
     )  # fmt: skip
     positions = Positions(
         state["step"], plan.steps, plan.micro, plan.accumulate,
@@ -490,13 +519,15 @@ def main(cfg: Config) -> dict:
             )
             for group in (g for o in optimizers for g in o.param_groups):
                 group["lr"] = lr * group.get("lr_scale", 1.0)
-            loss, norm, errors, waited = train_step(
+            loss, found, norm, errors, waited = train_step(
                 model, optimizers, batches, plan.accumulate, accelerator, cfg.clip_grad
             )
             # One small sum over the processes carries all that they must agree on.
-            shared = torch.tensor([stop.signal, len(errors), 0.0], device=accelerator.device)
+            shared = torch.tensor([stop.signal, len(errors), 0.0, 0.0], device=accelerator.device)
             shared[2] = loss / accelerator.num_processes
-            stopping, bad, loss_value = accelerator.reduce(shared).tolist()
+            if cfg.contrast:
+                shared[3] = found / accelerator.num_processes
+            stopping, bad, loss_value, found_share = accelerator.reduce(shared).tolist()
 
             state["step"] += 1
             state["bad_clips"] += int(bad)
@@ -509,7 +540,9 @@ def main(cfg: Config) -> dict:
             step = state["step"]
             done = step == plan.steps
             if done or (cfg.knn_every and step % cfg.knn_every == 0):
-                knn = online_knn(bare.encoder, pack, ids, cfg.seed, accelerator) if first else None
+                knn = (
+                    online_knn(masked.encoder, pack, ids, cfg.seed, accelerator) if first else None
+                )
             clips_shown += cfg.batch_size
             waited_shown += waited
             now = time.monotonic()
@@ -518,9 +551,12 @@ def main(cfg: Config) -> dict:
                 values |= {"clips_per_s": clips_shown / (now - shown)}
                 values |= {"skipped": state["skipped"], "bad_clips": state["bad_clips"]}
                 values |= {} if knn is None else {"knn": knn}
+                values |= {"views_found": found_share} if cfg.contrast else {}
                 run_log.write(step, values)
                 print(
-                    f"step {step}/{plan.steps}  loss {loss_value:.4f}  {values['clips_per_s']:.0f} clips/s "
+                    f"step {step}/{plan.steps}  loss {loss_value:.4f}  "
+                    + (f"own view found {found_share:.0%}  " if cfg.contrast else "")
+                    + f"{values['clips_per_s']:.0f} clips/s "
                     f"(waiting for data {waited_shown / (now - shown):.0%})  "
                     f"{run_log.time_left(step, plan.steps)} left"
                     + (f"  kNN {knn:.1%}" if knn is not None else "")
@@ -542,7 +578,7 @@ def main(cfg: Config) -> dict:
 
     # ---- end
     if first:
-        finish(cfg, bare, pack, ids, run, plan, state)
+        finish(cfg, masked, pack, ids, run, plan, state)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return state

@@ -41,6 +41,21 @@ def dense_indices(
     return np.minimum(start + stride * np.arange(frames), last)
 
 
+def spread_starts(indices: np.ndarray, num_frames: int, views: int) -> list[np.ndarray]:
+    """Frame numbers of several views of one video: those given, and others at starts spread over the rest of it.
+
+    View k starts k / views of all possible starts later, round the end to the beginning.
+
+    Args:
+        indices: of the first view.
+        num_frames: frames of the video.
+        views: how many.
+    """
+    first, last = int(indices[0]), int(indices[-1])
+    starts = max(num_frames - (last - first), 1)
+    return [indices - first + (first + k * starts // views) % starts for k in range(views)]
+
+
 def test_indices(num_frames: int, frames: int, stride: int, num_views: int) -> list[np.ndarray]:
     """Frame numbers of `num_views` clips, starts evenly spread from the first to the last possible.
 

@@ -25,6 +25,7 @@ from pretrain.data.sampling import (
     dense_indices,
     epoch_order,
     multi_scale_box,
+    spread_starts,
     test_boxes,
     test_indices,
 )
@@ -128,8 +129,9 @@ class TrainClips(Dataset):
         ids: the samples to train on.
         spec: the clip the model wants.
         seed: of order, frames, crops and masks.
-        views: crops taken from one decode (repeated augmentation); they share their frames, since
-            other frames would have to be decoded too.
+        views: crops taken from one decode (repeated augmentation).
+        spread: give every view other frames, see `spread_starts`, which have to be decoded too; else the views of
+            a clip share theirs.
         scales: crop sides as shares of the short side.
         describe: what else a view has: its mask, or its caption.
         augment: what is done to a view after its crop; None: nothing.
@@ -148,9 +150,11 @@ class TrainClips(Dataset):
         scales: tuple[float, ...],
         describe: Describe,
         augment: Augment | None = None,
+        spread: bool = False,
     ):
         self.pack, self.ids, self.spec, self.seed = pack, ids, spec, seed
         self.views, self.scales, self.describe, self.augment = views, scales, describe, augment
+        self.spread = spread
         self._order: tuple[int, np.ndarray] = (-1, ids)
         self._decoded: dict[int, Tensor] = {}
         self._keep = _fit_decoded(pack, ids)
@@ -189,12 +193,16 @@ class TrainClips(Dataset):
     def _views(self, record: dict, epoch: int, sample: int) -> dict:
         rngs = [counter_rng(self.seed, view, epoch, sample) for view in range(self.views)]
         indices = dense_indices(record["frames"], self.spec.frames, self.spec.stride, rngs[0])
-        frames = self._frames(record, sample, indices)
+        starts = [indices]
+        if self.spread:
+            starts = spread_starts(indices, record["frames"], self.views)
+        frames = self._frames(record, sample, np.concatenate(starts)).split(self.spec.frames)
         clips, others = [], []
-        for rng in rngs:
-            box = multi_scale_box(frames.shape[2], frames.shape[1], self.scales, rng)
-            clip = crop_resize(frames, box, self.spec.size, self.spec.interpolation)
-            others.append(self.describe(rng, record, indices))
+        for view, rng in enumerate(rngs):
+            part, shown = (x[view % len(starts)] for x in (frames, starts))
+            box = multi_scale_box(part.shape[2], part.shape[1], self.scales, rng)
+            clip = crop_resize(part, box, self.spec.size, self.spec.interpolation)
+            others.append(self.describe(rng, record, shown))
             clips.append(self.augment(clip, rng) if self.augment else clip)
         return {
             "video": torch.stack(clips),

@@ -1,4 +1,4 @@
-"""The contrastive loss is one number: on 1, 2 and 4 processes, with cached gradients and without."""
+"""The contrastive losses are one number: on 1, 2 and 4 processes, with cached gradients and without."""
 
 import os
 import subprocess
@@ -23,6 +23,8 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from pretrain.clip import VideoText, backward_step, contrast
 from pretrain.text import OpenClipText
+from pretrain.videomae import VideoMAE
+from pretrain.views import ViewContrast
 from pretrain.vit import VideoTransformer
 
 out = sys.argv[1]
@@ -55,6 +57,19 @@ for dtype in (torch.float32, torch.float64):
             for n, p in bare.named_parameters():
                 results[f"{{name}} {{n}}"] = torch.zeros_like(p) if p.grad is None else p.grad.clone()
                 assert p.grad is not None, n
+for dtype in (torch.float32, torch.float64):
+    torch.manual_seed(0)
+    encoder = VideoTransformer(24, 1, 2, frames=4, size=16, patch=8)
+    bare = ViewContrast(VideoMAE(encoder, 12, 1, 2), 2, 0.5).to(dtype)
+    model = accelerator.prepare_model(bare)
+    rows = torch.arange({GLOBAL}).reshape(world, -1)[rank]
+    places = torch.rand({GLOBAL}, 8, generator=torch.Generator().manual_seed(2)).argsort(1)[rows]
+    loss, found = model(video[rows], places[:, :3], places[:, 3:])
+    accelerator.backward(loss)
+    name = f"{{dtype}} views"
+    results[f"{{name}} loss"] = (accelerator.reduce(loss.detach()) / world).reshape(1).clone()
+    results[f"{{name}} found"] = (accelerator.reduce(found) / world).reshape(1).clone()
+    results |= {{f"{{name}} {{n}}": p.grad.clone() for n, p in bare.named_parameters()}}
 if rank == 0:
     save_file(results, out)
 accelerator.wait_for_everyone()
@@ -110,3 +125,18 @@ def test_loss_and_gradients_do_not_depend_on_processes_or_passes(results, dtype,
             assert error < tolerance, (processes, passes, name, error)
             compared += 1
     assert compared == 6 * len(direct)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+def test_contrast_of_views_does_not_depend_on_processes(results, dtype):
+    """2 processes hold two whole clips each, 4 one; negatives come from all."""
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-7  # reconstruction is summed in fp32
+    names = [name for name in results[1] if name.startswith(f"{dtype} views")]
+    assert len(names) > 20
+    for name in names:
+        expected = results[1][name]
+        for processes in (2, 4):
+            error = (results[processes][name] - expected).abs().max() / expected.abs().max().clamp(
+                min=1e-3
+            )
+            assert error < tolerance, (processes, name, error)

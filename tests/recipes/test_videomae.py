@@ -124,6 +124,43 @@ def test_only_what_moves(tiny_pack, tmp_path):
         videomae.main(config(tiny_pack, tmp_path / "other", moving=0.5))
 
 
+def test_contrast_of_views_learns_resumes_and_leaves_a_plain_videomae(
+    tiny_pack, tmp_path, monkeypatch, capsys
+):
+    changes = {"views": 2, "contrast": 0.3, "colour": 0.4, "micro_batch": 8, "optimizer": "muon"}
+    calm, cut = tmp_path / "calm", tmp_path / "cut"
+    videomae.main(config(tiny_pack, calm, **changes))
+    printed = capsys.readouterr().out
+    assert "of 2 views of a clip, weight 0.3" in printed and "own view found" in printed
+    log = [json.loads(line) for line in (calm / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["loss"] < log[0]["loss"] and 0 <= log[-1]["views_found"] <= 1
+
+    real, count = videomae.train_step, 0
+
+    def step(*args):
+        nonlocal count
+        count += 1
+        if count == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(videomae, "train_step", step)
+    with pytest.raises(SystemExit):
+        videomae.main(config(tiny_pack, cut, **changes))
+    monkeypatch.setattr(videomae, "train_step", real)
+    videomae.main(config(tiny_pack, cut, resume=True, **changes))
+    assert equal(final_weights(cut), final_weights(calm))
+    assert any(name.startswith("head.") for name in final_weights(calm))  # the contrast's
+
+    encoder = checkpoint.load_backbone(str(calm / "backbone"))
+    whole = checkpoint.load_pretrained_videomae(calm)
+    assert equal(whole.encoder.state_dict(), encoder.state_dict())
+    again = videomae.build_model(
+        config(tiny_pack, "x", backbone=str(calm), **changes)
+    )  # starts from it
+    assert equal(again.masked.state_dict(), whole.state_dict())
+
+
 def test_workers_do_not_change_a_bit(undisturbed, tiny_pack, tmp_path):
     videomae.main(config(tiny_pack, tmp_path / "run", num_workers=2))
     assert equal(final_weights(tmp_path / "run"), final_weights(undisturbed))
@@ -229,6 +266,8 @@ def test_a_run_folder_is_not_continued_with_other_values(
         ({"split": "trian"}, "no clip of split"),
         ({"precision": "fp8"}, "not one of auto"),
         ({"backbone": "nowhere"}, "no backbone at"),
+        ({"contrast": 0.3, "micro_batch": 8}, "--views 2"),
+        ({"contrast": 0.3, "views": 2}, "raise --micro-batch, now 4"),
         ({"resume": True}, "holds no checkpoint"),
         ({"data": "nowhere"}, "no data at"),
     ],

@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.data import shards
-from pretrain.data.sampling import counter_rng, dense_indices, epoch_order, multi_scale_box
+from pretrain.data.sampling import (
+    counter_rng,
+    dense_indices,
+    epoch_order,
+    multi_scale_box,
+    spread_starts,
+)
 from pretrain.data.sampling import test_boxes as eval_boxes
 from pretrain.data.sampling import test_indices as eval_indices
 from pretrain.data.shards import (
@@ -33,9 +39,11 @@ def pack(tiny_pack) -> Pack:
     return Pack(tiny_pack)
 
 
-def clips_of(pack: Pack, seed: int = 0, views: int = 1) -> TrainClips:
+def clips_of(pack: Pack, seed: int = 0, views: int = 1, spread: bool = False) -> TrainClips:
     draw = mask_of_view("tube", (2, 2, 2), 0.5, False)
-    return TrainClips(pack, np.arange(len(pack)), SPEC, seed, views, (1.0, 0.75), draw)
+    return TrainClips(
+        pack, np.arange(len(pack)), SPEC, seed, views, (1.0, 0.75), draw, spread=spread
+    )
 
 
 @given(
@@ -261,3 +269,34 @@ def test_shares_of_a_batch():
         shares((100, 1), 8)
     with pytest.raises(ValueError, match="positive"):
         shares((1, -1), 8)
+
+
+@given(
+    frames=st.integers(1, 60),
+    stride=st.integers(1, 4),
+    views=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=200, deadline=None)
+def test_starts_of_views_are_spread_over_the_video(frames, stride, views, seed):
+    first = dense_indices(frames, 8, stride, counter_rng(seed, 0))
+    all_views = spread_starts(first, frames, views)
+    assert len(all_views) == views and np.array_equal(all_views[0], first)
+    room = frames - (first[-1] - first[0])
+    starts = [x[0] for x in all_views]
+    for x in all_views:
+        assert np.array_equal(x - x[0], first - first[0])  # the same clip, moved
+        assert x[0] >= 0 and x[-1] < frames
+    assert len(set(starts)) == min(views, room)  # other frames wherever there are any
+
+
+def test_views_have_their_own_frames_only_when_spread(pack):
+    alone, shared, spread = clips_of(pack), clips_of(pack, views=2), clips_of(pack, 0, 2, True)
+    different = 0
+    for position in range(len(pack)):
+        first, same, own = alone[position], shared[position], spread[position]
+        assert torch.equal(first["video"][0], same["video"][0])
+        assert torch.equal(first["video"][0], own["video"][0])
+        assert torch.equal(same["visible"], own["visible"])  # frames change, draws do not
+        different += not torch.equal(same["video"][1], own["video"][1])
+    assert different == len(pack)

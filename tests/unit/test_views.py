@@ -1,0 +1,86 @@
+"""Views of one clip told from all others: the loss against a literal sum, and what it trains."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pretrain.masked import MaskedPixels
+from pretrain.videomae import VideoMAE
+from pretrain.views import TEMPERATURE, ViewContrast, match_views
+from pretrain.vit import VideoTransformer
+
+GRID = (2, 2, 2)
+
+
+def unit(rows: int) -> torch.Tensor:
+    return F.normalize(
+        torch.randn(rows, 5, generator=torch.Generator().manual_seed(rows)).double(), dim=1
+    )
+
+
+def videomae() -> VideoMAE:
+    return VideoMAE(VideoTransformer(24, 1, 2, 4, 16, 8), 12, 1, 2)
+
+
+def batch(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    video = torch.randint(0, 256, (rows, 3, 4, 16, 16), generator=generator, dtype=torch.uint8)
+    tokens = torch.rand(rows, math.prod(GRID), generator=generator).argsort(1)
+    return video, tokens[:, :3], tokens[:, 3:]
+
+
+@pytest.mark.parametrize("views", [2, 3])
+def test_loss_equals_the_literal_sum(views):
+    x = unit(4 * views)
+    total, hits = 0.0, 0
+    for i in range(len(x)):
+        others = [j for j in range(len(x)) if j != i]
+        logits = {j: (x[i] @ x[j]).item() / TEMPERATURE for j in others}
+        partition = math.log(sum(math.exp(v) for v in logits.values()))
+        own = [j for j in others if j // views == i // views]
+        total += sum(partition - logits[j] for j in own) / len(own)
+        hits += max(logits, key=logits.get) in own
+    loss, found = match_views(x, views)
+    assert loss.item() == pytest.approx(total / len(x), rel=1e-5)
+    assert found.item() == pytest.approx(hits / len(x))
+
+
+def test_equal_views_are_found_and_unlike_ones_are_not():
+    clips = torch.eye(6).repeat_interleave(2, 0)
+    loss, found = match_views(clips, 2)
+    assert found == 1 and loss < 0.001
+    loss, found = match_views(clips.roll(1, 0), 2)  # every neighbour is another clip's
+    assert found == 0 and loss > 5
+
+
+def test_the_sum_of_both_losses_trains_encoder_decoder_and_head():
+    torch.manual_seed(0)
+    model = ViewContrast(videomae(), 2, 0.5)
+    inputs = batch(6)
+    loss, _ = model(*inputs)
+    tokens = model.masked.rebuild(*inputs)[2]
+    assert tokens.shape == (6, 3, 24)
+    contrast, _ = match_views(F.normalize(model.head(tokens.mean(1)), dim=-1), 2)
+    rebuilt, _ = model.masked(*inputs)
+    assert loss.item() == pytest.approx((rebuilt + 0.5 * contrast).item(), rel=1e-6)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+def test_any_masked_family():
+    torch.manual_seed(0)
+    encoder = VideoTransformer(24, 1, 2, 4, 16, 8)
+    model = ViewContrast(MaskedPixels(encoder, 2, 8), 2, 0.3)
+    loss, _ = model(*batch(4))
+    loss.backward()
+    assert loss > model.masked(*batch(4))[0]
+    assert model.head[0].weight.grad.abs().max() > 0
+
+
+def test_mistakes_are_explained():
+    with pytest.raises(ValueError, match="--views 2"):
+        ViewContrast(videomae(), 1, 0.3)
+    with pytest.raises(ValueError, match="not positive"):
+        ViewContrast(videomae(), 2, -1)
