@@ -90,7 +90,7 @@ class InputSpec:
         """Turn uint8 clips (B, C, T, H, W) into what the backbone sees: float, normalised."""
         mean = torch.tensor(self.mean, device=video.device).view(-1, 1, 1, 1)
         std = torch.tensor(self.std, device=video.device).view(-1, 1, 1, 1)
-        video = (video.float() / 255 - mean) / std
+        video = (video.float() / 255).sub_(mean).div_(std)  # in place: a clip is large, passes cost
         return video - video.mean(2, keepdim=True) if self.still == "subtract" else video
 
 
