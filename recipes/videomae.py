@@ -115,7 +115,8 @@ class Config:
     """Strength of random brightness, contrast and colour balance, each by up to this share."""
     contrast: float = 0.0
     """Weight of telling clips apart by their mean tokens, the views of a clip from those of all others in the batch
-    (CAN); 0: reconstruct only. Views have frames of their own then, and a batch is one pass."""
+    (CAN); 0: reconstruct only. Views have frames of their own then, and a batch is one pass. It wants a --backbone that
+    reconstructs already."""
 
     # Optimisation
     epochs: float = 800
@@ -166,21 +167,17 @@ class Config:
     """Also write TensorBoard event files."""
 
 
-# Nothing published: what learned most in little time, see the changelog on mimetic, muon, separable and contrast.
-SMALL = Config(
-    depth=6, decoder_dim=96, decoder_depth=2, stride=2, size=48, patch=8, positions="separable", mask="random",
-    mask_ratio=0.9, target_eps=0.01, scales=(1.0, 0.95, 0.9), batch_size=64, micro_batch=64, optimizer="muon",
-    base_lr=0.024, final_lr=2.4e-4, warmup=0.03, num_workers=0,
+# Nothing published: what learned most in little time, see the changelog on mimetic, muon and separable.
+SHREC = Config(
+    preset="shrec", depth=6, decoder_dim=96, decoder_depth=2, stride=2, size=48, patch=8,
+    positions="separable", init="mimetic", mask="random", mask_ratio=0.9, dual_mask=True, target_eps=0.01,
+    scales=(1.0, 0.95, 0.9), steps=3200, batch_size=32, micro_batch=32, optimizer="muon", base_lr=0.024,
+    final_lr=2.4e-4, warmup=0.03, num_workers=0, save_every=400, knn_every=800,
 )  # fmt: skip
 # Where most of the picture stands still, only what moves is seen and predicted.
 TINY = dataclasses.replace(
-    SMALL, preset="tiny", encoder="xs", depth=4, decoder_dim=64, init="mimetic", moving=0.375, mask_ratio=0.8,
-    steps=400, save_every=100, knn_every=200,
-)  # fmt: skip
-# Clips that differ little: what tells them apart is asked for, not only what fills them.
-SHREC = dataclasses.replace(
-    SMALL, preset="shrec", tubelet=4, moving=0.5, mask_ratio=0.75, views=2, contrast=0.5, colour=0.4,
-    scales=(1.0, 0.9, 0.8), steps=3600, base_lr=0.016, final_lr=1.6e-4, save_every=400, knn_every=800,
+    SHREC, preset="tiny", encoder="xs", depth=4, decoder_dim=64, moving=0.375, mask_ratio=0.8,
+    dual_mask=False, steps=400, batch_size=64, micro_batch=64, save_every=100, knn_every=200,
 )  # fmt: skip
 VIT_B_K400 = Config(preset="vit_b_k400", encoder="b", num_workers=8)
 PRESETS = {
@@ -384,10 +381,12 @@ def print_plan(
             f"px, stride {cfg.stride}",
             "mask": f"{cfg.mask} {cfg.mask_ratio:.0%}"
             + (", half decoded" if cfg.dual_mask else "")
-            + (f", {cfg.moving:.0%} that move looked at" if cfg.moving < 1 else ""),
-            "contrast": f"of {cfg.views} views of a clip, weight {cfg.contrast:g}"
-            if cfg.contrast
-            else "none",
+            + (f", of the {cfg.moving:.0%} that move most" if cfg.moving < 1 else "")
+            + (
+                f"; {cfg.views} views told from other clips, weight {cfg.contrast:g}"
+                if cfg.contrast
+                else ""
+            ),
             "device": f"{accelerator.num_processes} x {device.describe(accelerator.device)}, "
             f"{'bf16' if accelerator.mixed_precision == 'bf16' else 'fp32'}",
             "effective batch": f"{cfg.batch_size} clips = {accelerator.num_processes} processes x "

@@ -131,7 +131,7 @@ def test_contrast_of_views_learns_resumes_and_leaves_a_plain_videomae(
     calm, cut = tmp_path / "calm", tmp_path / "cut"
     videomae.main(config(tiny_pack, calm, **changes))
     printed = capsys.readouterr().out
-    assert "of 2 views of a clip, weight 0.3" in printed and "own view found" in printed
+    assert "2 views told from other clips, weight 0.3" in printed and "own view found" in printed
     log = [json.loads(line) for line in (calm / "log.jsonl").read_text().splitlines()]
     assert log[-1]["loss"] < log[0]["loss"] and 0 <= log[-1]["views_found"] <= 1
 
