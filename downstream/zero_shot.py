@@ -14,7 +14,6 @@ from pretrain.text import trim
 BATCH = 256  # sentences in one forward pass
 
 
-@torch.inference_mode()
 def embed_texts(
     model: VideoText, texts: list[str], device: torch.device, precision: str = "auto"
 ) -> tuple[np.ndarray, int]:
@@ -27,9 +26,15 @@ def embed_texts(
     if empty:
         raise ValueError(f"text number {empty[0] + 1} of {len(texts)} is empty")
     dtype = autocast_dtype(device, precision)
+    # Moved outside of inference mode: buffers that it copies could not be trained with afterwards, and from "cpu" to
+    # "cpu:0", as a process among several calls it, they are copied.
     model.to(device)
     rows, num_cut = [], 0
-    with evaluating(model), torch.autocast(device.type, dtype, enabled=dtype is not None):
+    with (
+        evaluating(model),
+        torch.inference_mode(),
+        torch.autocast(device.type, dtype, enabled=dtype is not None),
+    ):
         for start in range(0, len(texts), BATCH):
             tokens, cut = model.text.tokenizer(texts[start : start + BATCH])
             num_cut += sum(cut)

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from downstream.zero_shot import embed_texts
 from pretrain.checkpoint import (
     build,
     describe,
@@ -341,3 +342,12 @@ def test_a_backbone_without_text_says_which_recipe_makes_one(tiny_backbone, tmp_
         load_video_text(str(tmp_path / "nothing"))
     with pytest.raises(ValueError, match=r"did you mean .*backbone"):
         load_video_text(str(tiny_backbone.parent))
+
+
+def test_texts_embedded_between_two_steps_leave_buffers_that_can_be_trained_with():
+    """A device of several CPU processes is "cpu:0", and a copy made in inference mode cannot be synchronised."""
+    model = pair()
+    embed_texts(model, ["a person sits down"], torch.device("cpu", 0))
+    tensors = dict(model.named_buffers()) | dict(model.named_parameters())
+    assert not [name for name, tensor in tensors.items() if tensor.is_inference()]
+    assert any(model.named_buffers())
