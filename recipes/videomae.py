@@ -214,8 +214,8 @@ def train_step(model, optimizers, batches, accumulate, accelerator, clip_grad):
     """One optimizer step over `accumulate` micro-batches.
 
     Returns:
-        mean loss of this process, the second output of the last micro-batch (of a `ViewContrast`: views that found
-        their clip), the gradient norm over all processes, the micro-batches' errors and the seconds spent
+        mean loss of this process, the share of views that found their clip (None without `ViewContrast`), the
+        gradient norm over all processes, the micro-batches' errors and the seconds spent
         waiting for data. If the norm is not finite the weights were left alone:
         gradients are averaged before it is taken, so every process decides alike.
     """
@@ -231,7 +231,7 @@ def train_step(model, optimizers, batches, accumulate, accelerator, clip_grad):
         ]
         last = i == accumulate - 1
         with nullcontext() if last else accelerator.no_sync(model):
-            loss, found = model(*tensors)
+            loss, second = model(*tensors)
             accelerator.backward(loss / accumulate)
         total += loss.detach() / accumulate
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad or math.inf)
@@ -239,7 +239,9 @@ def train_step(model, optimizers, batches, accumulate, accelerator, clip_grad):
         if torch.isfinite(norm):
             optimizer.step()
         optimizer.zero_grad()
-    return total, found.detach(), norm.item(), errors, waited
+    # A prediction is let go of: kept, it would lie beside the next step's.
+    found = second.detach() if second.ndim == 0 else None
+    return total, found, norm.item(), errors, waited
 
 
 @torch.no_grad()
@@ -524,7 +526,7 @@ def main(cfg: Config) -> dict:
             # One small sum over the processes carries all that they must agree on.
             shared = torch.tensor([stop.signal, len(errors), 0.0, 0.0], device=accelerator.device)
             shared[2] = loss / accelerator.num_processes
-            if cfg.contrast:
+            if found is not None:
                 shared[3] = found / accelerator.num_processes
             stopping, bad, loss_value, found_share = accelerator.reduce(shared).tolist()
 
