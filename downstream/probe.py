@@ -103,19 +103,28 @@ def _edge(sweep: dict[float, float]) -> str:
 
 
 def _sweep(
-    features: np.ndarray, labels: np.ndarray, validation: np.ndarray, svm: bool
+    scaled: list[np.ndarray], labels: np.ndarray, validations: np.ndarray, svm: bool
 ) -> dict[float, float]:
-    """Validation accuracy for every inverse penalty of `GRID`, and beyond it while that gains."""
+    """Validation accuracy for every inverse penalty of `GRID`, and beyond it while that gains.
+
+    Args:
+        scaled: (N, D) features for each validation part, scaled by the videos outside it.
+        labels: (N,).
+        validations: (P, N) True = in the part.
+        svm: as in `fit_linear`.
+    """
     sweep: dict[float, float] = {}
 
     def try_out(values: list[float]) -> None:
-        # From strong to weak penalties, each from where the last one ended: several times faster.
-        model = _make(svm, 1.0)
-        for value in sorted(values):
-            model.set_params(C=value)
-            _fit(model, features[~validation], labels[~validation])
-            predicted = model.predict(features[validation])
-            sweep[value] = float((predicted == labels[validation]).mean())
+        right = dict.fromkeys(sorted(values), 0)
+        for features, validation in zip(scaled, validations, strict=True):
+            # From strong to weak penalties, each from where the last one ended: several times faster.
+            model = _make(svm, 1.0)
+            for value in right:
+                model.set_params(C=value)
+                _fit(model, features[~validation], labels[~validation])
+                right[value] += (model.predict(features[validation]) == labels[validation]).sum()
+        sweep.update({value: float(count / validations.sum()) for value, count in right.items()})
 
     try_out(list(GRID))
     while (edge := _edge(sweep)) and LIMITS[0] < _best(sweep) < LIMITS[1]:
@@ -125,9 +134,9 @@ def _sweep(
 
 
 def fit_linear(
-    features: np.ndarray, labels: np.ndarray, validation: np.ndarray, svm: bool = False
+    features: np.ndarray, labels: np.ndarray, validations: np.ndarray, svm: bool = False
 ) -> LinearProbe:
-    """Choose the regularisation on the validation part, then fit on all training videos.
+    """Choose the regularisation on the validation parts, then fit on all training videos.
 
     Chosen are the penalty and whether it is put on the weights of whitened features. Frozen features vary
     most along a few directions that all actions share (who it is, where); a penalty on plain weights
@@ -136,17 +145,21 @@ def fit_linear(
     Args:
         features: (N, D) of the training videos.
         labels: (N,), every class 0..C-1 at least once.
-        validation: (N,) True = judge on it; from `downstream.splits.choose_validation`. All False:
-            nothing can be judged, the penalty is C = 1 and nothing is whitened.
+        validations: (P, N) True = judge on it what was fitted on the others; several parts, each a row from
+            `downstream.splits.choose_validation`, count together: one of a few people may prefer any penalty by a
+            single video. All False: nothing can be judged, the penalty is C = 1 and nothing is whitened.
         svm: a linear support vector machine instead of the logistic regression.
     """
     features = features.astype(np.float64)  # float32 stops L-BFGS early on weak penalties
     chosen, whitened, sweeps = 1.0, False, ({}, {})
-    if validation.any() and len(set(labels[~validation])) > 1:
-        mean, std = _standardiser(features[~validation])
-        scaled = (features - mean) / std
-        white = scaled @ _whitener(scaled[~validation])
-        sweeps = tuple(_sweep(x, labels, validation, svm) for x in (scaled, white))
+    validations = np.array([v for v in validations if v.any() and len(set(labels[~v])) > 1])
+    if len(validations):
+        scaled, white = [], []
+        for validation in validations:
+            mean, std = _standardiser(features[~validation])
+            scaled.append((features - mean) / std)
+            white.append(scaled[-1] @ _whitener(scaled[-1][~validation]))
+        sweeps = tuple(_sweep(x, labels, validations, svm) for x in (scaled, white))
         whitened = max(sweeps[1].values()) > max(sweeps[0].values())  # ties: the plain one
         chosen = _best(sweeps[whitened])
     mean, std = _standardiser(features)

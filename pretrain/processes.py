@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from pretrain.data.pool import usable_cores
-from pretrain.device import autocast_dtype
+from pretrain.device import autocast_dtype, keep_memory
 
 
 def asked_processes() -> int:
@@ -59,6 +59,7 @@ def start_accelerator(precision: str, threads: int) -> Accelerator:
             "`accelerate launch --config_file launch/cpu_2.yaml`, on GPUs with launch/gpus.yaml"
         )
     if not on_gpu:
+        keep_memory()
         beside = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
         torch.set_num_threads(threads or max(1, usable_cores() // beside))
     return accelerator

@@ -8,8 +8,8 @@ clips it was cut into. Simple classifiers learn from the embeddings of the train
 logistic regression fitted by L-BFGS (the linear probe of Radford et al. 2021,
 https://arxiv.org/abs/2103.00020) of features whitened where that helps, a vote of the 20 nearest
 neighbours, and one layer of attention over the last tokens. The linear probe of the mean over all tokens,
-which most papers quote, stands beside it. What there is to choose is chosen on a validation part of the
-training split that shares no person with the rest; the test split is scored once. The same protocol is
+which most papers quote, stands beside it. What there is to choose is chosen on validation parts of the
+training split, four for the linear probe, each of which shares no person with the rest; the test split is scored once. The same protocol is
 then run on the same architecture with random weights: what a probe reaches there was not learned in
 pretraining.
 
@@ -104,7 +104,9 @@ class Config:
 
 # ------------------------------------------------------------------------------------ the protocol
 
-# Numbers of the training videos, which of them are for validation (a mask), numbers of the test videos.
+VALIDATIONS = 4  # parts of the training videos on which the linear probe's penalty is chosen
+
+# Numbers of the training videos, which of them are for validation (`VALIDATIONS` masks), numbers of the test videos.
 Fold = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -131,12 +133,12 @@ def probe_features(
         np.zeros((len(labels), num_classes)) for _ in range(4)
     )
     long, means, probes = features.reshape(len(features), -1), features.mean(1), []
-    for train, validation, test in folds:
-        probes.append(fit_linear(long[train], labels[train], validation, svm))
+    for train, validations, test in folds:
+        probes.append(fit_linear(long[train], labels[train], validations, svm))
         scores[test] = probes[-1].probabilities(long[test])
         mean_probe = probes[-1]
         if features.shape[1] > 1:  # else the mean is all there is
-            mean_probe = fit_linear(means[train], labels[train], validation, svm)
+            mean_probe = fit_linear(means[train], labels[train], validations, svm)
         mean_scores[test] = mean_probe.probabilities(means[test])
         votes[test] = knn_scores(long[train], labels[train], long[test], num_classes)
         mean_votes[test] = knn_scores(means[train], labels[train], means[test], num_classes)
@@ -163,6 +165,12 @@ def embed(
         for part, split in zip(parts, splits, strict=True)
     ]
     return np.concatenate(features)
+
+
+def in_words(validations: np.ndarray) -> str:
+    """How many videos the validation parts (P, N) have, such as "4 times 490"."""
+    sizes = sorted(set(validations.sum(1).tolist()))
+    return f"{len(validations)} times {' or '.join(map(str, sizes))}"
 
 
 def fit_card(probes: list[LinearProbe]) -> dict:
@@ -328,14 +336,21 @@ def main(config: Config) -> dict:
     folds = []
     for mask in held:
         train_numbers = np.flatnonzero(~mask)
-        validation, rule = choose_validation(
-            [names[i] for i in train_numbers], [subjects[i] for i in train_numbers], config.seed
-        )
-        folds.append((train_numbers, validation, np.flatnonzero(mask)))
+        choices = [
+            choose_validation(
+                [names[i] for i in train_numbers],
+                [subjects[i] for i in train_numbers],
+                config.seed * VALIDATIONS + i,
+            )
+            for i in range(VALIDATIONS)
+        ]
+        rule = choices[0][1]
+        validations = np.stack([held_out for held_out, _ in choices])
+        folds.append((train_numbers, validations, np.flatnonzero(mask)))
     tested = np.concatenate([test for _, _, test in folds])
     num_train = len(folds[0][0]) if len(folds) == 1 else len(names)
     print(
-        f"{num_train} training videos ({folds[0][1].sum()} for validation: {rule}), {len(tested)} test "
+        f"{num_train} training videos ({in_words(folds[0][1])} for validation: {rule}), {len(tested)} test "
         f"videos" + (f", {len(folds)} subjects left out in turn" if len(folds) > 1 else "")
     )
     described = describe_backbone(config, encoder, digest)
@@ -362,7 +377,7 @@ def main(config: Config) -> dict:
     skipped = attentive_wanted(config, encoder, num_clips, how)
     if skipped is None:
         attentive_top1, attentive_card = attend(
-            encoder, pack, parts, labels, folds[0][1], how, config.seed
+            encoder, pack, parts, labels, folds[0][1][0], how, config.seed
         )
     else:
         print(f"no attentive probe: {skipped}", flush=True)
@@ -408,8 +423,8 @@ def main(config: Config) -> dict:
         "linear": {
             "fit": ("linear SVM, one against the rest, L2" if config.classifier == "svm" else "L-BFGS, multinomial, L2")
             + ", features standardised by the training videos, and whitened if that "
-            "is better on the validation videos",
-            "validation": f"{folds[0][1].sum()} videos, {rule}",
+            "is better on the validation videos of all parts",
+            "validation": f"{in_words(folds[0][1])} videos, {rule}",
             **fit_card(probes),
         },
         "random_init": {"seed": config.seed, **fit_card(random_probes)},

@@ -175,6 +175,10 @@ SHREC = Config(
     final_lr=2.4e-4, warmup=0.03, num_workers=0, save_every=400, knn_every=800,
 )  # fmt: skip
 # Where most of the picture stands still, only what moves is seen and predicted.
+SHREC_MOVING = dataclasses.replace(
+    SHREC, preset="shrec_moving", tubelet=4, init="xavier", moving=0.5, mask_ratio=0.75, dual_mask=False,
+    batch_size=64, base_lr=0.016, final_lr=1.6e-4,
+)  # fmt: skip
 TINY = dataclasses.replace(
     SHREC, preset="tiny", encoder="xs", depth=4, decoder_dim=64, moving=0.375, mask_ratio=0.8,
     dual_mask=False, steps=400, batch_size=64, micro_batch=64, save_every=100, knn_every=200,
@@ -185,6 +189,8 @@ PRESETS = {
     "tiny": TINY,
     # Clips of about two seconds and 50 pixels, such as SHREC'17: under 45 minutes on two cores.
     "shrec": SHREC,
+    # Such clips in two steps: this one, then --contrast from its backbone.
+    "shrec_moving": SHREC_MOVING,
     # As published (VideoMAE repository, scripts of each data set; section 4 of the paper).
     "vit_b_k400": VIT_B_K400,
     "vit_l_k400": dataclasses.replace(

@@ -55,10 +55,9 @@ class Augment:
             # One product and one sum a value: each of the 256 values is looked up.
             values = np.arange(256)[None] - 128.0
             table = np.clip(values * contrast[:, None] + 128 + brightness, 0, 255).round()
-            table = torch.from_numpy(table.astype(np.uint8))
-            clip = torch.stack(
-                [row[channel.int()] for row, channel in zip(table, clip, strict=True)]
-            )
+            pairs = zip(table.astype(np.uint8), clip.numpy(), strict=True)
+            # numpy's lookup: torch's took four times as long.
+            clip = torch.from_numpy(np.stack([np.take(row, channel) for row, channel in pairs]))
         if self.erase and rng.random() < self.erase:
             clip = random_erase(clip, rng)
         return clip.contiguous()

@@ -43,7 +43,7 @@ def crowded(num: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def test_linear_probe_equals_scikit_learn_at_the_chosen_penalty(whitened):
     x, y = crowded(160, 0) if whitened else blobs(160, 4, 10, 1.5, 0)
     test, _ = crowded(40, 1) if whitened else blobs(40, 4, 10, 1.5, 1)
-    probe = fit_linear(x, y, quarter(160))
+    probe = fit_linear(x, y, quarter(160)[None])
     assert probe.whitened == whitened
     mean, std = x.astype(float).mean(0), x.astype(float).std(0)
     x, test_x = (x - mean) / std, (test - mean) / std
@@ -61,27 +61,46 @@ def test_linear_probe_equals_scikit_learn_at_the_chosen_penalty(whitened):
 def test_whitening_is_chosen_by_validation_and_helps_where_features_share_nuisances(monkeypatch):
     x, y = crowded(160, 0)
     test, labels = crowded(800, 1)
-    probe = fit_linear(x, y, quarter(160))
+    probe = fit_linear(x, y, quarter(160)[None])
     assert probe.whitened and max(probe.sweep.values()) > max(probe.rejected.values())
     white = (probe.probabilities(test).argmax(1) == labels).mean()
     monkeypatch.setattr("downstream.probe._whitener", lambda scaled: np.eye(scaled.shape[1]))
-    plain = fit_linear(x, y, quarter(160))
+    plain = fit_linear(x, y, quarter(160)[None])
     assert not plain.whitened and plain.sweep == plain.rejected  # equals: the plain one
     assert white > (plain.probabilities(test).argmax(1) == labels).mean() + 0.02
 
 
 def test_the_penalty_is_the_best_on_validation_and_the_stronger_of_equals():
     x, y = blobs(160, 4, 30, 4.0, 0)
-    probe = fit_linear(x, y, quarter(160))
+    probe = fit_linear(x, y, quarter(160)[None])
     best = max(probe.sweep.values())
     assert probe.c == min(c for c, accuracy in probe.sweep.items() if accuracy == best)
     assert len(set(probe.sweep.values())) > 1
 
 
+def test_several_validation_parts_count_together():
+    x, y = blobs(160, 4, 30, 4.0, 0)
+    parts = np.random.default_rng(6).random((3, 160)) < np.array([[0.1], [0.2], [0.4]])
+    alone = [fit_linear(x, y, part[None]) for part in parts]
+    assert len({tuple(probe.sweep.values()) for probe in alone}) == 3
+    together = fit_linear(x, y, np.concatenate([parts, np.zeros((1, 160), bool)]))
+    accuracies = {
+        whitened: np.array(
+            [[(p.sweep if p.whitened == whitened else p.rejected)[c] for c in GRID] for p in alone]
+        )
+        for whitened in (False, True)
+    }
+    pooled = {w: parts.sum(1) @ a / parts.sum() for w, a in accuracies.items()}
+    assert together.whitened == (pooled[True].max() > pooled[False].max())
+    np.testing.assert_allclose(
+        [together.sweep[c] for c in GRID], pooled[together.whitened], rtol=1e-12
+    )
+
+
 def test_two_classes_and_constant_features():
     x, y = blobs(60, 2, 6, 0.3, 0)
     x[:, 3], x[::2, 3] = 0.1, np.nextafter(np.float32(0.1), 1)  # a rounding error, not a feature
-    probe = fit_linear(x, y, quarter(60))
+    probe = fit_linear(x, y, quarter(60)[None])
     assert probe.weight.shape == (2, 6) and probe.std[3] == 1
     assert (probe.probabilities(x).argmax(1) == y).all()
     np.testing.assert_allclose(probe.probabilities(x).sum(1), 1)
@@ -89,28 +108,28 @@ def test_two_classes_and_constant_features():
 
 def test_without_validation_nothing_is_chosen():
     x, y = blobs(3, 3, 4, 0.1, 0)
-    probe = fit_linear(x, y, np.zeros(3, bool))
+    probe = fit_linear(x, y, np.zeros((1, 3), bool))
     assert (probe.c, probe.sweep) == (1.0, {})
     assert (probe.probabilities(x).argmax(1) == y).all()
 
 
 def test_a_class_that_only_validation_has_still_gets_its_weights():
     x, y = blobs(40, 4, 8, 0.2, 0)
-    probe = fit_linear(x, y, y == 3)
+    probe = fit_linear(x, y, (y == 3)[None])
     assert (probe.probabilities(x).argmax(1) == y).all()
 
 
 def test_the_grid_is_widened_past_its_end(monkeypatch):
     monkeypatch.setattr("downstream.probe.GRID", (1e-4, 1e-3))
     x, y = blobs(160, 8, 10, 1.0, 0)
-    probe = fit_linear(x, y, quarter(160))
+    probe = fit_linear(x, y, quarter(160)[None])
     assert probe.c > 1e-3 and max(probe.sweep) > 1e-3
 
 
 def test_unfinished_fits_are_confessed(monkeypatch):
     monkeypatch.setattr("downstream.probe.MAX_ITER", 2)
     x, y = blobs(80, 4, 10, 2.0, 0)
-    assert not fit_linear(x, y, quarter(80)).converged
+    assert not fit_linear(x, y, quarter(80)[None]).converged
 
 
 def test_fitting_cannot_see_test_videos():
@@ -118,7 +137,7 @@ def test_fitting_cannot_see_test_videos():
     assert list(inspect.signature(fit_linear).parameters) == [
         "features",
         "labels",
-        "validation",
+        "validations",
         "svm",
     ]
     assert "test" not in " ".join(inspect.signature(fit_attentive).parameters)
@@ -128,7 +147,7 @@ def test_permuting_the_test_videos_permutes_the_answers():
     x, y = blobs(80, 4, 10, 2.0, 0)
     test, labels = blobs(50, 4, 10, 2.0, 1)
     order = np.random.default_rng(0).permutation(50)
-    probe = fit_linear(x, y, quarter(80))
+    probe = fit_linear(x, y, quarter(80)[None])
     np.testing.assert_allclose(
         probe.probabilities(test[order]), probe.probabilities(test)[order], rtol=1e-6
     )
@@ -201,7 +220,7 @@ def test_attentive_probe_finds_what_the_mean_hides_and_repeats():
     scores = probe.probabilities(test)
     assert (scores.argmax(1) == truth).mean() > 0.95
     np.testing.assert_allclose(scores.sum(1), 1, rtol=1e-5)
-    mean = fit_linear(tokens.astype(np.float32).mean((1, 2)), labels, quarter(240))
+    mean = fit_linear(tokens.astype(np.float32).mean((1, 2)), labels, quarter(240)[None])
     assert (
         mean.probabilities(test.astype(np.float32).mean((1, 2))).argmax(1) == truth
     ).mean() < 0.8
@@ -213,7 +232,7 @@ def test_a_linear_svm_is_sklearns():
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(4), 40)
     x = (rng.normal(size=(160, 8)) + 1.5 * np.eye(8)[y]).astype(np.float32)
-    probe = fit_linear(x, y, quarter(160), svm=True)
+    probe = fit_linear(x, y, quarter(160)[None], svm=True)
     scaled = (x.astype(np.float64) - probe.mean) / probe.std
     assert probe.converged
     if not probe.whitened:

@@ -1,6 +1,9 @@
 """Cores and threads: what a process may use, shared with those beside it."""
 
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -42,3 +45,31 @@ def test_processes_share_the_cores(asked, beside, expected, threads, monkeypatch
 def test_negative_threads_are_refused():
     with pytest.raises(ValueError, match="--threads -1 is negative"):
         processes.start_accelerator("fp32", -1)
+
+
+FAULTS = """
+import resource, sys
+from pretrain.device import keep_memory
+
+def touch():  # 64 MB and a page of four kilobytes at a time
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    memory = bytearray(b"x") * 2**26
+    del memory
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if sys.argv[1] == "keep":
+    keep_memory()
+touch()
+print(touch())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
+def test_kept_memory_is_not_cleared_again():
+    def faults(how):
+        answer = subprocess.run(
+            [sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True
+        )
+        return int(answer.stdout)
+
+    assert faults("keep") < 100 < faults("give back")
