@@ -1,8 +1,10 @@
 """Parameter groups and the learning-rate schedule."""
 
 import math
+from collections.abc import Iterator
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain.device import has_bf16
@@ -52,7 +54,8 @@ class Muon(torch.optim.Optimizer):
 
     Nesterov momentum 0.95, decoupled weight decay, steps scaled to the size of AdamW's (Liu et al. 2025,
     https://arxiv.org/abs/2502.16982). torch.optim.Muon does the same but always in bfloat16, which takes 26
-    times as long on a CPU without it (24 matrices of width 192 on Zen 3).
+    times as long on a CPU without it (24 matrices of width 192 on Zen 3). Of several processes, which hold the same
+    gradients, each orthogonalises its share of the matrices and sends it to the others.
 
     Args:
         params: matrices.
@@ -64,17 +67,37 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Update every matrix that has a gradient."""
+        """Update every matrix that has a gradient; the gradients are used up."""
         for group in self.param_groups:
-            for p in (p for p in group["params"] if p.grad is not None):
+            matrices = [p for p in group["params"] if p.grad is not None]
+            for p in matrices:
                 state = self.state[p]
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(p)
-                momentum = state["momentum_buffer"]
-                momentum.lerp_(p.grad, 0.05)
-                update = orthogonalise(p.grad.lerp(momentum, 0.95))
+                state["momentum_buffer"].lerp_(p.grad, 0.05)
+                p.grad.lerp_(state["momentum_buffer"], 0.95)
+            for p, update in shared_out(matrices):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(p.shape)))
+
+
+def shared_out(matrices: list[nn.Parameter]) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Every matrix with its orthogonalised gradient, to the bit the same whatever the number of processes."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        yield from ((p, orthogonalise(p.grad)) for p in matrices)
+        return
+    rank, world = dist.get_rank(), dist.get_world_size()
+    matrices = sorted(matrices, key=lambda p: -p.numel())  # dealt out, the largest first
+    mine = [orthogonalise(p.grad).flatten() for p in matrices[rank::world]]
+    for owner in range(world):
+        share = matrices[owner::world]
+        if not share:
+            return  # more processes than matrices
+        sizes = [p.numel() for p in share]
+        flat = torch.cat(mine) if owner == rank else share[0].new_empty(sum(sizes))
+        dist.broadcast(flat, owner)
+        for p, update in zip(share, flat.split(sizes), strict=True):
+            yield p, update.view_as(p)
 
 
 def make_optimizers(

@@ -22,6 +22,7 @@ torch.set_num_threads(1)
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from pretrain.clip import VideoText, backward_step, contrast
+from pretrain.optim import Muon
 from pretrain.text import OpenClipText
 from pretrain.videomae import VideoMAE
 from pretrain.views import ViewContrast
@@ -70,8 +71,19 @@ for dtype in (torch.float32, torch.float64):
     results[f"{{name}} loss"] = (accelerator.reduce(loss.detach()) / world).reshape(1).clone()
     results[f"{{name}} found"] = (accelerator.reduce(found) / world).reshape(1).clone()
     results |= {{f"{{name}} {{n}}": p.grad.clone() for n, p in bare.named_parameters()}}
+torch.manual_seed(0)
+shapes = [(8, 24), (24, 8), (8, 8)]  # fewer than four processes
+matrices = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+muon = Muon(matrices, 0.1)
+muon.param_groups[0]["lr"] = 0.1
+for _ in range(2):
+    for p in matrices:
+        p.grad = torch.randn_like(p)
+    muon.step()
+results |= {{f"muon {{i}}": p.detach() for i, p in enumerate(matrices)}}
 if rank == 0:
     save_file(results, out)
+save_file({{f"{{i}}": p.detach() for i, p in enumerate(matrices)}}, f"{{out}}.{{rank}}")
 accelerator.wait_for_everyone()
 accelerator.end_training()  # or gloo's threads may outlive the interpreter, which aborts
 """
@@ -94,7 +106,8 @@ def run(processes: int, folder: Path) -> dict[str, torch.Tensor]:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return load_file(out)
+    muon = [load_file(f"{out}.{rank}") for rank in range(processes)]
+    return load_file(out) | {f"muon {i} {r}": m[i] for r, m in enumerate(muon) for i in m}
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +153,11 @@ def test_contrast_of_views_does_not_depend_on_processes(results, dtype):
                 min=1e-3
             )
             assert error < tolerance, (processes, name, error)
+
+
+def test_muon_shares_its_work_out_and_every_process_gets_the_same_bits(results):
+    for number in range(3):
+        expected = results[1][f"muon {number}"]
+        for processes in (2, 4):
+            for rank in range(processes):
+                assert torch.equal(results[processes][f"muon {number} {rank}"], expected)
