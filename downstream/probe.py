@@ -102,28 +102,45 @@ def _edge(sweep: dict[float, float]) -> str:
     return "low" if top[0] == min(sweep) else "high" if top[0] == max(sweep) else ""
 
 
+def _scale(
+    features: np.ndarray, whitened: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Mean and deviation (D,) of features (N, D), and the map (D, D) that whitens them, if that is wanted."""
+    mean, std = _standardiser(features)
+    return mean, std, _whitener((features - mean) / std) if whitened else None
+
+
+def _scaled(
+    features: np.ndarray, mean: np.ndarray, std: np.ndarray, white: np.ndarray | None
+) -> np.ndarray:
+    scaled = (features - mean) / std
+    return scaled if white is None else scaled @ white
+
+
 def _sweep(
-    scaled: list[np.ndarray], labels: np.ndarray, validations: np.ndarray, svm: bool
+    features: np.ndarray, labels: np.ndarray, validations: np.ndarray, whitened: bool, svm: bool
 ) -> dict[float, float]:
     """Validation accuracy for every inverse penalty of `GRID`, and beyond it while that gains.
 
     Args:
-        scaled: (N, D) features for each validation part, scaled by the videos outside it.
+        features: (N, D).
         labels: (N,).
-        validations: (P, N) True = in the part.
+        validations: (P, N) True = in the part; each is scaled as the videos outside it are.
+        whitened: whether the penalty is on weights of whitened features.
         svm: as in `fit_linear`.
     """
     sweep: dict[float, float] = {}
 
     def try_out(values: list[float]) -> None:
         right = dict.fromkeys(sorted(values), 0)
-        for features, validation in zip(scaled, validations, strict=True):
+        for validation in validations:  # scaled one part at a time: all would lie in memory
+            scaled = _scaled(features, *_scale(features[~validation], whitened))
             # From strong to weak penalties, each from where the last one ended: several times faster.
             model = _make(svm, 1.0)
             for value in right:
                 model.set_params(C=value)
-                _fit(model, features[~validation], labels[~validation])
-                right[value] += (model.predict(features[validation]) == labels[validation]).sum()
+                _fit(model, scaled[~validation], labels[~validation])
+                right[value] += (model.predict(scaled[validation]) == labels[validation]).sum()
         sweep.update({value: float(count / validations.sum()) for value, count in right.items()})
 
     try_out(list(GRID))
@@ -154,21 +171,14 @@ def fit_linear(
     chosen, whitened, sweeps = 1.0, False, ({}, {})
     validations = np.array([v for v in validations if v.any() and len(set(labels[~v])) > 1])
     if len(validations):
-        scaled, white = [], []
-        for validation in validations:
-            mean, std = _standardiser(features[~validation])
-            scaled.append((features - mean) / std)
-            white.append(scaled[-1] @ _whitener(scaled[-1][~validation]))
-        sweeps = tuple(_sweep(x, labels, validations, svm) for x in (scaled, white))
+        sweeps = tuple(_sweep(features, labels, validations, w, svm) for w in (False, True))
         whitened = max(sweeps[1].values()) > max(sweeps[0].values())  # ties: the plain one
         chosen = _best(sweeps[whitened])
-    mean, std = _standardiser(features)
-    scaled = (features - mean) / std
-    white = _whitener(scaled) if whitened else None
+    mean, std, white = _scale(features, whitened)
     model = _make(svm, chosen)
-    converged = _fit(model, scaled @ white if whitened else scaled, labels)
+    converged = _fit(model, _scaled(features, mean, std, white), labels)
     weight, bias = model.coef_, model.intercept_
-    if whitened:
+    if white is not None:
         weight = weight @ white.T
     if len(weight) == 1:  # two classes: scikit-learn keeps only the logit of the second
         weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])

@@ -9,9 +9,9 @@ logistic regression fitted by L-BFGS (the linear probe of Radford et al. 2021,
 https://arxiv.org/abs/2103.00020) of features whitened where that helps, a vote of the 20 nearest
 neighbours, and one layer of attention over the last tokens. The linear probe of the mean over all tokens,
 which most papers quote, stands beside it. What there is to choose is chosen on validation parts of the
-training split, four for the linear probe, each of which shares no person with the rest; the test split is scored once. The same protocol is
-then run on the same architecture with random weights: what a probe reaches there was not learned in
-pretraining.
+training split, four for the linear probe, each of which shares no person with the rest; the test split
+is scored once. The same protocol is then run on the same architecture with random weights: what a probe
+reaches there was not learned in pretraining.
 
 Written to the results folder: results.json, CARD.md (everything needed to compare the number with
 another one), confusion.png, predictions.csv and linear.safetensors (the fitted probe).
@@ -105,7 +105,7 @@ class Config:
 # ------------------------------------------------------------------------------------ the protocol
 
 # Parts of the training videos on which the linear probe's penalty is chosen. One where subjects are left out in turn:
-# every subject has a fit of its own there, over which the chance in the choice evens out, and four would take hours.
+# every subject has a fit of its own there, over which the chance in the choice evens out.
 VALIDATIONS = 4
 
 # Numbers of the training videos, which of them are for validation (masks, one a row), numbers of the test videos.
@@ -170,9 +170,9 @@ def embed(
 
 
 def in_words(validations: np.ndarray) -> str:
-    """How many videos the validation parts (P, N) have, such as "4 times 490"."""
-    sizes = sorted(set(validations.sum(1).tolist()))
-    return f"{len(validations)} times {' or '.join(map(str, sizes))}"
+    """How many videos the validation parts (P, N) have, such as "490" or "4 times 490"."""
+    sizes = " or ".join(map(str, sorted(set(validations.sum(1).tolist()))))
+    return sizes if len(validations) == 1 else f"{len(validations)} times {sizes}"
 
 
 def fit_card(probes: list[LinearProbe]) -> dict:
