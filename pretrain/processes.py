@@ -36,7 +36,7 @@ def asked_processes() -> int:
 
 
 def start_accelerator(precision: str, threads: int) -> Accelerator:
-    """Join the process group on the GPU where there is one, else on the CPU with gloo.
+    """Join the process group on the GPU where there is one, else, or if asked to, on the CPU with gloo.
 
     Args:
         precision: as `pretrain.device.autocast_dtype` takes it.
@@ -44,12 +44,20 @@ def start_accelerator(precision: str, threads: int) -> Accelerator:
             of this machine. `accelerate launch` sets one thread without a word, whatever the cores.
 
     Raises:
-        ValueError: several processes were asked for and this one would train alone, or `threads` is
-            negative.
+        ValueError: several processes were asked for and this one would train alone, or they are more than
+            there are GPUs, or `threads` is negative.
     """
     if threads < 0:
         raise ValueError(f"--threads {threads} is negative: give a number, or 0 for all cores")
-    on_gpu = torch.cuda.is_available()
+    # What `--cpu` and launch/cpu.yaml come to; accelerate obeys it without telling.
+    keep_to_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    on_gpu = torch.cuda.is_available() and not keep_to_cpu
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if on_gpu and here > torch.cuda.device_count():
+        raise ValueError(
+            f"{here} processes want a GPU each and there are {torch.cuda.device_count()}: give --num_processes to "
+            "`accelerate launch`, or put CUDA_VISIBLE_DEVICES= before it to stay on the CPU"
+        )
     dtype = autocast_dtype(torch.device("cuda" if on_gpu else "cpu"), precision)
     accelerator = Accelerator(cpu=not on_gpu, mixed_precision="bf16" if dtype else "no")
     asked = asked_processes()

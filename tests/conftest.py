@@ -15,6 +15,13 @@ from safetensors.torch import save_file
 # Models here are tiny: one thread is faster than two that wait for each other, and repeatable.
 torch.set_num_threads(1)
 
+
+def pytest_configure(config):
+    """Hide the GPU unless tests that need it were asked for (`-m gpu`): the others are of the CPU, to the bit."""
+    if "not gpu" in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 MOTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
 
 

@@ -30,7 +30,6 @@ def test_cores_are_those_this_process_may_use():
     assert usable_cores() == len(before)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="threads are set on the CPU only")
 @pytest.mark.parametrize(
     ("asked", "beside", "expected"), [(0, 1, 6), (0, 2, 3), (0, 4, 1), (0, 9, 1), (5, 2, 5)]
 )
@@ -45,6 +44,27 @@ def test_processes_share_the_cores(asked, beside, expected, threads, monkeypatch
 def test_negative_threads_are_refused():
     with pytest.raises(ValueError, match="--threads -1 is negative"):
         processes.start_accelerator("fp32", -1)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(
+        ValueError, match=r"2 processes want a GPU each and there are 1.*CUDA_VISIB"
+    ):
+        processes.start_accelerator("auto", 0)
+
+
+def test_asked_to_stay_on_the_cpu_it_does(threads, monkeypatch):
+    """launch/cpu.yaml beside a GPU: no CUDA, and the precision is the CPU's."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(processes, "asked_processes", lambda: 1)
+    monkeypatch.setattr("pretrain.device.has_bf16", lambda device: device.type == "cuda")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    accelerator = processes.start_accelerator("auto", 1)
+    assert accelerator.device.type == "cpu" and accelerator.mixed_precision == "no"
 
 
 FAULTS = """
