@@ -182,9 +182,6 @@ def curve_figure(
     for axis, names, first in ((left, losses, 0), (right, shares, len(losses))):
         for i, name in enumerate(names):
             points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
-            # A score that is measured now and then is repeated in every line until the next one.
-            if name.startswith(("val_", "knn")):
-                points = [p for k, p in enumerate(points) if not k or p[1] != points[k - 1][1]]
             if points:
                 marker = "o" if len(points) < 20 else None
                 axis.plot(*zip(*points, strict=True), label=name.replace("_", " "), color=f"C{first + i}",

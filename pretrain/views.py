@@ -3,7 +3,7 @@
 CAN (Mishra et al. 2022, https://arxiv.org/abs/2210.16870): reconstruction writes into single tokens what hidden pixels
 need, and little of it can be read off their mean; a contrast of the mean tokens of two differently masked, cropped and
 coloured views puts there what makes a clip this clip, with the encoder's pass that is made anyway. The paper's noise
-prediction is left out. Shapes: b views of one process, G of all, the views of a clip neighbours; D width.
+prediction is left out. Shapes: b views of one process, G of all; D width.
 """
 
 import torch
@@ -19,27 +19,29 @@ TEMPERATURE = 0.1  # the paper's
 HIDDEN, OUT = 512, 128  # widths of the head, which is thrown away after training
 
 
-def match_views(embeddings: Tensor, views: int) -> tuple[Tensor, Tensor]:
+def match_views(embeddings: Tensor, clips: Tensor) -> tuple[Tensor, Tensor]:
     """InfoNCE of every view against all others of the global batch; those of its own clip are the positives.
 
     Args:
-        embeddings: (b, D) unit vectors; the views of a clip are neighbouring rows.
-        views: of each clip, at least 2; where there are more, the target is spread evenly over the others.
+        embeddings: (b, D) unit vectors.
+        clips: (b,) integers, equal where the clip is: two views at least, more where an epoch's end and the beginning
+            of the next one meet in a batch. The target is spread evenly over the others.
 
     Returns:
         the loss of this process's rows, whose mean over the processes is that of the global batch, gradients included;
         and the share of views nearest to one of their own clip.
     """
     everything = gather(embeddings)
+    with torch.no_grad():
+        all_clips = gather(clips)
     rank = dist.get_rank() if dist.is_initialized() else 0
     rows = torch.arange(len(everything), device=embeddings.device)
-    own = rows[rank * len(embeddings) :][: len(embeddings), None]
-    itself = own == rows
-    positive = (own // views == rows // views) & ~itself
+    itself = rows[rank * len(embeddings) :][: len(embeddings), None] == rows
+    positive = (clips[:, None] == all_clips) & ~itself
     logits = embeddings @ everything.T / TEMPERATURE
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # autocast's are bf16
     logits = logits.masked_fill(itself, torch.finfo(logits.dtype).min)
-    loss = F.cross_entropy(logits, positive.to(logits.dtype) / (views - 1))
+    loss = F.cross_entropy(logits, positive.to(logits.dtype) / positive.sum(1, keepdim=True))
     hits = positive.gather(1, logits.argmax(1, keepdim=True))
     return loss, hits.float().mean()
 
@@ -64,7 +66,7 @@ class ViewContrast(nn.Module):
             )
         if weight <= 0:
             raise ValueError(f"--contrast {weight:g} is not positive: give 0 for none")
-        self.masked, self.views, self.weight = masked, views, weight
+        self.masked, self.weight = masked, weight
         dim = masked.encoder.embed_dim
         self.head = nn.Sequential(
             nn.Linear(dim, HIDDEN), nn.LayerNorm(HIDDEN), nn.GELU(), nn.Linear(HIDDEN, OUT)
@@ -72,13 +74,15 @@ class ViewContrast(nn.Module):
         # What rebuilds it all; written into checkpoints.
         self.arguments = masked.arguments | {"contrast": {"views": views, "weight": weight}}
 
-    def forward(self, video: Tensor, visible: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of clips, whose arguments are those of what reconstructs.
+    def forward(
+        self, video: Tensor, visible: Tensor, masked: Tensor, clips: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of views; all arguments but `clips`, see `match_views`, are those of what reconstructs.
 
         Returns:
             the sum of both losses, and the share of views that find their own clip.
         """
         loss, _, tokens = self.masked.rebuild(video, visible, masked)
         embeddings = F.normalize(self.head(tokens.mean(1)), dim=-1)
-        contrast, found = match_views(embeddings, self.views)
+        contrast, found = match_views(embeddings, clips)
         return loss + self.weight * contrast, found

@@ -577,19 +577,20 @@ def main(cfg: Config) -> dict:
 
             step = state["step"]
             done = step == plan.steps
-            if done or (cfg.val_every and step % cfg.val_every == 0):
+            measured = done or bool(cfg.val_every and step % cfg.val_every == 0)
+            if measured:
                 val = val_retrieval(bare, packs, cfg, accelerator) if first else None
             clips_shown += cfg.batch_size
             waited_shown += waited
             now = time.monotonic()
-            if first and (done or skipped or now - shown >= cfg.log_seconds):
+            if first and (measured or skipped or now - shown >= cfg.log_seconds):
                 values = {
                     "loss": loss_value, "video_to_text": to_text, "text_to_video": to_video, "gap": gap,
                     "scale": bare.scale().item(), "duplicates": int(result.duplicates), "lr": lr,
                     "grad_norm": norm, "clips_per_s": clips_shown / (now - shown),
                     "skipped": state["skipped"], "bad_clips": state["bad_clips"], "cut": state["cut"],
                 }  # fmt: skip
-                if val is not None:
+                if measured and val is not None:
                     values |= {f"val_t2v_{k}": v for k, v in val.items() if k != "num"}
                 run_log.write(step, values)
                 print(progress_line(values, step, plan.steps, val, waited_shown / (now - shown))

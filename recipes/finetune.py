@@ -589,7 +589,8 @@ def main(cfg: Config) -> dict:
 
             step = state["step"]
             done = step == plan.steps
-            if val is not None and (done or step % val_every == 0):
+            measured = val is not None and (done or step % val_every == 0)
+            if measured:
                 state["val"] = validate(learner.best_guess, pack, val, cfg, accelerator)
                 wrapped.train()
                 state["since_best"] += 1
@@ -605,7 +606,7 @@ def main(cfg: Config) -> dict:
                 waited_shown + waited,
                 time.monotonic(),
             )
-            if first and (done or skipped or now - shown >= cfg.log_seconds):
+            if first and (done or measured or skipped or now - shown >= cfg.log_seconds):
                 values = {
                     "loss": loss_value,
                     "train_top1": right_value,
@@ -613,7 +614,7 @@ def main(cfg: Config) -> dict:
                     "grad_norm": norm,
                 }
                 values |= {"clips_per_s": clips_shown / (now - shown), "skipped": state["skipped"]}
-                values |= {} if state["val"] is None else {"val_top1": state["val"]}
+                values |= {"val_top1": state["val"]} if measured else {}
                 run_log.write(step, values)
                 print(
                     f"step {step}/{plan.steps}  loss {loss_value:.3f}  right {right_value:.0%}  "

@@ -7,6 +7,7 @@ on held-out people of the training split shows whether the features get better.
     accelerate launch recipes/videomae.py                              the built-in action world
     accelerate launch recipes/videomae.py --data my_videos/            your own clips
     accelerate launch recipes/videomae.py shrec --data clips.csv       small clips, 2 CPU cores
+    accelerate launch recipes/videomae.py shrec_apart --data clips.csv --backbone RUN/backbone     the second of two steps
     accelerate launch --config_file launch/gpus.yaml recipes/videomae.py vit_b_k400 --data k400.csv
 
 The first word chooses a preset, flags change single values, `--help` lists them. Starting the same
@@ -179,6 +180,11 @@ SHREC_MOVING = dataclasses.replace(
     SHREC, preset="shrec_moving", tubelet=4, init="xavier", moving=0.5, mask_ratio=0.75, dual_mask=False,
     batch_size=64, base_lr=0.016, final_lr=1.6e-4,
 )  # fmt: skip
+# The second step, from that one's backbone: clips that differ little are told apart.
+SHREC_APART = dataclasses.replace(
+    SHREC_MOVING, preset="shrec_apart", contrast=0.3, views=2, colour=0.4, scales=(1.0, 0.9, 0.8), steps=500,
+    batch_size=256, micro_batch=256, base_lr=0.006, save_every=100, knn_every=250,
+)  # fmt: skip
 TINY = dataclasses.replace(
     SHREC, preset="tiny", encoder="xs", depth=4, decoder_dim=64, moving=0.375, mask_ratio=0.8,
     dual_mask=False, steps=400, batch_size=64, micro_batch=64, save_every=100, knn_every=200,
@@ -189,8 +195,9 @@ PRESETS = {
     "tiny": TINY,
     # Clips of about two seconds and 50 pixels, such as SHREC'17: under 45 minutes on two cores.
     "shrec": SHREC,
-    # Such clips in two steps: this one, then --contrast from its backbone.
+    # Such clips in two steps: this one, then the next with --backbone runs/videomae-shrec_moving/backbone.
     "shrec_moving": SHREC_MOVING,
+    "shrec_apart": SHREC_APART,
     # As published (VideoMAE repository, scripts of each data set; section 4 of the paper).
     "vit_b_k400": VIT_B_K400,
     "vit_l_k400": dataclasses.replace(
@@ -216,8 +223,8 @@ KNN_CLIPS = 480  # clips behind the online score
 # ---------------------------------------------------------------------------------------- the step
 
 
-def train_step(model, optimizers, batches, accumulate, accelerator, clip_grad):
-    """One optimizer step over `accumulate` micro-batches.
+def train_step(model, optimizers, batches, accumulate, accelerator, clip_grad, contrast):
+    """One optimizer step over `accumulate` micro-batches; `contrast`: the model wants to know whose the views are.
 
     Returns:
         mean loss of this process, the share of views that found their clip (None without `ViewContrast`), the
@@ -226,15 +233,13 @@ def train_step(model, optimizers, batches, accumulate, accelerator, clip_grad):
         gradients are averaged before it is taken, so every process decides alike.
     """
     total, errors, waited = torch.zeros((), device=accelerator.device), [], 0.0
+    names = ("video", "visible", "masked", "clips") if contrast else ("video", "visible", "masked")
     for i in range(accumulate):
         before = time.monotonic()
         batch = next(batches)
         waited += time.monotonic() - before
         errors += batch["errors"]
-        tensors = [
-            batch[k].to(accelerator.device, non_blocking=True)
-            for k in ("video", "visible", "masked")
-        ]
+        tensors = [batch[name].to(accelerator.device, non_blocking=True) for name in names]
         last = i == accumulate - 1
         with nullcontext() if last else accelerator.no_sync(model):
             loss, second = model(*tensors)
@@ -471,6 +476,11 @@ def main(cfg: Config) -> dict:
     accelerator.wait_for_everyone()
     if first:
         print_plan(cfg, plan, accelerator, pack, len(ids), run, masked)
+        if cfg.contrast and not cfg.backbone:
+            print(
+                "note: --contrast wants a --backbone that reconstructs; from scratch it learned worse",
+                file=sys.stderr,
+            )
         run.mkdir(parents=True, exist_ok=True)
         if not (run / "config.json").exists():
             described = {
@@ -527,7 +537,13 @@ def main(cfg: Config) -> dict:
             for group in (g for o in optimizers for g in o.param_groups):
                 group["lr"] = lr * group.get("lr_scale", 1.0)
             loss, found, norm, errors, waited = train_step(
-                model, optimizers, batches, plan.accumulate, accelerator, cfg.clip_grad
+                model,
+                optimizers,
+                batches,
+                plan.accumulate,
+                accelerator,
+                cfg.clip_grad,
+                cfg.contrast > 0,
             )
             # One small sum over the processes carries all that they must agree on.
             shared = torch.tensor([stop.signal, len(errors), 0.0, 0.0], device=accelerator.device)
@@ -546,18 +562,19 @@ def main(cfg: Config) -> dict:
 
             step = state["step"]
             done = step == plan.steps
-            if done or (cfg.knn_every and step % cfg.knn_every == 0):
+            measured = done or bool(cfg.knn_every and step % cfg.knn_every == 0)
+            if measured:
                 knn = (
                     online_knn(masked.encoder, pack, ids, cfg.seed, accelerator) if first else None
                 )
             clips_shown += cfg.batch_size
             waited_shown += waited
             now = time.monotonic()
-            if first and (done or skipped or now - shown >= cfg.log_seconds):
+            if first and (measured or skipped or now - shown >= cfg.log_seconds):
                 values = {"loss": loss_value, "lr": lr, "grad_norm": norm}
                 values |= {"clips_per_s": clips_shown / (now - shown)}
                 values |= {"skipped": state["skipped"], "bad_clips": state["bad_clips"]}
-                values |= {} if knn is None else {"knn": knn}
+                values |= {"knn": knn} if measured and knn is not None else {}
                 values |= {"views_found": found_share} if cfg.contrast else {}
                 run_log.write(step, values)
                 print(

@@ -339,10 +339,11 @@ class Positions:
 
 
 def collate_views(items: list[dict]) -> dict:
-    """Stack training items; the views of one clip become neighbouring rows of the batch."""
+    """Stack training items; the views of one clip become neighbouring rows of the batch, `clips` says whose they are."""
     names = [name for name, value in items[0].items() if isinstance(value, Tensor)]
     batch = {name: torch.cat([item[name] for item in items]) for name in names}
     batch["samples"] = [item["sample"] for item in items]
+    batch["clips"] = torch.tensor(batch["samples"]).repeat_interleave(len(items[0]["video"]))
     batch["errors"] = [error for item in items for error in item["errors"]]
     return batch
 

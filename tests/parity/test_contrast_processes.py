@@ -65,7 +65,8 @@ for dtype in (torch.float32, torch.float64):
     model = accelerator.prepare_model(bare)
     rows = torch.arange({GLOBAL}).reshape(world, -1)[rank]
     places = torch.rand({GLOBAL}, 8, generator=torch.Generator().manual_seed(2)).argsort(1)[rows]
-    loss, found = model(video[rows], places[:, :3], places[:, 3:])
+    clips = torch.tensor([4, 4, 2, 2, 9, 9, 4, 4])[rows]  # one of them twice
+    loss, found = model(video[rows], places[:, :3], places[:, 3:], clips)
     accelerator.backward(loss)
     name = f"{{dtype}} views"
     results[f"{{name}} loss"] = (accelerator.reduce(loss.detach()) / world).reshape(1).clone()

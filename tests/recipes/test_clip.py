@@ -58,6 +58,7 @@ def test_whole_run(undisturbed, capsys):
     assert {"video_to_text", "text_to_video", "gap", "scale", "duplicates"} <= log[0].keys()
     assert log[0]["duplicates"] > 0  # eight sentences in all
     assert 0 <= log[-1]["val_t2v_r10"] <= 1
+    assert [entry["step"] for entry in log if "val_t2v_r10" in entry] == [4, 8]
     assert (undisturbed / "curve.png").stat().st_size > 5000
     model = checkpoint.load_video_text(str(undisturbed / "backbone"))
     saved = load_file(checkpoint.checkpoints(undisturbed)[0] / "model.safetensors")

@@ -52,6 +52,7 @@ def test_whole_run(undisturbed, tiny_pack):
     assert [entry["step"] for entry in log] == list(range(1, 9))
     assert log[-1]["loss"] < log[0]["loss"]
     assert 0 <= log[-1]["knn"] <= 1
+    assert [entry["step"] for entry in log if "knn" in entry] == [4, 8]  # not repeated in between
     assert (undisturbed / "reconstruction.png").stat().st_size > 5000
     assert (undisturbed / "curve.png").stat().st_size > 5000
     encoder = checkpoint.load_backbone(str(undisturbed / "backbone"))
@@ -62,10 +63,15 @@ def test_whole_run(undisturbed, tiny_pack):
 
 
 def test_the_loss_falls_when_it_trains_longer(tiny_pack, tmp_path):
-    state = videomae.main(
-        config(tiny_pack, tmp_path / "run", steps=60, knn_every=0, log_seconds=60.0)
-    )
+    cfg = config(tiny_pack, tmp_path / "run", steps=60, knn_every=25, log_seconds=600.0)
+    state = videomae.main(cfg)
     assert state["loss"] < 0.75  # 1 is what predicting each patch's mean costs
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [(entry["step"], "knn" in entry) for entry in log] == [
+        (25, True),
+        (50, True),
+        (60, True),
+    ]
 
 
 def test_same_command_again_changes_nothing(undisturbed, tiny_pack, capsys):

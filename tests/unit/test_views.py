@@ -24,6 +24,10 @@ def videomae() -> VideoMAE:
     return VideoMAE(VideoTransformer(24, 1, 2, 4, 16, 8), 12, 1, 2)
 
 
+def clips_of(rows: int, views: int = 2) -> torch.Tensor:
+    return torch.arange(rows // views).repeat_interleave(views)
+
+
 def batch(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     video = torch.randint(0, 256, (rows, 3, 4, 16, 16), generator=generator, dtype=torch.uint8)
@@ -42,27 +46,42 @@ def test_loss_equals_the_literal_sum(views):
         own = [j for j in others if j // views == i // views]
         total += sum(partition - logits[j] for j in own) / len(own)
         hits += max(logits, key=logits.get) in own
-    loss, found = match_views(x, views)
+    loss, found = match_views(x, clips_of(len(x), views))
     assert loss.item() == pytest.approx(total / len(x), rel=1e-5)
     assert found.item() == pytest.approx(hits / len(x))
 
 
 def test_equal_views_are_found_and_unlike_ones_are_not():
     clips = torch.eye(6).repeat_interleave(2, 0)
-    loss, found = match_views(clips, 2)
+    loss, found = match_views(clips, clips_of(12))
     assert found == 1 and loss < 0.001
-    loss, found = match_views(clips.roll(1, 0), 2)  # every neighbour is another clip's
+    loss, found = match_views(clips.roll(1, 0), clips_of(12))  # every neighbour is another clip's
     assert found == 0 and loss > 5
+
+
+def test_a_clip_that_comes_twice_is_no_negative_of_itself():
+    """Where epochs meet in a batch: all its views are positives, wherever they lie."""
+    x, clips = unit(8), torch.tensor([7, 7, 3, 3, 5, 5, 7, 7])
+    loss, _ = match_views(x, clips)
+    order = torch.tensor([0, 1, 6, 7, 2, 3, 4, 5])
+    again, _ = match_views(x[order], clips[order])
+    assert loss.item() == pytest.approx(again.item(), rel=1e-12)
+    same = torch.eye(4)[[0, 0, 1, 1, 2, 2, 0, 0]]
+    assert match_views(same, clips)[0] == pytest.approx(
+        # four rows have three that are equal to them, four have one; all others are at right angles
+        (4 * math.log(3 + 4 * math.exp(-10)) + 4 * math.log(1 + 6 * math.exp(-10))) / 8,
+        rel=1e-4,
+    )
 
 
 def test_the_sum_of_both_losses_trains_encoder_decoder_and_head():
     torch.manual_seed(0)
     model = ViewContrast(videomae(), 2, 0.5)
     inputs = batch(6)
-    loss, _ = model(*inputs)
+    loss, _ = model(*inputs, clips_of(6))
     tokens = model.masked.rebuild(*inputs)[2]
     assert tokens.shape == (6, 3, 24)
-    contrast, _ = match_views(F.normalize(model.head(tokens.mean(1)), dim=-1), 2)
+    contrast, _ = match_views(F.normalize(model.head(tokens.mean(1)), dim=-1), clips_of(6))
     rebuilt, _ = model.masked(*inputs)
     assert loss.item() == pytest.approx((rebuilt + 0.5 * contrast).item(), rel=1e-6)
     loss.backward()
@@ -73,7 +92,7 @@ def test_any_masked_family():
     torch.manual_seed(0)
     encoder = VideoTransformer(24, 1, 2, 4, 16, 8)
     model = ViewContrast(MaskedPixels(encoder, 2, 8), 2, 0.3)
-    loss, _ = model(*batch(4))
+    loss, _ = model(*batch(4), clips_of(4))
     loss.backward()
     assert loss > model.masked(*batch(4))[0]
     assert model.head[0].weight.grad.abs().max() > 0
