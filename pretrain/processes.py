@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import parse_flag_from_env
 
 from pretrain.data.pool import usable_cores
 from pretrain.device import autocast_dtype, keep_memory
@@ -50,8 +51,7 @@ def start_accelerator(precision: str, threads: int) -> Accelerator:
     if threads < 0:
         raise ValueError(f"--threads {threads} is negative: give a number, or 0 for all cores")
     # What `--cpu` and launch/cpu.yaml come to; accelerate obeys it without telling.
-    keep_to_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    on_gpu = torch.cuda.is_available() and not keep_to_cpu
+    on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if on_gpu and here > torch.cuda.device_count():
         raise ValueError(
