@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,20 @@ def save_file(tensors, path):
 recipe.train_step, checkpoint.save_file = step, save_file
 recipe.main(cfg)
 """
+
+
+def stop_in_step(monkeypatch, recipe, nth: int, number: signal.Signals = signal.SIGINT) -> None:
+    """Let a recipe that runs in this process get a signal in the `nth` of its steps."""
+    real, count = recipe.train_step, 0
+
+    def step(*args):
+        nonlocal count
+        count += 1
+        if count == nth:
+            os.kill(os.getpid(), number)
+        return real(*args)
+
+    monkeypatch.setattr(recipe, "train_step", step)
 
 
 def write_driver(tmp_path: Path, cfg) -> Path:

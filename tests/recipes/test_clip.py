@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import math
-import os
-import signal
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from safetensors.torch import load_file
 from pretrain import checkpoint
 from pretrain.data.pack import pack
 from recipes import clip
-from tests.recipes.killing import run_calm_and_harried
+from tests.recipes.killing import run_calm_and_harried, stop_in_step
 
 ROOT = Path(__file__).parents[2]
 
@@ -127,16 +125,7 @@ def test_it_learns_what_the_captions_say(tmp_path):
 def test_interrupted_and_resumed_equals_undisturbed(
     undisturbed, captioned_pack, tmp_path, monkeypatch, stop_after
 ):
-    real, count = clip.train_step, 0
-
-    def step(*args):
-        nonlocal count
-        count += 1
-        if count == stop_after:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(*args)
-
-    monkeypatch.setattr(clip, "train_step", step)
+    stop_in_step(monkeypatch, clip, stop_after)
     run = tmp_path / "run"
     with pytest.raises(SystemExit) as stopped:
         clip.main(config(captioned_pack, run))

@@ -3,8 +3,6 @@
 import csv
 import dataclasses
 import json
-import os
-import signal
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from pretrain.data.pack import pack
 from pretrain.data.shards import Pack
 from recipes import compare, finetune, predict
 from tests.conftest import draw_motion, motion_rows, write_video
-from tests.recipes.killing import launch, run_calm_and_harried
+from tests.recipes.killing import launch, run_calm_and_harried, stop_in_step
 
 
 def config(data, out, **changes) -> finetune.Config:
@@ -110,16 +108,7 @@ def test_interrupted_and_resumed_equals_undisturbed(
     undisturbed, tiny_pack, tmp_path, monkeypatch, stop_after
 ):
     """Dropout, mixing, erasing and the average included."""
-    real, count = finetune.train_step, 0
-
-    def step(*args):
-        nonlocal count
-        count += 1
-        if count == stop_after:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(*args)
-
-    monkeypatch.setattr(finetune, "train_step", step)
+    stop_in_step(monkeypatch, finetune, stop_after)
     cfg = config(
         tiny_pack, tmp_path / "run", ema=0.5, mixup=0.8, cutmix=1.0, erase=0.5, rand_augment="n2-m5"
     )

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
 from functools import partial
@@ -22,6 +21,7 @@ from pretrain.videomae import VideoMAE, draw_tokens
 from pretrain.vit import VideoTransformer
 from recipes import clip, linear_probe, videomae
 from tests.recipes import test_clip, test_videomae
+from tests.recipes.killing import stop_in_step
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]
@@ -124,7 +124,7 @@ def test_a_run_continues_and_its_backbone_is_the_cpus_too(tiny_pack, tmp_path, m
     calm, harried = tmp_path / "calm", tmp_path / "harried"
     cfg = test_videomae.config(tiny_pack, calm, optimizer="muon")
     videomae.main(cfg)
-    monkeypatch.setattr(videomae, "train_step", stop_after(3, videomae.train_step))
+    stop_in_step(monkeypatch, videomae, 3)
     with pytest.raises(SystemExit):
         videomae.main(dataclasses.replace(cfg, out=str(harried)))
     videomae.main(dataclasses.replace(cfg, out=str(harried), resume=True))
@@ -147,20 +147,6 @@ def test_a_run_continues_and_its_backbone_is_the_cpus_too(tiny_pack, tmp_path, m
         )
     )
     assert 0 <= results["top1"] <= 1
-
-
-def stop_after(steps: int, real):
-    """A train step that asks for an end in its `steps`-th call."""
-    count = 0
-
-    def step(*args):
-        nonlocal count
-        count += 1
-        if count == steps:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(*args)
-
-    return step
 
 
 def test_video_and_text_learn_in_bf16(captioned_pack, tmp_path):

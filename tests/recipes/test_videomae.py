@@ -17,7 +17,7 @@ from pretrain import checkpoint
 from pretrain.data.shards import Pack
 from pretrain.run import plan_run
 from recipes import videomae
-from tests.recipes.killing import launch, run_calm_and_harried, write_driver
+from tests.recipes.killing import launch, run_calm_and_harried, stop_in_step, write_driver
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,16 +86,7 @@ def test_interrupted_and_resumed_equals_undisturbed(
     undisturbed, tiny_pack, tmp_path, monkeypatch, stop_after
 ):
     """Ctrl-C during a step saves at its end; the same command goes on to the same bits."""
-    real, count = videomae.train_step, 0
-
-    def step(*args):
-        nonlocal count
-        count += 1
-        if count == stop_after:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(*args)
-
-    monkeypatch.setattr(videomae, "train_step", step)
+    stop_in_step(monkeypatch, videomae, stop_after)
     run = tmp_path / "run"
     with pytest.raises(SystemExit) as stopped:
         videomae.main(config(tiny_pack, run))
@@ -141,19 +132,9 @@ def test_contrast_of_views_learns_resumes_and_leaves_a_plain_videomae(
     log = [json.loads(line) for line in (calm / "log.jsonl").read_text().splitlines()]
     assert log[-1]["loss"] < log[0]["loss"] and 0 <= log[-1]["views_found"] <= 1
 
-    real, count = videomae.train_step, 0
-
-    def step(*args):
-        nonlocal count
-        count += 1
-        if count == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(*args)
-
-    monkeypatch.setattr(videomae, "train_step", step)
+    stop_in_step(monkeypatch, videomae, 4, signal.SIGTERM)
     with pytest.raises(SystemExit):
         videomae.main(config(tiny_pack, cut, **changes))
-    monkeypatch.setattr(videomae, "train_step", real)
     videomae.main(config(tiny_pack, cut, resume=True, **changes))
     assert equal(final_weights(cut), final_weights(calm))
     assert any(name.startswith("head.") for name in final_weights(calm))  # the contrast's

@@ -59,7 +59,6 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 def test_asked_to_stay_on_the_cpu_it_does(threads, monkeypatch):
     """launch/cpu.yaml beside a GPU: no CUDA, and the precision is the CPU's."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(processes, "asked_processes", lambda: 1)
     monkeypatch.setattr("pretrain.device.has_bf16", lambda device: device.type == "cuda")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
