@@ -577,12 +577,12 @@ def main(cfg: Config) -> dict:
 
             step = state["step"]
             done = step == plan.steps
+            clips_shown += cfg.batch_size
+            waited_shown += waited
+            now = time.monotonic()  # what is measured next is not the speed of training
             measured = done or bool(cfg.val_every and step % cfg.val_every == 0)
             if measured:
                 val = val_retrieval(bare, packs, cfg, accelerator) if first else None
-            clips_shown += cfg.batch_size
-            waited_shown += waited
-            now = time.monotonic()
             if first and (measured or skipped or now - shown >= cfg.log_seconds):
                 values = {
                     "loss": loss_value, "video_to_text": to_text, "text_to_video": to_video, "gap": gap,
@@ -608,7 +608,7 @@ def main(cfg: Config) -> dict:
                         "another --base-lr",
                         flush=True,
                     )
-                shown, clips_shown, waited_shown = now, 0, 0.0
+                shown, clips_shown, waited_shown = time.monotonic(), 0, 0.0
             state |= {"loss": loss_value, "val": val}
             if (done or stopping or step % cfg.save_every == 0) and first:
                 checkpoint.save_checkpoint(run, bare, optimizers, state)

@@ -589,6 +589,9 @@ def main(cfg: Config) -> dict:
 
             step = state["step"]
             done = step == plan.steps
+            clips_shown += cfg.batch_size
+            waited_shown += waited
+            now = time.monotonic()  # what is measured next is not the speed of training
             measured = val is not None and (done or step % val_every == 0)
             if measured:
                 state["val"] = validate(learner.best_guess, pack, val, cfg, accelerator)
@@ -601,11 +604,6 @@ def main(cfg: Config) -> dict:
                 stopped_early = bool(cfg.patience) and state["since_best"] >= cfg.patience
                 done = done or stopped_early
             state |= {"loss": loss_value, "seconds": before + time.monotonic() - began}
-            clips_shown, waited_shown, now = (
-                clips_shown + cfg.batch_size,
-                waited_shown + waited,
-                time.monotonic(),
-            )
             if first and (done or measured or skipped or now - shown >= cfg.log_seconds):
                 values = {
                     "loss": loss_value,
@@ -629,7 +627,7 @@ def main(cfg: Config) -> dict:
                     + (f"  {state['bad_clips']} bad clips replaced" if state["bad_clips"] else ""),
                     flush=True,
                 )
-                shown, clips_shown, waited_shown = now, 0, 0.0
+                shown, clips_shown, waited_shown = time.monotonic(), 0, 0.0
             if (done or stopping or step % cfg.save_every == 0) and first:
                 checkpoint.save_checkpoint(run, learner, [optimizer], state)
             if stopping and not done:

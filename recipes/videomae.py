@@ -562,14 +562,14 @@ def main(cfg: Config) -> dict:
 
             step = state["step"]
             done = step == plan.steps
+            clips_shown += cfg.batch_size
+            waited_shown += waited
+            now = time.monotonic()  # what is measured next is not the speed of training
             measured = done or bool(cfg.knn_every and step % cfg.knn_every == 0)
             if measured:
                 knn = (
                     online_knn(masked.encoder, pack, ids, cfg.seed, accelerator) if first else None
                 )
-            clips_shown += cfg.batch_size
-            waited_shown += waited
-            now = time.monotonic()
             if first and (measured or skipped or now - shown >= cfg.log_seconds):
                 values = {"loss": loss_value, "lr": lr, "grad_norm": norm}
                 values |= {"clips_per_s": clips_shown / (now - shown)}
@@ -588,7 +588,7 @@ def main(cfg: Config) -> dict:
                     + (f"  {state['bad_clips']} bad clips replaced" if state["bad_clips"] else ""),
                     flush=True,
                 )
-                shown, clips_shown, waited_shown = now, 0, 0.0
+                shown, clips_shown, waited_shown = time.monotonic(), 0, 0.0
             state |= {"loss": loss_value, "knn": knn}
             if (done or stopping or step % cfg.save_every == 0) and first:
                 checkpoint.save_checkpoint(run, bare, optimizers, state)
