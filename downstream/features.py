@@ -26,7 +26,7 @@ from pretrain.data.shards import EvalClips, Pack, eval_loader
 from pretrain.device import autocast_dtype
 from pretrain.modes import evaluating
 
-CODE_VERSION = 2  # raise it whenever the same backbone and clips would give other embeddings
+CODE_VERSION = 3  # raise it whenever the same backbone and clips would give other embeddings
 
 
 @dataclass(frozen=True)

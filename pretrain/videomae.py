@@ -229,8 +229,8 @@ class VideoMAE(nn.Module):
         encoder = self.encoder
         if encoder.num_moving == math.prod(encoder.grid):
             return numbers
-        clips = encoder.input_spec.normalise(video)
-        moving = moving_tokens(clips, encoder.tubelet, encoder.patch, encoder.num_moving)
+        std = encoder.input_spec.std
+        moving = moving_tokens(video, encoder.tubelet, encoder.patch, encoder.num_moving, std)
         return moving.gather(1, numbers)
 
     def forward(self, video: Tensor, visible: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:

@@ -210,7 +210,9 @@ def take_tokens(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
-def moving_tokens(video: Tensor, tubelet: int, patch: int, num: int) -> Tensor:
+def moving_tokens(
+    video: Tensor, tubelet: int, patch: int, num: int, std: tuple[float, ...] | None = None
+) -> Tensor:
     """The tubelets in which most changes from frame to frame: their indices (B, num), ascending.
 
     What stands still looks the same in every time slot, so in footage of people most tubelets repeat what
@@ -218,14 +220,25 @@ def moving_tokens(video: Tensor, tubelet: int, patch: int, num: int) -> Tensor:
     tubelet and at its start.
 
     Args:
-        video: clips (B, C, T, H, W), normalised; T at least 2.
+        video: clips (B, C, T, H, W), normalised, or uint8 as they were before; T at least 2.
         tubelet: frames of a tubelet.
         patch: its height and width, pixels.
         num: tubelets to keep.
+        std: of uint8 clips, the channels' deviations that normalise them (their mean makes no difference).
     """
-    change = (video[:, :, 1:] - video[:, :, :-1]).square().mean(1, keepdim=True)
-    change = torch.cat([change[:, :, :1], change], 2)  # the first frame has none before it
-    energy = F.avg_pool3d(change, (tubelet, patch, patch)).flatten(1)
+    if video.dtype == torch.uint8:  # a quarter of the bytes to read
+        change = (video[:, :, 1:].short() - video[:, :, :-1]).float()
+    else:
+        change = video[:, :, 1:] - video[:, :, :-1]
+    batch, channels, times, _, width = change.shape
+    # Rows, then columns: on the CPU a third of the time of a sum over both or of average pooling.
+    rows = change.mul_(change).reshape(-1, patch, width).sum(1)
+    energy = rows.view(-1, patch).sum(1).view(batch, channels, times, -1)
+    if std is not None:
+        energy = energy / energy.new_tensor(std).square()[:, None, None]
+    energy = energy.sum(1)
+    energy = torch.cat([energy[:, :1], energy], 1)  # the first frame has none before it
+    energy = energy.unflatten(1, (-1, tubelet)).sum(2).flatten(1)
     return energy.topk(num, dim=1).indices.sort(1).values
 
 

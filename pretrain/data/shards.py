@@ -121,6 +121,18 @@ def _fit_decoded(pack: Pack, ids: np.ndarray) -> bool:
     return True
 
 
+def _refuse_pictures(pack: Pack, ids: np.ndarray, spec: InputSpec) -> None:
+    """Raise ValueError if a backbone that sees only what moves is to be shown single pictures."""
+    if spec.still != "subtract":
+        return
+    for record in map(pack.record, ids):
+        if record["frames"] == 1:
+            raise ValueError(
+                f"clip {record['key']} ({record['source']}) is a single picture, and this backbone, from which the clip's "
+                "mean frame is taken away, sees only what moves: take another one, or leave pictures out"
+            )
+
+
 class TrainClips(Dataset):
     """Augmented views of clips, by position in the endless stream.
 
@@ -152,6 +164,7 @@ class TrainClips(Dataset):
         augment: Augment | None = None,
         spread: bool = False,
     ):
+        _refuse_pictures(pack, ids, spec)
         self.pack, self.ids, self.spec, self.seed = pack, ids, spec, seed
         self.views, self.scales, self.describe, self.augment = views, scales, describe, augment
         self.spread = spread
@@ -281,6 +294,7 @@ class EvalClips(Dataset):
     def __init__(
         self, pack: Pack, ids: np.ndarray, spec: InputSpec, num_clips: int, num_crops: int
     ):
+        _refuse_pictures(pack, ids, spec)
         self.pack, self.ids, self.spec = pack, ids, spec
         self.num_clips, self.num_crops = num_clips, num_crops
 

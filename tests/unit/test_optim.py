@@ -47,6 +47,21 @@ def test_muon_takes_the_matrices_of_blocks_and_adamw_the_rest_each_once():
     assert decays["head.bias"] == decays["mask_token"] == 0
 
 
+@pytest.mark.parametrize("shape", [(24, 24), (48, 24), (24, 30), (24, 96), (96, 24)])
+@pytest.mark.parametrize("rank", [24, 3])
+def test_muon_orthogonalises_as_five_steps_on_the_singular_values_do(shape, rank):
+    """Whichever way the five steps are multiplied out, also where most singular values are next to nothing."""
+    torch.manual_seed(0)
+    matrix = torch.randn(shape[0], rank) @ torch.randn(rank, shape[1]) + 1e-4 * torch.randn(shape)
+    u, values, v = torch.linalg.svd(matrix.double(), full_matrices=False)
+    values = values / values.norm()
+    for _ in range(5):
+        values = 3.4445 * values - 4.775 * values**3 + 2.0315 * values**5
+    expected = (u * values) @ v
+    error = (optim.orthogonalise(matrix) - expected).norm() / expected.norm()
+    assert error < 1e-3
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "num"),
     [

@@ -8,8 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from pretrain.data import shards
+from pretrain.data.pack import pack as pack_folder
 from pretrain.data.sampling import (
     counter_rng,
     dense_indices,
@@ -300,3 +302,17 @@ def test_views_have_their_own_frames_only_when_spread(pack):
         assert torch.equal(same["visible"], own["visible"])  # frames change, draws do not
         different += not torch.equal(same["video"][1], own["video"][1])
     assert different == len(pack)
+
+
+def test_what_sees_only_motion_refuses_pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(folder / "alone.png")
+    pack_folder(folder, tmp_path / "pack", short_side=32, workers=1, progress=False)
+    pictures, ids = Pack(tmp_path / "pack"), np.arange(1)
+    motion = InputSpec(4, 2, 16, still="subtract")
+    with pytest.raises(ValueError, match=r"alone.png.*sees only what moves"):
+        EvalClips(pictures, ids, motion, 1, 1)
+    with pytest.raises(ValueError, match=r"alone.png.*sees only what moves"):
+        TrainClips(pictures, ids, motion, 0, 1, (1.0,), mask_of_view("tube", (2, 2, 2), 0.5, False))
+    assert EvalClips(pictures, ids, SPEC, 1, 1)[0][1].shape == (1, 3, 4, 16, 16)
