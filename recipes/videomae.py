@@ -182,8 +182,8 @@ SHREC_MOVING = dataclasses.replace(
 )  # fmt: skip
 # The second step, from that one's backbone: clips that differ little are told apart.
 SHREC_APART = dataclasses.replace(
-    SHREC_MOVING, preset="shrec_apart", contrast=0.3, views=2, colour=0.4, scales=(1.0, 0.9, 0.8), steps=650,
-    batch_size=256, micro_batch=256, base_lr=0.006, weight_decay=0.5, save_every=130, knn_every=325,
+    SHREC_MOVING, preset="shrec_apart", contrast=0.3, views=2, colour=0.4, scales=(1.0, 0.9, 0.8), steps=500,
+    batch_size=256, micro_batch=256, base_lr=0.006, weight_decay=0.5, save_every=100, knn_every=250,
 )  # fmt: skip
 TINY = dataclasses.replace(
     SHREC, preset="tiny", encoder="xs", depth=4, decoder_dim=64, moving=0.375, mask_ratio=0.8,

@@ -107,8 +107,11 @@ def _torchvision(name: str, channels: int) -> nn.Module:
             + (f"; did you mean {', '.join(near)}?" if near else "")
         )
     if name == "swin_xs":
+        from downstream.models.video_swin import SIZES  # here, since it imports this module
+
+        dim, depths, heads, drop_path = SIZES["xs"]
         net = torchvision.models.SwinTransformer(
-            [4, 4], 32, [1, 1, 2, 1], [1, 2, 4, 8], [7, 7], stochastic_depth_prob=0.0
+            [4, 4], dim, list(depths), list(heads), [7, 7], stochastic_depth_prob=drop_path
         )
     elif name in ("googlenet", "inception_v3"):
         net = torchvision.models.get_model(name, weights=None, aux_logits=False, init_weights=True)

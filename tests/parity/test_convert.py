@@ -26,6 +26,7 @@ from pretrain.log import cli
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer
 from recipes.convert import Config, main
+from tests.recipes.runs import equal
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -51,10 +52,6 @@ def official(whole: bool = True, **arguments) -> dict:
 def hf(whole: bool = True, **arguments) -> tuple[dict, dict]:
     model = trained(whole, **arguments)
     return to_hf(model.state_dict(), arguments_of(model))
-
-
-def equal(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def write_hf(folder: Path, state: dict, config: dict) -> str:

@@ -7,13 +7,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from pretrain import checkpoint
 from pretrain.data.pack import pack
 from recipes import clip
-from tests.recipes.killing import run_calm_and_harried, stop_in_step
+from tests.recipes.runs import equal, final_weights, run_calm_and_harried, stop_in_step
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,15 +26,6 @@ def config(data, out, **changes) -> clip.Config:
         precision="fp32", num_workers=0, threads=1, save_every=3, log_seconds=0.0, val_every=4,
     )  # fmt: skip
     return dataclasses.replace(small, **changes)
-
-
-def final_weights(run) -> dict:
-    folder = checkpoint.checkpoints(Path(run))[0]
-    return load_file(folder / "model.safetensors") | load_file(folder / "optimizer.safetensors")
-
-
-def equal(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def lines(run) -> list[dict]:

@@ -20,7 +20,7 @@ from pretrain.data.pack import pack
 from pretrain.data.shards import Pack
 from recipes import compare, finetune, predict
 from tests.conftest import draw_motion, motion_rows, write_video
-from tests.recipes.killing import launch, run_calm_and_harried, stop_in_step
+from tests.recipes.runs import equal, final_weights, launch, run_calm_and_harried, stop_in_step
 
 
 def config(data, out, **changes) -> finetune.Config:
@@ -30,15 +30,6 @@ def config(data, out, **changes) -> finetune.Config:
         save_every=2, log_seconds=0.0, num_clips=1,
     )  # fmt: skip
     return dataclasses.replace(small, **changes)
-
-
-def final_weights(run) -> dict:
-    folder = checkpoint.checkpoints(Path(run))[0]
-    return load_file(folder / "model.safetensors") | load_file(folder / "optimizer.safetensors")
-
-
-def equal(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture(scope="module")

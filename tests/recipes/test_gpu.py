@@ -21,7 +21,7 @@ from pretrain.videomae import VideoMAE, draw_tokens
 from pretrain.vit import VideoTransformer
 from recipes import clip, linear_probe, videomae
 from tests.recipes import test_clip, test_videomae
-from tests.recipes.killing import stop_in_step
+from tests.recipes.runs import final_weights, stop_in_step
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]
@@ -128,9 +128,7 @@ def test_a_run_continues_and_its_backbone_is_the_cpus_too(tiny_pack, tmp_path, m
     with pytest.raises(SystemExit):
         videomae.main(dataclasses.replace(cfg, out=str(harried)))
     videomae.main(dataclasses.replace(cfg, out=str(harried), resume=True))
-    assert same_within(
-        test_videomae.final_weights(harried), test_videomae.final_weights(calm), 1e-3
-    )
+    assert same_within(final_weights(harried), final_weights(calm), 1e-3)
     assert json.loads((calm / "log.jsonl").read_text().splitlines()[-1])["step"] == 8
     encoder = checkpoint.load_backbone(str(calm / "backbone")).eval()
     clips = torch.rand(2, 3, 4, 32, 32)

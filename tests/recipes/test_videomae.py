@@ -11,13 +11,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from pretrain import checkpoint
 from pretrain.data.shards import Pack
 from pretrain.run import plan_run
 from recipes import videomae
-from tests.recipes.killing import launch, run_calm_and_harried, stop_in_step, write_driver
+from tests.recipes.runs import (
+    equal,
+    final_weights,
+    launch,
+    run_calm_and_harried,
+    stop_in_step,
+    write_driver,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,15 +35,6 @@ def config(data, out, **changes) -> videomae.Config:
         precision="fp32", num_workers=0, threads=1, save_every=3, log_seconds=0.0, knn_every=4,
     )  # fmt: skip
     return dataclasses.replace(small, **changes)
-
-
-def final_weights(run) -> dict:
-    folder = checkpoint.checkpoints(Path(run))[0]
-    return load_file(folder / "model.safetensors") | load_file(folder / "optimizer.safetensors")
-
-
-def equal(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from pretrain.masked import MaskedPixels, unpatchify_cells
 from pretrain.videomae import draw_tokens, normalise_target, reconstruct
 from pretrain.vit import patchify, take_tokens
 from recipes import videomae
-from tests.recipes.test_videomae import config, equal, final_weights
+from tests.recipes.runs import equal, final_weights
+from tests.recipes.test_videomae import config
 
 SMALL = {
     "dim": 16,

@@ -1,4 +1,4 @@
-"""Runs of a recipe in processes of their own, killed as planned and started again."""
+"""Runs of a recipe: what came of them, and in processes of their own, killed as planned and started again."""
 
 import dataclasses
 import json
@@ -7,6 +7,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from pretrain import checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,6 +55,17 @@ def stop_in_step(monkeypatch, recipe, nth: int, number: signal.Signals = signal.
         return real(*args)
 
     monkeypatch.setattr(recipe, "train_step", step)
+
+
+def final_weights(run: str | Path) -> dict:
+    """All tensors of a run's last checkpoint, the optimizers' too."""
+    folder = checkpoint.checkpoints(Path(run))[0]
+    return load_file(folder / "model.safetensors") | load_file(folder / "optimizer.safetensors")
+
+
+def equal(a: dict, b: dict) -> bool:
+    """Whether two dicts of tensors are the same to the bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def write_driver(tmp_path: Path, cfg) -> Path:
