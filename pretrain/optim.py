@@ -32,6 +32,9 @@ def adamw(model: nn.Module, weight_decay: float, betas: tuple[float, float]) -> 
     return torch.optim.AdamW(param_groups(model, weight_decay), lr=0.0, betas=betas, fused=True)
 
 
+_LINEAR, _CUBIC, _QUINTIC = 3.4445, -4.775, 2.0315  # of a Newton-Schulz step (Jordan et al. 2024)
+
+
 def orthogonalise(matrix: Tensor) -> Tensor:
     """Set all singular values of a matrix (M, N) to about 1 (0.5 to 1.5), its singular vectors kept.
 
@@ -44,9 +47,7 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     x = x / x.norm().clamp(min=1e-7)
     if x.dtype == torch.bfloat16 or 2 * x.shape[0] > x.shape[1]:
         for _ in range(5):
-            gram = x @ x.T
-            quintic = torch.addmm(gram, gram, gram, beta=-4.775, alpha=2.0315)
-            x = torch.addmm(x, quintic, x, beta=3.4445)
+            x = torch.addmm(x, _higher_powers(x @ x.T), x, beta=_LINEAR)
     else:
         x = _steps_of_gram(x @ x.T) @ x
     return (x.T if matrix.shape[0] > matrix.shape[1] else x).to(matrix.dtype)
@@ -66,10 +67,14 @@ def _steps_of_gram(gram: Tensor) -> Tensor:
     return product
 
 
+def _higher_powers(gram: Tensor) -> Tensor:
+    return torch.addmm(gram, gram, gram, beta=_CUBIC, alpha=_QUINTIC)
+
+
 def _factor(gram: Tensor) -> Tensor:
-    quintic = torch.addmm(gram, gram, gram, beta=-4.775, alpha=2.0315)
-    quintic.diagonal().add_(3.4445)
-    return quintic
+    factor = _higher_powers(gram)
+    factor.diagonal().add_(_LINEAR)
+    return factor
 
 
 class Muon(torch.optim.Optimizer):
