@@ -1,4 +1,4 @@
-"""Save, resume, export, load: the only module that writes or reads weights.
+"""Save, resume, export, load: the only module that writes weights; `pretrain/weights.py` reads them.
 
 A run's folder:
 
@@ -11,7 +11,6 @@ A checkpoint is written aside, synced, hashed and renamed, and only then are old
 every instant there is a valid one. No pickle: tensors are safetensors, the rest is JSON.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pretrain.clip import VideoText
@@ -30,6 +29,7 @@ from pretrain.openclip import Pair, load_open_clip
 from pretrain.text import HuggingFaceText, OpenClipText
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer
+from pretrain.weights import read_safetensors, refuse_misfit, sha256
 
 # What an exported folder may name as its builder, and a tower of a pair likewise. `downstream/models` adds its
 # families and the classifier.
@@ -43,12 +43,6 @@ KEEP = 2  # complete checkpoints that stay
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be written or read; the message says which, why and what to do."""
-
-
-def sha256(path: Path) -> str:
-    """Hash of a file's bytes, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:
@@ -165,8 +159,8 @@ def load_checkpoint(
         CheckpointError: a file is missing or corrupt, or the weights are of another model.
     """
     _verify(folder)
-    load_strict(model, load_file(folder / "model.safetensors"), str(folder))
-    moments = load_file(folder / "optimizer.safetensors")
+    load_strict(model, read_safetensors(folder / "model.safetensors"), str(folder))
+    moments = read_safetensors(folder / "optimizer.safetensors")
     owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         prefix = f"{name}."
@@ -193,17 +187,10 @@ def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
 
 def load_strict(model: nn.Module, weights: dict[str, Tensor], origin: str) -> None:
     """Load weights with nothing missing, nothing left over and every shape equal."""
-    own = model.state_dict()
-    problems = [f"missing {k}" for k in own if k not in weights]
-    problems += [f"unexpected {k}" for k in weights if k not in own]
-    problems += [
-        f"{k} is {tuple(weights[k].shape)}, the model has {tuple(v.shape)}"
-        for k, v in own.items()
-        if k in weights and weights[k].shape != v.shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise CheckpointError(f"{origin} does not fit the model: {'; '.join(problems[:5])}{more}")
+    try:
+        refuse_misfit(model.state_dict(), weights, origin)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     model.load_state_dict(weights)
 
 
@@ -291,7 +278,7 @@ def load_export(folder: Path) -> nn.Module:
     """
     config = read_backbone_config(folder)
     model = build(config)
-    load_strict(model, load_file(folder / "model.safetensors"), str(folder))
+    load_strict(model, read_safetensors(folder / "model.safetensors"), str(folder))
     if weights_hash(model) != config["weights_sha256"]:
         raise CheckpointError(f"{folder}: the weights are not those that were exported")
     return model
@@ -398,7 +385,7 @@ def load_pretrained_videomae(run: Path) -> VideoMAE:
     if "decoder" not in model_arguments:
         raise CheckpointError(f"{run} is no VideoMAE run; its backbone is in {run}/backbone")
     model = VideoMAE(VideoTransformer(**model_arguments["encoder"]), **model_arguments["decoder"])
-    weights = load_file(folder / "model.safetensors")
+    weights = read_safetensors(folder / "model.safetensors")
     if "contrast" in model_arguments:  # its head, on top of the VideoMAE, ends with the training
         weights = {
             name.removeprefix("masked."): value
@@ -407,23 +394,3 @@ def load_pretrained_videomae(run: Path) -> VideoMAE:
         }
     load_strict(model, weights, str(folder))
     return model
-
-
-def load_torch_file(path: Path) -> dict:
-    """Read somebody else's .pth: tensors only, nothing in it is executed.
-
-    Official VideoMAE files hold their command line as an argparse.Namespace; exactly that class is
-    admitted besides tensors and plain containers.
-
-    Raises:
-        ValueError: the file is not such a file, or holds anything else.
-    """
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a bad file; all mean the same here
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a file of plain tensors: {reason}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of weights")
-    return content

@@ -9,14 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from pretrain.checkpoint import load_torch_file
 from pretrain.layouts import AS_RECORDED, Sizes, arguments_of, build, from_hf, from_official, to_hf
 from pretrain.videomae import VideoMAE, draw_tokens
 from pretrain.vit import VideoTransformer, patchify, take_tokens
+from pretrain.weights import load_torch_file, read_safetensors
 
 TOLERANCE = 1e-4  # largest absolute difference from transformers' outputs
 
@@ -170,7 +168,7 @@ def _read_hf(name: str) -> tuple[dict[str, Tensor], dict]:
     state = {}
     try:
         for file in files:
-            part = load_torch_file(file) if file.suffix == ".bin" else load_file(file)
+            part = load_torch_file(file) if file.suffix == ".bin" else read_safetensors(file)
             if state.keys() & part.keys():
                 raise ValueError(f"{file.name} repeats weights of another file")
             state |= part
@@ -181,6 +179,6 @@ def _read_hf(name: str) -> tuple[dict[str, Tensor], dict]:
         if processor.is_file():
             read = json.loads(processor.read_text())
             config |= {k: read[k] for k in ("image_mean", "image_std") if k in read}
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"it cannot be read: {error}") from error
     return state, config

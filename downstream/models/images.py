@@ -6,15 +6,15 @@ The frame families (`frames.py`, `recurrent.py`, `tcn.py`, `inflated.py`) put on
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pretrain.checkpoint import load_backbone, load_strict, load_torch_file
+from pretrain.checkpoint import load_backbone, load_strict
 from pretrain.frames import build_open_clip
 from pretrain.modes import evaluating
 from pretrain.openclip import PREFIX as OPEN_CLIP
 from pretrain.openclip import load_open_clip
 from pretrain.vit import IMAGENET_MEAN, IMAGENET_STD
+from pretrain.weights import load_torch_file, read_safetensors
 
 TORCHVISION = "torchvision:"
 _HEADS = ("fc", "classifier", "head", "heads")  # where torchvision's networks keep their classifier
@@ -233,10 +233,7 @@ def read_weights(source: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"--weights {source}: there is no such file")
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except Exception as error:  # its own error class, with a reason in Rust's words
-            raise ValueError(f"{path} is not a safetensors file: {error}") from error
+        return read_safetensors(path)
     weights = load_torch_file(path)
     for key in ("state_dict", "model", "model_state"):
         if isinstance(weights.get(key), dict):

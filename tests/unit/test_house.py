@@ -65,7 +65,7 @@ def test_nothing_dangerous(path):
         )
         assert not called.endswith(("extractall", ".extract")), node.lineno
         if called == "torch.load":
-            assert path.name == "checkpoint.py" and words["weights_only"] == "True"
+            assert path.name == "weights.py" and words["weights_only"] == "True"
 
 
 def test_top_level_holds_what_it_should():
