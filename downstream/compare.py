@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pretrain.names import from_csv
+
 POOLED = ("frame_single", "frame_mean", "frame_max")
 FUSED = ("frame_late", "frame_early", "frame_slow")
 ORDERED = (
@@ -72,7 +74,10 @@ def read_answers(folder: Path) -> dict[str, bool]:
     if not path.exists():
         return {}
     with open(path, newline="", encoding="utf-8") as file:
-        return {row["source"]: row["predicted"] == row["label"] for row in csv.DictReader(file)}
+        return {
+            from_csv(row["source"]): row["predicted"] == row["label"]
+            for row in csv.DictReader(file)
+        }
 
 
 def difference_interval(

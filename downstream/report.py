@@ -3,12 +3,14 @@
 import csv
 import json
 import platform
-import re
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+
+from pretrain.log import optional_figure
+from pretrain.names import file_name, for_csv, for_figure, for_markdown
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "av", "safetensors")
 
@@ -26,10 +28,9 @@ def default_folder(kind: str, backbone: str, data: str) -> Path:
         name = f"{source.resolve().parent.name}-{source.stem}"
     else:
         name = source.resolve().name if source.exists() else data
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
     if Path(backbone).is_dir():
-        return Path(backbone).resolve().parent / f"{kind}-{name}"
-    return Path("runs") / f"{kind}-{re.sub(r'[^A-Za-z0-9_.-]+', '-', backbone)}-{name}"
+        return Path(backbone).resolve().parent / f"{kind}-{file_name(name)}"
+    return Path("runs") / f"{kind}-{file_name(backbone)}-{file_name(name)}"
 
 
 def results_folder(out: Path, settings: dict) -> Path:
@@ -89,8 +90,8 @@ def write_card(path: Path, title: str, notes: list[str], card: dict[str, dict]) 
         notes: sentences a reader must see first.
         card: section -> name -> value; a nested dict becomes a line of `name=value`.
     """
-    lines = [f"# {title}", ""]
-    lines += [f"> {note}\n" for note in notes]
+    lines = [f"# {for_markdown(title)}", ""]
+    lines += [f"> {for_markdown(note)}\n" for note in notes]
     for section, entries in card.items():
         lines += [f"## {section.replace('_', ' ').capitalize()}", ""]
         for name, value in entries.items():
@@ -98,7 +99,8 @@ def write_card(path: Path, title: str, notes: list[str], card: dict[str, dict]) 
                 value = ", ".join(f"{k}={v}" for k, v in value.items())
             elif isinstance(value, list):
                 value = ", ".join(map(str, value))
-            lines.append(f"- {name.replace('_', ' ')}: {'unknown' if value is None else value}")
+            value = "unknown" if value is None else for_markdown(value)
+            lines.append(f"- {for_markdown(name.replace('_', ' '))}: {value}")
         lines.append("")
     path.write_text("\n".join(lines), encoding="utf-8")
 
@@ -106,7 +108,9 @@ def write_card(path: Path, title: str, notes: list[str], card: dict[str, dict]) 
 def write_predictions(
     path: Path, sources: list[str], labels: list[str], scores: np.ndarray, classes: list[str]
 ) -> None:
-    """Write a csv line for each video: source, label, predicted, and the five best with their scores.
+    r"""Write a csv line for each video: source, label, predicted, and the five best with their scores.
+
+    Names are written as `for_csv` makes them safe; among the five best, a `|` in a name is `\x7c`.
 
     Args:
         path: the .csv to write.
@@ -120,10 +124,13 @@ def write_predictions(
         writer = csv.writer(file)
         writer.writerow(["source", "label", "predicted", "top5", "top5_scores"])
         for source, label, best, row in zip(sources, labels, order, scores, strict=True):
-            names, values = [classes[i] for i in best], [f"{row[i]:.4f}" for i in best]
-            writer.writerow([source, label, names[0], "|".join(names), "|".join(values)])
+            top5 = "|".join(for_csv(classes[i]).replace("|", "\\x7c") for i in best)
+            values = "|".join(f"{row[i]:.4f}" for i in best)
+            names = [for_csv(name) for name in (source, label, classes[best[0]])]
+            writer.writerow([*names, top5, values])
 
 
+@optional_figure
 def confusion_figure(path: Path, counts: np.ndarray, classes: list[str], title: str) -> None:
     """Draw a confusion matrix; colour is the share of the true class, numbers are per cent.
 
@@ -144,7 +151,7 @@ def confusion_figure(path: Path, counts: np.ndarray, classes: list[str], title: 
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    names = [name if len(name) <= 24 else name[:23] + "…" for name in classes]
+    names = [for_figure(name, 24) for name in classes]
     totals = counts.sum(1)
     axes.set_xticks(range(num), names, rotation=90, fontsize=font)
     axes.set_yticks(
@@ -152,7 +159,7 @@ def confusion_figure(path: Path, counts: np.ndarray, classes: list[str], title: 
     )
     axes.set_xlabel("predicted")
     axes.set_ylabel("true (number of videos)")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(for_figure(title), fontsize=10)
     if num <= 50:
         for row, column in zip(*np.nonzero(counts), strict=True):
             value = share[row, column]
@@ -170,6 +177,7 @@ def confusion_figure(path: Path, counts: np.ndarray, classes: list[str], title: 
     figure.savefig(path, dpi=110)
 
 
+@optional_figure
 def filmstrip_figure(
     path: Path,
     frames: list[tuple[float, np.ndarray]],
@@ -202,11 +210,11 @@ def filmstrip_figure(
         axis.imshow(image)
         axis.set_axis_off()
         axis.set_title(f"{second:.1f} s", fontsize=8)
-    above.suptitle(title, fontsize=10)
+    above.suptitle(for_figure(title), fontsize=10)
     bars = below.subplots()
     places = np.arange(len(classes))[::-1]
     bars.barh(places, probabilities, color="C0")
-    bars.set_yticks(places, [c if len(c) <= 40 else c[:39] + "…" for c in classes], fontsize=9)
+    bars.set_yticks(places, [for_figure(c, 40) for c in classes], fontsize=9)
     bars.set_xlim(0, 1)
     bars.set_xlabel("probability among the classes given", fontsize=8)
     for place, value in zip(places, probabilities, strict=True):
@@ -214,6 +222,7 @@ def filmstrip_figure(
     figure.savefig(path, dpi=110)
 
 
+@optional_figure
 def contact_sheet_figure(
     path: Path, pictures: list[tuple[str, np.ndarray]], title: str, columns: int = 3
 ) -> None:
@@ -237,13 +246,12 @@ def contact_sheet_figure(
         axis.set_axis_off()
     for axis, (caption, frames) in zip(axes, pictures, strict=False):
         axis.imshow(np.concatenate(list(frames), axis=1))
-        axis.set_title(
-            caption if len(caption) <= 52 else caption[:24] + "…" + caption[-27:], fontsize=8
-        )
-    figure.suptitle(title, fontsize=11)
+        axis.set_title(for_figure(caption, 52), fontsize=8)
+    figure.suptitle(for_figure(title), fontsize=11)
     figure.savefig(path, dpi=110)
 
 
+@optional_figure
 def timeline_figure(
     path: Path, rows: list[tuple[str, list[dict]]], classes: list[str], title: str, most: int = 24
 ) -> None:
@@ -279,18 +287,17 @@ def timeline_figure(
         for part in parts:
             length = part["end"] - part["start"]
             axes.barh(place, length, left=part["start"], height=0.8, color=colour[part["label"]])
-    names = [Path(name).name for name, _ in shown]
-    axes.set_yticks(
-        range(len(shown)), [n if len(n) <= 32 else n[:31] + "…" for n in names], fontsize=8
-    )
+    names = [for_figure(Path(name).name, 32) for name, _ in shown]
+    axes.set_yticks(range(len(shown)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("seconds")
-    axes.set_title(title, fontsize=10)
-    handles = [Patch(color=colour[c], label=c) for c in present]
+    axes.set_title(for_figure(title), fontsize=10)
+    handles = [Patch(color=colour[c], label=for_figure(c, 40)) for c in present]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=110)
 
 
+@optional_figure
 def cost_figure(
     path: Path, points: list[tuple[str, float, float, float, float]], chance: float, title: str
 ) -> None:
@@ -316,7 +323,7 @@ def cost_figure(
         )
         above = i % 2 == 0  # neighbours' names on different sides
         axes.annotate(
-            name, (cost / 1e9, 100 * value), (4, 5 if above else -11), textcoords="offset points", fontsize=8,
+            for_figure(name, 40), (cost / 1e9, 100 * value), (4, 5 if above else -11), textcoords="offset points", fontsize=8,
             color=f"C{i % 10}",
         )  # fmt: skip
     axes.axhline(100 * chance, color="grey", linewidth=0.8, linestyle=":")
@@ -335,10 +342,11 @@ def cost_figure(
     axes.margins(x=0.15)  # room for names at the right
     axes.set_xlabel("GFLOPs of one clip (a multiplication and an addition are two)")
     axes.set_ylabel("test top-1, per cent, with 95 % interval")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(for_figure(title), fontsize=10)
     figure.savefig(path, dpi=110)
 
 
+@optional_figure
 def growth_figure(
     path: Path, frames: tuple[int, ...], found: dict[str, dict[str, list[float]]], title: str
 ) -> None:
@@ -362,12 +370,12 @@ def growth_figure(
     }
     for axis, (key, label) in zip(figure.subplots(1, 3), names.items(), strict=True):
         for name, values in found.items():
-            axis.plot(frames, values[key], marker="o", markersize=3, label=name)
+            axis.plot(frames, values[key], marker="o", markersize=3, label=for_figure(name, 40))
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         axis.set_xticks(frames, [str(n) for n in frames])
         axis.set_xlabel("frames")
         axis.set_title(label, fontsize=10)
     figure.axes[0].legend(fontsize=7)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(for_figure(title), fontsize=10)
     figure.savefig(path, dpi=110)

@@ -1,19 +1,26 @@
 """What a person sees: the command line, progress lines, the log file and figures."""
 
+import contextlib
 import dataclasses
+import functools
 import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import tyro
 
+from pretrain.names import clean_screen, for_figure, for_screen
+
 
 def cli(main: Callable, config: type | dict[str, object]) -> None:
     """Parse the command line into a config, run `main` and turn a user's mistake into one line.
+
+    Nothing that is printed from then on can steer the terminal (pretrain/names.py).
 
     Args:
         main: takes the config.
@@ -28,7 +35,10 @@ def cli(main: Callable, config: type | dict[str, object]) -> None:
         kind = tyro.extras.subcommand_type_from_defaults(config)
     else:
         kind = config
+    if any(for_screen(word) != word for word in arguments):
+        clean_screen()  # tyro's own errors repeat what was typed
     parsed = tyro.cli(kind, args=arguments, description=sys.modules["__main__"].__doc__)
+    clean_screen()  # not before: help comes in colours
     try:
         main(parsed)
     except ValueError as error:
@@ -41,9 +51,9 @@ def cli(main: Callable, config: type | dict[str, object]) -> None:
 def print_table(title: str, rows: dict[str, object]) -> None:
     """Print aligned names and values."""
     width = max(map(len, rows))
-    print(title)
+    print(for_screen(title))
     for name, value in rows.items():
-        print(f"  {name:<{width}}  {value}")
+        print(f"  {for_screen(name):<{width}}  {for_screen(value)}")
     print(flush=True)
 
 
@@ -121,6 +131,31 @@ def config_differences(old: dict, new: object, ignore: set[str]) -> list[str]:
     ]
 
 
+def optional_figure(draw: Callable[..., None]) -> Callable[..., str]:
+    """Make a function that draws to a path warn where it fails: no number may be lost for want of a picture.
+
+    The new one takes the same arguments, by place, and returns what to print of the figure: its path, or that there is
+    none. Letters that the font lacks are boxes, of which nothing is said.
+    """
+
+    @functools.wraps(draw)
+    def careful(path: Path, *arguments) -> str:
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Glyph")
+                draw(path, *arguments)
+        except Exception as error:  # of fonts, sizes, memory, the disk
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)  # half a picture, or an older one
+            reason = for_screen(f"{type(error).__name__}: {error}", 300)
+            print(f"warning: no figure {for_screen(path)}: {reason}", file=sys.stderr, flush=True)
+            return f"none ({for_screen(path.name)} could not be drawn)"
+        return for_screen(path)
+
+    return careful
+
+
+@optional_figure
 def reconstruction_figure(
     path: Path, rows: list[tuple[str, np.ndarray]], caption: str, max_frames: int = 8
 ) -> None:
@@ -159,6 +194,7 @@ def reconstruction_figure(
     pyplot.close(figure)
 
 
+@optional_figure
 def curve_figure(
     path: Path, log_file: Path, losses: tuple[str, ...], shares: tuple[str, ...], title: str
 ) -> None:
@@ -193,5 +229,5 @@ def curve_figure(
     right.set_visible(bool(right.lines))
     handles = [h for axis in (left, right) for h in axis.get_legend_handles_labels()[0]]
     left.legend(handles=handles, fontsize=7, loc="center right")
-    left.set_title(title, fontsize=10)
+    left.set_title(for_figure(title), fontsize=10)
     figure.savefig(path, dpi=110)

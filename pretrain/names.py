@@ -1,0 +1,142 @@
+"""Names from outside - of files, classes, people, captions - on the screen, in csv, cards, figures and file names.
+
+A name may hold anything: sequences that move a terminal's cursor, formulas that a spreadsheet runs, Markdown, HTML,
+bytes that are no UTF-8 (Python's lone surrogates). JSON files keep names as they are; everywhere else they pass
+through the function here that knows what is dangerous there. Our own numbers and words come out unchanged.
+"""
+
+import hashlib
+import html
+import re
+import sys
+import unicodedata
+from typing import TextIO
+
+JOINERS = "\u200c\u200d"  # format characters without which Persian, Hindi and emoji are misspelt
+CURSOR = re.compile(r"(?:\r|\n|\x1b\[A)+")  # what tqdm writes to move its bars
+ESCAPED = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U(00(?:10|0[0-9a-f])[0-9a-f]{4}))")
+FORMULA = re.compile(r"'*\s*[=+\-@＝＋－＠]")
+NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
+
+
+def _escape(text: str, kept: str) -> str:
+    r"""Control, format, private and unassigned characters, line ends and surrogates as `\x1b`; `kept` stay."""
+    if text.isprintable():
+        return text
+    safe = []
+    for c in text:
+        number = ord(c)
+        if c.isprintable() or c in kept or unicodedata.category(c) == "Zs":
+            safe.append(c)
+        elif number < 0x100:
+            safe.append(f"\\x{number:02x}")
+        else:
+            safe.append(f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}")
+    return "".join(safe)
+
+
+def for_screen(text: object, most: int | None = None) -> str:
+    """One line that cannot steer a terminal or change the order of what stands around it.
+
+    Args:
+        text: a name, a path, a sentence that holds one.
+        most: characters; a longer text loses its middle.
+    """
+    line = _escape(str(text), JOINERS)
+    if most is None or len(line) <= most:
+        return line
+    tail = (most - 1) // 2
+    return f"{line[: most - 1 - tail]}…{line[len(line) - tail :]}"
+
+
+def for_csv(value: object) -> object:
+    """A csv cell that no spreadsheet takes for a formula; `from_csv` makes the same text of it again.
+
+    Numbers, also those written as text, stay numbers.
+    """
+    if not isinstance(value, str):
+        return value
+    text = _escape(ESCAPED.sub(lambda found: "\\x5c" + found[0][1:], value), JOINERS)
+    return f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text
+
+
+def from_csv(cell: str) -> str:
+    """The text of which `for_csv` made a cell."""
+    if cell[:1] == "'" and FORMULA.match(cell[1:]) and not NUMBER.fullmatch(cell[1:]):
+        cell = cell[1:]
+    return ESCAPED.sub(lambda found: chr(int(found[1] or found[2] or found[3], 16)), cell)
+
+
+def for_markdown(value: object) -> str:
+    """One line of Markdown, also in a cell of a table, that shows the text and nothing else."""
+    if not isinstance(value, str):
+        return for_screen(value)
+    text = re.sub(r"\\(?=[!-/:-@\[-`{-~]|$)", r"\\\\", for_screen(value))
+    text = re.sub(r"([`*\[\]<>|~$]|&(?=#?\w+;)|(?<!\w)_|_(?!\w)|^[#+-])", r"\\\1", text)
+    return re.sub(r"^(\d+)([.)])", r"\1\\\2", text)  # no numbered list
+
+
+def for_html(text: object) -> str:
+    """One line of text as HTML, also within quotes."""
+    return html.escape(for_screen(text))
+
+
+def for_figure(text: object, most: int = 120) -> str:
+    r"""One line that matplotlib draws as it stands; `\$`, as it reads it, is a dollar and starts no formula.
+
+    Args:
+        text: a name, or a title that holds one.
+        most: characters; a longer text loses its middle.
+    """
+    return for_screen(text, most).replace("$", r"\$")
+
+
+def file_name(text: str, most: int = 100) -> str:
+    """A name for a file or folder of ours, without separators and neither hidden nor an option.
+
+    Colons, slashes and spaces, which names of models and data have, become dashes; another change, or a cut, adds a
+    short hash, so that different names stay different.
+
+    Args:
+        text: what it is called after.
+        most: bytes.
+    """
+    dashed = re.sub(r"[:/ ]+", "-", text)
+    safe = "".join(c if c.isalnum() or c in "_.-" else "-" for c in dashed).strip(".-")
+    if safe and safe == dashed and len(safe.encode()) <= most:
+        return safe
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    cut = safe.encode()[: most - len(digest) - 1].decode(errors="ignore").strip(".-")
+    return f"{cut}-{digest}" if cut else digest
+
+
+class _Screen:
+    """A stream of text that hands everything on, what could steer a terminal as visible escapes.
+
+    Lines end and tqdm moves its bars as ever. A letter that the terminal's encoding lacks is escaped too.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        if not (self._stream.isatty() and CURSOR.fullmatch(text)):
+            text = _escape(text, JOINERS + "\n\r\t")
+        return self._stream.write(text)
+
+    def writelines(self, lines) -> None:
+        for line in lines:
+            self.write(line)
+
+
+def clean_screen() -> None:
+    """From now on nothing that is printed steers the terminal, or fails for a letter it cannot show."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, _Screen):
+            setattr(sys, name, _Screen(stream))
