@@ -3,15 +3,18 @@
 Nothing is decoded here. A list with mistakes is reported whole, with line numbers.
 """
 
+import contextlib
 import csv
 import io
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
+from pretrain.data.guard import open_regular
 from pretrain.data.tar import list_members
 
 # fmt: off
@@ -39,6 +42,7 @@ ROLES = {
 ROLE_OF = {name: role for role, names in ROLES.items() for name in names}
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _LINE_END = re.compile(r"\r\n|\n|\r")
+MAX_LIST = 2**30  # bytes; at 100 bytes a line that is ten million
 _HEADER_HELP = "write a first line that names the columns, e.g. path,label,caption,split,subject"
 
 
@@ -91,29 +95,43 @@ def list_sources(source: str | Path) -> Listing:
         ValueError: There is nothing usable, or a list has mistakes (all are named).
     """
     path = Path(source)
-    if not path.exists():
+    why = _irregular(path)
+    if why and not os.path.exists(path):
         if _ADDRESS.match(str(source)) and len(str(source).split(":", 1)[0]) > 1:
             raise ValueError(
                 f"{source} is an address: only local files are read, download it first"
             )
         raise ValueError(f"{path} does not exist; give a folder, a list file, a tar or a video")
-    if path.is_dir():
+    if os.path.isdir(path):
         listing = _from_folder(path)
+    elif why:
+        raise ValueError(f"{path}: {why}; give a folder, a list file, a tar or a video")
     elif path.suffix.lower() in VIDEOS | IMAGES:
         listing = Listing([Source(path.name, path, kind=_kind(path.name))])
     elif path.suffix.lower() == ".tar":
         listing = Listing()
-        _add_tar(listing, path, path.name, None)
+        with _readable(path):
+            _add_tar(listing, path, path.name, None)
     elif path.name.lower().endswith((".tar.gz", ".tgz", ".zip", ".tar.xz", ".tar.bz2", ".gz")):
         raise ValueError(
             f"{path} is compressed: unpack it first, a plain .tar can be read as it is"
         )
     else:
-        listing = Listing(_from_list(path))
+        with _readable(path):
+            listing = Listing(_from_list(path))
     if not listing.sources and not listing.refused:
         kinds = " ".join(sorted(VIDEOS | IMAGES | {".tar"}))
         raise ValueError(f"{path} holds no video or image (looked for {kinds})")
     return listing
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Says in words that the file a user named cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _kind(name: str) -> str:
@@ -125,17 +143,7 @@ def _kind(name: str) -> str:
 
 def _from_folder(folder: Path) -> Listing:
     listing = Listing()
-    files: list[tuple[str, ...]] = []
-    seen = set()
-    for root, dirs, names in os.walk(folder, followlinks=True):
-        status = os.stat(root)
-        if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
-            dirs.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        dirs[:] = sorted(name for name in dirs if not name.startswith("."))
-        parts = Path(root).relative_to(folder).parts
-        files += [(*parts, name) for name in names if not name.startswith(".")]
+    files = _walk(folder, listing.refused)
     files.sort()
     media = [
         parts for parts in files if Path(parts[-1]).suffix.lower() in VIDEOS | IMAGES | {".tar"}
@@ -149,14 +157,71 @@ def _from_folder(folder: Path) -> Listing:
         split = SPLITS[parts[0].lower()] if splits and len(parts) > 1 else None
         classes = parts[1 if split else 0 : -1]
         name, path = "/".join(parts), folder.joinpath(*parts)
-        if path.suffix.lower() == ".tar":
-            _add_tar(listing, path, name, split)
-        elif not path.is_file():
-            listing.refused.append((name, "not a regular file"))
+        if why := _irregular(path):
+            listing.refused.append((name, why))
+        elif path.suffix.lower() == ".tar":
+            try:
+                _add_tar(listing, path, name, split)
+            except OSError as error:
+                listing.refused.append((name, f"cannot be read: {error.strerror or error}"))
         else:
             label = classes[0] if classes else None
             listing.sources.append(Source(name, path, kind=_kind(name), label=label, split=split))
     return listing
+
+
+def _walk(folder: Path, refused: list[tuple[str, str]]) -> list[tuple[str, ...]]:
+    """The parts of the names of all files below a folder; what cannot be entered is refused.
+
+    Links are followed, after all real folders, so that files have the class of the folder they lie
+    in. Folders that are reached once more are entered only the first time: the same clips in two
+    classes would be a mistake.
+    """
+    files: list[tuple[str, ...]] = []
+    seen: dict[tuple[int, int], str] = {}
+    real, links = [()], []
+    while real or links:
+        parts = real.pop() if real else links.pop(0)
+        name, path = "/".join(parts), folder.joinpath(*parts)
+        try:
+            status = os.stat(path)
+            identity = status.st_dev, status.st_ino
+            if identity in seen:
+                again = seen[identity] or "the whole folder"
+                refused.append((name, f"is a link to {again}, of which each file is taken once"))
+                continue
+            seen[identity] = name
+            with os.scandir(path) as entries:
+                inside = sorted(entries, key=lambda entry: entry.name, reverse=True)
+        except OSError as error:
+            if not parts:
+                raise ValueError(f"{folder} cannot be listed: {error.strerror}") from error
+            refused.append((name, f"cannot be listed: {error.strerror}"))
+            continue
+        for entry in inside:
+            if entry.name.startswith("."):
+                continue
+            here = (*parts, entry.name)
+            try:
+                if entry.is_dir():
+                    (links if entry.is_symlink() else real).append(here)
+                    continue
+                entry.stat()
+            except OSError as error:
+                what = "a link that leads nowhere" if entry.is_symlink() else "cannot be read"
+                refused.append(("/".join(here), f"{what}: {error.strerror}"))
+                continue
+            files.append(here)
+        links.sort()
+    return files
+
+
+def _irregular(path: Path) -> str | None:
+    """Why a path cannot be opened as a file; None if it is a regular one."""
+    try:
+        return None if stat.S_ISREG(os.stat(path).st_mode) else "not a regular file"
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        return f"cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
 def _add_tar(listing: Listing, path: Path, name: str, split: str | None) -> None:
@@ -170,7 +235,7 @@ def _add_tar(listing: Listing, path: Path, name: str, split: str | None) -> None
         if base.startswith("."):
             continue
         samples.setdefault(f"{folder}/{key}", {})[suffix.lower()] = member
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         for parts in samples.values():
             payloads = [m for s, m in parts.items() if "." + s.rpartition(".")[2] in VIDEOS]
             payloads = payloads or [
@@ -198,16 +263,14 @@ def _with_texts(source: Source, file, texts: dict) -> Source:
         try:
             text = file.read(member.size).decode("utf-8-sig")
             fields = json.loads(text) if suffix == "json" else None
+            roles = _roles(fields) if isinstance(fields, dict) else None
         except (ValueError, RecursionError) as error:
             raise ValueError(f"its .{suffix} cannot be read: {error}") from error
         if suffix == "txt" and text.strip():
             source = replace(source, captions=(*source.captions, text.strip()))
         elif suffix == "cls" and text.strip():
             source = replace(source, label=text.strip())
-        elif isinstance(fields, dict):
-            roles = _roles(
-                {key: value for key, value in fields.items() if ROLE_OF.get(key.lower()) != "path"}
-            )
+        elif roles:
             captions = tuple(dict.fromkeys((*source.captions, *roles.pop("captions"))))
             roles["label"] = source.label if roles["label"] is None else roles["label"]
             roles["split"] = source.split if roles["split"] is None else roles["split"]
@@ -255,8 +318,13 @@ class _Problems:
 
 
 def _from_list(path: Path) -> list[Source]:
-    data = path.read_bytes()
-    if b"\0" in data[:4096] or data.startswith((b"\xff\xfe", b"\xfe\xff")):
+    with open_regular(path) as file:
+        data = file.read(4096)
+        if b"\0" not in data:
+            data += file.read(MAX_LIST)
+    if len(data) > MAX_LIST:
+        raise ValueError(f"{path} is a list of over {MAX_LIST >> 20} MiB; split it")
+    if b"\0" in data or data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError(f"{path} is not a list in UTF-8 text (nor a video by its name)")
     try:
         text = data.decode("utf-8-sig")
@@ -276,10 +344,14 @@ def _from_list(path: Path) -> list[Source]:
             problems.add(line, "no path in this line")
             continue
         file = Path(os.path.normpath(path.parent / name))
-        if not file.is_file():
+        if _irregular(file):
             problems.add(line, _missing(name, file, first=line == rows[0][0]))
             continue
-        new = Source(name, file, kind=_kind(name), **_roles(row))
+        try:
+            new = Source(name, file, kind=_kind(name), **_roles(row))
+        except RecursionError:
+            problems.add(line, "too deeply nested")
+            continue
         key = str(file)
         if key not in sources:
             sources[key], lines[key] = new, line
@@ -295,8 +367,10 @@ def _from_list(path: Path) -> list[Source]:
 def _missing(name: str, file: Path, first: bool) -> str:
     if _ADDRESS.match(name) and name.index(":") > 1:
         return f"{name} is an address: only local files are read, download it first"
-    if file.is_dir():
+    if os.path.isdir(file):
         return f"{name} is a folder; a list names video or image files"
+    if os.path.exists(file):
+        return f"{name} is not a regular file"
     hint = f"; if this line is a header, {_HEADER_HELP}" if first else ""
     return f"no such file: {name} (paths are relative to the list){hint}"
 
@@ -402,7 +476,7 @@ def _table_rows(path: Path, text: str, problems: _Problems) -> Iterator[tuple[in
             for name in re.split(candidate + "+" * (candidate == " "), first.strip())
         ]
         is_header = "path" in {ROLE_OF.get(name.lower()) for name in names}
-        if is_header and not (path.parent / first.strip()).is_file():
+        if is_header and _irregular(path.parent / first.strip()):
             columns, delimiter = names, candidate
             break
     if columns:
@@ -469,7 +543,7 @@ def _split_spaces(content: str, folder: Path, columns: list[str] | None) -> list
         return content.rsplit(None, len(columns) - 1) if path_first else quoted
     for fields in (0, 1, 2):
         values = content.rsplit(None, fields)
-        if (folder / values[0]).is_file():
+        if not _irregular(folder / values[0]):
             return values
     return quoted
 
@@ -484,7 +558,7 @@ def _sniff(path: Path, text: str, problems: _Problems) -> tuple[list, list[str]]
     best, found = usual, 0
     for candidate in (usual, "\t", ",", " ", None):
         rows = _split(sample, candidate, path.parent, None, _Problems(path))
-        score = sum(bool(v and v[0]) and (path.parent / v[0]).is_file() for _, v in rows)
+        score = sum(bool(v and v[0]) and not _irregular(path.parent / v[0]) for _, v in rows)
         if score > found:
             best, found = candidate, score
     rows = list(_split(text, best, path.parent, None, _Problems(path)))

@@ -5,10 +5,17 @@ behind; one flipped byte in a header loses data without a word. Here that is an 
 Members are never extracted: only where their bytes lie is returned, and names are only names.
 """
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
+from pretrain.data.guard import open_regular
+
 BLOCK = 512
+MAX_HEADERS = 4_000_000  # of one archive; a WebDataset shard has some 20,000
+MAX_NAME = 4096  # bytes; no file system has longer ones
+_DIGITS = re.compile("[0-9]{1,19}")  # isdigit() also takes '²', and int() of 5,000 digits raises
+_OCTAL = re.compile(rb" *([0-7]*)[ \0]*")
 
 
 class Member(NamedTuple):
@@ -28,13 +35,16 @@ def list_members(path: str | Path) -> tuple[list[Member], list[tuple[str, str]]]
     Returns:
         The regular files in their order, and problems as (member name or "", reason). A problem
         without a name is about the archive: what lies behind the named byte is lost.
+
+    Raises:
+        OSError: The archive cannot be read, or is not a regular file.
     """
     members: list[Member] = []
     problems: list[tuple[str, str]] = []
     seen: set[str] = set()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         total = file.seek(0, 2)
-        at, long_name, pax = 0, "", {}
+        at, headers, long_name, pax = 0, 0, "", {}
 
         def damaged(what: str) -> tuple[list[Member], list[tuple[str, str]]]:
             problems.append(
@@ -49,6 +59,9 @@ def list_members(path: str | Path) -> tuple[list[Member], list[tuple[str, str]]]
                 return damaged("cut short, no end mark" if header or at else "empty file, no tar")
             if not any(header):
                 break
+            headers += 1
+            if headers > MAX_HEADERS:
+                return damaged(f"more than {MAX_HEADERS} members")
             size = _number(header[124:136])
             if (
                 _number(header[148:156]) != sum(header) - sum(header[148:156]) + 8 * 32
@@ -56,7 +69,10 @@ def list_members(path: str | Path) -> tuple[list[Member], list[tuple[str, str]]]
             ):
                 return damaged("not a tar header" if at else "not a tar archive")
             kind, start = header[156:157], at + BLOCK
-            size = int(pax.get("size", size)) if kind in b"0\0" else size
+            if kind in b"0\0" and "size" in pax:
+                if not _DIGITS.fullmatch(pax["size"]):
+                    return damaged("a size that is not a number")
+                size = int(pax["size"])
             following = start + -(-size // BLOCK) * BLOCK
             if following > total:
                 return damaged(f"cut short, {size} bytes of data missing their end")
@@ -69,12 +85,18 @@ def list_members(path: str | Path) -> tuple[list[Member], list[tuple[str, str]]]
                     long_name = _text(data)
                 elif kind == b"x":
                     pax = _pax(data)
+                    if pax is None:
+                        return damaged("a damaged extended header")
             else:
                 name, prefix = _text(header[:100]), _text(header[345:500])
                 if prefix and header[257:263] == b"ustar\0":
                     name = f"{prefix}/{name}"
                 name = pax.get("path") or long_name or name
-                if any(key.startswith("GNU.sparse") for key in pax):
+                if len(name) > MAX_NAME:
+                    return damaged("an impossibly long name")
+                if "\0" in name:
+                    problems.append((name, "a NUL character in its name"))
+                elif any(key.startswith("GNU.sparse") for key in pax):
                     problems.append((name, "a sparse member is not supported"))
                 elif kind not in b"0\0":
                     if kind != b"5":
@@ -100,24 +122,22 @@ def _number(field: bytes) -> int | None:
     """An octal number, or a base-256 one where the first byte is 0x80; None if it is neither."""
     if field[:1] == b"\x80":
         return int.from_bytes(field[1:], "big")
-    try:
-        value = int(field.split(b"\0", 1)[0].strip() or b"0", 8)
-    except ValueError:
+    octal = _OCTAL.match(field)
+    # Some writers leave what was there before behind the NUL that ends the number.
+    if octal is None or field[octal.end(1) : octal.end(1) + 1] not in (b"", b" ", b"\0"):
         return None
-    return value if value >= 0 else None
+    return int(octal[1] or b"0", 8)
 
 
-def _pax(data: bytes) -> dict[str, str]:
-    """The records `length key=value` of an extended header; stops at one that is malformed."""
+def _pax(data: bytes) -> dict[str, str] | None:
+    """The records `length key=value` of an extended header; None if one is malformed."""
     records, at = {}, 0
-    while at < len(data):
+    while any(data[at : at + 20]):
         length, _, _ = data[at : at + 20].partition(b" ")
-        if not length.isdigit() or not int(length):
-            break
+        if not length.isdigit() or not len(length) + 2 < int(length) <= len(data) - at:
+            return None
         record = data[at + len(length) + 1 : at + int(length) - 1]
         key, _, value = record.partition(b"=")
         records[_text(key)] = value.decode("utf-8", "surrogateescape")
         at += int(length)
-    if not records.get("size", "0").isdigit():
-        del records["size"]
     return records

@@ -1,5 +1,6 @@
 """What counts as a data set, and what is said about a broken one."""
 
+import errno
 import io
 import json
 import os
@@ -437,3 +438,212 @@ def test_bad_documents_are_named_with_their_line(tmp_path, row, message):
     good = {"document": [{"text": "x"}, {"image": "a.jpg"}]}
     with pytest.raises(ValueError, match=rf"docs\.jsonl:2: .*{message}"):
         documents(tmp_path, good, row)
+
+
+# ---- what may not be read, and what was made to do harm
+
+
+def ledger(path: Path) -> dict[str, str]:
+    return dict(list_sources(path).refused)
+
+
+def test_a_folder_that_may_not_be_read_is_in_the_ledger(tmp_path, monkeypatch):
+    touch(tmp_path, "walk/a.mp4", "run/b.mp4", "run/deep/c.mp4")
+    listed = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "deep":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)  # permissions do not bind root
+    listing = list_sources(tmp_path)
+    assert names_labels(listing.sources) == [("run/b.mp4", "run"), ("walk/a.mp4", "walk")]
+    assert listing.refused == [("run/deep", "cannot be listed: Permission denied")]
+    with pytest.raises(ValueError, match=r"deep.*Permission denied"):
+        list_sources(tmp_path / "run" / "deep")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="binds no root")
+def test_permissions_themselves(tmp_path):
+    touch(tmp_path, "walk/a.mp4", "run/b.mp4")
+    (tmp_path / "run").chmod(0)
+    try:
+        assert "run" in ledger(tmp_path)
+    finally:
+        (tmp_path / "run").chmod(0o755)
+
+
+def test_a_class_that_is_a_link_to_its_sibling_is_in_the_ledger(tmp_path):
+    touch(tmp_path, "walk/a.mp4", "run/b.mp4")
+    os.symlink("walk", tmp_path / "a_first_by_name")  # the real folder gives the class all the same
+    os.symlink(tmp_path / "run", tmp_path / "z_last")
+    os.symlink(tmp_path, tmp_path / "walk" / "up")
+    listing = list_sources(tmp_path)
+    assert names_labels(listing.sources) == [("run/b.mp4", "run"), ("walk/a.mp4", "walk")]
+    refused = dict(listing.refused)
+    assert set(refused) == {"a_first_by_name", "z_last", "walk/up"}
+    assert "walk" in refused["a_first_by_name"] and "run" in refused["z_last"]
+
+
+def test_links_out_of_the_folder_are_followed_once(tmp_path):
+    touch(tmp_path / "elsewhere", "a.mp4")
+    (tmp_path / "in").mkdir()
+    os.symlink(tmp_path / "elsewhere", tmp_path / "in" / "walk")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "in" / "zoo")
+    listing = list_sources(tmp_path / "in")
+    assert names_labels(listing.sources) == [("walk/a.mp4", "walk")]
+    assert [name for name, _ in listing.refused] == ["zoo"]
+
+
+def test_links_that_lead_nowhere_are_in_the_ledger(tmp_path):
+    touch(tmp_path, "a.mp4")
+    os.symlink("missing", tmp_path / "class")
+    os.symlink("missing.mp4", tmp_path / "b.mp4")
+    os.symlink("round", tmp_path / "round")
+    refused = ledger(tmp_path)
+    assert set(refused) == {"class", "b.mp4", "round"}
+    assert all("leads nowhere" in reason for reason in refused.values())
+
+
+def pax_tar(path: Path, header: bytes) -> Path:
+    """A good member, then one with this extended header, then another good one."""
+    data = b""
+    for name, kind, content in (
+        ("a.mp4", tarfile.REGTYPE, b"x"),
+        ("header", tarfile.XHDTYPE, header),
+        ("b.mp4", tarfile.REGTYPE, b"y"),
+        ("c.mp4", tarfile.REGTYPE, b"z"),
+    ):
+        info = tarfile.TarInfo(name)
+        info.type, info.size = kind, len(content)
+        data += info.tobuf() + content + bytes(-len(content) % 512)
+    path.write_bytes(data + bytes(1024))
+    return path
+
+
+def record(key: str, value: str) -> bytes:
+    body = f" {key}={value}\n".encode()
+    size = len(body) + 1
+    while len(str(size)) + len(body) != size:
+        size += 1
+    return str(size).encode() + body
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        record("size", "9" * 5000),
+        record("size", "²"),
+        record("size", "-1"),
+        record("size", "1_0"),
+        record("size", "٣"),
+        b"9" * 5000 + b" size=1\n",
+        b"\xb2\xb2 size=1\n",
+        b"5 size=1\n",
+        b"0 size=1\n",
+        b"99 size=1\n",
+        record("path", "n" * 100_000),
+    ],
+)
+def test_an_impossible_extended_header_refuses_that_tar_by_name(tmp_path, header):
+    pax_tar(tmp_path / "bad.tar", header)
+    make_tar(tmp_path / "good.tar", [("g.mp4", b"x")])
+    touch(tmp_path, "v.mp4")
+    listing = list_sources(tmp_path)
+    assert {"good.tar/g.mp4", "v.mp4", "bad.tar/a.mp4"} == {s.name for s in listing.sources}
+    assert [name for name, _ in listing.refused] == ["bad.tar"]
+
+
+def test_a_name_with_a_nul_is_refused_by_itself(tmp_path):
+    members, problems = list_members(pax_tar(tmp_path / "s.tar", record("path", "b\0.mp4")))
+    assert [m.name for m in members] == ["a.mp4", "c.mp4"]
+    assert [name for name, _ in problems] == ["b\0.mp4"]
+
+
+@pytest.mark.parametrize(
+    "field",
+    [b"\xff" * 12, b"\x80" + b"\xff" * 11, b"-0000000001\0", b"0x000000001\0", b"1_000000001\0"],
+)
+def test_sizes_that_are_none_refuse_that_tar_by_name(tmp_path, field):
+    make_tar(tmp_path / "bad.tar", [("a.mp4", b"x"), ("b.mp4", b"y")])
+    data = bytearray((tmp_path / "bad.tar").read_bytes())
+    data[1024 + 124 : 1024 + 136] = field
+    data[1024 + 148 : 1024 + 156] = b" " * 8
+    data[1024 + 148 : 1024 + 156] = b"%06o\0 " % sum(data[1024:1536])
+    (tmp_path / "bad.tar").write_bytes(data)
+    touch(tmp_path, "v.mp4")
+    listing = list_sources(tmp_path)
+    assert [s.name for s in listing.sources] == ["bad.tar/a.mp4", "v.mp4"]
+    assert [name for name, _ in listing.refused] == ["bad.tar"]
+
+
+def test_a_tar_without_end_of_headers_has_a_budget(tmp_path, monkeypatch):
+    make_tar(tmp_path / "s.tar", [(f"{i}.mp4", b"") for i in range(20)])
+    monkeypatch.setattr("pretrain.data.tar.MAX_HEADERS", 10)
+    members, problems = list_members(tmp_path / "s.tar")
+    assert len(members) == 10 and "more than 10" in problems[0][1]
+
+
+def test_tars_that_cannot_be_read_do_not_stop_the_folder(tmp_path, monkeypatch):
+    touch(tmp_path, "v.mp4")
+    os.mkfifo(tmp_path / "pipe.tar")
+    (tmp_path / "folder.tar").mkdir()
+    make_tar(tmp_path / "bad.tar", [("a.mp4", b"x")])
+
+    def list_bad(path):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr("pretrain.data.sources.list_members", list_bad)
+    listing = list_sources(tmp_path)
+    assert [s.name for s in listing.sources] == ["v.mp4"]
+    assert {name for name, _ in listing.refused} == {"bad.tar", "pipe.tar"}
+    with pytest.raises(ValueError, match=r"bad.tar cannot be read"):
+        list_sources(tmp_path / "bad.tar")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"label": ' + "9" * 5000 + "}",
+        "[" * 100_000,
+        '{"label": ' + '{"a":' * 100_000,
+    ],
+)
+def test_impossible_json_beside_a_member_refuses_that_member(tmp_path, text):
+    make_tar(tmp_path / "s.tar", [("a.mp4", b"x"), ("a.json", text.encode()), ("b.mp4", b"y")])
+    listing = list_sources(tmp_path / "s.tar")
+    assert [s.name for s in listing.sources] == ["s.tar/b.mp4"]
+    assert [name for name, _ in listing.refused] == ["s.tar/a.mp4"]
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "l.jsonl").write_text('{"path": "a.mp4", ' + text[1:])
+    with pytest.raises(ValueError, match=r"l.jsonl:1"):
+        list_sources(tmp_path / "l.jsonl")
+
+
+@pytest.mark.parametrize("name", ["zero", "zero.mp4", "zero.tar", "pipe", "pipe.mp4", "pipe.tar"])
+def test_what_is_no_file_is_neither_waited_for_nor_read_for_ever(tmp_path, name):
+    path = tmp_path / name
+    os.symlink("/dev/zero", path) if name.startswith("zero") else os.mkfifo(path)
+    with pytest.raises(ValueError, match=f"{name}.*not a regular file"):
+        list_sources(path)
+    (tmp_path / "l.csv").write_text(f"path\n{name}\n")
+    with pytest.raises(ValueError, match=r"l.csv:2.*not a regular file"):
+        list_sources(tmp_path / "l.csv")
+
+
+def test_a_list_of_zeros_is_not_read_whole(tmp_path):
+    path = tmp_path / "l.csv"
+    path.write_bytes(b"")
+    os.truncate(path, 2**40)
+    with pytest.raises(ValueError, match="not a list"):
+        list_sources(path)
+
+
+def test_names_that_no_file_can_have(tmp_path):
+    touch(tmp_path, "a.mp4")
+    lines = ["a\\u0000.mp4", "\\ud800.mp4", "n" * 5000 + ".mp4"]
+    path = tmp_path / "l.jsonl"
+    path.write_text("".join(f'{{"path": "{line}"}}\n' for line in lines))
+    with pytest.raises(ValueError, match="3 problems"):
+        list_sources(path)
