@@ -15,6 +15,7 @@ from pretrain.data.sampling import test_boxes
 from pretrain.data.shards import Pack
 from pretrain.device import autocast_dtype
 from pretrain.modes import evaluating
+from pretrain.names import for_screen
 
 
 class Classifier(nn.Module):
@@ -127,7 +128,7 @@ def frame_probabilities(
     try:
         frames = read_frames(pack.read(record), np.arange(num))
     except DecodeError as error:
-        raise ValueError(f"{record['source']} cannot be decoded: {error}") from error
+        raise ValueError(f"{for_screen(record['source'])} cannot be decoded: {error}") from error
     clip = crop_resize(
         frames, test_boxes(frames.shape[2], frames.shape[1], 1)[0], spec.size, spec.interpolation
     )

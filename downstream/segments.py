@@ -12,6 +12,7 @@ import numpy as np
 
 from downstream.splits import Videos
 from pretrain.data.shards import Pack
+from pretrain.names import for_screen
 
 NOTHING = -1  # the class of a frame that no segment covers: neither trained on nor scored
 _SEGMENT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*-\s*(\d+(?:\.\d*)?|\.\d+)\s+(\S.*)")
@@ -91,7 +92,7 @@ def classes_of_frames(pack: Pack, train: Videos, test: Videos) -> list[str]:
     if tested - trained:
         raise ValueError(
             f"{pack.folder}: {len(tested - trained)} classes are tested but never trained: "
-            f"{', '.join(sorted(tested - trained)[:10])}; correct the segments or the splits"
+            f"{', '.join(map(for_screen, sorted(tested - trained)[:10]))}; correct the segments or the splits"
         )
     return sorted(trained)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pretrain.data.shards import Pack
+from pretrain.names import for_screen
 
 HELD_OUT = 0.25  # the share that validation, or a test part made here, aims at
 
@@ -76,7 +77,7 @@ def _collect(records: dict[int, dict], where: str) -> Videos:
             subjects.append(record["subject"])
         elif labels[numbers[source]] != label:
             raise ValueError(
-                f"{where}: {source} has two labels, {labels[numbers[source]]!r} and {label!r}: this "
+                f"{where}: {for_screen(source)} has two labels, {labels[numbers[source]]!r} and {label!r}: this "
                 "protocol measures one label a video, so keep one"
             )
         owner.append(numbers[source])
@@ -175,7 +176,7 @@ def choose_splits(
         both = set(train.sources) & set(test.sources)
         if both:
             notes.append(
-                f"WARNING: {len(both)} videos are in both splits (first: {min(both)}): the numbers are "
+                f"WARNING: {len(both)} videos are in both splits (first: {for_screen(min(both))}): the numbers are "
                 "too good"
             )
         used = {train_split, test_split}
@@ -194,7 +195,7 @@ def choose_splits(
     if tested - classes:
         raise ValueError(
             f"{pack.folder}: {len(tested - classes)} classes are tested but never trained: "
-            f"{', '.join(sorted(tested - classes)[:10])}; correct the labels or the splits"
+            f"{', '.join(map(for_screen, sorted(tested - classes)[:10]))}; correct the labels or the splits"
         )
     return train, test, notes
 
@@ -252,7 +253,7 @@ def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[st
         missing = set(labels[fold]) - set(labels[~fold])
         if missing:
             raise ValueError(
-                f"{pack.folder}: only subject {name} shows {', '.join(sorted(missing)[:10])}, so nobody "
+                f"{pack.folder}: only subject {for_screen(name)} shows {', '.join(map(for_screen, sorted(missing)[:10]))}, so nobody "
                 "else can teach it: leave that class out of the list"
             )
     notes = [f"every one of {len(names)} subjects was left out in turn; splits were ignored"]

@@ -131,11 +131,11 @@ def config_differences(old: dict, new: object, ignore: set[str]) -> list[str]:
     ]
 
 
-def optional_figure(draw: Callable[..., None]) -> Callable[..., str]:
+def optional_figure(draw: Callable[..., str | None]) -> Callable[..., str]:
     """Make a function that draws to a path warn where it fails: no number may be lost for want of a picture.
 
-    The new one takes the same arguments, by place, and returns what to print of the figure: its path, or that there is
-    none. Letters that the font lacks are boxes, of which nothing is said.
+    The new one takes the same arguments, by place, and returns what to print of the figure: what `draw` returned, else its
+    path, or that there is none. Letters that the font lacks are boxes, of which nothing is said.
     """
 
     @functools.wraps(draw)
@@ -143,14 +143,14 @@ def optional_figure(draw: Callable[..., None]) -> Callable[..., str]:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Glyph")
-                draw(path, *arguments)
+                told = draw(path, *arguments)
         except Exception as error:  # of fonts, sizes, memory, the disk
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)  # half a picture, or an older one
             reason = for_screen(f"{type(error).__name__}: {error}", 300)
             print(f"warning: no figure {for_screen(path)}: {reason}", file=sys.stderr, flush=True)
             return f"none ({for_screen(path.name)} could not be drawn)"
-        return for_screen(path)
+        return told or for_screen(path)
 
     return careful
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pretrain import checkpoint, log
+from pretrain.names import for_screen
 
 MAX_SKIPPED = 5  # non-finite steps in a row that stop the run
 
@@ -129,7 +130,7 @@ def restore(
     """
     found, problems = checkpoint.newest_valid(run)
     for problem in problems if say else []:
-        print(f"warning: {problem}; going back to an older one", file=sys.stderr)
+        print(f"warning: {for_screen(problem)}; going back to an older one", file=sys.stderr)
     if found:
         state = state | checkpoint.load_checkpoint(found, model, optimizers)
         if say:
@@ -143,7 +144,9 @@ def record_bad_clips(run: Path, errors: list[dict]) -> None:
     """Append clips that could not be decoded to the run's ledger and name them on the screen."""
     for error in errors:
         print(
-            f"bad clip replaced: {error['source']}: {error['reason']}", file=sys.stderr, flush=True
+            for_screen(f"bad clip replaced: {error['source']}: {error['reason']}"),
+            file=sys.stderr,
+            flush=True,
         )
         with open(run / "data_errors.jsonl", "a") as file:
             file.write(json.dumps(error) + "\n")

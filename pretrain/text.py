@@ -16,6 +16,11 @@ from pretrain.frames import build_open_clip
 TEXT_SIZES = {"xs": (64, 2, 2), "ti": (128, 4, 2), "s": (384, 12, 6), "b": (512, 12, 8)}
 
 
+def _sayable(text: str) -> str:
+    """Text that tokenizers take: what a file's name held that is no UTF-8 becomes "?"."""
+    return text.encode("utf-8", "replace").decode()
+
+
 class ClipTokenizer:
     """CLIP's byte-pair tokenizer, which is part of open_clip and needs no download.
 
@@ -35,7 +40,7 @@ class ClipTokenizer:
         tokens = torch.zeros(len(texts), self.context_length, dtype=torch.long)
         cut = []
         for row, text in zip(tokens, texts, strict=True):
-            words = self._simple.encode(text)
+            words = self._simple.encode(_sayable(text))
             cut.append(len(words) > self.context_length - 2)
             words = words[: self.context_length - 2]
             words = [self._simple.sot_token_id, *words, self._simple.eot_token_id]
@@ -63,7 +68,7 @@ class HubTokenizer:
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, list[bool]]:
         """Token numbers (B, L) of captions, and which of them were cut."""
-        texts = [self._clean(text) for text in texts]
+        texts = [self._clean(_sayable(text)) for text in texts]
         cut = [len(row) > self.context_length for row in self._fast(texts)["input_ids"]]
         rows = self._fast(
             texts,

@@ -330,13 +330,15 @@ def benchmark_frames(cfg: Config) -> dict:
     log.print_table(f"a training step of one clip, {device.describe(where)}", rows)
     picture = Path(cfg.out).with_suffix(".png") if cfg.out else Path("runs") / "frames.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
-    growth_figure(picture, FRAMES, found, f"training step of one clip, {device.describe(where)}")
-    print(f"figure   {picture}", flush=True)
+    title = f"training step of one clip, {device.describe(where)}"
+    print(f"figure   {growth_figure(picture, FRAMES, found, title)}", flush=True)
     return found
 
 
 def main(cfg: Config) -> dict:
     """Run the chosen parts; returns the ratios."""
+    if cfg.out and Path(cfg.out).exists():
+        raise ValueError(f"--out {cfg.out} exists already: give another name")
     results: dict = {"config": dataclasses.asdict(cfg)}
     if cfg.what in ("all", "loader"):
         results["loader"] = benchmark_loader(cfg)
@@ -345,8 +347,6 @@ def main(cfg: Config) -> dict:
     if cfg.what == "frames":
         results["frames"] = benchmark_frames(cfg)
     if cfg.out:
-        if Path(cfg.out).exists():
-            raise ValueError(f"--out {cfg.out} exists already: give another name")
         log.write_json(Path(cfg.out), results)
     return results
 

@@ -58,6 +58,7 @@ from pretrain.data.shards import (
 )
 from pretrain.data.transforms import Augment
 from pretrain.frames import FrameTower
+from pretrain.names import for_screen
 from pretrain.openclip import PREFIX as OPEN_CLIP
 from pretrain.openclip import Pair, load_open_clip
 from pretrain.optim import learning_rate, make_optimizers
@@ -266,7 +267,7 @@ def val_retrieval(model: VideoText, packs: list[Pack], cfg: Config, accelerator)
             return None
         text, _ = embed_texts(model, texts, accelerator.device, cfg.precision)
     except ValueError as error:  # a broken clip; a monitor must not end the run it watches
-        print(f"no score on val: {error}", file=sys.stderr, flush=True)
+        print(f"no score on val: {for_screen(error)}", file=sys.stderr, flush=True)
         return None
     video = np.concatenate(videos)
     ranks, _ = retrieval_ranks(text, video, np.arange(len(video)))
@@ -363,7 +364,8 @@ def group_of(cfg: Config, record: dict, caption: str) -> int:
     """A number that is equal for texts which are right for the same clips."""
     by_label = cfg.positives == "label" and record["label"] is not None
     key = f"label {record['label']}" if by_label else "text " + " ".join(caption.lower().split())
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big", signed=True)
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
 
 
 class TextOfView:
@@ -660,7 +662,7 @@ def finish(cfg, model, packs, run, plan, state, data) -> None:
         "config": dataclasses.asdict(cfg),
     }  # fmt: skip
     checkpoint.export_backbone(model, run / "backbone", provenance)
-    log.curve_figure(
+    curve = log.curve_figure(
         run / "curve.png", run / "log.jsonl", ("loss",),
         ("video_to_text", "text_to_video", "val_t2v_r1", "val_t2v_r10"),
         f"video-text contrast, {cfg.preset}: loss, accuracy in the batch, retrieval on val",
@@ -672,7 +674,7 @@ def finish(cfg, model, packs, run, plan, state, data) -> None:
         "done",
         {
             "backbone": run / "backbone",
-            "figure": run / "curve.png",
+            "figure": curve,
             "log": run / "log.jsonl",
             "checkpoints": run / "checkpoints",
             "next": f"python recipes/{script}.py --backbone {run / 'backbone'} --data {source}",

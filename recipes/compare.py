@@ -14,7 +14,6 @@ Written: compare.md, compare.html, compare.png (accuracy against cost) and compa
 differ are not put in one table.
 """
 
-import html
 import json
 import os
 import re
@@ -35,6 +34,7 @@ from downstream.models import check_name, load_backbone
 from downstream.report import cost_figure
 from pretrain.data.cache import open_data, packing_side
 from pretrain.log import cli, config_differences, write_json
+from pretrain.names import file_name, for_html, for_markdown, for_screen
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Entry:
     @property
     def slug(self) -> str:
         """A name for its folders."""
-        return re.sub(r"[^A-Za-z0-9_.-]+", "-", self.label).strip("-.")
+        return file_name(self.label)
 
 
 def entries_of(config: Config) -> list[Entry]:
@@ -171,8 +171,9 @@ def run_one(command: list[str], log_file: Path, bar: tqdm) -> str | None:
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     }
     last = ""
-    with open(log_file, "a") as file, subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    with open(log_file, "a", encoding="utf-8", errors="backslashreplace") as file, subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="backslashreplace",
+        env=environment,
     ) as process:  # fmt: skip
         try:
             for line in process.stdout:
@@ -334,13 +335,13 @@ def write_tables(
     cells = [[cell(row) for _, cell in columns] for row in rows]
     heads = [name for name, _ in columns]
     lines = [
-        f"# {title}",
+        f"# {for_markdown(title)}",
         "",
         "| " + " | ".join(heads) + " |",
         "|" + "|".join("---" for _ in heads) + "|",
     ]
-    lines += ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in cells]
-    lines += ["", *[f"- {note}" for note in notes]]
+    lines += ["| " + " | ".join(map(for_markdown, row)) + " |" for row in cells]
+    lines += ["", *[f"- {for_markdown(note)}" for note in notes]]
     if claims:
         lines += [
             "",
@@ -349,21 +350,24 @@ def write_tables(
             "| claim | held | measured |",
             "|---|---|---|",
         ]
-        lines += [f"| {c['claim']} | {c['held']} | {c['measured']} |" for c in claims]
+        lines += [
+            "| " + " | ".join(for_markdown(c[k]) for k in ("claim", "held", "measured")) + " |"
+            for c in claims
+        ]
     if picture:
         lines += ["", "![accuracy against cost](compare.png)"]
     text = "\n".join(lines) + "\n"
     (out / "compare.md").write_text(text, encoding="utf-8")
     row_html = lambda row, tag: (
-        "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in row) + "</tr>"
+        "<tr>" + "".join(f"<{tag}>{for_html(c)}</{tag}>" for c in row) + "</tr>"
     )
     parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>",
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{for_html(title)}</title>",
         "<style>body{font:15px/1.5 sans-serif;margin:2em;max-width:75em}table{border-collapse:collapse;margin:1em 0}"
         "td,th{padding:.25em .7em;border-bottom:1px solid #ccc;text-align:right}td:first-child,th:first-child{text-align:left}"
         "img{max-width:100%}</style>",
-        f"<h1>{html.escape(title)}</h1><table>{row_html(heads, 'th')}{''.join(row_html(r, 'td') for r in cells)}</table>",
-        "<ul>" + "".join(f"<li>{html.escape(n)}</li>" for n in notes) + "</ul>",
+        f"<h1>{for_html(title)}</h1><table>{row_html(heads, 'th')}{''.join(row_html(r, 'td') for r in cells)}</table>",
+        "<ul>" + "".join(f"<li>{for_html(n)}</li>" for n in notes) + "</ul>",
     ]
     if claims:
         body = "".join(row_html([c["claim"], c["held"], c["measured"]], "td") for c in claims)
@@ -408,14 +412,14 @@ def main(config: Config) -> dict:
     with tqdm(total=len(todo), unit="run", dynamic_ncols=True) as bar:
         for entry, seed in todo:
             run = runs_folder / f"{entry.slug}-seed{seed}"
-            bar.set_description(f"{entry.label}, seed {seed}")
+            bar.set_description(for_screen(f"{entry.label}, seed {seed}"))
             bar.set_postfix_str("")
             if not (run / "results.json").exists():
                 command = command_of(config, entry, seed, run, runs_folder)
                 reason = run_one(command, out / "logs" / f"{run.name}.log", bar)
                 if reason:
                     failed.append(f"{entry.label}, seed {seed}: {reason}")
-                    bar.write(f"failed: {failed[-1]}")
+                    bar.write(for_screen(f"failed: {failed[-1]}"))
             if (run / "results.json").exists():
                 runs.setdefault(entry.label, []).append(read_results(run))
             bar.update()
@@ -466,19 +470,16 @@ def main(config: Config) -> dict:
         *[f"not in the table: {reason}" for reason in failed],
     ]
     points = [(r["name"], r["flops"], r["top1"], *r["top1_interval"]) for r in rows if r["flops"]]
-    if points:
-        cost_figure(
-            out / "compare.png", points, rows[0]["chance"], f"{config.protocol} on {config.data}"
-        )
     title = f"{config.protocol} on {config.data}: {len(rows)} models, {config.seeds} seed(s)"
-    text = write_tables(out, rows, claims, notes, title, bool(points))
     found = {"rows": rows, "claims": claims, "notes": notes, "protocol": first}
     write_json(out / "compare.json", found)
+    text = write_tables(out, rows, claims, notes, title, False)
     print("\n" + text)
-    print(
-        f"tables   {out}/compare.md, {out}/compare.html"
-        + (f"\nfigure   {out}/compare.png" if points else "")
-    )
+    print(f"tables   {for_screen(out)}/compare.md, {for_screen(out)}/compare.html")
+    if points:  # after the numbers, since a picture may fail
+        chance, on = rows[0]["chance"], f"{config.protocol} on {config.data}"
+        print(f"figure   {cost_figure(out / 'compare.png', points, chance, on)}")
+        write_tables(out, rows, claims, notes, title, (out / "compare.png").exists())
     if failed:
         raise ValueError(
             f"{len(failed)} runs failed and are not in the table; the first: {failed[0]}"

@@ -71,6 +71,7 @@ from pretrain.data.cache import open_data, packing_side
 from pretrain.data.sampling import counter_rng
 from pretrain.data.shards import Pack, Positions, TrainClips, train_batches
 from pretrain.data.transforms import Augment
+from pretrain.names import file_name, for_screen
 from pretrain.processes import StopFlag, start_accelerator
 from pretrain.run import Plan, open_run, plan_run, record_bad_clips, refuse_to_go_on, restore
 from pretrain.vit import VideoTransformer, resized
@@ -250,7 +251,7 @@ def resolve(cfg: Config) -> Config:
     if filled["rand_augment"] == "off":
         filled["rand_augment"] = ""
     named = cfg.model or Path(cfg.backbone).resolve().parent.name or "backbone"
-    filled["out"] = cfg.out or f"runs/finetune-{named.replace(':', '-').replace('/', '-')}"
+    filled["out"] = cfg.out or f"runs/finetune-{file_name(named)}"
     return dataclasses.replace(cfg, **filled)
 
 
@@ -518,7 +519,7 @@ def main(cfg: Config) -> dict:
             cfg, plan, accelerator, model, len(train), len(train.samples), rule, len(test), run
         )
         for note in notes:
-            print(f"note: {note}", flush=True)
+            print(f"note: {for_screen(note)}", flush=True)
         run.mkdir(parents=True, exist_ok=True)
         if not (run / "config.json").exists():
             described = {"config": dataclasses.asdict(cfg), **data, "command": sys.argv}
@@ -763,14 +764,14 @@ def finish(
     title = f"{results['model']} on {cfg.data}: top-1 {100 * results['top1']:.1f} %"
     short = {k: v for k, v in results.items() if k not in ("card", "notes", "per_class")}
     write_card(run / "CARD.md", title, notes, {"results": short, **card})
-    confusion_figure(run / "confusion.png", counts, classes, title)
     if scores is not None:
         write_predictions(run / "predictions.csv", test.sources, test.labels, scores, classes)
-    print_summary(cfg, results, run)
+    picture = confusion_figure(run / "confusion.png", counts, classes, title)
+    print_summary(cfg, results, run, picture)
     return results
 
 
-def print_summary(cfg: Config, results: dict, run: Path) -> None:
+def print_summary(cfg: Config, results: dict, run: Path, picture: str) -> None:
     """The table that a person reads."""
     percent = lambda value: "-" if value is None else f"{100 * value:.1f}"
     low, high = results["top1_interval"]
@@ -797,7 +798,7 @@ def print_summary(cfg: Config, results: dict, run: Path) -> None:
         {
             "results": run / "results.json",
             "protocol": run / "CARD.md",
-            "figure": run / "confusion.png",
+            "figure": picture,
             "classifier": run / "backbone",
             "next": f"python recipes/predict.py --backbone {run / 'backbone'} --video FILE_OR_FOLDER",
         },

@@ -59,6 +59,7 @@ from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack
 from pretrain.device import describe
 from pretrain.log import cli, write_json
+from pretrain.names import for_screen
 
 TOKEN_LIMIT = 4 * 2**30  # bytes of tokens up to which the attentive probe runs unasked
 
@@ -245,7 +246,7 @@ def describe_backbone(config: Config, encoder: nn.Module, digest: str) -> dict:
     }
 
 
-def print_summary(results: dict, out: Path) -> None:
+def print_summary(results: dict, out: Path, picture: str) -> None:
     """The table that a person reads."""
 
     def percent(value: float | None) -> str:
@@ -272,8 +273,9 @@ def print_summary(results: dict, out: Path) -> None:
     )
     for row in rows:
         print(f"  {row[0]:<20} {row[1]:>9}  {row[2]:>14}  {row[3]:>15}")
-    print(f"\nresults  {out}/results.json\nprotocol {out}/CARD.md\nfigure   {out}/confusion.png")
-    print(f"answers  {out}/predictions.csv", flush=True)
+    folder = for_screen(out)
+    print(f"\nresults  {folder}/results.json\nprotocol {folder}/CARD.md\nfigure   {picture}")
+    print(f"answers  {folder}/predictions.csv", flush=True)
 
 
 # --------------------------------------------------------------------------------------------- main
@@ -360,7 +362,7 @@ def main(config: Config) -> dict:
     if config.leave_one_out and origin.get("data_fingerprint") == pack.index["fingerprint"]:
         notes.append("the backbone saw clips of tested subjects in pretraining, without labels")
     for note in notes:
-        print(note, flush=True)
+        print(for_screen(note), flush=True)
 
     # ------------------------------------------------------------- the backbone, then random weights
     features = embed(encoder, pack, parts, how, "backbone")
@@ -465,9 +467,6 @@ def main(config: Config) -> dict:
         {"results": {k: v for k, v in results.items() if k not in ("card", "notes")}, **card},
     )
     counts = confusion_matrix(truth, predicted, len(classes))
-    confusion_figure(
-        out / "confusion.png", counts, classes, f"linear probe, top-1 {100 * numbers['top1']:.1f} %"
-    )
     write_predictions(
         out / "predictions.csv",
         [sources[i] for i in tested],
@@ -482,7 +481,10 @@ def main(config: Config) -> dict:
             name: np.ascontiguousarray(value, dtype=np.float32) for name, value in tensors.items()
         }
         save_file(tensors, out / "linear.safetensors", {"classes": json.dumps(classes)})
-    print_summary(results, out)
+    picture = confusion_figure(
+        out / "confusion.png", counts, classes, f"linear probe, top-1 {100 * numbers['top1']:.1f} %"
+    )
+    print_summary(results, out, picture)
     return results
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from pretrain.data.pack import pack
 from pretrain.log import cli
+from pretrain.names import for_screen
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ def main(config: Config) -> dict:
         workers=config.workers,
         timeout=config.timeout,
     )
-    print(f"packed: {config.out}")
-    print(f"next: accelerate launch recipes/videomae.py --data {config.out}")
+    print(f"packed: {for_screen(config.out)}")
+    print(f"next: accelerate launch recipes/videomae.py --data {for_screen(config.out)}")
     return index
 
 

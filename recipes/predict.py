@@ -29,6 +29,7 @@ from pretrain.data.cache import packing_side
 from pretrain.data.pack import pack as pack_source
 from pretrain.data.shards import Pack
 from pretrain.log import cli, write_json
+from pretrain.names import for_screen
 
 
 @dataclass(frozen=True)
@@ -161,30 +162,32 @@ def main(config: Config) -> dict:
         pack, refused = pack_videos(Path(config.video), Path(folder) / "pack", side)
         if pack is None:
             reasons = "; ".join(
-                f"{source}: {reason}" for source, reason in list(refused.items())[:3]
+                for_screen(f"{source}: {reason}") for source, reason in list(refused.items())[:3]
             )
             raise ValueError(f"nothing at {config.video} can be used: {reasons}")
         rankings, segments, rows = predict(config, model, pack, how)
-    width = max(len(entry["label"]) for ranking in rankings.values() for entry in ranking)
-    for source, ranking in rankings.items():
-        print(f"\n{source}")
-        for entry in ranking:
-            bar = "#" * round(30 * entry["probability"])
-            print(f"  {entry['label']:<{width}}  {entry['probability']:6.1%}  {bar}")
-        for part in segments.get(source, []):
-            print(
-                f"    {part['start']:7.2f} to {part['end']:7.2f} s  {part['label']}  {part['probability']:.0%}"
-            )
-    for source, reason in refused.items():
-        print(f"\nrefused {source}: {reason}")
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "predictions.json", rankings)
     write_json(out / "refused.json", refused)
-    print(f"\nanswers  {out}/predictions.json")
     if model.per_frame:
         write_json(out / "segments.json", segments)
-        timeline_figure(out / "timeline.png", rows, model.classes, f"{config.backbone}")
-        print(f"when     {out}/segments.json\nfigure   {out}/timeline.png")
+    label = lambda entry: for_screen(entry["label"], 60)
+    width = max(len(label(entry)) for ranking in rankings.values() for entry in ranking)
+    for source, ranking in rankings.items():
+        print(f"\n{for_screen(source)}")
+        for entry in ranking:
+            bar = "#" * round(30 * entry["probability"])
+            print(f"  {label(entry):<{width}}  {entry['probability']:6.1%}  {bar}")
+        for part in segments.get(source, []):
+            print(
+                f"    {part['start']:7.2f} to {part['end']:7.2f} s  {label(part)}  {part['probability']:.0%}"
+            )
+    for source, reason in refused.items():
+        print(f"\nrefused {for_screen(source)}: {for_screen(reason)}")
+    print(f"\nanswers  {for_screen(out)}/predictions.json")
+    if model.per_frame:
+        picture = timeline_figure(out / "timeline.png", rows, model.classes, config.backbone)
+        print(f"when     {for_screen(out)}/segments.json\nfigure   {picture}")
     return rankings
 
 

@@ -39,6 +39,7 @@ from pretrain.data.decode import read_frames
 from pretrain.data.shards import Pack
 from pretrain.device import describe
 from pretrain.log import cli, write_json
+from pretrain.names import for_screen
 
 
 @dataclass(frozen=True)
@@ -94,26 +95,26 @@ def search(config: Config, model: VideoText, how: Extraction) -> dict:
         print("note: the sentence is longer than the text tower's context and was cut")
     similar = videos @ text[0]
     best = np.argsort(-similar, kind="stable")[: config.top]
-    print(f"\n{config.query!r} among {len(names)} videos of {config.data}")
-    print("  rank  similarity  video")
-    for rank, i in enumerate(best, 1):
-        print(f"  {rank:>4}  {similar[i]:10.3f}  {names[i]}")
+    found = {
+        "query": config.query,
+        "num_videos": len(names),
+        "best": [{"video": names[i], "similarity": float(similar[i])} for i in best],
+    }
     out = Path(config.out) if config.out else default_folder("search", config.backbone, config.data)
     out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "search.json", found)  # before the pictures, which may fail
+    print(f"\n{config.query!r} among {len(names)} videos of {for_screen(config.data)}")
+    print("  rank  similarity  video")
+    for rank, i in enumerate(best, 1):
+        print(f"  {rank:>4}  {similar[i]:10.3f}  {for_screen(names[i])}")
     pictures = []
     for i in best:
         record = pack.record(int(samples[np.flatnonzero(owner == i)[0]]))
         places = np.linspace(0, record["frames"] - 1, 4).astype(int)
         frames = read_frames(pack.read(record), places).numpy()
         pictures.append((f"{similar[i]:.3f}  {names[i]}", frames))
-    contact_sheet_figure(out / "contact_sheet.png", pictures, config.query)
-    found = {
-        "query": config.query,
-        "num_videos": len(names),
-        "best": [{"video": names[i], "similarity": float(similar[i])} for i in best],
-    }
-    write_json(out / "search.json", found)
-    print(f"\nfigure   {out}/contact_sheet.png\nanswer   {out}/search.json", flush=True)
+    picture = contact_sheet_figure(out / "contact_sheet.png", pictures, config.query)
+    print(f"\nfigure   {picture}\nanswer   {for_screen(out)}/search.json", flush=True)
     return found
 
 
@@ -230,8 +231,9 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
     by_chance = " ".join(f"{100 * results['chance'][f't2v_r{k}']:6.1f}" for k in (1, 5, 10))
     print(f"  {'chance, t to v':<14} {by_chance}")
     for note in notes:
-        print(f"note: {note}")
-    print(f"\nresults  {out}/results.json\nprotocol {out}/CARD.md", flush=True)
+        print(f"note: {for_screen(note)}")
+    folder = for_screen(out)
+    print(f"\nresults  {folder}/results.json\nprotocol {folder}/CARD.md", flush=True)
     return results
 
 

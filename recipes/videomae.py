@@ -46,6 +46,7 @@ from pretrain.data.shards import (
 )
 from pretrain.data.transforms import Augment
 from pretrain.masked import MaskedPixels
+from pretrain.names import for_screen
 from pretrain.optim import learning_rate, make_optimizers
 from pretrain.processes import StopFlag, start_accelerator
 from pretrain.run import Plan, open_run, plan_run, record_bad_clips, refuse_to_go_on, restore
@@ -278,7 +279,7 @@ def online_knn(encoder, pack: Pack, ids: np.ndarray, seed: int, accelerator) -> 
                 clips = encoder.input_spec.normalise(views[:, 0].to(accelerator.device))
                 features.append(encoder(clips).float().cpu())
     except ValueError as error:  # a broken clip; a monitor must not end the run it watches
-        print(f"no kNN score: {error}", file=sys.stderr, flush=True)
+        print(f"no kNN score: {for_screen(error)}", file=sys.stderr, flush=True)
         return None
     finally:
         encoder.train()
@@ -412,7 +413,8 @@ def print_plan(
     )
 
 
-def draw_figure(model: VideoMAE, cfg: Config, pack: Pack, sample: int, path: Path) -> None:
+@log.optional_figure
+def draw_figure(path: Path, model: VideoMAE, cfg: Config, pack: Pack, sample: int) -> str:
     """Draw one clip, what the model saw of it and what it made of it."""
     spec = model.encoder.input_spec
     _, views = EvalClips(pack, np.array([sample]), spec, 1, 1)[0]
@@ -438,7 +440,7 @@ def draw_figure(model: VideoMAE, cfg: Config, pack: Pack, sample: int, path: Pat
     )
     if cfg.moving < 1:
         caption += " What is grey in all rows moves too little to be looked at."
-    log.reconstruction_figure(path, rows, caption)
+    return log.reconstruction_figure(path, rows, caption)
 
 
 # ------------------------------------------------------------------------------------------- main
@@ -616,8 +618,8 @@ def finish(cfg, model, pack, ids, run, plan, state) -> None:
         "num_clips": len(ids), "loss": state["loss"], "online_knn": state["knn"], "config": dataclasses.asdict(cfg),
     }  # fmt: skip
     checkpoint.export_backbone(model.encoder, run / "backbone", provenance)
-    draw_figure(model, cfg, pack, int(ids[0]), run / "reconstruction.png")
-    log.curve_figure(
+    picture = draw_figure(run / "reconstruction.png", model, cfg, pack, int(ids[0]))
+    curve = log.curve_figure(
         run / "curve.png", run / "log.jsonl", ("loss",), ("knn",),
         f"masked reconstruction, {cfg.encoder}: loss and online kNN",
     )  # fmt: skip
@@ -627,8 +629,8 @@ def finish(cfg, model, pack, ids, run, plan, state) -> None:
         "done",
         {
             "backbone": run / "backbone",
-            "figure": run / "reconstruction.png",
-            "curve": run / "curve.png",
+            "figure": picture,
+            "curve": curve,
             "log": run / "log.jsonl",
             "checkpoints": run / "checkpoints",
             "next": f"python recipes/linear_probe.py --backbone {run / 'backbone'} --data {data}",

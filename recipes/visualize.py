@@ -19,6 +19,7 @@ from downstream.models import load_backbone
 from pretrain.data.cache import pack_file, packing_side
 from pretrain.data.shards import EvalClips
 from pretrain.log import cli, reconstruction_figure
+from pretrain.names import for_screen
 from pretrain.vit import VideoTransformer
 
 
@@ -68,7 +69,6 @@ def main(config: Config) -> dict:
     )
     if encoder.arguments["moving"] < 1:
         caption += f"; the encoder looks at the {encoder.arguments['moving']:.0%} of the tokens that move most"
-    reconstruction_figure(out / "attention.png", pictures, caption)
     side = spec.size * config.enlarge
     frames = [
         Image.fromarray(np.concatenate([p[t] for _, p in pictures], 1)).resize(
@@ -79,8 +79,9 @@ def main(config: Config) -> dict:
     frames[0].save(
         out / "attention.gif", save_all=True, append_images=frames[1:], duration=100, loop=0
     )
+    drawn = reconstruction_figure(out / "attention.png", pictures, caption)
     print(
-        f"figure   {out}/attention.png\nmoving   {out}/attention.gif (clip, {', '.join(maps)})",
+        f"figure   {drawn}\nmoving   {for_screen(out)}/attention.gif (clip, {', '.join(maps)})",
         flush=True,
     )
     return {"png": str(out / "attention.png"), "gif": str(out / "attention.gif")}

@@ -51,6 +51,7 @@ from pretrain.data.decode import read_frames
 from pretrain.data.shards import Pack
 from pretrain.device import describe
 from pretrain.log import cli, write_json
+from pretrain.names import file_name, for_screen
 from pretrain.prompts import load_classes, load_templates, words_of
 
 
@@ -107,7 +108,7 @@ def classes_of_data(
         if missing:
             raise ValueError(
                 f"--classes lacks {len(missing)} of the {len(named)} labels of the videos: "
-                f"{', '.join(missing[:10])}"
+                f"{', '.join(map(for_screen, missing[:10]))}"
             )
         theirs = {words_of(n).lower(): n for n in named}
         names = [theirs.get(words_of(name).lower(), name) for name in words]
@@ -172,38 +173,41 @@ def classify_video(config: Config, model: VideoText, how: Extraction) -> dict:
         pack = pack_file(path, Path(folder) / "pack", side)
         samples = np.arange(len(pack))
         embedding = unit(embed_now(model, pack, samples, how).mean(0))
+        vectors, num_cut = class_vectors(
+            model, list(words.values()), templates, how.device, config.precision
+        )
+        scale = model.scale().item()
+        logits = scale * (ensemble(vectors) @ embedding)
+        probabilities = np.exp(logits - logits.max())
+        probabilities /= probabilities.sum()
+        order = np.argsort(-logits, kind="stable")
+        names = list(words)
+        result = {
+            "video": str(path),
+            "ranking": [{"class": names[i], "probability": float(probabilities[i])} for i in order],
+        }
+        out = Path(config.out) if config.out else Path("runs") / f"zero-shot-{file_name(path.stem)}"
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "prediction.json", result)  # before the picture, which may fail
         records = list(pack.records())
-        frames = filmstrip_frames(pack, records)
-    vectors, num_cut = class_vectors(
-        model, list(words.values()), templates, how.device, config.precision
-    )
-    scale = model.scale().item()
-    logits = scale * (ensemble(vectors) @ embedding)
-    probabilities = np.exp(logits - logits.max())
-    probabilities /= probabilities.sum()
-    order = np.argsort(-logits, kind="stable")
-    names = list(words)
+        best = order[:5]
+        picture = filmstrip_figure(
+            out / "filmstrip.png", filmstrip_frames(pack, records), [names[i] for i in best], probabilities[best],
+            path.name,
+        )  # fmt: skip
     seconds = sum(r["frames"] / r["fps"] for r in records)
-    print(f"\n{path.name}: {seconds:.1f} s in {len(records)} clips, {len(templates)} templates")
-    width = max(map(len, names))
+    print(
+        f"\n{for_screen(path.name)}: {seconds:.1f} s in {len(records)} clips, {len(templates)} templates"
+    )
+    shown = [for_screen(name, 60) for name in names]
+    width = max(map(len, shown))
     for i in order:
         bar = "#" * round(30 * probabilities[i])
-        print(f"  {names[i]:<{width}}  {probabilities[i]:6.1%}  {bar}")
+        print(f"  {shown[i]:<{width}}  {probabilities[i]:6.1%}  {bar}")
     print("  (probabilities among these classes only)")
     if num_cut:
         print(f"note: {num_cut} sentences were longer than the text tower's context and were cut")
-    out = Path(config.out) if config.out else Path("runs") / f"zero-shot-{path.stem}"
-    out.mkdir(parents=True, exist_ok=True)
-    best = order[:5]
-    filmstrip_figure(
-        out / "filmstrip.png", frames, [names[i] for i in best], probabilities[best], path.name
-    )
-    result = {
-        "video": str(path),
-        "ranking": [{"class": names[i], "probability": float(probabilities[i])} for i in order],
-    }
-    write_json(out / "prediction.json", result)
-    print(f"\nfigure   {out}/filmstrip.png\nanswer   {out}/prediction.json", flush=True)
+    print(f"\nfigure   {picture}\nanswer   {for_screen(out)}/prediction.json", flush=True)
     return result
 
 
@@ -226,7 +230,7 @@ def filmstrip_frames(
 # ------------------------------------------------------------------------------------ a data set
 
 
-def print_summary(results: dict, out: Path) -> None:
+def print_summary(results: dict, out: Path, picture: str) -> None:
     """The tables that a person reads."""
     low, high = results["top1_interval"]
     few = results["num_classes"] <= 5  # then the five best hold every class
@@ -240,12 +244,14 @@ def print_summary(results: dict, out: Path) -> None:
         f"  chance               {100 * results['chance']:5.1f}\n"
     )
     classes = sorted(results["per_class"].items(), key=lambda item: item[1]["accuracy"])
-    width = max(len(name) for name, _ in classes)
+    width = max(len(for_screen(name, 60)) for name, _ in classes)
     shown = classes if len(classes) <= 30 else [*classes[:15], *classes[-5:]]
     print("per class, worst first" + (" (15 worst, 5 best)" if shown is not classes else ""))
     for name, entry in shown:
-        taken = f", most often taken for {entry['most_confused']}" if entry["most_confused"] else ""
-        print(f"  {name:<{width}}  {100 * entry['accuracy']:5.1f} of {entry['num']}{taken}")
+        other = entry["most_confused"]
+        taken = f", most often taken for {for_screen(other, 60)}" if other else ""
+        score = f"{100 * entry['accuracy']:5.1f} of {entry['num']}{taken}"
+        print(f"  {for_screen(name, 60):<{width}}  {score}")
     words = results["sensitivity"]
     if len(results["templates"]) > 1:
         print(
@@ -263,9 +269,10 @@ def print_summary(results: dict, out: Path) -> None:
             f"{100 * results['reversed_pairs']:.1f} (chance 50)"
         )
     for note in results["notes"]:
-        print(f"note: {note}")
-    print(f"\nresults  {out}/results.json\nprotocol {out}/CARD.md\nfigure   {out}/confusion.png")
-    print(f"answers  {out}/predictions.csv", flush=True)
+        print(f"note: {for_screen(note)}")
+    folder = for_screen(out)
+    print(f"\nresults  {folder}/results.json\nprotocol {folder}/CARD.md\nfigure   {picture}")
+    print(f"answers  {folder}/predictions.csv", flush=True)
 
 
 def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
@@ -297,8 +304,10 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
 
     # ---- embed
     print(
-        f"{config.backbone}: {len(videos)} videos of {config.data} ({config.test_split}), {len(classes)} classes, "
-        f"{len(templates)} templates ({template_set})",
+        for_screen(
+            f"{config.backbone}: {len(videos)} videos of {config.data} ({config.test_split}), {len(classes)} classes, "
+            f"{len(templates)} templates ({template_set})"
+        ),
         flush=True,
     )
     clips = cached_embeddings(model, pack, videos.samples, how, "videos")
@@ -392,9 +401,11 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
         notes,
         {"results": short, **card, "accuracy_of_each_template": results["templates"]},
     )
-    confusion_figure(out / "confusion.png", counts, classes, f"zero-shot, top-1 {100 * top1:.1f} %")
     write_predictions(out / "predictions.csv", videos.sources, videos.labels, scores, classes)
-    print_summary(results, out)
+    picture = confusion_figure(
+        out / "confusion.png", counts, classes, f"zero-shot, top-1 {100 * top1:.1f} %"
+    )
+    print_summary(results, out, picture)
     return results
 
 

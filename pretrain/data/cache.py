@@ -10,6 +10,7 @@ from filelock import FileLock
 from pretrain.data.pack import pack
 from pretrain.data.shards import Pack
 from pretrain.data.synthetic import WORLD_VERSION, make_world
+from pretrain.names import file_name, for_screen
 
 BUILT_IN = "synthetic"
 NUM_CLIPS = 900  # of the built-in world: 50 of each action
@@ -75,11 +76,11 @@ def open_data(source: str, short_side: int, say: bool = True) -> Pack:
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{world}.lock"):  # one process of a run makes it
             path = make_world(world, num_clips=num_clips, progress=say)
-    identity = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    name = source.replace(":", "-") if num_clips else path.resolve().stem
+    identity = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:8]
+    name = source.replace(":", "-") if num_clips else file_name(path.resolve().stem)
     folder = cache / "packs" / f"{name}-{short_side}px-{identity}"
     if say:
-        print(f"packing {source} into {folder} (kept for next time)", flush=True)
+        print(for_screen(f"packing {source} into {folder} (kept for next time)"), flush=True)
     pack(path, folder, short_side=short_side, progress=say)
     return Pack(folder)
 

@@ -30,6 +30,7 @@ from pretrain.data.sampling import (
     test_indices,
 )
 from pretrain.data.transforms import Augment
+from pretrain.names import for_screen
 from pretrain.vit import InputSpec
 
 # (rng, index entry of the clip, numbers of the frames drawn) -> whatever else a training step wants to have of one
@@ -128,7 +129,7 @@ def _refuse_pictures(pack: Pack, ids: np.ndarray, spec: InputSpec) -> None:
     for record in map(pack.record, ids):
         if record["frames"] == 1:
             raise ValueError(
-                f"clip {record['key']} ({record['source']}) is a single picture, and this backbone, from which the clip's "
+                f"clip {record['key']} ({for_screen(record['source'])}) is a single picture, and this backbone, from which the clip's "
                 "mean frame is taken away, sees only what moves: take another one, or leave pictures out"
             )
 
@@ -310,7 +311,7 @@ class EvalClips(Dataset):
         except DecodeError as error:
             # A number over a subset would not be the number that was asked for.
             raise ValueError(
-                f"clip {record['key']} ({record['source']}) cannot be decoded: {error}; pack again"
+                f"clip {record['key']} ({for_screen(record['source'])}) cannot be decoded: {error}; pack again"
             ) from error
         boxes = test_boxes(record["width"], record["height"], self.num_crops)
         clips = [
