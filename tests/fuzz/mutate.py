@@ -9,7 +9,24 @@ import zipfile
 
 Files = dict[str, bytes]  # name inside the case's folder -> content
 
-NUMBERS = (0, 1, 2, 7, 127, 255, 256, 2**15, 2**16 - 1, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63, 2**64 - 1)
+NUMBERS = (
+    0,
+    1,
+    2,
+    7,
+    127,
+    255,
+    256,
+    2**15,
+    2**16 - 1,
+    2**24,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**53,
+    2**63,
+    2**64 - 1,
+)
 TEXTS = (
     "", " ", "a", "0", "-1", "1e999", "nan", "\u00b2", "\u0664", "9" * 5000, "x" * 5000, "a.mp4", "/dev/zero", "/etc/passwd",
     "../outside/secret", "../outside/secret.mp4", "../../x", "file:a.mp4", "pipe:cat a.mp4", "http://127.0.0.1/a.mp4",
@@ -20,7 +37,18 @@ VALUES = (
     None, True, False, 0, -1, 1, 2, 3, 0.5, -0.0, 1e308, float("nan"), float("inf"), 2**31, 2**63, 2**64, 10**30, -(10**9), 1280000,
     *TEXTS, "\ud800", [], {}, [[]], [None], [0], [-1, 2**62], {"": ""}, {"a": 1}, list(range(2000)),
 )  # fmt: skip
-KEYS = ("", "a", "path", "size", "__class__", "../x", "trust_remote_code", "hf_model_name", "timm_model_name", "tokenizer_kwargs")
+KEYS = (
+    "",
+    "a",
+    "path",
+    "size",
+    "__class__",
+    "../x",
+    "trust_remote_code",
+    "hf_model_name",
+    "timm_model_name",
+    "tokenizer_kwargs",
+)
 KEYS += ("hf_tokenizer_name", "custom_text", "builder", "arguments", "config", "model", "__metadata__", "segments")  # fmt: skip
 PICKLE = (
     b"cos\nsystem\n", b"(S'touch x'\ntR", b"cnumpy\ndtype\n", b"cnumpy\nndarray\n", b"c_codecs\nencode\n", b"b", b"R", b"\x81",
@@ -92,7 +120,13 @@ def _places(value: object) -> list[tuple[dict | list, object]]:
     found, todo = [], [value]
     while todo:
         inner = todo.pop()
-        keys = inner if isinstance(inner, dict) else range(len(inner)) if isinstance(inner, list) else ()
+        keys = (
+            inner
+            if isinstance(inner, dict)
+            else range(len(inner))
+            if isinstance(inner, list)
+            else ()
+        )
         found += [(inner, key) for key in keys]
         todo += [inner[key] for key in keys]
     return found
@@ -121,7 +155,19 @@ def json_value(value: object, rng: random.Random) -> object:
             if numbers:
                 inner, key = rng.choice(numbers)
                 old = inner[key]
-                inner[key] = rng.choice((-old, old + 1, old - 1, old * 2, old * 1000, old * 10**6, old + 0.5, 0, str(old)))
+                inner[key] = rng.choice(
+                    (
+                        -old,
+                        old + 1,
+                        old - 1,
+                        old * 2,
+                        old * 1000,
+                        old * 10**6,
+                        old + 0.5,
+                        0,
+                        str(old),
+                    )
+                )
         case 5:
             inner[key] = rng.choice(([old], {"a": old}, str(old), [old] * 3))
         case 6:
@@ -132,7 +178,19 @@ def json_value(value: object, rng: random.Random) -> object:
 
 def _json(data: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.04:
-        return rng.choice((b"", b"{", b"[" * 100_000, b"1" * 5000, b"null", b"[]", b'{"a":1}', b"\xff\xfe{", b'"\\ud800"'))
+        return rng.choice(
+            (
+                b"",
+                b"{",
+                b"[" * 100_000,
+                b"1" * 5000,
+                b"null",
+                b"[]",
+                b'{"a":1}',
+                b"\xff\xfe{",
+                b'"\\ud800"',
+            )
+        )
     try:
         return json.dumps(json_value(json.loads(data), rng)).encode()
     except (ValueError, RecursionError):  # it is broken already
@@ -200,21 +258,47 @@ def _tar(data: bytes, rng: random.Random) -> bytes:
             ))  # fmt: skip
             header[124:136] = size
         case 2:
-            name = rng.choice((*TEXTS, "a.mp4", "/etc/x", "." * 100, "a/../../b.mp4", ".json", "x.mp4.json")).encode()
+            name = rng.choice(
+                (*TEXTS, "a.mp4", "/etc/x", "." * 100, "a/../../b.mp4", ".json", "x.mp4.json")
+            ).encode()
             header[0:100] = name[:100].ljust(100, b"\0")
         case 3:
             header[156] = rng.choice(b"0\x001234567LKxgSDV\xff")
         case 4:
             header[rng.randrange(512)] = rng.randrange(256)
         case 5:  # an extended header before it
-            key = rng.choice((b"size", b"path", b"GNU.sparse.size", b"mtime", b"linkpath", b"hdrcharset"))
-            value = rng.choice((rng.choice(TEXTS).encode("utf-8", "surrogatepass"), b"%d" % rng.choice(NUMBERS), b"\xff\xfe"))
+            key = rng.choice(
+                (
+                    b"size",
+                    b"size",
+                    b"path",
+                    b"GNU.sparse.size",
+                    b"mtime",
+                    b"linkpath",
+                    b"hdrcharset",
+                )
+            )
+            value = rng.choice(
+                (
+                    b"9" * 5000,
+                    "\u00b2".encode(),
+                    rng.choice(TEXTS).encode("utf-8", "surrogatepass"),
+                    b"%d" % rng.choice(NUMBERS),
+                    b"\xff\xfe",
+                )
+            )
             record = b" %s=%s\n" % (key, value)
             length = len(record) + len(str(len(record) + 3))
-            length = rng.choice((str(length).encode(),) * 6 + (b"0", b"9" * 5000, b"-1", "\u00b2".encode(), b"7"))
+            length = rng.choice(
+                (str(length).encode(),) * 6 + (b"0", b"9" * 5000, b"-1", "\u00b2".encode(), b"7")
+            )
             body = length + record
             pax = bytearray(512)
-            pax[0:1], pax[124:136], pax[156:157] = b"x", b"%011o\0" % len(body), rng.choice((b"x", b"x", b"g", b"L", b"K"))
+            pax[0:1], pax[124:136], pax[156:157] = (
+                b"x",
+                b"%011o\0" % len(body),
+                rng.choice((b"x", b"x", b"x", b"g", b"L", b"K")),
+            )
             pax[257:265] = b"ustar\x0000"
             pax[148:156] = b"%06o\0 " % _checksum(bytes(pax))
             out[at:at] = pax + body + bytes(-len(body) % 512)
@@ -260,13 +344,17 @@ def _zip(data: bytes, rng: random.Random) -> bytes:
         case 0:
             del entries[name]
         case 1:
-            entries[rng.choice(("../x", "/x", "a/data.pkl", "archive/constants.pkl"))] = entries[name]
+            entries[rng.choice(("../x", "/x", "a/data.pkl", "archive/constants.pkl"))] = entries[
+                name
+            ]
         case 2:
             entries[name] = _bytes(entries[name], rng)
         case _ if pickled:
             entries[pickled[0]] = _pickle(entries[pickled[0]], rng)
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", rng.choice((zipfile.ZIP_STORED,) * 5 + (zipfile.ZIP_DEFLATED,))) as archive:
+    with zipfile.ZipFile(
+        out, "w", rng.choice((zipfile.ZIP_STORED,) * 5 + (zipfile.ZIP_DEFLATED,))
+    ) as archive:
         for name, content in entries.items():
-            archive.writestr(name, content)
+            archive.writestr(zipfile.ZipInfo(name), content)
     return out.getvalue()

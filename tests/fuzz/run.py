@@ -1,8 +1,8 @@
 """Fuzzing that anyone can repeat: `python tests/fuzz/run.py --seconds 3600 --seed 0`.
 
-Case N of a target and seed is the same input on every machine; only how many are reached in the time differs. Each
-is read in a process of its own kind, watched for crashes, hangs, memory, and for what it opens or starts. A finding
-is printed with the command that shows it again, and its files are kept.
+Case N of a target and seed is always the same input; only how many are reached in the time differs. They are read in
+another process, which is watched for crashes, hangs and memory, and for what it opens or starts. A finding is printed
+with the command that shows it again, and its files are kept. First come the inputs in `found`, once answered wrongly.
 """
 
 import argparse
@@ -26,7 +26,7 @@ if str(ROOT) not in sys.path:  # so that the command above works without PYTHONP
     sys.path.insert(0, str(ROOT))
 
 from tests.fuzz.mutate import Files  # noqa: E402
-from tests.fuzz.targets import PLANTED, TARGETS, Target  # noqa: E402
+from tests.fuzz.targets import FOUND, PLANTED, TARGETS, Target  # noqa: E402
 
 HANG_SECONDS = 20.0  # for one input of a few kilobytes
 MEMORY = 3 * 2**29  # bytes an input may take beyond what the imports took
@@ -36,17 +36,20 @@ ALL = TARGETS | PLANTED
 # ---- the process that reads
 
 
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+# fmt: off
+CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
+STARTS = {"os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn",
+          "socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request"}
+# fmt: on
+
+
 class Watch:
     """What a reader does outside its folder, seen through Python's audit events and stopped.
 
     Attributes:
         seen: what was tried since `start`.
     """
-
-    WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-    CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
-    STARTS = {"os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn"}
-    STARTS |= {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request"}
 
     def __init__(self, work: Path, box: Path):
         self.work, self.box, self.on, self.seen = str(work), str(box), False, []
@@ -71,15 +74,17 @@ class Watch:
             raise RuntimeError(f"stopped by the fuzz run: {problem}")
 
     def _problem(self, event: str, args: tuple) -> str | None:
-        if event in self.STARTS:
+        if event in STARTS:
             return f"{event} {args!r:.200}"
         if event == "open" and args[0] is not None and not self._inside(args[0]):
             path = os.path.abspath(os.fsdecode(args[0]))
-            if isinstance(args[2], int) and args[2] & self.WRITING and path != os.devnull:
+            if isinstance(args[2], int) and args[2] & WRITING and path != os.devnull:
                 return f"writes {path}"
             if path.startswith((self.work, "/dev/zero", "/etc/passwd")):
                 return f"reads {path}"
-        if event in self.CHANGES and not all(self._inside(a) for a in args[:2] if isinstance(a, str | bytes | os.PathLike)):
+        if event in CHANGES and not all(
+            self._inside(a) for a in args[:2] if isinstance(a, str | bytes | os.PathLike)
+        ):
             return f"{event} {args!r:.200}"
         return None
 
@@ -110,6 +115,18 @@ def write_files(folder: Path, files: Files) -> None:
         path.write_bytes(data)
 
 
+def read_files(folder: Path) -> Files:
+    """The files of a case that was kept."""
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
+
+
+def kept_inputs(name: str) -> list[Path]:
+    """What a target once answered wrongly; these are its cases of negative numbers."""
+    return sorted((FOUND / name).iterdir()) if (FOUND / name).is_dir() else []
+
+
 def chain(error: BaseException) -> list[BaseException]:
     """An exception and those that it came of."""
     found = []
@@ -135,10 +152,18 @@ def read(target: Target, box: Path, watch: Watch) -> str | None:
     names = {type(error).__name__} | {t.__name__ for t in type(error).__mro__}
     if error is not None and not names & {"ValueError", *target.allowed}:
         lines = traceback.format_exception(error)
-        place = [line.split("\n")[0].strip() for line in lines if str(ROOT) in line and "/tests/" not in line]
-        return f"{type(error).__name__}: {str(error)[:200]} ({place[-1] if place else 'in the check'})"
+        place = [
+            line.split("\n")[0].strip()
+            for line in lines
+            if str(ROOT) in line and "/tests/" not in line
+        ]
+        return (
+            f"{type(error).__name__}: {str(error)[:200]} ({place[-1] if place else 'in the check'})"
+        )
     if "MemoryError" not in target.allowed:
-        hungry = [e for e in chain(error) if isinstance(e, MemoryError) or "allocate memory" in str(e)]
+        hungry = [
+            e for e in chain(error) if isinstance(e, MemoryError) or "allocate memory" in str(e)
+        ]
         if hungry:
             return f"memory: {type(hungry[0]).__name__}: {str(hungry[0])[:200]}"
         if peak() - before > MEMORY // 2:
@@ -146,25 +171,31 @@ def read(target: Target, box: Path, watch: Watch) -> str | None:
     return None
 
 
-def child(names: list[str], seed: int, first: dict[str, int], folder: Path, seconds: float, given: Path | None) -> None:
+def child(
+    names: list[str],
+    seed: int,
+    first: dict[str, int],
+    spent: dict[str, float],
+    folder: Path,
+    seconds: float,
+    given: Path | None,
+) -> None:
     """Reads cases until the time is over, and tells of each on standard output before and after it."""
     say = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints is not read as an answer
     tell = lambda **message: say.write(json.dumps(message) + "\n")
-    with contextlib.suppress(ImportError):
-        import torch
-
-        torch.set_num_threads(1)
     work = folder.resolve()
     box = work / "box"
     (work / "outside").mkdir(exist_ok=True)
     (work / "outside" / "secret").write_text("secret")
     (work / "outside" / "secret.mp4").write_text("secret")
     watch = Watch(work, box)
-    seeds, spent = {}, dict.fromkeys(names, 0.0)
+    seeds = {}
     for name in names:
         seeds[name] = ALL[name].seeds()
-        for files in seeds[name] * (name in TARGETS):  # also imports what is imported late, before memory is counted
+        for files in seeds[name] * (
+            name in TARGETS
+        ):  # also imports what is imported late, before memory is counted
             write_files(box, files)
             ALL[name].check(box)
     limit_memory(MEMORY)
@@ -174,18 +205,21 @@ def child(names: list[str], seed: int, first: dict[str, int], folder: Path, seco
     while time.monotonic() < end:
         name = min(names, key=spent.get)  # the one that has had the least time
         number = counts[name]
-        if given:
-            files = {str(p.relative_to(given)): p.read_bytes() for p in sorted(given.rglob("*")) if p.is_file()}
+        if given or number < 0:
+            files = read_files(given or kept_inputs(name)[number])
         else:
             files = ALL[name].case(seeds[name], random.Random(f"{name} {seed} {number}"))
         write_files(box, files)
         tell(case=[name, number])
         started = time.monotonic()
         problem = read(ALL[name], box, watch)
-        spent[name] += time.monotonic() - started
+        took = time.monotonic() - started
+        spent[name] += took
         counts[name] += 1
-        tell(done=[name, number], problem=problem)
-        if given or problem and problem.startswith("memory"):  # what was taken may stay taken
+        if problem:
+            write_files(work / "found" / f"{name}-{seed}-{number}", files)
+        tell(done=[name, number], problem=problem, took=took)
+        if given or (problem and problem.startswith("memory")):  # what was taken may stay taken
             break
 
 
@@ -197,7 +231,7 @@ def fuzz(
     seconds: float,
     seed: int,
     keep: Path,
-    first: int = 0,
+    first: int | None = None,
     most: int | None = None,
     given: Path | None = None,
     hang: float = HANG_SECONDS,
@@ -209,7 +243,7 @@ def fuzz(
         seconds: in all, the start of the reading process left out.
         seed: decides every case.
         keep: the folder to which the files of findings are written.
-        first: number of the first case of each target.
+        first: number of the first case of each target; None: those once answered wrongly, then 0.
         most: stop after so many findings.
         given: one input, a folder, instead of made ones.
         hang: seconds for one input.
@@ -217,18 +251,27 @@ def fuzz(
     Returns:
         how many cases of each target were read, and the findings: target, case, problem, kept.
     """
-    counts, findings = dict.fromkeys(names, first), []
+    begin = {name: -len(kept_inputs(name)) if first is None else first for name in names}
+    counts, spent, findings = dict(begin), dict.fromkeys(names, 0.0), []
     left = seconds
     while left > 0 and (most is None or len(findings) < most):
         with tempfile.TemporaryDirectory(prefix="fuzz-") as work:
-            options = {"names": names, "seed": seed, "first": counts, "folder": work, "seconds": left}
+            options = {
+                "names": names,
+                "seed": seed,
+                "first": counts,
+                "spent": spent,
+                "folder": work,
+                "seconds": left,
+            }
             options["given"] = str(given) if given else None
             process = subprocess.Popen(
                 [sys.executable, str(Path(__file__).resolve()), "--child", json.dumps(options)],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+                env=os.environ
+                | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
             )
             messages: queue.SimpleQueue = queue.SimpleQueue()
             complaints: list[str] = []
@@ -255,8 +298,17 @@ def fuzz(
                     else:
                         name, number = current
                         counts[name] = number + 1
+                        spent[name] += message["took"]
                         if message["problem"]:
-                            findings.append(_keep(Path(work), keep, name, seed, number, message["problem"]))
+                            findings.append(
+                                _keep(
+                                    Path(work) / "found" / f"{name}-{seed}-{number}",
+                                    keep,
+                                    name,
+                                    number,
+                                    message["problem"],
+                                )
+                            )
                             if most is not None and len(findings) >= most:
                                 break
                         current = None
@@ -266,34 +318,50 @@ def fuzz(
             for thread in threads:
                 thread.join()
             if began is None:
-                raise RuntimeError(f"the reading process does not start: {''.join(complaints)[-3000:]}")
+                raise RuntimeError(
+                    f"the reading process does not start: {''.join(complaints)[-3000:]}"
+                )
             left -= time.monotonic() - began
             if current:
                 name, number = current
-                problem = problem or f"crash: exit status {process.returncode}; {''.join(complaints)[-300:].strip()}"
-                findings.append(_keep(Path(work), keep, name, seed, number, problem))
+                problem = (
+                    problem
+                    or f"crash: exit status {process.returncode}; {''.join(complaints)[-300:].strip()}"
+                )
+                spent[name] += 1.0  # it has had its turn
+                findings.append(_keep(Path(work) / "box", keep, name, number, problem))
                 counts[name] = number + 1
         if given:
             break
-    return {name: counts[name] - first for name in names}, findings
+    return {name: counts[name] - begin[name] for name in names}, findings
 
 
-def _keep(work: Path, keep: Path, name: str, seed: int, number: int, problem: str) -> dict:
-    kept = keep / f"{name}-{seed}-{number}"
-    shutil.copytree(work / "box", kept, dirs_exist_ok=True, symlinks=True)
-    return {"target": name, "case": number, "problem": problem, "kept": str(kept)}
+def _keep(files: Path, keep: Path, name: str, number: int, problem: str) -> dict:
+    shutil.copytree(files, keep / f"{name}-{number}", symlinks=True, dirs_exist_ok=True)
+    return {
+        "target": name,
+        "case": number,
+        "problem": problem,
+        "kept": str(keep / f"{name}-{number}"),
+    }
 
 
 def main() -> int:
     """The command; 1 if anything was found."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", action="append", choices=[*ALL], help="one of them; all where not given")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--target", action="append", choices=[*ALL], help="one of them; all where not given"
+    )
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--first", type=int, default=0, help="the first case of each target")
+    parser.add_argument("--first", type=int, help="the first case of each target")
     parser.add_argument("--case", type=int, help="only this case of the one --target")
     parser.add_argument("--input", type=Path, help="a kept folder, read by the one --target")
-    parser.add_argument("--keep", type=Path, help="where findings go; default: a new temporary folder")
+    parser.add_argument(
+        "--keep", type=Path, help="where findings go; default: a new temporary folder"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -308,19 +376,30 @@ def main() -> int:
     if args.case is not None:  # made here, read as any other
         target = ALL[names[0]]
         given = keep / f"input-{names[0]}-{args.seed}-{args.case}"
-        write_files(given, target.case(target.seeds(), random.Random(f"{names[0]} {args.seed} {args.case}")))
+        write_files(
+            given, target.case(target.seeds(), random.Random(f"{names[0]} {args.seed} {args.case}"))
+        )
     else:
         given = args.input
     counts, findings = fuzz(names, args.seconds, args.seed, keep, args.first, given=given)
     seen = {}
     for finding in findings:
-        seen.setdefault(re.sub(r"\d+", "N", finding["problem"])[:150], []).append(finding)
+        kind = (
+            finding["target"],
+            re.sub(r"\d+|/\S*", "", finding["problem"])[:25],
+            finding["problem"][-60:],
+        )
+        seen.setdefault(kind, []).append(finding)
     for alike in seen.values():
         example = alike[0]
         print(f"\n{len(alike)} x {example['target']}: {example['problem']}")
-        print(f"  again: python tests/fuzz/run.py --target {example['target']} --input {example['kept']}")
+        print(
+            f"  again: python tests/fuzz/run.py --target {example['target']} --input {example['kept']}"
+        )
     print("\ncases read: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
-    print(f"{len(findings)} findings of {len(seen)} kinds" + (f", kept in {keep}" if findings else ""))
+    print(
+        f"{len(findings)} findings of {len(seen)} kinds" + (f", kept in {keep}" if findings else "")
+    )
     return bool(findings)
 
 

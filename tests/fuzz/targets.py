@@ -11,6 +11,7 @@ import os
 import pickle
 import random
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from tests.fuzz.mutate import Files, mutated
 
-FOUND = Path(__file__).parent / "found"  # inputs that were once answered wrongly
+FOUND = Path(__file__).parent / "found"  # TARGET/NAME/: inputs that were once answered wrongly
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Target:
 ROWS = [
     ("a.mp4", "walk", "someone walks", "train", "p1"),
     ("b.mp4", "run", 'says "run", runs', "test", "p2"),
-    ("sub/c d.mp4", "walk", "", "train", "p3"),
+    ("sub/c d.mp4", "run", "", "train", "p3"),
     ("e.png", "run", "a picture", "val", ""),
 ]
 MEDIA = ("a.mp4", "b.mp4", "sub/c d.mp4", "e.png")
@@ -58,8 +59,13 @@ def _list_seeds() -> list[Files]:
     head = ("path", "label", "caption", "split", "subject")
     table = [head, *ROWS]
     quoted = lambda cell: '"' + cell.replace('"', '""') + '"' if {*',"'} & {*cell} else cell
-    objects = [dict(zip(head, row, strict=True)) | {"segments": "0-1 a; 1-2 b", "n": 3} for row in ROWS]
-    document = {"id": "d", "document": [{"text": "one"}, {"image": "e.png"}, {"video": "a.mp4"}, {"text": "two"}]}
+    objects = [
+        dict(zip(head, row, strict=True)) | {"segments": "0-1 a; 1-2 b", "n": 3} for row in ROWS
+    ]
+    document = {
+        "id": "d",
+        "document": [{"text": "one"}, {"image": "e.png"}, {"video": "a.mp4"}, {"text": "two"}],
+    }
     obelics = {"images": ["e.png", None], "texts": [None, "words"]}
     texts = {
         "list.csv": "\n".join(",".join(map(quoted, row)) for row in table),
@@ -85,8 +91,18 @@ def _check_list(box: Path) -> None:
 
 def _sound(listing) -> None:
     for source in listing.sources:
-        assert source.path.is_file() and isinstance(source.name, str) and source.kind in ("video", "image")
-        texts = (source.label, source.split, source.subject, *source.captions, *source.extra.values())
+        assert (
+            source.path.is_file()
+            and isinstance(source.name, str)
+            and source.kind in ("video", "image")
+        )
+        texts = (
+            source.label,
+            source.split,
+            source.subject,
+            *source.captions,
+            *source.extra.values(),
+        )
         assert all(isinstance(text, str | None) for text in texts), source
         if source.member:
             offset, size = source.member
@@ -104,7 +120,10 @@ def _tar_seeds() -> list[Files]:
             long = "f" * 90 + "/" + "n" * 60
             for name, data in (
                 ("a.mp4", b"video"),
-                ("a.json", b'{"label": "walk", "captions": ["one", "two"], "split": "train", "n": [1]}'),
+                (
+                    "a.json",
+                    b'{"label": "walk", "captions": ["one", "two"], "split": "train", "n": [1]}',
+                ),
                 ("b.jpg", b"picture"),
                 ("b.cls", b"3"),
                 ("b.txt", "a caption, \u00e9".encode()),
@@ -122,9 +141,14 @@ def _check_tar(box: Path) -> None:
     from pretrain.data.tar import list_members
 
     path = box / "a.tar"
-    members, problems = list_members(path)
+    try:
+        members, problems = list_members(path)
+    except (
+        ValueError
+    ) as error:  # it has its own way to tell: one bad tar must not end a folder of them
+        raise AssertionError(f"not told as a problem: {error}") from error
     total = path.stat().st_size
-    assert all(0 <= m.offset and 0 <= m.size and m.offset + m.size <= total for m in members)
+    assert all(m.offset >= 0 and m.size >= 0 and m.offset + m.size <= total for m in members)
     assert all(isinstance(name, str) and reason for name, reason in problems)
     _sound(list_sources(path))
 
@@ -140,7 +164,12 @@ def _pack_seeds() -> list[Files]:
     for i, (name, label, caption, split, subject) in enumerate(ROWS):
         extra = {"segments": "0-0.5 walk; 0.5-1 run"} if i < 2 else {}
         source = Source(name, Path(name), None, "video", label, (caption,), split, subject, extra)
-        clip = {"key": f"{i:08d}", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "frames": 16}
+        clip = {
+            "key": f"{i:08d}",
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "frames": 16,
+        }
         clip |= {"fps": 16.0, "width": 32, "height": 32, "start": 0.0}
         rows.append(clip_row(source, 0, clip))
     size = place_rows(0, rows)
@@ -155,7 +184,14 @@ def _pack_seeds() -> list[Files]:
         "shards": [{"name": name, "bytes": size, "sha256": digest, "clips": 4}],
         "clips_sha256": hashlib.sha256(lines).hexdigest(),
     }  # fmt: skip
-    return [{"index.json": json.dumps(index).encode(), "clips.jsonl": lines, name: shard, "refused.jsonl": b""}]
+    return [
+        {
+            "index.json": json.dumps(index).encode(),
+            "clips.jsonl": lines,
+            name: shard,
+            "refused.jsonl": b"",
+        }
+    ]
 
 
 def _repair_pack(files: Files) -> Files:
@@ -187,7 +223,10 @@ def _check_pack(box: Path) -> None:
 
 
 def _segment_seeds() -> list[Files]:
-    return [{"segments.txt": b"0-1.5 sit down; 2.25-4 stand up;4.5-5. x;"}, {"segments.txt": b"0-1 a"}]
+    return [
+        {"segments.txt": b"0-1.5 sit down; 2.25-4 stand up;4.5-5. x;"},
+        {"segments.txt": b"0-1 a"},
+    ]
 
 
 def _check_segments(box: Path) -> None:
@@ -198,7 +237,14 @@ def _check_segments(box: Path) -> None:
     text = (box / "segments.txt").read_text("utf-8", "surrogateescape")
     segments = parse_segments(text, "here")
     assert all(0 <= start < end < float("inf") and label for start, end, label in segments)
-    record = {"extra": {"segments": text}, "source": "a.mp4", "frames": 64, "start": 1.5, "fps": 29.97, "label": None}
+    record = {
+        "extra": {"segments": text},
+        "source": "a.mp4",
+        "frames": 64,
+        "start": 1.5,
+        "fps": 29.97,
+        "label": None,
+    }
     frames = frame_classes(record, {"sit down": 0, "a": 1})
     assert frames.shape == (64,) and frames.dtype == np.int64
 
@@ -252,12 +298,12 @@ def _tiny_models() -> list:
 
 
 def _folder_files(folder: Path) -> Files:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def _backbone_seeds() -> list[Files]:
-    import tempfile
-
     from pretrain.checkpoint import export_backbone
 
     seeds = []
@@ -274,7 +320,11 @@ def _repair_manifest(files: Files) -> Files:
         folder = name.removesuffix("manifest.json")
         try:
             manifest = json.loads(files[name])
-            manifest |= {n: hashlib.sha256(files[folder + n]).hexdigest() for n in manifest if folder + n in files}
+            manifest |= {
+                n: hashlib.sha256(files[folder + n]).hexdigest()
+                for n in manifest
+                if folder + n in files
+            }
         except (ValueError, TypeError, RecursionError):
             continue
         files = files | {name: json.dumps(manifest).encode()}
@@ -293,8 +343,6 @@ def _check_backbone(box: Path) -> None:
 
 
 def _run_seeds() -> list[Files]:
-    import tempfile
-
     import torch
 
     from pretrain.checkpoint import save_checkpoint
@@ -306,7 +354,7 @@ def _run_seeds() -> list[Files]:
         run = Path(name)
         torch.manual_seed(0)
         encoder = VideoTransformer(dim=8, depth=1, heads=2, frames=2, size=8, patch=4)
-        model = VideoMAE(encoder, dim=8, depth=1, heads=2)
+        model = VideoMAE(encoder, decoder_dim=8, decoder_depth=1, decoder_heads=2)
         optimizer = torch.optim.AdamW(model.parameters())
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
@@ -315,7 +363,9 @@ def _run_seeds() -> list[Files]:
         save_checkpoint(run, model, [optimizer], state)
         about = {"config": {"steps": 3}, "data_fingerprint": "f" * 64, "num_clips": 4}
         write_json(run / "config.json", about)
-        (run / "log.jsonl").write_text("".join(json.dumps({"step": i, "loss": 1.0}) + "\n" for i in range(4)))
+        (run / "log.jsonl").write_text(
+            "".join(json.dumps({"step": i, "loss": 1.0}) + "\n" for i in range(4))
+        )
         return [_folder_files(run)]
 
 
@@ -334,7 +384,7 @@ def _check_run(box: Path) -> None:
     from pretrain.vit import VideoTransformer
 
     encoder = VideoTransformer(dim=8, depth=1, heads=2, frames=2, size=8, patch=4)
-    model = VideoMAE(encoder, dim=8, depth=1, heads=2)
+    model = VideoMAE(encoder, decoder_dim=8, decoder_depth=1, decoder_heads=2)
     optimizer = torch.optim.AdamW(model.parameters())
     data = {"data_fingerprint": "f" * 64, "num_clips": 4}
     for read in (
@@ -357,7 +407,11 @@ def _safetensors_seeds() -> list[Files]:
     import torch
     from safetensors.torch import save
 
-    tensors = {"a": torch.zeros(2, 3), "b.c": torch.ones(4, dtype=torch.int64), "d": torch.ones(2, dtype=torch.bfloat16)}
+    tensors = {
+        "a": torch.zeros(2, 3),
+        "b.c": torch.ones(4, dtype=torch.int64),
+        "d": torch.ones(2, dtype=torch.bfloat16),
+    }
     return [{"a.safetensors": save(tensors)}, {"a.safetensors": save(tensors, {"format": "pt"})}]
 
 
@@ -372,9 +426,11 @@ def _check_safetensors(box: Path) -> None:
 def _i3d_seeds() -> list[Files]:
     import numpy as np
 
-    arrays = {"params": {"Conv3d_1a_7x7": {"Conv_0": {"kernel": np.ones((2, 2, 1, 2, 2), np.float32)}}}}
+    arrays = {
+        "params": {"Conv3d_1a_7x7": {"Conv_0": {"kernel": np.ones((2, 2, 1, 2, 2), np.float32)}}}
+    }
     arrays["batch_stats"] = {"a": {"BatchNorm_0": {"mean": np.zeros((1, 2), np.float32)}}}
-    return [{"a.ckpt": pickle.dumps(arrays, protocol)} for protocol in (2, 3, 4, 5)]
+    return [{"a.ckpt": pickle.dumps(arrays, protocol)} for protocol in (3, 4)]
 
 
 def _check_i3d(box: Path) -> None:
@@ -407,7 +463,7 @@ def _torch_seeds() -> list[Files]:
             out = io.BytesIO()
             with zipfile.ZipFile(out, "w") as archive:
                 for name, part in entries.items():
-                    archive.writestr(name, part)
+                    archive.writestr(zipfile.ZipInfo(name), part)  # not the time of day
             data = out.getvalue()
         seeds.append({"a.pth": data})
     return seeds
@@ -416,7 +472,7 @@ def _torch_seeds() -> list[Files]:
 def _check_torch(box: Path) -> None:
     import torch
 
-    from pretrain.checkpoint import load_torch_file
+    from pretrain.weights import load_torch_file
 
     def tensors(value):
         if isinstance(value, torch.Tensor):
@@ -426,7 +482,11 @@ def _check_torch(box: Path) -> None:
                 yield from tensors(inner)
 
     for tensor in tensors(load_torch_file(box / "a.pth")):
-        if tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.numel() < 10**6:
+        if (
+            tensor.layout == torch.strided
+            and tensor.device.type == "cpu"
+            and tensor.numel() < 10**6
+        ):
             tensor.float().sum()  # every element can be read
 
 
@@ -463,7 +523,12 @@ def _open_clip_seeds() -> list[Files]:
     config = {"model_cfg": {"embed_dim": 8, "vision_cfg": vit, "text_cfg": text}}
     config["preprocess_cfg"] = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
     weights = save({k: v.contiguous() for k, v in model.state_dict().items()})
-    return [{"open_clip_config.json": json.dumps(config).encode(), "open_clip_model.safetensors": weights}]
+    return [
+        {
+            "open_clip_config.json": json.dumps(config).encode(),
+            "open_clip_model.safetensors": weights,
+        }
+    ]
 
 
 def _check_open_clip(box: Path) -> None:
@@ -476,6 +541,11 @@ def _check_open_clip(box: Path) -> None:
 
 
 def _media_seeds() -> list[Files]:
+    with tempfile.TemporaryDirectory() as folder:
+        return _small_media(Path(folder))
+
+
+def _small_media(folder: Path) -> list[Files]:
     import av
     import numpy as np
     from PIL import Image
@@ -494,16 +564,15 @@ def _media_seeds() -> list[Files]:
         ("ts", "mpeg2video", "yuv420p", {}),
         ("flv", "flv1", "yuv420p", {}),
     ):
-        out = io.BytesIO()
-        form = {"mkv": "matroska", "ts": "mpegts"}.get(ending, ending)
-        with av.open(out, "w", format=form, container_options=options) as container:
+        path = folder / f"a.{ending}"
+        with av.open(str(path), "w", container_options=options) as container:
             stream = container.add_stream(codec, rate=25)
             stream.width = stream.height = 32
             stream.pix_fmt = pix_fmt
             for picture in pictures:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
             container.mux(stream.encode(None))
-        seeds.append({f"a.{ending}": out.getvalue()})
+        seeds.append({path.name: path.read_bytes()})
     for form in ("PNG", "JPEG", "WEBP"):
         out = io.BytesIO()
         Image.fromarray(pictures[0]).save(out, form)
@@ -516,7 +585,18 @@ def _check_guard(box: Path) -> None:
 
     (path,) = box.iterdir()
     name = check_container(io.BytesIO(path.read_bytes()))
-    assert name in "mov matroska avi mpeg mpegvideo mpegts gif flv asf ogg".split()
+    assert name in [
+        "mov",
+        "matroska",
+        "avi",
+        "mpeg",
+        "mpegvideo",
+        "mpegts",
+        "gif",
+        "flv",
+        "asf",
+        "ogg",
+    ]
 
 
 def _check_media(box: Path) -> None:
@@ -528,7 +608,9 @@ def _check_media(box: Path) -> None:
     (path,) = box.iterdir()
     kind = "image" if path.suffix in (".png", ".jpeg", ".webp") else "video"
     clips = ingest.ingest(str(path), None, kind, str(box / "out"), 32, 10.0)
-    assert clips and all(clip["frames"] > 0 and (box / clip["file"]).stat().st_size for clip in clips)
+    assert clips and all(
+        clip["frames"] > 0 and (box / clip["file"]).stat().st_size for clip in clips
+    )
 
 
 TARGETS = {
@@ -544,7 +626,7 @@ TARGETS = {
     "torch": Target(_torch_seeds, _check_torch),
     "hugging_face": Target(_hf_seeds, _check_hf),
     "open_clip": Target(_open_clip_seeds, _check_open_clip),
-    "guard": Target(_media_seeds, _check_guard, allowed=("Refused",)),
+    "guard": Target(lambda: _media_seeds()[:-3], _check_guard, allowed=("Refused",)),
     # The worker answers a MemoryError in words itself.
     "media": Target(_media_seeds, _check_media, allowed=("Refused", "MemoryError")),
 }

@@ -1,0 +1,92 @@
+"""Half a minute of fuzzing, and that it would notice: see run.py for more of it."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.run import fuzz
+from tests.fuzz.targets import PLANTED, TARGETS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def told(findings: list[dict]) -> str:
+    return "\n".join(
+        f"{f['problem']}\n  again: python tests/fuzz/run.py --target {f['target']} --input {f['kept']}"
+        for f in findings
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("crash", "crash: exit status -11"),
+        ("hang", "hang"),
+        ("eat", "memory"),
+        ("wrong_exception", "Error"),
+        ("write_outside", "writes"),
+        ("read_outside", "outside/secret"),
+        ("run_something", "os.system"),
+    ],
+)
+def test_a_planted_fault_is_found(tmp_path, name, words):
+    assert name in PLANTED
+    _, (finding, *_) = fuzz([name], 60, 0, tmp_path, most=1, hang=2)
+    assert words in finding["problem"] and finding["target"] == name
+    assert "a.json" in os.listdir(finding["kept"]) and not list(tmp_path.rglob("escaped"))
+    # And the kept input shows it again.
+    given = Path(finding["kept"])
+    _, again = fuzz([name], 60, 0, tmp_path / "again", given=given, hang=2)
+    assert [words in f["problem"] for f in again] == [True]
+
+
+def test_a_case_is_a_function_of_target_seed_and_number():
+    code = (
+        "import hashlib, random\n"
+        "from tests.fuzz.targets import TARGETS\n"
+        "for name in ('lists', 'tars', 'packs', 'classes', 'segments'):\n"
+        "    seeds = TARGETS[name].seeds()\n"
+        "    for number in range(50):\n"
+        "        case = TARGETS[name].case(seeds, random.Random(f'{name} 0 {number}'))\n"
+        "        print(name, number, hashlib.sha256(repr(sorted(case.items())).encode()).hexdigest())\n"
+    )
+    answers = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": salt},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for salt in ("1", "2")
+    ]
+    assert answers[0] == answers[1]
+    assert len({line.split()[2] for line in answers[0].splitlines()}) > 200  # and they differ
+
+
+@pytest.mark.parametrize("name", ["lists", "tars", "packs", "classes"])
+def test_most_cases_are_not_what_they_came_from(name):
+    seeds = TARGETS[name].seeds()
+    cases = [TARGETS[name].case(seeds, random.Random(i)) for i in range(100)]
+    assert sum(case in seeds for case in cases) < 20
+
+
+def test_half_a_minute(tmp_path):
+    """All kept inputs, then new ones; the start of the process takes the rest of the half minute."""
+    counts, findings = fuzz([*TARGETS], 20, 0, tmp_path)
+    assert not findings, told(findings)
+    assert min(counts.values()) > 5, counts
+
+
+@pytest.mark.slow
+def test_an_hour(tmp_path):
+    seconds, seed = (
+        float(os.environ.get(n, d)) for n, d in (("FUZZ_SECONDS", 3600), ("FUZZ_SEED", 1))
+    )
+    _, findings = fuzz([*TARGETS], seconds, int(seed), tmp_path)
+    assert not findings, told(findings)
