@@ -160,14 +160,11 @@ def read(target: Target, box: Path, watch: Watch) -> str | None:
         return (
             f"{type(error).__name__}: {str(error)[:200]} ({place[-1] if place else 'in the check'})"
         )
-    if "MemoryError" not in target.allowed:
-        hungry = [
-            e for e in chain(error) if isinstance(e, MemoryError) or "allocate memory" in str(e)
-        ]
-        if hungry:
-            return f"memory: {type(hungry[0]).__name__}: {str(hungry[0])[:200]}"
-        if peak() - before > MEMORY // 2:
-            return f"memory: {(peak() - before) >> 20} MB more"
+    hungry = [e for e in chain(error) if isinstance(e, MemoryError) or "allocate memory" in str(e)]
+    if hungry and "MemoryError" not in target.allowed:
+        return f"memory: {type(hungry[0]).__name__}: {str(hungry[0])[:200]}"
+    if peak() - before > MEMORY // 2:
+        return f"memory: {(peak() - before) >> 20} MB more"
     return None
 
 
@@ -240,7 +237,7 @@ def fuzz(
 
     Args:
         names: of `TARGETS` or `PLANTED`.
-        seconds: in all, the start of the reading process left out.
+        seconds: in all, the first start of the reading process left out.
         seed: decides every case.
         keep: the folder to which the files of findings are written.
         first: number of the first case of each target; None: those once answered wrongly, then 0.
@@ -253,7 +250,7 @@ def fuzz(
     """
     begin = {name: -len(kept_inputs(name)) if first is None else first for name in names}
     counts, spent, findings = dict(begin), dict.fromkeys(names, 0.0), []
-    left = seconds
+    left, again = seconds, False
     while left > 0 and (most is None or len(findings) < most):
         with tempfile.TemporaryDirectory(prefix="fuzz-") as work:
             options = {
@@ -265,6 +262,7 @@ def fuzz(
                 "seconds": left,
             }
             options["given"] = str(given) if given else None
+            started = time.monotonic()
             process = subprocess.Popen(
                 [sys.executable, str(Path(__file__).resolve()), "--child", json.dumps(options)],
                 stdout=subprocess.PIPE,
@@ -321,7 +319,8 @@ def fuzz(
                 raise RuntimeError(
                     f"the reading process does not start: {''.join(complaints)[-3000:]}"
                 )
-            left -= time.monotonic() - began
+            left -= time.monotonic() - (started if again else began)
+            again = True
             if current:
                 name, number = current
                 problem = (
