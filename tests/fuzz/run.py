@@ -294,22 +294,14 @@ def fuzz(
                     elif "case" in message:
                         current = message["case"]
                     else:
-                        name, number = current
+                        (name, number), current = current, None
                         counts[name] = number + 1
                         spent[name] += message["took"]
                         if message["problem"]:
-                            findings.append(
-                                _keep(
-                                    Path(work) / "found" / f"{name}-{seed}-{number}",
-                                    keep,
-                                    name,
-                                    number,
-                                    message["problem"],
-                                )
-                            )
+                            files = Path(work) / "found" / f"{name}-{seed}-{number}"
+                            findings.append(_keep(files, keep, name, number, message["problem"]))
                             if most is not None and len(findings) >= most:
                                 break
-                        current = None
             finally:
                 process.kill()
                 process.wait()
