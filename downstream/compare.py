@@ -69,15 +69,24 @@ def _claim(claim: str, held: bool, measured: str) -> dict:
 
 
 def read_answers(folder: Path) -> dict[str, bool]:
-    """Source -> whether the run of a folder got it right, from predictions.csv; empty without one."""
+    """Source -> whether the run of a folder got it right, from predictions.csv; empty without one.
+
+    Raises:
+        ValueError: it is not what `write_predictions` wrote.
+    """
     path = folder / "predictions.csv"
     if not path.exists():
         return {}
     with open(path, newline="", encoding="utf-8") as file:
-        return {
-            from_csv(row["source"]): row["predicted"] == row["label"]
-            for row in csv.DictReader(file)
-        }
+        try:
+            return {
+                from_csv(row["source"]): row["predicted"] == row["label"]
+                for row in csv.DictReader(file)
+            }
+        except (csv.Error, KeyError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{path} holds no answers of ours: {error}; run that model again"
+            ) from error
 
 
 def difference_interval(

@@ -5,6 +5,7 @@ grammar mistakes included, because the published numbers were made with them.
 """
 
 import csv
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -49,7 +50,7 @@ def load_templates(name: str) -> tuple[str, ...]:
     if name in TEMPLATES:
         return TEMPLATES[name]
     path = Path(name)
-    if not path.is_file():
+    if not os.path.isfile(name):
         raise ValueError(
             f"--templates {name!r} is neither a file nor one of {', '.join(TEMPLATES)}"
         )
@@ -92,9 +93,12 @@ def load_classes(given: str) -> dict[str, str]:
             two columns.
     """
     path = Path(given)
-    if path.is_file():
+    if os.path.isfile(given):  # no OSError where hundreds of names are longer than a path may be
         text = _read_text(path)
-        rows = list(csv.reader(text.splitlines()))
+        try:
+            rows = list(csv.reader(text.splitlines()))
+        except csv.Error as error:
+            raise ValueError(f"{path} cannot be read as csv: {error}") from error
         header = [cell.strip().lower() for cell in next((r for r in rows if r), [])]
         if header[:2] in (["label", "text"], ["id", "name"]):
             pairs = [(n, row) for n, row in enumerate(rows, 1) if any(c.strip() for c in row)][1:]

@@ -137,6 +137,10 @@ def test_predictions_of_hostile_names_are_read_again(tmp_path):
             assert from_csv(row["top5"].split("|")[0]) in classes
     answers = read_answers(tmp_path)
     assert list(answers) == sources and [s for s in answers if answers[s]] == [sources[3]]
+    for damage in (b"\xff", b"x,y\n1,2\n", b"source\n" + b"x" * 200_000):
+        (tmp_path / "predictions.csv").write_bytes(damage)
+        with pytest.raises(ValueError, match=r"predictions\.csv"):
+            read_answers(tmp_path)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -252,7 +256,9 @@ cli(main, Config)
 """
 
 
-@pytest.mark.parametrize("arguments", [[], ["--count", "0"], ["--bogus"], ["--count", "x\x1b[2J"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--count", "0"], ["--bogus\x1b[2J"], ["--count", "x\x1b[2J"]]
+)
 def test_whatever_is_printed_passes_the_screen(arguments):
     hostile = b"n\x1b[2J\xff\xe2\x80\xae"
     command = [sys.executable, "-c", SCRIPT, "--name", hostile, *arguments]

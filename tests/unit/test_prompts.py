@@ -84,3 +84,13 @@ def test_templates_from_a_file(tmp_path):
         load_templates(str(empty))
     with pytest.raises(ValueError, match="neither a file nor one of plain"):
         load_templates("openai_imagenet")
+
+
+def test_more_classes_than_a_path_has_characters(tmp_path):
+    names = [f"class {i}" for i in range(2000)]
+    assert list(load_classes(", ".join(names))) == names
+    with pytest.raises(ValueError, match="neither a file"):
+        load_templates("a person " * 1000)
+    (tmp_path / "c.csv").write_text("label,text\n" + "x" * 200_000)
+    with pytest.raises(ValueError, match=r"c\.csv cannot be read"):
+        load_classes(str(tmp_path / "c.csv"))
