@@ -8,7 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
+from pretrain.folders import claim, holds_nothing, read_json, writing
 from pretrain.log import optional_figure
 from pretrain.names import file_name, for_csv, for_figure, for_markdown
 
@@ -33,32 +35,37 @@ def default_folder(kind: str, backbone: str, data: str) -> Path:
     return Path("runs") / f"{kind}-{file_name(backbone)}-{file_name(name)}"
 
 
-def results_folder(out: Path, settings: dict) -> Path:
-    """`out`, unless it holds results of other settings or anything else.
+def claim_results(out: Path, settings: dict) -> FileLock:
+    """Take `out` for results, unless it holds some of other settings or anything else.
 
     Args:
         out: where results are to go.
         settings: what decides the numbers, as results.json will have it in its card.
 
+    Returns:
+        the lock that keeps others from writing there, to be released when all is written.
+
     Raises:
-        ValueError: the folder holds something else.
+        ValueError: the folder holds something else, cannot be written to, or another process has it.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        results = out / "results.json"
+    _refuse_other_results(out, settings)
+    lock = claim(out)
+    _refuse_other_results(out, settings)  # it may have changed before it was ours
+    return lock
+
+
+def _refuse_other_results(out: Path, settings: dict) -> None:
+    if holds_nothing(out):
+        return
+    try:
+        old = dict(read_json(out / "results.json")["card"]["settings"])
+    except (ValueError, KeyError, TypeError):
         old = {}
-        if results.is_file():
-            try:
-                old = json.loads(results.read_text())["card"]["settings"]
-            except (ValueError, KeyError, TypeError):
-                old = {}
-        new = json.loads(json.dumps(settings))
-        differences = [
-            f"{k} was {old.get(k)!r}, is {v!r}" for k, v in new.items() if old.get(k) != v
-        ]
-        if differences:
-            what = f"results of other settings ({'; '.join(differences)})" if old else "other files"
-            raise ValueError(f"{out} holds {what}: give another folder with --out, or remove it")
-    return out
+    new = json.loads(json.dumps(settings))
+    differences = [f"{k} was {old.get(k)!r}, is {v!r}" for k, v in new.items() if old.get(k) != v]
+    if differences:
+        what = f"results of other settings ({'; '.join(differences)})" if old else "other files"
+        raise ValueError(f"{out} holds {what}: give another folder with --out, or remove it")
 
 
 def software() -> dict[str, str | None]:
@@ -102,7 +109,8 @@ def write_card(path: Path, title: str, notes: list[str], card: dict[str, dict]) 
             value = "unknown" if value is None else for_markdown(value)
             lines.append(f"- {for_markdown(name.replace('_', ' '))}: {value}")
         lines.append("")
-    path.write_text("\n".join(lines), encoding="utf-8")
+    with writing(path):
+        path.write_text("\n".join(lines), encoding="utf-8")
 
 
 def write_predictions(
@@ -120,7 +128,7 @@ def write_predictions(
         classes: names of the C columns.
     """
     order = np.argsort(-scores, axis=1, kind="stable")[:, :5]
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with writing(path), open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["source", "label", "predicted", "top5", "top5_scores"])
         for source, label, best, row in zip(sources, labels, order, scores, strict=True):

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pretrain.clip import VideoText
+from pretrain.folders import read_json, remove, sync, writing
 from pretrain.frames import FrameTower
 from pretrain.openclip import PREFIX as OPEN_CLIP
 from pretrain.openclip import Pair, load_open_clip
@@ -40,18 +42,16 @@ BUILDERS = {
 
 KEEP = 2  # complete checkpoints that stay
 
+# What the optimizers remember of a parameter: `step` is a number, all others have its shape.
+MOMENTS = {
+    "AdamW": {"step", "exp_avg", "exp_avg_sq"},
+    "Muon": {"momentum_buffer"},
+    "SGD": {"momentum_buffer"},
+}
+
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be written or read; the message says which, why and what to do."""
-
-
-def _sync(path: Path) -> None:
-    """Force a file, or a folder's entries, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _write_folder(
@@ -70,12 +70,12 @@ def _write_folder(
             (folder / f"{name}.json").write_text(json.dumps(content, indent=1))
         files = sorted(folder.iterdir())
         for path in files:
-            _sync(path)
+            sync(path)
         # The manifest comes last: a folder without a matching one is not a checkpoint.
         manifest = folder / "manifest.json"
         manifest.write_text(json.dumps({p.name: sha256(p) for p in files}, indent=1))
-        _sync(manifest)
-        _sync(folder)
+        sync(manifest)
+        sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise CheckpointError(
@@ -102,10 +102,29 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-" + "[0-9]" * 8), reverse=True)
 
 
+def read_state(folder: Path) -> dict:
+    """The state of a checkpoint, which names the step that its folder is called after.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        state = read_json(folder / "state.json")
+    except ValueError as error:
+        raise CheckpointError(f"{folder} is corrupt: {error}") from error
+    if type(state.get("step")) is not int or folder.name != f"step-{state['step']:08d}":
+        raise CheckpointError(
+            f"{folder} is corrupt: its state.json is of step {state.get('step')!r:.20}"
+        )
+    return state
+
+
 def save_checkpoint(
     run: Path, model: VideoMAE | VideoText, optimizers: list[torch.optim.Optimizer], state: dict
 ) -> Path:
-    """Write one checkpoint and remove all but the `KEEP` newest.
+    """Write one checkpoint and remove all but the `KEEP` newest of those that verify.
+
+    A damaged one does not count and is replaced; it is named on the screen.
 
     Args:
         run: the run's folder.
@@ -131,11 +150,11 @@ def save_checkpoint(
     final = root / f"step-{state['step']:08d}"
     try:
         root.mkdir(parents=True, exist_ok=True)
+        for leftover in root.glob("tmp-*"):  # of a run that was killed while saving
+            remove(leftover)
     except OSError as error:
         raise CheckpointError(f"cannot write {root}: {error}") from error
-    for leftover in root.glob("tmp-*"):  # of a run that was killed while saving
-        shutil.rmtree(leftover)
-    if final.exists():
+    if os.path.lexists(final) and not (problem := _problem(final)):
         return final
     aside = root / f"tmp-{final.name}"
     _write_folder(
@@ -143,10 +162,27 @@ def save_checkpoint(
         {"model": weights, "optimizer": moments},
         {"state": state | {"model": model.arguments}},
     )
-    os.replace(aside, final)
-    _sync(root)
-    for old in checkpoints(run)[KEEP:]:
-        shutil.rmtree(old)
+    try:
+        if os.path.lexists(final):
+            print(f"warning: {problem}; it is replaced", file=sys.stderr, flush=True)
+            remove(final)
+        os.replace(aside, final)
+        sync(root)
+        whole = 0
+        for old in checkpoints(run):
+            # The one just written was hashed as it was written; an older one may have decayed since.
+            problem = "" if old == final or whole == KEEP else _problem(old)
+            if problem:
+                print(f"warning: {problem}; it is removed", file=sys.stderr, flush=True)
+            if problem or whole == KEEP:
+                remove(old)
+            else:
+                whole += 1
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write {root}: {error}. What was saved before is intact: mend that and start the same "
+            "command again"
+        ) from error
     return final
 
 
@@ -164,24 +200,40 @@ def load_checkpoint(
     owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         prefix = f"{name}."
-        entries = {k[len(prefix) :]: v for k, v in moments.items() if k.startswith(prefix)}
-        if entries:
-            owner[parameter].state[parameter] = {
-                k: v.to(parameter.device) for k, v in entries.items()
-            }
-    return json.loads((folder / "state.json").read_text())
+        entries = {k[len(prefix) :]: moments.pop(k) for k in list(moments) if k.startswith(prefix)}
+        if not entries:
+            continue
+        wanted = MOMENTS[type(owner[parameter]).__name__] if parameter in owner else set()
+        shapes = {k: () if k == "step" else parameter.shape for k in entries}
+        if entries.keys() != wanted or any(v.shape != shapes[k] for k, v in entries.items()):
+            raise CheckpointError(
+                f"{folder} does not fit the optimizer: {name} has {', '.join(sorted(entries))[:80]}"
+            )
+        owner[parameter].state[parameter] = {k: v.to(parameter.device) for k, v in entries.items()}
+    if moments:
+        raise CheckpointError(
+            f"{folder} does not fit the optimizer: {next(iter(moments))!r:.80} is of no parameter"
+        )
+    return read_state(folder)
+
+
+def _problem(folder: Path) -> str:
+    """What is wrong with a checkpoint; nothing if it verifies."""
+    try:
+        _verify(folder)
+        read_state(folder)
+    except CheckpointError as error:
+        return str(error)
+    return ""
 
 
 def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint of a run that verifies, and what was wrong with newer ones."""
     problems = []
     for folder in checkpoints(run):
-        try:
-            _verify(folder)
-        except CheckpointError as error:
-            problems.append(str(error))
-        else:
+        if not (problem := _problem(folder)):
             return folder, problems
+        problems.append(problem)
     return None, problems
 
 
@@ -238,13 +290,15 @@ def export_backbone(model: nn.Module, folder: Path, provenance: dict) -> None:
         "weights_sha256": weights_hash(model),
     }
     aside = folder.with_name(f"tmp-{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    with writing(folder):
+        remove(aside)
+        folder.parent.mkdir(parents=True, exist_ok=True)
     _write_folder(aside, {"model": weights}, {"config": config})
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(aside, folder)
-    _sync(folder.parent)
+    with writing(folder):
+        remove(folder)
+        os.replace(aside, folder)
+        sync(folder.parent)
 
 
 def read_backbone_config(folder: Path) -> dict:
@@ -381,10 +435,16 @@ def load_pretrained_videomae(run: Path) -> VideoMAE:
     folder, problems = newest_valid(run)
     if folder is None:
         raise CheckpointError(f"{run} holds no valid checkpoint. {' '.join(problems)}")
-    model_arguments = json.loads((folder / "state.json").read_text())["model"]
-    if "decoder" not in model_arguments:
+    for problem in problems:
+        print(f"warning: {problem}; {folder} is taken", file=sys.stderr, flush=True)
+    model_arguments = read_state(folder).get("model")
+    if not isinstance(model_arguments, dict) or "decoder" not in model_arguments:
         raise CheckpointError(f"{run} is no VideoMAE run; its backbone is in {run}/backbone")
-    model = VideoMAE(VideoTransformer(**model_arguments["encoder"]), **model_arguments["decoder"])
+    encoder = build({"builder": "VideoTransformer", "arguments": model_arguments.get("encoder")})
+    try:
+        model = VideoMAE(encoder, **model_arguments["decoder"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}/state.json is damaged: {error}") from error
     weights = read_safetensors(folder / "model.safetensors")
     if "contrast" in model_arguments:  # its head, on top of the VideoMAE, ends with the training
         weights = {

@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from pretrain.folders import sync, writing
 from pretrain.names import clean_screen, for_figure, for_screen
+from pretrain.weights import open_regular
 
 
 def cli(main: Callable, config: type | dict[str, object]) -> None:
-    """Parse the command line into a config, run `main` and turn a user's mistake into one line.
+    """Parse the command line into a config, run `main` and turn a user's or a disk's mistake into one line.
 
     Nothing that is printed from then on can steer the terminal (pretrain/names.py).
 
@@ -44,7 +46,17 @@ def cli(main: Callable, config: type | dict[str, object]) -> None:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        # A disk or a folder that refuses; who writes into an open file says itself which one it is.
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"error: {where}{error.strerror or error}. What was written before is intact: mend that, and start the "
+            "same command again",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
+        print("interrupted; start the same command again to go on", file=sys.stderr)
         sys.exit(130)
 
 
@@ -65,10 +77,43 @@ def duration(seconds: float) -> str:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON aside and rename, so that a reader never meets half a file."""
+    """Write JSON aside, sync and rename, so that neither a reader nor a power cut meets half a file.
+
+    Raises:
+        ValueError: the disk does not take it; an older file is untouched.
+    """
+    _write_whole(path, json.dumps(content, indent=1))
+
+
+def _write_whole(path: Path, text: str) -> None:
     aside = path.with_name(f"tmp-{path.name}")
-    aside.write_text(json.dumps(content, indent=1))
-    os.replace(aside, path)
+    with writing(path):
+        aside.write_text(text, encoding="utf-8")
+        sync(aside)
+        os.replace(aside, path)
+        sync(path.parent)
+
+
+def read_log(path: Path) -> tuple[list[dict], int]:
+    """The lines of a run's log.jsonl, and how many were damaged and are left out.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    lines, damaged = [], 0
+    with open_regular(path) as file:
+        for raw in file:
+            try:
+                line = json.loads(raw.decode())
+                whole = type(line["step"]) is int and all(
+                    v is None or isinstance(v, int | float) for v in line.values()
+                )
+            except (ValueError, TypeError, KeyError, RecursionError):
+                whole = False
+            if whole:
+                lines.append(line)
+            damaged += not whole
+    return lines, damaged
 
 
 class RunLog:
@@ -80,21 +125,21 @@ class RunLog:
         tensorboard: also write event files to RUN/tensorboard.
 
     Raises:
-        ValueError: TensorBoard is asked for and not installed.
+        ValueError: TensorBoard is asked for and not installed, or the log cannot be read or written.
     """
 
     def __init__(self, run: Path, start_step: int, tensorboard: bool):
         self.path = run / "log.jsonl"
         if self.path.exists():
-            lines = self.path.read_text().splitlines()
-            kept = [
-                line
-                for line in lines
-                if line.endswith("}") and json.loads(line)["step"] <= start_step
-            ]
-            aside = self.path.with_name("tmp-log.jsonl")
-            aside.write_text("".join(line + "\n" for line in kept))
-            os.replace(aside, self.path)
+            lines, damaged = read_log(self.path)
+            if damaged:
+                print(
+                    f"warning: {self.path}: {damaged} damaged lines dropped (a kill or a full disk leaves such)",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= start_step]
+            _write_whole(self.path, "".join(kept))
         self.writer = None
         if tensorboard:
             try:
@@ -108,8 +153,12 @@ class RunLog:
         self.start_step = start_step
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Append one line of values, as JSON, and to TensorBoard."""
-        with open(self.path, "a") as file:
+        """Append one line of values, as JSON, and to TensorBoard.
+
+        Raises:
+            ValueError: the disk does not take it.
+        """
+        with writing(self.path), open(self.path, "a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         if self.writer:
             for name, value in values.items():
@@ -210,7 +259,7 @@ def curve_figure(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    lines = [json.loads(line) for line in log_file.read_text().splitlines()]
+    lines, _ = read_log(log_file)
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     left = figure.add_subplot()

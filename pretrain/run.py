@@ -1,15 +1,21 @@
 """A training run on the disk: its folder, its plan, how it continues and when it must not go on."""
 
+import dataclasses
 import json
 import math
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from accelerate import Accelerator
+from filelock import FileLock
 from torch import nn
 from torch.optim import Optimizer
 
 from pretrain import checkpoint, log
+from pretrain.folders import claim, holds_nothing, read_json, writing
 from pretrain.names import for_screen
 
 MAX_SKIPPED = 5  # non-finite steps in a row that stop the run
@@ -74,8 +80,22 @@ def plan_run(
     return Plan(num_steps, round(warmup * num_steps), micro, per_process // micro, per_step)
 
 
-def open_run(run: Path, config: object, data: dict, may_change: set[str], resume: bool) -> None:
-    """Refuse a run's folder that holds other work.
+# What a run has in its folder before its first checkpoint.
+BEGINNINGS = ("config.json", "log.jsonl", "data_errors.jsonl", "tensorboard", "checkpoints")
+
+
+def open_run(
+    run: Path,
+    config: object,
+    data: dict,
+    may_change: set[str],
+    resume: bool,
+    accelerator: Accelerator,
+) -> tuple[FileLock | None, dict]:
+    """Take a folder for a run: nothing else may be in it, and nothing else may run in it until this ends.
+
+    The main process does so for all; the others wait for its word and end without one of their own where
+    the folder is refused.
 
     Args:
         run: the folder.
@@ -83,31 +103,104 @@ def open_run(run: Path, config: object, data: dict, may_change: set[str], resume
         data: what identifies the data: `data_fingerprint` and `num_clips`.
         may_change: names of values that do not decide the numbers.
         resume: there has to be something to continue.
+        accelerator: the processes of this launch.
+
+    Returns:
+        the lock, which the main process releases at the end; and what config.json describes, to be kept in
+        the state of the run, from which a damaged config.json is written again.
 
     Raises:
         ValueError: the folder holds something else, a run of another configuration or of other data,
-            or nothing to continue though that was asked for.
+            or nothing to continue though that was asked for; it cannot be written to, or another process
+            trains there.
     """
-    described = run / "config.json"
-    if described.exists():
-        old = json.loads(described.read_text())
-        if "config" not in old:
-            raise ValueError(f"{run} holds something that is not a run: give another --out")
-        differences = log.config_differences(old["config"], config, may_change)
-        if old["data_fingerprint"] != data["data_fingerprint"]:
-            differences.append(
-                f"data: {old['num_clips']} clips, fingerprint {old['data_fingerprint'][:12]} -> "
-                f"{data['num_clips']} clips, fingerprint {data['data_fingerprint'][:12]}"
-            )
-        if differences:
-            raise ValueError(
-                f"{run} holds a run that differs ({'; '.join(differences)}): give the same values to "
-                "continue it, or another --out to start anew; nothing was changed"
-            )
-    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise ValueError(f"{run} holds something that is not a run: give another --out")
+    lock, described, refusal = None, {}, None
+    if accelerator.is_main_process:
+        try:
+            _refuse_other_work(run, config, data, may_change, resume)
+            lock = claim(run)
+            # Again, for it may have changed before it was ours.
+            described, note = _refuse_other_work(run, config, data, may_change, resume)
+            if note:
+                print(f"warning: {note}", file=sys.stderr, flush=True)
+            if not described:
+                described = {"config": dataclasses.asdict(config), **data, "command": sys.argv}
+            if note or not (run / "config.json").exists():
+                log.write_json(run / "config.json", described)
+        except ValueError as error:
+            refusal = error
+    refused = torch.tensor(float(refusal is not None), device=accelerator.device)
+    if accelerator.reduce(refused).item():
+        if refusal:
+            raise refusal
+        sys.exit(2)  # the main process says why
+    return lock, described
+
+
+def _refuse_other_work(
+    run: Path, config: object, data: dict, may_change: set[str], resume: bool
+) -> tuple[dict, str]:
+    """What `run` holds: the description of a run that may go on, empty for a new one; and what was amiss."""
+    old, note = _describe_run(run)
+    differences = log.config_differences(old["config"], config, may_change) if old else []
+    if old and old["data_fingerprint"] != data["data_fingerprint"]:
+        differences.append(
+            f"data: {old['num_clips']} clips, fingerprint {old['data_fingerprint'][:12]} -> "
+            f"{data['num_clips']} clips, fingerprint {data['data_fingerprint'][:12]}"
+        )
+    if differences:
+        raise ValueError(
+            f"{run} holds a run that differs ({'; '.join(differences)}): give the same values to "
+            "continue it, or another --out to start anew; nothing was changed"
+        )
     if resume and not checkpoint.checkpoints(run):
         raise ValueError(f"--resume: {run} holds no checkpoint to continue from")
+    return old, note
+
+
+def _describe_run(run: Path) -> tuple[dict, str]:
+    """The description of the run in a folder, empty where none has begun; and what is amiss with it.
+
+    Raises:
+        ValueError: the folder holds something else, or a run that nothing describes.
+    """
+    path = run / "config.json"
+    foreign = ValueError(f"{run} holds something that is not a run: give another --out")
+    note = ""
+    if os.path.lexists(path):
+        try:
+            old = read_json(path)
+        except ValueError as error:
+            note = str(error)
+        else:
+            if _is_description(old):
+                return old, ""
+            if "config" not in old:
+                raise foreign
+            note = f"{path} is damaged: it does not describe a run"
+    elif checkpoint.checkpoints(run):
+        note = f"{path} is missing"
+    found, _ = checkpoint.newest_valid(run)
+    kept = checkpoint.read_state(found).get("run") if found else None
+    if _is_description(kept):
+        return kept, f"{note}; it is written again from what {found} says"
+    if checkpoint.checkpoints(run):
+        raise ValueError(
+            f"{note}, and no checkpoint beside it says of what run: put the file back, or give another --out"
+        )
+    if not holds_nothing(run, BEGINNINGS):
+        raise ValueError(f"{note}: put it back, or give another --out") if note else foreign
+    return {}, f"{note}; there is no checkpoint yet: the run starts anew" if note else ""
+
+
+def _is_description(content: object) -> bool:
+    """Whether this is what `open_run` writes into config.json."""
+    return (
+        isinstance(content, dict)
+        and isinstance(content.get("config"), dict)
+        and isinstance(content.get("data_fingerprint"), str)
+        and type(content.get("num_clips")) is int
+    )
 
 
 def restore(
@@ -126,13 +219,21 @@ def restore(
         the state to go on from.
 
     Raises:
-        ValueError: there are checkpoints and none of them verifies.
+        ValueError: there are checkpoints and none of them verifies, or the state of the newest is of other
+            kinds than a run's.
     """
     found, problems = checkpoint.newest_valid(run)
     for problem in problems if say else []:
         print(f"warning: {for_screen(problem)}; going back to an older one", file=sys.stderr)
     if found:
-        state = state | checkpoint.load_checkpoint(found, model, optimizers)
+        loaded = checkpoint.load_checkpoint(found, model, optimizers)
+        for name, fresh in state.items():
+            if name in loaded and not _same_kind(fresh, loaded[name]):
+                raise ValueError(
+                    f"{found}/state.json is damaged: {name} is {loaded[name]!r:.40}; remove that folder, and the same "
+                    "command goes on from an older checkpoint"
+                )
+        state = state | loaded
         if say:
             print(f"continuing from {found}\n", flush=True)
     elif problems:
@@ -140,15 +241,32 @@ def restore(
     return state
 
 
+def _same_kind(fresh: object, found: object) -> bool:
+    """Whether a value may stand where a beginning run has `fresh`: a count, seconds, or nothing yet."""
+    if type(fresh) is int:
+        return type(found) is int and 0 <= found < 2**63
+    if isinstance(fresh, dict):
+        return isinstance(found, dict)
+    if fresh is None:  # a loss, a score or several; a loss of a skipped step may be NaN
+        numbers = list(found.values()) if isinstance(found, dict) else [found]
+        return all(v is None or type(v) in (int, float) for v in numbers)
+    return type(found) in (int, float) and 0 <= found < math.inf
+
+
 def record_bad_clips(run: Path, errors: list[dict]) -> None:
-    """Append clips that could not be decoded to the run's ledger and name them on the screen."""
+    """Append clips that could not be decoded to the run's ledger and name them on the screen.
+
+    Raises:
+        ValueError: the ledger cannot be written.
+    """
+    ledger = run / "data_errors.jsonl"
     for error in errors:
         print(
             for_screen(f"bad clip replaced: {error['source']}: {error['reason']}"),
             file=sys.stderr,
             flush=True,
         )
-        with open(run / "data_errors.jsonl", "a") as file:
+        with writing(ledger), open(ledger, "a") as file:
             file.write(json.dumps(error) + "\n")
 
 
@@ -165,9 +283,11 @@ def refuse_to_go_on(run: Path, state: dict, decodes_per_step: int, max_bad_clips
         ValueError: too many steps in a row without a finite gradient, or too many bad clips.
     """
     if state["skipped_in_row"] >= MAX_SKIPPED:
+        saved = checkpoint.checkpoints(run)
+        left = f"{saved[0]} holds an earlier state" if saved else "nothing was saved yet"
         raise ValueError(
             f"the gradient was not finite in {MAX_SKIPPED} steps in a row, the last one {state['step']}: "
-            f"lower --base-lr or try --precision fp32; {run}/checkpoints still holds the last good state"
+            f"lower --base-lr or try --precision fp32; {left}"
         )
     seen = state["step"] * decodes_per_step
     # At least 10, so that one bad clip does not end a short run.

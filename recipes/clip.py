@@ -517,20 +517,15 @@ def main(cfg: Config) -> dict:
     prints = "".join(pack.index["fingerprint"] for pack in packs)
     fingerprint = hashlib.sha256(prints.encode()).hexdigest() if len(packs) > 1 else prints
     data = {"data_fingerprint": fingerprint, "num_clips": sum(per_source)}
-    open_run(run, cfg, data, MAY_CHANGE, cfg.resume)
-    accelerator.wait_for_everyone()
+    lock, described = open_run(run, cfg, data, MAY_CHANGE, cfg.resume, accelerator)
     if first:
         print_plan(cfg, plan, accelerator, (per_source, per_batch), model, run)
-        run.mkdir(parents=True, exist_ok=True)
-        if not (run / "config.json").exists():
-            described = {"config": dataclasses.asdict(cfg), **data, "command": sys.argv}
-            log.write_json(run / "config.json", described)
     model.to(accelerator.device)
     optimizers = make_optimizers(cfg.optimizer, model, cfg.weight_decay, (0.9, cfg.beta2))
 
     # ---- resume
     state = {
-        "step": 0, "skipped": 0, "skipped_in_row": 0, "bad_clips": 0, "cut": 0, "loss": None, "val": None,
+        "run": described, "step": 0, "skipped": 0, "skipped_in_row": 0, "bad_clips": 0, "cut": 0, "loss": None, "val": None,
     }  # fmt: skip
     state = restore(run, model, optimizers, state, say=first)
     accelerator.wait_for_everyone()
@@ -635,6 +630,8 @@ def main(cfg: Config) -> dict:
         finish(cfg, bare, packs, run, plan, state, data)
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    if first:
+        lock.release(force=True)
     return state
 
 

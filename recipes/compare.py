@@ -14,7 +14,6 @@ Written: compare.md, compare.html, compare.png (accuracy against cost) and compa
 differ are not put in one table.
 """
 
-import json
 import os
 import re
 import statistics
@@ -33,6 +32,7 @@ from downstream.compare import claims_about, paired_claims, read_answers
 from downstream.models import check_name, load_backbone
 from downstream.report import cost_figure
 from pretrain.data.cache import open_data, packing_side
+from pretrain.folders import claim, holds_nothing, read_json, writing
 from pretrain.log import cli, config_differences, write_json
 from pretrain.names import file_name, for_html, for_markdown, for_screen
 
@@ -242,7 +242,7 @@ def read_results(folder: Path) -> dict:
         ValueError: there is none.
     """
     try:
-        results = json.loads((folder / "results.json").read_text())
+        results = read_json(folder / "results.json")
         protocol_of(results)
         return results
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -357,7 +357,8 @@ def write_tables(
     if picture:
         lines += ["", "![accuracy against cost](compare.png)"]
     text = "\n".join(lines) + "\n"
-    (out / "compare.md").write_text(text, encoding="utf-8")
+    with writing(out / "compare.md"):
+        (out / "compare.md").write_text(text, encoding="utf-8")
     row_html = lambda row, tag: (
         "<tr>" + "".join(f"<{tag}>{for_html(c)}</{tag}>" for c in row) + "</tr>"
     )
@@ -376,11 +377,53 @@ def write_tables(
         )
     if picture:
         parts.append('<img src="compare.png" alt="accuracy against cost">')
-    (out / "compare.html").write_text("\n".join(parts) + "</html>\n", encoding="utf-8")
+    with writing(out / "compare.html"):
+        (out / "compare.html").write_text("\n".join(parts) + "</html>\n", encoding="utf-8")
     return text
 
 
 # ------------------------------------------------------------------------------------------- main
+
+
+# What else is in the folder of a comparison.
+CONTENTS = (
+    "config.json",
+    "runs",
+    "logs",
+    "compare.md",
+    "compare.html",
+    "compare.png",
+    "compare.json",
+)
+
+
+def _refuse_other_comparison(out: Path, config: Config) -> str:
+    """Raise ValueError if a folder holds a comparison under other settings, or something else.
+
+    Returns:
+        what is amiss with the comparison in it, if anything.
+    """
+    free = {"models", "backbones", "results", "seeds", "threads", "num_workers", "out"}
+    foreign = f"{out} holds something that is not a comparison: give another --out"
+    if not os.path.lexists(out / "config.json"):
+        if not holds_nothing(out):
+            raise ValueError(foreign)
+        return ""
+    try:
+        old = read_json(out / "config.json")
+    except ValueError as error:
+        # Every run in it has a config.json of its own, and a table only takes those measured alike.
+        if not holds_nothing(out, CONTENTS):
+            raise ValueError(foreign) from error
+        return f"{error}; it is written anew"
+    if "models" not in old or "protocol" not in old:
+        raise ValueError(foreign)
+    differences = config_differences(old, config, free)
+    if differences:
+        raise ValueError(
+            f"{out} holds a comparison under other settings ({'; '.join(differences)}): give another --out"
+        )
+    return ""
 
 
 def main(config: Config) -> dict:
@@ -392,18 +435,12 @@ def main(config: Config) -> dict:
     if len(given) > 1:
         refuse_different(given)  # before hours of training
     out = Path(config.out)
-    described = out / "config.json"
-    free = {"models", "backbones", "results", "seeds", "threads", "num_workers", "out"}
-    if described.exists():
-        differences = config_differences(json.loads(described.read_text()), config, free)
-        if differences:
-            raise ValueError(
-                f"{out} holds a comparison under other settings ({'; '.join(differences)}): give another --out"
-            )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} holds something that is not a comparison: give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(described, asdict(config))
+    _refuse_other_comparison(out, config)
+    lock = claim(out)
+    note = _refuse_other_comparison(out, config)  # it may have changed before it was ours
+    if note:
+        print(f"warning: {note}", file=sys.stderr, flush=True)
+    write_json(out / "config.json", asdict(config))
 
     # ---- the runs
     runs_folder, failed = out / "runs", []
@@ -480,6 +517,7 @@ def main(config: Config) -> dict:
         chance, on = rows[0]["chance"], f"{config.protocol} on {config.data}"
         print(f"figure   {cost_figure(out / 'compare.png', points, chance, on)}")
         write_tables(out, rows, claims, notes, title, (out / "compare.png").exists())
+    lock.release(force=True)
     if failed:
         raise ValueError(
             f"{len(failed)} runs failed and are not in the table; the first: {failed[0]}"

@@ -512,22 +512,17 @@ def main(cfg: Config) -> dict:
     augment = Augment(cfg.flip, cfg.colour, cfg.rand_augment, cfg.erase)
     run = Path(cfg.out)
     data = {"data_fingerprint": pack.index["fingerprint"], "num_clips": len(train.samples)}
-    open_run(run, cfg, data, MAY_CHANGE, cfg.resume)
-    accelerator.wait_for_everyone()
+    lock, described = open_run(run, cfg, data, MAY_CHANGE, cfg.resume, accelerator)
     if first:
         print_plan(
             cfg, plan, accelerator, model, len(train), len(train.samples), rule, len(test), run
         )
         for note in notes:
             print(f"note: {for_screen(note)}", flush=True)
-        run.mkdir(parents=True, exist_ok=True)
-        if not (run / "config.json").exists():
-            described = {"config": dataclasses.asdict(cfg), **data, "command": sys.argv}
-            log.write_json(run / "config.json", described)
 
     # ---- resume
     state = {
-        "step": 0, "skipped": 0, "skipped_in_row": 0, "bad_clips": 0, "loss": None, "val": None, "best": None,
+        "run": described, "step": 0, "skipped": 0, "skipped_in_row": 0, "bad_clips": 0, "loss": None, "val": None, "best": None,
         "best_step": 0, "since_best": 0, "seconds": 0.0,
     }  # fmt: skip
     state = restore(run, learner, [optimizer], state, say=first)
@@ -648,7 +643,11 @@ def main(cfg: Config) -> dict:
     accelerator.end_training()
     if not first:
         return {}
-    return finish(cfg, learner, pack, train, val, test, rule, notes, run, plan, state, accelerator)
+    results = finish(
+        cfg, learner, pack, train, val, test, rule, notes, run, plan, state, accelerator
+    )
+    lock.release(force=True)
+    return results
 
 
 def export(cfg: Config, model: Classifier, folder: Path, pack: Pack, state: dict) -> None:

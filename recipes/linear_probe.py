@@ -40,9 +40,9 @@ from downstream.metrics import (
 from downstream.models import load_backbone
 from downstream.probe import LinearProbe, fit_linear, knn_scores
 from downstream.report import (
+    claim_results,
     confusion_figure,
     default_folder,
-    results_folder,
     software,
     write_card,
     write_predictions,
@@ -58,6 +58,7 @@ from pretrain.checkpoint import fresh_like, read_backbone_config, weights_hash
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack
 from pretrain.device import describe
+from pretrain.folders import writing
 from pretrain.log import cli, write_json
 from pretrain.names import for_screen
 
@@ -330,8 +331,8 @@ def main(config: Config) -> dict:
         "seed": config.seed,
     }
     kind = "probe-leave-one-out" if config.leave_one_out else "probe"
-    named = Path(config.out) if config.out else default_folder(kind, config.backbone, config.data)
-    out = results_folder(named, settings)
+    out = Path(config.out) if config.out else default_folder(kind, config.backbone, config.data)
+    lock = claim_results(out, settings)
     names = [label for part in parts for label in part.labels]
     subjects = [subject for part in parts for subject in part.subjects]
     sources = [source for part in parts for source in part.sources]
@@ -455,7 +456,6 @@ def main(config: Config) -> dict:
         "notes": notes,
         "card": card,
     }
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "results.json", results)  # first: it says whose the other files are
     title = (
         f"Frozen probe of {config.backbone} on {config.data}: top-1 {100 * numbers['top1']:.1f} %"
@@ -480,11 +480,13 @@ def main(config: Config) -> dict:
         tensors = {
             name: np.ascontiguousarray(value, dtype=np.float32) for name, value in tensors.items()
         }
-        save_file(tensors, out / "linear.safetensors", {"classes": json.dumps(classes)})
+        with writing(out / "linear.safetensors"):
+            save_file(tensors, out / "linear.safetensors", {"classes": json.dumps(classes)})
     picture = confusion_figure(
         out / "confusion.png", counts, classes, f"linear probe, top-1 {100 * numbers['top1']:.1f} %"
     )
     print_summary(results, out, picture)
+    lock.release(force=True)
     return results
 
 

@@ -28,6 +28,7 @@ from downstream.splits import group_by_source
 from pretrain.data.cache import packing_side
 from pretrain.data.pack import pack as pack_source
 from pretrain.data.shards import Pack
+from pretrain.folders import claim, holds_nothing
 from pretrain.log import cli, write_json
 from pretrain.names import for_screen
 
@@ -140,10 +141,9 @@ def main(config: Config) -> dict:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("this runs in one process: start it with python, not with a launcher")
     out = Path(config.out)
-    if out.exists() and (
-        not out.is_dir() or (any(out.iterdir()) and not (out / "predictions.json").exists())
-    ):
+    if not holds_nothing(out) and not (out / "predictions.json").is_file():
         raise ValueError(f"{out} holds something else: give another folder with --out")
+    lock = claim(out)
     model = load_classifier(config.backbone, config.weights)
     if model.input_spec.channels != 3:
         raise ValueError(f"{config.backbone} sees optical flow, and files hold colour")
@@ -166,7 +166,6 @@ def main(config: Config) -> dict:
             )
             raise ValueError(f"nothing at {config.video} can be used: {reasons}")
         rankings, segments, rows = predict(config, model, pack, how)
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "predictions.json", rankings)
     write_json(out / "refused.json", refused)
     if model.per_frame:
@@ -188,6 +187,7 @@ def main(config: Config) -> dict:
     if model.per_frame:
         picture = timeline_figure(out / "timeline.png", rows, model.classes, config.backbone)
         print(f"when     {for_screen(out)}/segments.json\nfigure   {picture}")
+    lock.release(force=True)
     return rankings
 
 

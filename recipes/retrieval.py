@@ -23,9 +23,9 @@ import torch
 import downstream.models  # noqa: F401  (its families may be a video tower)
 from downstream.features import Extraction, cached_embeddings
 from downstream.report import (
+    claim_results,
     contact_sheet_figure,
     default_folder,
-    results_folder,
     software,
     write_card,
 )
@@ -38,6 +38,7 @@ from pretrain.data.cache import open_data, packing_side
 from pretrain.data.decode import read_frames
 from pretrain.data.shards import Pack
 from pretrain.device import describe
+from pretrain.folders import claim
 from pretrain.log import cli, write_json
 from pretrain.names import for_screen
 
@@ -101,7 +102,7 @@ def search(config: Config, model: VideoText, how: Extraction) -> dict:
         "best": [{"video": names[i], "similarity": float(similar[i])} for i in best],
     }
     out = Path(config.out) if config.out else default_folder("search", config.backbone, config.data)
-    out.mkdir(parents=True, exist_ok=True)
+    lock = claim(out)
     write_json(out / "search.json", found)  # before the pictures, which may fail
     print(f"\n{config.query!r} among {len(names)} videos of {for_screen(config.data)}")
     print("  rank  similarity  video")
@@ -115,6 +116,7 @@ def search(config: Config, model: VideoText, how: Extraction) -> dict:
         pictures.append((f"{similar[i]:.3f}  {names[i]}", frames))
     picture = contact_sheet_figure(out / "contact_sheet.png", pictures, config.query)
     print(f"\nfigure   {picture}\nanswer   {for_screen(out)}/search.json", flush=True)
+    lock.release(force=True)
     return found
 
 
@@ -154,12 +156,12 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
         "num_crops": config.num_crops,
         "precision": how.dtype_name,
     }
-    named = (
+    out = (
         Path(config.out)
         if config.out
         else default_folder("retrieval", config.backbone, config.data)
     )
-    out = results_folder(named, settings)
+    lock = claim_results(out, settings)
     names, videos, owner = embed_sources(config, model, pack, samples, how)
     # The clips of a long video share its captions.
     of_video: dict[int, list[str]] = {}
@@ -214,7 +216,6 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
         "notes": notes,
         "card": card,
     }
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "results.json", results)
     title = (
         f"Retrieval, {config.backbone} on {config.data}: text to video R@1 {100 * t2v['r1']:.1f} %"
@@ -234,6 +235,7 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
         print(f"note: {for_screen(note)}")
     folder = for_screen(out)
     print(f"\nresults  {folder}/results.json\nprotocol {folder}/CARD.md", flush=True)
+    lock.release(force=True)
     return results
 
 

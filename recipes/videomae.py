@@ -474,8 +474,7 @@ def main(cfg: Config) -> dict:
         )
     run = Path(cfg.out or f"runs/videomae-{cfg.preset}")
     data = {"data_fingerprint": pack.index["fingerprint"], "num_clips": len(ids)}
-    open_run(run, cfg, data, MAY_CHANGE, cfg.resume)
-    accelerator.wait_for_everyone()
+    lock, described = open_run(run, cfg, data, MAY_CHANGE, cfg.resume, accelerator)
     if first:
         print_plan(cfg, plan, accelerator, pack, len(ids), run, masked)
         if cfg.contrast and not cfg.backbone:
@@ -483,19 +482,12 @@ def main(cfg: Config) -> dict:
                 "note: --contrast wants a --backbone that reconstructs; from scratch it learned worse",
                 file=sys.stderr,
             )
-        run.mkdir(parents=True, exist_ok=True)
-        if not (run / "config.json").exists():
-            described = {
-                "config": dataclasses.asdict(cfg),
-                **data,
-                "command": sys.argv,
-            }
-            log.write_json(run / "config.json", described)
     model.to(accelerator.device)
     optimizers = make_optimizers(cfg.optimizer, model, cfg.weight_decay, (0.9, cfg.beta2))
 
     # ---- resume
     state = {
+        "run": described,
         "step": 0,
         "skipped": 0,
         "skipped_in_row": 0,
@@ -607,6 +599,8 @@ def main(cfg: Config) -> dict:
         finish(cfg, masked, pack, ids, run, plan, state)
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    if first:
+        lock.release(force=True)
     return state
 
 

@@ -18,6 +18,7 @@ from downstream.attention_maps import looked_at, overlay
 from downstream.models import load_backbone
 from pretrain.data.cache import pack_file, packing_side
 from pretrain.data.shards import EvalClips
+from pretrain.folders import claim, holds_nothing, writing
 from pretrain.log import cli, reconstruction_figure
 from pretrain.names import for_screen
 from pretrain.vit import VideoTransformer
@@ -44,10 +45,7 @@ def main(config: Config) -> dict:
     path, out = Path(config.video), Path(config.out)
     if not path.is_file():
         raise ValueError(f"--video {config.video}: there is no such file")
-    if out.exists() and (
-        not out.is_dir()
-        or any(p.name not in ("attention.png", "attention.gif") for p in out.iterdir())
-    ):
+    if not holds_nothing(out, ("attention.png", "attention.gif")):
         raise ValueError(f"{out} holds something else: give another folder with --out")
     encoder = load_backbone(config.backbone)
     if not isinstance(encoder, VideoTransformer):
@@ -61,7 +59,7 @@ def main(config: Config) -> dict:
     clip = views[0]
     maps = looked_at(encoder.eval(), spec.normalise(clip[None]))
     rows = [("clip", clip)] + [(name, overlay(clip, seen[0])) for name, seen in maps.items()]
-    out.mkdir(parents=True, exist_ok=True)
+    lock = claim(out)
     pictures = [(name, c.permute(1, 2, 3, 0).numpy()) for name, c in rows]
     by = "the class token" if encoder.class_token is not None else "all tokens alike"
     caption = (
@@ -76,10 +74,12 @@ def main(config: Config) -> dict:
         )
         for t in range(spec.frames)
     ]
-    frames[0].save(
-        out / "attention.gif", save_all=True, append_images=frames[1:], duration=100, loop=0
-    )
+    with writing(out / "attention.gif"):
+        frames[0].save(
+            out / "attention.gif", save_all=True, append_images=frames[1:], duration=100, loop=0
+        )
     drawn = reconstruction_figure(out / "attention.png", pictures, caption)
+    lock.release(force=True)
     print(
         f"figure   {drawn}\nmoving   {for_screen(out)}/attention.gif (clip, {', '.join(maps)})",
         flush=True,

@@ -33,10 +33,10 @@ from downstream.metrics import (
     topk_accuracy,
 )
 from downstream.report import (
+    claim_results,
     confusion_figure,
     default_folder,
     filmstrip_figure,
-    results_folder,
     software,
     write_card,
     write_predictions,
@@ -50,6 +50,7 @@ from pretrain.data.cache import open_data, pack_file, packing_side
 from pretrain.data.decode import read_frames
 from pretrain.data.shards import Pack
 from pretrain.device import describe
+from pretrain.folders import claim
 from pretrain.log import cli, write_json
 from pretrain.names import file_name, for_screen
 from pretrain.prompts import load_classes, load_templates, words_of
@@ -187,7 +188,7 @@ def classify_video(config: Config, model: VideoText, how: Extraction) -> dict:
             "ranking": [{"class": names[i], "probability": float(probabilities[i])} for i in order],
         }
         out = Path(config.out) if config.out else Path("runs") / f"zero-shot-{file_name(path.stem)}"
-        out.mkdir(parents=True, exist_ok=True)
+        lock = claim(out)
         write_json(out / "prediction.json", result)  # before the picture, which may fail
         records = list(pack.records())
         best = order[:5]
@@ -208,6 +209,7 @@ def classify_video(config: Config, model: VideoText, how: Extraction) -> dict:
     if num_cut:
         print(f"note: {num_cut} sentences were longer than the text tower's context and were cut")
     print(f"\nfigure   {picture}\nanswer   {for_screen(out)}/prediction.json", flush=True)
+    lock.release(force=True)
     return result
 
 
@@ -295,12 +297,12 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
         "precision": how.dtype_name,
         "seed": config.seed,
     }
-    named = (
+    out = (
         Path(config.out)
         if config.out
         else default_folder("zero-shot", config.backbone, config.data)
     )
-    out = results_folder(named, settings)
+    lock = claim_results(out, settings)
 
     # ---- embed
     print(
@@ -389,7 +391,6 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
         "notes": notes,
         "card": card,
     }
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "results.json", results)  # first: it says whose the other files are
     title = f"Zero-shot, {config.backbone} on {config.data}: top-1 {100 * top1:.1f} %"
     short = {
@@ -406,6 +407,7 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
         out / "confusion.png", counts, classes, f"zero-shot, top-1 {100 * top1:.1f} %"
     )
     print_summary(results, out, picture)
+    lock.release(force=True)
     return results
 
 

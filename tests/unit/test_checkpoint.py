@@ -69,7 +69,7 @@ def test_round_trip_and_rotation(tmp_path):
     assert not same(fresh, trained(3))
 
 
-OPERATIONS = [(checkpoint, "save_file"), (checkpoint, "_sync"), (os, "replace"), (shutil, "rmtree")]
+OPERATIONS = [(checkpoint, "save_file"), (checkpoint, "sync"), (os, "replace"), (shutil, "rmtree")]
 
 
 def test_killed_at_every_operation_of_a_save(tmp_path, monkeypatch):
@@ -134,9 +134,9 @@ def test_order_on_disk(tmp_path, monkeypatch):
         events.clear()
         save_checkpoint(tmp_path, *trained(1), {"step": step})
     rename = next(i for i, (name, _) in enumerate(events) if name == "replace")
-    synced = {path.rsplit("/", 1)[1] for name, path in events[:rename] if name == "_sync"}
+    synced = {path.rsplit("/", 1)[1] for name, path in events[:rename] if name == "sync"}
     assert synced >= {"model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"}
-    assert events[rename + 1] == ("_sync", str(tmp_path / "checkpoints"))
+    assert events[rename + 1] == ("sync", str(tmp_path / "checkpoints"))
     assert [name for name, _ in events[rename + 2 :]] == ["rmtree"]
 
 

@@ -1,0 +1,135 @@
+"""Folders that runs and results go to: whose they are, one writer at a time, and what a disk refuses, in words."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+from pretrain.weights import open_regular
+
+LOCK = ".lock"
+MAX_JSON = 64 * 2**20  # bytes; the largest of ours are results with a score for every class
+# What a lock answers where the file system has none.
+NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+
+
+def holds_nothing(folder: Path, ours: tuple[str, ...] = ()) -> bool:
+    """Whether nobody's work is in a folder, or there is no such folder.
+
+    What a killed process left aside, a lock and what file managers put there are nothing.
+
+    Args:
+        folder: may be missing; a file in its place is something.
+        ours: names that may be there as well.
+
+    Raises:
+        ValueError: it may not be read.
+    """
+    free = {LOCK, ".DS_Store", "Thumbs.db", "desktop.ini", *ours}
+    try:
+        return all(p.name in free or p.name.startswith("tmp-") for p in folder.iterdir())
+    except FileNotFoundError:
+        return not folder.is_symlink()  # a link to nothing is somebody's
+    except NotADirectoryError:
+        return False
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be read: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in words that `path` cannot be written.
+
+    Raises:
+        ValueError: instead of an OSError or SafetensorError, which after `open` does not know the file's name.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}. What was written before is intact: mend that "
+            "or give another --out, and start the same command again"
+        ) from error
+
+
+def claim(folder: Path) -> FileLock:
+    """Make a folder, unless it is there, and keep other processes from writing to it.
+
+    Returns:
+        the lock, to be released when all is written; it ends with the process too, however that ends. The
+        same process may claim a folder again.
+
+    Raises:
+        ValueError: the folder cannot be made or written to, or another process has it.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    # A singleton: a caller that catches an error and calls again is not locked out by what it caught.
+    lock = FileLock(folder / LOCK, is_singleton=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(
+            f"{folder} is in use: another process writes to it at this moment. Wait until it has ended, or give "
+            "another --out"
+        ) from error
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            with writing(folder):
+                raise
+        print(
+            f"warning: {folder} lies on a file system without locks ({error}): see to it that nothing else "
+            "writes there",
+            file=sys.stderr,
+            flush=True,
+        )
+    return lock
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link (never what it points to) or a whole folder; nothing is there afterwards."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Force a file, or a folder's entries, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file, which may be anybody's.
+
+    Raises:
+        ValueError: the file cannot be read, is no regular file, is larger than any of ours, or holds
+            something else.
+    """
+    with open_regular(path) as file:
+        try:
+            raw = file.read(MAX_JSON + 1)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    if len(raw) > MAX_JSON:
+        raise ValueError(f"{path} has more than {MAX_JSON:,} bytes, so it is not read")
+    try:
+        content = json.loads(raw.decode())
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged or no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__} where an object has to be")
+    return content
