@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from downstream.features import Extraction, show_views
 from downstream.segments import NOTHING, frame_classes
 from downstream.splits import Videos
-from pretrain.data.decode import DecodeError, crop_resize, read_frames
+from pretrain.data.decode import DecodeError, crop_resize
 from pretrain.data.sampling import test_boxes
 from pretrain.data.shards import Pack
 from pretrain.device import autocast_dtype
@@ -126,7 +126,7 @@ def frame_probabilities(
     starts = sorted({*range(0, last, max(span // 2, 1)), last})
     total, counts = np.zeros((num, len(model.classes))), np.zeros((num, 1))
     try:
-        frames = read_frames(pack.read(record), np.arange(num))
+        frames = pack.frames(record, np.arange(num))
     except DecodeError as error:
         raise ValueError(f"{for_screen(record['source'])} cannot be decoded: {error}") from error
     clip = crop_resize(

@@ -34,6 +34,8 @@ class Config:
     """Decoding processes; by default one a core."""
     timeout: float = 60.0
     """Seconds without progress before a decoder is killed and its file refused."""
+    file_timeout: float = 1800.0
+    """Seconds that a file may take in all, and as many again for every 64 MiB of it."""
 
 
 def main(config: Config) -> dict:
@@ -45,6 +47,7 @@ def main(config: Config) -> dict:
         clip_seconds=config.clip_seconds,
         workers=config.workers,
         timeout=config.timeout,
+        file_timeout=config.file_timeout,
     )
     print(f"packed: {for_screen(config.out)}")
     print(f"next: accelerate launch recipes/videomae.py --data {for_screen(config.out)}")

@@ -35,7 +35,6 @@ from downstream.zero_shot import embed_texts, unit
 from pretrain.checkpoint import load_video_text, read_backbone_config, weights_hash
 from pretrain.clip import VideoText
 from pretrain.data.cache import open_data, packing_side
-from pretrain.data.decode import read_frames
 from pretrain.data.shards import Pack
 from pretrain.device import describe
 from pretrain.folders import claim
@@ -112,7 +111,7 @@ def search(config: Config, model: VideoText, how: Extraction) -> dict:
     for i in best:
         record = pack.record(int(samples[np.flatnonzero(owner == i)[0]]))
         places = np.linspace(0, record["frames"] - 1, 4).astype(int)
-        frames = read_frames(pack.read(record), places).numpy()
+        frames = pack.frames(record, places).numpy()
         pictures.append((f"{similar[i]:.3f}  {names[i]}", frames))
     picture = contact_sheet_figure(out / "contact_sheet.png", pictures, config.query)
     print(f"\nfigure   {picture}\nanswer   {for_screen(out)}/search.json", flush=True)

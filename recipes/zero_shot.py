@@ -47,7 +47,6 @@ from downstream.zero_shot import class_vectors, ensemble, template_sensitivity, 
 from pretrain.checkpoint import load_video_text, read_backbone_config, weights_hash
 from pretrain.clip import VideoText
 from pretrain.data.cache import open_data, pack_file, packing_side
-from pretrain.data.decode import read_frames
 from pretrain.data.shards import Pack
 from pretrain.device import describe
 from pretrain.folders import claim
@@ -224,7 +223,7 @@ def filmstrip_frames(
     for place in picked:
         i = int(np.searchsorted(ends, place, side="right"))
         frame = int(place - (ends[i] - lengths[i]))
-        image = read_frames(pack.read(records[i]), np.array([frame]))[0].numpy()
+        image = pack.frames(records[i], np.array([frame]))[0].numpy()
         shown.append((records[i]["start"] + frame / records[i]["fps"], image))
     return shown
 

@@ -1,8 +1,10 @@
 """What `--data` names -> an open pack; raw data are packed into a cache first."""
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock
@@ -61,21 +63,22 @@ def open_data(source: str, short_side: int, say: bool = True) -> Pack:
         ValueError: there is nothing of the kind, or nothing in it can be used.
     """
     path, num_clips = Path(source), world_clips(source)
-    if not num_clips and (path / "index.json").exists():
+    if not num_clips and os.path.lexists(path / "index.json"):
         return Pack(path)
-    if not num_clips and not path.exists():
+    if not num_clips and not os.path.exists(path):
         raise ValueError(
             f"no data at {source!r}: give a packed folder, a folder of videos, a list file, "
             f"WebDataset tars, or {BUILT_IN!r} for the built-in action world"
         )
     cache = cache_folder()
-    if num_clips:
-        world = cache / f"world-{WORLD_VERSION}-{num_clips}"
-        if say:
-            print(f"built-in action world: {num_clips} clips in {world}", flush=True)
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{world}.lock"):  # one process of a run makes it
-            path = make_world(world, num_clips=num_clips, progress=say)
+    with _writable(cache):
+        (cache / "packs").mkdir(parents=True, exist_ok=True)
+        if num_clips:
+            world = cache / f"world-{WORLD_VERSION}-{num_clips}"
+            if say:
+                print(f"built-in action world: {num_clips} clips in {world}", flush=True)
+            with FileLock(f"{world}.lock"):  # one process of a run makes it
+                path = make_world(world, num_clips=num_clips, progress=say)
     identity = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:8]
     name = source.replace(":", "-") if num_clips else file_name(path.resolve().stem)
     folder = cache / "packs" / f"{name}-{short_side}px-{identity}"
@@ -83,6 +86,19 @@ def open_data(source: str, short_side: int, say: bool = True) -> Pack:
         print(for_screen(f"packing {source} into {folder} (kept for next time)"), flush=True)
     pack(path, folder, short_side=short_side, progress=say)
     return Pack(folder)
+
+
+@contextlib.contextmanager
+def _writable(cache: Path) -> Iterator[None]:
+    """Says in words that the cache cannot be written to, and what to do."""
+    try:
+        yield
+    except (OSError, NotImplementedError) as error:  # the latter: a disk that knows no locks
+        where = getattr(error, "filename", None) or cache
+        raise ValueError(
+            f"cannot write to the cache {cache}: {where}: {getattr(error, 'strerror', None) or error}; "
+            "set MUYBRIDGE_CACHE to a folder that can be written to and has room"
+        ) from error
 
 
 def pack_file(path: Path, folder: Path, short_side: int) -> Pack:

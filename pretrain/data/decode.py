@@ -14,19 +14,28 @@ from av.video.reformatter import VideoReformatter
 from torch import Tensor
 from torch.nn import functional as F
 
+from pretrain.data.guard import MAX_PIXELS, Refused, check_container
 from pretrain.data.h264 import unit_headers
+
+# What a file without a stream, a frame rate, a header or time stamps leads to.
+_ODD = (ArithmeticError, AttributeError, IndexError, TypeError, ValueError)
 
 
 class DecodeError(Exception):
     """A packed clip did not give the frames its index promises."""
 
 
-def read_frames(data: bytes, indices: np.ndarray) -> Tensor:
+def read_frames(data: bytes, indices: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
     """Decode the frames at `indices`.
+
+    This happens in the process that trains, on packs that may be anybody's: the bytes must be those
+    of an MP4 with H.264 that claims no more frames than it holds, and no frame of another size is
+    decoded.
 
     Args:
         data: the bytes of a packed .mp4.
         indices: frame numbers, any order, repeats allowed.
+        size: width and height that every frame must have, pixels; None if they are not known.
 
     Returns:
         uint8 frames (len(indices), H, W, 3), RGB.
@@ -36,11 +45,13 @@ def read_frames(data: bytes, indices: np.ndarray) -> Tensor:
     """
     wanted = np.unique(indices)
     try:
-        found = _decode(data, wanted, seek=True)
+        if check_container(io.BytesIO(data)) != "mov":
+            raise DecodeError("not an MP4 file")
+        found = _decode(data, wanted, size, seek=True)
         if len(found) < len(wanted):
             # Files with B-frames seek by decoding time, which can land one group too late.
-            found = _decode(data, wanted, seek=False)
-    except (av.error.FFmpegError, IndexError, TypeError, ZeroDivisionError) as error:
+            found = _decode(data, wanted, size, seek=False)
+    except (av.error.FFmpegError, Refused, *_ODD) as error:
         raise DecodeError(f"{type(error).__name__}: {error}") from error
     missing = [int(i) for i in wanted if i not in found]
     if missing:
@@ -48,12 +59,25 @@ def read_frames(data: bytes, indices: np.ndarray) -> Tensor:
     return torch.from_numpy(np.stack([found[int(i)] for i in indices]))
 
 
-def _decode(data: bytes, wanted: np.ndarray, seek: bool) -> dict[int, np.ndarray]:
+def _decode(
+    data: bytes, wanted: np.ndarray, size: tuple[int, int] | None, seek: bool
+) -> dict[int, np.ndarray]:
     """RGB frames by number, those of `wanted` that are there."""
     numbers = set(wanted.tolist())
     found: dict[int, np.ndarray] = {}
-    with av.open(io.BytesIO(data), format="mp4") as container:
+    # A stream may change its size on the way; coded frames are whole blocks of 16 pixels.
+    most = (size[0] + 16) * (size[1] + 16) if size else MAX_PIXELS
+    limits = {"max_pixels": str(most)}
+    alone = {"format_whitelist": "mov", "protocol_whitelist": "none"}
+    with av.open(
+        io.BytesIO(data), format="mp4", options=limits, container_options=alone
+    ) as container:
         stream = container.streams.video[0]
+        codec = stream.codec_context
+        size = size or (codec.width, codec.height)
+        if codec.name != "h264" or size != (codec.width, codec.height):
+            raise DecodeError(f"{codec.name} of {codec.width}x{codec.height}, not h264 of {size}")
+        codec.options = limits
         stream.thread_count = 1  # the loader's workers are the parallelism
         per_frame = float(1 / (stream.average_rate * stream.time_base))
         # One converter for all frames: making one costs more than converting a small frame.
@@ -69,6 +93,8 @@ def _decode(data: bytes, wanted: np.ndarray, seek: bool) -> dict[int, np.ndarray
             ):
                 continue
             for frame in packet.decode():
+                if (frame.width, frame.height) != size:
+                    raise DecodeError(f"a frame of {frame.width}x{frame.height}")
                 index = round(frame.pts / per_frame)
                 if index in numbers:
                     found[index] = to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()

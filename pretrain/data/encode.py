@@ -27,7 +27,11 @@ from pretrain.data.guard import Refused
 from pretrain.data.index import CRF, GOP, PRESET
 
 LONGER = 0.05  # a clip may be this much longer than asked, so that 10.01 s stay one clip of 10 s
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+# One hostile file must not fill the disk, or the pack. A clip of 10 s from 1 KB is 800 bits a second.
+FREE_CLIPS, BYTES_A_CLIP = 1000, 1024  # so many clips, and one more for so many bytes of the file
+FREE_BYTES, GROWTH = 2**30, 64  # bytes of all clips, and so many more for each byte of the file
 
 
 class DiskError(Exception):
@@ -46,10 +50,14 @@ class Clips:
         self.out, self.fps, self.write, self.short_side = out, scan["fps"], write, short_side
         self.longest = math.ceil(longest * (1 + LONGER)) + 1
         self.aspect = scan["aspect"]
+        self.most_clips = FREE_CLIPS + scan["size"] // BYTES_A_CLIP
+        self.most_bytes = FREE_BYTES + GROWTH * scan["size"]
+        if parts > self.most_clips:
+            raise self._too_many(parts)
         self.scaler = VideoReformatter()
         self.done: list[dict] = []
         self.file = self.stream = self.first = None
-        self.tick = self.frames = self.decoded = 0
+        self.tick = self.frames = self.decoded = self.bytes = 0
         self.plain = True  # nothing but a plain copy of the frames would be written
 
     def __enter__(self):
@@ -58,9 +66,16 @@ class Clips:
     def __exit__(self, kind, *_) -> None:
         if self.write and kind is None:
             self._finish()
-        elif self.file:
+            return
+        if self.file:
             with contextlib.suppress(av.FFmpegError):
                 self.file.close()
+        if kind is not None:  # of a refused file nothing stays, or many of them fill the disk
+            for number in range(len(self.done) + 1):
+                Path(self._name(number)).unlink(missing_ok=True)
+
+    def _name(self, number: int) -> str:
+        return f"{self.out}-{number:04d}.mp4"
 
     def add(self, frame: av.VideoFrame, repeats: int) -> None:
         """Takes the next frame, which lasts this many ticks."""
@@ -106,8 +121,16 @@ class Clips:
         frame.pict_type = 0  # or a keyframe of the source would become one of ours
         return frame
 
+    def _too_many(self, clips: int) -> Refused:
+        return Refused(
+            f"would become {clips} clips, more than {self.most_clips} for its size: if the file is "
+            "good, cut it into longer ones (--clip-seconds)"
+        )
+
     def _start(self, frame: av.VideoFrame) -> None:
-        self.path = f"{self.out}-{len(self.done):04d}.mp4"
+        if len(self.done) >= self.most_clips:
+            raise self._too_many(len(self.done) + 1)
+        self.path = self._name(len(self.done))
         with _writing(self.path):
             options = {"movflags": "+faststart", "fflags": "+bitexact"}
             self.file = av.open(self.path, "w", format="mp4", container_options=options)
@@ -124,9 +147,19 @@ class Clips:
             stream.options = {"preset": PRESET, "crf": str(CRF), "x264-params": closed}
 
     def _mux(self, frame: av.VideoFrame | None) -> None:
+        try:
+            packets = self.stream.encode(frame)
+        except MemoryError:
+            raise
+        except av.FFmpegError as error:  # nothing is written here: x264 refuses what it was given
+            raise Refused(f"cannot be encoded: {error.strerror or error}") from error
         with _writing(self.path):
-            for packet in self.stream.encode(frame):
-                self.file.mux(packet)
+            self.file.mux(packets)
+        self.bytes += sum(packet.size for packet in packets)
+        if self.bytes > self.most_bytes:
+            raise Refused(
+                f"its clips take more than {self.most_bytes} bytes, too many for its size"
+            )
 
     def _finish(self) -> None:
         if self.file is None:
@@ -135,24 +168,18 @@ class Clips:
         with _writing(self.path):
             width, height = self.stream.width, self.stream.height
             self.file.close()
-        self.file = None
-        with av.open(self.path) as check:  # a full disk does not always say so
-            written = sum(packet.size > 0 for packet in check.demux(video=0))
-        if written != self.frames:
-            raise DiskError(f"{self.path}: {written} frames of {self.frames} were written")
-        self.done.append(
-            {
-                "file": Path(self.path).name,
-                "frames": self.frames,
-                "fps": _plain_number(self.fps),
-                "width": width,
-                "height": height,
-                "start": round(float((self.tick - self.frames) / self.fps), 6),
-                "bytes": os.path.getsize(self.path),
-                "sha256": _sha256(self.path),
-                "copied": False,
-            }
-        )
+            self.file = None
+            try:
+                with av.open(self.path, format="mp4") as check:
+                    written = sum(packet.size > 0 for packet in check.demux(video=0))
+            except av.error.InvalidDataError:
+                written = 0
+            if written != self.frames:  # a full disk does not always say so
+                raise DiskError(f"{self.path}: {written} frames of {self.frames} were written")
+            start = round(float((self.tick - self.frames) / self.fps), 6)
+            self.done.append(
+                _described(self.path, self.frames, self.fps, (width, height), start, copied=False)
+            )
         self.frames = 0
 
 
@@ -194,41 +221,45 @@ def _turned(frame: av.VideoFrame, turn: tuple[bool, bool, bool]) -> av.VideoFram
 
 
 @contextlib.contextmanager
-def _writing(path: str) -> Iterator[None]:
+def _writing(path: str | Path) -> Iterator[None]:
+    """Whatever goes wrong with a file that we write is no fault of the file that we read."""
     try:
         yield
-    except OSError as error:
+    except OSError as error:  # not av's ArgumentError: it is about what is written
         if error.errno == errno.ENOMEM:
             raise MemoryError from error
-        if error.errno in DISK_ERRORS:
-            raise DiskError(f"{path}: {error.strerror}") from error
-        raise Refused(f"cannot be encoded: {error.strerror or error}") from error
+        raise DiskError(f"{path}: {error.strerror or error}") from error
 
 
 def copy_clip(file, out: str, scan: dict, clips: Clips) -> dict:
     """Writes the payload as it is, as the one clip of its source."""
     path = Path(f"{out}-0000.mp4")
     file.seek(0)
-    with _writing(str(path)), open(path, "wb") as target:
-        while chunk := file.read(2**20):
-            target.write(chunk)
-    return {
-        "file": path.name,
-        "frames": clips.decoded,
-        "fps": _plain_number(scan["fps"]),
-        "width": clips.first[0],
-        "height": clips.first[1],
-        "start": 0.0,
-        "bytes": path.stat().st_size,
-        "sha256": _sha256(path),
-        "copied": True,
-    }
+    with _writing(path):
+        target = open(path, "wb")  # noqa: SIM115
+    with contextlib.closing(target):
+        while chunk := file.read(2**20):  # an error of reading is not one of ours
+            with _writing(path):
+                target.write(chunk)
+        with _writing(path):
+            target.close()
+            return _described(path, clips.decoded, scan["fps"], clips.first[:2], 0.0, copied=True)
 
 
-def _sha256(path: str | Path) -> str:
+def _described(
+    path: str | Path, frames: int, fps: Fraction, size: tuple[int, int], start: float, copied: bool
+) -> dict:
+    """What the journal says of a clip that was written."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _plain_number(value: Fraction) -> float | int:
-    return int(value) if value.denominator == 1 else round(float(value), 6)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "file": Path(path).name,
+        "frames": frames,
+        "fps": int(fps) if fps.denominator == 1 else round(float(fps), 6),
+        "width": size[0],
+        "height": size[1],
+        "start": start,
+        "bytes": os.path.getsize(path),
+        "sha256": digest,
+        "copied": copied,
+    }

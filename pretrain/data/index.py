@@ -13,6 +13,7 @@ sha256 (of the .mp4), frames, fps, width, height, source (as the user named it),
 in the source), start (seconds), label, captions, split, subject, extra.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
+from pretrain.data.guard import MAX_PIXELS, open_regular, too_many_pixels
 from pretrain.data.sources import Source
 
 FORMAT = "muybridge-pack-1"
@@ -28,6 +30,10 @@ FORMAT = "muybridge-pack-1"
 # changing how they are cut, timed or turned, for which "rules" is to be counted up.
 GOP, CRF, PRESET, MAX_FPS = 16, 18, "veryfast", 60
 RULES = {"codec": "h264", "crf": CRF, "preset": PRESET, "gop": GOP, "max_fps": MAX_FPS, "rules": 1}
+MAX_INDEX = 2**28  # bytes of index.json: 1.5 million shards
+MAX_LINES = 2**33  # bytes of clips.jsonl: some 15 million clips
+MAX_SIDE = 16384  # x264's own limit
+KEY = re.compile(r"[\w-]{1,100}")  # a clip's key is part of a file's name
 FIELDS = {
     "num_sources": int,
     "num_clips": int,
@@ -55,26 +61,169 @@ def load_index(folder: str | Path) -> dict:
         ValueError: There is no finished pack, or the index is not one we can read.
     """
     path = Path(folder) / "index.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         state = "is a pack that is not finished: run the same pack command again"
         if not (Path(folder) / ".pack").is_dir():
             state = "is no pack: make one with python recipes/pack.py --source VIDEOS --out FOLDER"
         raise ValueError(f"{folder} {state} (there is no {path.name})")
     try:
-        index = json.loads(path.read_bytes())
+        index = parse_json(read_limited(path, MAX_INDEX))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): delete it and pack again") from error
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         found = index.get("format") if isinstance(index, dict) else type(index).__name__
-        raise ValueError(f"{path} has the format {found!r}, this version reads {FORMAT!r}")
+        found = f"the format {found[:100]!r}" if isinstance(found, str) else "no format"
+        raise ValueError(f"{path} has {found}, this version reads {FORMAT!r}")
     for name, kind in FIELDS.items():
-        if not isinstance(index.get(name), kind):
+        if type(index.get(name)) is not kind or (kind is int and not 0 <= index[name] < 2**53):
             raise ValueError(f"{path} has no usable {name!r}: delete it and pack again")
+    for name, kind in (("classes", str), ("splits", int)):
+        values = index[name].values() if isinstance(index[name], dict) else index[name]
+        if not all(type(value) is kind for value in values):
+            raise ValueError(f"{path} has no usable {name!r}: delete it and pack again")
+    if len(set(index["classes"])) != len(index["classes"]):
+        raise ValueError(f"{path} has a class twice: delete it and pack again")
     for shard in index["shards"]:
         # A shard's name is joined to the folder, so it must be one of ours and not a way out.
-        if not isinstance(shard, dict) or not SHARD_NAME.fullmatch(str(shard.get("name"))):
-            raise ValueError(f"{path} names a shard {shard!r}: delete it and pack again")
+        if not (
+            isinstance(shard, dict)
+            and SHARD_NAME.fullmatch(str(shard.get("name")))
+            and re.fullmatch("[0-9a-f]{64}", str(shard.get("sha256")))
+            and all(_whole(shard.get(name), 0, 2**53) for name in ("bytes", "num_clips"))
+        ):
+            raise ValueError(f"{path} names a shard {str(shard)[:200]}: delete it and pack again")
     return index
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file that is no longer than it may be.
+
+    Raises:
+        OSError: It cannot be read, is longer, or is not a regular file.
+    """
+    with open_regular(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"longer than {limit} bytes", os.fspath(path))
+    return data
+
+
+def parse_json(text: str | bytes) -> object:
+    """JSON as the standard has it.
+
+    Raises:
+        ValueError: It is not, it is nested too deeply, or has a number of thousands of digits.
+    """
+    try:
+        return _PARSER.decode(text.decode() if isinstance(text, bytes) else text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
+
+
+_PARSER = json.JSONDecoder(parse_constant=_no_number)  # made once: a pack may have a million lines
+
+
+def _whole(value: object, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most  # True is an int, too
+
+
+def read_lines(folder: Path, index: dict) -> bytes:
+    """Reads and checks clips.jsonl: whoever reads its lines later may trust them.
+
+    Args:
+        folder: The pack.
+        index: Its index, as `load_index` gives it.
+
+    Raises:
+        ValueError: It is not the file that the index describes, or a line of it cannot be true.
+    """
+    path = folder / "clips.jsonl"
+    try:
+        data = read_limited(path, MAX_LINES)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    if hashlib.sha256(data).hexdigest() != index["clips_sha256"]:
+        raise ValueError(f"{path} is not the file its index describes: pack again")
+    sizes = [shard["bytes"] for shard in index["shards"]]
+    classes = set(index["classes"])
+    lines = data.split(b"\n")
+    if lines.pop() or len(lines) != index["num_clips"]:
+        raise ValueError(
+            f"{path} does not have the {index['num_clips']} lines its index says: pack again"
+        )
+    for number, line in enumerate(lines, 1):
+        try:
+            what = _wrong(parse_json(line), sizes, classes)
+        except ValueError as error:
+            what = str(error)
+        if what:
+            raise ValueError(f"{path}:{number}: no usable {what}: pack again")
+    return data
+
+
+def _wrong(row: object, sizes: list[int], classes: set[str]) -> str | None:
+    """What of a clip's line cannot be true; None if all can. `sizes` are the shards', in bytes."""
+    if type(row) is not dict:
+        return "object"
+    if what := _wrong_clip(row):
+        return what
+    for name, ok in (
+        ("shard", _whole(row.get("shard"), 0, len(sizes) - 1)),
+        ("offset", _whole(row.get("offset"), 0, 2**53)),
+        ("clip", _whole(row.get("clip"), 0, 2**53)),
+        ("source", type(row.get("source")) is str),
+        ("captions", _texts(row.get("captions"), list)),
+        ("extra", _texts(row.get("extra"), dict)),
+    ):
+        if not ok:
+            return name
+    for name in ("label", "split", "subject"):
+        if name not in row or type(row[name]) not in (str, type(None)):
+            return name
+    if row["label"] is not None and row["label"] not in classes:
+        return "label"
+    return "offset" if row["offset"] + row["bytes"] > sizes[row["shard"]] else None
+
+
+def _wrong_clip(clip: dict) -> str | None:
+    """What of the fields about the clip itself, not about its place or source, cannot be true."""
+    size, frames, width, height = (clip.get(n) for n in ("bytes", "frames", "width", "height"))
+    for name, ok in (
+        ("key", type(clip.get("key")) is str and KEY.fullmatch(clip["key"])),
+        ("bytes", _whole(size, 1, 2**53)),
+        ("frames", _whole(frames, 1, 2**53) and frames <= size),  # each takes a byte at least
+        ("width", _whole(width, 1, MAX_SIDE)),
+        ("height", _whole(height, 1, MAX_SIDE) and width * height <= MAX_PIXELS),
+        ("fps", type(clip.get("fps")) in (int, float) and 0 < clip["fps"] <= MAX_FPS),
+        ("start", type(clip.get("start")) in (int, float) and 0 <= clip["start"] < 2**53),
+        ("sha256", type(clip.get("sha256")) is str),
+    ):
+        if not ok:
+            return name
+    return "frames" if too_many_pixels(frames * width * height, size) else None
+
+
+def is_journal_line(record: object) -> bool:
+    """Whether this is what the packer notes of a source in .pack/journal.jsonl."""
+    if type(record) is not dict or not all(type(record.get(n)) is str for n in ("id", "name")):
+        return False
+    if "refused" in record:
+        seconds = type(record.get("seconds", 0)) in (int, float)
+        return seconds and type(record["refused"]) is str
+    clips = record.get("clips")
+    return type(clips) is list and all(type(c) is dict and not _wrong_clip(c) for c in clips)
+
+
+def _texts(values: object, kind: type) -> bool:
+    if type(values) is not kind:
+        return False
+    return all(type(v) is str for v in (values.values() if kind is dict else values))
 
 
 # ---- writing without a moment at which something is missing

@@ -11,7 +11,9 @@ Guards, in this order:
 2. sizes claimed in the header are compared with the bytes that are there, so a cut file is refused
    and a small file that claims ten million frames is too;
 3. more than `MAX_PIXELS` in a frame is refused from the header, and the process may not map more
-   than `MEMORY_LIMIT` bytes.
+   than `MEMORY_LIMIT` bytes;
+4. all frames together may have so many pixels for each byte of the file, and the
+   clips made of it may be so many and so large (`encode.py`): a small file costs no hours, and fills no disk. How long a file may take in all, `pool.py` watches.
 
 Every frame is then decoded once, strictly: an error of the decoder, or one that libavformat only
 writes into its log before it skips to the next thing it understands, refuses the file. A clip that
@@ -42,14 +44,21 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from pretrain.data.encode import LONGER, Clips, DiskError, copy_clip
-from pretrain.data.guard import Refused, check_container, describe
+from pretrain.data.guard import (
+    MAX_PIXELS,
+    Refused,
+    check_container,
+    describe,
+    open_regular,
+    too_many_pixels,
+)
 from pretrain.data.h264 import unit_headers
 from pretrain.data.index import MAX_FPS
 
-MAX_PIXELS = 4096 * 4096
 MAX_GAP = 10.0
 HALF = Fraction(1, 2)  # floor(x + 1/2): round() would send every second tie the other way
 MEMORY_LIMIT = 2 * 2**30
+OURS = (errno.EMFILE, errno.ENFILE)  # said on opening a file, and no fault of that file
 COMPLETE = 0.9  # of the packets of a good MP4 or Matroska file give a frame, one more or less
 COPY_GOP = 32  # the longest keyframe distance with which a file is copied as it is
 
@@ -79,34 +88,52 @@ def ingest(
 
     Raises:
         Refused: The file is not usable; the message is the reason.
-        DiskError: A clip could not be written.
+        DiskError: A clip could not be written, or this process may not open more files.
         MemoryError: The file needs more than this process may have.
     """
     try:
-        with _open(path, member) as file:
-            if kind == "image":
-                return _ingest_image(file, out, short_side)
-            return _ingest_video(file, out, short_side, clip_seconds, beat)
-    except (Refused, DiskError, MemoryError):
-        raise
+        raw = _Source(path, member)
     except OSError as error:
-        _out_of_memory(error)
-        if isinstance(error, av.FFmpegError):
-            raise Refused(f"cannot be decoded: {error.strerror}") from error
+        if error.errno in OURS:
+            raise DiskError(f"cannot open {path}: {error.strerror}") from error
         raise Refused(f"cannot be read: {error.strerror or error}", retry=True) from error
-    except Exception as error:  # a decoder's odd ValueError must not stop the other files
-        raise Refused(f"cannot be decoded: {type(error).__name__}: {error}") from error
+    with raw:
+        try:
+            clips = _ingest(io.BufferedReader(raw), kind, out, short_side, clip_seconds, beat)
+            if raw.error is None:
+                return clips
+            raise raw.error
+        except (DiskError, MemoryError):
+            raise
+        except Exception as error:
+            if raw.error:  # whatever libavformat and Pillow made of it
+                reason = f"cannot be read: {raw.error.strerror or raw.error}"
+                raise Refused(reason, retry=True) from error
+            if isinstance(error, Refused):
+                raise
+            _out_of_memory(error)
+            # A decoder's odd ValueError must not stop the other files.
+            what = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            raise Refused(f"cannot be decoded: {what}") from error
+
+
+def _ingest(file, kind: str, out: str, short_side: int, clip_seconds: float, beat) -> list[dict]:
+    if kind == "image":
+        return _ingest_image(file, out, short_side)
+    return _ingest_video(file, out, short_side, clip_seconds, beat)
 
 
 def _ingest_video(file, out: str, short_side: int, clip_seconds: float, beat) -> list[dict]:
     name = check_container(file)
-    scan = _scan(file, name, beat)
+    size = file.seek(0, io.SEEK_END)
+    scan = _scan(file, name, beat) | {"size": size}
+    _check_pixels(scan["pixels"], size)
     longest = max(1, round(clip_seconds * scan["fps"]))
     copy = scan["copyable"] and scan["short"] <= short_side
     copy = copy and scan["ticks"] <= longest * (1 + LONGER)
     for write in (False, True) if copy else (True,):
         with (
-            contextlib.closing(_decode(file, name, beat)) as frames,
+            contextlib.closing(_decode(file, name, size, beat)) as frames,
             Clips(out, scan, longest, short_side, write) as clips,
         ):
             for frame, repeats in _on_ticks(frames, scan["fps"], name != "avi"):
@@ -119,14 +146,23 @@ def _ingest_video(file, out: str, short_side: int, clip_seconds: float, beat) ->
     return clips.done
 
 
+def _check_pixels(pixels: int, size: int) -> None:
+    if too_many_pixels(pixels, size):
+        raise Refused(
+            f"is too much to decode: over {pixels / 1e9:.0f} billion pixels in {size} bytes"
+        )
+
+
 # ---- reading -----------------------------------------------------------------------------------
 
 
-class _Slice(io.RawIOBase):
-    """A part of a file, as a file."""
+class _Source(io.RawIOBase):
+    """A regular file, or a part of one, as a file; `error` is what the disk said while reading."""
 
-    def __init__(self, path: str, offset: int, size: int):
-        self.file, self.offset, self.size, self.at = open(path, "rb"), offset, size, 0  # noqa: SIM115
+    def __init__(self, path: str, member: tuple[int, int] | None):
+        self.file = open_regular(path)
+        self.offset, self.size = member or (0, os.fstat(self.file.fileno()).st_size)
+        self.at, self.error = 0, None
 
     def readable(self) -> bool:
         return True
@@ -141,8 +177,12 @@ class _Slice(io.RawIOBase):
         return self.at
 
     def readinto(self, buffer) -> int:
-        self.file.seek(self.offset + self.at)
-        data = self.file.read(max(0, min(len(buffer), self.size - self.at)))
+        try:
+            self.file.seek(self.offset + self.at)
+            data = self.file.read(max(0, min(len(buffer), self.size - self.at)))
+        except OSError as error:
+            self.error = error
+            raise
         buffer[: len(data)] = data
         self.at += len(data)
         return len(data)
@@ -150,10 +190,6 @@ class _Slice(io.RawIOBase):
     def close(self) -> None:
         self.file.close()
         super().close()
-
-
-def _open(path: str, member: tuple[int, int] | None):
-    return io.BufferedReader(_Slice(path, *member)) if member else open(path, "rb")
 
 
 @contextlib.contextmanager
@@ -229,8 +265,8 @@ def _packets(container, stream, logs: list, beat) -> Iterator[av.Packet]:
         count += 1
 
 
-def _decode(file, name: str, beat) -> Iterator[av.VideoFrame]:
-    count = expected = 0
+def _decode(file, name: str, size: int, beat) -> Iterator[av.VideoFrame]:
+    count = expected = pixels = 0
     with _demuxer(file, name) as (container, stream, logs):
         for packet in _packets(container, stream, logs, beat):
             expected += bool(packet.size) and not packet.is_discard
@@ -243,6 +279,8 @@ def _decode(file, name: str, beat) -> Iterator[av.VideoFrame]:
                 if frame.is_corrupt:
                     raise Refused(f"frame {count} is damaged")
                 count += 1
+                pixels += frame.width * frame.height
+                _check_pixels(pixels, size)
                 yield frame
                 beat()
     if name in ("mov", "matroska") and count < COMPLETE * expected - 1:
@@ -298,6 +336,7 @@ def _scan(file, name: str, beat) -> dict:
             "fps": fps,
             "ticks": max(1, ticks),
             "packets": count,
+            "pixels": count * codec.width * codec.height,
             "copyable": copyable,
             "short": min(codec.width, codec.height),
             "aspect": stream.sample_aspect_ratio,
@@ -363,7 +402,7 @@ def _ingest_image(file, out: str, short_side: int) -> list[dict]:
         pixels = np.ascontiguousarray(image.convert("RGB"))
     except (OSError, SyntaxError) as error:
         raise Refused(f"cannot be decoded: {error}") from error
-    scan = {"fps": Fraction(1), "ticks": 1, "aspect": None}
+    scan = {"fps": Fraction(1), "ticks": 1, "aspect": None, "size": file.seek(0, io.SEEK_END)}
     with Clips(out, scan, 1, short_side, write=True) as clips:
         clips.add(av.VideoFrame.from_ndarray(pixels, format="rgb24"), 1)
     return clips.done

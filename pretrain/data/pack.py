@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -22,15 +23,20 @@ from filelock import FileLock, Timeout
 
 from pretrain.data.index import (
     FORMAT,
+    MAX_LINES,
     RULES,
     SHARD_NAME,
     around_clip,
     clip_row,
     finish_commit,
+    is_journal_line,
     json_line,
     load_index,
     member_header,
+    parse_json,
     place_rows,
+    read_limited,
+    read_lines,
     sync_folder,
     text_digest,
     write_synced,
@@ -38,6 +44,7 @@ from pretrain.data.index import (
 from pretrain.data.pool import INGEST, run_jobs, usable_cores
 from pretrain.data.progress import Progress
 from pretrain.data.sources import Listing, Source, list_sources
+from pretrain.names import for_screen
 
 
 def pack(
@@ -49,6 +56,7 @@ def pack(
     shard_bytes: int = 2**28,
     workers: int | None = None,
     timeout: float = 60.0,
+    file_timeout: float = 1800.0,
     progress: bool = True,
 ) -> dict:
     """Decodes every source fully, and writes what is good as clips in shards.
@@ -64,6 +72,7 @@ def pack(
         shard_bytes: About how large a shard is.
         workers: Processes that decode; None for one a core.
         timeout: Seconds without progress before a decoder is killed and its file refused.
+        file_timeout: Seconds that a file may take in all, and as many again for every 64 MiB of it.
         progress: Whether to show progress and a summary on standard error.
 
     Returns:
@@ -71,7 +80,7 @@ def pack(
 
     Raises:
         ValueError: The source, the folder or a setting cannot be used, every file was refused, or
-            the disk is full; the message says what to do. An earlier pack stays as it was.
+            the folder cannot be written to; the message says what to do. An earlier pack stays as it was.
     """
     for name, value, least in (
         ("short_side", short_side, 8),
@@ -79,30 +88,33 @@ def pack(
         ("shard_bytes", shard_bytes, 1),
         ("workers", workers or usable_cores(), 1),
         ("timeout", timeout, 0.1),
+        ("file_timeout", file_timeout, 0.1),
     ):
-        if value < least:
+        if not value >= least:
             raise ValueError(f"{name} is {value}, it has to be at least {least}")
     out = Path(out)
     settings = RULES | {"short_side": int(short_side), "clip_seconds": float(clip_seconds)}
-    _check_folders(Path(source), out)
     listing = list_sources(source)
     started = time.monotonic()
     try:
+        _check_folders(Path(source), out)
         (out / ".pack" / "clips").mkdir(parents=True, exist_ok=True)
         with _locked(out, progress):
             finish_commit(out)
-            packer = _Packer(out, listing, settings, shard_bytes)
+            packer = _Packer(out, listing, settings, shard_bytes, progress)
             packer.check_same(source)
-            packer.ingest(workers or usable_cores(), timeout, progress)
+            packer.ingest(workers or usable_cores(), timeout, file_timeout)
             index = packer.write()
     except KeyboardInterrupt:
         if progress:
             print("interrupted; the same command goes on from here", file=sys.stderr)
         raise
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the latter: a disk that knows no locks
+        what = getattr(error, "strerror", None) or error
+        where = getattr(error, "filename", None) or out
         raise ValueError(
-            f"cannot write the pack: {error.filename or out}: {error.strerror or error}; an earlier "
-            "pack is intact, and the same command goes on from here"
+            f"cannot write the pack {out}: {where}: {what}; --out has to be a folder that can be "
+            "written to and has room. An earlier pack is intact, and the same command goes on from here"
         ) from error
     if progress:
         print(packer.summary(index, time.monotonic() - started), file=sys.stderr)
@@ -147,19 +159,16 @@ def _locked(out: Path, progress: bool):
 class _Packer:
     """One call of `pack` on a locked folder: what is known of each source, and what it became."""
 
-    def __init__(self, out: Path, listing: Listing, settings: dict, shard_bytes: int):
+    def __init__(
+        self, out: Path, listing: Listing, settings: dict, shard_bytes: int, progress: bool
+    ):
         self.out, self.work, self.listing = out, out / ".pack", listing
-        self.settings, self.shard_bytes = settings, shard_bytes
+        self.settings, self.shard_bytes, self.progress = settings, shard_bytes, progress
         self.journal = self.work / "journal.jsonl"
         self.known: dict[str, dict] = {}  # identity of a source -> what became of it
         self.stale = 0  # journal lines that say nothing of the present sources
-        if self.journal.is_file():
-            for line in self.journal.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError, KeyError, TypeError):  # cut off by a kill
-                    record = json.loads(line)
-                    self.stale += record["id"] in self.known
-                    self.known[record["id"]] = record
-        self.index = load_index(out) if (out / "index.json").is_file() else None
+        self._read_journal()
+        self.index = load_index(out) if os.path.lexists(out / "index.json") else None
         self.packed: dict[str, dict] = {}  # key -> line of the present pack, its bytes at hand
         self.lines: list[str] = []
         if self.index:
@@ -167,11 +176,42 @@ class _Packer:
         self.ids = [self._identity(s) for s in listing.sources]
         self.copied = self.encoded = 0
 
+    def _read_journal(self) -> None:
+        if not os.path.lexists(self.journal):
+            return
+        try:
+            lines = read_limited(self.journal, MAX_LINES).split(b"\n")
+        except OSError as error:
+            raise ValueError(
+                f"{self.journal} cannot be read: {error.strerror}; delete it and pack again"
+            ) from error
+        damaged = 0
+        for line in filter(None, lines):
+            try:
+                record = parse_json(line)
+            except ValueError:  # cut off by a kill
+                record = None
+            if not is_journal_line(record):
+                damaged += 1
+                continue
+            self.stale += record["id"] in self.known
+            self.known[record["id"]] = record
+        self.stale += damaged
+        if damaged:
+            self._say(
+                f"{self.journal}: {damaged} damaged lines are left out, their files decoded anew"
+            )
+
+    def _say(self, what: str) -> None:
+        if self.progress:
+            print(for_screen(what), file=sys.stderr)
+
     def _read_packed(self) -> None:
-        path = self.out / "clips.jsonl"
-        data = path.read_bytes() if path.is_file() else b""
-        if hashlib.sha256(data).hexdigest() != self.index["clips_sha256"]:
-            return  # not the file the index describes: every clip is made anew
+        try:
+            data = read_lines(self.out, self.index)
+        except ValueError as error:  # not the file the index describes: every clip is made anew
+            self._say(f"{error}: that is done now")
+            return
         self.lines = data.decode().splitlines(keepends=True)
         there = [self._has_shard(shard) for shard in self.index["shards"]]
         for row in map(json.loads, self.lines):
@@ -196,8 +236,14 @@ class _Packer:
         """Refuses to turn a pack into one of other settings or of something else altogether."""
         stored = self.work / "settings.json"
         old = self.index and self.index["settings"]
-        if old is None and stored.is_file():
-            old = json.loads(stored.read_text())
+        try:
+            if old is None and os.path.lexists(stored):
+                old = parse_json(read_limited(stored, 2**20))
+                if not isinstance(old, dict):
+                    raise ValueError("not an object")
+        except (OSError, ValueError) as error:  # the identity of each source holds them too
+            self._say(f"{stored} cannot be read ({error}) and is written anew")
+            stored.unlink()
         for name, value in self.settings.items():
             if old and old.get(name) != value:
                 raise ValueError(
@@ -214,9 +260,19 @@ class _Packer:
             write_synced(self.work / "settings.new", json.dumps(self.settings).encode())
             os.replace(self.work / "settings.new", stored)
 
-    def _usable(self, record: dict | None) -> bool:
+    def _limit(self, source: Source, file_timeout: float) -> float:
+        """Seconds that a source may take in all: the larger it is, the more."""
+        try:
+            size = source.member[1] if source.member else source.path.stat().st_size
+        except OSError:
+            size = 0  # it is refused when it is opened
+        return file_timeout * (1 + size / 2**26)
+
+    def _usable(self, record: dict | None, limit: float) -> bool:
         if record is None or record.get("retry"):
             return False
+        if record.get("seconds", math.inf) < limit:
+            return False  # it has more time now
         return all(self._bytes_of(clip) for clip in record.get("clips", ()))
 
     def _bytes_of(self, clip: dict) -> tuple[Path, int] | None:
@@ -230,10 +286,16 @@ class _Packer:
         return None
 
     def ingest(
-        self, workers: int, timeout: float, progress: bool, command: tuple[str, ...] = INGEST
+        self,
+        workers: int,
+        timeout: float,
+        file_timeout: float,
+        command: tuple[str, ...] = INGEST,
     ) -> None:
         """Decodes every source of which the present state is not known yet, and notes the result."""
-        todo = [i for i, id in enumerate(self.ids) if not self._usable(self.known.get(id))]
+        limits = [self._limit(source, file_timeout) for source in self.listing.sources]
+        known = [self.known.get(id) for id in self.ids]
+        todo = [i for i, record in enumerate(known) if not self._usable(record, limits[i])]
         jobs = []
         for number in todo:
             source = self.listing.sources[number]
@@ -247,25 +309,32 @@ class _Packer:
                     "clip_seconds": self.settings["clip_seconds"],
                 }
             )
-        answers = run_jobs(jobs, workers, timeout, command)
+        names = [self.listing.sources[number].name for number in todo]
+        answers = run_jobs(
+            jobs,
+            workers,
+            timeout,
+            command,
+            [limits[number] for number in todo],
+            lambda seconds: shown.at_work({names[job]: s for job, s in seconds.items()}),
+        )
         with (
             contextlib.closing(answers),  # an interruption stops the workers before the lock goes
             open(self.journal, "a", encoding="utf-8") as journal,
-            Progress(len(todo), progress) as shown,
+            Progress(len(todo), self.progress) as shown,
         ):
             if journal.tell() and self.journal.read_bytes()[-1:] != b"\n":
                 journal.write("\n")  # the last line was cut off by a kill
             for job, answer in answers:
                 if "disk" in answer:
                     free = shutil.disk_usage(self.out).free
-                    raise OSError(
-                        errno.ENOSPC, f"{answer['disk']} ({free} bytes free)", str(self.out)
-                    )
-                number = todo[job]
-                record = {
-                    "id": self.ids[number],
-                    "name": self.listing.sources[number].name,
-                } | answer
+                    what = f"{answer['disk']} ({free} bytes free, at work on {names[job]})"
+                    raise OSError(errno.EIO, what, str(self.out))
+                if "retry" in answer or "seconds" in answer:  # a killed worker tidies nothing up
+                    left = Path(jobs[job]["out"])
+                    for path in left.parent.glob(f"{left.name}-*.mp4"):
+                        path.unlink()
+                record = {"id": self.ids[todo[job]], "name": names[job]} | answer
                 for clip in record.get("clips", ()):
                     clip["key"] = clip.pop("file").removesuffix(".mp4")
                     self.copied += clip["copied"]

@@ -6,6 +6,7 @@ multiprocessing spawn: those would bring torch, or the caller's script, into eve
 """
 
 import json
+import math
 import os
 import queue
 import signal
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 INGEST = (sys.executable, "-P", "-m", "pretrain.data.ingest")
@@ -31,17 +32,22 @@ class _Worker:
     """One process and the thread that listens to it."""
 
     def __init__(self, command: tuple[str, ...], messages: queue.SimpleQueue):
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=_environment(),
-            text=True,
-        )
+        try:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=_environment(),
+                text=True,
+            )
+        except OSError as error:
+            raise ValueError(
+                f"cannot start a decoding process: {error.strerror}; give fewer --workers"
+            ) from error
         self.job: int | None = None
         self.ready = False
-        self.heard = time.monotonic()
+        self.heard = self.began = time.monotonic()
         threading.Thread(target=self._listen, args=(messages,), daemon=True).start()
 
     def _listen(self, messages: queue.SimpleQueue) -> None:
@@ -53,7 +59,8 @@ class _Worker:
         messages.put((self, None))
 
     def give(self, number: int, job: dict) -> None:
-        self.job, self.heard = number, time.monotonic()
+        self.job = number
+        self.heard = self.began = time.monotonic()
         try:
             self.process.stdin.write(json.dumps(job) + "\n")
             self.process.stdin.flush()
@@ -73,7 +80,12 @@ def _environment() -> dict[str, str]:
 
 
 def run_jobs(
-    jobs: list[dict], workers: int, timeout: float, command: tuple[str, ...] = INGEST
+    jobs: list[dict],
+    workers: int,
+    timeout: float,
+    command: tuple[str, ...] = INGEST,
+    limits: list[float] | None = None,
+    at_work: Callable[[dict[int, float]], None] = lambda seconds: None,
 ) -> Iterator[tuple[int, dict]]:
     """Runs every job once, whatever becomes of the process that runs it.
 
@@ -82,17 +94,22 @@ def run_jobs(
         workers: How many processes.
         timeout: Seconds without a sign of progress before a worker is killed.
         command: The worker program.
+        limits: Seconds that each job may take in all, however lively its worker is; None for no limit.
+        at_work: Called about once a second with the jobs at work and their seconds so far.
 
     Yields:
         (number of the job, answer), in the order in which they finish. Where the worker had to be
-        killed, or died, the answer is {"refused": reason, "retry": True}.
+        killed, or died, the answer is {"refused": reason, "retry": True}; after its whole time it is
+        {"refused": reason, "seconds": that time}.
 
     Raises:
         RuntimeError: The worker program does not start.
+        ValueError: The machine has no room for another process.
     """
     messages: queue.SimpleQueue = queue.SimpleQueue()
     waiting = list(reversed(range(len(jobs))))
     crew: set[_Worker] = set()
+    told = time.monotonic()
     try:
         while waiting or any(worker.job is not None for worker in crew):
             while waiting and len(crew) < min(workers, len(jobs)):
@@ -122,8 +139,13 @@ def run_jobs(
                         crew.discard(worker)
                     if number is not None:
                         yield number, answer
+            now = time.monotonic()
+            if now - told >= 1:
+                told = now
+                at_work({w.job: now - w.began for w in crew if w.job is not None})
             for worker in list(crew):
-                silent = time.monotonic() - worker.heard
+                silent = now - worker.heard
+                limit = limits[worker.job] if limits and worker.job is not None else math.inf
                 if worker.ready and worker.job is None and waiting:
                     number = waiting.pop()
                     worker.give(number, jobs[number])
@@ -132,6 +154,11 @@ def run_jobs(
                     crew.discard(worker)
                     reason = f"decoder made no progress for {timeout:g} s"
                     yield worker.job, {"refused": reason, "retry": True}
+                elif now - worker.began > limit:
+                    worker.stop()
+                    crew.discard(worker)
+                    reason = f"was not decoded within {limit:.4g} s: if the file is good, raise --file-timeout"
+                    yield worker.job, {"refused": reason, "seconds": limit}
                 elif not worker.ready and silent > max(timeout, START_SECONDS):
                     raise RuntimeError("the ingest worker does not start: no sign of life")
     finally:

@@ -5,7 +5,10 @@ import time
 
 from tqdm import tqdm
 
+from pretrain.names import for_screen
+
 EVERY = 10.0  # seconds between lines in a log
+LONG = 10.0  # seconds at work from which on a file is named
 
 
 class Progress:
@@ -18,6 +21,7 @@ class Progress:
 
     def __init__(self, total: int, shown: bool):
         self.total, self.done, self.clips, self.refused = total, 0, 0, 0
+        self.slow = ""  # the files that have been at work for long
         self.lines = shown and total > 0 and not sys.stderr.isatty()
         self.bar = None
         if shown and total > 0 and sys.stderr.isatty():
@@ -28,6 +32,7 @@ class Progress:
         return self
 
     def __exit__(self, *_) -> None:
+        self.slow = ""
         if self.bar is not None:
             self.bar.close()
         elif self.lines:
@@ -40,11 +45,22 @@ class Progress:
             self.clips + clips,
             self.refused + refused,
         )
+        self._show(1)
+
+    def at_work(self, seconds: dict[str, float]) -> None:
+        """Takes note of the files at work now and for how long; names those that take long."""
+        slow = sorted(((s, name) for name, s in seconds.items() if s >= LONG), reverse=True)
+        self.slow = ", ".join(f"{for_screen(name, 60)} for {s:.0f} s" for s, name in slow[:3])
+        if len(slow) > 3:
+            self.slow += f" and {len(slow) - 3} more"
+        if slow:
+            self._show(0)
+
+    def _show(self, done: int) -> None:
         if self.bar is not None:
-            self.bar.set_postfix_str(
-                f"{self._rate():.1f} clips/s, {self.refused} refused", refresh=False
-            )
-            self.bar.update()
+            text = f"{self._rate():.1f} clips/s, {self.refused} refused"
+            self.bar.set_postfix_str(text + f", at work: {self.slow}" * bool(self.slow), done == 0)
+            self.bar.update(done)
         elif self.lines and time.monotonic() - self.last >= EVERY:
             self.last = time.monotonic()
             self._print()
@@ -57,7 +73,9 @@ class Progress:
         left = seconds / max(1, self.done) * (self.total - self.done)
         print(
             f"packing: {self.done}/{self.total} files, {self.clips} clips, {self.refused} refused, "
-            f"{self._rate():.1f} clips/s, {left:.0f} s left",
+            f"{self._rate():.1f} clips/s, {left:.0f} s left"
+            + f"; at work: {self.slow}"
+            * bool(self.slow),
             file=sys.stderr,
             flush=True,
         )

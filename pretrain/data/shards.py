@@ -5,8 +5,8 @@ permutation, so every epoch holds every clip exactly once, batches never change 
 run needs one number: how many positions it has consumed.
 """
 
-import hashlib
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pretrain.data.decode import DecodeError, crop_resize, read_frames
-from pretrain.data.index import load_index
+from pretrain.data.guard import open_regular
+from pretrain.data.index import load_index, read_lines
 from pretrain.data.sampling import (
     PLACES,
     counter_rng,
@@ -47,21 +48,17 @@ class Pack:
         classes: label names, sorted; a label's number is its place here.
 
     Raises:
-        ValueError: no pack there, or its files are not those the index names.
+        ValueError: no pack there, its files are not those the index names, or a line about a clip cannot be true.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.index = load_index(self.folder)
         self.classes: list[str] = self.index["classes"]
-        lines = (self.folder / "clips.jsonl").read_bytes()
-        if hashlib.sha256(lines).hexdigest() != self.index["clips_sha256"]:
-            raise ValueError(
-                f"{self.folder}/clips.jsonl is not the file its index describes: pack again"
-            )
+        lines = read_lines(self.folder, self.index)
         for shard in self.index["shards"]:
             path = self.folder / shard["name"]
-            size = path.stat().st_size if path.exists() else -1
+            size = os.path.getsize(path) if os.path.isfile(path) else -1
             if size != shard["bytes"]:
                 raise ValueError(
                     f"{path} {'is missing' if size < 0 else f'has {size} bytes'}, the index says "
@@ -87,9 +84,13 @@ class Pack:
     def read(self, record: dict) -> bytes:
         """The bytes of a clip's .mp4."""
         shard = self.folder / self.index["shards"][record["shard"]]["name"]
-        with open(shard, "rb") as file:
+        with open_regular(shard) as file:
             file.seek(record["offset"])
             return file.read(record["bytes"])
+
+    def frames(self, record: dict, indices: np.ndarray) -> Tensor:
+        """Frames of a clip by number, uint8 (len(indices), H, W, 3); see `read_frames`."""
+        return read_frames(self.read(record), indices, (record["width"], record["height"]))
 
     def split(self, name: str) -> np.ndarray:
         """Sample ids of one split, "all" for everything.
@@ -198,10 +199,10 @@ class TrainClips(Dataset):
 
     def _frames(self, record: dict, sample: int, indices: np.ndarray) -> Tensor:
         if not self._keep:
-            return read_frames(self.pack.read(record), indices)
+            return self.pack.frames(record, indices)
         if sample not in self._decoded:
             everything = np.arange(record["frames"])
-            self._decoded[sample] = read_frames(self.pack.read(record), everything)
+            self._decoded[sample] = self.pack.frames(record, everything)
         return self._decoded[sample][torch.from_numpy(indices)]
 
     def _views(self, record: dict, epoch: int, sample: int) -> dict:
@@ -307,7 +308,7 @@ class EvalClips(Dataset):
         record = self.pack.record(sample)
         views = test_indices(record["frames"], self.spec.frames, self.spec.stride, self.num_clips)
         try:
-            frames = read_frames(self.pack.read(record), np.concatenate(views))
+            frames = self.pack.frames(record, np.concatenate(views))
         except DecodeError as error:
             # A number over a subset would not be the number that was asked for.
             raise ValueError(
