@@ -72,8 +72,9 @@ def for_markdown(value: object) -> str:
     if not isinstance(value, str):
         return for_screen(value)
     text = re.sub(r"\\(?=[!-/:-@\[-`{-~]|$)", r"\\\\", for_screen(value))
-    text = re.sub(r"([`*\[\]<>|~$]|&(?=#?\w+;)|(?<!\w)_|_(?!\w)|^[#+-])", r"\\\1", text)
-    return re.sub(r"^(\d+)([.)])", r"\1\\\2", text)  # no numbered list
+    text = re.sub(r"([`*\[\]<>|~$]|&(?=#?\w+;)|(?<!\w)_|_(?!\w))", r"\\\1", text)
+    # At the start of a line: no heading, list or rule.
+    return re.sub(r"^(\d*)([.)#+=-])(?=[#+=-]*(\s|$))", r"\1\\\2", text)
 
 
 def for_html(text: object) -> str:

@@ -99,3 +99,12 @@ def test_readme_commands_parse(monkeypatch):
             kind = module.Config
         if words:
             tyro.cli(kind, args=words)  # exits on a flag that is not there
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_answer_hangs_on_a_figure(path):
+    """Whatever draws with matplotlib is `optional_figure`: it warns, and the numbers stay."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef) and "figure.savefig(" in ast.unparse(node):
+            decorators = [ast.unparse(d) for d in node.decorator_list]
+            assert "optional_figure" in decorators, f"{path}: {node.name}"

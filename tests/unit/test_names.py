@@ -152,6 +152,13 @@ def test_markdown_shows_the_text(name):
         assert not re.search(rf"(?:^|[^\\])(?:\\\\)*{re.escape(mark)}", for_markdown(name))
 
 
+def test_markdown_starts_no_heading_or_list():
+    for plain in ("0.5, 0.67", "-0.5, 1", "+1.2 points", "3x4", "#12", "a - b # c = d"):
+        assert for_markdown(plain) == plain
+    for marked in ("# a", "### a", "- a", "+ a", "---", "===", "1. a", "12) a"):
+        assert for_markdown(marked).replace("\\", "", 1) == marked != for_markdown(marked)
+
+
 def test_a_card_of_hostile_names(tmp_path):
     card = {"data": {"name": "x\n# y", "classes": ["![a](http://b)", "a|b"]}, "t": {"<b>": 0.5}}
     report.write_card(tmp_path / "c.md", "t\n# u", ["n\n\n> m", "<script>"], card)
