@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from downstream import features as features_module
 from downstream.features import Extraction, cached_features, extract, extract_tokens
@@ -236,7 +237,7 @@ def test_anything_that_changes_the_numbers_changes_the_cache_entry(
     assert ask()
 
 
-@pytest.mark.parametrize("damage", ["flip a byte", "cut short", "empty"])
+@pytest.mark.parametrize("damage", ["flip a byte", "cut short", "empty", "no hash", "a pipe"])
 def test_a_damaged_cache_file_is_computed_again(
     damage, tiny_pack, tiny_backbone, monkeypatch, tmp_path, capsys
 ):
@@ -246,7 +247,13 @@ def test_a_damaged_cache_file_is_computed_again(
     (path,) = (tmp_path / "features").iterdir()
     content = bytearray(path.read_bytes())
     content[-5] ^= 64
-    path.write_bytes({"flip a byte": content, "cut short": content[:-9], "empty": b""}[damage])
+    if damage == "no hash":
+        save_file({"features": first}, path)
+    elif damage == "a pipe":
+        path.unlink()
+        os.mkfifo(path)
+    else:
+        path.write_bytes({"flip a byte": content, "cut short": content[:-9], "empty": b""}[damage])
     assert np.array_equal(cached_features(encoder, pack, samples, FP32), first)
     assert "damaged" in capsys.readouterr().out
     assert np.array_equal(cached_features(encoder, pack, samples, FP32), first)
