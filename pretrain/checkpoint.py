@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from pretrain.clip import VideoText
 from pretrain.folders import read_json, remove, sync, writing
 from pretrain.frames import FrameTower
+from pretrain.names import for_screen
 from pretrain.openclip import PREFIX as OPEN_CLIP
 from pretrain.openclip import Pair, load_open_clip
 from pretrain.text import HuggingFaceText, OpenClipText
@@ -164,7 +165,7 @@ def save_checkpoint(
     )
     try:
         if os.path.lexists(final):
-            print(f"warning: {problem}; it is replaced", file=sys.stderr, flush=True)
+            print(f"warning: {for_screen(problem)}; it is replaced", file=sys.stderr, flush=True)
             remove(final)
         os.replace(aside, final)
         sync(root)
@@ -173,7 +174,7 @@ def save_checkpoint(
             # The one just written was hashed as it was written; an older one may have decayed since.
             problem = "" if old == final or whole == KEEP else _problem(old)
             if problem:
-                print(f"warning: {problem}; it is removed", file=sys.stderr, flush=True)
+                print(f"warning: {for_screen(problem)}; it is removed", file=sys.stderr, flush=True)
             if problem or whole == KEEP:
                 remove(old)
             else:
@@ -436,7 +437,7 @@ def load_pretrained_videomae(run: Path) -> VideoMAE:
     if folder is None:
         raise CheckpointError(f"{run} holds no valid checkpoint. {' '.join(problems)}")
     for problem in problems:
-        print(f"warning: {problem}; {folder} is taken", file=sys.stderr, flush=True)
+        print(f"warning: {for_screen(problem)}; {folder} is taken", file=sys.stderr, flush=True)
     model_arguments = read_state(folder).get("model")
     if not isinstance(model_arguments, dict) or "decoder" not in model_arguments:
         raise CheckpointError(f"{run} is no VideoMAE run; its backbone is in {run}/backbone")

@@ -122,7 +122,7 @@ def open_run(
             # Again, for it may have changed before it was ours.
             described, note = _refuse_other_work(run, config, data, may_change, resume)
             if note:
-                print(f"warning: {note}", file=sys.stderr, flush=True)
+                print(f"warning: {for_screen(note)}", file=sys.stderr, flush=True)
             if not described:
                 described = {"config": dataclasses.asdict(config), **data, "command": sys.argv}
             if note or not (run / "config.json").exists():

@@ -439,7 +439,7 @@ def main(config: Config) -> dict:
     lock = claim(out)
     note = _refuse_other_comparison(out, config)  # it may have changed before it was ours
     if note:
-        print(f"warning: {note}", file=sys.stderr, flush=True)
+        print(f"warning: {for_screen(note)}", file=sys.stderr, flush=True)
     write_json(out / "config.json", asdict(config))
 
     # ---- the runs

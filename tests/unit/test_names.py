@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import re
 import subprocess
@@ -26,6 +27,7 @@ from pretrain.names import (
     for_screen,
     from_csv,
 )
+from pretrain.run import restore
 
 HOSTILE = (
     "a\x1b[2J\x1b]0;pwned\x07.mp4",
@@ -276,3 +278,15 @@ def test_whatever_is_printed_passes_the_screen(arguments):
     assert b"UnicodeEncodeError" not in done.stderr and len(done.stderr) > 10
     if not arguments:
         assert rb"error: no n\x1b[2J\udcff\u202e" in done.stderr and b"of a name" in done.stdout
+
+
+def test_names_that_a_manifest_gives(tmp_path, capsys):
+    """A checkpoint of somebody else: what is wrong with it is said, in its own names."""
+    folder = tmp_path / "checkpoints" / "step-00000001"
+    folder.mkdir(parents=True)
+    (folder / HOSTILE[0]).write_text("x")
+    (folder / "manifest.json").write_text(json.dumps({HOSTILE[0]: "0" * 64}))
+    with pytest.raises(ValueError, match="verifies"):
+        restore(tmp_path, None, [], {}, True)
+    said = capsys.readouterr().err
+    assert "step-00000001" in said and not steers(said.replace("\n", ""))
