@@ -238,9 +238,10 @@ class _Packer:
         old = self.index and self.index["settings"]
         try:
             if old is None and os.path.lexists(stored):
-                old = parse_json(read_limited(stored, 2**20))
-                if not isinstance(old, dict):
+                found = parse_json(read_limited(stored, 2**20))
+                if not isinstance(found, dict):
                     raise ValueError("not an object")
+                old = found
         except (OSError, ValueError) as error:  # the identity of each source holds them too
             self._say(f"{stored} cannot be read ({error}) and is written anew")
             stored.unlink()

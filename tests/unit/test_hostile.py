@@ -1,23 +1,29 @@
 """Files that are broken, or made to do harm: each is refused with its reason, and nothing else happens."""
 
+import errno
 import io
 import json
+import os
 import random
 import re
 import shutil
 import subprocess
 import sys
+import time
 import zlib
+from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 from PIL import Image
 
+from pretrain.data.encode import DiskError
 from pretrain.data.guard import Refused, check_container
-from pretrain.data.ingest import MAX_PIXELS, ingest
+from pretrain.data.ingest import MAX_PIXELS, _Source, ingest
 from pretrain.data.pack import pack
-from tests.unit.media import numbers, picture, write_video
+from tests.unit.media import numbers, picture, ready_video, write_video
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -289,6 +295,168 @@ def test_deep_boxes_and_many_boxes_end(tmp_path):
     assert refusal(path)
     path.write_bytes(head + b"\0\0\0\x08free" * 200_000)
     assert refusal(path) == "has too many boxes"
+
+
+# ---- small files that would cost hours, or the disk
+
+
+def gif(path: Path, side: int, frames: int, delay: int = 4) -> Path:
+    """An animated GIF of which each frame changes one pixel, 23 bytes a frame."""
+    head = b"GIF89a" + side.to_bytes(2, "little") * 2 + b"\x80\0\0\0\0\0\xff\xff\xff"
+    frame = b"\x21\xf9\x04\0" + delay.to_bytes(2, "little") + b"\0\0"
+    frame += b"\x2c" + bytes(4) + b"\x01\0\x01\0\0" + b"\x02\x02\x44\x01\0"
+    path.write_bytes(head + frame * frames + b";")
+    return path
+
+
+def vp9(path: Path, sides: tuple[int, ...], shown: int) -> Path:
+    """One keyframe of each side, and the last one shown again and again by packets of two bytes."""
+    packets = []
+    for side in sides:
+        buffer = io.BytesIO()
+        options = {"deadline": "realtime", "cpu-used": "8"}
+        black = [np.zeros((side, side, 3), np.uint8)]
+        write_video(buffer, black, codec="libvpx-vp9", options=options, format="webm")
+        buffer.seek(0)
+        with av.open(buffer) as file:
+            packets += [bytes(packet) for packet in file.demux(video=0) if packet.size]
+    packets += [b"\x88\0"] * shown
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libvpx-vp9", rate=25)
+        stream.width = stream.height = sides[0]
+        stream.pix_fmt = "yuv420p"
+        for number, data in enumerate(packets):
+            packet = av.Packet(data)
+            packet.stream, packet.time_base = stream, Fraction(1, 1000)
+            packet.pts = packet.dts = 40 * number
+            packet.is_keyframe = number < len(sides)
+            file.mux(packet)
+    return path
+
+
+def test_a_gif_of_endless_pixels_is_refused_at_once(tmp_path):
+    path = gif(tmp_path / "a.gif", 4000, 100_000)
+    started = time.monotonic()
+    assert "pixels" in refusal(path)
+    assert time.monotonic() - started < 15
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("sides", [(4096,), (64, 1024)], ids=["large", "grows"])
+def test_a_video_of_endless_pixels_is_refused_soon(tmp_path, monkeypatch, sides):
+    """Also one whose header speaks of small frames."""
+    path = vp9(tmp_path / "a.mkv", sides, 4000)
+    monkeypatch.setattr("pretrain.data.guard.FREE_PIXELS", 2**27)  # so that the test is short
+    monkeypatch.setattr("pretrain.data.guard.PIXELS_A_BYTE", 1000)
+    assert "pixels" in refusal(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_very_compressible_videos_are_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr("pretrain.data.guard.FREE_PIXELS", 0)
+    black = [np.zeros((1080, 1920, 3), np.uint8)] * 75
+    write_video(tmp_path / "black.mp4", black, options={"preset": "ultrafast"})
+    write_video(tmp_path / "still.gif", [picture(3)] * 300, codec="gif", pix_fmt="rgb8")
+    for name in ("black.mp4", "still.gif"):
+        assert ingest(str(tmp_path / name), None, "video", str(tmp_path / "out"), 64, 10.0)
+
+
+def test_a_file_becomes_no_more_clips_than_its_size_allows(tmp_path):
+    path = gif(tmp_path / "a.gif", 16, 20_000, delay=65_535)
+    assert "clips" in refusal(path) and list(tmp_path.iterdir()) == [path]
+    path = gif(tmp_path / "a.gif", 16, 100, delay=65_535)
+    assert ingest(str(path), None, "video", str(tmp_path / "out"), 64, 10.0)
+
+
+def test_the_clips_of_a_file_take_no_more_room_than_its_size_allows(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", 100, codec="mpeg4")
+    monkeypatch.setattr("pretrain.data.encode.FREE_BYTES", 4000)
+    monkeypatch.setattr("pretrain.data.encode.GROWTH", 0)
+    with pytest.raises(Refused, match="bytes"):
+        ingest(str(path), None, "video", str(tmp_path / "out"), 64, 1.0)
+    assert list(tmp_path.iterdir()) == [path]  # nothing stays of what was written before
+
+
+# ---- errors of the disk
+
+DISK = [
+    getattr(errno, name)
+    for name in ["EACCES", "EIO", "ESTALE", "ENOENT", "EMFILE", "ENFILE", "EPERM", "EBUSY", "EROFS"]
+]
+
+
+@pytest.mark.parametrize("code", DISK)
+@pytest.mark.parametrize("copied", [False, True])
+def test_an_error_of_writing_is_not_the_files_fault(tmp_path, monkeypatch, code, copied):
+    path = tmp_path / "a.mp4"
+    ready_video(path) if copied else write_video(path, 20, codec="mpeg4")
+    opened, opened_by_av = open, av.open
+
+    def failing(name, mode="r", *args, **more):
+        if str(name).endswith("-0000.mp4"):
+            raise OSError(code, os.strerror(code), str(name))
+        return opened(name, mode, *args, **more)
+
+    def failing_by_av(name, mode="r", *args, **more):
+        if str(name).endswith("-0000.mp4"):
+            av.error.err_check(-code, str(name))
+        return opened_by_av(name, mode, *args, **more)
+
+    monkeypatch.setattr("pretrain.data.encode.open", failing, raising=False)
+    monkeypatch.setattr("pretrain.data.encode.av.open", failing_by_av)
+    with pytest.raises(DiskError, match=os.strerror(code)):
+        ingest(str(path), None, "video", str(tmp_path / "out"), 64, 10.0)
+
+
+def test_a_clip_that_is_gone_when_it_is_looked_at_is_not_the_files_fault(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", 20, codec="mpeg4")
+    opened = av.open
+
+    def read_back(name, mode="r", *args, **more):
+        if str(name).endswith("-0000.mp4") and mode == "r":
+            Path(name).unlink()
+        return opened(name, mode, *args, **more)
+
+    monkeypatch.setattr("pretrain.data.encode.av.open", read_back)
+    with pytest.raises(DiskError):
+        ingest(str(path), None, "video", str(tmp_path / "out"), 64, 10.0)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_an_error_of_reading_is_tried_again(tmp_path, monkeypatch, code, copied):
+    path = tmp_path / "a.mp4"
+    ready_video(path, 200) if copied else write_video(path, 200, codec="mpeg4")
+    read = _Source.readinto
+    left = [0]  # reads that succeed
+
+    def failing(self, buffer):
+        left[0] -= 1
+        if left[0] < 0:
+            self.file.seek = lambda *_: (_ for _ in ()).throw(OSError(code, os.strerror(code)))
+        return read(self, buffer)
+
+    monkeypatch.setattr(_Source, "readinto", failing)
+    for left[0] in (0, 2, 5):
+        with pytest.raises(Refused, match=os.strerror(code)) as caught:
+            ingest(str(path), None, "video", str(tmp_path / "out"), 64, 10.0)
+        assert caught.value.retry
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
+def test_too_many_open_files_are_our_own_fault(tmp_path, monkeypatch, code):
+    def full(path):
+        raise OSError(code, os.strerror(code), path)
+
+    monkeypatch.setattr("pretrain.data.ingest.open_regular", full)
+    with pytest.raises(DiskError, match=os.strerror(code)):
+        ingest(str(tmp_path / "a.mp4"), None, "video", str(tmp_path / "out"), 64, 10.0)
+
+
+def test_a_pipe_is_not_waited_for_when_it_is_read(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    for path in (tmp_path / "a.mp4", Path("/dev/zero")):
+        assert "not a regular file" in refusal(path)
 
 
 # ---- mutations

@@ -1,5 +1,7 @@
 """From files to a pack: every frame right, nothing lost, nothing done twice."""
 
+import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -17,13 +19,17 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
-from pretrain.data.decode import _nothing_needs, read_frames
-from pretrain.data.index import load_index
+from pretrain.data.cache import open_data
+from pretrain.data.decode import DecodeError, _nothing_needs, read_frames
+from pretrain.data.index import json_line, load_index, text_digest
 from pretrain.data.ingest import ingest
 from pretrain.data.pack import pack
 from pretrain.data.pool import run_jobs
+from pretrain.data.progress import Progress
+from pretrain.data.shards import Pack
 from tests.unit.media import number_of, numbers, picture, read_video, ready_video, write_video
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -748,6 +754,321 @@ def test_a_stopped_and_a_crashed_decoder_cost_one_file_each(tmp_path):
     process.wait()
     index = quick(folder, out, workers=2)  # what the machine may be to blame for is tried again
     assert (index["num_sources"], index["num_refused"]) == (3, 0)
+
+
+# ---- the time of a file, and its name on the screen
+
+LIVELY = """
+import json, sys, time
+print('{"ready": 1}', flush=True)
+for line in sys.stdin:
+    while json.loads(line)["do"] == "beat": time.sleep(0.05); print('{"beat": 1}', flush=True)
+    print('{"clips": []}', flush=True)
+"""
+
+
+def test_beats_keep_no_file_alive_beyond_its_time():
+    seen = []
+    command = (sys.executable, "-c", LIVELY)
+    started = time.monotonic()
+    jobs = [{"do": "beat"}, {"do": "a"}, {"do": "b"}]
+    answers = dict(run_jobs(jobs, 2, 60.0, command, [2.5, 60.0, 60.0], seen.append))
+    assert time.monotonic() - started < 20
+    assert answers[1] == answers[2] == {"clips": []}
+    assert answers[0]["seconds"] == 2.5 and "--file-timeout" in answers[0]["refused"]
+    assert any(set(jobs) == {0} and jobs[0] >= 1 for jobs in seen)
+
+
+def test_a_file_that_takes_too_long_is_tried_again_with_more_time_only(tmp_path):
+    write_video(tmp_path / "long.mp4", 400, codec="mpeg4", size=(640, 480))
+    out = tmp_path / "out"
+    for file_timeout in (0.3, 0.3, 0.2):
+        with pytest.raises(ValueError, match="--file-timeout"):
+            quick(tmp_path / "long.mp4", out, file_timeout=file_timeout)
+        assert len((out / ".pack/journal.jsonl").read_bytes().splitlines()) == 1
+        assert not list(out.glob(".pack/clips/*"))
+    assert quick(tmp_path / "long.mp4", out)["num_refused"] == 0
+
+
+def test_files_that_take_long_are_named(capsys, monkeypatch):
+    monkeypatch.setattr("pretrain.data.progress.EVERY", 0)
+    with Progress(9, True) as shown:
+        shown.at_work({"walk/quick.mp4": 0.5, "walk/slow.gif": 31.0})
+    said = capsys.readouterr().err.splitlines()
+    assert "walk/slow.gif for 31 s" in said[0] and "quick" not in said[0]
+
+
+# ---- folders that cannot be written to
+
+
+def test_a_clip_that_cannot_be_written_stops_the_pack(videos, tmp_path, monkeypatch):
+    digest = text_digest
+    monkeypatch.setattr("pretrain.data.pack.text_digest", lambda text: f"gone/{digest(text)}")
+    with pytest.raises(ValueError, match="No such file"):
+        quick(videos, tmp_path / "out")
+    monkeypatch.undo()
+    assert (tmp_path / "out/.pack/journal.jsonl").read_text() == ""
+    assert quick(videos, tmp_path / "out")["num_refused"] == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder in which nobody can write")
+def test_a_folder_that_cannot_be_made_is_named(videos):
+    with pytest.raises(ValueError, match=r"/proc/here/out.*--out"):
+        quick(videos, Path("/proc/here/out"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(errno.EACCES, "Permission denied"),
+        OSError(errno.EROFS, "Read-only file system"),
+        NotImplementedError("no locks here"),
+    ],
+)
+def test_a_folder_that_cannot_be_locked_is_named(videos, tmp_path, monkeypatch, error):
+    def acquire(*_, **__):
+        raise error
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    monkeypatch.setenv("MUYBRIDGE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=f"{tmp_path}/out.*--out"):
+        quick(videos, tmp_path / "out")
+    with pytest.raises(ValueError, match=f"{tmp_path}/cache.*MUYBRIDGE_CACHE"):
+        open_data("synthetic:2", 64, say=False)
+
+
+@pytest.mark.parametrize("where", ["file", "file/below"])
+def test_a_cache_that_is_a_file_is_named(videos, tmp_path, monkeypatch, where):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MUYBRIDGE_CACHE", str(tmp_path / where))
+    for source in ("synthetic:2", str(videos)):
+        with pytest.raises(ValueError, match="MUYBRIDGE_CACHE"):
+            open_data(source, 64, say=False)
+
+
+def test_sources_and_packs_may_be_read_only(videos, tmp_path):
+    out = tmp_path / "out"
+    with read_only(videos):
+        quick(videos, out)
+    before = state(out)
+    with read_only(out):
+        pack = open_data(str(out), 64, say=False)
+        assert len(pack) == 4 and len(pack.read(pack.record(0)))
+    assert state(out) == before
+
+
+@contextlib.contextmanager
+def read_only(folder: Path):
+    """No name below it may be added; binds everybody but root."""
+    folders = [folder, *(p for p in folder.rglob("*") if p.is_dir())]
+    for path in folders:
+        path.chmod(0o555)
+    yield
+    for path in folders:
+        path.chmod(0o755)
+
+
+# ---- packs that somebody else made
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """Two videos and their pack, to be copied."""
+    folder = tmp_path_factory.mktemp("packed")
+    for name in ("walk/a.mp4", "run/b.mp4"):
+        (folder / "in" / name).parent.mkdir(parents=True)
+        ready_video(folder / "in" / name)
+    quick(folder / "in", folder / "out")
+    return folder
+
+
+@pytest.fixture
+def copied(packed, tmp_path):
+    return Path(shutil.copytree(packed / "out", tmp_path / "out"))
+
+
+HUGE = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shard": 9},
+        {"shard": -1},
+        {"shard": "0"},
+        {"offset": -512},
+        {"offset": 2**60},
+        {"bytes": 0},
+        {"bytes": 2**40},
+        {"frames": 0},
+        {"frames": -3},
+        {"frames": 2**40},
+        {"frames": 1.5},
+        {"frames": True},
+        {"width": 10**9},
+        {"width": 16384, "height": 16384},
+        {"height": 0},
+        {"fps": float("nan")},
+        {"fps": 0},
+        {"start": float("inf")},
+        {"key": "../../up"},
+        {"key": 7},
+        {"label": "nowhere"},
+        {"label": ["walk"]},
+        {"captions": "text"},
+        {"captions": [1]},
+        {"split": 3},
+        {"source": None},
+        {"extra": {"a": 1}},
+        {"sha256": None},
+        lambda row: json.dumps({k: v for k, v in row.items() if k != "label"}),
+        lambda row: "[1]",
+        lambda row: "{",
+        lambda row: '{"frames": ' + HUGE + "}",
+        lambda row: "[" * 100_000,
+        lambda row: json.dumps(row) + "\n" + json.dumps(row),
+        lambda row: "",
+    ],
+)
+def test_a_line_that_cannot_be_true_is_named_when_the_pack_is_opened(packed, copied, change):
+    """The second line is changed, and an index made that agrees with it."""
+    lines = (copied / "clips.jsonl").read_text().splitlines()
+    row = json.loads(lines[1])
+    lines[1] = change(row) if callable(change) else json.dumps(row | change)
+    data = "".join(line + "\n" for line in lines).encode()
+    (copied / "clips.jsonl").write_bytes(data)
+    index = json.loads((copied / "index.json").read_text())
+    index["clips_sha256"] = hashlib.sha256(data).hexdigest()
+    (copied / "index.json").write_text(json.dumps(index))
+    where = "clips.jsonl:2: " if "\n" not in lines[1] else "clips.jsonl"
+    with pytest.raises(ValueError, match=where):
+        Pack(copied)
+    if change == {"frames": -3}:  # and the packer makes it whole
+        assert quick(packed / "in", copied)["num_clips"] == 2
+        Pack(copied)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "[]",
+        "7",
+        '{"format": ' + HUGE + "}",
+        "[" * 100_000,
+        "NaN",
+        {"num_clips": float("nan")},
+        {"num_clips": -1},
+        {"num_clips": True},
+        {"num_clips": 10**400},
+        {"num_clips": 5},
+        {"classes": [1]},
+        {"classes": ["walk", "walk"]},
+        {"splits": {"train": "all"}},
+        {"shards": {}},
+        {"shards": [7]},
+        {"shards": []},
+        {"shards": [{"name": "shard-00000-00000000.tar"}]},
+        {"format": ["x"]},
+    ],
+)
+def test_an_index_that_cannot_be_true_is_refused(copied, change):
+    good = json.loads((copied / "index.json").read_text())
+    text = change if isinstance(change, str) else json.dumps(good | change)
+    (copied / "index.json").write_text(text)
+    with pytest.raises(ValueError, match=r"index.json|clips.jsonl"):
+        Pack(copied)
+    for field, value in (("sha256", "x"), ("bytes", "7"), ("bytes", -1), ("num_clips", None)):
+        shard = good["shards"][0] | {field: value}
+        (copied / "index.json").write_text(json.dumps(good | {"shards": [shard]}))
+        with pytest.raises(ValueError, match=r"index.json"):
+            Pack(copied)
+
+
+@pytest.mark.parametrize("name", ["index.json", "clips.jsonl", "shard"])
+@pytest.mark.parametrize("kind", ["zero", "pipe", "folder", "nowhere"])
+def test_a_pack_of_devices_and_pipes_is_refused_at_once(copied, name, kind):
+    path = next(copied.glob("shard-*")) if name == "shard" else copied / name
+    path.unlink()
+    {
+        "zero": lambda: os.symlink("/dev/zero", path),
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+        "nowhere": lambda: os.symlink("missing", path),
+    }[kind]()
+    with pytest.raises(ValueError, match=path.name):
+        open_data(str(copied), 64, say=False)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"[]\n",
+        b'{"id": 7}\n',
+        b'{"id": "a", "name": "b", "clips": [{"key": "../../up"}]}\n',
+        b'{"id": "a", "name": "b", "clips": 3}\n',
+        b'{"id": "a", "name": [], "refused": "x"}\n',
+        b'{"id": "a", "name": "b"}\n',
+        b"\xff\xfe\n",
+        b"[" * 100_000 + b"\n",
+        b'{"id": ' + HUGE.encode() + b"}\n",
+        b'{"id": "half',
+    ],
+)
+def test_damaged_journal_lines_are_left_out_with_a_word(packed, copied, capsys, damage):
+    journal = copied / ".pack/journal.jsonl"
+    first, second = map(json.loads, journal.read_bytes().splitlines())
+    second["clips"][0]["key"] = "../../../up"  # a good line made to point out of the folder
+    journal.write_bytes(json_line(first).encode() + json_line(second).encode() + damage)
+    quick(packed / "in", copied, progress=True)
+    assert "2 damaged lines" in capsys.readouterr().err
+    assert hashes(copied) == hashes(packed / "out")
+    assert len(journal.read_bytes().splitlines()) == 2
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff", b"", HUGE.encode()])
+def test_damaged_settings_are_written_anew_with_a_word(packed, copied, capsys, content):
+    (copied / "index.json").unlink()
+    (copied / ".pack/settings.json").write_bytes(content)
+    quick(packed / "in", copied, progress=True)
+    assert "settings.json" in capsys.readouterr().err
+    assert json.loads((copied / ".pack/settings.json").read_text())["short_side"] == 256
+
+
+@pytest.mark.parametrize("name", ["journal.jsonl", "settings.json", "lock"])
+def test_pipes_among_our_own_files_are_not_waited_for(packed, copied, name):
+    (copied / "index.json").unlink()
+    (copied / ".pack" / name).unlink(missing_ok=True)
+    os.mkfifo(copied / ".pack" / name)
+    with contextlib.suppress(ValueError):
+        quick(packed / "in", copied)
+
+
+def test_clips_are_decoded_only_as_what_the_index_says(tmp_path):
+    good = ready_video(tmp_path / "good.mp4").read_bytes()
+    assert len(read_frames(good, np.array([3]), (96, 64))) == 1
+    other = ready_video(tmp_path / "other.mp4", size=(128, 64)).read_bytes()
+    matroska = write_video(tmp_path / "a.mkv").read_bytes()
+    mpeg4 = write_video(tmp_path / "b.mp4", codec="mpeg4").read_bytes()
+    sound = io.BytesIO()
+    with av.open(sound, "w", format="mp4") as file:
+        stream = file.add_stream("aac", rate=16000, layout="mono")
+        file.mux(stream.encode(None))
+    for data in (
+        other,
+        matroska,
+        mpeg4,
+        sound.getvalue(),
+        b"#EXTM3U\nfile:///etc/passwd\n",
+        b"",
+        b"\0" * 99,
+    ):
+        with pytest.raises(DecodeError):
+            read_frames(data, np.array([3]), (96, 64))
+    claims = bytearray(good)
+    at = claims.index(b"stsz") + 8
+    claims[at : at + 8] = (1).to_bytes(4, "big") + (2**31 - 1).to_bytes(4, "big")
+    with pytest.raises(DecodeError, match="claims"):
+        read_frames(bytes(claims), np.array([3]), (96, 64))
 
 
 def test_packing_imports_no_decoder():
