@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,8 +38,8 @@ def holds_nothing(folder: Path, ours: tuple[str, ...] = ()) -> bool:
         return all(p.name in free or p.name.startswith("tmp-") for p in folder.iterdir())
     except FileNotFoundError:
         return not folder.is_symlink()  # a link to nothing is somebody's
-    except NotADirectoryError:
-        return False
+    except NotADirectoryError:  # it is a file, or lies below one, which is for `claim` to say
+        return not os.path.lexists(folder)
     except OSError as error:
         raise ValueError(f"{folder} cannot be read: {error.strerror or error}") from error
 
@@ -72,9 +73,12 @@ def claim(folder: Path) -> FileLock:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     # A singleton: a caller that catches an error and calls again is not locked out by what it caught.
-    lock = FileLock(folder / LOCK, is_singleton=True)
+    lock, amiss = FileLock(folder / LOCK, is_singleton=True), ""
     try:
-        lock.acquire(timeout=0)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            lock.acquire(timeout=0)
+        amiss = "; ".join(str(w.message) for w in told)
     except Timeout as error:
         raise ValueError(
             f"{folder} is in use: another process writes to it at this moment. Wait until it has ended, or give "
@@ -84,9 +88,10 @@ def claim(folder: Path) -> FileLock:
         if isinstance(error, OSError) and error.errno not in NO_LOCKS:
             with writing(folder):
                 raise
+        amiss = str(error)
+    if amiss:
         print(
-            f"warning: {folder} lies on a file system without locks ({error}): see to it that nothing else "
-            "writes there",
+            f"warning: {folder} lies on a file system without locks ({amiss}): see to it that nothing else writes there",
             file=sys.stderr,
             flush=True,
         )

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -93,6 +94,26 @@ class StopFlag:
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def leave(self, step: int, first: bool, lost: str) -> NoReturn:
+        """End a process of a run that was saved before its end.
+
+        Args:
+            step: the last one.
+            first: whether to say so.
+            lost: a mishap of this process that stopped the run, in words.
+
+        Raises:
+            ValueError: there was one.
+        """
+        if first:
+            print(
+                f"stopped after step {step}, saved; the same command continues from there",
+                flush=True,
+            )
+        if lost:
+            raise ValueError(lost)
+        sys.exit(128 + (self.signal or signal.SIGTERM))
 
     def _note(self, number: int, _) -> None:
         self.signal = number

@@ -567,7 +567,9 @@ def main(cfg: Config) -> dict:
             # One small sum over the processes carries all that they must agree on.
             means = (result.loss, result.video_to_text, result.text_to_video, result.gap)
             shared = torch.stack([m.detach().float() for m in means]) / accelerator.num_processes
-            counts = torch.tensor([stop.signal, len(errors), cut], device=accelerator.device)
+            counts = torch.tensor(
+                [stop.signal or bool(batches.lost), len(errors), cut], device=accelerator.device
+            )
             *means, stopping, bad, cut = accelerator.reduce(torch.cat([shared, counts])).tolist()
             loss_value, to_text, to_video, gap = means
 
@@ -619,11 +621,7 @@ def main(cfg: Config) -> dict:
                 checkpoint.save_checkpoint(run, bare, optimizers, state)
             if stopping and not done:
                 accelerator.wait_for_everyone()
-                if first:
-                    print(
-                        f"stopped after step {step}, saved; the same command continues from there"
-                    )
-                sys.exit(128 + (stop.signal or 15))
+                stop.leave(step, first, batches.lost)
 
     # ---- end
     if first:

@@ -569,7 +569,10 @@ def main(cfg: Config) -> dict:
             skipped = not math.isfinite(norm)
             if not skipped:
                 learner.update_average()
-            shared = torch.tensor([stop.signal, len(errors), 0.0, 0.0], device=accelerator.device)
+            shared = torch.tensor(
+                [stop.signal or bool(batches.lost), len(errors), 0.0, 0.0],
+                device=accelerator.device,
+            )
             shared[2], shared[3] = (
                 loss / accelerator.num_processes,
                 right / accelerator.num_processes,
@@ -628,11 +631,7 @@ def main(cfg: Config) -> dict:
                 checkpoint.save_checkpoint(run, learner, [optimizer], state)
             if stopping and not done:
                 accelerator.wait_for_everyone()
-                if first:
-                    print(
-                        f"stopped after step {step}, saved; the same command continues from there"
-                    )
-                sys.exit(128 + (stop.signal or 15))
+                stop.leave(step, first, batches.lost)
     if stopped_early and first:
         print(
             f"stopped early: no better validation in {cfg.patience} rounds; best at step {state['best_step']}"

@@ -540,7 +540,10 @@ def main(cfg: Config) -> dict:
                 cfg.contrast > 0,
             )
             # One small sum over the processes carries all that they must agree on.
-            shared = torch.tensor([stop.signal, len(errors), 0.0, 0.0], device=accelerator.device)
+            shared = torch.tensor(
+                [stop.signal or bool(batches.lost), len(errors), 0.0, 0.0],
+                device=accelerator.device,
+            )
             shared[2] = loss / accelerator.num_processes
             if found is not None:
                 shared[3] = found / accelerator.num_processes
@@ -588,11 +591,7 @@ def main(cfg: Config) -> dict:
                 checkpoint.save_checkpoint(run, bare, optimizers, state)
             if stopping and not done:
                 accelerator.wait_for_everyone()
-                if first:
-                    print(
-                        f"stopped after step {step}, saved; the same command continues from there"
-                    )
-                sys.exit(128 + (stop.signal or 15))
+                stop.leave(step, first, batches.lost)
 
     # ---- end
     if first:

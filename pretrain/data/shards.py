@@ -5,11 +5,16 @@ permutation, so every epoch holds every clip exactly once, batches never change 
 run needs one number: how many positions it has consumed.
 """
 
+import contextlib
+import itertools
 import json
 import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -370,32 +375,117 @@ def start_worker(_: int) -> None:
         signal.signal(name, signal.SIG_IGN)
 
 
-@contextmanager
-def train_batches(
-    dataset: TrainClips | Mixture, positions: Positions, num_workers: int
-) -> Iterator[Iterator[dict]]:
-    """Load the batches of the whole rest of a run, as `collate_views` makes them."""
-    loader = DataLoader(
-        dataset,
-        batch_sampler=positions,
-        num_workers=num_workers,
-        collate_fn=collate_views,
-        worker_init_fn=start_worker,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=4 if num_workers else None,
-    )
+class WorkerKilled(ValueError):
+    """A process that decodes clips was killed; the message says how and what to do."""
+
+
+def _start(loader: DataLoader) -> Iterator:
+    """Start the processes of a loader, if it has any."""
     batches = iter(loader)
+    if loader.num_workers and threading.current_thread() is threading.main_thread():
+        # torch's handler raises as soon as a worker dies, in the middle of a step or of a save. Without it, the next
+        # batch that is waited for says so.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return batches
+
+
+def _next(batches: Iterator) -> object:
+    """The next batch of what `_start` returned.
+
+    Raises:
+        WorkerKilled: one of its processes is dead.
+    """
     try:
-        yield batches
-    finally:
+        return next(batches)
+    except (RuntimeError, OSError, EOFError) as error:
+        workers = getattr(batches, "_workers", [])
+        deadline = time.monotonic() + 1  # a pipe breaks before its process is known to have ended
+        while (
+            not (ends := [w.exitcode for w in workers if w.exitcode])
+            and time.monotonic() < deadline
+        ):
+            time.sleep(0.05)
+        if not ends:
+            raise
+        how = signal.Signals(-ends[0]).name if ends[0] < 0 else f"exit status {ends[0]}"
+        raise WorkerKilled(
+            f"a process that decodes clips was killed ({how}); most often the machine ran out of memory. Give fewer "
+            "--num-workers (0: none) or make memory free, and start the same command again"
+        ) from error
+
+
+class TrainBatches:
+    """The batches of the whole rest of a run, as `collate_views` makes them.
+
+    If a process that loads them is killed, another one takes over, once, so that the step at hand can be ended and
+    saved.
+
+    Attributes:
+        lost: that it happened, in words; empty before.
+    """
+
+    def __init__(self, dataset: TrainClips | Mixture, positions: Positions, num_workers: int):
+        self.lost = ""
+        self._positions, self._given, self._num_workers = positions, 0, num_workers
+        self._loader = partial(
+            DataLoader,
+            dataset,
+            collate_fn=collate_views,
+            worker_init_fn=start_worker,
+            pin_memory=torch.cuda.is_available(),
+        )
+        prefetch = 4 if num_workers else None
+        self._batches = _start(
+            self._loader(batch_sampler=positions, num_workers=num_workers, prefetch_factor=prefetch)
+        )
+
+    def __iter__(self) -> "TrainBatches":
+        return self
+
+    def __next__(self) -> dict:
+        try:
+            batch = _next(self._batches)
+        except WorkerKilled as error:
+            if self.lost:
+                raise
+            self.lost = str(error)
+            print("a process that decodes clips was killed: saving at the end of this step ...", file=sys.stderr,
+                  flush=True)  # fmt: skip
+            self.close()
+            rest = itertools.islice(self._positions, self._given, None)
+            self._batches = _start(
+                self._loader(batch_sampler=rest, num_workers=1, prefetch_factor=1)
+            )
+            batch = _next(self._batches)
+        self._given += 1
+        return batch
+
+    def close(self) -> None:
+        """End the processes."""
         # Said in so many words, because an exception on its way out keeps the iterator alive, and
         # Python would then wait at exit for workers that ignore its SIGTERM.
-        if num_workers:
-            batches._shutdown_workers()
+        if self._num_workers:
+            self._batches._shutdown_workers()
 
 
-def eval_loader(dataset: EvalClips, batch_size: int, num_workers: int) -> DataLoader:
-    """Batches of (sample ids (B,), views (B, V, C, T, H, W)) in the order of the ids."""
-    return DataLoader(
-        dataset, batch_size=batch_size, num_workers=num_workers, worker_init_fn=start_worker
+def train_batches(
+    dataset: TrainClips | Mixture, positions: Positions, num_workers: int
+) -> contextlib.closing[TrainBatches]:
+    """Load the batches of the whole rest of a run, inside `with`."""
+    return contextlib.closing(TrainBatches(dataset, positions, num_workers))
+
+
+def eval_loader(dataset: EvalClips, batch_size: int, num_workers: int) -> Iterator[list[Tensor]]:
+    """Batches of (sample ids (B,), views (B, V, C, T, H, W)) in the order of the ids.
+
+    Raises:
+        WorkerKilled: a process that decodes was killed.
+    """
+    batches = _start(
+        DataLoader(
+            dataset, batch_size=batch_size, num_workers=num_workers, worker_init_fn=start_worker
+        )
     )
+    with contextlib.suppress(StopIteration):
+        while True:
+            yield _next(batches)

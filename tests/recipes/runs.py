@@ -16,7 +16,7 @@ from pretrain import checkpoint
 ROOT = Path(__file__).parents[2]
 
 DRIVER = """
-import importlib, json, os, signal, sys
+import importlib, json, multiprocessing, os, signal, sys
 sys.path.insert(0, {root!r})
 import torch
 torch.set_num_threads(1)
@@ -26,12 +26,26 @@ given = json.loads(sys.argv[1])
 cfg = recipe.Config(**{{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}})
 plan = json.loads(sys.argv[2])
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
-real_step, real_save, count = recipe.train_step, checkpoint.save_file, [0]
-def step(*args):
+real_step, real_save, count, hashes = recipe.train_step, checkpoint.save_file, [0], []
+rank = os.environ.get("RANK", "0")
+def step(model, *args):
     count[0] += 1
-    if count[0] == plan.get("die_in_step") and os.environ.get("RANK", "0") == plan.get("rank", "0"):
+    mine = rank == plan.get("rank", "0")
+    if count[0] == plan.get("die_in_step") and mine:
         die()
-    return real_step(*args)
+    if count[0] == plan.get("kill_worker_in_step") and mine:
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    spoil = None
+    if count[0] == plan.get("nan_in_step") and mine:
+        spoil = next(model.parameters()).register_hook(lambda g: g * float("nan"))
+    result = real_step(model, *args)
+    if spoil:
+        spoil.remove()
+    if plan.get("hashes"):
+        hashes.append(checkpoint.weights_hash(model))
+        with open(plan["hashes"] + "/hashes-" + rank + ".json", "w") as file:
+            json.dump(hashes, file)
+    return result
 def save_file(tensors, path):
     real_save(tensors, path)
     if plan.get("die_in_save") and count[0] >= plan["die_in_save"] and "optimizer" in str(path):

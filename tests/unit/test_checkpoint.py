@@ -1,11 +1,13 @@
 """Checkpoints: whole or not there, at every instant."""
 
+import hashlib
 import json
 import os
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save
 
 from pretrain import checkpoint
 from pretrain.checkpoint import (
@@ -217,3 +219,84 @@ def test_backbone_round_trip_and_refusals(tmp_path):
     weights.write_bytes(data)
     with pytest.raises(ValueError, match="corrupt"):
         load_backbone(str(folder))
+
+
+def damage(folder) -> None:
+    with open(folder / "optimizer.safetensors", "r+b") as file:
+        file.truncate(100)
+
+
+def rewrite(folder, name: str, content: bytes) -> None:
+    """Change a file of a checkpoint and its manifest with it, as somebody with intent would."""
+    (folder / name).write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest[name] = hashlib.sha256(content).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_damaged_checkpoint_is_replaced_and_said(tmp_path, capsys):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, *trained(step), {"step": step})
+    damage(tmp_path / "checkpoints" / "step-00000002")
+    assert checkpoint.load_pretrained_videomae(tmp_path) is not None
+    assert "step-00000002" in capsys.readouterr().err  # and not in silence the older one
+    save_checkpoint(tmp_path, *trained(2), {"step": 2})
+    assert "step-00000002" in capsys.readouterr().err
+    assert newest_valid(tmp_path) == (tmp_path / "checkpoints" / "step-00000002", [])
+    assert load_checkpoint(newest_valid(tmp_path)[0], *trained(0))["step"] == 2
+
+
+@pytest.mark.parametrize("kind", ["truncated", "link", "dangling", "file", "empty"])
+def test_what_is_no_checkpoint_takes_none_of_the_places(tmp_path, capsys, kind):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, *trained(step), {"step": step})
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "thesis.txt").write_text("years of work")
+    newest = tmp_path / "checkpoints" / "step-00000002"
+    if kind == "truncated":
+        damage(newest)
+    else:
+        shutil.rmtree(newest)
+        if kind == "file":
+            newest.touch()
+        elif kind == "empty":
+            newest.mkdir()
+        else:
+            newest.symlink_to(elsewhere if kind == "link" else "nowhere")
+    assert newest_valid(tmp_path)[0].name == "step-00000001"
+    save_checkpoint(tmp_path, *trained(3), {"step": 3})
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-00000003", "step-00000001"]
+    assert "step-00000002" in capsys.readouterr().err
+    assert (elsewhere / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    "state",
+    [b"[]", b"", b"null", b"{}", b'{"step": 1}', b'{"step": "2"}', b'{"step": true}', b'{"step": NaN}',
+     b'{"step": 2.0}', b'{"step": ' + b"9" * 5000 + b"}", b"[" * 100_000],
+)  # fmt: skip
+def test_a_hostile_state_is_passed_over(tmp_path, state):
+    for step in (1, 2):
+        newest = save_checkpoint(tmp_path, *trained(step), {"step": step})
+    rewrite(newest, "state.json", state)
+    found, problems = newest_valid(tmp_path)
+    assert found.name == "step-00000001" and "step-00000002" in problems[0]
+
+
+@pytest.mark.parametrize("kind", ["shape", "name", "missing", "stranger"])
+def test_hostile_moments_are_refused(tmp_path, kind):
+    newest = save_checkpoint(tmp_path, *trained(1), {"step": 1})
+    moments = load_file(newest / "optimizer.safetensors")
+    name = next(k for k in moments if k.endswith(".exp_avg"))
+    if kind == "shape":
+        moments[name] = torch.zeros(7)
+    elif kind == "name":
+        moments[f"{name}_other"] = moments[name].clone()
+    elif kind == "missing":
+        del moments[name]
+    else:
+        moments["nobody.exp_avg"] = torch.zeros(1)
+    rewrite(newest, "optimizer.safetensors", save(moments))
+    with pytest.raises(CheckpointError, match="does not fit the optimizer"):
+        load_checkpoint(newest, *trained(0))
