@@ -23,7 +23,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from pretrain.data.guard import Refused
+from pretrain.data.guard import MAX_PIXELS, Refused
 from pretrain.data.index import CRF, GOP, PRESET
 
 LONGER = 0.05  # a clip may be this much longer than asked, so that 10.01 s stay one clip of 10 s
@@ -85,6 +85,10 @@ class Clips:
             self.first = tag
             self.turn = _turn(frame)
             self.size = target_size(frame.width, frame.height, self.aspect, self.short_side)
+            if self.size[0] * self.size[1] > MAX_PIXELS:
+                raise Refused(
+                    f"would become {self.size[0]}x{self.size[1]}, over {MAX_PIXELS} pixels"
+                )
         self.plain = self.plain and repeats == 1 and tag == self.first and self.turn is None
         self.plain = self.plain and frame.color_range != ColorRange.JPEG
         self.plain = self.plain and frame.colorspace in DEFAULT_COLOURS

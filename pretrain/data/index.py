@@ -32,7 +32,6 @@ GOP, CRF, PRESET, MAX_FPS = 16, 18, "veryfast", 60
 RULES = {"codec": "h264", "crf": CRF, "preset": PRESET, "gop": GOP, "max_fps": MAX_FPS, "rules": 1}
 MAX_INDEX = 2**28  # bytes of index.json: 1.5 million shards
 MAX_LINES = 2**33  # bytes of clips.jsonl: some 15 million clips
-MAX_SIDE = 16384  # x264's own limit
 KEY = re.compile(r"[\w-]{1,100}")  # a clip's key is part of a file's name
 FIELDS = {
     "num_sources": int,
@@ -198,8 +197,8 @@ def _wrong_clip(clip: dict) -> str | None:
         ("key", type(clip.get("key")) is str and KEY.fullmatch(clip["key"])),
         ("bytes", _whole(size, 1, 2**53)),
         ("frames", _whole(frames, 1, 2**53) and frames <= size),  # each takes a byte at least
-        ("width", _whole(width, 1, MAX_SIDE)),
-        ("height", _whole(height, 1, MAX_SIDE) and width * height <= MAX_PIXELS),
+        ("width", _whole(width, 1, MAX_PIXELS)),
+        ("height", _whole(height, 1, MAX_PIXELS) and width * height <= MAX_PIXELS),
         ("fps", type(clip.get("fps")) in (int, float) and 0 < clip["fps"] <= MAX_FPS),
         ("start", type(clip.get("start")) in (int, float) and 0 <= clip["start"] < 2**53),
         ("sha256", type(clip.get("sha256")) is str),

@@ -377,6 +377,14 @@ def test_the_clips_of_a_file_take_no_more_room_than_its_size_allows(tmp_path, mo
     assert list(tmp_path.iterdir()) == [path]  # nothing stays of what was written before
 
 
+def test_a_shape_tag_makes_no_frame_larger_than_a_pack_may_hold(tmp_path):
+    black = [np.zeros((4096, 4096, 3), np.uint8)]
+    options = {"preset": "ultrafast"}
+    path = write_video(tmp_path / "a.mkv", black, aspect=Fraction(4), options=options)
+    with pytest.raises(Refused, match="16384x4096"):
+        ingest(str(path), None, "video", str(tmp_path / "out"), 4096, 10.0)
+
+
 # ---- errors of the disk
 
 DISK = [
