@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from pretrain.clip import VideoText
 from pretrain.folders import read_json, remove, sync, writing
+from pretrain.foreign import check_arguments, dry_state
 from pretrain.frames import FrameTower
 from pretrain.names import for_screen
 from pretrain.openclip import PREFIX as OPEN_CLIP
@@ -41,6 +43,11 @@ BUILDERS = {
     for builder in (VideoTransformer, FrameTower, OpenClipText, HuggingFaceText, VideoText)
 }
 
+# What a manifest lists: of a checkpoint, or of an export.
+WHOLE = (
+    {"model.safetensors", "optimizer.safetensors", "state.json"},
+    {"model.safetensors", "config.json"},
+)
 KEEP = 2  # complete checkpoints that stay
 
 # What the optimizers remember of a parameter: `step` is a number, all others have its shape.
@@ -86,11 +93,15 @@ def _write_folder(
 
 
 def _verify(folder: Path) -> None:
-    """Raise CheckpointError unless every file of `folder` is there and has its recorded hash."""
+    """Raise CheckpointError unless every file of a checkpoint or an export is there with its recorded hash."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = read_json(folder / "manifest.json")
+        if manifest.keys() not in WHOLE:
+            raise ValueError(
+                f"its manifest lists {', '.join(map(ascii, manifest))[:200] or 'nothing'}"
+            )
         bad = [n for n, digest in manifest.items() if sha256(folder / n) != digest]
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{folder} is incomplete: {error}") from error
     if bad:
         raise CheckpointError(
@@ -270,8 +281,31 @@ def describe(model: nn.Module) -> dict:
     return {"builder": name, "arguments": model.arguments | parts}
 
 
+def check_description(description: object, where: str, nested: bool = False) -> None:
+    """Refuse what `describe` cannot have written.
+
+    Args:
+        description: as read from a file, which may be anybody's.
+        where: the file, for the message.
+        nested: a part of another one, which has no parts itself.
+
+    Raises:
+        ValueError: it names no builder, or arguments that are not its own, or beyond all bounds.
+    """
+    name = description.get("builder") if isinstance(description, dict) else None
+    if not isinstance(name, str) or name not in BUILDERS or (nested and name in PARTS):
+        raise ValueError(f"{where} names no builder of ours but {name!r:.80}")
+    parts, arguments = PARTS.get(name, ()), description.get("arguments")
+    check_arguments(BUILDERS[name], arguments, where, parts)
+    for part in parts:
+        check_description(arguments.get(part), f"{where}: {part}", nested=True)
+
+
 def build(description: dict) -> nn.Module:
-    """The architecture that `describe` described, with fresh weights."""
+    """The architecture that `describe` described, with fresh weights.
+
+    What comes from a file passes `check_description` first.
+    """
     name, arguments = description["builder"], description["arguments"]
     parts = {part: build(arguments[part]) for part in PARTS.get(name, ())}
     return BUILDERS[name](**arguments | parts)
@@ -312,8 +346,8 @@ def read_backbone_config(folder: Path) -> dict:
         inside = [p for p in (folder / "backbone", folder.parent / "backbone") if p.exists()]
         hint = f"did you mean {inside[0]}?" if inside else "a run exports one as RUN/backbone"
         raise ValueError(f"{folder} holds no config.json, so it is not a backbone: {hint}")
-    config = json.loads((folder / "config.json").read_text())
-    if config.get("builder") not in BUILDERS:
+    config = read_json(folder / "config.json")
+    if not isinstance(config.get("builder"), str) or config["builder"] not in BUILDERS:
         inside = folder / "backbone"
         hint = (
             f"did you mean {inside}?"
@@ -322,7 +356,20 @@ def read_backbone_config(folder: Path) -> dict:
         )
         raise ValueError(f"{folder}/config.json names no builder of ours; {hint}")
     _verify(folder)
+    check_description(config, f"{folder}/config.json")
     return config
+
+
+def _build_to_fit(make: Callable[[], nn.Module], folder: Path) -> nn.Module:
+    """Build a model for the weights in `folder`, once its shapes are known to be theirs, and load them."""
+    try:
+        shapes = dry_state(make)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    weights = read_safetensors(folder / "model.safetensors", shapes)
+    model = make()
+    load_strict(model, weights, str(folder))
+    return model
 
 
 def load_export(folder: Path) -> nn.Module:
@@ -332,9 +379,8 @@ def load_export(folder: Path) -> nn.Module:
         ValueError: the folder is no export, or does not verify.
     """
     config = read_backbone_config(folder)
-    model = build(config)
-    load_strict(model, read_safetensors(folder / "model.safetensors"), str(folder))
-    if weights_hash(model) != config["weights_sha256"]:
+    model = _build_to_fit(lambda: build(config), folder)
+    if weights_hash(model) != config.get("weights_sha256"):
         raise CheckpointError(f"{folder}: the weights are not those that were exported")
     return model
 
@@ -438,20 +484,22 @@ def load_pretrained_videomae(run: Path) -> VideoMAE:
         raise CheckpointError(f"{run} holds no valid checkpoint. {' '.join(problems)}")
     for problem in problems:
         print(f"warning: {for_screen(problem)}; {folder} is taken", file=sys.stderr, flush=True)
-    model_arguments = read_state(folder).get("model")
-    if not isinstance(model_arguments, dict) or "decoder" not in model_arguments:
+    described = read_state(folder).get("model")
+    if not isinstance(described, dict) or "decoder" not in described:
         raise CheckpointError(f"{run} is no VideoMAE run; its backbone is in {run}/backbone")
-    encoder = build({"builder": "VideoTransformer", "arguments": model_arguments.get("encoder")})
-    try:
-        model = VideoMAE(encoder, **model_arguments["decoder"])
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder}/state.json is damaged: {error}") from error
-    weights = read_safetensors(folder / "model.safetensors")
-    if "contrast" in model_arguments:  # its head, on top of the VideoMAE, ends with the training
-        weights = {
-            name.removeprefix("masked."): value
-            for name, value in weights.items()
-            if name.startswith("masked.")
-        }
+    where = f"{folder}/state.json"
+    check_arguments(VideoTransformer, described.get("encoder"), where, ())
+    check_arguments(VideoMAE, described["decoder"], where, ("encoder",))
+    make = lambda: VideoMAE(VideoTransformer(**described["encoder"]), **described["decoder"])
+    if "contrast" not in described:
+        return _build_to_fit(make, folder)
+    # The head of the contrast, on top of the VideoMAE, ends with the training.
+    weights = {
+        name.removeprefix("masked."): value
+        for name, value in read_safetensors(folder / "model.safetensors").items()
+        if name.startswith("masked.")
+    }
+    refuse_misfit(dry_state(make), weights, str(folder))
+    model = make()
     load_strict(model, weights, str(folder))
     return model

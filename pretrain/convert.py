@@ -4,13 +4,14 @@
 model, given the weights, must show the same tokens, reconstruction and loss.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.folders import read_json
+from pretrain.foreign import hub_folder
 from pretrain.layouts import AS_RECORDED, Sizes, arguments_of, build, from_hf, from_official, to_hf
 from pretrain.videomae import VideoMAE, draw_tokens
 from pretrain.vit import VideoTransformer, patchify, take_tokens
@@ -146,17 +147,9 @@ def _read_hf(name: str) -> tuple[dict[str, Tensor], dict]:
     """
     folder = Path(name)
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
         # A second look only where there is no safetensors, for older repositories.
         for weights in ("*.safetensors", "pytorch_model*.bin"):
-            try:
-                folder = Path(snapshot_download(name, allow_patterns=["*config.json", weights]))
-            except (OSError, ValueError) as error:
-                raise ValueError(
-                    "no such folder here, and the hub does not give it "
-                    f"({str(error).splitlines()[0]}): check the name and the network, or download it"
-                ) from error
+            folder = hub_folder(name, ["*config.json", weights])
             if any(folder.glob(weights)):
                 break
     for pattern in ("model.safetensors", "model-*.safetensors", "pytorch_model*.bin"):
@@ -165,20 +158,15 @@ def _read_hf(name: str) -> tuple[dict[str, Tensor], dict]:
             break
     if not files or not (folder / "config.json").is_file():
         raise ValueError("it holds no config.json with model.safetensors or pytorch_model.bin")
+    config = read_json(folder / "config.json")
+    processor = folder / "preprocessor_config.json"
+    if processor.is_file():
+        read = read_json(processor)
+        config |= {k: read[k] for k in ("image_mean", "image_std") if k in read}
     state = {}
-    try:
-        for file in files:
-            part = load_torch_file(file) if file.suffix == ".bin" else read_safetensors(file)
-            if state.keys() & part.keys():
-                raise ValueError(f"{file.name} repeats weights of another file")
-            state |= part
-        config = json.loads((folder / "config.json").read_text())
-        if not isinstance(config, dict):
-            raise ValueError("its config.json is no JSON object")
-        processor = folder / "preprocessor_config.json"
-        if processor.is_file():
-            read = json.loads(processor.read_text())
-            config |= {k: read[k] for k in ("image_mean", "image_std") if k in read}
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"it cannot be read: {error}") from error
+    for file in files:
+        part = load_torch_file(file) if file.suffix == ".bin" else read_safetensors(file)
+        if state.keys() & part.keys():
+            raise ValueError(f"{file.name} repeats weights of another file")
+        state |= part
     return state, config

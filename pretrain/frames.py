@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pretrain.foreign import build_open_clip
 from pretrain.vit import Block, InputSpec, sinusoid_table
 
 POOLS = ("mean", "attention", "temporal")
@@ -94,6 +95,7 @@ class FrameTower(nn.Module):
         super().__init__()
         if pool not in POOLS:
             raise ValueError(f"frame pooling {pool!r} is not one of {', '.join(POOLS)}")
+        visual = build_open_clip(vision=config).visual
         size = config["vision_cfg"].get("image_size", 224)
         if not isinstance(size, int):
             if len(set(size)) > 1:
@@ -105,7 +107,7 @@ class FrameTower(nn.Module):
             "config": config, "frames": frames, "stride": stride, "pool": pool, "pool_depth": pool_depth,
             "mean": list(mean), "std": list(std), "interpolation": interpolation,
         }  # fmt: skip
-        self.visual = build_open_clip(vision=config).visual
+        self.visual = visual
         self.embed_dim, self.grid = config["embed_dim"], (frames, 1, 1)
         self.input_spec = InputSpec(frames, stride, size, tuple(mean), tuple(std), interpolation)
         self.over_time = nn.Identity()
@@ -144,35 +146,3 @@ class FrameTower(nn.Module):
         if self.pool == "attention":
             return self.over_time(frames)
         return self.over_time(frames).mean(1)  # of un-normalised frames, as ViFi-CLIP has it
-
-
-def build_open_clip(vision: dict | None = None, text: dict | None = None) -> nn.Module:
-    """An open_clip model with fresh weights, of which the caller wants one tower.
-
-    open_clip builds its towers in pairs, so the tower that is not asked for is a tiny one.
-
-    Args:
-        vision: `embed_dim`, `vision_cfg`, `quick_gelu` of the image tower.
-        text: `embed_dim`, `text_cfg`, `quick_gelu` of the text tower.
-
-    Raises:
-        ValueError: open_clip cannot build it.
-    """
-    from open_clip import CustomTextCLIP
-
-    wanted = vision or text
-    assert wanted is not None
-    no_vision = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 16, "image_size": 16}
-    no_text = {"layers": 1, "width": 64, "heads": 1, "context_length": 8, "vocab_size": 8}
-    vision_cfg = dict(vision["vision_cfg"]) if vision else no_vision
-    if "timm_model_name" in vision_cfg:
-        vision_cfg["timm_model_pretrained"] = False  # the weights come from elsewhere
-    try:
-        return CustomTextCLIP(
-            embed_dim=wanted["embed_dim"],
-            vision_cfg=vision_cfg,
-            text_cfg=dict(text["text_cfg"]) if text else no_text,
-            quick_gelu=wanted.get("quick_gelu", False),
-        )
-    except (TypeError, RuntimeError, AssertionError) as error:
-        raise ValueError(f"open_clip cannot build {wanted}: {error}") from error

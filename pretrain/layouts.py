@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pretrain.foreign import check, check_arguments, dry_state, flag, number, several, whole
 from pretrain.videomae import VideoMAE
 from pretrain.vit import IMAGENET_MEAN, IMAGENET_STD, VideoTransformer
+from pretrain.weights import refuse_misfit
 
 # Published attention heads by width, of encoders and decoders alike (96 and 192: ours too). An
 # official file does not record them.
@@ -72,7 +74,13 @@ AS_RECORDED = Sizes()
 
 
 def build(state: dict[str, Tensor], arguments: dict) -> VideoMAE | VideoTransformer:
-    """The model of `arguments` holding exactly the weights `state`."""
+    """The model of `arguments` holding exactly the weights `state`.
+
+    Raises:
+        ValueError: the arguments are not admitted, or make a model of other shapes.
+    """
+    _check(arguments)
+    refuse_misfit(dry_state(lambda: _model(arguments)), state, "the file")
     model = _model(arguments)
     model.load_state_dict(state)
     return model
@@ -145,6 +153,7 @@ def from_official(
             f"the file does not say how many attention heads its {' and '.join(map(str, widths))} wide "
             "blocks have, and no published VideoMAE is that wide: give heads and decoder_heads"
         )
+    _check(arguments)
     return _take(state, OFFICIAL, arguments, dropped), arguments, dropped
 
 
@@ -187,6 +196,7 @@ def from_hf(
 
     if config.get("model_type") != "videomae":
         raise ValueError(f"config.json is of a {config.get('model_type')!r} model, not a videomae")
+    check({k: config[k] for k in _READ if k in config}, _READ, "config.json")
     config = (
         VideoMAEConfig().to_dict() | config
     )  # what the file leaves out is transformers' default
@@ -248,6 +258,28 @@ def from_hf(
         if config.get(key, value) != value and not known_better.get(key):
             raise ValueError(f"config.json has {key} {config[key]!r}; these weights need {value!r}")
     return _take(state, HF, arguments, dropped), arguments, dropped
+
+
+def _check(arguments: dict) -> None:
+    """Refuse sizes that are none, or beyond all bounds."""
+    check_arguments(VideoTransformer, arguments["encoder"], "the file", ())
+    if "decoder" in arguments:
+        check_arguments(VideoMAE, arguments["decoder"], "the file", ("encoder",))
+
+
+# What is read of a Hugging Face config.json.
+_READ = {
+    "use_mean_pooling": flag,
+    "num_attention_heads": whole(1, 256),
+    "decoder_num_attention_heads": whole(1, 256),
+    "num_frames": whole(1, 4096),
+    "image_size": whole(1, 2048),
+    "sampling_rate": whole(1, 4096),
+    "image_mean": several(number(-1e6, 1e6), 3, 3),
+    "image_std": several(number(1e-6, 1e6), 3, 3),
+    "target_eps": number(0, 1),
+    "layer_norm_eps": number(0, 1),
+}
 
 
 def to_hf(ours: dict[str, Tensor], arguments: dict) -> tuple[dict[str, Tensor], dict]:

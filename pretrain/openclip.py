@@ -8,12 +8,15 @@ open_clip:RN50                           the architecture, with fresh weights
 """
 
 import copy
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
+
+from pretrain import foreign
+from pretrain.folders import read_json
+from pretrain.weights import load_torch_file, read_safetensors, refuse_misfit
 
 PREFIX = "open_clip:"
 
@@ -24,7 +27,7 @@ class Pair:
 
     Attributes:
         config: `embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`.
-        tokenizer: name of the model whose tokenizer its text tower takes; "": CLIP's own.
+        tokenizer: that of its text tower as data, see `OpenClipText`; None: CLIP's own.
         visual: image tower.
         text: text tower.
         log_scale: logarithm of the factor on similarities.
@@ -34,7 +37,7 @@ class Pair:
     """
 
     config: dict
-    tokenizer: str
+    tokenizer: dict | None
     visual: nn.Module
     text: nn.Module
     log_scale: Tensor
@@ -53,29 +56,12 @@ class Pair:
         return {k: self.config[k] for k in ("embed_dim", "text_cfg", "quick_gelu")}
 
 
-def _read_config(model: str) -> dict:
-    """The model configuration behind a name of one of the three kinds."""
-    import open_clip
-
-    kind, _, where = model.partition(":")
-    if kind == "local-dir":
-        file = Path(where) / "open_clip_config.json"
-    elif kind == "hf-hub":
-        from huggingface_hub import hf_hub_download
-
-        file = Path(hf_hub_download(where, "open_clip_config.json"))
-    else:
-        config = open_clip.get_model_config(model)
-        if config is None:
-            from difflib import get_close_matches
-
-            near = get_close_matches(model, open_clip.list_models(), 3, 0.5)
-            raise ValueError(
-                f"open_clip has no model {model!r}"
-                + (f"; did you mean {', '.join(near)}?" if near else "")
-            )
-        return config
-    return json.loads(file.read_text())["model_cfg"]
+# As open_clip looks for them in a folder, the best first.
+_WEIGHTS = (
+    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
+)  # fmt: skip
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def load_open_clip(name: str) -> Pair:
@@ -85,63 +71,163 @@ def load_open_clip(name: str) -> Pair:
         name: as above, with its prefix.
 
     Raises:
-        ValueError: there is no such model, tag or file, it cannot be downloaded, or it is of a kind that
-            has no separate towers.
+        ValueError: there is no such model, tag or file, it cannot be downloaded, its configuration is not
+            admitted (`pretrain/foreign.py`), or it is of a kind that has no separate towers.
     """
-    import open_clip
-
     given = name.removeprefix(PREFIX)
-    if given.startswith(("local-dir:", "hf-hub:")):
-        model, weights = given, None
-    else:
-        model, _, weights = given.partition("/")
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)  # its own account of every step, on the root logger
     try:
-        config = _read_config(model)
-        if "multimodal_cfg" in config:
-            raise ValueError(f"{name} is a CoCa, which has no two separate towers")
-        config = {
-            "embed_dim": config["embed_dim"],
-            "vision_cfg": config["vision_cfg"],
-            "text_cfg": config["text_cfg"],
-            "quick_gelu": config.get("quick_gelu", False),
-        }
-        if weights and not Path(weights).is_file():
-            tag = open_clip.get_pretrained_cfg(model, weights)
-            if not tag:
-                tags = open_clip.list_pretrained_tags_by_model(model)
-                raise ValueError(
-                    f"{weights!r} is neither a file nor a tag of {model}, which has "
-                    f"{', '.join(tags) or 'none'}"
-                )
-            # open_clip only warns, and answers with the wrong activation.
-            config["quick_gelu"] = config["quick_gelu"] or tag.get("quick_gelu", False)
-        loaded = open_clip.create_model(
-            model,
-            pretrained=weights or None,
-            force_quick_gelu=config["quick_gelu"],
-            force_custom_text=True,
-            require_pretrained=bool(weights) or ":" in model,
-        )
-    except ValueError:
-        raise
-    except Exception as error:  # a hub, a file system, a config and torch raise many kinds
+        for kind in ("local-dir:", "hf-hub:"):
+            if given.startswith(kind):
+                return _from_folder(given.removeprefix(kind), kind == "hf-hub:")
+        return _from_list(*given.partition("/")[::2])
+    except ValueError as error:
+        raise ValueError(f"open_clip cannot load {name}: {error}") from error
+    except Exception as error:  # a hub, a file system and torch raise many kinds
         lines = str(error).strip().splitlines()
         raise ValueError(
             f"open_clip cannot load {name}: {lines[0] if lines else type(error).__name__}"
         ) from error
     finally:
         logging.disable(level)
-    text_cfg = config["text_cfg"]
-    own_tokenizer = "hf_tokenizer_name" in text_cfg or "siglip" in model.lower()
+
+
+def _two_towers(config: dict) -> dict:
+    """The part of a configuration that describes the towers."""
+    if not isinstance(config, dict) or "multimodal_cfg" in config:
+        raise ValueError("it is a CoCa, which has no two separate towers, or no model at all")
+    if lacking := [k for k in ("embed_dim", "vision_cfg", "text_cfg") if k not in config]:
+        raise ValueError(f"its configuration lacks {', '.join(lacking)}")
+    towers = {
+        "embed_dim": config["embed_dim"],
+        "vision_cfg": config["vision_cfg"],
+        "text_cfg": config["text_cfg"],
+        "quick_gelu": config.get("quick_gelu", False),
+    }
+    foreign.check_open_clip(towers, "its configuration")
+    return copy.deepcopy(towers)
+
+
+def _tokenizer(text_cfg: dict, source: str) -> dict:
+    """The tokenizer at `source`, a folder or a name in open_clip's own list, as data."""
+    about = text_cfg.get("tokenizer_kwargs", {})
+    return {
+        **foreign.tokenizer_data(foreign.fetch_tokenizer(source)),
+        "clean": about.get("clean", "whitespace"),
+        "strip_sep": about.get("strip_sep_token", False),
+    }
+
+
+def _from_list(model: str, weights: str) -> Pair:
+    """A model in open_clip's own list, with weights by a tag or from a file, or fresh."""
+    import open_clip
+
+    config = _two_towers(foreign.listed_open_clip(model))
+    if weights and not Path(weights).is_file():
+        tag = open_clip.get_pretrained_cfg(model, weights)
+        if not tag:
+            tags = open_clip.list_pretrained_tags_by_model(model)
+            raise ValueError(
+                f"{weights!r} is neither a file nor a tag of {model}, which has "
+                f"{', '.join(tags) or 'none'}"
+            )
+        # open_clip only warns, and answers with the wrong activation.
+        config["quick_gelu"] = config["quick_gelu"] or tag.get("quick_gelu", False)
+    loaded = foreign.listed_open_clip_model(model, weights or None, config["quick_gelu"])
+    theirs = config["text_cfg"].get("hf_tokenizer_name")
+    return _pair(
+        config,
+        _tokenizer(config["text_cfg"], theirs) if theirs else None,
+        loaded,
+        dict(loaded.visual.preprocess_cfg),
+        bool(weights),
+    )
+
+
+def _from_folder(where: str, hub: bool) -> Pair:
+    """A folder with open_clip_config.json and weights, here or on the hub.
+
+    open_clip would read the configuration itself and follow the names in it, so it is checked and built here.
+    """
+    folder = Path(where)
+    if hub:
+        folder = foreign.hub_folder(where, ["open_clip_config.json", *_WEIGHTS, *_TOKENIZER_FILES])
+    about = read_json(folder / "open_clip_config.json")
+    config = _two_towers(about.get("model_cfg"))
+    files = [folder / file for file in _WEIGHTS if (folder / file).is_file()]
+    if not files:
+        raise ValueError(f"{folder} holds no weights ({', '.join(_WEIGHTS)})")
+    file = files[0]
+    safe = file.suffix == ".safetensors"
+    state = dict(read_safetensors(file) if safe else load_torch_file(file))
+    if isinstance(state.get("state_dict"), dict):  # a checkpoint of open_clip's training
+        state = state["state_dict"]
+    state = _separate_towers(state)
+    bias = "logit_bias" in state
+    build = lambda: foreign.build_open_clip(vision=config, text=config, bias=bias)
+    refuse_misfit(foreign.dry_state(build), state, str(file))  # before anything is built
+    loaded = build()
+    loaded.load_state_dict(state)
+    tokenizer = None
+    if config["text_cfg"].get("hf_tokenizer_name"):
+        # The name is never followed: what a model needs lies beside it.
+        if not (folder / "tokenizer.json").is_file():
+            raise ValueError(f"{folder} has no tokenizer.json: put its tokenizer there")
+        tokenizer = _tokenizer(config["text_cfg"], str(folder))
+    return _pair(config, tokenizer, loaded, _preprocess(about.get("preprocess_cfg", {})), True)
+
+
+def _separate_towers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights with a text tower of its own, also where open_clip's `CLIP` has none; scales without axes."""
+    if "positional_embedding" in state:
+        inner = (
+            "positional_embedding",
+            "text_projection",
+            "token_embedding.",
+            "transformer.",
+            "ln_final.",
+        )
+        state = {f"text.{k}" if k.startswith(inner) else k: v for k, v in state.items()}  # fmt: skip
+    state.pop("text.transformer.embeddings.position_ids", None)
+    return {
+        k: v.reshape(()) if k in ("logit_scale", "logit_bias") and v.numel() == 1 else v
+        for k, v in state.items()
+    }
+
+
+def _preprocess(about: object) -> dict:
+    """`mean`, `std` and `interpolation` of a folder's preprocess_cfg, or open_clip's defaults."""
+    import open_clip
+
+    three = foreign.several(foreign.number(-1e6, 1e6), 3, 3)
+    about = about if isinstance(about, dict) else {}
+    known = {
+        "mean": about.get("mean", list(open_clip.OPENAI_DATASET_MEAN)),
+        "std": about.get("std", list(open_clip.OPENAI_DATASET_STD)),
+        "interpolation": about.get("interpolation", "bicubic"),
+    }
+    if known["interpolation"] == "random":  # what open_clip evaluates with then
+        known["interpolation"] = "bicubic"
+    rules = {
+        "mean": three,
+        "std": three,
+        "interpolation": foreign.one_of("bicubic", "bilinear"),
+    }
+    foreign.check(known, rules, "its preprocess_cfg")
+    return known
+
+
+def _pair(
+    config: dict, tokenizer: dict | None, loaded: nn.Module, preprocess: dict, trained: bool
+) -> Pair:
     return Pair(
-        config=copy.deepcopy(config),
-        tokenizer=model if own_tokenizer else "",
+        config=config,
+        tokenizer=tokenizer,
         visual=loaded.visual,
         text=loaded.text,
         log_scale=loaded.logit_scale.detach().clone(),
         bias=None if loaded.logit_bias is None else loaded.logit_bias.detach().clone(),
-        preprocess=dict(loaded.visual.preprocess_cfg),
-        trained=bool(weights) or ":" in model,
+        preprocess=preprocess,
+        trained=trained,
     )

@@ -4,13 +4,12 @@ open_clip's text transformer, fresh or with anybody's weights, or a text model o
 captions, L tokens, D width of an embedding.
 """
 
-import json
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from pretrain.frames import build_open_clip
+from pretrain import foreign
 
 # width, layers, heads of fresh text towers; "b" is that of CLIP ViT-B. Most of a small one is its vocabulary.
 TEXT_SIZES = {"xs": (64, 2, 2), "ti": (128, 4, 2), "s": (384, 12, 6), "b": (512, 12, 8)}
@@ -55,16 +54,23 @@ class HubTokenizer:
         fast: the tokenizer.
         context_length: tokens to which captions are cut.
         clean: applied to every caption before.
+        blank: a token that is replaced by 0 afterwards; None: no such token.
 
     Raises:
         ValueError: it has no padding token.
     """
 
-    def __init__(self, fast, context_length: int, clean: Callable[[str], str] = str):
+    def __init__(
+        self,
+        fast,
+        context_length: int,
+        clean: Callable[[str], str] = str,
+        blank: int | None = None,
+    ):
         if fast.pad_token_id is None:
             raise ValueError("the tokenizer has no padding token")
         self.context_length, self.pad = context_length, fast.pad_token_id
-        self._fast, self._clean = fast, clean
+        self._fast, self._clean, self._blank = fast, clean, blank
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, list[bool]]:
         """Token numbers (B, L) of captions, and which of them were cut."""
@@ -77,7 +83,17 @@ class HubTokenizer:
             max_length=self.context_length,
             return_tensors="pt",
         )
-        return rows["input_ids"], cut
+        tokens = rows["input_ids"]
+        return tokens if self._blank is None else tokens.masked_fill(tokens == self._blank, 0), cut
+
+
+# What an exported tokenizer of open_clip's holds; names of tokenizers are never followed.
+_TOKENIZER = {
+    "json": foreign.text(2**26),
+    "special": lambda v: isinstance(v, dict),  # checked where it is used
+    "clean": foreign.one_of("whitespace", "lower", "canonicalize"),
+    "strip_sep": foreign.flag,
+}
 
 
 class OpenClipText(nn.Module):
@@ -85,32 +101,30 @@ class OpenClipText(nn.Module):
 
     Args:
         config: `embed_dim`, `text_cfg` and `quick_gelu` as open_clip's model configurations have them.
-        tokenizer: name of the open_clip model whose tokenizer it takes; "": CLIP's own.
+        tokenizer: as data, {"json": text of a tokenizer.json, "special": names of its special tokens, "clean": what is
+            done to captions before, "strip_sep": whether 0 replaces the separator}; None: CLIP's own.
 
     Attributes:
         tokenizer: captions -> tokens.
         trims: whether rows may be cut to the longest caption among them.
 
     Raises:
-        ValueError: the tokenizer cannot be had, or open_clip cannot build the tower.
+        ValueError: a configuration is not admitted, or open_clip cannot build the tower.
     """
 
-    def __init__(self, config: dict, tokenizer: str = ""):
+    def __init__(self, config: dict, tokenizer: dict | None = None):
         super().__init__()
-        import open_clip
-
         self.arguments = {"config": config, "tokenizer": tokenizer}
-        self.tower = build_open_clip(text=config).text
+        self.tower = foreign.build_open_clip(text=config).text
         self.embed_dim, context = config["embed_dim"], self.tower.context_length
         if tokenizer:
-            try:
-                theirs = open_clip.get_tokenizer(tokenizer)
-                self.tokenizer = HubTokenizer(theirs.tokenizer, context, theirs.clean_fn)
-            except (
-                Exception
-            ) as error:  # a hub, a file system and a tokenizer library raise many kinds
-                reason = f"the tokenizer of {tokenizer} cannot be loaded: {error}"
-                raise ValueError(reason) from error
+            foreign.check(tokenizer, _TOKENIZER, "the tokenizer")
+            if lacking := [key for key in _TOKENIZER if key not in tokenizer]:
+                raise ValueError(f"the tokenizer lacks {', '.join(lacking)}")
+            fast = foreign.build_tokenizer(tokenizer["json"], tokenizer["special"])
+            blank = fast.sep_token_id if tokenizer["strip_sep"] else None
+            clean = foreign.clean_caption(tokenizer["clean"])
+            self.tokenizer = HubTokenizer(fast, context, clean, blank)
         else:
             self.tokenizer = ClipTokenizer(context)
         # What follows a caption's end changes nothing only where nothing looks ahead.
@@ -135,25 +149,23 @@ class HuggingFaceText(nn.Module):
     """A text model of transformers; the embedding is the mean of its last states over a caption's tokens.
 
     Args:
-        config: what `AutoConfig` saved, with `model_type`.
+        config: as `pretrain.foreign.text_config` returns it, with `model_type`.
         tokenizer: the text of a tokenizer.json.
         special: names of its special tokens.
         context_length: tokens to which captions are cut.
+
+    Raises:
+        ValueError: a configuration is not admitted, or the tokenizer's data are damaged.
     """
 
     def __init__(self, config: dict, tokenizer: str, special: dict, context_length: int):
         super().__init__()
-        from tokenizers import Tokenizer
-        from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
-
         self.arguments = {
             "config": config, "tokenizer": tokenizer, "special": special, "context_length": context_length,
         }  # fmt: skip
-        built = AutoConfig.for_model(**config)
-        self.tower = AutoModel.from_config(built)
-        self.embed_dim, self.trims = built.hidden_size, True
-        fast = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(tokenizer), **special)
-        self.tokenizer = HubTokenizer(fast, context_length)
+        self.tower = foreign.build_text_model(config)
+        self.embed_dim, self.trims = self.tower.config.hidden_size, True
+        self.tokenizer = HubTokenizer(foreign.build_tokenizer(tokenizer, special), context_length)
 
     @classmethod
     def from_name(cls, name: str, context_length: int = 77) -> "HuggingFaceText":
@@ -162,26 +174,10 @@ class HuggingFaceText(nn.Module):
         Raises:
             ValueError: it is not there, is no text encoder, or has no fast tokenizer or padding token.
         """
-        from transformers import AutoModel, AutoTokenizer
-
-        try:
-            model = AutoModel.from_pretrained(name)
-            tokenizer = AutoTokenizer.from_pretrained(name)
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(
-                f"transformers cannot load a text model {name!r}: {str(error).splitlines()[0]}"
-            ) from error
-        if getattr(model.config, "hidden_size", None) is None or model.config.is_encoder_decoder:
-            raise ValueError(f"{name!r} is not a plain text encoder (such as a BERT)")
-        if not tokenizer.is_fast or tokenizer.pad_token is None:
-            raise ValueError(f"the tokenizer of {name!r} has no tokenizer.json or no padding token")
-        special = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
+        model, config, tokenizer = foreign.fetch_text_model(name)
+        data = foreign.tokenizer_data(tokenizer)
         longest = getattr(model.config, "max_position_embeddings", context_length)
-        # to_json_string drops what equals the defaults and keeps JSON to plain types.
-        config = json.loads(model.config.to_json_string(use_diff=False))
-        text = cls(
-            config, tokenizer.backend_tokenizer.to_str(), special, min(context_length, longest)
-        )
+        text = cls(config, data["json"], data["special"], min(context_length, longest))
         text.tower.load_state_dict(model.state_dict())
         return text
 

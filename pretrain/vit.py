@@ -125,12 +125,25 @@ def separable_table(grid: tuple[int, int, int], dim: int) -> Tensor:
     return torch.from_numpy(np.concatenate(columns, axis=1)).float()
 
 
+# 256 MiB of them in float32, ten times those of the longest clips and widest networks published.
+MOST_POSITIONS = 2**26
+
+
+def _refuse_gigantic(grid: tuple[int, int, int], dim: int) -> None:
+    if math.prod(grid) * dim > MOST_POSITIONS:
+        raise ValueError(
+            f"{math.prod(grid):,} tokens of width {dim:,} need a table of more than {MOST_POSITIONS:,} numbers"
+        )
+
+
 def position_table(kind: str, grid: tuple[int, int, int], dim: int) -> Tensor:
     """The table of positions named `kind`, shape (N, D).
 
     Raises:
-        ValueError: `kind` is neither "flat" nor "separable", or the width is odd.
+        ValueError: `kind` is neither "flat" nor "separable", the width is odd, or the table has more than
+            `MOST_POSITIONS` numbers.
     """
+    _refuse_gigantic(grid, dim)
     if dim % 2:
         raise ValueError(f"sine-cosine positions need an even width, got {dim}")
     if kind == "flat":
@@ -156,6 +169,7 @@ def rotary_table(
         trained: the grid that was trained with; places of another are squeezed or stretched to its range.
         head_dim: channels of a head.
     """
+    _refuse_gigantic(grid, head_dim)
     pairs = head_dim // 6
     frequencies = ROTARY_BASE ** -(torch.arange(pairs, dtype=torch.float64) / max(pairs, 1))
     axes = [

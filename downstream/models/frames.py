@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from downstream.models.attention import insert
 from downstream.models.images import ImageNetwork, describe_network
+from pretrain.foreign import timm_network
 from pretrain.vit import InputSpec
 
 
@@ -195,8 +196,6 @@ class SlowFusion(nn.Module):
         still: str = "keep",
     ):
         super().__init__()
-        import timm
-
         if frames < 6 or frames % 4 != 2:
             near = max(6, 4 * round((frames - 2) / 4) + 2)
             raise ValueError(
@@ -219,9 +218,7 @@ class SlowFusion(nn.Module):
                 f"slow fusion needs a timm network whose stages it can enter, not {describe_network(network)}"
             )
         try:
-            self.stages = timm.create_model(
-                network, pretrained=False, features_only=True, in_chans=12
-            )
+            self.stages = timm_network(network, channels=12, stages=True)
             layers = list(self.stages.return_layers)
             assert all(name in self.stages for name in layers)
         except (RuntimeError, AttributeError, AssertionError) as error:

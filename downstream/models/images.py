@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.checkpoint import load_backbone, load_strict
-from pretrain.frames import build_open_clip
+from pretrain.foreign import (
+    build_open_clip,
+    check,
+    number,
+    several,
+    timm_network,
+    torchvision_network,
+)
 from pretrain.modes import evaluating
 from pretrain.openclip import PREFIX as OPEN_CLIP
 from pretrain.openclip import load_open_clip
@@ -42,12 +49,22 @@ class ImageNetwork(nn.Module):
                 raise ValueError(
                     f"an open_clip tower sees images of 3 channels, not {channels}: fuse its frames later"
                 )
+            three = several(number(-1e6, 1e6), 3, 3)
+            rules = {"open_clip": lambda v: isinstance(v, dict), "mean": three, "std": three}
+            check(network, rules, "the 2-D network")
+            if lacking := [key for key in rules if key not in network]:
+                raise ValueError(f"the 2-D network lacks {', '.join(lacking)}")
             self.net = build_open_clip(vision=network["open_clip"]).visual
             self.mean, self.std = network["mean"], network["std"]
         elif network.startswith(TORCHVISION):
             self.net = _torchvision(network.removeprefix(TORCHVISION), channels)
         else:
-            self.net = _timm(network, size, channels)
+            try:
+                self.net = timm_network(network, size, channels)
+            except ValueError as error:
+                raise ValueError(
+                    f"--network {network}: {error}; torchvision's are torchvision:NAME, open_clip's open_clip:MODEL/WEIGHTS"
+                ) from error
             about = self.net.pretrained_cfg
             self.mean, self.std = tuple(about["mean"]), tuple(about["std"])
         try:
@@ -73,50 +90,18 @@ def describe_network(network: str | dict) -> str:
     return network if isinstance(network, str) else "this open_clip tower"
 
 
-def _timm(name: str, size: int, channels: int) -> nn.Module:
-    import timm  # takes seconds, as torchvision does, and most recipes need neither
-
-    try:
-        known = timm.is_model(name)
-    except ValueError:
-        known = False
-    if not known:
-        near = timm.list_models(f"*{name.split('.')[0]}*")[:3]
-        raise ValueError(
-            f"--network {name!r} is no network of timm"
-            + (f" (did you mean {', '.join(near)}?)" if near else "")
-            + "; torchvision's are torchvision:NAME, open_clip's open_clip:MODEL/WEIGHTS"
-        )
-    given = {"pretrained": False, "num_classes": 0, "in_chans": channels}
-    try:
-        return timm.create_model(
-            name, img_size=size, **given
-        )  # transformers are built for one size
-    except TypeError:
-        return timm.create_model(name, **given)
-
-
 def _torchvision(name: str, channels: int) -> nn.Module:
-    import torchvision
-
-    images = torchvision.models.list_models(module=torchvision.models)
-    if name not in [*images, "swin_xs"]:
-        near = [n for n in images if name in n or n in name][:3]
-        raise ValueError(
-            f"torchvision has no image network {name!r}"
-            + (f"; did you mean {', '.join(near)}?" if near else "")
-        )
     if name == "swin_xs":
+        import torchvision
+
         from downstream.models.video_swin import SIZES  # here, since it imports this module
 
         dim, depths, heads, drop_path = SIZES["xs"]
         net = torchvision.models.SwinTransformer(
             [4, 4], dim, list(depths), list(heads), [7, 7], stochastic_depth_prob=drop_path
         )
-    elif name in ("googlenet", "inception_v3"):
-        net = torchvision.models.get_model(name, weights=None, aux_logits=False, init_weights=True)
     else:
-        net = torchvision.models.get_model(name, weights=None)
+        net = torchvision_network(name)
     head = next(attribute for attribute in _HEADS if hasattr(net, attribute))
     last = getattr(net, head)
     if isinstance(
@@ -182,26 +167,22 @@ def image_weights(network: str, source: str) -> dict[str, Tensor]:
     return weights
 
 
-def download(network: str, data: str) -> nn.Module:
+def download(network: str, data: str, video: bool = False) -> nn.Module:
     """A network of timm, or torchvision:NAME, with the library's own weights, downloaded once.
 
     Args:
         network: its name.
         data: what it was trained on, for the message.
+        video: one of torchvision's 3-D networks.
 
     Raises:
         ValueError: nothing can be downloaded.
     """
     try:
         if network.startswith(TORCHVISION):
-            import torchvision
-
-            return torchvision.models.get_model(
-                network.removeprefix(TORCHVISION), weights="DEFAULT"
-            )
-        import timm
-
-        return timm.create_model(network, pretrained=True)
+            name = network.removeprefix(TORCHVISION)
+            return torchvision_network(name, video, pretrained=True)
+        return timm_network(network, pretrained=True)
     except Exception as error:  # hubs and file systems raise many kinds
         raise ValueError(
             f"the {data} weights of {network} cannot be downloaded ({error}): give --weights FILE"
@@ -220,7 +201,7 @@ def video_weights(name: str, source: str) -> dict[str, Tensor]:
     """
     if source != "kinetics":
         return read_weights(source)
-    return download(TORCHVISION + name, "Kinetics").state_dict()
+    return download(TORCHVISION + name, "Kinetics", video=True).state_dict()
 
 
 def read_weights(source: str) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from downstream.models.attention import insert
+from pretrain.foreign import torchvision_network
 from pretrain.modes import evaluating
 from pretrain.vit import InputSpec
 
@@ -57,9 +58,7 @@ class TorchvisionVideo(nn.Module):
             "attention": attention,
             "still": still,
         }
-        import torchvision  # takes seconds, and other families do without
-
-        net = torchvision.models.get_model(name, weights=None)
+        net = torchvision_network(name, video=True)
         if name == "s3d":
             self.features: nn.Module = net.features
             self.embed_dim = net.classifier[1].in_channels

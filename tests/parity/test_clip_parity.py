@@ -191,7 +191,7 @@ def test_a_file_of_weights_by_name(tmp_path, monkeypatch):
     model = open_clip.create_model("tiny-test")
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     pair = load_open_clip(f"open_clip:tiny-test/{tmp_path}/weights.pt")
-    assert pair.trained and pair.tokenizer == ""
+    assert pair.trained and pair.tokenizer is None
     assert torch.equal(pair.visual.conv1.weight, model.visual.conv1.weight)
     assert not load_open_clip("open_clip:tiny-test").trained
     with pytest.raises(ValueError, match="neither a file nor a tag of tiny-test"):

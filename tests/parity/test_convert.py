@@ -562,7 +562,7 @@ def test_unreadable_hugging_face_folders_are_refused(tmp_path, monkeypatch):
         load_foreign(name)
     name = write_hf(tmp_path / "list", *hf())
     (tmp_path / "list" / "config.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"config\.json is no JSON object"):
+    with pytest.raises(ValueError, match=r"config\.json holds a list"):
         load_foreign(name)
     monkeypatch.setattr("huggingface_hub.snapshot_download", no_network)
     with pytest.raises(

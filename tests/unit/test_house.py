@@ -48,6 +48,44 @@ def test_nothing_dangerous(path):
             assert path.name == "weights.py" and words["weights_only"] == "True"
 
 
+# What makes a network, a configuration or a tokenizer of a name, or fetches a file by one.
+FACTORIES = {
+    "create_model", "get_tokenizer", "CustomTextCLIP", "CLIP", "CoCa", "get_model", "get_model_config", "from_pretrained",
+    "from_config", "for_model", "get_config_dict", "hf_hub_download", "snapshot_download", "cached_download",
+    "load_state_dict_from_url", "download_url_to_file", "urlopen", "urlretrieve", "import_module", "pipeline",
+    "load_checkpoint_from_pretrained", "get_weight", "create_model_and_transforms", "create_model_from_pretrained",
+}  # fmt: skip
+
+
+def factory_calls(source: str) -> set[str]:
+    calls = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call)]
+    called = {ast.unparse(n.func) for n in calls}
+    return {c for c in called if c.split(".")[-1] in FACTORIES or c.startswith("torch.hub.")}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_one_module_calls_the_factories_of_others(path):
+    """And says of remote code, wherever there could be some, that it does not want it."""
+    calls = factory_calls(path.read_text())
+    if path.name != "foreign.py":
+        assert not calls
+        return
+    assert {
+        "timm.create_model",
+        "AutoModel.from_pretrained",
+        "AutoTokenizer.from_pretrained",
+    } <= calls
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("Auto"):
+            words = {k.arg: ast.unparse(k.value) for k in node.keywords}
+            assert words.get("trust_remote_code") == "False", node.lineno
+
+
+def test_a_factory_elsewhere_is_noticed():
+    assert factory_calls("import timm\nnet = timm.create_model(name)") == {"timm.create_model"}
+    assert factory_calls("torch.hub.load(a, b)") and not factory_calls("timm.list_models()")
+
+
 def test_top_level_holds_what_it_should():
     allowed = {"pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "launch", "tests", *ROOMS}
     extra = {p.name for p in ROOT.iterdir() if not p.name.startswith(".")} - allowed

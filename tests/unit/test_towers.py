@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from pretrain.frames import FrameTower
 from pretrain.optim import param_groups
 from pretrain.text import HuggingFaceText, fresh_text, trim
 from pretrain.vit import InputSpec, VideoTransformer, moving_tokens, patchify, take_tokens
+from tests.conftest import save_open_clip
 
 VIT = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 16}
 CONFIG = {"embed_dim": 24, "vision_cfg": VIT, "quick_gelu": False}
@@ -76,7 +78,7 @@ def test_bad_towers_are_refused():
         frame_tower("max")
     with pytest.raises(ValueError, match="16 x 24"):
         FrameTower(CONFIG | {"vision_cfg": VIT | {"image_size": [16, 24]}}, 2, 1, "mean")
-    with pytest.raises(ValueError, match="open_clip cannot build"):
+    with pytest.raises(ValueError, match=r"'depth'.*not among the keys"):
         FrameTower(CONFIG | {"vision_cfg": VIT | {"depth": 3}}, 2, 1, "mean")
     with pytest.raises(ValueError, match="need a projection to meet"):
         VideoText(frame_tower("mean"), fresh_text("xs", 16), 16, project=False, loss="infonce")
@@ -308,6 +310,34 @@ def test_a_transformers_text_model(bert, tmp_path):
     assert torch.equal(
         again.text.tokenizer(["waves slowly"])[0], text.tokenizer(["waves slowly"])[0]
     )
+
+
+def test_a_tokenizer_travels_as_data(bert, tmp_path):
+    """A folder of open_clip's brings its tokenizer, whose name is never followed; an export needs nothing else."""
+    import open_clip
+    from transformers import AutoTokenizer
+
+    config = {"embed_dim": 16, "vision_cfg": VIT, "text_cfg": {
+        "context_length": 12, "vocab_size": 9, "width": 16, "heads": 2, "layers": 1, "hf_tokenizer_name": "nobody/nothing",
+        "tokenizer_kwargs": {"clean": "canonicalize", "strip_sep_token": True},
+    }}  # fmt: skip
+    source = tmp_path / "theirs"
+    source.mkdir()
+    name = save_open_clip(source, open_clip.CustomTextCLIP(**config), config, {})
+    with pytest.raises(ValueError, match=r"no tokenizer\.json"):
+        load_video_text(name)
+    fast = AutoTokenizer.from_pretrained(bert)
+    fast.sep_token = "[SEP]"
+    fast.save_pretrained(source)
+    model = load_video_text(name).eval()
+    tokens, cut = model.text.tokenizer(["A person  nods!", "waves"])
+    assert tokens[0, :5].tolist() == [2, 4, 5, 6, 0] and cut == [False, False]  # [SEP] is blank
+    export_backbone(model, tmp_path / "backbone", {})
+    shutil.rmtree(source)
+    again = load_video_text(str(tmp_path / "backbone")).eval()
+    assert torch.equal(again.text.tokenizer(["A person  nods!", "waves"])[0], tokens)
+    with torch.no_grad():
+        assert torch.equal(again.encode_text(tokens), model.encode_text(tokens))
 
 
 def test_a_text_model_that_is_none(tmp_path):
