@@ -103,7 +103,8 @@ def read_limited(path: Path, limit: int) -> bytes:
         OSError: It cannot be read, is longer, or is not a regular file.
     """
     with open_regular(path) as file:
-        data = file.read(limit + 1)
+        # Python sets aside all that is asked for, so no more than there is and one byte, by which a growing file shows.
+        data = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
     if len(data) > limit:
         raise OSError(errno.EFBIG, f"longer than {limit} bytes", os.fspath(path))
     return data
@@ -196,9 +197,10 @@ def _wrong_clip(clip: dict) -> str | None:
     for name, ok in (
         ("key", type(clip.get("key")) is str and KEY.fullmatch(clip["key"])),
         ("bytes", _whole(size, 1, 2**53)),
-        ("frames", _whole(frames, 1, 2**53) and frames <= size),  # each takes a byte at least
+        # Each takes a byte at least.
+        ("frames", _whole(size, 1, 2**53) and _whole(frames, 1, size)),
         ("width", _whole(width, 1, MAX_PIXELS)),
-        ("height", _whole(height, 1, MAX_PIXELS) and width * height <= MAX_PIXELS),
+        ("height", _whole(width, 1, MAX_PIXELS) and _whole(height, 1, MAX_PIXELS // width)),
         ("fps", type(clip.get("fps")) in (int, float) and 0 < clip["fps"] <= MAX_FPS),
         ("start", type(clip.get("start")) in (int, float) and 0 <= clip["start"] < 2**53),
         ("sha256", type(clip.get("sha256")) is str),

@@ -181,7 +181,7 @@ def _pack_seeds() -> list[Files]:
     index = {
         "format": FORMAT, "num_sources": 4, "num_clips": 4, "num_refused": 0, "settings": {"short_side": 32},
         "classes": ["run", "walk"], "splits": {"train": 2, "test": 1, "val": 1}, "fingerprint": "f" * 64,
-        "shards": [{"name": name, "bytes": size, "sha256": digest, "clips": 4}],
+        "shards": [{"name": name, "bytes": size, "sha256": digest, "num_clips": 4}],
         "clips_sha256": hashlib.sha256(lines).hexdigest(),
     }  # fmt: skip
     return [
@@ -376,6 +376,7 @@ class _Settings:
 
 def _check_run(box: Path) -> None:
     import torch
+    from accelerate import Accelerator
 
     from pretrain.checkpoint import load_pretrained_videomae
     from pretrain.log import RunLog
@@ -388,7 +389,7 @@ def _check_run(box: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     data = {"data_fingerprint": "f" * 64, "num_clips": 4}
     for read in (
-        lambda: open_run(box, _Settings(), data, set(), resume=False),
+        lambda: open_run(box, _Settings(), data, set(), False, Accelerator(cpu=True)),
         lambda: restore(box, model, [optimizer], {"step": 0}, say=False),
         lambda: load_pretrained_videomae(box),
         lambda: RunLog(box, 2, tensorboard=False),
