@@ -29,23 +29,56 @@ def test_imports_point_one_way(path):
     assert not imported(ast.parse(path.read_text())) & (later | {"recipes"})
 
 
+PICKLES = {"pickle", "_pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle", "pickle5"}
+RUNS = {
+    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load",
+    "torch.jit.load", "torch.export.load", "torch.package.PackageImporter",
+}  # fmt: skip
+# What a keyword of these names may say; nothing else, and no variable.
+SAFE = {
+    "shell": "False",
+    "allow_pickle": "False",
+    "weights_only": "True",
+    "trust_remote_code": "False",
+}
+
+
+def dangers(source: str, name: str) -> list[str]:
+    """What of a module could run code out of a file, as code."""
+    tree = ast.parse(source)
+    found = sorted(imported(tree) & PICKLES)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            words = {k.arg: ast.unparse(k.value) for k in node.keywords}
+            unsafe = any(words.get(word, value) != value for word, value in SAFE.items())
+            loads = called == "torch.load" and (name != "weights.py" or "weights_only" not in words)
+            unpacks = called.endswith((".extractall", ".extract", ".unpack_archive"))
+            if called in RUNS or unsafe or loads or unpacks:
+                found.append(ast.unparse(node))
+    return found
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_dangerous(path):
-    tree = ast.parse(path.read_text())
-    dangerous = imported(tree) & {"pickle", "marshal", "shelve", "dill", "joblib"}
-    assert not dangerous
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call):
-            continue
-        called = ast.unparse(node.func)
-        words = {k.arg: ast.unparse(k.value) for k in node.keywords}
-        assert called not in ("eval", "exec", "os.system", "yaml.load"), node.lineno
-        assert (
-            words.get("shell", "False") == "False" and words.get("allow_pickle", "False") == "False"
-        )
-        assert not called.endswith(("extractall", ".extract")), node.lineno
-        if called == "torch.load":
-            assert path.name == "weights.py" and words["weights_only"] == "True"
+    assert not dangers(path.read_text(), path.name)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle", "from pickle import loads", "import numpy, dill", "torch.load(f)",
+        "torch.load(f, weights_only=True)", "torch.load(f, weights_only=False)", "np.load(f, allow_pickle=True)",
+        "f(trust_remote_code=True)", "f(trust_remote_code=given)", "run(c, shell=True)", "eval(x)", "exec(x)",
+        "archive.extractall(o)", "yaml.load(f)", "os.system(c)", "torch.jit.load(f)",
+    ],
+)  # fmt: skip
+def test_a_danger_is_noticed(source):
+    assert dangers(source, "else.py")
+    assert not dangers("torch.load(f, weights_only=True)", "weights.py")
+    assert dangers("torch.load(f)", "weights.py") and not dangers(
+        "f(trust_remote_code=False)", "a.py"
+    )
 
 
 # What makes a network, a configuration or a tokenizer of a name, or fetches a file by one.
@@ -126,3 +159,22 @@ def test_no_answer_hangs_on_a_figure(path):
         if isinstance(node, ast.FunctionDef) and "figure.savefig(" in ast.unparse(node):
             decorators = [ast.unparse(d) for d in node.decorator_list]
             assert "optional_figure" in decorators, f"{path}: {node.name}"
+
+
+def test_the_guide_to_the_tests_names_tests_that_exist():
+    text = (ROOT / "tests" / "README.md").read_text()
+    rows = re.findall(r"^\| ([A-D]\d+) \|.*\| (.*) \|$", text, re.MULTILINE)
+    counts = {"A": 13, "B": 15, "C": 14, "D": 11}
+    assert [r[0] for r in rows] == [f"{a}{i + 1}" for a, n in counts.items() for i in range(n)]
+    for number, answer in rows:
+        named = re.findall(r"`([\w/]+\.py)::(\w+)`", answer)
+        assert named or answer.startswith("not here"), number
+        for file, test in named:
+            assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(), (number, file, test)
+    for word in re.findall(r"fuzz ((?:`\w+`(?:, )?)+)", text):
+        names = set(re.findall(r"`(\w+)`", word))
+        assert names <= set(
+            re.findall(r'^    "(\w+)": Target', (ROOT / "tests/fuzz/targets.py").read_text(), re.M)
+        ), names
+    for word in ("SECURITY", "Trusted", "Not trusted", "Reporting", "Out of scope"):
+        assert word in text
