@@ -120,7 +120,8 @@ def results(tmp_path_factory) -> dict[int, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 @pytest.mark.parametrize(("loss", "several"), CASES)
 def test_loss_and_gradients_do_not_depend_on_processes_or_passes(results, dtype, loss, several):
-    tolerance = 1e-6 if dtype == torch.float32 else 1e-12
+    # Processors round float32 differently: 1.2e-6 was seen on one. float64 shows that the sums are the same.
+    tolerance = 3e-6 if dtype == torch.float32 else 1e-12
     prefix = f"{dtype} {loss} {several}"
     direct = {
         k.removeprefix(f"{prefix} 1 "): v
