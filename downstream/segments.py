@@ -22,7 +22,7 @@ def parse_segments(text: str, where: str) -> list[tuple[float, float, str]]:
     """(start, end, label) of every segment.
 
     Raises:
-        ValueError: a part is not of the form above, ends before it starts, or overlaps another.
+        ValueError: a part is not of the form above, ends after any video does, ends before it starts, or overlaps another.
     """
     segments = []
     for part in filter(str.strip, text.split(";")):
@@ -32,6 +32,8 @@ def parse_segments(text: str, where: str) -> list[tuple[float, float, str]]:
                 f"{where}: segment {part.strip()!r} is not of the form 'start-end label', such as '0-1.5 sit down'"
             )
         start, end, label = float(match[1]), float(match[2]), match[3].strip()
+        if end >= 2**53:  # its last frame would have no number
+            raise ValueError(f"{where}: segment {part.strip()[:50]!r} ends after any video does")
         if end <= start:
             raise ValueError(f"{where}: segment {part.strip()!r} ends before it starts")
         segments.append((start, end, label))

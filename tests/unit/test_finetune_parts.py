@@ -228,6 +228,8 @@ def test_segments_of_frames():
         ("a-b c", "start-end label"),
         ("2-1 x", "ends before"),
         ("0-2 x; 1-3 y", "overlap at 1 s"),
+        (f"0-{'9' * 400} x", "after any video"),
+        (f"0-{'9' * 308} x", "after any video"),
     ],
 )
 def test_wrong_segments_are_named(text, message):
