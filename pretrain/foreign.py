@@ -102,6 +102,10 @@ MOST = {
     "depth": 256, "layers": 256, "temporal_depth": 256, "pool_depth": 256, "decoder_depth": 256,
     "frames": 4096, "size": 2048, "patch": 2048, "tubelet": 1024, "width": 64, "kernel": 1024,
 }  # fmt: skip
+POSITIVE = {
+    "frames", "size", "patch", "tubelet", "stride", "dim", "heads", "hidden", "channels", "kernel", "time_kernel", "layers",
+    "context_length", "decoder_dim", "decoder_heads",
+}  # fmt: skip
 MOST_TEXT = {"tokenizer": 2**26}
 MOST_ITEMS = {"classes": 100_000}
 
@@ -133,7 +137,7 @@ def check_arguments(build: Callable, arguments: object, where: str, parts: Seque
 def _rule(hint: object, name: str) -> Rule:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint is int:
-        return whole(-1, MOST.get(name, 65_536))
+        return whole(name in POSITIVE, MOST.get(name, 65_536))
     if hint is float:
         return number(-MOST.get(name, 1e6), MOST.get(name, 1e6))
     if hint is bool:

@@ -122,6 +122,9 @@ HOSTILE = {
     "gigantic factor": ("classifier", put("backbone", "arguments", "width", value=40.0)),
     "gigantic memory of an RNN": ("rnn", put("hidden", value=40_000)),
     "negative": ("vit", put("frames", value=-4)),
+    "negative frames": ("rnn", put("frames", value=-1)),
+    "no frames": ("rnn", put("frames", value=0)),
+    "no stride": ("classifier", put("backbone", "arguments", "stride", value=0)),
     "zero": ("vit", put("patch", value=0)),
     "no heads": ("vit", put("heads", value=0)),
 }  # fmt: skip
