@@ -14,12 +14,17 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from pretrain.flags import refuse_numbers, refuse_unused
 from pretrain.folders import sync, writing
 from pretrain.names import clean_screen, for_figure, for_screen
 from pretrain.weights import open_regular
 
 
-def cli(main: Callable, config: type | dict[str, object]) -> None:
+def cli(
+    main: Callable,
+    config: type | dict[str, object],
+    unused: Callable[[object], dict[str, str]] | None = None,
+) -> None:
     """Parse the command line into a config, run `main` and turn a user's or a disk's mistake into one line.
 
     Nothing that is printed from then on can steer the terminal (pretrain/names.py).
@@ -28,6 +33,7 @@ def cli(main: Callable, config: type | dict[str, object]) -> None:
         main: takes the config.
         config: a dataclass; or presets, name -> instance, of which the first word chooses one (the
             first preset if there is none) and the flags change single values.
+        unused: of a config: the fields that its choices leave without effect, and why. Typed ones are refused.
     """
     arguments = sys.argv[1:]
     if isinstance(config, dict):
@@ -42,6 +48,9 @@ def cli(main: Callable, config: type | dict[str, object]) -> None:
     parsed = tyro.cli(kind, args=arguments, description=sys.modules["__main__"].__doc__)
     clean_screen()  # not before: help comes in colours
     try:
+        refuse_numbers(parsed)
+        if unused:
+            refuse_unused(arguments, parsed, unused(parsed))
         main(parsed)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

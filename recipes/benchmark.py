@@ -40,6 +40,7 @@ from pretrain.convert import to_transformers
 from pretrain.data.pack import pack
 from pretrain.data.sampling import counter_rng, dense_indices, multi_scale_box
 from pretrain.data.shards import Pack, TrainClips
+from pretrain.flags import Count, Seed
 from pretrain.videomae import DECODERS, VideoMAE, draw_tokens, mask_of_view
 from pretrain.vit import IMAGENET_MEAN, IMAGENET_STD, SIZES, InputSpec, VideoTransformer
 
@@ -55,11 +56,11 @@ class Config:
     """Which part; all: loader and step."""
     encoder: str = "s"
     """Encoder size of the step: ti, s, b, l or h."""
-    batch_size: int = 4
+    batch_size: Count = 4
     """Clips in a step."""
-    rounds: int = 5
+    rounds: Count = 5
     """Interleaved rounds; the median is shown."""
-    seed: int = 0
+    seed: Seed = 0
     """Of everything random."""
     out: str = ""
     """A JSON file for the numbers; empty: only printed."""

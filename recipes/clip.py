@@ -57,6 +57,7 @@ from pretrain.data.shards import (
     train_batches,
 )
 from pretrain.data.transforms import Augment
+from pretrain.flags import Count, NotNegative, PartShare, Positive, Seed, Share, SomeShare, Whole
 from pretrain.frames import FrameTower
 from pretrain.names import for_screen
 from pretrain.openclip import PREFIX as OPEN_CLIP
@@ -78,7 +79,7 @@ class Config:
     # Data
     data: tuple[str, ...] = ("synthetic",)
     """One source or several to mix: packs, folders, lists, tars, or "synthetic"; with captions."""
-    weights: tuple[float, ...] = ()
+    weights: tuple[Positive, ...] = ()
     """Share of each source in every batch; empty: by their numbers of clips."""
     split: str = "train"
     """The split to train on; "all" for everything. Data without splits are used whole."""
@@ -97,27 +98,27 @@ class Config:
     """Weights of the video tower: a backbone folder, hf:OWNER/NAME, an official VideoMAE .pth or what else is a backbone."""
     text_tower: str = ""
     """xs, ti, s, b, open_clip:MODEL/WEIGHTS or hf:NAME; empty: the pair's own for open_clip, else ti."""
-    dim: int = 256
+    dim: Count = 256
     """Width of the joint space."""
     pool: str = "mean"
     """How an image tower's frames are pooled: mean, attention or temporal."""
-    depth: int = 0
+    depth: Whole = 0
     """Blocks of a fresh video tower; 0: as the size has them."""
-    frames: int = 16
+    frames: Count = 16
     """Frames of a clip; 1 for images."""
-    stride: int = 4
+    stride: Count = 4
     """Source frames between two sampled ones."""
-    size: int = 224
+    size: Count = 224
     """Height and width of a clip, pixels; open_clip towers have their own."""
-    patch: int = 16
+    patch: Count = 16
     """Height and width of a patch, pixels."""
-    tubelet: int = 2
+    tubelet: Count = 2
     """Frames of a tubelet; 1 for images."""
     positions: str = "flat"
     """flat, as published, or separable in time, height and width, which learns sooner."""
     init: str = "xavier"
     """xavier, as published, or mimetic: attention starts local, which learns much sooner."""
-    moving: float = 1.0
+    moving: SomeShare = 1.0
     """Share of a clip's tokens that the video transformer looks at, those that move most; 1: all."""
 
     # Objective
@@ -125,59 +126,59 @@ class Config:
     """infonce (CLIP) or siglip."""
     positives: Literal["pair", "caption", "label"] = "pair"
     """Which texts of a batch are right for a clip: its own; all equal ones; all of its class."""
-    drop_tokens: float = 0.0
+    drop_tokens: PartShare = 0.0
     """Share of video tokens (of those that --moving leaves) left out while training (FLIP)."""
     trim_text: bool = True
     """Cut a batch's token rows to its longest caption: the same numbers, sooner."""
-    scales: tuple[float, ...] = (1.0, 0.9, 0.8)
+    scales: tuple[SomeShare, ...] = (1.0, 0.9, 0.8)
     """Sides of the random crop, as shares of the short side."""
     flip: bool = False
     """Mirror half of the clips; not where texts know left from right."""
-    colour: float = 0.0
+    colour: Share = 0.0
     """Strength of random brightness, contrast and colour balance, 0 to 1."""
 
     # Optimisation
-    epochs: float = 32
+    epochs: Positive = 32
     """Passes over the data."""
-    steps: int = 0
+    steps: Whole = 0
     """Optimizer steps, instead of epochs."""
-    batch_size: int = 1024
+    batch_size: Count = 1024
     """Effective batch: clips that are contrasted with each other, over all devices."""
-    micro_batch: int = 64
+    micro_batch: Count = 64
     """Most clips a device handles at once; beyond it, cached gradients."""
     optimizer: str = "adamw"
     """adamw, as published, or muon for the blocks' matrices: fewer steps where there is little time."""
-    base_lr: float = 1.25e-4
+    base_lr: Positive = 1.25e-4
     """Learning rate per 256 clips of effective batch."""
-    final_lr: float = 0.0
+    final_lr: NotNegative = 0.0
     """Where the cosine ends, per 256 clips likewise."""
-    warmup: float = 0.06
+    warmup: Share = 0.06
     """Share of the steps that warm up."""
-    weight_decay: float = 0.2
+    weight_decay: NotNegative = 0.2
     """The optimizer's, on matrices only."""
-    beta2: float = 0.98
+    beta2: PartShare = 0.98
     """AdamW's second beta; the first is 0.9."""
-    clip_grad: float = 0.0
+    clip_grad: NotNegative = 0.0
     """Largest gradient norm; 0: no clipping."""
 
     # Running
-    seed: int = 0
+    seed: Seed = 0
     """Of weights, order, crops, captions and dropped tokens."""
     precision: str = "auto"
     """auto (bf16 where the device has it), bf16 or fp32."""
-    num_workers: int = 1
+    num_workers: Whole = 1
     """Decoding processes per training process; 0: decode in between."""
-    threads: int = 0
+    threads: Whole = 0
     """Threads of a training process on the CPU; 0: all cores, shared by the processes."""
     resume: bool = False
     """Insist on continuing: an error if the run's folder holds no checkpoint."""
-    save_every: int = 200
+    save_every: Count = 200
     """Steps between checkpoints."""
-    val_every: int = 500
+    val_every: Whole = 500
     """Steps between retrieval scores on the split "val", if there is one; 0: only at the end."""
-    log_seconds: float = 10.0
+    log_seconds: NotNegative = 10.0
     """Seconds between progress lines."""
-    max_bad_clips: float = 0.01
+    max_bad_clips: Share = 0.01
     """Share of undecodable clips that stops the run."""
     tensorboard: bool = False
     """Also write TensorBoard event files."""

@@ -32,6 +32,7 @@ from downstream.compare import claims_about, paired_claims, read_answers
 from downstream.models import check_name, load_backbone
 from downstream.report import cost_figure
 from pretrain.data.cache import open_data, packing_side
+from pretrain.flags import Count, Positive, Whole
 from pretrain.folders import claim, holds_nothing, read_json, writing
 from pretrain.log import cli, config_differences, write_json
 from pretrain.names import file_name, for_html, for_markdown, for_screen
@@ -53,13 +54,13 @@ class Config:
     """Train everything, or leave it frozen and fit a linear probe."""
     preset: Literal["tiny", "paper"] = "tiny"
     """Of recipes/finetune.py."""
-    seeds: int = 1
+    seeds: Count = 1
     """Runs of each model: seeds 0, 1, ..."""
-    epochs: float = 0.0
+    epochs: Positive = 0.0
     """Passes over the training videos, the same for all; 0: the preset's."""
-    steps: int = 0
+    steps: Whole = 0
     """Optimizer steps instead, the same for all."""
-    size: int = 0
+    size: Count = 0
     """Height and width of the models' clips, pixels; 0: the preset's."""
     train_split: str = "train"
     """The split to learn from."""
@@ -67,13 +68,13 @@ class Config:
     """The split that is scored."""
     flip: bool = True
     """Mirror half of the training clips; --no-flip where classes know left from right."""
-    num_clips: int = 2
+    num_clips: Count = 2
     """Test views spread over the time of each clip."""
-    num_crops: int = 1
+    num_crops: Count = 1
     """Test views spread over the longer side of each."""
-    threads: int = 0
+    threads: Whole = 0
     """Threads of a run on the CPU; 0: all cores."""
-    num_workers: int = 1
+    num_workers: Whole = 1
     """Decoding processes of a run."""
     out: str = "runs/compare"
     """Where runs and tables go."""

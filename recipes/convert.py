@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from pretrain.checkpoint import export_backbone, load_backbone, load_pretrained_videomae
 from pretrain.convert import import_foreign, verify
+from pretrain.flags import Count
 from pretrain.layouts import Sizes, arguments_of, to_hf, to_official
 from pretrain.log import cli, print_table
 from pretrain.videomae import VideoMAE
@@ -37,13 +38,13 @@ class Config:
     """hf: a folder for transformers; official: a .pth file; ours: a backbone folder (encoder only)."""
     out: str
     """The folder or file to write; it must not exist."""
-    frames: int | None = None
+    frames: Count | None = None
     """Frames of a clip, where an official file does not record them (16 then)."""
-    size: int | None = None
+    size: Count | None = None
     """Height and width of a clip in pixels, likewise (224 then)."""
-    heads: int | None = None
+    heads: Count | None = None
     """Attention heads of the encoder, likewise (by its width then)."""
-    decoder_heads: int | None = None
+    decoder_heads: Count | None = None
     """Attention heads of the decoder, likewise."""
 
 

@@ -71,6 +71,7 @@ from pretrain.data.cache import open_data, packing_side
 from pretrain.data.sampling import counter_rng
 from pretrain.data.shards import Pack, Positions, TrainClips, train_batches
 from pretrain.data.transforms import Augment
+from pretrain.flags import Count, NotNegative, PartShare, Positive, Seed, Share, SomeShare, Whole
 from pretrain.names import file_name, for_screen
 from pretrain.processes import StopFlag, start_accelerator
 from pretrain.run import Plan, open_run, plan_run, record_bad_clips, refuse_to_go_on, restore
@@ -95,13 +96,13 @@ class Config:
     """The 2-D network of a frame family: of timm, torchvision:NAME or open_clip:MODEL/WEIGHTS."""
     attention: str = ""
     """Blocks to insert, such as se@*layer*.*.bn2 or nonlocal@*.layer3; see downstream/models/attention.py."""
-    frames: int = 0
+    frames: Count = 0
     """Frames of a clip."""
-    stride: int = 0
+    stride: Count = 0
     """Source frames between two sampled ones."""
-    size: int = 0
+    size: Count = 0
     """Height and width of a clip, pixels."""
-    width: float = 0.0
+    width: Positive = 0.0
     """Factor on the channels of c3d and i3d."""
     still: Literal["", "keep", "subtract"] = ""
     """subtract: take the clip's mean frame away, so that what stands still vanishes."""
@@ -119,89 +120,89 @@ class Config:
     """The split that is scored, once, at the end."""
     val: Literal["auto", "hold-out", "off"] = "auto"
     """auto: the split "val" if there is one; hold-out: about a quarter of the training videos, people apart; off."""
-    shots: int = 0
+    shots: Whole = 0
     """Training videos of each class, drawn; 0: all."""
     out: str = ""
     """The run's folder; empty: runs/finetune-NAME."""
 
     # Optimisation
-    epochs: float = 0.0
+    epochs: Positive = 0.0
     """Passes over the data; a pass decodes every clip once and sees `views` crops of it."""
-    steps: int = 0
+    steps: Whole = 0
     """Optimizer steps, instead of epochs."""
-    batch_size: int = 0
+    batch_size: Count = 0
     """Effective batch: clips in one optimizer step, over all devices and accumulation passes."""
-    micro_batch: int = 32
+    micro_batch: Count = 32
     """Most clips a device handles at once; the rest is accumulated (and batch norm sees only these)."""
     optimizer: str = ""
     """adamw, or sgd with momentum 0.9."""
-    base_lr: float = -1.0
+    base_lr: Positive = -1.0
     """Learning rate per 256 clips of effective batch."""
     schedule: Literal["", "cosine", "step"] = ""
     """cosine to zero, or step: a tenth after every quarter of the run."""
-    warmup: float = -1.0
+    warmup: Share = -1.0
     """Share of the steps that warm up."""
-    weight_decay: float = -1.0
+    weight_decay: NotNegative = -1.0
     """The optimizer's, on matrices and filters only."""
-    layer_decay: float = -1.0
+    layer_decay: SomeShare = -1.0
     """Factor on the rate from one layer of the backbone to the one before it; 1: all alike."""
-    dropout: float = -1.0
+    dropout: PartShare = -1.0
     """Before the classifier."""
-    drop_path: float = -1.0
+    drop_path: PartShare = -1.0
     """Largest probability of leaving out a transformer block."""
-    smoothing: float = -1.0
+    smoothing: PartShare = -1.0
     """Share of every target spread over all classes."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: classes with few videos count more."""
-    ema: float = 0.0
+    ema: PartShare = 0.0
     """Keep of the moving average of the weights at every step, such as 0.999; 0: no average."""
-    clip_grad: float = -1.0
+    clip_grad: NotNegative = -1.0
     """Largest gradient norm; 0: no clipping."""
-    patience: int = 0
+    patience: Whole = 0
     """Stop after so many validations without a better one; 0: never."""
 
     # Augmentation
-    scales: tuple[float, ...] = (1.0, 0.93, 0.86, 0.8)
+    scales: tuple[SomeShare, ...] = (1.0, 0.93, 0.86, 0.8)
     """Sides of the random crop, as shares of the short side."""
     flip: bool = True
     """Mirror half of the clips; --no-flip where classes know left from right."""
-    colour: float = -1.0
+    colour: Share = -1.0
     """Strength of random brightness, contrast and colour balance, 0 to 1."""
     rand_augment: str = ""
     """Such as n4-m7: four operations of strength 7 of 10, the same for all frames; off: none."""
-    erase: float = -1.0
+    erase: Share = -1.0
     """Share of the clips of which one box is erased, in all frames."""
-    mixup: float = -1.0
+    mixup: NotNegative = -1.0
     """Alpha of mixup; 0: off."""
-    cutmix: float = -1.0
+    cutmix: NotNegative = -1.0
     """Alpha of cutmix; 0: off."""
-    views: int = 0
+    views: Count = 0
     """Crops taken from one decode (repeated augmentation); each counts as a clip of the batch."""
 
     # Test
-    num_clips: int = 2
+    num_clips: Count = 2
     """Test views spread over the time of each clip."""
-    num_crops: int = 1
+    num_crops: Count = 1
     """Test views spread over the longer side of each."""
 
     # Running
-    seed: int = 0
+    seed: Seed = 0
     """Of weights, order, crops, augmentation and dropout."""
     precision: str = "auto"
     """auto (bf16 where the device has it), bf16 or fp32."""
-    num_workers: int = 1
+    num_workers: Whole = 1
     """Decoding processes per training process; 0: decode in between."""
-    threads: int = 0
+    threads: Whole = 0
     """Threads of a training process on the CPU; 0: all cores, shared by the processes."""
     resume: bool = False
     """Insist on continuing: an error if the run's folder holds no checkpoint."""
-    save_every: int = 200
+    save_every: Count = 200
     """Steps between checkpoints."""
-    val_every: int = 0
+    val_every: Whole = 0
     """Steps between validations; 0: an epoch, but at most 20 in a run."""
-    log_seconds: float = 10.0
+    log_seconds: NotNegative = 10.0
     """Seconds between progress lines."""
-    max_bad_clips: float = 0.01
+    max_bad_clips: Share = 0.01
     """Share of undecodable clips that stops the run."""
     tensorboard: bool = False
     """Also write TensorBoard event files."""

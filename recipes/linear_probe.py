@@ -58,6 +58,7 @@ from pretrain.checkpoint import fresh_like, read_backbone_config, weights_hash
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack
 from pretrain.device import describe
+from pretrain.flags import Count, Seed, Whole
 from pretrain.folders import writing
 from pretrain.log import cli, write_json
 from pretrain.names import for_screen
@@ -84,11 +85,11 @@ class Config:
     """The split that is scored, once."""
     leave_one_out: bool = False
     """Test every subject in turn by what the others taught, and pool the answers; ignores splits."""
-    num_clips: int = 2
+    num_clips: Count = 2
     """Views spread over the time of each clip."""
-    num_crops: int = 1
+    num_crops: Count = 1
     """Views spread over the longer side of each."""
-    time_segments: int = 4
+    time_segments: Whole = 4
     """Parts of a view's time that are averaged apart; 1: the mean token alone; 0: the backbone's own embedding."""
     classifier: Literal["logistic", "svm"] = "logistic"
     """Multinomial logistic regression, or a linear support vector machine, the classic on frame descriptors."""
@@ -96,11 +97,11 @@ class Config:
     """The attentive probe; auto: if the tokens take no more than 4 GiB of disk."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Of the backbone; auto: bf16 where the device has it."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the random backbone, the validation part and the bootstrap."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Views in one forward pass; changes speed and memory only."""
-    num_workers: int = 1
+    num_workers: Whole = 1
     """Decoding processes; 0: decode in between."""
 
 

@@ -14,6 +14,7 @@ Running the same command again does only what has changed, and goes on after an 
 from dataclasses import dataclass
 
 from pretrain.data.pack import pack
+from pretrain.flags import Count, Positive
 from pretrain.log import cli
 from pretrain.names import for_screen
 
@@ -26,15 +27,15 @@ class Config:
     """A folder, a list file, a tar, or a video."""
     out: str
     """The folder of the pack: new, or an earlier pack of the same source."""
-    short_side: int = 256
+    short_side: Count = 256
     """Larger videos are scaled down to this many pixels; smaller ones are left as they are."""
-    clip_seconds: float = 10.0
+    clip_seconds: Positive = 10.0
     """Longer videos are cut into equal parts of about this length at most."""
-    workers: int | None = None
+    workers: Count | None = None
     """Decoding processes; by default one a core."""
-    timeout: float = 60.0
+    timeout: Positive = 60.0
     """Seconds without progress before a decoder is killed and its file refused."""
-    file_timeout: float = 1800.0
+    file_timeout: Positive = 1800.0
     """Seconds that a file may take in all, and as many again for every 64 MiB of it."""
 
 

@@ -28,6 +28,7 @@ from downstream.splits import group_by_source
 from pretrain.data.cache import packing_side
 from pretrain.data.pack import pack as pack_source
 from pretrain.data.shards import Pack
+from pretrain.flags import Count, Whole
 from pretrain.folders import claim, holds_nothing
 from pretrain.log import cli, write_json
 from pretrain.names import for_screen
@@ -43,19 +44,19 @@ class Config:
     """A file, or a folder of files."""
     weights: str = ""
     """The file behind i3d_k400; of torchvision's networks, if not to be downloaded."""
-    top_k: int = 5
+    top_k: Count = 5
     """Labels shown for each file."""
     out: str = "runs/predict"
     """Where the answers go; an older answer there is replaced only if it is one."""
-    num_clips: int = 2
+    num_clips: Count = 2
     """Views spread over the time of each clip of at most 10 s."""
-    num_crops: int = 1
+    num_crops: Count = 1
     """Views spread over the longer side of each."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Of the classifier; auto: bf16 where the device has it."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Views in one forward pass; changes speed and memory only."""
-    num_workers: int = 1
+    num_workers: Whole = 1
     """Decoding processes; 0: decode in between."""
 
 

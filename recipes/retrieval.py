@@ -37,6 +37,7 @@ from pretrain.clip import VideoText
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack
 from pretrain.device import describe
+from pretrain.flags import Count, Whole
 from pretrain.folders import claim
 from pretrain.log import cli, write_json
 from pretrain.names import for_screen
@@ -52,21 +53,21 @@ class Config:
     """A packed folder, a folder of videos, a list file, tars, images, or `synthetic`."""
     query: str | None = None
     """A sentence: list the best videos instead of scoring."""
-    top: int = 12
+    top: Count = 12
     """How many of them."""
     out: str | None = None
     """Results folder; by default retrieval-DATA beside the backbone."""
     test_split: str = "test"
     """The split that is scored; "all" for everything. A search looks at everything."""
-    num_clips: int = 2
+    num_clips: Count = 2
     """Views spread over the time of each clip."""
-    num_crops: int = 1
+    num_crops: Count = 1
     """Views spread over the longer side of each."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Of the towers; auto: bf16 where the device has it."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Views in one forward pass; changes speed and memory only."""
-    num_workers: int = 1
+    num_workers: Whole = 1
     """Decoding processes; 0: decode in between."""
 
 

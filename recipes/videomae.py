@@ -45,6 +45,7 @@ from pretrain.data.shards import (
     train_batches,
 )
 from pretrain.data.transforms import Augment
+from pretrain.flags import Count, NotNegative, PartShare, Positive, Seed, Share, SomeShare, Whole
 from pretrain.masked import MaskedPixels
 from pretrain.names import for_screen
 from pretrain.optim import learning_rate, make_optimizers
@@ -73,21 +74,21 @@ class Config:
     encoder: str = "ti"
     """Encoder size: xs, ti, s, b, l or h; or a name of python -m downstream.models (vivit_3, video_swin_t, i3d, ...), which
     sees the whole grid with hidden tubelets painted over: every step costs a full pass."""
-    depth: int = 0
+    depth: Whole = 0
     """Encoder blocks; 0: as the size has them."""
-    decoder_dim: int = 0
+    decoder_dim: Whole = 0
     """Decoder width, a multiple of 32; 0: as published for the size."""
-    decoder_depth: int = 0
+    decoder_depth: Whole = 0
     """Decoder blocks; 0: as published for the size."""
-    frames: int = 16
+    frames: Count = 16
     """Frames of a clip."""
-    stride: int = 4
+    stride: Count = 4
     """Source frames between two sampled ones."""
-    size: int = 224
+    size: Count = 224
     """Height and width of a clip, pixels."""
-    patch: int = 16
+    patch: Count = 16
     """Height and width of a tubelet, pixels."""
-    tubelet: int = 2
+    tubelet: Count = 2
     """Frames of a tubelet."""
     positions: str = "flat"
     """flat, as published; separable in time, height and width, which learns sooner; learned; or rotary."""
@@ -95,7 +96,7 @@ class Config:
     """mean of the tokens, as published, or class: a token of its own."""
     init: str = "xavier"
     """xavier, as published, or mimetic: attention starts local, which learns much sooner."""
-    moving: float = 1.0
+    moving: SomeShare = 1.0
     """Share of a clip's tokens that are looked at and predicted, those that move most; 1: all."""
     backbone: str = ""
     """Weights to start from: a backbone folder, a run, hf:OWNER/NAME or an official .pth."""
@@ -103,67 +104,67 @@ class Config:
     # Objective
     mask: str = "tube"
     """tube, random or frame."""
-    mask_ratio: float = 0.9
+    mask_ratio: PartShare = 0.9
     """Share of tokens hidden from the encoder."""
     dual_mask: bool = False
     """Decode only half of the hidden tokens (VideoMAE V2's running cell)."""
-    target_eps: float = 1e-6
+    target_eps: Positive = 1e-6
     """Added to a tubelet's deviation when targets are normalised; hundredths for plain backgrounds."""
-    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    scales: tuple[SomeShare, ...] = (1.0, 0.875, 0.75, 0.66)
     """Sides of the random crop, as shares of the short side."""
-    views: int = 1
+    views: Count = 1
     """Crops taken from one decode (repeated augmentation); each counts as a clip of the batch."""
-    colour: float = 0.0
+    colour: Share = 0.0
     """Strength of random brightness, contrast and colour balance, each by up to this share."""
-    contrast: float = 0.0
+    contrast: NotNegative = 0.0
     """Weight of telling clips apart by their mean tokens, the views of a clip from those of all others in the batch
     (CAN); 0: reconstruct only. Views have frames of their own then, and a batch is one pass. It wants a --backbone that
     reconstructs already."""
 
     # Optimisation
-    epochs: float = 800
+    epochs: Positive = 800
     """Passes over the data; a pass decodes every clip once and sees `views` crops of it."""
-    steps: int = 0
+    steps: Whole = 0
     """Optimizer steps, instead of epochs."""
-    batch_size: int = 2048
+    batch_size: Count = 2048
     """Effective batch: clips in one optimizer step, over all devices and accumulation passes."""
-    micro_batch: int = 32
+    micro_batch: Count = 32
     """Most clips a device handles at once; the rest is accumulated."""
     optimizer: str = "adamw"
     """adamw, as published, or muon for the blocks' matrices: fewer steps where there is little time."""
-    base_lr: float = 1.5e-4
+    base_lr: Positive = 1.5e-4
     """Learning rate per 256 clips of effective batch."""
-    final_lr: float = 1e-5
+    final_lr: NotNegative = 1e-5
     """Where the cosine ends, per 256 clips likewise."""
-    warmup: float = 40 / 800
+    warmup: Share = 40 / 800
     """Share of the steps that warm up."""
-    weight_decay: float = 0.05
+    weight_decay: NotNegative = 0.05
     """The optimizer's, on matrices only."""
-    beta2: float = 0.95
+    beta2: PartShare = 0.95
     """AdamW's second beta; the first is 0.9."""
-    clip_grad: float = 0.0
+    clip_grad: NotNegative = 0.0
     """Largest gradient norm; 0: no clipping."""
 
     # Running
-    seed: int = 0
+    seed: Seed = 0
     """Of weights, order, crops and masks."""
     precision: str = "auto"
     """auto (bf16 where the device has it), bf16 or fp32."""
     compile: bool = False
     """torch.compile the model."""
-    num_workers: int = 1
+    num_workers: Whole = 1
     """Decoding processes per training process; 0: decode in between."""
-    threads: int = 0
+    threads: Whole = 0
     """Threads of a training process on the CPU; 0: all cores, shared by the processes."""
     resume: bool = False
     """Insist on continuing: an error if the run's folder holds no checkpoint."""
-    save_every: int = 200
+    save_every: Count = 200
     """Steps between checkpoints."""
-    knn_every: int = 500
+    knn_every: Whole = 500
     """Steps between online kNN scores; 0: only at the end."""
-    log_seconds: float = 10.0
+    log_seconds: NotNegative = 10.0
     """Seconds between progress lines."""
-    max_bad_clips: float = 0.01
+    max_bad_clips: Share = 0.01
     """Share of undecodable clips that stops the run."""
     tensorboard: bool = False
     """Also write TensorBoard event files."""

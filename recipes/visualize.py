@@ -18,6 +18,7 @@ from downstream.attention_maps import looked_at, overlay
 from downstream.models import load_backbone
 from pretrain.data.cache import pack_file, packing_side
 from pretrain.data.shards import EvalClips
+from pretrain.flags import Count
 from pretrain.folders import claim, holds_nothing, writing
 from pretrain.log import cli, reconstruction_figure
 from pretrain.names import for_screen
@@ -34,7 +35,7 @@ class Config:
     """A video file; of a long one its first 10 s."""
     out: str = "runs/visualize"
     """Where the pictures go; older ones of this recipe are replaced."""
-    enlarge: int = 4
+    enlarge: Count = 4
     """Factor of the GIF's pixels."""
 
 

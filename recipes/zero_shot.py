@@ -49,6 +49,7 @@ from pretrain.clip import VideoText
 from pretrain.data.cache import open_data, pack_file, packing_side
 from pretrain.data.shards import Pack
 from pretrain.device import describe
+from pretrain.flags import Count, Seed, Whole
 from pretrain.folders import claim
 from pretrain.log import cli, write_json
 from pretrain.names import file_name, for_screen
@@ -74,17 +75,17 @@ class Config:
     """Results folder; by default zero-shot-DATA beside the backbone."""
     test_split: str = "test"
     """The split that is scored; "all" for everything."""
-    num_clips: int = 2
+    num_clips: Count = 2
     """Views spread over the time of each clip."""
-    num_crops: int = 1
+    num_crops: Count = 1
     """Views spread over the longer side of each."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Of the towers; auto: bf16 where the device has it."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the bootstrap."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Views in one forward pass; changes speed and memory only."""
-    num_workers: int = 1
+    num_workers: Whole = 1
     """Decoding processes; 0: decode in between."""
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.flags import refuse_numbers, refuse_unused
+
 ROOT = Path(__file__).parents[2]
 ROOMS = ["pretrain", "downstream", "recipes"]
 FILES = [p for room in ROOMS for p in sorted((ROOT / room).rglob("*.py"))]
@@ -149,7 +151,9 @@ def test_readme_commands_parse(monkeypatch):
         else:
             kind = module.Config
         if words:
-            tyro.cli(kind, args=words)  # exits on a flag that is not there
+            config = tyro.cli(kind, args=words)  # exits on a flag that is not there
+            refuse_numbers(config)
+            refuse_unused(words, config, getattr(module, "unused", lambda _: {})(config))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -1,0 +1,124 @@
+"""What a recipe's flags may say: bounds of numbers, and flags that the rest of the command leaves nothing to do.
+
+A configuration says the bounds where it says the type, `batch_size: Count = 64`, and `refuse_numbers` reads them
+there. A recipe with choices (a tower, a protocol) lists in a function of its own, `unused`, what its choice leaves
+without effect; `cli` refuses such a flag by name when it was typed, and `settle` takes a preset's value away.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Annotated, TypeVar, get_args, get_type_hints
+
+Config = TypeVar("Config")
+
+
+@dataclasses.dataclass(frozen=True)
+class Within:
+    """Bounds of a number, or of each number of a tuple.
+
+    Attributes:
+        low: the smallest value.
+        high: the largest value.
+        above: `low` itself is too small.
+        below: `high` itself is too large.
+    """
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether a value is a finite number in the bounds."""
+        large = value > self.low if self.above else value >= self.low
+        small = value < self.high if self.below else value <= self.high
+        return math.isfinite(value) and large and small
+
+    def __str__(self) -> str:
+        """The bounds in words."""
+        least = f"more than {self.low:g}" if self.above else f"at least {self.low:g}"
+        most = f"less than {self.high:g}" if self.below else f"at most {self.high:g}"
+        return least if self.high == math.inf else f"{least} and {most}"
+
+
+Count = Annotated[int, Within(1)]
+Whole = Annotated[int, Within(0)]
+Seed = Annotated[int, Within(0, 2**63 - 1)]
+Positive = Annotated[float, Within(0, above=True)]
+NotNegative = Annotated[float, Within(0)]
+Share = Annotated[float, Within(0, 1)]
+SomeShare = Annotated[float, Within(0, 1, above=True)]
+PartShare = Annotated[float, Within(0, 1, below=True)]
+
+
+def flag(name: str) -> str:
+    """A field of a configuration as it is typed."""
+    return "--" + name.replace("_", "-")
+
+
+def _bounds(hint: object) -> Within | None:
+    """The bounds in a type: of `Annotated[...]`, alone, in a union or in a tuple."""
+    for part in (*getattr(hint, "__metadata__", ()), *get_args(hint)):
+        found = part if isinstance(part, Within) else _bounds(part)
+        if found:
+            return found
+    return None
+
+
+def refuse_numbers(config: object) -> None:
+    """Say no to numbers that mean nothing.
+
+    A field's default may lie outside of its bounds: it stands for "not given".
+
+    Args:
+        config: a dataclass, whose types carry `Within`.
+
+    Raises:
+        ValueError: a number is outside of its bounds, infinite or not a number.
+    """
+    hints = get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        bounds, value = _bounds(hints[field.name]), getattr(config, field.name)
+        if bounds is None or value == field.default:
+            continue
+        for number in value if isinstance(value, tuple) else (value,):
+            if not bounds.holds(number):
+                raise ValueError(f"{flag(field.name)} {number:g}: it has to be {bounds}")
+
+
+def typed(words: Sequence[str], config: object) -> set[str]:
+    """The fields of a configuration that a command line names, whatever values it gives them.
+
+    Args:
+        words: of the command line.
+        config: a dataclass.
+    """
+    names = {f.name for f in dataclasses.fields(config)}
+    named = {w[2:].split("=")[0].replace("-", "_") for w in words if w.startswith("--")}
+    return {name for name in names if {name, f"no_{name}"} & named}
+
+
+def refuse_unused(words: Sequence[str], config: object, unused: dict[str, str]) -> None:
+    """Say no to flags that were typed and would do nothing.
+
+    Args:
+        words: of the command line.
+        config: the configuration that they gave.
+        unused: fields without effect, and why, such as "with --video-tower i3d".
+
+    Raises:
+        ValueError: there are such flags; all are named.
+    """
+    useless = sorted(typed(words, config) & unused.keys())
+    if useless:
+        named = "; ".join(f"{flag(name)} {unused[name]}" for name in useless)
+        raise ValueError(f"without effect, leave out: {named}")
+
+
+def settle(config: Config, unused: dict[str, str]) -> Config:
+    """A configuration in which what has no effect is as if not given: at the class's default."""
+    return dataclasses.replace(
+        config,
+        **{f.name: f.default for f in dataclasses.fields(config) if f.name in unused},
+    )
