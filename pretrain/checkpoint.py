@@ -369,11 +369,11 @@ def _build_to_fit(make: Callable[[], nn.Module], folder: Path) -> nn.Module:
     weights = read_safetensors(folder / "model.safetensors", shapes)
     model = make()
     load_strict(model, weights, str(folder))
-    return model
+    return model.eval()
 
 
 def load_export(folder: Path) -> nn.Module:
-    """The exported model of a folder: an encoder, a pair of towers or a classifier.
+    """The exported model of a folder, in evaluation mode: an encoder, a pair of towers or a classifier.
 
     Raises:
         ValueError: the folder is no export, or does not verify.
@@ -386,7 +386,7 @@ def load_export(folder: Path) -> nn.Module:
 
 
 def load_backbone(name: str) -> nn.Module:
-    """Build the encoder that `--backbone` names, with its weights.
+    """Build the encoder that `--backbone` names, with its weights, in evaluation mode.
 
     Args:
         name: a folder exported by us (of a video-text pair, its video tower); `hf:` and a hub name or
@@ -421,15 +421,15 @@ FRAMES, STRIDE = 8, 8
 
 
 def frame_tower(pair: Pair, frames: int, stride: int, pool: str) -> FrameTower:
-    """The image tower of an open_clip pair for the frames of clips; arguments as of `FrameTower`."""
+    """The image tower of an open_clip pair for the frames of clips, in evaluation mode; arguments as of `FrameTower`."""
     about = {k: pair.preprocess[k] for k in ("mean", "std", "interpolation")}
     tower = FrameTower(pair.vision_config, frames, stride, pool, **about)
     load_strict(tower.visual, pair.visual.state_dict(), "the image tower of open_clip")
-    return tower
+    return tower.eval()
 
 
 def load_video_text(name: str) -> VideoText:
-    """Build the pair of towers that `--backbone` names, with its weights.
+    """Build the pair of towers that `--backbone` names, with its weights, in evaluation mode.
 
     Args:
         name: a folder exported by recipes/clip.py, or `open_clip:MODEL/WEIGHTS`: frame embeddings are
@@ -452,7 +452,7 @@ def load_video_text(name: str) -> VideoText:
         model.log_scale.data.copy_(pair.log_scale.reshape(()))
         if pair.bias is not None:
             model.bias.data.copy_(pair.bias.reshape(()))
-        return model
+        return model.eval()
     remedy = f"train one: accelerate launch recipes/clip.py --backbone {name} --data VIDEOS_WITH_CAPTIONS"
     if name.startswith("hf:") or name.endswith((".pth", ".pt")):
         raise ValueError(f"{name} is a VideoMAE and has no text tower; {remedy}")
@@ -467,14 +467,14 @@ def load_video_text(name: str) -> VideoText:
 
 
 def fresh_like(encoder: nn.Module, seed: int) -> nn.Module:
-    """The same architecture with newly drawn weights: the baseline every probe is shown beside."""
+    """The same architecture with newly drawn weights, in evaluation mode: the baseline every probe is shown beside."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build(describe(encoder))
+        return build(describe(encoder)).eval()
 
 
 def load_pretrained_videomae(run: Path) -> VideoMAE:
-    """The whole model, encoder and decoder, of a run's newest checkpoint.
+    """The whole model, encoder and decoder, of a run's newest checkpoint, in evaluation mode.
 
     Raises:
         CheckpointError: the run has no valid checkpoint.
@@ -502,4 +502,4 @@ def load_pretrained_videomae(run: Path) -> VideoMAE:
     refuse_misfit(dry_state(make), weights, str(folder))
     model = make()
     load_strict(model, weights, str(folder))
-    return model
+    return model.eval()

@@ -25,6 +25,8 @@ def import_foreign(
 ) -> tuple[VideoMAE | VideoTransformer, dict]:
     """Read, convert and verify somebody else's weights.
 
+    The model is in evaluation mode; so is that of the two functions below.
+
     Args:
         name: `hf:` and a hub name or a folder; or an official `.pth` file.
         sizes: what the checkpoint does not record.

@@ -74,7 +74,7 @@ AS_RECORDED = Sizes()
 
 
 def build(state: dict[str, Tensor], arguments: dict) -> VideoMAE | VideoTransformer:
-    """The model of `arguments` holding exactly the weights `state`.
+    """The model of `arguments` holding exactly the weights `state`, in evaluation mode.
 
     Raises:
         ValueError: the arguments are not admitted, or make a model of other shapes.
@@ -83,7 +83,7 @@ def build(state: dict[str, Tensor], arguments: dict) -> VideoMAE | VideoTransfor
     refuse_misfit(dry_state(lambda: _model(arguments)), state, "the file")
     model = _model(arguments)
     model.load_state_dict(state)
-    return model
+    return model.eval()
 
 
 def arguments_of(model: VideoMAE | VideoTransformer) -> dict:
@@ -296,6 +296,38 @@ def to_hf(ours: dict[str, Tensor], arguments: dict) -> tuple[dict[str, Tensor], 
     return state, _hf_config(arguments)
 
 
+def obstacles(arguments: dict) -> list[str]:
+    """What a model of ours has and neither of the others can be told, each with its remedy."""
+    e, found = arguments["encoder"], []
+    if e.get("positions", "flat") != "flat":
+        found.append(f"{e['positions']} positions (pretrain with --positions flat)")
+    if e.get("moving", 1.0) != 1.0:
+        found.append(
+            f"a look at {e['moving']:.0%} of a clip's tokens, those that move (pretrain with --moving 1)"
+        )
+    if e.get("pool", "mean") != "mean":
+        found.append("a class token (pretrain with --pool mean)")
+    if decides_numbers(arguments)["encoder"].get("trained_grid"):
+        t, h, w = e["trained_grid"]
+        found.append(
+            f"positions stretched from a grid of {t} x {h} x {w} tokens (convert it before its clip is changed)"
+        )
+    return found
+
+
+def decides_numbers(arguments: dict) -> dict:
+    """Arguments without those that no output depends on once there are weights.
+
+    Left out: how the first weights were drawn, and the grid that positions were made for where it is the model's own.
+    """
+    e = arguments["encoder"]
+    kept = {name: value for name, value in e.items() if name not in ("init", "trained_grid")}
+    grid = [e["frames"] // e["tubelet"], e["size"] // e["patch"], e["size"] // e["patch"]]
+    if e.get("trained_grid") and list(e["trained_grid"]) != grid:
+        kept["trained_grid"] = list(e["trained_grid"])
+    return {**arguments, "encoder": kept}
+
+
 def _hf_config(arguments: dict) -> dict:
     e, decoder = arguments["encoder"], arguments.get("decoder")
     config = {
@@ -436,21 +468,8 @@ def _take(
 def _give(ours: dict[str, Tensor], column: int, arguments: dict) -> dict[str, Tensor]:
     """Our weights under foreign names; the patch embedding is a Conv3d again."""
     table, e = _table(column, arguments), arguments["encoder"]
-    if e.get("positions", "flat") != "flat":
-        raise ValueError(
-            f"this model was trained with {e['positions']} positions, which neither the official code nor "
-            "transformers has: only models pretrained with --positions flat convert"
-        )
-    if e.get("pool", "mean") != "mean" or e.get("trained_grid"):
-        raise ValueError(
-            "this model has a class token, or positions resized from another grid, which neither the official code nor "
-            "transformers has for a VideoMAE: only models with --pool mean at their own size convert"
-        )
-    if e.get("moving", 1.0) != 1.0:
-        raise ValueError(
-            f"this model looks at {e['moving']:.0%} of a clip's tokens, those that move, which neither the official "
-            "code nor transformers can: only models trained with --moving 1 convert"
-        )
+    if found := obstacles(arguments):
+        raise ValueError(f"neither the official code nor transformers has {'; nor '.join(found)}")
     if ours.keys() != table.keys():
         wrong = sorted(ours.keys() ^ table.keys())
         raise ValueError(f"not the weights of the model of `arguments`: {_some(wrong)}")

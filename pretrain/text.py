@@ -169,7 +169,7 @@ class HuggingFaceText(nn.Module):
 
     @classmethod
     def from_name(cls, name: str, context_length: int = 77) -> "HuggingFaceText":
-        """A text model with its weights, by its hub name or folder.
+        """A text model with its weights, by its hub name or folder, in evaluation mode.
 
         Raises:
             ValueError: it is not there, is no text encoder, or has no fast tokenizer or padding token.
@@ -179,7 +179,7 @@ class HuggingFaceText(nn.Module):
         longest = getattr(model.config, "max_position_embeddings", context_length)
         text = cls(config, data["json"], data["special"], min(context_length, longest))
         text.tower.load_state_dict(model.state_dict())
-        return text
+        return text.eval()
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (B, L) to embeddings (B, D), not normalised."""

@@ -561,7 +561,7 @@ class VideoTransformer(nn.Module):
 
 
 def resized(encoder: VideoTransformer, frames: int, size: int, stride: int = 0) -> VideoTransformer:
-    """The same encoder for another number of frames or another size.
+    """The same encoder for another number of frames or another size, in the mode it was in.
 
     Fixed and learned positions are interpolated (trilinear) from the grid they were made for; rotary ones are squeezed or
     stretched to its range. Weights are copied.
@@ -588,4 +588,4 @@ def resized(encoder: VideoTransformer, frames: int, size: int, stride: int = 0) 
     if given["positions"] == "learned":
         state["pos_embed"] = resize_positions(state["pos_embed"], encoder.grid, other.grid)
     other.load_state_dict(state)
-    return other
+    return other.train(encoder.training)

@@ -544,6 +544,7 @@ def main(cfg: Config) -> dict:
     )  # fmt: skip
     bare = model
     model = accelerator.prepare_model(model)
+    model.train()  # what was loaded is in evaluation mode
     several = cfg.positives != "pair"
     loss = partial(contrast, loss=cfg.loss, several_positives=several)
     scale = cfg.batch_size / 256

@@ -265,7 +265,7 @@ def measure_speed(folders: dict[str, str], rounds: int = 3, batch: int = 8) -> d
     times: dict[str, list[float]] = {label: [] for label in folders}
     for round_ in range(rounds + 1):
         for label, folder in folders.items():
-            model = load_backbone(folder).to(where).eval()  # one in memory at a time
+            model = load_backbone(folder).to(where)  # one in memory at a time
             spec = model.input_spec
             clips = torch.randn(
                 batch, spec.channels, spec.frames, spec.size, spec.size, device=where

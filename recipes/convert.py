@@ -6,7 +6,8 @@
 
 A run gives its whole model, encoder and decoder; RUN/backbone the encoder alone. What is written is read
 back and compared with the source, weight by weight and by its outputs in transformers' model. Nothing
-that exists is overwritten.
+that exists is overwritten. What neither the official code nor transformers can be told is refused: models of
+the presets `tiny` and `shrec` convert if they were pretrained with --positions flat --moving 1.
 """
 
 import json
@@ -19,10 +20,18 @@ from typing import Literal
 import torch
 from safetensors.torch import save_file
 
-from pretrain.checkpoint import export_backbone, load_backbone, load_pretrained_videomae
+from downstream.models import load_backbone
+from pretrain.checkpoint import export_backbone, load_pretrained_videomae
 from pretrain.convert import import_foreign, verify
 from pretrain.flags import Count
-from pretrain.layouts import Sizes, arguments_of, to_hf, to_official
+from pretrain.layouts import (
+    Sizes,
+    arguments_of,
+    decides_numbers,
+    obstacles,
+    to_hf,
+    to_official,
+)
 from pretrain.log import cli, print_table
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer
@@ -48,25 +57,47 @@ class Config:
     """Attention heads of the decoder, likewise."""
 
 
-def read(config: Config) -> tuple[VideoMAE | VideoTransformer, dict]:
-    """The model that `config.source` names, verified against transformers, and the report on it."""
+def read(config: Config, problems: list[str]) -> tuple[VideoMAE | VideoTransformer, dict]:
+    """The model that `config.source` names, verified against transformers, and the report on it.
+
+    Args:
+        config: the configuration.
+        problems: what is amiss with its other flags.
+
+    Raises:
+        ValueError: there are problems, or it cannot be read or converted; the message names them all.
+    """
     path = Path(config.source)
     sizes = Sizes(config.frames, config.size, config.heads, config.decoder_heads)
-    if config.source.startswith("hf:") or path.suffix in (".pth", ".pt"):
-        return import_foreign(config.source, sizes)
-    if sizes != Sizes():
-        raise ValueError(
-            f"{path} is ours and records its sizes: leave out --frames, --size, --heads, --decoder-heads"
-        )
-    if (path / "checkpoints").is_dir():
-        model = load_pretrained_videomae(path)
-    else:
-        model = load_backbone(config.source)
-        if not isinstance(model, VideoTransformer):
-            raise ValueError(
-                f"{config.source} is an image tower of open_clip: only video transformers convert"
+    theirs = config.source.startswith("hf:") or path.suffix in (".pth", ".pt")
+    try:
+        if theirs:
+            model, report = import_foreign(config.source, sizes)
+        elif (path / "checkpoints").is_dir():
+            model = load_pretrained_videomae(path)
+        else:
+            model = load_backbone(config.source)
+    except ValueError as error:
+        raise ValueError("; ".join([*problems, str(error)])) from error
+    if not theirs:
+        if sizes != Sizes():
+            problems.append(
+                f"{path} is ours and records its sizes: leave out --frames, --size, --heads, --decoder-heads"
             )
-    return model, {"source": config.source, "dropped": [], "max_difference": verify(model)}
+        if isinstance(model, VideoMAE | VideoTransformer):
+            problems += [
+                f"neither the official code nor transformers has {what}"
+                for what in obstacles(arguments_of(model))
+            ]
+        else:
+            problems.append(
+                f"{config.source} is a {type(model).__name__}: only plain video transformers convert"
+            )
+    if problems:
+        raise ValueError("; ".join(problems))
+    if not theirs:
+        report = {"source": config.source, "dropped": [], "max_difference": verify(model)}
+    return model, report
 
 
 def write_hf(model: VideoMAE | VideoTransformer, folder: Path) -> None:
@@ -89,20 +120,21 @@ def write_hf(model: VideoMAE | VideoTransformer, folder: Path) -> None:
 def main(config: Config) -> dict:
     """Convert, and return the report that is printed."""
     out = Path(config.out)
+    aside = out.with_name(f"tmp-{out.name}")
+    problems = []  # told together, since each may cost a training run
     if out.exists():
-        raise ValueError(f"--out {out} exists already: name another, nothing is overwritten")
+        problems.append(f"--out {out} exists already: name another, nothing is overwritten")
     if config.to == "official" and out.suffix not in (".pth", ".pt"):
-        raise ValueError(f"--out {out}: an official checkpoint is a file whose name ends in .pth")
-    model, report = read(config)
+        problems.append(f"--out {out}: an official checkpoint is a file whose name ends in .pth")
+    if aside.exists():
+        problems.append(f"{aside} is in the way, left by a conversion that was stopped: remove it")
+    model, report = read(config, problems)
     if config.to == "ours" and isinstance(model, VideoMAE):
         # A backbone is the encoder; a run continues from the source itself (--backbone).
         whole, model = model, model.encoder
         report["dropped"] += [k for k in whole.state_dict() if not k.startswith("encoder.")]
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f"tmp-{out.name}")
-    if aside.exists():
-        raise ValueError(f"{aside} is in the way, left by a conversion that was stopped: remove it")
     try:
         if config.to == "hf":
             write_hf(model, aside)
@@ -116,9 +148,8 @@ def main(config: Config) -> dict:
             check = {"max_difference": verify(written)}
         expected, got = model.state_dict(), written.state_dict()
         same = expected.keys() == got.keys() and all(torch.equal(expected[k], got[k]) for k in got)
-        assert same and arguments_of(written) == arguments_of(model), (
-            "what was written reads differently"
-        )
+        as_written, as_meant = (decides_numbers(arguments_of(m)) for m in (written, model))
+        assert same and as_written == as_meant, "what was written reads differently"
         os.replace(aside, out)
     finally:
         if aside.is_dir():

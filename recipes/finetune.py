@@ -547,7 +547,7 @@ def main(cfg: Config) -> dict:
         weights = balanced_weights(class_counts(pack, train, classes, cfg.per_frame))
     loss_of = StepLoss(cfg, classes, weights, accelerator)
     wrapped = accelerator.prepare_model(model)
-    wrapped.train()
+    wrapped.train()  # what was loaded is in evaluation mode
     epoch = math.ceil(len(train.samples) / plan.decodes_per_step)
     val_every = cfg.val_every or max(1, epoch, plan.steps // 20)
     peak = cfg.base_lr * cfg.batch_size / 256

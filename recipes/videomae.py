@@ -513,6 +513,7 @@ def main(cfg: Config) -> dict:
     if cfg.compile:
         model = torch.compile(model)
     model = accelerator.prepare_model(model)
+    model.train()  # what was loaded is in evaluation mode
     scale = cfg.batch_size / 256
 
     # ---- loop

@@ -58,7 +58,7 @@ def main(config: Config) -> dict:
         pack = pack_file(path, Path(folder) / "pack", packing_side(spec.size))
         _, views = EvalClips(pack, np.array([0]), spec, 1, 1)[0]
     clip = views[0]
-    maps = looked_at(encoder.eval(), spec.normalise(clip[None]))
+    maps = looked_at(encoder, spec.normalise(clip[None]))
     rows = [("clip", clip)] + [(name, overlay(clip, seen[0])) for name, seen in maps.items()]
     lock = claim(out)
     pictures = [(name, c.permute(1, 2, 3, 0).numpy()) for name, c in rows]

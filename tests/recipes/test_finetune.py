@@ -20,7 +20,14 @@ from pretrain.data.pack import pack
 from pretrain.data.shards import Pack
 from recipes import compare, finetune, predict
 from tests.conftest import draw_motion, motion_rows, write_video
-from tests.recipes.runs import equal, final_weights, launch, run_calm_and_harried, stop_in_step
+from tests.recipes.runs import (
+    equal,
+    final_weights,
+    launch,
+    modes_in_steps,
+    run_calm_and_harried,
+    stop_in_step,
+)
 
 
 def config(data, out, **changes) -> finetune.Config:
@@ -167,7 +174,7 @@ def test_the_best_validated_weights_are_exported(tiny_pack, tmp_path, monkeypatc
     assert again["top1"] == results["top1"] and again["card"]["training"]["steps"] == 5
 
 
-def test_from_a_backbone_and_frozen(tiny_pack, tiny_backbone, tmp_path):
+def test_from_a_backbone_and_frozen(tiny_pack, tiny_backbone, tmp_path, monkeypatch):
     given = {
         "model": "",
         "network": "",
@@ -180,6 +187,7 @@ def test_from_a_backbone_and_frozen(tiny_pack, tiny_backbone, tmp_path):
     finetune.main(config(tiny_pack, tmp_path / "frozen", **given, freeze=True, layer_decay=1.0))
     after = load_backbone(str(tmp_path / "frozen" / "backbone")).state_dict()
     assert equal(dict(before), dict(after))
+    modes = modes_in_steps(monkeypatch, finetune)
     results = finetune.main(
         config(
             tiny_pack,
@@ -193,6 +201,7 @@ def test_from_a_backbone_and_frozen(tiny_pack, tiny_backbone, tmp_path):
     )
     after = load_backbone(str(tmp_path / "tuned" / "backbone")).state_dict()
     assert not torch.equal(before["blocks.0.fc1.weight"], after["blocks.0.fc1.weight"])
+    assert modes == [{True}] * 6
     assert results["card"]["model"]["weights"] == "of the backbone"
     longer = finetune.main(
         config(tiny_pack, tmp_path / "longer", **given | {"frames": 4, "size": 16}, steps=1)

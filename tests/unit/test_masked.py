@@ -12,7 +12,7 @@ from pretrain.masked import MaskedPixels, unpatchify_cells
 from pretrain.videomae import draw_tokens, normalise_target, reconstruct
 from pretrain.vit import patchify, take_tokens
 from recipes import videomae
-from tests.recipes.runs import equal, final_weights
+from tests.recipes.runs import equal, final_weights, modes_in_steps
 from tests.recipes.test_videomae import config
 
 SMALL = {
@@ -123,7 +123,9 @@ def test_the_recipe_with_another_family(tiny_pack, tmp_path, encoder, monkeypatc
         tiny_pack, tmp_path / "run", encoder=encoder, depth=0, decoder_dim=0, decoder_depth=0, frames=8, mask_ratio=0.5,
         steps=6, batch_size=4, base_lr=0.05,
     )  # fmt: skip
+    modes = modes_in_steps(monkeypatch, videomae)
     videomae.main(cfg)
+    assert modes == [{True}] * 6
     assert (tmp_path / "run" / "reconstruction.png").stat().st_size > 5000
     assert (tmp_path / "run" / "curve.png").stat().st_size > 5000
     backbone = load_backbone(str(tmp_path / "run" / "backbone"))

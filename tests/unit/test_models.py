@@ -16,7 +16,7 @@ from downstream.models.images import ImageNetwork
 from downstream.models.inflated import Inflated, InflatedConv
 from downstream.models.recurrent import FrameRNN
 from downstream.models.tcn import FrameTCN
-from pretrain.checkpoint import build, describe, export_backbone, weights_hash
+from pretrain.checkpoint import build, describe, export_backbone, fresh_like, weights_hash
 
 # The smallest clip each family can see, and a second legal one.
 SMALL = {"network": "test_resnet", "size": 32}
@@ -389,10 +389,30 @@ def test_a_classifier_is_saved_with_its_classes(tmp_path):
     again = load_classifier(str(tmp_path / "backbone"))
     assert again.classes == model.classes and again.per_frame
     video = clip_for(model)
-    assert torch.equal(again.eval()(video), model.eval()(video))
+    assert torch.equal(again(video), model.eval()(video))
     assert again(video).shape == (2, 3, 2)
     backbone = load_backbone(str(tmp_path / "backbone"))  # what is under the head
     assert weights_hash(backbone) == weights_hash(model.backbone)
+
+
+@torch.no_grad()
+def test_whatever_is_loaded_answers_twice_alike_and_learns_nothing_by_it(tmp_path):
+    """Evaluation mode: no dropout, and batch statistics stay."""
+    classifier = Classifier(build_model("frame_mean", **SMALL, frames=3), ["a", "b"], dropout=0.5)
+    export_backbone(classifier.train(), tmp_path / "classifier", {})
+    loaded = [
+        load_classifier(str(tmp_path / "classifier")),
+        load_backbone(str(tmp_path / "classifier")),
+        load_backbone("frame_mean"),
+        build_model("inflated", **SMALL, frames=3, attention="se@*.layer3"),
+    ]
+    loaded.append(fresh_like(loaded[0].train(), 1))
+    loaded[0].eval()
+    assert not [type(m).__name__ for m in loaded for part in m.modules() if part.training]
+    for model in (loaded[0], loaded[1]):
+        before, video = weights_hash(model), clip_for(model)
+        assert torch.equal(model(video), model(video))
+        assert weights_hash(model) == before
 
 
 def test_a_label_a_frame_needs_a_token_a_frame():

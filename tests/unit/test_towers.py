@@ -289,7 +289,8 @@ def bert(tmp_path_factory):
 
 
 def test_a_transformers_text_model(bert, tmp_path):
-    text = HuggingFaceText.from_name(str(bert)).eval()
+    text = HuggingFaceText.from_name(str(bert))
+    assert not any(part.training for part in text.modules())
     assert text.tokenizer.context_length == 10 and text.embed_dim == 16
     tokens, cut = text.tokenizer(["a person nods", "waves", "a person nods slowly " * 3])
     assert cut == [False, False, True] and tokens.shape == (3, 10)
@@ -356,6 +357,7 @@ def test_an_exported_pair_is_a_backbone_too(tmp_path):
     model.log_scale.data.fill_(1.5)
     export_backbone(model, tmp_path / "backbone", {"recipe": "test"})
     again = load_video_text(str(tmp_path / "backbone"))
+    assert not any(part.training for part in again.modules())  # as all that is loaded
     assert all(
         torch.equal(a, b)
         for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)

