@@ -3,6 +3,8 @@
 Q queries, V videos, D width. A text has one right video; a video may have several right texts.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 CHUNK = 1024  # rows of similarities held at once
@@ -16,7 +18,8 @@ def retrieval_ranks(
     The similarity is the dot product. Of equal similarities the average place counts (ranks of 1.5 and the
     like), so that a model which answers everything alike scores chance and not everything, as in the code
     of Collaborative Experts (Liu et al. 2019, https://arxiv.org/abs/1907.13487). For a video with several
-    texts the best-placed of them counts, as for MSVD and Flickr30k. Nothing is approximated, and no more than
+    texts the best-placed of them counts, as for MSVD and Flickr30k, and the others are no rivals of it: places
+    are counted among the texts of other videos. Nothing is approximated, and no more than
     `chunk` rows of the matrix of similarities exist at a time.
 
     Args:
@@ -26,8 +29,8 @@ def retrieval_ranks(
         chunk: rows at a time; changes memory only.
 
     Returns:
-        ranks of each text's video among all videos (Q,), ranks of each video's best text among all texts
-        (V,), NaN for a video without a text.
+        ranks of each text's video among all videos (Q,), ranks of each video's best text among it and the texts of
+        all other videos (V,), NaN for a video without a text.
     """
     assert len(texts) == len(owner)
     to_video = np.empty(len(texts))
@@ -45,9 +48,34 @@ def retrieval_ranks(
         for i in range(start, stop):
             own = order[bounds[i] : bounds[i + 1]]
             if len(own):
-                row = similar[i - start]
-                to_text[i] = _place(row[None], row[own].max()[None])[0]
+                best = similar[i - start, own].max()
+                similar[i - start, own[1:]] = -np.inf  # one stands for all its own
+                similar[i - start, own[0]] = best
+                to_text[i] = _place(similar[None, i - start], best[None])[0]
     return to_video, to_text
+
+
+def same_texts(texts: list[str], tokenizer: Callable) -> np.ndarray:
+    """For each text the number of the first one that is the same (Q,).
+
+    The same are texts that differ in case and spacing only, and those that a text tower cannot tell apart, whose
+    tokens are equal. A cut text is the same as another only by its words.
+
+    Args:
+        texts: sentences.
+        tokenizer: of the tower: texts -> tokens (B, L), and which were cut.
+    """
+    first: dict[object, int] = {}
+    number = [first.setdefault(" ".join(t.lower().split()), i) for i, t in enumerate(texts)]
+    kept = sorted(set(number))
+    by_tokens: dict[bytes, int] = {}
+    same = {}
+    for start in range(0, len(kept), CHUNK):
+        some = kept[start : start + CHUNK]
+        tokens, cut = tokenizer([texts[i] for i in some])
+        for i, row, is_cut in zip(some, tokens.numpy(), cut, strict=True):
+            same[i] = i if is_cut else by_tokens.setdefault(row.tobytes(), i)
+    return np.array([same[i] for i in number], dtype=np.int64)
 
 
 def _place(similar: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 from downstream.splits import Videos
 from pretrain.data.shards import Pack
 from pretrain.names import for_screen
+from pretrain.prompts import refuse_same_words
 
 NOTHING = -1  # the class of a frame that no segment covers: neither trained on nor scored
 _SEGMENT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*-\s*(\d+(?:\.\d*)?|\.\d+)\s+(\S.*)")
@@ -75,7 +76,7 @@ def classes_of_frames(pack: Pack, train: Videos, test: Videos) -> list[str]:
     """The classes that frames of the training clips have.
 
     Raises:
-        ValueError: fewer than two, or a class is tested and never trained.
+        ValueError: fewer than two, two that differ in spelling only, or one that is tested and never trained.
     """
     found = []
     for videos in (train, test):
@@ -87,6 +88,7 @@ def classes_of_frames(pack: Pack, train: Videos, test: Videos) -> list[str]:
                 names.add(record["label"])
         found.append(names)
     trained, tested = found
+    refuse_same_words({name: name for name in sorted(trained | tested)}, str(pack.folder))
     if len(trained) < 2:
         raise ValueError(
             f"{pack.folder}: the only class of the frames is {', '.join(trained) or 'none'}: there is nothing to tell apart"

@@ -12,6 +12,7 @@ import numpy as np
 
 from pretrain.data.shards import Pack
 from pretrain.names import for_screen
+from pretrain.prompts import refuse_same_words
 
 HELD_OUT = 0.25  # the share that validation, or a test part made here, aims at
 
@@ -86,7 +87,10 @@ def _collect(records: dict[int, dict], where: str) -> Videos:
 
 
 def _labelled(pack: Pack, labels: bool = True) -> tuple[dict[int, dict], dict[int, dict]]:
-    """All index entries by sample id, and those with a label (or segments), of which there must be some."""
+    """All index entries by sample id, and those with a label (or segments), of which there must be some.
+
+    No two labels may be the same but for spelling.
+    """
     records = dict(enumerate(pack.records()))
     has = lambda r: r["label"] is not None or (not labels and bool(r["extra"].get("segments")))
     labelled = {i: r for i, r in records.items() if has(r)}
@@ -95,6 +99,8 @@ def _labelled(pack: Pack, labels: bool = True) -> tuple[dict[int, dict], dict[in
             f"{pack.folder}: no clip has a label, and a probe measures against labels: give a list file "
             "with a label column, or a folder with one subfolder a class"
         )
+    names = sorted({r["label"] for r in labelled.values() if r["label"] is not None})
+    refuse_same_words(dict(zip(names, names, strict=True)), str(pack.folder))
     return records, labelled
 
 

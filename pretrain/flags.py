@@ -116,9 +116,21 @@ def refuse_unused(words: Sequence[str], config: object, unused: dict[str, str]) 
         raise ValueError(f"without effect, leave out: {named}")
 
 
-def settle(config: Config, unused: dict[str, str]) -> Config:
-    """A configuration in which what has no effect is as if not given: at the class's default."""
-    return dataclasses.replace(
-        config,
-        **{f.name: f.default for f in dataclasses.fields(config) if f.name in unused},
-    )
+def settle(config: Config, unused: dict[str, str], preset: Config | None) -> Config:
+    """A configuration without the values of its preset that have no effect: they are as if not given.
+
+    Args:
+        config: a dataclass.
+        unused: fields without effect, and why.
+        preset: that it was made of; None: nobody knows which values were meant, and all stay.
+
+    Raises:
+        ValueError: a value without effect is neither the preset's nor the default.
+    """
+    if preset is None:
+        return config
+    defaults = {f.name: f.default for f in dataclasses.fields(config) if f.name in unused}
+    for name, default in defaults.items():
+        if getattr(config, name) not in (getattr(preset, name), default):
+            raise ValueError(f"without effect, leave out: {flag(name)} {unused[name]}")
+    return dataclasses.replace(config, **defaults)

@@ -7,8 +7,11 @@ grammar mistakes included, because the published numbers were made with them.
 import csv
 import os
 import re
+import unicodedata
 from functools import cache
 from pathlib import Path
+
+from pretrain.names import NUMBER
 
 _KINDS = ("photo", "video", "example", "demonstration")
 _DOING = ("using", "doing", "during", "performing", "practicing")
@@ -71,11 +74,38 @@ def load_templates(name: str) -> tuple[str, ...]:
 def words_of(name: str) -> str:
     """A class name as words: `sit_down`, `SitDown` and `sit-down` become "sit down".
 
-    CamelCase is split as CLIP splits UCF101's names ("Apply Eye Makeup"); capitals are kept.
+    CamelCase is split as CLIP splits UCF101's names ("Apply Eye Makeup"); capitals are kept, and -1 is a number.
     """
+    if NUMBER.fullmatch(name.strip()):
+        return name.strip()
     name = re.sub(r"[_\-]+", " ", name)
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
     return " ".join(name.split())
+
+
+def same_words(text: str) -> str:
+    """What is equal for texts that differ in spelling only: `sit down`, `Sit_Down` and `SitDown`."""
+    return words_of(unicodedata.normalize("NFKC", text)).casefold()
+
+
+def refuse_same_words(words: dict[str, str], where: str) -> None:
+    """Say no to classes that differ in spelling only: a model could not tell them apart.
+
+    Args:
+        words: class name -> its words; the names themselves count where they are the words.
+        where: they come from.
+
+    Raises:
+        ValueError: there are two such classes; both are named.
+    """
+    first: dict[str, str] = {}
+    for name, text in words.items():
+        other = first.setdefault(same_words(text), name)
+        if other != name:
+            raise ValueError(
+                f"{where}: the classes {other!r} and {name!r} are the same words ({words_of(text)!r}), and could not be "
+                "told apart: write one of them everywhere, or give each words of its own"
+            )
 
 
 def load_classes(given: str) -> dict[str, str]:
@@ -89,8 +119,8 @@ def load_classes(given: str) -> dict[str, str]:
         in the order given; the words are `words_of` the name where none are given.
 
     Raises:
-        ValueError: no name, an empty one, the same one (or the same words) twice, or a csv without the
-            two columns.
+        ValueError: no name, an empty one, the same one (or the same words, however spelt) twice, or a csv without
+            the two columns.
     """
     path = Path(given)
     if os.path.isfile(given):  # no OSError where hundreds of names are longer than a path may be
@@ -120,13 +150,11 @@ def load_classes(given: str) -> dict[str, str]:
     if not entries:
         raise ValueError(f"{where} names no class")
     classes = {name: text or words_of(name) for name, text in entries}
-    names = [name for name, _ in entries]
-    for what, values in (("class", names), ("class text", list(classes.values()))):
-        twice = sorted({v for v in values if values.count(v) > 1})
-        if twice:
-            raise ValueError(
-                f"{where} names the {what} {twice[0]!r} twice: the model could not tell them apart"
-            )
+    if len(classes) < len(entries):
+        twice = next(n for i, (n, _) in enumerate(entries) if n in dict(entries[:i]))
+        raise ValueError(f"{where} names the class {twice!r} twice")
+    refuse_same_words({name: name for name in classes}, where)
+    refuse_same_words(classes, where)
     return classes
 
 

@@ -64,7 +64,7 @@ from pretrain.openclip import PREFIX as OPEN_CLIP
 from pretrain.openclip import Pair, load_open_clip
 from pretrain.optim import learning_rate, make_optimizers
 from pretrain.processes import StopFlag, start_accelerator
-from pretrain.prompts import load_templates, words_of
+from pretrain.prompts import load_templates, refuse_same_words, words_of
 from pretrain.run import Plan, open_run, plan_run, record_bad_clips, refuse_to_go_on, restore
 from pretrain.text import HuggingFaceText, OpenClipText, fresh_text, trim
 from pretrain.vit import SIZES, VideoTransformer
@@ -408,8 +408,11 @@ def choose_clips(cfg: Config, packs: list[Pack], say: bool) -> list[np.ndarray]:
     """The training samples of each source that have a text; says how many have none.
 
     Raises:
-        ValueError: a source has not a single one.
+        ValueError: a source has not a single one, or classes are used that differ in spelling only.
     """
+    if "label" in (cfg.text, cfg.positives):
+        names = sorted({name for pack in packs for name in pack.classes})
+        refuse_same_words(dict(zip(names, names, strict=True)), " + ".join(cfg.data))
     chosen = []
     for source, pack in zip(cfg.data, packs, strict=True):
         ids = pack.split(cfg.split if pack.index["splits"] else "all")

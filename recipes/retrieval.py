@@ -6,7 +6,7 @@
 Scored on a data set with captions: every caption of the split is a query for its video among all videos of the
 split (text to video), every video one for its captions among all captions. R@k is the share of queries whose
 right answer is among the k best; equal similarities share their average place, and of several captions
-of a video the best-placed counts (downstream/retrieval.py). The ranking is exact. Written: results.json, CARD.md.
+of a video the best-placed counts, whose only rivals are captions of other videos (downstream/retrieval.py). The ranking is exact. Written: results.json, CARD.md.
 
 With --query the best videos are listed, and drawn on a contact sheet.
 """
@@ -29,7 +29,7 @@ from downstream.report import (
     software,
     write_card,
 )
-from downstream.retrieval import retrieval_ranks, summarise_ranks
+from downstream.retrieval import retrieval_ranks, same_texts, summarise_ranks
 from downstream.splits import group_by_source
 from downstream.zero_shot import embed_texts, unit
 from pretrain.checkpoint import load_video_text, read_backbone_config, weights_hash
@@ -169,15 +169,23 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
         of_video.setdefault(int(video), pack.record(int(sample))["captions"])
     captions = [(text, video) for video in range(len(names)) for text in of_video[video]]
     sentences, whose = [c for c, _ in captions], np.array([v for _, v in captions])
-    texts, num_cut = embed_texts(model, sentences, how.device, config.precision)
+    # The same words get the same vector, to the bit, so that they tie.
+    different, place = np.unique(same_texts(sentences, model.text.tokenizer), return_inverse=True)
+    vectors, num_cut = embed_texts(
+        model, [sentences[i] for i in different], how.device, config.precision
+    )
+    texts = vectors[place]
     if num_cut:
         notes.append(
-            f"{num_cut} of {len(sentences)} captions were longer than the context and were cut"
+            f"{num_cut} of {len(different)} different captions were longer than the context and were cut"
         )
-    shared = len(sentences) - len({" ".join(s.lower().split()) for s in sentences})
+    videos_of = np.unique(
+        np.stack([place, whose]), axis=1
+    )  # of each different caption, once a video
+    shared = videos_of.shape[1] - len(different)
     if shared:
         notes.append(
-            f"{shared} captions occur before for another video or the same: no model can place them all first"
+            f"{shared} captions occur before for another video: no model can place them all first"
         )
     to_video, to_text = retrieval_ranks(texts, videos, whose)
     t2v, v2t = summarise_ranks(to_video), summarise_ranks(to_text)
@@ -192,7 +200,7 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
         },
         "ranking": {
             "similarity": "cosine, exact", "ties": "average place",
-            "several_captions": "each is a query; of a video's own the best-placed counts",
+            "several_captions": "each is a query; of a video's own the best-placed counts, and they are no rivals",
         },
         "data": {
             "name": config.data, "fingerprint": pack.index["fingerprint"], "test_split": config.test_split,

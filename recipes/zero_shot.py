@@ -53,7 +53,13 @@ from pretrain.flags import Count, Seed, Whole
 from pretrain.folders import claim
 from pretrain.log import cli, write_json
 from pretrain.names import file_name, for_screen
-from pretrain.prompts import load_classes, load_templates, words_of
+from pretrain.prompts import (
+    load_classes,
+    load_templates,
+    refuse_same_words,
+    same_words,
+    words_of,
+)
 
 
 @dataclass(frozen=True)
@@ -104,26 +110,22 @@ def classes_of_data(
     if config.classes:
         words = load_classes(config.classes)
         # "sit down" on the command line is the label sit_down.
-        label_of = {words_of(name).lower(): name for name in words}
-        missing = sorted(n for n in named if words_of(n).lower() not in label_of)
+        listed = {same_words(name) for name in words}
+        missing = sorted(n for n in named if same_words(n) not in listed)
         if missing:
             raise ValueError(
                 f"--classes lacks {len(missing)} of the {len(named)} labels of the videos: "
                 f"{', '.join(map(for_screen, missing[:10]))}"
             )
-        theirs = {words_of(n).lower(): n for n in named}
-        names = [theirs.get(words_of(name).lower(), name) for name in words]
+        theirs = {same_words(n): n for n in named}
+        names = [theirs.get(same_words(name), name) for name in words]
         texts, given = list(words.values()), True
     else:
         names = sorted(set(pack.classes) | named)
         written = texts_of_labels(pack)
         given = bool(written)
         texts = [written.get(name) or words_of(name) for name in names]
-        twice = sorted({t for t in texts if texts.count(t) > 1})
-        if twice:
-            raise ValueError(
-                f"two classes of the data have the same words, {twice[0]!r}: give --classes"
-            )
+        refuse_same_words(dict(zip(names, texts, strict=True)), str(pack.folder))
     if len(names) < 2:
         raise ValueError(f"the only class is {names[0]!r}: there is nothing to tell apart")
     return names, texts, given

@@ -13,7 +13,7 @@ from downstream.world import reversed_pairs_accuracy
 from downstream.zero_shot import embed_texts, ensemble, template_sensitivity, unit
 from pretrain.data.figure import REVERSED_PAIRS
 from pretrain.data.shards import Pack
-from recipes import retrieval, zero_shot
+from recipes import clip, finetune, linear_probe, retrieval, zero_shot
 from tests.conftest import draw_motion, write_video
 
 ROOT = Path(__file__).parents[2]
@@ -96,6 +96,35 @@ def test_classes_of_the_user(quick, tmp_path):
     assert results["card"]["prompts"]["template_set"] == "openai_kinetics"
     with pytest.raises(ValueError, match=r"lacks 2 of the 4 labels of the videos: left, right"):
         zero_shot.main(dataclasses.replace(quick, classes="up, down"))
+
+
+@pytest.mark.parametrize("labels", [("sit down", "Sit_Down"), ("SitDown", "sit-down")])
+def test_classes_that_differ_in_spelling_only_are_refused(quick, make_pack, labels, tmp_path):
+    """In zero-shot with and without --classes, training on labels, probes, fine-tuning, and labels of frames."""
+    rows = [
+        {"motion": m, "person": p, "take": 0, "label": label, "split": s, "subject": f"{p}"}
+        for m, label in zip(("up", "down", "left"), (*labels, "walk"), strict=True)
+        for p, s in ((0, "train"), (1, "test"))
+    ]
+    data, out = str(make_pack(rows)), str(tmp_path / "run")
+    both = f"(?s){labels[0]}.*{labels[1]}|{labels[1]}.*{labels[0]}"
+    listed = dataclasses.replace(quick, data=data, classes="sit down, walk")
+    model = {"out": out, "num_workers": 0, "threads": 1}
+    for recipe, config in (
+        (zero_shot, dataclasses.replace(quick, data=data)),
+        (zero_shot, listed),
+        (linear_probe, linear_probe.Config(quick.backbone, data, out=out)),
+        (linear_probe, linear_probe.Config(quick.backbone, data, out=out, leave_one_out=True)),
+        (finetune, finetune.Config(model="frame_mean", data=data, **model)),
+        (
+            clip,
+            clip.Config(
+                data=(data,), text="label", video_tower="xs", size=32, text_tower="xs", **model
+            ),
+        ),
+    ):
+        with pytest.raises(ValueError, match=both):
+            recipe.main(config)
 
 
 @pytest.mark.parametrize(
@@ -225,13 +254,28 @@ def quick_retrieval(tiny_pair, captioned_pack, tmp_path) -> retrieval.Config:
     )  # fmt: skip
 
 
-def test_retrieval_scores(quick_retrieval, capsys):
+def test_retrieval_scores(quick_retrieval, monkeypatch, tmp_path, capsys):
     results = retrieval.main(quick_retrieval)
+    with monkeypatch.context() as patch:
+        real = Pack.record
+
+        def twice(pack, i):
+            record = real(pack, i)
+            said = record["captions"]
+            return record | {"captions": [*said, *(s.upper() for s in said)]}
+
+        patch.setattr(Pack, "record", twice)
+        said_again = retrieval.main(dataclasses.replace(quick_retrieval, out=str(tmp_path / "b")))
     stored = json.loads((Path(quick_retrieval.out) / "results.json").read_text())
     names = {"t2v_r1", "t2v_r5", "t2v_r10", "v2t_r1", "v2t_r10", "t2v_median_rank", "num_test"}
     assert names <= stored.keys() and stored["num_test"] == 16 and stored["num_captions"] == 32
     assert stored["chance"]["t2v_r1"] == 1 / 16
     assert any("24 captions occur before" in note for note in stored["notes"])  # eight sentences
+    # Written twice, once in capitals: a video's own are no rivals, those of the others are there twice.
+    assert said_again["v2t_mean_rank"] == pytest.approx(2 * results["v2t_mean_rank"] - 1)
+    assert said_again["t2v_mean_rank"] == results["t2v_mean_rank"]
+    assert said_again["num_captions"] == 64
+    assert [n for n in said_again["notes"] if "occur before" in n] == stored["notes"]
     assert "text to video" in capsys.readouterr().out
     assert 0 <= results["t2v_r1"] <= results["t2v_r5"] <= results["t2v_r10"] <= 1
     with pytest.raises(ValueError, match="results of other settings"):

@@ -101,5 +101,8 @@ def test_a_flag_without_effect_is_refused_by_name(words, monkeypatch, capsys):
 
 def test_a_preset_value_without_effect_is_taken_away():
     preset = Choice("b", batch_depth=5, warm=True)
-    assert flags.settle(preset, of_b(preset)) == Choice("b")
-    assert flags.settle(dataclasses.replace(preset, tower="a"), {}).batch_depth == 5
+    assert flags.settle(preset, of_b(preset), preset) == Choice("b")
+    assert flags.settle(dataclasses.replace(preset, tower="a"), {}, preset).batch_depth == 5
+    assert flags.settle(preset, of_b(preset), None) == preset
+    with pytest.raises(ValueError, match="--batch-depth with --tower b"):
+        flags.settle(dataclasses.replace(preset, batch_depth=4), of_b(preset), preset)

@@ -43,7 +43,10 @@ def test_classes_from_the_command_line():
     [
         ("a,,b", "empty name"),
         ("a, b, a", "class 'a' twice"),
-        ("sit_down, sit down", "class text 'sit down' twice"),
+        ("sit_down, sit down", "'sit_down' and 'sit down'"),
+        ("walks, sit down, Sit_Down", "'sit down' and 'Sit_Down'"),
+        ("SitDown, sit-down, walks", "'SitDown' and 'sit-down'"),
+        ("cafe\u0301, caf\u00e9", "same words"),
         ("names.txt", "no such file"),
     ],
 )
@@ -59,6 +62,9 @@ def test_classes_from_files(tmp_path):
     table = tmp_path / "names.csv"
     table.write_text('label,text\nsit,"sits down, slowly"\nwave,\n')
     assert load_classes(str(table)) == {"sit": "sits down, slowly", "wave": "wave"}
+    table.write_text("label,text\na,sits down\nb,Sits  down\n")
+    with pytest.raises(ValueError, match="'a' and 'b'"):
+        load_classes(str(table))
     table.write_text("label,text\nsit,sits down, slowly\n")
     with pytest.raises(ValueError, match=r"names\.csv:2: .*quotes"):
         load_classes(str(table))
@@ -68,6 +74,10 @@ def test_classes_from_files(tmp_path):
     plain.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="UTF-8"):
         load_classes(str(plain))
+
+
+def test_numbers_are_no_spellings_of_one_another():
+    assert list(load_classes("-1, 1, 01, +1")) == ["-1", "1", "01", "+1"]
 
 
 def test_templates_from_a_file(tmp_path):

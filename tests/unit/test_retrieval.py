@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from downstream.retrieval import retrieval_ranks, summarise_ranks
+from downstream.retrieval import retrieval_ranks, same_texts, summarise_ranks
+from pretrain.text import ClipTokenizer, HubTokenizer
 
 
 def literal_place(row: np.ndarray, right: float) -> float:
@@ -32,8 +33,9 @@ def test_ranks_against_a_literal_computation(num_videos, captions, levels, chunk
     for q in range(len(owner)):
         assert to_video[q] == literal_place(similar[q], similar[q, owner[q]])
     for v in range(num_videos):
-        best = min(literal_place(similar[:, v], similar[q, v]) for q in np.flatnonzero(owner == v))
-        assert to_text[v] == best
+        best = similar[owner == v, v].max()
+        rivals = similar[owner != v, v]
+        assert to_text[v] == literal_place(np.append(rivals, best), best)
 
 
 def test_answering_everything_alike_is_chance_and_not_perfect():
@@ -41,6 +43,49 @@ def test_answering_everything_alike_is_chance_and_not_perfect():
     assert summarise_ranks(ranks) == {
         "r1": 0.0, "r5": 0.0, "r10": 0.0, "median_rank": 50.0, "mean_rank": 50.0,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("same", [1, 2, 20])
+def test_a_videos_own_captions_are_no_rivals(same):
+    """A perfect model stays perfect however often a video says the same."""
+    owner = np.repeat(np.arange(12), same)
+    _, to_text = retrieval_ranks(np.eye(12)[owner], np.eye(12), owner)
+    assert summarise_ranks(to_text)["r1"] == 1.0 and to_text.max() == 1
+
+
+def test_another_videos_text_of_the_same_words_ties():
+    owner = np.array([0, 0, 1, 2])  # 0 and 1 say the same, 0 twice
+    _, to_text = retrieval_ranks(np.eye(3)[[0, 0, 0, 2]], np.eye(3)[[0, 0, 2]], owner)
+    assert to_text.tolist() == [1.5, 2.0, 1.0]
+
+
+def test_equal_but_for_case_and_spaces_is_equal_also_for_a_tower_that_sees_case():
+    said = ["A man Walks", "a man  walks", "a man walks.", "it sits", "a man walks", "It sits"]
+    cased = HubTokenizer(fast_words(), 8)
+    assert same_texts(said, ClipTokenizer(77)).tolist() == [0, 0, 2, 3, 0, 3]
+    assert same_texts(said, cased).tolist() == [0, 0, 2, 3, 0, 3]
+    # What only the tower takes for the same, and what is the same only because it was cut.
+    assert same_texts(
+        ["caf\u00e9", "cafe\u0301", "tea &amp; cake", "tea & cake"], ClipTokenizer(77)
+    ).tolist() == [0, 0, 2, 2]
+    assert same_texts([f"{'a ' * 99}{end}" for end in "xyx"], ClipTokenizer(77)).tolist() == [
+        0,
+        1,
+        0,
+    ]
+
+
+def fast_words():
+    """A tokenizer that tells capitals from small letters."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "A", "a", "man", "Walks", "walks", ".", "it", "It", "sits"]
+    inner = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    inner.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]")
 
 
 def test_a_video_without_a_text_is_left_out():

@@ -1,11 +1,31 @@
 """Edit score and F1 of segments, against hand counts and a literal re-computation."""
 
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from downstream.segments import NOTHING, edit_score, segment_hits, segment_scores
+from downstream.segments import (
+    NOTHING,
+    classes_of_frames,
+    edit_score,
+    segment_hits,
+    segment_scores,
+)
+from downstream.splits import choose_splits
+
+
+def test_classes_of_frames_that_differ_in_spelling_only_are_refused():
+    def row(i: int, split: str, segments: str) -> dict:
+        extra = {"segments": segments}
+        return {"source": f"v{i}", "label": None, "subject": None, "split": split, "extra": extra}
+
+    rows = [row(0, "train", "0-1 sit down; 1-2 up"), row(1, "test", "0-1 up; 1-2 Sit_Down")]
+    pack = SimpleNamespace(folder="DATA", records=lambda: iter(rows), record=lambda i: rows[i])
+    train, test, _ = choose_splits(pack, "train", "test", 0, labels=False)
+    with pytest.raises(ValueError, match=r"'Sit_Down' and 'sit down'"):
+        classes_of_frames(pack, train, test)
 
 
 def frames(text: str) -> np.ndarray:
