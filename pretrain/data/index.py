@@ -152,19 +152,73 @@ def read_lines(folder: Path, index: dict) -> bytes:
         raise ValueError(f"{path} is not the file its index describes: pack again")
     sizes = [shard["bytes"] for shard in index["shards"]]
     classes = set(index["classes"])
-    lines = data.split(b"\n")
-    if lines.pop() or len(lines) != index["num_clips"]:
-        raise ValueError(
-            f"{path} does not have the {index['num_clips']} lines its index says: pack again"
-        )
-    for number, line in enumerate(lines, 1):
-        try:
-            what = _wrong(parse_json(line), sizes, classes)
-        except ValueError as error:
-            what = str(error)
-        if what:
-            raise ValueError(f"{path}:{number}: no usable {what}: pack again")
+    labels = {b"null", *(json.dumps(name).encode() for name in classes)}
+    unlike = f"{path} does not have the {index['num_clips']} lines its index says: pack again"
+    if data[-1:] not in (b"", b"\n"):
+        raise ValueError(unlike)
+    at = num_lines = 0
+    while at < len(data):
+        start, at = at, data.find(b"\n", at + 2**20) + 1 or len(data)
+        lines = data[start:at]
+        count = lines.count(b"\n")
+        if not _all_plain(lines, count, sizes, labels):
+            for number, line in enumerate(lines.split(b"\n")[:-1], num_lines + 1):
+                if _all_plain(line + b"\n", 1, sizes, labels):
+                    continue
+                try:
+                    what = _wrong(parse_json(line), sizes, classes)
+                except ValueError as error:
+                    what = str(error)
+                if what:
+                    raise ValueError(f"{path}:{number}: no usable {what}: pack again")
+        num_lines += count
+    if num_lines != index["num_clips"]:
+        raise ValueError(unlike)
     return data
+
+
+# The lines of a million clips are looked at by one expression, five times faster than by parsing them. It admits what
+# `clip_row` writes of an ordinary clip, for which everything `_wrong` asks is so, but for a label and a place in a shard.
+_TEXT = rb'"[ !#-\[\]-~]*+(?:\\(?:["\\/bfnrt]|u[0-9a-f]{4})[ !#-\[\]-~]*+)*+"'
+_TEXT_OR_NULL = rb"(?:null|" + _TEXT + rb")"
+_PLAIN_VALUES = {
+    "key": rb'"[\w-]{1,100}"',
+    "shard": rb"(0|[1-9]\d{0,14})",
+    "offset": rb"(0|[1-9]\d{0,14})",
+    "bytes": rb"([1-9]\d{3,14})",
+    "sha256": _TEXT,
+    "frames": rb"[1-9]\d{0,2}",  # fewer than bytes
+    "fps": rb"(?:(?:[1-9]|[1-5]\d)(?:\.\d{1,20})?|60(?:\.0)?)",
+    # 999 frames of 3999 x 3999 are less than FREE_PIXELS, and such a frame less than MAX_PIXELS.
+    "width": rb"(?:[1-9]\d{0,2}|[1-3]\d{3})",
+    "height": rb"(?:[1-9]\d{0,2}|[1-3]\d{3})",
+    "source": _TEXT,
+    "clip": rb"(?:0|[1-9]\d{0,14})",
+    "start": rb"(?:0|[1-9]\d{0,14})(?:\.\d{1,20})?",
+    "label": rb"(" + _TEXT_OR_NULL + rb")",
+    "captions": rb"\[(?:" + _TEXT + rb"(?:, " + _TEXT + rb")*+)?+\]",
+    "split": _TEXT_OR_NULL,
+    "subject": _TEXT_OR_NULL,
+    "extra": rb"\{(?:" + _TEXT + rb": " + _TEXT + rb"(?:, " + _TEXT + rb": " + _TEXT + rb")*+)?+\}",
+}
+_PLAIN = re.compile(
+    rb"^\{"
+    + b", ".join(b'"%s": %s' % (name.encode(), value) for name, value in _PLAIN_VALUES.items())
+    + rb"\}\n",
+    re.MULTILINE,
+)
+
+
+def _all_plain(lines: bytes, count: int, sizes: list[int], labels: set[bytes]) -> bool:
+    """Whether all of so many lines are of an ordinary clip, and true; if not, each has to be parsed to be told."""
+    found = _PLAIN.findall(lines)
+    if len(found) != count:
+        return False
+    for shard, offset, size, label in found:
+        number = int(shard)
+        if number >= len(sizes) or int(offset) + int(size) > sizes[number] or label not in labels:
+            return False
+    return True
 
 
 def _wrong(row: object, sizes: list[int], classes: set[str]) -> str | None:
