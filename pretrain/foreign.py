@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pretrain.names import did_you_mean
+
 Rule = Callable[[object], bool]
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 WORD = re.compile(r"[\w.+-]{0,64}", re.ASCII)
@@ -186,8 +188,7 @@ def timm_network(
     import timm
 
     if not is_timm_network(name):
-        listed = timm.list_models(f"*{re.sub('[^a-z0-9_]', '', name.split('.')[0])}*")
-        near = f" (did you mean {', '.join(listed[:3])}?)" if listed else ""
+        near = did_you_mean(name.split(".")[0], timm.list_models())
         raise ValueError(f"{shown(name)} is no network of timm{near}")
     if pretrained:
         return timm.create_model(name, pretrained=True)
@@ -216,11 +217,9 @@ def torchvision_network(name: str, video: bool = False, pretrained: bool = False
     kind = torchvision.models.video if video else torchvision.models
     names = torchvision.models.list_models(module=kind)
     if name not in names:
-        near = [n for n in names if isinstance(name, str) and (name in n or n in name)][:3]
-        raise ValueError(
-            f"torchvision has no {'video' if video else 'image'} network {shown(name)}"
-            + (f"; did you mean {', '.join(near)}?" if near else "")
-        )
+        kind = "video" if video else "image"
+        near = did_you_mean(str(name), names)
+        raise ValueError(f"torchvision has no {kind} network {shown(name)}{near}")
     if pretrained:
         return torchvision.models.get_model(name, weights="DEFAULT")
     if name in ("googlenet", "inception_v3"):
@@ -361,12 +360,8 @@ def listed_open_clip(model: str) -> dict:
     if WORD.fullmatch(model):
         config = open_clip.get_model_config(model)
     if config is None:
-        from difflib import get_close_matches
-
-        near = get_close_matches(model, open_clip.list_models(), 3, 0.5)
         raise ValueError(
-            f"open_clip has no model {shown(model)}"
-            + (f"; did you mean {', '.join(near)}?" if near else "")
+            f"open_clip has no model {shown(model)}{did_you_mean(model, open_clip.list_models())}"
         )
     return config
 

@@ -16,7 +16,7 @@ import tyro
 
 from pretrain.flags import refuse_numbers, refuse_unused
 from pretrain.folders import sync, writing
-from pretrain.names import clean_screen, for_figure, for_screen
+from pretrain.names import clean_screen, did_you_mean, for_figure, for_screen
 from pretrain.weights import open_regular
 
 
@@ -24,6 +24,7 @@ def cli(
     main: Callable,
     config: type | dict[str, object],
     unused: Callable[[object], dict[str, str]] | None = None,
+    about: dict[str, str] | None = None,
 ) -> None:
     """Parse the command line into a config, run `main` and turn a user's or a disk's mistake into one line.
 
@@ -31,23 +32,16 @@ def cli(
 
     Args:
         main: takes the config.
-        config: a dataclass; or presets, name -> instance, of which the first word chooses one (the
-            first preset if there is none) and the flags change single values.
+        config: as `parse` takes it.
         unused: of a config: the fields that its choices leave without effect, and why. Typed ones are refused.
+        about: as `parse` takes it.
     """
     arguments = sys.argv[1:]
-    if isinstance(config, dict):
-        default = next(iter(config))
-        if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
-            arguments = [default, *arguments]
-        kind = tyro.extras.subcommand_type_from_defaults(config)
-    else:
-        kind = config
     if any(for_screen(word) != word for word in arguments):
         clean_screen()  # tyro's own errors repeat what was typed
-    parsed = tyro.cli(kind, args=arguments, description=sys.modules["__main__"].__doc__)
-    clean_screen()  # not before: help comes in colours
     try:
+        parsed = parse(arguments, config, about)
+        clean_screen()  # not before: help comes in colours
         refuse_numbers(parsed)
         if unused:
             refuse_unused(arguments, parsed, unused(parsed))
@@ -67,6 +61,47 @@ def cli(
     except KeyboardInterrupt:
         print("interrupted; start the same command again to go on", file=sys.stderr)
         sys.exit(130)
+
+
+def parse(
+    words: list[str], config: type | dict[str, object], about: dict[str, str] | None = None
+) -> object:
+    """A recipe's configuration from the words of its command line.
+
+    Help, and flags that are wrong, are printed and end the process (tyro).
+
+    Args:
+        words: of the command line, without the program's name.
+        config: a dataclass; or presets, name -> instance, of which the first word chooses one (the first preset if
+            there is none) and the flags change single values. Help shows the values of the chosen one.
+        about: of each preset a line for the help.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    description = sys.modules["__main__"].__doc__
+    if not isinstance(config, dict):
+        return tyro.cli(config, args=words, description=description)
+    chosen = next(iter(config))
+    if words and not words[0].startswith("-"):
+        chosen, *words = words
+    if chosen not in config:
+        raise ValueError(
+            f"there is no preset {chosen!r}{did_you_mean(chosen, config)}; the first word is one of {', '.join(config)}"
+        )
+    width = max(map(len, config))
+    lines = [f"    {name:<{width}}  {(about or {}).get(name, '')}" for name in config]
+    presets = f"Presets (the values below are those of {chosen}):\n\n" + "\n".join(lines)
+    try:
+        return tyro.cli(
+            type(config[chosen]), default=config[chosen], args=words, prog=f"{Path(sys.argv[0]).name} [PRESET]",
+            description=f"{description}\n\n{presets}",
+        )  # fmt: skip
+    except SystemExit as stop:
+        late = [word for word in words if word in config]
+        if stop.code and late:
+            print(f"a preset is the first word: {late[0]} comes before all flags", file=sys.stderr)
+        raise
 
 
 def print_table(title: str, rows: dict[str, object]) -> None:

@@ -10,6 +10,8 @@ import html
 import re
 import sys
 import unicodedata
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import TextIO
 
 JOINERS = "\u200c\u200d"  # format characters without which Persian, Hindi and emoji are misspelt
@@ -109,6 +111,13 @@ def file_name(text: str, most: int = 100) -> str:
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     cut = safe.encode()[: most - len(digest) - 1].decode(errors="ignore").strip(".-")
     return f"{cut}-{digest}" if cut else digest
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Names like a mistyped one, as the end of a sentence: "; did you mean lstm?", or nothing."""
+    names = {name.lower(): name for name in known}
+    near = get_close_matches(word.lower(), names, 3, 0.5)
+    return f"; did you mean {' or '.join(names[name] for name in near)}?" if near else ""
 
 
 class _Screen:

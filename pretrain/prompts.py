@@ -11,7 +11,7 @@ import unicodedata
 from functools import cache
 from pathlib import Path
 
-from pretrain.names import NUMBER
+from pretrain.names import NUMBER, did_you_mean
 
 _KINDS = ("photo", "video", "example", "demonstration")
 _DOING = ("using", "doing", "during", "performing", "practicing")
@@ -56,6 +56,7 @@ def load_templates(name: str) -> tuple[str, ...]:
     if not os.path.isfile(name):
         raise ValueError(
             f"--templates {name!r} is neither a file nor one of {', '.join(TEMPLATES)}"
+            + did_you_mean(name, TEMPLATES)
         )
     lines = [line.strip() for line in _read_text(path).splitlines()]
     for number, line in enumerate(lines, 1):

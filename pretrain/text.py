@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain import foreign
+from pretrain.names import did_you_mean
 
 # width, layers, heads of fresh text towers; "b" is that of CLIP ViT-B. Most of a small one is its vocabulary.
 TEXT_SIZES = {"xs": (64, 2, 2), "ti": (128, 4, 2), "s": (384, 12, 6), "b": (512, 12, 8)}
@@ -206,6 +207,7 @@ def fresh_text(size: str, embed_dim: int, context_length: int = 77) -> OpenClipT
     if size not in TEXT_SIZES:
         raise ValueError(
             f"--text-tower {size!r} is not one of {', '.join(TEXT_SIZES)}, open_clip:MODEL/WEIGHTS or hf:NAME"
+            + did_you_mean(size, TEXT_SIZES)
         )
     width, layers, heads = TEXT_SIZES[size]
     text_cfg = {"width": width, "layers": layers, "heads": heads, "context_length": context_length}

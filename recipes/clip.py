@@ -59,7 +59,7 @@ from pretrain.data.shards import (
 from pretrain.data.transforms import Augment
 from pretrain.flags import Count, NotNegative, PartShare, Positive, Seed, Share, SomeShare, Whole
 from pretrain.frames import FrameTower
-from pretrain.names import for_screen
+from pretrain.names import did_you_mean, for_screen
 from pretrain.openclip import PREFIX as OPEN_CLIP
 from pretrain.openclip import Pair, load_open_clip
 from pretrain.optim import learning_rate, make_optimizers
@@ -199,10 +199,8 @@ MOTION = dataclasses.replace(
     weight_decay=4.0, steps=1900,
 )  # fmt: skip
 PRESETS = {
-    # The built-in world or small captioned data: minutes on two cores.
     "tiny": TINY,
     "motion": MOTION,
-    # Photographs with captions, from scratch, likewise.
     "photos": dataclasses.replace(TINY, preset="photos", frames=1, tubelet=1, stride=1, size=64, moving=1.0, drop_tokens=0.0),
     # As published: ViFi-CLIP (Rasheed et al. 2022, arXiv:2212.03640), a whole CLIP fine-tuned on labels.
     "vificlip_b16": Config(
@@ -211,6 +209,14 @@ PRESETS = {
         weight_decay=0.001, num_workers=8,
     ),
 }  # fmt: skip
+
+# A line a preset for --help.
+ABOUT = {
+    "tiny": "the built-in world or small captioned data, minutes on two cores (the default)",
+    "motion": "people who act before still backgrounds: a tower that does not see what stands still",
+    "photos": "photographs with captions, from scratch, minutes on two cores",
+    "vificlip_b16": "ViFi-CLIP as published: a whole CLIP ViT-B/16 fine-tuned on labels",
+}
 
 # What may change when a run is continued: nothing that decides the numbers.
 MAY_CHANGE = {
@@ -333,6 +339,7 @@ def build_video_tower(cfg: Config, pair: Pair | None) -> nn.Module:
         raise ValueError(
             f"--video-tower {cfg.video_tower!r} is not one of {', '.join(SIZES)}, frames:SIZE, "
             "open_clip:MODEL/WEIGHTS or a name of python -m downstream.models"
+            + did_you_mean(cfg.video_tower, [*SIZES, *(f"frames:{s}" for s in SIZES), *MODELS])
         )
     dim, depth, heads = SIZES[size]
     depth = cfg.depth or depth
@@ -683,4 +690,4 @@ def finish(cfg, model, packs, run, plan, state, data) -> None:
 
 
 if __name__ == "__main__":
-    log.cli(main, PRESETS)
+    log.cli(main, PRESETS, about=ABOUT)

@@ -219,6 +219,12 @@ TINY_TRAINING = Training(
 TINY_BACKBONE = dataclasses.replace(TINY_TRAINING, base_lr=0.008, layer_decay=0.75)
 PRESETS = {"tiny": Config(), "paper": Config(preset="paper", num_clips=10, num_workers=8)}
 
+# A line a preset for --help.
+ABOUT = {
+    "tiny": "small clips and networks, 300 steps, minutes on two cores (the default)",
+    "paper": "the clip, network, optimizer and augmentation of the family's paper, as far as it names them",
+}
+
 # What may change when a run is continued: nothing that decides the numbers.
 MAY_CHANGE = {
     "resume", "num_workers", "save_every", "log_seconds", "tensorboard", "max_bad_clips", "out",
@@ -805,4 +811,4 @@ def print_summary(cfg: Config, results: dict, run: Path, picture: str) -> None:
 
 
 if __name__ == "__main__":
-    log.cli(main, PRESETS)
+    log.cli(main, PRESETS, about=ABOUT)

@@ -47,7 +47,7 @@ from pretrain.data.shards import (
 from pretrain.data.transforms import Augment
 from pretrain.flags import Count, NotNegative, PartShare, Positive, Seed, Share, SomeShare, Whole
 from pretrain.masked import MaskedPixels
-from pretrain.names import for_screen
+from pretrain.names import did_you_mean, for_screen
 from pretrain.optim import learning_rate, make_optimizers
 from pretrain.processes import StopFlag, start_accelerator
 from pretrain.run import Plan, open_run, plan_run, record_bad_clips, refuse_to_go_on, restore
@@ -193,11 +193,8 @@ TINY = dataclasses.replace(
 )  # fmt: skip
 VIT_B_K400 = Config(preset="vit_b_k400", encoder="b", num_workers=8)
 PRESETS = {
-    # The built-in world or any small data: minutes on two cores.
     "tiny": TINY,
-    # Clips of about two seconds and 50 pixels, such as SHREC'17: under 45 minutes on two cores.
     "shrec": SHREC,
-    # Such clips in two steps: this one, then the next with --backbone runs/videomae-shrec_moving/backbone.
     "shrec_moving": SHREC_MOVING,
     "shrec_apart": SHREC_APART,
     # As published (VideoMAE repository, scripts of each data set; section 4 of the paper).
@@ -213,6 +210,18 @@ PRESETS = {
         batch_size=192,
     ),
 }  # fmt: skip
+
+# A line a preset for --help.
+ABOUT = {
+    "tiny": "the built-in world or any small data, minutes on two cores (the default)",
+    "shrec": "clips of about two seconds and 50 pixels, such as SHREC'17, under 45 minutes on two cores",
+    "shrec_moving": "such clips in two steps: this one, which sees what moves,",
+    "shrec_apart": "then this one, which tells clips apart, with --backbone runs/videomae-shrec_moving/backbone",
+    "vit_b_k400": "ViT-B as published for Kinetics-400",
+    "vit_l_k400": "ViT-L as published for Kinetics-400",
+    "vit_b_ssv2": "ViT-B as published for Something-Something V2",
+    "vit_b_ucf101": "ViT-B as published for UCF101",
+}
 
 # What may change when a run is continued: nothing that decides the numbers.
 MAY_CHANGE = {
@@ -304,6 +313,7 @@ def build_masked(cfg: Config) -> VideoMAE | MaskedPixels:
     if cfg.encoder not in SIZES:
         raise ValueError(
             f"--encoder {cfg.encoder!r} is not one of {', '.join(SIZES)}, nor a name of python -m downstream.models"
+            + did_you_mean(cfg.encoder, [*SIZES, *MODELS])
         )
     dim, depth, heads = SIZES[cfg.encoder]
     decoder_dim, decoder_depth, decoder_heads = DECODERS[cfg.encoder]
@@ -634,4 +644,4 @@ def finish(cfg, model, pack, ids, run, plan, state) -> None:
 
 
 if __name__ == "__main__":
-    log.cli(main, PRESETS)
+    log.cli(main, PRESETS, about=ABOUT)

@@ -7,7 +7,6 @@ Each builds a backbone of the contract: `forward_features(video) -> (B, N, D)` t
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -28,6 +27,7 @@ from downstream.models.video_swin import VideoSwin, swin_weights
 from downstream.models.vivit import ViViT, read_image_vit, start_from_image
 from pretrain import checkpoint
 from pretrain.modes import evaluating
+from pretrain.names import did_you_mean
 from pretrain.vit import SIZES, VideoTransformer
 
 __all__ = [
@@ -182,11 +182,8 @@ def check_name(name: str) -> Family:
         ValueError: there is none.
     """
     if name not in MODELS:
-        near = get_close_matches(name, MODELS, 3, 0.5)
         raise ValueError(
-            f"there is no model {name!r}"
-            + (f"; did you mean {', '.join(near)}?" if near else "")
-            + "; python -m downstream.models lists them"
+            f"there is no model {name!r}{did_you_mean(name, MODELS)}; python -m downstream.models lists them"
         )
     return MODELS[name]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pretrain import flags
-from pretrain.log import cli
+from pretrain.log import cli, parse
 
 RECIPES = sorted(p.stem for p in (Path(__file__).parents[2] / "recipes").glob("*.py"))
 
@@ -106,3 +106,60 @@ def test_a_preset_value_without_effect_is_taken_away():
     assert flags.settle(preset, of_b(preset), None) == preset
     with pytest.raises(ValueError, match="--batch-depth with --tower b"):
         flags.settle(dataclasses.replace(preset, batch_depth=4), of_b(preset), preset)
+
+
+# ------------------------------------------------------------------------------ presets, help, slips
+
+
+WITH_PRESETS = [name for name in RECIPES if hasattr(recipe(name), "PRESETS")]
+
+
+@pytest.mark.parametrize("name", WITH_PRESETS)
+def test_help_lists_flags_and_presets(name, capsys):
+    """All flags with the values of the preset at hand, and a line a preset."""
+    module = recipe(name)
+    assert list(module.ABOUT) == list(module.PRESETS)
+    for preset in (None, list(module.PRESETS)[-1]):
+        with pytest.raises(SystemExit) as stopped:
+            parse([*([preset] if preset else []), "--help"], module.PRESETS, module.ABOUT)
+        said = " ".join(capsys.readouterr().out.split())
+        shown = module.PRESETS[preset or next(iter(module.PRESETS))]
+        assert not stopped.value.code and "(required)" not in said
+        for field in dataclasses.fields(shown):
+            assert flags.flag(field.name) in said or field.name == "preset"
+        assert f"default: {shown.num_workers})" in said
+        assert all(f"{n} {line}" in said for n, line in module.ABOUT.items())
+
+
+def test_the_first_word_is_the_preset_and_flags_change_it():
+    presets = recipe("videomae").PRESETS
+    assert parse([], presets) == parse(["tiny"], presets) == presets["tiny"]
+    changed = parse(["vit_b_ssv2", "--steps", "7", "--scales", "1", "0.5"], presets)
+    assert changed == dataclasses.replace(presets["vit_b_ssv2"], steps=7, scales=(1.0, 0.5))
+
+
+@pytest.mark.parametrize(
+    "command, meant",
+    [
+        ("videomae shrek", "shrec"), ("videomae SHREC --steps 3", "shrec"), ("clip vificlip_b61", "vificlip_b16"),
+        ("finetune papr --model i3d", "paper"), ("videomae --bacth-size 3", "--batch-size"),
+        ("linear_probe --backbon x --data y", "--backbone"), ("videomae --steps 3 shrec_moving", "first word"),
+        ("compare --models i3d,lsmt", "lstm"), ("finetune --model Video_Swin", "video_swin_t"),
+        ("videomae --encoder vivit3", "vivit_3"), ("clip --video-tower frame:b", "frames:b"),
+        ("clip --text-tower XS", "xs"), ("finetune --model lstm --network resnet81", "resnet18"),
+        ("finetune --model lstm --network torchvision:resnet81", "resnet18"),
+    ],
+)  # fmt: skip
+def test_a_slip_is_told_what_was_meant(command, meant, tiny_pack, monkeypatch, capsys, tmp_path):
+    """Presets, flags and names of models."""
+    name, *words = command.split()
+    module, data = (
+        recipe(name),
+        [] if "--data" in command or "--bacth" in command else ["--data", str(tiny_pack)],
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [f"{name}.py", *words, *data])
+    with pytest.raises(SystemExit) as stopped:
+        cli(module.main, getattr(module, "PRESETS", module.Config))
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and meant in said and "Traceback" not in said

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.flags import refuse_numbers, refuse_unused
+from pretrain.log import parse
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ["pretrain", "downstream", "recipes"]
@@ -131,8 +132,6 @@ def test_readme_commands_parse(monkeypatch):
     """Every recipe command of the README names a recipe, a preset and flags that there are."""
     import importlib.util
 
-    import tyro
-
     text = (ROOT / "README.md").read_text().replace("\\\n", " ")
     commands = re.findall(r"recipes/(\w+)\.py((?:[ \t]+[^\s`&|#]+)*)", text)
     assert len(commands) >= 5
@@ -144,14 +143,9 @@ def test_readme_commands_parse(monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, spec.name, module)
         spec.loader.exec_module(module)
         words = shlex.split(rest)
-        if hasattr(module, "PRESETS"):
-            kind = tyro.extras.subcommand_type_from_defaults(module.PRESETS)
-            if not words or words[0].startswith("-"):
-                words = [next(iter(module.PRESETS)), *words]
-        else:
-            kind = module.Config
         if words:
-            config = tyro.cli(kind, args=words)  # exits on a flag that is not there
+            # Exits on a flag that is not there.
+            config = parse(words, getattr(module, "PRESETS", module.Config))
             refuse_numbers(config)
             refuse_unused(words, config, getattr(module, "unused", lambda _: {})(config))
 
