@@ -27,7 +27,7 @@ from pretrain.device import autocast_dtype
 from pretrain.modes import evaluating
 from pretrain.weights import read_safetensors
 
-CODE_VERSION = 4  # raise it whenever embeddings would be others, or are kept in another form
+CODE_VERSION = 5  # raise it whenever embeddings would be others, or are kept in another form
 
 
 @dataclass(frozen=True)

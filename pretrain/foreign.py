@@ -105,7 +105,7 @@ MOST = {
     "frames": 4096, "size": 2048, "patch": 2048, "tubelet": 1024, "width": 64, "kernel": 1024,
 }  # fmt: skip
 POSITIVE = {
-    "frames", "size", "patch", "tubelet", "stride", "dim", "heads", "hidden", "channels", "kernel", "time_kernel", "layers",
+    "frames", "size", "patch", "tubelet", "dim", "heads", "hidden", "channels", "kernel", "time_kernel", "layers",
     "context_length", "decoder_dim", "decoder_heads",
 }  # fmt: skip
 MOST_TEXT = {"tokenizer": 2**26}

@@ -274,7 +274,7 @@ _READ = {
     "decoder_num_attention_heads": whole(1, 256),
     "num_frames": whole(1, 4096),
     "image_size": whole(1, 2048),
-    "sampling_rate": whole(1, 4096),
+    "sampling_rate": whole(0, 4096),
     "image_mean": several(number(-1e6, 1e6), 3, 3),
     "image_std": several(number(1e-6, 1e6), 3, 3),
     "target_eps": number(0, 1),

@@ -35,7 +35,8 @@ class InputSpec:
 
     Attributes:
         frames: number of frames.
-        stride: source frames between two sampled frames.
+        stride: source frames between two sampled frames; 0: uniform sampling, a frame of each of `frames` equal parts
+            of the clip (see `pretrain.data.sampling.uniform_indices`).
         size: height and width in pixels.
         mean: per-channel mean of the normalisation, for pixels in [0, 1]; three channels are colour, two
             are optical flow.
@@ -55,6 +56,11 @@ class InputSpec:
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bilinear"
     still: str = "keep"
+
+    @property
+    def pace(self) -> str:
+        """How frames are sampled, in words."""
+        return f"stride {self.stride}" if self.stride else "one of each equal part"
 
     @property
     def channels(self) -> int:

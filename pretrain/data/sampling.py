@@ -5,6 +5,8 @@ clip gets the same crop whatever the number of workers and processes, and a resu
 no generator state.
 """
 
+import math
+
 import numpy as np
 
 # Streams kept apart so that no choice of one kind is correlated with a choice of another.
@@ -31,14 +33,27 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
 def dense_indices(
     num_frames: int, frames: int, stride: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """`frames` frame numbers, `stride` apart, from a random start.
+    """`frames` frame numbers, `stride` apart, from a random start: VideoMAE's, number for number.
 
-    A clip too short for the span repeats its last frame that the stride reaches, as VideoMAE does.
+    A start leaves room for `frames * stride` frames: 237 of them in 300, for 16 at stride 4. A clip without that room
+    starts at 0 and repeats the last number that has a frame behind it.
     """
-    span = (frames - 1) * stride + 1
-    start = int(rng.integers(max(num_frames - span, 0) + 1))
-    last = (num_frames - 1) // stride * stride if num_frames < span else num_frames - 1
-    return np.minimum(start + stride * np.arange(frames), last)
+    room = num_frames - frames * stride + 1
+    if room > 0:
+        return int(rng.integers(room)) + stride * np.arange(frames)
+    return np.minimum(stride * np.arange(frames), max(num_frames - 2, 0) // stride * stride)
+
+
+def uniform_indices(num_frames: int, frames: int, rng: np.random.Generator) -> np.ndarray:
+    """One random frame number of each of `frames` equal parts of a clip (TSN, Wang et al. 2016, arXiv:1608.00859).
+
+    VideoMAE is fine-tuned so on Something-Something. Parts are whole frames long, what is left over at the end is not
+    seen; a clip of fewer frames than parts shows its first frame only. Both as officially.
+    """
+    part = num_frames // frames
+    if not part:
+        return np.zeros(frames, dtype=int)
+    return part * np.arange(frames) + rng.integers(part, size=frames)
 
 
 def spread_starts(indices: np.ndarray, num_frames: int, views: int) -> list[np.ndarray]:
@@ -57,16 +72,22 @@ def spread_starts(indices: np.ndarray, num_frames: int, views: int) -> list[np.n
 
 
 def test_indices(num_frames: int, frames: int, stride: int, num_views: int) -> list[np.ndarray]:
-    """Frame numbers of `num_views` clips, starts evenly spread from the first to the last possible.
+    """Frame numbers of `num_views` clips of a test protocol, spread over the video; one view is the centre.
 
-    VideoMAE's K400 test protocol places start i at int(i * (n - span) / (views - 1)); one view is
-    the centre.
+    Both formulas are VideoMAE's. Dense, for K400: of every `stride`-th frame, starts evenly from the first to the last
+    possible one; a clip too short repeats the last of them. Uniform (`stride` 0), for Something-Something: the middle
+    of each of `frames` equal parts, or several places in them: of two views, the beginning and the middle.
     """
-    span = (frames - 1) * stride + 1
-    room = max(num_frames - span, 0)
-    last = (num_frames - 1) // stride * stride if num_frames < span else num_frames - 1
-    places = [0.5] if num_views == 1 else np.linspace(0, 1, num_views)
-    return [np.minimum(int(p * room) + stride * np.arange(frames), last) for p in places]
+    if not stride:
+        part = num_frames / frames
+        places = [0.5] if num_views == 1 else [view / num_views for view in range(num_views)]
+        return [np.int64(part * place + part * np.arange(frames)) for place in places]
+    seen = np.arange(0, num_frames, stride)
+    room = max(len(seen) - frames, 0)
+    starts = [room // 2]
+    if num_views > 1:
+        starts = [int(view * (room / (num_views - 1))) for view in range(num_views)]
+    return [seen[np.minimum(start + np.arange(frames), len(seen) - 1)] for start in starts]
 
 
 def multi_scale_box(
@@ -88,6 +109,26 @@ def multi_scale_box(
     ]  # fmt: skip
     across, down = places[rng.integers(len(places))]
     return across * step_x, down * step_y, w, h
+
+
+def random_resized_box(
+    width: int, height: int, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """RandomResizedCrop: left, top, width, height of one random box for the whole clip.
+
+    8 to 100 per cent of the area, sides 3:4 to 4:3, as VideoMAE and Video Swin are fine-tuned (Szegedy et al. 2015,
+    https://arxiv.org/abs/1409.4842). Where ten draws do not fit, the largest centred box whose sides do.
+    """
+    low, high = 3 / 4, 4 / 3
+    for _ in range(10):
+        area = rng.uniform(0.08, 1.0) * width * height
+        ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+            return left, top, w, h
+    w, h = min(width, round(height * high)), min(height, round(width / low))
+    return (width - w) // 2, (height - h) // 2, w, h
 
 
 def test_boxes(width: int, height: int, num_crops: int) -> list[tuple[int, int, int, int]]:

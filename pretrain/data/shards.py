@@ -31,9 +31,11 @@ from pretrain.data.sampling import (
     dense_indices,
     epoch_order,
     multi_scale_box,
+    random_resized_box,
     spread_starts,
     test_boxes,
     test_indices,
+    uniform_indices,
 )
 from pretrain.data.transforms import Augment
 from pretrain.names import for_screen
@@ -151,9 +153,9 @@ class TrainClips(Dataset):
         views: crops taken from one decode (repeated augmentation).
         spread: give every view other frames, see `spread_starts`, which have to be decoded too; else the views of
             a clip share theirs.
-        scales: crop sides as shares of the short side.
+        scales: crop sides as shares of the short side, see `multi_scale_box`; None: `random_resized_box`.
         describe: what else a view has: its mask, or its caption.
-        augment: what is done to a view after its crop; None: nothing.
+        augment: what is done to a view before and after its crop; None: nothing.
 
     Decoded frames are kept in memory, by every loading process for itself, if those of all clips fit in
     `KEEP_DECODED` bytes: small data are then decoded once, not once in every epoch.
@@ -166,7 +168,7 @@ class TrainClips(Dataset):
         spec: InputSpec,
         seed: int,
         views: int,
-        scales: tuple[float, ...],
+        scales: tuple[float, ...] | None,
         describe: Describe,
         augment: Augment | None = None,
         spread: bool = False,
@@ -212,7 +214,10 @@ class TrainClips(Dataset):
 
     def _views(self, record: dict, epoch: int, sample: int) -> dict:
         rngs = [counter_rng(self.seed, view, epoch, sample) for view in range(self.views)]
-        indices = dense_indices(record["frames"], self.spec.frames, self.spec.stride, rngs[0])
+        if self.spec.stride:
+            indices = dense_indices(record["frames"], self.spec.frames, self.spec.stride, rngs[0])
+        else:
+            indices = uniform_indices(record["frames"], self.spec.frames, rngs[0])
         starts = [indices]
         if self.spread:
             starts = spread_starts(indices, record["frames"], self.views)
@@ -220,7 +225,13 @@ class TrainClips(Dataset):
         clips, others = [], []
         for view, rng in enumerate(rngs):
             part, shown = (x[view % len(starts)] for x in (frames, starts))
-            box = multi_scale_box(part.shape[2], part.shape[1], self.scales, rng)
+            if self.augment:
+                part = self.augment.before_crop(part, rng)
+            height, width = part.shape[1:3]
+            if self.scales is None:
+                box = random_resized_box(width, height, rng)
+            else:
+                box = multi_scale_box(width, height, self.scales, rng)
             clip = crop_resize(part, box, self.spec.size, self.spec.interpolation)
             others.append(self.describe(rng, record, shown))
             clips.append(self.augment(clip, rng) if self.augment else clip)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 _RULE = re.compile(r"n(\d+)-m(\d+(?:\.\d+)?)")
-_GREY = [124, 116, 104]  # ImageNet's mean colour, what turned and shifted pictures leave free
+_GREY = [128, 128, 128]  # what turned and shifted pictures leave free
 
 
 @dataclass(frozen=True)
 class Augment:
-    """What is done to a training clip after its crop.
+    """What is done to a training clip: RandAugment before its crop, as VideoMAE is fine-tuned, the rest after it.
 
     Attributes:
         flip: mirror half of the clips left to right; not for texts or classes that know left from right.
@@ -39,13 +39,18 @@ class Augment:
                 f"rand_augment {self.rand_augment!r} is not of the form n4-m7: how many operations, and how strong of 10"
             )
 
+    def before_crop(self, frames: Tensor, rng: np.random.Generator) -> Tensor:
+        """Augment whole frames, uint8 (T, H, W, C), as they were decoded; all randomness comes from `rng`."""
+        if not self.rand_augment:
+            return frames
+        num, magnitude = _RULE.fullmatch(self.rand_augment).groups()
+        clip = rand_augment(frames.permute(3, 0, 1, 2), int(num), float(magnitude), rng)
+        return clip.permute(1, 2, 3, 0)
+
     def __call__(self, clip: Tensor, rng: np.random.Generator) -> Tensor:
-        """Augment one clip, uint8 (C, T, H, W); all randomness comes from `rng`."""
+        """Augment one cropped clip, uint8 (C, T, H, W); all randomness comes from `rng`."""
         if self.flip and rng.random() < 0.5:
             clip = clip.flip(-1)
-        if self.rand_augment:
-            num, magnitude = _RULE.fullmatch(self.rand_augment).groups()
-            clip = rand_augment(clip, int(num), float(magnitude), rng)
         if self.colour:
             low, high = 1 - self.colour, 1 + self.colour
             contrast = rng.uniform(low, high) * rng.uniform(

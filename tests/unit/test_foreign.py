@@ -124,7 +124,7 @@ HOSTILE = {
     "negative": ("vit", put("frames", value=-4)),
     "negative frames": ("rnn", put("frames", value=-1)),
     "no frames": ("rnn", put("frames", value=0)),
-    "no stride": ("classifier", put("backbone", "arguments", "stride", value=0)),
+    "a stride backwards": ("classifier", put("backbone", "arguments", "stride", value=-1)),
     "zero": ("vit", put("patch", value=0)),
     "no heads": ("vit", put("heads", value=0)),
 }  # fmt: skip

@@ -17,7 +17,9 @@ from pretrain.data.sampling import (
     dense_indices,
     epoch_order,
     multi_scale_box,
+    random_resized_box,
     spread_starts,
+    uniform_indices,
 )
 from pretrain.data.sampling import test_boxes as eval_boxes
 from pretrain.data.sampling import test_indices as eval_indices
@@ -172,22 +174,63 @@ def test_pack_refuses_changed_files(tiny_pack, tmp_path):
 @given(frames=st.integers(1, 60), stride=st.integers(1, 5), seed=st.integers(0, 9))
 @settings(max_examples=100, deadline=None)
 def test_frame_numbers_are_legal_and_dense(frames, stride, seed):
-    for indices in (
-        dense_indices(frames, 8, stride, counter_rng(seed, 0)),
-        *eval_indices(frames, 8, stride, 3),
+    drawn = dense_indices(frames, 8, stride, counter_rng(seed, 0))
+    for indices, enough in (
+        (drawn, 8 * stride),
+        *((shown, 7 * stride + 1) for shown in eval_indices(frames, 8, stride, 3)),
     ):
         assert indices.min() >= 0 and indices.max() < frames
         steps = np.diff(indices)
         assert set(steps.tolist()) <= {stride, 0}
-        if frames >= 7 * stride + 1:
+        if frames >= enough:
             assert (steps == stride).all()
 
 
-def test_published_test_starts():
-    """VideoMAE on K400: 300 frames, 16 at stride 4, five clips; start i = int(i (n - span) / 4)."""
+@given(frames=st.integers(1, 60), views=st.integers(1, 4), seed=st.integers(0, 9))
+@settings(max_examples=100, deadline=None)
+def test_uniform_sampling_sees_the_whole_clip(frames, views, seed):
+    """Training and test draw one frame of each equal part; clips shorter than that are shown as officially."""
+    drawn = uniform_indices(frames, 8, counter_rng(seed, 0))
+    assert (np.diff(drawn) >= 0).all() and drawn[0] >= 0 and drawn[-1] < frames
+    if frames >= 8:
+        assert (drawn // (frames // 8)).tolist() == list(range(8))
+    else:
+        assert not drawn.any()
+    for k, shown in enumerate(eval_indices(frames, 8, 0, views)):
+        place = k / views if views > 1 else 0.5
+        assert shown.tolist() == [int(frames / 8 * place + frames / 8 * i) for i in range(8)]
+
+
+def test_published_frame_numbers():
+    """What VideoMAE's own classes give (kinetics.py and ssv2.py, run beside ours; 14ef8d8): 16 frames, stride 4.
+
+    All lengths from 1 to 139, 250 and 300 were compared there, at four pairs of frames and stride: none differs.
+    """
     starts = [int(v[0]) for v in eval_indices(300, 16, 4, 5)]
-    assert starts == [0, 59, 119, 179, 239]
+    assert starts == [0, 56, 116, 176, 236]
+    first = eval_indices(90, 16, 0, 2)[0]
+    assert first.tolist() == [0, 5, 11, 16, 22, 28, 33, 39, 45, 50, 56, 61, 67, 73, 78, 84]
+    starts = {int(dense_indices(300, 16, 4, counter_rng(i, 0))[0]) for i in range(4000)}
+    assert starts == set(range(237))
+    for frames, last in ((61, 56), (62, 60), (5, 0), (6, 4), (1, 0)):
+        drawn = dense_indices(frames, 16, 4, counter_rng(0, 0))
+        assert drawn.tolist() == np.minimum(4 * np.arange(16), last).tolist()
+    assert eval_indices(5, 16, 4, 2)[1].tolist() == [0] + 15 * [4]
     assert eval_boxes(340, 256, 3) == [(0, 0, 256, 256), (42, 0, 256, 256), (84, 0, 256, 256)]
+
+
+def test_random_resized_boxes_are_torchvisions():
+    """8 to 100 per cent of the area, 3:4 to 4:3: the mean area of 340 x 256 is 44 % (VideoMAE's own draws: 44 %)."""
+    boxes = np.array([random_resized_box(340, 256, counter_rng(0, i)) for i in range(3000)])
+    x, y, w, h = boxes.T
+    assert (boxes >= 0).all() and (x + w <= 340).all() and (y + h <= 256).all()
+    assert 0.74 < (w / h).min() < 0.77 and 1.3 < (w / h).max() < 1.35
+    share = w * h / (340 * 256)
+    assert share.min() < 0.1 and share.max() > 0.9 and abs(share.mean() - 0.44) < 0.02
+    assert len(set(x)) > 100 and x.max() > 200  # anywhere, not at fixed places
+    # Where no box fits, the largest centred one of the admitted sides: torchvision's numbers.
+    for size, box in (((1000, 10), (494, 0, 13, 10)), ((10, 1000), (0, 494, 10, 13))):
+        assert random_resized_box(*size, counter_rng(0, 0)) == box
 
 
 def test_multi_scale_boxes_lie_inside_and_cover_the_scales():

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from pretrain.data import transforms
+from pretrain.data.shards import EvalClips, Pack, TrainClips
 from pretrain.data.transforms import Augment
+from pretrain.vit import InputSpec
 
 
 def clip_of(seed: int = 0) -> torch.Tensor:
@@ -45,3 +48,31 @@ def test_colour_is_one_affine_map_of_each_channel():
 def test_a_strength_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"colour 1\.5"):
         Augment(colour=1.5)
+
+
+def test_randaugment_comes_before_the_crop(tiny_pack, monkeypatch):
+    """As VideoMAE is fine-tuned: what is moved in from outside the crop is picture, and not a grey border."""
+    pack, seen = Pack(tiny_pack), []
+    done = transforms.rand_augment
+    monkeypatch.setattr(
+        transforms, "rand_augment", lambda clip, *a: seen.append(clip.shape) or done(clip, *a)
+    )
+    augment, spec = Augment(rand_augment="n2-m9"), InputSpec(4, 2, 16)
+    labels = lambda *_: {"labels": torch.zeros(())}
+    for scales in ((0.5,), None):
+        clips = TrainClips(pack, pack.split("train"), spec, 0, 2, scales, labels, augment)
+        assert clips[0]["video"].shape == (2, 3, 4, 16, 16)
+    assert seen == [(3, 4, 32, 32)] * 4
+
+
+def test_uniform_sampling_reaches_training_and_test(tiny_pack):
+    pack, shown = Pack(tiny_pack), []
+    ids, spec = pack.split("train"), InputSpec(4, 0, 32)
+    labels = lambda rng, record, frames: shown.append(frames) or {"labels": torch.zeros(())}
+    clips = TrainClips(pack, ids, spec, 0, 1, (1.0,), labels)
+    for place in range(8):
+        clips[place]
+    assert {tuple(frames // 4) for frames in shown} == {(0, 1, 2, 3)}  # of 16 frames
+    first, second = EvalClips(pack, ids, spec, 2, 1)[0][1]
+    frames = pack.frames(pack.record(ids[0]), np.arange(16)).permute(3, 0, 1, 2)
+    assert torch.equal(first, frames[:, ::4]) and torch.equal(second, frames[:, 2::4])
