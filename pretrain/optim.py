@@ -165,11 +165,11 @@ def make_optimizers(
 
 
 def learning_rate(step: int, num_steps: int, warmup: int, peak: float, final: float) -> float:
-    """Linear warm-up from zero, then half a cosine from `peak` to `final`.
+    """Linear warm-up from zero to `peak`, then half a cosine to `final`: VideoMAE's, step for step.
 
-    A pure function of the step (0-based), so resuming needs no scheduler state.
+    The first step of a warm-up stands still (0), its last one has the peak. A pure function of the step (0-based), so resuming needs no scheduler state.
     """
     if step < warmup:
-        return peak * (step + 1) / warmup
+        return peak * step / max(warmup - 1, 1)
     progress = (step - warmup) / max(num_steps - warmup, 1)
     return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * min(progress, 1.0)))

@@ -103,7 +103,7 @@ def test_schedules():
     rates = [scheduled_rate(s, 40, 0, 1.0, "step") for s in range(40)]
     assert rates == pytest.approx([1.0] * 10 + [0.1] * 10 + [0.01] * 10 + [0.001] * 10)
     cosine = [scheduled_rate(s, 100, 10, 2.0, "cosine") for s in range(100)]
-    assert cosine[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)]) and cosine[10] == 2.0
+    assert cosine[:10] == pytest.approx([2 / 9 * i for i in range(10)]) and cosine[10] == 2.0
     assert cosine[55] == pytest.approx(1.0) and cosine[99] < 0.01
 
 

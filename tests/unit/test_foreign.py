@@ -311,7 +311,7 @@ def test_hostile_tokenizers_are_refused(data, special):
 @pytest.mark.parametrize("change", [
     {"image_mean": [0.5] * 2}, {"image_std": "0.5"}, {"image_mean": None}, {"layer_norm_eps": ""},
     {"num_attention_heads": "2"}, {"num_frames": 10**9}, {"image_size": [32]}, {"image_size": 10**6},
-    {"num_attention_heads": 10**9}, {"sampling_rate": 0}, {"image_std": [0, 0, 0]}, {"use_mean_pooling": "no"},
+    {"num_attention_heads": 10**9}, {"sampling_rate": -1}, {"image_std": [0, 0, 0]}, {"use_mean_pooling": "no"},
 ])  # fmt: skip
 def test_hostile_videomae_folders_are_refused(tmp_path, change):
     from transformers import VideoMAEConfig, VideoMAEModel
