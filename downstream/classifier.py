@@ -3,11 +3,13 @@
 B clips, C channels, T frames, K classes.
 """
 
+from collections import Counter
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from downstream.features import Extraction, show_views
+from downstream.features import Extraction, finish_means, show_views
 from downstream.segments import NOTHING, frame_classes
 from downstream.splits import Videos
 from pretrain.data.decode import DecodeError, crop_resize
@@ -28,7 +30,8 @@ class Classifier(nn.Module):
         per_frame: a label for every frame (many-to-many), from the tokens, averaged over space.
 
     Raises:
-        ValueError: `per_frame` and a backbone that has fewer time slots than frames, or fewer than two classes.
+        ValueError: `per_frame` and a backbone that has fewer time slots than frames or samples them uniformly; or fewer
+            than two classes, or two of the same name.
     """
 
     def __init__(
@@ -39,7 +42,14 @@ class Classifier(nn.Module):
             raise ValueError(
                 f"the only class is {', '.join(classes)!r}: there is nothing to tell apart"
             )
+        twice = sorted(name for name, count in Counter(classes).items() if count > 1)
+        if twice:
+            raise ValueError(f"two classes are called {twice[0]!r}: give each a name of its own")
         frames = backbone.input_spec.frames
+        if per_frame and not backbone.input_spec.stride:
+            raise ValueError(
+                "a label for every frame needs frames at a stride, and uniform sampling has none: give --sampling dense"
+            )
         if per_frame and (backbone.grid[0] != frames or frames == 1):
             raise ValueError(
                 f"a label for every frame needs a token for every frame, and this backbone has {backbone.grid[0]} for "
@@ -66,7 +76,8 @@ class Classifier(nn.Module):
         """Normalised clips (B, C, T, H, W) to logits (B, K), or (B, T, K) for every frame."""
         if self.per_frame:
             tokens = self.backbone.forward_features(video)
-            embedding = tokens.unflatten(1, (self.backbone.grid[0], -1)).mean(2)
+            means = tokens.unflatten(1, (self.backbone.grid[0], -1)).mean(2)
+            embedding = finish_means(self.backbone, means)
         else:
             embedding = self.backbone(video)
         return self.head(self.dropout(embedding))

@@ -96,6 +96,14 @@ def segment_means(tokens: Tensor, grid: tuple[int, int, int], wanted: int) -> Te
     return tokens.unflatten(1, (num_segments(grid, wanted), -1)).mean(2)
 
 
+def finish_means(encoder: nn.Module, means: Tensor) -> Tensor:
+    """Mean tokens (..., D) as the encoder's own embedding has them: behind its norm where that follows the mean.
+
+    So it does in a fine-tuned VideoMAE (pool "fc_norm"), whose tokens have no norm.
+    """
+    return encoder.norm(means) if getattr(encoder, "fc_norm", False) else means
+
+
 def show_views(
     encoder: nn.Module,
     function: Callable[[Tensor], Tensor],
@@ -165,7 +173,8 @@ def extract(
     def embed(video: Tensor) -> Tensor:
         if not how.time_segments:
             return encoder(video).unsqueeze(1)
-        return segment_means(encoder.forward_features(video), encoder.grid, how.time_segments)
+        means = segment_means(encoder.forward_features(video), encoder.grid, how.time_segments)
+        return finish_means(encoder, means)
 
     shape = (0, num_segments(encoder.grid, how.time_segments), encoder.embed_dim)
     batches = [views.mean(1) for views in show_views(encoder, embed, pack, samples, how, title)]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.folders import read_json
@@ -33,7 +34,8 @@ def import_foreign(
 
     Returns:
         a VideoMAE if the weights have a decoder, else a VideoTransformer; and a report: "source",
-        "dropped" (names of weights), "max_difference" from transformers.
+        "dropped" (names of weights), "max_difference" from transformers; of a fine-tuned VideoMAE "classes" (names) and
+        "head", its classifier's "weight" (K, D) and "bias" (K,).
 
     Raises:
         ValueError: the weights cannot be found, converted or verified.
@@ -49,7 +51,11 @@ def import_foreign(
             state, arguments, dropped = from_official(load_torch_file(Path(name)), sizes)
             eps = 1e-6
         model = build(state, arguments)
-        report = {"source": name, "dropped": dropped, "max_difference": verify(model, eps)}
+        report = {"source": name, "dropped": dropped}
+        if "classes" in arguments:
+            report["classes"] = arguments["classes"]
+            report["head"] = {kind: state[f"head.{kind}"] for kind in ("weight", "bias")}
+        report["max_difference"] = verify(model, eps, report.get("head"))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     return model, report
@@ -75,13 +81,25 @@ def load_foreign_videomae(name: str, sizes: Sizes = AS_RECORDED) -> VideoMAE:
     return model
 
 
-def to_transformers(model: VideoMAE | VideoTransformer, layer_norm_eps: float = 1e-6):
-    """Build VideoMAEForPreTraining, or VideoMAEModel, of transformers with the weights of `model`."""
-    from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEModel
+def to_transformers(
+    model: VideoMAE | VideoTransformer,
+    layer_norm_eps: float = 1e-6,
+    head: dict[str, Tensor] | None = None,
+):
+    """Build transformers' model of the weights of `model` and, of a fine-tuned one, of its classifier.
 
-    state, config = to_hf(model.state_dict(), arguments_of(model))
-    kind = VideoMAEForPreTraining if isinstance(model, VideoMAE) else VideoMAEModel
-    theirs = kind(VideoMAEConfig(**config | {"layer_norm_eps": layer_norm_eps})).eval()
+    It is VideoMAEForPreTraining, VideoMAEModel or, with pool "fc_norm", VideoMAEForVideoClassification.
+    """
+    import transformers
+
+    ours, arguments = model.state_dict(), arguments_of(model)
+    if head:
+        ours |= {f"head.{kind}": value for kind, value in head.items()}
+        arguments["classes"] = [str(i) for i in range(len(head["bias"]))]
+    state, config = to_hf(ours, arguments)
+    kind = getattr(transformers, config["architectures"][0])
+    config = transformers.VideoMAEConfig(**config | {"layer_norm_eps": layer_norm_eps})
+    theirs = kind(config).eval()
     # transformers 5.0 to 5.17 has a bias on the keys too.
     for name, value in theirs.state_dict().items():
         if name.endswith("attention.key.bias"):
@@ -91,17 +109,22 @@ def to_transformers(model: VideoMAE | VideoTransformer, layer_norm_eps: float = 
 
 
 @torch.no_grad()
-def verify(model: VideoMAE | VideoTransformer, layer_norm_eps: float = 1e-6) -> float:
+def verify(
+    model: VideoMAE | VideoTransformer,
+    layer_norm_eps: float = 1e-6,
+    head: dict[str, Tensor] | None = None,
+) -> float:
     """Compare `model` with transformers' model of the same weights on one fixed random clip and mask.
 
     The tokens of the visible quarter are compared (all would take five times as long, and see the same
-    weights) and, of a VideoMAE, the reconstruction and the loss. transformers fixes the epsilon of the
-    decoder's last norm at 1e-5, which moves its reconstructions by some 1e-5; the original's and ours is
-    1e-6, and is used here in theirs too. What no comparison can tell is a wrong number of heads.
+    weights) and, of a VideoMAE, the reconstruction and the loss; of a fine-tuned one, the logits of their mean.
+    transformers fixes the epsilon of the decoder's last norm and of fc_norm at 1e-5, which moves what comes out by
+    some 1e-5; the original's is 1e-6, and the model's own is used here in theirs too. What no comparison can tell is a wrong number of heads.
 
     Args:
         model: float32, on the CPU.
         layer_norm_eps: of transformers' model; ours is 1e-6.
+        head: "weight" (K, D) and "bias" (K,) of a fine-tuned model's classifier.
 
     Returns:
         the largest absolute difference.
@@ -109,7 +132,7 @@ def verify(model: VideoMAE | VideoTransformer, layer_norm_eps: float = 1e-6) -> 
     Raises:
         ValueError: it is above `TOLERANCE`.
     """
-    theirs = to_transformers(model, layer_norm_eps)
+    theirs = to_transformers(model, layer_norm_eps, head)
     whole = isinstance(model, VideoMAE)
     encoder = model.encoder if whole else model
     spec, rng = encoder.input_spec, np.random.default_rng(0)
@@ -122,8 +145,15 @@ def verify(model: VideoMAE | VideoTransformer, layer_norm_eps: float = 1e-6) -> 
     pixels = clip.transpose(1, 2)  # transformers has time before colour
 
     patches = patchify(clip, encoder.tubelet, encoder.patch)
-    tokens = (theirs.videomae if whole else theirs)(pixels, bool_masked_pos=mask).last_hidden_state
-    pairs = [(encoder.encode(take_tokens(patches, visible), visible), tokens)]
+    inner = theirs.videomae if hasattr(theirs, "videomae") else theirs
+    tokens = inner(pixels, bool_masked_pos=mask).last_hidden_state
+    own = encoder.encode(take_tokens(patches, visible), visible)
+    pairs = [(own, tokens)]
+    if encoder.fc_norm:
+        theirs.fc_norm.eps = encoder.norm.eps
+        mean = encoder.norm(own.mean(1))
+        logits = F.linear(mean, head["weight"], head["bias"]) if head else mean
+        pairs.append((logits, theirs.classifier(theirs.fc_norm(tokens.mean(1)))))
     if whole:
         theirs.decoder.norm.eps = 1e-6
         loss, prediction = model(video, visible, masked)

@@ -5,7 +5,9 @@ missing, left over, of another shape, not finite or silently zero is refused by 
 on purpose is returned, and each import is converted back and compared with its source, bit for bit.
 
 A bare `VideoTransformer` and a whole `VideoMAE` are both handled. "Arguments" are what rebuilds a
-model: {"encoder": those of VideoTransformer} and, for a VideoMAE, "decoder": its other ones.
+model: {"encoder": those of VideoTransformer} and, for a VideoMAE, "decoder": its other ones. A fine-tuned VideoMAE is an
+encoder with pool "fc_norm"; "classes" are the names of its classifier's, whose weights stand beside the encoder's as
+head.weight (K, D) and head.bias (K,).
 """
 
 import re
@@ -14,7 +16,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pretrain.foreign import check, check_arguments, dry_state, flag, number, several, whole
+from pretrain.foreign import (
+    check,
+    check_arguments,
+    dry_state,
+    either,
+    flag,
+    number,
+    one_of,
+    several,
+    text,
+    whole,
+)
 from pretrain.videomae import VideoMAE
 from pretrain.vit import IMAGENET_MEAN, IMAGENET_STD, VideoTransformer
 from pretrain.weights import refuse_misfit
@@ -30,7 +43,9 @@ PATCH_EMBED = (
     "encoder.patch_embed.proj",
     "videomae.embeddings.patch_embeddings.projection",
 )
-ENCODER = (PATCH_EMBED, ("encoder.norm", "encoder.norm", "videomae.layernorm"))
+NORM = ("encoder.norm", "encoder.norm", "videomae.layernorm")
+FC_NORM = ("encoder.norm", "fc_norm", "fc_norm")  # of a fine-tuned one, behind the mean
+CLASSIFIER = ("head", "head", "classifier")
 DECODER = (
     ("decoder_norm", "decoder.norm", "decoder.norm"),
     ("head", "decoder.head", "decoder.head"),
@@ -74,12 +89,14 @@ AS_RECORDED = Sizes()
 
 
 def build(state: dict[str, Tensor], arguments: dict) -> VideoMAE | VideoTransformer:
-    """The model of `arguments` holding exactly the weights `state`, in evaluation mode.
+    """The model of `arguments` holding exactly the weights `state`, a classifier's left out, in evaluation mode.
 
     Raises:
         ValueError: the arguments are not admitted, or make a model of other shapes.
     """
     _check(arguments)
+    if "classes" in arguments:
+        state = {name: value for name, value in state.items() if name not in HEAD}
     refuse_misfit(dry_state(lambda: _model(arguments)), state, "the file")
     model = _model(arguments)
     model.load_state_dict(state)
@@ -94,11 +111,11 @@ def arguments_of(model: VideoMAE | VideoTransformer) -> dict:
 def from_official(
     content: dict, sizes: Sizes = AS_RECORDED
 ) -> tuple[dict[str, Tensor], dict, list[str]]:
-    """Convert an official VideoMAE pretraining checkpoint, with or without its decoder.
+    """Convert an official VideoMAE checkpoint: of pretraining, with or without its decoder, or fine-tuned.
 
     Args:
         content: the file's dict; weights under "model" or "module", or bare. Frames and size come
-            from its "args", else they are 16 and 224.
+            from its "args", else they are 16 and 224. It does not name classes; ours do, in "args".
         sizes: what is known better.
 
     Returns:
@@ -121,7 +138,7 @@ def from_official(
     if "patch_embed.proj.weight" in state:  # an encoder saved by itself
         own = ("patch_embed.", "blocks.", "norm.")
         state = {f"encoder.{k}" if k.startswith(own) else k: v for k, v in state.items()}
-    dropped = _droppable(state)
+    tuned, dropped = _classifier(state)
     encoder, decoder = _shapes(state, OFFICIAL)
 
     def known(name: str, default):
@@ -132,16 +149,21 @@ def from_official(
         "heads": sizes.heads or known("num_heads", HEADS.get(encoder["dim"], 0)),
         "frames": sizes.frames or known("num_frames", 16),
         "size": sizes.size or known("input_size", 224),
-        "stride": known("sampling_rate", 4),
+        # Its fine-tuning on Something-Something samples uniformly, whatever the rate.
+        "stride": 0 if tuned and known("data_set", "") == "SSV2" else known("sampling_rate", 4),
         "mean": known("image_mean", list(IMAGENET_MEAN)),
         "std": known("image_std", list(IMAGENET_STD)),
         "positions": "flat",
         "init": "xavier",
         "moving": 1.0,
-        "pool": "mean",
+        "pool": "fc_norm" if tuned else "mean",
         "trained_grid": None,
+        "norm_eps": known("fc_norm_eps", 1e-6) if tuned else 1e-6,
     }
     arguments = {"encoder": encoder}
+    if tuned and "head.weight" in state:
+        num = len(state["head.weight"])
+        arguments["classes"] = known("classes", [f"class {i}" for i in range(num)])
     if decoder:
         published = HEADS.get(decoder["decoder_dim"], 0)
         decoder["decoder_heads"] = sizes.decoder_heads or known("decoder_heads", published)
@@ -170,13 +192,19 @@ def to_official(ours: dict[str, Tensor], arguments: dict) -> dict:
     }  # fmt: skip
     if "decoder" in arguments:
         args |= {k: arguments["decoder"][k] for k in ("decoder_heads", "target_eps")}
-    return {"model": _give(ours, OFFICIAL, arguments), "args": args}
+    state = _give(ours, OFFICIAL, arguments)
+    if e["pool"] == "fc_norm":  # the official code fine-tunes an encoder by itself
+        args["fc_norm_eps"] = e["norm_eps"]
+        state = {name.removeprefix("encoder."): value for name, value in state.items()}
+    if "classes" in arguments:
+        args |= {"nb_classes": len(arguments["classes"]), "classes": list(arguments["classes"])}
+    return {"model": state, "args": args}
 
 
 def from_hf(
     state: dict[str, Tensor], config: dict, sizes: Sizes = AS_RECORDED
 ) -> tuple[dict[str, Tensor], dict, list[str]]:
-    """Convert Hugging Face weights: VideoMAEModel, or VideoMAEForPreTraining with its decoder.
+    """Convert Hugging Face weights: VideoMAEModel, VideoMAEForPreTraining or VideoMAEForVideoClassification.
 
     The key names of transformers 4 (q_bias), 5.0 to 5.17 (a key bias, which must be zero: VideoMAE
     has none) and 5.23 are read.
@@ -197,17 +225,18 @@ def from_hf(
     if config.get("model_type") != "videomae":
         raise ValueError(f"config.json is of a {config.get('model_type')!r} model, not a videomae")
     check({k: config[k] for k in _READ if k in config}, _READ, "config.json")
+    labels = config.get("id2label")
     config = (
         VideoMAEConfig().to_dict() | config
     )  # what the file leaves out is transformers' default
     state = _clean(state)
     if any(k.startswith("embeddings.") for k in state):  # VideoMAEModel by itself
         state = {f"videomae.{k}": v for k, v in state.items()}
-    dropped = _droppable(state)
-    if "videomae.layernorm.weight" not in state or config["use_mean_pooling"]:
+    tuned, dropped = _classifier(state)
+    if not tuned and ("videomae.layernorm.weight" not in state or config["use_mean_pooling"]):
         raise ValueError(
-            "a Hugging Face VideoMAE with use_mean_pooling has no norm after its blocks, so it is "
-            "another function than this encoder: give a pretraining checkpoint (use_mean_pooling false)"
+            "a Hugging Face VideoMAE with use_mean_pooling has no norm after its blocks, and this one no fc_norm "
+            "either: give the whole fine-tuned model, or a pretraining checkpoint (use_mean_pooling false)"
         )
     for key in list(state):
         if key.endswith("attention.key.bias"):
@@ -240,17 +269,21 @@ def from_hf(
         "positions": "flat",
         "init": "xavier",
         "moving": 1.0,
-        "pool": "mean",
+        "pool": "fc_norm" if tuned else "mean",
         "trained_grid": None,
+        # transformers leaves torch's default to fc_norm, whatever layer_norm_eps says.
+        "norm_eps": config.get("fc_norm_eps", 1e-5) if tuned else 1e-6,
     }
     arguments = {"encoder": encoder}
+    if tuned and "classifier.weight" in state:
+        arguments["classes"] = _names(labels, len(state["classifier.weight"]))
     if decoder:
         arguments["decoder"] = decoder | {
             "decoder_heads": sizes.decoder_heads or config["decoder_num_attention_heads"],
             "target_eps": config.get("target_eps", 1e-6),
         }
     known_better = {
-        "architectures": True, "layer_norm_eps": True, "num_frames": sizes.frames,
+        "architectures": True, "layer_norm_eps": True, "id2label": True, "label2id": True, "num_frames": sizes.frames,
         "image_size": sizes.size, "num_attention_heads": sizes.heads,
         "decoder_num_attention_heads": sizes.decoder_heads,
     }  # fmt: skip
@@ -260,11 +293,41 @@ def from_hf(
     return _take(state, HF, arguments, dropped), arguments, dropped
 
 
+HEAD = ("head.weight", "head.bias")
+
+
+def _classifier(state: dict[str, Tensor]) -> tuple[bool, list[str]]:
+    """Whether this is a fine-tuned VideoMAE, with fc_norm; and what is left out on purpose: another one's classifier."""
+    if any(name.startswith("fc_norm.") for name in state):
+        return True, []
+    return False, [name for name in state if name.startswith(("head.", "classifier."))]
+
+
+def _names(labels: dict | None, num: int) -> list[str]:
+    """The names of `num` classes, from a config.json's id2label."""
+    labels = {str(i): f"LABEL_{i}" for i in range(num)} if labels is None else labels
+    missing = [i for i in range(num) if str(i) not in labels]
+    if missing or len(labels) != num:
+        wrong = f"not number {missing[0]}" if missing else f"{len(labels)}"
+        raise ValueError(
+            f"the classifier has {num} classes, and config.json's id2label names {wrong}"
+        )
+    return [str(labels[str(i)]) for i in range(num)]
+
+
 def _check(arguments: dict) -> None:
     """Refuse sizes that are none, or beyond all bounds."""
+    if "classes" in arguments:
+        names = {"classes": arguments["classes"]}
+        check(names, {"classes": several(text(1000), 1, 100_000)}, "the file")
     check_arguments(VideoTransformer, arguments["encoder"], "the file", ())
     if "decoder" in arguments:
         check_arguments(VideoMAE, arguments["decoder"], "the file", ("encoder",))
+
+
+def _labels(value: object) -> bool:
+    name = either(text(1000), whole(-(2**31), 2**31))
+    return isinstance(value, dict) and len(value) <= 100_000 and all(map(name, value.values()))
 
 
 # What is read of a Hugging Face config.json.
@@ -279,6 +342,8 @@ _READ = {
     "image_std": several(number(1e-6, 1e6), 3, 3),
     "target_eps": number(0, 1),
     "layer_norm_eps": number(0, 1),
+    "fc_norm_eps": number(0, 1),
+    "id2label": either(one_of(None), _labels),
 }
 
 
@@ -291,7 +356,7 @@ def to_hf(ours: dict[str, Tensor], arguments: dict) -> tuple[dict[str, Tensor], 
                 state[name.replace(".qkv.", f".{part}.")] = rows.contiguous()
         else:
             state[name] = value
-    if "decoder" not in arguments:
+    if "decoder" not in arguments and arguments["encoder"]["pool"] != "fc_norm":
         state = {k.removeprefix("videomae."): v for k, v in state.items()}
     return state, _hf_config(arguments)
 
@@ -305,7 +370,7 @@ def obstacles(arguments: dict) -> list[str]:
         found.append(
             f"a look at {e['moving']:.0%} of a clip's tokens, those that move (pretrain with --moving 1)"
         )
-    if e.get("pool", "mean") != "mean":
+    if e.get("pool", "mean") == "class":
         found.append("a class token (pretrain with --pool mean)")
     if decides_numbers(arguments)["encoder"].get("trained_grid"):
         t, h, w = e["trained_grid"]
@@ -341,6 +406,13 @@ def _hf_config(arguments: dict) -> dict:
         # Unknown to transformers, which keeps them: so nothing is lost on the way back.
         "sampling_rate": e["stride"], "image_mean": list(e["mean"]), "image_std": list(e["std"]),
     }  # fmt: skip
+    if e["pool"] == "fc_norm":
+        # Without a classifier its logits are the embedding.
+        labels = {str(i): name for i, name in enumerate(arguments.get("classes", ()))}
+        config |= {
+            "architectures": ["VideoMAEForVideoClassification"], "use_mean_pooling": True, "id2label": labels,
+            "label2id": {name: int(i) for i, name in labels.items()}, "fc_norm_eps": e["norm_eps"],  # ours again
+        }  # fmt: skip
     if decoder:
         config |= {
             "norm_pix_loss": True, "decoder_hidden_size": decoder["decoder_dim"],
@@ -364,7 +436,10 @@ def _model(arguments: dict) -> VideoMAE | VideoTransformer:
 def _table(column: int, arguments: dict) -> dict[str, str]:
     """Our name -> foreign name, for every weight of the model of `arguments`."""
     decoder = arguments.get("decoder")
-    modules, rows = list(ENCODER), []
+    tuned = arguments["encoder"]["pool"] == "fc_norm"
+    modules, rows = [PATCH_EMBED, FC_NORM if tuned else NORM], []
+    if "classes" in arguments:
+        modules.append(CLASSIFIER)
     stacks = [(BLOCKS, arguments["encoder"]["depth"])]
     if decoder:
         modules += DECODER
@@ -400,16 +475,6 @@ def _clean(state: dict) -> dict[str, Tensor]:
     return clean
 
 
-def _droppable(state: dict[str, Tensor]) -> list[str]:
-    """What is left out on purpose: a head that classifies."""
-    if any(k.startswith("fc_norm.") for k in state):
-        raise ValueError(
-            "this is a fine-tuned VideoMAE: its feature is fc_norm(mean of the tokens) with no norm of "
-            "the tokens, another function than this encoder: give the pretraining checkpoint"
-        )
-    return [k for k in state if k.startswith(("head.", "classifier."))]
-
-
 def _shapes(state: dict[str, Tensor], column: int) -> tuple[dict, dict]:
     """The sizes that names and shapes tell, of the encoder and, if there is one, of the decoder."""
     name = f"{PATCH_EMBED[column]}.weight"
@@ -442,6 +507,9 @@ def _take(
     """Cleaned foreign weights under our names, or a refusal of whatever does not fit."""
     with torch.device("meta"):  # a model that is only shapes
         expected = {k: v.shape for k, v in _model(arguments).state_dict().items()}
+    if "classes" in arguments:
+        num = len(arguments["classes"])
+        expected |= {"head.weight": (num, arguments["encoder"]["dim"]), "head.bias": (num,)}
     table = _table(column, arguments)
     assert table.keys() == expected.keys()
     missing = [k for k in table.values() if k not in state]

@@ -403,9 +403,11 @@ class VideoTransformer(nn.Module):
         moving: share of a clip's tokens that `forward` and `forward_features` look at, those in which most
             moves, see `moving_tokens`; 1: all, as published. The cost falls with it, and where few tokens move
             what moves is learned much sooner.
-        pool: "mean" of the tokens, as VideoMAE; or "class": a token of its own, which every block attends with.
+        pool: "mean" of the tokens, each behind the last norm; "fc_norm": the last norm of their mean, as VideoMAE is
+            fine-tuned, whose tokens have none; or "class": a token of its own, which every block attends with.
         trained_grid: (t, h, w) of the tokens that positions were made for, if they are used for another number of
             frames or another size, see `resized`.
+        norm_eps: epsilon of the last norm: 1e-6, or 1e-5 in a fine-tuned VideoMAE of transformers.
 
     Raises:
         ValueError: the clip is not a whole number of tubelets, or `dim` of heads; or `moving` leaves no token,
@@ -429,6 +431,7 @@ class VideoTransformer(nn.Module):
         moving: float = 1.0,
         pool: str = "mean",
         trained_grid: tuple[int, int, int] | None = None,
+        norm_eps: float = 1e-6,
     ):
         super().__init__()
         if size % patch or frames % tubelet:
@@ -441,10 +444,11 @@ class VideoTransformer(nn.Module):
             "dim": dim, "depth": depth, "heads": heads, "frames": frames, "size": size,
             "patch": patch, "tubelet": tubelet, "stride": stride, "mean": list(mean), "std": list(std),
             "positions": positions, "init": init, "moving": moving, "pool": pool,
-            "trained_grid": None if trained_grid is None else list(trained_grid),
+            "trained_grid": None if trained_grid is None else list(trained_grid), "norm_eps": norm_eps,
         }  # fmt: skip
-        if pool not in ("mean", "class"):
-            raise ValueError(f"pool {pool!r} is neither mean nor class")
+        if pool not in ("mean", "fc_norm", "class"):
+            raise ValueError(f"pool {pool!r} is not one of mean, fc_norm, class")
+        self.fc_norm = pool == "fc_norm"  # tokens have no norm, their means have
         if positions not in POSITIONS:
             raise ValueError(f"positions {positions!r} are not one of {', '.join(POSITIONS)}")
         self.embed_dim, self.patch, self.tubelet = dim, patch, tubelet
@@ -477,7 +481,7 @@ class VideoTransformer(nn.Module):
             self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
             nn.init.trunc_normal_(self.class_token, std=0.02)
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
         start_blocks(init, self.blocks)  # patch_embed keeps torch's default, as the original does
 
     def _rotation(self, index: Tensor | None) -> tuple[Tensor, Tensor] | None:
@@ -505,7 +509,8 @@ class VideoTransformer(nn.Module):
         x, rotation = self._embed(patches, index), self._rotation(index)
         for block in self.blocks:
             x = block(x, rotation)
-        x = self.norm(x)
+        if not self.fc_norm:
+            x = self.norm(x)
         return (x, None) if self.class_token is None else (x[:, 1:], x[:, 0])
 
     def encode(self, patches: Tensor, index: Tensor | None = None) -> Tensor:
@@ -516,7 +521,7 @@ class VideoTransformer(nn.Module):
             index: (B, K), where each stands in the grid; None: all N, in order.
 
         Returns:
-            tokens (B, K, D) after the last LayerNorm, without the class token.
+            tokens (B, K, D) after the last LayerNorm (with pool "fc_norm": before it), without the class token.
         """
         return self.encode_all(patches, index)[0]
 
@@ -545,7 +550,9 @@ class VideoTransformer(nn.Module):
     def forward(self, video: Tensor) -> Tensor:
         """Normalised clips (B, C, T, H, W) to one embedding each (B, D): the mean token, or the class token."""
         tokens, token = self.encode_all(*self._look(video))
-        return tokens.mean(1) if token is None else token
+        if token is not None:
+            return token
+        return self.norm(tokens.mean(1)) if self.fc_norm else tokens.mean(1)
 
     @torch.no_grad()
     def attention_maps(self, video: Tensor) -> tuple[list[Tensor], Tensor | None]:
@@ -566,7 +573,9 @@ class VideoTransformer(nn.Module):
         return maps, index
 
 
-def resized(encoder: VideoTransformer, frames: int, size: int, stride: int = 0) -> VideoTransformer:
+def resized(
+    encoder: VideoTransformer, frames: int, size: int, stride: int | None = None
+) -> VideoTransformer:
     """The same encoder for another number of frames or another size, in the mode it was in.
 
     Fixed and learned positions are interpolated (trilinear) from the grid they were made for; rotary ones are squeezed or
@@ -576,7 +585,7 @@ def resized(encoder: VideoTransformer, frames: int, size: int, stride: int = 0) 
         encoder: the encoder.
         frames: frames of a clip; 0: as it is.
         size: height and width, pixels; 0: as it is.
-        stride: source frames between two sampled ones; 0: as it is.
+        stride: source frames between two sampled ones, 0 for uniform sampling; None: as it is.
 
     Raises:
         ValueError: the clip is not a whole number of tubelets.
@@ -585,7 +594,7 @@ def resized(encoder: VideoTransformer, frames: int, size: int, stride: int = 0) 
     changed = {
         "frames": frames or given["frames"],
         "size": size or given["size"],
-        "stride": stride or given["stride"],
+        "stride": given["stride"] if stride is None else stride,
     }
     trained = given["trained_grid"] or list(encoder.grid)
     with torch.random.fork_rng(devices=[]):  # its fresh weights are thrown away

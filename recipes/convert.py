@@ -4,7 +4,8 @@
     python recipes/convert.py --source runs/videomae-tiny/backbone --to official --out backbone.pth
     python recipes/convert.py --source hf:MCG-NJU/videomae-base --to ours --out backbone/
 
-A run gives its whole model, encoder and decoder; RUN/backbone the encoder alone. What is written is read
+A run gives its whole model, encoder and decoder; RUN/backbone the encoder alone. A fine-tuned VideoMAE goes with its
+classifier: of transformers, official, or of recipes/finetune.py with --pool fc_norm. What is written is read
 back and compared with the source, weight by weight and by its outputs in transformers' model. Nothing
 that exists is overwritten. What neither the official code nor transformers can be told is refused: models of
 the presets `tiny` and `shrec` convert if they were pretrained with --positions flat --moving 1.
@@ -19,9 +20,11 @@ from typing import Literal
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
-from downstream.models import load_backbone
-from pretrain.checkpoint import export_backbone, load_pretrained_videomae
+from downstream.classifier import Classifier
+from downstream.models import classifier_of, load_backbone, load_classifier
+from pretrain.checkpoint import export_backbone, load_pretrained_videomae, read_backbone_config
 from pretrain.convert import import_foreign, verify
 from pretrain.flags import Count
 from pretrain.layouts import (
@@ -57,7 +60,46 @@ class Config:
     """Attention heads of the decoder, likewise."""
 
 
-def read(config: Config, problems: list[str]) -> tuple[VideoMAE | VideoTransformer, dict]:
+Model = VideoMAE | VideoTransformer | Classifier
+
+
+def load_theirs(source: str, sizes: Sizes) -> tuple[Model, dict]:
+    """Somebody else's weights, those of a fine-tuned VideoMAE with their classifier, and the report on them."""
+    model, report = import_foreign(source, sizes)
+    return (classifier_of(model, report) if "head" in report else model), report
+
+
+def load_ours(source: str) -> tuple[Model | torch.nn.Module, list[str]]:
+    """An exported model of ours, and which of its weights are left out.
+
+    A classifier is kept where it stands behind the norm of the mean, as the others have it; else its backbone goes alone.
+    """
+    folder = Path(source)
+    if folder.is_dir() and read_backbone_config(folder)["builder"] == "Classifier":
+        model = load_classifier(source)
+        if getattr(model.backbone, "fc_norm", False) and not model.per_frame:
+            return model, []
+        return model.backbone, ["head.weight", "head.bias"]
+    return load_backbone(source), []
+
+
+def described(model: Model) -> tuple[dict[str, Tensor], dict]:
+    """A model's weights and arguments as `pretrain.layouts` takes them."""
+    if isinstance(model, Classifier):
+        state, arguments = described(model.backbone)
+        head = {f"head.{kind}": value for kind, value in model.head.state_dict().items()}
+        return state | head, arguments | {"classes": model.classes}
+    return model.state_dict(), arguments_of(model)
+
+
+def compare(model: Model) -> float:
+    """The largest difference from transformers' outputs, see `verify`."""
+    if isinstance(model, Classifier):
+        return verify(model.backbone, head=model.head.state_dict())
+    return verify(model)
+
+
+def read(config: Config, problems: list[str]) -> tuple[Model, dict]:
     """The model that `config.source` names, verified against transformers, and the report on it.
 
     Args:
@@ -69,14 +111,15 @@ def read(config: Config, problems: list[str]) -> tuple[VideoMAE | VideoTransform
     """
     path = Path(config.source)
     sizes = Sizes(config.frames, config.size, config.heads, config.decoder_heads)
+    report = {"source": config.source, "dropped": []}
     theirs = config.source.startswith("hf:") or path.suffix in (".pth", ".pt")
     try:
         if theirs:
-            model, report = import_foreign(config.source, sizes)
+            model, report = load_theirs(config.source, sizes)
         elif (path / "checkpoints").is_dir():
             model = load_pretrained_videomae(path)
         else:
-            model = load_backbone(config.source)
+            model, report["dropped"] = load_ours(config.source)
     except ValueError as error:
         raise ValueError("; ".join([*problems, str(error)])) from error
     if not theirs:
@@ -84,25 +127,26 @@ def read(config: Config, problems: list[str]) -> tuple[VideoMAE | VideoTransform
             problems.append(
                 f"{path} is ours and records its sizes: leave out --frames, --size, --heads, --decoder-heads"
             )
-        if isinstance(model, VideoMAE | VideoTransformer):
+        plain = model.backbone if isinstance(model, Classifier) else model
+        if isinstance(plain, VideoMAE | VideoTransformer):
             problems += [
                 f"neither the official code nor transformers has {what}"
-                for what in obstacles(arguments_of(model))
+                for what in obstacles(arguments_of(plain))
             ]
         else:
             problems.append(
-                f"{config.source} is a {type(model).__name__}: only plain video transformers convert"
+                f"{config.source} is a {type(plain).__name__}: only plain video transformers convert"
             )
     if problems:
         raise ValueError("; ".join(problems))
     if not theirs:
-        report = {"source": config.source, "dropped": [], "max_difference": verify(model)}
+        report["max_difference"] = compare(model)
     return model, report
 
 
-def write_hf(model: VideoMAE | VideoTransformer, folder: Path) -> None:
+def write_hf(model: Model, folder: Path) -> None:
     """Write what transformers' from_pretrained reads."""
-    state, config = to_hf(model.state_dict(), arguments_of(model))
+    state, config = to_hf(*described(model))
     spec = (model.encoder if isinstance(model, VideoMAE) else model).input_spec
     processor = {
         "image_processor_type": "VideoMAEImageProcessor",
@@ -138,18 +182,19 @@ def main(config: Config) -> dict:
     try:
         if config.to == "hf":
             write_hf(model, aside)
-            written, check = import_foreign(f"hf:{aside}")
+            written, check = load_theirs(f"hf:{aside}", Sizes())
         elif config.to == "official":
-            torch.save(to_official(model.state_dict(), arguments_of(model)), aside)
-            written, check = import_foreign(str(aside))
+            torch.save(to_official(*described(model)), aside)
+            written, check = load_theirs(str(aside), Sizes())
         else:
             export_backbone(model, aside, {"converted_from": config.source})
-            written = load_backbone(str(aside))
-            check = {"max_difference": verify(written)}
-        expected, got = model.state_dict(), written.state_dict()
+            written, _ = load_ours(str(aside))
+            check = {"max_difference": compare(written)}
+        (expected, arguments), (got, read_back) = described(model), described(written)
         same = expected.keys() == got.keys() and all(torch.equal(expected[k], got[k]) for k in got)
-        as_written, as_meant = (decides_numbers(arguments_of(m)) for m in (written, model))
-        assert same and as_written == as_meant, "what was written reads differently"
+        assert same and decides_numbers(read_back) == decides_numbers(arguments), (
+            "what was written reads differently"
+        )
         os.replace(aside, out)
     finally:
         if aside.is_dir():
@@ -158,8 +203,12 @@ def main(config: Config) -> dict:
 
     report["max_difference"] = max(report["max_difference"], check["max_difference"])
     dropped = report["dropped"]
-    rows = {k: v for k, v in arguments_of(model)["encoder"].items() if v is not None}
-    rows |= arguments_of(model).get("decoder", {"decoder": "none"})
+    rows = {k: v for k, v in arguments["encoder"].items() if v is not None}
+    rows |= arguments.get("decoder", {"decoder": "none"})
+    if "classes" in arguments:
+        rows["classifier"] = (
+            f"{len(arguments['classes'])} classes: {', '.join(arguments['classes'])[:60]}"
+        )
     rows["weights"] = f"{len(got)}, of {sum(v.numel() for v in got.values()):,} values"
     rows["dropped"] = f"{len(dropped)}: {', '.join(dropped[:3])}, ..." if dropped else "nothing"
     rows["difference"] = f"{report['max_difference']:.1e} at most from transformers' outputs"

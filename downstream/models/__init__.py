@@ -4,6 +4,7 @@ Each builds a backbone of the contract: `forward_features(video) -> (B, N, D)` t
 (B, D)`, `embed_dim`, `input_spec`, and `arguments` that build it again.
 """
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from downstream.models.torchvision3d import TorchvisionVideo
 from downstream.models.video_swin import VideoSwin, swin_weights
 from downstream.models.vivit import ViViT, read_image_vit, start_from_image
 from pretrain import checkpoint
+from pretrain.convert import import_foreign
 from pretrain.modes import evaluating
 from pretrain.names import did_you_mean
 from pretrain.vit import SIZES, VideoTransformer
@@ -36,6 +38,8 @@ __all__ = [
     "Family",
     "build_model",
     "check_name",
+    "choose_sampling",
+    "classifier_of",
     "load_backbone",
     "load_classifier",
 ]
@@ -302,14 +306,76 @@ def load_backbone(name: str, weights: str = "") -> nn.Module:
     return checkpoint.load_backbone(name)
 
 
-def load_classifier(name: str, weights: str = "") -> Classifier:
-    """The classifier that `--backbone` names, in evaluation mode: RUN/backbone of recipes/finetune.py, or of `PUBLISHED`.
+def choose_sampling(backbone: nn.Module, sampling: str, stride: int = 0) -> None:
+    """Let a backbone see other frames of a clip, in place: no weight depends on it.
+
+    Args:
+        backbone: of the contract.
+        sampling: "uniform", a frame of each equal part of a clip; "dense", frames at a stride; "": as it is.
+        stride: source frames between two sampled ones; 0: as it is.
 
     Raises:
-        ValueError: nothing of the kind is there, it does not verify, or it has no classifier.
+        ValueError: uniform sampling at a stride, or dense sampling at none.
     """
-    if name in PUBLISHED:
-        return load_published(name, weights)
+    if sampling == "uniform" and stride:
+        raise ValueError(f"--sampling uniform has no stride: leave out --stride {stride}")
+    if sampling == "dense" and not (stride or backbone.input_spec.stride):
+        raise ValueError("--sampling dense: this backbone samples uniformly, give --stride too")
+    if stride or sampling == "uniform":
+        backbone.arguments["stride"] = stride
+        backbone.input_spec = dataclasses.replace(backbone.input_spec, stride=stride)
+
+
+def classifier_of(encoder: nn.Module, report: dict, names: list[str] | None = None) -> Classifier:
+    """The classifier of a fine-tuned VideoMAE, in evaluation mode.
+
+    Args:
+        encoder: of `pretrain.convert.import_foreign`, likewise the report.
+        report: with its "classes" and "head".
+        names: of the classes; None: those it carries.
+
+    Raises:
+        ValueError: it has no classifier, or as many other classes as there are names.
+    """
+    if "head" not in report:
+        raise ValueError(
+            f"{report['source']} has no classifier behind an fc_norm, as fine-tuned VideoMAEs have; train one: accelerate "
+            f"launch recipes/finetune.py --backbone {report['source']} --data LABELLED_VIDEOS"
+        )
+    _check_names(names, len(report["classes"]))
+    model = Classifier(encoder, names or report["classes"])
+    model.head.load_state_dict(report["head"])
+    return model.eval()
+
+
+def _check_names(names: list[str] | None, num: int) -> None:
+    if names is not None and len(names) != num:
+        raise ValueError(f"{len(names)} names for a classifier of {num} classes")
+
+
+def load_classifier(name: str, weights: str = "", names: list[str] | None = None) -> Classifier:
+    """The classifier that `--backbone` names, in evaluation mode.
+
+    Args:
+        name: RUN/backbone of recipes/finetune.py, a name in `PUBLISHED`, or a fine-tuned VideoMAE: `hf:` and a hub name or
+            folder, or an official `.pth` file.
+        weights: for a name in `PUBLISHED`, see `load_published`.
+        names: of the classes, in the order of the logits; None: those that it carries.
+
+    Raises:
+        ValueError: nothing of the kind is there, it does not verify, it has no classifier, or another number of classes.
+    """
+    if name.startswith("hf:") or name.endswith((".pth", ".pt")):
+        if weights:
+            raise ValueError(f"--weights goes with {', '.join(PUBLISHED)}, and not with {name}")
+        return classifier_of(*import_foreign(name), names)
+    model = load_published(name, weights) if name in PUBLISHED else _load_own(name, weights)
+    _check_names(names, len(model.classes))
+    model.arguments["classes"] = names or model.classes
+    return model
+
+
+def _load_own(name: str, weights: str) -> Classifier:
     if weights:
         raise ValueError(f"--weights goes with {', '.join(PUBLISHED)}, and not with {name}")
     folder = Path(name)
@@ -321,7 +387,8 @@ def load_classifier(name: str, weights: str = "") -> Classifier:
             remedy = f"train one: accelerate launch recipes/finetune.py --model {name} --data LABELLED_VIDEOS"
             raise ValueError(f"{name} is a model without a trained classifier; {remedy}")
         raise ValueError(
-            f"no classifier at {name!r}: give RUN/backbone of recipes/finetune.py, or one of {', '.join(PUBLISHED)}"
+            f"no classifier at {name!r}: give RUN/backbone of recipes/finetune.py, a fine-tuned VideoMAE (hf:OWNER/NAME, "
+            f"hf:FOLDER or a .pth file), or one of {', '.join(PUBLISHED)}"
         )
     if checkpoint.read_backbone_config(folder)["builder"] != "Classifier":
         raise ValueError(f"{name} has no classifier; {remedy}")

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from downstream.models import build_model
+from downstream.classifier import Classifier
+from downstream.models import build_model, load_classifier
 from pretrain import convert
 from pretrain.checkpoint import (
     export_backbone,
@@ -323,9 +324,9 @@ OFFICIAL_FAULTS = {
         lambda s: s.update({"module.mask_token": s["mask_token"]}),
         "module.mask_token is there twice",
     ),
-    "fine-tuned": (
-        lambda s: s.update({"fc_norm.weight": torch.ones(48)}),
-        "fine-tuned VideoMAE.*pretraining checkpoint",
+    "two last norms": (
+        lambda s: s.update({"fc_norm.weight": torch.ones(48), "fc_norm.bias": torch.ones(48)}),
+        "left over encoder.norm",
     ),
 }
 
@@ -768,3 +769,148 @@ def test_a_mimetic_start_is_no_obstacle():
     for back in (from_official(to_official(state, arguments)), from_hf(*to_hf(state, arguments))):
         assert equal(back[0], state)
         assert back[1]["encoder"] == model.arguments | {"init": "xavier"}
+
+
+# Fine-tuned models
+
+
+def hf_tuned(folder: Path, **changes) -> tuple[str, torch.nn.Module]:
+    """transformers' own fine-tuned VideoMAE, small and with random weights, as it saves it."""
+    from transformers import VideoMAEConfig, VideoMAEForVideoClassification
+
+    torch.manual_seed(0)
+    sizes = {
+        "image_size": 32, "patch_size": 8, "num_frames": 4, "hidden_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "intermediate_size": 256, "id2label": {0: "walk", 1: "sit down", 2: "a, b"},
+    }  # fmt: skip
+    theirs = VideoMAEForVideoClassification(VideoMAEConfig(**sizes | changes)).eval()
+    for name, parameter in theirs.named_parameters():
+        if parameter.ndim == 1 and not name.endswith("key.bias"):
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    theirs.save_pretrained(folder)
+    return f"hf:{folder}", theirs
+
+
+def same_logits(model: Classifier, theirs: torch.nn.Module) -> float:
+    clip = torch.randn(2, 3, 4, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return (model(clip) - theirs(clip.transpose(1, 2)).logits).abs().max().item()
+
+
+def test_fine_tuned_models_answer_as_in_transformers_and_go_out_again(tmp_path):
+    """Logits and labels in, through ours and the official layout, and back out to transformers' own reader."""
+    from transformers import VideoMAEForVideoClassification
+
+    name, theirs = hf_tuned(tmp_path / "theirs")
+    model = load_classifier(name)
+    assert model.classes == ["walk", "sit down", "a, b"] and not model.training
+    assert same_logits(model, theirs) < 1e-6
+    main(Config(name, "ours", str(tmp_path / "ours")))
+    main(Config(str(tmp_path / "ours"), "official", str(tmp_path / "a.pth")))
+    main(Config(str(tmp_path / "a.pth"), "hf", str(tmp_path / "hf")))
+    for source in (str(tmp_path / "ours"), str(tmp_path / "a.pth"), f"hf:{tmp_path / 'hf'}"):
+        again = load_classifier(source)
+        assert again.classes == model.classes and equal(again.state_dict(), model.state_dict())
+        assert again.backbone.arguments["norm_eps"] == 1e-5
+        backbone = load_backbone(source)
+        assert equal(backbone.state_dict(), model.backbone.state_dict())
+        clip = torch.randn(1, 3, 4, 32, 32)
+        assert torch.equal(model.head(backbone(clip)), model(clip))
+    back, info = VideoMAEForVideoClassification.from_pretrained(
+        tmp_path / "hf", output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert back.config.id2label == theirs.config.id2label
+    assert same_logits(model, back.eval()) < 1e-6
+
+
+def tuned_file(**changes) -> dict:
+    """An official fine-tuned checkpoint: bare names, fc_norm, a head, and no names of classes."""
+    model = trained(whole=False, pool="fc_norm")
+    content = to_official(model.state_dict(), arguments_of(model))
+    generator = torch.Generator().manual_seed(2)
+    head = {
+        "head.weight": torch.randn(3, 48, generator=generator),
+        "head.bias": torch.randn(3, generator=generator),
+    }
+    content["args"] = argparse.Namespace(num_frames=4, input_size=16, num_heads=3, **changes)
+    return content | {"model": content["model"] | head}
+
+
+@pytest.mark.parametrize("wrapper", ["model", "module"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_official_fine_tuned_files(tmp_path, wrapper, prefix):
+    content = tuned_file()
+    state = content.pop("model")
+    assert {"patch_embed.proj.weight", "blocks.0.attn.q_bias", "fc_norm.bias", "head.bias"} <= set(
+        state
+    )
+    assert len(state) == 2 + 2 * 13 + 2 + 2  # 13 weights a block
+    torch.save(content | {wrapper: {prefix + k: v for k, v in state.items()}}, tmp_path / "a.pth")
+    model = load_classifier(str(tmp_path / "a.pth"), names=["x", "y", "z"])
+    assert model.classes == ["x", "y", "z"]
+    clip = torch.randn(2, 3, 4, 16, 16)
+    tokens = model.backbone.forward_features(clip)
+    mean = torch.nn.functional.layer_norm(
+        tokens.mean(1), (48,), state["fc_norm.weight"], state["fc_norm.bias"], 1e-6
+    )
+    expected = mean @ state["head.weight"].T + state["head.bias"]
+    assert torch.allclose(model(clip), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="2 names for a classifier of 3"):
+        load_classifier(str(tmp_path / "a.pth"), names=["x", "y"])
+
+
+def test_fine_tuning_on_something_something_samples_uniformly():
+    for data_set, stride in (("SSV2", 0), ("Kinetics-400", 2)):
+        arguments = from_official(tuned_file(data_set=data_set, sampling_rate=2))[1]
+        assert arguments["encoder"]["stride"] == stride
+        assert arguments["classes"] == ["class 0", "class 1", "class 2"]
+
+
+def test_faulty_fine_tuned_files_are_refused_by_name(tmp_path):
+    for fault, message in (
+        (lambda s: s.pop("head.bias"), "missing head.bias"),
+        (lambda s: s.pop("fc_norm.bias"), "missing fc_norm.bias"),
+        (lambda s: s.update({"norm.weight": torch.ones(48)}), "left over encoder.norm.weight"),
+        (lambda s: s.update({"head.weight": torch.ones(3, 40)}), r"head.weight is \(3, 40\)"),
+    ):
+        content = tuned_file()
+        fault(content["model"])
+        with pytest.raises(ValueError, match=message):
+            from_official(content)
+    for number, (config, message) in enumerate((
+        ({"id2label": {"0": "a", "1": "b"}}, "3 classes.*not number 2"),
+        ({"id2label": {str(i): str(i) for i in range(4)}}, "3 classes.*names 4"),
+        ({"id2label": {"0": "a", "1": "b", "2": "a"}}, "two classes are called 'a'"),
+        ({"id2label": ["a", "b", "c"]}, "id2label"),
+        ({"use_mean_pooling": False}, "use_mean_pooling False"),
+    )):  # fmt: skip
+        name, _ = hf_tuned(tmp_path / str(number))
+        file = tmp_path / str(number) / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | config))
+        with pytest.raises(ValueError, match=message):
+            load_classifier(name)
+    name, _ = hf_tuned(tmp_path / "unnamed")
+    file = tmp_path / "unnamed" / "config.json"
+    file.write_text(
+        json.dumps({k: v for k, v in json.loads(file.read_text()).items() if "2" not in k})
+    )
+    assert load_classifier(name).classes == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    with pytest.raises(ValueError, match="no classifier behind an fc_norm"):
+        load_classifier(write_hf(tmp_path / "plain", *hf(whole=False)))
+
+
+def test_a_classifier_of_another_kind_is_named_as_dropped(tmp_path):
+    export_backbone(Classifier(trained(whole=False), ["a", "b"]), tmp_path / "mean", {})
+    report = main(Config(str(tmp_path / "mean"), "hf", str(tmp_path / "hf")))
+    assert report["dropped"] == ["head.weight", "head.bias"]
+    assert isinstance(load_foreign(f"hf:{tmp_path / 'hf'}"), VideoTransformer)
+    # An fc_norm without a classifier is kept: transformers' logits are then the embedding.
+    encoder = trained(whole=False, pool="fc_norm")
+    export_backbone(encoder, tmp_path / "bare", {})
+    for to, out in (("hf", "bare-hf"), ("official", "bare.pth")):
+        main(Config(str(tmp_path / "bare"), to, str(tmp_path / out)))
+        back = load_backbone(f"hf:{tmp_path / out}" if to == "hf" else str(tmp_path / out))
+        assert (
+            equal(back.state_dict(), encoder.state_dict()) and back.arguments == encoder.arguments
+        )

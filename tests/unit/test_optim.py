@@ -15,7 +15,9 @@ from pretrain.vit import VideoTransformer
 
 def test_schedule_closed_form():
     rates = [learning_rate(s, 100, 10, 2.0, 0.5) for s in range(10)]
-    assert np.allclose(rates, np.linspace(0, 2.0, 10), atol=1e-12)  # utils.cosine_scheduler of VideoMAE
+    assert np.allclose(
+        rates, np.linspace(0, 2.0, 10), atol=1e-12
+    )  # utils.cosine_scheduler of VideoMAE
     assert learning_rate(10, 100, 10, 2.0, 0.5) == 2.0
     assert math.isclose(learning_rate(55, 100, 10, 2.0, 0.5), 1.25)
     assert math.isclose(learning_rate(100, 100, 10, 2.0, 0.5), 0.5)

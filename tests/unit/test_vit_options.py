@@ -194,7 +194,7 @@ def test_pretraining_with_other_positions(positions):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"pool": "max"}, "neither mean nor class"), ({"positions": "sine"}, "not one of")],
+    [({"pool": "max"}, "not one of mean, fc_norm"), ({"positions": "sine"}, "not one of")],
 )
 def test_mistakes_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
