@@ -4,8 +4,8 @@
     python recipes/pack.py --source clips.csv --out packs/mine --short-side 128
 
 SOURCE is a folder (its subfolders are classes, with train/val/test folders above them if there are),
-a list (csv, tsv, space-separated or jsonl, with columns such as path,label,caption,split,subject), a
-WebDataset tar or a folder of these, or images. Every file is decoded once, fully, in a process that
+a list (csv, tsv, space-separated, jsonl or a JSON array, with columns such as path,label,caption,split,
+subject), a WebDataset tar or a folder of these, or images. Every file is decoded once, fully, in a process that
 may crash or hang without harm; what cannot be used is named in OUT/refused.jsonl with the reason.
 
 Running the same command again does only what has changed, and goes on after an interruption.

@@ -46,6 +46,9 @@ from pretrain.data.progress import Progress
 from pretrain.data.sources import Listing, Source, list_sources
 from pretrain.names import for_screen
 
+# Further columns that a recipe reads, and those that are made of the place in a document.
+READ_EXTRA = {"segments", "class_text", "document", "place"}
+
 
 def pack(
     source: str | Path,
@@ -509,7 +512,12 @@ class _Packer:
             names = ", ".join(ascii(name)[1:-1] for name in skipped[:3]) + ", ..." * (
                 len(skipped) > 3
             )
-            lines.append(f"{len(skipped)} files were skipped, no video or image by name: {names}")
+            lines.append(f"{len(skipped)} files were skipped, no use for what they are: {names}")
+        columns = {name for source in self.listing.sources for name in source.extra} - READ_EXTRA
+        if columns:
+            names = sorted(map(for_screen, columns))
+            names = names[:10] + [f"{len(names) - 10} more"] * (len(names) > 10)
+            lines.append(f"kept, but read by no recipe: {', '.join(names)}")
         return "\n".join(lines)
 
 

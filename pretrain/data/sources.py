@@ -1,49 +1,32 @@
 """Lists what a user calls a data set: a folder, a list file, images, or tars of videos.
 
-Nothing is decoded here. A list with mistakes is reported whole, with line numbers.
+Nothing is decoded here.
 """
 
 import contextlib
-import csv
-import io
 import json
 import os
 import re
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from pretrain.data.guard import open_regular
-from pretrain.data.tar import list_members
+from pretrain.data.lists import (
+    IMAGES,
+    SPLIT_OF,
+    VIDEOS,
+    Problems,
+    irregular,
+    read_rows,
+    roles_of,
+    split_of,
+)
+from pretrain.data.tar import Member, list_members
 
-# fmt: off
-VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts",
-                    ".mts", ".m2ts", ".wmv", ".asf", ".flv", ".ogv", ".gif"))
-IMAGES = frozenset((".jpg", ".jpeg", ".png", ".webp"))
-# fmt: on
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-# Column names (and keys of a tar's .json) for each role; any other is kept in `extra`.
-ROLES = {
-    "path": ("path", "video", "video_path", "image", "image_path", "file", "filename", "filepath"),
-    "label": ("label", "class", "class_name", "category", "action"),
-    "caption": ("caption", "captions", "text", "sentence"),
-    "split": ("split", "set", "subset"),
-    "subject": ("subject", "subject_id", "person", "actor"),
-}
-ROLE_OF = {name: role for role, names in ROLES.items() for name in names}
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
-_LINE_END = re.compile(r"\r\n|\n|\r")
-MAX_LIST = 2**30  # bytes; at 100 bytes a line that is ten million
-_HEADER_HELP = "write a first line that names the columns, e.g. path,label,caption,split,subject"
+# What pandas and numpy write where there is nothing; an empty field is no value either.
+_NOTHING = frozenset(("", "nan", "NaN", "<NA>", "NaT"))
 
 
 @dataclass(frozen=True)
@@ -95,7 +78,7 @@ def list_sources(source: str | Path) -> Listing:
         ValueError: There is nothing usable, or a list has mistakes (all are named).
     """
     path = Path(source)
-    why = _irregular(path)
+    why = irregular(path)
     if why and not os.path.exists(path):
         if _ADDRESS.match(str(source)) and len(str(source).split(":", 1)[0]) > 1:
             raise ValueError(
@@ -135,7 +118,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _kind(name: str) -> str:
-    return "image" if PurePosixPath(name).suffix.lower() in IMAGES else "video"
+    return "image" if os.path.splitext(name)[1].lower() in IMAGES else "video"
 
 
 # ---- folders and tars --------------------------------------------------------------------------
@@ -152,12 +135,12 @@ def _from_folder(folder: Path) -> Listing:
     listing.skipped = ["/".join(parts) for parts in files if parts not in chosen]
     # The first level is splits only if nothing else stands beside them: "test" may be a class.
     first = {parts[0].lower() for parts in media if len(parts) > 1}
-    splits = bool(first) and first <= set(SPLITS)
+    splits = bool(first) and first <= set(SPLIT_OF)
     for parts in media:
-        split = SPLITS[parts[0].lower()] if splits and len(parts) > 1 else None
+        split = split_of(parts[0]) if splits and len(parts) > 1 else None
         classes = parts[1 if split else 0 : -1]
         name, path = "/".join(parts), folder.joinpath(*parts)
-        if why := _irregular(path):
+        if why := irregular(path):
             listing.refused.append((name, why))
         elif path.suffix.lower() == ".tar":
             try:
@@ -216,367 +199,216 @@ def _walk(folder: Path, refused: list[tuple[str, str]]) -> list[tuple[str, ...]]
     return files
 
 
-def _irregular(path: Path) -> str | None:
-    """Why a path cannot be opened as a file; None if it is a regular one."""
-    try:
-        return None if stat.S_ISREG(os.stat(path).st_mode) else "not a regular file"
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        return f"cannot be read: {getattr(error, 'strerror', None) or error}"
-
-
 def _add_tar(listing: Listing, path: Path, name: str, split: str | None) -> None:
-    """Groups the members of a WebDataset tar by key: a payload, and .json, .txt, .cls beside it."""
+    """Groups the members of a WebDataset tar by key: a payload, and .json, .txt, .cls beside it.
+
+    A key ends at the first dot of a name, as webdataset has it: `7.left.mp4`, `7.right.mp4` and `7.cls`
+    are one sample, and `7.left.txt` is about one of the two. Where a tar shows that its names are
+    cut at the last dot (there is `clip.001.txt` beside `clip.001.mp4`), `clip.txt` is about `clip.mp4`
+    alone if there is one.
+    """
     members, problems = list_members(path)
     listing.refused += [(f"{name}/{member}" if member else name, why) for member, why in problems]
-    samples: dict[str, dict] = {}
+    groups: dict[str, list[tuple[str, str, Member]]] = {}
     for member in members:
         folder, _, base = member.name.rpartition("/")
-        key, _, suffix = base.partition(".")
-        if base.startswith("."):
-            continue
-        samples.setdefault(f"{folder}/{key}", {})[suffix.lower()] = member
+        key, _, rest = base.partition(".")
+        stem, _, suffix = rest.rpartition(".")  # "left" and "mp4" of "7.left.mp4"
+        if not base.startswith("."):
+            parts = groups.setdefault(f"{folder}/{key}", [])
+            parts.append((stem, suffix.lower(), member))
+    texts_of = {
+        key: {(stem, suffix): m for stem, suffix, m in reversed(parts) if suffix in _TEXTS}
+        for key, parts in groups.items()
+    }
+    media_of = {key: _media(parts) for key, parts in groups.items()}
+    last_dot = any(
+        stem and (stem, suffix) in texts_of[key]
+        for key, media in media_of.items()
+        for stem, _ in media
+        for suffix in _TEXTS
+    )
     with open_regular(path) as file:
-        for parts in samples.values():
-            payloads = [m for s, m in parts.items() if "." + s.rpartition(".")[2] in VIDEOS]
-            payloads = payloads or [
-                m for s, m in parts.items() if "." + s.rpartition(".")[2] in IMAGES
-            ]
-            texts = {s: m for s, m in parts.items() if s in ("json", "txt", "cls")}
-            unknown = [m for s, m in parts.items() if m not in payloads and s not in texts]
-            if not payloads:
-                unknown += texts.values()
-            listing.skipped += [f"{name}/{member.name}" for member in unknown]
-            for payload in payloads:
+        for key, parts in groups.items():
+            media, texts, used = media_of[key], texts_of[key], set()
+            stems = {stem for stem, _ in media}
+            for stem, payload in media:
+                mine, level = {}, stem
+                while True:
+                    if level == stem or not (last_dot and level in stems):
+                        for suffix in _TEXTS:
+                            if (level, suffix) in texts:
+                                mine.setdefault(suffix, texts[level, suffix])
+                    if not level:
+                        break
+                    level = level.rpartition(".")[0]
+                used |= {payload, *mine.values()}
                 full = f"{name}/{payload.name}"
                 source = Source(full, path, payload[1:], _kind(payload.name), split=split)
                 try:
-                    listing.sources.append(_with_texts(source, file, texts))
+                    source, without_use = _with_texts(source, file, mine)
+                    listing.sources.append(source)
+                    used -= without_use
                 except ValueError as error:
                     listing.refused.append((full, str(error)))
+            listing.skipped += [f"{name}/{m.name}" for _, _, m in parts if m not in used]
 
 
-def _with_texts(source: Source, file, texts: dict) -> Source:
+_TEXTS = ("txt", "json", "cls")
+
+
+def _media(parts: list[tuple[str, str, Member]]) -> list[tuple[str, Member]]:
+    """The payloads of a sample by stem: its videos, or its images if there are none."""
+    for kinds in (VIDEOS, IMAGES):
+        media = [(stem, member) for stem, suffix, member in parts if "." + suffix in kinds]
+        if media:
+            return media
+    return []
+
+
+def _with_texts(source: Source, file, texts: dict[str, Member]) -> tuple[Source, set[Member]]:
+    """A source with what its texts say of it, and those of them that say nothing we can use."""
+    captions: list[str] = []
+    label, roles, without_use = None, {}, set()
     for suffix, member in texts.items():
         if member.size > 2**20:
             raise ValueError(f"its .{suffix} is longer than 1 MiB")
         file.seek(member.offset)
         try:
             text = file.read(member.size).decode("utf-8-sig")
-            fields = json.loads(text) if suffix == "json" else None
-            roles = _roles(fields) if isinstance(fields, dict) else None
+            if suffix == "txt" and text.strip():
+                captions.append(text.strip())
+            elif suffix == "cls":
+                label = _text("label", text)
+            elif suffix == "json":
+                fields = json.loads(text)
+                if not isinstance(fields, dict):
+                    without_use.add(member)
+                    continue
+                names = roles_of(tuple(fields))[0]
+                if captions:  # a title is one where there is no other
+                    names = {n: role for n, role in names.items() if n.lower() != "title"}
+                roles = _fields(fields, names)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"its .{suffix} cannot be read: {error}") from error
-        if suffix == "txt" and text.strip():
-            source = replace(source, captions=(*source.captions, text.strip()))
-        elif suffix == "cls" and text.strip():
-            source = replace(source, label=text.strip())
-        elif roles:
-            captions = tuple(dict.fromkeys((*source.captions, *roles.pop("captions"))))
-            roles["label"] = source.label if roles["label"] is None else roles["label"]
-            roles["split"] = source.split if roles["split"] is None else roles["split"]
-            source = replace(source, captions=captions, **roles)
-    return source
+    captions += roles.pop("captions", ())
+    # A .cls beside a .json holds the number of the class that the .json names.
+    roles["label"] = roles.get("label") or label
+    roles["split"] = roles.get("split") or source.split
+    return replace(source, captions=tuple(dict.fromkeys(captions)), **roles), without_use
 
 
 # ---- lists -------------------------------------------------------------------------------------
 
 
-def _roles(row: dict) -> dict:
-    """Sorts the named values of one row into the fields of a source; everything becomes text."""
+def _fields(row: dict, roles: dict[str, str]) -> dict:
+    """Sorts the named values of one row into the fields of a source; everything becomes text.
+
+    Raises:
+        ValueError: A value of a role is no text, such as a list of labels.
+    """
     found = {"label": None, "captions": (), "split": None, "subject": None, "extra": {}}
     for name, value in row.items():
-        role = ROLE_OF.get(name.lower())
+        role = roles.get(name)
         if value is None or value == "":
             continue
         if role == "caption":
             values = value if isinstance(value, list) else [value]
-            found["captions"] += tuple(str(v).strip() for v in values if str(v).strip())
+            texts = [_text(name, v) for v in values]
+            found["captions"] += tuple(t for t in texts if t is not None)
         elif role in ("label", "split", "subject"):
-            found[role] = str(value)
+            found[role] = _text(name, value)
         elif role != "path":
             found["extra"][name] = value if isinstance(value, str) else json.dumps(value)
+    if found["split"]:
+        found["split"] = split_of(found["split"])
     return found
 
 
-class _Problems:
-    """Collects everything wrong with a list, to tell it at once."""
+def _text(name: str, value: object) -> str | None:
+    """A value as text; None for those that mean that there is none.
 
-    def __init__(self, path: Path):
-        self.path, self.lines = path, []
-
-    def add(self, line: int, what: str) -> None:
-        self.lines.append(f"{self.path}:{line}: {what}")
-
-    def stop(self) -> None:
-        """Raises ValueError if there were any."""
-        if self.lines:
-            more = f"\n... and {len(self.lines) - 50} more" if len(self.lines) > 50 else ""
-            count = f"{len(self.lines)} problem{'s' * (len(self.lines) > 1)}"
-            raise ValueError(
-                f"{count} in {self.path}, nothing was done:\n" + "\n".join(self.lines[:50]) + more
-            )
+    Raises:
+        ValueError: It is neither text nor a whole number: str() would make a class of a list or of True.
+    """
+    if isinstance(value, str):
+        value = value.strip()
+        return None if value in _NOTHING else value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # pandas writes 3 as 3.0 where a neighbour is missing
+    if type(value) is int:
+        return str(value)
+    if value is None or value != value:
+        return None
+    told = json.dumps(value)
+    told = told if len(told) < 60 else told[:56] + " ..."
+    raise ValueError(f"{name} is {told}, it has to be a text or a whole number")
 
 
 def _from_list(path: Path) -> list[Source]:
-    with open_regular(path) as file:
-        data = file.read(4096)
-        if b"\0" not in data:
-            data += file.read(MAX_LIST)
-    if len(data) > MAX_LIST:
-        raise ValueError(f"{path} is a list of over {MAX_LIST >> 20} MiB; split it")
-    if b"\0" in data or data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ValueError(f"{path} is not a list in UTF-8 text (nor a video by its name)")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}:{line}: not UTF-8 text; save the list as UTF-8") from error
-    if not text.strip():
-        raise ValueError(f"{path} is empty: write a path a line, or {_HEADER_HELP}")
-    problems = _Problems(path)
-    jsonl = path.suffix.lower() == ".jsonl" or text.lstrip().startswith("{")
-    rows = list(_json_rows(text, problems) if jsonl else _table_rows(path, text, problems))
-    sources: dict[str, Source] = {}
-    lines: dict[str, int] = {}
-    for line, row in rows:
-        name = next((v for k, v in row.items() if ROLE_OF.get(k.lower()) == "path"), None)
-        if not isinstance(name, str) or not name.strip():
-            problems.add(line, "no path in this line")
-            continue
-        file = Path(os.path.normpath(path.parent / name))
-        if _irregular(file):
-            problems.add(line, _missing(name, file, first=line == rows[0][0]))
-            continue
+    """The sources of a list, in the order of their first lines; rows of one file are merged."""
+    problems, folder = Problems(path), os.fspath(path.parent)
+    found: dict[str, list[tuple[int, str, dict]]] = {}  # path -> line, name and fields of its rows
+    rows = 0
+    for line, row in read_rows(path, problems):
+        rows += 1
         try:
-            new = Source(name, file, kind=_kind(name), **_roles(row))
-        except RecursionError:
-            problems.add(line, "too deeply nested")
-            continue
-        key = str(file)
-        if key not in sources:
-            sources[key], lines[key] = new, line
-            continue
-        try:
-            sources[key] = _merged(sources[key], new)
-        except ValueError as error:
-            problems.add(line, f"{error} than line {lines[key]} gives for {name}")
-    problems.stop()
-    return list(sources.values())
+            roles, twice = roles_of(tuple(row))
+            if twice:
+                raise ValueError(f"two values for {', '.join(twice)}")
+            key = next((key for key, role in roles.items() if role == "path"), None)
+            name = _text(key, row[key]) if key is not None else None
+            if name is None:
+                among = f", only {', '.join(row)}"[:200] if key is None and row else ""
+                problems.add(line, f"no path in this line{among}", "pathless")
+                continue
+            file = os.path.normpath(os.path.join(folder, name))
+            if file not in found and irregular(file):
+                what = _missing(name, Path(file), rows == 1, len(problems.found) < 50)
+                problems.add(line, what, "missing")
+                continue
+            fields = _fields(row, roles)
+            found.setdefault(file, []).append((line, name, fields))
+        except (ValueError, RecursionError) as error:
+            what = "too deeply nested" if isinstance(error, RecursionError) else str(error)
+            problems.add(line, what)
+    sources = [_merged(Path(file), about, problems) for file, about in found.items()]
+    problems.stop(rows)
+    return sources
 
 
-def _missing(name: str, file: Path, first: bool) -> str:
+def _missing(name: str, file: Path, first: bool, look: bool) -> str:
     if _ADDRESS.match(name) and name.index(":") > 1:
         return f"{name} is an address: only local files are read, download it first"
     if os.path.isdir(file):
         return f"{name} is a folder; a list names video or image files"
     if os.path.exists(file):
         return f"{name} is not a regular file"
-    hint = f"; if this line is a header, {_HEADER_HELP}" if first else ""
+    hint = "; if this line is a header, one column has to be called path" if first else ""
+    ends = sorted(VIDEOS | IMAGES) if look else ()
+    if whole := next((end for end in ends if not irregular(f"{file}{end}")), None):
+        hint = f"; there is {name}{whole}: write names with their ending"
     return f"no such file: {name} (paths are relative to the list){hint}"
 
 
-def _merged(old: Source, new: Source) -> Source:
-    """Two rows of one file: their captions are collected, the rest has to agree."""
-    for role in ("label", "split", "subject"):
-        a, b = getattr(old, role), getattr(new, role)
-        if a is not None and b is not None and a != b:
-            raise ValueError(f"another {role} ({b!r}, not {a!r})")
-    extra = dict(old.extra)
-    for name, value in new.extra.items():
-        if value not in extra.get(name, "").split("; "):
-            extra[name] = f"{extra[name]}; {value}" if name in extra else value
-    return replace(
-        old,
-        captions=tuple(dict.fromkeys(old.captions + new.captions)),
-        extra=extra,
-        **{
-            role: getattr(old, role) or getattr(new, role) for role in ("label", "split", "subject")
-        },
-    )
-
-
-def _json_rows(text: str, problems: _Problems) -> Iterator[tuple[int, dict]]:
-    for line, content in enumerate(_LINE_END.split(text), 1):
-        if not content.strip():
-            continue
-        try:
-            row = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            problems.add(line, f"not JSON: {error}")
-            continue
-        if isinstance(row, dict) and ("document" in row or {"images", "texts"} <= row.keys()):
-            try:
-                yield from ((line, visual) for visual in _document_rows(row, line))
-            except ValueError as error:
-                problems.add(line, str(error))
-        elif isinstance(row, dict):
-            yield line, row
-        else:
-            problems.add(line, 'not a JSON object like {"path": "a.mp4", "label": "walk"}')
-
-
-def _document_rows(row: dict, line: int) -> list[dict]:
-    """The rows of the images and videos of an interleaved document, each captioned by its neighbours.
-
-    A document is {"document": [{"text": "..."}, {"image": "a.jpg"}, {"video": "b.mp4"}, ...]}, or two lists
-    `images` and `texts` of one length with nulls, as OBELICS has them (Laurencon et al. 2023,
-    https://arxiv.org/abs/2306.16527). A visual is paired with the nearest paragraph before it and the nearest
-    after it; training draws one of the two, each as often as the other (Flamingo, Alayrac et al. 2022,
-    https://arxiv.org/abs/2204.14198). Further keys of the document go to each of its visuals.
-
-    Raises:
-        ValueError: the parts are not such, or there is no visual or no text among them.
-    """
-    if "document" in row:
-        parts = row["document"]
-    else:
-        images, texts = row["images"], row["texts"]
-        if not (isinstance(images, list) and isinstance(texts, list) and len(images) == len(texts)):
-            raise ValueError("images and texts have to be two lists of one length")
-        parts = []
-        for image, text in zip(images, texts, strict=True):
-            parts += [{"text": text}] * (text is not None) + [{"image": image}] * (
-                image is not None
-            )
-    if not isinstance(parts, list) or not all(
-        isinstance(p, dict) and len(p) == 1 and isinstance(next(iter(p.values())), str)
-        for p in parts
-    ):
-        raise ValueError(
-            'a document is a list of {"text": "..."}, {"image": "..."} and {"video": "..."}'
-        )
-    pairs = [next(iter(part.items())) for part in parts]
-    unknown = sorted({k for k, _ in pairs if k != "text" and ROLE_OF.get(k.lower()) != "path"})
-    if unknown:
-        raise ValueError(
-            f"a document has no part of the kind {unknown[0]!r}, only text, image and video"
-        )
-    texts_at = [i for i, (kind, value) in enumerate(pairs) if kind == "text" and value.strip()]
-    visuals_at = [i for i, (kind, _) in enumerate(pairs) if kind != "text"]
-    if not texts_at or not visuals_at:
-        raise ValueError(f"a document without {'text' if visuals_at else 'an image or a video'}")
-    shared = {k: v for k, v in row.items() if k not in ("document", "images", "texts")}
-    rows = []
-    for place, i in enumerate(visuals_at):
-        before = [pairs[t][1].strip() for t in texts_at if t < i][-1:]
-        after = [pairs[t][1].strip() for t in texts_at if t > i][:1]
-        captions = list(dict.fromkeys(before + after))
-        about = {"document": str(row.get("id", line)), "place": str(place)}
-        rows.append({**shared, "path": pairs[i][1], "captions": captions, **about})
-    return rows
-
-
-def _table_rows(path: Path, text: str, problems: _Problems) -> Iterator[tuple[int, dict]]:
-    """Rows of a csv, tsv or space-separated list as (line, {column: value})."""
-    first = next(line for line in _LINE_END.split(text) if line.strip())
-    columns, delimiter = None, None
-    for candidate in ("\t", ",", " "):
-        names = [
-            name.strip().strip('"')
-            for name in re.split(candidate + "+" * (candidate == " "), first.strip())
-        ]
-        is_header = "path" in {ROLE_OF.get(name.lower()) for name in names}
-        if is_header and _irregular(path.parent / first.strip()):
-            columns, delimiter = names, candidate
-            break
-    if columns:
-        lowered = [name.lower() for name in columns]
-        roles = [ROLE_OF.get(name, name) for name in lowered]
-        twice = {role for role in roles if roles.count(role) > 1}
-        if twice or "" in lowered:
-            what = (
-                f"two columns for {', '.join(sorted(twice))}" if twice else "a column without name"
-            )
-            problems.add(1, f"{what}; {_HEADER_HELP}")
-            problems.stop()
-        rows = list(_split(text, delimiter, path.parent, lowered, problems))[1:]
-    else:
-        rows, columns = _sniff(path, text, problems)
-    for line, values in rows:
-        if len(values) != len(columns):
-            problems.add(
-                line,
-                f"{len(values)} columns, not the {len(columns)} of {', '.join(columns)}"
-                " (a value that holds the separator has to be in double quotes)",
-            )
-        else:
-            yield line, dict(zip(columns, values, strict=True))
-
-
-def _split(
-    text: str, delimiter: str | None, folder: Path, columns: list[str] | None, problems: _Problems
-) -> Iterator[tuple[int, list[str]]]:
-    if delimiter == ",":
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
-        line = 1
-        try:
-            for values in reader:
-                if any(value.strip() for value in values):
-                    yield line, [value.strip() for value in values]
-                line = reader.line_num + 1
-        except csv.Error as error:
-            problems.add(line, f"broken quotes: {error}")
-        return
-    for line, content in enumerate(_LINE_END.split(text), 1):
-        if not content.strip():
-            continue
-        if delimiter == "\t":
-            yield line, [_unquoted(value) for value in content.split("\t")]
-        elif delimiter == " ":
-            yield line, _split_spaces(content.strip(), folder, columns)
-        else:
-            yield line, [_unquoted(content)]
-
-
-def _unquoted(value: str) -> str:
-    value = value.strip()
-    return value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value
-
-
-def _split_spaces(content: str, folder: Path, columns: list[str] | None) -> list[str]:
-    """Fields of a line between spaces; without quotes, the path is what names a file."""
-    quoted = re.findall(r'"[^"]*"|\S+', content)
-    if '"' in content:
-        return [_unquoted(value) for value in quoted]
-    if columns:
-        path_first = ROLE_OF.get(columns[0]) == "path"
-        return content.rsplit(None, len(columns) - 1) if path_first else quoted
-    for fields in (0, 1, 2):
-        values = content.rsplit(None, fields)
-        if not _irregular(folder / values[0]):
-            return values
-    return quoted
-
-
-def _sniff(path: Path, text: str, problems: _Problems) -> tuple[list, list[str]]:
-    """The rows of a list without header, and what its columns must be.
-
-    The separator is the one with which most of the first lines start with a file that exists.
-    """
-    sample = "\n".join(_LINE_END.split(text)[:50])
-    usual = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower(), " ")
-    best, found = usual, 0
-    for candidate in (usual, "\t", ",", " ", None):
-        rows = _split(sample, candidate, path.parent, None, _Problems(path))
-        score = sum(bool(v and v[0]) and not _irregular(path.parent / v[0]) for _, v in rows)
-        if score > found:
-            best, found = candidate, score
-    rows = list(_split(text, best, path.parent, None, _Problems(path)))
-    counts = [len(values) for _, values in rows]
-    width = max(set(counts), key=counts.count) if counts else 1
-    second = [values[1] for _, values in rows if len(values) == width > 1]
-    number = all(re.fullmatch(r"-?\d+", value) for value in second)
-    sentences = sum(" " in value for value in second) > len(second) / 2
-    splits = all(value.lower() in SPLITS for value in second)
-    if width == 1:
-        columns = ["path"]
-    elif width == 2 and not sentences and not splits:
-        columns = ["path", "label"]
-    elif width == 3 and number:  # the "path start label" of older code bases
-        columns = ["path", "start", "label"]
-    else:
-        raise ValueError(
-            f"{path}: cannot tell what its {width} columns mean without a header; {_HEADER_HELP}"
-        )
-    # Now that their number is known, a line of spaces is cut right even if its file is missing.
-    return list(_split(text, best, path.parent, columns, problems)), columns
+def _merged(file: Path, rows: list[tuple[int, str, dict]], problems: Problems) -> Source:
+    """One source of all rows of its file: captions are collected, the rest has to agree."""
+    line, name, fields = rows[0]
+    if len(rows) > 1:
+        given: dict[str, tuple[str, int]] = {}
+        extra: dict[str, dict[str, None]] = {}
+        for line, _, row in rows:
+            for role in ("label", "split", "subject"):
+                if row[role] is None:
+                    continue
+                value, where = given.setdefault(role, (row[role], line))
+                if value != row[role]:
+                    what = f"another {role} ({row[role]!r}, not {value!r})"
+                    problems.add(line, f"{what} than line {where} gives for {name}")
+            for column, value in row["extra"].items():
+                extra.setdefault(column, {})[value] = None
+        fields = {role: given.get(role, (None, 0))[0] for role in ("label", "split", "subject")}
+        fields["captions"] = [caption for _, _, row in rows for caption in row["captions"]]
+        fields["extra"] = {column: "; ".join(values) for column, values in extra.items()}
+    captions = tuple(dict.fromkeys(fields.pop("captions")))
+    return Source(name, file, kind=_kind(name), captions=captions, **fields)

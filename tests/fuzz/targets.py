@@ -76,7 +76,12 @@ def _list_seeds() -> list[Files]:
         "header.txt": "path label\na.mp4 walk\nb.mp4 run\n",
         "list.jsonl": "".join(json.dumps(row) + "\n" for row in [*objects, document, obelics]),
     }
-    return [{name: text.encode()} for name, text in texts.items()]
+    texts |= {
+        "semicolons.csv": texts["list.csv"].replace(",", ";"),
+        "array.json": json.dumps(objects, indent=1),
+    }
+    seeds = [{name: text.encode()} for name, text in texts.items()]
+    return [*seeds, {"wide.tsv": texts["list.tsv"].encode("utf-16")}]
 
 
 def _check_list(box: Path) -> None:

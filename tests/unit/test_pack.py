@@ -460,6 +460,15 @@ def test_new_labels_need_no_decoding(videos, tmp_path, capsys):
     assert row["label"] == "z" and numbers(data) == list(range(12))
 
 
+def test_columns_that_nothing_reads_are_told_in_one_line(videos, tmp_path, capsys):
+    names = [f"walk/{n}.mp4" for n in "ab"]
+    text = "path;label;camera;segments;my col\n" + "".join(f"{n};x;left;;7\n" for n in names)
+    (videos / "list.csv").write_text(text)
+    quick(videos / "list.csv", tmp_path / "out", progress=True)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "camera" in line]
+    assert "my col" in line and "segments" not in line and "label" not in line
+
+
 def test_tars_and_lists_give_the_same_clips(videos, tmp_path):
     with tarfile.open(tmp_path / "s.tar", "w") as file:
         file.add(videos / "walk/a.mp4", "a.mp4")
