@@ -4,6 +4,7 @@ import csv
 import json
 import platform
 import subprocess
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -128,14 +129,29 @@ def write_predictions(
         classes: names of the C columns.
     """
     order = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+    rows = []
+    for source, label, best, row in zip(sources, labels, order, scores, strict=True):
+        names, values = joined([classes[i] for i in best], [row[i] for i in best])
+        rows.append([*map(for_csv, (source, label, classes[best[0]])), names, values])
+    write_csv(path, ["source", "label", "predicted", "top5", "top5_scores"], rows)
+
+
+def joined(names: list[str], values: list[float]) -> tuple[str, str]:
+    r"""Ranked names and their numbers as two cells of a csv; a `|` in a name is `\x7c`."""
+    return (
+        "|".join(for_csv(name).replace("|", "\\x7c") for name in names),
+        "|".join(f"{value:.4f}" for value in values),
+    )
+
+
+def write_csv(path: Path, header: list[str], rows: Iterable[list]) -> None:
+    """Write a csv file of cells that are safe already (`for_csv`).
+
+    Raises:
+        ValueError: the disk does not take it.
+    """
     with writing(path), open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["source", "label", "predicted", "top5", "top5_scores"])
-        for source, label, best, row in zip(sources, labels, order, scores, strict=True):
-            top5 = "|".join(for_csv(classes[i]).replace("|", "\\x7c") for i in best)
-            values = "|".join(f"{row[i]:.4f}" for i in best)
-            names = [for_csv(name) for name in (source, label, classes[best[0]])]
-            writer.writerow([*names, top5, values])
+        csv.writer(file).writerows([header, *rows])
 
 
 @optional_figure

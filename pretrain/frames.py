@@ -132,6 +132,7 @@ class FrameTower(nn.Module):
         self.visual.patch_dropout = PatchDropout(share) if share else nn.Identity()
 
     def _frames(self, video: Tensor) -> Tensor:
+        self.input_spec.expect(video, any_clip=True)  # a mean over frames knows no number
         images = video.transpose(1, 2).flatten(0, 1)
         return self.visual(images).unflatten(0, (len(video), video.shape[2]))
 

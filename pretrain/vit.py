@@ -67,12 +67,40 @@ class InputSpec:
         """Values of a pixel: 3 for colour, 2 for optical flow."""
         return len(self.mean)
 
-    def expect(self, video: Tensor) -> None:
-        """Refuse clips (B, C, T, H, W) of another shape.
+    def _refuse_layout(self, video: Tensor) -> None:
+        """Say no to what is not (B, C, T, H, W), and how to turn it."""
+        channels = self.channels
+        if video.ndim == 5 and video.shape[1] == channels:
+            return
+        hint = ""
+        if video.ndim == 4 and channels in video.shape:
+            hint = ": one clip is a batch of one, video[None]"
+        elif video.ndim == 5 and video.shape[4] == channels:
+            hint = ": channels come before time, video.permute(0, 4, 1, 2, 3)"
+        elif video.ndim == 5 and video.shape[2] == channels:
+            hint = ": channels come before time, video.transpose(1, 2)"
+        raise ValueError(
+            f"clips are (B, C, T, H, W) with {channels} channels, got {tuple(video.shape)}{hint}"
+        )
+
+    def expect(self, video: Tensor, any_clip: bool = False) -> None:
+        """Refuse what is no batch of normalised clips (B, C, T, H, W) of this shape.
+
+        Args:
+            video: what a backbone was given.
+            any_clip: frames and size may be others.
 
         Raises:
-            ValueError: channels, frames or size are not those of this clip.
+            ValueError: channels, frames or size are not those of this clip, dimensions are in another order, or the
+                clips are bytes.
         """
+        self._refuse_layout(video)
+        if not video.is_floating_point():
+            raise ValueError(
+                f"this backbone sees normalised clips, got {video.dtype}: give it input_spec.normalise(video)"
+            )
+        if any_clip:
+            return
         expected = (self.channels, self.frames, self.size, self.size)
         if tuple(video.shape[1:]) != expected:
             raise ValueError(
@@ -93,7 +121,17 @@ class InputSpec:
             )
 
     def normalise(self, video: Tensor) -> Tensor:
-        """Turn uint8 clips (B, C, T, H, W) into what the backbone sees: float, normalised."""
+        """Turn uint8 clips (B, C, T, H, W) into what the backbone sees: float, normalised.
+
+        Raises:
+            ValueError: the values are no bytes, or dimensions are in another order.
+        """
+        self._refuse_layout(video)
+        if video.dtype != torch.uint8:
+            # Floats may be in [0, 1] or in [0, 255], or normalised already: nothing tells.
+            raise ValueError(
+                f"clips to normalise are uint8, 0 to 255, got {video.dtype}: give the frames as they were decoded"
+            )
         mean = torch.tensor(self.mean, device=video.device).view(-1, 1, 1, 1)
         std = torch.tensor(self.std, device=video.device).view(-1, 1, 1, 1)
         video = (video.float() / 255).sub_(mean).div_(std)  # in place: a clip is large, passes cost

@@ -654,7 +654,11 @@ def progress_line(values: dict, step: int, num_steps: int, val: dict | None, wai
         f"{values['clips_per_s']:.0f} clips/s (waiting for data {waiting:.0%})",
     ]  # fmt: skip
     if val is not None:
-        parts.append(f"val R@1 {val['r1']:.1%} R@10 {val['r10']:.1%} of {val['num']}")
+        chance = [100 * min(1, k / val["num"]) for k in (1, 10)]
+        parts.append(
+            f"val R@1 {100 * val['r1']:.1f} % R@10 {100 * val['r10']:.1f} % of {val['num']} clips "
+            f"(chance {chance[0]:.1f} and {chance[1]:.1f} %)"
+        )
     for name, what in (("skipped", "steps skipped"), ("bad_clips", "bad clips replaced"), ("cut", "captions cut to the context")):  # fmt: skip
         if values[name]:
             parts.append(f"{values[name]} {what}")

@@ -3,7 +3,7 @@
     python recipes/compare.py --data clips.csv --models frame_mean,lstm,tcn,i3d
     python recipes/compare.py --data clips.csv --models i3d --backbones runs/videomae-tiny/backbone --seeds 3
     python recipes/compare.py --data clips.csv --protocol probe --models vit_xs --backbones runs/videomae-tiny/backbone
-    python recipes/compare.py --results runs/finetune-i3d,runs/finetune-lstm       what there is already
+    python recipes/compare.py --results runs/finetune-i3d runs/finetune-lstm       what there is already
 
 Every model is a run of recipes/finetune.py (or recipes/linear_probe.py) of its own, with its own folder, log and
 protocol card; a run that is finished is not repeated, one that was interrupted continues, so the same command goes on
@@ -43,7 +43,7 @@ class Config:
     """What to compare, and how."""
 
     data: str = "synthetic:3600"
-    """As recipes/finetune.py takes it: with labels."""
+    """What is run anew learns from and is scored on this; as recipes/finetune.py takes it, with labels."""
     models: str = ""
     """Names of python -m downstream.models, separated by commas; `inflated:frame_mean` starts from another's weights."""
     backbones: tuple[str, ...] = ()
@@ -97,6 +97,18 @@ class Entry:
     def slug(self) -> str:
         """A name for its folders."""
         return file_name(self.label)
+
+
+def unused(config: Config) -> dict[str, str]:
+    """Flags that the others leave without effect, and why; see `pretrain.flags`."""
+    run = ("data", "protocol", "preset", "seeds", "epochs", "steps", "size", "train_split", "test_split", "flip",
+           "num_clips", "num_crops", "threads", "num_workers")  # fmt: skip
+    if not config.models and not config.backbones:
+        return dict.fromkeys(run, "where only --results are shown, as they are")
+    if config.protocol == "probe":
+        training = ("preset", "epochs", "steps", "size", "flip", "threads")
+        return dict.fromkeys(training, "with --protocol probe, which trains nothing")
+    return {} if config.models else {"size": "without --models: a backbone has its own"}
 
 
 def entries_of(config: Config) -> list[Entry]:
@@ -247,9 +259,26 @@ def read_results(folder: Path) -> dict:
         protocol_of(results)
         return results
     except (OSError, ValueError, KeyError, TypeError) as error:
+        hint = "; spaces separate folders, not commas" if "," in str(folder) else ""
         raise ValueError(
-            f"{folder} holds no results of a probe or a fine-tuning: {error}"
+            f"{folder} holds no results of a probe or a fine-tuning: {error}{hint}"
         ) from error
+
+
+def notes_of(runs: dict[str, list[dict]]) -> list[str]:
+    """What the runs' own cards warn of, such as a test part held out by chance; whose it is, where not all say it.
+
+    Args:
+        runs: label -> the results of its seeds.
+    """
+    said: dict[str, list[str]] = {}
+    for label, found in runs.items():
+        for note in dict.fromkeys(note for results in found for note in results["notes"]):
+            said.setdefault(note, []).append(label)
+    return [
+        note if len(labels) == len(runs) else f"{', '.join(labels)}: {note}"
+        for note, labels in said.items()
+    ]
 
 
 def people_of(data: str, size: int) -> dict[str, str]:
@@ -486,10 +515,12 @@ def main(config: Config) -> dict:
     rows = [
         summarise(label, starts[label], found, speeds.get(label)) for label, found in runs.items()
     ]
-    claims = (
-        claims_about({r["name"]: r for r in rows}, runs) if config.protocol == "finetune" else []
-    )
     first_run = next(iter(runs.values()))[0]
+    first = protocol_of(first_run)
+    claims = claims_about({r["name"]: r for r in rows}, runs) if first["kind"] != "probe" else []
+    every = [results for found in runs.values() for results in found]
+    # By the cards: --data says nothing about results that were there already.
+    data = " and ".join(dict.fromkeys(results["card"]["data"]["name"] for results in every))
     answers = {
         e.label: [
             read_answers(runs_folder / f"{e.slug}-seed{seed}") for seed in range(config.seeds)
@@ -499,24 +530,25 @@ def main(config: Config) -> dict:
     answers = {label: found for label, found in answers.items() if all(found)}
     people = people_of(config.data, first_run["card"]["views"]["size"]) if answers else {}
     claims += paired_claims(answers, people)
-    first = protocol_of(first_run)
     notes = [
-        f"{rows[0]['num_test']} test videos of {config.data}, chance {100 * rows[0]['chance']:.1f} %; intervals are over "
+        f"{rows[0]['num_test']} test videos of {data}, chance {100 * rows[0]['chance']:.1f} %; intervals are over "
         f"{first_run['card']['interval']['resampled']}, the mean of the seeds' ends",
+        *notes_of(runs),
         "protocol: " + ", ".join(f"{k} {v}" for k, v in first.items() if k != "videos"),
-        "clips/s: forward pass, batches of 8, models in turns on this machine; minutes: one seed's training",
+        "accuracies and intervals in per cent; clips/s: forward pass, batches of 8, models in turns on this machine; "
+        "minutes: one seed's training",
         *[f"not in the table: {reason}" for reason in failed],
     ]
     points = [(r["name"], r["flops"], r["top1"], *r["top1_interval"]) for r in rows if r["flops"]]
-    title = f"{config.protocol} on {config.data}: {len(rows)} models, {config.seeds} seed(s)"
+    on = f"{first['kind']} on {data}, {rows[0]['num_test']} test videos"
+    title = f"{on}: {len(rows)} models, {max(map(len, runs.values()))} seed(s)"
     found = {"rows": rows, "claims": claims, "notes": notes, "protocol": first}
     write_json(out / "compare.json", found)
     text = write_tables(out, rows, claims, notes, title, False)
     print("\n" + text)
     print(f"tables   {for_screen(out)}/compare.md, {for_screen(out)}/compare.html")
     if points:  # after the numbers, since a picture may fail
-        chance, on = rows[0]["chance"], f"{config.protocol} on {config.data}"
-        print(f"figure   {cost_figure(out / 'compare.png', points, chance, on)}")
+        print(f"figure   {cost_figure(out / 'compare.png', points, rows[0]['chance'], on)}")
         write_tables(out, rows, claims, notes, title, (out / "compare.png").exists())
     lock.release(force=True)
     if failed:
@@ -527,4 +559,4 @@ def main(config: Config) -> dict:
 
 
 if __name__ == "__main__":
-    cli(main, Config)
+    cli(main, Config, unused)

@@ -7,8 +7,9 @@
     python recipes/predict.py --backbone finetuned_ssv2.pth --classes names.txt --sampling uniform --video clip.mp4
 
 RUN is a run of recipes/finetune.py; `downstream/models/published.py` lists the classifiers of others. Written to the
-results folder: predictions.json (file -> ranked labels and probabilities), refused.json (file -> reason), and of a
-classifier that answers for every frame also segments.json (what happens when) and timeline.png.
+results folder: predictions.json (file -> ranked labels and probabilities; files in alphabetical order), predictions.csv
+(the same, a line a file), refused.json (file -> reason), and of a classifier that answers for every frame also
+segments.json, segments.csv (what happens when) and timeline.png.
 """
 
 import json
@@ -24,7 +25,7 @@ import torch
 from downstream.classifier import Classifier, class_probabilities, frame_probabilities
 from downstream.features import Extraction
 from downstream.models import choose_sampling, load_classifier
-from downstream.report import timeline_figure
+from downstream.report import joined, timeline_figure, write_csv
 from downstream.segments import stretches
 from downstream.splits import group_by_source
 from pretrain.data.cache import packing_side
@@ -33,7 +34,7 @@ from pretrain.data.shards import Pack
 from pretrain.flags import Count, Whole
 from pretrain.folders import claim, holds_nothing
 from pretrain.log import cli, write_json
-from pretrain.names import for_screen
+from pretrain.names import for_csv, for_screen
 from pretrain.prompts import load_classes
 
 
@@ -126,7 +127,7 @@ def predict(
     if not model.per_frame:
         title = "videos" if len(sources) > 1 else None
         clips = class_probabilities(model, pack, np.arange(len(pack)), how, title)
-    for number, source in enumerate(sources):
+    for number, source in sorted(enumerate(sources), key=lambda pair: pair[1]):
         own = np.flatnonzero(owner == number)
         if clips is None:
             answers = np.concatenate(
@@ -185,8 +186,18 @@ def main(config: Config) -> dict:
         rankings, segments, rows = predict(config, model, pack, how)
     write_json(out / "predictions.json", rankings)
     write_json(out / "refused.json", refused)
+    lines = []
+    for source, ranking in rankings.items():
+        names, values = ([entry[k] for entry in ranking] for k in ("label", "probability"))
+        lines.append([*map(for_csv, (source, names[0], values[0])), *joined(names, values)])
+    k = min(config.top_k, len(model.classes))
+    header = ["source", "predicted", "probability", f"top{k}", f"top{k}_probabilities"]
+    write_csv(out / "predictions.csv", header, lines)
     if model.per_frame:
         write_json(out / "segments.json", segments)
+        parts = [{"source": source, **part} for source, found in segments.items() for part in found]
+        columns = ["source", "start", "end", "label", "probability"]
+        write_csv(out / "segments.csv", columns, ([for_csv(p[c]) for c in columns] for p in parts))
     label = lambda entry: for_screen(entry["label"], 60)
     width = max(len(label(entry)) for ranking in rankings.values() for entry in ranking)
     for source, ranking in rankings.items():
@@ -200,7 +211,7 @@ def main(config: Config) -> dict:
             )
     for source, reason in refused.items():
         print(f"\nrefused {for_screen(source)}: {for_screen(reason)}")
-    print(f"\nanswers  {for_screen(out)}/predictions.json")
+    print(f"\nanswers  {for_screen(out)}/predictions.json, {for_screen(out)}/predictions.csv")
     if model.per_frame:
         picture = timeline_figure(out / "timeline.png", rows, model.classes, config.backbone)
         print(f"when     {for_screen(out)}/segments.json\nfigure   {picture}")

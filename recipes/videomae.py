@@ -267,8 +267,10 @@ def train_step(model, optimizers, batches, accumulate, accelerator, clip_grad, c
 
 
 @torch.no_grad()
-def online_knn(encoder, pack: Pack, ids: np.ndarray, seed: int, accelerator) -> float | None:
-    """Score features by kNN on held-out people of the training split; None without labels.
+def online_knn(
+    encoder, pack: Pack, ids: np.ndarray, seed: int, accelerator
+) -> tuple[float, float] | None:
+    """Score features by kNN on held-out people of the training split, and what chance gives; None without labels.
 
     The test split is never looked at. At most `KNN_CLIPS` clips, one centre view each.
     """
@@ -294,7 +296,8 @@ def online_knn(encoder, pack: Pack, ids: np.ndarray, seed: int, accelerator) -> 
     finally:
         encoder.train()
     x = torch.cat(features).numpy()
-    return knn_accuracy(x[~held_out], labels[~held_out], x[held_out], labels[held_out])
+    score = knn_accuracy(x[~held_out], labels[~held_out], x[held_out], labels[held_out])
+    return score, 1 / len(set(names))
 
 
 # ------------------------------------------------------------------------------------- the pieces
@@ -505,6 +508,7 @@ def main(cfg: Config) -> dict:
         "bad_clips": 0,
         "loss": None,
         "knn": None,
+        "knn_chance": None,
     }
     state = restore(run, model, optimizers, state, say=first)
     accelerator.wait_for_everyone()
@@ -529,7 +533,7 @@ def main(cfg: Config) -> dict:
     # ---- loop
     run_log = log.RunLog(run, state["step"], cfg.tensorboard) if first else None
     stop = StopFlag()
-    knn = state["knn"]
+    knn = (state["knn"], state["knn_chance"]) if state["knn_chance"] is not None else None
     shown, clips_shown, waited_shown = time.monotonic(), 0, 0.0
     with train_batches(dataset, positions, cfg.num_workers) as batches, stop:
         while state["step"] < plan.steps:
@@ -583,7 +587,9 @@ def main(cfg: Config) -> dict:
                 values = {"loss": loss_value, "lr": lr, "grad_norm": norm}
                 values |= {"clips_per_s": clips_shown / (now - shown)}
                 values |= {"skipped": state["skipped"], "bad_clips": state["bad_clips"]}
-                values |= {"knn": knn} if measured and knn is not None else {}
+                values |= (
+                    dict(zip(("knn", "knn_chance"), knn, strict=True)) if measured and knn else {}
+                )
                 values |= {"views_found": found_share} if cfg.contrast else {}
                 run_log.write(step, values)
                 print(
@@ -592,13 +598,14 @@ def main(cfg: Config) -> dict:
                     + f"{values['clips_per_s']:.0f} clips/s "
                     f"(waiting for data {waited_shown / (now - shown):.0%})  "
                     f"{run_log.time_left(step, plan.steps)} left"
-                    + (f"  kNN {knn:.1%}" if knn is not None else "")
+                    + (f"  kNN {100 * knn[0]:.1f} % (chance {100 * knn[1]:.1f} %)" if knn else "")
                     + (f"  {state['skipped']} steps skipped" if state["skipped"] else "")
                     + (f"  {state['bad_clips']} bad clips replaced" if state["bad_clips"] else ""),
                     flush=True,
                 )
                 shown, clips_shown, waited_shown = time.monotonic(), 0, 0.0
-            state |= {"loss": loss_value, "knn": knn}
+            state["loss"] = loss_value
+            state["knn"], state["knn_chance"] = knn or (None, None)
             if (done or stopping or step % cfg.save_every == 0) and first:
                 checkpoint.save_checkpoint(run, bare, optimizers, state)
             if stopping and not done:

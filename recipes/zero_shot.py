@@ -254,7 +254,7 @@ def print_summary(results: dict, out: Path, picture: str) -> None:
     for name, entry in shown:
         other = entry["most_confused"]
         taken = f", most often taken for {for_screen(other, 60)}" if other else ""
-        score = f"{100 * entry['accuracy']:5.1f} of {entry['num']}{taken}"
+        score = f"{100 * entry['accuracy']:5.1f} % of {entry['num']}{taken}"
         print(f"  {for_screen(name, 60):<{width}}  {score}")
     words = results["sensitivity"]
     if len(results["templates"]) > 1:

@@ -42,7 +42,13 @@ def read_frames(data: bytes, indices: np.ndarray, size: tuple[int, int] | None =
 
     Raises:
         DecodeError: the bytes are not a video, or do not hold every frame asked for.
+        ValueError: `data` is no bytes, but the path of a file.
     """
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise ValueError(
+            f"frames are read from the bytes of a packed .mp4, got {data!r:.80}: give Path(...).read_bytes(). Raw files "
+            "are packed first (recipes/pack.py)"
+        )
     wanted = np.unique(indices)
     try:
         if check_container(io.BytesIO(data)) != "mov":

@@ -18,6 +18,7 @@ from downstream.splits import choose_splits, videos_digest
 from pretrain import checkpoint
 from pretrain.data.pack import pack
 from pretrain.data.shards import Pack
+from pretrain.names import from_csv
 from recipes import compare, finetune, predict
 from tests.conftest import draw_motion, motion_rows, write_video
 from tests.recipes.runs import (
@@ -305,6 +306,7 @@ def test_predictions_of_a_file_and_a_folder(undisturbed, tmp_path):
     folder = tmp_path / "videos"
     (folder / "sub").mkdir(parents=True)
     write_video(folder / "eins zwei.mp4", draw_motion("up", 7, 0, 16, 32))
+    write_video(folder / "=b.mp4", draw_motion("down", 7, 0, 16, 32))
     write_video(
         folder / "sub" / "ä.mp4", draw_motion("left", 7, 0, 3, 32)
     )  # shorter than the model wants
@@ -314,10 +316,15 @@ def test_predictions_of_a_file_and_a_folder(undisturbed, tmp_path):
     )
     answers = predict.main(base)
     stored = json.loads((tmp_path / "a" / "predictions.json").read_text())
-    assert stored == answers and sorted(Path(n).name for n in answers) == [
-        "eins zwei.mp4",
-        "ä.mp4",
-    ]
+    assert stored == answers and list(stored) == sorted(stored)
+    assert [Path(n).name for n in answers] == ["=b.mp4", "eins zwei.mp4", "ä.mp4"]
+    with open(tmp_path / "a" / "predictions.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [from_csv(row["source"]) for row in rows] == list(answers)
+    for row, ranking in zip(rows, answers.values(), strict=True):
+        assert row["predicted"] == ranking[0]["label"]
+        assert float(row["probability"]) == ranking[0]["probability"]
+        assert row["top2"] == "|".join(entry["label"] for entry in ranking)
     for ranking in answers.values():
         assert len(ranking) == 2 and ranking[0]["probability"] >= ranking[1]["probability"] > 0
     one = dataclasses.replace(base, video=str(folder / "eins zwei.mp4"), out=str(tmp_path / "b"))
@@ -454,9 +461,39 @@ def test_numbers_of_other_protocols_are_not_ranked(compared, undisturbed, tmp_pa
     run = str(Path(compared.out) / "runs" / "inflated-seed0")
     both = compare.main(compare.Config(results=(run, run + "/"), out=str(tmp_path / "same")))
     assert len(both["rows"]) == 2
+    for table in ("compare.md", "compare.html"):
+        said = (tmp_path / "same" / table).read_text().replace("\\", "")
+        assert compared.data in said and "synthetic" not in said and "16 test videos" in said
     with pytest.raises(ValueError, match=r"were not measured alike \(.*training_clips: 64 and 48"):
         compare.main(compare.Config(results=(run, str(undisturbed)), out=str(tmp_path / "other")))
     assert not (tmp_path / "other").exists()
+
+
+def test_what_the_cards_warn_of_stands_under_the_table(compared, tmp_path):
+    """A test part that was held out by chance, above all."""
+    by_chance = "the data name no splits: 6 of 20 videos were held out for testing, seed 0"
+    folders = []
+    for name, more in (("frame_single", []), ("inflated", ["WARNING: b"])):
+        folders.append(tmp_path / name)
+        folders[-1].mkdir()
+        source = Path(compared.out) / "runs" / f"{name}-seed0" / "results.json"
+        results = json.loads(source.read_text())
+        results["notes"] = [by_chance, *more]
+        (folders[-1] / "results.json").write_text(json.dumps(results))
+    compare.main(compare.Config(results=tuple(map(str, folders)), out=str(tmp_path / "out")))
+    for table in ("compare.md", "compare.html"):
+        said = (tmp_path / "out" / table).read_text()
+        assert said.count(by_chance) == 1 and "inflated: WARNING: b" in said
+    with pytest.raises(ValueError, match="spaces separate"):
+        compare.main(compare.Config(results=("a,b",), out=str(tmp_path / "new")))
+
+
+def test_a_comparison_knows_which_flags_do_nothing():
+    shown = compare.unused(compare.Config(results=("runs/a",)))
+    assert {"data", "epochs", "protocol"} <= shown.keys()
+    probed = compare.unused(compare.Config(models="lstm", protocol="probe"))
+    assert {"epochs", "flip"} <= probed.keys() and not {"data", "seeds"} & probed.keys()
+    assert not compare.unused(compare.Config(models="lstm"))
 
 
 def test_a_failed_run_is_named_and_the_rest_is_shown(tiny_pack, tmp_path, capsys):

@@ -50,6 +50,7 @@ def test_whole_run(undisturbed, tiny_pack):
     assert log[-1]["loss"] < log[0]["loss"]
     assert 0 <= log[-1]["knn"] <= 1
     assert [entry["step"] for entry in log if "knn" in entry] == [4, 8]  # not repeated in between
+    assert log[-1]["knn_chance"] == 0.25
     assert (undisturbed / "reconstruction.png").stat().st_size > 5000
     assert (undisturbed / "curve.png").stat().st_size > 5000
     encoder = checkpoint.load_backbone(str(undisturbed / "backbone"))

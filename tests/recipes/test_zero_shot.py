@@ -53,6 +53,7 @@ def test_a_data_set(quick, capsys):
     for name in ("CARD.md", "confusion.png", "predictions.csv"):
         assert (out / name).stat().st_size > 300, name
     printed = capsys.readouterr().out
+    assert " % of 4" in printed and " % of 16" not in printed
     assert "prompt sensitivity over 6 templates" in printed and "worst first" in printed
     assert "(all)" in printed  # four classes: the five best hold every one
 

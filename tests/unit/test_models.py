@@ -17,6 +17,7 @@ from downstream.models.inflated import Inflated, InflatedConv
 from downstream.models.recurrent import FrameRNN
 from downstream.models.tcn import FrameTCN
 from pretrain.checkpoint import build, describe, export_backbone, fresh_like, weights_hash
+from pretrain.frames import FrameTower
 
 # The smallest clip each family can see, and a second legal one.
 SMALL = {"network": "test_resnet", "size": 32}
@@ -511,3 +512,36 @@ def test_small_ones_are_for_minutes_on_a_cpu(name):
     model = build_model(name, small=True)
     assert count_flops(model) < 2e9
     assert sum(p.numel() for p in model.parameters()) < 8e6
+
+
+@pytest.mark.parametrize("name", ["vit_xs", "lstm", "i3d", "video_swin_t", "open_clip"])
+def test_clips_in_another_layout_are_told_how_to_turn(name):
+    """To a backbone and to its `input_spec`: channels last, time first, no batch, bytes, floats of unknown scale."""
+    if name == "open_clip":
+        vision = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}
+        model = FrameTower(
+            {"embed_dim": 16, "vision_cfg": vision, "quick_gelu": False}, 4, 4, "mean"
+        )
+    else:
+        model = build_model(name, **CHEAP[name][0])
+    spec = model.input_spec
+    clips = torch.zeros(2, 3, spec.frames, spec.size, spec.size, dtype=torch.uint8)
+    assert spec.normalise(clips).dtype == torch.float32
+    slips = {
+        "permute": clips.permute(0, 2, 3, 4, 1),
+        "transpose": clips.transpose(1, 2),
+        "None": clips[0],
+    }
+    for words, clip in slips.items():
+        for take in (
+            spec.normalise,
+            lambda c: model(c.float()),
+            lambda c: model.forward_features(c.float()),
+        ):
+            with pytest.raises(ValueError, match=words):
+                take(clip)
+    with pytest.raises(ValueError, match="normalise"):
+        model(clips)
+    for kind in (torch.float32, torch.int64):
+        with pytest.raises(ValueError, match="uint8"):
+            spec.normalise(clips.to(kind))

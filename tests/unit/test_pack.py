@@ -1135,6 +1135,9 @@ def test_clips_are_decoded_only_as_what_the_index_says(tmp_path):
     claims[at : at + 8] = (1).to_bytes(4, "big") + (2**31 - 1).to_bytes(4, "big")
     with pytest.raises(DecodeError, match="claims"):
         read_frames(bytes(claims), np.array([3]), (96, 64))
+    for path in ("clip.mp4", Path("clip.mp4"), None):
+        with pytest.raises(ValueError, match="read_bytes"):
+            read_frames(path, np.array([3]))
 
 
 def test_packing_imports_no_decoder():
