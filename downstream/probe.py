@@ -6,12 +6,14 @@ N videos, D features, C classes; labels are class numbers 0..C-1.
 
 import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import LinearSVC
 
 MAX_ITER = 1000
 # Inverse strengths of the L2 penalty, half a decade apart; widened when the best is at an end.
@@ -66,7 +68,11 @@ def _standardiser(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.where(std > 1e-6 * np.maximum(1, np.abs(mean)), std, 1.0)
 
 
-def _make(svm: bool, c: float) -> LogisticRegression | LinearSVC:
+def _make(svm: bool, c: float) -> "LogisticRegression | LinearSVC":
+    # Here, for it takes a second which every process of a training would pay.
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import LinearSVC
+
     if (
         svm
     ):  # one against the rest, squared hinge; the primal where there are more videos than features
@@ -74,8 +80,10 @@ def _make(svm: bool, c: float) -> LogisticRegression | LinearSVC:
     return LogisticRegression(C=c, max_iter=MAX_ITER, warm_start=True)
 
 
-def _fit(model: LogisticRegression | LinearSVC, features: np.ndarray, labels: np.ndarray) -> bool:
+def _fit(model: "LogisticRegression | LinearSVC", features: np.ndarray, labels: np.ndarray) -> bool:
     """Fit in place; whether it converged. The warning becomes a field of the results."""
+    from sklearn.exceptions import ConvergenceWarning
+
     threads = 1 if features.size <= ONE_THREAD else None
     with warnings.catch_warnings(), threadpool_limits(threads):
         warnings.simplefilter("ignore", ConvergenceWarning)

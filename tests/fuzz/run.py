@@ -176,8 +176,9 @@ def child(
     folder: Path,
     seconds: float,
     given: Path | None,
+    goal: dict[str, int],
 ) -> None:
-    """Reads cases until the time is over, and tells of each on standard output before and after it."""
+    """Reads cases until the time is over and each target has come to its goal, and tells of each on standard output before and after it."""
     say = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints is not read as an answer
     tell = lambda **message: say.write(json.dumps(message) + "\n")
@@ -199,8 +200,13 @@ def child(
     counts = dict(first)
     tell(ready=True)
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        name = min(names, key=spent.get)  # the one that has had the least time
+    while time.monotonic() < end or any(counts[name] < goal[name] for name in names):
+        late = (
+            [name for name in names if counts[name] < goal[name]]
+            if time.monotonic() > end
+            else names
+        )
+        name = min(late, key=spent.get)  # the one that has had the least time
         number = counts[name]
         if given or number < 0:
             files = read_files(given or kept_inputs(name)[number])
@@ -232,6 +238,7 @@ def fuzz(
     most: int | None = None,
     given: Path | None = None,
     hang: float = HANG_SECONDS,
+    least: int = 0,
 ) -> tuple[dict[str, int], list[dict]]:
     """Runs cases of the named targets for so many seconds.
 
@@ -244,6 +251,7 @@ def fuzz(
         most: stop after so many findings.
         given: one input, a folder, instead of made ones.
         hang: seconds for one input.
+        least: new cases of each target that are read however long that takes.
 
     Returns:
         how many cases of each target were read, and the findings: target, case, problem, kept.
@@ -261,6 +269,7 @@ def fuzz(
                 "folder": work,
                 "seconds": left,
             }
+            options["goal"] = {name: max(number, 0) + least for name, number in begin.items()}
             options["given"] = str(given) if given else None
             started = time.monotonic()
             process = subprocess.Popen(

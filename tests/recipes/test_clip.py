@@ -354,15 +354,17 @@ def test_batch_norm_and_cached_gradients_are_refused(captioned_pack, tmp_path):
 # --------------------------------------------------------------------- real processes
 
 
-def survive(tmp_path: Path, data: Path, plans: list[dict], processes: int, steps: int) -> None:
-    """Kill a run as planned, each time starting the same command again; compare with a calm one."""
+def survive(
+    tmp_path: Path, data: Path, plans: list[dict], processes: int, steps: int
+) -> tuple[dict, dict]:
+    """The last weights of a run killed as planned, each time started again, and of a calm one."""
     cfg = config(data, "", steps=steps, num_workers=1, val_every=0)
     run_calm_and_harried(tmp_path, cfg, plans, processes)
-    assert equal(final_weights(tmp_path / "harried"), final_weights(tmp_path / "calm"))
+    return final_weights(tmp_path / "harried"), final_weights(tmp_path / "calm")
 
 
 def test_two_processes_survive_sigkill_and_equal_one(captioned_pack, tmp_path):
-    survive(tmp_path, captioned_pack, [{"die_in_step": 5, "rank": "1"}], 2, 6)
+    assert equal(*survive(tmp_path, captioned_pack, [{"die_in_step": 5, "rank": "1"}], 2, 6))
     clip.main(config(captioned_pack, tmp_path / "one", steps=6, val_every=0))
     losses = [[entry["loss"] for entry in lines(tmp_path / n)] for n in ("one", "calm")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
@@ -375,7 +377,7 @@ def test_ten_kills(captioned_pack, tmp_path, processes):
     plans = [{"die_in_step": s, "rank": str(i % processes)} for i, s in enumerate(steps)]
     plans[3:3] = [{"die_in_save": 1}]
     plans[7:7] = [{"die_in_save": 4}]
-    survive(tmp_path, captioned_pack, plans, processes, 40)
+    assert equal(*survive(tmp_path, captioned_pack, plans, processes, 40))
 
 
 def test_a_classical_video_tower(captioned_pack, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain import checkpoint
+from pretrain import checkpoint, log
 from pretrain.folders import claim
 from recipes import videomae
 from tests.recipes.runs import ROOT, equal, final_weights, launch, stop_in_step
@@ -36,6 +36,7 @@ import torch
 torch.set_num_threads(1)
 from pretrain import log
 from recipes import videomae
+videomae.draw_figure = log.curve_figure = lambda *_: ""
 cfg, points = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 cfg = {k: tuple(v) if isinstance(v, list) else v for k, v in cfg.items()}
 
@@ -77,6 +78,15 @@ for n in points:
     assert run(out, n) == -signal.SIGKILL, n
     assert run(out, 0) == 0, n
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures():
+    """Which take half of the time of such short runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(videomae, "draw_figure", lambda *_: "")
+        patch.setattr(log, "curve_figure", lambda *_: "")
+        yield
 
 
 def survive_fail_points(tmp_path: Path, data: Path, points: list[int]) -> list[Path]:
@@ -245,15 +255,20 @@ def kill_worker(monkeypatch, nth: int, number: signal.Signals) -> None:
     monkeypatch.setattr(videomae, "train_step", step)
 
 
+@pytest.fixture(scope="module")
+def calm(tiny_pack, tmp_path_factory) -> tuple[videomae.Config, dict]:
+    """A run with a decoding process of its own that nothing disturbed, and its last weights."""
+    run = tmp_path_factory.mktemp("calm") / "run"
+    cfg = config(tiny_pack, run, steps=12, save_every=100, knn_every=0, num_workers=1)
+    videomae.main(cfg)
+    return cfg, final_weights(run)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_killed_decoding_process_is_said_and_nothing_is_lost(
-    tiny_pack, tmp_path, monkeypatch, capsys, number
+    calm, tmp_path, monkeypatch, capsys, number
 ):
-    calm = config(
-        tiny_pack, tmp_path / "calm", steps=12, save_every=100, knn_every=0, num_workers=1
-    )
-    videomae.main(calm)
-    cfg = dataclasses.replace(calm, out=str(tmp_path / "run"))
+    cfg = dataclasses.replace(calm[0], out=str(tmp_path / "run"))
     with monkeypatch.context() as patch:
         kill_worker(patch, 2, number)
         with pytest.raises(ValueError, match=rf"{number.name}.*--num-workers"):
@@ -261,7 +276,7 @@ def test_a_killed_decoding_process_is_said_and_nothing_is_lost(
     assert "saved; the same command" in capsys.readouterr().out
     assert checkpoint.newest_valid(tmp_path / "run")[0] is not None
     videomae.main(cfg)
-    assert equal(final_weights(tmp_path / "run"), final_weights(tmp_path / "calm"))
+    assert equal(final_weights(tmp_path / "run"), calm[1])
 
 
 @pytest.mark.slow

@@ -306,19 +306,21 @@ def test_published_presets_resolve():
 # --------------------------------------------------------------------- real processes
 
 
-def survive(tmp_path: Path, data: Path, plans: list[dict], processes: int, steps: int) -> None:
-    """Kill a run as planned, each time starting the same command again; compare with a calm one."""
+def survive(
+    tmp_path: Path, data: Path, plans: list[dict], processes: int, steps: int
+) -> tuple[dict, dict]:
+    """The last weights of a run killed as planned, each time started again, and of a calm one."""
     cfg = config(data, "", steps=steps, num_workers=1, knn_every=0)
     run_calm_and_harried(tmp_path, cfg, plans, processes)
-    assert equal(final_weights(tmp_path / "harried"), final_weights(tmp_path / "calm"))
+    return final_weights(tmp_path / "harried"), final_weights(tmp_path / "calm")
 
 
 def test_sigkill_in_a_step_and_inside_a_save(tiny_pack, tmp_path):
-    survive(tmp_path, tiny_pack, [{"die_in_step": 5}, {"die_in_save": 3}], 1, 8)
+    assert equal(*survive(tmp_path, tiny_pack, [{"die_in_step": 5}, {"die_in_save": 3}], 1, 8))
 
 
 def test_two_processes_survive_sigkill_of_one(tiny_pack, tmp_path):
-    survive(tmp_path, tiny_pack, [{"die_in_step": 5, "rank": "1"}], 2, 6)
+    assert equal(*survive(tmp_path, tiny_pack, [{"die_in_step": 5, "rank": "1"}], 2, 6))
     # The same global batches as one process: the same loss up to rounding.
     one = launch(tmp_path, config(tiny_pack, tmp_path / "one", steps=6, knn_every=0), {})
     assert one.returncode == 0, one.stderr[-2000:]
@@ -336,7 +338,7 @@ def test_ten_kills(tiny_pack, tmp_path, processes):
     plans = [{"die_in_step": s, "rank": str(i % processes)} for i, s in enumerate(steps)]
     plans[3:3] = [{"die_in_save": 1}]
     plans[7:7] = [{"die_in_save": 4}]
-    survive(tmp_path, tiny_pack, plans, processes, 40)
+    assert equal(*survive(tmp_path, tiny_pack, plans, processes, 40))
 
 
 def test_sigterm_to_the_whole_group_saves(tiny_pack, tmp_path):
