@@ -453,7 +453,7 @@ def load_video_text(name: str) -> VideoText:
         if pair.bias is not None:
             model.bias.data.copy_(pair.bias.reshape(()))
         return model.eval()
-    remedy = f"train one: accelerate launch recipes/clip.py --backbone {name} --data VIDEOS_WITH_CAPTIONS"
+    remedy = f"train one: python recipes/clip.py --backbone {name} --data VIDEOS_WITH_CAPTIONS"
     if name.startswith("hf:") or name.endswith((".pth", ".pt")):
         raise ValueError(f"{name} is a VideoMAE and has no text tower; {remedy}")
     if not Path(name).is_dir():

@@ -67,6 +67,12 @@ def start_accelerator(precision: str, threads: int) -> Accelerator:
             f"{asked} processes were asked for and this one would train alone: on CPU launch with "
             "`accelerate launch --config_file launch/cpu_2.yaml`, on GPUs with launch/gpus.yaml"
         )
+    if on_gpu and accelerator.num_processes == 1 and torch.cuda.device_count() > 1:
+        print(
+            f"note: one of {torch.cuda.device_count()} GPUs is used; `accelerate launch` with launch/gpus.yaml uses them all",
+            file=sys.stderr,
+            flush=True,
+        )
     if not on_gpu:
         keep_memory()
         beside = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))

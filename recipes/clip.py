@@ -3,12 +3,12 @@
 CLIP (Radford et al. 2021, https://arxiv.org/abs/2103.00020) for clips and their captions: the result is
 prompted with class names (recipes/zero_shot.py), searched (recipes/retrieval.py) or probed.
 
-    accelerate launch recipes/clip.py                                      the built-in action world
-    accelerate launch recipes/clip.py --data clips.csv                     your own, with a caption column
-    accelerate launch recipes/clip.py motion --data clips.csv              where people act before still backgrounds
-    accelerate launch recipes/clip.py photos --data images.csv             image-text, from scratch
-    accelerate launch recipes/clip.py --data clips.csv photos.csv --weights 3 1    a mixture
-    accelerate launch recipes/clip.py --backbone runs/videomae-tiny/backbone       from a VideoMAE
+    python recipes/clip.py                                      the built-in action world
+    python recipes/clip.py --data clips.csv                     your own, with a caption column
+    python recipes/clip.py motion --data clips.csv              where people act before still backgrounds
+    python recipes/clip.py photos --data images.csv             image-text, from scratch
+    python recipes/clip.py --data clips.csv photos.csv --weights 3 1    a mixture
+    python recipes/clip.py --backbone runs/videomae-tiny/backbone       from a VideoMAE
     accelerate launch --config_file launch/gpus.yaml recipes/clip.py vificlip_b16 --data k400.csv
 
 The first word chooses a preset, flags change single values, `--help` lists them. Starting the same

@@ -1,10 +1,10 @@
 """Fine-tune a backbone, or train any model of the families from scratch, on labelled clips.
 
-    accelerate launch recipes/finetune.py --model lstm                                the built-in action world
-    accelerate launch recipes/finetune.py --model i3d --data clips.csv                small, for minutes on two cores
-    accelerate launch recipes/finetune.py paper --model c3d --data clips.csv          as the family's paper trains
-    accelerate launch recipes/finetune.py --backbone runs/mine/backbone --data clips.csv
-    accelerate launch recipes/finetune.py --model tcn --per-frame --data clips.csv    a label for every frame
+    python recipes/finetune.py --model lstm                                the built-in action world
+    python recipes/finetune.py --model i3d --data clips.csv                small, for minutes on two cores
+    python recipes/finetune.py paper --model c3d --data clips.csv          as the family's paper trains
+    python recipes/finetune.py --backbone runs/mine/backbone --data clips.csv
+    python recipes/finetune.py --model tcn --per-frame --data clips.csv    a label for every frame
 
 The first word chooses a preset: `tiny` (small inputs and networks, minutes on a CPU) or `paper` (the clip, network,
 optimizer and augmentation that the family's paper names, as far as it does). Flags change single values; those that

@@ -51,7 +51,7 @@ def main(config: Config) -> dict:
         file_timeout=config.file_timeout,
     )
     print(f"packed: {for_screen(config.out)}")
-    print(f"next: accelerate launch recipes/videomae.py --data {for_screen(config.out)}")
+    print(f"next: python recipes/videomae.py --data {for_screen(config.out)}")
     return index
 
 

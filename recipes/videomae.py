@@ -4,10 +4,10 @@ Tong et al. 2022, https://arxiv.org/abs/2203.12602; dual masking of VideoMAE V2,
 https://arxiv.org/abs/2303.16727. Labels are never used for training; where there are any, a kNN score
 on held-out people of the training split shows whether the features get better.
 
-    accelerate launch recipes/videomae.py                              the built-in action world
-    accelerate launch recipes/videomae.py --data my_videos/            your own clips
-    accelerate launch recipes/videomae.py shrec --data clips.csv       small clips, 2 CPU cores
-    accelerate launch recipes/videomae.py shrec_apart --data clips.csv --backbone RUN/backbone     the second of two steps
+    python recipes/videomae.py                              the built-in action world
+    python recipes/videomae.py --data my_videos/            your own clips
+    python recipes/videomae.py shrec --data clips.csv       small clips, 2 CPU cores
+    python recipes/videomae.py shrec_apart --data clips.csv --backbone RUN/backbone     the second of two steps
     accelerate launch --config_file launch/gpus.yaml recipes/videomae.py vit_b_k400 --data k400.csv
 
 The first word chooses a preset, flags change single values, `--help` lists them. Starting the same

@@ -379,12 +379,10 @@ def _load_own(name: str, weights: str) -> Classifier:
     if weights:
         raise ValueError(f"--weights goes with {', '.join(PUBLISHED)}, and not with {name}")
     folder = Path(name)
-    remedy = (
-        f"train one: accelerate launch recipes/finetune.py --backbone {name} --data LABELLED_VIDEOS"
-    )
+    remedy = f"train one: python recipes/finetune.py --backbone {name} --data LABELLED_VIDEOS"
     if not folder.is_dir():
         if name in MODELS:
-            remedy = f"train one: accelerate launch recipes/finetune.py --model {name} --data LABELLED_VIDEOS"
+            remedy = f"train one: python recipes/finetune.py --model {name} --data LABELLED_VIDEOS"
             raise ValueError(f"{name} is a model without a trained classifier; {remedy}")
         raise ValueError(
             f"no classifier at {name!r}: give RUN/backbone of recipes/finetune.py, a fine-tuned VideoMAE (hf:OWNER/NAME, "

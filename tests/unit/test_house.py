@@ -129,10 +129,17 @@ def test_top_level_holds_what_it_should():
 
 
 def test_readme_commands_parse(monkeypatch):
-    """Every recipe command of the README names a recipe, a preset and flags that there are."""
+    """Every recipe command of the README and of the recipes' help names a recipe, a preset and flags that there are."""
     import importlib.util
 
     text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    for path in sorted((ROOT / "recipes").glob("*.py")):
+        examples = re.findall(
+            r"^ +((?:python|accelerate) .*)",
+            ast.get_docstring(ast.parse(path.read_text())),
+            re.MULTILINE,
+        )
+        text += "\n".join(re.split(" {2,}", line)[0] for line in examples) + "\n"
     commands = re.findall(r"recipes/(\w+)\.py((?:[ \t]+[^\s`&|#]+)*)", text)
     assert len(commands) >= 5
     for name, rest in commands:
