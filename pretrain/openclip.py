@@ -64,6 +64,11 @@ _WEIGHTS = (
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
+def is_trained(name: str) -> bool:
+    """Whether a name of the kinds above stands for trained weights, and not for an architecture alone."""
+    return any(sign in name.removeprefix(PREFIX) for sign in "/:")
+
+
 def load_open_clip(name: str) -> Pair:
     """Load a pair of towers.
 

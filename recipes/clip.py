@@ -57,11 +57,21 @@ from pretrain.data.shards import (
     train_batches,
 )
 from pretrain.data.transforms import Augment
-from pretrain.flags import Count, NotNegative, PartShare, Positive, Seed, Share, SomeShare, Whole
+from pretrain.flags import (
+    Count,
+    NotNegative,
+    PartShare,
+    Positive,
+    Seed,
+    Share,
+    SomeShare,
+    Whole,
+    settle,
+)
 from pretrain.frames import FrameTower
 from pretrain.names import did_you_mean, for_screen
 from pretrain.openclip import PREFIX as OPEN_CLIP
-from pretrain.openclip import Pair, load_open_clip
+from pretrain.openclip import Pair, is_trained, load_open_clip
 from pretrain.optim import learning_rate, make_optimizers
 from pretrain.processes import StopFlag, start_accelerator
 from pretrain.prompts import load_templates, refuse_same_words, words_of
@@ -94,6 +104,8 @@ class Config:
     video_tower: str = "ti"
     """xs, ti, s, b, l, h: a video transformer; frames:SIZE: an image ViT on frames; open_clip:MODEL/WEIGHTS; or a name of
     python -m downstream.models, such as i3d or lstm."""
+    small: bool = False
+    """Of such a name: the small network, for minutes on a CPU, instead of the paper's."""
     backbone: str = ""
     """Weights of the video tower: a backbone folder, hf:OWNER/NAME, an official VideoMAE .pth or what else is a backbone."""
     text_tower: str = ""
@@ -104,10 +116,10 @@ class Config:
     """How an image tower's frames are pooled: mean, attention or temporal."""
     depth: Whole = 0
     """Blocks of a fresh video tower; 0: as the size has them."""
-    frames: Count = 16
-    """Frames of a clip; 1 for images."""
-    stride: Count = 4
-    """Source frames between two sampled ones."""
+    frames: Whole = 0
+    """Frames of a clip; 1 for images; 0: 16, or as a tower of python -m downstream.models has it."""
+    stride: Whole = 0
+    """Source frames between two sampled ones; 0: 4, or likewise."""
     size: Count = 224
     """Height and width of a clip, pixels; open_clip towers have their own."""
     patch: Count = 16
@@ -186,7 +198,7 @@ class Config:
 
 # Nothing published: what learned most in little time on two cores, see the changelog.
 TINY = Config(
-    data=("synthetic:3600",), video_tower="xs", text_tower="xs", dim=128, stride=2, size=48, patch=8,
+    data=("synthetic:3600",), video_tower="xs", small=True, text_tower="xs", dim=128, stride=2, size=48, patch=8,
     positions="separable", init="mimetic", moving=0.375, drop_tokens=0.33, positives="label", flip=True,
     colour=0.4, scales=(1.0, 0.93, 0.86, 0.8), steps=1700, batch_size=64, micro_batch=64, optimizer="muon",
     base_lr=0.016, warmup=0.03, weight_decay=0.05, beta2=0.95, clip_grad=1.0, num_workers=0,
@@ -223,6 +235,17 @@ MAY_CHANGE = {
     "resume", "num_workers", "save_every", "val_every", "log_seconds", "tensorboard", "max_bad_clips",
     "out",
 }  # fmt: skip
+# What says that something is not wanted: such a value is not without effect, also where nothing could be done.
+OFF = {
+    "small": False,
+    "depth": 0,
+    "frames": 0,
+    "stride": 0,
+    "moving": 1.0,
+    "drop_tokens": 0.0,
+    "weights": (),
+}
+FIXED_FRAMES = {"frame_single": 1, "frame_late": 2}
 VAL_CLIPS = 512  # clips behind the online score
 PATIENCE = 0.15  # share of the steps after which a loss at chance is worth a sentence
 
@@ -314,6 +337,39 @@ def build_model(cfg: Config) -> VideoText:
     return model
 
 
+def unused(cfg: Config) -> dict[str, str]:
+    """Values that the towers and the data chosen leave without effect, and why."""
+    tower = f"with --video-tower {cfg.video_tower}"
+    form = ("depth", "patch", "tubelet", "positions", "init", "moving", "small")
+    why: dict[str, str] = {}
+    if cfg.backbone:
+        names = ("video_tower", "frames", "stride", "size", "pool", *form)
+        why |= dict.fromkeys(names, f"with --backbone {cfg.backbone}, which has its own")
+    elif cfg.video_tower.removeprefix("vit_") in SIZES:
+        why |= dict.fromkeys(("pool", "small"), tower)
+    elif cfg.video_tower in MODELS:
+        names = (set(form) - {"small"}) | {"pool", "drop_tokens"}
+        fixed = FIXED_FRAMES.get(cfg.video_tower)
+        names |= {"frames"} if fixed and cfg.frames != fixed else set()
+        names |= {"stride"} if fixed == 1 else set()
+        why |= dict.fromkeys(names, tower)
+    elif cfg.video_tower.startswith("frames:"):
+        why |= dict.fromkeys(set(form) - {"depth", "patch"}, tower)
+    elif cfg.video_tower.startswith(OPEN_CLIP):
+        why |= dict.fromkeys(("size", *form), f"{tower}, which has its own")
+        if text_tower_name(cfg) == cfg.video_tower and is_trained(cfg.video_tower):
+            why["dim"] = f"{tower}, whose two towers meet already"
+    if cfg.frames == 1:
+        why.setdefault("stride", "with --frames 1")
+    if cfg.text == "caption":
+        why["templates"] = "with --text caption"
+    if len(cfg.data) == 1:
+        why["weights"] = "with one source of --data"
+    if cfg.steps:
+        why["epochs"] = f"with --steps {cfg.steps}: --steps 0 goes by epochs"
+    return {name: w for name, w in why.items() if getattr(cfg, name) != OFF.get(name)}
+
+
 def text_tower_name(cfg: Config) -> str:
     """--text-tower, or what it is when not given."""
     own = cfg.video_tower.startswith(OPEN_CLIP) and not cfg.backbone
@@ -328,13 +384,19 @@ def build_video_tower(cfg: Config, pair: Pair | None) -> nn.Module:
                 f"give --video-tower {cfg.backbone}, not --backbone: it has no clip of its own"
             )
         return load_backbone(cfg.backbone)
-    if cfg.video_tower in MODELS:
-        clip = {"frames": cfg.frames, "stride": cfg.stride, "size": cfg.size}
-        return build_family(cfg.video_tower, small=cfg.size < 112, **clip)
+    size = cfg.video_tower.removeprefix("vit_")
+    if size not in SIZES and cfg.video_tower in MODELS:
+        given = {"frames": cfg.frames, "stride": cfg.stride, "size": cfg.size}
+        clip = {name: value for name, value in given.items() if value}
+        tower = build_family(cfg.video_tower, small=cfg.small, **clip)
+        if tower.input_spec.channels != 3:
+            raise ValueError(f"--video-tower {cfg.video_tower} sees optical flow, not pictures")
+        return tower
+    frames, stride = cfg.frames or 16, cfg.stride or 4
     if pair:
-        return checkpoint.frame_tower(pair, cfg.frames, cfg.stride, cfg.pool)
+        return checkpoint.frame_tower(pair, frames, stride, cfg.pool)
     by_frames = cfg.video_tower.startswith("frames:")
-    size = cfg.video_tower.removeprefix("frames:")
+    size = size.removeprefix("frames:")
     if size not in SIZES:
         raise ValueError(
             f"--video-tower {cfg.video_tower!r} is not one of {', '.join(SIZES)}, frames:SIZE, "
@@ -345,7 +407,7 @@ def build_video_tower(cfg: Config, pair: Pair | None) -> nn.Module:
     depth = cfg.depth or depth
     if not by_frames:
         return VideoTransformer(
-            dim, depth, heads, cfg.frames, cfg.size, cfg.patch, cfg.tubelet, cfg.stride,
+            dim, depth, heads, frames, cfg.size, cfg.patch, cfg.tubelet, stride,
             positions=cfg.positions, init=cfg.init, moving=cfg.moving,
         )  # fmt: skip
     if cfg.size % cfg.patch:
@@ -355,7 +417,7 @@ def build_video_tower(cfg: Config, pair: Pair | None) -> nn.Module:
         "image_size": cfg.size,
     }  # fmt: skip
     config = {"embed_dim": dim, "vision_cfg": vision_cfg, "quick_gelu": False}
-    return FrameTower(config, cfg.frames, cfg.stride, cfg.pool, interpolation="bilinear")
+    return FrameTower(config, frames, stride, cfg.pool, interpolation="bilinear")
 
 
 def captions_of(cfg: Config, record: dict) -> list[str]:
@@ -481,7 +543,11 @@ def print_plan(cfg: Config, plan: Plan, accelerator, counts, model: VideoText, r
             "video tower": f"{cfg.backbone or cfg.video_tower}, {millions['v']:.1f} M parameters, {spec.frames} "
             f"frames of {spec.size} px, stride {spec.stride}"
             + (f", {cfg.drop_tokens:.0%} of the tokens dropped" if cfg.drop_tokens else "")
-            + (f", {model.video.num_moving} tokens that move" if cfg.moving < 1 else ""),
+            + (
+                f", {model.video.num_moving} tokens that move"
+                if isinstance(model.video, VideoTransformer) and model.video.arguments["moving"] < 1
+                else ""
+            ),
             "text tower": f"{text_tower_name(cfg)}, {millions['t']:.1f} M parameters, context "
             f"{model.text.tokenizer.context_length}",
             "loss": f"{cfg.loss}, positives: {cfg.positives}",
@@ -503,6 +569,7 @@ def print_plan(cfg: Config, plan: Plan, accelerator, counts, model: VideoText, r
 
 def main(cfg: Config) -> dict:
     """Train; returns the final step, loss, validation score and counts."""
+    cfg = settle(cfg, unused(cfg), PRESETS.get(cfg.preset))
     # ---- data: before the process group exists, since packing may take hours
     first = os.environ.get("RANK", "0") == "0"
     if cfg.weights and len(cfg.weights) != len(cfg.data):
@@ -694,4 +761,4 @@ def finish(cfg, model, packs, run, plan, state, data) -> None:
 
 
 if __name__ == "__main__":
-    log.cli(main, PRESETS, about=ABOUT)
+    log.cli(main, PRESETS, unused, ABOUT)

@@ -71,6 +71,13 @@ class Config:
     """Decoding processes; 0: decode in between."""
 
 
+def unused(config: Config) -> dict[str, str]:
+    """Values that searching, or scoring, leaves without effect, and why."""
+    if config.query is None:
+        return {"top": "without --query"}
+    return {"test_split": "with --query, which looks at everything"}
+
+
 def embed_sources(
     config: Config, model: VideoText, pack: Pack, samples: np.ndarray, how: Extraction
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -261,4 +268,4 @@ def main(config: Config) -> dict:
 
 
 if __name__ == "__main__":
-    cli(main, Config)
+    cli(main, Config, unused)

@@ -45,7 +45,17 @@ from pretrain.data.shards import (
     train_batches,
 )
 from pretrain.data.transforms import Augment
-from pretrain.flags import Count, NotNegative, PartShare, Positive, Seed, Share, SomeShare, Whole
+from pretrain.flags import (
+    Count,
+    NotNegative,
+    PartShare,
+    Positive,
+    Seed,
+    Share,
+    SomeShare,
+    Whole,
+    settle,
+)
 from pretrain.masked import MaskedPixels
 from pretrain.names import did_you_mean, for_screen
 from pretrain.optim import learning_rate, make_optimizers
@@ -74,14 +84,16 @@ class Config:
     encoder: str = "ti"
     """Encoder size: xs, ti, s, b, l or h; or a name of python -m downstream.models (vivit_3, video_swin_t, i3d, ...), which
     sees the whole grid with hidden tubelets painted over: every step costs a full pass."""
+    small: bool = False
+    """Of such a name: the small network, for minutes on a CPU, instead of the paper's."""
     depth: Whole = 0
     """Encoder blocks; 0: as the size has them."""
     decoder_dim: Whole = 0
     """Decoder width, a multiple of 32; 0: as published for the size."""
     decoder_depth: Whole = 0
     """Decoder blocks; 0: as published for the size."""
-    frames: Count = 16
-    """Frames of a clip."""
+    frames: Whole = 0
+    """Frames of a clip; 0: 16, or as an encoder of python -m downstream.models has it."""
     stride: Count = 4
     """Source frames between two sampled ones."""
     size: Count = 224
@@ -172,7 +184,7 @@ class Config:
 
 # Nothing published: what learned most in little time, see the changelog on mimetic, muon and separable.
 SHREC = Config(
-    preset="shrec", depth=6, decoder_dim=96, decoder_depth=2, stride=2, size=48, patch=8,
+    preset="shrec", small=True, depth=6, decoder_dim=96, decoder_depth=2, stride=2, size=48, patch=8,
     positions="separable", init="mimetic", mask="random", mask_ratio=0.9, dual_mask=True, target_eps=0.01,
     scales=(1.0, 0.95, 0.9), steps=3200, batch_size=32, micro_batch=32, optimizer="muon", base_lr=0.024,
     final_lr=2.4e-4, warmup=0.03, num_workers=0, save_every=400, knn_every=800,
@@ -228,6 +240,15 @@ MAY_CHANGE = {
     "resume", "num_workers", "save_every", "knn_every", "log_seconds", "tensorboard", "max_bad_clips",
     "out",
 }  # fmt: skip
+# What says that something is not wanted: such a value is not without effect, also where nothing could be done.
+OFF = {
+    "small": False,
+    "depth": 0,
+    "decoder_dim": 0,
+    "decoder_depth": 0,
+    "moving": 1.0,
+    "dual_mask": False,
+}
 KNN_CLIPS = 480  # clips behind the online score
 
 
@@ -303,6 +324,32 @@ def online_knn(
 # ------------------------------------------------------------------------------------- the pieces
 
 
+def unused(cfg: Config) -> dict[str, str]:
+    """Values that the encoder and the schedule chosen leave without effect, and why."""
+    why: dict[str, str] = {}
+    if cfg.encoder in MODELS:
+        names = (
+            "depth",
+            "decoder_dim",
+            "decoder_depth",
+            "positions",
+            "pool",
+            "init",
+            "moving",
+            "dual_mask",
+        )
+        why |= dict.fromkeys(names, f"with --encoder {cfg.encoder}")
+    else:
+        why["small"] = f"with --encoder {cfg.encoder}"
+        if cfg.backbone:
+            why["init"] = f"with --backbone {cfg.backbone}, whose weights replace it"
+    if cfg.frames == 1:
+        why["stride"] = "with --frames 1"
+    if cfg.steps:
+        why["epochs"] = f"with --steps {cfg.steps}: --steps 0 goes by epochs"
+    return {name: w for name, w in why.items() if getattr(cfg, name) != OFF.get(name)}
+
+
 def build_model(cfg: Config) -> VideoMAE | MaskedPixels | ViewContrast:
     """What is trained, freshly initialised from the configuration's seed."""
     masked = build_masked(cfg)
@@ -324,7 +371,7 @@ def build_masked(cfg: Config) -> VideoMAE | MaskedPixels:
         decoder_dim, decoder_heads = cfg.decoder_dim, max(cfg.decoder_dim // 32, 1)
     torch.manual_seed(cfg.seed)
     encoder = VideoTransformer(
-        dim, cfg.depth or depth, heads, cfg.frames, cfg.size, cfg.patch, cfg.tubelet, cfg.stride,
+        dim, cfg.depth or depth, heads, cfg.frames or 16, cfg.size, cfg.patch, cfg.tubelet, cfg.stride,
         positions=cfg.positions, init=cfg.init, moving=cfg.moving, pool=cfg.pool,
     )  # fmt: skip
     model = VideoMAE(
@@ -346,12 +393,13 @@ def build_painted(cfg: Config) -> MaskedPixels:
             f"--encoder {cfg.encoder} sees the whole grid: give --moving 1 --no-dual-mask"
         )
     torch.manual_seed(cfg.seed)
-    clip = {"frames": cfg.frames, "stride": cfg.stride, "size": cfg.size, "still": "keep"}
+    clip = {"stride": cfg.stride, "size": cfg.size, "still": "keep"}
+    clip |= {"frames": cfg.frames} if cfg.frames else {}
     if MODELS[cfg.encoder].build is VideoTransformer:
         raise ValueError(
             f"--encoder {cfg.encoder}: write {cfg.encoder.removeprefix('vit_')}, which leaves hidden tokens out"
         )
-    encoder = build_family(cfg.encoder, small=cfg.size < 112, weights=cfg.backbone, **clip)
+    encoder = build_family(cfg.encoder, small=cfg.small, weights=cfg.backbone, **clip)
     return MaskedPixels(encoder, cfg.tubelet, cfg.patch, cfg.target_eps)
 
 
@@ -401,12 +449,13 @@ def print_plan(
     parameters = sum(p.numel() for p in model.encoder.parameters()) / 1e6
     epochs = plan.steps * plan.decodes_per_step / num_clips
     views = f" x {cfg.views} views" if cfg.views > 1 else ""
+    spec = model.encoder.input_spec
     log.print_table(
         f"VideoMAE {cfg.preset}",
         {
             "data": f"{num_clips} clips of {pack.folder} ({cfg.split})",
-            "encoder": f"{cfg.encoder}, {parameters:.1f} M parameters, {cfg.frames} frames of {cfg.size} "
-            f"px, stride {cfg.stride}",
+            "encoder": f"{cfg.encoder}, {parameters:.1f} M parameters, {spec.frames} frames of {spec.size} "
+            f"px, stride {spec.stride}",
             "mask": f"{cfg.mask} {cfg.mask_ratio:.0%}"
             + (", half decoded" if cfg.dual_mask else "")
             + (f", of the {cfg.moving:.0%} that move most" if cfg.moving < 1 else "")
@@ -462,6 +511,7 @@ def draw_figure(path: Path, model: VideoMAE, cfg: Config, pack: Pack, sample: in
 
 def main(cfg: Config) -> dict:
     """Pretrain; returns the final step, loss, kNN score and counts."""
+    cfg = settle(cfg, unused(cfg), PRESETS.get(cfg.preset))
     # ---- data: before the process group exists, since packing may take hours
     first = os.environ.get("RANK", "0") == "0"
     pack = open_data(cfg.data, packing_side(cfg.size), say=first)
@@ -651,4 +701,4 @@ def finish(cfg, model, pack, ids, run, plan, state) -> None:
 
 
 if __name__ == "__main__":
-    log.cli(main, PRESETS, about=ABOUT)
+    log.cli(main, PRESETS, unused, ABOUT)

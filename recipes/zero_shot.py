@@ -141,6 +141,11 @@ def texts_of_labels(pack: Pack) -> dict[str, str]:
     return texts
 
 
+def unused(config: Config) -> dict[str, str]:
+    """Values that a single file leaves without effect, and why."""
+    return dict.fromkeys(("test_split", "seed"), "with --video") if config.video else {}
+
+
 def refuse_confusion(config: Config) -> None:
     """Say no to flags that contradict each other.
 
@@ -429,4 +434,4 @@ def main(config: Config) -> dict:
 
 
 if __name__ == "__main__":
-    cli(main, Config)
+    cli(main, Config, unused)

@@ -1,0 +1,186 @@
+"""Whatever a recipe names can be chosen: every tower and every encoder trains, and flags it cannot use are refused."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+
+from downstream.models import MODELS
+from pretrain import checkpoint
+from pretrain.log import cli
+from pretrain.vit import SIZES
+from recipes import clip, retrieval, videomae, zero_shot
+from tests.recipes.test_clip import lines
+
+LARGE = ("vit_b", "vit_l", "vit_h")  # no small network
+BIG = {f"{kind}{size}" for kind in ("", "frames:") for size in "blh"}
+FLOW = "i3d_flow"
+SMALL = {
+    "size": 32,
+    "steps": 2,
+    "num_workers": 0,
+    "threads": 1,
+    "log_seconds": 0.0,
+    "precision": "fp32",
+}
+QUICK = ("frames:xs", "frame_late", "frame_slow", "lstm", "i3d")
+
+
+def trained(recipe, out: Path, **changes) -> list[float]:
+    """Losses of two steps of the small preset."""
+    preset = dataclasses.replace(
+        recipe.PRESETS["tiny"], out=str(out), batch_size=4, micro_batch=4, **SMALL
+    )
+    recipe.main(dataclasses.replace(preset, **changes))
+    return [line["loss"] for line in lines(out)]
+
+
+@pytest.mark.parametrize("tower", QUICK)
+def test_a_video_tower_trains(captioned_pack, tmp_path, tower):
+    losses = trained(
+        clip, tmp_path / "run", data=(str(captioned_pack),), video_tower=tower, val_every=0
+    )
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "tower",
+    sorted({*SIZES, *(f"frames:{s}" for s in SIZES), *MODELS} - {*QUICK, *LARGE, FLOW, *BIG}),
+)
+def test_every_video_tower_trains(captioned_pack, tmp_path, tower):
+    test_a_video_tower_trains(captioned_pack, tmp_path, tower)
+
+
+def test_flow_is_no_video_tower(captioned_pack, tmp_path):
+    with pytest.raises(ValueError, match="optical flow"):
+        trained(clip, tmp_path / "run", data=(str(captioned_pack),), video_tower=FLOW)
+
+
+@pytest.mark.parametrize("encoder", ["vivit_3", "i3d"])
+def test_an_encoder_trains(tiny_pack, tmp_path, encoder):
+    tubelet = 1 if encoder == "frame_single" else 2
+    losses = trained(
+        videomae, tmp_path / "run", data=str(tiny_pack), encoder=encoder, tubelet=tubelet
+    )
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "encoder",
+    sorted({*SIZES, *MODELS} - {f"vit_{s}" for s in SIZES} - {"vivit_3", "i3d", FLOW, *BIG}),
+)
+def test_every_encoder_trains(tiny_pack, tmp_path, encoder):
+    test_an_encoder_trains(tiny_pack, tmp_path, encoder)
+
+
+REFUSED = [
+    (clip, "--video-tower i3d --depth 2 --patch 12 --tubelet 1", "--depth --patch --tubelet"),
+    (
+        clip,
+        "--video-tower lstm --positions flat --init xavier --pool mean",
+        "--positions --init --pool",
+    ),
+    (clip, "--video-tower lstm --drop-tokens 0.5 --moving 0.5", "--drop-tokens --moving"),
+    (clip, "--video-tower frame_single --frames 4", "--frames"),
+    (clip, "--video-tower frame_single --stride 4", "--stride"),
+    (clip, "--video-tower frame_late --frames 4", "--frames"),
+    (
+        clip,
+        "--video-tower frames:xs --tubelet 2 --moving 0.5 --small",
+        "--tubelet --moving --small",
+    ),
+    (clip, "--video-tower xs --pool attention --small", "--pool --small"),
+    (clip, "--video-tower vit_xs --pool attention", "--pool"),
+    (clip, "--video-tower open_clip:RN50 --size 96 --depth 2", "--size --depth"),
+    (clip, "vificlip_b16 --dim 64", "--dim"),
+    (
+        clip,
+        "--backbone b --video-tower xs --frames 4 --stride 2 --moving 0.5",
+        "--video-tower --frames --stride --moving",
+    ),
+    (clip, "photos --stride 3", "--stride"),
+    (clip, "--templates plain", "--templates"),
+    (clip, "--weights 1", "--weights"),
+    (clip, "--epochs 3", "--epochs"),
+    (videomae, "--encoder vivit_3 --depth 3 --pool class", "--depth --pool"),
+    (videomae, "--encoder i3d --init mimetic --positions rotary", "--init --positions"),
+    (
+        videomae,
+        "--encoder i3d --moving 0.5 --dual-mask --decoder-dim 64",
+        "--moving --dual-mask --decoder-dim",
+    ),
+    (videomae, "--small", "--small"),
+    (videomae, "--backbone b --init mimetic", "--init"),
+    (videomae, "--frames 1 --stride 3", "--stride"),
+    (videomae, "--epochs 3", "--epochs"),
+    (retrieval, "--backbone b --data d --top 3", "--top"),
+    (retrieval, "--backbone b --data d --query q --test-split all", "--test-split"),
+    (
+        zero_shot,
+        "--backbone b --video v --classes a,b --seed 3 --test-split all",
+        "--seed --test-split",
+    ),
+]
+
+
+@pytest.mark.parametrize(("recipe", "words", "named"), REFUSED, ids=lambda x: str(x)[:40])
+def test_flags_without_effect_are_refused_by_name(recipe, words, named, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["recipe.py", *words.split()])
+    with pytest.raises(SystemExit):
+        cli(
+            lambda _: pytest.fail("it ran"),
+            getattr(recipe, "PRESETS", recipe.Config),
+            recipe.unused,
+        )
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and all(name in said for name in named.split())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        (clip, "--video-tower i3d --moving 1 --drop-tokens 0 --frames 8 --stride 1 --size 32 --no-small"),
+        (clip, "--video-tower frame_single --frames 1"),
+        (clip, "--video-tower vit_ti --patch 12 --depth 2 --init mimetic --moving 0.5"),
+        (clip, "--video-tower frames:xs --depth 2 --patch 8 --pool attention --drop-tokens 0.5"),
+        (clip, "--video-tower open_clip:ViT-B-16/openai --pool attention --frames 8"),
+        (clip, "--video-tower open_clip:RN50 --dim 64"),
+        (clip, "--epochs 3 --steps 0"),
+        (clip, "vificlip_b16 --epochs 3 --templates plain"),
+        (videomae, "--encoder vivit_3 --moving 1 --no-dual-mask --patch 8 --tubelet 2 --backbone w"),
+        (videomae, "--encoder s --depth 3 --pool class --positions learned --init xavier"),
+        (videomae, "vit_b_k400 --epochs 3"),
+    ],
+)  # fmt: skip
+def test_flags_with_an_effect_are_not(recipe, words, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["recipe.py", *words.split()])
+    ran = []
+    cli(ran.append, getattr(recipe, "PRESETS", recipe.Config), recipe.unused)
+    assert len(ran) == 1
+
+
+def test_a_sized_tower_of_the_families_takes_its_form(captioned_pack, tmp_path):
+    given = {"data": (str(captioned_pack),), "val_every": 0, "size": 36}
+    trained(
+        clip, tmp_path / "run", video_tower="vit_xs", patch=12, depth=2, positions="flat", **given
+    )
+    tower = checkpoint.load_video_text(str(tmp_path / "run" / "backbone")).video
+    assert tower.patch == 12 and len(tower.blocks) == 2 and tower.grid == (8, 3, 3)
+
+
+def test_a_small_network_is_asked_for_and_not_inferred():
+    """A few pixels more or less change no channel."""
+    for recipe, name in ((clip, "video_tower"), (videomae, "encoder")):
+        build = clip.build_video_tower if recipe is clip else videomae.build_painted
+        counts = set()
+        for size in (96, 128):
+            for small in (False, True):
+                config = dataclasses.replace(
+                    recipe.PRESETS["tiny"], size=size, small=small, moving=1.0, **{name: "i3d"}
+                )
+                model = build(config, None) if recipe is clip else build(config).encoder
+                counts.add((small, model.embed_dim))
+        assert len(counts) == 2
