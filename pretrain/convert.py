@@ -44,7 +44,7 @@ def import_foreign(
         if name.startswith("hf:"):
             weights, config = _read_hf(name.removeprefix("hf:"))
             state, arguments, dropped = from_hf(weights, config, sizes)
-            eps = config.get("layer_norm_eps", 1e-12)  # 1e-12: transformers' default
+            eps = float(config.get("layer_norm_eps", 1e-12))  # 1e-12: transformers' default
         elif not Path(name).is_file():
             raise ValueError("there is no such file")
         else:

@@ -75,13 +75,14 @@ def load_templates(name: str) -> tuple[str, ...]:
 def words_of(name: str) -> str:
     """A class name as words: `sit_down`, `SitDown` and `sit-down` become "sit down".
 
-    CamelCase is split as CLIP splits UCF101's names ("Apply Eye Makeup"); capitals are kept, and -1 is a number.
+    CamelCase is split as CLIP splits UCF101's names ("Apply Eye Makeup"); capitals are kept. A number such as -1, and a
+    name of nothing but `_` and `-`, is its own word.
     """
     if NUMBER.fullmatch(name.strip()):
         return name.strip()
-    name = re.sub(r"[_\-]+", " ", name)
-    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
-    return " ".join(name.split())
+    spaced = re.sub(r"[_\-]+", " ", name)
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", spaced)
+    return " ".join(spaced.split()) or name.strip()
 
 
 def same_words(text: str) -> str:

@@ -25,6 +25,8 @@ def test_published_sets_have_their_numbers():
         ("YoYo", "Yo Yo"),
         ("push-up", "push up"),
         ("CPRTraining", "CPR Training"),
+        ("-1", "-1"),
+        ("_-_", "_-_"),
     ],
 )
 def test_names_become_words(name, words):
