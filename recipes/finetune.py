@@ -95,7 +95,7 @@ class Config:
     network: str = ""
     """The 2-D network of a frame family: of timm, torchvision:NAME or open_clip:MODEL/WEIGHTS."""
     attention: str = ""
-    """Blocks to insert, such as se@*layer*.*.bn2 or nonlocal@*.layer3; see downstream/models/attention.py."""
+    """Blocks to insert, such as se@sums or nonlocal@*.layer3; see downstream/models/attention.py."""
     frames: Count = 0
     """Frames of a clip."""
     stride: Count = 0

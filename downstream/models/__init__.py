@@ -84,7 +84,6 @@ _LRCN = "Donahue et al. 2015, arXiv:1411.4389"
 _TCN = "Bai et al. 2018, arXiv:1803.01271"
 _I3D = "Carreira & Zisserman 2017, arXiv:1705.07750"
 _R3D = "Tran et al. 2018, arXiv:1711.11248"
-_BEFORE_SUM = "@*layer*.*.bn2"  # in a ResNet of basic blocks: before the residual is added
 _SMALL3D = {"frames": 16, "stride": 2, "size": 48, "still": "subtract"}
 
 
@@ -153,10 +152,10 @@ MODELS: dict[str, Family] = {
     "i3d_flow": Family(I3D, _I3D, "i3d", {"channels": 2}, {**_SMALL3D, "width": 0.5}),
     "inflated": Family(Inflated, _I3D, "i3d", {}, _SMALL16),
     "inflated_se": Family(
-        Inflated, "Hu et al. 2018, arXiv:1709.01507", "i3d", {"attention": f"se{_BEFORE_SUM}"}, _SMALL16
+        Inflated, "Hu et al. 2018, arXiv:1709.01507", "i3d", {"attention": "se@sums"}, _SMALL16
     ),
     "inflated_cbam": Family(
-        Inflated, "Woo et al. 2018, arXiv:1807.06521", "i3d", {"attention": f"cbam{_BEFORE_SUM}"}, _SMALL16
+        Inflated, "Woo et al. 2018, arXiv:1807.06521", "i3d", {"attention": "cbam@sums"}, _SMALL16
     ),
     "inflated_nonlocal": Family(
         Inflated, "Wang et al. 2018, arXiv:1711.07971", "i3d", {"attention": "nonlocal@*.layer3"}, _SMALL16

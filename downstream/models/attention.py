@@ -1,12 +1,14 @@
 """Attention blocks to insert into 2-D and 3-D networks: squeeze-and-excitation, CBAM, non-local.
 
 Every block takes and gives feature maps (B, C, H, W) or (B, C, T, H, W); D below is 2 or 3, the number of axes after
-the channels. The last one of a non-local block starts at zero, so that a network with trained weights is unchanged
-by its insertion; gates of the other two start near a half.
+the channels. In a 3-D network, `inflated` among them, a block sees the whole clip; the 2-D network of a frame family
+(frames, recurrent, TCN) has a block for every frame by itself. The last layer of a non-local block starts at zero, so
+that a network with trained weights is unchanged by its insertion; gates of the other two start at a half or near it.
 """
 
 import fnmatch
 import math
+import re
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +45,9 @@ class SqueezeExcitation(nn.Module):
 class CBAM(nn.Module):
     """A gate for channels, then one for places (Woo et al. 2018, https://arxiv.org/abs/1807.06521).
 
+    Over a clip, the first looks at all its frames and the second at 7 of them. It starts as the authors' code does,
+    which has the last norm's scale at zero: all places alike.
+
     Args:
         channels: C.
         axes: D.
@@ -55,6 +60,9 @@ class CBAM(nn.Module):
         self.fc1, self.fc2 = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
         self.conv = _CONV[axes](2, 1, 7, padding=3, bias=False)
         self.norm = _NORM[axes](1, momentum=0.01)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out")
+        for value in (self.fc1.bias, self.fc2.bias, self.norm.weight):
+            nn.init.zeros_(value)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale every channel, then every place of a map by a gate between 0 and 1."""
@@ -90,8 +98,11 @@ class NonLocal(nn.Module):
             self.alike = nn.Linear(2 * inner, 1, bias=False)
         self.pool = _POOL[axes]  # keys and values are pooled over space by 2, as the authors do
         self.out = conv(inner, channels, 1)
-        nn.init.normal_(self.out.weight, std=0.01)
-        nn.init.zeros_(self.out.bias)
+        for name, parameter in self.named_parameters():  # as the authors' code starts them
+            if name.endswith("weight"):
+                nn.init.normal_(parameter, std=0.01)
+            else:
+                nn.init.zeros_(parameter)
         self.norm = _NORM[axes](channels)
         nn.init.zeros_(self.norm.weight)  # the block starts as the identity
 
@@ -131,14 +142,20 @@ def make_block(kind: str, channels: int, axes: int) -> nn.Module:
     raise ValueError(f"attention block {kind!r} is not one of {', '.join(KINDS)}")
 
 
+def _before_sums(modules: dict[str, nn.Module]) -> list[str]:
+    """The last norm of every residual block, bn3 of a bottleneck and bn2 of a basic one: before the sum."""
+    last = {n.rpartition(".")[0]: n for n in sorted(modules) if re.search(r"\.bn[23]$", n)}
+    return [n for n in modules if n in last.values()]
+
+
 def insert(backbone: nn.Module, where: str) -> list[str]:
     """Put attention blocks after named places of a backbone; it is changed in place.
 
     Args:
         backbone: of any family with convolutions, as it was built.
         where: `kind@place`, several separated by commas. A place is the dotted name of a module, `*` and `?` match
-            as in file names: `se@*layer*.*.bn2` before every residual sum of a ResNet, `nonlocal@*layer3` after its
-            third stage, `cbam@features.Mixed_4?` in I3D.
+            as in file names: `nonlocal@*layer3` after a ResNet's third stage, `cbam@features.Mixed_4?` in I3D. The
+            place `sums` is before the residual sum of every block of a 2-D ResNet, where SE and CBAM belong.
 
     Returns:
         the places that got a block.
@@ -146,11 +163,16 @@ def insert(backbone: nn.Module, where: str) -> list[str]:
     Raises:
         ValueError: an unknown kind, a place that matches nothing, or what comes out there is no feature map.
     """
+    # Its convolutions span time, although its maps are those of frames.
+    frames_in_batch = getattr(backbone, "frames_in_batch", False)
     placed: list[str] = []
     for order in filter(None, (part.strip() for part in where.split(","))):
         kind, _, place = order.partition("@")
         modules = dict(backbone.named_modules())
-        names = [n for n in modules if n and fnmatch.fnmatchcase(n, place)]
+        if place == "sums":
+            names = _before_sums(modules)
+        else:
+            names = [n for n in modules if n and fnmatch.fnmatchcase(n, place)]
         if not place or not names:
             known = [n for n in modules if n.count(".") in (1, 2) and list(modules[n].parameters())]
             raise ValueError(
@@ -173,16 +195,33 @@ def insert(backbone: nn.Module, where: str) -> list[str]:
             hook.remove()
         for name in names:
             shape = shapes.get(name, torch.Size())
-            if len(shape) not in (4, 5):
+            # Clips are square: where the last two axes differ, the channels come last.
+            if len(shape) not in (4, 5) or shape[-1] != shape[-2]:
                 raise ValueError(
-                    f"--attention {order!r}: what comes out of {name} is no feature map; name a convolution, a norm or "
-                    "a stage"
+                    f"--attention {order!r}: what comes out of {name} is no feature map with its channels first; name "
+                    "a convolution, a norm or a stage"
                 )
-            block = make_block(kind, shape[1], len(shape) - 2)
-            parent = backbone.get_submodule(name.rpartition(".")[0])
+            if frames_in_batch:
+                block: nn.Module = OverClips(make_block(kind, shape[1], 3))
+            else:
+                block = make_block(kind, shape[1], len(shape) - 2)
+            parent = modules[name.rpartition(".")[0]]
             setattr(parent, name.rpartition(".")[2], Attended(modules[name], block))
             placed.append(name)
     return placed
+
+
+class OverClips(nn.Module):
+    """A block that sees clips, in a network that has frames in the batch; `frames` of a clip are set before a pass."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.block, self.frames = block, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B T, C, H, W) to the same."""
+        clips = x.unflatten(0, (-1, self.frames)).transpose(1, 2)
+        return self.block(clips).transpose(1, 2).flatten(0, 1)
 
 
 class Attended(nn.Sequential):

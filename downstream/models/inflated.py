@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from downstream.models.attention import insert
+from downstream.models.attention import OverClips, insert
 from downstream.models.images import ImageNetwork
 from pretrain.vit import InputSpec
 
@@ -64,6 +64,8 @@ class Inflated(nn.Module):
         ValueError: an even kernel, or a network without a convolution larger than 1x1.
     """
 
+    frames_in_batch = True  # as `insert` has to know
+
     def __init__(
         self, network: str | dict = "resnet18", time_kernel: int = 3, frames: int = 16, stride: int = 4,
         size: int = 224, attention: str = "", still: str = "keep",
@@ -108,7 +110,7 @@ class Inflated(nn.Module):
         """Normalised clips (B, C, T, H, W) to the vectors of their frames (B, T, D), which see their neighbours."""
         self.input_spec.expect(video)
         for module in self.images.net.modules():
-            if isinstance(module, InflatedConv):
+            if isinstance(module, InflatedConv | OverClips):
                 module.frames = video.shape[2]
         return self.images.frames(video)
 
