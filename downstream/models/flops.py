@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from pretrain.modes import evaluating
 
@@ -15,13 +16,49 @@ from pretrain.modes import evaluating
 @contextmanager
 def shapes_only() -> Iterator[None]:
     """Inside, models are built as shapes: no memory, no time, and no values."""
-    real = nn.init.trunc_normal_
-    nn.init.trunc_normal_ = lambda tensor, *_, **__: tensor  # torch's looks at the values it drew
-    try:
-        with FakeTensorMode():
-            yield
-    finally:
-        nn.init.trunc_normal_ = real
+    with torch.device("meta"):
+        yield
+
+
+def _like(value: object) -> object:
+    """What the shape of a result depends on."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, list | tuple):
+        return tuple(map(_like, value))
+    return type(value), value  # 1 and 1.0 and True are equal
+
+
+def _again(value: object) -> object:
+    """The shapes of an earlier result as tensors of their own."""
+    if isinstance(value, Tensor):
+        return torch.empty_strided(
+            value.shape, value.stride(), dtype=value.dtype, device=value.device
+        )
+    return type(value)(map(_again, value)) if isinstance(value, list | tuple) else value
+
+
+class _Counting(TorchDispatchMode):
+    """Adds up what torch's own table says of the operations done on shapes.
+
+    What comes out of an operation is remembered: the blocks of a deep network are alike, and torch takes its time to
+    work out shapes.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.total, self.known = 0, {}
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        """The shapes of the operation's results."""
+        kwargs = kwargs or {}
+        key = (operation, _like(args), *((name, _like(value)) for name, value in kwargs.items()))
+        if key not in self.known:
+            out, count = operation(*args, **kwargs), flop_registry.get(operation._overloadpacket)
+            self.known[key] = out, count(*args, **kwargs, out_val=out) if count else 0
+        out, flops = self.known[key]
+        self.total += flops
+        return _again(out)
 
 
 @torch.no_grad()
@@ -32,18 +69,9 @@ def count_flops(model: nn.Module) -> int:
     `shapes_only`, nothing is computed.
     """
     spec = model.input_spec
-    first = next(model.parameters())
-    fake = getattr(first, "fake_mode", None) or FakeTensorMode(allow_non_fake_inputs=True)
-    # As plain matrix products: the counter does not know the CPU's fused attention.
-    counting = FlopCounterMode(display=False)
-    with evaluating(model), fake, sdpa_kernel(SDPBackend.MATH), counting as counter:
-        model(torch.empty(1, spec.channels, spec.frames, spec.size, spec.size, device=first.device))
-    total, counts = counter.get_total_flops(), counter.get_flop_counts()
-    # Some recurrent kernels are one operation that the counter does not know, others fall apart into products that it
-    # does; what it found there is replaced by the products that there are.
-    for path, module in model.named_modules():
-        if isinstance(module, nn.RNNBase):
-            total -= sum(counts.get(f"{type(model).__name__}.{path}", {}).values())
-            gates = sum(p.numel() for n, p in module.named_parameters() if n.startswith("weight"))
-            total += spec.frames * 2 * gates
-    return total
+    shapes = {n: v.to("meta") for n, v in (*model.named_parameters(), *model.named_buffers())}
+    # As plain matrix products: the table does not know the CPU's fused attention.
+    with evaluating(model), shapes_only(), sdpa_kernel(SDPBackend.MATH), _Counting() as counting:
+        clip = torch.empty(1, spec.channels, spec.frames, spec.size, spec.size)
+        functional_call(model, shapes, clip)
+    return counting.total
