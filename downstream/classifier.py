@@ -60,6 +60,8 @@ class Classifier(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(backbone.embed_dim, len(classes))
         nn.init.trunc_normal_(self.head.weight, std=0.01)
+        if getattr(backbone, "zero_head", False):  # a paper's start
+            nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     @property

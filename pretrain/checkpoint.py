@@ -34,7 +34,7 @@ from pretrain.openclip import Pair, load_open_clip
 from pretrain.text import HuggingFaceText, OpenClipText
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer
-from pretrain.weights import read_safetensors, refuse_misfit, sha256
+from pretrain.weights import MisfitError, read_safetensors, refuse_misfit, sha256
 
 # What an exported folder may name as its builder, and a tower of a pair likewise. `downstream/models` adds its
 # families and the classifier.
@@ -379,7 +379,13 @@ def load_export(folder: Path) -> nn.Module:
         ValueError: the folder is no export, or does not verify.
     """
     config = read_backbone_config(folder)
-    model = _build_to_fit(lambda: build(config), folder)
+    try:
+        model = _build_to_fit(lambda: build(config), folder)
+    except MisfitError as error:  # although it verifies
+        raise CheckpointError(
+            f"{error}. It was exported by another version of this program, which understood by the same names another "
+            "network: train it again, or read it with that version"
+        ) from error
     if weights_hash(model) != config.get("weights_sha256"):
         raise CheckpointError(f"{folder}: the weights are not those that were exported")
     return model

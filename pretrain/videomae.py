@@ -196,9 +196,10 @@ class VideoMAE(nn.Module):
         self.decoder_norm = nn.LayerNorm(decoder_dim, eps=1e-6)
         self.head = nn.Linear(decoder_dim, encoder.tubelet * encoder.patch**2 * 3)
         start_blocks(encoder.arguments["init"], self.decoder_blocks)
-        for module in (self.encoder_to_decoder, self.decoder_norm, self.head):
+        for module in (self.decoder_norm, self.head):
             module.apply(init_weights)
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        # The authors' code starts `encoder_to_decoder` as torch does, and cuts the mask token at one deviation.
+        nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
         mean, std = (torch.tensor(v) for v in (encoder.input_spec.mean, encoder.input_spec.std))
         values = encoder.tubelet * encoder.patch**2
         self.register_buffer("mean", mean.repeat(values), persistent=False)  # (P,)

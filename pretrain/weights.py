@@ -63,6 +63,10 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class MisfitError(ValueError):
+    """Weights are of another model; the message says in what."""
+
+
 def refuse_misfit(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], origin: str) -> None:
     """Compare names, shapes and kinds of numbers; meta tensors will do.
 
@@ -81,7 +85,7 @@ def refuse_misfit(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], origi
             problems.append(f"{name} holds {b.dtype}, the model {a.dtype}")
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(f"{origin} does not fit the model: {'; '.join(problems[:5])}{more}")
+        raise MisfitError(f"{origin} does not fit the model: {'; '.join(problems[:5])}{more}")
 
 
 def read_safetensors(path: Path, expected: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

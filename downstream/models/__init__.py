@@ -145,7 +145,7 @@ MODELS: dict[str, Family] = {
     "tcn_acausal": Family(FrameTCN, _TCN, "tcn", {"causal": False}, _SMALL16),
     "ed_tcn": Family(
         FrameTCN, "Lea et al. 2017, arXiv:1611.05267", "tcn",
-        {"form": "encoder_decoder", "causal": False, "depth": 2}, _SMALL16,
+        {"form": "encoder_decoder", "causal": False, "hidden": 64, "depth": 2, "kernel": 25, "dropout": 0.3}, _SMALL16,
     ),
     "c3d": Family(C3D, "Tran et al. 2015, arXiv:1412.0767", "c3d", {}, {**_SMALL3D, "width": 0.25, "batch_norm": True}),
     "i3d": Family(I3D, _I3D, "i3d", {}, {**_SMALL3D, "width": 0.5}),

@@ -1,7 +1,13 @@
 """Temporal convolutional networks over frame features.
 
 Dilated and residual: Bai, Kolter & Koltun 2018, https://arxiv.org/abs/1803.01271. Encoder-decoder: Lea et al. 2017,
-https://arxiv.org/abs/1611.05267 (ED-TCN, with its normalised ReLU). B clips, T frames, D width.
+https://arxiv.org/abs/1611.05267 (ED-TCN, with its normalised ReLU). B clips, T frames, F features, D width.
+
+`TCN` and `EncoderDecoder` take features that are there already, (Batch, Temporal_length, Feature_size), of any length
+and from anywhere; `FrameTCN` takes clips and has a 2-D network for them.
+
+    tokens = TCN(2048, hidden=256)(features)             # (B, T, 2048) to (B, T, 256), causal
+    tokens = EncoderDecoder(2048)(features)              # (B, T, 2048) to (B, T, 64), sees the whole clip
 """
 
 from itertools import pairwise
@@ -56,30 +62,88 @@ class ResidualBlock(nn.Module):
         return (y + self.shortcut(x)).relu()
 
 
-class EncoderDecoder(nn.Module):
-    """ED-TCN: convolution, normalised ReLU and pooling by 2, `depth` times; then all of it backwards."""
+class TCN(nn.Sequential):
+    """Residual blocks of dilation 1, 2, 4, ... over features.
 
-    def __init__(self, inputs: int, width: int, depth: int, kernel: int, dropout: float):
+    Args:
+        inputs: F.
+        hidden: D.
+        depth: residual blocks.
+        kernel: steps that a convolution spans.
+        causal: a token depends on no later step.
+        dropout: share of values dropped in training.
+    """
+
+    def __init__(
+        self, inputs: int, hidden: int = 256, depth: int = 4, kernel: int = 3, causal: bool = True, dropout: float = 0.2
+    ):  # fmt: skip
+        widths = [inputs] + [hidden] * depth
+        super().__init__(
+            *(
+                ResidualBlock(i, o, kernel, 2**n, causal, dropout)
+                for n, (i, o) in enumerate(pairwise(widths))
+            )
+        )
+        self.receptive_field = 1 + 2 * (kernel - 1) * (2**depth - 1)  # steps
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, T, F) to a token for every step (B, T, D)."""
+        _expect_features(features, self[0].conv1.conv.in_channels)
+        return super().forward(features.transpose(1, 2)).transpose(1, 2)
+
+
+class EncoderDecoder(nn.Module):
+    """ED-TCN: convolution, normalised ReLU and pooling by 2, `depth` times; then all of it backwards.
+
+    Defaults are those of the authors' code for 50 Salads.
+
+    Args:
+        inputs: F.
+        hidden: channels of the first level, and D; each further level has 32 more.
+        depth: levels.
+        kernel: steps that a convolution spans; the authors' is as long as an action (20 on JIGSAWS, 5 on MERL).
+        dropout: share of channels dropped in training, each over the whole clip.
+    """
+
+    def __init__(
+        self, inputs: int, hidden: int = 64, depth: int = 2, kernel: int = 25, dropout: float = 0.3
+    ):
         super().__init__()
-        widths = [inputs] + [width] * depth
-        make = lambda i, o: nn.Conv1d(i, o, kernel, padding="same")
-        self.encoder = nn.ModuleList(make(i, o) for i, o in pairwise(widths))
-        self.decoder = nn.ModuleList(make(width, width) for _ in range(depth))
-        self.dropout = nn.Dropout(dropout)
+        widths = [hidden + 32 * level for level in range(depth)]
+        self.encoder = nn.ModuleList(
+            nn.Conv1d(i, o, kernel, padding="same") for i, o in pairwise([inputs, *widths])
+        )
+        self.decoder = nn.ModuleList(
+            nn.Conv1d(i, o, kernel, padding="same")
+            for i, o in pairwise([widths[-1], *widths[::-1]])
+        )
+        for conv in (*self.encoder, *self.decoder):  # Keras's start
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.zeros_(conv.bias)
+        self.dropout = nn.Dropout1d(dropout)
 
     def _activate(self, x: Tensor) -> Tensor:
-        x = self.dropout(x.relu())  # ReLU divided by the largest channel of each frame
+        x = self.dropout(x).relu()  # ReLU divided by the largest channel of each frame
         return x / (x.amax(1, keepdim=True) + 1e-5)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, T) to (B, width, T); T need not be a multiple of 2 ** depth."""
-        lengths = []
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, T, F) to a token for every step (B, T, D); T need not be a multiple of 2 ** depth."""
+        _expect_features(features, self.encoder[0].in_channels)
+        x, lengths = features.transpose(1, 2), []
         for conv in self.encoder:
             lengths.append(x.shape[-1])
             x = F.max_pool1d(self._activate(conv(x)), 2, ceil_mode=True)
         for conv, length in zip(self.decoder, reversed(lengths), strict=True):
             x = self._activate(conv(x.repeat_interleave(2, -1)[..., :length]))
-        return x
+        return x.transpose(1, 2)
+
+
+def _expect_features(features: Tensor, size: int) -> None:
+    if features.ndim != 3 or features.shape[2] != size:
+        raise ValueError(
+            f"features are (Batch, Temporal_length, Feature_size), the last one {size}, and these are "
+            f"{tuple(features.shape)}"
+        )
 
 
 class FrameTCN(nn.Module):
@@ -88,11 +152,11 @@ class FrameTCN(nn.Module):
     Args:
         form: "dilated" (residual blocks of dilation 1, 2, 4, ...) or "encoder_decoder".
         network: as `ImageNetwork` takes it.
-        hidden: channels.
-        depth: residual blocks, or poolings of the encoder.
+        hidden: channels; of the encoder-decoder's first level, see `EncoderDecoder`.
+        depth: residual blocks, or levels of the encoder.
         kernel: frames that a convolution spans.
         causal: a frame's token depends on no later frame; the dilated form only.
-        dropout: share of values dropped in training.
+        dropout: share of values (of the encoder-decoder: of channels) dropped in training.
         frames: frames of a clip.
         stride: source frames between two sampled frames; only recorded.
         size: height and width, pixels.
@@ -124,13 +188,7 @@ class FrameTCN(nn.Module):
         self.norm = nn.LayerNorm(inputs)
         self.causal = causal
         if form == "dilated":
-            self.temporal: nn.Module = nn.Sequential(
-                *(
-                    ResidualBlock(hidden if i else inputs, hidden, kernel, 2**i, causal, dropout)
-                    for i in range(depth)
-                )
-            )
-            self.receptive_field = 1 + 2 * (kernel - 1) * (2**depth - 1)  # frames
+            self.temporal: nn.Module = TCN(inputs, hidden, depth, kernel, causal, dropout)
         else:
             self.temporal = EncoderDecoder(inputs, hidden, depth, kernel, dropout)
         self.embed_dim, self.grid = hidden, (frames, 1, 1)
@@ -142,8 +200,7 @@ class FrameTCN(nn.Module):
     def forward_features(self, video: Tensor) -> Tensor:
         """Normalised clips (B, C, T, H, W) to a token for every frame (B, T, D)."""
         self.input_spec.expect(video)
-        frames = self.norm(self.images.frames(video))
-        return self.temporal(frames.transpose(1, 2)).transpose(1, 2)
+        return self.temporal(self.norm(self.images.frames(video)))
 
     def forward(self, video: Tensor) -> Tensor:
         """Normalised clips to one embedding each (B, D): the last token, which alone has seen all, or the mean."""

@@ -139,6 +139,8 @@ class ViViT(nn.Module):
         ValueError: the clip is not a whole number of tubelets, or the model cannot be so.
     """
 
+    zero_head = True  # its classifier starts at zero, as the authors' code has it
+
     def __init__(
         self, model: int = 1, dim: int = 768, depth: int = 12, heads: int = 12, temporal_depth: int = 4,
         class_token: bool = True, frames: int = 32, size: int = 224, patch: int = 16, tubelet: int = 2,

