@@ -33,7 +33,7 @@ from pretrain.openclip import PREFIX as OPEN_CLIP
 from pretrain.openclip import Pair, load_open_clip
 from pretrain.text import HuggingFaceText, OpenClipText
 from pretrain.videomae import VideoMAE
-from pretrain.vit import VideoTransformer
+from pretrain.vit import IMAGENET_MEAN, IMAGENET_STD, VideoTransformer
 from pretrain.weights import MisfitError, read_safetensors, refuse_misfit, sha256
 
 # What an exported folder may name as its builder, and a tower of a pair likewise. `downstream/models` adds its
@@ -426,9 +426,22 @@ def load_backbone(name: str) -> nn.Module:
 FRAMES, STRIDE = 8, 8
 
 
-def frame_tower(pair: Pair, frames: int, stride: int, pool: str) -> FrameTower:
-    """The image tower of an open_clip pair for the frames of clips, in evaluation mode; arguments as of `FrameTower`."""
+def frame_tower(
+    pair: Pair, frames: int, stride: int, pool: str, pixels: str = "tower"
+) -> FrameTower:
+    """The image tower of an open_clip pair for the frames of clips, in evaluation mode.
+
+    Args:
+        pair: of open_clip.
+        frames: as of `FrameTower`, like `stride` and `pool`.
+        stride: see there.
+        pool: see there.
+        pixels: "tower": normalised and scaled as the pair was trained; "imagenet": by ImageNet's mean and deviation, and
+            bilinearly.
+    """
     about = {k: pair.preprocess[k] for k in ("mean", "std", "interpolation")}
+    if pixels == "imagenet":
+        about = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": "bilinear"}
     tower = FrameTower(pair.vision_config, frames, stride, pool, **about)
     load_strict(tower.visual, pair.visual.state_dict(), "the image tower of open_clip")
     return tower.eval()

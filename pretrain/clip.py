@@ -3,11 +3,12 @@
 CLIP (Radford et al. 2021, https://arxiv.org/abs/2103.00020), SigLIP (Zhai et al. 2023,
 https://arxiv.org/abs/2303.15343), several positives as in SupCon (Khosla et al. 2020,
 https://arxiv.org/abs/2004.11362, "out") and ActionCLIP, cached gradients (Gao et al. 2021,
-https://arxiv.org/abs/2101.06983). Shapes: b clips of one process, G of all, D width of the joint space.
+https://arxiv.org/abs/2101.06983); all class prompts as ViFi-CLIP has them (Rasheed et al. 2022,
+https://arxiv.org/abs/2212.03640). Shapes: b clips of one process, G of all, D width of the joint space, K classes.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -19,9 +20,13 @@ from torch import Tensor, nn
 from pretrain.vit import VideoTransformer, moving_tokens, patchify, take_tokens
 
 MAX_LOG_SCALE = math.log(100)  # as published: the scale never passes 100
-LOSSES = ("infonce", "siglip")
+LOSSES = ("infonce", "siglip", "classes")
 # Logarithm of the scale, and bias, at the start: CLIP 1/0.07; SigLIP 10 and -10.
-STARTS = {"infonce": (math.log(1 / 0.07), None), "siglip": (math.log(10), -10.0)}
+STARTS = {
+    "infonce": (math.log(1 / 0.07), None),
+    "siglip": (math.log(10), -10.0),
+    "classes": (math.log(1 / 0.07), None),
+}
 
 
 class VideoText(nn.Module):
@@ -32,7 +37,8 @@ class VideoText(nn.Module):
         text: a tower of `pretrain/text.py`.
         dim: width of the joint space.
         project: a linear layer after each tower; without one both must already have `dim` outputs.
-        loss: "infonce" or "siglip", which decides how scale and bias start.
+        loss: "infonce", "siglip" or "classes", which decides how scale and bias start and whether the scale is kept
+            below `MAX_LOG_SCALE`: ViFi-CLIP ("classes") lets it go.
 
     Raises:
         ValueError: the towers' outputs do not meet, or the loss is another.
@@ -85,13 +91,18 @@ class VideoText(nn.Module):
     def forward(
         self, video: Tensor, tokens: Tensor, visible: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """uint8 clips (B, C, T, H, W) and tokens (B, L) to what `contrast` wants.
+        """Clips (B, C, T, H, W) and tokens (B, L) to what `contrast` wants, or prompts (K, L) to what `against_classes` does.
+
+        Args:
+            video: uint8; or floats that are normalised already, because they were mixed.
+            tokens: of the captions, or of all class prompts.
+            visible: see `encode_video`.
 
         Returns:
-            unit vectors of the clips and of the captions (B, D), scale and bias (scalars; the bias is 0
-            for InfoNCE, which has none).
+            unit vectors of the clips (B, D) and of the texts (B or K, D), scale and bias (scalars; the bias is 0
+            for InfoNCE and classes, which have none).
         """
-        clips = self.video.input_spec.normalise(video)
+        clips = video if video.is_floating_point() else self.video.input_spec.normalise(video)
         if self.log_scale.dtype == torch.float64:
             clips = clips.double()
         bias = self.log_scale.new_zeros(()) if self.bias is None else self.bias
@@ -103,8 +114,9 @@ class VideoText(nn.Module):
 
     @torch.no_grad()
     def clamp_scale(self) -> None:
-        """Keep the scale within 1 and 100, after each step, as published."""
-        self.log_scale.clamp_(0, MAX_LOG_SCALE)
+        """Keep the scale within 1 and 100, after each step, as CLIP is published."""
+        if self.arguments["loss"] != "classes":
+            self.log_scale.clamp_(0, MAX_LOG_SCALE)
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -221,11 +233,61 @@ def contrast(
     return Contrast(value, *hits, pairs - others, duplicates.to(value.device))
 
 
+def against_classes(video: Tensor, text: Tensor, scale: Tensor, targets: Tensor) -> Contrast:
+    """Score every clip of this process against the prompts of all classes, as ViFi-CLIP is trained.
+
+    The mean over clips of the cross entropy with their targets; nothing depends on which clips share a batch.
+
+    Args:
+        video: (b, D) unit vectors.
+        text: (K, D) unit vectors of the prompts, one a class.
+        scale: factor on similarities.
+        targets: (b, K) probabilities: smoothed, perhaps mixed. The class of a clip is its largest.
+    """
+    logits = scale * video @ text.T
+    value = F.cross_entropy(logits, targets.to(logits.dtype))
+    with torch.no_grad():
+        own = targets.argmax(1)
+        hits = (logits.argmax(1) == own).to(value.dtype).mean()
+        found = (own[logits[:, own].argmax(0)] == own).to(value.dtype).mean()
+        at_own = F.one_hot(own, logits.shape[1]).bool()
+        gap = (logits[at_own].mean() - logits[~at_own].mean()) / scale
+        everybody = gather(own)
+        duplicates = torch.as_tensor(len(everybody) - len(everybody.unique()), device=value.device)
+    return Contrast(value, hits, found, gap, duplicates)
+
+
+def backward_classes(
+    model: nn.Module, micro_batches: Iterable[dict], count: int, accelerator
+) -> Contrast:
+    """Gradients of `against_classes` over a whole batch, by plain accumulation: exact, since clips do not meet.
+
+    Args:
+        model: `VideoText`, or its distributed wrapper.
+        micro_batches: each with `video`, `tokens` of all prompts, `targets` and maybe `visible`.
+        count: how many they are.
+        accelerator: for its device, `backward` and `no_sync`.
+    """
+    parts = []
+    for i, given in enumerate(micro_batches):
+        batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in given.items()}
+        targets = batch.pop("targets")
+        with nullcontext() if i == count - 1 else accelerator.no_sync(model):
+            video, text, scale, _ = model(**batch)
+            part = against_classes(video, text, scale, targets)
+            accelerator.backward(part.loss / count)
+        parts.append(
+            [t.detach() for t in (part.loss, part.video_to_text, part.text_to_video, part.gap)]
+        )
+    means = torch.stack([torch.stack(values) for values in parts]).mean(0)
+    return Contrast(*means, part.duplicates)
+
+
 LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Contrast]
 
 
 def backward_step(
-    model: nn.Module, micro_batches: list[dict], loss: LossFunction, accelerator
+    model: nn.Module, micro_batches: Iterable[dict], loss: LossFunction, accelerator
 ) -> Contrast:
     """Gradients of the loss of the whole batch, however small the micro-batches.
 

@@ -173,3 +173,13 @@ def learning_rate(step: int, num_steps: int, warmup: int, peak: float, final: fl
         return peak * step / max(warmup - 1, 1)
     progress = (step - warmup) / max(num_steps - warmup, 1)
     return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def counting_rate(step: int, num_steps: int, warmup: int, peak: float, final: float) -> float:
+    """Linear warm-up from zero, then a cosine that counted all along: timm's schedule, as ViFi-CLIP calls it.
+
+    After half of the steps the warm-up has reached `peak`, and the cosine goes on from its middle, (peak + final) / 2.
+    """
+    if step < warmup:
+        return peak * step / warmup
+    return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * min(step / num_steps, 1.0)))

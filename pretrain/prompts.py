@@ -18,6 +18,8 @@ _DOING = ("using", "doing", "during", "performing", "practicing")
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "plain": ("{}",),
+    # Rasheed et al. 2022, one sentence, in training and in testing.
+    "vificlip": ("a photo of a {}.",),
     # Kinetics-700, 28 sentences; Kinetics-400 has no list of its own.
     "openai_kinetics": tuple(
         f"a {kind} of {what}."

@@ -33,6 +33,7 @@ import tyro
 from torch import Tensor, nn
 
 from downstream.features import Extraction, embed_now
+from downstream.finetune import make_targets, mix
 from downstream.models import MODELS, load_backbone
 from downstream.models import build_model as build_family
 from downstream.retrieval import retrieval_ranks, summarise_ranks
@@ -40,6 +41,7 @@ from downstream.zero_shot import embed_texts
 from pretrain import checkpoint, device, log
 from pretrain.clip import (
     VideoText,
+    backward_classes,
     backward_step,
     can_drop_tokens,
     contrast,
@@ -72,7 +74,7 @@ from pretrain.frames import FrameTower
 from pretrain.names import did_you_mean, for_screen
 from pretrain.openclip import PREFIX as OPEN_CLIP
 from pretrain.openclip import Pair, is_trained, load_open_clip
-from pretrain.optim import learning_rate, make_optimizers
+from pretrain.optim import counting_rate, learning_rate, make_optimizers
 from pretrain.processes import StopFlag, start_accelerator
 from pretrain.prompts import load_templates, refuse_same_words, words_of
 from pretrain.run import Plan, open_run, plan_run, record_bad_clips, refuse_to_go_on, restore
@@ -96,7 +98,7 @@ class Config:
     text: Literal["caption", "label"] = "caption"
     """What a clip is paired with: one of its captions, or its class name in one of --templates."""
     templates: str = "plain"
-    """Prompt templates for --text label: plain, openai_kinetics, openai_ucf101 or a file."""
+    """Prompt templates for --text label: plain, vificlip, openai_kinetics, openai_ucf101 or a file."""
     out: str = ""
     """The run's folder; empty: runs/clip-PRESET."""
 
@@ -114,12 +116,14 @@ class Config:
     """Width of the joint space."""
     pool: str = "mean"
     """How an image tower's frames are pooled: mean, attention or temporal."""
+    pixels: Literal["tower", "imagenet"] = "tower"
+    """How an open_clip tower's pixels are normalised and scaled: as it was trained, or by ImageNet's mean, bilinearly."""
     depth: Whole = 0
     """Blocks of a fresh video tower; 0: as the size has them."""
     frames: Whole = 0
     """Frames of a clip; 1 for images; 0: 16, or as a tower of python -m downstream.models has it."""
-    stride: Whole = 0
-    """Source frames between two sampled ones; 0: 4, or likewise."""
+    stride: Whole = 4
+    """Source frames between two sampled ones; 0: uniform, a frame of each of --frames equal parts of the clip (TSN)."""
     size: Count = 224
     """Height and width of a clip, pixels; open_clip towers have their own."""
     patch: Count = 16
@@ -134,8 +138,9 @@ class Config:
     """Share of a clip's tokens that the video transformer looks at, those that move most; 1: all."""
 
     # Objective
-    loss: Literal["infonce", "siglip"] = "infonce"
-    """infonce (CLIP) or siglip."""
+    loss: Literal["infonce", "siglip", "classes"] = "infonce"
+    """infonce (CLIP), siglip, or classes: every clip against the prompts of all classes, which leaves the embeddings of
+    words alone (ViFi-CLIP); with --text label."""
     positives: Literal["pair", "caption", "label"] = "pair"
     """Which texts of a batch are right for a clip: its own; all equal ones; all of its class."""
     drop_tokens: PartShare = 0.0
@@ -148,6 +153,16 @@ class Config:
     """Mirror half of the clips; not where texts know left from right."""
     colour: Share = 0.0
     """Strength of random brightness, contrast and colour balance, 0 to 1."""
+    jitter: Share = 0.0
+    """Share of the clips whose frames are coloured otherwise, each by itself, as ViFi-CLIP does."""
+    grey: Share = 0.0
+    """Share of the clips whose colours are taken away."""
+    smoothing: PartShare = 0.0
+    """Of --loss classes: share of every target spread over all classes."""
+    mixup: NotNegative = 0.0
+    """Of --loss classes: alpha of mixup; 0: off."""
+    cutmix: NotNegative = 0.0
+    """Of --loss classes: alpha of cutmix; 0: off."""
 
     # Optimisation
     epochs: Positive = 32
@@ -166,6 +181,8 @@ class Config:
     """Where the cosine ends, per 256 clips likewise."""
     warmup: Share = 0.06
     """Share of the steps that warm up."""
+    schedule: Literal["cosine", "counting"] = "cosine"
+    """cosine: from the peak, after the warm-up; counting: it counted while that lasted, as timm's and ViFi-CLIP's."""
     weight_decay: NotNegative = 0.2
     """The optimizer's, on matrices only."""
     beta2: PartShare = 0.98
@@ -213,12 +230,19 @@ MOTION = dataclasses.replace(
 PRESETS = {
     "tiny": TINY,
     "motion": MOTION,
-    "photos": dataclasses.replace(TINY, preset="photos", frames=1, tubelet=1, stride=1, size=64, moving=1.0, drop_tokens=0.0),
-    # As published: ViFi-CLIP (Rasheed et al. 2022, arXiv:2212.03640), a whole CLIP fine-tuned on labels.
+    "photos": dataclasses.replace(TINY, preset="photos", frames=1, tubelet=1, size=64, moving=1.0, drop_tokens=0.0),
+    # ViFi-CLIP (Rasheed et al. 2022, arXiv:2212.03640), a whole CLIP fine-tuned on labels: its repository's
+    # configs/zero_shot/train/k400/16_16_vifi_clip.yaml (32 frames, batch 256, 8e-6, 10 epochs) over utils/config.py (5
+    # epochs of warm-up, decay 0.001, smoothing, mixup, cutmix, colour 0.8, grey 0.2), utils/optimizer.py (beta2, a
+    # hundredth at the end, the cosine that counts on), datasets/build.py (uniform sampling, scales, flip, ImageNet's
+    # pixels) and trainers/vificlip.py (prompt, loss, word embeddings that stay). Other than published are: the crop has 13
+    # places (5), vectors do not decay (all do), the half precision is bf16 (fp16), clips are mixed with that at their
+    # mirrored place (with any), and of clips of fewer than 32 frames only the first is seen.
     "vificlip_b16": Config(
-        preset="vificlip_b16", video_tower="open_clip:ViT-B-16/openai", text="label", frames=32, stride=2,
-        epochs=10, warmup=0.5, batch_size=256, micro_batch=8, base_lr=8e-6, final_lr=8e-8,
-        weight_decay=0.001, num_workers=8,
+        preset="vificlip_b16", video_tower="open_clip:ViT-B-16/openai", text="label", templates="vificlip", pixels="imagenet",
+        frames=32, stride=0, loss="classes", smoothing=0.1, mixup=0.8, cutmix=1.0, scales=(1.0, 0.875, 0.75, 0.66), flip=True,
+        jitter=0.8, grey=0.2, epochs=10, warmup=0.5, schedule="counting", batch_size=256, micro_batch=8, base_lr=8e-6,
+        final_lr=8e-8, weight_decay=0.001, num_workers=8,
     ),
 }  # fmt: skip
 
@@ -227,7 +251,7 @@ ABOUT = {
     "tiny": "the built-in world or small captioned data, minutes on two cores (the default)",
     "motion": "people who act before still backgrounds: a tower that does not see what stands still",
     "photos": "photographs with captions, from scratch, minutes on two cores",
-    "vificlip_b16": "ViFi-CLIP as published: a whole CLIP ViT-B/16 fine-tuned on labels",
+    "vificlip_b16": "ViFi-CLIP: a whole CLIP ViT-B/16 fine-tuned on labels, against all class prompts",
 }
 
 # What may change when a run is continued: nothing that decides the numbers.
@@ -240,7 +264,10 @@ OFF = {
     "small": False,
     "depth": 0,
     "frames": 0,
-    "stride": 0,
+    "smoothing": 0.0,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "pixels": "tower",
     "moving": 1.0,
     "drop_tokens": 0.0,
     "weights": (),
@@ -256,18 +283,28 @@ PATIENCE = 0.15  # share of the steps after which a loss at chance is worth a se
 def train_step(model, optimizers, batches, accumulate, accelerator, loss, clip_grad, make_micro):
     """One optimizer step: a loss over all clips of all processes, in `accumulate` micro-batches.
 
+    `loss` scores a whole batch; None: every clip is scored against all classes.
+
     Returns:
         what a person watches, the gradient norm, the batches' errors, how many captions were cut, and the
         seconds spent waiting for data. If the norm is not finite the weights were left alone.
     """
-    micro, errors, cut, before = [], [], 0, time.monotonic()
-    for _ in range(accumulate):
-        batch = next(batches)
-        errors += batch["errors"]
-        cut += int(batch["cut"].sum())
-        micro.append(make_micro(batch))
-    waited = time.monotonic() - before
-    result = backward_step(model, micro, loss, accelerator)
+    errors, cut, waited = [], 0, 0.0
+
+    def load():
+        nonlocal cut, waited
+        for _ in range(accumulate):
+            before = time.monotonic()
+            batch = next(batches)
+            waited += time.monotonic() - before
+            errors.extend(batch["errors"])
+            cut += int(batch["cut"].sum())
+            yield make_micro(batch)
+
+    if loss is None:
+        result = backward_classes(model, load(), accumulate, accelerator)
+    else:
+        result = backward_step(model, load(), loss, accelerator)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad or math.inf)
     for optimizer in optimizers:
         if torch.isfinite(norm):
@@ -328,9 +365,12 @@ def build_model(cfg: Config) -> VideoText:
     else:
         text = fresh_text(text_name, cfg.dim)
     whole = bool(pair) and text_name == cfg.video_tower and pair.trained
+    if cfg.loss == "classes" and isinstance(text, OpenClipText):
+        # As ViFi-CLIP: the prompts are always the same, and the words of other classes shall stay where they are.
+        text.tower.token_embedding.requires_grad_(False)
     dim = text.embed_dim if whole else cfg.dim
     model = VideoText(video, text, dim, project=not whole, loss=cfg.loss)
-    if whole and (pair.bias is None) == (cfg.loss == "infonce"):
+    if whole and (pair.bias is None) == (cfg.loss != "siglip"):
         model.log_scale.data.copy_(pair.log_scale.reshape(()))
         if pair.bias is not None:
             model.bias.data.copy_(pair.bias.reshape(()))
@@ -359,12 +399,18 @@ def unused(cfg: Config) -> dict[str, str]:
         why |= dict.fromkeys(("size", *form), f"{tower}, which has its own")
         if text_tower_name(cfg) == cfg.video_tower and is_trained(cfg.video_tower):
             why["dim"] = f"{tower}, whose two towers meet already"
+    if cfg.backbone or not cfg.video_tower.startswith(OPEN_CLIP):
+        why["pixels"] = tower if not cfg.backbone else f"with --backbone {cfg.backbone}"
     if cfg.frames == 1:
         why.setdefault("stride", "with --frames 1")
     if cfg.text == "caption":
         why["templates"] = "with --text caption"
     if len(cfg.data) == 1:
         why["weights"] = "with one source of --data"
+    if cfg.loss == "classes":
+        why["positives"] = "with --loss classes"
+    else:
+        why |= dict.fromkeys(("smoothing", "mixup", "cutmix"), f"with --loss {cfg.loss}")
     if cfg.steps:
         why["epochs"] = f"with --steps {cfg.steps}: --steps 0 goes by epochs"
     return {name: w for name, w in why.items() if getattr(cfg, name) != OFF.get(name)}
@@ -386,15 +432,15 @@ def build_video_tower(cfg: Config, pair: Pair | None) -> nn.Module:
         return load_backbone(cfg.backbone)
     size = cfg.video_tower.removeprefix("vit_")
     if size not in SIZES and cfg.video_tower in MODELS:
-        given = {"frames": cfg.frames, "stride": cfg.stride, "size": cfg.size}
-        clip = {name: value for name, value in given.items() if value}
+        clip = {"stride": cfg.stride, "size": cfg.size}
+        clip |= {"frames": cfg.frames} if cfg.frames else {}
         tower = build_family(cfg.video_tower, small=cfg.small, **clip)
         if tower.input_spec.channels != 3:
             raise ValueError(f"--video-tower {cfg.video_tower} sees optical flow, not pictures")
         return tower
-    frames, stride = cfg.frames or 16, cfg.stride or 4
+    frames = cfg.frames or 16
     if pair:
-        return checkpoint.frame_tower(pair, frames, stride, cfg.pool)
+        return checkpoint.frame_tower(pair, frames, cfg.stride, cfg.pool, cfg.pixels)
     by_frames = cfg.video_tower.startswith("frames:")
     size = size.removeprefix("frames:")
     if size not in SIZES:
@@ -407,7 +453,7 @@ def build_video_tower(cfg: Config, pair: Pair | None) -> nn.Module:
     depth = cfg.depth or depth
     if not by_frames:
         return VideoTransformer(
-            dim, depth, heads, frames, cfg.size, cfg.patch, cfg.tubelet, stride,
+            dim, depth, heads, frames, cfg.size, cfg.patch, cfg.tubelet, cfg.stride,
             positions=cfg.positions, init=cfg.init, moving=cfg.moving,
         )  # fmt: skip
     if cfg.size % cfg.patch:
@@ -417,7 +463,7 @@ def build_video_tower(cfg: Config, pair: Pair | None) -> nn.Module:
         "image_size": cfg.size,
     }  # fmt: skip
     config = {"embed_dim": dim, "vision_cfg": vision_cfg, "quick_gelu": False}
-    return FrameTower(config, frames, stride, cfg.pool, interpolation="bilinear")
+    return FrameTower(config, frames, cfg.stride, cfg.pool, interpolation="bilinear")
 
 
 def captions_of(cfg: Config, record: dict) -> list[str]:
@@ -439,10 +485,14 @@ def group_of(cfg: Config, record: dict, caption: str) -> int:
 
 
 class TextOfView:
-    """What a training view has besides its pixels: (rng, index entry) -> tokens, group, visible tokens."""
+    """What a training view has besides its pixels: (rng, index entry) -> tokens, group, class, visible tokens.
 
-    def __init__(self, cfg: Config, model: VideoText):
+    `classes` are the names of which a view has a number; empty: it has none.
+    """
+
+    def __init__(self, cfg: Config, model: VideoText, classes: list[str]):
         self.cfg, self.tokenizer = cfg, model.text.tokenizer
+        self.numbers = {name: i for i, name in enumerate(classes)}
         self.num_tokens = self.num_visible = 0
         if cfg.drop_tokens and can_drop_tokens(model.video):
             self.num_tokens = model.video.num_moving
@@ -458,6 +508,8 @@ class TextOfView:
             "groups": torch.tensor(group_of(self.cfg, record, caption)),
             "cut": torch.tensor(cut[0]),
         }
+        if self.numbers:
+            drawn["classes"] = torch.tensor(self.numbers[record["label"]])
         if self.num_visible:
             kept = np.sort(rng.permutation(self.num_tokens)[: self.num_visible])
             drawn["visible"] = torch.from_numpy(kept)
@@ -471,6 +523,58 @@ def micro_of(cfg: Config, model: VideoText, batch: dict) -> dict[str, Tensor]:
     if cfg.trim_text:
         micro["tokens"] = trim(micro["tokens"], model.text)
     return micro
+
+
+class AgainstClasses:
+    """The tensors of a loaded batch that are scored against all classes: mixed clips, all prompts, soft targets.
+
+    Args:
+        cfg: smoothing, mixup, cutmix and the seed.
+        model: whose tokenizer and clip they go by.
+        prompts: a sentence a class.
+        device: where clips are mixed.
+    """
+
+    def __init__(self, cfg: Config, model: VideoText, prompts: list[str], device: torch.device):
+        self.cfg, self.spec, self.device = cfg, model.video.input_spec, device
+        self.num_classes = len(prompts)
+        tokens, cut = model.text.tokenizer(prompts)
+        if any(cut):
+            raise ValueError(
+                f"the prompt of a class is longer than the text tower's context: {prompts[cut.index(True)]!r}"
+            )
+        self.tokens = trim(tokens, model.text) if cfg.trim_text else tokens
+
+    def __call__(self, rng: np.random.Generator, batch: dict) -> dict[str, Tensor]:
+        """A micro-batch for `backward_classes`; all randomness comes from `rng`."""
+        video = self.spec.normalise(batch["video"].to(self.device, non_blocking=True))
+        targets = make_targets(batch["classes"], self.num_classes, self.cfg.smoothing)
+        video, targets = mix(video, targets.to(self.device), self.cfg.mixup, self.cfg.cutmix, rng)
+        micro = {"video": video, "tokens": self.tokens, "targets": targets}
+        return micro | {name: batch[name] for name in ("visible",) if name in batch}
+
+
+def class_prompts(cfg: Config, packs: list[Pack], chosen: list[np.ndarray]) -> dict[str, str]:
+    """The classes of the clips and the one sentence of each, for --loss classes; none for other losses.
+
+    Raises:
+        ValueError: there are no class names, fewer than two classes, or several sentences each.
+    """
+    if cfg.loss != "classes":
+        return {}
+    if cfg.text != "label" or len(load_templates(cfg.templates)) != 1:
+        raise ValueError(
+            "--loss classes has one sentence a class: give --text label and --templates with one line, such as vificlip"
+        )
+    records = (pack.record(i) for pack, ids in zip(packs, chosen, strict=True) for i in ids)
+    prompts: dict[str, str] = {}
+    for record in records:
+        if record["label"] not in prompts:
+            prompts[record["label"]] = captions_of(cfg, record)[0]
+    if len(prompts) < 2:
+        raise ValueError(f"the only class is {min(prompts)!r}: there is nothing to tell apart")
+    refuse_same_words(prompts, " + ".join(cfg.data))
+    return dict(sorted(prompts.items()))
 
 
 def choose_clips(cfg: Config, packs: list[Pack], say: bool) -> list[np.ndarray]:
@@ -520,7 +624,7 @@ def refuse_early(cfg: Config, model: VideoText, plan: Plan) -> None:
             f"a batch of {cfg.batch_size} in micro-batches of {plan.micro} would not be exact: this tower has "
             "batch normalisation, which mixes the clips of a micro-batch; raise --micro-batch or take a ViT"
         )
-    if cfg.positives != "pair" and cfg.batch_size < 2:
+    if cfg.loss != "classes" and cfg.positives != "pair" and cfg.batch_size < 2:
         raise ValueError(
             "a batch of one clip has nothing to be contrasted with: raise --batch-size"
         )
@@ -550,7 +654,7 @@ def print_plan(cfg: Config, plan: Plan, accelerator, counts, model: VideoText, r
             ),
             "text tower": f"{text_tower_name(cfg)}, {millions['t']:.1f} M parameters, context "
             f"{model.text.tokenizer.context_length}",
-            "loss": f"{cfg.loss}, positives: {cfg.positives}",
+            "loss": cfg.loss + (f", positives: {cfg.positives}" if cfg.loss != "classes" else ""),
             "device": f"{accelerator.num_processes} x {device.describe(accelerator.device)}, "
             f"{'bf16' if accelerator.mixed_precision == 'bf16' else 'fp32'}",
             "effective batch": f"{cfg.batch_size} clips = {accelerator.num_processes} processes x "
@@ -579,6 +683,7 @@ def main(cfg: Config) -> dict:
     packs = [open_data(source, packing_side(spec.size), say=first) for source in cfg.data]
     chosen = choose_clips(cfg, packs, first)
     per_source = [len(ids) for ids in chosen]
+    prompts = class_prompts(cfg, packs, chosen)
 
     # ---- processes
     accelerator = start_accelerator(cfg.precision, cfg.threads)
@@ -609,7 +714,8 @@ def main(cfg: Config) -> dict:
     accelerator.wait_for_everyone()
 
     # ---- loader and wrapper
-    text_of_view, augment = TextOfView(cfg, model), Augment(cfg.flip, cfg.colour)
+    text_of_view = TextOfView(cfg, model, list(prompts))
+    augment = Augment(cfg.flip, cfg.colour, jitter=cfg.jitter, grey=cfg.grey)
     parts = [
         TrainClips(pack, ids, spec, cfg.seed, 1, cfg.scales, text_of_view, augment)
         for pack, ids in zip(packs, chosen, strict=True)
@@ -624,6 +730,11 @@ def main(cfg: Config) -> dict:
     model.train()  # what was loaded is in evaluation mode
     several = cfg.positives != "pair"
     loss = partial(contrast, loss=cfg.loss, several_positives=several)
+    rate = counting_rate if cfg.schedule == "counting" else learning_rate
+    make_micro = partial(micro_of, cfg, bare)
+    if prompts:
+        loss, place = None, accelerator.process_index
+        against = AgainstClasses(cfg, bare, list(prompts.values()), accelerator.device)
     scale = cfg.batch_size / 256
     chance = math.log(cfg.batch_size)
 
@@ -634,14 +745,16 @@ def main(cfg: Config) -> dict:
     shown, clips_shown, waited_shown = time.monotonic(), 0, 0.0
     with train_batches(dataset, positions, cfg.num_workers) as batches, stop:
         while state["step"] < plan.steps:
-            lr = learning_rate(
+            lr = rate(
                 state["step"], plan.steps, plan.warmup, cfg.base_lr * scale, cfg.final_lr * scale
             )
             for group in (g for o in optimizers for g in o.param_groups):
                 group["lr"] = lr * group.get("lr_scale", 1.0)
+            if prompts:  # what is drawn depends on the step and the process only
+                make_micro = partial(against, counter_rng(cfg.seed, state["step"], place, stream=6))
             result, norm, errors, cut, waited = train_step(
                 model, optimizers, batches, plan.accumulate, accelerator, loss, cfg.clip_grad,
-                partial(micro_of, cfg, bare),
+                make_micro,
             )  # fmt: skip
             # One small sum over the processes carries all that they must agree on.
             means = (result.loss, result.video_to_text, result.text_to_video, result.gap)

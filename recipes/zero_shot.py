@@ -75,7 +75,7 @@ class Config:
     classes: str = ""
     """Class names separated by commas, or a file: a name a line, or csv with label,text."""
     templates: str = "auto"
-    """plain, openai_kinetics, openai_ucf101, third_person, or a file with a template a line; auto: third_person if
+    """plain, vificlip, openai_kinetics, openai_ucf101, third_person, or a file with a template a line; auto: third_person if
     the data have texts for their classes (a class_text column), else openai_kinetics."""
     out: str | None = None
     """Results folder; by default zero-shot-DATA beside the backbone."""

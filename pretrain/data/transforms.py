@@ -20,6 +20,8 @@ class Augment:
         colour: strength of random brightness, contrast and colour balance, each by up to this share; 0: none.
         rand_augment: "" or "nN-mM": N of RandAugment's operations at magnitude M of 10.
         erase: share of the clips of which one box is replaced by noise, in all frames alike.
+        jitter: share of the clips whose frames are coloured otherwise, each by itself, see `jitter_colours`.
+        grey: share of the clips whose colours are taken away.
 
     Raises:
         ValueError: a strength or share outside 0 to 1, or another rule.
@@ -29,9 +31,11 @@ class Augment:
     colour: float = 0.0
     rand_augment: str = ""
     erase: float = 0.0
+    jitter: float = 0.0
+    grey: float = 0.0
 
     def __post_init__(self):
-        for name in ("colour", "erase"):
+        for name in ("colour", "erase", "jitter", "grey"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not between 0 and 1")
         if self.rand_augment and not _RULE.fullmatch(self.rand_augment):
@@ -63,9 +67,42 @@ class Augment:
             pairs = zip(table.astype(np.uint8), clip.numpy(), strict=True)
             # numpy's lookup: torch's took four times as long.
             clip = torch.from_numpy(np.stack([np.take(row, channel) for row, channel in pairs]))
+        if self.jitter and rng.random() < self.jitter:
+            clip = jitter_colours(clip, rng)
+        if self.grey and rng.random() < self.grey:
+            clip = take_colours(clip)
         if self.erase and rng.random() < self.erase:
             clip = random_erase(clip, rng)
         return clip.contiguous()
+
+
+def jitter_colours(clip: Tensor, rng: np.random.Generator) -> Tensor:
+    """Change brightness, contrast, saturation and hue of a clip, uint8 (C, T, H, W), of every frame by itself.
+
+    torchvision's ColorJitter(0.4, 0.4, 0.2, 0.1) on one frame after the other, as ViFi-CLIP has it: its frames flicker.
+    """
+    import torchvision.transforms.v2.functional as TF
+
+    frames = []
+    for frame in clip.unbind(1):
+        factors = (*rng.uniform(0.6, 1.4, 2), rng.uniform(0.8, 1.2), rng.uniform(-0.1, 0.1))
+        for i in rng.permutation(4):
+            change = (
+                TF.adjust_brightness,
+                TF.adjust_contrast,
+                TF.adjust_saturation,
+                TF.adjust_hue,
+            )[i]
+            frame = change(frame, float(factors[i]))
+        frames.append(frame)
+    return torch.stack(frames, 1)
+
+
+def take_colours(clip: Tensor) -> Tensor:
+    """A clip, uint8 (C, T, H, W), in shades of grey, by ITU-R 601's shares of red, green and blue."""
+    shares = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1, 1)
+    grey = (clip.float() * shares).sum(0, keepdim=True).round().to(torch.uint8)
+    return grey.expand_as(clip)
 
 
 def rand_augment(clip: Tensor, num: int, magnitude: float, rng: np.random.Generator) -> Tensor:

@@ -7,9 +7,10 @@ import pytest
 import torch
 from open_clip.loss import ClipLoss, SigLipLoss
 
+from downstream.finetune import make_targets
 from downstream.zero_shot import class_vectors, ensemble
 from pretrain.checkpoint import export_backbone, load_backbone, load_video_text
-from pretrain.clip import contrast
+from pretrain.clip import against_classes, contrast
 from pretrain.openclip import load_open_clip
 from pretrain.prompts import TEMPLATES
 from pretrain.text import fresh_text, trim
@@ -24,6 +25,25 @@ def unit_rows(n: int, d: int, seed: int, dtype=torch.float64) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, d, generator=generator, dtype=dtype)
     return torch.nn.functional.normalize(x, dim=-1)
+
+
+def test_all_classes_against_timms_losses():
+    """Cross entropy of scaled cosines with smoothed, mixed targets, as ViFi-CLIP is trained."""
+    from timm.data.mixup import mixup_target
+    from timm.loss import SoftTargetCrossEntropy
+
+    video, text = unit_rows(6, 5, 0), unit_rows(9, 5, 1)
+    labels = torch.tensor([0, 8, 3, 3, 5, 1])
+    hot = make_targets(labels, 9, 0.1).double()
+    targets = 0.7 * hot + 0.3 * hot.flip(0)
+    theirs = mixup_target(labels, 9, 0.7, 0.1, device="cpu").double()
+    assert torch.allclose(targets, theirs, atol=1e-6)
+    made = against_classes(video, text, torch.tensor(20.0), targets)
+    expected = SoftTargetCrossEntropy()(20 * video @ text.T, targets)
+    assert made.loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    best = (video @ text.T).argmax(1)
+    assert made.video_to_text.item() == pytest.approx((best == labels).double().mean().item())
+    assert made.duplicates.item() == 1
 
 
 def gradients_of(value: torch.Tensor, inputs: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -105,6 +105,12 @@ REFUSED = [
     (clip, "--templates plain", "--templates"),
     (clip, "--weights 1", "--weights"),
     (clip, "--epochs 3", "--epochs"),
+    (
+        clip,
+        "--smoothing 0.1 --mixup 0.8 --cutmix 1 --pixels imagenet",
+        "--smoothing --mixup --cutmix --pixels",
+    ),
+    (clip, "vificlip_b16 --positives caption", "--positives"),
     (videomae, "--encoder vivit_3 --depth 3 --pool class", "--depth --pool"),
     (videomae, "--encoder i3d --init mimetic --positions rotary", "--init --positions"),
     (

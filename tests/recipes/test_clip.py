@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from pretrain import checkpoint
 from pretrain.data.pack import pack
+from pretrain.prompts import load_templates
 from recipes import clip
 from tests.recipes.runs import (
     equal,
@@ -146,6 +147,57 @@ def test_cached_gradients_give_the_run_of_the_whole_batch(
     assert "passes" not in capsys.readouterr().out
     losses = [[entry["loss"] for entry in lines(r)] for r in (undisturbed, tmp_path / "run")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+CLASSES = {
+    "loss": "classes", "text": "label", "templates": "vificlip", "smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "stride": 0,
+    "jitter": 0.5, "grey": 0.5, "flip": True, "schedule": "counting", "warmup": 0.5, "clip_grad": 0.0, "steps": 4,
+}  # fmt: skip
+
+
+def test_all_class_prompts(captioned_pack, tmp_path, monkeypatch):
+    """Every clip against all prompts: interrupted as undisturbed, words stay, and a batch is exact in any number of passes."""
+    whole, split, broken = (config(captioned_pack, tmp_path / n, **CLASSES) for n in "abc")
+    before = clip.build_model(whole).state_dict()
+    clip.main(whole)
+    log = lines(whole.out)
+    assert 1.1 < log[0]["loss"] < 2.5 and log[0]["lr"] == 0  # about ln 4, smoothed
+    after = final_weights(whole.out)
+    words = "text.tower.token_embedding.weight"
+    assert equal({words: before[words]}, {words: after[words]})
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, clip, 3)
+        with pytest.raises(SystemExit):
+            clip.main(broken)
+    clip.main(broken)
+    assert equal(final_weights(broken.out), after)
+    losses = []
+    for micro, out in ((8, "d"), (2, "e")):
+        plain = dataclasses.replace(
+            split, mixup=0.0, cutmix=0.0, micro_batch=micro, out=str(tmp_path / out)
+        )
+        clip.main(plain)
+        losses.append([entry["loss"] for entry in lines(plain.out)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{"text": "caption"}, {"templates": "openai_ucf101"}])
+def test_all_class_prompts_want_one_sentence_a_class(captioned_pack, tmp_path, changes):
+    with pytest.raises(ValueError, match="one sentence a class"):
+        clip.main(config(captioned_pack, tmp_path / "run", **CLASSES | changes))
+
+
+def test_the_preset_of_vificlip():
+    """As the authors' repository has it; see the comment at the preset."""
+    preset = dataclasses.asdict(clip.PRESETS["vificlip_b16"])
+    published = {
+        "video_tower": "open_clip:ViT-B-16/openai", "loss": "classes", "smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0,
+        "frames": 32, "stride": 0, "scales": (1.0, 0.875, 0.75, 0.66), "flip": True, "jitter": 0.8, "grey": 0.2, "epochs": 10,
+        "warmup": 0.5, "batch_size": 256, "base_lr": 8e-6, "final_lr": 8e-8, "weight_decay": 0.001, "beta2": 0.98,
+        "clip_grad": 0.0, "optimizer": "adamw", "pixels": "imagenet", "pool": "mean", "colour": 0.0, "drop_tokens": 0.0,
+    }  # fmt: skip
+    assert {name: preset[name] for name in published} == published
+    assert load_templates(preset["templates"]) == ("a photo of a {}.",)
 
 
 def test_dropped_tokens_siglip_and_labels(captioned_pack, tmp_path, capsys):

@@ -8,7 +8,7 @@ import torch
 
 from downstream.models import build_model
 from pretrain import optim
-from pretrain.optim import adamw, learning_rate, make_optimizers
+from pretrain.optim import adamw, counting_rate, learning_rate, make_optimizers
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer
 
@@ -22,6 +22,20 @@ def test_schedule_closed_form():
     assert math.isclose(learning_rate(55, 100, 10, 2.0, 0.5), 1.25)
     assert math.isclose(learning_rate(100, 100, 10, 2.0, 0.5), 0.5)
     assert learning_rate(0, 1, 0, 2.0, 0.5) == 2.0
+
+
+def test_the_cosine_that_counts_on_is_timms():
+    from timm.scheduler.cosine_lr import CosineLRScheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=8e-6)
+    theirs = CosineLRScheduler(
+        optimizer, 1000, lr_min=8e-8, warmup_t=500, cycle_limit=1, t_in_epochs=False
+    )
+    for step in range(1000):
+        theirs.step_update(step)
+        rate = counting_rate(step, 1000, 500, 8e-6, 8e-8)
+        assert rate == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-18)
+    assert counting_rate(500, 1000, 500, 8e-6, 8e-8) == pytest.approx(4.04e-6)
 
 
 def test_matrices_decay_and_nothing_else_does():

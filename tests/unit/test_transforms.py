@@ -76,3 +76,24 @@ def test_uniform_sampling_reaches_training_and_test(tiny_pack):
     first, second = EvalClips(pack, ids, spec, 2, 1)[0][1]
     frames = pack.frames(pack.record(ids[0]), np.arange(16)).permute(3, 0, 1, 2)
     assert torch.equal(first, frames[:, ::4]) and torch.equal(second, frames[:, 2::4])
+
+
+def test_jittered_colours_are_torchvisions_frame_by_frame():
+    """No value leaves what the four changes can reach, every frame has its own, and grey is their grey."""
+    import torchvision.transforms.v2.functional as TF
+
+    still = clip_of()[:, :1].expand(3, 6, 6, 8).contiguous()
+    out = Augment(jitter=1.0)(still, np.random.default_rng(0))
+    assert (
+        out.dtype == torch.uint8 and len({bytes(f.numpy().tobytes()) for f in out.unbind(1)}) == 6
+    )
+    means = [out[:, t].float().mean() / still[:, t].float().mean() for t in range(6)]
+    assert min(means) > 0.5 and max(means) < 1.5
+    grey = Augment(grey=1.0)(clip_of(), np.random.default_rng(0))
+    theirs = TF.rgb_to_grayscale(clip_of().transpose(0, 1), 3).transpose(0, 1)
+    assert (grey.int() - theirs.int()).abs().max() <= 1 and (grey[0] == grey[2]).all()
+    counts = [
+        torch.equal(Augment(grey=0.2)(clip_of(), np.random.default_rng(i)), clip_of())
+        for i in range(200)
+    ]
+    assert 0.7 < np.mean(counts) < 0.9
