@@ -12,8 +12,8 @@ import numpy as np
 from filelock import FileLock
 
 from pretrain.folders import claim, holds_nothing, read_json, writing
-from pretrain.log import optional_figure
-from pretrain.names import file_name, for_csv, for_figure, for_markdown
+from pretrain.log import beside_line, optional_figure
+from pretrain.names import file_name, for_csv, for_figure, for_markdown, for_title
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "av", "safetensors")
 
@@ -155,14 +155,17 @@ def write_csv(path: Path, header: list[str], rows: Iterable[list]) -> None:
 
 
 @optional_figure
-def confusion_figure(path: Path, counts: np.ndarray, classes: list[str], title: str) -> None:
-    """Draw a confusion matrix; colour is the share of the true class, numbers are per cent.
+def confusion_figure(
+    path: Path, counts: np.ndarray, classes: list[str], title: str, unit: str = "videos"
+) -> None:
+    """Draw a confusion matrix; colours and numbers are per cent of the true class.
 
     Args:
         path: the .png to write.
         counts: (C, C), row = true class, column = predicted class.
         classes: names of the classes.
         title: above it.
+        unit: what was counted, "videos" or "frames".
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -174,7 +177,7 @@ def confusion_figure(path: Path, counts: np.ndarray, classes: list[str], title: 
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
     names = [for_figure(name, 24) for name in classes]
     totals = counts.sum(1)
     axes.set_xticks(range(num), names, rotation=90, fontsize=font)
@@ -182,8 +185,8 @@ def confusion_figure(path: Path, counts: np.ndarray, classes: list[str], title: 
         range(num), [f"{n} ({t})" for n, t in zip(names, totals, strict=True)], fontsize=font
     )
     axes.set_xlabel("predicted")
-    axes.set_ylabel("true (number of videos)")
-    axes.set_title(for_figure(title), fontsize=10)
+    axes.set_ylabel(f"true (number of {unit})")
+    figure.suptitle(for_title(f"{title}, {counts.sum()} {unit}", side + 1), fontsize=10)
     if num <= 50:
         for row, column in zip(*np.nonzero(counts), strict=True):
             value = share[row, column]
@@ -191,13 +194,13 @@ def confusion_figure(path: Path, counts: np.ndarray, classes: list[str], title: 
             axes.text(
                 column,
                 row,
-                f"{100 * value:.0f}",
+                f"{100 * value:.0f} %",
                 ha="center",
                 va="center",
-                fontsize=6.5,
+                fontsize=6,
                 color=colour,
             )
-    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
+    figure.colorbar(image, ax=axes, shrink=0.7, label="per cent of the true class")
     figure.savefig(path, dpi=110)
 
 
@@ -234,27 +237,28 @@ def filmstrip_figure(
         axis.imshow(image)
         axis.set_axis_off()
         axis.set_title(f"{second:.1f} s", fontsize=8)
-    above.suptitle(for_figure(title), fontsize=10)
+    above.suptitle(for_title(title, 1.5 * num), fontsize=10)
     bars = below.subplots()
     places = np.arange(len(classes))[::-1]
-    bars.barh(places, probabilities, color="C0")
+    bars.barh(places, 100 * probabilities, color="C0")
     bars.set_yticks(places, [for_figure(c, 40) for c in classes], fontsize=9)
-    bars.set_xlim(0, 1)
-    bars.set_xlabel("probability among the classes given", fontsize=8)
+    bars.set_xlim(0, 110)  # room for a number beside the longest bar
+    bars.set_xticks(range(0, 101, 20))
+    bars.set_xlabel("probability among the classes given, per cent", fontsize=8)
     for place, value in zip(places, probabilities, strict=True):
-        bars.text(min(value + 0.01, 0.93), place, f"{value:.0%}", va="center", fontsize=8)
+        bars.text(100 * value + 1, place, f"{100 * value:.0f} %", va="center", fontsize=8)
     figure.savefig(path, dpi=110)
 
 
 @optional_figure
 def contact_sheet_figure(
-    path: Path, pictures: list[tuple[str, np.ndarray]], title: str, columns: int = 3
+    path: Path, pictures: list[tuple[str, np.ndarray, np.ndarray]], title: str, columns: int = 3
 ) -> None:
     """Draw videos as short strips on a sheet, best first.
 
     Args:
         path: the .png to write.
-        pictures: caption and uint8 frames (T, H, W, 3) of each.
+        pictures: caption, uint8 frames (T, H, W, 3) and their seconds (T,) of each.
         title: above all.
         columns: strips in a row.
     """
@@ -263,15 +267,21 @@ def contact_sheet_figure(
 
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
-    figure = Figure(figsize=(4.6 * columns, 1.7 * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(4.6 * columns, 1.9 * rows + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
+    for axis in axes[len(pictures) :]:
         axis.set_axis_off()
-    for axis, (caption, frames) in zip(axes, pictures, strict=False):
+    for axis, (caption, frames, seconds) in zip(axes, pictures, strict=False):
         axis.imshow(np.concatenate(list(frames), axis=1))
-        axis.set_title(for_figure(caption, 52), fontsize=8)
-    figure.suptitle(for_figure(title), fontsize=11)
+        axis.set_title(for_figure(caption, 60), fontsize=8)
+        width = frames.shape[2]
+        middles = width * (np.arange(len(frames)) + 0.5)
+        axis.set_xticks(middles, [f"{second:.1f} s" for second in seconds], fontsize=7)
+        axis.set_yticks([])
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+    figure.suptitle(for_title(title, 4.6 * columns, 11), fontsize=11)
     figure.savefig(path, dpi=110)
 
 
@@ -315,7 +325,7 @@ def timeline_figure(
     axes.set_yticks(range(len(shown)), names, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("seconds")
-    axes.set_title(for_figure(title), fontsize=10)
+    axes.set_title(for_title(title, 7), fontsize=10)
     handles = [Patch(color=colour[c], label=for_figure(c, 40)) for c in present]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=110)
@@ -337,36 +347,24 @@ def cost_figure(
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for i, (name, cost, value, low, high) in enumerate(points):
         whiskers = [[100 * (value - low)], [100 * (high - value)]]
         axes.errorbar(
-            cost / 1e9, 100 * value, whiskers, fmt="o", color=f"C{i % 10}", capsize=2, linewidth=0.8
-        )
-        above = i % 2 == 0  # neighbours' names on different sides
-        axes.annotate(
-            for_figure(name, 40), (cost / 1e9, 100 * value), (4, 5 if above else -11), textcoords="offset points", fontsize=8,
-            color=f"C{i % 10}",
+            cost / 1e9, 100 * value, whiskers, fmt="os^Dv"[i // 10 % 5], color=f"C{i % 10}", capsize=2, linewidth=0.8,
+            label=for_figure(name, 40),
         )  # fmt: skip
-    axes.axhline(100 * chance, color="grey", linewidth=0.8, linestyle=":")
-    axes.annotate(
-        "chance",
-        (1, 100 * chance),
-        xycoords=("axes fraction", "data"),
-        ha="right",
-        fontsize=7,
-        color="grey",
-    )
+    beside_line(axes, 100 * chance, f"chance\n{100 * chance:.1f} %", "grey", 1.01)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.margins(x=0.15)  # room for names at the right
     axes.set_xlabel("GFLOPs of one clip (a multiplication and an addition are two)")
     axes.set_ylabel("test top-1, per cent, with 95 % interval")
-    axes.set_title(for_figure(title), fontsize=10)
+    figure.legend(fontsize=8, loc="outside right upper")
+    figure.suptitle(for_title(title, 9), fontsize=10)
     figure.savefig(path, dpi=110)
 
 
@@ -398,8 +396,9 @@ def growth_figure(
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         axis.set_xticks(frames, [str(n) for n in frames])
-        axis.set_xlabel("frames")
-        axis.set_title(label, fontsize=10)
-    figure.axes[0].legend(fontsize=7)
-    figure.suptitle(for_figure(title), fontsize=10)
+        axis.set_xlabel("frames of a clip")
+        axis.set_ylabel(label)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=min(len(found), 6))
+    figure.suptitle(for_title(title, 12), fontsize=10)
     figure.savefig(path, dpi=110)

@@ -16,7 +16,7 @@ import tyro
 
 from pretrain.flags import refuse_numbers, refuse_unused
 from pretrain.folders import sync, writing
-from pretrain.names import clean_screen, did_you_mean, for_figure, for_screen
+from pretrain.names import clean_screen, did_you_mean, for_screen, for_title
 from pretrain.weights import open_regular
 
 
@@ -250,29 +250,38 @@ def optional_figure(draw: Callable[..., str | None]) -> Callable[..., str]:
 
 @optional_figure
 def reconstruction_figure(
-    path: Path, rows: list[tuple[str, np.ndarray]], caption: str, max_frames: int = 8
+    path: Path,
+    rows: list[tuple[str, np.ndarray]],
+    seconds: np.ndarray,
+    title: str,
+    caption: str,
+    bar: tuple[str, list[tuple[float, float, float]]] | None = None,
+    max_frames: int = 8,
 ) -> None:
     """Draw clips under each other, one row each, a column a frame.
 
     Args:
         path: the .png to write.
         rows: name and uint8 frames (T, H, W, 3) of each.
+        seconds: (T,) when the frames were.
+        title: above the picture: of what it is, and by whom.
         caption: what a reader must know, below the picture.
+        bar: what a colour means from 0 to 1, in words, and the colours from 0 to 1, for a bar at the right.
         max_frames: columns, evenly spread over the clip.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
 
     frames = len(rows[0][1])
     columns = np.unique(np.linspace(0, frames - 1, min(max_frames, frames)).astype(int))
-    figure, axes = pyplot.subplots(
-        len(rows),
-        len(columns),
-        figsize=(1.5 * len(columns) + 1.2, 1.5 * len(rows) + 0.6),
-        squeeze=False,
-    )
+    width = 1.5 * len(columns) + 1.2
+    title, caption = for_title(title, width), for_title(caption, width, 8)
+    lines = title.count("\n") + caption.count("\n")
+    figure = Figure(figsize=(width, 1.5 * len(rows) + 0.9 + 0.2 * lines), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for line, (name, clip) in zip(axes, rows, strict=True):
         for axis, column in zip(line, columns, strict=True):
             axis.imshow(clip[column], interpolation="nearest")
@@ -280,11 +289,15 @@ def reconstruction_figure(
             axis.set_yticks([])
         line[0].set_ylabel(name, fontsize=8)
     for axis, column in zip(axes[0], columns, strict=True):
-        axis.set_title(f"frame {column}", fontsize=8)
-    figure.text(0.5, 0.005, caption, ha="center", va="bottom", fontsize=8)
-    figure.tight_layout(rect=(0, 0.04, 1, 1))
+        axis.set_title(f"frame {column}, {seconds[column]:.2f} s", fontsize=7)
+    if bar:
+        meaning, colours = bar
+        scale = ScalarMappable(cmap=LinearSegmentedColormap.from_list("bar", colours))
+        scale.set_clim(0, 1)
+        figure.colorbar(scale, ax=axes, shrink=0.8, aspect=30).set_label(meaning, fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    figure.supxlabel(caption, fontsize=8)
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
 
 
 @optional_figure
@@ -292,6 +305,8 @@ def curve_figure(
     path: Path, log_file: Path, losses: tuple[str, ...], shares: tuple[str, ...], title: str
 ) -> None:
     """Draw what a run's log says over its steps: losses on the left axis, shares on the right.
+
+    Of a share that has a value `NAME_chance` beside it, that is drawn as a line.
 
     Args:
         path: the .png to write.
@@ -304,23 +319,52 @@ def curve_figure(
     from matplotlib.figure import Figure
 
     lines, _ = read_log(log_file)
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     left = figure.add_subplot()
     right = left.twinx()
-    for axis, names, first in ((left, losses, 0), (right, shares, len(losses))):
+    for axis, names, first, unit in ((left, losses, 0, 1), (right, shares, len(losses), 100)):
         for i, name in enumerate(names):
-            points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+            points = [
+                (line["step"], unit * line[name]) for line in lines if line.get(name) is not None
+            ]
+            chances = [100 * line[f"{name}_chance"] for line in lines if line.get(f"{name}_chance")]
+            if chances:
+                beside_line(
+                    right, chances[-1], f"chance\n{chances[-1]:.1f} %", f"C{first + i}", 1.12
+                )
             if points:
                 marker = "o" if len(points) < 20 else None
                 axis.plot(*zip(*points, strict=True), label=name.replace("_", " "), color=f"C{first + i}",
                           marker=marker, markersize=3, linewidth=1)  # fmt: skip
     left.set_xlabel("step")
     left.set_ylabel("loss")
-    right.set_ylabel("share")
-    right.set_ylim(0, 1)
+    right.set_ylabel("per cent")
+    right.set_ylim(0, 100)
     right.set_visible(bool(right.lines))
-    handles = [h for axis in (left, right) for h in axis.get_legend_handles_labels()[0]]
-    left.legend(handles=handles, fontsize=7, loc="center right")
-    left.set_title(for_figure(title), fontsize=10)
+    sides = ((left, "loss"), (right, "per cent"))
+    handles, labels = [], []
+    for axis, unit in sides:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.append(handle)
+            labels.append(label if label == unit else f"{label} ({unit})")
+    figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=3)
+    figure.suptitle(for_title(title, 7), fontsize=10)
     figure.savefig(path, dpi=110)
+
+
+def beside_line(axis, value: float, text: str, colour: str, place: float) -> None:
+    """Draw a dotted level into matplotlib's axes, its name right of them and not on the curves.
+
+    Args:
+        axis: the axes.
+        value: of the level.
+        text: its name.
+        colour: of both.
+        place: where the name begins, as a share of the axes' width.
+    """
+    axis.axhline(value, color=colour, linewidth=0.8, linestyle=":")
+    axis.annotate(
+        text, (place, value), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=colour,
+        annotation_clip=False,
+    )  # fmt: skip

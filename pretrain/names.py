@@ -9,6 +9,7 @@ import hashlib
 import html
 import re
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -92,6 +93,18 @@ def for_figure(text: object, most: int = 120) -> str:
         most: characters; a longer text loses its middle.
     """
     return for_screen(text, most).replace("$", r"\$")
+
+
+def for_title(text: object, inches: float, points: float = 10) -> str:
+    """A title over several lines where one would be wider than the figure, as matplotlib draws it.
+
+    Args:
+        text: the title, or a name.
+        inches: width of the figure.
+        points: size of its letters, of which a mean one is half as wide.
+    """
+    lines = textwrap.wrap(for_screen(text, 300), max(20, int(inches * 135 / points)))
+    return "\n".join(lines).replace("$", r"\$")
 
 
 def file_name(text: str, most: int = 100) -> str:

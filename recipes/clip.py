@@ -856,7 +856,7 @@ def finish(cfg, model, packs, run, plan, state, data) -> None:
     curve = log.curve_figure(
         run / "curve.png", run / "log.jsonl", ("loss",),
         ("video_to_text", "text_to_video", "val_t2v_r1", "val_t2v_r10"),
-        f"video-text contrast, {cfg.preset}: loss, accuracy in the batch, retrieval on val",
+        f"video-text contrast, {cfg.preset}, {cfg.video_tower} on {', '.join(cfg.data)}, {data['num_clips']} clips: loss, accuracy in the batch, retrieval on val",
     )  # fmt: skip
     source = cfg.data[0] if world_clips(cfg.data[0]) else packs[0].folder
     script = "zero_shot" if packs[0].classes else "retrieval"

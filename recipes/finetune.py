@@ -771,7 +771,7 @@ def finish(
     write_card(run / "CARD.md", title, notes, {"results": short, **card})
     if scores is not None:
         write_predictions(run / "predictions.csv", test.sources, test.labels, scores, classes)
-    picture = confusion_figure(run / "confusion.png", counts, classes, title)
+    picture = confusion_figure(run / "confusion.png", counts, classes, title, results["unit"])
     print_summary(cfg, results, run, picture)
     return results
 

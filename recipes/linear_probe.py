@@ -483,9 +483,7 @@ def main(config: Config) -> dict:
         }
         with writing(out / "linear.safetensors"):
             save_file(tensors, out / "linear.safetensors", {"classes": json.dumps(classes)})
-    picture = confusion_figure(
-        out / "confusion.png", counts, classes, f"linear probe, top-1 {100 * numbers['top1']:.1f} %"
-    )
+    picture = confusion_figure(out / "confusion.png", counts, classes, title)
     print_summary(results, out, picture)
     lock.release(force=True)
     return results

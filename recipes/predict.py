@@ -213,7 +213,8 @@ def main(config: Config) -> dict:
         print(f"\nrefused {for_screen(source)}: {for_screen(reason)}")
     print(f"\nanswers  {for_screen(out)}/predictions.json, {for_screen(out)}/predictions.csv")
     if model.per_frame:
-        picture = timeline_figure(out / "timeline.png", rows, model.classes, config.backbone)
+        title = f"what happens when in {len(rows)} videos, by {config.backbone}"
+        picture = timeline_figure(out / "timeline.png", rows, model.classes, title)
         print(f"when     {for_screen(out)}/segments.json\nfigure   {picture}")
     lock.release(force=True)
     return rankings

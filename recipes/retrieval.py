@@ -120,8 +120,10 @@ def search(config: Config, model: VideoText, how: Extraction) -> dict:
         record = pack.record(int(samples[np.flatnonzero(owner == i)[0]]))
         places = np.linspace(0, record["frames"] - 1, 4).astype(int)
         frames = pack.frames(record, places).numpy()
-        pictures.append((f"{similar[i]:.3f}  {names[i]}", frames))
-    picture = contact_sheet_figure(out / "contact_sheet.png", pictures, config.query)
+        seconds = record["start"] + places / record["fps"]
+        pictures.append((f"similarity {similar[i]:.3f}, {names[i]}", frames, seconds))
+    title = f'"{config.query}": the best {len(best)} of {len(names)} videos of {config.data}, by {config.backbone}'
+    picture = contact_sheet_figure(out / "contact_sheet.png", pictures, title)
     print(f"\nfigure   {picture}\nanswer   {for_screen(out)}/search.json", flush=True)
     lock.release(force=True)
     return found

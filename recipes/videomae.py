@@ -480,7 +480,8 @@ def print_plan(
 def draw_figure(path: Path, model: VideoMAE, cfg: Config, pack: Pack, sample: int) -> str:
     """Draw one clip, what the model saw of it and what it made of it."""
     spec = model.encoder.input_spec
-    _, views = EvalClips(pack, np.array([sample]), spec, 1, 1)[0]
+    clips = EvalClips(pack, np.array([sample]), spec, 1, 1)
+    _, views = clips[0]
     rng = counter_rng(cfg.seed, 0, stream=4)
     tokens = draw_tokens(cfg.mask, mask_grid(cfg, model), cfg.mask_ratio, False, rng)
     where = next(model.parameters()).device
@@ -503,7 +504,8 @@ def draw_figure(path: Path, model: VideoMAE, cfg: Config, pack: Pack, sample: in
     )
     if cfg.moving < 1:
         caption += " What is grey in all rows moves too little to be looked at."
-    return log.reconstruction_figure(path, rows, caption)
+    title = f"VideoMAE {cfg.encoder} on {pack.record(sample)['source']}"
+    return log.reconstruction_figure(path, rows, clips.seconds(0)[0], title, caption)
 
 
 # ------------------------------------------------------------------------------------------- main
@@ -683,7 +685,7 @@ def finish(cfg, model, pack, ids, run, plan, state) -> None:
     picture = draw_figure(run / "reconstruction.png", model, cfg, pack, int(ids[0]))
     curve = log.curve_figure(
         run / "curve.png", run / "log.jsonl", ("loss",), ("knn",),
-        f"masked reconstruction, {cfg.encoder}: loss and online kNN",
+        f"masked reconstruction, {cfg.encoder} on {cfg.data}, {len(ids)} clips: loss and online kNN",
     )  # fmt: skip
     data = cfg.data if world_clips(cfg.data) else pack.folder
     print()

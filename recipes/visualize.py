@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from downstream.attention_maps import looked_at, overlay
@@ -56,10 +57,13 @@ def main(config: Config) -> dict:
     spec = encoder.input_spec
     with tempfile.TemporaryDirectory() as folder:
         pack = pack_file(path, Path(folder) / "pack", packing_side(spec.size))
-        _, views = EvalClips(pack, np.array([0]), spec, 1, 1)[0]
+        clips = EvalClips(pack, np.array([0]), spec, 1, 1)
+        (_, views), seconds = clips[0], clips.seconds(0)[0]
     clip = views[0]
     maps = looked_at(encoder, spec.normalise(clip[None]))
-    rows = [("clip", clip)] + [(name, overlay(clip, seen[0])) for name, seen in maps.items()]
+    rows = [("clip", clip)]
+    for name, seen in maps.items():
+        rows.append((f"{name}\n(largest {100 * seen.max():.1f} %)", overlay(clip, seen[0])))
     lock = claim(out)
     pictures = [(name, c.permute(1, 2, 3, 0).numpy()) for name, c in rows]
     by = "the class token" if encoder.class_token is not None else "all tokens alike"
@@ -79,7 +83,12 @@ def main(config: Config) -> dict:
         frames[0].save(
             out / "attention.gif", save_all=True, append_images=frames[1:], duration=100, loop=0
         )
-    drawn = reconstruction_figure(out / "attention.png", pictures, caption)
+    title = f"Attention of {config.backbone} on {path.name}"
+    meaning = "share of the attention, relative to the row's largest token"
+    # What a grey pixel becomes under none and under most of the attention.
+    ends = overlay(torch.full((3, 1, 1, 2), 128, dtype=torch.uint8), torch.tensor([[[0.0, 1.0]]]))
+    bar = (meaning, [tuple(colour) for colour in (ends[:, 0, 0].T / 255).tolist()])
+    drawn = reconstruction_figure(out / "attention.png", pictures, seconds, title, caption, bar)
     lock.release(force=True)
     print(
         f"figure   {drawn}\nmoving   {for_screen(out)}/attention.gif (clip, {', '.join(maps)})",

@@ -201,7 +201,7 @@ def classify_video(config: Config, model: VideoText, how: Extraction) -> dict:
         best = order[:5]
         picture = filmstrip_figure(
             out / "filmstrip.png", filmstrip_frames(pack, records), [names[i] for i in best], probabilities[best],
-            path.name,
+            f"{path.name}, by {config.backbone}: the best {len(best)} of {len(names)} classes",
         )  # fmt: skip
     seconds = sum(r["frames"] / r["fps"] for r in records)
     print(
@@ -410,9 +410,7 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
         {"results": short, **card, "accuracy_of_each_template": results["templates"]},
     )
     write_predictions(out / "predictions.csv", videos.sources, videos.labels, scores, classes)
-    picture = confusion_figure(
-        out / "confusion.png", counts, classes, f"zero-shot, top-1 {100 * top1:.1f} %"
-    )
+    picture = confusion_figure(out / "confusion.png", counts, classes, title)
     print_summary(results, out, picture)
     lock.release(force=True)
     return results

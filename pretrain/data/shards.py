@@ -319,10 +319,18 @@ class EvalClips(Dataset):
     def __len__(self) -> int:
         return len(self.ids)
 
+    def _views(self, record: dict) -> list[np.ndarray]:
+        return test_indices(record["frames"], self.spec.frames, self.spec.stride, self.num_clips)
+
+    def seconds(self, place: int) -> np.ndarray:
+        """When the frames of each temporal view were, seconds of the source: (num_clips, T)."""
+        record = self.pack.record(int(self.ids[place]))
+        return record["start"] + np.stack(self._views(record)) / record["fps"]
+
     def __getitem__(self, place: int) -> tuple[int, Tensor]:
         sample = int(self.ids[place])
         record = self.pack.record(sample)
-        views = test_indices(record["frames"], self.spec.frames, self.spec.stride, self.num_clips)
+        views = self._views(record)
         try:
             frames = self.pack.frames(record, np.concatenate(views))
         except DecodeError as error:

@@ -1,11 +1,17 @@
 """What is written beside a number."""
 
 import csv
+import json
 
 import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
+from downstream import report
 from downstream.report import confusion_figure, software, write_card, write_predictions
+from pretrain.log import curve_figure, reconstruction_figure
 
 
 def test_predictions_are_in_order_of_score(tmp_path):
@@ -42,3 +48,83 @@ def test_confusion_figure_is_dark_where_videos_are(tmp_path):
 
 def test_software_names_versions():
     assert {"commit", "python", "torch", "scikit-learn"} <= software().keys()
+
+
+PICTURES = np.zeros((4, 8, 8, 3), np.uint8)
+SECONDS = np.arange(4) / 2
+LONG = "a title that is far too long for the width of any figure here, " * 3
+
+
+def a_log(folder):
+    lines = [
+        {"step": i, "loss": 1 / i, "knn": 0.3 + i / 50, "knn_chance": 0.125} for i in range(1, 9)
+    ]
+    (folder / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder / "log.jsonl"
+
+
+# What is drawn, and words that have to be readable in it.
+DRAWN = {
+    "confusion": (
+        lambda p, _: confusion_figure(p, np.array([[3, 1], [0, 4]]), ["a", "b"], "probe of M on D", "frames"),
+        ["probe of M on D", "8 frames", "75 %", "per cent of the true class", "true (number of frames)"],
+    ),
+    "filmstrip": (
+        lambda p, _: report.filmstrip_figure(p, [(0.5, PICTURES[0])] * 4, ["a"], np.array([1.0]), "c.mp4, by M"),
+        ["c.mp4, by M", "0.5 s", "100 %", "per cent"],
+    ),
+    "contact sheet": (
+        lambda p, _: report.contact_sheet_figure(p, [("similarity 0.3, c.mp4", PICTURES, SECONDS)], "q, by M"),
+        ["q, by M", "similarity 0.3", "0.5 s", "1.5 s"],
+    ),
+    "timeline": (
+        lambda p, _: report.timeline_figure(
+            p, [("c.mp4", [{"start": 0, "end": 1, "label": "a"}])], ["a"], "1 video, by M"),
+        ["1 video, by M", "c.mp4", "seconds"],
+    ),
+    "cost": (
+        lambda p, _: report.cost_figure(p, [("lstm", 1e9, 0.5, 0.4, 0.6)] * 12, 0.125, "on D, 9 test videos"),
+        ["on D, 9 test videos", "chance", "12.5 %", "lstm", "GFLOPs", "per cent"],
+    ),
+    "growth": (
+        lambda p, _: report.growth_figure(
+            p, (8, 16), {"m": {"gflops": [1, 2], "mib": [1, 2], "clips_per_s": [2, 1]}}, "a step on CPU"),
+        ["a step on CPU", "GFLOPs", "MiB", "clips a second", "frames", "m"],
+    ),
+    "curve": (
+        lambda p, folder: curve_figure(p, a_log(folder), ("loss",), ("knn",), "M on D, 9 clips"),
+        ["M on D, 9 clips", "step", "loss", "per cent", "chance", "12.5 %"],
+    ),
+    "attention": (
+        lambda p, _: reconstruction_figure(
+            p, [("clip", PICTURES)], SECONDS, "M on c.mp4", "red", ("share of it", [(0, 0, 0), (1, 0, 0)])),
+        ["M on c.mp4", "frame 1, 0.50 s", "share of it", "red"],
+    ),
+    "long": (
+        lambda p, _: reconstruction_figure(p, [("clip", PICTURES)], SECONDS, LONG, LONG),
+        ["a title that is"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_figures_say_what_they_show(name, tmp_path, monkeypatch):
+    """Names, units, seconds; legends, and the name of chance, off the curves; nothing beyond the edge."""
+    draw, words = DRAWN[name]
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a, **k)
+    )
+    assert draw(tmp_path / "f.png", tmp_path) == str(tmp_path / "f.png")
+    (figure,) = figures
+    texts = [t for t in figure.findobj(Text) if t.get_text() and t.get_visible()]
+    said = "\n".join(t.get_text() for t in texts)
+    assert not [w for w in words if w not in said]
+    drawn = [axes.get_window_extent() for axes in figure.axes if axes.lines]
+    apart = [t.get_window_extent() for t in texts if "chance" in t.get_text()]
+    apart += [legend.get_window_extent() for legend in figure.legends]
+    assert not [box for box in apart if any(box.overlaps(area) for area in drawn)]
+    assert not [axes for axes in figure.axes if axes.get_legend()]
+    for text in [t for t in texts if t in figure.texts or t is figure._suptitle]:
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1, text.get_text()
