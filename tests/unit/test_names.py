@@ -181,7 +181,10 @@ def test_figures_of_hostile_names(tmp_path, capsys, recwarn):
     drawn = {
         "confusion": (report.confusion_figure, np.eye(num, dtype=int), names, title),
         "filmstrip": (report.filmstrip_figure, [(0.5, frames[0])], names, np.ones(num) / num, title),
-        "contact": (report.contact_sheet_figure, [(n, frames) for n in names], title),
+        "contact": (report.contact_sheet_figure, [(n, frames, range(len(frames))) for n in names], title),
+        "reconstruction": (
+            log.reconstruction_figure, [("clip", frames)], np.arange(len(frames)), title, title,
+        ),
         "timeline": (report.timeline_figure, [(n or ".", parts) for n in names], names, title),
         "cost": (report.cost_figure, [(n, 1e9, 0.5, 0.4, 0.6) for n in names], 0.1, title),
         "growth": (
