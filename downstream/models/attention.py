@@ -144,7 +144,7 @@ def make_block(kind: str, channels: int, axes: int) -> nn.Module:
 
 def _before_sums(modules: dict[str, nn.Module]) -> list[str]:
     """The last norm of every residual block, bn3 of a bottleneck and bn2 of a basic one: before the sum."""
-    last = {n.rpartition(".")[0]: n for n in sorted(modules) if re.search(r"\.bn[23]$", n)}
+    last = {n.rpartition(".")[0]: n for n in sorted(modules) if re.search(r"\.\d+\.bn[23]$", n)}
     return [n for n in modules if n in last.values()]
 
 

@@ -351,6 +351,10 @@ def test_blocks_stand_where_they_were_put_and_are_saved(tmp_path):
     names = [n for n, m in model.named_modules() if type(m).__name__ == "SqueezeExcitation"]
     # test_resnet has basic blocks and, in its third stage, a bottleneck.
     assert [n.split(".")[4] for n in names] == ["bn2", "bn2", "bn3", "bn2"]
+    efficient = FrameNetwork("test_efficientnet", size=32)  # has a norm behind its last block
+    assert "images.net.bn2" in dict(efficient.named_modules())
+    places = insert(efficient, "se@sums")
+    assert places and all(n.startswith("images.net.blocks.") for n in places)
     again = build(describe(model))
     assert describe(again) == describe(model)
     assert [n for n, _ in again.named_parameters()] == [n for n, _ in model.named_parameters()]
