@@ -17,11 +17,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pretrain.checkpoint import weights_hash
 from pretrain.clip import VideoText
 from pretrain.data.cache import cache_folder
+from pretrain.data.progress import Bar
 from pretrain.data.shards import EvalClips, Pack, eval_loader
 from pretrain.device import autocast_dtype
 from pretrain.modes import evaluating
@@ -130,7 +130,7 @@ def show_views(
             evaluating(encoder),  # BatchNorm statistics stay as they are
             torch.inference_mode(),
             torch.autocast(how.device.type, dtype, enabled=dtype is not None),
-            tqdm(total=len(samples), desc=title, unit="clip", disable=title is None) as bar,
+            Bar(len(samples), title or "", "clip", title is not None) as bar,
         ):
             for ids, views in loader:
                 flat = views.flatten(0, 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from pretrain.folders import claim, holds_nothing, read_json, writing
+from pretrain.folders import claim, holds_nothing, read_json, try_folder, writing
 from pretrain.log import beside_line, optional_figure
 from pretrain.names import file_name, for_csv, for_figure, for_markdown, for_title
 
@@ -34,6 +34,17 @@ def default_folder(kind: str, backbone: str, data: str) -> Path:
     if Path(backbone).is_dir():
         return Path(backbone).resolve().parent / f"{kind}-{file_name(name)}"
     return Path("runs") / f"{kind}-{file_name(backbone)}-{file_name(name)}"
+
+
+def try_results(out: Path) -> None:
+    """Find out early whether a folder may hold results; see `claim_results`, which knows more and comes after the data.
+
+    Raises:
+        ValueError: it holds something else, or cannot be written to.
+    """
+    try_folder(out)
+    if not holds_nothing(out) and not (out / "results.json").is_file():
+        raise ValueError(f"{out} holds other files: give another folder with --out, or remove it")
 
 
 def claim_results(out: Path, settings: dict) -> FileLock:
@@ -78,7 +89,9 @@ def software() -> dict[str, str | None]:
             git = ["git", "-C", str(root)]
             run = {"capture_output": True, "text": True, "check": True, "timeout": 20}
             commit = subprocess.run([*git, "rev-parse", "HEAD"], **run).stdout.strip()
-            if subprocess.run([*git, "status", "--porcelain"], **run).stdout.strip():
+            if subprocess.run(
+                [*git, "status", "--porcelain", "--untracked-files=no"], **run
+            ).stdout.strip():
                 commit += " with uncommitted changes"
         except (OSError, subprocess.SubprocessError):
             commit = None  # no git here, or a repository without a commit

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,16 +61,41 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def claim(folder: Path) -> FileLock:
+def try_folder(folder: Path) -> None:
+    """Find out whether a folder can be made and written to, before the work whose results it is to hold; leaves nothing.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix="tmp-", dir=folder):
+                pass
+    finally:
+        for path in missing:
+            with contextlib.suppress(OSError):  # not made, or another process has begun to use it
+                path.rmdir()
+
+
+def claim(folder: Path, ours: tuple[str, ...] | None = None) -> FileLock:
     """Make a folder, unless it is there, and keep other processes from writing to it.
+
+    Args:
+        folder: where to.
+        ours: what will be written, so that nobody else's files are; None: the caller has looked.
 
     Returns:
         the lock, to be released when all is written; it ends with the process too, however that ends. The
         same process may claim a folder again.
 
     Raises:
-        ValueError: the folder cannot be made or written to, or another process has it.
+        ValueError: the folder cannot be made or written to, holds something else, or another process has it.
     """
+    try_folder(folder)
+    if ours is not None and not holds_nothing(folder, ours):
+        raise ValueError(f"{folder} holds something else: give another folder with --out")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     # A singleton: a caller that catches an error and calls again is not locked out by what it caught.

@@ -8,6 +8,7 @@ through the function here that knows what is dangerous there. Our own numbers an
 import hashlib
 import html
 import re
+import shlex
 import sys
 import textwrap
 import unicodedata
@@ -50,6 +51,11 @@ def for_screen(text: object, most: int | None = None) -> str:
         return line
     tail = (most - 1) // 2
     return f"{line[: most - 1 - tail]}…{line[len(line) - tail :]}"
+
+
+def for_shell(path: object) -> str:
+    """A path, or whatever else a person is to copy into a command, quoted where a shell would take it apart."""
+    return shlex.quote(for_screen(path))
 
 
 def for_csv(value: object) -> object:

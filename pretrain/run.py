@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pretrain import checkpoint, log
-from pretrain.folders import claim, holds_nothing, read_json, writing
+from pretrain.folders import claim, holds_nothing, read_json, try_folder, writing
 from pretrain.names import for_screen
 
 MAX_SKIPPED = 5  # non-finite steps in a row that stop the run
@@ -84,6 +84,18 @@ def plan_run(
 BEGINNINGS = ("config.json", "log.jsonl", "data_errors.jsonl", "tensorboard", "checkpoints")
 
 
+def try_run(run: Path) -> None:
+    """Find out early whether a folder may hold a run; see `open_run`, which knows more and comes after the data.
+
+    Raises:
+        ValueError: it holds something else, or cannot be written to.
+    """
+    try_folder(run)
+    begun = os.path.lexists(run / "config.json") or checkpoint.checkpoints(run)
+    if not begun and not holds_nothing(run, BEGINNINGS):
+        raise ValueError(f"{run} holds something that is not a run: give another --out")
+
+
 def open_run(
     run: Path,
     config: object,
@@ -106,8 +118,8 @@ def open_run(
         accelerator: the processes of this launch.
 
     Returns:
-        the lock, which the main process releases at the end; and what config.json describes, to be kept in
-        the state of the run, from which a damaged config.json is written again.
+        the lock, which the main process releases at the end; and what config.json is to say, see `begin_run`, to
+        be kept in the state of the run, from which a damaged config.json is written again.
 
     Raises:
         ValueError: the folder holds something else, a run of another configuration or of other data,
@@ -125,8 +137,6 @@ def open_run(
                 print(f"warning: {for_screen(note)}", file=sys.stderr, flush=True)
             if not described:
                 described = {"config": dataclasses.asdict(config), **data, "command": sys.argv}
-            if note or not (run / "config.json").exists():
-                log.write_json(run / "config.json", described)
         except ValueError as error:
             refusal = error
     refused = torch.tensor(float(refusal is not None), device=accelerator.device)
@@ -135,6 +145,28 @@ def open_run(
             raise refusal
         sys.exit(2)  # the main process says why
     return lock, described
+
+
+def begin_run(run: Path, described: dict, step: int, tensorboard: bool) -> log.RunLog:
+    """Open the log of a run and write its config.json, when nothing is left that could refuse the run.
+
+    Args:
+        run: the folder.
+        described: as `open_run` gave it.
+        step: steps already done.
+        tensorboard: as `RunLog` takes it.
+
+    Raises:
+        ValueError: see `RunLog`; or the disk does not take it.
+    """
+    run_log = log.RunLog(run, step, tensorboard)
+    try:
+        same = read_json(run / "config.json") == described
+    except ValueError:  # missing, or damaged
+        same = False
+    if not same:
+        log.write_json(run / "config.json", described)
+    return run_log
 
 
 def _refuse_other_work(
@@ -148,6 +180,8 @@ def _refuse_other_work(
             f"data: {old['num_clips']} clips, fingerprint {old['data_fingerprint'][:12]} -> "
             f"{data['num_clips']} clips, fingerprint {data['data_fingerprint'][:12]}"
         )
+    if differences and not checkpoint.checkpoints(run) and not _logged(run):
+        return {}, f"{run} holds a run that came to no step; this one takes its place"
     if differences:
         raise ValueError(
             f"{run} holds a run that differs ({'; '.join(differences)}): give the same values to "
@@ -156,6 +190,12 @@ def _refuse_other_work(
     if resume and not checkpoint.checkpoints(run):
         raise ValueError(f"--resume: {run} holds no checkpoint to continue from")
     return old, note
+
+
+def _logged(run: Path) -> bool:
+    """Whether a run in this folder has said anything of a step, or has more than a run begins with."""
+    path = run / "log.jsonl"
+    return not holds_nothing(run, BEGINNINGS) or (path.exists() and bool(log.read_log(path)[0]))
 
 
 def _describe_run(run: Path) -> tuple[dict, str]:

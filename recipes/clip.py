@@ -71,13 +71,22 @@ from pretrain.flags import (
     settle,
 )
 from pretrain.frames import FrameTower
-from pretrain.names import did_you_mean, for_screen
+from pretrain.names import did_you_mean, for_screen, for_shell
 from pretrain.openclip import PREFIX as OPEN_CLIP
 from pretrain.openclip import Pair, is_trained, load_open_clip
 from pretrain.optim import counting_rate, learning_rate, make_optimizers
 from pretrain.processes import StopFlag, start_accelerator
 from pretrain.prompts import load_templates, refuse_same_words, words_of
-from pretrain.run import Plan, open_run, plan_run, record_bad_clips, refuse_to_go_on, restore
+from pretrain.run import (
+    Plan,
+    begin_run,
+    open_run,
+    plan_run,
+    record_bad_clips,
+    refuse_to_go_on,
+    restore,
+    try_run,
+)
 from pretrain.text import HuggingFaceText, OpenClipText, fresh_text, trim
 from pretrain.vit import SIZES, VideoTransformer
 
@@ -680,6 +689,9 @@ def main(cfg: Config) -> dict:
         raise ValueError(f"{len(cfg.weights)} --weights for {len(cfg.data)} sources of --data")
     model = build_model(cfg)
     spec = model.video.input_spec
+    run = Path(cfg.out or f"runs/clip-{cfg.preset}")
+    if first:
+        try_run(run)
     packs = [open_data(source, packing_side(spec.size), say=first) for source in cfg.data]
     chosen = choose_clips(cfg, packs, first)
     per_source = [len(ids) for ids in chosen]
@@ -696,7 +708,6 @@ def main(cfg: Config) -> dict:
     )  # fmt: skip
     per_batch = shares(cfg.weights or tuple(map(float, per_source)), cfg.batch_size)
     refuse_early(cfg, model, plan)
-    run = Path(cfg.out or f"runs/clip-{cfg.preset}")
     prints = "".join(pack.index["fingerprint"] for pack in packs)
     fingerprint = hashlib.sha256(prints.encode()).hexdigest() if len(packs) > 1 else prints
     data = {"data_fingerprint": fingerprint, "num_clips": sum(per_source)}
@@ -739,7 +750,7 @@ def main(cfg: Config) -> dict:
     chance = math.log(cfg.batch_size)
 
     # ---- loop
-    run_log = log.RunLog(run, state["step"], cfg.tensorboard) if first else None
+    run_log = begin_run(run, described, state["step"], cfg.tensorboard) if first else None
     stop = StopFlag()
     val, stuck = state["val"], False
     shown, clips_shown, waited_shown = time.monotonic(), 0, 0.0
@@ -868,7 +879,7 @@ def finish(cfg, model, packs, run, plan, state, data) -> None:
             "figure": curve,
             "log": run / "log.jsonl",
             "checkpoints": run / "checkpoints",
-            "next": f"python recipes/{script}.py --backbone {run / 'backbone'} --data {source}",
+            "next": f"python recipes/{script}.py --backbone {for_shell(run / 'backbone')} --data {for_shell(source)}",
         },
     )
 

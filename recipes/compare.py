@@ -26,12 +26,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from downstream.compare import claims_about, paired_claims, read_answers
 from downstream.models import check_name, load_backbone
 from downstream.report import cost_figure
 from pretrain.data.cache import open_data, packing_side
+from pretrain.data.progress import Bar
 from pretrain.flags import Count, Positive, Whole
 from pretrain.folders import claim, holds_nothing, read_json, writing
 from pretrain.log import cli, config_differences, write_json
@@ -176,7 +176,7 @@ def command_of(config: Config, entry: Entry, seed: int, out: Path, runs: Path) -
     return command
 
 
-def run_one(command: list[str], log_file: Path, bar: tqdm) -> str | None:
+def run_one(command: list[str], log_file: Path, bar: Bar) -> str | None:
     """Run a command with its output in a log, its progress behind the bar; None if it went well, else why not."""
     log_file.parent.mkdir(parents=True, exist_ok=True)
     root = Path(__file__).resolve().parents[1]
@@ -195,7 +195,7 @@ def run_one(command: list[str], log_file: Path, bar: tqdm) -> str | None:
                 if line.strip():
                     last = line.strip()
                 if match := re.match(r"(step \d+/\d+).*?([\d:]+ left)", line):
-                    bar.set_postfix_str(f"{match[1]}, {match[2]}")
+                    bar.say(about=f"{match[1]}, {match[2]}")
         except BaseException:  # Ctrl-C: the run saves at the end of its step
             process.terminate()
             process.wait()
@@ -449,6 +449,9 @@ def _refuse_other_comparison(out: Path, config: Config) -> str:
     if "models" not in old or "protocol" not in old:
         raise ValueError(foreign)
     differences = config_differences(old, config, free)
+    runs = out / "runs"
+    if differences and not [*runs.glob("*/results.json"), *runs.glob("*/checkpoints/*")]:
+        return f"{out} holds a comparison that came to nothing; this one takes its place"
     if differences:
         raise ValueError(
             f"{out} holds a comparison under other settings ({'; '.join(differences)}): give another --out"
@@ -476,11 +479,10 @@ def main(config: Config) -> dict:
     runs_folder, failed = out / "runs", []
     runs: dict[str, list[dict]] = {}
     todo = [(entry, seed) for seed in range(config.seeds) for entry in entries]
-    with tqdm(total=len(todo), unit="run", dynamic_ncols=True) as bar:
+    with Bar(len(todo), "runs", "run") as bar:
         for entry, seed in todo:
             run = runs_folder / f"{entry.slug}-seed{seed}"
-            bar.set_description(for_screen(f"{entry.label}, seed {seed}"))
-            bar.set_postfix_str("")
+            bar.say(for_screen(f"{entry.label}, seed {seed}"))
             if not (run / "results.json").exists():
                 command = command_of(config, entry, seed, run, runs_folder)
                 reason = run_one(command, out / "logs" / f"{run.name}.log", bar)

@@ -72,9 +72,18 @@ from pretrain.data.sampling import counter_rng
 from pretrain.data.shards import Pack, Positions, TrainClips, train_batches
 from pretrain.data.transforms import Augment
 from pretrain.flags import Count, NotNegative, PartShare, Positive, Seed, Share, SomeShare, Whole
-from pretrain.names import file_name, for_screen
+from pretrain.names import file_name, for_screen, for_shell
 from pretrain.processes import StopFlag, start_accelerator
-from pretrain.run import Plan, open_run, plan_run, record_bad_clips, refuse_to_go_on, restore
+from pretrain.run import (
+    Plan,
+    begin_run,
+    open_run,
+    plan_run,
+    record_bad_clips,
+    refuse_to_go_on,
+    restore,
+    try_run,
+)
 from pretrain.vit import VideoTransformer, resized
 
 
@@ -493,6 +502,9 @@ def main(cfg: Config) -> dict:
     first = os.environ.get("RANK", "0") == "0"
     cfg = resolve(cfg)
     backbone = build_backbone(cfg)
+    run = Path(cfg.out)
+    if first:
+        try_run(run)
     pack = open_data(cfg.data, packing_side(backbone.input_spec.size), say=first)
     train, val, test, classes, rule, notes = choose_clips(cfg, pack)
 
@@ -517,7 +529,6 @@ def main(cfg: Config) -> dict:
         cfg.epochs, cfg.warmup,
     )  # fmt: skip
     augment = Augment(cfg.flip, cfg.colour, cfg.rand_augment, cfg.erase)
-    run = Path(cfg.out)
     data = {"data_fingerprint": pack.index["fingerprint"], "num_clips": len(train.samples)}
     lock, described = open_run(run, cfg, data, MAY_CHANGE, cfg.resume, accelerator)
     if first:
@@ -559,7 +570,7 @@ def main(cfg: Config) -> dict:
     peak = cfg.base_lr * cfg.batch_size / 256
 
     # ---- loop
-    run_log = log.RunLog(run, state["step"], cfg.tensorboard) if first else None
+    run_log = begin_run(run, described, state["step"], cfg.tensorboard) if first else None
     stop = StopFlag()
     began, before = time.monotonic(), state["seconds"]
     shown, clips_shown, waited_shown = time.monotonic(), 0, 0.0
@@ -805,7 +816,7 @@ def print_summary(cfg: Config, results: dict, run: Path, picture: str) -> None:
             "protocol": run / "CARD.md",
             "figure": picture,
             "classifier": run / "backbone",
-            "next": f"python recipes/predict.py --backbone {run / 'backbone'} --video FILE_OR_FOLDER",
+            "next": f"python recipes/predict.py --backbone {for_shell(run / 'backbone')} --video FILE_OR_FOLDER",
         },
     )
 

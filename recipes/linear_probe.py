@@ -44,6 +44,7 @@ from downstream.report import (
     confusion_figure,
     default_folder,
     software,
+    try_results,
     write_card,
     write_predictions,
 )
@@ -306,6 +307,9 @@ def main(config: Config) -> dict:
     torch.manual_seed(config.seed)  # of a named model's fresh weights
     encoder = load_backbone(config.backbone, config.weights)
     digest = weights_hash(encoder)
+    kind = "probe-leave-one-out" if config.leave_one_out else "probe"
+    out = Path(config.out) if config.out else default_folder(kind, config.backbone, config.data)
+    try_results(out)
     # As recipes/videomae.py packs raw data, so that one pack serves both; a test crop is the whole
     # short side, scaled to `size`.
     pack = open_data(config.data, packing_side(encoder.input_spec.size))
@@ -331,8 +335,6 @@ def main(config: Config) -> dict:
         "precision": how.dtype_name,
         "seed": config.seed,
     }
-    kind = "probe-leave-one-out" if config.leave_one_out else "probe"
-    out = Path(config.out) if config.out else default_folder(kind, config.backbone, config.data)
     lock = claim_results(out, settings)
     names = [label for part in parts for label in part.labels]
     subjects = [subject for part in parts for subject in part.subjects]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pretrain.data.pack import pack
 from pretrain.flags import Count, Positive
 from pretrain.log import cli
-from pretrain.names import for_screen
+from pretrain.names import for_screen, for_shell
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def main(config: Config) -> dict:
         file_timeout=config.file_timeout,
     )
     print(f"packed: {for_screen(config.out)}")
-    print(f"next: python recipes/videomae.py --data {for_screen(config.out)}")
+    print(f"next: python recipes/videomae.py --data {for_shell(config.out)}")
     return index
 
 

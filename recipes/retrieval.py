@@ -27,6 +27,7 @@ from downstream.report import (
     contact_sheet_figure,
     default_folder,
     software,
+    try_results,
     write_card,
 )
 from downstream.retrieval import retrieval_ranks, same_texts, summarise_ranks
@@ -95,6 +96,8 @@ def search(config: Config, model: VideoText, how: Extraction) -> dict:
         raise ValueError("--query is empty: write a sentence")
     if config.top < 1:
         raise ValueError(f"--top {config.top}: ask for at least one video")
+    out = Path(config.out or default_folder("search", config.backbone, config.data))
+    lock = claim(out, ("search.json", "contact_sheet.png"))
     pack = open_data(config.data, packing_side(model.video.input_spec.size))
     samples = np.arange(len(pack))
     names, videos, owner = embed_sources(config, model, pack, samples, how)
@@ -108,8 +111,6 @@ def search(config: Config, model: VideoText, how: Extraction) -> dict:
         "num_videos": len(names),
         "best": [{"video": names[i], "similarity": float(similar[i])} for i in best],
     }
-    out = Path(config.out) if config.out else default_folder("search", config.backbone, config.data)
-    lock = claim(out)
     write_json(out / "search.json", found)  # before the pictures, which may fail
     print(f"\n{config.query!r} among {len(names)} videos of {for_screen(config.data)}")
     print("  rank  similarity  video")
@@ -154,6 +155,8 @@ def captioned(pack: Pack, split: str) -> tuple[np.ndarray, list[str]]:
 
 def score(config: Config, model: VideoText, how: Extraction) -> dict:
     """Score both directions on a split; returns what results.json holds."""
+    out = Path(config.out or default_folder("retrieval", config.backbone, config.data))
+    try_results(out)
     pack = open_data(config.data, packing_side(model.video.input_spec.size))
     samples, notes = captioned(pack, config.test_split)
     digest = weights_hash(model)
@@ -165,11 +168,6 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
         "num_crops": config.num_crops,
         "precision": how.dtype_name,
     }
-    out = (
-        Path(config.out)
-        if config.out
-        else default_folder("retrieval", config.backbone, config.data)
-    )
     lock = claim_results(out, settings)
     names, videos, owner = embed_sources(config, model, pack, samples, how)
     # The clips of a long video share its captions.

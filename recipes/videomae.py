@@ -57,10 +57,19 @@ from pretrain.flags import (
     settle,
 )
 from pretrain.masked import MaskedPixels
-from pretrain.names import did_you_mean, for_screen
+from pretrain.names import did_you_mean, for_screen, for_shell
 from pretrain.optim import learning_rate, make_optimizers
 from pretrain.processes import StopFlag, start_accelerator
-from pretrain.run import Plan, open_run, plan_run, record_bad_clips, refuse_to_go_on, restore
+from pretrain.run import (
+    Plan,
+    begin_run,
+    open_run,
+    plan_run,
+    record_bad_clips,
+    refuse_to_go_on,
+    restore,
+    try_run,
+)
 from pretrain.videomae import DECODERS, VideoMAE, draw_tokens, mask_of_view, reconstruct
 from pretrain.views import ViewContrast
 from pretrain.vit import SIZES, VideoTransformer
@@ -516,6 +525,9 @@ def main(cfg: Config) -> dict:
     cfg = settle(cfg, unused(cfg), PRESETS.get(cfg.preset))
     # ---- data: before the process group exists, since packing may take hours
     first = os.environ.get("RANK", "0") == "0"
+    run = Path(cfg.out or f"runs/videomae-{cfg.preset}")
+    if first:
+        try_run(run)
     pack = open_data(cfg.data, packing_side(cfg.size), say=first)
     has_splits = bool(pack.index["splits"])
     ids = pack.split(cfg.split if has_splits else "all")
@@ -538,7 +550,6 @@ def main(cfg: Config) -> dict:
             f"--contrast compares the clips of one pass and a batch of {cfg.batch_size} takes {plan.accumulate}: raise "
             f"--micro-batch, now {cfg.micro_batch}, or lower --batch-size"
         )
-    run = Path(cfg.out or f"runs/videomae-{cfg.preset}")
     data = {"data_fingerprint": pack.index["fingerprint"], "num_clips": len(ids)}
     lock, described = open_run(run, cfg, data, MAY_CHANGE, cfg.resume, accelerator)
     if first:
@@ -583,7 +594,7 @@ def main(cfg: Config) -> dict:
     scale = cfg.batch_size / 256
 
     # ---- loop
-    run_log = log.RunLog(run, state["step"], cfg.tensorboard) if first else None
+    run_log = begin_run(run, described, state["step"], cfg.tensorboard) if first else None
     stop = StopFlag()
     knn = (state["knn"], state["knn_chance"]) if state["knn_chance"] is not None else None
     shown, clips_shown, waited_shown = time.monotonic(), 0, 0.0
@@ -697,7 +708,7 @@ def finish(cfg, model, pack, ids, run, plan, state) -> None:
             "curve": curve,
             "log": run / "log.jsonl",
             "checkpoints": run / "checkpoints",
-            "next": f"python recipes/linear_probe.py --backbone {run / 'backbone'} --data {data}",
+            "next": f"python recipes/linear_probe.py --backbone {for_shell(run / 'backbone')} --data {for_shell(data)}",
         },
     )
 

@@ -20,7 +20,7 @@ from downstream.models import load_backbone
 from pretrain.data.cache import pack_file, packing_side
 from pretrain.data.shards import EvalClips
 from pretrain.flags import Count
-from pretrain.folders import claim, holds_nothing, writing
+from pretrain.folders import claim, writing
 from pretrain.log import cli, reconstruction_figure
 from pretrain.names import for_screen
 from pretrain.vit import VideoTransformer
@@ -47,8 +47,7 @@ def main(config: Config) -> dict:
     path, out = Path(config.video), Path(config.out)
     if not path.is_file():
         raise ValueError(f"--video {config.video}: there is no such file")
-    if not holds_nothing(out, ("attention.png", "attention.gif")):
-        raise ValueError(f"{out} holds something else: give another folder with --out")
+    lock = claim(out, ("attention.png", "attention.gif"))
     encoder = load_backbone(config.backbone)
     if not isinstance(encoder, VideoTransformer):
         raise ValueError(
@@ -64,7 +63,6 @@ def main(config: Config) -> dict:
     rows = [("clip", clip)]
     for name, seen in maps.items():
         rows.append((f"{name}\n(largest {100 * seen.max():.1f} %)", overlay(clip, seen[0])))
-    lock = claim(out)
     pictures = [(name, c.permute(1, 2, 3, 0).numpy()) for name, c in rows]
     by = "the class token" if encoder.class_token is not None else "all tokens alike"
     caption = (

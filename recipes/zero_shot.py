@@ -38,6 +38,7 @@ from downstream.report import (
     default_folder,
     filmstrip_figure,
     software,
+    try_results,
     write_card,
     write_predictions,
 )
@@ -176,6 +177,8 @@ def classify_video(config: Config, model: VideoText, how: Extraction) -> dict:
     templates = load_templates(
         "openai_kinetics" if config.templates == "auto" else config.templates
     )
+    out = Path(config.out or f"runs/zero-shot-{file_name(path.stem)}")
+    lock = claim(out, ("prediction.json", "filmstrip.png"))
     with tempfile.TemporaryDirectory() as folder:
         side = packing_side(model.video.input_spec.size)
         pack = pack_file(path, Path(folder) / "pack", side)
@@ -194,8 +197,6 @@ def classify_video(config: Config, model: VideoText, how: Extraction) -> dict:
             "video": str(path),
             "ranking": [{"class": names[i], "probability": float(probabilities[i])} for i in order],
         }
-        out = Path(config.out) if config.out else Path("runs") / f"zero-shot-{file_name(path.stem)}"
-        lock = claim(out)
         write_json(out / "prediction.json", result)  # before the picture, which may fail
         records = list(pack.records())
         best = order[:5]
@@ -286,6 +287,8 @@ def print_summary(results: dict, out: Path, picture: str) -> None:
 
 def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
     """Score the labelled videos of a split; returns what results.json holds."""
+    out = Path(config.out or default_folder("zero-shot", config.backbone, config.data))
+    try_results(out)
     pack = open_data(config.data, packing_side(model.video.input_spec.size))
     videos, notes = labelled_videos(pack, config.test_split)
     classes, words, given = classes_of_data(config, pack, videos)
@@ -304,11 +307,6 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
         "precision": how.dtype_name,
         "seed": config.seed,
     }
-    out = (
-        Path(config.out)
-        if config.out
-        else default_folder("zero-shot", config.backbone, config.data)
-    )
     lock = claim_results(out, settings)
 
     # ---- embed

@@ -79,3 +79,55 @@ class Progress:
             file=sys.stderr,
             flush=True,
         )
+
+
+class Bar:
+    """Counts on standard error: a bar on a terminal, a line now and then in a file.
+
+    Args:
+        total: How many there are to do.
+        title: What is done.
+        unit: What is counted.
+        shown: False to print nothing.
+    """
+
+    def __init__(self, total: int, title: str, unit: str, shown: bool = True):
+        self.total, self.title, self.unit, self.done, self.about = total, title, unit, 0, ""
+        terminal = sys.stderr.isatty()
+        self.lines = shown and not terminal
+        self.bar = None
+        if shown and terminal:
+            self.bar = tqdm(total=total, desc=title, unit=unit, dynamic_ncols=True)
+        self.last = time.monotonic()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def update(self, done: int = 1) -> None:
+        """Takes note of so many more."""
+        self.done += done
+        if self.bar is not None:
+            self.bar.update(done)
+        self._line(self.done >= self.total)
+
+    def say(self, title: str | None = None, about: str = "") -> None:
+        """Shows other words before and after the count."""
+        self.title, self.about = self.title if title is None else title, about
+        if self.bar is not None:
+            self.bar.set_description(self.title, refresh=False)
+            self.bar.set_postfix_str(about)
+        self._line(title is not None)
+
+    def write(self, text: str) -> None:
+        """A line of its own."""
+        tqdm.write(text, file=sys.stderr)
+
+    def _line(self, now: bool) -> None:
+        if self.lines and (now or time.monotonic() - self.last >= EVERY):
+            self.last = time.monotonic()
+            text = f"{self.title}: {self.done}/{self.total} {self.unit}s"
+            print(text + f", {self.about}" * bool(self.about), file=sys.stderr, flush=True)

@@ -15,6 +15,16 @@ from pretrain import checkpoint
 
 ROOT = Path(__file__).parents[2]
 
+# Takes a folder for itself until its standard input ends.
+BESIDE = """
+import sys
+from pathlib import Path
+from pretrain.folders import claim
+lock = claim(Path(sys.argv[1]))
+print("mine", flush=True)
+sys.stdin.read()
+"""
+
 DRIVER = """
 import importlib, json, multiprocessing, os, signal, sys
 sys.path.insert(0, {root!r})

@@ -16,17 +16,8 @@ import pytest
 from pretrain import checkpoint, log
 from pretrain.folders import claim
 from recipes import videomae
-from tests.recipes.runs import ROOT, equal, final_weights, launch, stop_in_step
+from tests.recipes.runs import BESIDE, ROOT, equal, final_weights, launch, stop_in_step
 from tests.recipes.test_videomae import config
-
-BESIDE = """
-import sys
-from pathlib import Path
-from pretrain.folders import claim
-lock = claim(Path(sys.argv[1]))
-print("mine", flush=True)
-sys.stdin.read()
-"""
 
 # Runs a recipe in a fork, killed at the n-th operation on the disk, and then again in another one, to the end.
 FAIL_POINTS = """

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.folders import claim, holds_nothing, read_json
+from pretrain.data import progress
+from pretrain.folders import claim, holds_nothing, read_json, try_folder
 from pretrain.log import RunLog, write_json
 
 # Takes a folder, forks a process that outlives it, and waits.
@@ -74,6 +75,13 @@ def test_what_cannot_be_made_is_named(tmp_path):
     if Path("/proc/self").exists():
         with pytest.raises(ValueError, match="cannot write /proc"):
             claim(Path("/proc/run"))
+
+
+def test_a_folder_is_tried_and_left_as_it_was(tmp_path):
+    (tmp_path / "there").mkdir()
+    for name in ("there", "there/new", "a/b/c"):
+        try_folder(tmp_path / name)
+    assert [p.name for p in tmp_path.rglob("*")] == ["there"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
@@ -146,3 +154,23 @@ def test_a_full_disk_keeps_the_older_json(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"cannot write .*a\.json: No space left"):
         write_json(tmp_path / "a.json", {"a": 2})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+
+
+def test_a_file_gets_lines_and_not_the_movements_of_a_bar(capsys, monkeypatch):
+    with progress.Bar(1000, "videos", "clip") as bar:
+        for _ in range(1000):
+            bar.say(about="step 1/2")
+            bar.update()
+    said = capsys.readouterr().err
+    assert said.splitlines() == ["videos: 1000/1000 clips, step 1/2"] and "\r" not in said
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    with progress.Bar(3, "runs", "run") as bar:
+        bar.say("first")
+        bar.say(about="step 1/2")
+        bar.write("failed: second")
+        bar.update()
+    said = capsys.readouterr().err.splitlines()
+    assert said[:3] == ["first: 0/3 runs", "first: 0/3 runs, step 1/2", "failed: second"]
+    with progress.Bar(3, "", "clip", shown=False) as bar:
+        bar.update(3)
+    assert not capsys.readouterr().err

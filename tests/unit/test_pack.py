@@ -1147,17 +1147,20 @@ def test_packing_imports_no_decoder():
 
 
 def test_command_line(videos, tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    """On a terminal that knows ASCII only, into a folder with a space."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    videos = videos.rename(tmp_path / "vidéos")
 
     def run(*flags):
         command = [sys.executable, "recipes/pack.py", *map(str, flags)]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
 
-    result = run("--source", videos, "--out", tmp_path / "out", "--short-side", 32, "--workers", 1)
+    out = tmp_path / "öut 1"
+    result = run("--source", videos, "--out", out, "--short-side", 32, "--workers", 1)
     assert result.returncode == 0, result.stderr
     assert "4 sources, 4 clips, 0 refused" in result.stderr
-    assert f"python recipes/videomae.py --data {tmp_path / 'out'}" in result.stdout
-    assert load_index(tmp_path / "out")["settings"]["short_side"] == 32
+    assert f"python recipes/videomae.py --data '{tmp_path}/\\xf6ut 1'" in result.stdout
+    assert load_index(out)["settings"]["short_side"] == 32
     result = run("--source", tmp_path / "nowhere", "--out", tmp_path / "o2")
     assert result.returncode == 2 and result.stderr.startswith("error: ")
     result = run("--source", videos, "--out", tmp_path / "o2", "--short-sid", 3)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import subprocess
 
 import numpy as np
 import pytest
@@ -128,3 +129,19 @@ def test_figures_say_what_they_show(name, tmp_path, monkeypatch):
     for text in [t for t in texts if t in figure.texts or t is figure._suptitle]:
         box = text.get_window_extent()
         assert box.x0 >= 0 and box.x1 <= figure.bbox.x1, text.get_text()
+
+
+def test_only_files_that_git_keeps_count_as_uncommitted(tmp_path, monkeypatch):
+    """Not results and notes that lie beside them."""
+    (tmp_path / "downstream").mkdir()
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "downstream" / "report.py"))
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    kept = tmp_path / "kept.txt"
+    kept.write_text("one")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], check=True)
+    (tmp_path / "results.json").write_text("{}")
+    commit = software()["commit"]
+    assert len(commit) == 40
+    kept.write_text("two")
+    assert software()["commit"] == f"{commit} with uncommitted changes"

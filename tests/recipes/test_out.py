@@ -1,0 +1,260 @@
+"""--out in every recipe: tried before the work, one writer at a time, nobody else's files, and nothing left of a refusal."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from pretrain import checkpoint, log
+from pretrain.data.shards import Pack
+from recipes import clip, compare, finetune, linear_probe, predict, retrieval, videomae, zero_shot
+from tests.recipes import test_clip, test_finetune, test_videomae
+from tests.recipes.runs import BESIDE, ROOT
+
+
+@pytest.fixture
+def commands(tiny_pack, captioned_pack, tiny_backbone, tiny_pair) -> dict:
+    """Recipe -> (module, configuration without --out)."""
+    about = {"num_clips": 1, "num_workers": 0, "precision": "fp32"}
+    data = about | {"data": str(captioned_pack)}
+    return {
+        "videomae": (videomae, test_videomae.config(tiny_pack, "", steps=2, knn_every=0)),
+        "clip": (clip, test_clip.config(captioned_pack, "", steps=2, val_every=0)),
+        "finetune": (finetune, test_finetune.config(tiny_pack, "", steps=2, val="off")),
+        "probe": (linear_probe, linear_probe.Config(str(tiny_backbone), attentive="off", **data)),
+        "zero_shot": (zero_shot, zero_shot.Config(str(tiny_pair), **data)),
+        "retrieval": (retrieval, retrieval.Config(str(tiny_pair), **data)),
+        "search": (retrieval, retrieval.Config(str(tiny_pair), query="a square", **data)),
+    }
+
+
+NAMES = ("videomae", "clip", "finetune", "probe", "zero_shot", "retrieval", "search")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_out_is_tried_before_the_data_are_touched(commands, tmp_path, monkeypatch, name):
+    module, config = commands[name]
+    monkeypatch.setattr(module, "open_data", lambda *_, **__: pytest.fail("packs for hours"))
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    (tmp_path / "loop").symlink_to("loop")
+    before = sorted(tmp_path.rglob("*"))
+    for out, words in (
+        ("file", "cannot write"),
+        ("file/run", "cannot write"),
+        ("x" * 300, "cannot write"),
+        ("new/" + "x" * 300, "cannot write"),
+        ("loop/run", "cannot write"),
+        ("thesis", "thesis holds (something|other files)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            module.main(dataclasses.replace(config, out=str(tmp_path / out)))
+    if Path("/proc/self").exists():  # a folder in which nobody may make anything
+        with pytest.raises(ValueError, match="cannot write"):
+            module.main(dataclasses.replace(config, out="/proc/run"))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_two_evaluations_into_one_folder(commands, tiny_pack, tiny_backbone, tmp_path):
+    beside = subprocess.Popen(
+        [sys.executable, "-c", BESIDE, str(tmp_path / "out")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert beside.stdout.readline() == "mine\n"
+    given = [commands[name] for name in ("probe", "zero_shot", "retrieval", "search")]
+    given += [
+        (predict, predict.Config(str(tiny_backbone), str(tiny_pack))),
+        (compare, compare.Config(str(tiny_pack), models="frame_mean")),
+    ]
+    for module, config in given:
+        with pytest.raises(ValueError, match="out is in use: another process"):
+            module.main(dataclasses.replace(config, out=str(tmp_path / "out")))
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [".lock"]
+    beside.communicate("")
+    module, config = commands["search"]
+    module.main(dataclasses.replace(config, out=str(tmp_path / "out")))
+    assert (tmp_path / "out" / "search.json").exists()
+
+
+@pytest.mark.parametrize("name", ["videomae", "clip", "finetune"])
+def test_a_refused_run_leaves_nothing_that_refuses_the_corrected_one(
+    commands, tmp_path, monkeypatch, capsys, name
+):
+    module, config = commands[name]
+    config = dataclasses.replace(config, out=str(tmp_path / "run"))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        with pytest.raises(ValueError, match="--tensorboard needs"):
+            module.main(dataclasses.replace(config, tensorboard=True))
+    assert not (tmp_path / "run" / "config.json").exists()
+
+    def refuse(*_):
+        raise ValueError("20 clips in a row cannot be decoded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "train_step", refuse)
+        with pytest.raises(ValueError, match="20 clips"):
+            module.main(config)
+    for changed in (0.02, 0.01):  # the second after steps were done: that is another run
+        about = dataclasses.replace(config, base_lr=changed)
+        if changed == 0.01:
+            with pytest.raises(ValueError, match="run that differs"):
+                module.main(about)
+        else:
+            assert module.main(about)
+            assert "came to no step" in capsys.readouterr().err
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert kept["base_lr"] == 0.02
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("full")])
+def test_a_full_disk_during_the_export_is_said_and_loses_nothing(
+    commands, tmp_path, monkeypatch, error
+):
+    """The last checkpoint and an older export stay; the same command ends the run."""
+    _, config = commands["videomae"]
+    run = tmp_path / "run"
+    config = dataclasses.replace(config, out=str(run))
+    videomae.main(config)
+    before = {p: p.read_bytes() for p in (run / "backbone").iterdir()}
+    real = checkpoint.save_file
+
+    def full(tensors, path, *rest):
+        if "backbone" in str(path):
+            raise error
+        return real(tensors, path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        with pytest.raises(ValueError, match=r"cannot write .*run.*(No space|full).*intact"):
+            videomae.main(config)
+    assert {p: p.read_bytes() for p in (run / "backbone").iterdir()} == before
+    assert checkpoint.newest_valid(run)[0].name == "step-00000002"
+    videomae.main(config)
+    assert {p.name for p in run.iterdir() if p.name.startswith("tmp-")} == set()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "\0" * 50, '{"card": 3}', '{"card": {"settings": []}}']
+)
+def test_damaged_results_are_not_taken_for_ones(commands, tiny_pack, tmp_path, content):
+    """Nor overwritten: they may be somebody's only copy of a number."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "results.json").write_text(content)
+    for name in ("probe", "zero_shot"):
+        module, config = commands[name]
+        with pytest.raises(ValueError, match=r"out holds other files: give another"):
+            module.main(dataclasses.replace(config, out=str(out)))
+    with pytest.raises(ValueError, match=r"out holds no results"):
+        compare.main(
+            compare.Config(
+                str(tiny_pack), models="", results=(str(out),), out=str(tmp_path / "table")
+            )
+        )
+    assert (out / "results.json").read_text() == content and not (tmp_path / "table").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "9" * 5000, '{"models": 3}', None])
+def test_a_damaged_comparison(tiny_pack, tmp_path, monkeypatch, capsys, content):
+    """Its settings are written anew where nothing else was lost, and a folder of others' files is refused."""
+    asked = []
+
+    def fail(command, *_):
+        asked.append(command)
+        return "no such network"
+
+    monkeypatch.setattr(compare, "run_one", fail)
+    out = tmp_path / "table"
+    config = compare.Config(str(tiny_pack), models="frame_mean", out=str(out), seeds=1)
+    (out / "runs" / "frame_mean-seed0").mkdir(parents=True)
+    if content is not None:
+        (out / "config.json").write_text(content)
+        foreign = content.startswith(('{"',))
+        with pytest.raises(ValueError, match="not a comparison" if foreign else "every run failed"):
+            compare.main(config)
+        assert bool(asked) != foreign
+        if foreign:
+            return
+        assert "config.json" in capsys.readouterr().err
+    else:
+        (out / "runs" / "frame_mean-seed0").rmdir()
+        (out / "runs").rmdir()
+        with pytest.raises(ValueError, match="every run failed"):
+            compare.main(config)
+    # What came to nothing gives way to the corrected command; what has a result does not.
+    with pytest.raises(ValueError, match="every run failed"):
+        compare.main(dataclasses.replace(config, steps=7))
+    assert json.loads((out / "config.json").read_text())["steps"] == 7
+    (out / "runs" / "frame_mean-seed0").mkdir(parents=True, exist_ok=True)
+    (out / "runs" / "frame_mean-seed0" / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match="under other settings"):
+        compare.main(config)
+
+
+def test_packs_and_answers_of_others_are_not_overwritten(
+    commands, tiny_pair, captioned_pack, tmp_path
+):
+    (tmp_path / "search.json").write_text("older answer")
+    (tmp_path / "notes.txt").write_text("mine")
+    search, config = commands["search"]
+    video = tmp_path / "a.mp4"
+    pack = Pack(captioned_pack)
+    video.write_bytes(pack.read(pack.record(0)))
+    one = zero_shot.Config(
+        str(tiny_pair), video=str(video), classes="a, b", num_clips=1, num_workers=0
+    )
+    for module, about in ((search, config), (zero_shot, one)):
+        with pytest.raises(ValueError, match="holds something else"):
+            module.main(dataclasses.replace(about, out=str(tmp_path)))
+    assert (tmp_path / "search.json").read_text() == "older answer"
+
+
+# ------------------------------------------------------------------------------- the command line
+
+
+@dataclasses.dataclass(frozen=True)
+class Nothing:
+    """No flags at all."""
+
+
+def ended(error: BaseException, monkeypatch, capsys) -> tuple[int, str]:
+    """The exit status of a recipe that ends so, and what it said on standard error."""
+    monkeypatch.setattr(sys, "argv", ["recipes/some.py"])
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))  # put back afterwards
+
+    def main(_):
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        log.cli(main, Nothing)
+    return end.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device", "/disk/a\x1b[2J"), r"/disk/a\x1b[2J: No space left"),
+        (OSError(5, "Input/output error"), "error: Input/output error"),
+        (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied"),
+        (OSError("something of a library"), "something of a library"),
+        (ValueError("--steps 0: give\x1b[2J more"), r"error: --steps 0: give\x1b[2J more"),
+    ],
+)  # fmt: skip
+def test_what_a_disk_refuses_is_one_line(error, words, monkeypatch, capsys):
+    code, said = ended(error, monkeypatch, capsys)
+    assert code == 2 and words in said
+    assert said.count("\n") == 1 and said.startswith("error: ") and "Traceback" not in said
+    assert ("same command again" in said) == isinstance(error, OSError)
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    code, said = ended(KeyboardInterrupt(), monkeypatch, capsys)
+    assert code == 130 and said.count("\n") == 1 and "start the same command again" in said
