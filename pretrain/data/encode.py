@@ -259,7 +259,7 @@ def _described(
     return {
         "file": Path(path).name,
         "frames": frames,
-        "fps": int(fps) if fps.denominator == 1 else round(float(fps), 6),
+        "fps": int(fps) if fps.denominator == 1 else round(float(fps), 6 if fps > 1 else 12),
         "width": size[0],
         "height": size[1],
         "start": start,

@@ -53,7 +53,7 @@ def check_container(file: io.BufferedIOBase) -> str:
         file: The payload, seekable.
 
     Returns:
-        A libavformat name: mov, matroska, avi, mpeg, mpegvideo, mpegts, gif, flv, asf or ogg.
+        A libavformat name: mov, matroska, avi, mpeg, mpegvideo, h264, mpegts, gif, flv, asf or ogg.
 
     Raises:
         Refused: It is no video we know, it is cut short, or it claims more than it holds.
@@ -79,6 +79,13 @@ def check_container(file: io.BufferedIOBase) -> str:
         return "mpeg"
     if head[:4] == b"\0\0\1\xb3":
         return "mpegvideo"
+    unit = head.lstrip(b"\0")
+    if (
+        head[:3] in (b"\0\0\0", b"\0\0\1")
+        and unit[:1] == b"\1"
+        and unit[1:2] in (b"\x09", b"\x27", b"\x47", b"\x67")
+    ):
+        return "h264"
     for first, step in ((0, 188), (4, 192)):
         if len(head) > first + 2 * step and all(head[first + i * step] == 0x47 for i in range(3)):
             return "mpegts"

@@ -27,9 +27,11 @@ from pretrain.data.sources import Source
 
 FORMAT = "muybridge-pack-1"
 # What a packed clip is. Changing any of these makes other clips out of the same files; so does
-# changing how they are cut, timed or turned, for which "rules" is to be counted up.
+# changing how they are cut, timed or turned, for which "rules" is to be counted up, or, where videos alone
+# are concerned that were not copied as they are, TIMING: then packing again makes anew just these.
 GOP, CRF, PRESET, MAX_FPS = 16, 18, "veryfast", 60
 RULES = {"codec": "h264", "crf": CRF, "preset": PRESET, "gop": GOP, "max_fps": MAX_FPS, "rules": 1}
+TIMING = 2
 MAX_INDEX = 2**28  # bytes of index.json: 1.5 million shards
 MAX_LINES = 2**33  # bytes of clips.jsonl: some 15 million clips
 KEY = re.compile(r"[\w-]{1,100}")  # a clip's key is part of a file's name

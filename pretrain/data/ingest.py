@@ -20,10 +20,11 @@ writes into its log before it skips to the next thing it understands, refuses th
 is silently shorter or smeared is worse than one that is missing and named. What cannot be noticed is
 a clean cut in a format that has no length (MPEG-TS and PS, WMV, FLV).
 
-Time: the clip has a constant frame rate, the average rate of the file but at most `MAX_FPS`. Each
-decoded frame goes to the nearest tick of that clock; of several on a tick the last is kept, and a
-tick without a frame repeats the one before. AVI has no presentation times, so its frames are simply
-counted. A gap of more than `MAX_GAP` seconds, or a step backwards, is taken for a broken clock.
+Time: the clip has a constant frame rate, at most `MAX_FPS`, which the timestamps decide and not the
+header (`timing.py`). Each decoded frame goes to the nearest tick of that clock; of several on a tick the
+last is kept, and a tick without a frame repeats the one before. AVI has no presentation times, but
+places in which frames may be missing. A gap of more than `MAX_GAP` seconds, or a step backwards, is
+taken for a broken clock.
 """
 
 import contextlib
@@ -54,12 +55,13 @@ from pretrain.data.guard import (
 )
 from pretrain.data.h264 import unit_headers
 from pretrain.data.index import MAX_FPS
+from pretrain.data.timing import HALF, MAX_GAP, count_ticks, frame_rate, on_ticks, plain_rate
 
-MAX_GAP = 10.0
-HALF = Fraction(1, 2)  # floor(x + 1/2): round() would send every second tie the other way
 MEMORY_LIMIT = 2 * 2**30
 OURS = (errno.EMFILE, errno.ENFILE)  # said on opening a file, and no fault of that file
 COMPLETE = 0.9  # of the packets of a good MP4 or Matroska file give a frame, one more or less
+SLOW = 2  # frames a second; a series slower than this is cut by frames, as if it had `SHOWN`
+SHOWN = 25
 COPY_GOP = 32  # the longest keyframe distance with which a file is copied as it is
 
 
@@ -128,7 +130,7 @@ def _ingest_video(file, out: str, short_side: int, clip_seconds: float, beat) ->
     size = file.seek(0, io.SEEK_END)
     scan = _scan(file, name, beat) | {"size": size}
     _check_pixels(scan["pixels"], size)
-    longest = max(1, round(clip_seconds * scan["fps"]))
+    longest = max(1, round(clip_seconds * (SHOWN if scan["fps"] < SLOW else scan["fps"])))
     copy = scan["copyable"] and scan["short"] <= short_side
     copy = copy and scan["ticks"] <= longest * (1 + LONGER)
     for write in (False, True) if copy else (True,):
@@ -136,7 +138,9 @@ def _ingest_video(file, out: str, short_side: int, clip_seconds: float, beat) ->
             contextlib.closing(_decode(file, name, size, beat)) as frames,
             Clips(out, scan, longest, short_side, write) as clips,
         ):
-            for frame, repeats in _on_ticks(frames, scan["fps"], name != "avi"):
+            for frame, repeats in on_ticks(
+                frames, scan["fps"], scan["clock"], scan["ticks"], scan["last"]
+            ):
                 clips.add(frame, repeats)
         # Only decoding shows whether the packets kept their promise, and a rotation.
         if not write and clips.plain and clips.decoded == scan["packets"]:
@@ -289,30 +293,38 @@ def _decode(file, name: str, size: int, beat) -> Iterator[av.VideoFrame]:
 
 def _scan(file, name: str, beat) -> dict:
     """Reads the packets without decoding: the frame rate, the length, and whether to copy."""
-    times, keys, count, idr, skipped = [], [], 0, True, 0
+    stamps, keys, count, idr, skipped = [], [], 0, True, 0
     with _demuxer(file, name) as (container, stream, logs):
         codec, base = stream.codec_context, stream.time_base or Fraction(1, 1000)
-        rate = stream.average_rate or stream.guessed_rate
+        # An AVI's frames have a place each, some are empty: a frame that was dropped. libavformat's
+        # guess of when a frame is shown is wrong where they are reordered, its place is not.
+        when = "dts" if name == "avi" else "pts"
         h264 = name == "mov" and codec.name == "h264"
         prefix = (codec.extradata[4] & 3) + 1 if h264 and len(codec.extradata or b"") > 4 else 0
         for packet in _packets(container, stream, logs, beat):
             if not packet.size:
                 continue
-            if packet.pts is not None and not packet.is_discard:
-                times.append(packet.pts)
+            if (stamp := getattr(packet, when)) is not None and not packet.is_discard:
+                stamps.append((stamp, packet.duration or 0))
             if packet.is_keyframe:
                 keys.append(count)
                 headers = unit_headers(bytes(packet), prefix) if prefix else ()
                 idr = idr and any(header & 31 == 5 for header in headers)
             count += 1
             skipped += packet.is_discard
-        times.sort()
-        steps = (
-            set(np.diff(np.asarray(times, dtype=np.int64)).tolist()) if len(times) > 1 else set()
-        )
-        regular = len(times) == count and len(steps) == 1 and times[0] == 0 and min(steps) > 0
+        times = np.array([stamp for stamp, _ in stamps], dtype=np.int64)
+        steps = np.unique(np.diff(np.sort(times)))
+        regular = len(times) == count and len(steps) == 1 and times.min() == 0 and steps[0] > 0
+        claims = [stream.average_rate, stream.guessed_rate]
+        raw = name in (
+            "mpegvideo",
+            "h264",
+        )  # a stream without timestamps; libavformat makes some up
+        if raw:
+            claims, times = [codec.framerate, *claims], times[:1]
+        fps = frame_rate(times, base, count - skipped, claims)
         if regular:
-            rate = 1 / (steps.pop() * base)
+            fps = plain_rate(1 / (int(steps[0]) * base))
         gaps = np.diff([*keys, count]) if keys and keys[0] == 0 else [COPY_GOP + 1]
         copyable = (
             regular
@@ -324,54 +336,25 @@ def _scan(file, name: str, beat) -> dict:
             and codec.pix_fmt == "yuv420p"
             and codec.width % 2 == codec.height % 2 == 0
             and stream.sample_aspect_ratio in (None, 0, 1)
-            and rate <= MAX_FPS
+            and int(steps[0]) * base * MAX_FPS >= 1
         )
-        fps = min(rate or Fraction(25), Fraction(MAX_FPS)).limit_denominator(1001)
-        fps = max(fps, Fraction(1, 1000))
-        ticks = count - skipped
-        if name != "avi" and times:
-            ticks = round((times[-1] - times[0]) * base * fps) + 1
-            ticks = min(ticks, _most_ticks(count, fps))
+        # Without two different timestamps there is no clock, and frames are counted.
+        timed = not raw and len(steps) > 0 and steps[-1] > 0
+        ticks = count_ticks(times, base, fps) if timed else count - skipped
+        last, told = 1, name in ("gif", "matroska") or (name == "mov" and not codec.has_b_frames)
+        if timed and told and not regular:  # for so long the last frame is shown
+            last = max(1, math.floor(min(max(stamps)[1] * base, MAX_GAP) * fps + HALF))
         return {
             "fps": fps,
-            "ticks": max(1, ticks),
+            "ticks": max(1, ticks + last - 1),
+            "clock": ("dts" if name == "avi" else "pts") if timed else None,
+            "last": last,
             "packets": count,
             "pixels": count * codec.width * codec.height,
             "copyable": copyable,
             "short": min(codec.width, codec.height),
             "aspect": stream.sample_aspect_ratio,
         }
-
-
-def _most_ticks(frames: int, fps: Fraction) -> int:
-    """Repeating frames may stretch a file by this much; more means that its clock is nonsense."""
-    return 4 * frames + round(MAX_GAP * fps)
-
-
-def _on_ticks(frames, fps: Fraction, timed: bool) -> Iterator[tuple[av.VideoFrame, int]]:
-    """Puts frames on a constant clock; yields each kept frame and how many ticks it lasts."""
-    held, tick, start, total = None, 0, None, 0
-    for count, frame in enumerate(frames, 1):
-        due, now = tick + 1, None
-        if timed and frame.pts is not None and frame.time_base:
-            now = frame.pts * frame.time_base
-            if start is not None:
-                due = math.floor((now - start) * fps + HALF)
-        if held is None:
-            tick = due = 0
-            start = now
-        elif not tick <= due <= tick + max(1, MAX_GAP * fps):
-            due = tick + 1
-        if now is not None and (start is None or due != math.floor((now - start) * fps + HALF)):
-            start = now - due / fps  # set the clock anew after a jump
-        if due > tick:
-            total += due - tick
-            if total > _most_ticks(count, fps):
-                raise Refused(f"its timestamps make no sense: {count} frames for {total} ticks")
-            yield held, due - tick
-        held, tick = frame, due
-    if held is not None:
-        yield held, 1
 
 
 # ---- images ------------------------------------------------------------------------------------

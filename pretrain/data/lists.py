@@ -19,7 +19,7 @@ from pretrain.data.guard import open_regular
 
 # fmt: off
 VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts",
-                    ".mts", ".m2ts", ".wmv", ".asf", ".flv", ".ogv", ".gif"))
+                    ".mts", ".m2ts", ".wmv", ".asf", ".flv", ".ogv", ".gif", ".h264", ".264"))
 IMAGES = frozenset((".jpg", ".jpeg", ".png", ".webp"))
 SPLITS = {
     "train": ("train", "training"),

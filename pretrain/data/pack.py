@@ -26,6 +26,7 @@ from pretrain.data.index import (
     MAX_LINES,
     RULES,
     SHARD_NAME,
+    TIMING,
     around_clip,
     clip_row,
     finish_commit,
@@ -272,8 +273,15 @@ class _Packer:
             size = 0  # it is refused when it is opened
         return file_timeout * (1 + size / 2**26)
 
-    def _usable(self, record: dict | None, limit: float) -> bool:
+    def _usable(self, record: dict | None, source: Source, limit: float) -> bool:
         if record is None or record.get("retry"):
+            return False
+        copied = [clip.get("copied") for clip in record.get("clips", ())]
+        if (
+            record.get("timing") != TIMING
+            and source.kind == "video"
+            and not (copied and all(copied))
+        ):
             return False
         if record.get("seconds", math.inf) < limit:
             return False  # it has more time now
@@ -299,7 +307,8 @@ class _Packer:
         """Decodes every source of which the present state is not known yet, and notes the result."""
         limits = [self._limit(source, file_timeout) for source in self.listing.sources]
         known = [self.known.get(id) for id in self.ids]
-        todo = [i for i, record in enumerate(known) if not self._usable(record, limits[i])]
+        about = list(zip(known, self.listing.sources, limits, strict=True))
+        todo = [i for i, each in enumerate(about) if not self._usable(*each)]
         jobs = []
         for number in todo:
             source = self.listing.sources[number]
@@ -338,7 +347,7 @@ class _Packer:
                     left = Path(jobs[job]["out"])
                     for path in left.parent.glob(f"{left.name}-*.mp4"):
                         path.unlink()
-                record = {"id": self.ids[todo[job]], "name": names[job]} | answer
+                record = {"id": self.ids[todo[job]], "name": names[job], "timing": TIMING} | answer
                 for clip in record.get("clips", ()):
                     clip["key"] = clip.pop("file").removesuffix(".mp4")
                     self.copied += clip["copied"]

@@ -194,6 +194,160 @@ def test_variable_frame_rate_becomes_constant(tmp_path):
     assert abs(len(seen) / fps - 3) < 0.2
 
 
+def shown_at(clips: list[dict]) -> list[tuple[int, float, float]]:
+    """The pictures of all clips, without repeats: their number, and from when to when they are seen, in ms."""
+    seen: list[tuple[int, float, float]] = []
+    for clip in clips:
+        for tick, number in enumerate(numbers(clip["path"])):
+            start = (clip["start"] + tick / clip["fps"]) * 1000
+            end = start + 1000 / clip["fps"]
+            if seen and seen[-1][0] == number:
+                seen[-1] = (number, seen[-1][1], end)
+            else:
+                seen.append((number, start, end))
+    return seen
+
+
+def assert_true_times(clips: list[dict], times: list[float]) -> None:
+    """Every picture is there, and is seen from its time on, to half a tick."""
+    seen, near = shown_at(clips), 500 / clips[0]["fps"] + 1
+    assert [number for number, _, _ in seen] == list(range(len(times)))
+    for number, start, end in seen:
+        assert abs(start - (times[number] - times[0])) <= near, number
+        if number + 1 < len(times):
+            assert abs(end - (times[number + 1] - times[0])) <= near, number
+
+
+FORMATS = [
+    ("a.mkv", {}),
+    ("a.mp4", {}),
+    ("a.3gp", {"codec": "mpeg4"}),
+    ("a.webm", {"codec": "libvpx", "options": {"cpu-used": "8", "deadline": "realtime"}}),
+    ("a.avi", {"codec": "mpeg4"}),
+    ("b.avi", {"codec": "libx264"}),
+    ("c.avi", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}),
+    ("a.wmv", {"codec": "wmv2"}),
+    ("a.asf", {"codec": "mpeg4"}),
+    ("a.flv", {"codec": "flv"}),
+    ("a.ts", {}),
+    ("a.gif", {"codec": "gif", "pix_fmt": "rgb8"}),
+]
+
+
+@pytest.mark.parametrize(("name", "how"), FORMATS)
+def test_a_video_that_rests_and_drops_frames_keeps_its_times(tmp_path, name, how):
+    times = [40 * i for i in range(12)] + [2000 + 40 * i for i in (0, 1, 2, 5, 6, 7, 8, 9, 11, 12, 13, 14)]  # fmt: skip
+    clips = make(write_video(tmp_path / name, len(times), times=times, size=(64, 48), **how))
+    assert [clip["fps"] for clip in clips] == [25]
+    assert_true_times(clips, times)
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.avi", "a.wmv", "a.flv"])
+@pytest.mark.parametrize(
+    ("fps", "times"),
+    [
+        (23.4, [round(i / 23.4 * 1000) for i in range(60)]),
+        (29.97, [round(i * 1001 / 30) for i in range(60)]),
+        (30, [0, 38, 64, 100, 137, 164, 205, 231, 270, 297, 336, 366, 397, 431, 468, 500, 530, 570, 598, 634]),
+        (30, [200 * i for i in range(30)] + [6000 + 33 * i for i in range(30)]),
+        (25, [40 * i for i in range(60) if i % 3 != 1 and i % 7 != 2]),
+        (25, [0, 40, 3000]),
+    ],
+    ids=["odd", "ntsc", "jitter", "slow, then fast", "half dropped", "three"],
+)  # fmt: skip
+def test_rates_are_those_of_the_timestamps(tmp_path, name, fps, times):
+    how = dict(FORMATS)[name]
+    clips = make(write_video(tmp_path / name, len(times), times=times, size=(64, 48), **how))
+    assert all(clip["fps"] == pytest.approx(fps, rel=0.012) for clip in clips)
+    assert_true_times(clips, times)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_a_long_rest_thins_nothing_out(tmp_path, name):
+    times = [40 * i for i in range(20)] + [60_000 + 40 * i for i in range(20)]
+    clips = make(write_video(tmp_path / name, 40, times=times, size=(32, 32)))
+    assert len(clips) == 7 and sum(clip["frames"] for clip in clips) == 60.8 * 25
+    assert_true_times(clips, times)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.gif", "a.wmv"])
+@pytest.mark.parametrize("seconds", [1, 30, 3600])
+def test_a_series_of_pictures_is_cut_by_frames(tmp_path, name, seconds):
+    times = [seconds * 1000 * i for i in range(60)]
+    if seconds > {"a.gif": 600, "a.avi": 1}.get(name, seconds):
+        pytest.skip("the format has no such times, or writes millions of empty places")
+    path = write_video(tmp_path / name, 60, times=times, size=(64, 48), **dict(FORMATS)[name])
+    clips = make(path, clip_seconds=1)
+    assert [clip["frames"] for clip in clips] == [20, 20, 20]
+    assert all(clip["fps"] == pytest.approx(1 / seconds) for clip in clips)
+    assert_true_times(clips, times)
+
+
+@pytest.mark.parametrize(
+    "delays",
+    [[100, 300, 50, 1000], [2000, 3000, 1000], [40, 500, 500, 500], [70] * 9, [30, 60, 90]],
+)
+def test_pictures_of_a_gif_are_shown_as_long_as_it_says(tmp_path, delays):
+    images = [Image.fromarray(picture(i)) for i in range(len(delays))]
+    images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:], duration=delays)
+    clips = make(tmp_path / "a.gif")
+    assert_true_times(clips, [sum(delays[:i]) for i in range(len(delays))])
+    (clip,) = clips
+    assert clip["frames"] / clip["fps"] == pytest.approx(sum(delays) / 1000, abs=0.5 / clip["fps"])
+
+
+def moved(path: Path, name: str, move) -> Path:
+    """A copy of a video whose packets have other times: `move` of number and milliseconds."""
+    target = path.parent / name
+    options = {"avoid_negative_ts": "disabled", "mpegts_copyts": "1"} if name.endswith("ts") else {}
+    with av.open(str(path)) as old, av.open(str(target), "w", container_options=options) as new:
+        stream = old.streams.video[0]
+        copy = new.add_stream_from_template(stream)
+        for number, packet in enumerate(old.demux(stream)):
+            if packet.size:
+                time = round(packet.pts * packet.time_base * 1000)
+                shift = round(Fraction(move(number, time) - time, 1000) / packet.time_base)
+                packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                packet.stream = copy
+                new.mux(packet)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("name", "move"),
+    [
+        ("b.ts", lambda i, t: t + 2**33 * 1000 // 90000 - 2500),  # 33 bits end in the middle
+        ("b.mkv", lambda i, t: t // 80 * 80),  # every time twice
+        ("b.mkv", lambda i, t: t - 40 * (i % 10 == 9)),  # or now and then
+        ("b.mkv", lambda i, t: 0),  # no times at all
+        ("b.mkv", lambda i, t: t + 3_600_000 * (i > 25)),  # a clock that was set
+        ("b.mkv", lambda i, t: t + 5000),
+    ],
+    ids=["wraps", "twice", "some twice", "none", "jumps", "starts late"],
+)
+def test_odd_timestamps(tmp_path, name, move):
+    path = write_video(tmp_path / f"a{name[1:]}", 50, codec="mpeg4" if "mkv" in name else "libx264")
+    clips = make(moved(path, name, move))
+    assert clips[0]["fps"] == pytest.approx(25, rel=0.03) and len(clips) == 1
+    assert_true_times(clips, [40 * i for i in range(50)])
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("a.h264", {"format": "h264", "fps": 12}),
+        ("a.264", {"format": "h264", "fps": 25, "options": {"x264-params": "annexb=1:aud=1"}}),
+        ("a.mpg", {"format": "mpeg1video", "codec": "mpeg1video"}),
+        ("a.mpeg", {"format": "mpeg2video", "codec": "mpeg2video", "fps": 50}),
+    ],
+)
+def test_streams_without_timestamps_have_the_rate_they_say(tmp_path, name, how):
+    fps = how.get("fps", 25)
+    clips = make(write_video(tmp_path / name, 30, **how))
+    assert [clip["fps"] for clip in clips] == [fps]
+    assert_true_times(clips, [1000 / fps * i for i in range(30)])
+
+
 def test_high_frame_rates_are_halved(tmp_path):
     (clip,) = make(write_video(tmp_path / "a.mp4", 48, fps=120))
     seen = numbers(clip["path"])
@@ -441,6 +595,21 @@ def test_only_what_changed_is_done_again(videos, tmp_path, capsys):
     assert {p.name for p in out.glob("*.tar")} == {shard["name"] for shard in index["shards"]}
     quick(videos, tmp_path / "fresh")
     assert hashes(out) == hashes(tmp_path / "fresh")
+
+
+def test_a_pack_of_older_timing_makes_anew_what_may_be_wrong(videos, tmp_path, capsys):
+    write_video(videos / "run" / "encoded.avi", codec="mpeg4")
+    Image.new("RGB", (64, 64)).save(videos / "run" / "picture.png")
+    out = tmp_path / "out"
+    quick(videos, out)
+    before, journal = hashes(out), out / ".pack" / "journal.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    old = [{name: value for name, value in line.items() if name != "timing"} for line in lines]
+    journal.write_text("".join(json.dumps(line) + "\n" for line in old))
+    quick(videos, out, progress=True)
+    assert "1 clips made" in capsys.readouterr().err and hashes(out) == before
+    last = [json.loads(line) for line in journal.read_text().splitlines()][-1]
+    assert last["name"] == "run/encoded.avi" and last["timing"]
 
 
 def test_new_labels_need_no_decoding(videos, tmp_path, capsys):
