@@ -3,13 +3,14 @@
     python recipes/finetune.py --model lstm                                the built-in action world
     python recipes/finetune.py --model i3d --data clips.csv                small, for minutes on two cores
     python recipes/finetune.py paper --model c3d --data clips.csv          as the family's paper trains
+    python recipes/finetune.py videomae_b_k400 --backbone hf:MCG-NJU/videomae-base --data clips.csv
     python recipes/finetune.py --backbone runs/mine/backbone --data clips.csv
     python recipes/finetune.py --model tcn --per-frame --data clips.csv    a label for every frame
 
-The first word chooses a preset: `tiny` (small inputs and networks, minutes on a CPU) or `paper` (the clip, network,
-optimizer and augmentation that the family's paper names, as far as it does). Flags change single values; those that
-are not given are the preset's, and the table at the start shows what everything came to. `python -m downstream.models`
-lists the models. Starting the same command again continues an interrupted run.
+The first word chooses a preset: `tiny` (small inputs and networks, minutes on a CPU), a published recipe (every value's
+source is in `downstream/finetune.py`), or `paper`, the first published one that fits the backbone. Flags change single
+values; those that are not given are the preset's, and the table at the start shows what everything came to.
+`python -m downstream.models` lists the models. Starting the same command again continues an interrupted run.
 
 The test split is scored once, at the end, in several views of every clip whose probabilities are averaged. Where the
 data have a split "val" (or --val hold-out makes one of training videos) the exported weights are those that were best
@@ -40,6 +41,8 @@ from downstream.finetune import (
     Training,
     balanced_weights,
     few_shots,
+    fitting,
+    kind_of,
     make_optimizer,
     make_targets,
     mix,
@@ -54,7 +57,7 @@ from downstream.metrics import (
     per_class_accuracy,
     topk_accuracy,
 )
-from downstream.models import build_model, check_name, load_backbone
+from downstream.models import build_model, choose_sampling, load_backbone
 from downstream.models.flops import count_flops
 from downstream.report import confusion_figure, software, write_card, write_predictions
 from downstream.segments import (
@@ -89,7 +92,7 @@ from pretrain.vit import VideoTransformer, resized
 
 @dataclass(frozen=True)
 class Config:
-    """Train a classifier. A value of -1, 0 where 0 makes no sense, or "" is the preset's or the family's."""
+    """Train a classifier. A value of -1, 0 where 0 makes no sense, "" or () is the preset's or the model's."""
 
     preset: Annotated[str, tyro.conf.Suppress] = "tiny"
 
@@ -113,6 +116,11 @@ class Config:
     """Height and width of a clip, pixels."""
     width: Positive = 0.0
     """Factor on the channels of c3d and i3d."""
+    sampling: Literal["", "dense", "uniform"] = ""
+    """dense: frames at a stride; uniform: one of each equal part of a clip (TSN), in training and in test."""
+    pool: Literal["", "mean", "fc_norm", "class"] = ""
+    """fc_norm: of a video transformer, a fresh norm behind the mean of the tokens instead of the one before it, as VideoMAE is
+    fine-tuned."""
     still: Literal["", "keep", "subtract"] = ""
     """subtract: take the clip's mean frame away, so that what stands still vanishes."""
     freeze: bool = False
@@ -148,15 +156,23 @@ class Config:
     base_lr: Positive = -1.0
     """Learning rate per 256 clips of effective batch."""
     schedule: Literal["", "cosine", "step"] = ""
-    """cosine to zero, or step: a tenth after every quarter of the run."""
+    """cosine to --final-lr, or step: a tenth after each of --drops."""
+    final_lr: NotNegative = -1.0
+    """Where a cosine ends, per 256 clips."""
+    drops: tuple[PartShare, ...] = ()
+    """Shares of the run after which a step schedule falls to a tenth."""
     warmup: Share = -1.0
     """Share of the steps that warm up."""
     weight_decay: NotNegative = -1.0
-    """The optimizer's, on matrices and filters only."""
+    """The optimizer's, on matrices and filters only; not on tables of positions."""
+    backbone_lr: Positive = -1.0
+    """Factor on the backbone's rate; 1: as the classifier's."""
     layer_decay: SomeShare = -1.0
     """Factor on the rate from one layer of the backbone to the one before it; 1: all alike."""
     dropout: PartShare = -1.0
     """Before the classifier."""
+    head_std: NotNegative = -1.0
+    """Deviation of the classifier's first weights."""
     drop_path: PartShare = -1.0
     """Largest probability of leaving out a transformer block."""
     smoothing: PartShare = -1.0
@@ -171,8 +187,10 @@ class Config:
     """Stop after so many validations without a better one; 0: never."""
 
     # Augmentation
-    scales: tuple[SomeShare, ...] = (1.0, 0.93, 0.86, 0.8)
-    """Sides of the random crop, as shares of the short side."""
+    crop: Literal["", "multi-scale", "resized"] = ""
+    """multi-scale: a box of two of --scales; resized: of 8 to 100 per cent of the area, 3:4 to 4:3 (RandomResizedCrop)."""
+    scales: tuple[SomeShare, ...] = ()
+    """Sides of a multi-scale crop, as shares of the short side."""
     flip: bool = True
     """Mirror half of the clips; --no-flip where classes know left from right."""
     colour: Share = -1.0
@@ -189,9 +207,9 @@ class Config:
     """Crops taken from one decode (repeated augmentation); each counts as a clip of the batch."""
 
     # Test
-    num_clips: Count = 2
+    num_clips: Count = -1
     """Test views spread over the time of each clip."""
-    num_crops: Count = 1
+    num_crops: Count = -1
     """Test views spread over the longer side of each."""
 
     # Running
@@ -222,16 +240,28 @@ class Config:
 TINY_STEPS = 300
 TINY_TRAINING = Training(
     epochs=0, batch_size=32, optimizer="adamw", base_lr=0.016, schedule="cosine", warmup=0.1, weight_decay=0.05,
-    dropout=0.2, smoothing=0.1, clip_grad=1.0,
+    dropout=0.2, smoothing=0.1, clip_grad=1.0, colour=0.4, num_clips=2,
 )  # fmt: skip
 # An encoder that has learned already is moved less.
 TINY_BACKBONE = dataclasses.replace(TINY_TRAINING, base_lr=0.008, layer_decay=0.75)
-PRESETS = {"tiny": Config(), "paper": Config(preset="paper", num_clips=10, num_workers=8)}
+
+
+def values_of(training: Training) -> dict:
+    """What a recipe says, by flag."""
+    return {k: v for k, v in vars(training).items() if k not in ("about", "fits")}
+
+
+PRESETS = {
+    "tiny": Config(),
+    "paper": Config(preset="paper", num_workers=8),
+    **{name: Config(preset=name, num_workers=8, **values_of(t)) for name, t in TRAINING.items()},
+}
 
 # A line a preset for --help.
 ABOUT = {
     "tiny": "small clips and networks, 300 steps, minutes on two cores (the default)",
-    "paper": "the clip, network, optimizer and augmentation of the family's paper, as far as it names them",
+    "paper": "the first of the following that fits the backbone",
+    **{name: training.about for name, training in TRAINING.items()},
 }
 
 # What may change when a run is continued: nothing that decides the numbers.
@@ -241,34 +271,50 @@ MAY_CHANGE = {
 STEP_STREAM = 6  # of counter_rng: dropout, drop path and mixing of one step
 
 
-def resolve(cfg: Config) -> Config:
-    """Fill in what was not given: the family's values in the preset `paper`, the small ones in `tiny`.
+def resolve(cfg: Config, backbone: nn.Module) -> Config:
+    """Fill in what was not given: a published recipe's values, the small ones in `tiny`.
 
     Raises:
-        ValueError: neither or both of --model and --backbone, or a model that there is not.
+        ValueError: the preset is another backbone's, or none fits.
     """
-    if bool(cfg.model) == bool(cfg.backbone):
-        raise ValueError(
-            "give either --model, a name of python -m downstream.models, or --backbone"
-        )
     if cfg.preset == "paper":
-        training = TRAINING[check_name(cfg.model).training if cfg.model else "transformer"]
+        training = TRAINING[fitting(backbone)[0]]
+    elif cfg.preset in TRAINING:
+        training, fits = TRAINING[cfg.preset], fitting(backbone)
+        if cfg.preset not in fits:
+            raise ValueError(
+                f"the preset {cfg.preset} is not for {cfg.model or cfg.backbone} ({kind_of(backbone)}): take "
+                f"{', '.join(fits)} or tiny"
+            )
     else:
         training = TINY_TRAINING if cfg.model else TINY_BACKBONE
-    filled = {}
-    for name, value in dataclasses.asdict(training).items():
-        given = getattr(cfg, name)
-        unset = given in ("", -1) or (name in ("epochs", "batch_size", "views") and given == 0)
-        filled[name] = value if unset else given
+    defaults = {field.name: field.default for field in dataclasses.fields(cfg)}
+    filled = {
+        name: value
+        for name, value in values_of(training).items()
+        if name != "flip" and getattr(cfg, name) == defaults[name]
+    }
     if cfg.preset == "tiny" and not cfg.steps and not cfg.epochs:
         filled["steps"] = TINY_STEPS
-    if cfg.colour == -1:
-        filled["colour"] = 0.4 if cfg.preset == "tiny" else 0.0
-    if filled["rand_augment"] == "off":
+    cfg, filled = dataclasses.replace(cfg, **filled), {}
+    if cfg.rand_augment == "off":
         filled["rand_augment"] = ""
     named = cfg.model or Path(cfg.backbone).resolve().parent.name or "backbone"
     filled["out"] = cfg.out or f"runs/finetune-{file_name(named)}"
     return dataclasses.replace(cfg, **filled)
+
+
+def unused(cfg: Config) -> dict[str, str]:
+    """Flags that others leave without effect, and why."""
+    return {
+        name: reason
+        for name, reason, useless in (
+            ("scales", "with --crop resized", cfg.crop == "resized"),
+            ("drops", "with --schedule cosine", cfg.schedule == "cosine"),
+            ("final_lr", "with --schedule step", cfg.schedule == "step"),
+        )
+        if useless
+    }
 
 
 # ---------------------------------------------------------------------------------------- the step
@@ -277,27 +323,32 @@ def resolve(cfg: Config) -> Config:
 def train_step(model, optimizer, batches, accumulate, accelerator, loss_of, clip_grad):
     """One optimizer step over `accumulate` micro-batches.
 
+    The loss is the mean over everything in the step that has a target, whatever the number of micro-batches and of
+    processes: sums are added up, and their gradient is divided once.
+
     Returns:
-        mean loss and share of right answers of this process, the gradient norm over all processes, the
-        micro-batches' errors and the seconds spent waiting for data. If the norm is not finite the weights were left
-        alone.
+        mean loss and share of right answers and the gradient norm, all over all processes; the micro-batches' errors
+        and the seconds spent waiting for data, of this process. If the norm is not finite the weights were left alone.
     """
-    total, right, errors, waited = 0.0, 0.0, [], 0.0
+    sums, errors, waited = torch.zeros(4, device=accelerator.device), [], 0.0
     for i in range(accumulate):
         before = time.monotonic()
         batch = next(batches)
         waited += time.monotonic() - before
         errors += batch["errors"]
         with nullcontext() if i == accumulate - 1 else accelerator.no_sync(model):
-            loss, hits = loss_of(model, batch, i)
-            accelerator.backward(loss / accumulate)
-        total, right = total + loss.detach() / accumulate, right + hits / accumulate
-    trained = [p for p in model.parameters() if p.requires_grad]
+            counted = loss_of(model, batch, i)
+            accelerator.backward(counted[0])
+        sums += torch.stack(counted).detach()
+    loss, mass, right, known = accelerator.reduce(sums).tolist()
+    trained = [p for p in model.parameters() if p.grad is not None]
+    # Processes have averaged their gradients.
+    torch._foreach_mul_([p.grad for p in trained], accelerator.num_processes / max(mass, 1e-12))
     norm = torch.nn.utils.clip_grad_norm_(trained, clip_grad or math.inf)
     if torch.isfinite(norm):
         optimizer.step()
     optimizer.zero_grad()
-    return total, right, norm.item(), errors, waited
+    return loss / max(mass, 1e-12), right / max(known, 1), norm.item(), errors, waited
 
 
 class StepLoss:
@@ -308,8 +359,8 @@ class StepLoss:
         self.weights = None if weights is None else weights.to(accelerator.device)
         self.step = 0
 
-    def __call__(self, model: nn.Module, batch: dict, micro: int) -> tuple[Tensor, Tensor]:
-        """The loss and the share of right answers (with mixing: of the larger part)."""
+    def __call__(self, model: nn.Module, batch: dict, micro: int) -> list[Tensor]:
+        """Sums of the loss, of the targets, of right answers (with mixing: of the larger part) and of what can be right."""
         cfg, where = self.cfg, self.accelerator.device
         spec = self.accelerator.unwrap_model(model).input_spec
         video = spec.normalise(batch["video"].to(where, non_blocking=True))
@@ -322,10 +373,10 @@ class StepLoss:
         video, targets = mix(video, targets, cfg.mixup, cfg.cutmix, rng)
         with self.accelerator.autocast():
             logits = model(video)
-        loss = soft_cross_entropy(logits, targets, self.weights)
+        loss, mass = soft_cross_entropy(logits, targets, self.weights)
         known = targets.sum(-1) > 0
-        hits = (logits.argmax(-1) == targets.argmax(-1))[known].float()
-        return loss, hits.mean() if len(hits) else hits.sum()
+        hits = (logits.argmax(-1) == targets.argmax(-1)) & known
+        return [loss, mass, hits.sum().float(), known.sum().float()]
 
 
 class LabelOfView:
@@ -350,15 +401,20 @@ def build_backbone(cfg: Config) -> nn.Module:
     """The backbone of a configuration, fresh from its seed or with the weights it names.
 
     Raises:
-        ValueError: it cannot be built, or it wants clips that the data road does not give.
+        ValueError: neither or both of --model and --backbone; it cannot be built, or it wants clips that the data road
+            does not give.
     """
+    if bool(cfg.model) == bool(cfg.backbone):
+        raise ValueError(
+            "give either --model, a name of python -m downstream.models, or --backbone"
+        )
     torch.manual_seed(cfg.seed)
-    flags = ("network", "attention", "frames", "stride", "size", "width", "still")
+    flags = ("network", "attention", "frames", "size", "width", "still")
     changes = {flag: getattr(cfg, flag) for flag in flags if getattr(cfg, flag)}
     if cfg.backbone:
         backbone = load_backbone(cfg.backbone, cfg.weights)
-        if isinstance(backbone, VideoTransformer) and set(changes) <= {"frames", "stride", "size"}:
-            backbone = resized(backbone, cfg.frames, cfg.size, cfg.stride) if changes else backbone
+        if isinstance(backbone, VideoTransformer) and set(changes) <= {"frames", "size"}:
+            backbone = resized(backbone, cfg.frames, cfg.size) if changes else backbone
         elif changes:
             flag = next(iter(changes))
             raise ValueError(f"--{flag} belongs to --model: this trained backbone has its own")
@@ -369,6 +425,26 @@ def build_backbone(cfg: Config) -> nn.Module:
             f"{cfg.model or cfg.backbone} sees clips of {backbone.input_spec.channels} channels (optical flow), and the "
             "data are colour: take its colour form"
         )
+    return backbone
+
+
+def adapt(backbone: nn.Module, cfg: Config) -> nn.Module:
+    """The backbone as a resolved configuration trains it: frames of a clip, pooling and stochastic depth.
+
+    Raises:
+        ValueError: it cannot be trained so.
+    """
+    choose_sampling(backbone, cfg.sampling, cfg.stride)
+    pool = backbone.arguments.get("pool")
+    if cfg.pool and cfg.pool != pool:
+        if cfg.pool != "fc_norm" or pool != "mean" or not isinstance(backbone, VideoTransformer):
+            raise ValueError(
+                f"--pool {cfg.pool}: only the norm of a video transformer whose tokens are averaged can move behind the "
+                "mean, with --pool fc_norm"
+            )
+        weights = {k: v for k, v in backbone.state_dict().items() if not k.startswith("norm.")}
+        backbone = VideoTransformer(**{**backbone.arguments, "pool": "fc_norm", "norm_eps": 1e-6})
+        backbone.load_state_dict(weights, strict=False)  # the norm is fresh
     if cfg.drop_path:
         set_drop_path(backbone, cfg.drop_path)
     return backbone
@@ -461,13 +537,14 @@ def print_plan(
     parameters = sum(p.numel() for p in model.backbone.parameters()) / 1e6
     learns = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
     augment = [
+        "crops of 8 to 100 % of the area" if cfg.crop == "resized" else
         f"crops {min(cfg.scales):g} to {max(cfg.scales):g}", "flip" if cfg.flip else "",
         f"colour {cfg.colour:g}" if cfg.colour else "", f"RandAugment {cfg.rand_augment}" if cfg.rand_augment else "",
         f"erase {cfg.erase:g}" if cfg.erase else "", f"mixup {cfg.mixup:g}" if cfg.mixup else "",
         f"cutmix {cfg.cutmix:g}" if cfg.cutmix else "", f"{cfg.views} views" if cfg.views > 1 else "",
     ]  # fmt: skip
     regular = {
-        "weight decay": cfg.weight_decay, "layer decay": cfg.layer_decay, "dropout": cfg.dropout,
+        "weight decay": cfg.weight_decay, "layer decay": cfg.layer_decay, "backbone's rate": cfg.backbone_lr, "dropout": cfg.dropout,
         "drop path": cfg.drop_path, "smoothing": cfg.smoothing, "average": cfg.ema, "gradient clip": cfg.clip_grad,
     }  # fmt: skip
     log.print_table(
@@ -477,14 +554,14 @@ def print_plan(
             "validation": rule,
             "model": f"{cfg.model or cfg.backbone}, {parameters:.2f} M parameters, {learns:.2f} M learn, "
             f"{len(model.classes)} classes" + (", a label a frame" if cfg.per_frame else ""),
-            "clip": f"{spec.frames} frames of {spec.size} px, stride {spec.stride}"
+            "clip": f"{spec.frames} frames of {spec.size} px, {spec.pace}"
             + (", what stands still subtracted" if spec.still == "subtract" else ""),
             "device": f"{accelerator.num_processes} x {device.describe(accelerator.device)}, "
             f"{'bf16' if accelerator.mixed_precision == 'bf16' else 'fp32'}",
             "effective batch": f"{cfg.batch_size} clips = {accelerator.num_processes} processes x "
             f"{plan.accumulate} passes x {plan.micro} decodes" + (f" x {cfg.views} views" if cfg.views > 1 else ""),
             "optimizer": f"{cfg.optimizer}, {cfg.base_lr:g} per 256 clips -> {cfg.base_lr * scale:g}, {cfg.schedule}",
-            "regularised": ", ".join(f"{k} {v:g}" for k, v in regular.items() if v and not (k == "layer decay" and v == 1)),
+            "regularised": ", ".join(f"{k} {v:g}" for k, v in regular.items() if v and not (k in ("layer decay", "backbone's rate") and v == 1)),
             "augmented": ", ".join(filter(None, augment)),
             "steps": f"{plan.steps} ({plan.warmup} warm-up) = "
             f"{plan.steps * plan.decodes_per_step / num_clips:.1f} epochs",
@@ -500,8 +577,9 @@ def main(cfg: Config) -> dict:
     """Train and test; returns what results.json holds."""
     # ---- data: before the process group exists, since packing may take hours
     first = os.environ.get("RANK", "0") == "0"
-    cfg = resolve(cfg)
     backbone = build_backbone(cfg)
+    cfg = resolve(cfg, backbone)
+    backbone = adapt(backbone, cfg)
     run = Path(cfg.out)
     if first:
         try_run(run)
@@ -514,6 +592,8 @@ def main(cfg: Config) -> dict:
 
     # ---- model and optimizer
     model = Classifier(backbone, classes, cfg.dropout, cfg.per_frame)
+    with torch.no_grad():  # drawn with deviation 0.01
+        model.head.weight *= cfg.head_std / 0.01
     if cfg.freeze:
         freeze(model)
     if cfg.per_frame and (cfg.mixup or cfg.cutmix):
@@ -523,7 +603,9 @@ def main(cfg: Config) -> dict:
     if cfg.views > 1 and cfg.per_frame:
         raise ValueError("--views cannot be combined with --per-frame")
     learner = Learner(model, cfg.ema).to(accelerator.device)
-    optimizer = make_optimizer(cfg.optimizer, model, cfg.weight_decay, cfg.layer_decay)
+    optimizer = make_optimizer(
+        cfg.optimizer, model, cfg.weight_decay, cfg.layer_decay, cfg.backbone_lr
+    )
     plan = plan_run(
         len(train.samples), accelerator.num_processes, cfg.batch_size, cfg.micro_batch, cfg.views, cfg.steps,
         cfg.epochs, cfg.warmup,
@@ -548,8 +630,8 @@ def main(cfg: Config) -> dict:
 
     # ---- loader and wrapper
     dataset = TrainClips(
-        pack, train.samples, model.input_spec, cfg.seed, cfg.views, cfg.scales, LabelOfView(classes, cfg.per_frame),
-        augment,
+        pack, train.samples, model.input_spec, cfg.seed, cfg.views, None if cfg.crop == "resized" else cfg.scales,
+        LabelOfView(classes, cfg.per_frame), augment,
     )  # fmt: skip
     positions = Positions(
         state["step"],
@@ -567,7 +649,7 @@ def main(cfg: Config) -> dict:
     wrapped.train()  # what was loaded is in evaluation mode
     epoch = math.ceil(len(train.samples) / plan.decodes_per_step)
     val_every = cfg.val_every or max(1, epoch, plan.steps // 20)
-    peak = cfg.base_lr * cfg.batch_size / 256
+    peak, final = (rate * cfg.batch_size / 256 for rate in (cfg.base_lr, cfg.final_lr))
 
     # ---- loop
     run_log = begin_run(run, described, state["step"], cfg.tensorboard) if first else None
@@ -577,25 +659,21 @@ def main(cfg: Config) -> dict:
     stopped_early = bool(cfg.patience) and state["since_best"] >= cfg.patience
     with train_batches(dataset, positions, cfg.num_workers) as batches, stop:
         while state["step"] < plan.steps and not stopped_early:
-            lr = scheduled_rate(state["step"], plan.steps, plan.warmup, peak, cfg.schedule)
+            lr = scheduled_rate(
+                state["step"], plan.steps, plan.warmup, peak, cfg.schedule, final, cfg.drops
+            )
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["lr_scale"]
             loss_of.step = state["step"]
-            loss, right, norm, errors, waited = train_step(
+            loss_value, right_value, norm, errors, waited = train_step(
                 wrapped, optimizer, batches, plan.accumulate, accelerator, loss_of, cfg.clip_grad
             )
             skipped = not math.isfinite(norm)
             if not skipped:
                 learner.update_average()
-            shared = torch.tensor(
-                [stop.signal or bool(batches.lost), len(errors), 0.0, 0.0],
-                device=accelerator.device,
-            )
-            shared[2], shared[3] = (
-                loss / accelerator.num_processes,
-                right / accelerator.num_processes,
-            )
-            stopping, bad, loss_value, right_value = accelerator.reduce(shared).tolist()
+            shared = [stop.signal or bool(batches.lost), len(errors)]
+            shared = torch.tensor(shared, dtype=torch.float32, device=accelerator.device)
+            stopping, bad = accelerator.reduce(shared).tolist()
 
             state["step"] += 1
             state["bad_clips"] += int(bad)
@@ -728,7 +806,7 @@ def finish(
     card = {
         "protocol": protocol,
         "views": {
-            "frames": spec.frames, "stride": spec.stride, "size": spec.size, "still": spec.still, "num_clips": cfg.num_clips,
+            "frames": spec.frames, "sampling": spec.pace, "stride": spec.stride, "size": spec.size, "still": spec.still, "num_clips": cfg.num_clips,
             "num_crops": cfg.num_crops,
             "pooling": "windows of half overlap, probabilities averaged" if cfg.per_frame else
             "probabilities averaged over the views, then over the clips of a video",
@@ -822,4 +900,4 @@ def print_summary(cfg: Config, results: dict, run: Path, picture: str) -> None:
 
 
 if __name__ == "__main__":
-    log.cli(main, PRESETS, about=ABOUT)
+    log.cli(main, PRESETS, unused, ABOUT)

@@ -19,7 +19,7 @@ from pretrain import checkpoint
 from pretrain.data.pack import pack
 from pretrain.data.shards import Pack
 from pretrain.names import from_csv
-from recipes import compare, finetune, predict
+from recipes import compare, convert, finetune, predict
 from tests.conftest import draw_motion, motion_rows, write_video
 from tests.recipes.runs import (
     equal,
@@ -215,12 +215,81 @@ def test_from_a_backbone_and_frozen(tiny_pack, tiny_backbone, tmp_path, monkeypa
 
 def test_frozen_frame_networks_train_what_stands_on_them(tiny_pack, tmp_path):
     cfg = config(tiny_pack, tmp_path / "run", model="lstm", freeze=True)
-    fresh = finetune.build_backbone(finetune.resolve(cfg)).state_dict()
+    fresh = finetune.build_backbone(cfg).state_dict()
     finetune.main(cfg)
     after = load_backbone(str(tmp_path / "run" / "backbone")).state_dict()
     images = {k for k in fresh if k.startswith("images.")}
     assert all(torch.equal(fresh[k], after[k]) for k in images)  # batch statistics included
     assert not torch.equal(fresh["rnn.weight_hh_l0"], after["rnn.weight_hh_l0"])
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["unlabelled", "weights"])
+def test_accumulation_is_exact(two_things, tmp_path, weighted):
+    """One pass, four passes, and two processes with two: the same gradient, whatever each part has of labels and weights."""
+    cfg = config(
+        two_things, tmp_path / "run", model="tcn", frames=8, stride=2, per_frame=True, steps=1, batch_size=8, micro_batch=8,
+        dropout=0.0, smoothing=0.0, class_weights="balanced" if weighted else "none", clip_grad=0.0,
+    )  # fmt: skip
+    norms = {}
+    for micro in (8, 2):
+        out = tmp_path / str(micro)
+        finetune.main(dataclasses.replace(cfg, micro_batch=micro, out=str(out)))
+        norms[micro] = json.loads((out / "log.jsonl").read_text())
+    assert norms[8]["grad_norm"] == pytest.approx(norms[2]["grad_norm"], rel=1e-4)
+    assert norms[8]["loss"] == pytest.approx(norms[2]["loss"], rel=1e-5)
+    if weighted:
+        cfg = dataclasses.replace(cfg, micro_batch=2, out=str(tmp_path / "two"))
+        done = launch(tmp_path, cfg, {}, processes=2)
+        assert done.returncode == 0, done.stderr[-2000:]
+        both = json.loads((tmp_path / "two" / "log.jsonl").read_text())
+        assert both["grad_norm"] == pytest.approx(norms[8]["grad_norm"], rel=1e-4)
+        assert both["loss"] == pytest.approx(norms[8]["loss"], rel=1e-5)
+
+
+def test_a_published_recipe_from_a_backbone_to_labels(tiny_pack, tiny_backbone, tmp_path):
+    """fc_norm, its classifier, uniform sampling and test views arrive in the exported classifier, in files, and stay there."""
+    recipe = finetune.PRESETS["videomae_b_ssv2"]
+    cfg = dataclasses.replace(
+        recipe, backbone=str(tiny_backbone), data=str(tiny_pack), out=str(tmp_path / "run"), steps=2, batch_size=8,
+        micro_batch=4, precision="fp32", num_workers=0, threads=1, log_seconds=0.0,
+    )  # fmt: skip
+    results = finetune.main(cfg)
+    assert (
+        results["card"]["protocol"]["num_clips"] == 2
+        and results["card"]["protocol"]["num_crops"] == 3
+    )
+    model = load_classifier(str(tmp_path / "run" / "backbone"))
+    assert model.backbone.fc_norm and model.input_spec.stride == 0
+    assert model.head.weight.std() < 1e-3  # it started at 2e-5
+    again = finetune.main(
+        dataclasses.replace(
+            cfg, backbone=str(tmp_path / "run" / "backbone"), out=str(tmp_path / "more"), steps=1
+        )
+    )
+    assert again["card"]["model"]["arguments"]["pool"] == "fc_norm"
+
+    convert.main(convert.Config(str(tmp_path / "run" / "backbone"), "hf", str(tmp_path / "hf")))
+    write_video(tmp_path / "up.mp4", draw_motion("up", 7, 0, 16, 32))
+    answers = [
+        predict.main(
+            predict.Config(source, str(tmp_path / "up.mp4"), num_workers=0, precision="fp32", out=str(tmp_path / out), **more)
+        )["up.mp4"]
+        for source, out, more in (
+            (str(tmp_path / "run" / "backbone"), "ours", {}),
+            (f"hf:{tmp_path / 'hf'}", "theirs", {"sampling": "uniform"}),
+            (f"hf:{tmp_path / 'hf'}", "named", {"classes": "u, v, w, x"}),
+        )
+    ]  # fmt: skip
+    assert [e["label"] for e in answers[0]] == [e["label"] for e in answers[1]]
+    assert [e["probability"] for e in answers[0]] == pytest.approx(
+        [e["probability"] for e in answers[1]], abs=1e-5
+    )
+    assert {e["label"] for e in answers[2]} == {"u", "v", "w", "x"}
+    named = predict.Config(
+        f"hf:{tmp_path / 'hf'}", str(tmp_path / "up.mp4"), classes="u, v", out=str(tmp_path / "no")
+    )
+    with pytest.raises(ValueError, match="2 names for a classifier of 4"):
+        predict.main(named)
 
 
 def test_few_shots(tiny_pack, tmp_path):
@@ -359,6 +428,16 @@ def test_predictions_of_a_file_and_a_folder(undisturbed, tmp_path):
         ({"drop_path": 0.1}, "this backbone has none"),
         ({"optimizer": "lion"}, "neither adamw nor sgd"),
         ({"rand_augment": "hard"}, "not of the form"),
+        (
+            {"preset": "videomae_b_k400"},
+            "videomae_b_k400 is not for frame_early.*karpathy_sports1m or tiny",
+        ),
+        ({"pool": "fc_norm"}, "only the norm of a video transformer"),
+        ({"sampling": "uniform"}, "leave out --stride 4"),
+        (
+            {"model": "lstm", "per_frame": True, "sampling": "uniform", "stride": 0},
+            "give --sampling dense",
+        ),
         ({"erase": 2.0}, "not between 0 and 1"),
         ({"batch_size": 8, "views": 3}, "cannot be shared evenly"),
         ({"test_split": "exam"}, "no split 'exam'"),

@@ -14,6 +14,7 @@ from downstream.finetune import (
     Learner,
     balanced_weights,
     few_shots,
+    fitting,
     layer_groups,
     make_optimizer,
     make_targets,
@@ -95,8 +96,26 @@ def test_drop_path_leaves_out_whole_branches():
         set_drop_path(build_model("c3d", width=0.1), 0.1)
 
 
-def test_every_family_says_how_it_is_trained():
-    assert {f.training for f in MODELS.values()} <= set(TRAINING)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_family_has_a_published_recipe(name):
+    """By its class and arguments, so that an exported backbone of a family has it too."""
+    with torch.device("meta"):
+        backbone = build_model(name, small=name not in ("vit_b", "vit_l", "video_swin_b"))
+    found = fitting(backbone)
+    for part, wanted in {
+        "vit_b": "videomae_b_k400", "vit_l": "videomae_l_k400", "vit_xs": "videomae_b_k400", "c3d": "c3d_ucf101",
+        "vivit": "vivit_b_k400", "video_swin_b": "video_swin_b_k400", "frame_swin": "tsn_ucf101", "lstm": "lrcn_ucf101",
+        "ed_tcn": "ed_tcn_50salads", "nonlocal": "nonlocal_k400", "r2plus": "r2plus1d_k400", "i3d": "i3d_k400",
+        "frame_late": "karpathy_sports1m",
+    }.items():  # fmt: skip
+        if part in name:
+            assert found[0] == wanted
+    others = {
+        "vit_b": "videomae_l_k400",
+        "vit_l": "videomae_b_k400",
+        "video_swin_b": "video_swin_t_k400",
+    }
+    assert others.get(name) not in found
 
 
 def test_schedules():
@@ -105,9 +124,99 @@ def test_schedules():
     cosine = [scheduled_rate(s, 100, 10, 2.0, "cosine") for s in range(100)]
     assert cosine[:10] == pytest.approx([2 / 9 * i for i in range(10)]) and cosine[10] == 2.0
     assert cosine[55] == pytest.approx(1.0) and cosine[99] < 0.01
+    # C3D on UCF101 (every 4 of 16 epochs), R(2+1)D (10 of warm-up, then every 10 of 45), VideoMAE's last rate.
+    assert scheduled_rate(29, 45, 10, 1.0, "step", 0.0, (20 / 45, 30 / 45, 40 / 45)) == 0.1
+    assert scheduled_rate(
+        40, 45, 10, 1.0, "step", 0.0, (20 / 45, 30 / 45, 40 / 45)
+    ) == pytest.approx(1e-3)
+    assert scheduled_rate(9, 10, 0, 1.0, "cosine", 0.5) == pytest.approx(
+        0.5 + 0.25 * (1 + np.cos(0.9 * np.pi))
+    )
+
+
+# scripts/*/finetune.sh of MCG-NJU/VideoMAE: the rate as its run_class_finetuning.py scales it (lr x videos / 256),
+# videos of a step, epochs, layer decay, drop path, dropout, the last rate, test views.
+VIDEOMAE = {
+    "videomae_s_k400": (5e-4 * 384 / 256, 384, 150, 0.75, 0.1, 0.0, 1e-6 * 384 / 256, (5, 3)),
+    "videomae_b_k400": (5e-4 * 384 / 256, 384, 75, 0.75, 0.1, 0.0, 1e-6 * 384 / 256, (5, 3)),
+    "videomae_l_k400": (2e-3 * 128 / 256, 128, 35, 0.75, 0.1, 0.0, 1e-6 * 128 / 256, (5, 3)),
+    "videomae_h_k400": (1e-3 * 512 / 256, 512, 50, 0.75, 0.2, 0.5, 1e-5 * 512 / 256, (5, 3)),
+    "videomae_b_ssv2": (5e-4 * 384 / 256, 384, 30, 0.75, 0.1, 0.0, 1e-6 * 384 / 256, (2, 3)),
+    "videomae_s_ssv2": (1e-3 * 384 / 256, 384, 40, 0.7, 0.1, 0.0, 1e-6 * 384 / 256, (2, 3)),
+    "videomae_b_ucf101": (5e-4 * 128 / 256, 128, 100, 0.7, 0.2, 0.5, 1e-5 * 128 / 256, (5, 3)),
+}
+
+
+@pytest.mark.parametrize("name", VIDEOMAE)
+def test_videomaes_recipes_are_its_scripts(name):
+    rate, videos, epochs, decay, path, dropout, last, views = VIDEOMAE[name]
+    t = TRAINING[name]
+    assert (t.batch_size / t.views, t.epochs, t.layer_decay) == (videos, epochs, decay)
+    assert (t.drop_path, t.dropout, (t.num_clips, t.num_crops)) == (path, dropout, views)
+    assert t.base_lr * t.batch_size / 256 == pytest.approx(rate)
+    assert t.final_lr * t.batch_size / 256 == pytest.approx(last)
+    assert t.warmup * t.epochs == pytest.approx(5)
+    assert (t.smoothing, t.mixup, t.cutmix, t.erase, t.rand_augment) == (
+        0.1,
+        0.8,
+        1.0,
+        0.25,
+        "n4-m7",
+    )
+    assert (t.crop, t.pool, t.head_std, t.weight_decay) == ("resized", "fc_norm", 2e-5, 0.05)
+    assert (t.sampling, t.flip) == (("uniform", False) if "ssv2" in name else ("dense", True))
+
+
+def test_video_swins_and_vivits_recipes_are_their_configurations():
+    found = {
+        name: (
+            t.base_lr * t.batch_size / 256,
+            t.weight_decay,
+            t.drop_path,
+            t.backbone_lr,
+            t.num_clips,
+            t.num_crops,
+        )
+        for name, t in TRAINING.items()
+        if name.startswith("vi") and "mae" not in name
+    }
+    assert found == {
+        "video_swin_t_k400": (1e-3, 0.02, 0.1, 0.1, 4, 3),
+        "video_swin_s_k400": (1e-3, 0.02, 0.1, 0.1, 4, 3),
+        "video_swin_b_k400": (1e-3, 0.05, 0.3, 0.1, 4, 3),
+        "video_swin_b_k400_22k": (3e-4, 0.05, 0.2, 0.1, 4, 3),
+        "vivit_b_k400": (0.1, 0.0, 0.0, 1.0, 4, 3),
+    }
+    assert TRAINING["vivit_b_k400"].head_std == 0
+
+
+def test_video_swin_learns_below_its_head_and_tables_do_not_decay():
+    model = Classifier(build_model("video_swin_t", small=True), ["a", "b"])
+    model.positions = torch.nn.ParameterDict(
+        {
+            name: torch.nn.Parameter(torch.zeros(2, 3))
+            for name in ("pos_embed", "positional_embedding")
+        }
+    )
+    optimizer = make_optimizer("adamw", model, 0.02, 1.0, backbone_lr=0.1)
+    names = {id(p): n for n, p in model.named_parameters()}
+    found = {names[id(p)]: g for g in optimizer.param_groups for p in g["params"]}
+    assert found["head.weight"]["lr_scale"] == 1 and found["head.weight"]["weight_decay"] == 0.02
+    tables = [n for n in found if "relative_position_bias_table" in n or "positions." in n]
+    assert len(tables) == 5 + 2 and all(found[n]["weight_decay"] == 0 for n in tables)
+    attention = found["backbone.features.0.0.attn.qkv.weight"]
+    assert attention["lr_scale"] == 0.1 and attention["weight_decay"] == 0.02
+    set_drop_path(model.backbone, 0.3)
+    paths = [m.p for m in model.modules() if type(m).__name__ == "StochasticDepth"]
+    assert paths == pytest.approx(np.linspace(0, 0.3, 5))
 
 
 # ------------------------------------------------------------------------------------------ targets
+
+
+def mean_loss(logits, targets, weights):
+    total, mass = soft_cross_entropy(logits, targets, weights)
+    return total / mass
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -119,7 +228,7 @@ def test_loss_is_torchs(smoothing, weighted):
     torch.manual_seed(0)
     logits, labels = torch.randn(7, 5, requires_grad=True), torch.tensor([0, 1, 2, 3, 4, 4, 4])
     weights = torch.tensor([3.0, 1, 0.5, 2, 1]) if weighted else None
-    ours = soft_cross_entropy(logits, make_targets(labels, 5, smoothing), weights)
+    ours = mean_loss(logits, make_targets(labels, 5, smoothing), weights)
     theirs = F.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
     assert torch.allclose(ours, theirs)
     a, b = (torch.autograd.grad(v, logits, retain_graph=True)[0] for v in (ours, theirs))
@@ -129,12 +238,13 @@ def test_loss_is_torchs(smoothing, weighted):
 def test_frames_without_a_label_count_nothing():
     logits = torch.randn(2, 4, 3)
     labels = torch.tensor([[0, NOTHING, 2, 1], [NOTHING, NOTHING, 1, NOTHING]])
-    ours = soft_cross_entropy(logits, make_targets(labels, 3, 0.1), None)
+    ours = mean_loss(logits, make_targets(labels, 3, 0.1), None)
     theirs = F.cross_entropy(
         logits.flatten(0, 1), labels.flatten(), ignore_index=NOTHING, label_smoothing=0.1
     )
     assert torch.allclose(ours, theirs)
-    assert soft_cross_entropy(logits, make_targets(torch.full((2, 4), NOTHING), 3, 0.1), None) == 0
+    nothing = make_targets(torch.full((2, 4), NOTHING), 3, 0.1)
+    assert soft_cross_entropy(logits, nothing, None) == (0, 0)
 
 
 def test_balanced_weights():
