@@ -338,8 +338,8 @@ def classifier_of(encoder: nn.Module, report: dict, names: list[str] | None = No
     """
     if "head" not in report:
         raise ValueError(
-            f"{report['source']} has no classifier behind an fc_norm, as fine-tuned VideoMAEs have; train one: accelerate "
-            f"launch recipes/finetune.py --backbone {report['source']} --data LABELLED_VIDEOS"
+            f"{report['source']} has no classifier behind an fc_norm, as fine-tuned VideoMAEs have; train one: "
+            f"python recipes/finetune.py --backbone {report['source']} --data LABELLED_VIDEOS"
         )
     _check_names(names, len(report["classes"]))
     model = Classifier(encoder, names or report["classes"])
