@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, TypeVar, get_args, get_type_hints
 
+from tyro.constructors import PrimitiveConstructorSpec
+
 Config = TypeVar("Config")
 
 
@@ -42,9 +44,20 @@ class Within:
         return least if self.high == math.inf else f"{least} and {most}"
 
 
-Count = Annotated[int, Within(1)]
-Whole = Annotated[int, Within(0)]
-Seed = Annotated[int, Within(0, 2**63 - 1)]
+def _whole(words: list[str]) -> int:
+    try:
+        return int(words[0])
+    except ValueError as error:
+        raise ValueError(f"{words[0]!r} is no whole number") from error
+
+
+_WORDS = PrimitiveConstructorSpec(
+    nargs=1, metavar="INT", instance_from_str=_whole, is_instance=lambda x: isinstance(x, int),
+    str_from_instance=lambda x: [str(x)],
+)  # fmt: skip
+Count = Annotated[int, Within(1), _WORDS]
+Whole = Annotated[int, Within(0), _WORDS]
+Seed = Annotated[int, Within(0, 2**63 - 1), _WORDS]
 Positive = Annotated[float, Within(0, above=True)]
 NotNegative = Annotated[float, Within(0)]
 Share = Annotated[float, Within(0, 1)]

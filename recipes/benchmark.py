@@ -66,6 +66,12 @@ class Config:
     """A JSON file for the numbers; empty: only printed."""
 
 
+def unused(cfg: Config) -> dict[str, str]:
+    """Values that a part leaves without effect, and why."""
+    flags = () if cfg.what in ("all", "step") else ("encoder", "batch_size")
+    return dict.fromkeys(flags, f"with --what {cfg.what}")
+
+
 def interleave(candidates: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
     """Run each candidate in turn, `rounds` times over, and return the median seconds of each."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
@@ -353,4 +359,4 @@ def main(cfg: Config) -> dict:
 
 
 if __name__ == "__main__":
-    log.cli(main, Config)
+    log.cli(main, Config, unused)

@@ -131,8 +131,10 @@ class Config:
     """Blocks of a fresh video tower; 0: as the size has them."""
     frames: Whole = 0
     """Frames of a clip; 1 for images; 0: 16, or as a tower of python -m downstream.models has it."""
-    stride: Whole = 4
-    """Source frames between two sampled ones; 0: uniform, a frame of each of --frames equal parts of the clip (TSN)."""
+    stride: Count = 4
+    """Source frames between two sampled ones."""
+    sampling: Literal["dense", "uniform"] = "dense"
+    """dense: frames at a stride; uniform: a frame of each of --frames equal parts of the clip (TSN)."""
     size: Count = 224
     """Height and width of a clip, pixels; open_clip towers have their own."""
     patch: Count = 16
@@ -249,7 +251,7 @@ PRESETS = {
     # mirrored place (with any), and of clips of fewer than 32 frames only the first is seen.
     "vificlip_b16": Config(
         preset="vificlip_b16", video_tower="open_clip:ViT-B-16/openai", text="label", templates="vificlip", pixels="imagenet",
-        frames=32, stride=0, loss="classes", smoothing=0.1, mixup=0.8, cutmix=1.0, scales=(1.0, 0.875, 0.75, 0.66), flip=True,
+        frames=32, sampling="uniform", loss="classes", smoothing=0.1, mixup=0.8, cutmix=1.0, scales=(1.0, 0.875, 0.75, 0.66), flip=True,
         jitter=0.8, grey=0.2, epochs=10, warmup=0.5, schedule="counting", batch_size=256, micro_batch=8, base_lr=8e-6,
         final_lr=8e-8, weight_decay=0.001, num_workers=8,
     ),
@@ -277,6 +279,7 @@ OFF = {
     "mixup": 0.0,
     "cutmix": 0.0,
     "pixels": "tower",
+    "sampling": "dense",
     "moving": 1.0,
     "drop_tokens": 0.0,
     "weights": (),
@@ -392,7 +395,7 @@ def unused(cfg: Config) -> dict[str, str]:
     form = ("depth", "patch", "tubelet", "positions", "init", "moving", "small")
     why: dict[str, str] = {}
     if cfg.backbone:
-        names = ("video_tower", "frames", "stride", "size", "pool", *form)
+        names = ("video_tower", "frames", "stride", "sampling", "size", "pool", *form)
         why |= dict.fromkeys(names, f"with --backbone {cfg.backbone}, which has its own")
     elif cfg.video_tower.removeprefix("vit_") in SIZES:
         why |= dict.fromkeys(("pool", "small"), tower)
@@ -400,7 +403,7 @@ def unused(cfg: Config) -> dict[str, str]:
         names = (set(form) - {"small"}) | {"pool", "drop_tokens"}
         fixed = FIXED_FRAMES.get(cfg.video_tower)
         names |= {"frames"} if fixed and cfg.frames != fixed else set()
-        names |= {"stride"} if fixed == 1 else set()
+        names |= {"stride", "sampling"} if fixed == 1 else set()
         why |= dict.fromkeys(names, tower)
     elif cfg.video_tower.startswith("frames:"):
         why |= dict.fromkeys(set(form) - {"depth", "patch"}, tower)
@@ -410,8 +413,12 @@ def unused(cfg: Config) -> dict[str, str]:
             why["dim"] = f"{tower}, whose two towers meet already"
     if cfg.backbone or not cfg.video_tower.startswith(OPEN_CLIP):
         why["pixels"] = tower if not cfg.backbone else f"with --backbone {cfg.backbone}"
-    if cfg.frames == 1:
-        why.setdefault("stride", "with --frames 1")
+    if cfg.frames == 1 or cfg.sampling == "uniform":
+        why.setdefault(
+            "stride", "with --frames 1" if cfg.frames == 1 else "with --sampling uniform"
+        )
+    if cfg.frames == 1 and not cfg.backbone:
+        why["sampling"] = "with --frames 1"
     if cfg.text == "caption":
         why["templates"] = "with --text caption"
     if len(cfg.data) == 1:
@@ -439,9 +446,10 @@ def build_video_tower(cfg: Config, pair: Pair | None) -> nn.Module:
                 f"give --video-tower {cfg.backbone}, not --backbone: it has no clip of its own"
             )
         return load_backbone(cfg.backbone)
+    stride = 0 if cfg.sampling == "uniform" else cfg.stride
     size = cfg.video_tower.removeprefix("vit_")
     if size not in SIZES and cfg.video_tower in MODELS:
-        clip = {"stride": cfg.stride, "size": cfg.size}
+        clip = {"stride": stride, "size": cfg.size}
         clip |= {"frames": cfg.frames} if cfg.frames else {}
         tower = build_family(cfg.video_tower, small=cfg.small, **clip)
         if tower.input_spec.channels != 3:
@@ -449,7 +457,7 @@ def build_video_tower(cfg: Config, pair: Pair | None) -> nn.Module:
         return tower
     frames = cfg.frames or 16
     if pair:
-        return checkpoint.frame_tower(pair, frames, cfg.stride, cfg.pool, cfg.pixels)
+        return checkpoint.frame_tower(pair, frames, stride, cfg.pool, cfg.pixels)
     by_frames = cfg.video_tower.startswith("frames:")
     size = size.removeprefix("frames:")
     if size not in SIZES:
@@ -462,7 +470,7 @@ def build_video_tower(cfg: Config, pair: Pair | None) -> nn.Module:
     depth = cfg.depth or depth
     if not by_frames:
         return VideoTransformer(
-            dim, depth, heads, frames, cfg.size, cfg.patch, cfg.tubelet, cfg.stride,
+            dim, depth, heads, frames, cfg.size, cfg.patch, cfg.tubelet, stride,
             positions=cfg.positions, init=cfg.init, moving=cfg.moving,
         )  # fmt: skip
     if cfg.size % cfg.patch:
@@ -472,7 +480,7 @@ def build_video_tower(cfg: Config, pair: Pair | None) -> nn.Module:
         "image_size": cfg.size,
     }  # fmt: skip
     config = {"embed_dim": dim, "vision_cfg": vision_cfg, "quick_gelu": False}
-    return FrameTower(config, frames, cfg.stride, cfg.pool, interpolation="bilinear")
+    return FrameTower(config, frames, stride, cfg.pool, interpolation="bilinear")
 
 
 def captions_of(cfg: Config, record: dict) -> list[str]:
@@ -654,7 +662,7 @@ def print_plan(cfg: Config, plan: Plan, accelerator, counts, model: VideoText, r
         {
             "data": " + ".join(sources),
             "video tower": f"{cfg.backbone or cfg.video_tower}, {millions['v']:.1f} M parameters, {spec.frames} "
-            f"frames of {spec.size} px, stride {spec.stride}"
+            f"frames of {spec.size} px, {f'stride {spec.stride}' if spec.stride else 'uniform sampling'}"
             + (f", {cfg.drop_tokens:.0%} of the tokens dropped" if cfg.drop_tokens else "")
             + (
                 f", {model.video.num_moving} tokens that move"

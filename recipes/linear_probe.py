@@ -106,6 +106,12 @@ class Config:
     """Decoding processes; 0: decode in between."""
 
 
+def unused(config: Config) -> dict[str, str]:
+    """Values that leaving subjects out leaves without effect, and why."""
+    flags = ("train_split", "test_split")
+    return dict.fromkeys(flags, "with --leave-one-out") if config.leave_one_out else {}
+
+
 # ------------------------------------------------------------------------------------ the protocol
 
 # Parts of the training videos on which the linear probe's penalty is chosen. One where subjects are left out in turn:
@@ -492,4 +498,4 @@ def main(config: Config) -> dict:
 
 
 if __name__ == "__main__":
-    cli(main, Config)
+    cli(main, Config, unused)

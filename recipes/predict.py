@@ -28,6 +28,7 @@ from downstream.models import choose_sampling, load_classifier
 from downstream.report import joined, timeline_figure, write_csv
 from downstream.segments import stretches
 from downstream.splits import group_by_source
+from pretrain.checkpoint import read_backbone_config
 from pretrain.data.cache import packing_side
 from pretrain.data.pack import pack as pack_source
 from pretrain.data.shards import Pack
@@ -71,6 +72,17 @@ class Config:
     """Views in one forward pass; changes speed and memory only."""
     num_workers: Whole = 1
     """Decoding processes; 0: decode in between."""
+
+
+def unused(config: Config) -> dict[str, str]:
+    """Values that sampling, or a classifier of frames, leaves without effect, and why."""
+    why = {}
+    folder = Path(config.backbone)
+    if folder.is_dir() and read_backbone_config(folder)["arguments"].get("per_frame"):
+        why |= dict.fromkeys(("num_clips", "num_crops", "batch_size"), "of a classifier of frames")
+    if config.sampling == "uniform":
+        why["stride"] = "with --sampling uniform"
+    return {name: w for name, w in why.items() if name != "stride" or config.stride}
 
 
 def pack_videos(path: Path, folder: Path, side: int) -> tuple[Pack | None, dict[str, str]]:
@@ -221,4 +233,4 @@ def main(config: Config) -> dict:
 
 
 if __name__ == "__main__":
-    cli(main, Config)
+    cli(main, Config, unused)

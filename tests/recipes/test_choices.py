@@ -2,15 +2,18 @@
 
 import dataclasses
 import math
+import shlex
 from pathlib import Path
 
 import pytest
 
-from downstream.models import MODELS
+from downstream.classifier import Classifier
+from downstream.models import MODELS, build_model
 from pretrain import checkpoint
+from pretrain.checkpoint import export_backbone
 from pretrain.log import cli
 from pretrain.vit import SIZES
-from recipes import clip, retrieval, videomae, zero_shot
+from recipes import clip, predict, retrieval, videomae, zero_shot
 from tests.recipes.test_clip import lines
 
 LARGE = ("vit_b", "vit_l", "vit_h")  # no small network
@@ -134,7 +137,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("recipe", "words", "named"), REFUSED, ids=lambda x: str(x)[:40])
 def test_flags_without_effect_are_refused_by_name(recipe, words, named, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["recipe.py", *words.split()])
+    monkeypatch.setattr("sys.argv", ["recipe.py", *shlex.split(words)])
     with pytest.raises(SystemExit):
         cli(
             lambda _: pytest.fail("it ran"),
@@ -162,10 +165,21 @@ def test_flags_without_effect_are_refused_by_name(recipe, words, named, monkeypa
     ],
 )  # fmt: skip
 def test_flags_with_an_effect_are_not(recipe, words, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["recipe.py", *words.split()])
+    monkeypatch.setattr("sys.argv", ["recipe.py", *shlex.split(words)])
     ran = []
     cli(ran.append, getattr(recipe, "PRESETS", recipe.Config), recipe.unused)
     assert len(ran) == 1
+
+
+def test_a_classifier_of_frames_has_no_views(tmp_path, monkeypatch, capsys):
+    tower = build_model("lstm", small=True)
+    export_backbone(
+        Classifier(tower, ["a", "b"], 0.0, True), tmp_path / "b", {"recipe": "for tests"}
+    )
+    words = ["--backbone", str(tmp_path / "b"), "--video", "v", "--num-crops", "3"]
+    test_flags_without_effect_are_refused_by_name(
+        predict, shlex.join(words), "--num-crops", monkeypatch, capsys
+    )
 
 
 def test_a_sized_tower_of_the_families_takes_its_form(captioned_pack, tmp_path):

@@ -6,13 +6,16 @@ import math
 from itertools import pairwise
 from pathlib import Path
 
+import open_clip
 import pytest
 from safetensors.torch import load_file
 
 from pretrain import checkpoint
 from pretrain.data.pack import pack
 from pretrain.prompts import load_templates
-from recipes import clip
+from pretrain.vit import IMAGENET_MEAN
+from recipes import clip, zero_shot
+from tests.conftest import save_open_clip
 from tests.recipes.runs import (
     equal,
     final_weights,
@@ -150,7 +153,7 @@ def test_cached_gradients_give_the_run_of_the_whole_batch(
 
 
 CLASSES = {
-    "loss": "classes", "text": "label", "templates": "vificlip", "smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "stride": 0,
+    "loss": "classes", "text": "label", "templates": "vificlip", "smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "sampling": "uniform",
     "jitter": 0.5, "grey": 0.5, "flip": True, "schedule": "counting", "warmup": 0.5, "clip_grad": 0.0, "steps": 4,
 }  # fmt: skip
 
@@ -187,12 +190,43 @@ def test_all_class_prompts_want_one_sentence_a_class(captioned_pack, tmp_path, c
         clip.main(config(captioned_pack, tmp_path / "run", **CLASSES | changes))
 
 
+def test_the_whole_of_vificlip_on_a_small_pair(captioned_pack, tmp_path):
+    """Both towers of a pair under its own scale, which nothing holds back; tested with the frames that it was trained on."""
+    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
+    about = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    made = open_clip.CLIP(16, open_clip.CLIPVisionCfg(**vision), open_clip.CLIPTextCfg(**text))
+    made.logit_scale.data.fill_(4.7)  # above ln 100
+    run = str(tmp_path / "run")
+    small = {
+        "video_tower": save_open_clip(tmp_path, made, about, {"mean": [0.5] * 3, "std": [0.5] * 3}), "frames": 4,
+        "batch_size": 8, "micro_batch": 4, "steps": 2, "num_workers": 0, "threads": 1, "precision": "fp32",
+    }  # fmt: skip
+    preset = clip.PRESETS["vificlip_b16"]
+    clip.main(dataclasses.replace(preset, data=(str(captioned_pack),), out=run, **small))
+    model = checkpoint.load_video_text(run + "/backbone")
+    spec = model.video.input_spec
+    assert (spec.stride, spec.interpolation, spec.mean) == (0, "bilinear", IMAGENET_MEAN)
+    assert model.log_scale.item() > 4.69 and not model.arguments["project"]
+    results = zero_shot.main(
+        zero_shot.Config(
+            run + "/backbone",
+            str(captioned_pack),
+            templates="vificlip",
+            out=run + "/zs",
+            num_clips=1,
+            num_workers=0,
+        )
+    )
+    assert results["num_classes"] == 4
+
+
 def test_the_preset_of_vificlip():
     """As the authors' repository has it; see the comment at the preset."""
     preset = dataclasses.asdict(clip.PRESETS["vificlip_b16"])
     published = {
         "video_tower": "open_clip:ViT-B-16/openai", "loss": "classes", "smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0,
-        "frames": 32, "stride": 0, "scales": (1.0, 0.875, 0.75, 0.66), "flip": True, "jitter": 0.8, "grey": 0.2, "epochs": 10,
+        "frames": 32, "sampling": "uniform", "scales": (1.0, 0.875, 0.75, 0.66), "flip": True, "jitter": 0.8, "grey": 0.2, "epochs": 10,
         "warmup": 0.5, "batch_size": 256, "base_lr": 8e-6, "final_lr": 8e-8, "weight_decay": 0.001, "beta2": 0.98,
         "clip_grad": 0.0, "optimizer": "adamw", "pixels": "imagenet", "pool": "mean", "colour": 0.0, "drop_tokens": 0.0,
     }  # fmt: skip

@@ -67,6 +67,22 @@ def test_a_command_is_refused_in_one_line(name, flag, monkeypatch, capsys):
     assert said.startswith(f"error: {flag.split()[0]} ") and said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "name, flag",
+    [
+        ("videomae", "--batch-size nan"),
+        ("clip", "--frames 1.5"),
+    ],
+)
+def test_what_is_no_whole_number_is_called_so(name, flag, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [f"{name}.py", *flag.split()])
+    config = getattr(recipe(name), "PRESETS", recipe(name).Config)
+    with pytest.raises(SystemExit):
+        cli(lambda _: pytest.fail("it ran"), config)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{flag.split()[0]}: {flag.split()[1]!r} is no whole number" in said
+
+
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """A choice and what only one side of it can use."""
@@ -157,6 +173,8 @@ def test_a_slip_is_told_what_was_meant(command, meant, tiny_pack, monkeypatch, c
         recipe(name),
         [] if "--data" in command or "--bacth" in command else ["--data", str(tiny_pack)],
     )
+    if hasattr(module, "PRESETS"):
+        data += ["--precision", "fp32"]  # as other tests in this process: accelerate knows one only
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [f"{name}.py", *words, *data])
     with pytest.raises(SystemExit) as stopped:
