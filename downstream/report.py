@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from pretrain.folders import claim, holds_nothing, read_json, try_folder, writing
+from pretrain.files import is_file, is_folder, is_there, read_json
+from pretrain.folders import claim, holds_nothing, try_folder, writing
 from pretrain.log import beside_line, optional_figure
 from pretrain.names import file_name, for_csv, for_figure, for_markdown, for_title
 
@@ -27,11 +28,11 @@ def default_folder(kind: str, backbone: str, data: str) -> Path:
         data: likewise.
     """
     source = Path(data)
-    if source.is_file():  # a list's own name is often just clips.csv
+    if is_file(source):  # a list's own name is often just clips.csv
         name = f"{source.resolve().parent.name}-{source.stem}"
     else:
-        name = source.resolve().name if source.exists() else data
-    if Path(backbone).is_dir():
+        name = source.resolve().name if is_there(source) else data
+    if is_folder(backbone):
         return Path(backbone).resolve().parent / f"{kind}-{file_name(name)}"
     return Path("runs") / f"{kind}-{file_name(backbone)}-{file_name(name)}"
 

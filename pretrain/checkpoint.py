@@ -25,15 +25,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pretrain.clip import VideoText
-from pretrain.folders import read_json, remove, sync, writing
-from pretrain.foreign import check_arguments, dry_state
+from pretrain.files import is_folder, read_json, sync
+from pretrain.folders import remove, writing
+from pretrain.foreign import check_arguments, dry_state, shown
 from pretrain.frames import FrameTower
 from pretrain.names import for_screen
 from pretrain.openclip import PREFIX as OPEN_CLIP
 from pretrain.openclip import Pair, load_open_clip
 from pretrain.text import HuggingFaceText, OpenClipText
 from pretrain.videomae import VideoMAE
-from pretrain.vit import IMAGENET_MEAN, IMAGENET_STD, VideoTransformer
+from pretrain.vit import IMAGENET_MEAN, IMAGENET_STD, VideoTransformer, weights_follow
 from pretrain.weights import MisfitError, read_safetensors, refuse_misfit, sha256
 
 # What an exported folder may name as its builder, and a tower of a pair likewise. `downstream/models` adds its
@@ -357,17 +358,25 @@ def read_backbone_config(folder: Path) -> dict:
         raise ValueError(f"{folder}/config.json names no builder of ours; {hint}")
     _verify(folder)
     check_description(config, f"{folder}/config.json")
+    if not isinstance(config.get("provenance"), dict):
+        raise ValueError(f"{folder}/config.json does not say where its weights come from")
     return config
+
+
+def provenance_of(name: str) -> dict | str:
+    """Where the weights of `--backbone` come from: what an exported folder says of them, or else the name itself."""
+    return read_backbone_config(Path(name))["provenance"] if is_folder(name) else name
 
 
 def _build_to_fit(make: Callable[[], nn.Module], folder: Path) -> nn.Module:
     """Build a model for the weights in `folder`, once its shapes are known to be theirs, and load them."""
-    try:
-        shapes = dry_state(make)
-    except ValueError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
-    weights = read_safetensors(folder / "model.safetensors", shapes)
-    model = make()
+    with weights_follow():
+        try:
+            shapes = dry_state(make)
+        except ValueError as error:
+            raise CheckpointError(f"{folder}: {error}") from error
+        weights = read_safetensors(folder / "model.safetensors", shapes)
+        model = make()
     load_strict(model, weights, str(folder))
     return model.eval()
 
@@ -409,9 +418,9 @@ def load_backbone(name: str) -> nn.Module:
 
         return load_foreign(name)
     folder = Path(name)
-    if not folder.is_dir():
+    if not is_folder(name):
         raise ValueError(
-            f"no backbone at {name!r}: give a folder exported by a recipe (RUN/backbone), "
+            f"no backbone at {shown(name)}: give a folder exported by a recipe (RUN/backbone), "
             "hf:OWNER/NAME or hf:FOLDER, an official VideoMAE .pth file, or open_clip:MODEL/WEIGHTS"
         )
     model = load_export(folder)
@@ -475,9 +484,9 @@ def load_video_text(name: str) -> VideoText:
     remedy = f"train one: python recipes/clip.py --backbone {name} --data VIDEOS_WITH_CAPTIONS"
     if name.startswith("hf:") or name.endswith((".pth", ".pt")):
         raise ValueError(f"{name} is a VideoMAE and has no text tower; {remedy}")
-    if not Path(name).is_dir():
+    if not is_folder(name):
         raise ValueError(
-            f"no backbone at {name!r}: give the folder of a video-text run (RUN/backbone) or "
+            f"no backbone at {shown(name)}: give the folder of a video-text run (RUN/backbone) or "
             "open_clip:MODEL/WEIGHTS"
         )
     if read_backbone_config(Path(name))["builder"] != "VideoText":

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.folders import read_json
+from pretrain.files import is_file, is_folder, read_json
 from pretrain.foreign import hub_folder
 from pretrain.layouts import AS_RECORDED, Sizes, arguments_of, build, from_hf, from_official, to_hf
 from pretrain.videomae import VideoMAE, draw_tokens
@@ -45,7 +45,7 @@ def import_foreign(
             weights, config = _read_hf(name.removeprefix("hf:"))
             state, arguments, dropped = from_hf(weights, config, sizes)
             eps = float(config.get("layer_norm_eps", 1e-12))  # 1e-12: transformers' default
-        elif not Path(name).is_file():
+        elif not is_file(name):
             raise ValueError("there is no such file")
         else:
             state, arguments, dropped = from_official(load_torch_file(Path(name)), sizes)
@@ -178,7 +178,7 @@ def _read_hf(name: str) -> tuple[dict[str, Tensor], dict]:
     Read by ourselves: transformers fills what it does not find with fresh values.
     """
     folder = Path(name)
-    if not folder.is_dir():
+    if not is_folder(name):
         # A second look only where there is no safetensors, for older repositories.
         for weights in ("*.safetensors", "pytorch_model*.bin"):
             folder = hub_folder(name, ["*config.json", weights])

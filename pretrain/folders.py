@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import os
 import shutil
 import sys
@@ -14,10 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from pretrain.weights import open_regular
-
 LOCK = ".lock"
-MAX_JSON = 64 * 2**20  # bytes; the largest of ours are results with a score for every class
 # What a lock answers where the file system has none.
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 
@@ -130,37 +126,3 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Force a file, or a folder's entries, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object from a file, which may be anybody's.
-
-    Raises:
-        ValueError: the file cannot be read, is no regular file, is larger than any of ours, or holds
-            something else.
-    """
-    with open_regular(path) as file:
-        try:
-            raw = file.read(MAX_JSON + 1)
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    if len(raw) > MAX_JSON:
-        raise ValueError(f"{path} has more than {MAX_JSON:,} bytes, so it is not read")
-    try:
-        content = json.loads(raw.decode())
-    except RecursionError as error:
-        raise ValueError(f"{path} is nested too deeply") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged or no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__} where an object has to be")
-    return content

@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pretrain.files import is_folder
 from pretrain.names import did_you_mean
 
 Rule = Callable[[object], bool]
-REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 WORD = re.compile(r"[\w.+-]{0,64}", re.ASCII)
 
 
@@ -102,11 +103,14 @@ def check(config: object, rules: dict[str, Rule], where: str) -> None:
 # are compared with the weights' besides.
 MOST = {
     "depth": 256, "layers": 256, "temporal_depth": 256, "pool_depth": 256, "decoder_depth": 256,
-    "frames": 4096, "size": 2048, "patch": 2048, "tubelet": 1024, "width": 64, "kernel": 1024,
+    "frames": 4096, "size": 2048, "patch": 2048, "tubelet": 1024, "kernel": 1024, "window": 1024, "trained_grid": 4096,
 }  # fmt: skip
 POSITIVE = {
     "frames", "size", "patch", "tubelet", "dim", "heads", "hidden", "channels", "kernel", "time_kernel", "layers",
-    "context_length", "decoder_dim", "decoder_heads",
+    "context_length", "decoder_dim", "decoder_heads", "window", "trained_grid",
+}  # fmt: skip
+RANGES = {  # of fractions
+    "width": (1e-3, 64), "dropout": (0, 1), "moving": (0, 1), "eps": (0, 1), "target_eps": (0, 1),
 }  # fmt: skip
 MOST_TEXT = {"tokenizer": 2**26}
 MOST_ITEMS = {"classes": 100_000}
@@ -141,7 +145,7 @@ def _rule(hint: object, name: str) -> Rule:
     if hint is int:
         return whole(name in POSITIVE, MOST.get(name, 65_536))
     if hint is float:
-        return number(-MOST.get(name, 1e6), MOST.get(name, 1e6))
+        return number(*RANGES.get(name, (-1e6, 1e6)))
     if hint is bool:
         return flag
     if hint is str:
@@ -553,7 +557,9 @@ def hub_folder(name: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     if not REPOSITORY.fullmatch(name):
-        raise ValueError(f"{name!r} is neither a folder here nor a name on the hub (OWNER/NAME)")
+        raise ValueError(
+            f"{shown(name)} is neither a folder here nor a name on the hub (OWNER/NAME)"
+        )
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub, the network and the disk raise many kinds
@@ -564,8 +570,10 @@ def hub_folder(name: str, patterns: list[str]) -> Path:
 
 
 def _check_place(name: str) -> None:
-    if not Path(name).is_dir() and not REPOSITORY.fullmatch(name):
-        raise ValueError(f"{name!r} is neither a folder here nor a name on the hub (OWNER/NAME)")
+    if not is_folder(name) and not REPOSITORY.fullmatch(name):
+        raise ValueError(
+            f"{shown(name)} is neither a folder here nor a name on the hub (OWNER/NAME)"
+        )
 
 
 def _first(error: Exception) -> str:

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from pretrain.files import open_regular, reading, sync
 from pretrain.flags import refuse_numbers, refuse_unused
-from pretrain.folders import sync, writing
+from pretrain.folders import writing
 from pretrain.names import clean_screen, did_you_mean, for_screen, for_title
-from pretrain.weights import open_regular
 
 
 def cli(
@@ -28,7 +28,8 @@ def cli(
 ) -> None:
     """Parse the command line into a config, run `main` and turn a user's or a disk's mistake into one line.
 
-    Nothing that is printed from then on can steer the terminal (pretrain/names.py).
+    Nothing that is printed from then on can steer the terminal (pretrain/names.py). An error's notes get lines of their
+    own; whatever names are in it, it has no other line ends.
 
     Args:
         main: takes the config.
@@ -47,13 +48,15 @@ def cli(
             refuse_unused(arguments, parsed, unused(parsed))
         main(parsed)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        for line in (f"error: {error}", *getattr(error, "__notes__", ())):
+            print(for_screen(line), file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         # A disk or a folder that refuses; who writes into an open file says itself which one it is.
         where = f"{error.filename}: " if error.filename else ""
+        reason = for_screen(f"{where}{error.strerror or error}")
         print(
-            f"error: {where}{error.strerror or error}. What was written before is intact: mend that, and start the "
+            f"error: {reason}. What was written before is intact: mend that, and start the "
             "same command again",
             file=sys.stderr,
         )
@@ -145,7 +148,7 @@ def read_log(path: Path) -> tuple[list[dict], int]:
         ValueError: the file cannot be read.
     """
     lines, damaged = [], 0
-    with open_regular(path) as file:
+    with reading(path), open_regular(path) as file:
         for raw in file:
             try:
                 line = json.loads(raw.decode())

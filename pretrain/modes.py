@@ -1,9 +1,11 @@
-"""Evaluation mode for a while."""
+"""Evaluation mode for a while, and what a network would answer."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
 
 
 @contextmanager
@@ -19,3 +21,16 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+def dry_output(module: nn.Module, *shape: int) -> Tensor:
+    """A meta tensor like what a module makes of a batch of this shape: nothing is computed or allocated.
+
+    Args:
+        module: takes one tensor; its weights stay where they are.
+        shape: of the batch.
+    """
+    state = dict((*module.named_parameters(), *module.named_buffers()))
+    state = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
+    with torch.no_grad(), evaluating(module):
+        return functional_call(module, state, (torch.empty(shape, device="meta"),))

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from pretrain import foreign
-from pretrain.folders import read_json
+from pretrain.files import is_file, is_folder, read_json
 from pretrain.weights import load_torch_file, read_safetensors, refuse_misfit
 
 PREFIX = "open_clip:"
@@ -129,7 +129,7 @@ def _from_list(model: str, weights: str) -> Pair:
     import open_clip
 
     config = _two_towers(foreign.listed_open_clip(model))
-    if weights and not Path(weights).is_file():
+    if weights and not is_file(weights):
         tag = open_clip.get_pretrained_cfg(model, weights)
         if not tag:
             tags = open_clip.list_pretrained_tags_by_model(model)
@@ -156,6 +156,8 @@ def _from_folder(where: str, hub: bool) -> Pair:
     open_clip would read the configuration itself and follow the names in it, so it is checked and built here.
     """
     folder = Path(where)
+    if not hub and not is_folder(where):
+        raise ValueError(f"there is no such folder: {foreign.shown(where)}")
     if hub:
         folder = foreign.hub_folder(where, ["open_clip_config.json", *_WEIGHTS, *_TOKENIZER_FILES])
     about = read_json(folder / "open_clip_config.json")

@@ -15,7 +15,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pretrain import checkpoint, log
-from pretrain.folders import claim, holds_nothing, read_json, try_folder, writing
+from pretrain.files import read_json
+from pretrain.folders import claim, holds_nothing, try_folder, writing
 from pretrain.names import for_screen
 
 MAX_SKIPPED = 5  # non-finite steps in a row that stop the run

@@ -7,6 +7,9 @@ P values in one tubelet.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +32,9 @@ SIZES = {
 }
 
 
+MOST_PIXELS = 2**27  # of a clip: 512 frames of 512 x 512, ten times those of the longest published
+
+
 @dataclass(frozen=True)
 class InputSpec:
     """The clip a backbone wants to see.
@@ -46,7 +52,8 @@ class InputSpec:
             Where people act before still backgrounds small networks learn from far fewer clips.
 
     Raises:
-        ValueError: another interpolation, another word for `still`, or a single frame, of which nothing would be left.
+        ValueError: another interpolation, another word for `still`, or a single frame, of which nothing would be left; a
+            deviation that is not positive, or not one of each channel; more pixels than `MOST_PIXELS`.
     """
 
     frames: int
@@ -109,6 +116,16 @@ class InputSpec:
             )
 
     def __post_init__(self):
+        if self.frames * self.size**2 > MOST_PIXELS:
+            raise ValueError(
+                f"a clip of {self.frames} frames of {self.size} x {self.size} pixels has more than the {MOST_PIXELS:,} that "
+                "are the limit: take fewer frames or a smaller size"
+            )
+        if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
+            raise ValueError(
+                f"the deviations {list(self.std)} do not normalise channels of the means {list(self.mean)}: give a "
+                "positive one for each"
+            )
         if self.interpolation not in ("bilinear", "bicubic"):
             raise ValueError(
                 f"interpolation {self.interpolation!r} is neither bilinear nor bicubic"
@@ -138,17 +155,29 @@ class InputSpec:
         return video - video.mean(2, keepdim=True) if self.still == "subtract" else video
 
 
+# 128 MiB of them in float32; clips of 64 frames of 384 pixels in the widest networks published take 100.
+MOST_POSITIONS = 2**25
+ROWS = 1024
+
+
 def sinusoid_table(num_positions: int, dim: int) -> Tensor:
     """Fixed 1-D sine-cosine positions over the flattened token index, shape (N, D).
 
     VideoMAE numbers all tokens 0..N-1 in t, h, w order and uses Vaswani's 1-D table, not a
     separable space-time one; computed in float64, as the original does.
+
+    Raises:
+        ValueError: the table has more than `MOST_POSITIONS` numbers.
     """
+    _refuse_gigantic((num_positions,), dim)
     j = np.arange(dim)
-    angle = np.arange(num_positions)[:, None] / np.power(10000, 2 * (j // 2) / dim)
-    angle[:, 0::2] = np.sin(angle[:, 0::2])
-    angle[:, 1::2] = np.cos(angle[:, 1::2])
-    return torch.from_numpy(angle).float()
+    period = np.power(10000, 2 * (j // 2) / dim)
+    table = np.empty((num_positions, dim), np.float32)
+    for row in range(0, num_positions, ROWS):  # so that little of it is in float64 at a time
+        angle = np.arange(row, min(row + ROWS, num_positions))[:, None] / period
+        table[row : row + ROWS, 0::2] = np.sin(angle[:, 0::2])
+        table[row : row + ROWS, 1::2] = np.cos(angle[:, 1::2])
+    return torch.from_numpy(table)
 
 
 def separable_table(grid: tuple[int, int, int], dim: int) -> Tensor:
@@ -160,20 +189,16 @@ def separable_table(grid: tuple[int, int, int], dim: int) -> Tensor:
     six does not divide goes to the width axis.
     """
     per_axis = dim // 6 * 2
-    sizes = (per_axis, per_axis, dim - 2 * per_axis)
-    places = np.meshgrid(*(np.arange(n) for n in grid), indexing="ij")
-    columns = []
-    for place, size in zip(places, sizes, strict=True):
-        angle = place.reshape(-1, 1) / np.power(10000, np.arange(size // 2) / (size // 2))
-        columns += [np.sin(angle), np.cos(angle)]
-    return torch.from_numpy(np.concatenate(columns, axis=1)).float()
+    table = np.empty((*grid, dim), np.float32)
+    for axis, size in enumerate((per_axis, per_axis, dim - 2 * per_axis)):
+        places = np.arange(grid[axis]).reshape([-1 if a == axis else 1 for a in range(4)])
+        angle = places / np.power(10000, np.arange(size // 2) / (size // 2))
+        first = axis * per_axis
+        table[..., first : first + size] = np.concatenate([np.sin(angle), np.cos(angle)], -1)
+    return torch.from_numpy(table.reshape(-1, dim))
 
 
-# 256 MiB of them in float32, ten times those of the longest clips and widest networks published.
-MOST_POSITIONS = 2**26
-
-
-def _refuse_gigantic(grid: tuple[int, int, int], dim: int) -> None:
+def _refuse_gigantic(grid: tuple[int, ...], dim: int) -> None:
     if math.prod(grid) * dim > MOST_POSITIONS:
         raise ValueError(
             f"{math.prod(grid):,} tokens of width {dim:,} need a table of more than {MOST_POSITIONS:,} numbers"
@@ -216,14 +241,14 @@ def rotary_table(
     _refuse_gigantic(grid, head_dim)
     pairs = head_dim // 6
     frequencies = ROTARY_BASE ** -(torch.arange(pairs, dtype=torch.float64) / max(pairs, 1))
-    axes = [
-        (torch.arange(n, dtype=torch.float64) + 0.5) * was / n - 0.5
-        for n, was in zip(grid, trained, strict=True)
-    ]
-    places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)  # (N, 3)
-    angles = (places[:, :, None] * frequencies).flatten(1).repeat_interleave(2, 1)
-    angles = F.pad(angles, (0, head_dim - angles.shape[1]))
-    return angles.cos().float(), angles.sin().float()
+    cos, sin = torch.ones(*grid, head_dim), torch.zeros(*grid, head_dim)
+    for axis, (n, was) in enumerate(zip(grid, trained, strict=True)):
+        places = (torch.arange(n, dtype=torch.float64) + 0.5) * was / n - 0.5
+        angles = (places[:, None] * frequencies).repeat_interleave(2, 1)
+        angles = angles.view([n if a == axis else 1 for a in range(3)] + [2 * pairs])
+        turned = slice(axis * 2 * pairs, (axis + 1) * 2 * pairs)
+        cos[..., turned], sin[..., turned] = angles.cos(), angles.sin()
+    return cos.flatten(0, 2), sin.flatten(0, 2)
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
@@ -406,6 +431,19 @@ def mimetic_init(block: Block) -> None:
     value.copy_(right)
 
 
+_DRAWS: ContextVar[bool] = ContextVar("_DRAWS", default=True)
+
+
+@contextmanager
+def weights_follow() -> Iterator[None]:
+    """Inside, transformer blocks are built without drawing their first weights, which in `mimetic_init` takes long."""
+    token = _DRAWS.set(False)
+    try:
+        yield
+    finally:
+        _DRAWS.reset(token)
+
+
 def start_blocks(init: str, blocks: nn.Module) -> None:
     """Draw the first weights of transformer blocks.
 
@@ -414,6 +452,8 @@ def start_blocks(init: str, blocks: nn.Module) -> None:
     """
     if init not in ("xavier", "mimetic"):
         raise ValueError(f"init {init!r} is neither xavier (as published) nor mimetic")
+    if not _DRAWS.get():
+        return
     blocks.apply(init_weights)
     if init == "mimetic":
         for block in blocks:
@@ -635,7 +675,7 @@ def resized(
         "stride": given["stride"] if stride is None else stride,
     }
     trained = given["trained_grid"] or list(encoder.grid)
-    with torch.random.fork_rng(devices=[]):  # its fresh weights are thrown away
+    with weights_follow(), torch.random.fork_rng(devices=[]):
         other = VideoTransformer(**{**given, **changed, "trained_grid": trained})
     state = dict(encoder.state_dict())
     if given["positions"] == "learned":

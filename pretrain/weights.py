@@ -11,7 +11,6 @@ import io
 import json
 import math
 import os
-import stat
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from pretrain.files import open_regular, reading
 from pretrain.inert import Call, Name, Stored, read_inert
 
 # What a weight, a buffer or a moment of an optimizer is, under safetensors' names.
@@ -35,31 +35,13 @@ MAX_HEADER = 4 * 2**20
 MAX_DIMENSIONS = 16
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file, or a link to one, for reading.
-
-    Raises:
-        ValueError: it is not there or may not be read; or it is a folder, a device or a pipe, which could
-            answer without an end or never.
-    """
-    try:
-        # Without O_NONBLOCK, opening a pipe waits for its other end.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise ValueError(f"{path} is not a regular file, so it is not read")
-    return open(handle, "rb")
-
-
 def sha256(path: Path) -> str:
     """Hash of a regular file's bytes, hexadecimal.
 
     Raises:
-        ValueError: as `open_regular`.
+        ValueError: it cannot be read, or is not a regular file.
     """
-    with open_regular(path) as file:
+    with reading(path), open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -101,7 +83,7 @@ def read_safetensors(path: Path, expected: Mapping[str, Tensor] | None = None) -
     Raises:
         ValueError: it cannot be read, is damaged, is not such a file or does not hold what is expected.
     """
-    with open_regular(path) as file:
+    with reading(path), open_regular(path) as file:
         try:
             offsets, found = _read_header(file)
         except ValueError as error:
@@ -129,10 +111,7 @@ def read_safetensors(path: Path, expected: Mapping[str, Tensor] | None = None) -
 
 def _fill(file: BinaryIO, data: Tensor, path: Path) -> None:
     view = memoryview(data.numpy())
-    try:
-        read = file.readinto(view)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    read = file.readinto(view)
     if read != len(view):
         raise ValueError(f"{path} became shorter while it was read")
 
@@ -241,7 +220,7 @@ def load_torch_file(path: Path) -> dict:
     Raises:
         ValueError: the file is not such a file, or holds anything else.
     """
-    with open_regular(path) as file:
+    with reading(path), open_regular(path) as file:
         try:
             _check_torch(file)
             file.seek(0)

@@ -40,6 +40,7 @@ from pretrain.convert import to_transformers
 from pretrain.data.pack import pack
 from pretrain.data.sampling import counter_rng, dense_indices, multi_scale_box
 from pretrain.data.shards import Pack, TrainClips
+from pretrain.files import is_there
 from pretrain.flags import Count, Seed
 from pretrain.videomae import DECODERS, VideoMAE, draw_tokens, mask_of_view
 from pretrain.vit import IMAGENET_MEAN, IMAGENET_STD, SIZES, InputSpec, VideoTransformer
@@ -344,7 +345,7 @@ def benchmark_frames(cfg: Config) -> dict:
 
 def main(cfg: Config) -> dict:
     """Run the chosen parts; returns the ratios."""
-    if cfg.out and Path(cfg.out).exists():
+    if cfg.out and is_there(cfg.out):
         raise ValueError(f"--out {cfg.out} exists already: give another name")
     results: dict = {"config": dataclasses.asdict(cfg)}
     if cfg.what in ("all", "loader"):

@@ -32,8 +32,9 @@ from downstream.models import check_name, load_backbone
 from downstream.report import cost_figure
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.progress import Bar
+from pretrain.files import read_json
 from pretrain.flags import Count, Positive, Whole
-from pretrain.folders import claim, holds_nothing, read_json, writing
+from pretrain.folders import claim, holds_nothing, writing
 from pretrain.log import cli, config_differences, write_json
 from pretrain.names import file_name, for_html, for_markdown, for_screen
 

@@ -26,6 +26,7 @@ from downstream.classifier import Classifier
 from downstream.models import classifier_of, load_backbone, load_classifier
 from pretrain.checkpoint import export_backbone, load_pretrained_videomae, read_backbone_config
 from pretrain.convert import import_foreign, verify
+from pretrain.files import is_folder, is_there
 from pretrain.flags import Count
 from pretrain.layouts import (
     Sizes,
@@ -75,7 +76,7 @@ def load_ours(source: str) -> tuple[Model | torch.nn.Module, list[str]]:
     A classifier is kept where it stands behind the norm of the mean, as the others have it; else its backbone goes alone.
     """
     folder = Path(source)
-    if folder.is_dir() and read_backbone_config(folder)["builder"] == "Classifier":
+    if is_folder(folder) and read_backbone_config(folder)["builder"] == "Classifier":
         model = load_classifier(source)
         if getattr(model.backbone, "fc_norm", False) and not model.per_frame:
             return model, []
@@ -116,7 +117,7 @@ def read(config: Config, problems: list[str]) -> tuple[Model, dict]:
     try:
         if theirs:
             model, report = load_theirs(config.source, sizes)
-        elif (path / "checkpoints").is_dir():
+        elif is_folder(path / "checkpoints"):
             model = load_pretrained_videomae(path)
         else:
             model, report["dropped"] = load_ours(config.source)
@@ -166,7 +167,7 @@ def main(config: Config) -> dict:
     out = Path(config.out)
     aside = out.with_name(f"tmp-{out.name}")
     problems = []  # told together, since each may cost a training run
-    if out.exists():
+    if is_there(out):
         problems.append(f"--out {out} exists already: name another, nothing is overwritten")
     if config.to == "official" and out.suffix not in (".pth", ".pt"):
         problems.append(f"--out {out}: an official checkpoint is a file whose name ends in .pth")

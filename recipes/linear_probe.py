@@ -55,7 +55,7 @@ from downstream.splits import (
     leave_one_subject_out,
     videos_digest,
 )
-from pretrain.checkpoint import fresh_like, read_backbone_config, weights_hash
+from pretrain.checkpoint import fresh_like, provenance_of, weights_hash
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack
 from pretrain.device import describe
@@ -244,14 +244,12 @@ def attentive_wanted(
 
 def describe_backbone(config: Config, encoder: nn.Module, digest: str) -> dict:
     """The card's lines on the backbone."""
-    folder = Path(config.backbone)
-    provenance = read_backbone_config(folder)["provenance"] if folder.is_dir() else config.backbone
     return {
         "name": config.backbone,
         "weights_sha256": digest,
         "parameters": sum(p.numel() for p in encoder.parameters()),
         "arguments": encoder.arguments,
-        "provenance": provenance,
+        "provenance": provenance_of(config.backbone),
     }
 
 

@@ -32,6 +32,7 @@ from pretrain.checkpoint import read_backbone_config
 from pretrain.data.cache import packing_side
 from pretrain.data.pack import pack as pack_source
 from pretrain.data.shards import Pack
+from pretrain.files import is_there
 from pretrain.flags import Count, Whole
 from pretrain.folders import claim, holds_nothing
 from pretrain.log import cli, write_json
@@ -91,7 +92,7 @@ def pack_videos(path: Path, folder: Path, side: int) -> tuple[Pack | None, dict[
     Raises:
         ValueError: there is nothing at `path`.
     """
-    if not path.exists():
+    if not is_there(path):
         raise ValueError(f"--video {path}: there is no such file or folder")
     workers = 1 if path.is_file() else None
     try:

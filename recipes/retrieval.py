@@ -33,7 +33,7 @@ from downstream.report import (
 from downstream.retrieval import retrieval_ranks, same_texts, summarise_ranks
 from downstream.splits import group_by_source
 from downstream.zero_shot import embed_texts, unit
-from pretrain.checkpoint import load_video_text, read_backbone_config, weights_hash
+from pretrain.checkpoint import load_video_text, provenance_of, weights_hash
 from pretrain.clip import VideoText
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack
@@ -196,8 +196,7 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
         )
     to_video, to_text = retrieval_ranks(texts, videos, whose)
     t2v, v2t = summarise_ranks(to_video), summarise_ranks(to_text)
-    folder = Path(config.backbone)
-    provenance = read_backbone_config(folder)["provenance"] if folder.is_dir() else config.backbone
+    provenance = provenance_of(config.backbone)
     spec = model.video.input_spec
     card = {
         "views": {

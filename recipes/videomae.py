@@ -45,6 +45,7 @@ from pretrain.data.shards import (
     train_batches,
 )
 from pretrain.data.transforms import Augment
+from pretrain.files import is_folder
 from pretrain.flags import (
     Count,
     NotNegative,
@@ -431,7 +432,7 @@ def mask_grid(cfg: Config, model: VideoMAE | MaskedPixels) -> tuple[int, int, in
 
 def start_from(model: VideoMAE, name: str) -> None:
     """Copy weights of an earlier model; the decoder's too where there is one."""
-    if (Path(name) / "checkpoints").is_dir():
+    if is_folder(Path(name) / "checkpoints"):
         loaded = checkpoint.load_pretrained_videomae(Path(name))
     elif name.startswith("hf:") or name.endswith((".pth", ".pt")):
         loaded, _ = import_foreign(name)

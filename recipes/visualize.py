@@ -19,6 +19,7 @@ from downstream.attention_maps import looked_at, overlay
 from downstream.models import load_backbone
 from pretrain.data.cache import pack_file, packing_side
 from pretrain.data.shards import EvalClips
+from pretrain.files import is_file
 from pretrain.flags import Count
 from pretrain.folders import claim, writing
 from pretrain.log import cli, reconstruction_figure
@@ -45,7 +46,7 @@ def main(config: Config) -> dict:
     if config.enlarge < 1:
         raise ValueError(f"--enlarge {config.enlarge}: give at least 1")
     path, out = Path(config.video), Path(config.out)
-    if not path.is_file():
+    if not is_file(path):
         raise ValueError(f"--video {config.video}: there is no such file")
     lock = claim(out, ("attention.png", "attention.gif"))
     encoder = load_backbone(config.backbone)

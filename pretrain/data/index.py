@@ -13,7 +13,6 @@ sha256 (of the .mp4), frames, fps, width, height, source (as the user named it),
 in the source), start (seconds), label, captions, split, subject, extra.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -22,8 +21,9 @@ import shutil
 import tarfile
 from pathlib import Path
 
-from pretrain.data.guard import MAX_PIXELS, open_regular, too_many_pixels
+from pretrain.data.guard import MAX_PIXELS, too_many_pixels
 from pretrain.data.sources import Source
+from pretrain.files import parse_json, read_limited, reading, sync
 
 FORMAT = "muybridge-pack-1"
 # What a packed clip is. Changing any of these makes other clips out of the same files; so does
@@ -67,10 +67,10 @@ def load_index(folder: str | Path) -> dict:
         if not (Path(folder) / ".pack").is_dir():
             state = "is no pack: make one with python recipes/pack.py --source VIDEOS --out FOLDER"
         raise ValueError(f"{folder} {state} (there is no {path.name})")
+    with reading(path):
+        data = read_limited(path, MAX_INDEX)
     try:
-        index = parse_json(read_limited(path, MAX_INDEX))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+        index = parse_json(data)
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): delete it and pack again") from error
     if not isinstance(index, dict) or index.get("format") != FORMAT:
@@ -98,39 +98,6 @@ def load_index(folder: str | Path) -> dict:
     return index
 
 
-def read_limited(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file that is no longer than it may be.
-
-    Raises:
-        OSError: It cannot be read, is longer, or is not a regular file.
-    """
-    with open_regular(path) as file:
-        # Python sets aside all that is asked for, so no more than there is and one byte, by which a growing file shows.
-        data = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
-    if len(data) > limit:
-        raise OSError(errno.EFBIG, f"longer than {limit} bytes", os.fspath(path))
-    return data
-
-
-def parse_json(text: str | bytes) -> object:
-    """JSON as the standard has it.
-
-    Raises:
-        ValueError: It is not, it is nested too deeply, or has a number of thousands of digits.
-    """
-    try:
-        return _PARSER.decode(text.decode() if isinstance(text, bytes) else text)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is not a number")
-
-
-_PARSER = json.JSONDecoder(parse_constant=_no_number)  # made once: a pack may have a million lines
-
-
 def _whole(value: object, least: int, most: int) -> bool:
     return type(value) is int and least <= value <= most  # True is an int, too
 
@@ -146,10 +113,8 @@ def read_lines(folder: Path, index: dict) -> bytes:
         ValueError: It is not the file that the index describes, or a line of it cannot be true.
     """
     path = folder / "clips.jsonl"
-    try:
+    with reading(path):
         data = read_limited(path, MAX_LINES)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
     if hashlib.sha256(data).hexdigest() != index["clips_sha256"]:
         raise ValueError(f"{path} is not the file its index describes: pack again")
     sizes = [shard["bytes"] for shard in index["shards"]]
@@ -286,25 +251,6 @@ def _texts(values: object, kind: type) -> bool:
 # ---- writing without a moment at which something is missing
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    """Writes a file and waits until it is on the disk."""
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk."""
-    if os.name == "nt":
-        return  # a folder cannot be opened there
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def finish_commit(out: Path) -> None:
     """Moves a complete set of new files into place, now or after an interruption.
 
@@ -317,7 +263,7 @@ def finish_commit(out: Path) -> None:
         for name in ("clips.jsonl", "refused.jsonl", "index.json"):
             if (new / name).is_file():
                 os.replace(new / name, out / name)
-        sync_folder(out)
+        sync(out)
     shutil.rmtree(new, ignore_errors=True)
 
 

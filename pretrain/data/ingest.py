@@ -50,12 +50,12 @@ from pretrain.data.guard import (
     Refused,
     check_container,
     describe,
-    open_regular,
     too_many_pixels,
 )
 from pretrain.data.h264 import unit_headers
 from pretrain.data.index import MAX_FPS
 from pretrain.data.timing import HALF, MAX_GAP, count_ticks, frame_rate, on_ticks, plain_rate
+from pretrain.files import open_regular
 
 MEMORY_LIMIT = 2 * 2**30
 OURS = (errno.EMFILE, errno.ENFILE)  # said on opening a file, and no fault of that file

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from pretrain.data.guard import open_regular
+from pretrain.files import open_regular
 
 # fmt: off
 VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts",
@@ -125,11 +125,14 @@ class Problems:
                 told.add(kind)
                 what += f"; and so in all {rows} lines"
             lines.append(f"{self.path}:{line}: {what}")
-        more = f"\n... and {len(lines) - 50} more" if len(lines) > 50 else ""
-        count = f"{len(lines)} problem{'s' * (len(lines) > 1)}"
-        raise ValueError(
-            f"{count} in {self.path}, nothing was done:\n" + "\n".join(lines[:50]) + more
+        error = ValueError(
+            f"{len(lines)} problem{'s' * (len(lines) > 1)} in {self.path}, nothing was done:"
         )
+        for line in lines[:50]:
+            error.add_note(line)
+        if len(lines) > 50:
+            error.add_note(f"... and {len(lines) - 50} more")
+        raise error
 
 
 def read_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:

@@ -34,17 +34,14 @@ from pretrain.data.index import (
     json_line,
     load_index,
     member_header,
-    parse_json,
     place_rows,
-    read_limited,
     read_lines,
-    sync_folder,
     text_digest,
-    write_synced,
 )
 from pretrain.data.pool import INGEST, run_jobs, usable_cores
 from pretrain.data.progress import Progress
 from pretrain.data.sources import Listing, Source, list_sources
+from pretrain.files import parse_json, read_limited, sync, write_synced
 from pretrain.names import for_screen
 
 # Further columns that a recipe reads, and those that are made of the place in a document.
@@ -374,8 +371,10 @@ class _Packer:
         if not rows:
             path = self.work / "refused.jsonl" if self.index else self.out / "refused.jsonl"
             write_synced(path, ledger.encode())
-            reasons = "\n".join(_commonest(refused))
-            raise ValueError(f"all {len(refused)} files were refused:\n{reasons}\nall in {path}")
+            error = ValueError(f"all {len(refused)} files were refused:")
+            for line in (*_commonest(refused), f"all in {path}"):
+                error.add_note(line)
+            raise error
         rows.sort(key=lambda row: text_digest(row["key"]))  # a shuffle that is always the same
         shards = self._shards(rows)
         clips = "".join(map(json_line, rows))
@@ -391,7 +390,7 @@ class _Packer:
             new = self.work / "new"
             new.mkdir(exist_ok=True)
             for name, content in files.items():  # index.json last: it says that all are there
-                sync_folder(self.out)
+                sync(self.out)
                 write_synced(new / name, content)
             finish_commit(self.out)
         self._tidy(index)

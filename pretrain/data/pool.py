@@ -64,8 +64,8 @@ class _Worker:
         try:
             self.process.stdin.write(json.dumps(job) + "\n")
             self.process.stdin.flush()
-        except OSError:
-            pass  # it is dead; its listener says so next
+        except BrokenPipeError:
+            pass  # it has ended: its listener hears that too, and the job is answered "decoder died"
 
     def stop(self) -> None:
         self.process.kill()

@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pretrain.data.decode import DecodeError, crop_resize, read_frames
-from pretrain.data.guard import open_regular
 from pretrain.data.index import load_index, read_lines
 from pretrain.data.sampling import (
     PLACES,
@@ -38,6 +37,7 @@ from pretrain.data.sampling import (
     uniform_indices,
 )
 from pretrain.data.transforms import Augment
+from pretrain.files import open_regular
 from pretrain.names import for_screen
 from pretrain.vit import InputSpec
 

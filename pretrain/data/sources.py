@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pretrain.data.guard import open_regular
 from pretrain.data.lists import (
     IMAGES,
     SPLIT_OF,
@@ -23,6 +22,7 @@ from pretrain.data.lists import (
     split_of,
 )
 from pretrain.data.tar import Member, list_members
+from pretrain.files import open_regular
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 # What pandas and numpy write where there is nothing; an empty field is no value either.

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from pretrain.data.guard import open_regular
+from pretrain.files import open_regular
 
 BLOCK = 512
 MAX_HEADERS = 4_000_000  # of one archive; a WebDataset shard has some 20,000

@@ -3,16 +3,19 @@
 import errno
 import fcntl
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from pretrain.data import progress
-from pretrain.folders import claim, holds_nothing, read_json, try_folder
+from pretrain.files import read_json
+from pretrain.folders import claim, holds_nothing, try_folder
 from pretrain.log import RunLog, write_json
 
 # Takes a folder, forks a process that outlives it, and waits.
@@ -114,6 +117,16 @@ def test_damaged_json_is_named(tmp_path, content):
     (tmp_path / "state.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"state\.json"):
         read_json(tmp_path / "state.json")
+
+
+def test_a_short_file_takes_little_memory(tmp_path):
+    (tmp_path / "state.json").write_text('{"a": NaN}')
+    tracemalloc.start()
+    try:
+        assert math.isnan(read_json(tmp_path / "state.json")["a"])
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("target", ["/dev/zero", "/dev/full", "."])

@@ -2,16 +2,25 @@
 
 import hashlib
 import json
-import resource
+import time
+from pathlib import Path
 
 import open_clip
 import pytest
 import torch
 
+from downstream import models as families
 from downstream.classifier import Classifier
 from downstream.models import build_model, load_classifier
+from downstream.models.published import load_published
 from pretrain import foreign
-from pretrain.checkpoint import export_backbone, load_backbone, load_export, load_video_text
+from pretrain.checkpoint import (
+    export_backbone,
+    fresh_like,
+    load_backbone,
+    load_export,
+    load_video_text,
+)
 from pretrain.clip import VideoText
 from pretrain.convert import load_foreign
 from pretrain.frames import FrameTower
@@ -37,10 +46,21 @@ def exports(tmp_path_factory):
         "rnn": build_model("rnn", small=True),
         "clip_frames": build_model("frame_mean", network=network, size=32, frames=2),
         "classifier": Classifier(build_model("i3d", small=True, width=0.05), ["nods", "waves"]),
+        "temporal": FrameTower(VISION, 4, 2, "temporal"),
+        "vivit": build_model("vivit_2", small=True, dim=32, depth=1, heads=2),
+        "mimetic": VideoTransformer(32, 1, 2, 4, 32, 16, init="mimetic", positions="rotary"),
     }
     for name, model in models.items():
         export_backbone(model, root / name, {"recipe": "test"})
     return root
+
+
+def peak(reset=False):
+    """The most memory that this process has had, in kB, since it began or was last told to forget."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
 
 
 def forged(folder, target, change):
@@ -65,6 +85,11 @@ def put(*path, value):
         at[path[-1]] = value
 
     return change
+
+
+def wide_and_long(config):
+    config["arguments"]["frames"] = 4096
+    config["arguments"]["config"]["embed_dim"] = 16_384
 
 
 VIDEO, WORDS = ("video", "arguments", "config"), ("text", "arguments")
@@ -127,6 +152,21 @@ HOSTILE = {
     "a stride backwards": ("classifier", put("backbone", "arguments", "stride", value=-1)),
     "zero": ("vit", put("patch", value=0)),
     "no heads": ("vit", put("heads", value=0)),
+    "no deviation": ("vit", put("std", value=[0.5, 0, 0.5])),
+    "negative deviations": ("vivit", put("std", value=[-1, -1, -1])),
+    "no deviation of frames": ("clip_frames", put("network", "std", value=[0, 0, 0])),
+    "means of two channels": ("vivit", put("mean", value=[0.5, 0.5])),
+    "means of no channels": ("vivit", put("mean", value=[])),
+    "negative eps": ("vivit", put("eps", value=-1)),
+    "dropout beyond all": ("classifier", put("dropout", value=1.5)),
+    "positions of a grid of nothing": ("mimetic", put("trained_grid", value=[0, 0, 0])),
+    "gigantic clip": ("rnn", lambda config: config["arguments"].update(size=2048, frames=4096)),
+    "gigantic clip of frames": ("temporal", put("frames", value=2**40)),
+    "gigantic table over time": ("temporal", wide_and_long),
+    "blocks in blocks": ("rnn", put("attention", value="se@*.bn2" + ",se@*before" * 80)),
+    "a class twice": ("classifier", put("classes", value=["nods", "nods"])),
+    "no word of where from": ("vit", lambda config: config.pop("provenance") and None),
+    "a list of where from": ("vit", lambda config: config.update(provenance=["x"])),
 }  # fmt: skip
 
 
@@ -151,11 +191,67 @@ def test_a_hostile_export_is_refused(exports, tmp_path, monkeypatch, name):
         tmp_path / "forged",
         lambda c: replaced(change(c) or c, str(evil)),
     )
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak(reset=True)
     with pytest.raises(ValueError):
         load_export(folder)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
+    assert peak() - before < 200_000  # kB
     assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("kind, change", [
+    ("rnn", {"size": 2048}),
+    ("rnn", {"frames": 4096}),
+    ("classifier", {"frames": 2048}),
+    ("temporal", {"frames": 4096}),
+])  # fmt: skip
+def test_a_clip_that_no_weight_knows_costs_nothing_to_load(exports, tmp_path, kind, change):
+    """Weights do not tell a clip's length and size: to learn what comes out of it no such clip is made."""
+
+    def apply(config):
+        arguments = config["arguments"]
+        arguments = arguments["backbone"]["arguments"] if kind == "classifier" else arguments
+        arguments.update(change)
+
+    folder = forged(exports / kind, tmp_path / "forged", apply)
+    before, began = peak(reset=True), time.process_time()
+    assert load_backbone(str(folder)).input_spec.frames == change.get("frames", 16)
+    assert peak() - before < 150_000  # kB
+    assert time.process_time() - began < 5
+
+
+def test_no_start_is_drawn_for_weights_that_are_there(exports, monkeypatch):
+    """The singular values of a wide network, head by head, would take minutes."""
+
+    def refuse(*_):
+        raise AssertionError("drawn")
+
+    monkeypatch.setattr(torch.linalg, "svd", refuse)
+    model = load_backbone(str(exports / "mimetic"))
+    with pytest.raises(AssertionError, match="drawn"):
+        fresh_like(model, 0)
+
+
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize("load", [
+    load_backbone, load_video_text, load_classifier, families.load_backbone,
+    lambda name: load_foreign(f"hf:{name}"),
+    lambda name: load_foreign(f"{name}.pth"),
+    HuggingFaceText.from_name,
+    lambda name: load_video_text(f"open_clip:RN50/{name}"),
+    lambda name: load_video_text(f"open_clip:local-dir:{name}"),
+    lambda name: build_model("lstm", weights=name),
+    lambda name: load_published("i3d_k400", name),
+    lambda name: load_published("r3d_18_k400", name),
+])  # fmt: skip
+@pytest.mark.parametrize("name", [LONG, f"{LONG}/{LONG}", "a\0b", "a/b/c\n", "\ud800/x/y"])
+def test_a_name_that_no_file_can_have_is_none(load, name):
+    """In the words that any other wrong name gets, and not an error of the disk."""
+    with pytest.raises(
+        ValueError, match=r"no backbone|no classifier|no such f|neither a f|cannot be read"
+    ):
+        load(name)
 
 
 def replaced(tree, evil):

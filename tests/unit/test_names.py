@@ -262,7 +262,9 @@ def main(config):
     print("of a name", config.name, "é", "\udcff", flush=True)
     warnings.warn(config.name)
     if config.count:
-        raise ValueError(f"no {config.name}")
+        error = ValueError(f"no {config.name}")
+        error.add_note(f"nor {config.name}")
+        raise error
     raise RuntimeError(config.name)
 cli(main, Config)
 """
@@ -272,7 +274,7 @@ cli(main, Config)
     "arguments", [[], ["--count", "0"], ["--bogus\x1b[2J"], ["--count", "x\x1b[2J"]]
 )
 def test_whatever_is_printed_passes_the_screen(arguments):
-    hostile = b"n\x1b[2J\xff\xe2\x80\xae"
+    hostile = b"n\x1b[2J\xff\xe2\x80\xae\nall is well"
     command = [sys.executable, "-c", SCRIPT, "--name", hostile, *arguments]
     environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, env=environment, capture_output=True, check=False)
@@ -280,7 +282,9 @@ def test_whatever_is_printed_passes_the_screen(arguments):
     assert done.stdout.isascii() and b"\x1b" not in done.stdout + done.stderr
     assert b"UnicodeEncodeError" not in done.stderr and len(done.stderr) > 10
     if not arguments:
-        assert rb"error: no n\x1b[2J\udcff\u202e" in done.stderr and b"of a name" in done.stdout
+        shown = rb"n\x1b[2J\udcff\u202e\x0aall is well"
+        assert done.stderr.splitlines()[-2:] == [b"error: no " + shown, b"nor " + shown]
+        assert b"of a name" in done.stdout
 
 
 def test_names_that_a_manifest_gives(tmp_path, capsys):

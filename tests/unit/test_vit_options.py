@@ -1,6 +1,7 @@
 """Positions, class token, resizing and attention maps of the plain video transformer."""
 
 import math
+import tracemalloc
 
 import pytest
 import timm
@@ -138,6 +139,17 @@ def test_a_longer_clip_is_squeezed_into_the_trained_range():
         long[0][0::2].acos() + long[0][1::2].acos()
     ) / 2  # two new slots lie around each old one
     assert torch.allclose(centres[1:, 0], short[0][1:, 0].acos(), atol=0.3)
+
+
+@pytest.mark.parametrize("kind", ["flat", "separable"])
+def test_a_table_takes_the_memory_of_its_numbers(kind):
+    """And not that of several in twice the precision, from which it is rounded."""
+    tracemalloc.start()
+    try:
+        table = position_table(kind, (32, 32, 32), 64)
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * 4 * table.numel()
+    finally:
+        tracemalloc.stop()
 
 
 # ------------------------------------------------------------------------------------------ resizing

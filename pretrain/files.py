@@ -1,0 +1,162 @@
+"""Files and names from outside, read with care: regular files only, JSON as large as it is, everything synced.
+
+Nothing here needs torch: decoding processes import it too.
+"""
+
+import contextlib
+import errno
+import io
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+MAX_JSON = 64 * 2**20  # bytes; the largest of ours are results with a score for every class
+# What the system answers to a name that no file can have: too long, in a circle of links, with letters it lacks.
+NO_NAME = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ}
+
+
+def _mode(name: str | Path) -> int:
+    """What there is under a name that somebody gave, as `stat` tells it; 0: nothing.
+
+    Raises:
+        ValueError: it cannot be told.
+    """
+    try:
+        return os.stat(name).st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte in it
+        return 0
+    except OSError as error:
+        if error.errno in NO_NAME:
+            return 0
+        raise ValueError(f"{name} cannot be looked at: {error.strerror}") from error
+
+
+def is_folder(name: str | Path) -> bool:
+    """Whether a name, which may be anything, is that of a folder.
+
+    Raises:
+        ValueError: it cannot be told.
+    """
+    return stat.S_ISDIR(_mode(name))
+
+
+def is_file(name: str | Path) -> bool:
+    """Whether a name, which may be anything, is that of a regular file.
+
+    Raises:
+        ValueError: it cannot be told.
+    """
+    return stat.S_ISREG(_mode(name))
+
+
+def is_there(name: str | Path) -> bool:
+    """Whether there is anything of a name, which may be anything.
+
+    Raises:
+        ValueError: it cannot be told.
+    """
+    return bool(_mode(name))
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say in words that `path` cannot be read.
+
+    Raises:
+        ValueError: instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def open_regular(path: str | Path) -> io.BufferedReader:
+    """Open a regular file, or a link to one, for reading: a pipe would be waited for, a device never ends.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+    """
+    wait_not = getattr(os, "O_NONBLOCK", 0)  # Windows has no pipes among its files
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | wait_not))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return file
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file that is no longer than it may be.
+
+    Raises:
+        OSError: it cannot be read, is longer, or is not a regular file.
+    """
+    with open_regular(path) as file:
+        # Python sets aside all that is asked for, so no more than there is and one byte, by which a growing file shows.
+        data = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"longer than {limit:,} bytes", os.fspath(path))
+    return data
+
+
+def parse_json(text: str | bytes) -> object:
+    """JSON as the standard has it.
+
+    Raises:
+        ValueError: it is not, it is nested too deeply, or has a number of thousands of digits.
+    """
+    return _parse(text, _STANDARD)
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file, which may be anybody's; NaN and Infinity are numbers, as Python writes them.
+
+    Raises:
+        ValueError: the file cannot be read, is no regular file, is larger than any of ours, or holds
+            something else.
+    """
+    with reading(path):
+        raw = read_limited(path, MAX_JSON)
+    try:
+        content = _parse(raw, _PYTHON)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged or no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__} where an object has to be")
+    return content
+
+
+def _parse(text: str | bytes, parser: json.JSONDecoder) -> object:
+    try:
+        return parser.decode(text.decode() if isinstance(text, bytes) else text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
+
+
+# Made once: a pack may have a million lines.
+_STANDARD, _PYTHON = json.JSONDecoder(parse_constant=_no_number), json.JSONDecoder()
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file and wait until it is on the disk."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(path: Path) -> None:
+    """Force a file, or a folder's entries, to the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # a folder cannot be opened there
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
