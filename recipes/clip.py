@@ -57,6 +57,7 @@ from pretrain.data.shards import (
     TrainClips,
     shares,
     train_batches,
+    warn_of_clips,
 )
 from pretrain.data.transforms import Augment
 from pretrain.flags import (
@@ -722,6 +723,8 @@ def main(cfg: Config) -> dict:
     lock, described = open_run(run, cfg, data, MAY_CHANGE, cfg.resume, accelerator)
     if first:
         print_plan(cfg, plan, accelerator, (per_source, per_batch), model, run)
+        for pack, ids in zip(packs, chosen, strict=True):
+            warn_of_clips(pack, ids, spec)
     model.to(accelerator.device)
     optimizers = make_optimizers(cfg.optimizer, model, cfg.weight_decay, (0.9, cfg.beta2))
 

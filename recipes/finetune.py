@@ -72,7 +72,7 @@ from downstream.world import reversed_pairs_accuracy
 from pretrain import checkpoint, device, log
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.sampling import counter_rng
-from pretrain.data.shards import Pack, Positions, TrainClips, train_batches
+from pretrain.data.shards import Pack, Positions, TrainClips, train_batches, warn_of_clips
 from pretrain.data.transforms import Augment
 from pretrain.flags import Count, NotNegative, PartShare, Positive, Seed, Share, SomeShare, Whole
 from pretrain.names import file_name, for_screen, for_shell
@@ -619,6 +619,7 @@ def main(cfg: Config) -> dict:
         )
         for note in notes:
             print(f"note: {for_screen(note)}", flush=True)
+        warn_of_clips(pack, train.samples, model.input_spec)
 
     # ---- resume
     state = {

@@ -57,7 +57,7 @@ from downstream.splits import (
 )
 from pretrain.checkpoint import fresh_like, provenance_of, weights_hash
 from pretrain.data.cache import open_data, packing_side
-from pretrain.data.shards import Pack
+from pretrain.data.shards import Pack, warn_of_clips
 from pretrain.device import describe
 from pretrain.flags import Count, Seed, Whole
 from pretrain.folders import writing
@@ -371,6 +371,7 @@ def main(config: Config) -> dict:
         notes.append("the backbone saw clips of tested subjects in pretraining, without labels")
     for note in notes:
         print(for_screen(note), flush=True)
+    warn_of_clips(pack, np.concatenate([part.samples for part in parts]), encoder.input_spec)
 
     # ------------------------------------------------------------- the backbone, then random weights
     features = embed(encoder, pack, parts, how, "backbone")

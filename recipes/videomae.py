@@ -43,6 +43,7 @@ from pretrain.data.shards import (
     TrainClips,
     eval_loader,
     train_batches,
+    warn_of_clips,
 )
 from pretrain.data.transforms import Augment
 from pretrain.files import is_folder
@@ -555,6 +556,7 @@ def main(cfg: Config) -> dict:
     lock, described = open_run(run, cfg, data, MAY_CHANGE, cfg.resume, accelerator)
     if first:
         print_plan(cfg, plan, accelerator, pack, len(ids), run, masked)
+        warn_of_clips(pack, ids, masked.encoder.input_spec)
         if cfg.contrast and not cfg.backbone:
             print(
                 "note: --contrast wants a --backbone that reconstructs; from scratch it learned worse",

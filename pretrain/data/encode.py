@@ -57,7 +57,7 @@ class Clips:
         self.scaler = VideoReformatter()
         self.done: list[dict] = []
         self.file = self.stream = self.first = None
-        self.tick = self.frames = self.decoded = self.bytes = 0
+        self.tick = self.frames = self.decoded = self.bytes = self.repeated = 0
         self.plain = True  # nothing but a plain copy of the frames would be written
 
     def __enter__(self):
@@ -95,7 +95,7 @@ class Clips:
         if not self.write:
             return
         frame = self._convert(frame)
-        for _ in range(repeats):
+        for repeat in range(repeats):
             if self.tick in self.cuts or self.frames >= self.longest:
                 self._finish()
             if self.file is None:
@@ -104,6 +104,7 @@ class Clips:
             self._mux(frame)
             self.frames += 1
             self.tick += 1
+            self.repeated += repeat > 0
 
     def _convert(self, frame: av.VideoFrame) -> av.VideoFrame:
         full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
@@ -181,10 +182,12 @@ class Clips:
             if written != self.frames:  # a full disk does not always say so
                 raise DiskError(f"{self.path}: {written} frames of {self.frames} were written")
             start = round(float((self.tick - self.frames) / self.fps), 6)
+            size = (width, height)
             self.done.append(
-                _described(self.path, self.frames, self.fps, (width, height), start, copied=False)
+                _described(self.path, self.frames, self.fps, size, start, copied=False)
+                | {"repeated": self.repeated}
             )
-        self.frames = 0
+        self.frames = self.repeated = 0
 
 
 _SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT

@@ -512,6 +512,13 @@ class _Packer:
             if done
             else f"nothing new to decode ({seconds:.1f} s)",
         ]
+        clips = [clip for id in self.ids for clip in self.known[id].get("clips", ())]
+        repeated = sum(clip.get("repeated", 0) for clip in clips) / sum(c["frames"] for c in clips)
+        if repeated > 0.5:
+            lines.append(
+                f"warning: {repeated:.0%} of all frames repeat the one before, because videos rest or their frames "
+                "come unevenly; what is trained on them sees mostly stills"
+            )
         if index["num_refused"]:
             with open(self.out / "refused.jsonl", encoding="utf-8") as file:
                 lines += ["refused, most often because:", *_commonest(map(json.loads, file))]

@@ -142,6 +142,38 @@ def _refuse_pictures(pack: Pack, ids: np.ndarray, spec: InputSpec) -> None:
             )
 
 
+def warn_of_clips(pack: Pack, ids: np.ndarray, spec: InputSpec) -> None:
+    """Say on standard error if a backbone would see little of these clips but repeats, or one clip again and again.
+
+    Single pictures are repeated on purpose and are not counted.
+    """
+    if len(ids) == 1:
+        _warn(
+            "there is one single clip: every batch shows it, and what is learned holds for nothing else"
+        )
+    some = ids[:: max(1, len(ids) // 1000)]  # enough to tell a share by
+    lengths = [n for n in (pack.record(i)["frames"] for i in some) if n > 1]
+    if not lengths:
+        return
+    shown = [
+        dense_indices(n, spec.frames, spec.stride, counter_rng(0, i))
+        if spec.stride
+        else uniform_indices(n, spec.frames, counter_rng(0, i))
+        for i, n in enumerate(lengths)
+    ]
+    repeated = 1 - float(np.mean([len(np.unique(indices)) for indices in shown])) / spec.frames
+    if repeated > 0.5 or np.median(lengths) < spec.frames:
+        _warn(
+            f"{repeated:.0%} of what the model sees is repeated frames: it is shown {spec.frames} frames at a time, "
+            f"{spec.pace}, and half of the clips have {int(np.median(lengths))} frames or fewer. Give fewer frames or a "
+            "smaller stride, or pack longer clips"
+        )
+
+
+def _warn(what: str) -> None:
+    print(f"warning: {what}", file=sys.stderr, flush=True)
+
+
 class TrainClips(Dataset):
     """Augmented views of clips, by position in the endless stream.
 

@@ -638,6 +638,14 @@ def test_columns_that_nothing_reads_are_told_in_one_line(videos, tmp_path, capsy
     assert "my col" in line and "segments" not in line and "label" not in line
 
 
+@pytest.mark.parametrize(("rest", "said"), [(200, False), (2000, True)])
+def test_a_pack_of_repeats_is_told(tmp_path, capsys, rest, said):
+    times = [40 * i + rest * (i > 4) for i in range(10)]
+    path = write_video(tmp_path / "a.mkv", 10, times=times, size=(32, 32))
+    quick(path, tmp_path / "out", progress=True)
+    assert ("repeat" in capsys.readouterr().err) == said
+
+
 def test_tars_and_lists_give_the_same_clips(videos, tmp_path):
     with tarfile.open(tmp_path / "s.tar", "w") as file:
         file.add(videos / "walk/a.mp4", "a.mp4")

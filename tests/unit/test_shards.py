@@ -31,6 +31,7 @@ from pretrain.data.shards import (
     TrainClips,
     shares,
     train_batches,
+    warn_of_clips,
 )
 from pretrain.videomae import mask_of_view
 from pretrain.vit import InputSpec
@@ -359,3 +360,27 @@ def test_what_sees_only_motion_refuses_pictures(tmp_path):
     with pytest.raises(ValueError, match=r"alone.png.*sees only what moves"):
         TrainClips(pictures, ids, motion, 0, 1, (1.0,), mask_of_view("tube", (2, 2, 2), 0.5, False))
     assert EvalClips(pictures, ids, SPEC, 1, 1)[0][1].shape == (1, 3, 4, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("spec", "clips", "words"),
+    [
+        (SPEC, 48, []),
+        (InputSpec(frames=8, stride=2, size=16), 48, []),
+        (SPEC, 1, ["one single clip"]),
+        (
+            InputSpec(frames=16, stride=4, size=16),
+            48,
+            ["75%", "16 frames"],
+        ),  # 4 of 16 are different
+        (InputSpec(frames=20, stride=1, size=16), 48, ["repeated", "20"]),
+        (InputSpec(frames=512, stride=2, size=16), 1, ["one single clip", "98%", "512"]),
+        (InputSpec(frames=32, stride=0, size=16), 48, ["97%", "32"]),
+    ],
+)
+def test_what_a_backbone_would_see_again_and_again_is_said(pack, capsys, spec, clips, words):
+    warn_of_clips(pack, np.arange(clips), spec)
+    said = capsys.readouterr().err
+    assert all(word in said for word in words)
+    assert said.count("warning:") == ("single" in said) + ("repeated" in said)
+    assert bool(said) == bool(words)
