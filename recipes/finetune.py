@@ -59,6 +59,7 @@ from downstream.metrics import (
 )
 from downstream.models import build_model, choose_sampling, load_backbone
 from downstream.models.flops import count_flops
+from downstream.models.video_swin import VideoSwin
 from downstream.report import confusion_figure, software, write_card, write_predictions
 from downstream.segments import (
     class_counts,
@@ -275,7 +276,7 @@ def resolve(cfg: Config, backbone: nn.Module) -> Config:
     """Fill in what was not given: a published recipe's values, the small ones in `tiny`.
 
     Raises:
-        ValueError: the preset is another backbone's, or none fits.
+        ValueError: the preset is another backbone's, or none fits; or a value was given that others leave without effect.
     """
     if cfg.preset == "paper":
         training = TRAINING[fitting(backbone)[0]]
@@ -296,7 +297,11 @@ def resolve(cfg: Config, backbone: nn.Module) -> Config:
     }
     if cfg.preset == "tiny" and not cfg.steps and not cfg.epochs:
         filled["steps"] = TINY_STEPS
-    cfg, filled = dataclasses.replace(cfg, **filled), {}
+    given, cfg, filled = cfg, dataclasses.replace(cfg, **filled), {}
+    own = PRESETS.get(cfg.preset, Config())
+    for name, reason in unused(cfg).items():
+        if getattr(given, name) not in (defaults[name], getattr(own, name)):
+            raise ValueError(f"--{name.replace('_', '-')} is without effect {reason}: leave it out")
     if cfg.rand_augment == "off":
         filled["rand_augment"] = ""
     named = cfg.model or Path(cfg.backbone).resolve().parent.name or "backbone"
@@ -305,7 +310,7 @@ def resolve(cfg: Config, backbone: nn.Module) -> Config:
 
 
 def unused(cfg: Config) -> dict[str, str]:
-    """Flags that others leave without effect, and why."""
+    """Values of a resolved configuration that others leave without effect, and why."""
     return {
         name: reason
         for name, reason, useless in (
@@ -445,7 +450,7 @@ def adapt(backbone: nn.Module, cfg: Config) -> nn.Module:
         weights = {k: v for k, v in backbone.state_dict().items() if not k.startswith("norm.")}
         backbone = VideoTransformer(**{**backbone.arguments, "pool": "fc_norm", "norm_eps": 1e-6})
         backbone.load_state_dict(weights, strict=False)  # the norm is fresh
-    if cfg.drop_path:
+    if cfg.drop_path or isinstance(backbone, VideoSwin):  # which comes with its published rate
         set_drop_path(backbone, cfg.drop_path)
     return backbone
 
@@ -901,4 +906,4 @@ def print_summary(cfg: Config, results: dict, run: Path, picture: str) -> None:
 
 
 if __name__ == "__main__":
-    log.cli(main, PRESETS, unused, ABOUT)
+    log.cli(main, PRESETS, about=ABOUT)

@@ -436,6 +436,8 @@ def test_predictions_of_a_file_and_a_folder(undisturbed, tmp_path):
             "videomae_b_k400 is not for frame_early.*karpathy_sports1m or tiny",
         ),
         ({"pool": "fc_norm"}, "only the norm of a video transformer"),
+        ({"drops": (0.5,)}, "--drops is without effect with --schedule cosine"),
+        ({"crop": "resized", "scales": (0.5,)}, "--scales is without effect with --crop resized"),
         ({"sampling": "uniform"}, "leave out --stride 4"),
         (
             {"model": "lstm", "per_frame": True, "sampling": "uniform", "stride": 0},
