@@ -173,6 +173,10 @@ class VideoMAE(nn.Module):
         target_eps: float = 1e-6,
     ):
         super().__init__()
+        if encoder.fc_norm:
+            raise ValueError(
+                "this encoder's tokens have no norm, as a fine-tuned one's (pool fc_norm): a decoder needs pool mean or class"
+            )
         self.target_eps = target_eps
         # What rebuilds it all; written into checkpoints.
         self.arguments = {

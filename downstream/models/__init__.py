@@ -65,14 +65,12 @@ class Family:
     Attributes:
         build: the class.
         paper: where it was published.
-        training: a name in `downstream.finetune.TRAINING`, how that paper trains it.
         arguments: of the class, where they are not its defaults.
         small: arguments for minutes on a CPU: fewer pixels, a small 2-D network, fewer channels.
     """
 
     build: Callable[..., nn.Module]
     paper: str
-    training: str
     arguments: dict = field(default_factory=dict)
     small: dict = field(default_factory=dict)
 
@@ -100,7 +98,7 @@ def _sized(size: str) -> Family:
         "moving": 0.375,
     }
     return Family(
-        VideoTransformer, "Tong et al. 2022, arXiv:2203.12602", "transformer",
+        VideoTransformer, "Tong et al. 2022, arXiv:2203.12602",
         {"dim": dim, "depth": depth, "heads": heads}, small,
     )  # fmt: skip
 
@@ -115,64 +113,63 @@ def _vivit(number: int) -> Family:
         "class_token": number < 3,
     }
     small = {"dim": 128, "depth": 4, "heads": 4, "temporal_depth": 2, "patch": 8, **_SMALL3D}
-    return Family(ViViT, "Arnab et al. 2021, arXiv:2103.15691", "vivit", arguments, small)
+    return Family(ViViT, "Arnab et al. 2021, arXiv:2103.15691", arguments, small)
 
 
 def _swin(variant: str) -> Family:
     return Family(
         VideoSwin,
         "Liu et al. 2022, arXiv:2106.13230",
-        "video_swin",
         {"variant": variant},
         {**_SMALL3D, "variant": "xs"},
     )
 
 
 MODELS: dict[str, Family] = {
-    "frame_single": Family(FrameNetwork, _KARPATHY, "frames", {"frames": 1}, {**_SMALL_NETWORK, "still": "keep"}),
-    "frame_mean": Family(FrameNetwork, "mean of frames", "frames", _FRAMES16, _SMALL16),
+    "frame_single": Family(FrameNetwork, _KARPATHY, {"frames": 1}, {**_SMALL_NETWORK, "still": "keep"}),
+    "frame_mean": Family(FrameNetwork, "mean of frames", _FRAMES16, _SMALL16),
     "frame_max": Family(
-        FrameNetwork, "maximum over frames", "frames", {**_FRAMES16, "pool": "max"}, _SMALL16
+        FrameNetwork, "maximum over frames", {**_FRAMES16, "pool": "max"}, _SMALL16
     ),
-    "frame_late": Family(LateFusion, _KARPATHY, "frames", {}, _SMALL_NETWORK),
-    "frame_early": Family(EarlyFusion, _KARPATHY, "frames", {}, {**_SMALL_NETWORK, "stride": 3}),
-    "frame_slow": Family(SlowFusion, _KARPATHY, "frames", {}, {**_SMALL_NETWORK, "stride": 3}),
-    "rnn": Family(FrameRNN, "Elman 1990, on frames", "recurrent", {"cell": "rnn"}, _SMALL16),
-    "lstm": Family(FrameRNN, _LRCN, "recurrent", {"cell": "lstm"}, _SMALL16),
+    "frame_late": Family(LateFusion, _KARPATHY, {}, _SMALL_NETWORK),
+    "frame_early": Family(EarlyFusion, _KARPATHY, {}, {**_SMALL_NETWORK, "stride": 3}),
+    "frame_slow": Family(SlowFusion, _KARPATHY, {}, {**_SMALL_NETWORK, "stride": 3}),
+    "rnn": Family(FrameRNN, "Elman 1990, on frames", {"cell": "rnn"}, _SMALL16),
+    "lstm": Family(FrameRNN, _LRCN, {"cell": "lstm"}, _SMALL16),
     "bilstm": Family(
-        FrameRNN, _LRCN, "recurrent", {"cell": "lstm", "bidirectional": True}, _SMALL16
+        FrameRNN, _LRCN, {"cell": "lstm", "bidirectional": True}, _SMALL16
     ),
-    "gru": Family(FrameRNN, "Cho et al. 2014, on frames", "recurrent", {"cell": "gru"}, _SMALL16),
-    "tcn": Family(FrameTCN, _TCN, "tcn", {}, _SMALL16),
-    "tcn_acausal": Family(FrameTCN, _TCN, "tcn", {"causal": False}, _SMALL16),
+    "gru": Family(FrameRNN, "Cho et al. 2014, on frames", {"cell": "gru"}, _SMALL16),
+    "tcn": Family(FrameTCN, _TCN, {}, _SMALL16),
+    "tcn_acausal": Family(FrameTCN, _TCN, {"causal": False}, _SMALL16),
     "ed_tcn": Family(
-        FrameTCN, "Lea et al. 2017, arXiv:1611.05267", "tcn",
+        FrameTCN, "Lea et al. 2017, arXiv:1611.05267",
         {"form": "encoder_decoder", "causal": False, "hidden": 64, "depth": 2, "kernel": 25, "dropout": 0.3}, _SMALL16,
     ),
-    "c3d": Family(C3D, "Tran et al. 2015, arXiv:1412.0767", "c3d", {}, {**_SMALL3D, "width": 0.25, "batch_norm": True}),
-    "i3d": Family(I3D, _I3D, "i3d", {}, {**_SMALL3D, "width": 0.5}),
-    "i3d_flow": Family(I3D, _I3D, "i3d", {"channels": 2}, {**_SMALL3D, "width": 0.5}),
-    "inflated": Family(Inflated, _I3D, "i3d", {}, _SMALL16),
+    "c3d": Family(C3D, "Tran et al. 2015, arXiv:1412.0767", {}, {**_SMALL3D, "width": 0.25, "batch_norm": True}),
+    "i3d": Family(I3D, _I3D, {}, {**_SMALL3D, "width": 0.5}),
+    "i3d_flow": Family(I3D, _I3D, {"channels": 2}, {**_SMALL3D, "width": 0.5}),
+    "inflated": Family(Inflated, _I3D, {}, _SMALL16),
     "inflated_se": Family(
-        Inflated, "Hu et al. 2018, arXiv:1709.01507", "i3d", {"attention": "se@sums"}, _SMALL16
+        Inflated, "Hu et al. 2018, arXiv:1709.01507", {"attention": "se@sums"}, _SMALL16
     ),
     "inflated_cbam": Family(
-        Inflated, "Woo et al. 2018, arXiv:1807.06521", "i3d", {"attention": "cbam@sums"}, _SMALL16
+        Inflated, "Woo et al. 2018, arXiv:1807.06521", {"attention": "cbam@sums"}, _SMALL16
     ),
     "inflated_nonlocal": Family(
-        Inflated, "Wang et al. 2018, arXiv:1711.07971", "i3d", {"attention": "nonlocal@*.layer3"}, _SMALL16
+        Inflated, "Wang et al. 2018, arXiv:1711.07971", {"attention": "nonlocal@*.layer3"}, _SMALL16
     ),
-    "r3d_18": Family(TorchvisionVideo, _R3D, "r3d", {"name": "r3d_18"}, {"size": 48, "still": "subtract"}),
-    "mc3_18": Family(TorchvisionVideo, _R3D, "r3d", {"name": "mc3_18"}, {"size": 48, "still": "subtract"}),
-    "r2plus1d_18": Family(TorchvisionVideo, _R3D, "r3d", {"name": "r2plus1d_18"}, {"size": 48, "still": "subtract"}),
+    "r3d_18": Family(TorchvisionVideo, _R3D, {"name": "r3d_18"}, {"size": 48, "still": "subtract"}),
+    "mc3_18": Family(TorchvisionVideo, _R3D, {"name": "mc3_18"}, {"size": 48, "still": "subtract"}),
+    "r2plus1d_18": Family(TorchvisionVideo, _R3D, {"name": "r2plus1d_18"}, {"size": 48, "still": "subtract"}),
     "s3d": Family(
-        TorchvisionVideo, "Xie et al. 2018, arXiv:1712.04851", "i3d",
+        TorchvisionVideo, "Xie et al. 2018, arXiv:1712.04851",
         {"name": "s3d", "frames": 64, "stride": 1, "size": 224}, _SMALL3D,
     ),
     **{f"vit_{size}": _sized(size) for size in SIZES},
     **{f"vivit_{number}": _vivit(number) for number in (1, 2, 3, 4)},
     "frame_swin": Family(
-        FrameNetwork, "Liu et al. 2021, arXiv:2103.14030, mean of frames", "transformer",
+        FrameNetwork, "Liu et al. 2021, arXiv:2103.14030, mean of frames",
         {**_FRAMES16, "network": "torchvision:swin_t"},
         {**_SMALL3D, "network": "torchvision:swin_xs"},
     ),

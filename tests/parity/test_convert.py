@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from downstream.classifier import Classifier
+from downstream.features import finish_means
 from downstream.models import build_model, load_classifier
 from pretrain import convert
 from pretrain.checkpoint import (
@@ -905,6 +906,13 @@ def test_a_classifier_of_another_kind_is_named_as_dropped(tmp_path):
     report = main(Config(str(tmp_path / "mean"), "hf", str(tmp_path / "hf")))
     assert report["dropped"] == ["head.weight", "head.bias"]
     assert isinstance(load_foreign(f"hf:{tmp_path / 'hf'}"), VideoTransformer)
+    # Its features are what its classifier sees, and no decoder can stand on tokens without a norm.
+    tuned = trained(whole=False, pool="fc_norm")
+    means = torch.randn(2, 3, 48)
+    assert torch.equal(finish_means(tuned, means), tuned.norm(means))
+    assert torch.equal(finish_means(trained(whole=False), means), means)
+    with pytest.raises(ValueError, match="pool mean or class"):
+        VideoMAE(tuned, 36, 1, 2)
     # An fc_norm without a classifier is kept: transformers' logits are then the embedding.
     encoder = trained(whole=False, pool="fc_norm")
     export_backbone(encoder, tmp_path / "bare", {})

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from downstream.finetune import fitting
 from downstream.zero_shot import embed_texts
 from pretrain.checkpoint import (
     build,
@@ -398,3 +399,7 @@ def test_texts_embedded_between_two_steps_leave_buffers_that_can_be_trained_with
     tensors = dict(model.named_buffers()) | dict(model.named_parameters())
     assert not [name for name, tensor in tensors.items() if tensor.is_inference()]
     assert any(model.named_buffers())
+
+
+def test_image_towers_of_open_clip_have_a_recipe():
+    assert fitting(frame_tower("mean"))[0] == "tsn_ucf101"
