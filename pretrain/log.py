@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import os
+import signal
 import sys
 import time
 import warnings
@@ -18,6 +19,14 @@ from pretrain.files import open_regular, reading, sync
 from pretrain.flags import refuse_numbers, refuse_unused
 from pretrain.folders import writing
 from pretrain.names import clean_screen, did_you_mean, for_screen, for_title
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which like Ctrl-C unwinds what is at work: locks, decoders and what a recipe started."""
+
+
+def _terminate(*_) -> None:
+    raise Terminated
 
 
 def cli(
@@ -40,6 +49,8 @@ def cli(
     arguments = sys.argv[1:]
     if any(for_screen(word) != word for word in arguments):
         clean_screen()  # tyro's own errors repeat what was typed
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # a launcher ends its processes itself
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         parsed = parse(arguments, config, about)
         clean_screen()  # not before: help comes in colours
@@ -61,9 +72,9 @@ def cli(
             file=sys.stderr,
         )
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as end:
         print("interrupted; start the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + (signal.SIGTERM if isinstance(end, Terminated) else signal.SIGINT))
 
 
 def parse(

@@ -163,6 +163,8 @@ def predict(
 
 def main(config: Config) -> dict:
     """Answer for every file; returns what predictions.json holds."""
+    if not config.video:
+        raise ValueError("--video is empty: give a file or a folder, . for this one")
     if config.top_k < 1:
         raise ValueError(f"--top-k {config.top_k}: give at least 1")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

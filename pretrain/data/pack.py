@@ -93,6 +93,9 @@ def pack(
     ):
         if not value >= least:
             raise ValueError(f"{name} is {value}, it has to be at least {least}")
+    for name, given in (("source", source), ("out", out)):
+        if not os.fspath(given):  # an empty variable of a shell is not the folder one stands in
+            raise ValueError(f"{name} is empty: give a path, or . for this folder")
     out = Path(out)
     settings = RULES | {"short_side": int(short_side), "clip_seconds": float(clip_seconds)}
     listing = list_sources(source)
@@ -106,10 +109,6 @@ def pack(
             packer.check_same(source)
             packer.ingest(workers or usable_cores(), timeout, file_timeout)
             index = packer.write()
-    except KeyboardInterrupt:
-        if progress:
-            print("interrupted; the same command goes on from here", file=sys.stderr)
-        raise
     except (OSError, NotImplementedError) as error:  # the latter: a disk that knows no locks
         what = getattr(error, "strerror", None) or error
         where = getattr(error, "filename", None) or out

@@ -6,6 +6,7 @@ run needs one number: how many positions it has consumed.
 """
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -97,7 +98,16 @@ class Pack:
 
     def frames(self, record: dict, indices: np.ndarray) -> Tensor:
         """Frames of a clip by number, uint8 (len(indices), H, W, 3); see `read_frames`."""
-        return read_frames(self.read(record), indices, (record["width"], record["height"]))
+        data = self.read(record)
+        try:
+            return read_frames(data, indices, (record["width"], record["height"]))
+        except DecodeError as error:
+            if hashlib.sha256(data).hexdigest() == record["sha256"]:
+                raise
+            shard = self.folder / self.index["shards"][record["shard"]]["name"]
+            raise DecodeError(
+                f"{shard} has changed on the disk since it was packed: delete that file and pack again ({error})"
+            ) from error
 
     def split(self, name: str) -> np.ndarray:
         """Sample ids of one split, "all" for everything.

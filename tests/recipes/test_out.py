@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -224,17 +225,23 @@ class Nothing:
     """No flags at all."""
 
 
-def ended(error: BaseException, monkeypatch, capsys) -> tuple[int, str]:
+def ended(error: BaseException | signal.Signals, monkeypatch, capsys) -> tuple[int, str]:
     """The exit status of a recipe that ends so, and what it said on standard error."""
+    before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(sys, "argv", ["recipes/some.py"])
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, getattr(sys, name))  # put back afterwards
 
     def main(_):
+        if isinstance(error, signal.Signals):
+            signal.raise_signal(error)
         raise error
 
-    with pytest.raises(SystemExit) as end:
-        log.cli(main, Nothing)
+    try:
+        with pytest.raises(SystemExit) as end:
+            log.cli(main, Nothing)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return end.value.code, capsys.readouterr().err
 
 
@@ -255,6 +262,7 @@ def test_what_a_disk_refuses_is_one_line(error, words, monkeypatch, capsys):
     assert ("same command again" in said) == isinstance(error, OSError)
 
 
-def test_ctrl_c_is_one_line(monkeypatch, capsys):
-    code, said = ended(KeyboardInterrupt(), monkeypatch, capsys)
-    assert code == 130 and said.count("\n") == 1 and "start the same command again" in said
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_one_line(number, monkeypatch, capsys):
+    code, said = ended(number, monkeypatch, capsys)
+    assert code == 128 + number and said.count("\n") == 1 and "start the same command again" in said

@@ -1145,6 +1145,28 @@ def test_a_line_that_cannot_be_true_is_named_when_the_pack_is_opened(packed, cop
         Pack(copied)
 
 
+def test_a_shard_that_changed_in_place_is_named_and_made_anew(packed, copied):
+    """Its size is the same, so nothing but a clip that cannot be decoded tells."""
+    (shard,) = copied.glob("shard-*")
+    pack = Pack(copied)
+    record = pack.record(0)
+    data = bytearray(shard.read_bytes())
+    data[record["offset"] : record["offset"] + record["bytes"]] = bytes(record["bytes"])
+    shard.write_bytes(data)
+    with pytest.raises(DecodeError, match=rf"{shard.name} has changed .* delete that file"):
+        pack.frames(record, np.array([0]))
+    shard.unlink()
+    quick(packed / "in", copied)
+    assert len(Pack(copied).frames(record, np.array([0]))) == 1
+
+
+@pytest.mark.parametrize("given", [("", "out"), ("in", "")])
+def test_an_empty_path_is_not_this_folder(packed, tmp_path, monkeypatch, given):
+    monkeypatch.chdir(packed)
+    with pytest.raises(ValueError, match="is empty"):
+        quick(*given)
+
+
 def with_lines(folder: Path, lines: list[str]) -> Path:
     """Writes these lines about clips, and an index that agrees with them."""
     data = "".join(line + "\n" for line in lines).encode()
