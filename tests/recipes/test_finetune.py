@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from downstream.classifier import class_probabilities, frame_probabilities
 from downstream.features import Extraction
-from downstream.models import load_backbone, load_classifier
+from downstream.models import build_model, load_backbone, load_classifier
 from downstream.splits import choose_splits, videos_digest
 from pretrain import checkpoint
 from pretrain.data.pack import pack
@@ -293,6 +293,24 @@ def test_a_published_recipe_from_a_backbone_to_labels(tiny_pack, tiny_backbone, 
     )
     with pytest.raises(ValueError, match="2 names for a classifier of 4"):
         predict.main(named)
+
+
+def test_paper_resolves_for_any_family():
+    """Also for those that ended with an error: frame_swin, and a trained I3D, which are no video transformers."""
+    for name in ("frame_swin", "i3d", "lstm", "vit_b", "vivit_1", "video_swin_t"):
+        with torch.device("meta"):
+            backbone = build_model(name, small=not name.startswith("vi"))
+            cfg = finetune.resolve(finetune.Config(preset="paper", model=name), backbone)
+            backbone = finetune.adapt(backbone, cfg)
+        assert cfg.epochs and cfg.batch_size and cfg.num_clips > 1 and cfg.head_std >= 0
+        assert (
+            -1 not in vars(cfg).values() and cfg.crop and cfg.scales
+        )  # nothing is left to be filled in
+        assert bool(backbone.input_spec.stride) == (cfg.sampling != "uniform")
+    with pytest.raises(ValueError, match="videomae_l_k400 is not for vit_b"), torch.device("meta"):
+        finetune.resolve(
+            finetune.Config(preset="videomae_l_k400", model="vit_b"), build_model("vit_b")
+        )
 
 
 def test_few_shots(tiny_pack, tmp_path):
