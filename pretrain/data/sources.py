@@ -254,7 +254,12 @@ def _add_tar(listing: Listing, path: Path, name: str, split: str | None) -> None
             listing.skipped += [f"{name}/{m.name}" for _, _, m in parts if m not in used]
 
 
-_TEXTS = ("txt", "json", "cls")
+# What is beside a payload by its ending: a caption, named values, or the name or number of the class.
+_TEXTS = {
+    **dict.fromkeys(("txt", "text", "caption"), "txt"),
+    **dict.fromkeys(("json", "jsn"), "json"),
+    **dict.fromkeys(("cls", "class", "label"), "cls"),
+}
 
 
 def _media(parts: list[tuple[str, str, Member]]) -> list[tuple[str, Member]]:
@@ -276,11 +281,12 @@ def _with_texts(source: Source, file, texts: dict[str, Member]) -> tuple[Source,
         file.seek(member.offset)
         try:
             text = file.read(member.size).decode("utf-8-sig")
-            if suffix == "txt" and text.strip():
+            kind = _TEXTS[suffix]
+            if kind == "txt" and text.strip():
                 captions.append(text.strip())
-            elif suffix == "cls":
-                label = _text("label", text)
-            elif suffix == "json":
+            elif kind == "cls":
+                label = label or _text("label", text)
+            elif kind == "json":
                 fields = json.loads(text)
                 if not isinstance(fields, dict):
                     without_use.add(member)
@@ -363,6 +369,8 @@ def _from_list(path: Path) -> list[Source]:
                 problems.add(line, f"no path in this line{among}", "pathless")
                 continue
             file = os.path.normpath(os.path.join(folder, name))
+            if file not in found and irregular(file) and "\\" in name:  # as Windows writes it
+                file = os.path.normpath(os.path.join(folder, name.replace("\\", "/")))
             if file not in found and irregular(file):
                 what = _missing(name, Path(file), rows == 1, len(problems.found) < 50)
                 problems.add(line, what, "missing")

@@ -569,6 +569,8 @@ def _small_media(folder: Path) -> list[Files]:
         ("gif", "gif", "rgb8", {}),
         ("ts", "mpeg2video", "yuv420p", {}),
         ("flv", "flv1", "yuv420p", {}),
+        ("wmv", "wmv2", "yuv420p", {}),
+        ("h264", "libx264", "yuv420p", {}),
     ):
         path = folder / f"a.{ending}"
         with av.open(str(path), "w", container_options=options) as container:

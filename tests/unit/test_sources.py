@@ -195,6 +195,13 @@ def test_rows_of_one_file_are_merged(tmp_path):
     assert sources[0].extra == {"n": "1; 2"}
 
 
+def test_paths_that_windows_wrote(tmp_path):
+    found = rows(
+        tmp_path, "l.csv", "path;label\r\nsub\\a b.mp4;x\r\n.\\b.mp4;y\r\n", "sub/a b.mp4", "b.mp4"
+    )
+    assert [s.path for s in found] == [tmp_path / "sub" / "a b.mp4", tmp_path / "b.mp4"]
+
+
 def test_absolute_and_upward_paths(tmp_path):
     touch(tmp_path, "a.mp4")
     (tmp_path / "lists").mkdir()
@@ -438,7 +445,7 @@ def test_webdataset_tar(tmp_path):
 
 def tar_of(folder: Path, *names: str) -> dict[str, tuple]:
     """Name -> label and captions; every text says of whom it is."""
-    about = {"json": '{"caption": "%s"}', "txt": "%s", "cls": "%s"}
+    about = {"json": '{"caption": "%s"}'}
     members = [
         (name, (about.get(name.rpartition(".")[2], "%s") % name.rpartition(".")[0]).encode())
         for name in names
@@ -455,6 +462,10 @@ def tar_of(folder: Path, *names: str) -> dict[str, tuple]:
         (
             ("clip.001.mp4", "clip.001.txt", "clip.001.cls", "clip.002.txt", "clip.002.mp4"),
             {"clip.001.mp4": ("clip.001", ("clip.001",)), "clip.002.mp4": (None, ("clip.002",))},
+        ),
+        (
+            ("7.mp4", "7.caption", "7.class", "8.mp4", "8.text", "8.label"),
+            {"7.mp4": ("7", ("7",)), "8.mp4": ("8", ("8",))},
         ),
         (
             ("v1.0/Dr. Who.mp4", "v1.0/Dr. Who.json", "v1.0/Dr. No.mp4"),
