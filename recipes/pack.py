@@ -30,7 +30,7 @@ class Config:
     short_side: Count = 256
     """Larger videos are scaled down to this many pixels; smaller ones are left as they are."""
     clip_seconds: Positive = 10.0
-    """Longer videos are cut into equal parts of about this length at most."""
+    """Longer videos are cut into equal parts of about this length at most; of a slow series, 25 pictures count as a second."""
     workers: Count | None = None
     """Decoding processes; by default one a core."""
     timeout: Positive = 60.0

@@ -69,7 +69,8 @@ def pack(
         source: A folder, a list file, a tar, or a video; see `pretrain/data/sources.py`.
         out: The pack's folder, new or an earlier pack of the same source and settings.
         short_side: Larger frames are scaled down to it, pixels; smaller ones stay as they are.
-        clip_seconds: Longer videos are cut into equal parts of at most 1.05 times this.
+        clip_seconds: Longer videos are cut into equal parts of at most 1.05 times this; of a series of pictures that
+            are over half a second apart, 25 count as a second.
         shard_bytes: About how large a shard is.
         workers: Processes that decode; None for one a core.
         timeout: Seconds without progress before a decoder is killed and its file refused.
