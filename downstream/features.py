@@ -24,6 +24,7 @@ from pretrain.data.cache import cache_folder
 from pretrain.data.progress import Bar
 from pretrain.data.shards import EvalClips, Pack, eval_loader
 from pretrain.device import autocast_dtype
+from pretrain.files import share
 from pretrain.modes import evaluating
 from pretrain.weights import read_safetensors
 
@@ -282,6 +283,7 @@ def _cached(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"features": features, "sha256": _digest(features)}, aside)
+        share(aside)
         os.replace(aside, path)
     except (SafetensorError, OSError) as error:
         aside.unlink(missing_ok=True)  # a full cache disk costs time next time, nothing else

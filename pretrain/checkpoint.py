@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pretrain.clip import VideoText
-from pretrain.files import is_folder, read_json, sync
+from pretrain.files import is_folder, read_json, share, sync
 from pretrain.folders import remove, writing
 from pretrain.foreign import check_arguments, dry_state, shown
 from pretrain.frames import FrameTower
@@ -75,6 +75,7 @@ def _write_folder(
         folder.mkdir()
         for name, group in tensors.items():
             save_file(group, folder / f"{name}.safetensors")
+            share(folder / f"{name}.safetensors")
         for name, content in texts.items():
             (folder / f"{name}.json").write_text(json.dumps(content, indent=1))
         files = sorted(folder.iterdir())
@@ -337,6 +338,20 @@ def export_backbone(model: nn.Module, folder: Path, provenance: dict) -> None:
         sync(folder.parent)
 
 
+def _hint(folder: Path, config: dict) -> str:
+    """What to do with a folder whose config.json names no builder that is known."""
+    if is_folder(folder / "backbone"):
+        return f"did you mean {folder / 'backbone'}?"
+    if isinstance(config.get("builder"), str) and "weights_sha256" in config:
+        return (
+            f"{config['builder']!r:.100} may be a model family: `downstream.models.load_backbone` knows those, and here "
+            "only plain video transformers and image towers can be used"
+        )
+    if config.get("model_type") == "videomae":
+        return f"write hf:{folder}, since it is a Hugging Face VideoMAE folder"
+    return "give a folder that a recipe exported (RUN/backbone)"
+
+
 def read_backbone_config(folder: Path) -> dict:
     """The config.json of an exported backbone.
 
@@ -349,13 +364,7 @@ def read_backbone_config(folder: Path) -> dict:
         raise ValueError(f"{folder} holds no config.json, so it is not a backbone: {hint}")
     config = read_json(folder / "config.json")
     if not isinstance(config.get("builder"), str) or config["builder"] not in BUILDERS:
-        inside = folder / "backbone"
-        hint = (
-            f"did you mean {inside}?"
-            if inside.exists()
-            else f"write hf:{folder} if it is a Hugging Face VideoMAE folder"
-        )
-        raise ValueError(f"{folder}/config.json names no builder of ours; {hint}")
+        raise ValueError(f"{folder}/config.json names no builder of ours; {_hint(folder, config)}")
     _verify(folder)
     check_description(config, f"{folder}/config.json")
     if not isinstance(config.get("provenance"), dict):
@@ -421,7 +430,8 @@ def load_backbone(name: str) -> nn.Module:
     if not is_folder(name):
         raise ValueError(
             f"no backbone at {shown(name)}: give a folder exported by a recipe (RUN/backbone), "
-            "hf:OWNER/NAME or hf:FOLDER, an official VideoMAE .pth file, or open_clip:MODEL/WEIGHTS"
+            "hf:OWNER/NAME or hf:FOLDER, an official VideoMAE .pth file, or open_clip:MODEL/WEIGHTS; names of model families are "
+            "for downstream.models.load_backbone"
         )
     model = load_export(folder)
     for part in PARTS.get(type(model).__name__, ())[

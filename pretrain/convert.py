@@ -4,6 +4,7 @@
 model, given the weights, must show the same tokens, reconstruction and loss.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +173,31 @@ def verify(
     return difference
 
 
+_SHARD = re.compile(r"((?:pytorch_)?model)-(\d{5})-of-(\d{5})\.(safetensors|bin)")
+
+
+def _refuse_missing_shards(folder: Path, files: list[Path]) -> None:
+    """Compare the weights files of a folder with those that its index, or their own names, say there are.
+
+    Raises:
+        ValueError: one is not there.
+    """
+    wanted = set()
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if is_file(folder / index) and (not files or files[0].suffix == Path(index[:-11]).suffix):
+            of = read_json(folder / index).get("weight_map")
+            of = of.values() if isinstance(of, dict) else ()
+            wanted |= {name for name in of if isinstance(name, str) and _SHARD.fullmatch(name)}
+    for found in filter(None, (_SHARD.fullmatch(file.name) for file in files)):
+        kind, _, count, suffix = found.groups()
+        wanted |= {f"{kind}-{n:05}-of-{count}.{suffix}" for n in range(1, int(count) + 1)}
+    if missing := sorted(wanted - {file.name for file in files}):
+        raise ValueError(
+            f"{len(missing)} of its {len(wanted)} weights files (shards) are missing, {', '.join(missing[:3])}: download "
+            "the folder again"
+        )
+
+
 def _read_hf(name: str) -> tuple[dict[str, Tensor], dict]:
     """Weights and config.json of a local folder or, from the hub, of a name.
 
@@ -188,6 +214,7 @@ def _read_hf(name: str) -> tuple[dict[str, Tensor], dict]:
         files = sorted(folder.glob(pattern))
         if files:
             break
+    _refuse_missing_shards(folder, files)
     if not files or not (folder / "config.json").is_file():
         raise ValueError("it holds no config.json with model.safetensors or pytorch_model.bin")
     config = read_json(folder / "config.json")

@@ -30,7 +30,7 @@ from pretrain.foreign import (
 )
 from pretrain.videomae import VideoMAE
 from pretrain.vit import IMAGENET_MEAN, IMAGENET_STD, VideoTransformer
-from pretrain.weights import refuse_misfit
+from pretrain.weights import refuse_misfit, unwrap
 
 # Published attention heads by width, of encoders and decoders alike (96 and 192: ours too). An
 # official file does not record them.
@@ -114,7 +114,7 @@ def from_official(
     """Convert an official VideoMAE checkpoint: of pretraining, with or without its decoder, or fine-tuned.
 
     Args:
-        content: the file's dict; weights under "model" or "module", or bare. Frames and size come
+        content: the file's dict; weights under "model" or the like, or bare. Frames and size come
             from its "args", else they are 16 and 224. It does not name classes; ours do, in "args".
         sizes: what is known better.
 
@@ -127,10 +127,7 @@ def from_official(
     """
     recorded = content.get("args") or {}  # the training command's Namespace, or our dict
     recorded = recorded if isinstance(recorded, dict) else getattr(recorded, "__dict__", {})
-    state = next(
-        (content[k] for k in ("model", "module") if isinstance(content.get(k), dict)), content
-    )
-    state = _clean(state)
+    state = _clean(unwrap(content))
     if any("patch_embeddings." in k for k in state):
         raise ValueError(
             "the names are Hugging Face's: put its config.json beside it, give hf:FOLDER"
@@ -229,7 +226,7 @@ def from_hf(
     config = (
         VideoMAEConfig().to_dict() | config
     )  # what the file leaves out is transformers' default
-    state = _clean(state)
+    state = _clean(unwrap(state))
     if any(k.startswith("embeddings.") for k in state):  # VideoMAEModel by itself
         state = {f"videomae.{k}": v for k, v in state.items()}
     tuned, dropped = _classifier(state)
@@ -456,7 +453,7 @@ def _table(column: int, arguments: dict) -> dict[str, str]:
 
 
 def _clean(state: dict) -> dict[str, Tensor]:
-    """The weights in float32, without the prefixes that wrappers add to names; all sound."""
+    """The weights in float32; all sound."""
     clean = {}
     for key, value in state.items():
         if not isinstance(value, Tensor) or value.layout != torch.strided:
@@ -468,10 +465,7 @@ def _clean(state: dict) -> dict[str, Tensor]:
         value = value.detach().float()
         if not torch.isfinite(value).all():
             raise ValueError(f"{key} holds values that are not finite: the checkpoint is broken")
-        name = re.sub(r"^((_orig_mod|module|backbone)\.)+", "", key)
-        if name in clean:
-            raise ValueError(f"{key} is there twice, with and without a wrapper's prefix")
-        clean[name] = value
+        clean[key] = value
     return clean
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pretrain import foreign
 from pretrain.files import is_file, is_folder, read_json
-from pretrain.weights import load_torch_file, read_safetensors, refuse_misfit
+from pretrain.weights import load_torch_file, read_safetensors, refuse_misfit, unwrap
 
 PREFIX = "open_clip:"
 
@@ -150,6 +150,18 @@ def _from_list(model: str, weights: str) -> Pair:
     )
 
 
+def _from_file(config: dict, file: Path) -> nn.Module:
+    """The towers of a configuration with the weights of a file, also of a checkpoint of open_clip's training."""
+    state = read_safetensors(file) if file.suffix == ".safetensors" else load_torch_file(file)
+    state = _separate_towers({k: v for k, v in unwrap(state).items() if isinstance(v, Tensor)})
+    bias = "logit_bias" in state
+    build = lambda: foreign.build_open_clip(vision=config, text=config, bias=bias)
+    refuse_misfit(foreign.dry_state(build), state, str(file))  # before anything is built
+    loaded = build()
+    loaded.load_state_dict(state)
+    return loaded
+
+
 def _from_folder(where: str, hub: bool) -> Pair:
     """A folder with open_clip_config.json and weights, here or on the hub.
 
@@ -165,17 +177,7 @@ def _from_folder(where: str, hub: bool) -> Pair:
     files = [folder / file for file in _WEIGHTS if (folder / file).is_file()]
     if not files:
         raise ValueError(f"{folder} holds no weights ({', '.join(_WEIGHTS)})")
-    file = files[0]
-    safe = file.suffix == ".safetensors"
-    state = dict(read_safetensors(file) if safe else load_torch_file(file))
-    if isinstance(state.get("state_dict"), dict):  # a checkpoint of open_clip's training
-        state = state["state_dict"]
-    state = _separate_towers(state)
-    bias = "logit_bias" in state
-    build = lambda: foreign.build_open_clip(vision=config, text=config, bias=bias)
-    refuse_misfit(foreign.dry_state(build), state, str(file))  # before anything is built
-    loaded = build()
-    loaded.load_state_dict(state)
+    loaded = _from_file(config, files[0])
     tokenizer = None
     if config["text_cfg"].get("hf_tokenizer_name"):
         # The name is never followed: what a model needs lies beside it.

@@ -11,7 +11,9 @@ import io
 import json
 import math
 import os
+import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -192,6 +194,36 @@ def _check_entry(entry: object) -> tuple[tuple[int, int], Tensor]:
     return (begin, end), like
 
 
+# What training programs put a dict of weights under, and around their names.
+_UNDER = ("state_dict", "model_state_dict", "model_state", "model", "module")
+_WRAPPER = re.compile(r"^((_orig_mod|module|backbone)\.)+")
+_OUTERMOST = {"model", "net", "network", "encoder"}  # taken off only where every name begins so
+
+
+def unwrap(content: Mapping[str, object]) -> dict[str, object]:
+    """A dict of weights as their model calls them.
+
+    Taken off are the dicts around it (`{"state_dict": ...}`) and what wrappers put before names (`module.`, `backbone.`).
+
+    Args:
+        content: as a file of weights holds it.
+
+    Raises:
+        ValueError: a weight is there twice, with and without a wrapper's name.
+    """
+    while under := [k for k in _UNDER if isinstance(content.get(k), dict)]:
+        content = content[under[0]]
+    names = {name: _WRAPPER.sub("", name) for name in content if isinstance(name, str)}
+    while len(first := {name.partition(".")[0] for name in names.values()}) == 1:
+        if not first <= _OUTERMOST or not all("." in name for name in names.values()):
+            break
+        names = {name: short.partition(".")[2] for name, short in names.items()}
+    if len(set(names.values())) < len(names):
+        twice = next(n for n, count in Counter(names.values()).items() if count > 1)
+        raise ValueError(f"{twice!r:.100} is there twice, with and without a wrapper's prefix")
+    return {names.get(name, name): value for name, value in content.items()}
+
+
 # ------------------------------------------------------------------------------------- torch's files
 
 _STORAGES = {
@@ -228,7 +260,10 @@ def load_torch_file(path: Path) -> dict:
                 content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # zipfile and torch raise many kinds; all mean the same here
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{path} is not a file of plain tensors: {reason:.500}") from error
+            remedy = "whoever made it can save model.state_dict() alone, or safetensors"
+            raise ValueError(
+                f"{path} is not a file of plain tensors: {reason:.500}; {remedy}"
+            ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of weights")
     # An OrderedDict may carry attributes, and those could stand for its methods.

@@ -26,7 +26,7 @@ from downstream.classifier import Classifier
 from downstream.models import classifier_of, load_backbone, load_classifier
 from pretrain.checkpoint import export_backbone, load_pretrained_videomae, read_backbone_config
 from pretrain.convert import import_foreign, verify
-from pretrain.files import is_folder, is_there
+from pretrain.files import is_folder, is_there, share
 from pretrain.flags import Count
 from pretrain.layouts import (
     Sizes,
@@ -158,6 +158,7 @@ def write_hf(model: Model, folder: Path) -> None:
     }
     folder.mkdir()
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    share(folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1))
 

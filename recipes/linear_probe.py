@@ -59,6 +59,7 @@ from pretrain.checkpoint import fresh_like, provenance_of, weights_hash
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack, warn_of_clips
 from pretrain.device import describe
+from pretrain.files import share
 from pretrain.flags import Count, Seed, Whole
 from pretrain.folders import writing
 from pretrain.log import cli, write_json
@@ -490,6 +491,7 @@ def main(config: Config) -> dict:
         }
         with writing(out / "linear.safetensors"):
             save_file(tensors, out / "linear.safetensors", {"classes": json.dumps(classes)})
+            share(out / "linear.safetensors")
     picture = confusion_figure(out / "confusion.png", counts, classes, title)
     print_summary(results, out, picture)
     lock.release(force=True)

@@ -441,9 +441,14 @@ def start_from(model: VideoMAE, name: str) -> None:
         loaded = checkpoint.load_backbone(name)
     target = model if isinstance(loaded, VideoMAE) else model.encoder
     theirs = loaded.encoder if isinstance(loaded, VideoMAE) else loaded
+    if type(theirs) is not type(model.encoder):
+        raise ValueError(
+            f"{name} is a {type(theirs).__name__}, and this run trains a {type(model.encoder).__name__}: give --encoder the "
+            "network that it has"
+        )
     # What no shape shows: every token would stand elsewhere, every head see other channels.
     for what in ("positions", "heads"):
-        was, now = theirs.arguments[what], model.encoder.arguments[what]
+        was, now = (encoder.arguments.get(what) for encoder in (theirs, model.encoder))
         if was != now:
             remedy = f"give --positions {was}" if what == "positions" else "no flag changes that"
             raise ValueError(

@@ -23,7 +23,7 @@ from pretrain.modes import dry_output
 from pretrain.openclip import PREFIX as OPEN_CLIP
 from pretrain.openclip import load_open_clip
 from pretrain.vit import IMAGENET_MEAN, IMAGENET_STD
-from pretrain.weights import load_torch_file, read_safetensors
+from pretrain.weights import load_torch_file, read_safetensors, unwrap
 
 TORCHVISION = "torchvision:"
 _HEADS = ("fc", "classifier", "head", "heads")  # where torchvision's networks keep their classifier
@@ -206,7 +206,7 @@ def video_weights(name: str, source: str) -> dict[str, Tensor]:
 
 
 def read_weights(source: str) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a .pth or .pt file of plain tensors.
+    """The tensors of a .safetensors file, or of a .pth or .pt file of plain tensors, without wrappers around their names.
 
     Raises:
         ValueError: it is not there or not such a file, or holds a number that is not finite.
@@ -218,10 +218,7 @@ def read_weights(source: str) -> dict[str, Tensor]:
         weights = read_safetensors(path)
     else:
         weights = load_torch_file(path)
-        for key in ("state_dict", "model", "model_state"):
-            if isinstance(weights.get(key), dict):
-                weights = weights[key]
-        weights = {k: v.detach() for k, v in weights.items() if isinstance(v, Tensor)}
+    weights = {k: v.detach() for k, v in unwrap(weights).items() if isinstance(v, Tensor)}
     for key, value in weights.items():
         if not torch.isfinite(value).all():
             raise ValueError(f"{path}: {key!r:.100} holds values that are not finite")

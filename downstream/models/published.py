@@ -22,7 +22,7 @@ from downstream.models.images import video_weights
 from downstream.models.torchvision3d import NAMES, TorchvisionVideo, convert_torchvision
 from pretrain.checkpoint import load_strict, weights_hash
 from pretrain.data.cache import cache_folder
-from pretrain.files import is_file
+from pretrain.files import is_file, share
 from pretrain.foreign import shown
 from pretrain.weights import read_safetensors, sha256
 
@@ -125,6 +125,7 @@ def _load_i3d(weights: str, frames: int) -> Classifier:
         kept.parent.mkdir(parents=True, exist_ok=True)
         proof = torch.tensor(list(bytes.fromhex(weights_hash(model))), dtype=torch.uint8)
         save_file({k: v.contiguous() for k, v in tensors.items()} | {"sha256": proof}, aside)
+        share(aside)
         os.replace(aside, kept)
     except (SafetensorError, OSError) as error:  # costs time next time, nothing else
         print(f"converted weights could not be kept in {kept.parent} ({error})", flush=True)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from pretrain.checkpoint import (
     export_backbone,
     load_backbone,
     load_checkpoint,
+    load_video_text,
     newest_valid,
     save_checkpoint,
 )
@@ -219,6 +221,34 @@ def test_backbone_round_trip_and_refusals(tmp_path):
     weights.write_bytes(data)
     with pytest.raises(ValueError, match="corrupt"):
         load_backbone(str(folder))
+
+
+def test_a_family_is_not_taken_for_a_folder_of_others(tmp_path, monkeypatch):
+    """Where the families are not loaded, a folder of one of them is ours all the same, and its remedy another."""
+    folder = tmp_path / "backbone"
+    export_backbone(trained(1)[0].encoder, folder, {"recipe": "test"})
+    monkeypatch.delitem(checkpoint.BUILDERS, "VideoTransformer")
+    for load in (load_backbone, load_video_text):
+        with pytest.raises(ValueError, match=r"VideoTransformer.*downstream\.models") as caught:
+            load(str(folder))
+        assert "hf:" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"downstream\.models"):
+        load_backbone("r3d_18")
+    (folder / "config.json").write_text('{"model_type": "videomae"}')
+    with pytest.raises(ValueError, match=f"hf:{folder}"):
+        load_backbone(str(folder))
+
+
+@pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_exported_weights_are_read_by_whoever_reads_their_json(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        export_backbone(trained(1)[0].encoder, tmp_path / "backbone", {})
+        save_checkpoint(tmp_path, *trained(1), {"step": 1})
+    finally:
+        os.umask(before)
+    files = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert len(files) == 7 and {stat.S_IMODE(p.stat().st_mode) for p in files} == {mode}
 
 
 def damage(folder) -> None:

