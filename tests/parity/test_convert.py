@@ -323,7 +323,7 @@ OFFICIAL_FAULTS = {
     "not a tensor": (lambda s: s.update({"mask_token": "x"}), "mask_token is not a dense tensor"),
     "twice": (
         lambda s: s.update({"module.mask_token": s["mask_token"]}),
-        "module.mask_token is there twice",
+        "'mask_token' is there twice",
     ),
     "two last norms": (
         lambda s: s.update({"fc_norm.weight": torch.ones(48), "fc_norm.bias": torch.ones(48)}),
