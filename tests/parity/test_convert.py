@@ -327,7 +327,7 @@ OFFICIAL_FAULTS = {
     ),
     "two last norms": (
         lambda s: s.update({"fc_norm.weight": torch.ones(48), "fc_norm.bias": torch.ones(48)}),
-        "left over encoder.norm",
+        "left over encoder.norm|tokens have no norm",
     ),
 }
 
