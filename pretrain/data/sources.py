@@ -292,9 +292,11 @@ def _with_texts(source: Source, file, texts: dict[str, Member]) -> tuple[Source,
                     without_use.add(member)
                     continue
                 names = roles_of(tuple(fields))[0]
-                if captions:  # a title is one where there is no other
-                    names = {n: role for n, role in names.items() if n.lower() != "title"}
-                roles = _fields(fields, names)
+                # The payload is the file, whatever is said; a title is a caption where there is no other.
+                others = {
+                    n for n in names if names[n] == "path" or (captions and n.lower() == "title")
+                }
+                roles = _fields(fields, {n: names[n] for n in names if n not in others})
         except (ValueError, RecursionError) as error:
             raise ValueError(f"its .{suffix} cannot be read: {error}") from error
     captions += roles.pop("captions", ())

@@ -42,16 +42,18 @@ def frame_rate(
     if len(seconds) < 2:  # none to go by
         return plain_rate(claims[0] if claims else Fraction(25))
     if len(seconds) < 0.9 * count:  # as where each group of frames has one, or several the same
-        near = np.full(count - 1, (seconds[-1] - seconds[0]) / (count - 1))
+        step = (seconds[-1] - seconds[0]) / (len(seconds) - 1) * len(seconds) / count
+        near = np.full(count - 1, step)
     else:
         near = _usual_steps(seconds)
-    step = float(near.mean())
-    parts = np.diff(seconds) / step
-    if np.mean(np.abs(parts - np.round(parts)) > 0.1) > 0.1:
-        # No step is usual, as in a GIF of pictures with delays: a clock that fits all of them, if there is one.
-        grid = int(np.gcd.reduce(np.diff(np.unique(times)))) * base
-        if 1 / grid <= MAX_FPS and seconds[-1] - seconds[0] <= REPEATS * len(seconds) * grid:
-            return plain_rate(1 / grid)
+        step = float(near.mean())
+        parts = np.diff(seconds) / step
+        if np.mean(np.abs(parts - np.round(parts)) > 0.1) > 0.1:
+            # No step is usual, as in a GIF of pictures with delays: a clock that fits all of them, if
+            # there is one.
+            grid = int(np.gcd.reduce(np.diff(np.unique(times)))) * base
+            if 1 / grid <= MAX_FPS and seconds[-1] - seconds[0] <= REPEATS * len(seconds) * grid:
+                return plain_rate(1 / grid)
     # The claim, or a usual rate, unless it would be half a frame off somewhere.
     fits = [c for c in (*claims, *_USUAL) if abs(step - 1 / c) * len(near) < step / 2]
     exact = next((c for c in claims if c in fits), None)

@@ -30,6 +30,7 @@ from pretrain.data.pack import pack
 from pretrain.data.pool import run_jobs
 from pretrain.data.progress import Progress
 from pretrain.data.shards import Pack
+from pretrain.data.timing import frame_rate
 from tests.unit.media import number_of, numbers, picture, read_video, ready_video, write_video
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -330,6 +331,24 @@ def test_odd_timestamps(tmp_path, name, move):
     clips = make(moved(path, name, move))
     assert clips[0]["fps"] == pytest.approx(25, rel=0.03) and len(clips) == 1
     assert_true_times(clips, [40 * i for i in range(50)])
+
+
+@pytest.mark.parametrize(
+    ("times", "count", "fps"),
+    [
+        (range(0, 360_000, 3600), 200, 50),  # two packets for a frame, one of them with a time
+        (range(0, 432_000, 43_200), 120, 25),  # a time for every twelfth frame
+        (range(0, 180_000, 3600), 50, 25),
+        ([0] * 50, 50, 25),
+        ([], 50, 25),
+        ([7], 1, 25),
+        ([0, 90_000 * 86_400 * 30], 2, Fraction(1, 86_400)),
+        ([0, 3600, 3601, 7200, 7201, 10_800, 14_400, 14_401], 8, 25),
+    ],
+)
+def test_rate_of_timestamps(times, count, fps):
+    found = frame_rate(np.array(times, dtype=np.int64), Fraction(1, 90_000), count, [Fraction(25)])
+    assert found == fps
 
 
 @pytest.mark.parametrize(

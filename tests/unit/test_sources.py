@@ -502,11 +502,19 @@ def test_texts_in_a_tar_go_to_the_videos_they_are_about(tmp_path, names, found):
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_video_with_json_txt_and_cls(tmp_path, order):
     """In whatever order they lie, a sentence is listed once, and the class's name goes before its number."""
-    about = {"caption": "one", "label": "walk", "split": "validation", "title": "t"}
+    about = {
+        "caption": "one",
+        "label": "walk",
+        "split": "validation",
+        "title": "t",
+        "id": 7,
+        "filename": "x.mp4",
+    }
     parts = [("a.mp4", b"x"), ("a.txt", b"one\n"), ("a.cls", b"4"), ("a.json", json.dumps(about).encode())]  # fmt: skip
     listing = list_sources(make_tar(tmp_path / "s.tar", parts[::order]))
     assert brief(listing.sources) == [("s.tar/a.mp4", "walk", ("one",), "val", None)]
-    assert listing.sources[0].extra == {"title": "t"} and not listing.skipped
+    assert listing.sources[0].extra == {"title": "t", "id": "7", "filename": "x.mp4"}
+    assert not listing.skipped
 
 
 @pytest.mark.parametrize("data", ['["one", "two"]', "3", '"a"', "[]", "null", "true"])
