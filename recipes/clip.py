@@ -37,7 +37,8 @@ from downstream.finetune import make_targets, mix
 from downstream.models import MODELS, load_backbone
 from downstream.models import build_model as build_family
 from downstream.retrieval import retrieval_ranks, summarise_ranks
-from downstream.zero_shot import embed_texts
+from downstream.splits import group_by_source
+from downstream.zero_shot import embed_texts, unit
 from pretrain import checkpoint, device, log
 from pretrain.clip import (
     VideoText,
@@ -328,30 +329,35 @@ def train_step(model, optimizers, batches, accumulate, accelerator, loss, clip_g
 
 
 def val_retrieval(model: VideoText, packs: list[Pack], cfg: Config, accelerator) -> dict | None:
-    """Text-to-video retrieval among clips of the split "val" (first caption, one view); None without."""
+    """Text-to-video retrieval among videos of the split "val" (first caption, one view a clip); None without."""
     how = Extraction(
         time_segments=1, batch_size=32, device=accelerator.device, precision=cfg.precision
     )
-    videos, texts = [], []
+    clips, sources, texts = [], [], []
     try:
-        for pack in packs:
+        for number, pack in enumerate(packs):
             if "val" not in pack.index["splits"]:
                 continue
             ids = np.array([i for i in pack.split("val") if captions_of(cfg, pack.record(i))])
             if not len(ids):
                 continue
             ids = np.sort(counter_rng(cfg.seed, 0, stream=3).permutation(ids)[:VAL_CLIPS])
-            videos.append(embed_now(model, pack, ids, how))
+            clips.append(embed_now(model, pack, ids, how))
+            sources += [f"{number} {pack.record(i)['source']}" for i in ids]
             texts += [captions_of(cfg, pack.record(i))[0] for i in ids]
-        if not videos:
+        if not clips:
             return None
+        # The clips of a long video share its captions, and are no rivals of one another.
+        names, owner = group_by_source(sources)
+        texts = [texts[i] for i in np.unique(owner, return_index=True)[1]]
         text, _ = embed_texts(model, texts, accelerator.device, cfg.precision)
     except ValueError as error:  # a broken clip; a monitor must not end the run it watches
         print(f"no score on val: {for_screen(error)}", file=sys.stderr, flush=True)
         return None
-    video = np.concatenate(videos)
-    ranks, _ = retrieval_ranks(text, video, np.arange(len(video)))
-    return summarise_ranks(ranks) | {"num": len(video)}
+    videos = np.zeros((len(names), text.shape[1]))
+    np.add.at(videos, owner, np.concatenate(clips))
+    ranks, _ = retrieval_ranks(text, unit(videos), np.arange(len(names)))
+    return summarise_ranks(ranks) | {"num": len(names)}
 
 
 # ------------------------------------------------------------------------------------- the pieces

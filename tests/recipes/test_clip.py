@@ -184,6 +184,17 @@ def test_all_class_prompts(captioned_pack, tmp_path, monkeypatch):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+def test_the_score_on_val_is_of_videos(make_pack, tmp_path):
+    """The clips of a long one share its caption: none is a rival of another."""
+    rows = [
+        {"motion": m, "person": p, "take": 0, "caption": f"{m} {p}", "split": "val" if p == 2 else "train"}
+        for m in ("up", "down", "left") for p in range(3)
+    ]  # fmt: skip
+    data = make_pack(rows, frames=32, clip_seconds=1.0)
+    state = clip.main(config(data, tmp_path / "run", steps=1, batch_size=4))
+    assert state["val"]["num"] == 3
+
+
 @pytest.mark.parametrize("changes", [{"text": "caption"}, {"templates": "openai_ucf101"}])
 def test_all_class_prompts_want_one_sentence_a_class(captioned_pack, tmp_path, changes):
     with pytest.raises(ValueError, match="one sentence a class"):
