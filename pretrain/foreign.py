@@ -7,16 +7,18 @@ may hold known keys with plain values in bounds, and `trust_remote_code=False` i
 """
 
 import inspect
+import json
 import math
 import re
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from pretrain.files import is_folder
+from pretrain.files import is_folder, parse_json
 from pretrain.names import did_you_mean
 
 Rule = Callable[[object], bool]
@@ -404,6 +406,13 @@ _NOT_SHAPE = {
 }  # fmt: skip
 
 
+# What a text model answers with, and how: nothing else is understood here.
+_ANSWER = {
+    "output_hidden_states": False, "output_attentions": False, "return_dict": True, "chunk_size_feed_forward": 0,
+    "is_decoder": False, "is_encoder_decoder": False, "add_cross_attention": False,
+}  # fmt: skip
+
+
 def text_config(config: object, where: str, drop: bool = False) -> dict:
     """A configuration of one of `TEXT_MODELS`, only with what decides the network.
 
@@ -433,6 +442,9 @@ def text_config(config: object, where: str, drop: bool = False) -> dict:
     }  # fmt: skip
     for key in ("id2label", "label2id"):  # of classifiers: no part of an encoder
         rules.pop(key, None)
+    rules |= {key: one_of(value) for key, value in _ANSWER.items() if key in rules}
+    if drop:
+        rules = {key: rule for key, rule in rules.items() if key not in _ANSWER}
     kept = {k: v for k, v in config.items() if k in rules} if drop else dict(config)
     kept.pop("model_type", None)
     check(kept, rules, where)
@@ -532,10 +544,66 @@ def build_tokenizer(data: str, special: object):
 
     names = ("bos", "cls", "eos", "mask", "pad", "sep", "unk")
     check(special, {f"{name}_token": text(200) for name in names}, "the tokenizer")
+    with no_panic("the tokenizer's data are damaged"):
+        about = _check_tokenizer(data)
+        made = Tokenizer.from_str(json.dumps(about))
+        if made.num_special_tokens_to_add(False) > 64:
+            raise ValueError("it puts more than 64 tokens around every caption")
+        return PreTrainedTokenizerFast(tokenizer_object=made, **special)
+
+
+@contextmanager
+def no_panic(what: str) -> Iterator[None]:
+    """Turn whatever the tokenizer library raises into words; a panic of Rust's is no `Exception`.
+
+    Raises:
+        ValueError: beginning with `what`.
+    """
     try:
-        return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(data), **special)
-    except Exception as error:  # the library raises bare Exceptions
-        raise ValueError(f"the tokenizer's data are damaged: {_first(error)}") from error
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise ValueError(f"{what}: {_first(error)}") from error
+
+
+def _check_tokenizer(data: str) -> dict:
+    """The content of a tokenizer.json, if it can be built and used in a time and memory in proportion to its size.
+
+    Raises:
+        ValueError: it cannot, or is none.
+    """
+    # Lists and objects take more memory than their text; the largest honest ones have half as many.
+    if data.count("[") + data.count("{") > 1_500_000 or data.count(",") > 5_000_000:
+        raise ValueError("it has too many parts")
+    about = parse_json(data)
+    if not isinstance(about, dict):
+        raise ValueError(f"it holds a {type(about).__name__} where an object has to be")
+    added = about.get("added_tokens")
+    if added is not None:
+        content = lambda v: isinstance(v, dict) and text(1000)(v.get("content"))
+        if not several(content, 0, 10_000)(added):
+            raise ValueError("its added_tokens are no list of at most 10,000 short tokens")
+    if len(json.dumps(about.get("post_processor"))) > 100_000:
+        raise ValueError("its post_processor is longer than 100,000 characters")
+    if _growth(about.get("normalizer")) > 1000:
+        raise ValueError("its normalizer may make a caption more than a thousand times as long")
+    return about | {"padding": None, "truncation": None}  # ours are given with every call
+
+
+def _growth(normalizer: object) -> float:
+    """How much longer a normaliser of the tokenizer library can make a text, at most; 1 for what it will refuse itself."""
+    kind = normalizer.get("type") if isinstance(normalizer, dict) else None
+    if kind == "Sequence" and isinstance(parts := normalizer.get("normalizers"), list):
+        return math.prod(map(_growth, parts))
+    if kind == "Precompiled":
+        return 18  # NFKC's longest; it has one table for all letters
+    new = (
+        normalizer.get("content" if kind == "Replace" else "prepend")
+        if kind in ("Replace", "Prepend")
+        else ""
+    )
+    return 1 + len(new) if isinstance(new, str) else 1
 
 
 def clean_caption(kind: str) -> Callable[[str], str]:

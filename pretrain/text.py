@@ -53,6 +53,7 @@ class HubTokenizer:
 
     Args:
         fast: the tokenizer.
+        vocabulary: how many tokens its model knows.
         context_length: tokens to which captions are cut.
         clean: applied to every caption before.
         blank: a token that is replaced by 0 afterwards; None: no such token.
@@ -64,6 +65,7 @@ class HubTokenizer:
     def __init__(
         self,
         fast,
+        vocabulary: int,
         context_length: int,
         clean: Callable[[str], str] = str,
         blank: int | None = None,
@@ -72,19 +74,30 @@ class HubTokenizer:
             raise ValueError("the tokenizer has no padding token")
         self.context_length, self.pad = context_length, fast.pad_token_id
         self._fast, self._clean, self._blank = fast, clean, blank
+        self._vocabulary = vocabulary
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, list[bool]]:
-        """Token numbers (B, L) of captions, and which of them were cut."""
+        """Token numbers (B, L) of captions, and which of them were cut.
+
+        Raises:
+            ValueError: the tokenizer fails, or names a token that its model does not know.
+        """
         texts = [self._clean(_sayable(text)) for text in texts]
-        cut = [len(row) > self.context_length for row in self._fast(texts)["input_ids"]]
-        rows = self._fast(
-            texts,
-            padding="max_length",
-            truncation=True,
-            max_length=self.context_length,
-            return_tensors="pt",
-        )
+        with foreign.no_panic("the tokenizer that came with the text tower fails"):
+            cut = [len(row) > self.context_length for row in self._fast(texts)["input_ids"]]
+            rows = self._fast(
+                texts,
+                padding="max_length",
+                truncation=True,
+                max_length=self.context_length,
+                return_tensors="pt",
+            )
         tokens = rows["input_ids"]
+        if tokens.numel() and int(tokens.max()) >= self._vocabulary:
+            raise ValueError(
+                f"the tokenizer names token {int(tokens.max())}, and its text tower knows {self._vocabulary}: they do not "
+                "belong together"
+            )
         return tokens if self._blank is None else tokens.masked_fill(tokens == self._blank, 0), cut
 
 
@@ -125,7 +138,8 @@ class OpenClipText(nn.Module):
             fast = foreign.build_tokenizer(tokenizer["json"], tokenizer["special"])
             blank = fast.sep_token_id if tokenizer["strip_sep"] else None
             clean = foreign.clean_caption(tokenizer["clean"])
-            self.tokenizer = HubTokenizer(fast, context, clean, blank)
+            known = self.tower.token_embedding.num_embeddings
+            self.tokenizer = HubTokenizer(fast, known, context, clean, blank)
         else:
             self.tokenizer = ClipTokenizer(context)
         # What follows a caption's end changes nothing only where nothing looks ahead.
@@ -166,7 +180,9 @@ class HuggingFaceText(nn.Module):
         }  # fmt: skip
         self.tower = foreign.build_text_model(config)
         self.embed_dim, self.trims = self.tower.config.hidden_size, True
-        self.tokenizer = HubTokenizer(foreign.build_tokenizer(tokenizer, special), context_length)
+        fast = foreign.build_tokenizer(tokenizer, special)
+        known = self.tower.get_input_embeddings().num_embeddings
+        self.tokenizer = HubTokenizer(fast, known, context_length)
 
     @classmethod
     def from_name(cls, name: str, context_length: int = 77) -> "HuggingFaceText":

@@ -363,6 +363,33 @@ WORDLEVEL = json.dumps({
 })  # fmt: skip
 
 
+def changed(**parts):
+    """The text of a tokenizer.json with other parts."""
+    return json.dumps(json.loads(WORDLEVEL) | parts)
+
+
+def added(content, number):
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False)
+    return {"id": number, "content": f"{content}{number}", "normalized": True, **flags}
+
+
+def sequence(parts):
+    return {"type": "Sequence", "normalizers": parts}
+
+
+def replace(pattern, content):
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def around(ids, times):
+    """A template that puts `ids` after each caption so many times."""
+    caption = {"Sequence": {"id": "A", "type_id": 0}}
+    special = {"a": {"id": "a", "ids": ids, "tokens": ["a"] * len(ids)}}
+    single = [caption] + [{"SpecialToken": {"id": "a", "type_id": 0}}] * times
+    pair = [caption, {"Sequence": {"id": "B", "type_id": 1}}]
+    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
+
+
 def test_an_honest_text_model():
     text = HuggingFaceText(BERT, WORDLEVEL, {"pad_token": "[PAD]"}, 8)
     assert text(text.tokenizer(["a"])[0]).shape == (1, 16)
@@ -382,10 +409,38 @@ def test_an_honest_text_model():
     {"num_hidden_layers": 10**9},
     {"vocab_size": -1},
     {"hidden_size": "16"},
+    {"output_hidden_states": "gelu"},
+    {"return_dict": False},
+    {"chunk_size_feed_forward": 0.5},
+    {"is_decoder": True},
 ])  # fmt: skip
 def test_hostile_text_models_are_refused(change):
     with pytest.raises(ValueError):
         HuggingFaceText(BERT | change, WORDLEVEL, {"pad_token": "[PAD]"}, 8)
+
+
+@pytest.mark.parametrize("data", [
+    changed(pre_tokenizer={"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}),
+    changed(model={"type": "WordLevel", "vocab": {"[PAD]": 0, "a": 100}, "unk_token": "a"}),
+    changed(model={"type": "WordLevel", "vocab": {"[PAD]": 0}, "unk_token": "zz"}),
+])  # fmt: skip
+def test_a_tokenizer_that_fails_at_a_caption_says_so(data):
+    """A search without end, numbers that the tower does not know, words that the tokenizer does not."""
+    text = HuggingFaceText(BERT, data, {"pad_token": "[PAD]"}, 8)
+    with pytest.raises(ValueError, match="tokenizer"):
+        text.tokenizer(["a" * 40 + "b", "b"])
+
+
+def test_a_tokenizer_pads_and_cuts_as_its_tower_says():
+    padding = {
+        "strategy": {"Fixed": 10**9}, "direction": "Right", "pad_to_multiple_of": 10**9, "pad_id": 0, "pad_type_id": 0,
+        "pad_token": "[PAD]",
+    }  # fmt: skip
+    cut = {"max_length": 1, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    text = HuggingFaceText(
+        BERT, changed(padding=padding, truncation=cut), {"pad_token": "[PAD]"}, 8
+    )
+    assert text.tokenizer(["a"])[0].shape == (1, 8)
 
 
 @pytest.mark.parametrize("data, special", [
@@ -395,6 +450,20 @@ def test_hostile_text_models_are_refused(change):
     (WORDLEVEL, {"name_or_path": "a/b"}),
     (WORDLEVEL, ["pad_token"]),
     (WORDLEVEL, {}),
+    *((data, {"pad_token": "[PAD]"}) for data in (
+        "[" * 2_000_000,
+        '{"a":' * 100_000 + "1" + "}" * 100_000,
+        json.dumps([1]),
+        changed(added_tokens=[added("x", n + 2) for n in range(20_000)]),
+        changed(added_tokens=[added("x" * 10**6, 2)]),
+        changed(added_tokens={"x": 1}),
+        changed(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),  # a panic of Rust's
+        changed(normalizer=sequence([replace({"String": "a"}, "a" * 100)] * 6)),
+        changed(normalizer=sequence([sequence([replace({"Regex": ""}, "ab" * 50)] * 2)])),
+        changed(normalizer={"type": "Prepend", "prepend": "a" * 10**6}),
+        changed(post_processor=around([1] * 1000, 2)),
+        changed(post_processor=around([1], 5000)),
+    )),
 ])  # fmt: skip
 def test_hostile_tokenizers_are_refused(data, special):
     with pytest.raises(ValueError):

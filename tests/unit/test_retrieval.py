@@ -61,7 +61,7 @@ def test_another_videos_text_of_the_same_words_ties():
 
 def test_equal_but_for_case_and_spaces_is_equal_also_for_a_tower_that_sees_case():
     said = ["A man Walks", "a man  walks", "a man walks.", "it sits", "a man walks", "It sits"]
-    cased = HubTokenizer(fast_words(), 8)
+    cased = HubTokenizer(fast_words(), 100, 8)
     assert same_texts(said, ClipTokenizer(77)).tolist() == [0, 0, 2, 3, 0, 3]
     assert same_texts(said, cased).tolist() == [0, 0, 2, 3, 0, 3]
     # What only the tower takes for the same, and what is the same only because it was cut.
