@@ -109,7 +109,12 @@ def unused(config: Config) -> dict[str, str]:
     if config.protocol == "probe":
         training = ("preset", "epochs", "steps", "size", "flip", "threads")
         return dict.fromkeys(training, "with --protocol probe, which trains nothing")
-    return {} if config.models else {"size": "without --models: a backbone has its own"}
+    why = {}
+    if not config.models:
+        why["size"] = "without --models: a backbone has its own"
+    if config.steps:
+        why["epochs"] = f"with --steps {config.steps}"
+    return why
 
 
 def entries_of(config: Config) -> list[Entry]:

@@ -310,13 +310,26 @@ def resolve(cfg: Config, backbone: nn.Module) -> Config:
 
 
 def unused(cfg: Config) -> dict[str, str]:
-    """Values of a resolved configuration that others leave without effect, and why."""
+    """Values that others leave without effect, and why."""
     return {
         name: reason
         for name, reason, useless in (
             ("scales", "with --crop resized", cfg.crop == "resized"),
             ("drops", "with --schedule cosine", cfg.schedule == "cosine"),
             ("final_lr", "with --schedule step", cfg.schedule == "step"),
+            ("epochs", f"with --steps {cfg.steps}: --steps 0 goes by epochs", bool(cfg.steps)),
+            ("val_every", "with --val off", cfg.val == "off"),
+            ("drop_path", "with --freeze: frozen blocks leave nothing out", cfg.freeze),
+            (
+                "num_clips",
+                "with --per-frame, which looks at whole clips",
+                cfg.per_frame and cfg.num_clips > 1,
+            ),
+            (
+                "num_crops",
+                "with --per-frame, which looks at whole clips",
+                cfg.per_frame and cfg.num_crops > 1,
+            ),
         )
         if useless
     }
@@ -722,7 +735,7 @@ def main(cfg: Config) -> dict:
                     + (
                         ""
                         if state["val"] is None
-                        else f"  val {state['val']:.1%} (best {state['best']:.1%})"
+                        else f"  val {100 * state['val']:.1f} % (best {100 * state['best']:.1f} %, chance {100 / len(classes):.1f} %)"
                     )
                     + (f"  {state['skipped']} steps skipped" if state["skipped"] else "")
                     + (f"  {state['bad_clips']} bad clips replaced" if state["bad_clips"] else ""),
@@ -906,4 +919,4 @@ def print_summary(cfg: Config, results: dict, run: Path, picture: str) -> None:
 
 
 if __name__ == "__main__":
-    log.cli(main, PRESETS, about=ABOUT)
+    log.cli(main, PRESETS, unused, ABOUT)

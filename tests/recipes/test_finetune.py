@@ -456,6 +456,13 @@ def test_predictions_of_a_file_and_a_folder(undisturbed, tmp_path):
         ({"pool": "fc_norm"}, "only the norm of a video transformer"),
         ({"drops": (0.5,)}, "--drops is without effect with --schedule cosine"),
         ({"crop": "resized", "scales": (0.5,)}, "--scales is without effect with --crop resized"),
+        ({"epochs": 3.0}, "--epochs is without effect with --steps 6"),
+        ({"val": "off", "val_every": 2}, "--val-every is without effect with --val off"),
+        ({"freeze": True, "drop_path": 0.1}, "--drop-path is without effect with --freeze"),
+        (
+            {"model": "lstm", "per_frame": True, "num_clips": 3},
+            "--num-clips is without effect with --per-frame",
+        ),
         ({"sampling": "uniform"}, "leave out --stride 4"),
         (
             {"model": "lstm", "per_frame": True, "sampling": "uniform", "stride": 0},
