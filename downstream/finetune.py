@@ -67,6 +67,8 @@ class Training:
 # VideoMAE's fine-tuning: FINETUNE.md and scripts/*/finetune.sh of MCG-NJU/VideoMAE (14ef8d8), and the defaults of
 # run_class_finetuning.py. Its `--lr` is per 256 videos and each is seen twice (num_sample 2, repeated augmentation);
 # here clips count, so rates are halved and batches doubled: 5e-4 at 384 videos is 7.5e-4, here 2.5e-4 at 768 clips.
+# Known to differ: its dense training clips stretch 16 frames over 64 (spacing 4.27, while its test has 4; here 4 in both),
+# geometry of RandAugment is bicubic there and bilinear here, and its erased boxes hold noise of the normalised picture.
 _VIDEOMAE_B_K400 = Training(
     about="VideoMAE ViT-B on Kinetics-400: 75 epochs, 5 x 3 test views",
     fits=("videomae_b", "videomae_"),

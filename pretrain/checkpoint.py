@@ -414,7 +414,7 @@ def load_backbone(name: str) -> nn.Module:
 
     Args:
         name: a folder exported by us (of a video-text pair, its video tower); `hf:` and a hub name or
-            folder of a Hugging Face VideoMAE; an official VideoMAE `.pth` pretraining checkpoint; or
+            folder of a Hugging Face VideoMAE; an official VideoMAE `.pth` file, pretrained or fine-tuned; or
             `open_clip:MODEL/WEIGHTS`, whose image tower is applied to frames, see `pretrain/openclip.py`.
 
     Raises:
