@@ -377,7 +377,7 @@ def listed_open_clip_model(model: str, weights: str | None, quick_gelu: bool) ->
 
     Args:
         model: its name.
-        weights: a tag of open_clip's list (downloaded once) or a file; None: fresh ones.
+        weights: a tag of open_clip's list (downloaded once); None: fresh ones.
         quick_gelu: which activation.
     """
     import open_clip

@@ -129,7 +129,8 @@ def _from_list(model: str, weights: str) -> Pair:
     import open_clip
 
     config = _two_towers(foreign.listed_open_clip(model))
-    if weights and not is_file(weights):
+    own = is_file(weights)
+    if weights and not own:
         tag = open_clip.get_pretrained_cfg(model, weights)
         if not tag:
             tags = open_clip.list_pretrained_tags_by_model(model)
@@ -139,13 +140,17 @@ def _from_list(model: str, weights: str) -> Pair:
             )
         # open_clip only warns, and answers with the wrong activation.
         config["quick_gelu"] = config["quick_gelu"] or tag.get("quick_gelu", False)
-    loaded = foreign.listed_open_clip_model(model, weights or None, config["quick_gelu"])
+    if own:
+        loaded, about = _from_file(config, Path(weights)), _preprocess({})
+    else:
+        loaded = foreign.listed_open_clip_model(model, weights or None, config["quick_gelu"])
+        about = dict(loaded.visual.preprocess_cfg)
     theirs = config["text_cfg"].get("hf_tokenizer_name")
     return _pair(
         config,
         _tokenizer(config["text_cfg"], theirs) if theirs else None,
         loaded,
-        dict(loaded.visual.preprocess_cfg),
+        about,
         bool(weights),
     )
 

@@ -260,10 +260,9 @@ def load_torch_file(path: Path) -> dict:
                 content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # zipfile and torch raise many kinds; all mean the same here
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            remedy = "whoever made it can save model.state_dict() alone, or safetensors"
-            raise ValueError(
-                f"{path} is not a file of plain tensors: {reason:.500}; {remedy}"
-            ) from error
+            if " names " in f" {reason}":
+                reason = f"{reason:.500}; whoever made it can save model.state_dict() alone, or safetensors"
+            raise ValueError(f"{path} is not a file of plain tensors: {reason:.600}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of weights")
     # An OrderedDict may carry attributes, and those could stand for its methods.
@@ -273,6 +272,8 @@ def load_torch_file(path: Path) -> dict:
 def _check_torch(file: BinaryIO) -> None:
     """Raise ValueError unless everything torch would make of a file is in the file."""
     size = os.fstat(file.fileno()).st_size
+    if not size:
+        raise ValueError("it is empty")
     if file.read(4) == b"PK\3\4":
         with zipfile.ZipFile(file) as archive:
             lengths = _check_zip(archive, size)

@@ -629,6 +629,35 @@ def test_wrapped_weights_of_whole_models(tmp_path, name):
     assert torch.equal(load_open_clip(given).visual.conv1.weight, pair.visual.conv1.weight)
 
 
+def test_a_file_for_a_model_of_open_clips_list_is_read_by_us(tmp_path):
+    """Whole, wrapped or no file of weights: checked before anything is built, in our words."""
+    (tmp_path / "text.pt").write_text("hello " * 100)
+    (tmp_path / "empty.pt").touch()
+    torch.save({"a": torch.ones(1)}, tmp_path / "other.pt")
+    for name, why in (
+        ("text", "plain tensors: it is no pickle"),
+        ("empty", "it is empty"),
+        ("other", "missing"),
+    ):
+        with pytest.raises(ValueError, match=rf"{name}\.pt.*{why}"):
+            load_open_clip(f"open_clip:RN50/{tmp_path / name}.pt")
+    torch.manual_seed(0)
+    fresh = load_open_clip("open_clip:ViT-S-32-alt")
+    state = {f"module.visual.{k}": v for k, v in fresh.visual.state_dict().items()}
+    state |= {f"module.text.{k}": v for k, v in fresh.text.state_dict().items()}
+    torch.save(
+        {"epoch": 3, "state_dict": state | {"module.logit_scale": fresh.log_scale}},
+        tmp_path / "a.pt",
+    )
+    pair = load_open_clip(f"open_clip:ViT-S-32-alt/{tmp_path}/a.pt")
+    assert pair.trained and pair.preprocess.keys() >= {"mean", "std", "interpolation"}
+    for key in ("mean", "std"):
+        assert list(pair.preprocess[key]) == list(fresh.preprocess[key])
+    assert pair.preprocess["interpolation"] == fresh.preprocess["interpolation"]
+    for ours, theirs in ((pair.visual, fresh.visual), (pair.text, fresh.text)):
+        assert all(torch.equal(ours.state_dict()[k], v) for k, v in theirs.state_dict().items())
+
+
 def test_a_weight_with_and_without_a_wrapper_is_refused(tmp_path):
     torch.save({"module.a": torch.ones(1), "a": torch.ones(1)}, tmp_path / "a.pth")
     with pytest.raises(ValueError, match="'a' is there twice"):
