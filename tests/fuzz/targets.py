@@ -599,6 +599,7 @@ def _check_guard(box: Path) -> None:
         "avi",
         "mpeg",
         "mpegvideo",
+        "h264",
         "mpegts",
         "gif",
         "flv",
