@@ -172,7 +172,7 @@ def main(config: Config) -> dict:
         problems.append(f"--out {out} exists already: name another, nothing is overwritten")
     if config.to == "official" and out.suffix not in (".pth", ".pt"):
         problems.append(f"--out {out}: an official checkpoint is a file whose name ends in .pth")
-    if aside.exists():
+    if is_there(aside):
         problems.append(f"{aside} is in the way, left by a conversion that was stopped: remove it")
     model, report = read(config, problems)
     if config.to == "ours" and isinstance(model, VideoMAE):

@@ -32,7 +32,7 @@ from pretrain.checkpoint import read_backbone_config
 from pretrain.data.cache import packing_side
 from pretrain.data.pack import pack as pack_source
 from pretrain.data.shards import Pack
-from pretrain.files import is_there
+from pretrain.files import is_folder, is_there
 from pretrain.flags import Count, Whole
 from pretrain.folders import claim, holds_nothing
 from pretrain.log import cli, write_json
@@ -79,7 +79,7 @@ def unused(config: Config) -> dict[str, str]:
     """Values that sampling, or a classifier of frames, leaves without effect, and why."""
     why = {}
     folder = Path(config.backbone)
-    if folder.is_dir() and read_backbone_config(folder)["arguments"].get("per_frame"):
+    if is_folder(folder) and read_backbone_config(folder)["arguments"].get("per_frame"):
         why |= dict.fromkeys(("num_clips", "num_crops", "batch_size"), "of a classifier of frames")
     if config.sampling == "uniform":
         why["stride"] = "with --sampling uniform"
