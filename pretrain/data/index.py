@@ -144,7 +144,7 @@ def read_lines(folder: Path, index: dict) -> bytes:
     return data
 
 
-# The lines of a million clips are looked at by one expression, five times faster than by parsing them. It admits what
+# The lines of a million clips are looked at by one expression, several times faster than by parsing them. It admits what
 # `clip_row` writes of an ordinary clip, for which everything `_wrong` asks is so, but for a label and a place in a shard.
 _TEXT = rb'"[ !#-\[\]-~]*+(?:\\(?:["\\/bfnrt]|u[0-9a-f]{4})[ !#-\[\]-~]*+)*+"'
 _TEXT_OR_NULL = rb"(?:null|" + _TEXT + rb")"

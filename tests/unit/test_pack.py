@@ -1222,7 +1222,7 @@ def test_a_line_that_can_be_true_is_read_however_it_is_written(copied, change):
 
 
 def test_a_pack_of_many_clips_is_opened_quickly(copied):
-    """The lines as the packer writes them are five times faster to check than any others."""
+    """The lines as the packer writes them are much faster to check than any others."""
     row = json.loads((copied / "clips.jsonl").read_text().splitlines()[0])
     seconds = []
     for separators in ((", ", ": "), (",", ":")):
