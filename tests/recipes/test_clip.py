@@ -486,6 +486,7 @@ def test_a_classical_video_tower(captioned_pack, tmp_path, monkeypatch):
         drop_tokens=0.0,
         moving=1.0,
         micro_batch=64,
+        small=True,
     )
     modes = modes_in_steps(monkeypatch, clip)
     clip.main(cfg)

@@ -225,7 +225,8 @@ class Nothing:
 
 def ended(error: BaseException | signal.Signals, monkeypatch, capsys) -> tuple[int, str]:
     """The exit status of a recipe that ends so, and what it said on standard error."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     monkeypatch.setattr(sys, "argv", ["recipes/some.py"])
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, getattr(sys, name))  # put back afterwards
@@ -239,7 +240,8 @@ def ended(error: BaseException | signal.Signals, monkeypatch, capsys) -> tuple[i
         with pytest.raises(SystemExit) as end:
             log.cli(main, Nothing)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return end.value.code, capsys.readouterr().err
 
 

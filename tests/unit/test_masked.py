@@ -121,7 +121,7 @@ def test_a_decoder_larger_than_any_backbone_is_refused():
 def test_the_recipe_with_another_family(tiny_pack, tmp_path, encoder, monkeypatch):
     cfg = config(
         tiny_pack, tmp_path / "run", encoder=encoder, depth=0, decoder_dim=0, decoder_depth=0, frames=8, mask_ratio=0.5,
-        steps=6, batch_size=4, base_lr=0.05,
+        steps=6, batch_size=4, base_lr=0.05, small=True,
     )  # fmt: skip
     modes = modes_in_steps(monkeypatch, videomae)
     videomae.main(cfg)
