@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -62,6 +63,11 @@ def cli(
         for line in (f"error: {error}", *getattr(error, "__notes__", ())):
             print(for_screen(line), file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what Python would still write there, at its end
+        if not {"-h", "--help"} & set(arguments):
+            print("error: whoever read this output has ended; start the same command again to go on", file=sys.stderr)
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         # A disk or a folder that refuses; who writes into an open file says itself which one it is.
         where = f"{error.filename}: " if error.filename else ""
@@ -75,6 +81,10 @@ def cli(
     except KeyboardInterrupt as end:
         print("interrupted; start the same command again to go on", file=sys.stderr)
         sys.exit(128 + (signal.SIGTERM if isinstance(end, Terminated) else signal.SIGINT))
+    finally:
+        # Python asks them with SIGTERM, which a loader's processes ignore for the sake of a run's last save, and waits.
+        for left in multiprocessing.active_children():
+            left.kill()
 
 
 def parse(

@@ -71,8 +71,9 @@ def _decode(
     """RGB frames by number, those of `wanted` that are there."""
     numbers = set(wanted.tolist())
     found: dict[int, np.ndarray] = {}
-    # A stream may change its size on the way; coded frames are whole blocks of 16 pixels.
-    most = (size[0] + 16) * (size[1] + 16) if size else MAX_PIXELS
+    # A stream may change its size on the way. A frame in memory is larger than what is seen of it: whole blocks of 16
+    # pixels, and rows that FFmpeg widens to up to 128 where the processor has long vectors (AVX-512).
+    most = (size[0] + 144) * (size[1] + 64) if size else MAX_PIXELS
     limits = {"max_pixels": str(most)}
     alone = {"format_whitelist": "mov", "protocol_whitelist": "none"}
     with av.open(

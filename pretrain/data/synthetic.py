@@ -9,12 +9,15 @@ of a reversed pair hold the same frames in another order, the others share postu
 camera moves, so that what happens has to be read from the motion.
 """
 
+import contextlib
 import csv
 import io
 import json
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -389,13 +392,27 @@ def _work(jobs: list[tuple], workers: int):
         return
     # Spawned, not forked: the caller may hold threads (torch, PyAV) that do not survive a fork.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(_make_clip, job) for job in jobs]
+        with _without_interrupts():
+            futures = [pool.submit(_make_clip, job) for job in jobs]
         try:
             for future in as_completed(futures):
                 yield future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+@contextlib.contextmanager
+def _without_interrupts():
+    """Processes started meanwhile never see Ctrl-C: one that ended at its queue would leave the others waiting for ever."""
+    if threading.current_thread() is not threading.main_thread():  # where signals cannot be set
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _make_clip(job: tuple) -> None:

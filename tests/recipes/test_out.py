@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -266,3 +267,72 @@ def test_what_a_disk_refuses_is_one_line(error, words, monkeypatch, capsys):
 def test_a_signal_is_one_line(number, monkeypatch, capsys):
     code, said = ended(number, monkeypatch, capsys)
     assert code == 128 + number and said.count("\n") == 1 and "start the same command again" in said
+
+
+# A recipe whose processes, like a loader's, ignore SIGTERM; or one that draws the built-in world.
+ENDS = """
+import multiprocessing, signal, sys, time
+from dataclasses import dataclass
+from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+from pretrain import log
+from pretrain.data.synthetic import make_world
+
+@dataclass(frozen=True)
+class Config:
+    out: str
+
+def stay():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(600)
+
+def fail(config):
+    left = multiprocessing.get_context("fork").Process(target=stay, daemon=True)
+    left.start()
+    time.sleep(0.2)
+    raise ValueError("a clip cannot be decoded")
+
+def draw(config):
+    make_world(Path(config.out), num_clips=400, workers=2)
+
+if __name__ == "__main__":
+    log.cli({main}, Config)
+"""
+
+
+def start(tmp_path: Path, main: str) -> subprocess.Popen:
+    script = tmp_path / "recipe.py"
+    script.write_text(ENDS.replace("{main}", main))
+    return subprocess.Popen(
+        [sys.executable, str(script), "--out", str(tmp_path / "out")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def test_an_error_ends_what_was_started(tmp_path):
+    recipe = start(tmp_path, "fail")
+    _, said = recipe.communicate(timeout=60)
+    assert recipe.returncode == 2 and said == "error: a clip cannot be decoded\n"
+
+
+def test_ctrl_c_ends_the_drawing_of_the_world(tmp_path):
+    recipe = start(tmp_path, "draw")
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("out/clips/*.mp4")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(recipe.pid, signal.SIGINT)  # as a terminal does
+    _, said = recipe.communicate(timeout=60)
+    assert recipe.returncode == 130 and "Traceback" not in said and "interrupted" in said
+    assert list(tmp_path.glob("out/clips/*.mp4"))
+
+
+def test_help_into_a_pipe_that_nobody_reads_to_the_end(tmp_path):
+    command = [sys.executable, "recipes/pack.py", "--help"]
+    out, into = os.pipe()
+    os.close(out)
+    done = subprocess.run(
+        command, stdout=into, stderr=subprocess.PIPE, cwd=ROOT, timeout=60, check=False
+    )
+    os.close(into)
+    assert done.stderr == b""

@@ -1332,6 +1332,13 @@ def test_pipes_among_our_own_files_are_not_waited_for(packed, copied, name):
     assert hashes(packed / "out").items() >= hashes(copied).items()  # and nothing was lost
 
 
+@pytest.mark.parametrize("size", [(40, 32), (68, 54), (80, 64), (140, 112), (340, 256), (454, 256)])
+def test_clips_of_any_shape_are_decoded(tmp_path, size):
+    """A frame takes more memory than it shows, by processor: a limit of pixels must leave room for that."""
+    data = ready_video(tmp_path / "a.mp4", size=size).read_bytes()
+    assert read_frames(data, np.array([3]), size).shape == (1, size[1], size[0], 3)
+
+
 def test_clips_are_decoded_only_as_what_the_index_says(tmp_path):
     good = ready_video(tmp_path / "good.mp4").read_bytes()
     assert len(read_frames(good, np.array([3]), (96, 64))) == 1
