@@ -64,9 +64,13 @@ def cli(
             print(for_screen(line), file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what Python would still write there, at its end
+        # For what Python would still write there, at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if not {"-h", "--help"} & set(arguments):
-            print("error: whoever read this output has ended; start the same command again to go on", file=sys.stderr)
+            print(
+                "error: whoever read this output has ended; start the same command again to go on",
+                file=sys.stderr,
+            )
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         # A disk or a folder that refuses; who writes into an open file says itself which one it is.
