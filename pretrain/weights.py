@@ -258,6 +258,7 @@ def load_torch_file(path: Path) -> dict:
             file.seek(0)
             with torch.serialization.safe_globals([argparse.Namespace]):
                 content = torch.load(file, map_location="cpu", weights_only=True)
+            _refuse_endless(content)
         except Exception as error:  # zipfile and torch raise many kinds; all mean the same here
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             if " names " in f" {reason}":
@@ -267,6 +268,21 @@ def load_torch_file(path: Path) -> dict:
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of weights")
     # An OrderedDict may carry attributes, and those could stand for its methods.
     return {k: dict(v) if isinstance(v, dict) else v for k, v in content.items()}
+
+
+def _refuse_endless(content: object) -> None:
+    """Raise ValueError if dicts and lists lie in each other deeper than any weights do, or in themselves."""
+    level = {id(content): content} if isinstance(content, dict | list | tuple) else {}
+    for _ in range(64):
+        inner = [
+            x
+            for node in level.values()
+            for x in (node.values() if isinstance(node, dict) else node)
+        ]
+        level = {id(x): x for x in inner if isinstance(x, dict | list | tuple)}
+        if not level:
+            return
+    raise ValueError("its dicts lie in each other without end")
 
 
 def _check_torch(file: BinaryIO) -> None:

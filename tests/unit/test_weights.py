@@ -746,3 +746,12 @@ def test_torch_archives_that_are_not_what_they_claim(tmp_path):
         out.write_bytes(data)
         with pytest.raises(ValueError, match="not a file of plain tensors"):
             load_torch_file(out)
+
+
+@pytest.mark.parametrize("key", ["model", "state_dict", "epoch"])
+def test_a_dict_that_holds_itself_is_refused(tmp_path, key):
+    content = {"model": {"a": torch.zeros(2)}}
+    content["model"][key] = content["model"]
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="without end"):
+        load_torch_file(tmp_path / "a.pth")
