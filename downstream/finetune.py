@@ -356,7 +356,7 @@ def scheduled_rate(
         peak: the rate then.
         schedule: "cosine", to `final`; or "step", a tenth after each of `drops`.
         final: the last rate of a cosine.
-        drops: shares of the run; quarters are what divisions by ten "when validation stalls" come to.
+        drops: fractions of the run; quarters are what divisions by ten "when validation stalls" come to.
     """
     if schedule == "cosine" or step < warmup:
         return learning_rate(step, num_steps, warmup, peak, final)

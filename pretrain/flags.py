@@ -80,7 +80,7 @@ def _bounds(hint: object) -> Within | None:
 
 
 def refuse_numbers(config: object) -> None:
-    """Say no to numbers that mean nothing.
+    """Refuse numbers that mean nothing.
 
     A field's default may lie outside of its bounds: it stands for "not given".
 

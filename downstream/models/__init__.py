@@ -191,7 +191,7 @@ def check_name(name: str) -> Family:
 
 
 def build_model(name: str, small: bool = False, weights: str = "", **changes: object) -> nn.Module:
-    """A backbone of `MODELS`, fresh or with weights of others, in evaluation mode.
+    """A backbone of `MODELS`, fresh or with third-party weights, in evaluation mode.
 
     Args:
         name: in `MODELS`.

@@ -71,7 +71,7 @@ class TCN(nn.Sequential):
         depth: residual blocks.
         kernel: steps that a convolution spans.
         causal: a token depends on no later step.
-        dropout: share of values dropped in training.
+        dropout: fraction of values dropped in training.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class EncoderDecoder(nn.Module):
         hidden: channels of the first level, and D; each further level has 32 more.
         depth: levels.
         kernel: steps that a convolution spans; the authors' is as long as an action (20 on JIGSAWS, 5 on MERL).
-        dropout: share of channels dropped in training, each over the whole clip.
+        dropout: fraction of channels dropped in training, each over the whole clip.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class FrameTCN(nn.Module):
         depth: residual blocks, or levels of the encoder.
         kernel: frames that a convolution spans.
         causal: a frame's token depends on no later frame; the dilated form only.
-        dropout: share of values (of the encoder-decoder: of channels) dropped in training.
+        dropout: fraction of values (of the encoder-decoder: of channels) dropped in training.
         frames: frames of a clip.
         stride: source frames between two sampled frames; only recorded.
         size: height and width, pixels.

@@ -195,7 +195,7 @@ class TrainClips(Dataset):
         views: crops taken from one decode (repeated augmentation).
         spread: give every view other frames, see `spread_starts`, which have to be decoded too; else the views of
             a clip share theirs.
-        scales: crop sides as shares of the short side, see `multi_scale_box`; None: `random_resized_box`.
+        scales: crop sides as fractions of the short side, see `multi_scale_box`; None: `random_resized_box`.
         describe: what else a view has: its mask, or its caption.
         augment: what is done to a view before and after its crop; None: nothing.
 

@@ -20,8 +20,8 @@ class Augment:
         colour: strength of random brightness, contrast and colour balance, each by up to this share; 0: none.
         rand_augment: "" or "nN-mM": N of RandAugment's operations at magnitude M of 10.
         erase: share of the clips of which one box is replaced by noise, in all frames alike.
-        jitter: share of the clips whose frames are coloured otherwise, each by itself, see `jitter_colours`.
-        grey: share of the clips whose colours are taken away.
+        jitter: fraction of the clips whose frames are coloured otherwise, each by itself, see `jitter_colours`.
+        grey: fraction of the clips that become grey.
 
     Raises:
         ValueError: a strength or share outside 0 to 1, or another rule.
@@ -99,7 +99,7 @@ def jitter_colours(clip: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def take_colours(clip: Tensor) -> Tensor:
-    """A clip, uint8 (C, T, H, W), in shades of grey, by ITU-R 601's shares of red, green and blue."""
+    """A clip, uint8 (C, T, H, W), in shades of grey, by ITU-R 601's weights of red, green and blue."""
     shares = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1, 1)
     grey = (clip.float() * shares).sum(0, keepdim=True).round().to(torch.uint8)
     return grey.expand_as(clip)
