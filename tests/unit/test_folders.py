@@ -18,17 +18,17 @@ from pretrain.files import read_json
 from pretrain.folders import claim, holds_nothing, try_folder
 from pretrain.log import RunLog, write_json
 
-# Takes a folder, forks a process that outlives it, and waits.
+# Takes a folder and forks a process that outlives it. The child says when both are there: by then it has
+# let go of the lock, which a child begins with; the parent might say so before the child has run at all.
 HOLDER = """
-import os, sys, time
+import os, sys
 from pathlib import Path
 from pretrain.folders import claim
 lock = claim(Path(sys.argv[1]))
 if os.fork() == 0:
+    print("mine", flush=True)
     os.close(1); os.close(2)
-    time.sleep(30); os._exit(0)
-print("mine", flush=True)
-time.sleep(30)
+sys.stdin.read()
 """
 
 
@@ -53,8 +53,8 @@ def test_what_is_nothing(tmp_path, names, nothing):
 def test_one_writer_at_a_time_and_no_lock_outlives_sigkill(tmp_path):
     folder = tmp_path / "run"
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True,
-        start_new_session=True,
+        [sys.executable, "-c", HOLDER, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True, start_new_session=True,
     )  # fmt: skip
     try:
         assert holder.stdout.readline() == "mine\n"
