@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from downstream.metrics import bootstrap
 from pretrain.names import from_csv
 
 POOLED = ("frame_single", "frame_mean", "frame_max")
@@ -106,16 +107,10 @@ def difference_interval(
     sources = sorted(set.intersection(*(set(a) for a in (*ours, *theirs))))
     right = lambda runs: np.mean([[run[s] for s in sources] for run in runs], 0)
     difference = right(ours) - right(theirs)
-    group = np.unique([people.get(s) or s for s in sources], return_inverse=True)[1]
-    members = [np.flatnonzero(group == g) for g in range(group.max() + 1)]
-    rng = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(2000):
-        chosen = [members[g] for g in rng.integers(len(members), size=len(members))]
-        videos = np.concatenate([m[rng.integers(len(m), size=len(m))] for m in chosen])
-        drawn.append(difference[videos].mean())
-    low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
-    return float(difference.mean()), low, high
+    low, high = bootstrap(
+        lambda times: times @ difference / len(sources), [people.get(s) or s for s in sources], seed
+    )
+    return float(difference.mean()), low[0], high[0]
 
 
 def paired_claims(answers: dict[str, list[dict[str, bool]]], people: dict[str, str]) -> list[dict]:

@@ -3,7 +3,6 @@
 B clips, K classes.
 """
 
-import copy
 import re
 from dataclasses import dataclass, replace
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from downstream.models.video_swin import VideoSwin
 from downstream.models.vivit import ViViT
 from downstream.segments import NOTHING
+from pretrain.ema import start_average, update_average
 from pretrain.optim import decays, learning_rate
 from pretrain.vit import SIZES, VideoTransformer
 
@@ -559,20 +559,14 @@ class Learner(nn.Module):
         super().__init__()
         self.arguments = {"classifier": model.arguments, "ema": ema}
         self.model, self.ema = model, ema
-        self.average = copy.deepcopy(model).requires_grad_(False) if ema else None
+        self.average = start_average(model) if ema else None
 
     @property
     def best_guess(self) -> nn.Module:
         """The weights to be judged and exported."""
         return self.model if self.average is None else self.average
 
-    @torch.no_grad()
     def update_average(self) -> None:
-        """Move the average towards the weights; buffers, such as batch norm's, are copied."""
-        if self.average is None:
-            return
-        pairs = zip(self.average.parameters(), self.model.parameters(), strict=True)
-        for average, current in pairs:
-            average.lerp_(current, 1 - self.ema)
-        for average, current in zip(self.average.buffers(), self.model.buffers(), strict=True):
-            average.copy_(current)
+        """Move the average, if there is one, towards the weights."""
+        if self.average is not None:
+            update_average(self.average, self.model, self.ema)

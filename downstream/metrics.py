@@ -1,10 +1,20 @@
-"""Accuracies and how far to trust them. N videos, C classes; labels are class numbers."""
+"""Accuracies and how far to trust them. N videos, C classes; labels are class numbers.
+
+scikit-learn is imported where it is used: importing it takes as long as scoring.
+"""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
+
+RESAMPLES = 2000  # of the bootstrap
 
 
 def topk_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
     """Share of the videos whose label is among the k best-scored classes.
+
+    Not scikit-learn's: of equal scores it prefers the higher class number, where `argmax`, and so the
+    prediction, is the lower one, and it takes two classes in another form.
 
     Args:
         scores: (N, C), larger is better; of equal scores the lower class number comes first.
@@ -17,13 +27,16 @@ def topk_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
 
 def mean_class_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
     """Mean over the classes that occur in `labels` of the share recognised (macro recall)."""
-    return _accuracies(labels, labels == predicted, np.ones(len(labels)))[1]
+    from sklearn.metrics import recall_score
+
+    return float(recall_score(labels, predicted, labels=np.unique(labels), average="macro"))
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     """Counts (C, C): row = true class, column = predicted class."""
-    flat = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
-    return flat.reshape(num_classes, num_classes)
+    from sklearn import metrics
+
+    return metrics.confusion_matrix(labels, predicted, labels=np.arange(num_classes))
 
 
 def per_class_accuracy(counts: np.ndarray, classes: list[str]) -> dict[str, dict]:
@@ -45,53 +58,62 @@ def per_class_accuracy(counts: np.ndarray, classes: list[str]) -> dict[str, dict
     }
 
 
-def _accuracies(
-    labels: np.ndarray, correct: np.ndarray, weights: np.ndarray
-) -> tuple[float, float]:
-    """Top-1 and mean class accuracy when video i counts `weights[i]` times."""
-    totals = np.bincount(labels, weights)
-    hits = np.bincount(labels, weights * correct)
-    present = totals > 0
-    return float(hits.sum() / totals.sum()), float((hits[present] / totals[present]).mean())
+def bootstrap(
+    statistic: Callable[[np.ndarray], object], groups: Sequence[object] | np.ndarray, seed: int
+) -> tuple[list[float], list[float]]:
+    """95 % percentile intervals of numbers about N videos.
+
+    Clips of one person are not independent: groups are drawn with replacement and then, from each, as many
+    videos as it has. Without the second draw, a few groups of equal accuracy would give an interval of no
+    width at all. (`scipy.stats.bootstrap` knows no groups.)
+
+    Args:
+        statistic: how often each video was drawn (N,) -> a number, or several.
+        groups: (N,) who is seen in each video; all different: videos are drawn.
+        seed: of the draws.
+
+    Returns:
+        the lower and the upper bounds, one a number.
+    """
+    group = np.unique(groups, return_inverse=True)[1]
+    sizes = np.bincount(group)
+    starts, members = np.cumsum(sizes) - sizes, np.argsort(group, kind="stable")
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(RESAMPLES):
+        chosen = rng.integers(len(sizes), size=len(sizes))
+        each = np.repeat(sizes[chosen], sizes[chosen])
+        within = (rng.random(len(each)) * each).astype(int)
+        videos = members[np.repeat(starts[chosen], sizes[chosen]) + within]
+        drawn.append(statistic(np.bincount(videos, minlength=len(group)).astype(float)))
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+    return np.atleast_1d(low).tolist(), np.atleast_1d(high).tolist()
 
 
 def bootstrap_intervals(
-    labels: np.ndarray,
-    predicted: np.ndarray,
-    subjects: list[str | None],
-    seed: int,
-    resamples: int = 2000,
+    labels: np.ndarray, predicted: np.ndarray, subjects: list[str | None], seed: int
 ) -> tuple[tuple[float, float], tuple[float, float], str]:
-    """95 % percentile intervals of top-1 and of mean class accuracy.
+    """95 % intervals of top-1 and of mean class accuracy, see `bootstrap`.
 
-    Clips of one person are not independent: where every subject is known, and there are at least two,
-    subjects are drawn with replacement and then, from each, as many videos as they have; otherwise
-    videos alone. Without the second draw, a few subjects of equal accuracy would give an interval of
-    no width at all.
+    Subjects are drawn where every one is known and there are at least two; otherwise videos.
 
     Args:
         labels: (N,).
         predicted: (N,).
         subjects: who is seen in each video.
         seed: of the draws.
-        resamples: number of draws.
 
     Returns:
         the interval of top-1, that of mean class accuracy, and what was drawn: "subjects" or "videos".
     """
     by_subject = None not in subjects and len(set(subjects)) > 1
-    group = np.unique(subjects, return_inverse=True)[1] if by_subject else np.arange(len(labels))
-    sizes = np.bincount(group)
-    starts, members = np.cumsum(sizes) - sizes, np.argsort(group, kind="stable")
     correct = labels == predicted
-    rng = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(resamples):
-        groups = rng.integers(len(sizes), size=len(sizes))
-        each = np.repeat(sizes[groups], sizes[groups])
-        within = (rng.random(len(each)) * each).astype(int)
-        videos = members[np.repeat(starts[groups], sizes[groups]) + within]
-        times = np.bincount(videos, minlength=len(labels)).astype(float)
-        drawn.append(_accuracies(labels, correct, times))
-    low, high = np.percentile(drawn, [2.5, 97.5], axis=0).tolist()
+
+    def accuracies(times: np.ndarray) -> tuple[float, float]:
+        # By hand: scikit-learn would take 50 times as long, and there are thousands of draws.
+        totals, hits = np.bincount(labels, times), np.bincount(labels, times * correct)
+        present = totals > 0
+        return hits.sum() / totals.sum(), (hits[present] / totals[present]).mean()
+
+    low, high = bootstrap(accuracies, subjects if by_subject else np.arange(len(labels)), seed)
     return (low[0], high[0]), (low[1], high[1]), "subjects" if by_subject else "videos"

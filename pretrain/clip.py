@@ -133,7 +133,11 @@ def has_batch_norm(model: nn.Module) -> bool:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all processes, with gradients: those of every process's loss come back to the owner."""
+    """Rows of all processes, with gradients: those of every process's loss come back to the owner.
+
+    Not `torch.distributed.nn.functional.all_gather`: newer versions of torch warn at every call of it and point
+    to a private module.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:

@@ -292,7 +292,7 @@ def test_the_average_follows():
         model[0].weight += 1
         model[1].running_mean += 5
     learner.update_average()
-    assert torch.allclose(learner.average[0].weight, start + 0.25)
+    assert torch.equal(learner.average[0].weight, start.lerp(model[0].weight, 0.25))
     assert torch.equal(learner.average[1].running_mean, model[1].running_mean)
     assert learner.best_guess is learner.average and not learner.average[0].weight.requires_grad
     assert Learner(model, 0).best_guess is model
