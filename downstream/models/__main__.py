@@ -1,21 +1,45 @@
-"""Print the model families: python -m downstream.models."""
+"""Print the model families: python -m downstream.models.
+
+What each costs stands in costs.json: to build all of them takes longer than one waits for a table. A test counts them
+anew. A family that is not in the file is counted on the spot, and `--write` counts all of them into the file.
+"""
+
+import argparse
+import json
+from pathlib import Path
 
 from downstream.models import MODELS, build_model
 from downstream.models.flops import count_flops, shapes_only
 
+COSTS = Path(__file__).with_name("costs.json")
 
-def main() -> None:
-    """Print name, parameters, FLOPs for its clip, the clip, embedding size and paper of every model."""
+
+def count_costs(name: str) -> dict[str, int]:
+    """Parameters, FLOPs of a clip, the clip and the embedding size of a family as published."""
+    with shapes_only():
+        model = build_model(name)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "flops": count_flops(model),
+        "frames": model.input_spec.frames,
+        "size": model.input_spec.size,
+        "embed_dim": model.embed_dim,
+    }
+
+
+def main(costs: dict[str, dict[str, int]]) -> None:
+    """Print name, parameters, FLOPs of a clip, the clip, embedding size and paper of every family.
+
+    Args:
+        costs: by name, as `count_costs` gives them; families that are not in it are counted.
+    """
     header = ("name", "parameters", "GFLOPs a clip", "clip", "embedding", "paper")
     rows = [header]
     for name, family in MODELS.items():
-        with shapes_only():
-            model = build_model(name)
-        spec = model.input_spec
-        size = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M"
-        cost = f"{count_flops(model) / 1e9:.1f}"
-        clip = f"{spec.frames} x {spec.size} x {spec.size}"
-        rows.append((name, size, cost, clip, str(model.embed_dim), family.paper))
+        cost = costs.get(name) or count_costs(name)
+        size, flops = f"{cost['parameters'] / 1e6:.1f} M", f"{cost['flops'] / 1e9:.1f}"
+        clip = f"{cost['frames']} x {cost['size']} x {cost['size']}"
+        rows.append((name, size, flops, clip, str(cost["embed_dim"]), family.paper))
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     for row in rows:
         cells = [
@@ -29,4 +53,13 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(
+        "python -m downstream.models", description="Print the model families."
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="count all of them anew into costs.json"
+    )
+    if parser.parse_args().write:
+        lines = [f"{json.dumps(name)}: {json.dumps(count_costs(name))}" for name in MODELS]
+        COSTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    main(json.loads(COSTS.read_text()))

@@ -1,6 +1,9 @@
 """One matrix over all model families, and what each promises by itself."""
 
-import time
+import dataclasses
+import json
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -11,6 +14,7 @@ from torch import nn
 
 from downstream.classifier import Classifier
 from downstream.models import MODELS, PUBLISHED, build_model, load_backbone, load_classifier
+from downstream.models.__main__ import COSTS, count_costs, main
 from downstream.models.attention import KINDS, insert, make_block
 from downstream.models.flops import count_flops, shapes_only
 from downstream.models.frames import EarlyFusion, FrameNetwork, LateFusion, SlowFusion
@@ -114,16 +118,35 @@ def test_small_arguments_build(name):
     assert model.input_spec.size <= 64 and count_flops(model) > 0
 
 
-def test_the_table(capsys):
-    from downstream.models.__main__ import main
+def test_the_table_says_what_is_counted():
+    """If not: python -m downstream.models --write."""
+    kept = json.loads(COSTS.read_text())
+    assert kept == {name: count_costs(name) for name in MODELS}
 
-    before = time.process_time()
-    main()
-    assert time.process_time() - before < 15  # 3 alone on a core, where it was 25
-    lines = capsys.readouterr().out.splitlines()
+
+def test_the_table_is_printed_without_building_a_network():
+    code = (
+        "import runpy, sys, torch, downstream.models\n"
+        "torch.nn.Module.__init__ = lambda self: sys.exit('a network is built')\n"
+        "runpy.run_module('downstream.models', run_name='__main__')\n"
+        # Each takes a second or two to import.
+        "slow = {'timm', 'torchvision', 'open_clip', 'transformers', 'sklearn', 'torch._dynamo'}\n"
+        "sys.exit(slow & set(sys.modules) or 0)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
     assert [line.split()[0] for line in lines[1 : len(MODELS) + 1]] == list(MODELS)
     (i3d,) = [line for line in lines if line.startswith("i3d ")]
     assert "12.3 M" in i3d and "64 x 224 x 224" in i3d and "1705.07750" in i3d
+
+
+def test_a_family_of_ones_own_is_counted_on_the_spot(capsys, monkeypatch):
+    monkeypatch.setitem(MODELS, "mine", dataclasses.replace(MODELS["vit_xs"], paper="ours"))
+    main({name: count_costs("vit_xs") for name in MODELS if name != "mine"})
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line.split()[1:9] for line in lines if line}
+    assert rows["mine"] == rows["vit_xs"] and lines[len(MODELS)].endswith("ours")
 
 
 def test_flops_of_known_models():
