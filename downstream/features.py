@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from pretrain.checkpoint import weights_hash
 from pretrain.clip import VideoText
 from pretrain.data.cache import cache_folder
 from pretrain.data.progress import Bar
@@ -26,7 +25,7 @@ from pretrain.data.shards import EvalClips, Pack, eval_loader
 from pretrain.device import autocast_dtype
 from pretrain.files import share
 from pretrain.modes import evaluating
-from pretrain.weights import read_safetensors
+from pretrain.weights import read_safetensors, weights_hash
 
 CODE_VERSION = 5  # raise it whenever embeddings would be others, or are kept in another form
 

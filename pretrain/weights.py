@@ -1,4 +1,4 @@
-"""Weights files, and nothing that their bytes can do: the only module that opens them.
+"""Weights files, and nothing that their bytes can do: the only module that opens and writes them.
 
 A file of weights may come from anybody. What it claims is compared with what it is, before anything of it is
 read: it is a regular file, its header is small and well formed, its tensors fill it exactly. Then a file takes
@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -19,9 +20,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from pretrain.files import open_regular, reading
+from pretrain.files import open_regular, read_json, reading, share, sync
 from pretrain.inert import Call, Name, Stored, read_inert
 
 # What a weight, a buffer or a moment of an optimizer is, under safetensors' names.
@@ -45,6 +48,10 @@ def sha256(path: Path) -> str:
     """
     with reading(path), open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be written or read; the message says which, why and what to do."""
 
 
 class MisfitError(ValueError):
@@ -192,6 +199,86 @@ def _check_entry(entry: object) -> tuple[tuple[int, int], Tensor]:
     if end - begin != like.numel() * like.element_size():
         raise ValueError(f"{entry['dtype']} of shape {shape} does not take {end - begin} bytes")
     return (begin, end), like
+
+
+# ------------------------------------------------------------------------------- folders of weights
+
+# What a manifest lists: of a checkpoint, or of an export.
+WHOLE = (
+    {"model.safetensors", "optimizer.safetensors", "state.json"},
+    {"model.safetensors", "config.json"},
+)
+
+
+def write_folder(
+    folder: Path, tensors: dict[str, dict[str, Tensor]], texts: dict[str, dict]
+) -> None:
+    """Write safetensors and JSON files and their manifest into a new folder, each synced."""
+    needed = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
+    free = shutil.disk_usage(folder.parent).free
+    try:
+        if free < needed * 1.01 + 2**20:
+            raise OSError(f"{needed:,} bytes are needed and {free:,} are free")
+        folder.mkdir()
+        for name, group in tensors.items():
+            save_file(group, folder / f"{name}.safetensors")
+            share(folder / f"{name}.safetensors")
+        for name, content in texts.items():
+            (folder / f"{name}.json").write_text(json.dumps(content, indent=1))
+        files = sorted(folder.iterdir())
+        for path in files:
+            sync(path)
+        # The manifest comes last: a folder without a matching one is not a checkpoint.
+        manifest = folder / "manifest.json"
+        manifest.write_text(json.dumps({p.name: sha256(p) for p in files}, indent=1))
+        sync(manifest)
+        sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot write {folder.parent}: {error}. What was saved before is intact: make room there "
+            "and start the same command again"
+        ) from error
+
+
+def verify_folder(folder: Path) -> None:
+    """Raise CheckpointError unless every file of a checkpoint or an export is there with its recorded hash."""
+    try:
+        manifest = read_json(folder / "manifest.json")
+        if manifest.keys() not in WHOLE:
+            raise ValueError(
+                f"its manifest lists {', '.join(map(ascii, manifest))[:200] or 'nothing'}"
+            )
+        bad = [n for n, digest in manifest.items() if sha256(folder / n) != digest]
+    except ValueError as error:
+        raise CheckpointError(f"{folder} is incomplete: {error}") from error
+    if bad:
+        raise CheckpointError(
+            f"{folder} is corrupt: {', '.join(bad)} does not match its recorded hash"
+        )
+
+
+# -------------------------------------------------------------------------- dicts of weights
+
+
+def load_strict(model: nn.Module, weights: dict[str, Tensor], origin: str) -> None:
+    """Load weights with nothing missing, nothing left over and every shape equal."""
+    try:
+        refuse_misfit(model.state_dict(), weights, origin)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    model.load_state_dict(weights)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Hash of all weights and buffers, independent of device and file format."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(
+            value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+        )
+    return digest.hexdigest()
 
 
 # What training programs put a dict of weights under, and around their names.

@@ -36,12 +36,12 @@ from downstream.models import build_model
 from downstream.models.flops import count_flops
 from downstream.report import growth_figure
 from pretrain import device, log
-from pretrain.convert import to_transformers
 from pretrain.data.pack import pack
 from pretrain.data.sampling import counter_rng, dense_indices, multi_scale_box
 from pretrain.data.shards import Pack, TrainClips
 from pretrain.files import is_there
 from pretrain.flags import Count, Seed
+from pretrain.interop.videomae import to_transformers
 from pretrain.videomae import DECODERS, VideoMAE, draw_tokens, mask_of_view
 from pretrain.vit import IMAGENET_MEAN, IMAGENET_STD, SIZES, InputSpec, VideoTransformer
 

@@ -39,7 +39,7 @@ from downstream.models import build_model as build_family
 from downstream.retrieval import retrieval_ranks, summarise_ranks
 from downstream.splits import group_by_source
 from downstream.zero_shot import embed_texts, unit
-from pretrain import checkpoint, device, log
+from pretrain import backbones, checkpoint, device, log
 from pretrain.clip import (
     VideoText,
     backward_classes,
@@ -73,9 +73,9 @@ from pretrain.flags import (
     settle,
 )
 from pretrain.frames import FrameTower
+from pretrain.interop.openclip import PREFIX as OPEN_CLIP
+from pretrain.interop.openclip import Pair, frame_tower, is_trained, load_open_clip
 from pretrain.names import did_you_mean, for_screen, for_shell
-from pretrain.openclip import PREFIX as OPEN_CLIP
-from pretrain.openclip import Pair, is_trained, load_open_clip
 from pretrain.optim import counting_rate, learning_rate, make_optimizers
 from pretrain.processes import StopFlag, start_accelerator
 from pretrain.prompts import load_templates, refuse_same_words, words_of
@@ -91,6 +91,7 @@ from pretrain.run import (
 )
 from pretrain.text import HuggingFaceText, OpenClipText, fresh_text, trim
 from pretrain.vit import SIZES, VideoTransformer
+from pretrain.weights import load_strict
 
 
 @dataclass(frozen=True)
@@ -378,7 +379,7 @@ def build_model(cfg: Config) -> VideoText:
     pair = pairs.get(text_name)
     if pair:
         text: nn.Module = OpenClipText(pair.text_config, pair.tokenizer)
-        checkpoint.load_strict(text.tower, pair.text.state_dict(), text_name)
+        load_strict(text.tower, pair.text.state_dict(), text_name)
     elif text_name.startswith("hf:"):
         text = HuggingFaceText.from_name(text_name.removeprefix("hf:"))
     else:
@@ -464,7 +465,7 @@ def build_video_tower(cfg: Config, pair: Pair | None) -> nn.Module:
         return tower
     frames = cfg.frames or 16
     if pair:
-        return checkpoint.frame_tower(pair, frames, stride, cfg.pool, cfg.pixels)
+        return frame_tower(pair, frames, stride, cfg.pool, cfg.pixels)
     by_frames = cfg.video_tower.startswith("frames:")
     size = size.removeprefix("frames:")
     if size not in SIZES:
@@ -880,7 +881,7 @@ def finish(cfg, model, packs, run, plan, state, data) -> None:
         "data": list(cfg.data), "split": cfg.split, **data, "loss": state["loss"], "val": state["val"],
         "config": dataclasses.asdict(cfg),
     }  # fmt: skip
-    checkpoint.export_backbone(model, run / "backbone", provenance)
+    backbones.export_backbone(model, run / "backbone", provenance)
     curve = log.curve_figure(
         run / "curve.png", run / "log.jsonl", ("loss",),
         ("video_to_text", "text_to_video", "val_t2v_r1", "val_t2v_r10"),

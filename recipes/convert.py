@@ -24,11 +24,10 @@ from torch import Tensor
 
 from downstream.classifier import Classifier
 from downstream.models import classifier_of, load_backbone, load_classifier
-from pretrain.checkpoint import export_backbone, load_pretrained_videomae, read_backbone_config
-from pretrain.convert import import_foreign, verify
+from pretrain.backbones import export_backbone, load_pretrained_videomae, read_backbone_config
 from pretrain.files import is_folder, is_there, share
 from pretrain.flags import Count
-from pretrain.layouts import (
+from pretrain.interop.layouts import (
     Sizes,
     arguments_of,
     decides_numbers,
@@ -36,6 +35,7 @@ from pretrain.layouts import (
     to_hf,
     to_official,
 )
+from pretrain.interop.videomae import import_foreign, verify
 from pretrain.log import cli, print_table
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer
@@ -85,7 +85,7 @@ def load_ours(source: str) -> tuple[Model | torch.nn.Module, list[str]]:
 
 
 def described(model: Model) -> tuple[dict[str, Tensor], dict]:
-    """A model's weights and arguments as `pretrain.layouts` takes them."""
+    """A model's weights and arguments as `pretrain.interop.layouts` takes them."""
     if isinstance(model, Classifier):
         state, arguments = described(model.backbone)
         head = {f"head.{kind}": value for kind, value in model.head.state_dict().items()}

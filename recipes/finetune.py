@@ -70,7 +70,7 @@ from downstream.segments import (
 )
 from downstream.splits import Videos, choose_splits, choose_validation, subset, videos_digest
 from downstream.world import reversed_pairs_accuracy
-from pretrain import checkpoint, device, log
+from pretrain import backbones, checkpoint, device, log
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.sampling import counter_rng
 from pretrain.data.shards import Pack, Positions, TrainClips, train_batches, warn_of_clips
@@ -89,6 +89,7 @@ from pretrain.run import (
     try_run,
 )
 from pretrain.vit import VideoTransformer, resized
+from pretrain.weights import weights_hash
 
 
 @dataclass(frozen=True)
@@ -771,7 +772,7 @@ def export(cfg: Config, model: Classifier, folder: Path, pack: Pack, state: dict
         "data": cfg.data, "split": cfg.train_split, "data_fingerprint": pack.index["fingerprint"],
         "val_top1": state["val"], "config": dataclasses.asdict(cfg),
     }  # fmt: skip
-    checkpoint.export_backbone(model, folder, provenance)
+    backbones.export_backbone(model, folder, provenance)
 
 
 def finish(
@@ -783,7 +784,7 @@ def finish(
     export(cfg, last, run / "last", pack, state)
     if val is None:
         export(cfg, last, run / "backbone", pack, state)
-    model = checkpoint.load_export(run / "backbone")
+    model = backbones.load_export(run / "backbone")
     classes = model.classes
     how = Extraction(
         cfg.num_clips,
@@ -840,7 +841,7 @@ def finish(
             "name": cfg.model or cfg.backbone, "parameters": sum(p.numel() for p in model.backbone.parameters()),
             "flops": count_flops(model.backbone.cpu()), "arguments": model.backbone.arguments,
             "weights": cfg.weights or ("of the backbone" if cfg.backbone else "from scratch"),
-            "weights_sha256": checkpoint.weights_hash(model),
+            "weights_sha256": weights_hash(model),
         },
         "training": {
             **{k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("data", "out", "model", "backbone")},

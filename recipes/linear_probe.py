@@ -55,7 +55,7 @@ from downstream.splits import (
     leave_one_subject_out,
     videos_digest,
 )
-from pretrain.checkpoint import fresh_like, provenance_of, weights_hash
+from pretrain.backbones import fresh_like, provenance_of
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack, warn_of_clips
 from pretrain.device import describe
@@ -64,6 +64,7 @@ from pretrain.flags import Count, Seed, Whole
 from pretrain.folders import writing
 from pretrain.log import cli, write_json
 from pretrain.names import for_screen
+from pretrain.weights import weights_hash
 
 TOKEN_LIMIT = 4 * 2**30  # bytes of tokens up to which the attentive probe runs unasked
 

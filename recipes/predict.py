@@ -28,7 +28,7 @@ from downstream.models import choose_sampling, load_classifier
 from downstream.report import joined, timeline_figure, write_csv
 from downstream.segments import stretches
 from downstream.splits import group_by_source
-from pretrain.checkpoint import read_backbone_config
+from pretrain.backbones import read_backbone_config
 from pretrain.data.cache import packing_side
 from pretrain.data.pack import pack as pack_source
 from pretrain.data.shards import Pack

@@ -33,7 +33,7 @@ from downstream.report import (
 from downstream.retrieval import retrieval_ranks, same_texts, summarise_ranks
 from downstream.splits import group_by_source
 from downstream.zero_shot import embed_texts, unit
-from pretrain.checkpoint import load_video_text, provenance_of, weights_hash
+from pretrain.backbones import load_video_text, provenance_of
 from pretrain.clip import VideoText
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack
@@ -42,6 +42,7 @@ from pretrain.flags import Count, Whole
 from pretrain.folders import claim
 from pretrain.log import cli, write_json
 from pretrain.names import for_screen
+from pretrain.weights import weights_hash
 
 
 @dataclass(frozen=True)

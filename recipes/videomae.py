@@ -32,8 +32,7 @@ from downstream.models import MODELS
 from downstream.models import build_model as build_family
 from downstream.probe import knn_accuracy
 from downstream.splits import choose_validation
-from pretrain import checkpoint, device, log
-from pretrain.convert import import_foreign
+from pretrain import backbones, checkpoint, device, log
 from pretrain.data.cache import open_data, packing_side, world_clips
 from pretrain.data.sampling import counter_rng
 from pretrain.data.shards import (
@@ -58,6 +57,7 @@ from pretrain.flags import (
     Whole,
     settle,
 )
+from pretrain.interop.videomae import import_foreign
 from pretrain.masked import MaskedPixels
 from pretrain.names import did_you_mean, for_screen, for_shell
 from pretrain.optim import learning_rate, make_optimizers
@@ -75,6 +75,7 @@ from pretrain.run import (
 from pretrain.videomae import DECODERS, VideoMAE, draw_tokens, mask_of_view, reconstruct
 from pretrain.views import ViewContrast
 from pretrain.vit import SIZES, VideoTransformer
+from pretrain.weights import load_strict
 
 
 @dataclass(frozen=True)
@@ -434,11 +435,11 @@ def mask_grid(cfg: Config, model: VideoMAE | MaskedPixels) -> tuple[int, int, in
 def start_from(model: VideoMAE, name: str) -> None:
     """Copy weights of an earlier model; the decoder's too where there is one."""
     if is_folder(Path(name) / "checkpoints"):
-        loaded = checkpoint.load_pretrained_videomae(Path(name))
+        loaded = backbones.load_pretrained_videomae(Path(name))
     elif name.startswith("hf:") or name.endswith((".pth", ".pt")):
         loaded, _ = import_foreign(name)
     else:
-        loaded = checkpoint.load_backbone(name)
+        loaded = backbones.load_backbone(name)
     target = model if isinstance(loaded, VideoMAE) else model.encoder
     theirs = loaded.encoder if isinstance(loaded, VideoMAE) else loaded
     if type(theirs) is not type(model.encoder):
@@ -454,7 +455,7 @@ def start_from(model: VideoMAE, name: str) -> None:
             raise ValueError(
                 f"{name} was trained with {what} {was}, this run has {what} {now}: {remedy}"
             )
-    checkpoint.load_strict(target, loaded.state_dict(), name)
+    load_strict(target, loaded.state_dict(), name)
 
 
 def print_plan(
@@ -700,7 +701,7 @@ def finish(cfg, model, pack, ids, run, plan, state) -> None:
         "data": cfg.data, "split": cfg.split, "data_fingerprint": pack.index["fingerprint"],
         "num_clips": len(ids), "loss": state["loss"], "online_knn": state["knn"], "config": dataclasses.asdict(cfg),
     }  # fmt: skip
-    checkpoint.export_backbone(model.encoder, run / "backbone", provenance)
+    backbones.export_backbone(model.encoder, run / "backbone", provenance)
     picture = draw_figure(run / "reconstruction.png", model, cfg, pack, int(ids[0]))
     curve = log.curve_figure(
         run / "curve.png", run / "log.jsonl", ("loss",), ("knn",),

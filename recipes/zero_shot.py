@@ -45,7 +45,7 @@ from downstream.report import (
 from downstream.splits import Videos, labelled_videos
 from downstream.world import reversed_pairs_accuracy
 from downstream.zero_shot import class_vectors, ensemble, template_sensitivity, unit
-from pretrain.checkpoint import load_video_text, provenance_of, weights_hash
+from pretrain.backbones import load_video_text, provenance_of
 from pretrain.clip import VideoText
 from pretrain.data.cache import open_data, pack_file, packing_side
 from pretrain.data.shards import Pack
@@ -62,6 +62,7 @@ from pretrain.prompts import (
     same_words,
     words_of,
 )
+from pretrain.weights import weights_hash
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def tiny_pack(make_pack) -> Path:
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory) -> Path:
     """An exported encoder with random weights that sees 8 frames, 2 apart, of 32x32."""
-    from pretrain.checkpoint import export_backbone
+    from pretrain.backbones import export_backbone
     from pretrain.vit import VideoTransformer
 
     with torch.random.fork_rng(devices=[]):
@@ -156,7 +156,7 @@ def captioned_pack(make_pack) -> Path:
 @pytest.fixture(scope="session")
 def tiny_pair(tmp_path_factory) -> Path:
     """An exported pair of towers with random weights that sees 4 frames, 4 apart, of 32x32."""
-    from pretrain.checkpoint import export_backbone
+    from pretrain.backbones import export_backbone
     from pretrain.clip import VideoText
     from pretrain.text import fresh_text
     from pretrain.vit import VideoTransformer

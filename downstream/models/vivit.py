@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from downstream.models.images import download, read_weights
-from pretrain.openclip import PREFIX as OPEN_CLIP
-from pretrain.openclip import load_open_clip
+from pretrain.interop.openclip import PREFIX as OPEN_CLIP
+from pretrain.interop.openclip import load_open_clip
 from pretrain.vit import InputSpec
 
 ACTIVATIONS = {

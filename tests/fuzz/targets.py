@@ -309,7 +309,7 @@ def _folder_files(folder: Path) -> Files:
 
 
 def _backbone_seeds() -> list[Files]:
-    from pretrain.checkpoint import export_backbone
+    from pretrain.backbones import export_backbone
 
     seeds = []
     with tempfile.TemporaryDirectory() as folder:
@@ -339,7 +339,7 @@ def _repair_manifest(files: Files) -> Files:
 def _check_backbone(box: Path) -> None:
     import downstream.models  # noqa: F401  its families may be named too
     from downstream.models import load_backbone
-    from pretrain.checkpoint import read_backbone_config
+    from pretrain.backbones import read_backbone_config
 
     config = read_backbone_config(box)
     assert isinstance(config, dict)
@@ -383,7 +383,7 @@ def _check_run(box: Path) -> None:
     import torch
     from accelerate import Accelerator
 
-    from pretrain.checkpoint import load_pretrained_videomae
+    from pretrain.backbones import load_pretrained_videomae
     from pretrain.log import RunLog
     from pretrain.run import open_run, restore
     from pretrain.videomae import VideoMAE
@@ -500,8 +500,8 @@ def _hf_seeds() -> list[Files]:
     import torch
     from safetensors.torch import save
 
-    from pretrain.convert import to_hf
-    from pretrain.layouts import arguments_of
+    from pretrain.interop.layouts import arguments_of
+    from pretrain.interop.videomae import to_hf
     from pretrain.vit import VideoTransformer
 
     torch.manual_seed(0)
@@ -512,7 +512,7 @@ def _hf_seeds() -> list[Files]:
 
 
 def _check_hf(box: Path) -> None:
-    from pretrain.checkpoint import load_backbone
+    from pretrain.backbones import load_backbone
 
     load_backbone(f"hf:{box}")
 
@@ -538,7 +538,7 @@ def _open_clip_seeds() -> list[Files]:
 
 
 def _check_open_clip(box: Path) -> None:
-    from pretrain.checkpoint import load_video_text
+    from pretrain.backbones import load_video_text
 
     load_video_text(f"open_clip:local-dir:{box}")
 

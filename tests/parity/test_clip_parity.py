@@ -9,9 +9,9 @@ from open_clip.loss import ClipLoss, SigLipLoss
 
 from downstream.finetune import make_targets
 from downstream.zero_shot import class_vectors, ensemble
-from pretrain.checkpoint import export_backbone, load_backbone, load_video_text
+from pretrain.backbones import export_backbone, load_backbone, load_video_text
 from pretrain.clip import against_classes, contrast
-from pretrain.openclip import load_open_clip
+from pretrain.interop.openclip import load_open_clip
 from pretrain.prompts import TEMPLATES
 from pretrain.text import fresh_text, trim
 from tests.conftest import save_open_clip

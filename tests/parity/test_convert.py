@@ -15,14 +15,9 @@ from downstream.classifier import Classifier
 from downstream.features import finish_means
 from downstream.models import build_model, load_classifier
 from pretrain import convert
-from pretrain.checkpoint import (
-    export_backbone,
-    load_backbone,
-    load_pretrained_videomae,
-    save_checkpoint,
-)
-from pretrain.convert import import_foreign, load_foreign, load_foreign_videomae, verify
-from pretrain.layouts import (
+from pretrain.backbones import export_backbone, load_backbone, load_pretrained_videomae
+from pretrain.checkpoint import save_checkpoint
+from pretrain.interop.layouts import (
     Sizes,
     arguments_of,
     build,
@@ -31,6 +26,7 @@ from pretrain.layouts import (
     to_hf,
     to_official,
 )
+from pretrain.interop.videomae import import_foreign, load_foreign, load_foreign_videomae, verify
 from pretrain.log import cli
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer, resized

@@ -11,7 +11,7 @@ from torch import nn
 from downstream.models import build_model
 from downstream.models.video_swin import VideoSwin, convert_swin
 from downstream.models.vivit import ViViT, start_from_image
-from pretrain.checkpoint import load_strict
+from pretrain.weights import load_strict
 from tests.conftest import save_open_clip
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.convert import to_transformers
-from pretrain.layouts import arguments_of, to_hf
+from pretrain.interop.layouts import arguments_of, to_hf
+from pretrain.interop.videomae import to_transformers
 from pretrain.videomae import (
     VideoMAE,
     draw_tokens,

@@ -30,13 +30,13 @@ import importlib, json, multiprocessing, os, signal, sys
 sys.path.insert(0, {root!r})
 import torch
 torch.set_num_threads(1)
-from pretrain import checkpoint, log
+from pretrain import log, weights
 recipe = importlib.import_module({recipe!r})
 given = json.loads(sys.argv[1])
 cfg = recipe.Config(**{{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}})
 plan = json.loads(sys.argv[2])
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
-real_step, real_save, count, hashes = recipe.train_step, checkpoint.save_file, [0], []
+real_step, real_save, count, hashes = recipe.train_step, weights.save_file, [0], []
 rank = os.environ.get("RANK", "0")
 def step(model, *args):
     count[0] += 1
@@ -52,7 +52,7 @@ def step(model, *args):
     if spoil:
         spoil.remove()
     if plan.get("hashes"):
-        hashes.append(checkpoint.weights_hash(model))
+        hashes.append(weights.weights_hash(model))
         with open(plan["hashes"] + "/hashes-" + rank + ".json", "w") as file:
             json.dump(hashes, file)
     return result
@@ -62,7 +62,7 @@ def save_file(tensors, path):
         with open(path, "r+b") as file:
             file.truncate(100)
         die()
-recipe.train_step, checkpoint.save_file = step, save_file
+recipe.train_step, weights.save_file = step, save_file
 recipe.draw_figure = log.curve_figure = lambda *_: ""  # which take longer than such runs
 recipe.main(cfg)
 """

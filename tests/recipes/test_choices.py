@@ -9,8 +9,8 @@ import pytest
 
 from downstream.classifier import Classifier
 from downstream.models import MODELS, build_model
-from pretrain import checkpoint
-from pretrain.checkpoint import export_backbone
+from pretrain import backbones
+from pretrain.backbones import export_backbone
 from pretrain.log import cli
 from pretrain.vit import SIZES
 from recipes import clip, predict, retrieval, videomae, zero_shot
@@ -187,7 +187,7 @@ def test_a_sized_tower_of_the_families_takes_its_form(captioned_pack, tmp_path):
     trained(
         clip, tmp_path / "run", video_tower="vit_xs", patch=12, depth=2, positions="flat", **given
     )
-    tower = checkpoint.load_video_text(str(tmp_path / "run" / "backbone")).video
+    tower = backbones.load_video_text(str(tmp_path / "run" / "backbone")).video
     assert tower.patch == 12 and len(tower.blocks) == 2 and tower.grid == (8, 3, 3)
 
 

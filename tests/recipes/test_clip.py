@@ -10,7 +10,7 @@ import open_clip
 import pytest
 from safetensors.torch import load_file
 
-from pretrain import checkpoint
+from pretrain import backbones, checkpoint
 from pretrain.data.pack import pack
 from pretrain.prompts import load_templates
 from pretrain.vit import IMAGENET_MEAN
@@ -58,7 +58,7 @@ def test_whole_run(undisturbed, capsys):
     assert 0 <= log[-1]["val_t2v_r10"] <= 1
     assert [entry["step"] for entry in log if "val_t2v_r10" in entry] == [4, 8]
     assert (undisturbed / "curve.png").stat().st_size > 5000
-    model = checkpoint.load_video_text(str(undisturbed / "backbone"))
+    model = backbones.load_video_text(str(undisturbed / "backbone"))
     saved = load_file(checkpoint.checkpoints(undisturbed)[0] / "model.safetensors")
     assert equal(dict(model.state_dict()), saved)
 
@@ -215,7 +215,7 @@ def test_the_whole_of_vificlip_on_a_small_pair(captioned_pack, tmp_path):
     }  # fmt: skip
     preset = clip.PRESETS["vificlip_b16"]
     clip.main(dataclasses.replace(preset, data=(str(captioned_pack),), out=run, **small))
-    model = checkpoint.load_video_text(run + "/backbone")
+    model = backbones.load_video_text(run + "/backbone")
     spec = model.video.input_spec
     assert (spec.stride, spec.interpolation, spec.mean) == (0, "bilinear", IMAGENET_MEAN)
     assert model.log_scale.item() > 4.69 and not model.arguments["project"]
@@ -256,7 +256,7 @@ def test_dropped_tokens_siglip_and_labels(captioned_pack, tmp_path, capsys):
     }
     clip.main(config(captioned_pack, run, templates="openai_ucf101", **changes))
     assert "50% of the tokens dropped" in capsys.readouterr().out
-    assert checkpoint.load_video_text(str(run / "backbone")).bias is not None
+    assert backbones.load_video_text(str(run / "backbone")).bias is not None
     from recipes import zero_shot
 
     results = zero_shot.main(
@@ -271,8 +271,8 @@ def test_from_a_backbone(captioned_pack, tiny_backbone, tmp_path):
     clip.main(
         config(captioned_pack, run, backbone=str(tiny_backbone), steps=1, base_lr=0.0, warmup=0.0)
     )
-    ours = checkpoint.load_backbone(str(run / "backbone"))
-    theirs = checkpoint.load_backbone(str(tiny_backbone))
+    ours = backbones.load_backbone(str(run / "backbone"))
+    theirs = backbones.load_backbone(str(tiny_backbone))
     assert equal(dict(ours.state_dict()), dict(theirs.state_dict()))
     assert ours.input_spec == theirs.input_spec
 
@@ -283,7 +283,7 @@ def test_frame_towers(captioned_pack, tmp_path, pool):
     clip.main(
         config(captioned_pack, run, video_tower="frames:ti", pool=pool, steps=2, drop_tokens=0.5)
     )
-    tower = checkpoint.load_backbone(str(run / "backbone"))
+    tower = backbones.load_backbone(str(run / "backbone"))
     assert tower.pool == pool and tower.input_spec.frames == 4
 
 
@@ -356,7 +356,7 @@ def test_images_alone(tmp_path):
         )
     )
     assert state["loss"] < 1.0
-    assert checkpoint.load_backbone(str(run / "backbone")).input_spec.frames == 1
+    assert backbones.load_backbone(str(run / "backbone")).input_spec.frames == 1
 
 
 # ------------------------------------------------------------------------------ saying no
@@ -491,7 +491,7 @@ def test_a_classical_video_tower(captioned_pack, tmp_path, monkeypatch):
     modes = modes_in_steps(monkeypatch, clip)
     clip.main(cfg)
     assert modes == [{True}] * 8  # between them it was scored
-    model = checkpoint.load_video_text(str(tmp_path / "run" / "backbone"))
+    model = backbones.load_video_text(str(tmp_path / "run" / "backbone"))
     assert type(model.video).__name__ == "FrameNetwork"
     with pytest.raises(ValueError, match="batch normalisation"):
         clip.main(dataclasses.replace(cfg, micro_batch=2, out=str(tmp_path / "a")))

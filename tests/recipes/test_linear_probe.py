@@ -18,9 +18,10 @@ from downstream import features as features_module
 from downstream.features import Extraction, cached_features, extract, extract_tokens
 from downstream.probe import fit_linear
 from downstream.splits import choose_validation
-from pretrain.checkpoint import export_backbone, load_backbone, weights_hash
+from pretrain.backbones import export_backbone, load_backbone
 from pretrain.data.cache import cache_folder
 from pretrain.data.shards import Pack
+from pretrain.weights import weights_hash
 from recipes import linear_probe
 from recipes.linear_probe import Config, main
 from tests.conftest import motion_rows

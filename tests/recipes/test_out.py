@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from pretrain import checkpoint, log
+from pretrain import checkpoint, log, weights
 from pretrain.data.shards import Pack
 from recipes import clip, compare, finetune, linear_probe, predict, retrieval, videomae, zero_shot
 from tests.recipes import test_clip, test_finetune, test_videomae
@@ -125,7 +125,7 @@ def test_a_full_disk_during_the_export_is_said_and_loses_nothing(
     config = dataclasses.replace(config, out=str(run))
     videomae.main(config)
     before = {p: p.read_bytes() for p in (run / "backbone").iterdir()}
-    real = checkpoint.save_file
+    real = weights.save_file
 
     def full(tensors, path, *rest):
         if "backbone" in str(path):
@@ -133,7 +133,7 @@ def test_a_full_disk_during_the_export_is_said_and_loses_nothing(
         return real(tensors, path, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
+        patch.setattr(weights, "save_file", full)
         with pytest.raises(ValueError, match=r"cannot write .*run.*(No space|full).*intact"):
             videomae.main(config)
     assert {p: p.read_bytes() for p in (run / "backbone").iterdir()} == before

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain import checkpoint
+from pretrain import backbones, checkpoint
 from pretrain.data.shards import Pack
 from pretrain.run import plan_run
 from recipes import videomae
@@ -53,8 +53,8 @@ def test_whole_run(undisturbed, tiny_pack):
     assert log[-1]["knn_chance"] == 0.25
     assert (undisturbed / "reconstruction.png").stat().st_size > 5000
     assert (undisturbed / "curve.png").stat().st_size > 5000
-    encoder = checkpoint.load_backbone(str(undisturbed / "backbone"))
-    trained = checkpoint.load_pretrained_videomae(undisturbed).encoder
+    encoder = backbones.load_backbone(str(undisturbed / "backbone"))
+    trained = backbones.load_pretrained_videomae(undisturbed).encoder
     assert equal(encoder.state_dict(), trained.state_dict())
     provenance = json.loads((undisturbed / "backbone" / "config.json").read_text())["provenance"]
     assert provenance["data_fingerprint"] == Pack(tiny_pack).index["fingerprint"]
@@ -100,10 +100,10 @@ def test_only_what_moves(tiny_pack, tmp_path):
     """The masks choose among the tokens that move; the rest is never seen and never predicted."""
     cfg = config(tiny_pack, tmp_path / "run", moving=0.5, mask="random", dual_mask=True, steps=2)
     videomae.main(cfg)
-    encoder = checkpoint.load_backbone(str(tmp_path / "run" / "backbone"))
+    encoder = backbones.load_backbone(str(tmp_path / "run" / "backbone"))
     assert encoder.num_moving == 16 and encoder.grid == (2, 4, 4)
     assert (tmp_path / "run" / "reconstruction.png").stat().st_size > 5000
-    model = checkpoint.load_pretrained_videomae(tmp_path / "run").eval()
+    model = backbones.load_pretrained_videomae(tmp_path / "run").eval()
     video = torch.randint(0, 256, (1, 3, 4, 32, 32), dtype=torch.uint8)
     video[:, :, :, :16] = video[:, :, :1, :16]  # the upper half stands still
     visible, masked = torch.arange(0, 4)[None], torch.arange(4, 16)[None]
@@ -137,8 +137,8 @@ def test_contrast_of_views_learns_resumes_and_leaves_a_plain_videomae(
     assert equal(final_weights(cut), final_weights(calm))
     assert any(name.startswith("head.") for name in final_weights(calm))  # the contrast's
 
-    encoder = checkpoint.load_backbone(str(calm / "backbone"))
-    whole = checkpoint.load_pretrained_videomae(calm)
+    encoder = backbones.load_backbone(str(calm / "backbone"))
+    whole = backbones.load_pretrained_videomae(calm)
     assert equal(whole.encoder.state_dict(), encoder.state_dict())
     again = videomae.build_model(
         config(tiny_pack, "x", backbone=str(calm), **changes)
@@ -273,7 +273,7 @@ def test_foreign_folder_is_refused(tiny_pack, tmp_path):
 def test_starting_from_a_backbone_and_from_a_run(undisturbed, tiny_pack, tmp_path):
     for name in (undisturbed, undisturbed / "backbone"):
         model = videomae.build_model(config(tiny_pack, tmp_path, backbone=str(name)))
-        trained = checkpoint.load_backbone(str(undisturbed / "backbone"))
+        trained = backbones.load_backbone(str(undisturbed / "backbone"))
         assert equal(model.encoder.state_dict(), trained.state_dict())
     with pytest.raises(ValueError, match="does not fit"):
         videomae.build_model(config(tiny_pack, tmp_path, backbone=str(undisturbed), depth=3))
@@ -374,7 +374,7 @@ def test_a_launch_that_would_silently_train_alone_is_refused(tiny_pack, tmp_path
 
 
 def test_weights_of_other_positions_or_heads_are_refused(tmp_path):
-    from pretrain.checkpoint import export_backbone
+    from pretrain.backbones import export_backbone
     from pretrain.vit import VideoTransformer
 
     theirs = VideoTransformer(24, 1, 2, 4, 16, 8, positions="separable")

@@ -10,20 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from pretrain import checkpoint
-from pretrain.checkpoint import (
-    CheckpointError,
-    checkpoints,
-    export_backbone,
-    load_backbone,
-    load_checkpoint,
-    load_video_text,
-    newest_valid,
-    save_checkpoint,
-)
+from pretrain import backbones, checkpoint
+from pretrain import weights as weights_module
+from pretrain.backbones import export_backbone, load_backbone, load_video_text
+from pretrain.checkpoint import checkpoints, load_checkpoint, newest_valid, save_checkpoint
 from pretrain.optim import make_optimizers
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer
+from pretrain.weights import CheckpointError
 
 
 class Killed(BaseException):
@@ -73,7 +67,13 @@ def test_round_trip_and_rotation(tmp_path):
     assert not same(fresh, trained(3))
 
 
-OPERATIONS = [(checkpoint, "save_file"), (checkpoint, "sync"), (os, "replace"), (shutil, "rmtree")]
+OPERATIONS = [
+    (weights_module, "save_file"),
+    (weights_module, "sync"),
+    (checkpoint, "sync"),
+    (os, "replace"),
+    (shutil, "rmtree"),
+]
 
 
 def test_killed_at_every_operation_of_a_save(tmp_path, monkeypatch):
@@ -173,7 +173,7 @@ def test_disk_full_keeps_what_was_there(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
+        patch.setattr(weights_module, "save_file", full)
         with pytest.raises(CheckpointError, match="No space left"):
             save_checkpoint(tmp_path, *trained(2), {"step": 2})
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
@@ -227,7 +227,7 @@ def test_a_family_is_not_taken_for_a_folder_of_others(tmp_path, monkeypatch):
     """Where the families are not loaded, a folder of one of them is ours all the same, and its remedy another."""
     folder = tmp_path / "backbone"
     export_backbone(trained(1)[0].encoder, folder, {"recipe": "test"})
-    monkeypatch.delitem(checkpoint.BUILDERS, "VideoTransformer")
+    monkeypatch.delitem(backbones.BUILDERS, "VideoTransformer")
     for load in (load_backbone, load_video_text):
         with pytest.raises(ValueError, match=r"VideoTransformer.*downstream\.models") as caught:
             load(str(folder))
@@ -268,7 +268,7 @@ def test_a_damaged_checkpoint_is_replaced_and_said(tmp_path, capsys):
     for step in (1, 2):
         save_checkpoint(tmp_path, *trained(step), {"step": step})
     damage(tmp_path / "checkpoints" / "step-00000002")
-    assert checkpoint.load_pretrained_videomae(tmp_path) is not None
+    assert backbones.load_pretrained_videomae(tmp_path) is not None
     assert "step-00000002" in capsys.readouterr().err  # and not in silence the older one
     save_checkpoint(tmp_path, *trained(2), {"step": 2})
     assert "step-00000002" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from downstream.classifier import Classifier
 from downstream.models import build_model, load_classifier
 from downstream.models.published import load_published
 from pretrain import foreign
-from pretrain.checkpoint import (
+from pretrain.backbones import (
     export_backbone,
     fresh_like,
     load_backbone,
@@ -22,8 +22,8 @@ from pretrain.checkpoint import (
     load_video_text,
 )
 from pretrain.clip import VideoText
-from pretrain.convert import load_foreign
 from pretrain.frames import FrameTower
+from pretrain.interop.videomae import load_foreign
 from pretrain.text import HuggingFaceText, OpenClipText
 from pretrain.vit import VideoTransformer
 from tests.conftest import save_open_clip

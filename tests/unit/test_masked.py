@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from downstream.models import build_model, load_backbone
-from pretrain import checkpoint
+from pretrain import backbones
 from pretrain.masked import MaskedPixels, unpatchify_cells
 from pretrain.videomae import draw_tokens, normalise_target, reconstruct
 from pretrain.vit import patchify, take_tokens
+from pretrain.weights import CheckpointError
 from recipes import videomae
 from tests.recipes.runs import equal, final_weights, modes_in_steps
 from tests.recipes.test_videomae import config
@@ -147,8 +148,8 @@ def test_the_recipe_with_another_family(tiny_pack, tmp_path, encoder, monkeypatc
     monkeypatch.setattr(videomae, "train_step", real)
     videomae.main(again)
     assert equal(final_weights(tmp_path / "again"), final_weights(tmp_path / "run"))
-    with pytest.raises(checkpoint.CheckpointError, match="is no VideoMAE run"):
-        checkpoint.load_pretrained_videomae(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="is no VideoMAE run"):
+        backbones.load_pretrained_videomae(tmp_path / "run")
 
 
 def test_flags_that_mean_nothing_are_refused(tiny_pack, tmp_path):

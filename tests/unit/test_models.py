@@ -22,8 +22,9 @@ from downstream.models.images import ImageNetwork
 from downstream.models.inflated import Inflated, InflatedConv
 from downstream.models.recurrent import FrameRNN
 from downstream.models.tcn import TCN, EncoderDecoder, FrameTCN
-from pretrain.checkpoint import build, describe, export_backbone, fresh_like, weights_hash
+from pretrain.backbones import build, describe, export_backbone, fresh_like
 from pretrain.frames import FrameTower
+from pretrain.weights import weights_hash
 
 # The smallest clip each family can see, and a second legal one.
 SMALL = {"network": "test_resnet", "size": 32}

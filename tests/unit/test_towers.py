@@ -9,7 +9,7 @@ import torch
 
 from downstream.finetune import fitting
 from downstream.zero_shot import embed_texts
-from pretrain.checkpoint import (
+from pretrain.backbones import (
     build,
     describe,
     export_backbone,

@@ -8,7 +8,7 @@ import timm
 import torch
 
 from downstream.attention_maps import looked_at, overlay, rollout
-from pretrain.checkpoint import build, describe, load_strict
+from pretrain.backbones import build, describe
 from pretrain.videomae import VideoMAE
 from pretrain.vit import (
     POSITIONS,
@@ -19,6 +19,7 @@ from pretrain.vit import (
     rotary_table,
     rotate,
 )
+from pretrain.weights import load_strict
 from recipes import visualize
 from tests.conftest import draw_motion, write_video
 

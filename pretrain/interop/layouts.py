@@ -208,7 +208,7 @@ def from_hf(
 
     Args:
         state: the weights.
-        config: the content of config.json; "layer_norm_eps" is left to `pretrain.convert.verify`.
+        config: the content of config.json; "layer_norm_eps" is left to `pretrain.interop.videomae.verify`.
         sizes: what is known better.
 
     Returns:

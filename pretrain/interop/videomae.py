@@ -1,6 +1,6 @@
 """Weights of others, in and out: official VideoMAE `.pth` files and Hugging Face VideoMAE.
 
-`pretrain.layouts` renames the weights; here they are read, and every conversion is verified: transformers'
+`pretrain.interop.layouts` renames the weights; here they are read, and every conversion is verified: transformers'
 model, given the weights, must show the same tokens, reconstruction and loss.
 """
 
@@ -14,7 +14,15 @@ from torch import Tensor
 
 from pretrain.files import is_file, is_folder, read_json
 from pretrain.foreign import hub_folder
-from pretrain.layouts import AS_RECORDED, Sizes, arguments_of, build, from_hf, from_official, to_hf
+from pretrain.interop.layouts import (
+    AS_RECORDED,
+    Sizes,
+    arguments_of,
+    build,
+    from_hf,
+    from_official,
+    to_hf,
+)
 from pretrain.videomae import VideoMAE, draw_tokens
 from pretrain.vit import VideoTransformer, patchify, take_tokens
 from pretrain.weights import load_torch_file, read_safetensors

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from pretrain import foreign
 from pretrain.files import is_file, is_folder, read_json
-from pretrain.weights import load_torch_file, read_safetensors, refuse_misfit, unwrap
+from pretrain.frames import FrameTower
+from pretrain.vit import IMAGENET_MEAN, IMAGENET_STD
+from pretrain.weights import (
+    load_strict,
+    load_torch_file,
+    read_safetensors,
+    refuse_misfit,
+    unwrap,
+)
 
 PREFIX = "open_clip:"
 
@@ -245,3 +253,28 @@ def _pair(
         preprocess=preprocess,
         trained=trained,
     )
+
+
+# How an image tower that comes without a clip of its own sees videos.
+FRAMES, STRIDE = 8, 8
+
+
+def frame_tower(
+    pair: Pair, frames: int, stride: int, pool: str, pixels: str = "tower"
+) -> FrameTower:
+    """The image tower of an open_clip pair for the frames of clips, in evaluation mode.
+
+    Args:
+        pair: of open_clip.
+        frames: as of `FrameTower`, like `stride` and `pool`.
+        stride: see there.
+        pool: see there.
+        pixels: "tower": normalised and scaled as the pair was trained; "imagenet": by ImageNet's mean and deviation, and
+            bilinearly.
+    """
+    about = {k: pair.preprocess[k] for k in ("mean", "std", "interpolation")}
+    if pixels == "imagenet":
+        about = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": "bilinear"}
+    tower = FrameTower(pair.vision_config, frames, stride, pool, **about)
+    load_strict(tower.visual, pair.visual.state_dict(), "the image tower of open_clip")
+    return tower.eval()

@@ -1,0 +1,1 @@
+"""Weights that other people published, in and out: a file for each origin, and every conversion verified."""
