@@ -288,7 +288,7 @@ def load_backbone(name: str, weights: str = "") -> nn.Module:
 
     Args:
         name: a name in `MODELS` (fresh weights unless `weights` is given) or in `PUBLISHED`, or whatever
-            `pretrain.checkpoint.load_backbone` knows; of a classifier, what is under its head.
+            `pretrain.backbones.load_backbone` knows; of a classifier, what is under its head.
         weights: for a name in `MODELS`, see `build_model`; for one in `PUBLISHED`, see `load_published`.
 
     Raises:
