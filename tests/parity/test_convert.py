@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from downstream.classifier import Classifier
 from downstream.features import finish_means
 from downstream.models import build_model, load_classifier
-from pretrain import convert
 from pretrain.backbones import export_backbone, load_backbone, load_pretrained_videomae
 from pretrain.checkpoint import save_checkpoint
+from pretrain.interop import videomae as interop_videomae
 from pretrain.interop.layouts import (
     Sizes,
     arguments_of,
@@ -89,7 +89,7 @@ def test_the_epsilon_of_the_targets_is_kept(monkeypatch):
     # transformers has no such target: the losses differ, the reconstructions may not.
     assert verify(model) < 1e-5
     other = to_hf(state | {"head.bias": state["head.bias"] + 0.01}, arguments)
-    monkeypatch.setattr(convert, "to_hf", lambda *_: other)
+    monkeypatch.setattr(interop_videomae, "to_hf", lambda *_: other)
     with pytest.raises(ValueError, match="differs"):
         verify(model)
 
@@ -448,7 +448,7 @@ def test_verify_accepts_and_measures():
 
 def test_verify_sees_every_kind_of_wrong_conversion(monkeypatch):
     """Each fault is one that strict names and shapes cannot see."""
-    right = convert.to_hf
+    right = interop_videomae.to_hf
 
     def swapped(name: str, other: str):
         def wrong(state, arguments):
@@ -482,7 +482,7 @@ def test_verify_sees_every_kind_of_wrong_conversion(monkeypatch):
         channels_first, head_rows,
         lambda s, a: lost_bias({k: v.clone() for k, v in s.items()}, a),
     ):  # fmt: skip
-        monkeypatch.setattr(convert, "to_hf", wrong)
+        monkeypatch.setattr(interop_videomae, "to_hf", wrong)
         with pytest.raises(ValueError, match="differs from transformers' by"):
             verify(model)
 
