@@ -132,7 +132,10 @@ def test_readme_commands_parse(monkeypatch):
     """Every recipe command of the README and of the recipes' help names a recipe, a preset and flags that there are."""
     import importlib.util
 
-    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    guides = [ROOT / "README.md"]
+    for folder in (*ROOMS, "launch"):
+        guides += sorted((ROOT / folder).rglob("*.md"))
+    text = "\n".join(p.read_text() for p in guides).replace("recipes/NAME.py", "")
     for path in sorted((ROOT / "recipes").glob("*.py")):
         examples = re.findall(
             r"^ +((?:python|accelerate) .*)",
