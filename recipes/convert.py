@@ -27,14 +27,9 @@ from downstream.models import classifier_of, load_backbone, load_classifier
 from pretrain.backbones import export_backbone, load_pretrained_videomae, read_backbone_config
 from pretrain.files import is_folder, is_there, share
 from pretrain.flags import Count
-from pretrain.interop.layouts import (
-    Sizes,
-    arguments_of,
-    decides_numbers,
-    obstacles,
-    to_hf,
-    to_official,
-)
+from pretrain.interop.hugging_face import to_hf
+from pretrain.interop.layouts import Sizes, arguments_of, decides_numbers, obstacles
+from pretrain.interop.official import to_official
 from pretrain.interop.videomae import import_foreign, verify
 from pretrain.log import cli, print_table
 from pretrain.videomae import VideoMAE

@@ -1,10 +1,9 @@
-"""Weights of others, in and out: official VideoMAE `.pth` files and Hugging Face VideoMAE.
+"""VideoMAEs that others pretrained or fine-tuned, read, converted and verified.
 
-`pretrain.interop.layouts` renames the weights; here they are read, and every conversion is verified: transformers'
-model, given the weights, must show the same tokens, reconstruction and loss.
+`official.py` and `hugging_face.py` read and write the files; here every conversion is compared with transformers' model,
+which, given the weights, must show the same tokens, reconstruction and loss.
 """
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.files import is_file, is_folder, read_json
-from pretrain.foreign import hub_folder
-from pretrain.interop.layouts import (
-    AS_RECORDED,
-    Sizes,
-    arguments_of,
-    build,
-    from_hf,
-    from_official,
-    to_hf,
-)
+from pretrain.files import is_file
+from pretrain.interop.hugging_face import from_hf, read_folder, to_hf
+from pretrain.interop.layouts import AS_RECORDED, Sizes, arguments_of, build
+from pretrain.interop.official import from_official
 from pretrain.videomae import VideoMAE, draw_tokens
 from pretrain.vit import VideoTransformer, patchify, take_tokens
-from pretrain.weights import load_torch_file, read_safetensors
+from pretrain.weights import load_torch_file
 
 TOLERANCE = 1e-4  # largest absolute difference from transformers' outputs
 
@@ -51,7 +43,7 @@ def import_foreign(
     """
     try:
         if name.startswith("hf:"):
-            weights, config = _read_hf(name.removeprefix("hf:"))
+            weights, config = read_folder(name.removeprefix("hf:"))
             state, arguments, dropped = from_hf(weights, config, sizes)
             eps = float(config.get("layer_norm_eps", 1e-12))  # 1e-12: transformers' default
         elif not is_file(name):
@@ -74,20 +66,6 @@ def load_foreign(name: str, sizes: Sizes = AS_RECORDED) -> VideoTransformer:
     """The encoder of `import_foreign`, whose arguments these are."""
     model, _ = import_foreign(name, sizes)
     return model.encoder if isinstance(model, VideoMAE) else model
-
-
-def load_foreign_videomae(name: str, sizes: Sizes = AS_RECORDED) -> VideoMAE:
-    """The whole model of `import_foreign`, to continue its pretraining.
-
-    Raises:
-        ValueError: as there; or the weights have no decoder.
-    """
-    model, _ = import_foreign(name, sizes)
-    if not isinstance(model, VideoMAE):
-        raise ValueError(
-            f"{name} is an encoder only: pretraining continues from one with its decoder"
-        )
-    return model
 
 
 def to_transformers(
@@ -179,61 +157,3 @@ def verify(
             f"the converted model differs from transformers' by {difference:.2e}, more than {TOLERANCE}{eps}"
         )
     return difference
-
-
-_SHARD = re.compile(r"((?:pytorch_)?model)-(\d{5})-of-(\d{5})\.(safetensors|bin)")
-
-
-def _refuse_missing_shards(folder: Path, files: list[Path]) -> None:
-    """Compare the weights files of a folder with those that its index, or their own names, say there are.
-
-    Raises:
-        ValueError: one is not there.
-    """
-    wanted = set()
-    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        if is_file(folder / index) and (not files or files[0].suffix == Path(index[:-11]).suffix):
-            of = read_json(folder / index).get("weight_map")
-            of = of.values() if isinstance(of, dict) else ()
-            wanted |= {name for name in of if isinstance(name, str) and _SHARD.fullmatch(name)}
-    for found in filter(None, (_SHARD.fullmatch(file.name) for file in files)):
-        kind, _, count, suffix = found.groups()
-        wanted |= {f"{kind}-{n:05}-of-{count}.{suffix}" for n in range(1, int(count) + 1)}
-    if missing := sorted(wanted - {file.name for file in files}):
-        raise ValueError(
-            f"{len(missing)} of its {len(wanted)} weights files (shards) are missing, {', '.join(missing[:3])}: download "
-            "the folder again"
-        )
-
-
-def _read_hf(name: str) -> tuple[dict[str, Tensor], dict]:
-    """Weights and config.json of a local folder or, from the hub, of a name.
-
-    Read by ourselves: transformers fills what it does not find with fresh values.
-    """
-    folder = Path(name)
-    if not is_folder(name):
-        # A second look only where there is no safetensors, for older repositories.
-        for weights in ("*.safetensors", "pytorch_model*.bin"):
-            folder = hub_folder(name, ["*config.json", weights])
-            if any(folder.glob(weights)):
-                break
-    for pattern in ("model.safetensors", "model-*.safetensors", "pytorch_model*.bin"):
-        files = sorted(folder.glob(pattern))
-        if files:
-            break
-    _refuse_missing_shards(folder, files)
-    if not files or not (folder / "config.json").is_file():
-        raise ValueError("it holds no config.json with model.safetensors or pytorch_model.bin")
-    config = read_json(folder / "config.json")
-    processor = folder / "preprocessor_config.json"
-    if processor.is_file():
-        read = read_json(processor)
-        config |= {k: read[k] for k in ("image_mean", "image_std") if k in read}
-    state = {}
-    for file in files:
-        part = load_torch_file(file) if file.suffix == ".bin" else read_safetensors(file)
-        if state.keys() & part.keys():
-            raise ValueError(f"{file.name} repeats weights of another file")
-        state |= part
-    return state, config

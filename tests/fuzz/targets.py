@@ -500,8 +500,8 @@ def _hf_seeds() -> list[Files]:
     import torch
     from safetensors.torch import save
 
+    from pretrain.interop.hugging_face import to_hf
     from pretrain.interop.layouts import arguments_of
-    from pretrain.interop.videomae import to_hf
     from pretrain.vit import VideoTransformer
 
     torch.manual_seed(0)

@@ -17,16 +17,10 @@ from downstream.models import build_model, load_classifier
 from pretrain.backbones import export_backbone, load_backbone, load_pretrained_videomae
 from pretrain.checkpoint import save_checkpoint
 from pretrain.interop import videomae as interop_videomae
-from pretrain.interop.layouts import (
-    Sizes,
-    arguments_of,
-    build,
-    from_hf,
-    from_official,
-    to_hf,
-    to_official,
-)
-from pretrain.interop.videomae import import_foreign, load_foreign, load_foreign_videomae, verify
+from pretrain.interop.hugging_face import from_hf, to_hf
+from pretrain.interop.layouts import Sizes, arguments_of, build
+from pretrain.interop.official import from_official, to_official
+from pretrain.interop.videomae import import_foreign, load_foreign, verify
 from pretrain.log import cli
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer, resized
@@ -510,17 +504,15 @@ def test_official_file_to_backbone(tmp_path):
     args = argparse.Namespace(num_frames=4, input_size=16, sampling_rate=4, lr=1e-3)
     torch.save({"model": content["model"], "args": args, "epoch": 3}, path)
     sizes = Sizes(heads=3, decoder_heads=2)
-    assert equal(load_foreign_videomae(str(path), sizes).state_dict(), trained().state_dict())
+    assert equal(import_foreign(str(path), sizes)[0].state_dict(), trained().state_dict())
     assert equal(load_foreign(str(path), sizes).state_dict(), trained().encoder.state_dict())
     torch.save(content, path)  # as we write it, all sizes are in the file
     assert equal(load_backbone(str(path)).state_dict(), trained().encoder.state_dict())
 
 
-def test_an_encoder_alone_does_not_continue_pretraining(tmp_path):
+def test_an_encoder_alone_is_read(tmp_path):
     name = write_hf(tmp_path / "encoder", *hf(whole=False))
     assert isinstance(load_foreign(name), VideoTransformer)
-    with pytest.raises(ValueError, match="encoder only"):
-        load_foreign_videomae(name)
 
 
 def test_hugging_face_folders(tmp_path):
@@ -633,8 +625,8 @@ def test_recipe_converts_a_run_with_its_decoder(tmp_path):
     main(Config(str(tmp_path / "run"), "official", str(tmp_path / "a.pth")))
     main(Config(str(tmp_path / "run"), "hf", str(tmp_path / "hf")))
     for name in (str(tmp_path / "a.pth"), f"hf:{tmp_path / 'hf'}"):
-        assert equal(load_foreign_videomae(name).state_dict(), model.state_dict())
-        assert not any(part.training for part in load_foreign_videomae(name).modules())
+        assert equal(import_foreign(name)[0].state_dict(), model.state_dict())
+        assert not any(part.training for part in import_foreign(name)[0].modules())
     assert not any(part.training for part in load_pretrained_videomae(tmp_path / "run").modules())
 
 
@@ -714,7 +706,7 @@ def test_what_the_readme_tells_one_to_pretrain_converts(preset, tiny_pack, tmp_p
             with torch.no_grad():
                 assert torch.equal(load_backbone(name)(clip), ours(clip))
         assert isinstance(import_foreign(name)[0], VideoMAE) == (source == "run")
-    theirs = load_foreign_videomae(f"hf:{tmp_path / 'run-hf'}")
+    theirs = import_foreign(f"hf:{tmp_path / 'run-hf'}")[0]
     assert equal(theirs.state_dict(), load_pretrained_videomae(run).state_dict())
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.interop.layouts import arguments_of, to_hf
+from pretrain.interop.hugging_face import to_hf
+from pretrain.interop.layouts import arguments_of
 from pretrain.interop.videomae import to_transformers
 from pretrain.videomae import (
     VideoMAE,

