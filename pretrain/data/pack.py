@@ -39,7 +39,7 @@ from pretrain.data.index import (
     text_digest,
 )
 from pretrain.data.pool import INGEST, run_jobs, usable_cores
-from pretrain.data.progress import Progress
+from pretrain.data.progress import Bar, slow_files
 from pretrain.data.sources import Listing, Source, list_sources
 from pretrain.files import parse_json, read_limited, sync, write_synced
 from pretrain.names import for_screen
@@ -320,18 +320,28 @@ class _Packer:
                 }
             )
         names = [self.listing.sources[number].name for number in todo]
+        clips, refused, slow = 0, 0, ""
+
+        def tell() -> None:
+            bar.say(about=f"{clips} clips, {refused} refused" + f", at work: {slow}" * bool(slow))
+
+        def at_work(seconds: dict[int, float]) -> None:
+            nonlocal slow
+            slow = slow_files({names[job]: s for job, s in seconds.items()})
+            tell()
+
         answers = run_jobs(
             jobs,
             workers,
             timeout,
             command,
             [limits[number] for number in todo],
-            lambda seconds: shown.at_work({names[job]: s for job, s in seconds.items()}),
+            at_work,
         )
         with (
             contextlib.closing(answers),  # an interruption stops the workers before the lock goes
             open(self.journal, "a", encoding="utf-8") as journal,
-            Progress(len(todo), self.progress) as shown,
+            Bar(len(todo), "packing", "file", self.progress) as bar,
         ):
             if journal.tell() and self.journal.read_bytes()[-1:] != b"\n":
                 journal.write("\n")  # the last line was cut off by a kill
@@ -352,7 +362,10 @@ class _Packer:
                 journal.write(json_line(record))
                 journal.flush()
                 self.known[record["id"]] = record
-                shown.update(len(record.get("clips", ())), "refused" in record)
+                clips += len(record.get("clips", ()))
+                refused += "refused" in record
+                tell()
+                bar.update()
 
     # ---- writing
 

@@ -16,9 +16,7 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import threading
-import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +36,7 @@ from pretrain.data.figure import (
 )
 from pretrain.data.places import PLACES, cast_shadow, dress, look_at, paint_place
 from pretrain.data.pool import usable_cores
+from pretrain.data.progress import Bar
 
 __all__ = [
     "ACTIONS",
@@ -298,7 +297,7 @@ def make_world(
         frames: Frames per clip.
         fps: Frames per second.
         workers: Processes; None is one per core.
-        progress: Whether to write a line of progress to stderr.
+        progress: Whether to show progress on standard error.
 
     Raises:
         ValueError: if `out` holds another world or anything else, or a number makes no sense.
@@ -322,15 +321,9 @@ def make_world(
     missing = [i for i in range(num_clips) if not all(p.exists() for p in _files(out, i).values())]
     jobs = [(str(out), i, specs[i], size, frames, fps) for i in missing]
     workers = max(1, min(workers or usable_cores(), len(jobs) // 4))
-    start = time.monotonic()
-    every = 8 if sys.stderr.isatty() else 160  # a log file wants fewer lines
-    for done, _ in enumerate(_work(jobs, workers), 1):
-        if progress and (done == len(jobs) or done % every == 0):
-            rate = done / (time.monotonic() - start)
-            count = f"{done + num_clips - len(jobs)}/{num_clips} clips, {rate:.1f} clips/s"
-            line = f"making the action world: {count}, {(len(jobs) - done) / rate:.0f} s left"
-            over = every == 8 and done < len(jobs)
-            print(line.ljust(79), end="\r" if over else "\n", file=sys.stderr, flush=True)
+    with Bar(len(jobs), "making the action world", "clip", progress) as bar:
+        for _ in _work(jobs, workers):
+            bar.update()
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["path", "label", "class_text", "caption", "split", "subject", "flow", "joints"])
