@@ -5,7 +5,6 @@ B clips of a batch, V views of each (temporal x spatial), N tokens, S time segme
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from pretrain.data.cache import cache_folder
 from pretrain.data.progress import Bar
 from pretrain.data.shards import EvalClips, Pack, eval_loader
 from pretrain.device import autocast_dtype
-from pretrain.files import share
+from pretrain.files import replacing, share
 from pretrain.modes import evaluating
 from pretrain.weights import read_safetensors, weights_hash
 
@@ -278,14 +277,12 @@ def _cached(
         except ValueError as error:
             print(f"cached features {path} are damaged ({error}): computing them again", flush=True)
     features = compute()
-    aside = path.with_name(f"tmp-{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"features": features, "sha256": _digest(features)}, aside)
-        share(aside)
-        os.replace(aside, path)
-    except (SafetensorError, OSError) as error:
-        aside.unlink(missing_ok=True)  # a full cache disk costs time next time, nothing else
+        with replacing(path, shared=True) as aside:
+            save_file({"features": features, "sha256": _digest(features)}, aside)
+            share(aside)
+    except (SafetensorError, OSError) as error:  # a full disk costs time next time, nothing else
         print(
             f"features could not be kept in {path.parent} ({error}): going on without", flush=True
         )

@@ -143,6 +143,27 @@ def _no_number(name: str) -> None:
 _STANDARD, _PYTHON = json.JSONDecoder(parse_constant=_no_number), json.JSONDecoder()
 
 
+@contextlib.contextmanager
+def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
+    """A name beside `path` to write to, renamed to it at the end: the file is there whole or not at all.
+
+    Args:
+        path: the file.
+        shared: others may write it at this moment. Otherwise the name is the same each time, so that what a killed
+            process left is written over.
+
+    Raises:
+        OSError: it cannot be renamed; an older file is untouched.
+    """
+    aside = path.with_name(f"tmp-{os.getpid()}-{path.name}" if shared else f"tmp-{path.name}")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
 def write_synced(path: Path, data: bytes) -> None:
     """Write a file and wait until it is on the disk."""
     with open(path, "wb") as file:

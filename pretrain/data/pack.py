@@ -41,7 +41,7 @@ from pretrain.data.index import (
 from pretrain.data.pool import INGEST, run_jobs, usable_cores
 from pretrain.data.progress import Bar, slow_files
 from pretrain.data.sources import Listing, Source, list_sources
-from pretrain.files import parse_json, read_limited, sync, write_synced
+from pretrain.files import parse_json, read_limited, replacing, sync, write_synced
 from pretrain.names import for_screen
 
 # Further columns that a recipe reads, and those that are made of the place in a document.
@@ -259,8 +259,8 @@ class _Packer:
                 f"{source}: give another --out, or delete that folder"
             )
         if not stored.is_file():
-            write_synced(self.work / "settings.new", json.dumps(self.settings).encode())
-            os.replace(self.work / "settings.new", stored)
+            with replacing(stored) as aside:
+                write_synced(aside, json.dumps(self.settings).encode())
 
     def _limit(self, source: Source, file_timeout: float) -> float:
         """Seconds that a source may take in all: the larger it is, the more."""
@@ -322,13 +322,13 @@ class _Packer:
         names = [self.listing.sources[number].name for number in todo]
         clips, refused, slow = 0, 0, ""
 
-        def tell() -> None:
-            bar.say(about=f"{clips} clips, {refused} refused" + f", at work: {slow}" * bool(slow))
+        def about() -> str:
+            return f"{clips} clips, {refused} refused" + f", at work: {slow}" * bool(slow)
 
         def at_work(seconds: dict[int, float]) -> None:
             nonlocal slow
             slow = slow_files({names[job]: s for job, s in seconds.items()})
-            tell()
+            bar.say(about=about())
 
         answers = run_jobs(
             jobs,
@@ -364,8 +364,7 @@ class _Packer:
                 self.known[record["id"]] = record
                 clips += len(record.get("clips", ()))
                 refused += "refused" in record
-                tell()
-                bar.update()
+                bar.update(about=about())
 
     # ---- writing
 
@@ -509,9 +508,8 @@ class _Packer:
         (self.work / "refused.jsonl").unlink(missing_ok=True)
         current = {id: self.known[id] for id in self.ids}
         if self.stale or len(current) < len(self.known):
-            aside = self.work / "journal.new"
-            write_synced(aside, "".join(map(json_line, current.values())).encode())
-            os.replace(aside, self.journal)
+            with replacing(self.journal) as aside:
+                write_synced(aside, "".join(map(json_line, current.values())).encode())
 
     def summary(self, index: dict, seconds: float) -> str:
         """A few lines for people."""

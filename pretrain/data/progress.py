@@ -44,10 +44,12 @@ class Bar:
         if self.bar is not None:
             self.bar.close()
 
-    def update(self, done: int = 1) -> None:
-        """Takes note of so many more."""
+    def update(self, done: int = 1, about: str | None = None) -> None:
+        """Takes note of so many more, and shows other words behind the count, if given."""
         self.done += done
+        self.about = self.about if about is None else about
         if self.bar is not None:
+            self.bar.set_postfix_str(self.about, refresh=False)
             self.bar.update(done)
         self._line(self.done >= self.total)
 

@@ -3,11 +3,9 @@
 Nothing is decoded here.
 """
 
-import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from pretrain.data.lists import (
     split_of,
 )
 from pretrain.data.tar import Member, list_members
-from pretrain.files import open_regular
+from pretrain.files import open_regular, reading
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 # What pandas and numpy write where there is nothing; an empty field is no value either.
@@ -93,28 +91,19 @@ def list_sources(source: str | Path) -> Listing:
         listing = Listing([Source(path.name, path, kind=_kind(path.name))])
     elif path.suffix.lower() == ".tar":
         listing = Listing()
-        with _readable(path):
+        with reading(path):
             _add_tar(listing, path, path.name, None)
     elif path.name.lower().endswith((".tar.gz", ".tgz", ".zip", ".tar.xz", ".tar.bz2", ".gz")):
         raise ValueError(
             f"{path} is compressed: unpack it first, a plain .tar can be read as it is"
         )
     else:
-        with _readable(path):
+        with reading(path):
             listing = Listing(_from_list(path))
     if not listing.sources and not listing.refused:
         kinds = " ".join(sorted(VIDEOS | IMAGES | {".tar"}))
         raise ValueError(f"{path} holds no video or image (looked for {kinds})")
     return listing
-
-
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Says in words that the file a user named cannot be read."""
-    try:
-        yield
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _kind(name: str) -> str:

@@ -14,7 +14,6 @@ import csv
 import io
 import json
 import multiprocessing
-import os
 import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -37,6 +36,7 @@ from pretrain.data.figure import (
 from pretrain.data.places import PLACES, cast_shadow, dress, look_at, paint_place
 from pretrain.data.pool import usable_cores
 from pretrain.data.progress import Bar
+from pretrain.files import replacing
 
 __all__ = [
     "ACTIONS",
@@ -437,7 +437,5 @@ def _encode(frames: np.ndarray, fps: int) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Writes aside, then renames: a file is there whole or not at all."""
-    aside = path.with_name(f".{path.name}.part")  # one name, so that a redone file cleans up too
-    aside.write_bytes(data)
-    os.replace(aside, path)
+    with replacing(path) as aside:
+        aside.write_bytes(data)

@@ -311,7 +311,7 @@ def test_interrupted_make_is_finished(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         make_world(tmp_path / "cut", num_clips=6, workers=1, **SMALL)
     assert not (tmp_path / "cut" / "clips.csv").exists()
-    (tmp_path / "cut" / "clips" / ".00004.mp4.part").write_bytes(b"half")
+    (tmp_path / "cut" / "clips" / "tmp-00004.mp4").write_bytes(b"half")
     make_world(tmp_path / "cut", num_clips=6, workers=1, **SMALL)
     assert len(made) == 4 + 3, "finished clips are kept, the rest is made"
     assert _hashes(tmp_path / "cut") == whole
