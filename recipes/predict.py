@@ -6,7 +6,7 @@
     python recipes/predict.py --backbone hf:MCG-NJU/videomae-base-finetuned-kinetics --video clip.mp4
     python recipes/predict.py --backbone finetuned_ssv2.pth --classes names.txt --sampling uniform --video clip.mp4
 
-RUN is a run of recipes/finetune.py; `downstream/models/published.py` lists the classifiers of others. Written to the
+RUN is a run of recipes/finetune.py; `downstream.models.PUBLISHED` lists the classifiers of others. Written to the
 results folder: predictions.json (file -> ranked labels and probabilities; files in alphabetical order), predictions.csv
 (the same, a line a file), refused.json (file -> reason), and of a classifier that answers for every frame also
 segments.json, segments.csv (what happens when) and timeline.png.

@@ -8,32 +8,28 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from downstream.classifier import Classifier
 from downstream.models.attention import insert
 from downstream.models.c3d import C3D
 from downstream.models.frames import EarlyFusion, FrameNetwork, LateFusion, SlowFusion
-from downstream.models.i3d import I3D
-from downstream.models.images import ImageNetwork, image_network, image_weights, load_image_weights
+from downstream.models.i3d import I3D, load_i3d_k400
 from downstream.models.inflated import Inflated
-from downstream.models.published import PUBLISHED, load_published, torchvision_weights
 from downstream.models.recurrent import FrameRNN
 from downstream.models.tcn import FrameTCN
-from downstream.models.torchvision3d import TorchvisionVideo
-from downstream.models.video_swin import VideoSwin, swin_weights
-from downstream.models.vivit import ViViT, read_image_vit, start_from_image
+from downstream.models.torchvision3d import TorchvisionVideo, load_torchvision_k400
+from downstream.models.video_swin import VideoSwin
+from downstream.models.vivit import ViViT
 from pretrain import backbones
 from pretrain.files import is_folder
 from pretrain.foreign import shown
 from pretrain.interop.videomae import import_foreign
-from pretrain.modes import evaluating
 from pretrain.names import did_you_mean
 from pretrain.vit import SIZES, VideoTransformer
-from pretrain.weights import load_strict
 
 __all__ = [
     "MODELS",
@@ -47,17 +43,6 @@ __all__ = [
     "load_classifier",
 ]
 
-# Exported folders may name these; a recipe that loads backbones imports this module.
-backbones.BUILDERS.update(
-    {
-        builder.__name__: builder
-        for builder in (
-            FrameNetwork, LateFusion, EarlyFusion, SlowFusion, FrameRNN, FrameTCN, C3D, I3D, Inflated,
-            TorchvisionVideo, ViViT, VideoSwin, Classifier,
-        )
-    }
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Family:
@@ -68,12 +53,18 @@ class Family:
         paper: where it was published.
         arguments: of the class, where they are not its defaults.
         small: arguments for minutes on a CPU: fewer pixels, a small 2-D network, fewer channels.
+        k400: loads the classifier of Kinetics-400 that was published with it, from a file ("": downloaded where that is
+            possible); None: there is none.
+
+    A class whose networks can start from third-party weights has `with_weights(weights, arguments, given)`, which builds it and
+    loads them; `given` are the arguments that weights may not change.
     """
 
     build: Callable[..., nn.Module]
     paper: str
     arguments: dict = field(default_factory=dict)
     small: dict = field(default_factory=dict)
+    k400: Callable[[str], Classifier] | None = None
 
 
 # 0.4 million parameters; and without what stands still, see the changelog.
@@ -126,6 +117,12 @@ def _swin(variant: str) -> Family:
     )
 
 
+def _torchvision(name: str, paper: str, **clip: int) -> Family:
+    small = _SMALL3D if name == "s3d" else {"size": 48, "still": "subtract"}
+    published = partial(load_torchvision_k400, name)
+    return Family(TorchvisionVideo, paper, {"name": name, **clip}, small, published)
+
+
 MODELS: dict[str, Family] = {
     "frame_single": Family(FrameNetwork, _KARPATHY, {"frames": 1}, {**_SMALL_NETWORK, "still": "keep"}),
     "frame_mean": Family(FrameNetwork, "mean of frames", _FRAMES16, _SMALL16),
@@ -148,7 +145,7 @@ MODELS: dict[str, Family] = {
         {"form": "encoder_decoder", "causal": False, "hidden": 64, "depth": 2, "kernel": 25, "dropout": 0.3}, _SMALL16,
     ),
     "c3d": Family(C3D, "Tran et al. 2015, arXiv:1412.0767", {}, {**_SMALL3D, "width": 0.25, "batch_norm": True}),
-    "i3d": Family(I3D, _I3D, {}, {**_SMALL3D, "width": 0.5}),
+    "i3d": Family(I3D, _I3D, {}, {**_SMALL3D, "width": 0.5}, load_i3d_k400),
     "i3d_flow": Family(I3D, _I3D, {"channels": 2}, {**_SMALL3D, "width": 0.5}),
     "inflated": Family(Inflated, _I3D, {}, _SMALL16),
     "inflated_se": Family(
@@ -160,13 +157,8 @@ MODELS: dict[str, Family] = {
     "inflated_nonlocal": Family(
         Inflated, "Wang et al. 2018, arXiv:1711.07971", {"attention": "nonlocal@*.layer3"}, _SMALL16
     ),
-    "r3d_18": Family(TorchvisionVideo, _R3D, {"name": "r3d_18"}, {"size": 48, "still": "subtract"}),
-    "mc3_18": Family(TorchvisionVideo, _R3D, {"name": "mc3_18"}, {"size": 48, "still": "subtract"}),
-    "r2plus1d_18": Family(TorchvisionVideo, _R3D, {"name": "r2plus1d_18"}, {"size": 48, "still": "subtract"}),
-    "s3d": Family(
-        TorchvisionVideo, "Xie et al. 2018, arXiv:1712.04851",
-        {"name": "s3d", "frames": 64, "stride": 1, "size": 224}, _SMALL3D,
-    ),
+    **{name: _torchvision(name, _R3D) for name in ("r3d_18", "mc3_18", "r2plus1d_18")},
+    "s3d": _torchvision("s3d", "Xie et al. 2018, arXiv:1712.04851", frames=64, stride=1, size=224),
     **{f"vit_{size}": _sized(size) for size in SIZES},
     **{f"vivit_{number}": _vivit(number) for number in (1, 2, 3, 4)},
     "frame_swin": Family(
@@ -176,6 +168,16 @@ MODELS: dict[str, Family] = {
     ),
     **{f"video_swin_{variant}": _swin(variant) for variant in ("t", "s", "b", "l")},
 }  # fmt: skip
+
+
+# Classifiers that others published: name -> what loads it from a file.
+PUBLISHED = {f"{name}_k400": family.k400 for name, family in MODELS.items() if family.k400}
+
+
+# Exported folders may name these; a recipe that loads backbones imports this module.
+backbones.BUILDERS.update(
+    {f.build.__name__: f.build for f in MODELS.values()} | {"Classifier": Classifier}
+)
 
 
 def check_name(name: str) -> Family:
@@ -215,72 +217,20 @@ def build_model(name: str, small: bool = False, weights: str = "", **changes: ob
                 f"{', '.join(k for k in known if k not in family.arguments or k in ('frames', 'stride', 'size'))}"
             )
     arguments = {**family.arguments, **(family.small if small else {}), **changes}
-    theirs, origin = None, weights
-    if isinstance(arguments.get("network"), str):
-        arguments["network"], theirs = image_network(arguments["network"])
-        origin = origin if theirs is None else "open_clip"
-    network = arguments.get("network", "resnet18") if "network" in known else None
-    if weights and theirs is None:
-        if network is not None:
-            theirs = image_weights(network, weights)
-        elif family.build is TorchvisionVideo:
-            theirs, _ = torchvision_weights(arguments["name"], weights)
-        elif family.build is ViViT:
-            about, theirs = read_image_vit(weights)
-            if arguments["model"] > 2:
-                del about["class_token"]  # these two have no place for one
-            arguments |= {key: value for key, value in about.items() if key not in changes}
-        elif family.build is VideoSwin:
-            theirs = {}  # read below, when there is a model to inflate them for
-        else:
-            raise ValueError(
-                f"--weights {weights}: {name} takes no weights of others"
-                + (
-                    "; DeepMind's are --backbone i3d_k400 --weights FILE"
-                    if family.build is I3D
-                    else ""
-                )
-            )
     # Weights go in before attention blocks do, so that they meet the names they know.
     attention = arguments.pop("attention", "") if "attention" in known else ""
-    backbone = family.build(**arguments)
-    if theirs is not None and network is not None:
-        if isinstance(backbone, SlowFusion):
-            raise ValueError(
-                "slow fusion starts from frames it stacks: it takes no ImageNet weights"
-            )
-        if isinstance(backbone, Inflated):
-            theirs = backbone.inflate(theirs)
-        load_image_weights(backbone.images, theirs, origin)
-        if isinstance(backbone, Inflated):
-            _check_boring_video(backbone, arguments)
-    elif theirs is not None:
-        if isinstance(backbone, ViViT):
-            theirs = start_from_image(theirs, backbone, "central")
-        elif isinstance(backbone, VideoSwin):
-            theirs, _ = swin_weights(weights, backbone)
-        load_strict(backbone, theirs, origin)
+    if hasattr(family.build, "with_weights"):
+        backbone = family.build.with_weights(weights, arguments, changes)
+    elif not weights:
+        backbone = family.build(**arguments)
+    else:
+        trained = f"{name}_k400"
+        hint = f"; trained is --backbone {trained} --weights FILE" if trained in PUBLISHED else ""
+        raise ValueError(f"--weights {weights}: {name} takes no weights of others{hint}")
     if attention:
         insert(backbone, attention)
         backbone.arguments["attention"] = attention
     return backbone.eval()
-
-
-@torch.no_grad()
-def _check_boring_video(backbone: Inflated, arguments: dict) -> None:
-    """A still clip has to give what the 2-D network says of its frame, or the inflation is wrong."""
-    spec = backbone.input_spec
-    flat = ImageNetwork(arguments.get("network", "resnet18"), spec.size)
-    weights = backbone.images.net.state_dict()
-    for place in backbone.inflated:
-        weights[f"{place}.weight"] = weights[f"{place}.weight"].sum(2)
-    load_strict(flat.net, weights, "the inflated network")
-    image = torch.rand(1, 3, spec.size, spec.size, generator=torch.Generator().manual_seed(0))
-    with evaluating(backbone):
-        clip = backbone(image.unsqueeze(2).expand(-1, -1, spec.frames, -1, -1))
-    expected = flat.eval()(image)
-    error = ((clip - expected).norm() / expected.norm().clamp(min=1e-12)).item()
-    assert error < 1e-3, f"the inflated network is off by {error:.1e} on a still clip"
 
 
 def load_backbone(name: str, weights: str = "") -> nn.Module:
@@ -289,13 +239,13 @@ def load_backbone(name: str, weights: str = "") -> nn.Module:
     Args:
         name: a name in `MODELS` (fresh weights unless `weights` is given) or in `PUBLISHED`, or whatever
             `pretrain.backbones.load_backbone` knows; of a classifier, what is under its head.
-        weights: for a name in `MODELS`, see `build_model`; for one in `PUBLISHED`, see `load_published`.
+        weights: for a name in `MODELS`, see `build_model`; for one in `PUBLISHED`, its file.
 
     Raises:
         ValueError: nothing of the kind is there, or it does not verify.
     """
     if name in PUBLISHED:
-        return load_published(name, weights).backbone
+        return PUBLISHED[name](weights).backbone
     if name in MODELS:
         return build_model(name, weights=weights)
     if weights:
@@ -358,7 +308,7 @@ def load_classifier(name: str, weights: str = "", names: list[str] | None = None
     Args:
         name: RUN/backbone of recipes/finetune.py, a name in `PUBLISHED`, or a fine-tuned VideoMAE: `hf:` and a hub name or
             folder, or an official `.pth` file.
-        weights: for a name in `PUBLISHED`, see `load_published`.
+        weights: for a name in `PUBLISHED`, its file; "": downloaded, where that is possible.
         names: of the classes, in the order of the logits; None: those that it carries.
 
     Raises:
@@ -368,7 +318,7 @@ def load_classifier(name: str, weights: str = "", names: list[str] | None = None
         if weights:
             raise ValueError(f"--weights goes with {', '.join(PUBLISHED)}, and not with {name}")
         return classifier_of(*import_foreign(name), names)
-    model = load_published(name, weights) if name in PUBLISHED else _load_own(name, weights)
+    model = PUBLISHED[name](weights) if name in PUBLISHED else _load_own(name, weights)
     _check_names(names, len(model.classes))
     model.arguments["classes"] = names or model.classes
     return model

@@ -4,11 +4,19 @@ Karpathy et al. 2014, "Large-scale video classification with convolutional neura
 connectivity is theirs, the networks are today's. Shapes: B clips, C channels, T frames, D width.
 """
 
+from collections.abc import Container
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
 from downstream.models.attention import insert
-from downstream.models.images import ImageNetwork, describe_network
+from downstream.models.images import (
+    ImageNetwork,
+    describe_network,
+    read_network,
+    with_image_weights,
+)
 from pretrain.foreign import timm_network
 from pretrain.vit import InputSpec
 
@@ -30,6 +38,8 @@ class FrameNetwork(nn.Module):
     Raises:
         ValueError: another pool, or the network cannot be built.
     """
+
+    with_weights = classmethod(with_image_weights)
 
     def __init__(
         self, network: str | dict = "resnet18", frames: int = 1, stride: int = 1, size: int = 224,
@@ -74,6 +84,8 @@ class LateFusion(nn.Module):
     Raises:
         ValueError: other than two frames, or the network cannot be built.
     """
+
+    with_weights = classmethod(with_image_weights)
 
     def __init__(
         self,
@@ -129,6 +141,8 @@ class EarlyFusion(nn.Module):
     Raises:
         ValueError: the network cannot be built with so many channels.
     """
+
+    with_weights = classmethod(with_image_weights)
 
     def __init__(
         self,
@@ -251,6 +265,16 @@ class SlowFusion(nn.Module):
         self.embed_dim, self.grid = info.channels()[-1], (1, 1, 1)
         self.input_spec = InputSpec(frames, stride, size, about.mean, about.std, still=still)
         insert(self, attention)
+
+    @classmethod
+    def with_weights(cls, weights: str, arguments: dict, given: Container[str]) -> Self:
+        """Built with these arguments; weights of others are refused."""
+        arguments, theirs, _ = read_network(weights, arguments)
+        if theirs is not None:
+            raise ValueError(
+                "slow fusion starts from frames it stacks: it takes no ImageNet weights"
+            )
+        return cls(**arguments)
 
     def forward_features(self, video: Tensor) -> Tensor:
         """Normalised clips (B, C, T, H, W) to one token each (B, 1, D)."""

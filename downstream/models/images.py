@@ -3,6 +3,7 @@
 The frame families (`frames.py`, `recurrent.py`, `tcn.py`, `inflated.py`) put one of these on every frame.
 """
 
+from collections.abc import Container
 from pathlib import Path
 
 import torch
@@ -142,6 +143,40 @@ def image_network(name: str) -> tuple[str | dict, dict[str, Tensor] | None]:
     return {"open_clip": pair.vision_config, **about}, (
         pair.visual.state_dict() if pair.trained else None
     )
+
+
+def read_network(weights: str, arguments: dict) -> tuple[dict, dict[str, Tensor] | None, str]:
+    """What a family on a 2-D network is built with, and the weights of that network.
+
+    Args:
+        weights: "", "imagenet" or a file, see `image_weights`; an open_clip name in the arguments brings its own.
+        arguments: of the family, `network` as on the command line.
+
+    Returns:
+        the arguments with `network` as `ImageNetwork` takes it; the weights, for `load_image_weights`, None: fresh; and where
+        they are from.
+
+    Raises:
+        ValueError: there are no such weights.
+    """
+    network = arguments.get("network", "resnet18")
+    if isinstance(network, str):
+        network, theirs = image_network(network)
+        if theirs is not None:
+            return arguments | {"network": network}, theirs, "open_clip"
+    theirs = image_weights(network, weights) if weights else None
+    return arguments | {"network": network}, theirs, weights
+
+
+def with_image_weights(
+    build: type, weights: str, arguments: dict, given: Container[str]
+) -> nn.Module:
+    """A family whose `images` is an `ImageNetwork`, built and its 2-D network started; a class method of those families."""
+    arguments, theirs, origin = read_network(weights, arguments)
+    backbone = build(**arguments)
+    if theirs is not None:
+        load_image_weights(backbone.images, theirs, origin)
+    return backbone
 
 
 def image_weights(network: str, source: str) -> dict[str, Tensor]:

@@ -4,13 +4,18 @@ Carreira & Zisserman 2017 (https://arxiv.org/abs/1705.07750), section 2.4: a 2-D
 divided by its length, so that a still video gives the answer of its single frame. B clips, T frames, D width.
 """
 
+from collections.abc import Container
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from downstream.models.attention import OverClips, insert
-from downstream.models.images import ImageNetwork
+from downstream.models.images import ImageNetwork, load_image_weights, read_network
+from pretrain.modes import evaluating
 from pretrain.vit import InputSpec
+from pretrain.weights import load_strict
 
 
 class InflatedConv(nn.Module):
@@ -97,6 +102,16 @@ class Inflated(nn.Module):
         )
         insert(self, attention)
 
+    @classmethod
+    def with_weights(cls, weights: str, arguments: dict, given: Container[str]) -> Self:
+        """Built with these arguments, and started from the weights of its 2-D network, see `build_model`."""
+        arguments, theirs, origin = read_network(weights, arguments)
+        backbone = cls(**arguments)
+        if theirs is not None:
+            load_image_weights(backbone.images, backbone.inflate(theirs), origin)
+            check_still_clip(backbone)
+        return backbone
+
     def inflate(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """The 2-D network's weights as this one takes them: filters repeated over time, divided by its length."""
         changed = dict(weights)
@@ -117,3 +132,20 @@ class Inflated(nn.Module):
     def forward(self, video: Tensor) -> Tensor:
         """Normalised clips to one embedding each (B, D)."""
         return self.forward_features(video).mean(1)
+
+
+@torch.no_grad()
+def check_still_clip(backbone: Inflated) -> None:
+    """A still clip has to give what the 2-D network says of its frame, or the inflation is wrong."""
+    spec = backbone.input_spec
+    flat = ImageNetwork(backbone.arguments["network"], spec.size)
+    weights = backbone.images.net.state_dict()
+    for place in backbone.inflated:
+        weights[f"{place}.weight"] = weights[f"{place}.weight"].sum(2)
+    load_strict(flat.net, weights, "the inflated network")
+    image = torch.rand(1, 3, spec.size, spec.size, generator=torch.Generator().manual_seed(0))
+    with evaluating(backbone):
+        clip = backbone(image.unsqueeze(2).expand(-1, -1, spec.frames, -1, -1))
+    expected = flat.eval()(image)
+    error = ((clip - expected).norm() / expected.norm().clamp(min=1e-12)).item()
+    assert error < 1e-3, f"the inflated network is off by {error:.1e} on a still clip"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from downstream.models.attention import insert
-from downstream.models.images import ImageNetwork
+from downstream.models.images import ImageNetwork, with_image_weights
 from pretrain.vit import InputSpec
 
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
@@ -33,6 +33,8 @@ class FrameRNN(nn.Module):
     Raises:
         ValueError: another cell, or the network cannot be built.
     """
+
+    with_weights = classmethod(with_image_weights)
 
     def __init__(
         self, cell: str = "lstm", network: str | dict = "resnet18", hidden: int = 256, layers: int = 1,

