@@ -1,7 +1,7 @@
-"""Parameter groups and the learning-rate schedule."""
+"""Parameter groups, optimizers, their step, and the learning-rate schedules."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -183,3 +183,30 @@ def counting_rate(step: int, num_steps: int, warmup: int, peak: float, final: fl
     if step < warmup:
         return peak * step / warmup
     return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * min(step / num_steps, 1.0)))
+
+
+def set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
+    """Give every group of parameters its learning rate: `rate`, times the group's "lr_scale" where it has one."""
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["lr"] = rate * group.get("lr_scale", 1.0)
+
+
+def update(
+    optimizers: Iterable[torch.optim.Optimizer], parameters: Iterable[Tensor], clip_grad: float
+) -> float:
+    """Clip the gradient, take one step and free the gradient.
+
+    Args:
+        optimizers: over the parameters.
+        parameters: with gradients that are averaged over the processes, so that every process decides alike.
+        clip_grad: the largest gradient norm; 0: no clipping.
+
+    Returns:
+        the gradient's norm; if it is not finite the weights were left alone.
+    """
+    norm = torch.nn.utils.clip_grad_norm_(parameters, clip_grad or math.inf)
+    for optimizer in optimizers:
+        if torch.isfinite(norm):
+            optimizer.step()
+        optimizer.zero_grad()
+    return norm.item()

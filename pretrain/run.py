@@ -1,11 +1,9 @@
-"""A training run on the disk: its folder, its plan, how it continues and when it must not go on."""
+"""A training run on the disk: whose folder it is, and how it continues."""
 
 import dataclasses
-import json
 import math
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,70 +14,8 @@ from torch.optim import Optimizer
 
 from pretrain import checkpoint, log
 from pretrain.files import read_json
-from pretrain.folders import claim, holds_nothing, try_folder, writing
+from pretrain.folders import claim, holds_nothing, try_folder
 from pretrain.names import for_screen
-
-MAX_SKIPPED = 5  # non-finite steps in a row that stop the run
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a schedule resolved to.
-
-    Attributes:
-        steps: optimizer steps.
-        warmup: of them, those that warm up.
-        micro: decodes in one micro-batch of one process.
-        accumulate: micro-batches of one process in a step.
-        decodes_per_step: over all processes.
-    """
-
-    steps: int
-    warmup: int
-    micro: int
-    accumulate: int
-    decodes_per_step: int
-
-
-def plan_run(
-    num_clips: int,
-    processes: int,
-    batch_size: int,
-    micro_batch: int,
-    views: int,
-    steps: int,
-    epochs: float,
-    warmup: float,
-) -> Plan:
-    """Steps, accumulation and the sizes between them.
-
-    Args:
-        num_clips: of one epoch.
-        processes: that share a batch.
-        batch_size: effective batch, counted in views.
-        micro_batch: most views that a process handles at once.
-        views: crops taken from one decode.
-        steps: optimizer steps; 0: as `epochs` gives them.
-        epochs: passes over the data.
-        warmup: share of the steps.
-
-    Raises:
-        ValueError: the effective batch cannot be divided as asked, or the schedule is empty.
-    """
-    if batch_size < 1 or batch_size % (processes * views):
-        raise ValueError(
-            f"--batch-size {batch_size} cannot be shared evenly by {processes} processes with "
-            f"{views} views of each clip: choose a multiple of {processes * views}"
-        )
-    per_process = batch_size // views // processes  # decodes in a step
-    most = max(micro_batch // views, 1)
-    micro = next(m for m in range(min(most, per_process), 0, -1) if per_process % m == 0)
-    per_step = batch_size // views
-    num_steps = steps or math.ceil(epochs * num_clips / per_step)
-    if num_steps < 1:
-        raise ValueError(f"--steps {steps} and --epochs {epochs} make no step at all")
-    return Plan(num_steps, round(warmup * num_steps), micro, per_process // micro, per_step)
-
 
 # What a run has in its folder before its first checkpoint.
 BEGINNINGS = ("config.json", "log.jsonl", "data_errors.jsonl", "tensorboard", "checkpoints")
@@ -292,48 +228,3 @@ def _same_kind(fresh: object, found: object) -> bool:
         numbers = list(found.values()) if isinstance(found, dict) else [found]
         return all(v is None or type(v) in (int, float) for v in numbers)
     return type(found) in (int, float) and 0 <= found < math.inf
-
-
-def record_bad_clips(run: Path, errors: list[dict]) -> None:
-    """Append clips that could not be decoded to the run's ledger and name them on the screen.
-
-    Raises:
-        ValueError: the ledger cannot be written.
-    """
-    ledger = run / "data_errors.jsonl"
-    for error in errors:
-        print(
-            for_screen(f"bad clip replaced: {error['source']}: {error['reason']}"),
-            file=sys.stderr,
-            flush=True,
-        )
-        with writing(ledger), open(ledger, "a") as file:
-            file.write(json.dumps(error) + "\n")
-
-
-def refuse_to_go_on(run: Path, state: dict, decodes_per_step: int, max_bad_clips: float) -> None:
-    """Stop a run that no longer learns from the data it was given.
-
-    Args:
-        run: the run's folder, for the sentence.
-        state: with `step`, `skipped_in_row` and `bad_clips`.
-        decodes_per_step: clips of a step.
-        max_bad_clips: share of the clips seen that may be undecodable.
-
-    Raises:
-        ValueError: too many steps in a row without a finite gradient, or too many bad clips.
-    """
-    if state["skipped_in_row"] >= MAX_SKIPPED:
-        saved = checkpoint.checkpoints(run)
-        left = f"{saved[0]} holds an earlier state" if saved else "nothing was saved yet"
-        raise ValueError(
-            f"the gradient was not finite in {MAX_SKIPPED} steps in a row, the last one {state['step']}: "
-            f"lower --base-lr or try --precision fp32; {left}"
-        )
-    seen = state["step"] * decodes_per_step
-    # At least 10, so that one bad clip does not end a short run.
-    if state["bad_clips"] > max(max_bad_clips * seen, 10):
-        raise ValueError(
-            f"{state['bad_clips']} of {seen} clips could not be decoded, more than --max-bad-clips "
-            f"{max_bad_clips:g}; they are listed in {run}/data_errors.jsonl: pack the data again"
-        )

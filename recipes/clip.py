@@ -21,7 +21,6 @@ import hashlib
 import math
 import os
 import sys
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +38,7 @@ from downstream.models import build_model as build_family
 from downstream.retrieval import retrieval_ranks, summarise_ranks
 from downstream.splits import group_by_source
 from downstream.zero_shot import embed_texts, unit
-from pretrain import backbones, checkpoint, device, log
+from pretrain import backbones, log
 from pretrain.clip import (
     VideoText,
     backward_classes,
@@ -51,15 +50,7 @@ from pretrain.clip import (
 )
 from pretrain.data.cache import open_data, packing_side, world_clips
 from pretrain.data.sampling import counter_rng
-from pretrain.data.shards import (
-    Mixture,
-    Pack,
-    Positions,
-    TrainClips,
-    shares,
-    train_batches,
-    warn_of_clips,
-)
+from pretrain.data.shards import Mixture, Pack, TrainClips, shares, warn_of_clips
 from pretrain.data.transforms import Augment
 from pretrain.flags import (
     Count,
@@ -75,20 +66,12 @@ from pretrain.flags import (
 from pretrain.frames import FrameTower
 from pretrain.interop.openclip import PREFIX as OPEN_CLIP
 from pretrain.interop.openclip import Pair, frame_tower, is_trained, load_open_clip
+from pretrain.loop import Plan, TrainingRun, plan_run
 from pretrain.names import did_you_mean, for_screen, for_shell
-from pretrain.optim import counting_rate, learning_rate, make_optimizers
-from pretrain.processes import StopFlag, start_accelerator
+from pretrain.optim import counting_rate, learning_rate, make_optimizers, set_rate, update
+from pretrain.processes import start_accelerator
 from pretrain.prompts import load_templates, refuse_same_words, words_of
-from pretrain.run import (
-    Plan,
-    begin_run,
-    open_run,
-    plan_run,
-    record_bad_clips,
-    refuse_to_go_on,
-    restore,
-    try_run,
-)
+from pretrain.run import try_run
 from pretrain.text import HuggingFaceText, OpenClipText, fresh_text, trim
 from pretrain.vit import SIZES, VideoTransformer
 from pretrain.weights import load_strict
@@ -301,18 +284,15 @@ def train_step(model, optimizers, batches, accumulate, accelerator, loss, clip_g
     `loss` scores a whole batch; None: every clip is scored against all classes.
 
     Returns:
-        what a person watches, the gradient norm, the batches' errors, how many captions were cut, and the
-        seconds spent waiting for data. If the norm is not finite the weights were left alone.
+        what a person watches, the gradient norm, and how many captions were cut. If the norm is not finite the
+        weights were left alone.
     """
-    errors, cut, waited = [], 0, 0.0
+    cut = 0
 
     def load():
-        nonlocal cut, waited
+        nonlocal cut
         for _ in range(accumulate):
-            before = time.monotonic()
             batch = next(batches)
-            waited += time.monotonic() - before
-            errors.extend(batch["errors"])
             cut += int(batch["cut"].sum())
             yield make_micro(batch)
 
@@ -320,13 +300,9 @@ def train_step(model, optimizers, batches, accumulate, accelerator, loss, clip_g
         result = backward_classes(model, load(), accumulate, accelerator)
     else:
         result = backward_step(model, load(), loss, accelerator)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad or math.inf)
-    for optimizer in optimizers:
-        if torch.isfinite(norm):
-            optimizer.step()
-        optimizer.zero_grad()
+    norm = update(optimizers, model.parameters(), clip_grad)
     accelerator.unwrap_model(model).clamp_scale()
-    return result, norm.item(), errors, cut, waited
+    return result, norm, cut
 
 
 def val_retrieval(model: VideoText, packs: list[Pack], cfg: Config, accelerator) -> dict | None:
@@ -655,7 +631,7 @@ def refuse_early(cfg: Config, model: VideoText, plan: Plan) -> None:
         )
 
 
-def print_plan(cfg: Config, plan: Plan, accelerator, counts, model: VideoText, run: Path) -> None:
+def print_plan(cfg: Config, run: TrainingRun, counts, model: VideoText) -> None:
     """Print what the run resolved to, so that no number is applied silently."""
     scale = cfg.batch_size / 256
     millions = {n: sum(p.numel() for p in t.parameters()) / 1e6 for n, t in (("v", model.video), ("t", model.text))}  # fmt: skip
@@ -664,7 +640,9 @@ def print_plan(cfg: Config, plan: Plan, accelerator, counts, model: VideoText, r
         f"{name} ({n} clips" + (f", {k} in a batch)" if len(cfg.data) > 1 else f", {cfg.split})")
         for name, n, k in zip(cfg.data, per_source, per_batch, strict=True)
     ]
-    cached = f" x {plan.accumulate} passes, cached gradients" if plan.accumulate > 1 else ""
+    rows = run.plan_rows(sum(per_source))
+    if run.plan.accumulate > 1 and cfg.loss != "classes":
+        rows["effective batch"] += ", cached gradients"
     log.print_table(
         f"video-text contrast, {cfg.preset}",
         {
@@ -680,16 +658,10 @@ def print_plan(cfg: Config, plan: Plan, accelerator, counts, model: VideoText, r
             "text tower": f"{text_tower_name(cfg)}, {millions['t']:.1f} M parameters, context "
             f"{model.text.tokenizer.context_length}",
             "loss": cfg.loss + (f", positives: {cfg.positives}" if cfg.loss != "classes" else ""),
-            "device": f"{accelerator.num_processes} x {device.describe(accelerator.device)}, "
-            f"{'bf16' if accelerator.mixed_precision == 'bf16' else 'fp32'}",
-            "effective batch": f"{cfg.batch_size} clips = {accelerator.num_processes} processes x "
-            f"{plan.micro}{cached}",
             "learning rate": f"{cfg.base_lr:g} per 256 clips -> {cfg.base_lr * scale:g}, cosine to "
             f"{cfg.final_lr * scale:g}",
-            "steps": f"{plan.steps} ({plan.warmup} warm-up) = "
-            f"{plan.steps * cfg.batch_size / sum(per_source):.1f} epochs",
-            "run": run,
-        },
+        }
+        | rows,
     )
 
 
@@ -705,9 +677,9 @@ def main(cfg: Config) -> dict:
         raise ValueError(f"{len(cfg.weights)} --weights for {len(cfg.data)} sources of --data")
     model = build_model(cfg)
     spec = model.video.input_spec
-    run = Path(cfg.out or f"runs/clip-{cfg.preset}")
+    folder = Path(cfg.out or f"runs/clip-{cfg.preset}")
     if first:
-        try_run(run)
+        try_run(folder)
     packs = [open_data(source, packing_side(spec.size), say=first) for source in cfg.data]
     chosen = choose_clips(cfg, packs, first)
     per_source = [len(ids) for ids in chosen]
@@ -727,163 +699,119 @@ def main(cfg: Config) -> dict:
     prints = "".join(pack.index["fingerprint"] for pack in packs)
     fingerprint = hashlib.sha256(prints.encode()).hexdigest() if len(packs) > 1 else prints
     data = {"data_fingerprint": fingerprint, "num_clips": sum(per_source)}
-    lock, described = open_run(run, cfg, data, MAY_CHANGE, cfg.resume, accelerator)
-    if first:
-        print_plan(cfg, plan, accelerator, (per_source, per_batch), model, run)
-        for pack, ids in zip(packs, chosen, strict=True):
-            warn_of_clips(pack, ids, spec)
-    model.to(accelerator.device)
-    optimizers = make_optimizers(cfg.optimizer, model, cfg.weight_decay, (0.9, cfg.beta2))
+    with TrainingRun(folder, cfg, data, plan, accelerator, MAY_CHANGE) as run:
+        if first:
+            print_plan(cfg, run, (per_source, per_batch), model)
+            for pack, ids in zip(packs, chosen, strict=True):
+                warn_of_clips(pack, ids, spec)
+        model.to(accelerator.device)
+        optimizers = make_optimizers(cfg.optimizer, model, cfg.weight_decay, (0.9, cfg.beta2))
+        run.restore(model, optimizers, {"cut": 0, "loss": None, "val": None})
 
-    # ---- resume
-    state = {
-        "run": described, "step": 0, "skipped": 0, "skipped_in_row": 0, "bad_clips": 0, "cut": 0, "loss": None, "val": None,
-    }  # fmt: skip
-    state = restore(run, model, optimizers, state, say=first)
-    accelerator.wait_for_everyone()
+        # ---- loader, wrapper and loss
+        text_of_view = TextOfView(cfg, model, list(prompts))
+        augment = Augment(cfg.flip, cfg.colour, jitter=cfg.jitter, grey=cfg.grey)
+        parts = [
+            TrainClips(pack, ids, spec, cfg.seed, 1, cfg.scales, text_of_view, augment)
+            for pack, ids in zip(packs, chosen, strict=True)
+        ]
+        dataset = parts[0] if len(parts) == 1 else Mixture(parts, per_batch, cfg.seed)
+        wrapped = accelerator.prepare_model(model)
+        wrapped.train()  # what was loaded is in evaluation mode
+        make_micro, loss_of = partial(micro_of, cfg, model), None
+        if prompts:
+            against = AgainstClasses(cfg, model, list(prompts.values()), accelerator.device)
+        else:
+            loss_of = partial(contrast, loss=cfg.loss, several_positives=cfg.positives != "pair")
+        rate = counting_rate if cfg.schedule == "counting" else learning_rate
+        peak, final = (value * cfg.batch_size / 256 for value in (cfg.base_lr, cfg.final_lr))
 
-    # ---- loader and wrapper
-    text_of_view = TextOfView(cfg, model, list(prompts))
-    augment = Augment(cfg.flip, cfg.colour, jitter=cfg.jitter, grey=cfg.grey)
+        # ---- loop
+        stuck = False
+        with run.batches(dataset) as batches:
+            while run.unfinished:
+                lr = rate(run.step, plan.steps, plan.warmup, peak, final)
+                set_rate(optimizers, lr)
+                if prompts:  # what is drawn depends on the step and the process only
+                    place = accelerator.process_index
+                    rng = counter_rng(cfg.seed, run.step, place, stream=6)
+                    make_micro = partial(against, rng)
+                result, norm, cut = train_step(
+                    wrapped, optimizers, batches, plan.accumulate, accelerator, loss_of, cfg.clip_grad,
+                    make_micro,
+                )  # fmt: skip
+                watched = (result.loss, result.video_to_text, result.text_to_video, result.gap)
+                loss, to_text, to_video, gap, cut = run.agree(norm, watched, [cut])
+                run.state |= {"loss": loss, "cut": run.state["cut"] + int(cut)}
+                measured = run.due(cfg.val_every)
+                if measured and first:
+                    run.state["val"] = val_retrieval(model, packs, cfg, accelerator)
+                if run.log_due():
+                    values = {
+                        "loss": loss, "video_to_text": to_text, "text_to_video": to_video, "gap": gap,
+                        "scale": model.scale().item(), "duplicates": int(result.duplicates), "lr": lr,
+                        "grad_norm": norm, "cut": run.state["cut"],
+                    }  # fmt: skip
+                    if measured and run.state["val"]:
+                        scores = run.state["val"].items()
+                        values |= {f"val_t2v_{k}": v for k, v in scores if k != "num"}
+                    run.log(values, *progress(values, run.state["val"]))
+                    stuck = warn_of_chance(cfg, plan, run.step, loss, stuck)
+                run.finish_step({})
+
+        # ---- end
+        if run.end():
+            finish(cfg, model, packs, run, data)
+        return run.state
+
+
+def warn_of_chance(cfg: Config, plan: Plan, step: int, loss: float, said: bool) -> bool:
+    """Say that the loss sits at chance, once until it has moved; whether it does."""
+    stuck = (
+        cfg.loss == "infonce"
+        and step > PATIENCE * plan.steps
+        and sits_at_chance(loss, cfg.batch_size)
+    )
+    if stuck and not said:
+        print(
+            f"  the loss sits at ln({cfg.batch_size}) = {math.log(cfg.batch_size):.2f}: the towers do not tell one pair "
+            "from another yet. If it stays there, check that captions belong to their clips, and try "
+            "another --base-lr",
+            flush=True,
+        )
+    return stuck
+
+
+def progress(values: dict, val: dict | None) -> tuple[str, str]:
+    """What a person watches of a step, and the last score on val."""
     parts = [
-        TrainClips(pack, ids, spec, cfg.seed, 1, cfg.scales, text_of_view, augment)
-        for pack, ids in zip(packs, chosen, strict=True)
-    ]
-    dataset = parts[0] if len(parts) == 1 else Mixture(parts, per_batch, cfg.seed)
-    positions = Positions(
-        state["step"], plan.steps, plan.micro, plan.accumulate, accelerator.num_processes,
-        accelerator.process_index,
-    )  # fmt: skip
-    bare = model
-    model = accelerator.prepare_model(model)
-    model.train()  # what was loaded is in evaluation mode
-    several = cfg.positives != "pair"
-    loss = partial(contrast, loss=cfg.loss, several_positives=several)
-    rate = counting_rate if cfg.schedule == "counting" else learning_rate
-    make_micro = partial(micro_of, cfg, bare)
-    if prompts:
-        loss, place = None, accelerator.process_index
-        against = AgainstClasses(cfg, bare, list(prompts.values()), accelerator.device)
-    scale = cfg.batch_size / 256
-    chance = math.log(cfg.batch_size)
-
-    # ---- loop
-    run_log = begin_run(run, described, state["step"], cfg.tensorboard) if first else None
-    stop = StopFlag()
-    val, stuck = state["val"], False
-    shown, clips_shown, waited_shown = time.monotonic(), 0, 0.0
-    with train_batches(dataset, positions, cfg.num_workers) as batches, stop:
-        while state["step"] < plan.steps:
-            lr = rate(
-                state["step"], plan.steps, plan.warmup, cfg.base_lr * scale, cfg.final_lr * scale
-            )
-            for group in (g for o in optimizers for g in o.param_groups):
-                group["lr"] = lr * group.get("lr_scale", 1.0)
-            if prompts:  # what is drawn depends on the step and the process only
-                make_micro = partial(against, counter_rng(cfg.seed, state["step"], place, stream=6))
-            result, norm, errors, cut, waited = train_step(
-                model, optimizers, batches, plan.accumulate, accelerator, loss, cfg.clip_grad,
-                make_micro,
-            )  # fmt: skip
-            # One small sum over the processes carries all that they must agree on.
-            means = (result.loss, result.video_to_text, result.text_to_video, result.gap)
-            shared = torch.stack([m.detach().float() for m in means]) / accelerator.num_processes
-            counts = torch.tensor(
-                [stop.signal or bool(batches.lost), len(errors), cut], device=accelerator.device
-            )
-            *means, stopping, bad, cut = accelerator.reduce(torch.cat([shared, counts])).tolist()
-            loss_value, to_text, to_video, gap = means
-
-            state["step"] += 1
-            state["bad_clips"] += int(bad)
-            state["cut"] += int(cut)
-            record_bad_clips(run, errors)
-            skipped = not math.isfinite(norm)
-            state["skipped"] += skipped
-            state["skipped_in_row"] = state["skipped_in_row"] + 1 if skipped else 0
-            refuse_to_go_on(run, state, plan.decodes_per_step, cfg.max_bad_clips)
-
-            step = state["step"]
-            done = step == plan.steps
-            clips_shown += cfg.batch_size
-            waited_shown += waited
-            now = time.monotonic()  # what is measured next is not the speed of training
-            measured = done or bool(cfg.val_every and step % cfg.val_every == 0)
-            if measured:
-                val = val_retrieval(bare, packs, cfg, accelerator) if first else None
-            if first and (measured or skipped or now - shown >= cfg.log_seconds):
-                values = {
-                    "loss": loss_value, "video_to_text": to_text, "text_to_video": to_video, "gap": gap,
-                    "scale": bare.scale().item(), "duplicates": int(result.duplicates), "lr": lr,
-                    "grad_norm": norm, "clips_per_s": clips_shown / (now - shown),
-                    "skipped": state["skipped"], "bad_clips": state["bad_clips"], "cut": state["cut"],
-                }  # fmt: skip
-                if measured and val is not None:
-                    values |= {f"val_t2v_{k}": v for k, v in val.items() if k != "num"}
-                run_log.write(step, values)
-                print(progress_line(values, step, plan.steps, val, waited_shown / (now - shown))
-                      + f"  {run_log.time_left(step, plan.steps)} left", flush=True)  # fmt: skip
-                was_stuck = stuck
-                stuck = (
-                    cfg.loss == "infonce"
-                    and step > PATIENCE * plan.steps
-                    and sits_at_chance(loss_value, cfg.batch_size)
-                )
-                if stuck and not was_stuck:  # said once, until it has moved
-                    print(
-                        f"  the loss sits at ln({cfg.batch_size}) = {chance:.2f}: the towers do not tell one pair "
-                        "from another yet. If it stays there, check that captions belong to their clips, and try "
-                        "another --base-lr",
-                        flush=True,
-                    )
-                shown, clips_shown, waited_shown = time.monotonic(), 0, 0.0
-            state |= {"loss": loss_value, "val": val}
-            if (done or stopping or step % cfg.save_every == 0) and first:
-                checkpoint.save_checkpoint(run, bare, optimizers, state)
-            if stopping and not done:
-                accelerator.wait_for_everyone()
-                stop.leave(step, first, batches.lost)
-
-    # ---- end
-    if first:
-        finish(cfg, bare, packs, run, plan, state, data)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    if first:
-        lock.release(force=True)
-    return state
-
-
-def progress_line(values: dict, step: int, num_steps: int, val: dict | None, waiting: float) -> str:
-    """What a person watches, without the time left."""
-    parts = [
-        f"step {step}/{num_steps}", f"loss {values['loss']:.3f}",
+        f"loss {values['loss']:.3f}",
         f"in-batch {values['video_to_text']:.0%} to text {values['text_to_video']:.0%} to video",
         f"gap {values['gap']:.2f}", f"scale {values['scale']:.1f}", f"{values['duplicates']} duplicates",
-        f"{values['clips_per_s']:.0f} clips/s (waiting for data {waiting:.0%})",
     ]  # fmt: skip
+    after = []
     if val is not None:
         chance = [100 * min(1, k / val["num"]) for k in (1, 10)]
-        parts.append(
+        after.append(
             f"val R@1 {100 * val['r1']:.1f} % R@10 {100 * val['r10']:.1f} % of {val['num']} clips "
             f"(chance {chance[0]:.1f} and {chance[1]:.1f} %)"
         )
-    for name, what in (("skipped", "steps skipped"), ("bad_clips", "bad clips replaced"), ("cut", "captions cut to the context")):  # fmt: skip
-        if values[name]:
-            parts.append(f"{values[name]} {what}")
-    return "  ".join(parts)
+    if values["cut"]:
+        after.append(f"{values['cut']} captions cut to the context")
+    return "  ".join(parts), "  ".join(after)
 
 
-def finish(cfg, model, packs, run, plan, state, data) -> None:
+def finish(cfg: Config, model: VideoText, packs: list[Pack], run: TrainingRun, data: dict) -> None:
     """Export the pair of towers, draw the curve and say where everything is."""
+    folder, state = run.folder, run.state
     provenance = {
-        "recipe": "clip", "preset": cfg.preset, "steps": plan.steps, "seed": cfg.seed,
+        "recipe": "clip", "preset": cfg.preset, "steps": run.plan.steps, "seed": cfg.seed,
         "data": list(cfg.data), "split": cfg.split, **data, "loss": state["loss"], "val": state["val"],
         "config": dataclasses.asdict(cfg),
     }  # fmt: skip
-    backbones.export_backbone(model, run / "backbone", provenance)
+    backbones.export_backbone(model, folder / "backbone", provenance)
     curve = log.curve_figure(
-        run / "curve.png", run / "log.jsonl", ("loss",),
+        folder / "curve.png", folder / "log.jsonl", ("loss",),
         ("video_to_text", "text_to_video", "val_t2v_r1", "val_t2v_r10"),
         f"video-text contrast, {cfg.preset}, {cfg.video_tower} on {', '.join(cfg.data)}, {data['num_clips']} clips: loss, accuracy in the batch, retrieval on val",
     )  # fmt: skip
@@ -893,11 +821,11 @@ def finish(cfg, model, packs, run, plan, state, data) -> None:
     log.print_table(
         "done",
         {
-            "backbone": run / "backbone",
+            "backbone": folder / "backbone",
             "figure": curve,
-            "log": run / "log.jsonl",
-            "checkpoints": run / "checkpoints",
-            "next": f"python recipes/{script}.py --backbone {for_shell(run / 'backbone')} --data {for_shell(source)}",
+            "log": folder / "log.jsonl",
+            "checkpoints": folder / "checkpoints",
+            "next": f"python recipes/{script}.py --backbone {for_shell(folder / 'backbone')} --data {for_shell(source)}",
         },
     )
 

@@ -22,7 +22,6 @@ import dataclasses
 import math
 import os
 import sys
-import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,24 +69,17 @@ from downstream.segments import (
 )
 from downstream.splits import Videos, choose_splits, choose_validation, subset, videos_digest
 from downstream.world import reversed_pairs_accuracy
-from pretrain import backbones, checkpoint, device, log
+from pretrain import backbones, device, log
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.sampling import counter_rng
-from pretrain.data.shards import Pack, Positions, TrainClips, train_batches, warn_of_clips
+from pretrain.data.shards import Pack, TrainClips, warn_of_clips
 from pretrain.data.transforms import Augment
 from pretrain.flags import Count, NotNegative, PartShare, Positive, Seed, Share, SomeShare, Whole
+from pretrain.loop import TrainingRun, plan_run
 from pretrain.names import file_name, for_screen, for_shell
-from pretrain.processes import StopFlag, start_accelerator
-from pretrain.run import (
-    Plan,
-    begin_run,
-    open_run,
-    plan_run,
-    record_bad_clips,
-    refuse_to_go_on,
-    restore,
-    try_run,
-)
+from pretrain.optim import set_rate, update
+from pretrain.processes import start_accelerator
+from pretrain.run import try_run
 from pretrain.vit import VideoTransformer, resized
 from pretrain.weights import weights_hash
 
@@ -346,15 +338,12 @@ def train_step(model, optimizer, batches, accumulate, accelerator, loss_of, clip
     processes: sums are added up, and their gradient is divided once.
 
     Returns:
-        mean loss and share of right answers and the gradient norm, all over all processes; the micro-batches' errors
-        and the seconds spent waiting for data, of this process. If the norm is not finite the weights were left alone.
+        mean loss, accuracy and gradient norm, all over all processes; if the norm is not finite the weights were left
+        alone.
     """
-    sums, errors, waited = torch.zeros(4, device=accelerator.device), [], 0.0
+    sums = torch.zeros(4, device=accelerator.device)
     for i in range(accumulate):
-        before = time.monotonic()
         batch = next(batches)
-        waited += time.monotonic() - before
-        errors += batch["errors"]
         with nullcontext() if i == accumulate - 1 else accelerator.no_sync(model):
             counted = loss_of(model, batch, i)
             accelerator.backward(counted[0])
@@ -363,11 +352,8 @@ def train_step(model, optimizer, batches, accumulate, accelerator, loss_of, clip
     trained = [p for p in model.parameters() if p.grad is not None]
     # Processes have averaged their gradients.
     torch._foreach_mul_([p.grad for p in trained], accelerator.num_processes / max(mass, 1e-12))
-    norm = torch.nn.utils.clip_grad_norm_(trained, clip_grad or math.inf)
-    if torch.isfinite(norm):
-        optimizer.step()
-    optimizer.zero_grad()
-    return loss / max(mass, 1e-12), right / max(known, 1), norm.item(), errors, waited
+    norm = update([optimizer], trained, clip_grad)
+    return loss / max(mass, 1e-12), right / max(known, 1), norm
 
 
 class StepLoss:
@@ -548,9 +534,14 @@ def validate(model, pack, val: Videos, cfg: Config, accelerator) -> float:
 
 
 def print_plan(
-    cfg: Config, plan: Plan, accelerator, model: Classifier, num_train: int, num_clips: int, rule: str,
-    num_test: int, run: Path,
-) -> None:  # fmt: skip
+    cfg: Config,
+    run: TrainingRun,
+    model: Classifier,
+    num_train: int,
+    num_clips: int,
+    rule: str,
+    num_test: int,
+) -> None:
     """Print what the run resolved to, so that no number is applied silently."""
     spec, scale = model.input_spec, cfg.batch_size / 256
     parameters = sum(p.numel() for p in model.backbone.parameters()) / 1e6
@@ -575,17 +566,10 @@ def print_plan(
             f"{len(model.classes)} classes" + (", a label a frame" if cfg.per_frame else ""),
             "clip": f"{spec.frames} frames of {spec.size} px, {spec.pace}"
             + (", what stands still subtracted" if spec.still == "subtract" else ""),
-            "device": f"{accelerator.num_processes} x {device.describe(accelerator.device)}, "
-            f"{'bf16' if accelerator.mixed_precision == 'bf16' else 'fp32'}",
-            "effective batch": f"{cfg.batch_size} clips = {accelerator.num_processes} processes x "
-            f"{plan.accumulate} passes x {plan.micro} decodes" + (f" x {cfg.views} views" if cfg.views > 1 else ""),
             "optimizer": f"{cfg.optimizer}, {cfg.base_lr:g} per 256 clips -> {cfg.base_lr * scale:g}, {cfg.schedule}",
             "regularised": ", ".join(f"{k} {v:g}" for k, v in regular.items() if v and not (k in ("layer decay", "backbone's rate") and v == 1)),
             "augmented": ", ".join(filter(None, augment)),
-            "steps": f"{plan.steps} ({plan.warmup} warm-up) = "
-            f"{plan.steps * plan.decodes_per_step / num_clips:.1f} epochs",
-            "run": run,
-        },
+        } | run.plan_rows(num_clips, cfg.views),
     )  # fmt: skip
 
 
@@ -599,9 +583,9 @@ def main(cfg: Config) -> dict:
     backbone = build_backbone(cfg)
     cfg = resolve(cfg, backbone)
     backbone = adapt(backbone, cfg)
-    run = Path(cfg.out)
+    folder = Path(cfg.out)
     if first:
-        try_run(run)
+        try_run(folder)
     pack = open_data(cfg.data, packing_side(backbone.input_spec.size), say=first)
     train, val, test, classes, rule, notes = choose_clips(cfg, pack)
 
@@ -631,138 +615,80 @@ def main(cfg: Config) -> dict:
     )  # fmt: skip
     augment = Augment(cfg.flip, cfg.colour, cfg.rand_augment, cfg.erase)
     data = {"data_fingerprint": pack.index["fingerprint"], "num_clips": len(train.samples)}
-    lock, described = open_run(run, cfg, data, MAY_CHANGE, cfg.resume, accelerator)
-    if first:
-        print_plan(
-            cfg, plan, accelerator, model, len(train), len(train.samples), rule, len(test), run
-        )
-        for note in notes:
-            print(f"note: {for_screen(note)}", flush=True)
-        warn_of_clips(pack, train.samples, model.input_spec)
+    with TrainingRun(folder, cfg, data, plan, accelerator, MAY_CHANGE) as run:
+        if first:
+            print_plan(cfg, run, model, len(train), len(train.samples), rule, len(test))
+            for note in notes:
+                print(f"note: {for_screen(note)}", flush=True)
+            warn_of_clips(pack, train.samples, model.input_spec)
+        beginning = {"loss": None, "val": None, "best": None, "best_step": 0, "since_best": 0}
+        run.restore(learner, [optimizer], beginning)
 
-    # ---- resume
-    state = {
-        "run": described, "step": 0, "skipped": 0, "skipped_in_row": 0, "bad_clips": 0, "loss": None, "val": None, "best": None,
-        "best_step": 0, "since_best": 0, "seconds": 0.0,
-    }  # fmt: skip
-    state = restore(run, learner, [optimizer], state, say=first)
-    accelerator.wait_for_everyone()
+        # ---- loader, wrapper and loss
+        dataset = TrainClips(
+            pack, train.samples, model.input_spec, cfg.seed, cfg.views, None if cfg.crop == "resized" else cfg.scales,
+            LabelOfView(classes, cfg.per_frame), augment,
+        )  # fmt: skip
+        weights = None
+        if cfg.class_weights == "balanced":
+            weights = balanced_weights(class_counts(pack, train, classes, cfg.per_frame))
+        loss_of = StepLoss(cfg, classes, weights, accelerator)
+        wrapped = accelerator.prepare_model(model)
+        wrapped.train()  # what was loaded is in evaluation mode
+        epoch = math.ceil(len(train.samples) / plan.decodes_per_step)
+        val_every = cfg.val_every or max(1, epoch, plan.steps // 20)
+        peak, final = (rate * cfg.batch_size / 256 for rate in (cfg.base_lr, cfg.final_lr))
 
-    # ---- loader and wrapper
-    dataset = TrainClips(
-        pack, train.samples, model.input_spec, cfg.seed, cfg.views, None if cfg.crop == "resized" else cfg.scales,
-        LabelOfView(classes, cfg.per_frame), augment,
-    )  # fmt: skip
-    positions = Positions(
-        state["step"],
-        plan.steps,
-        plan.micro,
-        plan.accumulate,
-        accelerator.num_processes,
-        accelerator.process_index,
-    )
-    weights = None
-    if cfg.class_weights == "balanced":
-        weights = balanced_weights(class_counts(pack, train, classes, cfg.per_frame))
-    loss_of = StepLoss(cfg, classes, weights, accelerator)
-    wrapped = accelerator.prepare_model(model)
-    wrapped.train()  # what was loaded is in evaluation mode
-    epoch = math.ceil(len(train.samples) / plan.decodes_per_step)
-    val_every = cfg.val_every or max(1, epoch, plan.steps // 20)
-    peak, final = (rate * cfg.batch_size / 256 for rate in (cfg.base_lr, cfg.final_lr))
-
-    # ---- loop
-    run_log = begin_run(run, described, state["step"], cfg.tensorboard) if first else None
-    stop = StopFlag()
-    began, before = time.monotonic(), state["seconds"]
-    shown, clips_shown, waited_shown = time.monotonic(), 0, 0.0
-    stopped_early = bool(cfg.patience) and state["since_best"] >= cfg.patience
-    with train_batches(dataset, positions, cfg.num_workers) as batches, stop:
-        while state["step"] < plan.steps and not stopped_early:
-            lr = scheduled_rate(
-                state["step"], plan.steps, plan.warmup, peak, cfg.schedule, final, cfg.drops
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group["lr_scale"]
-            loss_of.step = state["step"]
-            loss_value, right_value, norm, errors, waited = train_step(
-                wrapped, optimizer, batches, plan.accumulate, accelerator, loss_of, cfg.clip_grad
-            )
-            skipped = not math.isfinite(norm)
-            if not skipped:
-                learner.update_average()
-            shared = [stop.signal or bool(batches.lost), len(errors)]
-            shared = torch.tensor(shared, dtype=torch.float32, device=accelerator.device)
-            stopping, bad = accelerator.reduce(shared).tolist()
-
-            state["step"] += 1
-            state["bad_clips"] += int(bad)
-            record_bad_clips(run, errors)
-            state["skipped"] += skipped
-            state["skipped_in_row"] = state["skipped_in_row"] + 1 if skipped else 0
-            refuse_to_go_on(run, state, plan.decodes_per_step, cfg.max_bad_clips)
-
-            step = state["step"]
-            done = step == plan.steps
-            clips_shown += cfg.batch_size
-            waited_shown += waited
-            now = time.monotonic()  # what is measured next is not the speed of training
-            measured = val is not None and (done or step % val_every == 0)
-            if measured:
-                state["val"] = validate(learner.best_guess, pack, val, cfg, accelerator)
-                wrapped.train()
-                state["since_best"] += 1
-                if state["best"] is None or state["val"] > state["best"]:
-                    state |= {"best": state["val"], "best_step": step, "since_best": 0}
-                    if first:
-                        export(cfg, learner.best_guess, run / "backbone", pack, state)
-                stopped_early = bool(cfg.patience) and state["since_best"] >= cfg.patience
-                done = done or stopped_early
-            state |= {"loss": loss_value, "seconds": before + time.monotonic() - began}
-            if first and (done or measured or skipped or now - shown >= cfg.log_seconds):
-                values = {
-                    "loss": loss_value,
-                    "train_top1": right_value,
-                    "lr": lr,
-                    "grad_norm": norm,
-                }
-                values |= {"clips_per_s": clips_shown / (now - shown), "skipped": state["skipped"]}
-                values |= {"val_top1": state["val"]} if measured else {}
-                run_log.write(step, values)
-                print(
-                    f"step {step}/{plan.steps}  loss {loss_value:.3f}  right {right_value:.0%}  "
-                    f"{values['clips_per_s']:.0f} clips/s (waiting for data {waited_shown / (now - shown):.0%})  "
-                    f"{run_log.time_left(step, plan.steps)} left"
-                    + (
-                        ""
-                        if state["val"] is None
-                        else f"  val {100 * state['val']:.1f} % (best {100 * state['best']:.1f} %, chance {100 / len(classes):.1f} %)"
-                    )
-                    + (f"  {state['skipped']} steps skipped" if state["skipped"] else "")
-                    + (f"  {state['bad_clips']} bad clips replaced" if state["bad_clips"] else ""),
-                    flush=True,
+        # ---- loop
+        patient = lambda: not cfg.patience or run.state["since_best"] < cfg.patience
+        if not patient():
+            run.end_early()
+        with run.batches(dataset) as batches:
+            while run.unfinished:
+                lr = scheduled_rate(
+                    run.step, plan.steps, plan.warmup, peak, cfg.schedule, final, cfg.drops
                 )
-                shown, clips_shown, waited_shown = time.monotonic(), 0, 0.0
-            if (done or stopping or step % cfg.save_every == 0) and first:
-                checkpoint.save_checkpoint(run, learner, [optimizer], state)
-            if stopping and not done:
-                accelerator.wait_for_everyone()
-                stop.leave(step, first, batches.lost)
-    if stopped_early and first:
-        print(
-            f"stopped early: no better validation in {cfg.patience} rounds; best at step {state['best_step']}"
-        )
+                set_rate([optimizer], lr)
+                loss_of.step = run.step
+                loss, right, norm = train_step(
+                    wrapped, optimizer, batches, plan.accumulate, accelerator, loss_of, cfg.clip_grad
+                )  # fmt: skip
+                if math.isfinite(norm):
+                    learner.update_average()
+                run.agree(norm)
+                values = {"loss": loss, "train_top1": right, "lr": lr, "grad_norm": norm}
+                if val is not None and run.due(val_every):
+                    now = validate(learner.best_guess, pack, val, cfg, accelerator)
+                    wrapped.train()
+                    values["val_top1"] = run.state["val"] = now
+                    run.state["since_best"] += 1
+                    if run.state["best"] is None or now > run.state["best"]:
+                        run.state |= {"best": now, "best_step": run.step, "since_best": 0}
+                        if first:
+                            export(cfg, learner.best_guess, folder / "backbone", pack, run.state)
+                    if not patient():
+                        run.end_early()
+                if run.log_due():
+                    run.log(values, *progress(values, run.state, len(classes)))
+                run.finish_step({"loss": loss})
+        if not patient() and first:
+            print(
+                f"stopped early: no better validation in {cfg.patience} rounds; best at step {run.state['best_step']}"
+            )
 
-    # ---- end: one process tests, and the others do not wait for it, since that may outlast a collective's patience
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    if not first:
-        return {}
-    results = finish(
-        cfg, learner, pack, train, val, test, rule, notes, run, plan, state, accelerator
-    )
-    lock.release(force=True)
-    return results
+        # ---- end: one process tests
+        if not run.end():
+            return {}
+        return finish(cfg, learner, pack, train, val, test, rule, notes, run)
+
+
+def progress(values: dict, state: dict, num_classes: int) -> tuple[str, str]:
+    """What a person watches of a step, and the last validation."""
+    text = f"loss {values['loss']:.3f}  accuracy {values['train_top1']:.0%}"
+    if state["val"] is None:
+        return text, ""
+    val, best = 100 * state["val"], 100 * state["best"]
+    return text, f"val {val:.1f} % (best {best:.1f} %, chance {100 / num_classes:.1f} %)"
 
 
 def export(cfg: Config, model: Classifier, folder: Path, pack: Pack, state: dict) -> None:
@@ -777,14 +703,15 @@ def export(cfg: Config, model: Classifier, folder: Path, pack: Pack, state: dict
 
 def finish(
     cfg: Config, learner: Learner, pack: Pack, train: Videos, val: Videos | None, test: Videos, rule: str,
-    notes: list[str], run: Path, plan: Plan, state: dict, accelerator,
+    notes: list[str], run: TrainingRun,
 ) -> dict:  # fmt: skip
     """Export, score the test split once and write what was found."""
+    folder, plan, state, accelerator = run.folder, run.plan, run.state, run.accelerator
     last = learner.best_guess
-    export(cfg, last, run / "last", pack, state)
+    export(cfg, last, folder / "last", pack, state)
     if val is None:
-        export(cfg, last, run / "backbone", pack, state)
-    model = backbones.load_export(run / "backbone")
+        export(cfg, last, folder / "backbone", pack, state)
+    model = backbones.load_export(folder / "backbone")
     classes = model.classes
     how = Extraction(
         cfg.num_clips,
@@ -874,14 +801,14 @@ def finish(
         "notes": notes,
         "card": card,
     }
-    log.write_json(run / "results.json", results)
+    log.write_json(folder / "results.json", results)
     title = f"{results['model']} on {cfg.data}: top-1 {100 * results['top1']:.1f} %"
     short = {k: v for k, v in results.items() if k not in ("card", "notes", "per_class")}
-    write_card(run / "CARD.md", title, notes, {"results": short, **card})
+    write_card(folder / "CARD.md", title, notes, {"results": short, **card})
     if scores is not None:
-        write_predictions(run / "predictions.csv", test.sources, test.labels, scores, classes)
-    picture = confusion_figure(run / "confusion.png", counts, classes, title, results["unit"])
-    print_summary(cfg, results, run, picture)
+        write_predictions(folder / "predictions.csv", test.sources, test.labels, scores, classes)
+    picture = confusion_figure(folder / "confusion.png", counts, classes, title, results["unit"])
+    print_summary(cfg, results, folder, picture)
     return results
 
 

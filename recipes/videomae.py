@@ -18,7 +18,6 @@ import dataclasses
 import math
 import os
 import sys
-import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,18 +31,10 @@ from downstream.models import MODELS
 from downstream.models import build_model as build_family
 from downstream.probe import knn_accuracy
 from downstream.splits import choose_validation
-from pretrain import backbones, checkpoint, device, log
+from pretrain import backbones, log
 from pretrain.data.cache import open_data, packing_side, world_clips
 from pretrain.data.sampling import counter_rng
-from pretrain.data.shards import (
-    EvalClips,
-    Pack,
-    Positions,
-    TrainClips,
-    eval_loader,
-    train_batches,
-    warn_of_clips,
-)
+from pretrain.data.shards import EvalClips, Pack, TrainClips, eval_loader, warn_of_clips
 from pretrain.data.transforms import Augment
 from pretrain.files import is_folder
 from pretrain.flags import (
@@ -58,20 +49,12 @@ from pretrain.flags import (
     settle,
 )
 from pretrain.interop.videomae import import_foreign
+from pretrain.loop import TrainingRun, plan_run
 from pretrain.masked import MaskedPixels
 from pretrain.names import did_you_mean, for_screen, for_shell
-from pretrain.optim import learning_rate, make_optimizers
-from pretrain.processes import StopFlag, start_accelerator
-from pretrain.run import (
-    Plan,
-    begin_run,
-    open_run,
-    plan_run,
-    record_bad_clips,
-    refuse_to_go_on,
-    restore,
-    try_run,
-)
+from pretrain.optim import learning_rate, make_optimizers, set_rate, update
+from pretrain.processes import start_accelerator
+from pretrain.run import try_run
 from pretrain.videomae import DECODERS, VideoMAE, draw_tokens, mask_of_view, reconstruct
 from pretrain.views import ViewContrast
 from pretrain.vit import SIZES, VideoTransformer
@@ -268,35 +251,25 @@ KNN_CLIPS = 480  # clips behind the online score
 
 
 def train_step(model, optimizers, batches, accumulate, accelerator, clip_grad, contrast):
-    """One optimizer step over `accumulate` micro-batches; `contrast`: the model wants to know whose the views are.
+    """One optimizer step over `accumulate` micro-batches; `contrast`: the model takes whose views they are.
 
     Returns:
-        mean loss of this process, the share of views that found their clip (None without `ViewContrast`), the
-        gradient norm over all processes, the micro-batches' errors and the seconds spent
-        waiting for data. If the norm is not finite the weights were left alone:
-        gradients are averaged before it is taken, so every process decides alike.
+        the mean loss of this process, the view-retrieval accuracy (None without `ViewContrast`), and the gradient
+        norm over all processes; if that is not finite the weights were left alone.
     """
-    total, errors, waited = torch.zeros((), device=accelerator.device), [], 0.0
+    total = torch.zeros((), device=accelerator.device)
     names = ("video", "visible", "masked", "clips") if contrast else ("video", "visible", "masked")
     for i in range(accumulate):
-        before = time.monotonic()
         batch = next(batches)
-        waited += time.monotonic() - before
-        errors += batch["errors"]
         tensors = [batch[name].to(accelerator.device, non_blocking=True) for name in names]
         last = i == accumulate - 1
         with nullcontext() if last else accelerator.no_sync(model):
             loss, second = model(*tensors)
             accelerator.backward(loss / accumulate)
         total += loss.detach() / accumulate
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad or math.inf)
-    for optimizer in optimizers:
-        if torch.isfinite(norm):
-            optimizer.step()
-        optimizer.zero_grad()
-    # A prediction is let go of: kept, it would lie beside the next step's.
-    found = second.detach() if second.ndim == 0 else None
-    return total, found, norm.item(), errors, waited
+    # A prediction is freed: kept, it would lie beside the next step's.
+    found = second.detach() if contrast else None
+    return total, found, update(optimizers, model.parameters(), clip_grad)
 
 
 @torch.no_grad()
@@ -458,14 +431,10 @@ def start_from(model: VideoMAE, name: str) -> None:
     load_strict(target, loaded.state_dict(), name)
 
 
-def print_plan(
-    cfg: Config, plan: Plan, accelerator, pack: Pack, num_clips: int, run: Path, model
-) -> None:
+def print_plan(cfg: Config, run: TrainingRun, pack: Pack, num_clips: int, model) -> None:
     """Print what the run resolved to, so that no number is applied silently."""
     scale = cfg.batch_size / 256
     parameters = sum(p.numel() for p in model.encoder.parameters()) / 1e6
-    epochs = plan.steps * plan.decodes_per_step / num_clips
-    views = f" x {cfg.views} views" if cfg.views > 1 else ""
     spec = model.encoder.input_spec
     log.print_table(
         f"VideoMAE {cfg.preset}",
@@ -481,15 +450,10 @@ def print_plan(
                 if cfg.contrast
                 else ""
             ),
-            "device": f"{accelerator.num_processes} x {device.describe(accelerator.device)}, "
-            f"{'bf16' if accelerator.mixed_precision == 'bf16' else 'fp32'}",
-            "effective batch": f"{cfg.batch_size} clips = {accelerator.num_processes} processes x "
-            f"{plan.accumulate} passes x {plan.micro} decodes{views}",
             "learning rate": f"{cfg.base_lr:g} per 256 clips -> {cfg.base_lr * scale:g}, cosine to "
             f"{cfg.final_lr * scale:g}",
-            "steps": f"{plan.steps} ({plan.warmup} warm-up) = {epochs:.1f} epochs",
-            "run": run,
-        },
+        }
+        | run.plan_rows(num_clips, cfg.views),
     )
 
 
@@ -533,9 +497,9 @@ def main(cfg: Config) -> dict:
     cfg = settle(cfg, unused(cfg), PRESETS.get(cfg.preset))
     # ---- data: before the process group exists, since packing may take hours
     first = os.environ.get("RANK", "0") == "0"
-    run = Path(cfg.out or f"runs/videomae-{cfg.preset}")
+    folder = Path(cfg.out or f"runs/videomae-{cfg.preset}")
     if first:
-        try_run(run)
+        try_run(folder)
     pack = open_data(cfg.data, packing_side(cfg.size), say=first)
     has_splits = bool(pack.index["splits"])
     ids = pack.split(cfg.split if has_splits else "all")
@@ -559,152 +523,78 @@ def main(cfg: Config) -> dict:
             f"--micro-batch, now {cfg.micro_batch}, or lower --batch-size"
         )
     data = {"data_fingerprint": pack.index["fingerprint"], "num_clips": len(ids)}
-    lock, described = open_run(run, cfg, data, MAY_CHANGE, cfg.resume, accelerator)
-    if first:
-        print_plan(cfg, plan, accelerator, pack, len(ids), run, masked)
-        warn_of_clips(pack, ids, masked.encoder.input_spec)
-        if cfg.contrast and not cfg.backbone:
-            print(
-                "note: --contrast wants a --backbone that reconstructs; from scratch it learned worse",
-                file=sys.stderr,
-            )
-    model.to(accelerator.device)
-    optimizers = make_optimizers(cfg.optimizer, model, cfg.weight_decay, (0.9, cfg.beta2))
-
-    # ---- resume
-    state = {
-        "run": described,
-        "step": 0,
-        "skipped": 0,
-        "skipped_in_row": 0,
-        "bad_clips": 0,
-        "loss": None,
-        "knn": None,
-        "knn_chance": None,
-    }
-    state = restore(run, model, optimizers, state, say=first)
-    accelerator.wait_for_everyone()
-
-    # ---- loader and wrapper
-    dataset = TrainClips(
-        pack, ids, masked.encoder.input_spec, cfg.seed, cfg.views, cfg.scales,
-        mask_of_view(cfg.mask, grid, cfg.mask_ratio, cfg.dual_mask),
-        Augment(colour=cfg.colour), spread=cfg.contrast > 0,
-    )  # fmt: skip
-    positions = Positions(
-        state["step"], plan.steps, plan.micro, plan.accumulate,
-        accelerator.num_processes, accelerator.process_index,
-    )  # fmt: skip
-    bare = model
-    if cfg.compile:
-        model = torch.compile(model)
-    model = accelerator.prepare_model(model)
-    model.train()  # what was loaded is in evaluation mode
-    scale = cfg.batch_size / 256
-
-    # ---- loop
-    run_log = begin_run(run, described, state["step"], cfg.tensorboard) if first else None
-    stop = StopFlag()
-    knn = (state["knn"], state["knn_chance"]) if state["knn_chance"] is not None else None
-    shown, clips_shown, waited_shown = time.monotonic(), 0, 0.0
-    with train_batches(dataset, positions, cfg.num_workers) as batches, stop:
-        while state["step"] < plan.steps:
-            lr = learning_rate(
-                state["step"],
-                plan.steps,
-                plan.warmup,
-                cfg.base_lr * scale,
-                cfg.final_lr * scale,
-            )
-            for group in (g for o in optimizers for g in o.param_groups):
-                group["lr"] = lr * group.get("lr_scale", 1.0)
-            loss, found, norm, errors, waited = train_step(
-                model,
-                optimizers,
-                batches,
-                plan.accumulate,
-                accelerator,
-                cfg.clip_grad,
-                cfg.contrast > 0,
-            )
-            # One small sum over the processes carries all that they must agree on.
-            shared = torch.tensor(
-                [stop.signal or bool(batches.lost), len(errors), 0.0, 0.0],
-                device=accelerator.device,
-            )
-            shared[2] = loss / accelerator.num_processes
-            if found is not None:
-                shared[3] = found / accelerator.num_processes
-            stopping, bad, loss_value, found_share = accelerator.reduce(shared).tolist()
-
-            state["step"] += 1
-            state["bad_clips"] += int(bad)
-            record_bad_clips(run, errors)
-            skipped = not math.isfinite(norm)
-            state["skipped"] += skipped
-            state["skipped_in_row"] = state["skipped_in_row"] + 1 if skipped else 0
-            refuse_to_go_on(run, state, plan.decodes_per_step, cfg.max_bad_clips)
-
-            step = state["step"]
-            done = step == plan.steps
-            clips_shown += cfg.batch_size
-            waited_shown += waited
-            now = time.monotonic()  # what is measured next is not the speed of training
-            measured = done or bool(cfg.knn_every and step % cfg.knn_every == 0)
-            if measured:
-                knn = (
-                    online_knn(masked.encoder, pack, ids, cfg.seed, accelerator) if first else None
-                )
-            if first and (measured or skipped or now - shown >= cfg.log_seconds):
-                values = {"loss": loss_value, "lr": lr, "grad_norm": norm}
-                values |= {"clips_per_s": clips_shown / (now - shown)}
-                values |= {"skipped": state["skipped"], "bad_clips": state["bad_clips"]}
-                values |= (
-                    dict(zip(("knn", "knn_chance"), knn, strict=True)) if measured and knn else {}
-                )
-                values |= {"views_found": found_share} if cfg.contrast else {}
-                run_log.write(step, values)
+    with TrainingRun(folder, cfg, data, plan, accelerator, MAY_CHANGE) as run:
+        if first:
+            print_plan(cfg, run, pack, len(ids), masked)
+            warn_of_clips(pack, ids, masked.encoder.input_spec)
+            if cfg.contrast and not cfg.backbone:
                 print(
-                    f"step {step}/{plan.steps}  loss {loss_value:.4f}  "
-                    + (f"own view found {found_share:.0%}  " if cfg.contrast else "")
-                    + f"{values['clips_per_s']:.0f} clips/s "
-                    f"(waiting for data {waited_shown / (now - shown):.0%})  "
-                    f"{run_log.time_left(step, plan.steps)} left"
-                    + (f"  kNN {100 * knn[0]:.1f} % (chance {100 * knn[1]:.1f} %)" if knn else "")
-                    + (f"  {state['skipped']} steps skipped" if state["skipped"] else "")
-                    + (f"  {state['bad_clips']} bad clips replaced" if state["bad_clips"] else ""),
-                    flush=True,
+                    "note: --contrast wants a --backbone that reconstructs; from scratch it learned worse",
+                    file=sys.stderr,
                 )
-                shown, clips_shown, waited_shown = time.monotonic(), 0, 0.0
-            state["loss"] = loss_value
-            state["knn"], state["knn_chance"] = knn or (None, None)
-            if (done or stopping or step % cfg.save_every == 0) and first:
-                checkpoint.save_checkpoint(run, bare, optimizers, state)
-            if stopping and not done:
-                accelerator.wait_for_everyone()
-                stop.leave(step, first, batches.lost)
+        model.to(accelerator.device)
+        optimizers = make_optimizers(cfg.optimizer, model, cfg.weight_decay, (0.9, cfg.beta2))
+        run.restore(model, optimizers, {"loss": None, "knn": None, "knn_chance": None})
 
-    # ---- end
-    if first:
-        finish(cfg, masked, pack, ids, run, plan, state)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    if first:
-        lock.release(force=True)
-    return state
+        # ---- loader and wrapper
+        dataset = TrainClips(
+            pack, ids, masked.encoder.input_spec, cfg.seed, cfg.views, cfg.scales,
+            mask_of_view(cfg.mask, grid, cfg.mask_ratio, cfg.dual_mask),
+            Augment(colour=cfg.colour), spread=cfg.contrast > 0,
+        )  # fmt: skip
+        wrapped = accelerator.prepare_model(torch.compile(model) if cfg.compile else model)
+        wrapped.train()  # what was loaded is in evaluation mode
+        peak, final = (rate * cfg.batch_size / 256 for rate in (cfg.base_lr, cfg.final_lr))
+
+        # ---- loop
+        with run.batches(dataset) as batches:
+            while run.unfinished:
+                lr = learning_rate(run.step, plan.steps, plan.warmup, peak, final)
+                set_rate(optimizers, lr)
+                loss, found, norm = train_step(
+                    wrapped, optimizers, batches, plan.accumulate, accelerator, cfg.clip_grad,
+                    cfg.contrast > 0,
+                )  # fmt: skip
+                loss, *found = run.agree(norm, [loss] if found is None else [loss, found])
+                values = {"loss": loss, "lr": lr, "grad_norm": norm}
+                values |= {"views_found": found[0]} if found else {}
+                if run.due(cfg.knn_every) and first:
+                    knn = online_knn(masked.encoder, pack, ids, cfg.seed, accelerator)
+                    run.state |= dict(zip(("knn", "knn_chance"), knn or (None, None), strict=True))
+                    values |= {name: run.state[name] for name in ("knn", "knn_chance") if knn}
+                if run.log_due():
+                    run.log(values, *progress(values, run.state))
+                run.finish_step({"loss": loss})
+
+        # ---- end
+        if run.end():
+            finish(cfg, masked, pack, ids, run)
+        return run.state
 
 
-def finish(cfg, model, pack, ids, run, plan, state) -> None:
+def progress(values: dict, state: dict) -> tuple[str, str]:
+    """What a person watches of a step, and the last kNN score."""
+    text = f"loss {values['loss']:.4f}"
+    if "views_found" in values:
+        text += f"  view-retrieval accuracy {values['views_found']:.0%}"
+    if state["knn"] is None:
+        return text, ""
+    score, chance = 100 * state["knn"], 100 * state["knn_chance"]
+    return text, f"kNN {score:.1f} % (chance {chance:.1f} %)"
+
+
+def finish(cfg: Config, model, pack: Pack, ids: np.ndarray, run: TrainingRun) -> None:
     """Export the backbone, draw the figure and say where everything is."""
+    folder, state = run.folder, run.state
     provenance = {
-        "recipe": "videomae", "preset": cfg.preset, "steps": plan.steps, "seed": cfg.seed,
+        "recipe": "videomae", "preset": cfg.preset, "steps": run.plan.steps, "seed": cfg.seed,
         "data": cfg.data, "split": cfg.split, "data_fingerprint": pack.index["fingerprint"],
         "num_clips": len(ids), "loss": state["loss"], "online_knn": state["knn"], "config": dataclasses.asdict(cfg),
     }  # fmt: skip
-    backbones.export_backbone(model.encoder, run / "backbone", provenance)
-    picture = draw_figure(run / "reconstruction.png", model, cfg, pack, int(ids[0]))
+    backbones.export_backbone(model.encoder, folder / "backbone", provenance)
+    picture = draw_figure(folder / "reconstruction.png", model, cfg, pack, int(ids[0]))
     curve = log.curve_figure(
-        run / "curve.png", run / "log.jsonl", ("loss",), ("knn",),
+        folder / "curve.png", folder / "log.jsonl", ("loss",), ("knn",),
         f"masked reconstruction, {cfg.encoder} on {cfg.data}, {len(ids)} clips: loss and online kNN",
     )  # fmt: skip
     data = cfg.data if world_clips(cfg.data) else pack.folder
@@ -712,12 +602,12 @@ def finish(cfg, model, pack, ids, run, plan, state) -> None:
     log.print_table(
         "done",
         {
-            "backbone": run / "backbone",
+            "backbone": folder / "backbone",
             "figure": picture,
             "curve": curve,
-            "log": run / "log.jsonl",
-            "checkpoints": run / "checkpoints",
-            "next": f"python recipes/linear_probe.py --backbone {for_shell(run / 'backbone')} --data {for_shell(data)}",
+            "log": folder / "log.jsonl",
+            "checkpoints": folder / "checkpoints",
+            "next": f"python recipes/linear_probe.py --backbone {for_shell(folder / 'backbone')} --data {for_shell(data)}",
         },
     )
 

@@ -483,10 +483,12 @@ class TrainBatches:
 
     Attributes:
         lost: that it happened, in words; empty before.
+        waited: seconds spent in waiting for batches.
+        errors: clips of the batches given that could not be decoded, and were replaced.
     """
 
     def __init__(self, dataset: TrainClips | Mixture, positions: Positions, num_workers: int):
-        self.lost = ""
+        self.lost, self.waited, self.errors = "", 0.0, []
         self._positions, self._given, self._num_workers = positions, 0, num_workers
         self._loader = partial(
             DataLoader,
@@ -504,6 +506,13 @@ class TrainBatches:
         return self
 
     def __next__(self) -> dict:
+        before = time.monotonic()
+        batch = self._load()
+        self.waited += time.monotonic() - before
+        self.errors += batch.pop("errors")
+        return batch
+
+    def _load(self) -> dict:
         try:
             batch = _next(self._batches)
         except WorkerKilled as error:

@@ -147,7 +147,7 @@ def test_two_processes(tiny_pack, tmp_path):
     done = launch(tmp_path, cfg, {}, processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["num_train"] == 24 and "2 processes x 2 passes x 2 decodes" in done.stdout
+    assert results["num_train"] == 24 and "2 processes x 2 micro-batches x 2 clips" in done.stdout
 
 
 def test_the_best_validated_weights_are_exported(tiny_pack, tmp_path, monkeypatch):

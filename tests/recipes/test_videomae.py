@@ -14,7 +14,7 @@ import torch
 
 from pretrain import backbones, checkpoint
 from pretrain.data.shards import Pack
-from pretrain.run import plan_run
+from pretrain.loop import plan_run
 from recipes import videomae
 from tests.recipes.runs import (
     equal,
@@ -126,7 +126,7 @@ def test_contrast_of_views_learns_resumes_and_leaves_a_plain_videomae(
     calm, cut = tmp_path / "calm", tmp_path / "cut"
     videomae.main(config(tiny_pack, calm, **changes))
     printed = capsys.readouterr().out
-    assert "2 views told from other clips, weight 0.3" in printed and "own view found" in printed
+    assert "2 views told from other clips, weight 0.3" in printed and "view-retrieval" in printed
     log = [json.loads(line) for line in (calm / "log.jsonl").read_text().splitlines()]
     assert log[-1]["loss"] < log[0]["loss"] and 0 <= log[-1]["views_found"] <= 1
 
@@ -283,7 +283,7 @@ def test_repeated_augmentation_is_counted_honestly(tiny_pack, tmp_path, capsys):
     cfg = config(tiny_pack, tmp_path / "run", views=2, steps=0, epochs=1, micro_batch=8)
     state = videomae.main(cfg)
     assert state["step"] == 8  # 32 training clips, 4 decodes a step
-    assert "4 decodes x 2 views" in capsys.readouterr().out
+    assert "4 clips decoded x 2 views" in capsys.readouterr().out
 
 
 def test_published_presets_resolve():

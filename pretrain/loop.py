@@ -1,0 +1,364 @@
+"""The loop of a training run: what is the same whatever is learned.
+
+A recipe keeps its model, its loss and its evaluations; `TrainingRun` has the run's folder, how it continues, the stream
+of batches, what the processes agree on, counters, log, checkpoints and how it stops:
+
+    with TrainingRun(folder, cfg, data, plan, accelerator, MAY_CHANGE) as run:
+        run.restore(model, optimizers, {"loss": None})
+        with run.batches(dataset) as batches:
+            while run.unfinished:
+                loss, norm = train_step(model, batches, ...)       # the method: in the recipe
+                (loss,) = run.agree(norm, means=[loss])            # one all-reduce
+                if run.log_due():
+                    run.log({"loss": loss}, f"loss {loss:.4f}")
+                run.finish_step({"loss": loss})                    # saves if due, stops if asked
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pretrain import checkpoint, device
+from pretrain.data.shards import Mixture, Positions, TrainBatches, TrainClips, train_batches
+from pretrain.folders import writing
+from pretrain.log import RunLog
+from pretrain.names import for_screen
+from pretrain.processes import StopFlag
+from pretrain.run import begin_run, open_run, restore
+
+MAX_SKIPPED = 5  # non-finite steps in a row that stop the run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a schedule resolved to.
+
+    Attributes:
+        steps: optimizer steps.
+        warmup: of them, those that warm up.
+        micro: decodes in one micro-batch of one process.
+        accumulate: micro-batches of one process in a step.
+        decodes_per_step: over all processes.
+    """
+
+    steps: int
+    warmup: int
+    micro: int
+    accumulate: int
+    decodes_per_step: int
+
+
+def plan_run(
+    num_clips: int,
+    processes: int,
+    batch_size: int,
+    micro_batch: int,
+    views: int,
+    steps: int,
+    epochs: float,
+    warmup: float,
+) -> Plan:
+    """Steps, accumulation and the sizes between them.
+
+    Args:
+        num_clips: of one epoch.
+        processes: that share a batch.
+        batch_size: effective batch, counted in views.
+        micro_batch: most views that a process handles at once.
+        views: crops taken from one decode.
+        steps: optimizer steps; 0: as `epochs` gives them.
+        epochs: passes over the data.
+        warmup: share of the steps.
+
+    Raises:
+        ValueError: the effective batch cannot be divided as asked, or the schedule is empty.
+    """
+    if batch_size < 1 or batch_size % (processes * views):
+        raise ValueError(
+            f"--batch-size {batch_size} cannot be shared evenly by {processes} processes with "
+            f"{views} views of each clip: choose a multiple of {processes * views}"
+        )
+    per_process = batch_size // views // processes  # decodes in a step
+    most = max(micro_batch // views, 1)
+    micro = next(m for m in range(min(most, per_process), 0, -1) if per_process % m == 0)
+    per_step = batch_size // views
+    num_steps = steps or math.ceil(epochs * num_clips / per_step)
+    if num_steps < 1:
+        raise ValueError(f"--steps {steps} and --epochs {epochs} make no step at all")
+    return Plan(num_steps, round(warmup * num_steps), micro, per_process // micro, per_step)
+
+
+def record_bad_clips(run: Path, errors: list[dict]) -> None:
+    """Append clips that could not be decoded to the run's ledger and name them on the screen.
+
+    Raises:
+        ValueError: the ledger cannot be written.
+    """
+    ledger = run / "data_errors.jsonl"
+    for error in errors:
+        print(
+            for_screen(f"bad clip replaced: {error['source']}: {error['reason']}"),
+            file=sys.stderr,
+            flush=True,
+        )
+        with writing(ledger), open(ledger, "a") as file:
+            file.write(json.dumps(error) + "\n")
+
+
+def refuse_to_go_on(run: Path, state: dict, decodes_per_step: int, max_bad_clips: float) -> None:
+    """Stop a run that no longer learns from the data it was given.
+
+    Args:
+        run: the run's folder, for the sentence.
+        state: with `step`, `skipped_in_row` and `bad_clips`.
+        decodes_per_step: clips of a step.
+        max_bad_clips: share of the clips seen that may be undecodable.
+
+    Raises:
+        ValueError: too many steps in a row without a finite gradient, or too many bad clips.
+    """
+    if state["skipped_in_row"] >= MAX_SKIPPED:
+        saved = checkpoint.checkpoints(run)
+        left = f"{saved[0]} holds an earlier state" if saved else "nothing was saved yet"
+        raise ValueError(
+            f"the gradient was not finite in {MAX_SKIPPED} steps in a row, the last one {state['step']}: "
+            f"lower --base-lr or try --precision fp32; {left}"
+        )
+    seen = state["step"] * decodes_per_step
+    # At least 10, so that one bad clip does not end a short run.
+    if state["bad_clips"] > max(max_bad_clips * seen, 10):
+        raise ValueError(
+            f"{state['bad_clips']} of {seen} clips could not be decoded, more than --max-bad-clips "
+            f"{max_bad_clips:g}; they are listed in {run}/data_errors.jsonl: pack the data again"
+        )
+
+
+class TrainingRun:
+    """One training run, on each of its processes.
+
+    As a context manager it lets go of the folder at the end, however that comes.
+
+    Args:
+        folder: the run's.
+        config: the recipe's resolved configuration, a dataclass with the running flags (`resume`, `num_workers`,
+            `save_every`, `log_seconds`, `max_bad_clips`, `tensorboard`) and `batch_size`.
+        data: what identifies the data: `data_fingerprint` and `num_clips`.
+        plan: of `plan_run`.
+        accelerator: the processes of this launch.
+        may_change: names of values of the configuration that do not decide the numbers.
+
+    Attributes:
+        first: whether this is the main process, which logs, saves and evaluates.
+        state: what a checkpoint holds beside weights: `step`, `skipped`, `skipped_in_row`, `bad_clips`, `seconds` and
+            what the recipe adds.
+
+    Raises:
+        ValueError: as `open_run`.
+    """
+
+    def __init__(
+        self, folder: Path, config, data: dict, plan: Plan, accelerator: Accelerator, may_change: set[str]
+    ):  # fmt: skip
+        self.folder, self.config, self.plan, self.accelerator = folder, config, plan, accelerator
+        self.first = accelerator.is_main_process
+        self._lock, self._described = open_run(
+            folder, config, data, may_change, config.resume, accelerator
+        )
+        self.state = {
+            "run": self._described, "step": 0, "skipped": 0, "skipped_in_row": 0, "bad_clips": 0, "seconds": 0.0,
+        }  # fmt: skip
+        self._stop, self._stopping, self._early = StopFlag(), False, False
+
+    def __enter__(self) -> "TrainingRun":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._lock:
+            self._lock.release(force=True)
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.state["step"]
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is a step to do."""
+        return self.step < self.plan.steps and not self._early
+
+    def restore(self, model: nn.Module, optimizers: list[Optimizer], state: dict) -> None:
+        """Go on from the newest valid checkpoint, if there is one.
+
+        Args:
+            model: the bare model; what every checkpoint holds.
+            optimizers: over its parameters.
+            state: what the recipe adds to that of a run which begins.
+
+        Raises:
+            ValueError: as `pretrain.run.restore`.
+        """
+        self._model, self._optimizers = model, optimizers
+        self.state = restore(self.folder, model, optimizers, self.state | state, say=self.first)
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def batches(self, dataset: TrainClips | Mixture) -> Iterator[TrainBatches]:
+        """The micro-batches of this process for the rest of the run; the log and the clock start.
+
+        Raises:
+            ValueError: the log cannot be written.
+        """
+        plan, group = self.plan, self.accelerator
+        positions = Positions(
+            self.step, plan.steps, plan.micro, plan.accumulate, group.num_processes, group.process_index
+        )  # fmt: skip
+        if self.first:
+            self._log: RunLog = begin_run(
+                self.folder, self._described, self.step, self.config.tensorboard
+            )
+        self._began = time.monotonic() - self.state["seconds"]
+        self._measured = False
+        self._start_clock()
+        with (
+            train_batches(dataset, positions, self.config.num_workers) as self._batches,
+            self._stop,
+        ):
+            yield self._batches
+
+    def _start_clock(self) -> None:
+        self._shown, self._clips = time.monotonic(), 0
+
+    def agree(
+        self, norm: float, means: Sequence[Tensor] = (), sums: Sequence[float] = ()
+    ) -> list[float]:
+        """Count a step that was taken, and make known to every process what each of them saw of it.
+
+        Args:
+            norm: the gradient's, over all processes; not finite: the weights were left alone.
+            means: values of this process, to be averaged over the processes.
+            sums: values of this process, to be added up.
+
+        Returns:
+            the means, then the sums.
+
+        Raises:
+            ValueError: too many steps in a row without a finite gradient, or too many bad clips; the ledger of bad
+                clips cannot be written.
+        """
+        where, errors = self.accelerator.device, self._batches.errors
+        counts = [bool(self._stop.signal or self._batches.lost), len(errors), *sums]
+        # One small sum over the processes carries all that they must agree on.
+        shared = torch.cat([
+            torch.tensor(counts, dtype=torch.float32, device=where),
+            torch.stack([m.detach().float() for m in means]) / self.accelerator.num_processes
+            if means else torch.zeros(0, device=where),
+        ])  # fmt: skip
+        stopping, bad, *values = self.accelerator.reduce(shared).tolist()
+        state, self._stopping = self.state, bool(stopping)
+        self._skipped = not math.isfinite(norm)
+        state["step"] += 1
+        state["bad_clips"] += int(bad)
+        state["skipped"] += self._skipped
+        state["skipped_in_row"] = state["skipped_in_row"] + 1 if self._skipped else 0
+        self._clips += self.config.batch_size
+        self._now = time.monotonic()  # what is measured next is not the speed of training
+        record_bad_clips(self.folder, errors)
+        self._batches.errors = []
+        refuse_to_go_on(self.folder, state, self.plan.decodes_per_step, self.config.max_bad_clips)
+        return values[len(sums) :] + values[: len(sums)]
+
+    def due(self, every: int) -> bool:
+        """Whether something is due that comes every so many steps (0: only at the end) and after the last one."""
+        due = not self.unfinished or bool(every and self.step % every == 0)
+        self._measured = self._measured or due
+        return due
+
+    def end_early(self) -> None:
+        """This step is the last one."""
+        self._early = True
+
+    def log_due(self) -> bool:
+        """Whether this process has a line to write: after what was `due`, a skipped step, or some seconds."""
+        late = self._now - self._shown >= self.config.log_seconds
+        return self.first and (self._measured or self._skipped or not self.unfinished or late)
+
+    def log(self, values: dict, text: str, after: str = "") -> None:
+        """Write a line of log.jsonl, and a line for a person.
+
+        Args:
+            values: what the recipe knows of the step.
+            text: the same in words.
+            after: more of it, at the end of the line.
+        """
+        state, took = self.state, self._now - self._shown
+        speed = {"clips_per_s": self._clips / took}
+        counts = {name: state[name] for name in ("skipped", "bad_clips")}
+        self._log.write(self.step, values | speed | counts)
+        parts = [
+            f"step {self.step}/{self.plan.steps}", text,
+            f"{speed['clips_per_s']:.0f} clips/s (waiting for data {self._batches.waited / took:.0%})",
+            f"{self._log.time_left(self.step, self.plan.steps)} left", after,
+            f"{state['skipped']} steps skipped" if state["skipped"] else "",
+            f"{state['bad_clips']} bad clips replaced" if state["bad_clips"] else "",
+        ]  # fmt: skip
+        print("  ".join(filter(None, parts)), flush=True)
+        self._start_clock()
+        self._batches.waited = 0.0
+
+    def finish_step(self, state: dict) -> None:
+        """End a step: save if that is due, and stop if that was asked for.
+
+        Args:
+            state: what the recipe's part of the state has become.
+        """
+        self.state |= state | {"seconds": time.monotonic() - self._began}
+        self._measured = False
+        done = not self.unfinished
+        if self.first and (done or self._stopping or self.step % self.config.save_every == 0):
+            checkpoint.save_checkpoint(self.folder, self._model, self._optimizers, self.state)
+        if self._stopping and not done:
+            self.accelerator.wait_for_everyone()
+            self._stop.leave(self.step, self.first, self._batches.lost)
+
+    def end(self) -> bool:
+        """Part from the other processes: the main one goes on alone and no other waits for it.
+
+        Returns:
+            whether this is the main process.
+        """
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        return self.first
+
+    def plan_rows(self, num_clips: int, views: int = 1) -> dict[str, object]:
+        """What every recipe tells of its plan, for the table at the start.
+
+        Args:
+            num_clips: of an epoch.
+            views: crops taken from one decode.
+        """
+        plan, group = self.plan, self.accelerator
+        half = "bf16" if group.mixed_precision == "bf16" else "fp32"
+        factors = (
+            (group.num_processes, "processes"), (plan.accumulate, "micro-batches"), (plan.micro, "clips decoded"),
+            (views, "views"),
+        )  # fmt: skip
+        product = " x ".join(f"{n} {what}" for n, what in factors if n > 1)
+        epochs = plan.steps * plan.decodes_per_step / num_clips
+        return {
+            "device": f"{group.num_processes} x {device.describe(group.device)}, {half}",
+            "effective batch": f"{self.config.batch_size} clips"
+            + (f" = {product}" if " x " in product else ""),
+            "steps": f"{plan.steps} ({plan.warmup} warm-up) = {epochs:.1f} epochs",
+            "run": self.folder,
+        }
