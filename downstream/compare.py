@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from downstream.metrics import bootstrap
+from downstream.report import FEW
 from pretrain.names import from_csv
 
 POOLED = ("frame_single", "frame_mean", "frame_max")
@@ -95,8 +96,8 @@ def difference_interval(
     theirs: list[dict[str, bool]],
     people: dict[str, str],
     seed: int = 0,
-) -> tuple[float, float, float]:
-    """Mean difference of accuracy on the same videos, with a 95 % bootstrap interval over people, then videos.
+) -> tuple[float, float, float, int]:
+    """Mean difference of accuracy on the same videos, its 95 % bootstrap interval over people, then videos, and how many.
 
     Args:
         ours: answers of each seed, as `read_answers` gives them.
@@ -107,10 +108,9 @@ def difference_interval(
     sources = sorted(set.intersection(*(set(a) for a in (*ours, *theirs))))
     right = lambda runs: np.mean([[run[s] for s in sources] for run in runs], 0)
     difference = right(ours) - right(theirs)
-    low, high = bootstrap(
-        lambda times: times @ difference / len(sources), [people.get(s) or s for s in sources], seed
-    )
-    return float(difference.mean()), low[0], high[0]
+    whose = [people.get(s) or s for s in sources]
+    low, high = bootstrap(lambda times: times @ difference / len(sources), whose, seed)
+    return float(difference.mean()), low[0], high[0], len(set(whose))
 
 
 def paired_claims(answers: dict[str, list[dict[str, bool]]], people: dict[str, str]) -> list[dict]:
@@ -130,8 +130,10 @@ def paired_claims(answers: dict[str, list[dict[str, bool]]], people: dict[str, s
             claim, other = f"{block} helps {base}", base
         else:
             continue
-        mean, low, high = difference_interval(answers[label], answers[other], people)
+        mean, low, high, groups = difference_interval(answers[label], answers[other], people)
         held = "yes" if low > 0 else "no, it harms" if high < 0 else "not shown"
         measured = f"{100 * mean:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+        if groups < FEW:
+            measured += f" (rough: {groups} people)"
         claims.append({"claim": claim, "held": held, "measured": measured})
     return claims

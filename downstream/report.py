@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from pretrain.files import is_file, is_folder, is_there, read_json
 from pretrain.folders import claim, holds_nothing, try_folder, writing
-from pretrain.log import beside_line, optional_figure
+from pretrain.log import optional_figure
 from pretrain.names import file_name, for_csv, for_figure, for_markdown, for_title
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "av", "safetensors")
@@ -79,6 +79,52 @@ def _refuse_other_results(out: Path, settings: dict) -> None:
     if differences:
         what = f"results of other settings ({'; '.join(differences)})" if old else "other files"
         raise ValueError(f"{out} holds {what}: give another folder with --out, or remove it")
+
+
+FEW = 10  # people, or videos, below which a bootstrap's interval is called rough
+
+
+def cautions(
+    truth: np.ndarray, predicted: np.ndarray, classes: list[str], subjects: list[str | None], drawn: str, unit: str,
+) -> list[str]:  # fmt: skip
+    """Sentences that a reader must see beside accuracies: few people, or one answer to everything.
+
+    Args:
+        truth: (N,) class numbers.
+        predicted: (N,) likewise.
+        classes: their names.
+        subjects: (N,) who is seen.
+        drawn: "subjects" or "videos", as `bootstrap_intervals` says what it drew.
+        unit: what was classified: "videos" or "frames".
+    """
+    said = []
+    groups = len(set(subjects)) if drawn == "subjects" else len(truth)
+    if groups < FEW:
+        who = {"subjects": "people"}.get(drawn, unit)
+        said.append(f"the 95 % intervals are rough: they rest on {groups} {who} only")
+    if len(set(truth)) > 1 and len(set(predicted)) == 1:
+        said.append(
+            f"all {len(truth)} {unit} were taken for one class, {classes[predicted[0]]!r}: this model does not tell "
+            "these classes apart"
+        )
+    return said
+
+
+def seen_in_training(provenance: dict | str, name: str, fingerprint: str) -> str | None:
+    """Which split of these very data a backbone was trained on, as its export says; None if it says of none.
+
+    Args:
+        provenance: of the backbone.
+        name: of the data, as the user gave it.
+        fingerprint: of their pack.
+    """
+    if not isinstance(provenance, dict):
+        return None
+    data = provenance.get("data")
+    named = name in ([data] if isinstance(data, str) else data if isinstance(data, list) else [])
+    if not named and provenance.get("data_fingerprint") != fingerprint:
+        return None
+    return str(provenance.get("split") or "all")
 
 
 def software() -> dict[str, str | None]:
@@ -370,7 +416,11 @@ def cost_figure(
             cost / 1e9, 100 * value, whiskers, fmt="os^Dv"[i // 10 % 5], color=f"C{i % 10}", capsize=2, linewidth=0.8,
             label=for_figure(name, 40),
         )  # fmt: skip
-    beside_line(axes, 100 * chance, f"chance\n{100 * chance:.1f} %", "grey", 1.01)
+    axes.axhline(100 * chance, color="grey", linewidth=0.8, linestyle=":")
+    axes.annotate(
+        f"chance\n{100 * chance:.1f} %", (1.01, 100 * chance), xycoords=("axes fraction", "data"), va="center",
+        fontsize=8, color="grey", annotation_clip=False,
+    )  # fmt: skip
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")

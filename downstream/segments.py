@@ -72,6 +72,23 @@ def frame_classes(record: dict, classes: dict[str, int]) -> np.ndarray:
     return frames
 
 
+def _broken(pack: Pack, record: dict) -> str:
+    """Where the list has the first segment of a video that cannot be read by itself, else where it has the video."""
+    text = record["extra"]["segments"]
+    for part in filter(None, map(str.strip, text.split(";"))):
+        try:
+            parse_segments(part, "")
+        except ValueError:
+            return pack.where(path=record["source"], segments=part)
+    return pack.where(path=record["source"])
+
+
+def _place(pack: Pack, name: str) -> str:
+    """Where the list has a class of frames: as a label, or in the column `segments`."""
+    place = pack.where(label=name)
+    return pack.where(segments=name) if place == pack.name else place
+
+
 def classes_of_frames(pack: Pack, train: Videos, test: Videos) -> list[str]:
     """The classes that frames of the training clips have.
 
@@ -82,20 +99,25 @@ def classes_of_frames(pack: Pack, train: Videos, test: Videos) -> list[str]:
     for videos in (train, test):
         names: set[str] = set()
         for record in map(pack.record, videos.samples):
-            segments = segments_of(record)
+            try:
+                segments = segments_of(record)
+            except ValueError as error:
+                raise ValueError(f"{_broken(pack, record)}: {error}") from error
             names |= {label for *_, label in segments}
             if not segments and record["label"] is not None:
                 names.add(record["label"])
         found.append(names)
     trained, tested = found
-    refuse_same_words({name: name for name in sorted(trained | tested)}, str(pack.folder))
+    refuse_same_words(
+        {name: name for name in sorted(trained | tested)}, lambda name: _place(pack, name)
+    )
     if len(trained) < 2:
         raise ValueError(
-            f"{pack.folder}: the only class of the frames is {', '.join(trained) or 'none'}: there is nothing to tell apart"
+            f"{pack.name}: the only class of the frames is {', '.join(trained) or 'none'}: there is nothing to tell apart"
         )
     if tested - trained:
         raise ValueError(
-            f"{pack.folder}: {len(tested - trained)} classes are tested but never trained: "
+            f"{_place(pack, min(tested - trained))}: {len(tested - trained)} classes are tested but never trained: "
             f"{', '.join(map(for_screen, sorted(tested - trained)[:10]))}; correct the segments or the splits"
         )
     return sorted(trained)

@@ -96,18 +96,18 @@ def _labelled(pack: Pack, labels: bool = True) -> tuple[dict[int, dict], dict[in
     labelled = {i: r for i, r in records.items() if has(r)}
     if not labelled:
         raise ValueError(
-            f"{pack.folder}: no clip has a label, and a probe measures against labels: give a list file "
+            f"{pack.name}: no clip has a label, and a probe measures against labels: give a list file "
             "with a label column, or a folder with one subfolder a class"
         )
     names = sorted({r["label"] for r in labelled.values() if r["label"] is not None})
-    refuse_same_words(dict(zip(names, names, strict=True)), str(pack.folder))
+    refuse_same_words(dict(zip(names, names, strict=True)), lambda name: pack.where(label=name))
     return records, labelled
 
 
 def _refuse_one_class(pack: Pack, classes: set[str]) -> None:
     if len(classes) == 1:
         raise ValueError(
-            f"{pack.folder}: the only label is {min(classes)!r}: there is nothing to tell apart"
+            f"{pack.name}: the only label is {min(classes)!r}: there is nothing to tell apart"
         )
 
 
@@ -151,12 +151,12 @@ def choose_splits(
     if all(record["split"] is None for record in records.values()):
         if any(record["label"] is None for record in labelled.values()):
             raise ValueError(
-                f"{pack.folder}: videos with segments and no label cannot be divided here: add a column split to the list"
+                f"{pack.name}: videos with segments and no label cannot be divided here: add a column split to the list"
             )
-        videos = _collect(labelled, str(pack.folder))
+        videos = _collect(labelled, pack.name)
         held, rule = choose_validation(videos.labels, videos.subjects, seed)
         if not held.any():
-            raise ValueError(f"{pack.folder}: no test part can be made, {rule}: label more videos")
+            raise ValueError(f"{pack.name}: no test part can be made, {rule}: label more videos")
         train, test = subset(videos, ~held), subset(videos, held)
         notes.append(
             f"the data name no splits: {len(test)} of {len(videos)} videos were held out for testing, "
@@ -171,13 +171,13 @@ def choose_splits(
         for flag, name in (("--train-split", train_split), ("--test-split", test_split)):
             if name not in names:
                 raise ValueError(
-                    f"{pack.folder} has no split {name!r}; it has {', '.join(names)}: name one of them "
+                    f"{pack.name} has no split {name!r}; it has {', '.join(names)}: name one of them "
                     f"with {flag}, or leave the split column out to have a test part held out for you"
                 )
             part = {i: r for i, r in labelled.items() if r["split"] == name}
             if not part:
-                raise ValueError(f"{pack.folder}: no clip of split {name!r} has a label")
-            parts.append(_collect(part, str(pack.folder)))
+                raise ValueError(f"{pack.name}: no clip of split {name!r} has a label")
+            parts.append(_collect(part, pack.name))
         train, test = parts
         both = set(train.sources) & set(test.sources)
         if both:
@@ -200,7 +200,7 @@ def choose_splits(
     _refuse_one_class(pack, classes | tested)
     if tested - classes:
         raise ValueError(
-            f"{pack.folder}: {len(tested - classes)} classes are tested but never trained: "
+            f"{pack.where(label=min(tested - classes))}: {len(tested - classes)} classes are tested but never trained: "
             f"{', '.join(map(for_screen, sorted(tested - classes)[:10]))}; correct the labels or the splits"
         )
     return train, test, notes
@@ -221,13 +221,13 @@ def labelled_videos(pack: Pack, split: str) -> tuple[Videos, list[str]]:
         ids = set(pack.split(split).tolist())
         labelled = {i: r for i, r in labelled.items() if i in ids}
         if not labelled:
-            raise ValueError(f"{pack.folder}: no clip of split {split!r} has a label")
+            raise ValueError(f"{pack.name}: no clip of split {split!r} has a label")
     else:
         ids = set(records)
         notes.append("the data name no splits: all videos were scored")
     if len(labelled) < len(ids):
         notes.append(f"{len(ids) - len(labelled)} clips without a label were left out")
-    return _collect(labelled, str(pack.folder)), notes
+    return _collect(labelled, pack.name), notes
 
 
 def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[str]]:
@@ -244,13 +244,13 @@ def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[st
         ValueError: a labelled video has no subject, there is only one, or a class is one subject's alone.
     """
     records, labelled = _labelled(pack)
-    videos = _collect(labelled, str(pack.folder))
+    videos = _collect(labelled, pack.name)
     nameless = [s for s, who in zip(videos.sources, videos.subjects, strict=True) if who is None]
     names = sorted(set(videos.subjects) - {None})
     if nameless or len(names) < 2:
         found = f"{len(nameless)} of {len(videos)} labelled videos name no subject and {len(names)} subjects"
         raise ValueError(
-            f"{pack.folder}: {found} are named: leaving one out needs a list file with a subject column"
+            f"{pack.name}: {found} are named: leaving one out needs a list file with a subject column"
         )
     _refuse_one_class(pack, set(videos.labels))
     folds = [np.array([who == name for who in videos.subjects]) for name in names]
@@ -259,7 +259,7 @@ def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[st
         missing = set(labels[fold]) - set(labels[~fold])
         if missing:
             raise ValueError(
-                f"{pack.folder}: only subject {for_screen(name)} shows {', '.join(map(for_screen, sorted(missing)[:10]))}, so nobody "
+                f"{pack.where(subject=name)}: only subject {for_screen(name)} shows {', '.join(map(for_screen, sorted(missing)[:10]))}, so nobody "
                 "else can teach it: leave that class out of the list"
             )
     notes = [f"every one of {len(names)} subjects was left out in turn; splits were ignored"]

@@ -14,7 +14,7 @@ from torch import nn
 
 from pretrain.checkpoint import newest_valid, read_state
 from pretrain.clip import VideoText
-from pretrain.files import is_folder, read_json, sync
+from pretrain.files import is_folder, no_folder, read_json, sync
 from pretrain.folders import remove, writing
 from pretrain.foreign import check_arguments, dry_state, shown
 from pretrain.frames import FrameTower
@@ -200,7 +200,7 @@ def load_backbone(name: str) -> nn.Module:
     folder = Path(name)
     if not is_folder(name):
         raise ValueError(
-            f"no backbone at {shown(name)}: give a folder exported by a recipe (RUN/backbone), "
+            f"no backbone at {shown(name)} ({no_folder(name)}): give a folder exported by a recipe (RUN/backbone), "
             "hf:OWNER/NAME or hf:FOLDER, an official VideoMAE .pth file, or open_clip:MODEL/WEIGHTS; names of model families are "
             "for downstream.models.load_backbone"
         )
@@ -242,7 +242,7 @@ def load_video_text(name: str) -> VideoText:
         raise ValueError(f"{name} is a VideoMAE and has no text tower; {remedy}")
     if not is_folder(name):
         raise ValueError(
-            f"no backbone at {shown(name)}: give the folder of a video-text run (RUN/backbone) or "
+            f"no backbone at {shown(name)} ({no_folder(name)}): give the folder of a video-text run (RUN/backbone) or "
             "open_clip:MODEL/WEIGHTS"
         )
     if read_backbone_config(Path(name))["builder"] != "VideoText":

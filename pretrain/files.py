@@ -60,6 +60,46 @@ def is_there(name: str | Path) -> bool:
     return bool(_mode(name))
 
 
+_KINDS = {
+    stat.S_IFREG: "a file",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def not_regular(mode: int) -> str:
+    """What a thing is that is no regular file, by its `st_mode`."""
+    return f"{_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a regular file"
+
+
+def no_file(name: str | Path) -> str:
+    """Why a name, which may be anything, is not that of a regular file: there is none, or something else in its place.
+
+    Raises:
+        ValueError: it cannot be told.
+    """
+    return f"that is {not_regular(mode)}" if (mode := _mode(name)) else _none(name, "file")
+
+
+def no_folder(name: str | Path) -> str:
+    """Why a name, which may be anything, is not that of a folder.
+
+    Raises:
+        ValueError: it cannot be told.
+    """
+    mode = _mode(name)
+    what = _KINDS.get(stat.S_IFMT(mode), "something else")
+    return f"that is {what}, not a folder" if mode else _none(name, "folder")
+
+
+def _none(name: str | Path, wanted: str) -> str:
+    link = "\0" not in os.fspath(name) and os.path.islink(name)
+    return f"there is no such {wanted}" + ": that is a link that leads nowhere" * link
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Say in words that `path` cannot be read.
@@ -81,9 +121,10 @@ def open_regular(path: str | Path) -> io.BufferedReader:
     """
     wait_not = getattr(os, "O_NONBLOCK", 0)  # Windows has no pipes among its files
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | wait_not))  # noqa: SIM115
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    mode = os.fstat(file.fileno()).st_mode
+    if not stat.S_ISREG(mode):
         file.close()
-        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+        raise OSError(errno.EINVAL, not_regular(mode), os.fspath(path))
     return file
 
 

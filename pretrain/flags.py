@@ -7,7 +7,7 @@ without effect; `cli` refuses such a flag by name when it was typed, and `settle
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, TypeVar, get_args, get_type_hints
 
 from tyro.constructors import PrimitiveConstructorSpec
@@ -107,9 +107,13 @@ def typed(words: Sequence[str], config: object) -> set[str]:
         words: of the command line.
         config: a dataclass.
     """
-    names = {f.name for f in dataclasses.fields(config)}
+    return _named(words) & {f.name for f in dataclasses.fields(config)}
+
+
+def _named(words: Sequence[str]) -> set[str]:
+    """The names behind -- of a command line, with and without a `no-` before them."""
     named = {w[2:].split("=")[0].replace("-", "_") for w in words if w.startswith("--")}
-    return {name for name in names if {name, f"no_{name}"} & named}
+    return named | {name.removeprefix("no_") for name in named}
 
 
 def refuse_unused(words: Sequence[str], config: object, unused: dict[str, str]) -> None:
@@ -123,10 +127,48 @@ def refuse_unused(words: Sequence[str], config: object, unused: dict[str, str]) 
     Raises:
         ValueError: there are such flags; all are named.
     """
-    useless = sorted(typed(words, config) & unused.keys())
-    if useless:
-        named = "; ".join(f"{flag(name)} {unused[name]}" for name in useless)
+    _refuse(typed(words, config) & unused.keys(), unused)
+
+
+def refuse_elsewhere(words: Sequence[str], config: type, elsewhere: dict[str, str]) -> None:
+    """Say of flags that a recipe has not where they are.
+
+    Args:
+        words: of the command line.
+        config: the recipe's dataclass.
+        elsewhere: fields of other recipes, and what to do instead.
+
+    Raises:
+        ValueError: such a flag was typed.
+    """
+    own = {f.name for f in dataclasses.fields(config)}
+    for name in sorted((_named(words) & elsewhere.keys()) - own):
+        raise ValueError(f"{flag(name)} is not for this recipe: {elsewhere[name]}")
+
+
+def _refuse(useless: Iterable[str], unused: dict[str, str]) -> None:
+    if named := "; ".join(f"{flag(name)} {unused[name]}" for name in sorted(useless)):
         raise ValueError(f"without effect, leave out: {named}")
+
+
+def refuse_given(config: object, unused: dict[str, str], preset: object) -> None:
+    """Say no to values without effect that somebody gave: they are neither the preset's nor the default.
+
+    Args:
+        config: a dataclass.
+        unused: fields without effect, and why.
+        preset: that it was made of.
+
+    Raises:
+        ValueError: there are such values; all are named.
+    """
+    useless = {
+        field.name
+        for field in dataclasses.fields(config)
+        if field.name in unused
+        and getattr(config, field.name) not in (getattr(preset, field.name), field.default)
+    }
+    _refuse(useless, unused)
 
 
 def settle(config: Config, unused: dict[str, str], preset: Config | None) -> Config:
@@ -142,8 +184,6 @@ def settle(config: Config, unused: dict[str, str], preset: Config | None) -> Con
     """
     if preset is None:
         return config
+    refuse_given(config, unused, preset)
     defaults = {f.name: f.default for f in dataclasses.fields(config) if f.name in unused}
-    for name, default in defaults.items():
-        if getattr(config, name) not in (getattr(preset, name), default):
-            raise ValueError(f"without effect, leave out: {flag(name)} {unused[name]}")
     return dataclasses.replace(config, **defaults)

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pretrain.files import is_folder, parse_json
+from pretrain.files import is_folder, is_there, no_folder, parse_json
 from pretrain.names import did_you_mean
 
 Rule = Callable[[object], bool]
@@ -624,6 +624,8 @@ def hub_folder(name: str, patterns: list[str]) -> Path:
     """
     from huggingface_hub import snapshot_download
 
+    if is_there(name) and not is_folder(name):
+        raise ValueError(f"{shown(name)}: {no_folder(name)}")
     if not REPOSITORY.fullmatch(name):
         raise ValueError(
             f"{shown(name)} is neither a folder here nor a name on the hub (OWNER/NAME)"
@@ -638,6 +640,8 @@ def hub_folder(name: str, patterns: list[str]) -> Path:
 
 
 def _check_place(name: str) -> None:
+    if is_there(name) and not is_folder(name):
+        raise ValueError(f"{shown(name)}: {no_folder(name)}")
     if not is_folder(name) and not REPOSITORY.fullmatch(name):
         raise ValueError(
             f"{shown(name)} is neither a folder here nor a name on the hub (OWNER/NAME)"

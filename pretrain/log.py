@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 
 from pretrain.files import open_regular, reading, replacing, sync, write_synced
-from pretrain.flags import refuse_numbers, refuse_unused
+from pretrain.flags import refuse_elsewhere, refuse_numbers, refuse_unused
 from pretrain.folders import writing
 from pretrain.names import clean_screen, did_you_mean, for_screen, for_title
 
@@ -35,6 +35,7 @@ def cli(
     config: type | dict[str, object],
     unused: Callable[[object], dict[str, str]] | None = None,
     about: dict[str, str] | None = None,
+    elsewhere: dict[str, str] | None = None,
 ) -> None:
     """Parse the command line into a config, run `main` and turn a user's or a disk's mistake into one line.
 
@@ -46,6 +47,7 @@ def cli(
         config: as `parse` takes it.
         unused: of a config: the fields that its choices leave without effect, and why. Typed ones are refused.
         about: as `parse` takes it.
+        elsewhere: flags that other recipes have and this one, without presets, has not; and what to do instead.
     """
     arguments = sys.argv[1:]
     if any(for_screen(word) != word for word in arguments):
@@ -53,6 +55,8 @@ def cli(
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # a launcher ends its processes itself
         signal.signal(signal.SIGTERM, _terminate)
     try:
+        if elsewhere:
+            refuse_elsewhere(arguments, config, elsewhere)
         parsed = parse(arguments, config, about)
         clean_screen()  # not before: help comes in colours
         refuse_numbers(parsed)
@@ -332,7 +336,7 @@ def curve_figure(
 ) -> None:
     """Draw what a run's log says over its steps: losses on the left axis, shares on the right.
 
-    Of a share that has a value `NAME_chance` beside it, that is drawn as a line.
+    Of a share that has a value `NAME_chance` beside it, that is drawn as a level.
 
     Args:
         path: the .png to write.
@@ -355,14 +359,13 @@ def curve_figure(
                 (line["step"], unit * line[name]) for line in lines if line.get(name) is not None
             ]
             chances = [100 * line[f"{name}_chance"] for line in lines if line.get(f"{name}_chance")]
-            if chances:
-                beside_line(
-                    right, chances[-1], f"chance\n{chances[-1]:.1f} %", f"C{first + i}", 1.12
-                )
             if points:
                 marker = "o" if len(points) < 20 else None
                 axis.plot(*zip(*points, strict=True), label=name.replace("_", " "), color=f"C{first + i}",
                           marker=marker, markersize=3, linewidth=1)  # fmt: skip
+            if chances:
+                axis.axhline(chances[-1], color=f"C{first + i}", linewidth=0.8, linestyle=":",
+                             label=f"chance {chances[-1]:.1f} %")  # fmt: skip
     left.set_xlabel("step")
     left.set_ylabel("loss")
     right.set_ylabel("per cent")
@@ -373,24 +376,8 @@ def curve_figure(
     for axis, unit in sides:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.append(handle)
-            labels.append(label if label == unit else f"{label} ({unit})")
+            named = label == unit or label.startswith("chance")
+            labels.append(label if named else f"{label} ({unit})")
     figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=3)
     figure.suptitle(for_title(title, 7), fontsize=10)
     figure.savefig(path, dpi=110)
-
-
-def beside_line(axis, value: float, text: str, colour: str, place: float) -> None:
-    """Draw a dotted level into matplotlib's axes, its name right of them and not on the curves.
-
-    Args:
-        axis: the axes.
-        value: of the level.
-        text: its name.
-        colour: of both.
-        place: where the name begins, as a share of the axes' width.
-    """
-    axis.axhline(value, color=colour, linewidth=0.8, linestyle=":")
-    axis.annotate(
-        text, (place, value), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=colour,
-        annotation_clip=False,
-    )  # fmt: skip

@@ -133,9 +133,14 @@ def file_name(text: str, most: int = 100) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Names like a mistyped one, as the end of a sentence: "; did you mean lstm?", or nothing."""
+    """Names like a mistyped one, as the end of a sentence: "; did you mean lstm?", or nothing.
+
+    The same words in another order come first: `videomae_k400_b` is videomae_b_k400.
+    """
     names = {name.lower(): name for name in known}
-    near = get_close_matches(word.lower(), names, 3, 0.5)
+    words = lambda name: sorted(re.findall(r"[^\W_]+", name))
+    near = [name for name in names if words(name) == words(word.lower())]
+    near = near or get_close_matches(word.lower(), names, 3, 0.5)
     return f"; did you mean {' or '.join(names[name] for name in near)}?" if near else ""
 
 

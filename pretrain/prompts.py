@@ -8,9 +8,11 @@ import csv
 import os
 import re
 import unicodedata
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from pretrain.files import is_file, is_there, no_file
 from pretrain.names import NUMBER, did_you_mean
 
 _KINDS = ("photo", "video", "example", "demonstration")
@@ -55,7 +57,9 @@ def load_templates(name: str) -> tuple[str, ...]:
     if name in TEMPLATES:
         return TEMPLATES[name]
     path = Path(name)
-    if not os.path.isfile(name):
+    if is_there(name) and not is_file(name):
+        raise ValueError(f"--templates {name!r}: {no_file(name)}")
+    if not is_file(name):
         raise ValueError(
             f"--templates {name!r} is neither a file nor one of {', '.join(TEMPLATES)}"
             + did_you_mean(name, TEMPLATES)
@@ -92,12 +96,12 @@ def same_words(text: str) -> str:
     return words_of(unicodedata.normalize("NFKC", text)).casefold()
 
 
-def refuse_same_words(words: dict[str, str], where: str) -> None:
+def refuse_same_words(words: dict[str, str], where: str | Callable[[str], str]) -> None:
     """Say no to classes that differ in spelling only: a model could not tell them apart.
 
     Args:
         words: class name -> its words; the names themselves count where they are the words.
-        where: they come from.
+        where: they come from; or, of a name, where it does.
 
     Raises:
         ValueError: there are two such classes; both are named.
@@ -106,8 +110,9 @@ def refuse_same_words(words: dict[str, str], where: str) -> None:
     for name, text in words.items():
         other = first.setdefault(same_words(text), name)
         if other != name:
+            place = where if isinstance(where, str) else where(name)
             raise ValueError(
-                f"{where}: the classes {other!r} and {name!r} are the same words ({words_of(text)!r}), and could not be "
+                f"{place}: the classes {other!r} and {name!r} are the same words ({words_of(text)!r}), and could not be "
                 "told apart: write one of them everywhere, or give each words of its own"
             )
 
@@ -146,8 +151,8 @@ def load_classes(given: str) -> dict[str, str]:
             entries = [(line.strip(), "") for line in text.splitlines() if line.strip()]
         where = str(path)
     else:
-        if "/" in given or given.endswith((".txt", ".csv")):
-            raise ValueError(f"--classes {given!r}: there is no such file")
+        if "/" in given or given.endswith((".txt", ".csv")) or is_there(given):
+            raise ValueError(f"--classes {given!r}: {no_file(given)}")
         entries, where = [(name.strip(), "") for name in given.split(",")], f"--classes {given!r}"
         if any(not name for name, _ in entries):
             raise ValueError(f"{where} holds an empty name: remove the extra comma")

@@ -813,7 +813,8 @@ def finish(cfg: Config, model: VideoText, packs: list[Pack], run: TrainingRun, d
     curve = log.curve_figure(
         folder / "curve.png", folder / "log.jsonl", ("loss",),
         ("video_to_text", "text_to_video", "val_t2v_r1", "val_t2v_r10"),
-        f"video-text contrast, {cfg.preset}, {cfg.video_tower} on {', '.join(cfg.data)}, {data['num_clips']} clips: loss, accuracy in the batch, retrieval on val",
+        f"video-text contrast, {cfg.preset}, {cfg.video_tower} on {', '.join(cfg.data)}, {data['num_clips']} clips: loss, accuracy in the batch"
+        + ", retrieval on val" * (state["val"] is not None),
     )  # fmt: skip
     source = cfg.data[0] if world_clips(cfg.data[0]) else packs[0].folder
     script = "zero_shot" if packs[0].classes else "retrieval"

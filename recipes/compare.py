@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from downstream.compare import claims_about, paired_claims, read_answers
+from downstream.finetune import Training
 from downstream.models import check_name, load_backbone
 from downstream.report import cost_figure
 from pretrain.data.cache import open_data, packing_side
@@ -98,6 +99,19 @@ class Entry:
     def slug(self) -> str:
         """A name for its folders."""
         return file_name(self.label)
+
+
+# Flags that the recipes of the runs have and a comparison has not: it would have to be the same for all models.
+OF_RUNS = dict.fromkeys(
+    (
+        *(field.name for field in fields(Training)), "weights", "network", "attention", "frames", "stride", "width",
+        "still", "freeze", "per_frame", "val", "shots", "micro_batch", "class_weights", "ema", "patience", "precision",
+        "resume", "save_every", "val_every", "log_seconds", "max_bad_clips", "tensorboard", "leave_one_out",
+        "time_segments", "classifier", "attentive",
+    ),
+    "each run takes it from --preset of recipes/finetune.py, or has recipes/linear_probe.py's default. To set it, run these "
+    "recipes yourself and show their folders with --results",
+)  # fmt: skip
 
 
 def unused(config: Config) -> dict[str, str]:
@@ -567,4 +581,4 @@ def main(config: Config) -> dict:
 
 
 if __name__ == "__main__":
-    cli(main, Config, unused)
+    cli(main, Config, unused, elsewhere=OF_RUNS)

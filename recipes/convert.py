@@ -27,6 +27,7 @@ from downstream.models import classifier_of, load_backbone, load_classifier
 from pretrain.backbones import export_backbone, load_pretrained_videomae, read_backbone_config
 from pretrain.files import is_folder, is_there, share
 from pretrain.flags import Count
+from pretrain.folders import try_folder
 from pretrain.interop.hugging_face import to_hf
 from pretrain.interop.layouts import Sizes, arguments_of, decides_numbers, obstacles
 from pretrain.interop.official import to_official
@@ -109,6 +110,10 @@ def read(config: Config, problems: list[str]) -> tuple[Model, dict]:
     sizes = Sizes(config.frames, config.size, config.heads, config.decoder_heads)
     report = {"source": config.source, "dropped": []}
     theirs = config.source.startswith("hf:") or path.suffix in (".pth", ".pt")
+    if not theirs and sizes != Sizes():
+        problems.append(
+            f"{path} is ours and records its sizes: leave out --frames, --size, --heads, --decoder-heads"
+        )
     try:
         if theirs:
             model, report = load_theirs(config.source, sizes)
@@ -119,10 +124,6 @@ def read(config: Config, problems: list[str]) -> tuple[Model, dict]:
     except ValueError as error:
         raise ValueError("; ".join([*problems, str(error)])) from error
     if not theirs:
-        if sizes != Sizes():
-            problems.append(
-                f"{path} is ours and records its sizes: leave out --frames, --size, --heads, --decoder-heads"
-            )
         plain = model.backbone if isinstance(model, Classifier) else model
         if isinstance(plain, VideoMAE | VideoTransformer):
             problems += [
@@ -167,6 +168,10 @@ def main(config: Config) -> dict:
         problems.append(f"--out {out} exists already: name another, nothing is overwritten")
     if config.to == "official" and out.suffix not in (".pth", ".pt"):
         problems.append(f"--out {out}: an official checkpoint is a file whose name ends in .pth")
+    try:
+        try_folder(out.parent)
+    except ValueError as error:
+        problems.append(str(error))
     if is_there(aside):
         problems.append(f"{aside} is in the way, left by a conversion that was stopped: remove it")
     model, report = read(config, problems)

@@ -59,7 +59,13 @@ from downstream.metrics import (
 from downstream.models import build_model, choose_sampling, load_backbone
 from downstream.models.flops import count_flops
 from downstream.models.video_swin import VideoSwin
-from downstream.report import confusion_figure, software, write_card, write_predictions
+from downstream.report import (
+    cautions,
+    confusion_figure,
+    software,
+    write_card,
+    write_predictions,
+)
 from downstream.segments import (
     class_counts,
     classes_of_frames,
@@ -74,7 +80,17 @@ from pretrain.data.cache import open_data, packing_side
 from pretrain.data.sampling import counter_rng
 from pretrain.data.shards import Pack, TrainClips, warn_of_clips
 from pretrain.data.transforms import Augment
-from pretrain.flags import Count, NotNegative, PartShare, Positive, Seed, Share, SomeShare, Whole
+from pretrain.flags import (
+    Count,
+    NotNegative,
+    PartShare,
+    Positive,
+    Seed,
+    Share,
+    SomeShare,
+    Whole,
+    refuse_given,
+)
 from pretrain.loop import TrainingRun, plan_run
 from pretrain.names import file_name, for_screen, for_shell
 from pretrain.optim import set_rate, update
@@ -291,10 +307,7 @@ def resolve(cfg: Config, backbone: nn.Module) -> Config:
     if cfg.preset == "tiny" and not cfg.steps and not cfg.epochs:
         filled["steps"] = TINY_STEPS
     given, cfg, filled = cfg, dataclasses.replace(cfg, **filled), {}
-    own = PRESETS.get(cfg.preset, Config())
-    for name, reason in unused(cfg).items():
-        if getattr(given, name) not in (defaults[name], getattr(own, name)):
-            raise ValueError(f"--{name.replace('_', '-')} is without effect {reason}: leave it out")
+    refuse_given(given, unused(cfg), PRESETS.get(cfg.preset, Config()))
     if cfg.rand_augment == "off":
         filled["rand_augment"] = ""
     named = cfg.model or Path(cfg.backbone).resolve().parent.name or "backbone"
@@ -738,6 +751,8 @@ def finish(
             "top1": topk_accuracy(scores, truth, 1), "top5": topk_accuracy(scores, truth, 5), "unit": "videos",
         }  # fmt: skip
     interval, mean_interval, drawn = bootstrap_intervals(truth, predicted, subjects, cfg.seed)
+    late = cautions(truth, predicted, classes, subjects, drawn, results["unit"])
+    notes = [*notes, *late]
     counts = confusion_matrix(truth, predicted, len(classes))
     most_frequent = class_counts(pack, train, classes, cfg.per_frame).argmax()
     spec = model.input_spec
@@ -808,12 +823,12 @@ def finish(
     if scores is not None:
         write_predictions(folder / "predictions.csv", test.sources, test.labels, scores, classes)
     picture = confusion_figure(folder / "confusion.png", counts, classes, title, results["unit"])
-    print_summary(cfg, results, folder, picture)
+    print_summary(results, late, folder, picture)
     return results
 
 
-def print_summary(cfg: Config, results: dict, run: Path, picture: str) -> None:
-    """The table that a person reads."""
+def print_summary(results: dict, late: list[str], run: Path, picture: str) -> None:
+    """The table that a person reads, and the notes that came with the numbers."""
     percent = lambda value: "-" if value is None else f"{100 * value:.1f}"
     low, high = results["top1_interval"]
     few = results["num_classes"] <= 5
@@ -833,7 +848,10 @@ def print_summary(cfg: Config, results: dict, run: Path, picture: str) -> None:
             f"  pairs that differ in order only, told apart: {percent(results['reversed_pairs'])} (chance 50)"
         )
     print(f"  chance       {percent(results['chance']):>6}")
-    print(f"  most frequent class {percent(results['majority'])}\n")
+    print(f"  most frequent class {percent(results['majority'])}")
+    for note in late:
+        print(f"note: {for_screen(note)}")
+    print()
     log.print_table(
         "done",
         {

@@ -40,6 +40,7 @@ from downstream.metrics import (
 from downstream.models import load_backbone
 from downstream.probe import LinearProbe, fit_linear, knn_scores
 from downstream.report import (
+    cautions,
     claim_results,
     confusion_figure,
     default_folder,
@@ -255,8 +256,8 @@ def describe_backbone(config: Config, encoder: nn.Module, digest: str) -> dict:
     }
 
 
-def print_summary(results: dict, out: Path, picture: str) -> None:
-    """The table that a person reads."""
+def print_summary(results: dict, late: list[str], out: Path, picture: str) -> None:
+    """The table that a person reads, and the notes that came with the numbers."""
 
     def percent(value: float | None) -> str:
         return "-" if value is None else f"{100 * value:.1f}"
@@ -282,6 +283,8 @@ def print_summary(results: dict, out: Path, picture: str) -> None:
     )
     for row in rows:
         print(f"  {row[0]:<20} {row[1]:>9}  {row[2]:>14}  {row[3]:>15}")
+    for note in late:
+        print(f"note: {for_screen(note)}")
     folder = for_screen(out)
     print(f"\nresults  {folder}/results.json\nprotocol {folder}/CARD.md\nfigure   {picture}")
     print(f"answers  {folder}/predictions.csv", flush=True)
@@ -403,6 +406,8 @@ def main(config: Config) -> dict:
     interval, mean_interval, drawn = bootstrap_intervals(
         truth, predicted, [subjects[i] for i in tested], config.seed
     )
+    late = cautions(truth, predicted, classes, [subjects[i] for i in tested], drawn, "videos")
+    notes += late
     people = [{s for s in part.subjects if s is not None} for part in (parts[0], parts[-1])]
     apart = len(parts) == 2  # left out in turn, everybody is in both and never at the same time
     spec = encoder.input_spec
@@ -494,7 +499,7 @@ def main(config: Config) -> dict:
             save_file(tensors, out / "linear.safetensors", {"classes": json.dumps(classes)})
             share(out / "linear.safetensors")
     picture = confusion_figure(out / "confusion.png", counts, classes, title)
-    print_summary(results, out, picture)
+    print_summary(results, late, out, picture)
     lock.release(force=True)
     return results
 

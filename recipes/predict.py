@@ -224,6 +224,11 @@ def main(config: Config) -> dict:
             print(
                 f"    {part['start']:7.2f} to {part['end']:7.2f} s  {label(part)}  {part['probability']:.0%}"
             )
+    if len(best := {ranking[0]["label"] for ranking in rankings.values()}) == 1 < len(rankings):
+        print(
+            f"\nnote: all {len(rankings)} files were taken for one class, {for_screen(repr(*best))}: if they show different "
+            "things, this classifier does not tell them apart"
+        )
     for source, reason in refused.items():
         print(f"\nrefused {for_screen(source)}: {for_screen(reason)}")
     print(f"\nanswers  {for_screen(out)}/predictions.json, {for_screen(out)}/predictions.csv")

@@ -26,6 +26,7 @@ from downstream.report import (
     claim_results,
     contact_sheet_figure,
     default_folder,
+    seen_in_training,
     software,
     try_results,
     write_card,
@@ -43,6 +44,10 @@ from pretrain.folders import claim
 from pretrain.log import cli, write_json
 from pretrain.names import for_screen
 from pretrain.weights import weights_hash
+
+# A best video that is no more above the mean of all is called flat. Of CLIP's pairs a sentence and what shows it are 0.1
+# or more above others.
+FLAT = 0.05
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,24 @@ def embed_sources(
     return names, unit(total).astype(np.float32), owner
 
 
+def search_notes(config: Config, pack: Pack, similar: np.ndarray) -> list[str]:
+    """What a reader must know of a search, from the similarities (V,) of all videos."""
+    notes = []
+    above = float(similar.max() - similar.mean())
+    if len(similar) > 1 and above < FLAT:
+        notes.append(
+            f"the scores are flat: the best is only {above:.3f} above the mean of all videos, so either none shows what the "
+            "sentence says, or all do, or this model cannot tell"
+        )
+    split = seen_in_training(provenance_of(config.backbone), config.data, pack.index["fingerprint"])
+    if split:
+        num = len(pack) if split == "all" else pack.index["splits"].get(split, 0)
+        notes.append(
+            f"{num} of the {len(pack)} clips searched are training clips (split {split}): on new videos expect less"
+        )
+    return notes
+
+
 def search(config: Config, model: VideoText, how: Extraction) -> dict:
     """List the best videos for a sentence."""
     if not (config.query or "").strip():
@@ -111,12 +134,17 @@ def search(config: Config, model: VideoText, how: Extraction) -> dict:
         "query": config.query,
         "num_videos": len(names),
         "best": [{"video": names[i], "similarity": float(similar[i])} for i in best],
+        "mean_similarity": float(similar.mean()),
+        "notes": search_notes(config, pack, similar),
     }
     write_json(out / "search.json", found)  # before the pictures, which may fail
     print(f"\n{config.query!r} among {len(names)} videos of {for_screen(config.data)}")
     print("  rank  similarity  video")
     for rank, i in enumerate(best, 1):
         print(f"  {rank:>4}  {similar[i]:10.3f}  {for_screen(names[i])}")
+    print(f"        {found['mean_similarity']:10.3f}  mean of all {len(names)} videos")
+    for note in found["notes"]:
+        print(f"note: {for_screen(note)}")
     pictures = []
     for i in best:
         record = pack.record(int(samples[np.flatnonzero(owner == i)[0]]))
@@ -198,6 +226,9 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
     to_video, to_text = retrieval_ranks(texts, videos, whose)
     t2v, v2t = summarise_ranks(to_video), summarise_ranks(to_text)
     provenance = provenance_of(config.backbone)
+    seen = seen_in_training(provenance, config.data, pack.index["fingerprint"])
+    if seen and (seen == config.test_split or "all" in (seen, config.test_split)):
+        notes.append(f"WARNING: the towers were trained on these very videos (split {seen})")
     spec = model.video.input_spec
     card = {
         "views": {

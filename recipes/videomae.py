@@ -443,7 +443,7 @@ def print_plan(cfg: Config, run: TrainingRun, pack: Pack, num_clips: int, model)
             "encoder": f"{cfg.encoder}, {parameters:.1f} M parameters, {spec.frames} frames of {spec.size} "
             f"px, stride {spec.stride}",
             "mask": f"{cfg.mask} {cfg.mask_ratio:.0%}"
-            + (", half decoded" if cfg.dual_mask else "")
+            + (", half of it predicted (dual masking)" if cfg.dual_mask else "")
             + (f", of the {cfg.moving:.0%} that move most" if cfg.moving < 1 else "")
             + (
                 f"; {cfg.views} views told from other clips, weight {cfg.contrast:g}"

@@ -19,7 +19,7 @@ from downstream.attention_maps import looked_at, overlay
 from downstream.models import load_backbone
 from pretrain.data.cache import pack_file, packing_side
 from pretrain.data.shards import EvalClips
-from pretrain.files import is_file
+from pretrain.files import is_file, no_file
 from pretrain.flags import Count
 from pretrain.folders import claim, writing
 from pretrain.log import cli, reconstruction_figure
@@ -47,7 +47,7 @@ def main(config: Config) -> dict:
         raise ValueError(f"--enlarge {config.enlarge}: give at least 1")
     path, out = Path(config.video), Path(config.out)
     if not is_file(path):
-        raise ValueError(f"--video {config.video}: there is no such file")
+        raise ValueError(f"--video {config.video}: {no_file(config.video)}")
     lock = claim(out, ("attention.png", "attention.gif"))
     encoder = load_backbone(config.backbone)
     if not isinstance(encoder, VideoTransformer):

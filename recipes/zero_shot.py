@@ -33,10 +33,12 @@ from downstream.metrics import (
     topk_accuracy,
 )
 from downstream.report import (
+    cautions,
     claim_results,
     confusion_figure,
     default_folder,
     filmstrip_figure,
+    seen_in_training,
     software,
     try_results,
     write_card,
@@ -50,7 +52,7 @@ from pretrain.clip import VideoText
 from pretrain.data.cache import open_data, pack_file, packing_side
 from pretrain.data.shards import Pack
 from pretrain.device import describe
-from pretrain.files import is_file
+from pretrain.files import is_file, no_file
 from pretrain.flags import Count, Seed, Whole
 from pretrain.folders import claim
 from pretrain.log import cli, write_json
@@ -128,7 +130,7 @@ def classes_of_data(
         written = texts_of_labels(pack)
         given = bool(written)
         texts = [written.get(name) or words_of(name) for name in names]
-        refuse_same_words(dict(zip(names, texts, strict=True)), str(pack.folder))
+        refuse_same_words(dict(zip(names, texts, strict=True)), lambda name: pack.where(label=name))
     if len(names) < 2:
         raise ValueError(f"the only class is {names[0]!r}: there is nothing to tell apart")
     return names, texts, given
@@ -170,7 +172,7 @@ def classify_video(config: Config, model: VideoText, how: Extraction) -> dict:
     """Rank the classes for one file, draw its filmstrip, and return what was printed."""
     path = Path(config.video)
     if not is_file(path):
-        raise ValueError(f"--video {config.video}: there is no such file")
+        raise ValueError(f"--video {config.video}: {no_file(path)}")
     words = load_classes(config.classes)
     if len(words) < 2:
         raise ValueError(
@@ -251,8 +253,8 @@ def print_summary(results: dict, out: Path, picture: str) -> None:
         f"\nzero-shot, {results['num_test']} videos, {results['num_classes']} classes, per cent\n"
         f"  top-1                {100 * results['top1']:5.1f}  95 % interval {100 * low:.1f} to {100 * high:.1f}\n"
         f"  top-5                {top5:>5}\n"
-        f"  mean of both         {'-' if few else format(100 * results['mean_top1_top5'], '.1f'):>5}\n"
-        f"  mean class           {100 * results['mean_class_accuracy']:5.1f}\n"
+        + ("" if few else f"  mean of top-1 and 5  {100 * results['mean_top1_top5']:5.1f}\n")
+        + f"  mean class           {100 * results['mean_class_accuracy']:5.1f}\n"
         f"  chance               {100 * results['chance']:5.1f}\n"
     )
     classes = sorted(results["per_class"].items(), key=lambda item: item[1]["accuracy"])
@@ -336,16 +338,18 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
     interval, mean_interval, drawn = bootstrap_intervals(
         labels, predicted, videos.subjects, config.seed
     )
+    notes += cautions(labels, predicted, classes, videos.subjects, drawn, "videos")
     counts = confusion_matrix(labels, predicted, len(classes))
     sensitivity = template_sensitivity(embeddings, vectors, labels, templates)
     provenance = provenance_of(config.backbone)
-    if (
-        isinstance(provenance, dict)
-        and provenance.get("data_fingerprint") == pack.index["fingerprint"]
-    ):
+    if seen := seen_in_training(provenance, config.data, pack.index["fingerprint"]):
         notes.append(
-            f"the towers were trained on the captions of split {provenance.get('split')!r} of these very data: other "
-            "videos, but not another world"
+            f"the towers were trained on the captions of split {seen!r} of these very data: "
+            + (
+                "WARNING: these very videos"
+                if seen in (config.test_split, "all")
+                else "other videos, but not another world"
+            )
         )
         trained = provenance.get("config")
         if isinstance(trained, dict) and "label" in (

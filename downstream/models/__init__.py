@@ -25,7 +25,7 @@ from downstream.models.torchvision3d import TorchvisionVideo, load_torchvision_k
 from downstream.models.video_swin import VideoSwin
 from downstream.models.vivit import ViViT
 from pretrain import backbones
-from pretrain.files import is_folder
+from pretrain.files import is_folder, no_folder
 from pretrain.foreign import shown
 from pretrain.interop.videomae import import_foreign
 from pretrain.names import did_you_mean
@@ -334,7 +334,7 @@ def _load_own(name: str, weights: str) -> Classifier:
             remedy = f"train one: python recipes/finetune.py --model {name} --data LABELLED_VIDEOS"
             raise ValueError(f"{name} is a model without a trained classifier; {remedy}")
         raise ValueError(
-            f"no classifier at {shown(name)}: give RUN/backbone of recipes/finetune.py, a fine-tuned VideoMAE (hf:OWNER/NAME, "
+            f"no classifier at {shown(name)} ({no_folder(name)}): give RUN/backbone of recipes/finetune.py, a fine-tuned VideoMAE (hf:OWNER/NAME, "
             f"hf:FOLDER or a .pth file), or one of {', '.join(PUBLISHED)}"
         )
     if backbones.read_backbone_config(folder)["builder"] != "Classifier":

@@ -31,7 +31,15 @@ from downstream.models.attention import insert
 from downstream.models.torchvision3d import kinetics_classes
 from pretrain.data.cache import cache_folder
 from pretrain.data.tar import list_members
-from pretrain.files import is_file, open_regular, read_limited, reading, replacing, share
+from pretrain.files import (
+    is_file,
+    no_file,
+    open_regular,
+    read_limited,
+    reading,
+    replacing,
+    share,
+)
 from pretrain.foreign import shown
 from pretrain.inert import Call, Name, read_inert
 from pretrain.vit import InputSpec
@@ -402,7 +410,7 @@ def load_i3d_k400(weights: str) -> Classifier:
         )
     path = Path(weights)
     if not is_file(path):
-        raise ValueError(f"--weights {shown(weights)}: there is no such file")
+        raise ValueError(f"--weights {shown(weights)}: {no_file(weights)}")
     digest = sha256(path)
     if digest not in _PUBLISHED:
         print(

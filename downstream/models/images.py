@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.backbones import load_backbone
-from pretrain.files import is_file, is_folder
+from pretrain.files import is_file, is_folder, no_file
 from pretrain.foreign import (
     build_open_clip,
     check,
@@ -248,7 +248,7 @@ def read_weights(source: str) -> dict[str, Tensor]:
     """
     path = Path(source)
     if not is_file(path):
-        raise ValueError(f"--weights {shown(source)}: there is no such file")
+        raise ValueError(f"--weights {shown(source)}: {no_file(source)}")
     if path.suffix == ".safetensors":
         weights = read_safetensors(path)
     else:

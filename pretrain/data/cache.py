@@ -83,9 +83,11 @@ def open_data(source: str, short_side: int, say: bool = True) -> Pack:
     name = source.replace(":", "-") if num_clips else file_name(path.resolve().stem)
     folder = cache / "packs" / f"{name}-{short_side}px-{identity}"
     if say:
-        print(for_screen(f"packing {source} into {folder} (kept for next time)"), flush=True)
-    pack(path, folder, short_side=short_side, progress=say)
-    return Pack(folder)
+        kept = os.path.lexists(folder / "index.json")
+        what = f"packed before: {folder}" if kept else f"packing into {folder}, kept for next time"
+        print(for_screen(f"{source}: {what}"), flush=True)
+    pack(path, folder, short_side=short_side, progress=say, anew=True)
+    return Pack(folder, source)
 
 
 @contextlib.contextmanager

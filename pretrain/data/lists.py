@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from pretrain.files import open_regular
+from pretrain.files import not_regular, open_regular
 
 # fmt: off
 VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts",
@@ -96,7 +96,8 @@ def roles_of(names: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...]]:
 def irregular(path: str | Path) -> str | None:
     """Why a path cannot be opened as a file; None if it is a regular one."""
     try:
-        return None if stat.S_ISREG(os.stat(path).st_mode) else "not a regular file"
+        mode = os.stat(path).st_mode
+        return None if stat.S_ISREG(mode) else not_regular(mode)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         return f"cannot be read: {getattr(error, 'strerror', None) or error}"
 
@@ -150,6 +151,27 @@ def read_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
     if start[0] == "{" or path.suffix.lower() in (".jsonl", ".ndjson", ".json"):
         return _json_rows(text, problems)
     return _table_rows(path, text, problems)
+
+
+def line_of(path: Path, wanted: dict[str, str]) -> int | None:
+    """The first line of a list with these values, for messages about it; None where there is none.
+
+    Args:
+        path: the list, or another file.
+        wanted: role or column -> a value, or for a column a part of it.
+    """
+    try:
+        for line, row in read_rows(path, Problems(path)):
+            roles = roles_of(tuple(row))[0]
+            found = {roles.get(name, name): str(value).strip() for name, value in row.items()}
+            if all(
+                found.get(name) == value if name in ROLES else value in found.get(name, "")
+                for name, value in wanted.items()
+            ):
+                return line
+    except (OSError, ValueError, RecursionError):
+        pass  # a video, a tar, or a list that has changed since
+    return None
 
 
 def _read_text(path: Path) -> str:

@@ -59,6 +59,7 @@ def pack(
     timeout: float = 60.0,
     file_timeout: float = 1800.0,
     progress: bool = True,
+    anew: bool = False,
 ) -> dict:
     """Decodes every source fully, and writes what is good as clips in shards.
 
@@ -76,6 +77,7 @@ def pack(
         timeout: Seconds without progress before a decoder is killed and its file refused.
         file_timeout: Seconds that a file may take in all, and as many again for every 64 MiB of it.
         progress: Whether to show progress and a summary on standard error.
+        anew: Whether an earlier pack of other settings, or of other files altogether, may be replaced.
 
     Returns:
         The index, the content of index.json.
@@ -107,7 +109,7 @@ def pack(
         with _locked(out, progress):
             finish_commit(out)
             packer = _Packer(out, listing, settings, shard_bytes, progress)
-            packer.check_same(source)
+            packer.check_same(source, anew)
             packer.ingest(workers or usable_cores(), timeout, file_timeout)
             index = packer.write()
     except (OSError, NotImplementedError) as error:  # the latter: a disk that knows no locks
@@ -233,8 +235,8 @@ class _Packer:
             json.dumps([source.name, source.kind, *state, source.member, self.settings])
         )
 
-    def check_same(self, source: str | Path) -> None:
-        """Refuses to turn a pack into one of other settings or of something else altogether."""
+    def check_same(self, source: str | Path, anew: bool) -> None:
+        """Refuses to turn a pack into one of other settings or of something else altogether, unless it may be."""
         stored = self.work / "settings.json"
         old = self.index and self.index["settings"]
         try:
@@ -246,6 +248,9 @@ class _Packer:
         except (OSError, ValueError) as error:  # the identity of each source holds them too
             self._say(f"{stored} cannot be read ({error}) and is written anew")
             stored.unlink()
+        if anew and old and {name: old.get(name) for name in self.settings} != self.settings:
+            stored.unlink(missing_ok=True)
+            old = None
         for name, value in self.settings.items():
             if old and old.get(name) != value:
                 raise ValueError(
@@ -253,7 +258,7 @@ class _Packer:
                     "give another --out, or the same setting"
                 )
         names = {record.get("name") for record in self.known.values()}
-        if names and names.isdisjoint(s.name for s in self.listing.sources):
+        if not anew and names and names.isdisjoint(s.name for s in self.listing.sources):
             raise ValueError(
                 f"{self.out} is a pack of other files (such as {min(names)}), none of which is in "
                 f"{source}: give another --out, or delete that folder"

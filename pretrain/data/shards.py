@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pretrain.data.decode import DecodeError, crop_resize, read_frames
 from pretrain.data.index import load_index, read_lines
+from pretrain.data.lists import line_of
 from pretrain.data.sampling import (
     PLACES,
     counter_rng,
@@ -38,7 +39,7 @@ from pretrain.data.sampling import (
     uniform_indices,
 )
 from pretrain.data.transforms import Augment
-from pretrain.files import open_regular
+from pretrain.files import is_file, open_regular
 from pretrain.names import for_screen
 from pretrain.vit import InputSpec
 
@@ -52,6 +53,7 @@ class Pack:
 
     Attributes:
         folder: where it lies.
+        name: what the user called the data, for messages; the folder unless told.
         index: the content of index.json.
         classes: label names, sorted; a label's number is its place here.
 
@@ -59,8 +61,9 @@ class Pack:
         ValueError: no pack there, its files are not those the index names, or a line about a clip cannot be true.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, name: str | None = None):
         self.folder = Path(folder)
+        self.name = name or str(folder)
         self.index = load_index(self.folder)
         self.classes: list[str] = self.index["classes"]
         lines = read_lines(self.folder, self.index)
@@ -109,6 +112,15 @@ class Pack:
                 f"{shard} has changed on the disk since it was packed: delete that file and pack again ({error})"
             ) from error
 
+    def where(self, **wanted: str) -> str:
+        """Where something stands in the list that the clips come from, as `LIST:LINE`; else what the data are called.
+
+        Args:
+            wanted: as `pretrain.data.lists.line_of` takes it.
+        """
+        line = line_of(Path(self.name), wanted) if is_file(self.name) else None
+        return f"{self.name}:{line}" if line else self.name
+
     def split(self, name: str) -> np.ndarray:
         """Sample ids of one split, "all" for everything.
 
@@ -121,7 +133,7 @@ class Pack:
         if not len(ids):
             names = sorted(self.index["splits"])
             raise ValueError(
-                f"{self.folder} has no clip of split {name!r}; it has "
+                f"{self.name} has no clip of split {name!r}; it has "
                 f"{', '.join(names) or 'no splits at all: give --split all'}"
             )
         return ids

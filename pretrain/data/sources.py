@@ -382,7 +382,7 @@ def _missing(name: str, file: Path, first: bool, look: bool) -> str:
     if os.path.isdir(file):
         return f"{name} is a folder; a list names video or image files"
     if os.path.exists(file):
-        return f"{name} is not a regular file"
+        return f"{name} is {irregular(file)}"
     hint = "; if this line is a header, one column has to be called path" if first else ""
     ends = sorted(VIDEOS | IMAGES) if look else ()
     if whole := next((end for end in ends if not irregular(f"{file}{end}")), None):

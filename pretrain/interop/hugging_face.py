@@ -133,9 +133,13 @@ def from_hf(
         "image_size": sizes.size, "num_attention_heads": sizes.heads,
         "decoder_num_attention_heads": sizes.decoder_heads,
     }  # fmt: skip
-    for key, value in _hf_config(arguments).items():
-        if config.get(key, value) != value and not known_better.get(key):
-            raise ValueError(f"config.json has {key} {config[key]!r}; these weights need {value!r}")
+    others = [
+        f"{key} {config[key]!r} where these weights need {value!r}"
+        for key, value in _hf_config(arguments).items()
+        if config.get(key, value) != value and not known_better.get(key)
+    ]
+    if others:
+        raise ValueError(f"config.json has {'; '.join(others)}")
     return take(state, HF, arguments, dropped), arguments, dropped
 
 

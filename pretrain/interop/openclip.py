@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from pretrain import foreign
-from pretrain.files import is_file, is_folder, read_json
+from pretrain.files import is_file, is_folder, is_there, no_file, no_folder, read_json
 from pretrain.frames import FrameTower
 from pretrain.vit import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.weights import (
@@ -138,6 +138,8 @@ def _from_list(model: str, weights: str) -> Pair:
 
     config = _two_towers(foreign.listed_open_clip(model))
     own = is_file(weights)
+    if weights and not own and is_there(weights):
+        raise ValueError(f"{foreign.shown(weights)}: {no_file(weights)}")
     if weights and not own:
         tag = open_clip.get_pretrained_cfg(model, weights)
         if not tag:
@@ -182,7 +184,7 @@ def _from_folder(where: str, hub: bool) -> Pair:
     """
     folder = Path(where)
     if not hub and not is_folder(where):
-        raise ValueError(f"there is no such folder: {foreign.shown(where)}")
+        raise ValueError(f"{foreign.shown(where)}: {no_folder(where)}")
     if hub:
         folder = foreign.hub_folder(where, ["open_clip_config.json", *_WEIGHTS, *_TOKENIZER_FILES])
     about = read_json(folder / "open_clip_config.json")

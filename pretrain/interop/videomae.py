@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.files import is_file
+from pretrain.files import is_file, no_file
 from pretrain.interop.hugging_face import from_hf, read_folder, to_hf
 from pretrain.interop.layouts import AS_RECORDED, Sizes, arguments_of, build
 from pretrain.interop.official import from_official
@@ -47,7 +47,7 @@ def import_foreign(
             state, arguments, dropped = from_hf(weights, config, sizes)
             eps = float(config.get("layer_norm_eps", 1e-12))  # 1e-12: transformers' default
         elif not is_file(name):
-            raise ValueError("there is no such file")
+            raise ValueError(no_file(name))
         else:
             state, arguments, dropped = from_official(load_torch_file(Path(name)), sizes)
             eps = 1e-6

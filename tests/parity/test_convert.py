@@ -368,14 +368,14 @@ HF_FAULTS = {
     "another model": (lambda s, c: c.update(model_type="vit_mae"), "'vit_mae'"),
     "fewer layers": (
         lambda s, c: c.update(num_hidden_layers=3),
-        "num_hidden_layers 3; these weights need 2",
+        "num_hidden_layers 3 where these weights need 2",
     ),
     "activation": (lambda s, c: c.update(hidden_act="relu"), "hidden_act 'relu'"),
     "dropout": (lambda s, c: c.update(hidden_dropout_prob=0.1), "hidden_dropout_prob 0.1"),
     "plain pixels": (lambda s, c: c.update(norm_pix_loss=False), "norm_pix_loss False"),
     "a default that is not ours": (
         lambda s, c: c.pop("decoder_num_hidden_layers"),
-        "decoder_num_hidden_layers 4; these weights need 1",
+        "decoder_num_hidden_layers 4 where these weights need 1",
     ),
     "heads that do not divide": (lambda s, c: c.update(num_attention_heads=5), "5 attention heads"),
 }
@@ -733,6 +733,23 @@ def test_all_obstacles_are_told_at_once(tmp_path):
     assert not [words for words in told if words not in str(refused.value)]
     with pytest.raises(ValueError, match=r"exists.*no backbone at"):
         main(Config(str(tmp_path / "none"), "hf", str(tmp_path / "there")))
+    (tmp_path / "file").touch()
+    told = (
+        r"ends in \.pth",
+        "file/new|file:|file ",
+        "leave out --frames",
+        "positions flat",
+        "moving 1",
+    )
+    for words in told:
+        with pytest.raises(ValueError, match=words):
+            main(
+                Config(
+                    str(tmp_path / "backbone"), "official", str(tmp_path / "file" / "new"), heads=3
+                )
+            )
+    with pytest.raises(ValueError, match=r"leave out --frames.*no backbone at"):
+        main(Config(str(tmp_path / "none"), "hf", str(tmp_path / "new"), frames=8))
     export_backbone(build_model("i3d", width=0.05, frames=8, size=32), tmp_path / "i3d", {})
     with pytest.raises(ValueError, match="I3D"):
         main(Config(str(tmp_path / "i3d"), "hf", str(tmp_path / "new")))

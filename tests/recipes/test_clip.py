@@ -10,7 +10,7 @@ import open_clip
 import pytest
 from safetensors.torch import load_file
 
-from pretrain import backbones, checkpoint
+from pretrain import backbones, checkpoint, log
 from pretrain.data.pack import pack
 from pretrain.prompts import load_templates
 from pretrain.vit import IMAGENET_MEAN
@@ -50,13 +50,13 @@ def undisturbed(captioned_pack, tmp_path_factory) -> Path:
 
 
 def test_whole_run(undisturbed, capsys):
-    log = lines(undisturbed)
-    assert [entry["step"] for entry in log] == list(range(1, 9))
-    assert 1 < log[0]["loss"] < 4  # about ln 8
-    assert {"video_to_text", "text_to_video", "gap", "scale", "duplicates"} <= log[0].keys()
-    assert log[0]["duplicates"] > 0  # eight sentences in all
-    assert 0 <= log[-1]["val_t2v_r10"] <= 1
-    assert [entry["step"] for entry in log if "val_t2v_r10" in entry] == [4, 8]
+    logged = lines(undisturbed)
+    assert [entry["step"] for entry in logged] == list(range(1, 9))
+    assert 1 < logged[0]["loss"] < 4  # about ln 8
+    assert {"video_to_text", "text_to_video", "gap", "scale", "duplicates"} <= logged[0].keys()
+    assert logged[0]["duplicates"] > 0  # eight sentences in all
+    assert 0 <= logged[-1]["val_t2v_r10"] <= 1
+    assert [entry["step"] for entry in logged if "val_t2v_r10" in entry] == [4, 8]
     assert (undisturbed / "curve.png").stat().st_size > 5000
     model = backbones.load_video_text(str(undisturbed / "backbone"))
     saved = load_file(checkpoint.checkpoints(undisturbed)[0] / "model.safetensors")
@@ -89,17 +89,20 @@ def coloured_squares(folder: Path) -> Path:
     return folder / "list.csv"
 
 
-def test_it_learns_what_the_captions_say(tmp_path):
+def test_it_learns_what_the_captions_say(tmp_path, monkeypatch):
     """New pictures by words: the towers must have met."""
     from recipes import retrieval, zero_shot
 
     listing, run = coloured_squares(tmp_path), tmp_path / "run"
+    titles, draw = [], log.curve_figure
+    monkeypatch.setattr(log, "curve_figure", lambda *a: titles.append(a[-1]) or draw(*a))
     clip.main(
         config(
             listing, run, frames=1, tubelet=1, stride=1, steps=40, batch_size=16, micro_batch=16, val_every=0,
             log_seconds=60.0,
         )
     )  # fmt: skip
+    assert titles and " val" not in titles[0]  # of which there is none
     more = {"num_clips": 1, "num_workers": 0}
     templates = tmp_path / "templates.txt"
     templates.write_text("a {} square\n")

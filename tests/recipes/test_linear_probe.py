@@ -67,6 +67,7 @@ def test_results_hold_what_is_promised(results, config):
     for name in shares:
         assert isinstance(stored[name], float) and 0 <= stored[name] <= 1, name
     assert (stored["num_test"], stored["num_train"], stored["num_classes"]) == (16, 32, 4)
+    assert [note for note in stored["notes"] if "rough" in note and "2 people" in note]
     assert stored["chance"] == stored["majority"] == 0.25 and stored["top5"] == 1.0
     for value, interval in (
         ("top1", "top1_interval"),

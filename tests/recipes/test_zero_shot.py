@@ -55,6 +55,9 @@ def test_a_data_set(quick, capsys):
     printed = capsys.readouterr().out
     assert " % of 4" in printed and " % of 16" not in printed
     assert "prompt sensitivity over 6 templates" in printed and "worst first" in printed
+    assert "2 people" in printed  # of which the intervals are
+    assert [note for note in stored["notes"] if "rough" in note and "2 people" in note]
+    assert "mean of" not in printed  # top-5 is no number with four classes
     assert "(all)" in printed  # four classes: the five best hold every one
 
 
@@ -290,11 +293,37 @@ def test_search(quick_retrieval, capsys):
     values = [entry["similarity"] for entry in found["best"]]
     assert values == sorted(values, reverse=True)
     assert (Path(config.out) / "contact_sheet.png").stat().st_size > 5000
-    assert found["best"][0]["video"] in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert found["best"][0]["video"] in printed and "mean of all 56" in printed
+    assert found["mean_similarity"] <= values[0] and "training" not in printed
     with pytest.raises(ValueError, match="--query is empty"):
         retrieval.main(dataclasses.replace(config, query=" "))
     with pytest.raises(ValueError, match="at least one"):
         retrieval.main(dataclasses.replace(config, top=0))
+
+
+def test_a_search_says_flat_scores_and_training_videos(
+    quick_retrieval, monkeypatch, tmp_path, capsys
+):
+    """Where the best is hardly above the mean, nothing was found; and training videos are found too easily."""
+    similar = {"flat": np.linspace(0.2, 0.24, 56), "steep": np.r_[np.full(55, 0.1), 0.4]}
+    data = Pack(quick_retrieval.data)
+    for name, values in similar.items():
+        notes = retrieval.search_notes(quick_retrieval, data, values)
+        assert [n for n in notes if "flat" in n] == (notes if name == "flat" else [])
+    for about in (
+        {"data": [quick_retrieval.data]},
+        {"data_fingerprint": data.index["fingerprint"]},
+    ):
+        monkeypatch.setattr(retrieval, "provenance_of", lambda _, a=about: {"split": "train", **a})
+        out = str(tmp_path / str(len(about)) / next(iter(about)))
+        found = retrieval.main(dataclasses.replace(quick_retrieval, query="up", out=out))
+        assert [n for n in found["notes"] if "32 of the 56 clips" in n and "training" in n]
+        assert "training clips" in capsys.readouterr().out
+    scored = dataclasses.replace(quick_retrieval, test_split="train", out=str(tmp_path / "train"))
+    assert [
+        n for n in retrieval.main(scored)["notes"] if "WARNING" in n and "trained on these" in n
+    ]
 
 
 def test_data_without_captions_can_only_be_searched(quick_retrieval, tiny_pack):

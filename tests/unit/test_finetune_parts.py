@@ -466,9 +466,10 @@ def test_differences_are_paired():
     people = {s: f"p{i // 4}" for i, s in enumerate(sources)}
     base = {s: i % 2 == 0 for i, s in enumerate(sources)}
     better = base | {s: True for i, s in enumerate(sources) if i % 4 == 1}
-    mean, low, high = difference_interval([better], [base], people)
+    mean, low, high, groups = difference_interval([better], [base], people)
     assert mean == 0.25 and 0 < low < 0.25 < high
-    assert difference_interval([base], [base], people) == (0, 0, 0)
+    assert difference_interval([base], [base], people) == (0, 0, 0, groups)
+    assert groups == len(set(people.values()))
     claims = paired_claims(
         {
             "inflated": [base],

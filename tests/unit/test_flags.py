@@ -124,6 +124,25 @@ def test_a_preset_value_without_effect_is_taken_away():
         flags.settle(dataclasses.replace(preset, batch_depth=4), of_b(preset), preset)
 
 
+def test_a_comparison_says_who_has_the_flags_of_its_runs(monkeypatch, capsys):
+    """All those of the recipes that it runs; what it calls otherwise (--models, --seeds) is tyro's to suggest."""
+    fields = lambda name: {f.name for f in dataclasses.fields(recipe(name).Config)}
+    runs = fields("finetune") | fields("linear_probe")
+    missing = runs - fields("compare") - {"model", "backbone", "seed"}
+    assert missing and missing <= set(recipe("compare").OF_RUNS)
+    for typed in ("--batch-size 8", "--base_lr=0.1", "--no-per-frame"):
+        monkeypatch.setattr("sys.argv", ["compare.py", "--models", "lstm", *typed.split()])
+        with pytest.raises(SystemExit):
+            cli(
+                lambda _: pytest.fail("it ran"),
+                recipe("compare").Config,
+                elsewhere=recipe("compare").OF_RUNS,
+            )
+        said = capsys.readouterr().err
+        name = typed.split()[0].split("=")[0].replace("_", "-").replace("--no-", "--")
+        assert name in said and "finetune.py" in said and said.count("\n") == 1
+
+
 # ------------------------------------------------------------------------------ presets, help, slips
 
 
@@ -158,7 +177,8 @@ def test_the_first_word_is_the_preset_and_flags_change_it():
     "command, meant",
     [
         ("videomae shrek", "shrec"), ("videomae SHREC --steps 3", "shrec"), ("clip vificlip_b61", "vificlip_b16"),
-        ("finetune papr --model i3d", "paper"), ("videomae --bacth-size 3", "--batch-size"),
+        ("finetune papr --model i3d", "paper"), ("finetune videomae_k400_b --model i3d", "mean videomae_b_k400?"),
+        ("clip b16_ViFiCLIP", "vificlip_b16"), ("finetune --model swin_video_t", "mean video_swin_t?"), ("videomae --bacth-size 3", "--batch-size"),
         ("linear_probe --backbon x --data y", "--backbone"), ("videomae --steps 3 shrec_moving", "first word"),
         ("compare --models i3d,lsmt", "lstm"), ("finetune --model Video_Swin", "video_swin_t"),
         ("videomae --encoder vivit3", "vivit_3"), ("clip --video-tower frame:b", "frames:b"),

@@ -22,9 +22,11 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
+from downstream.segments import classes_of_frames
+from downstream.splits import choose_splits
 from pretrain.data.cache import open_data
 from pretrain.data.decode import DecodeError, _nothing_needs, read_frames
-from pretrain.data.index import json_line, load_index, text_digest
+from pretrain.data.index import RULES, json_line, load_index, text_digest
 from pretrain.data.ingest import ingest
 from pretrain.data.pack import pack
 from pretrain.data.pool import run_jobs
@@ -1053,6 +1055,46 @@ def test_a_cache_that_is_a_file_is_named(videos, tmp_path, monkeypatch, where):
     for source in ("synthetic:2", str(videos)):
         with pytest.raises(ValueError, match="MUYBRIDGE_CACHE"):
             open_data(source, 64, say=False)
+
+
+def test_a_cache_says_kept_once_and_follows_its_list(videos, tmp_path, monkeypatch, capsys):
+    """Also where the list names other files altogether, or was packed by other rules: nobody chose that folder."""
+    monkeypatch.setenv("MUYBRIDGE_CACHE", str(tmp_path / "cache"))
+    clips = sorted(videos.rglob("*.mp4"))
+    listing = tmp_path / "mine.csv"
+    for names, word in ((clips[:1], "kept"), (clips[:1], "before"), (clips[1:2], "before")):
+        listing.write_text("path,label\n" + "".join(f"{name},a\n" for name in names))
+        pack = open_data(str(listing), 64)
+        assert [r["source"] for r in pack.records()] == [str(name) for name in names]
+        said = capsys.readouterr().out
+        assert ("kept for next time" in said) == (word == "kept") and str(listing) in said
+    monkeypatch.setattr("pretrain.data.pack.RULES", {**RULES, "rule": "new"})
+    assert len(open_data(str(listing), 64, say=False)) == 1
+
+
+BAD_LISTS = {
+    "no such split": ("label,split\n{0},a,train\n{1},b,train\n", "mine.csv has no split 'test'"),
+    "never trained": ("label,split\n{0},a,train\n{1},b,test\n", "mine.csv:3: .*never trained"),
+    "spelling": ("label,split\n{0},Sit_Down,train\n{1},sit down,test\n", "mine.csv:3: .*Sit_Down"),
+    "one label": ("label\n{0},a\n{1},a\n", "mine.csv: the only label"),
+    "segments": ("segments,split\n{0},0-1 a; 1-2 b,train\n{1},0-1 a; 2-1 b,test\n", "mine.csv:3: .*2-1 b"),
+    "overlap": ("segments,split\n{0},0-1 a; 0.5-2 b,train\n{1},0-1 a,test\n", "mine.csv:2: .*overlap"),
+    "frames": ("segments,split\n{0},0-1 a; 1-2 b,train\n{1},0-1 c,test\n", "mine.csv:3: .*never trained: c"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_LISTS)
+def test_what_is_wrong_with_a_list_names_the_list_and_the_line(case, videos, tmp_path, monkeypatch):
+    """Not the folder of the cache, which nobody has seen."""
+    monkeypatch.setenv("MUYBRIDGE_CACHE", str(tmp_path / "cache"))
+    text, said = BAD_LISTS[case]
+    (tmp_path / "mine.csv").write_text("path," + text.format(*sorted(videos.rglob("*.mp4"))))
+    data = open_data(str(tmp_path / "mine.csv"), 64, say=False)
+    frames = "segments" in text
+    with pytest.raises(ValueError, match=said) as refused:
+        train, test, _ = choose_splits(data, "train", "test", 0, labels=not frames)
+        classes_of_frames(data, train, test)
+    assert str(tmp_path / "cache") not in str(refused.value)
 
 
 def test_sources_and_packs_may_be_read_only(videos, tmp_path):

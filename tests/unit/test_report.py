@@ -11,7 +11,13 @@ from matplotlib.text import Text
 from PIL import Image
 
 from downstream import report
-from downstream.report import confusion_figure, software, write_card, write_predictions
+from downstream.report import (
+    cautions,
+    confusion_figure,
+    software,
+    write_card,
+    write_predictions,
+)
 from pretrain.log import curve_figure, reconstruction_figure
 
 
@@ -129,6 +135,54 @@ def test_figures_say_what_they_show(name, tmp_path, monkeypatch):
     for text in [t for t in texts if t in figure.texts or t is figure._suptitle]:
         box = text.get_window_extent()
         assert box.x0 >= 0 and box.x1 <= figure.bbox.x1, text.get_text()
+
+
+def test_chance_is_named_in_the_legend_of_a_curve(tmp_path, monkeypatch):
+    """Not far off at the right, beyond the axis."""
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a, **k)
+    )
+    curve_figure(tmp_path / "f.png", a_log(tmp_path), ("loss",), ("knn",), "M")
+    (legend,) = figures[0].legends
+    assert any("chance 12.5 %" in text.get_text() for text in legend.get_texts())
+
+
+@pytest.mark.parametrize(
+    "predicted, subjects, drawn, words",
+    [
+        ([0, 1, 0, 1], ["a", "a", "b", "b"], "subjects", ["rough", "2 people"]),
+        ([0, 1, 0, 1], [None] * 4, "videos", ["rough", "4 videos"]),
+        ([1, 1, 1, 1] * 5, list("abcdefghij") * 2, "subjects", ["one class, 'run'"]),
+        ([0, 1, 0, 1] * 5, list("abcdefghij") * 2, "subjects", []),
+    ],
+)
+def test_few_people_and_one_answer_are_said(predicted, subjects, drawn, words):
+    said = "; ".join(
+        cautions(
+            np.array([0, 1, 1, 0] * (len(predicted) // 4)),
+            np.array(predicted),
+            ["walk", "run"],
+            subjects,
+            drawn,
+            "videos",
+        )
+    )
+    assert bool(said) == bool(words) and not [w for w in words if w not in said]
+
+
+def test_one_class_alone_may_be_all_the_answers():
+    assert (
+        cautions(
+            np.zeros(12, int),
+            np.zeros(12, int),
+            ["a", "b"],
+            list("abcdefghijkl"),
+            "subjects",
+            "videos",
+        )
+        == []
+    )
 
 
 def test_only_files_that_git_keeps_count_as_uncommitted(tmp_path, monkeypatch):

@@ -22,7 +22,9 @@ def test_classes_of_frames_that_differ_in_spelling_only_are_refused():
         return {"source": f"v{i}", "label": None, "subject": None, "split": split, "extra": extra}
 
     rows = [row(0, "train", "0-1 sit down; 1-2 up"), row(1, "test", "0-1 up; 1-2 Sit_Down")]
-    pack = SimpleNamespace(folder="DATA", records=lambda: iter(rows), record=lambda i: rows[i])
+    pack = SimpleNamespace(
+        name="DATA", where=lambda **_: "DATA", records=lambda: iter(rows), record=lambda i: rows[i]
+    )
     train, test, _ = choose_splits(pack, "train", "test", 0, labels=False)
     with pytest.raises(ValueError, match=r"'Sit_Down' and 'sit down'"):
         classes_of_frames(pack, train, test)

@@ -1,0 +1,52 @@
+"""What stands in the place of a file or a folder that somebody named."""
+
+import os
+import socket
+
+import pytest
+
+from downstream.models import build_model, load_backbone, load_classifier
+from downstream.models.images import read_weights
+from pretrain.backbones import load_video_text
+from pretrain.interop.openclip import load_open_clip
+from pretrain.prompts import load_classes, load_templates
+from recipes import visualize, zero_shot
+
+# Who reads a name that a user gave, and whether it is to be a folder.
+READERS = {
+    "weights": (read_weights, False),
+    "i3d": (lambda name: load_backbone("i3d_k400", name), False),
+    "ViViT": (lambda name: build_model("vivit_1", True, name), False),
+    "videomae": (load_backbone, False),
+    "hugging face": (lambda name: load_backbone(f"hf:{name}"), True),
+    "backbone": (load_backbone, True),
+    "classifier": (load_classifier, True),
+    "pair": (load_video_text, True),
+    "open_clip folder": (lambda name: load_open_clip(f"open_clip:local-dir:{name}"), True),
+    "open_clip weights": (lambda name: load_open_clip(f"open_clip:ViT-B-32/{name}"), False),
+    "classes": (load_classes, False),
+    "templates": (load_templates, False),
+    "zero-shot": (lambda v: zero_shot.classify_video(zero_shot.Config("", video=v), None, None), False),
+    "visualize": (lambda v: visualize.main(visualize.Config("", v)), False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_what_is_no_file_is_called_what_it_is(reader, tmp_path, monkeypatch):
+    """Neither waited for nor called missing."""
+    read, folder = READERS[reader]
+    monkeypatch.chdir(tmp_path)  # the name of a socket may not be long
+    ending = ".pth" if reader == "videomae" else ""
+    os.mkfifo(f"pipe{ending}")
+    os.symlink("/dev/zero", f"device{ending}")
+    with socket.socket(socket.AF_UNIX) as open_socket:
+        open_socket.bind(f"socket{ending}")
+        for what in ("pipe", "device", "socket"):
+            with pytest.raises(ValueError, match=f"a {what}, not a") as refused:
+                read(str(tmp_path / f"{what}{ending}"))
+            assert "no such" not in str(refused.value)
+    for what, there in (("a folder", os.mkdir), ("a file", lambda p: open(p, "w").close())):
+        if (what == "a folder") != folder:
+            there(f"other{ending}")
+            with pytest.raises(ValueError, match=f"{what}, not a"):
+                read(str(tmp_path / f"other{ending}"))
