@@ -76,6 +76,21 @@ def write_video(path: Path, video: np.ndarray, fps: int = 16) -> None:
         container.mux(stream.encode(None))
 
 
+def write_videos(folder: Path, rows: list[dict], frames: int = 16, side: int = 32) -> Path:
+    """Draw the videos of `rows`, as `make_pack` takes them, into a folder; returns their list, list.csv."""
+    drawn = {"motion", "person", "take"}
+    columns = [c for c in dict.fromkeys(c for row in rows for c in row) if c not in drawn]
+    with open(folder / "list.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", *columns])
+        for row in rows:
+            name = "{motion}-{person}-{take}.mp4".format(**row)
+            video = draw_motion(row["motion"], row["person"], row["take"], frames, side)
+            write_video(folder / name, video)
+            writer.writerow([name, *(row.get(c) or "" for c in columns)])
+    return folder / "list.csv"
+
+
 @pytest.fixture(scope="session")
 def make_pack(tmp_path_factory) -> Callable[..., Path]:
     """A function rows -> folder of a pack; a row has motion, person, take and any list columns.
@@ -85,19 +100,9 @@ def make_pack(tmp_path_factory) -> Callable[..., Path]:
     from pretrain.data.pack import pack
 
     def make(rows: list[dict], frames: int = 16, side: int = 32, **options) -> Path:
-        folder = tmp_path_factory.mktemp("videos")
-        drawn = {"motion", "person", "take"}
-        columns = [c for c in dict.fromkeys(c for row in rows for c in row) if c not in drawn]
-        with open(folder / "list.csv", "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["path", *columns])
-            for row in rows:
-                name = "{motion}-{person}-{take}.mp4".format(**row)
-                video = draw_motion(row["motion"], row["person"], row["take"], frames, side)
-                write_video(folder / name, video)
-                writer.writerow([name, *(row.get(c) or "" for c in columns)])
+        source = write_videos(tmp_path_factory.mktemp("videos"), rows, frames, side)
         out = tmp_path_factory.mktemp("packs") / "pack"
-        pack(folder / "list.csv", out, short_side=side, workers=1, progress=False, **options)
+        pack(source, out, short_side=side, workers=1, progress=False, **options)
         return out
 
     return make
