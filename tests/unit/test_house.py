@@ -2,13 +2,9 @@
 
 import ast
 import re
-import shlex
 from pathlib import Path
 
 import pytest
-
-from pretrain.flags import refuse_numbers, refuse_unused
-from pretrain.log import parse
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ["pretrain", "downstream", "recipes"]
@@ -126,38 +122,6 @@ def test_top_level_holds_what_it_should():
     allowed = {"pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "launch", "tests", *ROOMS}
     extra = {p.name for p in ROOT.iterdir() if not p.name.startswith(".")} - allowed
     assert not {n for n in extra if not n.endswith(".egg-info") and n not in ("runs", "build")}
-
-
-def test_readme_commands_parse(monkeypatch):
-    """Every recipe command of the README and of the recipes' help names a recipe, a preset and flags that there are."""
-    import importlib.util
-
-    guides = [ROOT / "README.md"]
-    for folder in (*ROOMS, "launch"):
-        guides += sorted((ROOT / folder).rglob("*.md"))
-    text = "\n".join(p.read_text() for p in guides).replace("recipes/NAME.py", "")
-    for path in sorted((ROOT / "recipes").glob("*.py")):
-        examples = re.findall(
-            r"^ +((?:python|accelerate) .*)",
-            ast.get_docstring(ast.parse(path.read_text())),
-            re.MULTILINE,
-        )
-        text += "\n".join(re.split(" {2,}", line)[0] for line in examples) + "\n"
-    commands = re.findall(r"recipes/(\w+)\.py((?:[ \t]+[^\s`&|#]+)*)", text)
-    assert len(commands) >= 5
-    for name, rest in commands:
-        path = ROOT / "recipes" / f"{name}.py"
-        assert path.exists(), name
-        spec = importlib.util.spec_from_file_location(f"recipe_{name}", path)
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(__import__("sys").modules, spec.name, module)
-        spec.loader.exec_module(module)
-        words = shlex.split(rest)
-        if words:
-            # Exits on a flag that is not there.
-            config = parse(words, getattr(module, "PRESETS", module.Config))
-            refuse_numbers(config)
-            refuse_unused(words, config, getattr(module, "unused", lambda _: {})(config))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
