@@ -10,12 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from downstream.models.video_swin import VideoSwin
-from downstream.models.vivit import ViViT
 from downstream.segments import NOTHING
 from pretrain.ema import start_average, update_average
 from pretrain.optim import decays, learning_rate
-from pretrain.vit import SIZES, VideoTransformer
 
 
 @dataclass(frozen=True)
@@ -307,25 +304,8 @@ TRAINING = {
 
 
 def kind_of(backbone: nn.Module) -> str:
-    """What a backbone is to the recipes of `TRAINING`: family, and size where recipes differ by it."""
-    arguments, name = backbone.arguments, type(backbone).__name__
-    if isinstance(backbone, VideoTransformer):
-        widths = {SIZES[size][0]: size for size in ("s", "b", "l", "h")}
-        return f"videomae_{widths.get(backbone.embed_dim, '')}"
-    if isinstance(backbone, VideoSwin):
-        return f"video_swin_{arguments['variant']}"
-    if name == "FrameNetwork":
-        return "frame_single" if arguments["frames"] == 1 else "frame_mean"
-    if name == "Inflated":
-        return "nonlocal" if "nonlocal" in arguments["attention"] else "inflated"
-    if name == "TorchvisionVideo":
-        return "s3d" if arguments["name"] == "s3d" else "r3d"
-    if name == "FrameTCN":
-        return "ed_tcn" if arguments["form"] == "encoder_decoder" else "tcn"
-    return {
-        "FrameTower": "frame_mean", "LateFusion": "fusion", "EarlyFusion": "fusion", "SlowFusion": "fusion",
-        "FrameRNN": "recurrent", "C3D": "c3d", "I3D": "i3d", "ViViT": "vivit",
-    }.get(name, name)  # fmt: skip
+    """What a backbone is to `TRAINING`: its family, and its size where recipes differ by it."""
+    return getattr(backbone, "kind", type(backbone).__name__)
 
 
 def fitting(backbone: nn.Module) -> list[str]:
@@ -439,26 +419,6 @@ def make_optimizer(
 # Learned positions, of all families and of open_clip, timm and torchvision: VideoMAE skips pos_embed, Video Swin
 # absolute_pos_embed and relative_position_bias_table.
 POSITIONS = re.compile(r"(pos(itional)?_embed(ding)?|relative_position_bias_table)$")
-
-
-def set_drop_path(backbone: nn.Module, rate: float) -> None:
-    """Let the blocks of a video transformer, ViViT or Video Swin be left out in training, the last with probability `rate`.
-
-    Raises:
-        ValueError: the backbone is none of them.
-    """
-    if isinstance(backbone, VideoSwin):
-        parts = [m for m in backbone.modules() if type(m).__name__ == "StochasticDepth"]
-        for part, share in zip(parts, np.linspace(0, rate, len(parts)), strict=True):
-            part.p = float(share)
-        return
-    if not isinstance(backbone, VideoTransformer | ViViT):
-        raise ValueError(
-            "--drop-path leaves out transformer blocks, of which this backbone has none: give 0"
-        )
-    rates = np.linspace(0, rate, len(backbone.blocks))
-    for block, share in zip(backbone.blocks, rates, strict=True):
-        block.drop_path = float(share)
 
 
 # ------------------------------------------------------------------------------------------ targets

@@ -17,8 +17,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.vit import VideoTransformer, moving_tokens, patchify, take_tokens
-
 MAX_LOG_SCALE = math.log(100)  # as published: the scale never passes 100
 LOSSES = ("infonce", "siglip", "classes")
 # Logarithm of the scale, and bias, at the start: CLIP 1/0.07; SigLIP 10 and -10.
@@ -69,19 +67,12 @@ class VideoText(nn.Module):
 
         Args:
             video: the clips.
-            visible: (B, K), for a `VideoTransformer`: which of the tokens it looks at (all, or those that
-                move) it is to see; None: all of them.
+            visible: (B, K), of a tower with `forward_visible`: which of the tokens it looks at it is to see; None: all.
         """
         if visible is None:
             pooled = self.video(video)
         else:
-            tower = self.video
-            if tower.num_moving < math.prod(tower.grid):
-                index = moving_tokens(video, tower.tubelet, tower.patch, tower.num_moving)
-                visible = index.gather(1, visible)
-            patches = patchify(video, tower.tubelet, tower.patch)
-            tokens, token = tower.encode_all(take_tokens(patches, visible), visible)
-            pooled = tokens.mean(1) if token is None else token
+            pooled = self.video.forward_visible(video, visible)
         return _unit(self.video_proj(pooled))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
@@ -360,8 +351,3 @@ def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None])
 def sits_at_chance(loss_value: float, batch: int) -> bool:
     """Whether an InfoNCE loss is within 2 % of ln(batch), what telling nothing apart costs."""
     return batch > 1 and abs(loss_value - math.log(batch)) < 0.02 * math.log(batch)
-
-
-def can_drop_tokens(video: nn.Module) -> bool:
-    """Whether the tower takes a list of visible tokens, drawn by the loader."""
-    return isinstance(video, VideoTransformer)

@@ -81,6 +81,8 @@ class FrameTower(nn.Module):
         ValueError: another pool, or frames that are not square.
     """
 
+    kind = "frame_mean"  # to presets of published training, see `downstream.finetune.kind_of`
+
     def __init__(
         self,
         config: dict,

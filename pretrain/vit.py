@@ -460,6 +460,12 @@ def start_blocks(init: str, blocks: nn.Module) -> None:
             mimetic_init(block)
 
 
+def spread_drop_path(blocks: nn.ModuleList, rate: float) -> None:
+    """Stochastic depth that rises linearly from 0 at the first block to `rate` at the last."""
+    for block, share in zip(blocks, np.linspace(0, rate, len(blocks)), strict=True):
+        block.drop_path = float(share)
+
+
 class VideoTransformer(nn.Module):
     """A ViT over tubelets; honours the backbone contract.
 
@@ -562,6 +568,59 @@ class VideoTransformer(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
         start_blocks(init, self.blocks)  # patch_embed keeps torch's default, as the original does
 
+    @property
+    def kind(self) -> str:
+        """What presets of published training call it, see `downstream.finetune.kind_of`."""
+        sizes = {SIZES[size][0]: size for size in ("s", "b", "l", "h")}
+        return f"videomae_{sizes.get(self.embed_dim, '')}"
+
+    def set_drop_path(self, rate: float) -> None:
+        """Let blocks be left out in training, the last with probability `rate`, those before it less often."""
+        spread_drop_path(self.blocks, rate)
+
+    def with_fc_norm(self) -> "VideoTransformer":
+        """The same encoder with its last norm behind the mean of the tokens, as VideoMAE is fine-tuned; that norm is fresh.
+
+        Raises:
+            ValueError: its embedding is no mean of normed tokens.
+        """
+        pool = self.arguments["pool"]
+        if pool != "mean":
+            raise ValueError(f"its pool is {pool}, and only the norm of averaged tokens can move")
+        weights = {k: v for k, v in self.state_dict().items() if not k.startswith("norm.")}
+        other = VideoTransformer(**{**self.arguments, "pool": "fc_norm", "norm_eps": 1e-6})
+        other.load_state_dict(weights, strict=False)
+        return other
+
+    def resized(self, frames: int, size: int, stride: int | None = None) -> "VideoTransformer":
+        """The same encoder for another number of frames or another size, in the mode it was in.
+
+        Fixed and learned positions are interpolated (trilinear) from the grid they were made for; rotary ones are squeezed
+        or stretched to its range. Weights are copied.
+
+        Args:
+            frames: frames of a clip; 0: as it is.
+            size: height and width, pixels; 0: as it is.
+            stride: source frames between two sampled ones, 0 for uniform sampling; None: as it is.
+
+        Raises:
+            ValueError: the clip is not a whole number of tubelets.
+        """
+        given = self.arguments
+        changed = {
+            "frames": frames or given["frames"],
+            "size": size or given["size"],
+            "stride": given["stride"] if stride is None else stride,
+        }
+        trained = given["trained_grid"] or list(self.grid)
+        with weights_follow(), torch.random.fork_rng(devices=[]):
+            other = VideoTransformer(**{**given, **changed, "trained_grid": trained})
+        state = dict(self.state_dict())
+        if given["positions"] == "learned":
+            state["pos_embed"] = resize_positions(state["pos_embed"], self.grid, other.grid)
+        other.load_state_dict(state)
+        return other.train(self.training)
+
     def _rotation(self, index: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Cosines and sines of the tokens that are seen; the class token, which comes first, is not turned."""
         if self.arguments["positions"] != "rotary":
@@ -627,7 +686,24 @@ class VideoTransformer(nn.Module):
 
     def forward(self, video: Tensor) -> Tensor:
         """Normalised clips (B, C, T, H, W) to one embedding each (B, D): the mean token, or the class token."""
-        tokens, token = self.encode_all(*self._look(video))
+        return self._pooled(*self.encode_all(*self._look(video)))
+
+    def forward_visible(self, video: Tensor, visible: Tensor) -> Tensor:
+        """One embedding of each clip (B, D) by some of its tokens, as FLIP trains (Li et al. 2022, arXiv:2212.00794).
+
+        Args:
+            video: normalised clips (B, C, T, H, W).
+            visible: (B, K), which of the `num_moving` tokens it looks at.
+        """
+        self.input_spec.expect(video)
+        if self.num_moving < math.prod(self.grid):
+            index = moving_tokens(video, self.tubelet, self.patch, self.num_moving)
+            visible = index.gather(1, visible)
+        patches = patchify(video, self.tubelet, self.patch)
+        return self._pooled(*self.encode_all(take_tokens(patches, visible), visible))
+
+    def _pooled(self, tokens: Tensor, token: Tensor | None) -> Tensor:
+        """The class token, if there is one, or the mean token."""
         if token is not None:
             return token
         return self.norm(tokens.mean(1)) if self.fc_norm else tokens.mean(1)
@@ -649,36 +725,3 @@ class VideoTransformer(nn.Module):
             maps.append(block.attn.weights(block.norm1(x), rotation).mean(1))
             x = block(x, rotation)
         return maps, index
-
-
-def resized(
-    encoder: VideoTransformer, frames: int, size: int, stride: int | None = None
-) -> VideoTransformer:
-    """The same encoder for another number of frames or another size, in the mode it was in.
-
-    Fixed and learned positions are interpolated (trilinear) from the grid they were made for; rotary ones are squeezed or
-    stretched to its range. Weights are copied.
-
-    Args:
-        encoder: the encoder.
-        frames: frames of a clip; 0: as it is.
-        size: height and width, pixels; 0: as it is.
-        stride: source frames between two sampled ones, 0 for uniform sampling; None: as it is.
-
-    Raises:
-        ValueError: the clip is not a whole number of tubelets.
-    """
-    given = encoder.arguments
-    changed = {
-        "frames": frames or given["frames"],
-        "size": size or given["size"],
-        "stride": given["stride"] if stride is None else stride,
-    }
-    trained = given["trained_grid"] or list(encoder.grid)
-    with weights_follow(), torch.random.fork_rng(devices=[]):
-        other = VideoTransformer(**{**given, **changed, "trained_grid": trained})
-    state = dict(encoder.state_dict())
-    if given["positions"] == "learned":
-        state["pos_embed"] = resize_positions(state["pos_embed"], encoder.grid, other.grid)
-    other.load_state_dict(state)
-    return other.train(encoder.training)

@@ -43,7 +43,6 @@ from pretrain.clip import (
     VideoText,
     backward_classes,
     backward_step,
-    can_drop_tokens,
     contrast,
     has_batch_norm,
     sits_at_chance,
@@ -495,7 +494,7 @@ class TextOfView:
         self.cfg, self.tokenizer = cfg, model.text.tokenizer
         self.numbers = {name: i for i, name in enumerate(classes)}
         self.num_tokens = self.num_visible = 0
-        if cfg.drop_tokens and can_drop_tokens(model.video):
+        if cfg.drop_tokens and hasattr(model.video, "forward_visible"):
             self.num_tokens = model.video.num_moving
             self.num_visible = self.num_tokens - int(cfg.drop_tokens * self.num_tokens)
 
@@ -614,8 +613,8 @@ def refuse_early(cfg: Config, model: VideoText, plan: Plan) -> None:
     """
     if not 0 <= cfg.drop_tokens < 1:
         raise ValueError(f"--drop-tokens {cfg.drop_tokens} is not a share between 0 and 1")
-    if cfg.drop_tokens and not can_drop_tokens(model.video):
-        if not isinstance(model.video, FrameTower):
+    if cfg.drop_tokens and not hasattr(model.video, "forward_visible"):
+        if not hasattr(model.video, "drop_tokens"):
             raise ValueError(
                 "--drop-tokens needs a transformer: a convolution cannot leave patches out; give 0"
             )
@@ -652,7 +651,7 @@ def print_plan(cfg: Config, run: TrainingRun, counts, model: VideoText) -> None:
             + (f", {cfg.drop_tokens:.0%} of the tokens dropped" if cfg.drop_tokens else "")
             + (
                 f", {model.video.num_moving} tokens that move"
-                if isinstance(model.video, VideoTransformer) and model.video.arguments["moving"] < 1
+                if model.video.arguments.get("moving", 1) < 1
                 else ""
             ),
             "text tower": f"{text_tower_name(cfg)}, {millions['t']:.1f} M parameters, context "

@@ -46,7 +46,6 @@ from downstream.finetune import (
     make_targets,
     mix,
     scheduled_rate,
-    set_drop_path,
     soft_cross_entropy,
 )
 from downstream.metrics import (
@@ -58,7 +57,6 @@ from downstream.metrics import (
 )
 from downstream.models import build_model, choose_sampling, load_backbone
 from downstream.models.flops import count_flops
-from downstream.models.video_swin import VideoSwin
 from downstream.report import (
     cautions,
     confusion_figure,
@@ -96,7 +94,6 @@ from pretrain.names import file_name, for_screen, for_shell
 from pretrain.optim import set_rate, update
 from pretrain.processes import start_accelerator
 from pretrain.run import try_run
-from pretrain.vit import VideoTransformer, resized
 from pretrain.weights import weights_hash
 
 
@@ -431,8 +428,8 @@ def build_backbone(cfg: Config) -> nn.Module:
     changes = {flag: getattr(cfg, flag) for flag in flags if getattr(cfg, flag)}
     if cfg.backbone:
         backbone = load_backbone(cfg.backbone, cfg.weights)
-        if isinstance(backbone, VideoTransformer) and set(changes) <= {"frames", "size"}:
-            backbone = resized(backbone, cfg.frames, cfg.size) if changes else backbone
+        if changes and hasattr(backbone, "resized") and set(changes) <= {"frames", "size"}:
+            backbone = backbone.resized(cfg.frames, cfg.size)
         elif changes:
             flag = next(iter(changes))
             raise ValueError(f"--{flag} belongs to --model: this trained backbone has its own")
@@ -455,16 +452,18 @@ def adapt(backbone: nn.Module, cfg: Config) -> nn.Module:
     choose_sampling(backbone, cfg.sampling, cfg.stride)
     pool = backbone.arguments.get("pool")
     if cfg.pool and cfg.pool != pool:
-        if cfg.pool != "fc_norm" or pool != "mean" or not isinstance(backbone, VideoTransformer):
+        if cfg.pool != "fc_norm" or pool != "mean" or not hasattr(backbone, "with_fc_norm"):
             raise ValueError(
                 f"--pool {cfg.pool}: only the norm of a video transformer whose tokens are averaged can move behind the "
                 "mean, with --pool fc_norm"
             )
-        weights = {k: v for k, v in backbone.state_dict().items() if not k.startswith("norm.")}
-        backbone = VideoTransformer(**{**backbone.arguments, "pool": "fc_norm", "norm_eps": 1e-6})
-        backbone.load_state_dict(weights, strict=False)  # the norm is fresh
-    if cfg.drop_path or isinstance(backbone, VideoSwin):  # which comes with its published rate
-        set_drop_path(backbone, cfg.drop_path)
+        backbone = backbone.with_fc_norm()
+    if hasattr(backbone, "set_drop_path"):
+        backbone.set_drop_path(cfg.drop_path)
+    elif cfg.drop_path:
+        raise ValueError(
+            "--drop-path leaves out transformer blocks, of which this backbone has none: give 0"
+        )
     return backbone
 
 

@@ -312,7 +312,7 @@ def online_knn(
 def unused(cfg: Config) -> dict[str, str]:
     """Values that the encoder and the schedule chosen leave without effect, and why."""
     why: dict[str, str] = {}
-    if cfg.encoder in MODELS:
+    if cfg.encoder in MODELS and cfg.encoder.removeprefix("vit_") not in SIZES:
         names = (
             "depth",
             "decoder_dim",
@@ -343,15 +343,16 @@ def build_model(cfg: Config) -> VideoMAE | MaskedPixels | ViewContrast:
 
 def build_masked(cfg: Config) -> VideoMAE | MaskedPixels:
     """The encoder and what reconstructs."""
-    if cfg.encoder in MODELS:
+    size = cfg.encoder.removeprefix("vit_")
+    if size not in SIZES and cfg.encoder in MODELS:
         return build_painted(cfg)
-    if cfg.encoder not in SIZES:
+    if size not in SIZES:
         raise ValueError(
             f"--encoder {cfg.encoder!r} is not one of {', '.join(SIZES)}, nor a name of python -m downstream.models"
             + did_you_mean(cfg.encoder, [*SIZES, *MODELS])
         )
-    dim, depth, heads = SIZES[cfg.encoder]
-    decoder_dim, decoder_depth, decoder_heads = DECODERS[cfg.encoder]
+    dim, depth, heads = SIZES[size]
+    decoder_dim, decoder_depth, decoder_heads = DECODERS[size]
     if cfg.decoder_dim:
         decoder_dim, decoder_heads = cfg.decoder_dim, max(cfg.decoder_dim // 32, 1)
     torch.manual_seed(cfg.seed)
@@ -380,10 +381,6 @@ def build_painted(cfg: Config) -> MaskedPixels:
     torch.manual_seed(cfg.seed)
     clip = {"stride": cfg.stride, "size": cfg.size, "still": "keep"}
     clip |= {"frames": cfg.frames} if cfg.frames else {}
-    if MODELS[cfg.encoder].build is VideoTransformer:
-        raise ValueError(
-            f"--encoder {cfg.encoder}: write {cfg.encoder.removeprefix('vit_')}, which leaves hidden tokens out"
-        )
     encoder = build_family(cfg.encoder, small=cfg.small, weights=cfg.backbone, **clip)
     return MaskedPixels(encoder, cfg.tubelet, cfg.patch, cfg.target_eps)
 

@@ -24,7 +24,6 @@ from pretrain.flags import Count
 from pretrain.folders import claim, writing
 from pretrain.log import cli, reconstruction_figure
 from pretrain.names import for_screen
-from pretrain.vit import VideoTransformer
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def main(config: Config) -> dict:
         raise ValueError(f"--video {config.video}: {no_file(config.video)}")
     lock = claim(out, ("attention.png", "attention.gif"))
     encoder = load_backbone(config.backbone)
-    if not isinstance(encoder, VideoTransformer):
+    if not hasattr(encoder, "attention_maps"):
         raise ValueError(
             f"{config.backbone} is a {type(encoder).__name__}: attention over the whole grid is what a plain video transformer has"
         )

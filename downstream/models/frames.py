@@ -59,6 +59,11 @@ class FrameNetwork(nn.Module):
         )
         insert(self, attention)
 
+    @property
+    def kind(self) -> str:
+        """What presets of published training call it, see `downstream.finetune.kind_of`."""
+        return "frame_single" if self.input_spec.frames == 1 else "frame_mean"
+
     def forward_features(self, video: Tensor) -> Tensor:
         """Normalised clips (B, C, T, H, W) to the vectors of their frames (B, T, D)."""
         self.input_spec.expect(video)
@@ -86,6 +91,8 @@ class LateFusion(nn.Module):
     """
 
     with_weights = classmethod(with_image_weights)
+
+    kind = "fusion"  # to presets of published training, see `downstream.finetune.kind_of`
 
     def __init__(
         self,
@@ -144,6 +151,8 @@ class EarlyFusion(nn.Module):
 
     with_weights = classmethod(with_image_weights)
 
+    kind = "fusion"  # to presets of published training, see `downstream.finetune.kind_of`
+
     def __init__(
         self,
         network: str | dict = "resnet18",
@@ -199,6 +208,8 @@ class SlowFusion(nn.Module):
     Raises:
         ValueError: another number of frames, or the network shows no stages.
     """
+
+    kind = "fusion"  # to presets of published training, see `downstream.finetune.kind_of`
 
     def __init__(
         self,

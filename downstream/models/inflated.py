@@ -102,6 +102,11 @@ class Inflated(nn.Module):
         )
         insert(self, attention)
 
+    @property
+    def kind(self) -> str:
+        """What presets of published training call it, see `downstream.finetune.kind_of`."""
+        return "nonlocal" if "nonlocal" in self.arguments["attention"] else "inflated"
+
     @classmethod
     def with_weights(cls, weights: str, arguments: dict, given: Container[str]) -> Self:
         """Built with these arguments, and started from the weights of its 2-D network, see `build_model`."""

@@ -36,6 +36,8 @@ class FrameRNN(nn.Module):
 
     with_weights = classmethod(with_image_weights)
 
+    kind = "recurrent"  # to presets of published training, see `downstream.finetune.kind_of`
+
     def __init__(
         self, cell: str = "lstm", network: str | dict = "resnet18", hidden: int = 256, layers: int = 1,
         bidirectional: bool = False, frames: int = 16, stride: int = 4, size: int = 224, attention: str = "", still: str = "keep",

@@ -199,6 +199,11 @@ class FrameTCN(nn.Module):
         )
         insert(self, attention)
 
+    @property
+    def kind(self) -> str:
+        """What presets of published training call it, see `downstream.finetune.kind_of`."""
+        return "ed_tcn" if self.arguments["form"] == "encoder_decoder" else "tcn"
+
     def forward_features(self, video: Tensor) -> Tensor:
         """Normalised clips (B, C, T, H, W) to a token for every frame (B, T, D)."""
         self.input_spec.expect(video)

@@ -84,6 +84,11 @@ class TorchvisionVideo(nn.Module):
         self.grid = tuple(dry_output(self.features, 1, 3, frames, size, size).shape[2:])
         insert(self, attention)
 
+    @property
+    def kind(self) -> str:
+        """What presets of published training call it, see `downstream.finetune.kind_of`."""
+        return "s3d" if self.name == "s3d" else "r3d"
+
     @classmethod
     def with_weights(cls, weights: str, arguments: dict, given: Container[str]) -> Self:
         """Built with these arguments, and started from "kinetics" or a file, see `build_model`."""

@@ -7,6 +7,7 @@ authors' weights there; sizes, embeddings and starts from others are here. B cli
 from collections.abc import Container
 from typing import Self
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -78,6 +79,17 @@ class VideoSwin(nn.Module):
             side = -(-side // 2)
         self.grid = (-(-frames // patch[0]), side, side)
         self.input_spec = InputSpec(frames, stride, size, still=still)
+
+    @property
+    def kind(self) -> str:
+        """What presets of published training call it, see `downstream.finetune.kind_of`."""
+        return f"video_swin_{self.arguments['variant']}"
+
+    def set_drop_path(self, rate: float) -> None:
+        """Let blocks be left out in training, the last with probability `rate`; a new one has its variant's published rate."""
+        parts = [m for m in self.modules() if type(m).__name__ == "StochasticDepth"]
+        for part, share in zip(parts, np.linspace(0, rate, len(parts)), strict=True):
+            part.p = float(share)
 
     @classmethod
     def with_weights(cls, weights: str, arguments: dict, given: Container[str]) -> Self:

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from downstream.models.images import download, read_weights
 from pretrain.interop.openclip import PREFIX as OPEN_CLIP
 from pretrain.interop.openclip import load_open_clip
-from pretrain.vit import InputSpec
+from pretrain.vit import InputSpec, spread_drop_path
 from pretrain.weights import load_strict
 
 ACTIVATIONS = {
@@ -141,6 +141,7 @@ class ViViT(nn.Module):
         ValueError: the clip is not a whole number of tubelets, or the model cannot be so.
     """
 
+    kind = "vivit"  # to presets of published training, see `downstream.finetune.kind_of`
     zero_head = True  # its classifier starts at zero, as the authors' code has it
 
     def __init__(
@@ -205,6 +206,10 @@ class ViViT(nn.Module):
                 block.attn_time is not None
             ):  # so that at the start each slot is seen as an image ViT sees it
                 nn.init.zeros_(block.attn_time.proj.weight)
+
+    def set_drop_path(self, rate: float) -> None:
+        """Let blocks be left out in training, the last with probability `rate`, those before it less often."""
+        spread_drop_path(self.blocks, rate)
 
     @classmethod
     def with_weights(cls, weights: str, arguments: dict, given: Container[str]) -> Self:

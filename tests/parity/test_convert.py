@@ -23,7 +23,7 @@ from pretrain.interop.official import from_official, to_official
 from pretrain.interop.videomae import import_foreign, load_foreign, verify
 from pretrain.log import cli
 from pretrain.videomae import VideoMAE
-from pretrain.vit import VideoTransformer, resized
+from pretrain.vit import VideoTransformer
 from recipes import videomae
 from recipes.convert import Config, main
 from tests.recipes.runs import equal
@@ -757,7 +757,7 @@ def test_all_obstacles_are_told_at_once(tmp_path):
 
 def test_a_grid_of_its_own_is_no_obstacle(tmp_path):
     """A backbone that was only told another stride has recorded the grid it has anyway."""
-    encoder = resized(trained(whole=False), 0, 0, stride=3)
+    encoder = trained(whole=False).resized(0, 0, stride=3)
     assert encoder.arguments["trained_grid"]
     export_backbone(encoder, tmp_path / "backbone", {})
     main(Config(str(tmp_path / "backbone"), "official", str(tmp_path / "a.pth")))

@@ -61,7 +61,7 @@ def test_flow_is_no_video_tower(captioned_pack, tmp_path):
         trained(clip, tmp_path / "run", data=(str(captioned_pack),), video_tower=FLOW)
 
 
-@pytest.mark.parametrize("encoder", ["vivit_3", "i3d"])
+@pytest.mark.parametrize("encoder", ["vit_xs", "vivit_3", "i3d"])
 def test_an_encoder_trains(tiny_pack, tmp_path, encoder):
     tubelet = 1 if encoder == "frame_single" else 2
     losses = trained(

@@ -20,7 +20,6 @@ from downstream.finetune import (
     make_targets,
     mix,
     scheduled_rate,
-    set_drop_path,
     soft_cross_entropy,
 )
 from downstream.models import MODELS, build_model
@@ -80,7 +79,7 @@ def test_rates_fall_by_layer_and_vectors_do_not_decay():
 
 def test_drop_path_leaves_out_whole_branches():
     encoder = tiny_vit()
-    set_drop_path(encoder, 0.5)
+    encoder.set_drop_path(0.5)
     assert [b.drop_path for b in encoder.blocks] == [0.0, 0.25, 0.5]
     block, x = encoder.blocks[2], torch.randn(4000, 2, 16)
     torch.manual_seed(0)
@@ -92,8 +91,6 @@ def test_drop_path_leaves_out_whole_branches():
         assert block._branch(branch).mean().item() == pytest.approx(1, abs=0.05)
         block.eval()
         assert torch.equal(block._branch(branch), branch)
-    with pytest.raises(ValueError, match="this backbone has none"):
-        set_drop_path(build_model("c3d", width=0.1), 0.1)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -206,7 +203,7 @@ def test_video_swin_learns_below_its_head_and_tables_do_not_decay():
     assert len(tables) == 5 + 2 and all(found[n]["weight_decay"] == 0 for n in tables)
     attention = found["backbone.features.0.0.attn.qkv.weight"]
     assert attention["lr_scale"] == 0.1 and attention["weight_decay"] == 0.02
-    set_drop_path(model.backbone, 0.3)
+    model.backbone.set_drop_path(0.3)
     paths = [m.p for m in model.modules() if type(m).__name__ == "StochasticDepth"]
     assert paths == pytest.approx(np.linspace(0, 0.3, 5))
 

@@ -15,7 +15,6 @@ from pretrain.vit import (
     VideoTransformer,
     position_table,
     resize_positions,
-    resized,
     rotary_table,
     rotate,
 )
@@ -159,11 +158,11 @@ def test_a_table_takes_the_memory_of_its_numbers(kind):
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_another_clip(positions):
     model = encoder(positions=positions)
-    same = resized(model, 4, 32)
+    same = model.resized(4, 32)
     video = clips()
     with torch.no_grad():
         assert torch.allclose(same(video), model(video), atol=1e-6)
-        larger = resized(model, 8, 48, 3)
+        larger = model.resized(8, 48, 3)
         assert larger.grid == (4, 6, 6) and larger.input_spec.stride == 3
         assert larger.eval()(clips(2, 8, 48)).shape == (2, 24)
         if positions in ("flat", "separable"):
@@ -176,14 +175,14 @@ def test_another_clip(positions):
                 larger.pos_embed, resize_positions(model.pos_embed, (2, 4, 4), (4, 6, 6)), atol=1e-6
             )
         # There and back, fixed positions are those of the start: the grid they were made for is kept.
-        back = resized(larger, 4, 32, 4)
+        back = larger.resized(4, 32, 4)
         if positions != "learned":
             assert torch.allclose(back(video), model(video), atol=1e-5)
     again = build(describe(larger))
     load_strict(again, larger.state_dict(), "itself")
     assert torch.equal(again.eval()(clips(2, 8, 48)), larger(clips(2, 8, 48)))
     with pytest.raises(ValueError, match="cannot be cut"):
-        resized(model, 5, 32)
+        model.resized(5, 32)
 
 
 def test_interpolation_is_linear():
