@@ -10,10 +10,17 @@ import av
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from safetensors.torch import save_file
 
 # Models here are tiny: one thread is faster than two that wait for each other, and repeatable.
 torch.set_num_threads(1)
+
+# The same examples in every run, however long they take on a busy machine: new ones are fuzzing's.
+settings.register_profile(
+    "house", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("house")
 
 
 def pytest_configure(config):

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[2]
+from tests.recipes.runs import ROOT, torchrun
+
 GLOBAL = 8  # clips in the batch
 CASES = [(loss, several) for loss in ("infonce", "siglip") for several in (False, True)]
 
@@ -93,18 +94,14 @@ accelerator.end_training()  # or gloo's threads may outlive the interpreter, whi
 def run(processes: int, folder: Path) -> dict[str, torch.Tensor]:
     script, out = folder / "driver.py", folder / f"{processes}.safetensors"
     script.write_text(DRIVER)
-    start = [sys.executable]
-    if processes > 1:
-        port = str(31500 + os.getpid() % 2000 + processes)
-        start += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-        start += ["--master-port", port]
+    start = [sys.executable, *(torchrun(processes) if processes > 1 else [])]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
         [*start, str(script), str(out)],
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     muon = [load_file(f"{out}.{rank}") for rank in range(processes)]

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -112,17 +114,30 @@ def write_driver(tmp_path: Path, cfg) -> Path:
     return script
 
 
+def torchrun(processes: int) -> list[str]:
+    """How a script is started in several processes, on a port that is free."""
+    alone = ["--standalone", "--local-addr", "localhost"]
+    return ["-m", "torch.distributed.run", *alone, "--nproc-per-node", str(processes)]
+
+
+def wait_until(process: subprocess.Popen, happened: Callable[[], object]) -> None:
+    """Wait for what a process does, however busy the machine; started in a group of its own, which ends if it does not."""
+    end = time.monotonic() + 300
+    while not happened():
+        if process.poll() is not None or time.monotonic() > end:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise AssertionError(process.communicate())
+        time.sleep(0.05)
+
+
 def launch(tmp_path: Path, cfg, plan: dict, processes: int = 1) -> subprocess.CompletedProcess:
     """Run the recipe in processes of its own."""
     script = write_driver(tmp_path, cfg)
-    start = [sys.executable]
-    if processes > 1:
-        start += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-        start += ["--master-port", str(29500 + os.getpid() % 2000)]
+    start = [sys.executable, *(torchrun(processes) if processes > 1 else [])]
     command = [*start, str(script), json.dumps(dataclasses.asdict(cfg)), json.dumps(plan)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=environment, check=False
+        command, capture_output=True, text=True, timeout=900, env=environment, check=False
     )
 
 

@@ -336,9 +336,9 @@ def vp9(path: Path, sides: tuple[int, ...], shown: int) -> Path:
 
 def test_a_gif_of_endless_pixels_is_refused_at_once(tmp_path):
     path = gif(tmp_path / "a.gif", 4000, 100_000)
-    started = time.monotonic()
+    started = time.process_time()
     assert "pixels" in refusal(path)
-    assert time.monotonic() - started < 15
+    assert time.process_time() - started < 5
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -757,18 +757,29 @@ def start(videos: Path, out: Path, workers: int = 1) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
-def children(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(child) for child in text.split()]
+# Packs until so many answers are in the journal; then names its decoders and kills itself.
+DIES = """
+import os, signal, sys
+from pathlib import Path
+from pretrain.data import pack as packing
+
+def some(*given):
+    for number, answer in enumerate(real(*given)):
+        if number == int(sys.argv[3]):
+            print(Path(f"/proc/self/task/{os.getpid()}/children").read_text(), flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield answer
+
+real, packing.run_jobs = packing.run_jobs, some
+packing.pack(sys.argv[1], sys.argv[2], workers=1, shard_bytes=20000)
+"""
 
 
-def until(condition, seconds: float = 20.0):
+def until_gone(processes: list[int], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
+    while any(Path(f"/proc/{process}").exists() for process in processes):
+        assert time.monotonic() < end, processes
         time.sleep(0.005)
-    raise AssertionError("it did not happen")
 
 
 @pytest.fixture
@@ -786,21 +797,20 @@ def test_a_killed_pack_goes_on(many, tmp_path):
     assert start(many, tmp_path / "whole", 2).wait() == 0
     out = tmp_path / "out"
     journal = out / ".pack/journal.jsonl"
-    for least in (3, 17):
-        process = start(many, out)
-        until(lambda least=least: journal.exists() and journal.read_bytes().count(b"\n") >= least)
-        workers = children(process.pid)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert not (out / "index.json").exists()
-        until(lambda workers=workers: not any(Path(f"/proc/{w}").exists() for w in workers))
+    for more in (3, 14):
+        words = [sys.executable, "-c", DIES, str(many), str(out), str(more)]
+        killed = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+        assert killed.returncode == -signal.SIGKILL and not (out / "index.json").exists()
+        workers = [*map(int, killed.stdout.split())]
+        assert workers
+        until_gone(workers)
+    assert journal.read_bytes().count(b"\n") == 17
     with open(journal, "a") as file:
         file.write('{"id": "cut off by the ki')
-    done = journal.read_bytes().count(b"\n")
     process = start(many, out)
     _, said = process.communicate()
     assert process.returncode == 0 and hashes(out) == hashes(tmp_path / "whole")
-    assert f"{40 - done} clips made" in said
+    assert "23 clips made" in said
 
 
 def test_every_moment_of_a_commit_is_safe(videos, tmp_path, monkeypatch):
@@ -902,31 +912,28 @@ import json, os, sys, time
 print('{"ready": 1}', flush=True)
 for line in sys.stdin:
     job = json.loads(line)["do"]
-    if job == "hang":
-        while True: pass
+    if job == "hang": time.sleep(60)
     if job == "crash": os.kill(os.getpid(), 11)
     if job == "leave": os._exit(3)
     if job == "rubbish": print("not json", flush=True); time.sleep(60)
     if job == "slow":
-        for _ in range(8): time.sleep(0.1); print('{"beat": 1}', flush=True)
+        for _ in range(35): time.sleep(0.1); print('{"beat": 1}', flush=True)
     print(json.dumps({"clips": [job]}), flush=True)
 """
 
 
 def test_workers_that_hang_or_die_are_replaced():
-    jobs = ["a", "hang", "b", "crash", "slow", "leave", "hang", "c", "rubbish", "d"]
+    jobs = ["slow", "hang", "hang", "a", "crash", "leave", "b", "rubbish", "c"]
     command = (sys.executable, "-c", WORKER)
-    started = time.monotonic()
-    answers = dict(run_jobs([{"do": job} for job in jobs], 2, 0.5, command))
-    assert time.monotonic() - started < 10
-    assert sorted(answers) == list(range(10))
+    answers = dict(run_jobs([{"do": job} for job in jobs], 3, 3.0, command))
+    assert sorted(answers) == list(range(9))
     for number, job in enumerate(jobs):
-        if job in "abcd" or job == "slow":
+        if job in "abc" or job == "slow":
             assert answers[number] == {"clips": [job]}
         else:
             assert answers[number]["retry"]
-    assert answers[1]["refused"] == "decoder made no progress for 0.5 s"
-    assert answers[3]["refused"] == "decoder died: signal 11 (SIGSEGV)"
+    assert answers[1]["refused"] == answers[2]["refused"] == "decoder made no progress for 3 s"
+    assert answers[4]["refused"] == "decoder died: signal 11 (SIGSEGV)"
     assert answers[5]["refused"] == "decoder died: exit code 3"
 
 
@@ -941,29 +948,47 @@ def test_a_worker_that_cannot_start_is_explained():
         list(run_jobs([{}], 1, 5, (sys.executable, "-c", "import no_such_module")))
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="looks for processes in /proc")
-def test_a_stopped_and_a_crashed_decoder_cost_one_file_each(tmp_path):
-    """The real worker, stopped and then killed from outside while it decodes."""
+# The real worker, but the first file stops it and the second one crashes it, each with a clip half written.
+HURT = """
+import os, signal
+from pathlib import Path
+from pretrain.data import ingest as worker
+
+def hurt(beat, **job):
+    def end():
+        beat()
+        if list(out.parent.glob(f"{out.name}-*.mp4")):
+            os.kill(os.getpid(), ends[name])
+
+    out, name = Path(job["out"]), Path(job["path"]).stem
+    return real(beat=end if name in ends else beat, **job)
+
+ends = {"stopped": signal.SIGSTOP, "crashed": signal.SIGSEGV}
+real, worker.ingest = worker.ingest, hurt
+worker.main()
+"""
+
+
+def test_a_stopped_and_a_crashed_decoder_cost_one_file_each(tmp_path, monkeypatch):
     folder, out = tmp_path / "videos", tmp_path / "out"
     folder.mkdir()
-    write_video(folder / "0.mp4", 400, codec="mpeg4", size=(640, 480))
-    for i in (1, 2):
-        shutil.copy(folder / "0.mp4", folder / f"{i}.mp4")
-    run = RUN.replace("shard_bytes", "timeout=1.0, shard_bytes")
-    process = subprocess.Popen(
-        [sys.executable, "-c", run, folder, out, "1"], cwd=ROOT, stderr=subprocess.PIPE
-    )
-    journal = out / ".pack/journal.jsonl"
-    busy = lambda: list(out.glob(".pack/clips/*.mp4")) and children(process.pid)
-    (stopped,) = until(busy)
-    os.kill(stopped, signal.SIGSTOP)
-    until(lambda: journal.exists() and b"no progress for 1 s" in journal.read_bytes())
-    (crashed,) = until(lambda: [c for c in children(process.pid) if c != stopped])
-    until(lambda: len({p.name[:16] for p in out.glob(".pack/clips/*.mp4")}) > 1)
-    os.kill(crashed, signal.SIGSEGV)
-    until(lambda: b"signal 11" in journal.read_bytes())
-    process.kill()
-    process.wait()
+    names = ("stopped", "crashed", "third")
+    write_video(folder / "third.mp4", 40, codec="mpeg4")
+    for name in names[:2]:
+        shutil.copy(folder / "third.mp4", folder / f"{name}.mp4")
+    with monkeypatch.context() as patch:
+        command = (sys.executable, "-c", HURT)
+        patch.setattr(
+            "pretrain.data.pack.run_jobs",
+            lambda jobs, workers, timeout, _, *rest: run_jobs(
+                jobs, workers, timeout, command, *rest
+            ),
+        )
+        assert quick(folder, out, timeout=3.0)["num_refused"] == 2
+    lines = map(json.loads, (out / ".pack/journal.jsonl").read_text().splitlines())
+    said = {line["name"]: line.get("refused", "") for line in lines}
+    assert "no progress for 3 s" in said["stopped.mp4"] and "signal 11" in said["crashed.mp4"]
+    assert not said["third.mp4"] and not list(out.glob(".pack/clips/*.mp4"))
     index = quick(folder, out, workers=2)  # what the machine may be to blame for is tried again
     assert (index["num_sources"], index["num_refused"]) == (3, 0)
 
@@ -974,7 +999,8 @@ LIVELY = """
 import json, sys, time
 print('{"ready": 1}', flush=True)
 for line in sys.stdin:
-    while json.loads(line)["do"] == "beat": time.sleep(0.05); print('{"beat": 1}', flush=True)
+    for _ in range(1000 if json.loads(line)["do"] == "beat" else 0):
+        time.sleep(0.05); print('{"beat": 1}', flush=True)
     print('{"clips": []}', flush=True)
 """
 
@@ -982,13 +1008,11 @@ for line in sys.stdin:
 def test_beats_keep_no_file_alive_beyond_its_time():
     seen = []
     command = (sys.executable, "-c", LIVELY)
-    started = time.monotonic()
     jobs = [{"do": "beat"}, {"do": "a"}, {"do": "b"}]
     answers = dict(run_jobs(jobs, 2, 60.0, command, [2.5, 60.0, 60.0], seen.append))
-    assert time.monotonic() - started < 20
     assert answers[1] == answers[2] == {"clips": []}
     assert answers[0]["seconds"] == 2.5 and "--file-timeout" in answers[0]["refused"]
-    assert any(set(jobs) == {0} and jobs[0] >= 1 for jobs in seen)
+    assert any(jobs.get(0, 0) >= 1 for jobs in seen)
 
 
 def test_a_file_that_takes_too_long_is_tried_again_with_more_time_only(tmp_path):

