@@ -24,7 +24,7 @@ class Classifier(nn.Module):
     """Dropout and a linear layer on a backbone's embedding, or on every token of its time.
 
     Args:
-        backbone: of the contract.
+        backbone: a `Backbone`.
         classes: names of the K classes.
         dropout: share of the embedding dropped in training.
         per_frame: a label for every frame (many-to-many), from the tokens, averaged over space.
@@ -143,7 +143,10 @@ def frame_probabilities(
     except DecodeError as error:
         raise ValueError(f"{for_screen(record['source'])} cannot be decoded: {error}") from error
     clip = crop_resize(
-        frames, test_boxes(frames.shape[2], frames.shape[1], 1)[0], spec.size, spec.interpolation
+        frames,
+        test_boxes(frames.shape[2], frames.shape[1], 1)[0],
+        spec.size,
+        spec.streams["rgb"].interpolation,
     )
     dtype = autocast_dtype(device, precision)
     model.to(device)

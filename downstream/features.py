@@ -115,11 +115,6 @@ def show_views(
     spec = getattr(
         encoder, "video", encoder
     ).input_spec  # a pair of towers sees what its video tower sees
-    if spec.channels != 3:
-        raise ValueError(
-            f"this backbone sees clips of {spec.channels} channels (optical flow), and the data are colour: take its "
-            "colour form"
-        )
     dtype = autocast_dtype(how.device, how.precision)
     dataset = EvalClips(pack, samples, spec, how.num_clips, how.num_crops)
     loader = eval_loader(dataset, max(1, how.batch_size // how.num_views), how.num_workers)
@@ -156,7 +151,7 @@ def extract(
     The encoder's weights, buffers and training mode are left as they are; it is moved to the device.
 
     Args:
-        encoder: any backbone that honours the contract.
+        encoder: a `Backbone`.
         pack: the clips.
         samples: (K,) which of them.
         how: views, time segments, precision and where.

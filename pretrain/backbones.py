@@ -90,7 +90,7 @@ def export_backbone(model: nn.Module, folder: Path, provenance: dict) -> None:
     """Write a backbone folder: model.safetensors, config.json and their manifest.
 
     Args:
-        model: an encoder of the contract, or a `VideoText` pair.
+        model: a `Backbone`, or a `VideoText` pair.
         folder: where to; an older export there is replaced as a whole.
         provenance: where the weights come from, JSON-able, for the cards of later measurements.
     """

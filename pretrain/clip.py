@@ -31,7 +31,7 @@ class VideoText(nn.Module):
     """A video tower and a text tower that meet in one space.
 
     Args:
-        video: any backbone that honours the contract.
+        video: a `Backbone`.
         text: a tower of `pretrain/text.py`.
         dim: width of the joint space.
         project: a linear layer after each tower; without one both must already have `dim` outputs.

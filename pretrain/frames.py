@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.foreign import build_open_clip
-from pretrain.vit import Block, InputSpec, sinusoid_table
+from pretrain.spec import InputSpec, Stream
+from pretrain.vit import Block, sinusoid_table
 
 POOLS = ("mean", "attention", "temporal")
 
@@ -64,7 +65,7 @@ class TemporalTransformer(nn.Module):
 
 
 class FrameTower(nn.Module):
-    """An open_clip image tower, frame by frame, and a pooling over time; honours the backbone contract.
+    """An open_clip image tower, frame by frame, and a pooling over time, a `Backbone`.
 
     Args:
         config: `embed_dim`, `vision_cfg` and `quick_gelu` as open_clip's model configurations have them.
@@ -111,7 +112,9 @@ class FrameTower(nn.Module):
         }  # fmt: skip
         self.visual = visual
         self.embed_dim, self.grid = config["embed_dim"], (frames, 1, 1)
-        self.input_spec = InputSpec(frames, stride, size, tuple(mean), tuple(std), interpolation)
+        self.input_spec = InputSpec(
+            frames, stride, size, {"rgb": Stream(tuple(mean), tuple(std), interpolation)}
+        )
         self.over_time = nn.Identity()
         if pool == "attention":
             self.over_time = AttentionPool(self.embed_dim)

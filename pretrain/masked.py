@@ -22,7 +22,7 @@ class MaskedPixels(nn.Module):
     """A backbone and a linear decoder that paints, from each of its tokens, the part of the clip that it stands for.
 
     Args:
-        encoder: of the contract; sees colour and keeps what stands still.
+        encoder: a `Backbone`; sees colour and keeps what stands still.
         tubelet: frames of what is hidden at once.
         patch: its height and width, pixels.
         target_eps: see `normalise_target`.
@@ -35,7 +35,7 @@ class MaskedPixels(nn.Module):
     def __init__(self, encoder: nn.Module, tubelet: int, patch: int, target_eps: float = 1e-6):
         super().__init__()
         spec = encoder.input_spec
-        if spec.channels != 3 or spec.still != "keep":
+        if set(spec.streams) != {"rgb"} or spec.streams["rgb"].still != "keep":
             raise ValueError(
                 "masked reconstruction needs colour, and the pixels as they are: subtracting the mean frame would tell the "
                 "encoder of hidden ones"

@@ -204,7 +204,8 @@ class VideoMAE(nn.Module):
             module.apply(init_weights)
         # The authors' code starts `encoder_to_decoder` as torch does, and cuts the mask token at one deviation.
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
-        mean, std = (torch.tensor(v) for v in (encoder.input_spec.mean, encoder.input_spec.std))
+        rgb = encoder.input_spec.streams["rgb"]
+        mean, std = torch.tensor(rgb.mean), torch.tensor(rgb.std)
         values = encoder.tubelet * encoder.patch**2
         self.register_buffer("mean", mean.repeat(values), persistent=False)  # (P,)
         self.register_buffer("std", std.repeat(values), persistent=False)
@@ -234,7 +235,7 @@ class VideoMAE(nn.Module):
         encoder = self.encoder
         if encoder.num_moving == math.prod(encoder.grid):
             return numbers
-        std = encoder.input_spec.std
+        std = encoder.input_spec.streams["rgb"].std
         moving = moving_tokens(video, encoder.tubelet, encoder.patch, encoder.num_moving, std)
         return moving.gather(1, numbers)
 

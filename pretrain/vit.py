@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,8 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from pretrain.spec import IMAGENET_MEAN, IMAGENET_STD, InputSpec, Stream
 
 # width, depth, heads: Ti, S, B, L of ViT/DeiT; H of VideoMAE; XS is ours, for minutes on a CPU.
 SIZES = {
@@ -30,129 +28,6 @@ SIZES = {
     "l": (1024, 24, 16),
     "h": (1280, 32, 16),
 }
-
-
-MOST_PIXELS = 2**27  # of a clip: 512 frames of 512 x 512, ten times those of the longest published
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """The clip a backbone wants to see.
-
-    Attributes:
-        frames: number of frames.
-        stride: source frames between two sampled frames; 0: uniform sampling, a frame of each of `frames` equal parts
-            of the clip (see `pretrain.data.sampling.uniform_indices`).
-        size: height and width in pixels.
-        mean: per-channel mean of the normalisation, for pixels in [0, 1]; three channels are colour, two
-            are optical flow.
-        std: per-channel standard deviation, likewise.
-        interpolation: how crops are scaled to it, "bilinear" or "bicubic", always anti-aliased.
-        still: "keep", or "subtract": the clip's mean frame is taken away, so that what stands still vanishes.
-            Where people act before still backgrounds small networks learn from far fewer clips.
-
-    Raises:
-        ValueError: another interpolation, another word for `still`, or a single frame, of which nothing would be left; a
-            deviation that is not positive, or not one of each channel; more pixels than `MOST_PIXELS`.
-    """
-
-    frames: int
-    stride: int
-    size: int
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-    interpolation: str = "bilinear"
-    still: str = "keep"
-
-    @property
-    def pace(self) -> str:
-        """How frames are sampled, in words."""
-        return f"stride {self.stride}" if self.stride else "one of each equal part"
-
-    @property
-    def channels(self) -> int:
-        """Values of a pixel: 3 for colour, 2 for optical flow."""
-        return len(self.mean)
-
-    def _refuse_layout(self, video: Tensor) -> None:
-        """Say no to what is not (B, C, T, H, W), and how to turn it."""
-        channels = self.channels
-        if video.ndim == 5 and video.shape[1] == channels:
-            return
-        hint = ""
-        if video.ndim == 4 and channels in video.shape:
-            hint = ": one clip is a batch of one, video[None]"
-        elif video.ndim == 5 and video.shape[4] == channels:
-            hint = ": channels come before time, video.permute(0, 4, 1, 2, 3)"
-        elif video.ndim == 5 and video.shape[2] == channels:
-            hint = ": channels come before time, video.transpose(1, 2)"
-        raise ValueError(
-            f"clips are (B, C, T, H, W) with {channels} channels, got {tuple(video.shape)}{hint}"
-        )
-
-    def expect(self, video: Tensor, any_clip: bool = False) -> None:
-        """Refuse what is no batch of normalised clips (B, C, T, H, W) of this shape.
-
-        Args:
-            video: what a backbone was given.
-            any_clip: frames and size may be others.
-
-        Raises:
-            ValueError: channels, frames or size are not those of this clip, dimensions are in another order, or the
-                clips are bytes.
-        """
-        self._refuse_layout(video)
-        if not video.is_floating_point():
-            raise ValueError(
-                f"this backbone sees normalised clips, got {video.dtype}: give it input_spec.normalise(video)"
-            )
-        if any_clip:
-            return
-        expected = (self.channels, self.frames, self.size, self.size)
-        if tuple(video.shape[1:]) != expected:
-            raise ValueError(
-                f"this backbone sees clips of (C, T, H, W) = {expected}, got {tuple(video.shape[1:])}: "
-                "sample and crop to `input_spec`"
-            )
-
-    def __post_init__(self):
-        if self.frames * self.size**2 > MOST_PIXELS:
-            raise ValueError(
-                f"a clip of {self.frames} frames of {self.size} x {self.size} pixels has more than the {MOST_PIXELS:,} that "
-                "are the limit: take fewer frames or a smaller size"
-            )
-        if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
-            raise ValueError(
-                f"the deviations {list(self.std)} do not normalise channels of the means {list(self.mean)}: give a "
-                "positive one for each"
-            )
-        if self.interpolation not in ("bilinear", "bicubic"):
-            raise ValueError(
-                f"interpolation {self.interpolation!r} is neither bilinear nor bicubic"
-            )
-        if self.still not in ("keep", "subtract") or (
-            self.still == "subtract" and self.frames == 1
-        ):
-            raise ValueError(
-                f"still {self.still!r} of {self.frames} frame(s): give keep, or subtract where there are at least two"
-            )
-
-    def normalise(self, video: Tensor) -> Tensor:
-        """Turn uint8 clips (B, C, T, H, W) into what the backbone sees: float, normalised.
-
-        Raises:
-            ValueError: the values are no bytes, or dimensions are in another order.
-        """
-        self._refuse_layout(video)
-        if video.dtype != torch.uint8:
-            # Floats may be in [0, 1] or in [0, 255], or normalised already: nothing tells.
-            raise ValueError(
-                f"clips to normalise are uint8, 0 to 255, got {video.dtype}: give the frames as they were decoded"
-            )
-        mean = torch.tensor(self.mean, device=video.device).view(-1, 1, 1, 1)
-        std = torch.tensor(self.std, device=video.device).view(-1, 1, 1, 1)
-        video = (video.float() / 255).sub_(mean).div_(std)  # in place: a clip is large, passes cost
-        return video - video.mean(2, keepdim=True) if self.still == "subtract" else video
 
 
 # 128 MiB of them in float32; clips of 64 frames of 384 pixels in the widest networks published take 100.
@@ -467,7 +342,7 @@ def spread_drop_path(blocks: nn.ModuleList, rate: float) -> None:
 
 
 class VideoTransformer(nn.Module):
-    """A ViT over tubelets; honours the backbone contract.
+    """A ViT over tubelets, a `Backbone`.
 
     Args:
         dim: token width.
@@ -544,10 +419,10 @@ class VideoTransformer(nn.Module):
                 f"moving {moving} of the {num_tokens} tokens of {frames} frames: give a share that keeps at least one, "
                 "and 1 for single frames, in which nothing moves"
             )
-        self.input_spec = InputSpec(frames, stride, size, tuple(mean), tuple(std))
+        self.input_spec = InputSpec(frames, stride, size, {"rgb": Stream(tuple(mean), tuple(std))})
         # The published Conv3d with kernel = stride, written as the linear layer that it is, so that
         # masked tubelets are dropped before it.
-        self.patch_embed = nn.Linear(tubelet * patch * patch * 3, dim)
+        self.patch_embed = nn.Linear(tubelet * patch * patch * len(mean), dim)
         trained = tuple(trained_grid or self.grid)
         if positions == "learned":
             self.pos_embed = nn.Parameter(torch.zeros(math.prod(self.grid), dim))

@@ -42,8 +42,9 @@ from pretrain.data.shards import Pack, TrainClips
 from pretrain.files import is_there
 from pretrain.flags import Count, Seed
 from pretrain.interop.videomae import to_transformers
+from pretrain.spec import IMAGENET_MEAN, IMAGENET_STD, InputSpec
 from pretrain.videomae import DECODERS, VideoMAE, draw_tokens, mask_of_view
-from pretrain.vit import IMAGENET_MEAN, IMAGENET_STD, SIZES, InputSpec, VideoTransformer
+from pretrain.vit import SIZES, VideoTransformer
 
 SCALES = (1.0, 0.875, 0.75, 0.66)
 SPEC = InputSpec(frames=16, stride=4, size=224)

@@ -49,7 +49,7 @@ from pretrain.clip import (
 )
 from pretrain.data.cache import open_data, packing_side, world_clips
 from pretrain.data.sampling import counter_rng
-from pretrain.data.shards import Mixture, Pack, TrainClips, shares, warn_of_clips
+from pretrain.data.shards import STREAMS, Mixture, Pack, TrainClips, shares, warn_of_clips
 from pretrain.data.transforms import Augment
 from pretrain.flags import (
     Count,
@@ -422,7 +422,7 @@ def text_tower_name(cfg: Config) -> str:
 
 
 def build_video_tower(cfg: Config, pair: Pair | None) -> nn.Module:
-    """A backbone of the contract: what --backbone or --video-tower names; `pair`, if that is open_clip's."""
+    """The `Backbone` that --backbone or --video-tower names; `pair`, if that is open_clip's."""
     if cfg.backbone:
         if cfg.backbone.startswith(OPEN_CLIP):
             raise ValueError(
@@ -435,8 +435,7 @@ def build_video_tower(cfg: Config, pair: Pair | None) -> nn.Module:
         clip = {"stride": stride, "size": cfg.size}
         clip |= {"frames": cfg.frames} if cfg.frames else {}
         tower = build_family(cfg.video_tower, small=cfg.small, **clip)
-        if tower.input_spec.channels != 3:
-            raise ValueError(f"--video-tower {cfg.video_tower} sees optical flow, not pictures")
+        tower.input_spec.refuse_lacking(STREAMS, f"--video-tower {cfg.video_tower}")
         return tower
     frames = cfg.frames or 16
     if pair:
@@ -518,8 +517,9 @@ class TextOfView:
 
 def micro_of(cfg: Config, model: VideoText, batch: dict) -> dict[str, Tensor]:
     """The tensors of a loaded batch that the model and the loss take."""
-    names = ("video", "tokens", "groups", "visible")
-    micro = {name: batch[name] for name in names if name in batch}
+    names = ("tokens", "groups", "visible")
+    micro = {"video": model.video.input_spec.take(batch)}
+    micro |= {name: batch[name] for name in names if name in batch}
     if cfg.trim_text:
         micro["tokens"] = trim(micro["tokens"], model.text)
     return micro
@@ -547,7 +547,7 @@ class AgainstClasses:
 
     def __call__(self, rng: np.random.Generator, batch: dict) -> dict[str, Tensor]:
         """A micro-batch for `backward_classes`; all randomness comes from `rng`."""
-        video = self.spec.normalise(batch["video"].to(self.device, non_blocking=True))
+        video = self.spec.normalise(self.spec.take(batch, self.device))
         targets = make_targets(batch["classes"], self.num_classes, self.cfg.smoothing)
         video, targets = mix(video, targets.to(self.device), self.cfg.mixup, self.cfg.cutmix, rng)
         micro = {"video": video, "tokens": self.tokens, "targets": targets}

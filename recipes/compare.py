@@ -315,10 +315,7 @@ def measure_speed(folders: dict[str, str], rounds: int = 3, batch: int = 8) -> d
     for round_ in range(rounds + 1):
         for label, folder in folders.items():
             model = load_backbone(folder).to(where)  # one in memory at a time
-            spec = model.input_spec
-            clips = torch.randn(
-                batch, spec.channels, spec.frames, spec.size, spec.size, device=where
-            )
+            clips = torch.randn_like(model.input_spec.empty(batch), device=where)
             for _ in range(2):  # the first pass allocates
                 began = time.perf_counter()
                 model(clips).sum().item()

@@ -147,8 +147,8 @@ def write_hf(model: Model, folder: Path) -> None:
     spec = (model.encoder if isinstance(model, VideoMAE) else model).input_spec
     processor = {
         "image_processor_type": "VideoMAEImageProcessor",
-        "image_mean": list(spec.mean),
-        "image_std": list(spec.std),
+        "image_mean": list(spec.streams["rgb"].mean),
+        "image_std": list(spec.streams["rgb"].std),
         "size": {"shortest_edge": spec.size},
         "crop_size": {"height": spec.size, "width": spec.size},
     }

@@ -76,7 +76,7 @@ from downstream.world import reversed_pairs_accuracy
 from pretrain import backbones, device, log
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.sampling import counter_rng
-from pretrain.data.shards import Pack, TrainClips, warn_of_clips
+from pretrain.data.shards import STREAMS, Pack, TrainClips, warn_of_clips
 from pretrain.data.transforms import Augment
 from pretrain.flags import (
     Count,
@@ -378,7 +378,7 @@ class StepLoss:
         """Sums of the loss, of the targets, of right answers (with mixing: of the larger part) and of what can be right."""
         cfg, where = self.cfg, self.accelerator.device
         spec = self.accelerator.unwrap_model(model).input_spec
-        video = spec.normalise(batch["video"].to(where, non_blocking=True))
+        video = spec.normalise(spec.take(batch, where))
         labels = batch["labels"].to(where, non_blocking=True)
         targets = make_targets(labels, self.num_classes, cfg.smoothing)
         place = self.accelerator.process_index
@@ -435,11 +435,7 @@ def build_backbone(cfg: Config) -> nn.Module:
             raise ValueError(f"--{flag} belongs to --model: this trained backbone has its own")
     else:
         backbone = build_model(cfg.model, cfg.preset == "tiny", cfg.weights, **changes)
-    if backbone.input_spec.channels != 3:
-        raise ValueError(
-            f"{cfg.model or cfg.backbone} sees clips of {backbone.input_spec.channels} channels (optical flow), and the "
-            "data are colour: take its colour form"
-        )
+    backbone.input_spec.refuse_lacking(STREAMS, cfg.model or cfg.backbone)
     return backbone
 
 
@@ -577,7 +573,7 @@ def print_plan(
             "model": f"{cfg.model or cfg.backbone}, {parameters:.2f} M parameters, {learns:.2f} M learn, "
             f"{len(model.classes)} classes" + (", a label a frame" if cfg.per_frame else ""),
             "clip": f"{spec.frames} frames of {spec.size} px, {spec.pace}"
-            + (", what stands still subtracted" if spec.still == "subtract" else ""),
+            + (", what stands still subtracted" if spec.streams["rgb"].still == "subtract" else ""),
             "optimizer": f"{cfg.optimizer}, {cfg.base_lr:g} per 256 clips -> {cfg.base_lr * scale:g}, {cfg.schedule}",
             "regularised": ", ".join(f"{k} {v:g}" for k, v in regular.items() if v and not (k in ("layer decay", "backbone's rate") and v == 1)),
             "augmented": ", ".join(filter(None, augment)),
@@ -767,7 +763,7 @@ def finish(
     card = {
         "protocol": protocol,
         "views": {
-            "frames": spec.frames, "sampling": spec.pace, "stride": spec.stride, "size": spec.size, "still": spec.still, "num_clips": cfg.num_clips,
+            "frames": spec.frames, "sampling": spec.pace, "stride": spec.stride, "size": spec.size, "still": spec.streams["rgb"].still, "num_clips": cfg.num_clips,
             "num_crops": cfg.num_crops,
             "pooling": "windows of half overlap, probabilities averaged" if cfg.per_frame else
             "probabilities averaged over the views, then over the clips of a video",

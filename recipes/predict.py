@@ -31,7 +31,7 @@ from downstream.splits import group_by_source
 from pretrain.backbones import read_backbone_config
 from pretrain.data.cache import packing_side
 from pretrain.data.pack import pack as pack_source
-from pretrain.data.shards import Pack
+from pretrain.data.shards import STREAMS, Pack
 from pretrain.files import is_folder, is_there
 from pretrain.flags import Count, Whole
 from pretrain.folders import claim, holds_nothing
@@ -178,8 +178,7 @@ def main(config: Config) -> dict:
     choose_sampling(model.backbone, config.sampling, config.stride)
     if model.per_frame and not model.input_spec.stride:
         raise ValueError("--sampling uniform: this classifier answers for every frame")
-    if model.input_spec.channels != 3:
-        raise ValueError(f"{config.backbone} sees optical flow, and files hold colour")
+    model.input_spec.refuse_lacking(STREAMS, config.backbone)
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     how = Extraction(
         config.num_clips,

@@ -258,7 +258,7 @@ def train_step(model, optimizers, batches, accumulate, accelerator, clip_grad, c
         norm over all processes; if that is not finite the weights were left alone.
     """
     total = torch.zeros((), device=accelerator.device)
-    names = ("video", "visible", "masked", "clips") if contrast else ("video", "visible", "masked")
+    names = ("rgb", "visible", "masked", "clips") if contrast else ("rgb", "visible", "masked")
     for i in range(accumulate):
         batch = next(batches)
         tensors = [batch[name].to(accelerator.device, non_blocking=True) for name in names]

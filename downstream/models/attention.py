@@ -196,8 +196,7 @@ def insert(backbone: nn.Module, where: str) -> list[str]:
             )
             for n in names
         ]
-        spec = backbone.input_spec
-        dry_output(backbone, 1, spec.channels, spec.frames, spec.size, spec.size)
+        dry_output(backbone, *backbone.input_spec.empty(1).shape)
         for hook in hooks:
             hook.remove()
         for name in names:

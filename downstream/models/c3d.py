@@ -9,7 +9,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from downstream.models.attention import insert
-from pretrain.vit import InputSpec
+from pretrain.spec import InputSpec, Stream
 
 # Pixels in 0..255 minus a mean cube in the original; here minus the usual colour means, in units of the
 # deviation, since there is no mean cube of the user's data.
@@ -27,7 +27,7 @@ class C3D(nn.Module):
         stride: source frames between two sampled frames; only recorded.
         size: height and width; 112 as published, at least 16.
         attention: blocks to insert, see `downstream.models.attention.insert`.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `InputSpec`.
+        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
 
     Raises:
         ValueError: a clip too small for the five poolings.
@@ -82,7 +82,7 @@ class C3D(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         self.embed_dim, self.grid = hidden, (1, 1, 1)
-        self.input_spec = InputSpec(frames, stride, size, still=still)
+        self.input_spec = InputSpec(frames, stride, size, {"rgb": Stream(still=still)})
         insert(self, attention)
 
     def forward_features(self, video: Tensor) -> Tensor:

@@ -68,10 +68,8 @@ def count_flops(model: nn.Module) -> int:
     Convolutions, matrix products and attention are counted, as papers do; a model may be on any device or built under
     `shapes_only`, nothing is computed.
     """
-    spec = model.input_spec
     shapes = {n: v.to("meta") for n, v in (*model.named_parameters(), *model.named_buffers())}
     # As plain matrix products: the table does not know the CPU's fused attention.
     with evaluating(model), shapes_only(), sdpa_kernel(SDPBackend.MATH), _Counting() as counting:
-        clip = torch.empty(1, spec.channels, spec.frames, spec.size, spec.size)
-        functional_call(model, shapes, clip)
+        functional_call(model, shapes, model.input_spec.empty(1))
     return counting.total

@@ -18,7 +18,7 @@ from downstream.models.images import (
     with_image_weights,
 )
 from pretrain.foreign import timm_network
-from pretrain.vit import InputSpec
+from pretrain.spec import InputSpec, Stream
 
 
 class FrameNetwork(nn.Module):
@@ -32,7 +32,7 @@ class FrameNetwork(nn.Module):
         stride: source frames between two sampled frames; only recorded.
         size: height and width, pixels.
         attention: blocks to insert, see `downstream.models.attention.insert`.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `InputSpec`.
+        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
         pool: "mean" or "max" of the frames' vectors.
 
     Raises:
@@ -55,7 +55,7 @@ class FrameNetwork(nn.Module):
         self.images = ImageNetwork(network, size)
         self.pool, self.embed_dim, self.grid = pool, self.images.embed_dim, (frames, 1, 1)
         self.input_spec = InputSpec(
-            frames, stride, size, self.images.mean, self.images.std, still=still
+            frames, stride, size, {"rgb": Stream(self.images.mean, self.images.std, still=still)}
         )
         insert(self, attention)
 
@@ -84,7 +84,7 @@ class LateFusion(nn.Module):
         stride: source frames between the two; 15 in the paper.
         size: height and width, pixels.
         attention: blocks to insert, see `downstream.models.attention.insert`.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `InputSpec`.
+        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
 
     Raises:
         ValueError: other than two frames, or the network cannot be built.
@@ -120,7 +120,7 @@ class LateFusion(nn.Module):
         self.embed_dim, self.grid = self.images.embed_dim, (1, 1, 1)
         self.merge = nn.Linear(2 * self.embed_dim, self.embed_dim)
         self.input_spec = InputSpec(
-            frames, stride, size, self.images.mean, self.images.std, still=still
+            frames, stride, size, {"rgb": Stream(self.images.mean, self.images.std, still=still)}
         )
         insert(self, attention)
 
@@ -143,7 +143,7 @@ class EarlyFusion(nn.Module):
         stride: source frames between two sampled frames; only recorded.
         size: height and width, pixels.
         attention: blocks to insert, see `downstream.models.attention.insert`.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `InputSpec`.
+        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
 
     Raises:
         ValueError: the network cannot be built with so many channels.
@@ -174,7 +174,7 @@ class EarlyFusion(nn.Module):
         self.images = ImageNetwork(network, size, channels=3 * frames)
         self.embed_dim, self.grid = self.images.embed_dim, (1, 1, 1)
         self.input_spec = InputSpec(
-            frames, stride, size, self.images.mean, self.images.std, still=still
+            frames, stride, size, {"rgb": Stream(self.images.mean, self.images.std, still=still)}
         )
         insert(self, attention)
 
@@ -203,7 +203,7 @@ class SlowFusion(nn.Module):
         stride: source frames between two sampled frames; only recorded.
         size: height and width, pixels.
         attention: blocks to insert, see `downstream.models.attention.insert`.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `InputSpec`.
+        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
 
     Raises:
         ValueError: another number of frames, or the network shows no stages.
@@ -274,7 +274,9 @@ class SlowFusion(nn.Module):
                         torch.eye(channels) / times
                     )
         self.embed_dim, self.grid = info.channels()[-1], (1, 1, 1)
-        self.input_spec = InputSpec(frames, stride, size, about.mean, about.std, still=still)
+        self.input_spec = InputSpec(
+            frames, stride, size, {"rgb": Stream(about.mean, about.std, still=still)}
+        )
         insert(self, attention)
 
     @classmethod

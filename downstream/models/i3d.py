@@ -42,7 +42,7 @@ from pretrain.files import (
 )
 from pretrain.foreign import shown
 from pretrain.inert import Call, Name, read_inert
-from pretrain.vit import InputSpec
+from pretrain.spec import InputSpec, Stream
 from pretrain.weights import load_strict, read_safetensors, sha256, weights_hash
 
 # Channels of each Inception module: 1x1; 1x1 then 3x3; 1x1 then 3x3; 1x1 after the pooling.
@@ -146,7 +146,7 @@ class I3D(nn.Module):
         stride: source frames between two sampled frames; only recorded. Published: 25 frames a second.
         size: height and width, pixels, 32 or more; 224 as published.
         attention: blocks to insert, see `downstream.models.attention.insert`.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `InputSpec`.
+        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
 
     Raises:
         ValueError: another number of channels, or a clip of which the network leaves nothing.
@@ -199,7 +199,12 @@ class I3D(nn.Module):
         side = -(-size // 32)
         self.embed_dim, self.grid = inputs, (-(-frames // 8), side, side)
         half = (0.5,) * channels  # pixels to -1..1
-        self.input_spec = InputSpec(frames, stride, size, half, half, still=still)
+        self.input_spec = InputSpec(
+            frames,
+            stride,
+            size,
+            {"rgb" if channels == 3 else "flow": Stream(half, half, still=still)},
+        )
         insert(self, attention)
 
     def _map(self, video: Tensor) -> Tensor:
@@ -453,9 +458,8 @@ def load_i3d_k400(weights: str) -> Classifier:
 @torch.no_grad()
 def _check_alive(model: nn.Module) -> None:
     """Weights that fit and answer nonsense: a trained network is neither constant nor without an end."""
-    spec = model.input_spec
     noise = torch.Generator().manual_seed(0)
-    small = torch.rand(2, spec.channels, 16, 64, 64, generator=noise) * 2 - 1
+    small = torch.rand(2, 3, 16, 64, 64, generator=noise) * 2 - 1
     maps = model.eval().backbone.features(small)
     if not torch.isfinite(maps).all() or not (maps.std(0) > 0).any():
         raise ValueError(

@@ -23,7 +23,7 @@ from pretrain.foreign import (
 from pretrain.interop.openclip import PREFIX as OPEN_CLIP
 from pretrain.interop.openclip import load_open_clip
 from pretrain.modes import dry_output
-from pretrain.vit import IMAGENET_MEAN, IMAGENET_STD
+from pretrain.spec import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.weights import load_strict, load_torch_file, read_safetensors, unwrap
 
 TORCHVISION = "torchvision:"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from downstream.models.attention import OverClips, insert
 from downstream.models.images import ImageNetwork, load_image_weights, read_network
 from pretrain.modes import evaluating
-from pretrain.vit import InputSpec
+from pretrain.spec import InputSpec, Stream
 from pretrain.weights import load_strict
 
 
@@ -63,7 +63,7 @@ class Inflated(nn.Module):
         stride: source frames between two sampled frames; only recorded.
         size: height and width, pixels.
         attention: blocks to insert, see `downstream.models.attention.insert`.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `InputSpec`.
+        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
 
     Raises:
         ValueError: an even kernel, or a network without a convolution larger than 1x1.
@@ -98,7 +98,7 @@ class Inflated(nn.Module):
             raise ValueError(f"{network} has no convolution that looks around: nothing to inflate")
         self.embed_dim, self.grid = self.images.embed_dim, (frames, 1, 1)
         self.input_spec = InputSpec(
-            frames, stride, size, self.images.mean, self.images.std, still=still
+            frames, stride, size, {"rgb": Stream(self.images.mean, self.images.std, still=still)}
         )
         insert(self, attention)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from downstream.models.attention import insert
 from downstream.models.images import ImageNetwork, with_image_weights
-from pretrain.vit import InputSpec
+from pretrain.spec import InputSpec, Stream
 
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
@@ -28,7 +28,7 @@ class FrameRNN(nn.Module):
         stride: source frames between two sampled frames; only recorded.
         size: height and width, pixels.
         attention: blocks to insert, see `downstream.models.attention.insert`.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `InputSpec`.
+        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
 
     Raises:
         ValueError: another cell, or the network cannot be built.
@@ -62,7 +62,7 @@ class FrameRNN(nn.Module):
         self.hidden, self.bidirectional = hidden, bidirectional
         self.embed_dim, self.grid = hidden * (1 + bidirectional), (frames, 1, 1)
         self.input_spec = InputSpec(
-            frames, stride, size, self.images.mean, self.images.std, still=still
+            frames, stride, size, {"rgb": Stream(self.images.mean, self.images.std, still=still)}
         )
         insert(self, attention)
 

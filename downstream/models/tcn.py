@@ -18,7 +18,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from downstream.models.attention import insert
 from downstream.models.images import ImageNetwork, with_image_weights
-from pretrain.vit import InputSpec
+from pretrain.spec import InputSpec, Stream
 
 
 class TimeConv1d(nn.Module):
@@ -161,7 +161,7 @@ class FrameTCN(nn.Module):
         stride: source frames between two sampled frames; only recorded.
         size: height and width, pixels.
         attention: blocks to insert, see `downstream.models.attention.insert`.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `InputSpec`.
+        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
 
     Raises:
         ValueError: another form, a causal encoder-decoder, or the network cannot be built.
@@ -195,7 +195,7 @@ class FrameTCN(nn.Module):
             self.temporal = EncoderDecoder(inputs, hidden, depth, kernel, dropout)
         self.embed_dim, self.grid = hidden, (frames, 1, 1)
         self.input_spec = InputSpec(
-            frames, stride, size, self.images.mean, self.images.std, still=still
+            frames, stride, size, {"rgb": Stream(self.images.mean, self.images.std, still=still)}
         )
         insert(self, attention)
 

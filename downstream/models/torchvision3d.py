@@ -15,7 +15,7 @@ from downstream.models.attention import insert
 from downstream.models.images import video_weights
 from pretrain.foreign import torchvision_network
 from pretrain.modes import dry_output
-from pretrain.vit import InputSpec
+from pretrain.spec import InputSpec, Stream
 from pretrain.weights import load_strict
 
 NAMES = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")
@@ -39,7 +39,7 @@ class TorchvisionVideo(nn.Module):
         stride: source frames between two sampled frames; only recorded.
         size: height and width, pixels, at least 16 (s3d: 32).
         attention: blocks to insert, see `downstream.models.attention.insert`.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `InputSpec`.
+        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
 
     Raises:
         ValueError: another name, or a clip of which the network leaves nothing.
@@ -80,7 +80,7 @@ class TorchvisionVideo(nn.Module):
                 self.features.add_module(part, getattr(net, part))
             self.embed_dim = net.fc.in_features
         self.name = name
-        self.input_spec = InputSpec(frames, stride, size, MEAN, STD, still=still)
+        self.input_spec = InputSpec(frames, stride, size, {"rgb": Stream(MEAN, STD, still=still)})
         self.grid = tuple(dry_output(self.features, 1, 3, frames, size, size).shape[2:])
         insert(self, attention)
 

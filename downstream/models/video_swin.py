@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from downstream.models.images import video_weights
-from pretrain.vit import InputSpec
+from pretrain.spec import InputSpec, Stream
 from pretrain.weights import load_strict
 
 # Width C, blocks of the four stages, their heads, stochastic depth, as published.
@@ -37,7 +37,7 @@ class VideoSwin(nn.Module):
         frames: frames of a clip; 32 as published.
         stride: source frames between two sampled ones; only recorded.
         size: height and width, pixels.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `InputSpec`.
+        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
         recompute: save memory: keep no activations inside stages, compute them again in the backward pass.
 
     Raises:
@@ -78,7 +78,7 @@ class VideoSwin(nn.Module):
         for _ in range(3):
             side = -(-side // 2)
         self.grid = (-(-frames // patch[0]), side, side)
-        self.input_spec = InputSpec(frames, stride, size, still=still)
+        self.input_spec = InputSpec(frames, stride, size, {"rgb": Stream(still=still)})
 
     @property
     def kind(self) -> str:

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from downstream.models.images import download, read_weights
 from pretrain.interop.openclip import PREFIX as OPEN_CLIP
 from pretrain.interop.openclip import load_open_clip
-from pretrain.vit import InputSpec, spread_drop_path
+from pretrain.spec import InputSpec, Stream
+from pretrain.vit import spread_drop_path
 from pretrain.weights import load_strict
 
 ACTIVATIONS = {
@@ -132,7 +133,7 @@ class ViViT(nn.Module):
         eps: of every LayerNorm.
         mean: of the pixels in [0, 1] that the weights expect, for each colour.
         std: their deviation.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `InputSpec`.
+        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
         recompute: save memory: keep no activations inside blocks, compute them again in the backward pass.
 
     Positions are learned: of every token (models 1, 3, 4); of places and of slots apart (model 2).
@@ -179,7 +180,9 @@ class ViViT(nn.Module):
         self.embed_dim = dim
         # The tokens of model 2 are those of its temporal encoder, one a slot.
         self.grid = (t, 1, 1) if model == 2 else (t, side, side)
-        self.input_spec = InputSpec(frames, stride, size, tuple(mean), tuple(std), still=still)
+        self.input_spec = InputSpec(
+            frames, stride, size, {"rgb": Stream(tuple(mean), tuple(std), still=still)}
+        )
         self.patch_embed = nn.Conv3d(3, dim, (tubelet, patch, patch), (tubelet, patch, patch))
         per_encoder = side * side if model == 2 else t * side * side
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None

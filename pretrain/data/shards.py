@@ -41,11 +41,14 @@ from pretrain.data.sampling import (
 from pretrain.data.transforms import Augment
 from pretrain.files import is_file, open_regular
 from pretrain.names import for_screen
-from pretrain.vit import InputSpec
+from pretrain.spec import InputSpec
 
 # (rng, index entry of the clip, numbers of the frames drawn) -> whatever else a training step wants to have of one
 # view, by name: token numbers of a mask, those of a caption, labels. All views give tensors of the same shapes.
 Describe = Callable[[np.random.Generator, dict, np.ndarray], dict[str, Tensor]]
+
+
+STREAMS = ("rgb",)  # what a pack holds of every clip
 
 
 class Pack:
@@ -154,7 +157,7 @@ def _fit_decoded(pack: Pack, ids: np.ndarray) -> bool:
 
 def _refuse_pictures(pack: Pack, ids: np.ndarray, spec: InputSpec) -> None:
     """Raise ValueError if a backbone that sees only what moves is to be shown single pictures."""
-    if spec.still != "subtract":
+    if all(stream.still == "keep" for stream in spec.streams.values()):
         return
     for record in map(pack.record, ids):
         if record["frames"] == 1:
@@ -227,6 +230,7 @@ class TrainClips(Dataset):
         augment: Augment | None = None,
         spread: bool = False,
     ):
+        spec.refuse_lacking(STREAMS, "this backbone")
         _refuse_pictures(pack, ids, spec)
         self.pack, self.ids, self.spec, self.seed = pack, ids, spec, seed
         self.views, self.scales, self.describe, self.augment = views, scales, describe, augment
@@ -286,11 +290,11 @@ class TrainClips(Dataset):
                 box = random_resized_box(width, height, rng)
             else:
                 box = multi_scale_box(width, height, self.scales, rng)
-            clip = crop_resize(part, box, self.spec.size, self.spec.interpolation)
+            clip = crop_resize(part, box, self.spec.size, self.spec.streams["rgb"].interpolation)
             others.append(self.describe(rng, record, shown))
             clips.append(self.augment(clip, rng) if self.augment else clip)
         return {
-            "video": torch.stack(clips),
+            "rgb": torch.stack(clips),
             **{name: torch.stack([other[name] for other in others]) for name in others[0]},
         }
 
@@ -366,6 +370,7 @@ class EvalClips(Dataset):
     def __init__(
         self, pack: Pack, ids: np.ndarray, spec: InputSpec, num_clips: int, num_crops: int
     ):
+        spec.refuse_lacking(STREAMS, "this backbone")
         _refuse_pictures(pack, ids, spec)
         self.pack, self.ids, self.spec = pack, ids, spec
         self.num_clips, self.num_crops = num_clips, num_crops
@@ -394,7 +399,7 @@ class EvalClips(Dataset):
             ) from error
         boxes = test_boxes(record["width"], record["height"], self.num_crops)
         clips = [
-            crop_resize(part, box, self.spec.size, self.spec.interpolation)
+            crop_resize(part, box, self.spec.size, self.spec.streams["rgb"].interpolation)
             for part in frames.split(self.spec.frames)
             for box in boxes
         ]
@@ -437,7 +442,7 @@ def collate_views(items: list[dict]) -> dict:
     names = [name for name, value in items[0].items() if isinstance(value, Tensor)]
     batch = {name: torch.cat([item[name] for item in items]) for name in names}
     batch["samples"] = [item["sample"] for item in items]
-    batch["clips"] = torch.tensor(batch["samples"]).repeat_interleave(len(items[0]["video"]))
+    batch["clips"] = torch.tensor(batch["samples"]).repeat_interleave(len(items[0]["rgb"]))
     batch["errors"] = [error for item in items for error in item["errors"]]
     return batch
 

@@ -19,7 +19,7 @@ from pretrain.interop.layouts import (
     shapes,
     take,
 )
-from pretrain.vit import IMAGENET_MEAN, IMAGENET_STD
+from pretrain.spec import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.weights import load_torch_file, read_safetensors, unwrap
 
 

@@ -14,7 +14,7 @@ from pretrain.interop.layouts import (
     shapes,
     take,
 )
-from pretrain.vit import IMAGENET_MEAN, IMAGENET_STD
+from pretrain.spec import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.weights import unwrap
 
 

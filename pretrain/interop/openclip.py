@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pretrain import foreign
 from pretrain.files import is_file, is_folder, is_there, no_file, no_folder, read_json
 from pretrain.frames import FrameTower
-from pretrain.vit import IMAGENET_MEAN, IMAGENET_STD
+from pretrain.spec import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.weights import (
     load_strict,
     load_torch_file,

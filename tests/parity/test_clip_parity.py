@@ -157,7 +157,8 @@ def test_embeddings_are_those_of_open_clip(saved):
     ours = load_video_text(name)
     assert not any(part.training for part in ours.modules())
     spec = ours.video.input_spec
-    assert spec.mean == (0.4, 0.5, 0.6) and spec.interpolation == "bicubic"
+    assert spec.streams["rgb"].mean == (0.4, 0.5, 0.6)
+    assert spec.streams["rgb"].interpolation == "bicubic"
     video = spec.normalise(random_frames(spec, 3))
     each = [theirs.encode_image(video[:, :, t]) for t in range(3)]
     expected = torch.nn.functional.normalize(torch.stack(each).mean(0), dim=-1)

@@ -546,7 +546,7 @@ def test_hugging_face_folders(tmp_path):
     (older / "config.json").write_text(json.dumps(config))
     model, _ = import_foreign(f"hf:{older}")
     assert equal(model.state_dict(), expected)
-    assert model.encoder.input_spec.mean == MEAN
+    assert model.encoder.input_spec.streams["rgb"].mean == MEAN
 
 
 def test_unreadable_hugging_face_folders_are_refused(tmp_path, monkeypatch):

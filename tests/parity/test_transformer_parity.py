@@ -440,7 +440,7 @@ def test_an_open_clip_tower_starts_a_vivit(tmp_path, quick_gelu):
     for number in (1, 2, 3, 4):
         ours = build_model(f"vivit_{number}", weights=name, frames=4, temporal_depth=1).eval()
         assert ours.arguments["activation"] == ("quick_gelu" if quick_gelu else "gelu")
-        assert ours.input_spec.mean == pytest.approx(open_clip.OPENAI_DATASET_MEAN)
+        assert ours.input_spec.streams["rgb"].mean == pytest.approx(open_clip.OPENAI_DATASET_MEAN)
         assert (ours.arguments["heads"], ours.arguments["eps"]) == (2, 1e-5)
         assert ours.forward(still).isfinite().all()
         rebuilt = ViViT(**ours.arguments)
@@ -495,7 +495,7 @@ def test_timms_own_vits_start_a_vivit(monkeypatch):
         torch.manual_seed(0)
         net = create(name, True)
         assert (ours.arguments["heads"], ours.arguments["depth"]) == (about["num_heads"], 3)
-        assert ours.input_spec.mean == (0.1, 0.2, 0.3)
+        assert ours.input_spec.streams["rgb"].mean == (0.1, 0.2, 0.3)
         still = torch.randn(2, 3, 1, 32, 32).expand(-1, -1, 4, -1, -1)
         with torch.no_grad():
             x = ours.patch_embed(still).flatten(3).permute(0, 2, 3, 1)[:, 0]

@@ -57,7 +57,7 @@ def test_every_video_tower_trains(captioned_pack, tmp_path, tower):
 
 
 def test_flow_is_no_video_tower(captioned_pack, tmp_path):
-    with pytest.raises(ValueError, match="optical flow"):
+    with pytest.raises(ValueError, match="takes flow"):
         trained(clip, tmp_path / "run", data=(str(captioned_pack),), video_tower=FLOW)
 
 

@@ -448,7 +448,7 @@ def test_predictions_of_a_file_and_a_folder(undisturbed, tmp_path, capsys):
         ({"model": ""}, "give either --model"),
         ({"backbone": "x"}, "give either --model"),
         ({"model": "lstn"}, "did you mean lstm"),
-        ({"model": "i3d_flow", "network": "", "frames": 8}, "2 channels"),
+        ({"model": "i3d_flow", "network": "", "frames": 8}, "takes flow"),
         ({"patience": 2}, "--patience needs a validation part"),
         ({"shots": -1}, "--shots -1"),
         ({"model": "lstm", "per_frame": True, "mixup": 0.5}, "mix whole clips"),

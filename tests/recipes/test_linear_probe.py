@@ -439,5 +439,5 @@ def test_frame_descriptors_and_a_linear_svm(tiny_pack, tmp_path):
     tokens = extract(model, pack, ids, dataclasses.replace(how, time_segments=1))
     assert (ours >= tokens).all() and (ours > tokens).any()  # a maximum is at least the mean
     flow = build_model("i3d_flow", width=0.1, frames=8, size=32)
-    with pytest.raises(ValueError, match="optical flow"):
+    with pytest.raises(ValueError, match="takes flow"):
         extract(flow, pack, ids, how)

@@ -25,7 +25,8 @@ from downstream.finetune import (
 from downstream.models import MODELS, build_model
 from downstream.segments import NOTHING, frame_classes, parse_segments
 from pretrain.data.transforms import Augment, rand_augment, random_erase
-from pretrain.vit import InputSpec, VideoTransformer
+from pretrain.spec import InputSpec, Stream
+from pretrain.vit import VideoTransformer
 
 
 def tiny_vit() -> VideoTransformer:
@@ -415,16 +416,16 @@ def test_wrong_augmentation_is_named():
 
 
 def test_what_stands_still_is_taken_away():
-    spec = InputSpec(4, 1, 8, still="subtract")
+    spec = InputSpec(4, 1, 8, {"rgb": Stream(still="subtract")})
     video = torch.randint(0, 256, (2, 3, 4, 8, 8), dtype=torch.uint8)
     seen = spec.normalise(video)
     assert seen.mean(2).abs().max() < 1e-6
     plain = InputSpec(4, 1, 8).normalise(video)
     assert torch.allclose(seen, plain - plain.mean(2, keepdim=True))
     assert (spec.normalise(video[:, :, :1].expand(-1, -1, 4, -1, -1)) == 0).all()
-    for wrong in ({"still": "remove"}, {"still": "subtract", "frames": 1}):
+    for still, frames in (("remove", 4), ("subtract", 1)):
         with pytest.raises(ValueError, match="still"):
-            InputSpec(**{"frames": 4, "stride": 1, "size": 8} | wrong)
+            InputSpec(frames, 1, 8, {"rgb": Stream(still=still)})
 
 
 # --------------------------------------------------------------------------------------- comparisons

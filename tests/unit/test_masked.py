@@ -131,7 +131,7 @@ def test_the_recipe_with_another_family(tiny_pack, tmp_path, encoder, monkeypatc
     assert (tmp_path / "run" / "curve.png").stat().st_size > 5000
     backbone = load_backbone(str(tmp_path / "run" / "backbone"))
     assert type(backbone).__name__ == {"vivit_3": "ViViT", "i3d": "I3D"}[encoder]
-    assert backbone.input_spec.frames == 8 and backbone.input_spec.still == "keep"
+    assert backbone.input_spec.frames == 8 and backbone.input_spec.streams["rgb"].still == "keep"
     # Interrupted and started again, to the bit.
     real, count = videomae.train_step, [0]
 

@@ -24,6 +24,7 @@ from downstream.models.recurrent import FrameRNN
 from downstream.models.tcn import TCN, EncoderDecoder, FrameTCN
 from pretrain.backbones import build, describe, export_backbone, fresh_like
 from pretrain.frames import FrameTower
+from pretrain.spec import Backbone
 from pretrain.weights import weights_hash
 
 # The smallest clip each family can see, and a second legal one.
@@ -63,9 +64,9 @@ CASES = [pytest.param(n, a, id=f"{n}-{i}") for n, all_ in CHEAP.items() for i, a
 
 
 def clip_for(model: nn.Module, num: int = 2) -> torch.Tensor:
-    spec = model.input_spec
-    shape = (num, spec.channels, spec.frames, spec.size, spec.size)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    return torch.randn(
+        model.input_spec.empty(num).shape, generator=torch.Generator().manual_seed(1)
+    )
 
 
 def fresh(name: str, seed: int = 0, **changes) -> nn.Module:
@@ -76,6 +77,7 @@ def fresh(name: str, seed: int = 0, **changes) -> nn.Module:
 @pytest.mark.parametrize(("name", "changes"), CASES)
 def test_the_contract(name, changes, tmp_path):
     model = fresh(name, **changes)
+    assert isinstance(model, Backbone)
     video = clip_for(model)
     model.train()
     embedding = model(video)
@@ -542,7 +544,9 @@ def test_networks_of_torchvision_and_open_clip(tmp_path):
     config = {"embed_dim": 16, "vision_cfg": vision, "quick_gelu": False}
     network = {"open_clip": config, "mean": [0.5] * 3, "std": [0.5] * 3}
     model = FrameRNN("lstm", network, 8, frames=3, size=32)
-    assert model(clip_for(model)).shape == (2, 8) and model.input_spec.mean == [0.5] * 3
+    assert (
+        model(clip_for(model)).shape == (2, 8) and model.input_spec.streams["rgb"].mean == [0.5] * 3
+    )
     with pytest.raises(ValueError, match="3 channels"):
         EarlyFusion(network, size=32)
     again = build(describe(model))

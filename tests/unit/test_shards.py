@@ -33,8 +33,8 @@ from pretrain.data.shards import (
     train_batches,
     warn_of_clips,
 )
+from pretrain.spec import InputSpec, Stream
 from pretrain.videomae import mask_of_view
-from pretrain.vit import InputSpec
 
 SPEC = InputSpec(frames=4, stride=2, size=16)
 
@@ -105,7 +105,7 @@ def test_batches_do_not_depend_on_workers(pack, num_workers):
 
     for ours, reference in zip(read(num_workers), read(0), strict=True):
         assert ours["samples"] == reference["samples"]
-        for key in ("video", "visible", "masked"):
+        for key in ("rgb", "visible", "masked"):
             assert torch.equal(ours[key], reference[key]), key
 
 
@@ -121,15 +121,15 @@ def test_two_processes_read_the_halves_of_the_one_process_batch(pack):
 
 def test_views_and_epochs_differ_but_repeat_exactly(pack):
     one, again = clips_of(pack, views=3)[0], clips_of(pack, views=3)[0]
-    assert torch.equal(one["video"], again["video"])
-    assert one["video"].shape == (3, 3, 4, 16, 16)
+    assert torch.equal(one["rgb"], again["rgb"])
+    assert one["rgb"].shape == (3, 3, 4, 16, 16)
     assert not torch.equal(one["visible"][0], one["visible"][1]) or not torch.equal(
         one["visible"][0], one["visible"][2]
     )
     n = len(pack)
     seen = {clips_of(pack)[p]["sample"]: clips_of(pack)[p] for p in range(n)}
     later = {clips_of(pack)[p]["sample"]: clips_of(pack)[p] for p in range(n, 2 * n)}
-    same = [torch.equal(seen[s]["video"], later[s]["video"]) for s in seen]
+    same = [torch.equal(seen[s]["rgb"], later[s]["rgb"]) for s in seen]
     assert seen.keys() == later.keys() and sum(same) < len(same) / 2
 
 
@@ -263,14 +263,14 @@ def test_frames_kept_in_memory_are_the_decoded_ones_and_are_decoded_once(pack, m
     assert counts == [len(pack), 3 * len(pack)]
     for kept, fresh in zip(*items, strict=True):
         assert kept["sample"] == fresh["sample"] and not kept["errors"]
-        assert all(torch.equal(kept[k], fresh[k]) for k in ("video", "visible", "masked"))
+        assert all(torch.equal(kept[k], fresh[k]) for k in ("rgb", "visible", "masked"))
 
 
 # ---- mixtures
 
 
-class Stream:
-    """Stands for `TrainClips`: says which position of its own stream was asked for."""
+class Endless:
+    """Stands for `TrainClips`: says which of its own positions was asked for."""
 
     def __init__(self, name: str):
         self.name = name
@@ -285,7 +285,7 @@ class Stream:
     seed=st.integers(0, 3),
 )
 def test_every_part_of_a_mixture_runs_through_its_own_stream(counts, steps, seed):
-    mixture = Mixture([Stream(str(i)) for i in range(len(counts))], counts, seed)
+    mixture = Mixture([Endless(str(i)) for i in range(len(counts))], counts, seed)
     size = sum(counts)
     read = [mixture[p] for p in range(steps * size)]
     for i, count in enumerate(counts):
@@ -294,13 +294,13 @@ def test_every_part_of_a_mixture_runs_through_its_own_stream(counts, steps, seed
         for step in range(steps):
             batch = read[step * size : (step + 1) * size]
             assert sum(item["part"] == i for item in batch) == count
-    again = Mixture([Stream(str(i)) for i in range(len(counts))], counts, seed)
+    again = Mixture([Endless(str(i)) for i in range(len(counts))], counts, seed)
     backwards = [again[p] for p in reversed(range(steps * size))]
     assert backwards[::-1] == read  # a function of the position alone
 
 
 def test_parts_of_a_mixture_are_spread_over_the_batch():
-    mixture = Mixture([Stream("a"), Stream("b")], [32, 32], 0)
+    mixture = Mixture([Endless("a"), Endless("b")], [32, 32], 0)
     for step in range(4):
         half = [mixture[64 * step + i]["part"] for i in range(32)]
         assert 8 < sum(half) < 24
@@ -341,10 +341,10 @@ def test_views_have_their_own_frames_only_when_spread(pack):
     different = 0
     for position in range(len(pack)):
         first, same, own = alone[position], shared[position], spread[position]
-        assert torch.equal(first["video"][0], same["video"][0])
-        assert torch.equal(first["video"][0], own["video"][0])
+        assert torch.equal(first["rgb"][0], same["rgb"][0])
+        assert torch.equal(first["rgb"][0], own["rgb"][0])
         assert torch.equal(same["visible"], own["visible"])  # frames change, draws do not
-        different += not torch.equal(same["video"][1], own["video"][1])
+        different += not torch.equal(same["rgb"][1], own["rgb"][1])
     assert different == len(pack)
 
 
@@ -354,7 +354,7 @@ def test_what_sees_only_motion_refuses_pictures(tmp_path):
     Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(folder / "alone.png")
     pack_folder(folder, tmp_path / "pack", short_side=32, workers=1, progress=False)
     pictures, ids = Pack(tmp_path / "pack"), np.arange(1)
-    motion = InputSpec(4, 2, 16, still="subtract")
+    motion = InputSpec(4, 2, 16, {"rgb": Stream(still="subtract")})
     with pytest.raises(ValueError, match=r"alone.png.*sees only what moves"):
         EvalClips(pictures, ids, motion, 1, 1)
     with pytest.raises(ValueError, match=r"alone.png.*sees only what moves"):

@@ -27,8 +27,9 @@ from pretrain.clip import (
 )
 from pretrain.frames import FrameTower
 from pretrain.optim import param_groups
+from pretrain.spec import InputSpec, Stream
 from pretrain.text import HuggingFaceText, fresh_text, trim
-from pretrain.vit import InputSpec, VideoTransformer, moving_tokens, patchify, take_tokens
+from pretrain.vit import VideoTransformer, moving_tokens, patchify, take_tokens
 from tests.conftest import save_open_clip
 
 VIT = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 16}
@@ -113,7 +114,7 @@ def test_moving_tokens_are_those_that_change():
 
 
 def test_what_moves_is_the_same_before_and_after_normalising():
-    spec = InputSpec(8, 1, 48, std=(0.1, 0.4, 0.2))
+    spec = InputSpec(8, 1, 48, {"rgb": Stream(std=(0.1, 0.4, 0.2))})
     clips = torch.randint(0, 256, (3, 3, 8, 48, 48), dtype=torch.uint8)
     normalised = spec.normalise(clips)
     # By definition, in another way: average pooling of the squared differences.
@@ -121,7 +122,7 @@ def test_what_moves_is_the_same_before_and_after_normalising():
     energy = torch.nn.functional.avg_pool3d(torch.cat([change[:, :, :1], change], 2), (4, 8, 8))
     expected = energy.flatten(1).topk(30, dim=1).indices.sort(1).values
     assert torch.equal(moving_tokens(normalised, 4, 8, 30), expected)
-    assert torch.equal(moving_tokens(clips, 4, 8, 30, spec.std), expected)
+    assert torch.equal(moving_tokens(clips, 4, 8, 30, spec.streams["rgb"].std), expected)
     assert not torch.equal(
         moving_tokens(clips, 4, 8, 30), expected
     )  # channels count by their deviation

@@ -7,7 +7,7 @@ import torch
 from pretrain.data import transforms
 from pretrain.data.shards import EvalClips, Pack, TrainClips
 from pretrain.data.transforms import Augment
-from pretrain.vit import InputSpec
+from pretrain.spec import InputSpec
 
 
 def clip_of(seed: int = 0) -> torch.Tensor:
@@ -61,7 +61,7 @@ def test_randaugment_comes_before_the_crop(tiny_pack, monkeypatch):
     labels = lambda *_: {"labels": torch.zeros(())}
     for scales in ((0.5,), None):
         clips = TrainClips(pack, pack.split("train"), spec, 0, 2, scales, labels, augment)
-        assert clips[0]["video"].shape == (2, 3, 4, 16, 16)
+        assert clips[0]["rgb"].shape == (2, 3, 4, 16, 16)
     assert seen == [(3, 4, 32, 32)] * 4
 
 
