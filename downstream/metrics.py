@@ -59,7 +59,9 @@ def per_class_accuracy(counts: np.ndarray, classes: list[str]) -> dict[str, dict
 
 
 def bootstrap(
-    statistic: Callable[[np.ndarray], object], groups: Sequence[object] | np.ndarray, seed: int
+    statistic: Callable[[np.ndarray], float | tuple[float, ...]],
+    groups: Sequence[str | None] | np.ndarray,
+    seed: int,
 ) -> tuple[list[float], list[float]]:
     """95 % percentile intervals of numbers about N videos.
 
@@ -75,7 +77,7 @@ def bootstrap(
     Returns:
         the lower and the upper bounds, one a number.
     """
-    group = np.unique(groups, return_inverse=True)[1]
+    group = np.unique(np.asarray(groups), return_inverse=True)[1]
     sizes = np.bincount(group)
     starts, members = np.cumsum(sizes) - sizes, np.argsort(group, kind="stable")
     rng = np.random.default_rng(seed)
@@ -86,7 +88,7 @@ def bootstrap(
         within = (rng.random(len(each)) * each).astype(int)
         videos = members[np.repeat(starts[chosen], sizes[chosen]) + within]
         drawn.append(statistic(np.bincount(videos, minlength=len(group)).astype(float)))
-    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+    low, high = np.percentile(np.asarray(drawn), [2.5, 97.5], axis=0)
     return np.atleast_1d(low).tolist(), np.atleast_1d(high).tolist()
 
 

@@ -167,7 +167,7 @@ def _problem(folder: Path) -> str:
 
 def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint of a run that verifies, and what was wrong with newer ones."""
-    problems = []
+    problems: list[str] = []
     for folder in checkpoints(run):
         if not (problem := _problem(folder)):
             return folder, problems

@@ -8,11 +8,14 @@ without effect; `cli` refuses such a flag by name when it was typed, and `settle
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from typing import Annotated, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, TypeVar, get_args, get_type_hints
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +82,7 @@ def _bounds(hint: object) -> Within | None:
     return None
 
 
-def refuse_numbers(config: object) -> None:
+def refuse_numbers(config: "DataclassInstance") -> None:
     """Refuse numbers that mean nothing.
 
     A field's default may lie outside of its bounds: it stands for "not given".
@@ -100,7 +103,7 @@ def refuse_numbers(config: object) -> None:
                 raise ValueError(f"{flag(field.name)} {number:g}: it has to be {bounds}")
 
 
-def typed(words: Sequence[str], config: object) -> set[str]:
+def typed(words: Sequence[str], config: "DataclassInstance") -> set[str]:
     """The fields of a configuration that a command line names, whatever values it gives them.
 
     Args:
@@ -116,7 +119,9 @@ def _named(words: Sequence[str]) -> set[str]:
     return named | {name.removeprefix("no_") for name in named}
 
 
-def refuse_unused(words: Sequence[str], config: object, unused: dict[str, str]) -> None:
+def refuse_unused(
+    words: Sequence[str], config: "DataclassInstance", unused: dict[str, str]
+) -> None:
     """Say no to flags that were typed and would do nothing.
 
     Args:
@@ -151,7 +156,7 @@ def _refuse(useless: Iterable[str], unused: dict[str, str]) -> None:
         raise ValueError(f"without effect, leave out: {named}")
 
 
-def refuse_given(config: object, unused: dict[str, str], preset: object) -> None:
+def refuse_given(config: "DataclassInstance", unused: dict[str, str], preset: object) -> None:
     """Say no to values without effect that somebody gave: they are neither the preset's nor the default.
 
     Args:

@@ -14,6 +14,7 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -137,6 +138,7 @@ def check_arguments(build: Callable, arguments: object, where: str, parts: Seque
     if isinstance(arguments, dict):
         given = {k: v for k, v in arguments.items() if k not in parts}
     check(given, rules, f"{where}: {build.__name__}")
+    assert isinstance(given, dict)  # or it was refused
     missing = [k for k, p in parameters.items() if p.default is p.empty and k not in given]
     if missing:
         raise ValueError(f"{where}: {build.__name__} lacks {', '.join(missing)}")
@@ -200,7 +202,7 @@ def timm_network(
         return timm.create_model(name, pretrained=True)
     if stages:
         return timm.create_model(name, pretrained=False, features_only=True, in_chans=channels)
-    given = {"pretrained": False, "num_classes": 0, "in_chans": channels}
+    given: dict[str, Any] = {"pretrained": False, "num_classes": 0, "in_chans": channels}
     try:
         return timm.create_model(name, img_size=size, **given)
     except TypeError:  # not built for one size
@@ -299,6 +301,7 @@ def check_open_clip(config: object, where: str) -> None:
         "embed_dim": _WIDTH, "quick_gelu": flag, "vision_cfg": lambda v: True, "text_cfg": lambda v: True,
     }  # fmt: skip
     check(config, outer, where)
+    assert isinstance(config, dict)  # or it was refused
     if "embed_dim" not in config:
         raise ValueError(f"{where} names no embed_dim")
     if "vision_cfg" in config:
@@ -432,7 +435,7 @@ def text_config(config: object, where: str, drop: bool = False) -> dict:
             f"{where} describes {shown(kind)}, and not one of {', '.join(TEXT_MODELS)}"
         )
     defaults = CONFIG_MAPPING[config["model_type"]]().to_dict()
-    plain = either(one_of(None), flag, number(-1e6, 2_000_000), lambda v: isinstance(v, str) and WORD.fullmatch(v))  # fmt: skip
+    plain = either(one_of(None), flag, number(-1e6, 2_000_000), lambda v: isinstance(v, str) and bool(WORD.fullmatch(v)))  # fmt: skip
     items = several(plain, 0, 1000)
     inner = lambda v: isinstance(v, dict) and len(v) <= 64 and all(either(plain, items)(x) for x in v.values())  # fmt: skip
     counts = whole(0, 256)
@@ -544,6 +547,7 @@ def build_tokenizer(data: str, special: object):
 
     names = ("bos", "cls", "eos", "mask", "pad", "sep", "unk")
     check(special, {f"{name}_token": text(200) for name in names}, "the tokenizer")
+    assert isinstance(special, dict)  # or it was refused
     with no_panic("the tokenizer's data are damaged"):
         about = _check_tokenizer(data)
         made = Tokenizer.from_str(json.dumps(about))
@@ -593,7 +597,9 @@ def _check_tokenizer(data: str) -> dict:
 
 def _growth(normalizer: object) -> float:
     """How much longer a normaliser of the tokenizer library can make a text, at most; 1 for what it will refuse itself."""
-    kind = normalizer.get("type") if isinstance(normalizer, dict) else None
+    if not isinstance(normalizer, dict):
+        return 1
+    kind = normalizer.get("type")
     if kind == "Sequence" and isinstance(parts := normalizer.get("normalizers"), list):
         return math.prod(map(_growth, parts))
     if kind == "Precompiled":
@@ -648,7 +654,7 @@ def _check_place(name: str) -> None:
         )
 
 
-def _first(error: Exception) -> str:
+def _first(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 

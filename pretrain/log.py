@@ -10,16 +10,20 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tyro
 
 from pretrain.files import open_regular, reading, replacing, sync, write_synced
-from pretrain.flags import refuse_elsewhere, refuse_numbers, refuse_unused
+from pretrain.flags import Config, refuse_elsewhere, refuse_numbers, refuse_unused
 from pretrain.folders import writing
 from pretrain.names import clean_screen, did_you_mean, for_screen, for_title
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 class Terminated(KeyboardInterrupt):
@@ -31,9 +35,9 @@ def _terminate(*_) -> None:
 
 
 def cli(
-    main: Callable,
-    config: type | dict[str, object],
-    unused: Callable[[object], dict[str, str]] | None = None,
+    main: Callable[[Config], object],
+    config: type[Config] | Mapping[str, Config],
+    unused: Callable[[Config], dict[str, str]] | None = None,
     about: dict[str, str] | None = None,
     elsewhere: dict[str, str] | None = None,
 ) -> None:
@@ -56,6 +60,7 @@ def cli(
         signal.signal(signal.SIGTERM, _terminate)
     try:
         if elsewhere:
+            assert isinstance(config, type)  # without presets
             refuse_elsewhere(arguments, config, elsewhere)
         parsed = parse(arguments, config, about)
         clean_screen()  # not before: help comes in colours
@@ -96,8 +101,10 @@ def cli(
 
 
 def parse(
-    words: list[str], config: type | dict[str, object], about: dict[str, str] | None = None
-) -> object:
+    words: list[str],
+    config: type[Config] | Mapping[str, Config],
+    about: dict[str, str] | None = None,
+) -> Config:
     """A recipe's configuration from the words of its command line.
 
     Help, and flags that are wrong, are printed and end the process (tyro).
@@ -112,7 +119,7 @@ def parse(
         ValueError: there is no such preset.
     """
     description = sys.modules["__main__"].__doc__
-    if not isinstance(config, dict):
+    if isinstance(config, type):
         return tyro.cli(config, args=words, description=description)
     chosen = next(iter(config))
     if words and not words[0].startswith("-"):
@@ -244,7 +251,7 @@ class RunLog:
         return duration((time.monotonic() - self.started) / done * (num_steps - step))
 
 
-def config_differences(old: dict, new: object, ignore: set[str]) -> list[str]:
+def config_differences(old: dict, new: "DataclassInstance", ignore: set[str]) -> list[str]:
     """What differs between a stored configuration and a new one, as `name: old -> new`."""
     fresh = json.loads(json.dumps(dataclasses.asdict(new)))
     return [
@@ -353,10 +360,10 @@ def curve_figure(
     FigureCanvasAgg(figure)
     left = figure.add_subplot()
     right = left.twinx()
-    for axis, names, first, unit in ((left, losses, 0, 1), (right, shares, len(losses), 100)):
+    for axis, names, first, scale in ((left, losses, 0, 1), (right, shares, len(losses), 100)):
         for i, name in enumerate(names):
             points = [
-                (line["step"], unit * line[name]) for line in lines if line.get(name) is not None
+                (line["step"], scale * line[name]) for line in lines if line.get(name) is not None
             ]
             chances = [100 * line[f"{name}_chance"] for line in lines if line.get(f"{name}_chance")]
             if points:

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -174,7 +175,7 @@ class TrainingRun:
         self._lock, self._described = open_run(
             folder, config, data, may_change, config.resume, accelerator
         )
-        self.state = {
+        self.state: dict[str, Any] = {
             "run": self._described, "step": 0, "skipped": 0, "skipped_in_row": 0, "bad_clips": 0, "seconds": 0.0,
         }  # fmt: skip
         self._stop, self._stopping, self._early = StopFlag(), False, False

@@ -17,7 +17,8 @@ def decays(parameter: Tensor) -> bool:
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Two groups: matrices decay, vectors (biases, norms) and the (1, 1, D) mask token do not."""
-    decay, no_decay = [], []
+    decay: list[Tensor] = []
+    no_decay: list[Tensor] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             (decay if decays(parameter) else no_decay).append(parameter)
@@ -94,7 +95,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": 0.0, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]  # no closure: nothing here evaluates twice
         """Update every matrix that has a gradient; the gradients are used up."""
         for group in self.param_groups:
             matrices = [p for p in group["params"] if p.grad is not None]
@@ -109,14 +110,19 @@ class Muon(torch.optim.Optimizer):
                 p.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(p.shape)))
 
 
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
 def shared_out(matrices: list[nn.Parameter]) -> Iterator[tuple[nn.Parameter, Tensor]]:
     """Every matrix with its orthogonalised gradient, to the bit the same whatever the number of processes."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        yield from ((p, orthogonalise(p.grad)) for p in matrices)
+        yield from ((p, orthogonalise(_gradient(p))) for p in matrices)
         return
     rank, world = dist.get_rank(), dist.get_world_size()
     matrices = sorted(matrices, key=lambda p: -p.numel())  # dealt out, the largest first
-    mine = [orthogonalise(p.grad).flatten() for p in matrices[rank::world]]
+    mine = [orthogonalise(_gradient(p)).flatten() for p in matrices[rank::world]]
     for owner in range(world):
         share = matrices[owner::world]
         if not share:

@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +17,9 @@ from pretrain import checkpoint, log
 from pretrain.files import read_json
 from pretrain.folders import claim, holds_nothing, try_folder
 from pretrain.names import for_screen
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 # What a run has in its folder before its first checkpoint.
 BEGINNINGS = ("config.json", "log.jsonl", "data_errors.jsonl", "tensorboard", "checkpoints")
@@ -35,7 +39,7 @@ def try_run(run: Path) -> None:
 
 def open_run(
     run: Path,
-    config: object,
+    config: "DataclassInstance",
     data: dict,
     may_change: set[str],
     resume: bool,
@@ -63,7 +67,9 @@ def open_run(
             or nothing to continue though that was asked for; it cannot be written to, or another process
             trains there.
     """
-    lock, described, refusal = None, {}, None
+    lock: FileLock | None = None
+    described: dict[str, Any] = {}
+    refusal: ValueError | None = None
     if accelerator.is_main_process:
         try:
             _refuse_other_work(run, config, data, may_change, resume)
@@ -107,7 +113,7 @@ def begin_run(run: Path, described: dict, step: int, tensorboard: bool) -> log.R
 
 
 def _refuse_other_work(
-    run: Path, config: object, data: dict, may_change: set[str], resume: bool
+    run: Path, config: "DataclassInstance", data: dict, may_change: set[str], resume: bool
 ) -> tuple[dict, str]:
     """What `run` holds: the description of a run that may go on, empty for a new one; and what was amiss."""
     old, note = _describe_run(run)
@@ -170,7 +176,7 @@ def _describe_run(run: Path) -> tuple[dict, str]:
     return {}, f"{note}; there is no checkpoint yet: the run starts anew" if note else ""
 
 
-def _is_description(content: object) -> bool:
+def _is_description(content: object) -> TypeGuard[dict[str, Any]]:
     """Whether this is what `open_run` writes into config.json."""
     return (
         isinstance(content, dict)
@@ -227,4 +233,4 @@ def _same_kind(fresh: object, found: object) -> bool:
     if fresh is None:  # a loss, a score or several; a loss of a skipped step may be NaN
         numbers = list(found.values()) if isinstance(found, dict) else [found]
         return all(v is None or type(v) in (int, float) for v in numbers)
-    return type(found) in (int, float) and 0 <= found < math.inf
+    return (type(found) is int or type(found) is float) and 0 <= found < math.inf

@@ -118,8 +118,8 @@ def read_safetensors(path: Path, expected: Mapping[str, Tensor] | None = None) -
     return tensors
 
 
-def _fill(file: BinaryIO, data: Tensor, path: Path) -> None:
-    view = memoryview(data.numpy())
+def _fill(file: io.BufferedReader, data: Tensor, path: Path) -> None:
+    view = data.numpy().data
     read = file.readinto(view)
     if read != len(view):
         raise ValueError(f"{path} became shorter while it was read")
@@ -298,8 +298,8 @@ def unwrap(content: Mapping[str, object]) -> dict[str, object]:
     Raises:
         ValueError: a weight is there twice, with and without a wrapper's name.
     """
-    while under := [k for k in _UNDER if isinstance(content.get(k), dict)]:
-        content = content[under[0]]
+    while under := [inner for k in _UNDER if isinstance(inner := content.get(k), dict)]:
+        content = under[0]
     names = {name: _WRAPPER.sub("", name) for name in content if isinstance(name, str)}
     while len(first := {name.partition(".")[0] for name in names.values()}) == 1:
         if not first <= _OUTERMOST or not all("." in name for name in names.values()):
@@ -441,7 +441,7 @@ def _check_tensors(tree: object, size: int, length: Callable[[str], int | None])
             if any(type(k) is not str for k in named):
                 raise ValueError("a tensor stands under a number instead of a name")
             open_.extend(node.values())
-        elif type(node) in (list, tuple):
+        elif type(node) is list or type(node) is tuple:
             open_.extend(node)
         elif type(node) is Call:
             if _is_tensor(node):
@@ -529,6 +529,7 @@ def _arguments(node: Call, count: int) -> tuple:
 
 def _check_hooks(hooks: object) -> None:
     """What would be called in a backward pass must be empty."""
-    empty = type(hooks) is Call and hooks.function == _ORDERED
-    if not empty or hooks.arguments or hooks.items or hooks.state is not None:
+    if type(hooks) is not Call or hooks.function != _ORDERED:
+        raise ValueError("a tensor brings hooks along")
+    if hooks.arguments or hooks.items or hooks.state is not None:
         raise ValueError("a tensor brings hooks along")

@@ -77,7 +77,7 @@ def _decode(
     limits = {"max_pixels": str(most)}
     alone = {"format_whitelist": "mov", "protocol_whitelist": "none"}
     with av.open(
-        io.BytesIO(data), format="mp4", options=limits, container_options=alone
+        io.BytesIO(data), "r", format="mp4", options=limits, container_options=alone
     ) as container:
         stream = container.streams.video[0]
         codec = stream.codec_context
@@ -86,10 +86,15 @@ def _decode(
             raise DecodeError(f"{codec.name} of {codec.width}x{codec.height}, not h264 of {size}")
         codec.options = limits
         stream.thread_count = 1  # the loader's workers are the parallelism
+        head = codec.extradata
+        if not stream.average_rate or not stream.time_base or not head:
+            raise DecodeError(
+                "its header tells neither when frames are shown nor how they are packed"
+            )
         per_frame = float(1 / (stream.average_rate * stream.time_base))
         # One converter for all frames: making one costs more than converting a small frame.
         to_rgb = VideoReformatter()
-        prefix = (stream.codec_context.extradata[4] & 3) + 1  # bytes of a unit's length
+        prefix = (head[4] & 3) + 1  # bytes of a unit's length
         if seek and wanted[0]:
             container.seek(int(wanted[0] * per_frame), stream=stream)  # to the keyframe before
         for packet in container.demux(stream):
@@ -102,6 +107,8 @@ def _decode(
             for frame in packet.decode():
                 if (frame.width, frame.height) != size:
                     raise DecodeError(f"a frame of {frame.width}x{frame.height}")
+                if frame.pts is None:
+                    raise DecodeError("a frame does not say when it is shown")
                 index = round(frame.pts / per_frame)
                 if index in numbers:
                     found[index] = to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.container import OutputContainer
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from pretrain.data.guard import MAX_PIXELS, Refused
@@ -56,7 +57,8 @@ class Clips:
             raise self._too_many(parts)
         self.scaler = VideoReformatter()
         self.done: list[dict] = []
-        self.file = self.stream = self.first = None
+        self.file: OutputContainer | None = None
+        self.first: tuple[int, int, str] | None = None  # width, height and format of the frames
         self.tick = self.frames = self.decoded = self.bytes = self.repeated = 0
         self.plain = True  # nothing but a plain copy of the frames would be written
 
@@ -138,8 +140,8 @@ class Clips:
         self.path = self._name(len(self.done))
         with _writing(self.path):
             options = {"movflags": "+faststart", "fflags": "+bitexact"}
-            self.file = av.open(self.path, "w", format="mp4", container_options=options)
-            stream = self.stream = self.file.add_stream("libx264", rate=self.fps)
+            file = self.file = av.open(self.path, "w", format="mp4", container_options=options)
+            stream = self.stream = file.add_stream("libx264", rate=self.fps)
             stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
             stream.codec_context.time_base = 1 / self.fps
             stream.codec_context.flags |= av.codec.context.Flags.bitexact
@@ -152,6 +154,7 @@ class Clips:
             stream.options = {"preset": PRESET, "crf": str(CRF), "x264-params": closed}
 
     def _mux(self, frame: av.VideoFrame | None) -> None:
+        assert self.file is not None
         try:
             packets = self.stream.encode(frame)
         except MemoryError:
@@ -200,13 +203,15 @@ def target_size(width: int, height: int, aspect: Fraction | None, short: int) ->
     if aspect and Fraction(1, 4) <= aspect <= 4:  # beyond that the tag is a mistake
         width = max(1, round(width * aspect))
     scale = min(1.0, short / min(width, height))
-    return tuple(max(2, round(side * scale) // 2 * 2) for side in (width, height))
+    width, height = (max(2, round(side * scale) // 2 * 2) for side in (width, height))
+    return width, height
 
 
 def _turn(frame: av.VideoFrame) -> tuple[bool, bool, bool] | None:
     """The display matrix as (transpose, flip rows, flip columns); None if there is nothing to do."""
-    data = next((d for d in frame.side_data if d.type.name == "DISPLAYMATRIX"), None)
-    if data is None:
+    try:
+        data = frame.side_data["DISPLAYMATRIX"]
+    except KeyError:
         return None
     a, b, _, c, d = struct.unpack("<5i", bytes(data)[:20])
     if abs(b) + abs(c) > abs(a) + abs(d):
@@ -219,10 +224,12 @@ def _turned(frame: av.VideoFrame, turn: tuple[bool, bool, bool]) -> av.VideoFram
     width, height = (frame.height, frame.width) if transpose else (frame.width, frame.height)
     turned = av.VideoFrame(width, height, "yuv420p")
     for old, new in zip(frame.planes, turned.planes, strict=True):
-        plane = np.frombuffer(old, np.uint8).reshape(old.height, old.line_size)[:, : old.width]
+        plane = np.frombuffer(memoryview(old), np.uint8).reshape(old.height, old.line_size)[
+            :, : old.width
+        ]
         plane = plane.T if transpose else plane
         plane = plane[:: -1 if rows else 1, :: -1 if columns else 1]
-        target = np.frombuffer(new, np.uint8).reshape(new.height, new.line_size)
+        target = np.frombuffer(memoryview(new), np.uint8).reshape(new.height, new.line_size)
         target[:, : new.width] = plane
     return turned
 
@@ -241,6 +248,7 @@ def _writing(path: str | Path) -> Iterator[None]:
 def copy_clip(file, out: str, scan: dict, clips: Clips) -> dict:
     """Writes the payload as it is, as the one clip of its source."""
     path = Path(f"{out}-0000.mp4")
+    assert clips.first is not None  # it was decoded
     file.seek(0)
     with _writing(path):
         target = open(path, "wb")  # noqa: SIM115

@@ -197,9 +197,10 @@ def _perform(action: str, person: Person, seed: int, frames: int, fps: float, si
         return 2 * np.pi * (turn0 + hertz * tempo * t)
 
     def drift(amount: float) -> np.ndarray:
-        return amount * sum(
+        slow, fast = (
             uniform(0.3, 1) * np.sin(2 * np.pi * (uniform() + uniform(0.1, 0.6) * t)) for _ in "ab"
         )
+        return amount * (slow + fast)
 
     # Everything is drawn whether or not the action needs it, so two actions see the same stream.
     lead = int(uniform() < 0.35) if action != "open" else int(side < 0)  # which hand: 0 left
@@ -318,24 +319,25 @@ def _perform(action: str, person: Person, seed: int, frames: int, fps: float, si
     if bowl:
         hand[off] = at_chest(sign[off] * 0.06, -0.36, 0.3)
 
-    s = sign[lead]
+    outward = sign[lead]
     if action == "pick_up" or carries:
         reach = _ease(progress / 0.4) if action == "pick_up" else still + 1
         at, r = things["box"]
         for k in (0, 1):
             hand[k] = _mix(hand[k], at + r @ (sign[k] * 0.17, 0.0, 0), reach)
     elif action == "put_on":
-        hand[lead] = _mix(hand[lead], at_head(s * 0.12, 0.13, 0.05), there_and_back)
+        hand[lead] = _mix(hand[lead], at_head(outward * 0.12, 0.13, 0.05), there_and_back)
     elif action == "open":
         grip = _ease(progress / 0.26) * _ease((1 - progress) / 0.26)
         hand[lead] = _mix(hand[lead], handle, grip)
     elif action in ("drink", "answer_phone"):
-        goal = (s * 0.02, -0.06, 0.17) if action == "drink" else (s * 0.16, -0.04, 0.05)
+        goal = (0.02, -0.06, 0.17) if action == "drink" else (0.16, -0.04, 0.05)
+        goal = (outward * goal[0], *goal[1:])
         hand[lead] = _mix(hand[lead], at_head(*goal), there_and_back)
     elif action == "wave":
         side_to_side = 0.21 * size * np.sin(cycle(1.7)) * on
         up = uniform(0.1, 0.36)
-        goal = at_chest(s * (0.36 + side_to_side), up - 0.5 * np.abs(side_to_side), 0.16)
+        goal = at_chest(outward * (0.36 + side_to_side), up - 0.5 * np.abs(side_to_side), 0.16)
         hand[lead] = _mix(hand[lead], goal, lift)
     elif action == "clap":
         gap = 0.03 + 0.1 * size * (1 + np.sin(cycle(1.7)))
@@ -380,7 +382,7 @@ def _perform(action: str, person: Person, seed: int, frames: int, fps: float, si
     if action == "put_on":
         tilt = rotation(0, -0.5 * (1 - there_and_back))
         on_head = J["head"] + head_r @ (0, 0.09 * person.head, 0)
-        in_hand = lead_hand + head_r @ (-s * 0.12, -0.04, -0.05)
+        in_hand = lead_hand + head_r @ (-outward * 0.12, -0.04, -0.05)
         worn = progress[:, None] >= 0.5
         things["hat"] = (
             np.where(worn, on_head, in_hand),

@@ -20,6 +20,7 @@ import re
 import shutil
 import tarfile
 from pathlib import Path
+from typing import TypeGuard
 
 from pretrain.data.guard import MAX_PIXELS, too_many_pixels
 from pretrain.data.sources import Source
@@ -214,7 +215,7 @@ def _wrong(row: object, sizes: list[int], classes: set[str]) -> str | None:
 
 def _wrong_clip(clip: dict) -> str | None:
     """What of the fields about the clip itself, not about its place or source, cannot be true."""
-    size, frames, width, height = (clip.get(n) for n in ("bytes", "frames", "width", "height"))
+    size, frames, width, height = (clip.get(n, -1) for n in ("bytes", "frames", "width", "height"))
     for name, ok in (
         ("key", type(clip.get("key")) is str and KEY.fullmatch(clip["key"])),
         ("bytes", _whole(size, 1, 2**53)),
@@ -231,7 +232,7 @@ def _wrong_clip(clip: dict) -> str | None:
     return "frames" if too_many_pixels(frames * width * height, size) else None
 
 
-def is_journal_line(record: object) -> bool:
+def is_journal_line(record: object) -> TypeGuard[dict]:
     """Whether this is what the packer notes of a source in .pack/journal.jsonl."""
     if type(record) is not dict or not all(type(record.get(n)) is str for n in ("id", "name")):
         return False
@@ -243,9 +244,9 @@ def is_journal_line(record: object) -> bool:
 
 
 def _texts(values: object, kind: type) -> bool:
-    if type(values) is not kind:
+    if type(values) is not kind or not isinstance(values, dict | list):
         return False
-    return all(type(v) is str for v in (values.values() if kind is dict else values))
+    return all(type(v) is str for v in (values.values() if isinstance(values, dict) else values))
 
 
 # ---- writing without a moment at which something is missing

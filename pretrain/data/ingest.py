@@ -36,9 +36,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -166,7 +167,8 @@ class _Source(io.RawIOBase):
     def __init__(self, path: str, member: tuple[int, int] | None):
         self.file = open_regular(path)
         self.offset, self.size = member or (0, os.fstat(self.file.fileno()).st_size)
-        self.at, self.error = 0, None
+        self.at = 0
+        self.error: OSError | None = None
 
     def readable(self) -> bool:
         return True
@@ -269,7 +271,7 @@ def _packets(container, stream, logs: list, beat) -> Iterator[av.Packet]:
         count += 1
 
 
-def _decode(file, name: str, size: int, beat) -> Iterator[av.VideoFrame]:
+def _decode(file, name: str, size: int, beat) -> Generator[av.VideoFrame, None, None]:
     count = expected = pixels = 0
     with _demuxer(file, name) as (container, stream, logs):
         for packet in _packets(container, stream, logs, beat):
@@ -379,10 +381,10 @@ def _ingest_image(file, out: str, short_side: int) -> list[dict]:
         raise Refused(f"an image of {image.width}x{image.height} pixels is over {MAX_PIXELS}")
     try:
         image.load()
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits a channel
-            image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-        pixels = np.ascontiguousarray(image.convert("RGB"))
+        upright: Image.Image = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):  # 16 bits a channel
+            upright = Image.fromarray((np.asarray(upright).clip(0, 65535) >> 8).astype(np.uint8))
+        pixels = np.ascontiguousarray(upright.convert("RGB"))
     except (OSError, SyntaxError) as error:
         raise Refused(f"cannot be decoded: {error}") from error
     scan = {"fps": Fraction(1), "ticks": 1, "aspect": None, "size": file.seek(0, io.SEEK_END)}
@@ -423,7 +425,7 @@ def main() -> None:
     answers.write('{"ready": 1}\n')
     for line in sys.stdin:
         try:
-            answer = {"clips": ingest(**json.loads(line), beat=beat)}
+            answer: dict[str, Any] = {"clips": ingest(**json.loads(line), beat=beat)}
         except Refused as error:
             answer = {"refused": str(error), "retry": error.retry}
         except DiskError as error:

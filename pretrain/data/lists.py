@@ -106,7 +106,8 @@ class Problems:
     """Collects everything wrong with a list, to tell it at once."""
 
     def __init__(self, path: Path):
-        self.path, self.found = path, []
+        self.path = path
+        self.found: list[tuple[int, str, str]] = []
 
     def add(self, line: int, what: str, kind: str = "") -> None:
         """Notes what is wrong with a line; where all lines have one kind of problem it is told once."""
@@ -129,8 +130,8 @@ class Problems:
         error = ValueError(
             f"{len(lines)} problem{'s' * (len(lines) > 1)} in {self.path}, nothing was done:"
         )
-        for line in lines[:50]:
-            error.add_note(line)
+        for note in lines[:50]:
+            error.add_note(note)
         if len(lines) > 50:
             error.add_note(f"... and {len(lines) - 50} more")
         raise error
@@ -228,16 +229,22 @@ def _json_rows(text: str, problems: Problems) -> Iterator[tuple[int, dict]]:
 _BETWEEN = re.compile(r"\s*(,?)\s*")
 
 
+def _between(text: str, at: int) -> re.Match[str]:
+    found = _BETWEEN.match(text, at)
+    assert found is not None  # it matches nothing, too
+    return found
+
+
 def _array_rows(text: str, problems: Problems) -> Iterator[tuple[int, dict]]:
     """The objects of one JSON array, or paths that are the strings of one."""
     decoder, line = json.JSONDecoder(), 1
     at = text.index("[") + 1
-    at = _BETWEEN.match(text, at).start(1)
+    at = _between(text, at).start(1)
     line += text.count("\n", 0, at)
     while not text.startswith("]", at):
         try:
             value, end = decoder.raw_decode(text, at)
-            between = _BETWEEN.match(text, end)
+            between = _between(text, end)
             if not between[1] and not text.startswith("]", between.end()):
                 raise ValueError("a comma or the closing ] is missing")
         except (ValueError, RecursionError) as error:
@@ -449,7 +456,8 @@ def _sniff(path: Path, text: str, problems: Problems) -> tuple[list[str], Iterat
     """
     lines = text.split("\n", SAMPLE)[:SAMPLE]
     usual = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower(), " ")
-    best, found = usual, 0
+    best: str | None = usual
+    found = 0
     for candidate in (usual, *SEPARATORS, None):
         rows = _split("\n".join(lines[:50]), candidate, None, Problems(path))
         score = sum(bool(v and v[0]) and not irregular(path.parent / v[0]) for _, v in rows)
@@ -457,7 +465,7 @@ def _sniff(path: Path, text: str, problems: Problems) -> tuple[list[str], Iterat
             best, found = candidate, score
     sample = [values for _, values in _split("\n".join(lines), best, None, Problems(path))]
     widths = Counter(map(len, sample))
-    width = max(widths, key=widths.get) if widths else 1
+    width = widths.most_common(1)[0][0] if widths else 1
     second = [values[1] for values in sample if len(values) == width > 1]
     number = all(re.fullmatch(r"-?\d+", value) for value in second)
     sentences = sum(" " in value for value in second) > len(second) / 2

@@ -175,7 +175,7 @@ class _Packer:
         self.packed: dict[str, dict] = {}  # key -> line of the present pack, its bytes at hand
         self.lines: list[str] = []
         if self.index:
-            self._read_packed()
+            self._read_packed(self.index)
         self.ids = [self._identity(s) for s in listing.sources]
         self.copied = self.encoded = 0
 
@@ -209,14 +209,14 @@ class _Packer:
         if self.progress:
             print(for_screen(what), file=sys.stderr)
 
-    def _read_packed(self) -> None:
+    def _read_packed(self, index: dict) -> None:
         try:
-            data = read_lines(self.out, self.index)
+            data = read_lines(self.out, index)
         except ValueError as error:  # not the file the index describes: every clip is made anew
             self._say(f"{error}: that is done now")
             return
         self.lines = data.decode().splitlines(keepends=True)
-        there = [self._has_shard(shard) for shard in self.index["shards"]]
+        there = [self._has_shard(shard) for shard in index["shards"]]
         for row in map(json.loads, self.lines):
             if there[row["shard"]]:
                 self.packed[row["key"]] = row
@@ -257,7 +257,7 @@ class _Packer:
                     f"{self.out} was packed with {name} = {old.get(name)}, not {value}: "
                     "give another --out, or the same setting"
                 )
-        names = {record.get("name") for record in self.known.values()}
+        names = {record["name"] for record in self.known.values()}
         if not anew and names and names.isdisjoint(s.name for s in self.listing.sources):
             raise ValueError(
                 f"{self.out} is a pack of other files (such as {min(names)}), none of which is in "
@@ -292,7 +292,7 @@ class _Packer:
     def _bytes_of(self, clip: dict) -> tuple[Path, int] | None:
         """Where the bytes of a clip lie: in a shard of the present pack, or still on their own."""
         row = self.packed.get(clip["key"])
-        if row and row["sha256"] == clip["sha256"]:
+        if self.index and row and row["sha256"] == clip["sha256"]:
             return self.out / self.index["shards"][row["shard"]]["name"], row["offset"]
         path = self.work / "clips" / f"{clip['key']}.mp4"
         if path.is_file() and path.stat().st_size == clip["bytes"]:
@@ -327,13 +327,13 @@ class _Packer:
         names = [self.listing.sources[number].name for number in todo]
         clips, refused, slow = 0, 0, ""
 
-        def about() -> str:
+        def words() -> str:
             return f"{clips} clips, {refused} refused" + f", at work: {slow}" * bool(slow)
 
         def at_work(seconds: dict[int, float]) -> None:
             nonlocal slow
             slow = slow_files({names[job]: s for job, s in seconds.items()})
-            bar.say(about=about())
+            bar.say(about=words())
 
         answers = run_jobs(
             jobs,
@@ -369,7 +369,7 @@ class _Packer:
                 self.known[record["id"]] = record
                 clips += len(record.get("clips", ()))
                 refused += "refused" in record
-                bar.update(about=about())
+                bar.update(about=words())
 
     # ---- writing
 
@@ -546,15 +546,16 @@ class _Packer:
             lines.append(f"{len(skipped)} files were skipped, no use for what they are: {names}")
         columns = {name for source in self.listing.sources for name in source.extra} - READ_EXTRA
         if columns:
-            names = sorted(map(for_screen, columns))
-            names = names[:10] + [f"{len(names) - 10} more"] * (len(names) > 10)
-            lines.append(f"kept, but read by no recipe: {', '.join(names)}")
+            kept = sorted(map(for_screen, columns))
+            kept = kept[:10] + [f"{len(kept) - 10} more"] * (len(kept) > 10)
+            lines.append(f"kept, but read by no recipe: {', '.join(kept)}")
         return "\n".join(lines)
 
 
 def _commonest(refused) -> list[str]:
     """The five commonest reasons, numbers in them taken as equal, each with its count."""
-    reasons, examples = Counter(), {}
+    reasons: Counter[str] = Counter()
+    examples: dict[str, str] = {}
     for entry in refused:
         kind = re.sub(r"\d+", "N", entry["reason"])
         reasons[kind] += 1

@@ -156,7 +156,7 @@ def paint_place(number: int, metres: float, density: float, tilt: float) -> np.n
     coarse = rng.normal(0, 7, (24, 24, 1)) + rng.normal(0, 3, (24, 24, 3))
     noise = [
         Image.fromarray(coarse[..., i].astype(np.float32)).resize(
-            canvas.shape[:2][::-1], Image.BICUBIC
+            canvas.shape[:2][::-1], Image.Resampling.BICUBIC
         )
         for i in range(3)
     ]

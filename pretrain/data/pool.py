@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 INGEST = (sys.executable, "-P", "-m", "pretrain.data.ingest")
@@ -51,6 +51,7 @@ class _Worker:
         threading.Thread(target=self._listen, args=(messages,), daemon=True).start()
 
     def _listen(self, messages: queue.SimpleQueue) -> None:
+        assert self.process.stdout is not None  # a pipe
         for line in self.process.stdout:
             try:
                 messages.put((self, json.loads(line)))
@@ -59,6 +60,7 @@ class _Worker:
         messages.put((self, None))
 
     def give(self, number: int, job: dict) -> None:
+        assert self.process.stdin is not None  # a pipe
         self.job = number
         self.heard = self.began = time.monotonic()
         try:
@@ -86,7 +88,7 @@ def run_jobs(
     command: tuple[str, ...] = INGEST,
     limits: list[float] | None = None,
     at_work: Callable[[dict[int, float]], None] = lambda seconds: None,
-) -> Iterator[tuple[int, dict]]:
+) -> Generator[tuple[int, dict], None, None]:
     """Runs every job once, whatever becomes of the process that runs it.
 
     Args:
@@ -154,7 +156,7 @@ def run_jobs(
                     crew.discard(worker)
                     reason = f"decoder made no progress for {timeout:g} s"
                     yield worker.job, {"refused": reason, "retry": True}
-                elif now - worker.began > limit:
+                elif worker.job is not None and now - worker.began > limit:
                     worker.stop()
                     crew.discard(worker)
                     reason = f"was not decoded within {limit:.4g} s: if the file is good, raise --file-timeout"

@@ -81,7 +81,7 @@ def test_indices(num_frames: int, frames: int, stride: int, num_views: int) -> l
     if not stride:
         part = num_frames / frames
         places = [0.5] if num_views == 1 else [view / num_views for view in range(num_views)]
-        return [np.int64(part * place + part * np.arange(frames)) for place in places]
+        return [(part * place + part * np.arange(frames)).astype(np.int64) for place in places]
     seen = np.arange(0, num_frames, stride)
     room = max(len(seen) - frames, 0)
     starts = [room // 2]

@@ -8,6 +8,7 @@ import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pretrain.data.lists import (
     IMAGES,
@@ -151,7 +152,8 @@ def _walk(folder: Path, refused: list[tuple[str, str]]) -> list[tuple[str, ...]]
     """
     files: list[tuple[str, ...]] = []
     seen: dict[tuple[int, int], str] = {}
-    real, links = [()], []
+    real: list[tuple[str, ...]] = [()]
+    links: list[tuple[str, ...]] = []
     while real or links:
         parts = real.pop() if real else links.pop(0)
         name, path = "/".join(parts), folder.joinpath(*parts)
@@ -222,7 +224,8 @@ def _add_tar(listing: Listing, path: Path, name: str, split: str | None) -> None
             media, texts, used = media_of[key], texts_of[key], set()
             stems = {stem for stem, _ in media}
             for stem, payload in media:
-                mine, level = {}, stem
+                mine: dict[str, Member] = {}
+                level = stem
                 while True:
                     if level == stem or not (last_dot and level in stems):
                         for suffix in _TEXTS:
@@ -304,7 +307,13 @@ def _fields(row: dict, roles: dict[str, str]) -> dict:
     Raises:
         ValueError: A value of a role is no text, such as a list of labels.
     """
-    found = {"label": None, "captions": (), "split": None, "subject": None, "extra": {}}
+    found: dict[str, Any] = {
+        "label": None,
+        "captions": (),
+        "split": None,
+        "subject": None,
+        "extra": {},
+    }
     for name, value in row.items():
         role = roles.get(name)
         if value is None or value == "":

@@ -331,8 +331,8 @@ def make_world(
         clip, flow, joints = (str(p.relative_to(out).as_posix()) for p in _files(out, i).values())
         subject = f"person-{spec.person:010d}"
         for caption in _captions(spec, make_person(spec.person)):
-            about = [spec.action, _VERBS[spec.action][0], caption, spec.split, subject]
-            rows.writerow([clip, *about, flow, joints])
+            words = [spec.action, _VERBS[spec.action][0], caption, spec.split, subject]
+            rows.writerow([clip, *words, flow, joints])
     _write(listing, text.getvalue().encode())
     return listing
 

@@ -50,7 +50,8 @@ def list_members(path: str | Path) -> tuple[list[Member], list[tuple[str, str]]]
     seen: set[str] = set()
     with open_regular(path) as file:
         total = file.seek(0, 2)
-        at, headers, long_name, pax = 0, 0, "", {}
+        at, headers, long_name = 0, 0, ""
+        pax: dict[str, str] = {}
 
         def damaged(what: str) -> tuple[list[Member], list[tuple[str, str]]]:
             problems.append(
@@ -90,9 +91,10 @@ def list_members(path: str | Path) -> tuple[list[Member], list[tuple[str, str]]]
                 if kind == tarfile.GNUTYPE_LONGNAME:
                     long_name = _text(data)
                 elif kind == tarfile.XHDTYPE:
-                    pax = _pax(data)
-                    if pax is None:
+                    records = _pax(data)
+                    if records is None:
                         return damaged("a damaged extended header")
+                    pax = records
             else:
                 name, prefix = _text(header[:100]), _text(header[345:500])
                 if prefix and header[257:263] == b"ustar\0":
@@ -137,7 +139,8 @@ def _number(field: bytes) -> int | None:
 
 def _pax(data: bytes) -> dict[str, str] | None:
     """The records `length key=value` of an extended header; None if one is malformed."""
-    records, at = {}, 0
+    records: dict[str, str] = {}
+    at = 0
     while any(data[at : at + 20]):
         length, _, _ = data[at : at + 20].partition(b" ")
         if not length.isdigit() or not len(length) + 2 < int(length) <= len(data) - at:

@@ -37,10 +37,10 @@ def frame_rate(
         count: Frames, with those that have no timestamp.
         claims: What the header says of the rate; taken where the timestamps do not contradict.
     """
-    claims = [Fraction(c) for c in claims if c and 0 < c <= 1000]
+    told = [Fraction(c) for c in claims if c and 0 < c <= 1000]
     seconds = np.unique(times).astype(np.float64) * float(base)
     if len(seconds) < 2:  # none to go by
-        return plain_rate(claims[0] if claims else Fraction(25))
+        return plain_rate(told[0] if told else Fraction(25))
     if len(seconds) < 0.9 * count:  # as where each group of frames has one, or several the same
         step = (seconds[-1] - seconds[0]) / (len(seconds) - 1) * len(seconds) / count
         near = np.full(count - 1, step)
@@ -55,8 +55,8 @@ def frame_rate(
             if 1 / grid <= MAX_FPS and seconds[-1] - seconds[0] <= REPEATS * len(seconds) * grid:
                 return plain_rate(1 / grid)
     # The claim, or a usual rate, unless it would be half a frame off somewhere.
-    fits = [c for c in (*claims, *_USUAL) if abs(step - 1 / c) * len(near) < step / 2]
-    exact = next((c for c in claims if c in fits), None)
+    fits = [c for c in (*told, *_USUAL) if abs(step - 1 / c) * len(near) < step / 2]
+    exact = next((c for c in told if c in fits), None)
     exact = exact or min(fits, key=lambda c: abs(1 / c - step), default=None)
     return _affordable(plain_rate(exact or Fraction(1 / step)), seconds)
 
@@ -124,7 +124,9 @@ def on_ticks(
     Raises:
         Refused: There are far more ticks than that.
     """
-    held, tick, start, before, total = None, 0, None, None, 0
+    held: av.VideoFrame | None = None
+    start: Fraction | None = None
+    tick, before, total = 0, None, 0
     for count, frame in enumerate(frames, 1):
         due, now = tick + 1, None
         stamp = getattr(frame, clock) if clock else None
@@ -141,7 +143,7 @@ def on_ticks(
             due = tick + 1
         if now is not None and (start is None or due != math.floor((now - start) * fps + HALF)):
             start = now - due / fps  # set the clock anew after a jump
-        if due > tick:
+        if held is not None and due > tick:
             total += due - tick
             if total > 2 * ticks + count:
                 raise Refused(f"its timestamps make no sense: {count} frames for {total} ticks")

@@ -45,9 +45,9 @@ class Augment:
 
     def before_crop(self, frames: Tensor, rng: np.random.Generator) -> Tensor:
         """Augment whole frames, uint8 (T, H, W, C), as they were decoded; all randomness comes from `rng`."""
-        if not self.rand_augment:
+        if not (rule := _RULE.fullmatch(self.rand_augment)):  # none is asked for
             return frames
-        num, magnitude = _RULE.fullmatch(self.rand_augment).groups()
+        num, magnitude = rule.groups()
         clip = rand_augment(frames.permute(3, 0, 1, 2), int(num), float(magnitude), rng)
         return clip.permute(1, 2, 3, 0)
 

@@ -88,7 +88,7 @@ def test_a_pipe_is_no_file_to_wait_for(tmp_path):
     os.mkfifo(tmp_path / "b.mp4")
     listing = list_sources(tmp_path)
     assert [s.name for s in listing.sources] == ["a.mp4"]
-    assert listing.refused == [("b.mp4", "not a regular file")]
+    assert listing.refused == [("b.mp4", "a pipe, not a regular file")]
 
 
 def test_single_video_and_nothing(tmp_path):
