@@ -34,6 +34,8 @@ class Classifier(nn.Module):
             than two classes, or two of the same name.
     """
 
+    parts = ("backbone",)  # arguments that are models, see `pretrain.backbones`
+
     def __init__(
         self, backbone: nn.Module, classes: list[str], dropout: float = 0.0, per_frame: bool = False
     ):

@@ -6,7 +6,7 @@ a video-text run
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -18,10 +18,11 @@ from pretrain.files import is_folder, no_folder, read_json, sync
 from pretrain.folders import remove, writing
 from pretrain.foreign import check_arguments, dry_state, shown
 from pretrain.frames import FrameTower
-from pretrain.interop.openclip import FRAMES, STRIDE, frame_tower, load_open_clip
 from pretrain.interop.openclip import PREFIX as OPEN_CLIP
+from pretrain.interop.openclip import default_tower, load_open_clip, video_text
 from pretrain.interop.videomae import load_foreign
 from pretrain.names import for_screen
+from pretrain.spec import Backbone
 from pretrain.text import HuggingFaceText, OpenClipText
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer, weights_follow
@@ -36,54 +37,64 @@ from pretrain.weights import (
     write_folder,
 )
 
-# What an exported folder may name as its builder, and a tower of a pair likewise. `downstream/models` adds its
-# families and the classifier.
-BUILDERS = {
+# What a config.json may name: class name -> class. These are the ones in this package; `downstream.models.builders` adds the
+# model families, and who loads one of those hands its table to the functions here.
+Builders = Mapping[str, Callable[..., nn.Module]]
+BUILDERS: Builders = {
     builder.__name__: builder
     for builder in (VideoTransformer, FrameTower, OpenClipText, HuggingFaceText, VideoText)
 }
 
 
-# Arguments of a builder that are models themselves: the towers of a pair, what is under a classifier's head.
-PARTS = {"VideoText": ("video", "text"), "Classifier": ("backbone",)}
+def parts_of(builder: Callable[..., nn.Module]) -> tuple[str, ...]:
+    """The arguments of a class that are models themselves; the backbone of a pair or a classifier comes first."""
+    return getattr(builder, "parts", ())
 
 
 def describe(model: nn.Module) -> dict:
     """What `build` makes the same architecture of: the name of a class and its arguments."""
-    name = type(model).__name__
-    assert name in BUILDERS, name
-    parts = {part: describe(getattr(model, part)) for part in PARTS.get(name, ())}
-    return {"builder": name, "arguments": model.arguments | parts}
+    parts = {part: describe(getattr(model, part)) for part in parts_of(type(model))}
+    return {"builder": type(model).__name__, "arguments": model.arguments | parts}
 
 
-def check_description(description: object, where: str, nested: bool = False) -> None:
+def check_description(
+    description: object, where: str, builders: Builders = BUILDERS, nested: bool = False
+) -> None:
     """Refuse what `describe` cannot have written.
 
     Args:
         description: as read from a file, which may be anybody's.
         where: the file, for the message.
+        builders: what it may name.
         nested: a part of another one, which has no parts itself.
 
     Raises:
         ValueError: it names no builder, or arguments that are not its own, or beyond all bounds.
     """
     name = description.get("builder") if isinstance(description, dict) else None
-    if not isinstance(name, str) or name not in BUILDERS or (nested and name in PARTS):
+    if not isinstance(name, str):
         raise ValueError(f"{where} names no builder of ours but {name!r:.80}")
-    parts, arguments = PARTS.get(name, ()), description.get("arguments")
-    check_arguments(BUILDERS[name], arguments, where, parts)
+    if name not in builders:
+        raise ValueError(
+            f"{where} names {name!r:.80}, which is none of {', '.join(builders)}; model families are loaded by "
+            "downstream.models.load_backbone"
+        )
+    parts, arguments = parts_of(builders[name]), description.get("arguments")
+    if nested and parts:
+        raise ValueError(f"{where} is a {name}, which cannot be a part of another model")
+    check_arguments(builders[name], arguments, where, parts)
     for part in parts:
-        check_description(arguments.get(part), f"{where}: {part}", nested=True)
+        check_description(arguments.get(part), f"{where}: {part}", builders, nested=True)
 
 
-def build(description: dict) -> nn.Module:
+def build(description: dict, builders: Builders = BUILDERS) -> nn.Module:
     """The architecture that `describe` described, with fresh weights.
 
     What comes from a file passes `check_description` first.
     """
-    name, arguments = description["builder"], description["arguments"]
-    parts = {part: build(arguments[part]) for part in PARTS.get(name, ())}
-    return BUILDERS[name](**arguments | parts)
+    builder, arguments = builders[description["builder"]], description["arguments"]
+    parts = {part: build(arguments[part], builders) for part in parts_of(builder)}
+    return builder(**arguments | parts)
 
 
 def export_backbone(model: nn.Module, folder: Path, provenance: dict) -> None:
@@ -111,22 +122,8 @@ def export_backbone(model: nn.Module, folder: Path, provenance: dict) -> None:
         sync(folder.parent)
 
 
-def _hint(folder: Path, config: dict) -> str:
-    """What to do with a folder whose config.json names no builder that is known."""
-    if is_folder(folder / "backbone"):
-        return f"did you mean {folder / 'backbone'}?"
-    if isinstance(config.get("builder"), str) and "weights_sha256" in config:
-        return (
-            f"{config['builder']!r:.100} may be a model family: `downstream.models.load_backbone` knows those, and here "
-            "only plain video transformers and image towers can be used"
-        )
-    if config.get("model_type") == "videomae":
-        return f"write hf:{folder}, since it is a Hugging Face VideoMAE folder"
-    return "give a folder that a recipe exported (RUN/backbone)"
-
-
 def read_backbone_config(folder: Path) -> dict:
-    """The config.json of an exported backbone.
+    """The config.json of an exported backbone; whether its architecture can be built is not looked at.
 
     Raises:
         ValueError: the folder is no exported backbone, or is damaged.
@@ -136,10 +133,14 @@ def read_backbone_config(folder: Path) -> dict:
         hint = f"did you mean {inside[0]}?" if inside else "a run exports one as RUN/backbone"
         raise ValueError(f"{folder} holds no config.json, so it is not a backbone: {hint}")
     config = read_json(folder / "config.json")
-    if not isinstance(config.get("builder"), str) or config["builder"] not in BUILDERS:
-        raise ValueError(f"{folder}/config.json names no builder of ours; {_hint(folder, config)}")
+    if not isinstance(config.get("builder"), str) or not isinstance(config.get("arguments"), dict):
+        hint = "give a folder that a recipe exported (RUN/backbone)"
+        if is_folder(folder / "backbone"):
+            hint = f"did you mean {folder / 'backbone'}?"
+        elif config.get("model_type") == "videomae":
+            hint = f"write hf:{folder}, since it is a Hugging Face VideoMAE folder"
+        raise ValueError(f"{folder}/config.json names no builder of ours; {hint}")
     verify_folder(folder)
-    check_description(config, f"{folder}/config.json")
     if not isinstance(config.get("provenance"), dict):
         raise ValueError(f"{folder}/config.json does not say where its weights come from")
     return config
@@ -163,15 +164,16 @@ def _build_to_fit(make: Callable[[], nn.Module], folder: Path) -> nn.Module:
     return model.eval()
 
 
-def load_export(folder: Path) -> nn.Module:
+def load_export(folder: Path, builders: Builders = BUILDERS) -> nn.Module:
     """The exported model of a folder, in evaluation mode: an encoder, a pair of towers or a classifier.
 
     Raises:
-        ValueError: the folder is no export, or does not verify.
+        ValueError: the folder is no export, does not verify, or names none of `builders`.
     """
     config = read_backbone_config(folder)
+    check_description(config, f"{folder}/config.json", builders)
     try:
-        model = _build_to_fit(lambda: build(config), folder)
+        model = _build_to_fit(lambda: build(config, builders), folder)
     except MisfitError as error:  # although it verifies
         raise CheckpointError(
             f"{error}. It was exported by another version of this program, which understood by the same names another "
@@ -182,19 +184,22 @@ def load_export(folder: Path) -> nn.Module:
     return model
 
 
-def load_backbone(name: str) -> nn.Module:
-    """Build the encoder that `--backbone` names, with its weights, in evaluation mode.
+def load_backbone(name: str, builders: Builders = BUILDERS) -> Backbone:
+    """The backbone that lies at a place, with its weights, in evaluation mode.
+
+    `downstream.models.load_backbone`, which recipes call, hands its table of families to this one, and knows their names besides.
 
     Args:
         name: a folder exported by us (of a video-text pair, its video tower); `hf:` and a hub name or
             folder of a Hugging Face VideoMAE; an official VideoMAE `.pth` file, pretrained or fine-tuned; or
             `open_clip:MODEL/WEIGHTS`, whose image tower is applied to frames, see `pretrain/interop/openclip.py`.
+        builders: what a folder may name.
 
     Raises:
-        ValueError: nothing of the kind is there, or it does not verify.
+        ValueError: nothing of the kind is there, it does not verify, or names none of `builders`.
     """
     if name.startswith(OPEN_CLIP):
-        return frame_tower(load_open_clip(name), FRAMES, STRIDE, "mean")
+        return default_tower(load_open_clip(name))
     if name.startswith("hf:") or name.endswith((".pth", ".pt")):
         return load_foreign(name)
     folder = Path(name)
@@ -204,20 +209,18 @@ def load_backbone(name: str) -> nn.Module:
             "hf:OWNER/NAME or hf:FOLDER, an official VideoMAE .pth file, or open_clip:MODEL/WEIGHTS; names of model families are "
             "for downstream.models.load_backbone"
         )
-    model = load_export(folder)
-    for part in PARTS.get(type(model).__name__, ())[
-        :1
-    ]:  # the video tower, or what is under the head
-        return getattr(model, part)
-    return model
+    model = load_export(folder, builders)
+    parts = parts_of(type(model))
+    return getattr(model, parts[0]) if parts else model
 
 
-def load_video_text(name: str) -> VideoText:
+def load_video_text(name: str, builders: Builders = BUILDERS) -> VideoText:
     """Build the pair of towers that `--backbone` names, with its weights, in evaluation mode.
 
     Args:
         name: a folder exported by recipes/clip.py, or `open_clip:MODEL/WEIGHTS`: frame embeddings are
             averaged, the text tower and scale are its own.
+        builders: what a folder may name.
 
     Raises:
         ValueError: nothing of the kind is there, or it has no text tower.
@@ -228,15 +231,7 @@ def load_video_text(name: str) -> VideoText:
             raise ValueError(
                 f"{name} names no weights: write {name}/WEIGHTS, a tag of open_clip or a file"
             )
-        video = frame_tower(pair, FRAMES, STRIDE, "mean")
-        text = OpenClipText(pair.text_config, pair.tokenizer)
-        load_strict(text.tower, pair.text.state_dict(), name)
-        loss = "infonce" if pair.bias is None else "siglip"
-        model = VideoText(video, text, pair.config["embed_dim"], project=False, loss=loss)
-        model.log_scale.data.copy_(pair.log_scale.reshape(()))
-        if pair.bias is not None:
-            model.bias.data.copy_(pair.bias.reshape(()))
-        return model.eval()
+        return video_text(pair)
     remedy = f"train one: python recipes/clip.py --backbone {name} --data VIDEOS_WITH_CAPTIONS"
     if name.startswith("hf:") or name.endswith((".pth", ".pt")):
         raise ValueError(f"{name} is a VideoMAE and has no text tower; {remedy}")
@@ -247,14 +242,19 @@ def load_video_text(name: str) -> VideoText:
         )
     if read_backbone_config(Path(name))["builder"] != "VideoText":
         raise ValueError(f"{name} has no text tower; {remedy}")
-    return load_export(Path(name))
+    return load_export(Path(name), builders)
 
 
-def fresh_like(encoder: nn.Module, seed: int) -> nn.Module:
+def fresh_like(model: nn.Module, seed: int) -> nn.Module:
     """The same architecture with newly drawn weights, in evaluation mode: the baseline every probe is shown beside."""
+
+    def again(model: nn.Module) -> nn.Module:
+        parts = {part: again(getattr(model, part)) for part in parts_of(type(model))}
+        return type(model)(**model.arguments | parts)
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build(describe(encoder)).eval()
+        return again(model).eval()
 
 
 def load_pretrained_videomae(run: Path) -> VideoMAE:

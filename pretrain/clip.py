@@ -42,6 +42,8 @@ class VideoText(nn.Module):
         ValueError: the towers' outputs do not meet, or the loss is another.
     """
 
+    parts = ("video", "text")  # arguments that are models, see `pretrain.backbones`
+
     def __init__(self, video: nn.Module, text: nn.Module, dim: int, project: bool, loss: str):
         super().__init__()
         if loss not in LOSSES:

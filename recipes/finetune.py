@@ -55,7 +55,7 @@ from downstream.metrics import (
     per_class_accuracy,
     topk_accuracy,
 )
-from downstream.models import build_model, choose_sampling, load_backbone
+from downstream.models import build_model, choose_sampling, load_backbone, load_classifier
 from downstream.models.flops import count_flops
 from downstream.report import (
     cautions,
@@ -719,7 +719,7 @@ def finish(
     export(cfg, last, folder / "last", pack, state)
     if val is None:
         export(cfg, last, folder / "backbone", pack, state)
-    model = backbones.load_export(folder / "backbone")
+    model = load_classifier(str(folder / "backbone"))
     classes = model.classes
     how = Extraction(
         cfg.num_clips,

@@ -20,8 +20,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-import downstream.models  # noqa: F401  (its families may be a video tower)
 from downstream.features import Extraction, cached_embeddings
+from downstream.models import builders
 from downstream.report import (
     claim_results,
     contact_sheet_figure,
@@ -294,7 +294,7 @@ def main(config: Config) -> dict:
         config.num_clips, config.num_crops, 1, config.batch_size, config.num_workers, device,
         config.precision,
     )  # fmt: skip
-    model = load_video_text(config.backbone)
+    model = load_video_text(config.backbone, builders())
     return score(config, model, how) if config.query is None else search(config, model, how)
 
 

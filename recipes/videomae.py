@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import tyro
 
-from downstream.models import MODELS
+from downstream.models import MODELS, load_backbone
 from downstream.models import build_model as build_family
 from downstream.probe import knn_accuracy
 from downstream.splits import choose_validation
@@ -409,7 +409,7 @@ def start_from(model: VideoMAE, name: str) -> None:
     elif name.startswith("hf:") or name.endswith((".pth", ".pt")):
         loaded, _ = import_foreign(name)
     else:
-        loaded = backbones.load_backbone(name)
+        loaded = load_backbone(name)
     target = model if isinstance(loaded, VideoMAE) else model.encoder
     theirs = loaded.encoder if isinstance(loaded, VideoMAE) else loaded
     if type(theirs) is not type(model.encoder):

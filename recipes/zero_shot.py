@@ -23,7 +23,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-import downstream.models  # noqa: F401  (its families may be a video tower)
 from downstream.features import Extraction, cached_embeddings, embed_now
 from downstream.metrics import (
     bootstrap_intervals,
@@ -32,6 +31,7 @@ from downstream.metrics import (
     per_class_accuracy,
     topk_accuracy,
 )
+from downstream.models import builders
 from downstream.report import (
     cautions,
     claim_results,
@@ -433,7 +433,7 @@ def main(config: Config) -> dict:
         config.num_clips, config.num_crops, 1, config.batch_size, config.num_workers, device,
         config.precision,
     )  # fmt: skip
-    model = load_video_text(config.backbone)
+    model = load_video_text(config.backbone, builders())
     return classify_video(config, model, how) if config.video else score_data(config, model, how)
 
 

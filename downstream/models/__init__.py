@@ -1,7 +1,6 @@
 """The model families, and `MODELS`: name -> family, a plain dict. `python -m downstream.models` prints it.
 
-Each builds a backbone of the contract: `forward_features(video) -> (B, N, D)` tokens of `grid`, `forward(video) ->
-(B, D)`, `embed_dim`, `input_spec`, and `arguments` that build it again.
+Each builds a `pretrain.spec.Backbone`. `load_backbone` here is the one that knows them all.
 """
 
 import dataclasses
@@ -29,6 +28,7 @@ from pretrain.files import is_folder, no_folder
 from pretrain.foreign import shown
 from pretrain.interop.videomae import import_foreign
 from pretrain.names import did_you_mean
+from pretrain.spec import Backbone
 from pretrain.vit import SIZES, VideoTransformer
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "PUBLISHED",
     "Family",
     "build_model",
+    "builders",
     "check_name",
     "choose_sampling",
     "classifier_of",
@@ -174,10 +175,10 @@ MODELS: dict[str, Family] = {
 PUBLISHED = {f"{name}_k400": family.k400 for name, family in MODELS.items() if family.k400}
 
 
-# Exported folders may name these; a recipe that loads backbones imports this module.
-backbones.BUILDERS.update(
-    {f.build.__name__: f.build for f in MODELS.values()} | {"Classifier": Classifier}
-)
+def builders() -> dict[str, Callable[..., nn.Module]]:
+    """What a config.json may name: the classes of `pretrain.backbones`, of all families and the classifier."""
+    families = {family.build.__name__: family.build for family in MODELS.values()}
+    return {**backbones.BUILDERS, **families, "Classifier": Classifier}
 
 
 def check_name(name: str) -> Family:
@@ -233,7 +234,7 @@ def build_model(name: str, small: bool = False, weights: str = "", **changes: ob
     return backbone.eval()
 
 
-def load_backbone(name: str, weights: str = "") -> nn.Module:
+def load_backbone(name: str, weights: str = "") -> Backbone:
     """The backbone that `--backbone` names, with its weights, in evaluation mode.
 
     Args:
@@ -252,14 +253,14 @@ def load_backbone(name: str, weights: str = "") -> nn.Module:
         raise ValueError(
             f"--weights goes with a name of MODELS or with i3d_k400, and not with {name}"
         )
-    return backbones.load_backbone(name)
+    return backbones.load_backbone(name, builders())
 
 
 def choose_sampling(backbone: nn.Module, sampling: str, stride: int = 0) -> None:
     """Let a backbone see other frames of a clip, in place: no weight depends on it.
 
     Args:
-        backbone: of the contract.
+        backbone: to change.
         sampling: "uniform", a frame of each equal part of a clip; "dense", frames at a stride; "": as it is.
         stride: source frames between two sampled ones; 0: as it is.
 
@@ -339,4 +340,4 @@ def _load_own(name: str, weights: str) -> Classifier:
         )
     if backbones.read_backbone_config(folder)["builder"] != "Classifier":
         raise ValueError(f"{name} has no classifier; {remedy}")
-    return backbones.load_export(folder)
+    return backbones.load_export(folder, builders())

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pretrain.backbones import load_backbone
+from pretrain.backbones import read_backbone_config
 from pretrain.files import is_file, is_folder, no_file
 from pretrain.foreign import (
     build_open_clip,
@@ -27,6 +27,12 @@ from pretrain.spec import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.weights import load_strict, load_torch_file, read_safetensors, unwrap
 
 TORCHVISION = "torchvision:"
+SWIN_XS = (
+    32,
+    (1, 1, 2, 1),
+    (1, 2, 4, 8),
+    0.0,
+)  # see `video_swin.SIZES`; ours, for minutes on a CPU
 _HEADS = ("fc", "classifier", "head", "heads")  # where torchvision's networks keep their classifier
 
 
@@ -96,9 +102,7 @@ def _torchvision(name: str, channels: int) -> nn.Module:
     if name == "swin_xs":
         import torchvision
 
-        from downstream.models.video_swin import SIZES  # here, since it imports this module
-
-        dim, depths, heads, drop_path = SIZES["xs"]
+        dim, depths, heads, drop_path = SWIN_XS
         net = torchvision.models.SwinTransformer(
             [4, 4], dim, list(depths), list(heads), [7, 7], stochastic_depth_prob=drop_path
         )
@@ -191,16 +195,29 @@ def image_weights(network: str, source: str) -> dict[str, Tensor]:
         ValueError: there is no such file, it has another network, or nothing can be downloaded.
     """
     if is_folder(source):
-        theirs = load_backbone(source)
-        if not hasattr(theirs, "images") or theirs.arguments["network"] != network:
-            has = theirs.arguments.get("network", "no 2-D network at all")
-            raise ValueError(f"--weights {source} has {has}, and {network} is wanted")
-        weights = theirs.images.net.state_dict()
+        weights = _exported_network(Path(source), network)
     elif source != "imagenet":
         weights = read_weights(source)
     else:
         weights = download(network, "ImageNet").state_dict()
     return weights
+
+
+def _exported_network(folder: Path, network: str) -> dict[str, Tensor]:
+    """The weights of the 2-D network in an exported frame family, or in that under a classifier's head."""
+    described = read_backbone_config(folder)
+    described = described["arguments"].get("backbone", described)
+    arguments = described.get("arguments") if isinstance(described, dict) else None
+    has = arguments.get("network") if isinstance(arguments, dict) else None
+    if has != network:
+        has = "no 2-D network at all" if has is None else f"{has!r:.100}"
+        raise ValueError(f"--weights {folder} has {has}, and {network} is wanted")
+    weights = read_safetensors(folder / "model.safetensors")
+    return {
+        name.removeprefix("backbone.").removeprefix("images.net."): value
+        for name, value in weights.items()
+        if name.removeprefix("backbone.").startswith("images.net.")
+    }
 
 
 def download(network: str, data: str, video: bool = False) -> nn.Module:

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from downstream.models.images import video_weights
+from downstream.models.images import SWIN_XS, video_weights
 from pretrain.spec import InputSpec, Stream
 from pretrain.weights import load_strict
 
 # Width C, blocks of the four stages, their heads, stochastic depth, as published.
 SIZES = {
-    "xs": (32, (1, 1, 2, 1), (1, 2, 4, 8), 0.0),  # ours, for minutes on a CPU
+    "xs": SWIN_XS,
     "t": (96, (2, 2, 6, 2), (3, 6, 12, 24), 0.1),
     "s": (96, (2, 2, 18, 2), (3, 6, 12, 24), 0.1),
     "b": (128, (2, 2, 18, 2), (4, 8, 16, 32), 0.3),

@@ -15,9 +15,11 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from pretrain import foreign
+from pretrain.clip import VideoText
 from pretrain.files import is_file, is_folder, is_there, no_file, no_folder, read_json
 from pretrain.frames import FrameTower
 from pretrain.spec import IMAGENET_MEAN, IMAGENET_STD
+from pretrain.text import OpenClipText
 from pretrain.weights import (
     load_strict,
     load_torch_file,
@@ -257,10 +259,6 @@ def _pair(
     )
 
 
-# How an image tower that comes without a clip of its own sees videos.
-FRAMES, STRIDE = 8, 8
-
-
 def frame_tower(
     pair: Pair, frames: int, stride: int, pool: str, pixels: str = "tower"
 ) -> FrameTower:
@@ -280,3 +278,20 @@ def frame_tower(
     tower = FrameTower(pair.vision_config, frames, stride, pool, **about)
     load_strict(tower.visual, pair.visual.state_dict(), "the image tower of open_clip")
     return tower.eval()
+
+
+def default_tower(pair: Pair) -> FrameTower:
+    """The image tower of a pair where nobody chose a clip: 8 frames, 8 apart, their embeddings averaged."""
+    return frame_tower(pair, 8, 8, "mean")
+
+
+def video_text(pair: Pair) -> VideoText:
+    """The whole pair, in evaluation mode: embeddings of frames are averaged, the text tower and scale are its own."""
+    video, text = default_tower(pair), OpenClipText(pair.text_config, pair.tokenizer)
+    load_strict(text.tower, pair.text.state_dict(), "the text tower of open_clip")
+    loss = "infonce" if pair.bias is None else "siglip"
+    model = VideoText(video, text, pair.config["embed_dim"], project=False, loss=loss)
+    model.log_scale.data.copy_(pair.log_scale.reshape(()))
+    if pair.bias is not None:
+        model.bias.data.copy_(pair.bias.reshape(()))
+    return model.eval()

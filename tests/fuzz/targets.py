@@ -337,7 +337,6 @@ def _repair_manifest(files: Files) -> Files:
 
 
 def _check_backbone(box: Path) -> None:
-    import downstream.models  # noqa: F401  its families may be named too
     from downstream.models import load_backbone
     from pretrain.backbones import read_backbone_config
 

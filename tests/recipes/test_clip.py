@@ -10,6 +10,7 @@ import open_clip
 import pytest
 from safetensors.torch import load_file
 
+from downstream.models import builders, load_backbone
 from pretrain import backbones, checkpoint, log
 from pretrain.data.pack import pack
 from pretrain.prompts import load_templates
@@ -274,8 +275,8 @@ def test_from_a_backbone(captioned_pack, tiny_backbone, tmp_path):
     clip.main(
         config(captioned_pack, run, backbone=str(tiny_backbone), steps=1, base_lr=0.0, warmup=0.0)
     )
-    ours = backbones.load_backbone(str(run / "backbone"))
-    theirs = backbones.load_backbone(str(tiny_backbone))
+    ours = load_backbone(str(run / "backbone"))
+    theirs = load_backbone(str(tiny_backbone))
     assert equal(dict(ours.state_dict()), dict(theirs.state_dict()))
     assert ours.input_spec == theirs.input_spec
 
@@ -286,7 +287,7 @@ def test_frame_towers(captioned_pack, tmp_path, pool):
     clip.main(
         config(captioned_pack, run, video_tower="frames:ti", pool=pool, steps=2, drop_tokens=0.5)
     )
-    tower = backbones.load_backbone(str(run / "backbone"))
+    tower = load_backbone(str(run / "backbone"))
     assert tower.pool == pool and tower.input_spec.frames == 4
 
 
@@ -357,7 +358,7 @@ def test_images_alone(tmp_path):
         )
     )
     assert state["loss"] < 1.0
-    assert backbones.load_backbone(str(run / "backbone")).input_spec.frames == 1
+    assert load_backbone(str(run / "backbone")).input_spec.frames == 1
 
 
 # ------------------------------------------------------------------------------ saying no
@@ -492,7 +493,7 @@ def test_a_classical_video_tower(captioned_pack, tmp_path, monkeypatch):
     modes = modes_in_steps(monkeypatch, clip)
     clip.main(cfg)
     assert modes == [{True}] * 8  # between them it was scored
-    model = backbones.load_video_text(str(tmp_path / "run" / "backbone"))
+    model = backbones.load_video_text(str(tmp_path / "run" / "backbone"), builders())
     assert type(model.video).__name__ == "FrameNetwork"
     with pytest.raises(ValueError, match="batch normalisation"):
         clip.main(dataclasses.replace(cfg, micro_batch=2, out=str(tmp_path / "a")))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from pretrain import backbones
+from downstream.models import load_backbone
 from pretrain.clip import VideoText, backward_step, contrast
 from pretrain.optim import Muon, orthogonalise
 from pretrain.text import OpenClipText
@@ -130,7 +130,7 @@ def test_a_run_continues_and_its_backbone_is_the_cpus_too(tiny_pack, tmp_path, m
     videomae.main(dataclasses.replace(cfg, out=str(harried), resume=True))
     assert same_within(final_weights(harried), final_weights(calm), 1e-3)
     assert json.loads((calm / "log.jsonl").read_text().splitlines()[-1])["step"] == 8
-    encoder = backbones.load_backbone(str(calm / "backbone")).eval()
+    encoder = load_backbone(str(calm / "backbone")).eval()
     clips = torch.rand(2, 3, 4, 32, 32)
     with torch.no_grad():
         expected = encoder(clips)

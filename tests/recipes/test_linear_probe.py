@@ -16,9 +16,10 @@ from safetensors.numpy import load_file, save_file
 
 from downstream import features as features_module
 from downstream.features import Extraction, cached_features, extract, extract_tokens
+from downstream.models import load_backbone
 from downstream.probe import fit_linear
 from downstream.splits import choose_validation
-from pretrain.backbones import export_backbone, load_backbone
+from pretrain.backbones import export_backbone
 from pretrain.data.cache import cache_folder
 from pretrain.data.shards import Pack
 from pretrain.weights import weights_hash

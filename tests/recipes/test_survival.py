@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain import backbones, checkpoint, log
+from downstream.models import load_backbone
+from pretrain import checkpoint, log
 from pretrain.folders import claim
 from recipes import videomae
 from tests.recipes.runs import BESIDE, ROOT, equal, final_weights, launch, stop_in_step
@@ -89,11 +90,11 @@ def survive_fail_points(tmp_path: Path, data: Path, points: list[int]) -> list[P
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     calm = final_weights(tmp_path / "calm")
-    backbone = backbones.load_backbone(str(tmp_path / "calm" / "backbone")).state_dict()
+    backbone = load_backbone(str(tmp_path / "calm" / "backbone")).state_dict()
     killed = sorted(tmp_path.glob("kill-*[0-9]"))
     for run in killed:
         assert equal(final_weights(run), calm), run
-        found = backbones.load_backbone(str(run / "backbone")).state_dict()
+        found = load_backbone(str(run / "backbone")).state_dict()
         assert equal(dict(found), dict(backbone)), run
         steps = [json.loads(x)["step"] for x in (run / "log.jsonl").read_text().splitlines()]
         assert steps == [1, 2, 3, 4], run

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from downstream.models import load_backbone
 from pretrain import backbones, checkpoint
 from pretrain.data.shards import Pack
 from pretrain.loop import plan_run
@@ -53,7 +54,7 @@ def test_whole_run(undisturbed, tiny_pack):
     assert log[-1]["knn_chance"] == 0.25
     assert (undisturbed / "reconstruction.png").stat().st_size > 5000
     assert (undisturbed / "curve.png").stat().st_size > 5000
-    encoder = backbones.load_backbone(str(undisturbed / "backbone"))
+    encoder = load_backbone(str(undisturbed / "backbone"))
     trained = backbones.load_pretrained_videomae(undisturbed).encoder
     assert equal(encoder.state_dict(), trained.state_dict())
     provenance = json.loads((undisturbed / "backbone" / "config.json").read_text())["provenance"]
@@ -100,7 +101,7 @@ def test_only_what_moves(tiny_pack, tmp_path):
     """The masks choose among the tokens that move; the rest is never seen and never predicted."""
     cfg = config(tiny_pack, tmp_path / "run", moving=0.5, mask="random", dual_mask=True, steps=2)
     videomae.main(cfg)
-    encoder = backbones.load_backbone(str(tmp_path / "run" / "backbone"))
+    encoder = load_backbone(str(tmp_path / "run" / "backbone"))
     assert encoder.num_moving == 16 and encoder.grid == (2, 4, 4)
     assert (tmp_path / "run" / "reconstruction.png").stat().st_size > 5000
     model = backbones.load_pretrained_videomae(tmp_path / "run").eval()
@@ -137,7 +138,7 @@ def test_contrast_of_views_learns_resumes_and_leaves_a_plain_videomae(
     assert equal(final_weights(cut), final_weights(calm))
     assert any(name.startswith("head.") for name in final_weights(calm))  # the contrast's
 
-    encoder = backbones.load_backbone(str(calm / "backbone"))
+    encoder = load_backbone(str(calm / "backbone"))
     whole = backbones.load_pretrained_videomae(calm)
     assert equal(whole.encoder.state_dict(), encoder.state_dict())
     again = videomae.build_model(
@@ -273,7 +274,7 @@ def test_foreign_folder_is_refused(tiny_pack, tmp_path):
 def test_starting_from_a_backbone_and_from_a_run(undisturbed, tiny_pack, tmp_path):
     for name in (undisturbed, undisturbed / "backbone"):
         model = videomae.build_model(config(tiny_pack, tmp_path, backbone=str(name)))
-        trained = backbones.load_backbone(str(undisturbed / "backbone"))
+        trained = load_backbone(str(undisturbed / "backbone"))
         assert equal(model.encoder.state_dict(), trained.state_dict())
     with pytest.raises(ValueError, match="does not fit"):
         videomae.build_model(config(tiny_pack, tmp_path, backbone=str(undisturbed), depth=3))

@@ -10,11 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
+from downstream import models as families
+from downstream.models import build_model, builders
 from pretrain import backbones, checkpoint
 from pretrain import weights as weights_module
 from pretrain.backbones import export_backbone, load_backbone, load_video_text
 from pretrain.checkpoint import checkpoints, load_checkpoint, newest_valid, save_checkpoint
+from pretrain.clip import VideoText
 from pretrain.optim import make_optimizers
+from pretrain.text import fresh_text
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer
 from pretrain.weights import CheckpointError
@@ -223,15 +227,21 @@ def test_backbone_round_trip_and_refusals(tmp_path):
         load_backbone(str(folder))
 
 
-def test_a_family_is_not_taken_for_a_folder_of_others(tmp_path, monkeypatch):
-    """Where the families are not loaded, a folder of one of them is ours all the same, and its remedy another."""
-    folder = tmp_path / "backbone"
-    export_backbone(trained(1)[0].encoder, folder, {"recipe": "test"})
-    monkeypatch.delitem(backbones.BUILDERS, "VideoTransformer")
-    for load in (load_backbone, load_video_text):
-        with pytest.raises(ValueError, match=r"VideoTransformer.*downstream\.models") as caught:
-            load(str(folder))
+def test_a_family_is_not_taken_for_a_folder_of_others(tmp_path):
+    """Families are not of this package: their folders are ours all the same, and who loads them is named."""
+    folder, pair = tmp_path / "backbone", tmp_path / "pair"
+    family = build_model("frame_mean", network="test_resnet", size=32, frames=2)
+    export_backbone(family, folder, {"recipe": "test"})
+    text = fresh_text("xs", 8)
+    export_backbone(VideoText(family, text, 8, project=True, loss="infonce"), pair, {})
+    for load, place in ((load_backbone, folder), (load_backbone, pair), (load_video_text, pair)):
+        with pytest.raises(ValueError, match=r"FrameNetwork.*downstream\.models") as caught:
+            load(str(place))
         assert "hf:" not in str(caught.value)
+        assert load(str(place), builders()).state_dict().keys()
+    clip = family.input_spec.normalise(torch.zeros(1, 3, 2, 32, 32, dtype=torch.uint8))
+    for place in (folder, pair):
+        assert torch.equal(families.load_backbone(str(place))(clip), family(clip))
     with pytest.raises(ValueError, match=r"downstream\.models"):
         load_backbone("r3d_18")
     (folder / "config.json").write_text('{"model_type": "videomae"}')

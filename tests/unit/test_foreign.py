@@ -11,7 +11,7 @@ import torch
 
 from downstream import models as families
 from downstream.classifier import Classifier
-from downstream.models import build_model, load_classifier
+from downstream.models import build_model, builders, load_classifier
 from pretrain import foreign
 from pretrain.backbones import (
     export_backbone,
@@ -192,7 +192,7 @@ def test_a_hostile_export_is_refused(exports, tmp_path, monkeypatch, name):
     )
     before = peak(reset=True)
     with pytest.raises(ValueError):
-        load_export(folder)
+        load_export(folder, builders())
     assert peak() - before < 200_000  # kB
     assert not (tmp_path / "canary").exists()
 
@@ -213,7 +213,7 @@ def test_a_clip_that_no_weight_knows_costs_nothing_to_load(exports, tmp_path, ki
 
     folder = forged(exports / kind, tmp_path / "forged", apply)
     before, began = peak(reset=True), time.process_time()
-    assert load_backbone(str(folder)).input_spec.frames == change.get("frames", 16)
+    assert families.load_backbone(str(folder)).input_spec.frames == change.get("frames", 16)
     assert peak() - before < 150_000  # kB
     assert time.process_time() - began < 5
 
@@ -263,7 +263,7 @@ def refuse_network(*_):
 
 def test_honest_exports_come_back(exports):
     for folder in exports.iterdir():
-        assert load_export(folder)
+        assert load_export(folder, builders())
     assert load_classifier(str(exports / "classifier")).classes == ["nods", "waves"]
 
 
@@ -283,10 +283,10 @@ MANIFESTS = {
 def test_hostile_manifests_are_refused(exports, tmp_path, name):
     folder = forged(exports / "vit", tmp_path / "forged", lambda config: None)
     manifest = json.loads((folder / "manifest.json").read_text())
-    load_export(folder)
+    load_export(folder, builders())
     (folder / "manifest.json").write_text(json.dumps(MANIFESTS[name](manifest)))
     with pytest.raises(ValueError):
-        load_export(folder)
+        load_export(folder, builders())
 
 
 @pytest.mark.parametrize("file", ["config.json", "manifest.json", "model.safetensors"])

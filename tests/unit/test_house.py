@@ -2,6 +2,8 @@
 
 import ast
 import re
+from collections.abc import Collection
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,51 @@ def test_imports_point_one_way(path):
     room = path.relative_to(ROOT).parts[0]
     later = set(ROOMS[ROOMS.index(room) + (room != "recipes") :]) - {room}
     assert not imported(ast.parse(path.read_text())) & (later | {"recipes"})
+
+
+def modules() -> dict[str, Path]:
+    """The modules of the three rooms, by dotted name."""
+    named = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES}
+    return {name.removesuffix(".__init__"): path for name, path in named.items()}
+
+
+def edges(source: str, known: Collection[str]) -> set[str]:
+    """The modules among `known` that a module imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # What is imported from a package may be a module of it, or stand in its __init__.
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in known else node.module)
+    return found & set(known)
+
+
+def circle(graph: dict[str, set[str]]) -> str:
+    """A chain of imports that ends where it began; nothing if there is none."""
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        return " <- ".join(error.args[1])
+    return ""
+
+
+def test_no_import_goes_in_a_circle():
+    known = modules()
+    assert {"pretrain.backbones", "downstream.models", "recipes.clip"} <= known.keys()
+    graph = {name: edges(path.read_text(), known) - {name} for name, path in known.items()}
+    assert sum(map(len, graph.values())) > 100
+    assert not circle(graph)
+
+
+def test_a_circle_is_noticed():
+    known = {"a", "a.b", "a.c"}
+    sources = {"a": "from a.b import x", "a.b": "from a import c", "a.c": "def f():\n    import a"}
+    graph = {name: edges(source, known) for name, source in sources.items()}
+    assert circle(graph).count("a.c") == 1
+    assert not circle(graph | {"a.c": edges("import b\nfrom . import x", known)})
 
 
 PICKLES = {"pickle", "_pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle", "pickle5"}

@@ -13,7 +13,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from downstream.classifier import Classifier
-from downstream.models import MODELS, PUBLISHED, build_model, load_backbone, load_classifier
+from downstream.models import (
+    MODELS,
+    PUBLISHED,
+    build_model,
+    builders,
+    load_backbone,
+    load_classifier,
+)
 from downstream.models.__main__ import COSTS, count_costs, main
 from downstream.models.attention import KINDS, insert, make_block
 from downstream.models.flops import count_flops, shapes_only
@@ -381,7 +388,7 @@ def test_blocks_stand_where_they_were_put_and_are_saved(tmp_path):
     assert "images.net.bn2" in dict(efficient.named_modules())
     places = insert(efficient, "se@sums")
     assert places and all(n.startswith("images.net.blocks.") for n in places)
-    again = build(describe(model))
+    again = build(describe(model), builders())
     assert describe(again) == describe(model)
     assert [n for n, _ in again.named_parameters()] == [n for n, _ in model.named_parameters()]
 
@@ -549,7 +556,7 @@ def test_networks_of_torchvision_and_open_clip(tmp_path):
     )
     with pytest.raises(ValueError, match="3 channels"):
         EarlyFusion(network, size=32)
-    again = build(describe(model))
+    again = build(describe(model), builders())
     assert isinstance(again, FrameRNN) and isinstance(
         Inflated("test_resnet", frames=3, size=32), nn.Module
     )
