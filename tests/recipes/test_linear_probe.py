@@ -328,7 +328,7 @@ def test_leaving_one_out_says_when_the_backbone_has_seen_them(tiny_pack, tiny_ba
     fingerprint = Pack(tiny_pack).index["fingerprint"]
     export_backbone(load_backbone(str(tiny_backbone)), folder, {"data_fingerprint": fingerprint})
     answer = main(dataclasses.replace(quick, backbone=str(folder), leave_one_out=True))
-    assert "saw clips of tested subjects" in answer["notes"][-1]
+    assert any("saw clips of tested subjects" in note for note in answer["notes"])
 
 
 def test_leaving_one_out_needs_subjects(make_pack, quick):
