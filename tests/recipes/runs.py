@@ -1,6 +1,8 @@
 """Runs of a recipe: what came of them, and in processes of their own, killed as planned and started again."""
 
+import atexit
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -25,48 +27,6 @@ from pretrain.folders import claim
 lock = claim(Path(sys.argv[1]))
 print("mine", flush=True)
 sys.stdin.read()
-"""
-
-DRIVER = """
-import importlib, json, multiprocessing, os, signal, sys
-sys.path.insert(0, {root!r})
-import torch
-torch.set_num_threads(1)
-from pretrain import log, weights
-recipe = importlib.import_module({recipe!r})
-given = json.loads(sys.argv[1])
-cfg = recipe.Config(**{{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}})
-plan = json.loads(sys.argv[2])
-die = lambda: os.kill(os.getpid(), signal.SIGKILL)
-real_step, real_save, count, hashes = recipe.train_step, weights.save_file, [0], []
-rank = os.environ.get("RANK", "0")
-def step(model, *args):
-    count[0] += 1
-    mine = rank == plan.get("rank", "0")
-    if count[0] == plan.get("die_in_step") and mine:
-        die()
-    if count[0] == plan.get("kill_worker_in_step") and mine:
-        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-    spoil = None
-    if count[0] == plan.get("nan_in_step") and mine:
-        spoil = next(model.parameters()).register_hook(lambda g: g * float("nan"))
-    result = real_step(model, *args)
-    if spoil:
-        spoil.remove()
-    if plan.get("hashes"):
-        hashes.append(weights.weights_hash(model))
-        with open(plan["hashes"] + "/hashes-" + rank + ".json", "w") as file:
-            json.dump(hashes, file)
-    return result
-def save_file(tensors, path):
-    real_save(tensors, path)
-    if plan.get("die_in_save") and count[0] >= plan["die_in_save"] and "optimizer" in str(path):
-        with open(path, "r+b") as file:
-            file.truncate(100)
-        die()
-recipe.train_step, weights.save_file = step, save_file
-recipe.draw_figure = log.curve_figure = lambda *_: ""  # which take longer than such runs
-recipe.main(cfg)
 """
 
 
@@ -107,17 +67,15 @@ def equal(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def write_driver(tmp_path: Path, cfg) -> Path:
-    """A script that runs the recipe whose configuration `cfg` is."""
-    script = tmp_path / "driver.py"
-    script.write_text(DRIVER.format(root=str(ROOT), recipe=type(cfg).__module__))
-    return script
+def arguments(cfg, plan: dict) -> list:
+    """Those of `host.train` for the recipe whose configuration `cfg` is."""
+    return [type(cfg).__module__, dataclasses.asdict(cfg), plan]
 
 
-def torchrun(processes: int) -> list[str]:
-    """How a script is started in several processes, on a port that is free."""
-    alone = ["--standalone", "--local-addr", "localhost"]
-    return ["-m", "torch.distributed.run", *alone, "--nproc-per-node", str(processes)]
+def program(cfg) -> list[str]:
+    """The command that runs a recipe by itself, without a plan, behind the interpreter's name."""
+    given = json.dumps(arguments(cfg, {}))
+    return ["-m", "tests.recipes.host", "tests.recipes.host", "train", given]
 
 
 def wait_until(process: subprocess.Popen, happened: Callable[[], object]) -> None:
@@ -130,15 +88,43 @@ def wait_until(process: subprocess.Popen, happened: Callable[[], object]) -> Non
         time.sleep(0.05)
 
 
+@functools.cache
+def host() -> subprocess.Popen:
+    """The process from which others are forked; it ends with this one."""
+    started = subprocess.Popen(
+        [sys.executable, "-m", "tests.recipes.host"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    atexit.register(started.communicate)
+    return started
+
+
+def in_processes(
+    folder: Path, processes: int, module: str, function: str, *given
+) -> subprocess.CompletedProcess:
+    """Call a function in processes of its own, which are one group of torch.distributed; they may die.
+
+    Args:
+        folder: for what they say.
+        processes: how many.
+        module: that of the function.
+        function: its name.
+        given: its arguments, as JSON can hold them.
+    """
+    files = {name: str(folder / f"{name}.txt") for name in ("stdout", "stderr")}
+    for name in files.values():
+        Path(name).unlink(missing_ok=True)
+    about = {"module": module, "function": function, "arguments": given, "processes": processes}
+    print(json.dumps(about | files), file=host().stdin, flush=True)
+    status = int(host().stdout.readline())
+    said = (Path(name).read_text() for name in files.values())
+    return subprocess.CompletedProcess([module, function], status, *said)
+
+
 def launch(tmp_path: Path, cfg, plan: dict, processes: int = 1) -> subprocess.CompletedProcess:
     """Run the recipe in processes of its own."""
-    script = write_driver(tmp_path, cfg)
-    start = [sys.executable, *(torchrun(processes) if processes > 1 else [])]
-    command = [*start, str(script), json.dumps(dataclasses.asdict(cfg)), json.dumps(plan)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=900, env=environment, check=False
-    )
+    tmp_path.mkdir(exist_ok=True)
+    return in_processes(tmp_path, processes, "tests.recipes.host", "train", *arguments(cfg, plan))
 
 
 def run_calm_and_harried(tmp_path: Path, cfg, plans: list[dict], processes: int) -> None:

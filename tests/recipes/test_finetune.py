@@ -3,6 +3,9 @@
 import csv
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,10 +25,12 @@ from pretrain.names import from_csv
 from recipes import compare, convert, finetune, predict
 from tests.conftest import draw_motion, motion_rows, write_video
 from tests.recipes.runs import (
+    ROOT,
     equal,
     final_weights,
     launch,
     modes_in_steps,
+    program,
     run_calm_and_harried,
     stop_in_step,
 )
@@ -144,8 +149,13 @@ def test_killed_and_started_again(tiny_pack, tmp_path):
 
 
 def test_two_processes(tiny_pack, tmp_path):
+    """Started by torchrun itself, as by a user; other tests start theirs in less time."""
     cfg = config(tiny_pack, tmp_path / "run", val="hold-out", val_every=3, micro_batch=2)
-    done = launch(tmp_path, cfg, {}, processes=2)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, "--local-addr", "localhost", *program(cfg)], cwd=ROOT, capture_output=True,
+        text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["num_train"] == 24 and "2 processes x 2 micro-batches x 2 clips" in done.stdout

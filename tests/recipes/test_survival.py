@@ -20,57 +20,6 @@ from recipes import videomae
 from tests.recipes.runs import BESIDE, ROOT, equal, final_weights, launch, stop_in_step
 from tests.recipes.test_videomae import config
 
-# Runs a recipe in a fork, killed at the n-th operation on the disk, and then again in another one, to the end.
-FAIL_POINTS = """
-import json, os, signal, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from pretrain import backbones, log
-from recipes import videomae
-videomae.draw_figure = log.curve_figure = lambda *_: ""
-cfg, points = json.loads(sys.argv[1]), json.loads(sys.argv[2])
-cfg = {k: tuple(v) if isinstance(v, list) else v for k, v in cfg.items()}
-
-def run(out, kill_at):
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    seen = []
-    def counted(name, real, before=lambda *a: None):
-        def call(*args, **kwargs):
-            seen.append(name)
-            if len(seen) == kill_at:
-                before(*args)
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*args, **kwargs)
-        return call
-    for name in ("replace", "fsync", "mkdir"):
-        setattr(os, name, counted(name, getattr(os, name)))
-    def half(run_log, step, values):
-        with open(run_log.path, "a") as file:
-            file.write('{"step": %d, "lo' % step)
-    log.RunLog.write = counted("log", log.RunLog.write, half)
-    status = 1
-    try:
-        videomae.main(videomae.Config(**cfg | {"out": out}))
-        status = 0
-    finally:
-        Path(out + ".seen").write_text(json.dumps(seen))
-        sys.stdout.flush()
-        os._exit(status)
-
-base = sys.argv[3]
-assert run(f"{base}/calm", 0) == 0
-seen = json.loads(Path(f"{base}/calm.seen").read_text())
-points = points or range(1, len(seen) + 1)
-for n in points:
-    n = n if n > 0 else len(seen) + 1 + n
-    out = f"{base}/kill-{n}"
-    assert run(out, n) == -signal.SIGKILL, n
-    assert run(out, 0) == 0, n
-"""
-
 
 @pytest.fixture(scope="module", autouse=True)
 def no_pictures():
@@ -82,13 +31,21 @@ def no_pictures():
 
 
 def survive_fail_points(tmp_path: Path, data: Path, points: list[int]) -> list[Path]:
+    """Runs killed at the n-th operation on the disk (negative: from the last) and then run again, to the end."""
     cfg = config(data, "", steps=4, save_every=2, knn_every=0)
-    command = [sys.executable, "-c", FAIL_POINTS, json.dumps(dataclasses.asdict(cfg))]
-    done = subprocess.run(
-        [*command, json.dumps(points), str(tmp_path)], capture_output=True, text=True, timeout=1500,
-        check=False, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+
+    def run(name: str, kill_at: int = 0) -> int:
+        plan = {"die_in_operation": kill_at, "operations": str(tmp_path / f"{name}.json")}
+        done = launch(tmp_path, dataclasses.replace(cfg, out=str(tmp_path / name)), plan)
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
+        return done.returncode
+
+    assert run("calm") == 0
+    operations = len(json.loads((tmp_path / "calm.json").read_text()))
+    for n in points or range(1, operations + 1):
+        n = n if n > 0 else operations + 1 + n
+        assert run(f"kill-{n}", n) == -signal.SIGKILL
+        assert run(f"kill-{n}") == 0
     calm = final_weights(tmp_path / "calm")
     backbone = load_backbone(str(tmp_path / "calm" / "backbone")).state_dict()
     killed = sorted(tmp_path.glob("kill-*[0-9]"))

@@ -20,10 +20,10 @@ from tests.recipes.runs import (
     equal,
     final_weights,
     launch,
+    program,
     run_calm_and_harried,
     stop_in_step,
     wait_until,
-    write_driver,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -345,11 +345,9 @@ def test_ten_kills(tiny_pack, tmp_path, processes):
 def test_sigterm_to_the_whole_group_saves(tiny_pack, tmp_path):
     run = tmp_path / "run"
     cfg = config(tiny_pack, run, steps=100_000, num_workers=1, save_every=100_000, knn_every=0)
-    script = write_driver(tmp_path, cfg)
     process = subprocess.Popen(
-        [sys.executable, str(script), json.dumps(dataclasses.asdict(cfg)), "{}"],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        [sys.executable, *program(cfg)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     wait_until(process, (run / "log.jsonl").exists)
     os.killpg(process.pid, signal.SIGTERM)  # the whole group, decoding workers included

@@ -1,0 +1,169 @@
+"""Functions in processes of their own, forked from one that has imported everything: an import takes longer than they do.
+
+`python -m tests.recipes.host` serves jobs, a line of JSON each, until its standard input ends.
+`python -m tests.recipes.host MODULE FUNCTION JSON` calls one function in this process, as torchrun starts it.
+"""
+
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+from torch.distributed import TCPStore
+
+SECONDS = 900.0  # for a job
+GRACE = 60.0  # for the others once one has failed, before they are killed as torchrun does
+
+
+def train(recipe: str, given: dict, plan: dict) -> None:
+    """Run a recipe and let planned things happen to it.
+
+    Args:
+        recipe: its module.
+        given: the fields of its configuration.
+        plan: what happens, and to which `rank` (0): `die_in_step`, `kill_worker_in_step`, `nan_in_step`, `die_in_save`:
+            the number of the step; `die_in_operation`: of the operation on the disk, with the names of all of them
+            written to `operations` at the end; `hashes`: a folder, to which those of the weights after each step go.
+    """
+    from pretrain import checkpoint, log
+
+    module = importlib.import_module(recipe)
+    rank, count, hashes = os.environ.get("RANK", "0"), 0, []
+    mine = rank == plan.get("rank", "0")
+    real_step, real_save = module.train_step, checkpoint.save_file
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def step(model, *args):
+        nonlocal count
+        count += 1
+        if mine and count == plan.get("die_in_step"):
+            die()
+        if mine and count == plan.get("kill_worker_in_step"):
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        spoil = None
+        if mine and count == plan.get("nan_in_step"):
+            spoil = next(model.parameters()).register_hook(lambda g: g * float("nan"))
+        result = real_step(model, *args)
+        if spoil:
+            spoil.remove()
+        if "hashes" in plan:
+            hashes.append(checkpoint.weights_hash(model))
+            Path(plan["hashes"], f"hashes-{rank}.json").write_text(json.dumps(hashes))
+        return result
+
+    def save_file(tensors, path):
+        real_save(tensors, path)
+        if plan.get("die_in_save", count + 1) <= count and "optimizer" in str(path):
+            os.truncate(path, 100)
+            die()
+
+    operations = []
+
+    def counted(name: str, real, before=lambda *_: None):
+        def call(*args, **kwargs):
+            operations.append(name)
+            if len(operations) == plan.get("die_in_operation"):
+                before(*args)
+                die()
+            return real(*args, **kwargs)
+
+        return call
+
+    def half_a_line(run_log, step, _) -> None:
+        with open(run_log.path, "a") as file:
+            file.write(f'{{"step": {step}, "lo')
+
+    module.train_step, checkpoint.save_file = step, save_file
+    module.draw_figure = log.curve_figure = lambda *_: ""  # which take longer than such runs
+    if "operations" in plan:
+        for name in ("replace", "fsync", "mkdir"):
+            setattr(os, name, counted(name, getattr(os, name)))
+        log.RunLog.write = counted("log", log.RunLog.write, half_a_line)
+    module.main(
+        module.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    )
+    if "operations" in plan:
+        Path(plan["operations"]).write_text(json.dumps(operations))
+
+
+def call(module: str, function: str, arguments: list) -> int:
+    """Call a function; returns the status with which a program would end."""
+    try:
+        getattr(importlib.import_module(module), function)(*arguments)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def child(job: dict, rank: int, port: int) -> int:
+    """What one of a job's processes does; its output goes to the job's files."""
+    for number, (name, flags) in enumerate(
+        [
+            (os.devnull, os.O_RDONLY),
+            (job["stdout"], os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+            (job["stderr"], os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+        ]
+    ):
+        os.dup2(os.open(name, flags), number)
+    if job["processes"] > 1:
+        # As under torchrun: the store is the launcher's.
+        world = {"WORLD_SIZE": job["processes"], "LOCAL_WORLD_SIZE": job["processes"]}
+        place = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        about = world | place | {"TORCHELASTIC_USE_AGENT_STORE": True}
+        os.environ.update({key: str(value) for key, value in about.items()})
+    status = call(job["module"], job["function"], job["arguments"])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status
+
+
+def run(job: dict) -> int:
+    """Run a job in its processes; returns the first status that is not 0."""
+    importlib.import_module(job["module"])
+    if job["function"] == "train":
+        importlib.import_module(job["arguments"][0])
+    several = job["processes"] > 1
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if several else None
+    port = store.port if store else 0
+    running = set()
+    for rank in range(job["processes"]):
+        if (pid := os.fork()) == 0:
+            os._exit(child(job, rank, port))
+        running.add(pid)
+    first, end = 0, time.monotonic() + SECONDS
+    while running:
+        for pid in list(running):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                running.remove(pid)
+                first = first or os.waitstatus_to_exitcode(status)
+                if first:
+                    end = min(end, time.monotonic() + GRACE)
+            elif time.monotonic() > end:
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    return first
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    if words := sys.argv[1:]:
+        module, function, arguments = words
+        sys.exit(call(module, function, json.loads(arguments)))
+    for line in sys.stdin:
+        print(run(json.loads(line)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
