@@ -1,5 +1,6 @@
 """Contrastive losses, the contrast of views and Muon on as many processes as there are: what each gives, as a file."""
 
+from copy import deepcopy
 from functools import partial
 
 import torch
@@ -21,7 +22,9 @@ def main(out: str) -> None:
     """Write losses and gradients to `out`, and each process's weights after Muon beside it."""
     accelerator = Accelerator(cpu=True)
     world, rank = accelerator.num_processes, accelerator.process_index
+    torch.manual_seed(0)
     text_cfg = {"context_length": 6, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}
+    text = OpenClipText({"embed_dim": 12, "text_cfg": text_cfg, "quick_gelu": False})
     results = {}
     generator = torch.Generator().manual_seed(1)
     video = torch.randint(0, 256, (GLOBAL, 3, 4, 16, 16), generator=generator, dtype=torch.uint8)
@@ -34,8 +37,7 @@ def main(out: str) -> None:
                     continue
                 torch.manual_seed(0)
                 tower = VideoTransformer(24, 1, 2, frames=4, size=16, patch=8)
-                text = OpenClipText({"embed_dim": 12, "text_cfg": text_cfg, "quick_gelu": False})
-                model = VideoText(tower, text, 10, project=True, loss=loss).to(dtype)
+                model = VideoText(tower, deepcopy(text), 10, project=True, loss=loss).to(dtype)
                 bare, model = model, accelerator.prepare_model(model)
                 size = GLOBAL // world // passes
                 rows = torch.arange(GLOBAL).reshape(passes, world, size)[:, rank]

@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from torch.distributed import TCPStore
 
+# What recipes import late, and takes seconds.
+LATE = ("open_clip", "torch._dynamo", "transformers.models.videomae.modeling_videomae")
 SECONDS = 900.0  # for a job
 GRACE = 60.0  # for the others once one has failed, before they are killed as torchrun does
 
@@ -31,12 +33,12 @@ def train(recipe: str, given: dict, plan: dict) -> None:
             the number of the step; `die_in_operation`: of the operation on the disk, with the names of all of them
             written to `operations` at the end; `hashes`: a folder, to which those of the weights after each step go.
     """
-    from pretrain import checkpoint, log
+    from pretrain import log, weights
 
     module = importlib.import_module(recipe)
     rank, count, hashes = os.environ.get("RANK", "0"), 0, []
     mine = rank == plan.get("rank", "0")
-    real_step, real_save = module.train_step, checkpoint.save_file
+    real_step, real_save = module.train_step, weights.save_file
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -55,7 +57,7 @@ def train(recipe: str, given: dict, plan: dict) -> None:
         if spoil:
             spoil.remove()
         if "hashes" in plan:
-            hashes.append(checkpoint.weights_hash(model))
+            hashes.append(weights.weights_hash(model))
             Path(plan["hashes"], f"hashes-{rank}.json").write_text(json.dumps(hashes))
         return result
 
@@ -81,7 +83,7 @@ def train(recipe: str, given: dict, plan: dict) -> None:
         with open(run_log.path, "a") as file:
             file.write(f'{{"step": {step}, "lo')
 
-    module.train_step, checkpoint.save_file = step, save_file
+    module.train_step, weights.save_file = step, save_file
     module.draw_figure = log.curve_figure = lambda *_: ""  # which take longer than such runs
     if "operations" in plan:
         for name in ("replace", "fsync", "mkdir"):
@@ -161,6 +163,8 @@ def main() -> None:
     if words := sys.argv[1:]:
         module, function, arguments = words
         sys.exit(call(module, function, json.loads(arguments)))
+    for name in LATE:
+        importlib.import_module(name)
     for line in sys.stdin:
         print(run(json.loads(line)), flush=True)
 
