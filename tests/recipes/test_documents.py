@@ -9,7 +9,7 @@ import importlib
 import re
 import shlex
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def commands_of(text: str) -> list[str]:
     lines = [
         line
         for block in re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S)
-        for line in block.splitlines()
+        for line in re.sub(r"\\\n *", "", block).splitlines()
     ]
     return [re.sub(r"\s+#.*", "", part) for line in lines for part in line.split(" && ")]
 
@@ -157,6 +157,22 @@ def test_all_commands_parse():
 
 def test_every_rule_has_a_command():
     assert {rule_of(c).pattern for c in COMMANDS} == {rule.pattern for rule in RULES}
+
+
+# Flags of other programs that the guides name in their text.
+OTHERS = {"cpu", "num_processes", "quiet", "config_file", "help", "write"}
+
+
+def test_flags_in_the_text_are_there():
+    known = {
+        field.name
+        for path in (ROOT / "recipes").glob("*.py")
+        for field in fields(importlib.import_module(f"recipes.{path.stem}").Config)
+    }
+    for name, text in TEXTS.items():
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+        named = {flag.replace("-", "_") for flag in re.findall(r"--([a-z][\w-]*)", prose)}
+        assert named <= known | OTHERS, (name, named - known - OTHERS)
 
 
 @pytest.fixture(scope="module")
