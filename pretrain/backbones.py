@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ from pretrain.interop.openclip import PREFIX as OPEN_CLIP
 from pretrain.interop.openclip import default_tower, load_open_clip, video_text
 from pretrain.interop.videomae import load_foreign
 from pretrain.names import for_screen
-from pretrain.spec import Backbone
+from pretrain.spec import Backbone, Rebuildable
 from pretrain.text import HuggingFaceText, OpenClipText
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer, weights_follow
@@ -36,6 +37,8 @@ from pretrain.weights import (
     weights_hash,
     write_folder,
 )
+
+Model = TypeVar("Model", bound=nn.Module)
 
 # What a config.json may name: class name -> class. These are the ones in this package; `downstream.models.builders` adds the
 # model families, and who loads one of those hands its table to the functions here.
@@ -53,6 +56,7 @@ def parts_of(builder: Callable[..., nn.Module]) -> tuple[str, ...]:
 
 def describe(model: nn.Module) -> dict:
     """What `build` makes the same architecture of: the name of a class and its arguments."""
+    assert isinstance(model, Rebuildable)
     parts = {part: describe(getattr(model, part)) for part in parts_of(type(model))}
     return {"builder": type(model).__name__, "arguments": model.arguments | parts}
 
@@ -71,7 +75,8 @@ def check_description(
     Raises:
         ValueError: it names no builder, or arguments that are not its own, or beyond all bounds.
     """
-    name = description.get("builder") if isinstance(description, dict) else None
+    description = description if isinstance(description, dict) else {}
+    name = description.get("builder")
     if not isinstance(name, str):
         raise ValueError(f"{where} names no builder of ours but {name!r:.80}")
     if name not in builders:
@@ -83,6 +88,7 @@ def check_description(
     if nested and parts:
         raise ValueError(f"{where} is a {name}, which cannot be a part of another model")
     check_arguments(builders[name], arguments, where, parts)
+    assert isinstance(arguments, dict)  # or it was refused
     for part in parts:
         check_description(arguments.get(part), f"{where}: {part}", builders, nested=True)
 
@@ -151,7 +157,7 @@ def provenance_of(name: str) -> dict | str:
     return read_backbone_config(Path(name))["provenance"] if is_folder(name) else name
 
 
-def _build_to_fit(make: Callable[[], nn.Module], folder: Path) -> nn.Module:
+def _build_to_fit(make: Callable[[], Model], folder: Path) -> Model:
     """Build a model for the weights in `folder`, once its shapes are known to be theirs, and load them."""
     with weights_follow():
         try:
@@ -211,7 +217,9 @@ def load_backbone(name: str, builders: Builders = BUILDERS) -> Backbone:
         )
     model = load_export(folder, builders)
     parts = parts_of(type(model))
-    return getattr(model, parts[0]) if parts else model
+    encoder = getattr(model, parts[0]) if parts else model
+    assert isinstance(encoder, Backbone)
+    return encoder
 
 
 def load_video_text(name: str, builders: Builders = BUILDERS) -> VideoText:
@@ -242,13 +250,16 @@ def load_video_text(name: str, builders: Builders = BUILDERS) -> VideoText:
         )
     if read_backbone_config(Path(name))["builder"] != "VideoText":
         raise ValueError(f"{name} has no text tower; {remedy}")
-    return load_export(Path(name), builders)
+    towers = load_export(Path(name), builders)
+    assert isinstance(towers, VideoText)
+    return towers
 
 
 def fresh_like(model: nn.Module, seed: int) -> nn.Module:
     """The same architecture with newly drawn weights, in evaluation mode: the baseline every probe is shown beside."""
 
     def again(model: nn.Module) -> nn.Module:
+        assert isinstance(model, Rebuildable)
         parts = {part: again(getattr(model, part)) for part in parts_of(type(model))}
         return type(model)(**model.arguments | parts)
 

@@ -17,6 +17,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.spec import Backbone, Selective
+from pretrain.text import TextTower
+
 MAX_LOG_SCALE = math.log(100)  # as published: the scale never passes 100
 LOSSES = ("infonce", "siglip", "classes")
 # Logarithm of the scale, and bias, at the start: CLIP 1/0.07; SigLIP 10 and -10.
@@ -44,21 +47,24 @@ class VideoText(nn.Module):
 
     parts = ("video", "text")  # arguments that are models, see `pretrain.backbones`
 
-    def __init__(self, video: nn.Module, text: nn.Module, dim: int, project: bool, loss: str):
+    def __init__(self, video: nn.Module, text: TextTower, dim: int, project: bool, loss: str):
         super().__init__()
         if loss not in LOSSES:
             raise ValueError(f"--loss {loss!r} is not one of {', '.join(LOSSES)}")
+        assert isinstance(video, Backbone)
         if not project and not video.embed_dim == text.embed_dim == dim:
             raise ValueError(
                 f"towers of {video.embed_dim} and {text.embed_dim} outputs need a projection to meet"
             )
         self.arguments = {"dim": dim, "project": project, "loss": loss}
         self.video, self.text = video, text
-        self.video_proj, self.text_proj = nn.Identity(), nn.Identity()
+        self.video_proj: nn.Module = nn.Identity()
+        self.text_proj: nn.Module = nn.Identity()
         if project:
-            self.video_proj = nn.Linear(video.embed_dim, dim, bias=False)
-            self.text_proj = nn.Linear(text.embed_dim, dim, bias=False)
-            for layer in (self.video_proj, self.text_proj):
+            widths = (video.embed_dim, text.embed_dim)
+            layers = [nn.Linear(width, dim, bias=False) for width in widths]
+            self.video_proj, self.text_proj = layers
+            for layer in layers:
                 nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
         scale, bias = STARTS[loss]
         self.log_scale = nn.Parameter(torch.tensor(scale))
@@ -74,6 +80,7 @@ class VideoText(nn.Module):
         if visible is None:
             pooled = self.video(video)
         else:
+            assert isinstance(self.video, Selective)  # recipes ask before
             pooled = self.video.forward_visible(video, visible)
         return _unit(self.video_proj(pooled))
 
@@ -223,11 +230,11 @@ def contrast(
     with torch.no_grad():
         pairs = to_text[rows, own].mean() / scale
         others = (to_text * ~same).sum() / (~same).sum().clamp(min=1) / scale
-        hits = [
+        found, found_back = (
             same[rows, logits.argmax(1)].to(value.dtype).mean() for logits in (to_text, to_video)
-        ]
+        )
         duplicates = torch.as_tensor(len(all_groups) - len(all_groups.unique()))
-    return Contrast(value, *hits, pairs - others, duplicates.to(value.device))
+    return Contrast(value, found, found_back, pairs - others, duplicates.to(value.device))
 
 
 def against_classes(video: Tensor, text: Tensor, scale: Tensor, targets: Tensor) -> Contrast:
@@ -277,7 +284,8 @@ def backward_classes(
             [t.detach() for t in (part.loss, part.video_to_text, part.text_to_video, part.gap)]
         )
     means = torch.stack([torch.stack(values) for values in parts]).mean(0)
-    return Contrast(*means, part.duplicates)
+    value, found, found_back, gap = means
+    return Contrast(value, found, found_back, gap, part.duplicates)
 
 
 LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Contrast]
@@ -305,7 +313,8 @@ def backward_step(
     ]
     groups = torch.cat([b.pop("groups") for b in batches])
     if len(batches) == 1:
-        result = loss(*model(**batches[0]), groups)
+        video, text, scale, bias = model(**batches[0])
+        result = loss(video, text, scale, bias, groups)
         accelerator.backward(result.loss)
         return result
 
@@ -317,10 +326,10 @@ def backward_step(
             states.append(_random_state(device))
             outputs.append(model(**batch))
     # ---- the loss, and its gradient at every embedding
-    parts = [torch.cat([o[i] for o in outputs]).requires_grad_() for i in (0, 1)]
-    scalars = [outputs[0][i].detach().clone().requires_grad_() for i in (2, 3)]
-    result = loss(*parts, *scalars, groups)
-    wanted = torch.autograd.grad(result.loss, [*parts, *scalars], allow_unused=True)
+    video, text = (torch.cat([o[i] for o in outputs]).requires_grad_() for i in (0, 1))
+    scale, bias = scalars = [outputs[0][i].detach().clone().requires_grad_() for i in (2, 3)]
+    result = loss(video, text, scale, bias, groups)
+    wanted = torch.autograd.grad(result.loss, [video, text, scale, bias], allow_unused=True)
     sizes = [len(o[0]) for o in outputs]
     video_grads, text_grads = (g.split(sizes) for g in wanted[:2])
     scalar_grads = [torch.zeros_like(s) if g is None else g for s, g in zip(scalars, wanted[2:], strict=True)]  # fmt: skip

@@ -14,13 +14,17 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from pretrain.files import is_folder, is_there, no_folder, parse_json
 from pretrain.names import did_you_mean
+
+if TYPE_CHECKING:
+    from open_clip import CustomTextCLIP
+    from transformers import PreTrainedModel
 
 Rule = Callable[[object], bool]
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
@@ -318,7 +322,7 @@ def check_open_clip(config: object, where: str) -> None:
 
 def build_open_clip(
     vision: dict | None = None, text: dict | None = None, bias: bool = False
-) -> nn.Module:
+) -> "CustomTextCLIP":
     """An open_clip model with fresh weights.
 
     open_clip builds its towers in pairs; one that is not asked for is a tiny one.
@@ -375,7 +379,7 @@ def listed_open_clip(model: str) -> dict:
     return config
 
 
-def listed_open_clip_model(model: str, weights: str | None, quick_gelu: bool) -> nn.Module:
+def listed_open_clip_model(model: str, weights: str | None, quick_gelu: bool) -> "CustomTextCLIP":
     """A model in open_clip's own list, with two separate towers.
 
     Args:
@@ -459,7 +463,7 @@ def _nested(inner: Rule) -> Rule:
     return lambda v: isinstance(v, dict) and len(v) <= 64 and all(map(inner, v.values()))
 
 
-def build_text_model(config: dict) -> nn.Module:
+def build_text_model(config: dict) -> "PreTrainedModel":
     """A text encoder of transformers with fresh weights.
 
     Args:
@@ -480,7 +484,7 @@ def build_text_model(config: dict) -> nn.Module:
         raise ValueError(f"transformers cannot build this text model: {_first(error)}") from error
 
 
-def fetch_text_model(name: str) -> tuple[nn.Module, dict, object]:
+def fetch_text_model(name: str) -> tuple["PreTrainedModel", dict, object]:
     """A text encoder by its name on the Hugging Face hub, or its folder, with weights.
 
     Returns:

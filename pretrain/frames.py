@@ -40,6 +40,8 @@ class TemporalTransformer(nn.Module):
     here in the blocks: their last layers start at zero, so that it starts as the identity.
     """
 
+    positions: Tensor
+
     def __init__(self, dim: int, frames: int, depth: int):
         super().__init__()
         self.register_buffer("positions", sinusoid_table(frames, dim), persistent=False)
@@ -47,6 +49,7 @@ class TemporalTransformer(nn.Module):
         heads -= next(i for i in range(heads) if dim % (heads - i) == 0)
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
         for block in self.blocks:
+            assert isinstance(block, Block)
             nn.init.zeros_(block.attn.proj.weight)
             nn.init.zeros_(block.attn.proj.bias)
             nn.init.zeros_(block.fc2.weight)
@@ -115,7 +118,7 @@ class FrameTower(nn.Module):
         self.input_spec = InputSpec(
             frames, stride, size, {"rgb": Stream(tuple(mean), tuple(std), interpolation)}
         )
-        self.over_time = nn.Identity()
+        self.over_time: nn.Module = nn.Identity()
         if pool == "attention":
             self.over_time = AttentionPool(self.embed_dim)
         elif pool == "temporal":

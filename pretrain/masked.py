@@ -7,11 +7,13 @@ replaced by a learned one and every step costs a whole forward and backward pass
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.spec import Backbone
 from pretrain.videomae import normalise_target
 from pretrain.vit import patchify, take_tokens, unpatchify
 
@@ -34,6 +36,7 @@ class MaskedPixels(nn.Module):
 
     def __init__(self, encoder: nn.Module, tubelet: int, patch: int, target_eps: float = 1e-6):
         super().__init__()
+        assert isinstance(encoder, Backbone)
         spec = encoder.input_spec
         if set(spec.streams) != {"rgb"} or spec.streams["rgb"].still != "keep":
             raise ValueError(
@@ -54,7 +57,8 @@ class MaskedPixels(nn.Module):
         side = spec.size // patch
         self.grid = (spec.frames // tubelet, side, side)
         lengths = (spec.frames, spec.size, spec.size)
-        self.cell = tuple(-(-n // g) for n, g in zip(lengths, encoder.grid, strict=True))
+        t, h, w = (-(-n // g) for n, g in zip(lengths, encoder.grid, strict=True))
+        self.cell = (t, h, w)
         values = 3 * math.prod(self.cell)
         if encoder.embed_dim * values > MOST_DECODER:
             raise ValueError(
@@ -65,7 +69,7 @@ class MaskedPixels(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
         self.mask_token = nn.Parameter(torch.zeros(3 * tubelet * patch**2))
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "encoder": encoder.arguments,
             "masked": {"tubelet": tubelet, "patch": patch, "target_eps": target_eps},
         }
@@ -99,9 +103,8 @@ class MaskedPixels(nn.Module):
         tokens = self.encoder.forward_features(
             unpatchify(seen, self.grid, self.tubelet, self.patch)
         )
-        t, h, w = self.cell
         painted = self.head(tokens)  # (B, N, t h w C), painted over the grid and cut to the clip
-        painted = unpatchify_cells(painted, self.encoder.grid, (t, h, w))
+        painted = unpatchify_cells(painted, self.encoder.grid, self.cell)
         frames, size = self.encoder.input_spec.frames, self.encoder.input_spec.size
         painted = painted[:, :, :frames, :size, :size]
         prediction = take_tokens(patchify(painted, self.tubelet, self.patch), masked)

@@ -5,7 +5,7 @@ A clip has named streams: "rgb", three colours; or "flow", two axes of motion. B
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, overload, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -148,6 +148,12 @@ class InputSpec:
             clip = {name: part.to(device, non_blocking=True) for name, part in clip.items()}
         return self._plain(clip)
 
+    @overload
+    def normalise(self, clip: Tensor) -> Tensor: ...
+
+    @overload
+    def normalise(self, clip: Mapping[str, Tensor]) -> Clip: ...
+
     def normalise(self, clip: Clip) -> Clip:
         """Turn uint8 clips into what the backbone sees: float, normalised.
 
@@ -230,3 +236,19 @@ class Backbone(Protocol):
     def forward(self, clip: Any, /) -> Tensor:
         """Clips to one embedding each (B, D)."""
         ...
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """A backbone that can be shown some of its tokens only."""
+
+    def forward_visible(self, video: Tensor, visible: Tensor, /) -> Tensor:
+        """Clips and the tokens to look at (B, K) to one embedding each (B, D)."""
+        ...
+
+
+@runtime_checkable
+class Rebuildable(Protocol):
+    """A model that says what its class is called with to build it again."""
+
+    arguments: dict[str, Any]

@@ -6,6 +6,7 @@ captions, L tokens, D width of an embedding.
 
 import functools
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,17 @@ class ClipTokenizer:
             words = [pairs.sot_token_id, *words, pairs.eot_token_id]
             row[: len(words)] = torch.tensor(words)
         return tokens, cut
+
+
+class Tokenizer(Protocol):
+    """Captions to token numbers (B, L), and which of them were cut; `pad` fills rows up."""
+
+    context_length: int
+    pad: int
+
+    def __call__(self, texts: list[str], /) -> tuple[Tensor, list[bool]]:
+        """Token numbers, and which captions were cut."""
+        ...
 
 
 class HubTokenizer:
@@ -145,7 +157,7 @@ class OpenClipText(nn.Module):
             blank = fast.sep_token_id if tokenizer["strip_sep"] else None
             clean = foreign.clean_caption(tokenizer["clean"])
             known = self.tower.token_embedding.num_embeddings
-            self.tokenizer = HubTokenizer(fast, known, context, clean, blank)
+            self.tokenizer: Tokenizer = HubTokenizer(fast, known, context, clean, blank)
         else:
             self.tokenizer = ClipTokenizer(context)
         # What follows a caption's end changes nothing only where nothing looks ahead.
@@ -187,8 +199,9 @@ class HuggingFaceText(nn.Module):
         self.tower = foreign.build_text_model(config)
         self.embed_dim, self.trims = self.tower.config.hidden_size, True
         fast = foreign.build_tokenizer(tokenizer, special)
-        known = self.tower.get_input_embeddings().num_embeddings
-        self.tokenizer = HubTokenizer(fast, known, context_length)
+        known = self.tower.get_input_embeddings()
+        assert isinstance(known, nn.Embedding)
+        self.tokenizer = HubTokenizer(fast, known.num_embeddings, context_length)
 
     @classmethod
     def from_name(cls, name: str, context_length: int = 77) -> "HuggingFaceText":
@@ -212,7 +225,11 @@ class HuggingFaceText(nn.Module):
         return (states * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
-def trim(tokens: Tensor, text: nn.Module) -> Tensor:
+# A tower with `embed_dim`, `tokenizer` and `trims`.
+TextTower = OpenClipText | HuggingFaceText
+
+
+def trim(tokens: Tensor, text: TextTower) -> Tensor:
     """Cut token rows (B, L) to the longest caption among them, if the tower allows it."""
     if not text.trims:
         return tokens

@@ -8,6 +8,7 @@ are seen by the encoder, M masked tokens are predicted. In a mask True means mas
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from pretrain.vit import (
     take_tokens,
     unpatchify,
 )
+
+if TYPE_CHECKING:
+    from pretrain.masked import MaskedPixels
 
 # Decoder width, depth, heads published for each encoder size. XS and Ti are ours.
 DECODERS = {
@@ -164,6 +168,10 @@ class VideoMAE(nn.Module):
         target_eps: see `normalise_target`.
     """
 
+    decoder_pos: Tensor
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         encoder: VideoTransformer,
@@ -179,7 +187,7 @@ class VideoMAE(nn.Module):
             )
         self.target_eps = target_eps
         # What rebuilds it all; written into checkpoints.
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "encoder": encoder.arguments,
             "decoder": {
                 "decoder_dim": decoder_dim, "decoder_depth": decoder_depth,
@@ -276,7 +284,7 @@ class VideoMAE(nn.Module):
 
 @torch.no_grad()
 def reconstruct(
-    model: nn.Module, video: Tensor, visible: Tensor, masked: Tensor
+    model: "VideoMAE | MaskedPixels", video: Tensor, visible: Tensor, masked: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw what the model sees and what it imagines, for figures.
 

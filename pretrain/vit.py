@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -319,7 +320,7 @@ def weights_follow() -> Iterator[None]:
         _DRAWS.reset(token)
 
 
-def start_blocks(init: str, blocks: nn.Module) -> None:
+def start_blocks(init: str, blocks: nn.ModuleList) -> None:
     """Draw the first weights of transformer blocks.
 
     Raises:
@@ -332,12 +333,14 @@ def start_blocks(init: str, blocks: nn.Module) -> None:
     blocks.apply(init_weights)
     if init == "mimetic":
         for block in blocks:
+            assert isinstance(block, Block)
             mimetic_init(block)
 
 
 def spread_drop_path(blocks: nn.ModuleList, rate: float) -> None:
     """Stochastic depth that rises linearly from 0 at the first block to `rate` at the last."""
     for block, share in zip(blocks, np.linspace(0, rate, len(blocks)), strict=True):
+        assert isinstance(block, Block)
         block.drop_path = float(share)
 
 
@@ -373,6 +376,10 @@ class VideoTransformer(nn.Module):
             or picks among those of a single frame.
     """
 
+    pos_embed: Tensor
+    rotary_cos: Tensor
+    rotary_sin: Tensor
+
     def __init__(
         self,
         dim: int,
@@ -399,7 +406,7 @@ class VideoTransformer(nn.Module):
                 f"{tubelet} frames of {patch}x{patch}: choose multiples"
             )
         # What rebuilds this encoder; written to config.json of an exported backbone.
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "dim": dim, "depth": depth, "heads": heads, "frames": frames, "size": size,
             "patch": patch, "tubelet": tubelet, "stride": stride, "mean": list(mean), "std": list(std),
             "positions": positions, "init": init, "moving": moving, "pool": pool,
@@ -423,7 +430,8 @@ class VideoTransformer(nn.Module):
         # The published Conv3d with kernel = stride, written as the linear layer that it is, so that
         # masked tubelets are dropped before it.
         self.patch_embed = nn.Linear(tubelet * patch * patch * len(mean), dim)
-        trained = tuple(trained_grid or self.grid)
+        t, h, w = trained_grid or self.grid  # from a file it is a list
+        trained = (t, h, w)
         if positions == "learned":
             self.pos_embed = nn.Parameter(torch.zeros(math.prod(self.grid), dim))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -597,6 +605,7 @@ class VideoTransformer(nn.Module):
         patches, index = self._look(video)
         x, rotation, maps = self._embed(patches, index), self._rotation(index), []
         for block in self.blocks:
+            assert isinstance(block, Block)
             maps.append(block.attn.weights(block.norm1(x), rotation).mean(1))
             x = block(x, rotation)
         return maps, index

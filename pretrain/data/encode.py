@@ -22,6 +22,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.container import OutputContainer
+from av.sidedata.sidedata import SideDataContainer
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from pretrain.data.guard import MAX_PIXELS, Refused
@@ -209,9 +210,9 @@ def target_size(width: int, height: int, aspect: Fraction | None, short: int) ->
 
 def _turn(frame: av.VideoFrame) -> tuple[bool, bool, bool] | None:
     """The display matrix as (transpose, flip rows, flip columns); None if there is nothing to do."""
-    try:
-        data = frame.side_data["DISPLAYMATRIX"]
-    except KeyError:
+    about: SideDataContainer = frame.side_data  # type: ignore[assignment]  # PyAV's stub has a dict
+    data = next((d for d in about if d.type.name == "DISPLAYMATRIX"), None)
+    if data is None:
         return None
     a, b, _, c, d = struct.unpack("<5i", bytes(data)[:20])
     if abs(b) + abs(c) > abs(a) + abs(d):

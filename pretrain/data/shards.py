@@ -17,11 +17,13 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from pretrain.data.decode import DecodeError, crop_resize, read_frames
 from pretrain.data.index import load_index, read_lines
@@ -43,6 +45,7 @@ from pretrain.files import is_file, open_regular
 from pretrain.names import for_screen
 from pretrain.spec import InputSpec
 
+Batch = TypeVar("Batch")
 # (rng, index entry of the clip, numbers of the frames drawn) -> whatever else a training step wants to have of one
 # view, by name: token numbers of a mask, those of a caption, labels. All views give tensors of the same shapes.
 Describe = Callable[[np.random.Generator, dict, np.ndarray], dict[str, Tensor]]
@@ -246,7 +249,7 @@ class TrainClips(Dataset):
 
     def __getitem__(self, position: int) -> dict:
         epoch, place = divmod(position, len(self.ids))
-        errors = []
+        errors: list[dict[str, str]] = []
         # A broken clip is replaced by the next in the same order, never by a random one: then
         # resuming and other numbers of processes still see the same batches.
         for attempt in range(min(len(self.ids), 20)):
@@ -282,7 +285,7 @@ class TrainClips(Dataset):
         frames = self._frames(record, sample, np.concatenate(starts)).split(self.spec.frames)
         clips, others = [], []
         for view, rng in enumerate(rngs):
-            part, shown = (x[view % len(starts)] for x in (frames, starts))
+            part, shown = frames[view % len(starts)], starts[view % len(starts)]
             if self.augment:
                 part = self.augment.before_crop(part, rng)
             height, width = part.shape[1:3]
@@ -440,7 +443,7 @@ class Positions:
 def collate_views(items: list[dict]) -> dict:
     """Stack training items; the views of one clip become neighbouring rows of the batch, `clips` says whose they are."""
     names = [name for name, value in items[0].items() if isinstance(value, Tensor)]
-    batch = {name: torch.cat([item[name] for item in items]) for name in names}
+    batch: dict[str, Any] = {name: torch.cat([item[name] for item in items]) for name in names}
     batch["samples"] = [item["sample"] for item in items]
     batch["clips"] = torch.tensor(batch["samples"]).repeat_interleave(len(items[0]["rgb"]))
     batch["errors"] = [error for item in items for error in item["errors"]]
@@ -467,7 +470,7 @@ def _start(loader: DataLoader) -> Iterator:
     return batches
 
 
-def _next(batches: Iterator) -> object:
+def _next(batches: Iterator[Batch]) -> Batch:
     """The next batch of what `_start` returned.
 
     Raises:
@@ -505,7 +508,8 @@ class TrainBatches:
     """
 
     def __init__(self, dataset: TrainClips | Mixture, positions: Positions, num_workers: int):
-        self.lost, self.waited, self.errors = "", 0.0, []
+        self.lost, self.waited = "", 0.0
+        self.errors: list[dict[str, str]] = []
         self._positions, self._given, self._num_workers = positions, 0, num_workers
         self._loader = partial(
             DataLoader,
@@ -551,7 +555,7 @@ class TrainBatches:
         """End the processes."""
         # Said in so many words, because an exception on its way out keeps the iterator alive, and
         # Python would then wait at exit for workers that ignore its SIGTERM.
-        if self._num_workers:
+        if isinstance(self._batches, _MultiProcessingDataLoaderIter):
             self._batches._shutdown_workers()
 
 

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,7 +121,7 @@ def from_hf(
         # transformers leaves torch's default to fc_norm, whatever layer_norm_eps says.
         "norm_eps": config.get("fc_norm_eps", 1e-5) if tuned else 1e-6,
     }
-    arguments = {"encoder": encoder}
+    arguments: dict[str, Any] = {"encoder": encoder}
     if tuned and "classifier.weight" in state:
         arguments["classes"] = _names(labels, len(state["classifier.weight"]))
     if decoder:
@@ -249,7 +250,7 @@ def read_folder(name: str) -> tuple[dict[str, Tensor], dict]:
     if processor.is_file():
         read = read_json(processor)
         config |= {k: read[k] for k in ("image_mean", "image_std") if k in read}
-    state = {}
+    state: dict[str, Tensor] = {}
     for file in files:
         part = load_torch_file(file) if file.suffix == ".bin" else read_safetensors(file)
         if state.keys() & part.keys():

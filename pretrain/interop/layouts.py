@@ -11,6 +11,7 @@ head.weight (K, D) and head.bias (K,).
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -182,7 +183,8 @@ def _table(column: int, arguments: dict) -> dict[str, str]:
     """Our name -> foreign name, for every weight of the model of `arguments`."""
     decoder = arguments.get("decoder")
     tuned = arguments["encoder"]["pool"] == "fc_norm"
-    modules, rows = [PATCH_EMBED, FC_NORM if tuned else NORM], []
+    modules: list[Sequence[str]] = [PATCH_EMBED, FC_NORM if tuned else NORM]
+    rows: list[Sequence[str]] = []
     if "classes" in arguments:
         modules.append(CLASSIFIER)
     stacks = [(BLOCKS, arguments["encoder"]["depth"])]
@@ -192,11 +194,9 @@ def _table(column: int, arguments: dict) -> dict[str, str]:
         rows += [("mask_token",) * 3, ("encoder_to_decoder.weight",) * 3]
     for stack, depth in stacks:
         for block in (tuple(f"{name}.{i}." for name in stack) for i in range(depth)):
-            modules += [tuple(map(str.__add__, block, row)) for row in IN_BLOCK]
-            rows += [tuple(map(str.__add__, block, row)) for row in IN_ATTENTION]
-    rows += [
-        tuple(f"{name}.{kind}" for name in row) for row in modules for kind in ("weight", "bias")
-    ]
+            modules += [[a + b for a, b in zip(block, row, strict=True)] for row in IN_BLOCK]
+            rows += [[a + b for a, b in zip(block, row, strict=True)] for row in IN_ATTENTION]
+    rows += [[f"{name}.{kind}" for name in row] for row in modules for kind in ("weight", "bias")]
     return {row[0] if decoder else row[0].removeprefix("encoder."): row[column] for row in rows}
 
 

@@ -11,6 +11,7 @@ import copy
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -27,6 +28,9 @@ from pretrain.weights import (
     refuse_misfit,
     unwrap,
 )
+
+if TYPE_CHECKING:
+    from open_clip import CustomTextCLIP
 
 PREFIX = "open_clip:"
 
@@ -108,7 +112,7 @@ def load_open_clip(name: str) -> Pair:
         logging.disable(level)
 
 
-def _two_towers(config: dict) -> dict:
+def _two_towers(config: object) -> dict:
     """The part of a configuration that describes the towers."""
     if not isinstance(config, dict) or "multimodal_cfg" in config:
         raise ValueError("it is a CoCa, which has no two separate towers, or no model at all")
@@ -167,7 +171,7 @@ def _from_list(model: str, weights: str) -> Pair:
     )
 
 
-def _from_file(config: dict, file: Path) -> nn.Module:
+def _from_file(config: dict, file: Path) -> "CustomTextCLIP":
     """The towers of a configuration with the weights of a file, also of a checkpoint of open_clip's training."""
     state = read_safetensors(file) if file.suffix == ".safetensors" else load_torch_file(file)
     state = _separate_towers({k: v for k, v in unwrap(state).items() if isinstance(v, Tensor)})
@@ -245,7 +249,7 @@ def _preprocess(about: object) -> dict:
 
 
 def _pair(
-    config: dict, tokenizer: dict | None, loaded: nn.Module, preprocess: dict, trained: bool
+    config: dict, tokenizer: dict | None, loaded: "CustomTextCLIP", preprocess: dict, trained: bool
 ) -> Pair:
     return Pair(
         config=config,
@@ -293,5 +297,6 @@ def video_text(pair: Pair) -> VideoText:
     model = VideoText(video, text, pair.config["embed_dim"], project=False, loss=loss)
     model.log_scale.data.copy_(pair.log_scale.reshape(()))
     if pair.bias is not None:
+        assert model.bias is not None  # of the same loss
         model.bias.data.copy_(pair.bias.reshape(()))
     return model.eval()

@@ -5,6 +5,7 @@ which, given the weights, must show the same tokens, reconstruction and loss.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ def import_foreign(
             state, arguments, dropped = from_official(load_torch_file(Path(name)), sizes)
             eps = 1e-6
         model = build(state, arguments)
-        report = {"source": name, "dropped": dropped}
+        report: dict[str, Any] = {"source": name, "dropped": dropped}
         if "classes" in arguments:
             report["classes"] = arguments["classes"]
             report["head"] = {kind: state[f"head.{kind}"] for kind in ("weight", "bias")}
@@ -85,8 +86,8 @@ def to_transformers(
         arguments["classes"] = [str(i) for i in range(len(head["bias"]))]
     state, config = to_hf(ours, arguments)
     kind = getattr(transformers, config["architectures"][0])
-    config = transformers.VideoMAEConfig(**config | {"layer_norm_eps": layer_norm_eps})
-    theirs = kind(config).eval()
+    about = transformers.VideoMAEConfig(**config | {"layer_norm_eps": layer_norm_eps})
+    theirs = kind(about).eval()
     # transformers 5.0 to 5.17 has a bias on the keys too.
     for name, value in theirs.state_dict().items():
         if name.endswith("attention.key.bias"):
@@ -120,8 +121,7 @@ def verify(
         ValueError: it is above `TOLERANCE`.
     """
     theirs = to_transformers(model, layer_norm_eps, head)
-    whole = isinstance(model, VideoMAE)
-    encoder = model.encoder if whole else model
+    encoder = model.encoder if isinstance(model, VideoMAE) else model
     spec, rng = encoder.input_spec, np.random.default_rng(0)
     shape = (1, 3, spec.frames, spec.size, spec.size)
     video = torch.from_numpy(rng.integers(256, size=shape, dtype=np.uint8))
@@ -141,7 +141,7 @@ def verify(
         mean = encoder.norm(own.mean(1))
         logits = F.linear(mean, head["weight"], head["bias"]) if head else mean
         pairs.append((logits, theirs.classifier(theirs.fc_norm(tokens.mean(1)))))
-    if whole:
+    if isinstance(model, VideoMAE):
         theirs.decoder.norm.eps = 1e-6
         loss, prediction = model(video, visible, masked)
         output = theirs(pixels, bool_masked_pos=mask)
