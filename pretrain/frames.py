@@ -145,12 +145,12 @@ class FrameTower(nn.Module):
         return self.visual(images).unflatten(0, (len(video), video.shape[2]))
 
     def forward_features(self, video: Tensor) -> Tensor:
-        """Normalised clips (B, C, T, H, W) to the embeddings of their frames (B, T, D)."""
+        """The embeddings of the frames."""
         frames = self._frames(video)
         return self.over_time(frames) if self.pool == "temporal" else frames
 
     def forward(self, video: Tensor) -> Tensor:
-        """Normalised clips (B, C, T, H, W) to one embedding each (B, D), not normalised."""
+        """The frames' embeddings pooled, not scaled to unit length."""
         frames = self._frames(video)
         if self.pool == "attention":
             return self.over_time(frames)

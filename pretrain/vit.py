@@ -555,9 +555,9 @@ class VideoTransformer(nn.Module):
         return take_tokens(patches, index), index
 
     def forward_features(self, video: Tensor) -> Tensor:
-        """Normalised clips (B, C, T, H, W) to tokens (B, N, D), N in the order of `grid`.
+        """The tokens of the last block.
 
-        Tokens that were not looked at (`moving` below 1) are the mean of those that were, so that the mean over
+        Those that were not looked at (`moving` below 1) are the mean of those that were, so that the mean over
         all is still the embedding.
         """
         patches, index = self._look(video)
@@ -568,7 +568,7 @@ class VideoTransformer(nn.Module):
         return rest.scatter(1, index.unsqueeze(-1).expand_as(tokens), tokens)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Normalised clips (B, C, T, H, W) to one embedding each (B, D): the mean token, or the class token."""
+        """The mean token, or the class token."""
         return self._pooled(*self.encode_all(*self._look(video)))
 
     def forward_visible(self, video: Tensor, visible: Tensor) -> Tensor:

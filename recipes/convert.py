@@ -11,7 +11,6 @@ that exists is overwritten. What neither the official code nor transformers can 
 the presets `tiny` and `shrec` convert if they were pretrained with --positions flat --moving 1.
 """
 
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -19,18 +18,17 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from downstream.classifier import Classifier
 from downstream.models import classifier_of, load_backbone, load_classifier
 from pretrain.backbones import export_backbone, load_pretrained_videomae, read_backbone_config
-from pretrain.files import is_folder, is_there, share
+from pretrain.files import is_folder, is_there
 from pretrain.flags import Count
 from pretrain.folders import try_folder
-from pretrain.interop.hugging_face import to_hf
+from pretrain.interop.hugging_face import write_hf
 from pretrain.interop.layouts import Sizes, arguments_of, decides_numbers, obstacles
-from pretrain.interop.official import to_official
+from pretrain.interop.official import write_official
 from pretrain.interop.videomae import import_foreign, verify
 from pretrain.log import cli, print_table
 from pretrain.videomae import VideoMAE
@@ -141,24 +139,6 @@ def read(config: Config, problems: list[str]) -> tuple[Model, dict]:
     return model, report
 
 
-def write_hf(model: Model, folder: Path) -> None:
-    """Write what transformers' from_pretrained reads."""
-    state, config = to_hf(*described(model))
-    spec = (model.encoder if isinstance(model, VideoMAE) else model).input_spec
-    processor = {
-        "image_processor_type": "VideoMAEImageProcessor",
-        "image_mean": list(spec.streams["rgb"].mean),
-        "image_std": list(spec.streams["rgb"].std),
-        "size": {"shortest_edge": spec.size},
-        "crop_size": {"height": spec.size, "width": spec.size},
-    }
-    folder.mkdir()
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    share(folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1))
-
-
 def main(config: Config) -> dict:
     """Convert, and return the report that is printed."""
     out = Path(config.out)
@@ -183,10 +163,10 @@ def main(config: Config) -> dict:
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         if config.to == "hf":
-            write_hf(model, aside)
+            write_hf(*described(model), aside)
             written, check = load_theirs(f"hf:{aside}", Sizes())
         elif config.to == "official":
-            torch.save(to_official(*described(model)), aside)
+            write_official(*described(model), aside)
             written, check = load_theirs(str(aside), Sizes())
         else:
             export_backbone(model, aside, {"converted_from": config.source})

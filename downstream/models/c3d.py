@@ -86,11 +86,11 @@ class C3D(nn.Module):
         insert(self, attention)
 
     def forward_features(self, video: Tensor) -> Tensor:
-        """Normalised clips (B, C, T, H, W) to one token each (B, 1, D): fc6 sees the whole clip."""
+        """One token (B, 1, D): fc6 sees the whole clip."""
         return self.forward(video).unsqueeze(1)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Normalised clips to one embedding each (B, D), after fc7."""
+        """The answer of fc7."""
         self.input_spec.expect(video)
         x = self.dropout(self.fc6(self.features(video).flatten(1)).relu())
         return self.fc7(x).relu()  # the classifier drops out before itself

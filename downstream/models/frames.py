@@ -65,12 +65,12 @@ class FrameNetwork(nn.Module):
         return "frame_single" if self.input_spec.frames == 1 else "frame_mean"
 
     def forward_features(self, video: Tensor) -> Tensor:
-        """Normalised clips (B, C, T, H, W) to the vectors of their frames (B, T, D)."""
+        """The vectors of the frames."""
         self.input_spec.expect(video)
         return self.images.frames(video)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Normalised clips (B, C, T, H, W) to one embedding each (B, D)."""
+        """The mean or the maximum of the frames' vectors."""
         frames = self.forward_features(video)
         return frames.mean(1) if self.pool == "mean" else frames.amax(1)
 
@@ -125,12 +125,12 @@ class LateFusion(nn.Module):
         insert(self, attention)
 
     def forward_features(self, video: Tensor) -> Tensor:
-        """Normalised clips (B, C, 2, H, W) to one token each (B, 1, D)."""
+        """One token (B, 1, D): both frames side by side."""
         self.input_spec.expect(video)
         return self.merge(self.images.frames(video).flatten(1)).relu().unsqueeze(1)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Normalised clips to one embedding each (B, D)."""
+        """The only token."""
         return self.forward_features(video).squeeze(1)
 
 
@@ -179,14 +179,14 @@ class EarlyFusion(nn.Module):
         insert(self, attention)
 
     def forward_features(self, video: Tensor) -> Tensor:
-        """Normalised clips (B, C, T, H, W) to one token each (B, 1, D)."""
+        """One token (B, 1, D) for the whole clip."""
         self.input_spec.expect(video)
         return self.images(video.transpose(1, 2).flatten(1, 2)).unsqueeze(
             1
         )  # channel: frame, colour
 
     def forward(self, video: Tensor) -> Tensor:
-        """Normalised clips to one embedding each (B, D)."""
+        """The only token."""
         return self.forward_features(video).squeeze(1)
 
 
@@ -290,7 +290,7 @@ class SlowFusion(nn.Module):
         return cls(**arguments)
 
     def forward_features(self, video: Tensor) -> Tensor:
-        """Normalised clips (B, C, T, H, W) to one token each (B, 1, D)."""
+        """One token (B, 1, D) for the whole clip."""
         self.input_spec.expect(video)
         frames = video.transpose(1, 2)  # (B, T, C, H, W)
         groups = frames.unfold(1, 4, 2).movedim(-1, 2)  # (B, responses, 4, C, H, W)
@@ -307,5 +307,5 @@ class SlowFusion(nn.Module):
         return x.mean((-2, -1)).unsqueeze(1)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Normalised clips to one embedding each (B, D)."""
+        """The only token."""
         return self.forward_features(video).squeeze(1)

@@ -212,11 +212,11 @@ class I3D(nn.Module):
         return self.features(video)
 
     def forward_features(self, video: Tensor) -> Tensor:
-        """Normalised clips (B, C, T, H, W) to the tokens of Mixed_5c (B, N, D)."""
+        """The places of Mixed_5c."""
         return self._map(video).flatten(2).transpose(1, 2)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Normalised clips to one embedding each (B, D).
+        """The mean of Mixed_5c, pooled as published.
 
         Averaged over space and every two neighbours in time, then over time: the published classifier is linear
         and its logits are averaged over time, so a linear classifier of this is the same.

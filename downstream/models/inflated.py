@@ -127,7 +127,7 @@ class Inflated(nn.Module):
         return changed
 
     def forward_features(self, video: Tensor) -> Tensor:
-        """Normalised clips (B, C, T, H, W) to the vectors of their frames (B, T, D), which see their neighbours."""
+        """The vectors of the frames, which see their neighbours."""
         self.input_spec.expect(video)
         for module in self.images.net.modules():
             if isinstance(module, InflatedConv | OverClips):
@@ -135,7 +135,7 @@ class Inflated(nn.Module):
         return self.images.frames(video)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Normalised clips to one embedding each (B, D)."""
+        """The mean of the frames' vectors."""
         return self.forward_features(video).mean(1)
 
 

@@ -67,12 +67,12 @@ class FrameRNN(nn.Module):
         insert(self, attention)
 
     def forward_features(self, video: Tensor) -> Tensor:
-        """Normalised clips (B, C, T, H, W) to the state after every frame (B, T, H)."""
+        """The state after every frame."""
         self.input_spec.expect(video)
         return self.rnn(self.norm(self.images.frames(video)))[0]
 
     def forward(self, video: Tensor) -> Tensor:
-        """Normalised clips to the last state of each direction (B, H): what each has read of the whole clip."""
+        """The last state of each direction: what each has read of the whole clip."""
         states = self.forward_features(video)
         if not self.bidirectional:
             return states[:, -1]

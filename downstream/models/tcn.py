@@ -205,11 +205,11 @@ class FrameTCN(nn.Module):
         return "ed_tcn" if self.arguments["form"] == "encoder_decoder" else "tcn"
 
     def forward_features(self, video: Tensor) -> Tensor:
-        """Normalised clips (B, C, T, H, W) to a token for every frame (B, T, D)."""
+        """A token for every frame."""
         self.input_spec.expect(video)
         return self.temporal(self.norm(self.images.frames(video)))
 
     def forward(self, video: Tensor) -> Tensor:
-        """Normalised clips to one embedding each (B, D): the last token, which alone has seen all, or the mean."""
+        """The last token, which alone has seen all, or the mean."""
         tokens = self.forward_features(video)
         return tokens[:, -1] if self.causal else tokens.mean(1)

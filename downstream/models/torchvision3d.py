@@ -103,11 +103,11 @@ class TorchvisionVideo(nn.Module):
         return self.features(video)
 
     def forward_features(self, video: Tensor) -> Tensor:
-        """Normalised clips (B, C, T, H, W) to the tokens of the last feature map (B, N, D)."""
+        """The places of the last feature map."""
         return self._map(video).flatten(2).transpose(1, 2)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Normalised clips to one embedding each (B, D), pooled as torchvision does."""
+        """The last feature map, pooled as torchvision does."""
         x = self._map(video).mean((-2, -1))  # (B, D, t)
         if (
             self.name == "s3d" and x.shape[-1] > 1

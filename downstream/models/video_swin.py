@@ -100,7 +100,7 @@ class VideoSwin(nn.Module):
         return backbone
 
     def forward_features(self, video: Tensor) -> Tensor:
-        """Normalised clips (B, C, T, H, W) to the tokens of the last stage (B, N, D)."""
+        """The tokens of the last stage."""
         self.input_spec.expect(video)
         x = self.patch_embed(video)  # (B, t, h, w, C)
         for stage in self.features:
@@ -111,7 +111,7 @@ class VideoSwin(nn.Module):
         return self.norm(x).flatten(1, 3)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Normalised clips to one embedding each (B, D), the mean token."""
+        """The mean token."""
         return self.forward_features(video).mean(1)
 
 

@@ -266,11 +266,11 @@ class ViViT(nn.Module):
         return (slots, None) if self.time_token is None else (slots[:, 1:], slots[:, 0])
 
     def forward_features(self, video: Tensor) -> Tensor:
-        """Normalised clips (B, C, T, H, W) to tokens (B, N, D), N in the order of `grid`."""
+        """The tokens of the last block, without the class token."""
         return self._tokens(video)[0]
 
     def forward(self, video: Tensor) -> Tensor:
-        """Normalised clips to one embedding each (B, D): the class token, or the mean token."""
+        """The class token, or the mean token."""
         tokens, token = self._tokens(video)
         return tokens.mean(1) if token is None else token
 

@@ -1,13 +1,15 @@
 """Hugging Face's VideoMAE folders (`transformers`), in and out."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from pretrain.files import is_file, is_folder, read_json
+from pretrain.files import is_file, is_folder, read_json, share
 from pretrain.foreign import check, either, flag, hub_folder, number, one_of, several, text, whole
 from pretrain.interop.layouts import (
     AS_RECORDED,
@@ -226,7 +228,7 @@ def _refuse_missing_shards(folder: Path, files: list[Path]) -> None:
         )
 
 
-def read_folder(name: str) -> tuple[dict[str, Tensor], dict]:
+def read_hf(name: str) -> tuple[dict[str, Tensor], dict]:
     """Weights and config.json of a local folder or, from the hub, of a name.
 
     Read by ourselves: transformers fills what it does not find with fresh values.
@@ -257,3 +259,26 @@ def read_folder(name: str) -> tuple[dict[str, Tensor], dict]:
             raise ValueError(f"{file.name} repeats weights of another file")
         state |= part
     return state, config
+
+
+def write_hf(ours: dict[str, Tensor], arguments: dict, folder: Path) -> None:
+    """Write a new folder that transformers' from_pretrained reads, with the image processor's settings.
+
+    Args:
+        ours: weights, see `pretrain.interop.layouts`, likewise the arguments.
+        arguments: of the model.
+        folder: it must not be there.
+    """
+    (state, config), encoder = to_hf(ours, arguments), arguments["encoder"]
+    processor = {
+        "image_processor_type": "VideoMAEImageProcessor",
+        "image_mean": list(encoder["mean"]),
+        "image_std": list(encoder["std"]),
+        "size": {"shortest_edge": encoder["size"]},
+        "crop_size": {"height": encoder["size"], "width": encoder["size"]},
+    }
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    share(folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1))

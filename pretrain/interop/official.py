@@ -1,5 +1,8 @@
 """The official VideoMAE's `.pth` files (https://github.com/MCG-NJU/VideoMAE), in and out."""
 
+from pathlib import Path
+
+import torch
 from torch import Tensor
 
 from pretrain.interop.layouts import (
@@ -106,3 +109,8 @@ def to_official(ours: dict[str, Tensor], arguments: dict) -> dict:
     if "classes" in arguments:
         args |= {"nb_classes": len(arguments["classes"]), "classes": list(arguments["classes"])}
     return {"model": state, "args": args}
+
+
+def write_official(ours: dict[str, Tensor], arguments: dict, path: Path) -> None:
+    """Write `to_official` to a `.pth` file: a pickle, as the official code reads nothing else."""
+    torch.save(to_official(ours, arguments), path)

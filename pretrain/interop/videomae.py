@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.files import is_file, no_file
-from pretrain.interop.hugging_face import from_hf, read_folder, to_hf
+from pretrain.interop.hugging_face import from_hf, read_hf, to_hf
 from pretrain.interop.layouts import AS_RECORDED, Sizes, arguments_of, build
 from pretrain.interop.official import from_official
 from pretrain.videomae import VideoMAE, draw_tokens
@@ -44,7 +44,7 @@ def import_foreign(
     """
     try:
         if name.startswith("hf:"):
-            weights, config = read_folder(name.removeprefix("hf:"))
+            weights, config = read_hf(name.removeprefix("hf:"))
             state, arguments, dropped = from_hf(weights, config, sizes)
             eps = float(config.get("layer_norm_eps", 1e-12))  # 1e-12: transformers' default
         elif not is_file(name):

@@ -655,11 +655,11 @@ def test_recipe_leaves_nothing_behind_when_it_fails(tmp_path, monkeypatch):
     def broken(*args):
         raise ValueError("no")
 
-    monkeypatch.setattr("recipes.convert.to_official", broken)
+    monkeypatch.setattr("recipes.convert.write_official", broken)
     with pytest.raises(ValueError, match="no"):
         main(Config(source, "official", str(tmp_path / "a.pth")))
     monkeypatch.setattr("recipes.convert.import_foreign", lambda *_: (trained(), {}))
-    monkeypatch.setattr("recipes.convert.write_hf", lambda _, folder: broken(folder.mkdir()))
+    monkeypatch.setattr("recipes.convert.write_hf", lambda *given: broken(given[-1].mkdir()))
     with pytest.raises(ValueError, match="no"):
         main(Config(source, "hf", str(tmp_path / "there")))
     assert {p.name for p in tmp_path.iterdir()} == {"hf"}

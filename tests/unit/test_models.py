@@ -16,6 +16,7 @@ from downstream.classifier import Classifier
 from downstream.models import (
     MODELS,
     PUBLISHED,
+    Family,
     build_model,
     builders,
     load_backbone,
@@ -29,9 +30,11 @@ from downstream.models.images import ImageNetwork
 from downstream.models.inflated import Inflated, InflatedConv
 from downstream.models.recurrent import FrameRNN
 from downstream.models.tcn import TCN, EncoderDecoder, FrameTCN
-from pretrain.backbones import build, describe, export_backbone, fresh_like
+from pretrain.backbones import build, describe, export_backbone, fresh_like, load_video_text
+from pretrain.clip import VideoText
 from pretrain.frames import FrameTower
-from pretrain.spec import Backbone
+from pretrain.spec import Backbone, InputSpec
+from pretrain.text import fresh_text
 from pretrain.weights import weights_hash
 
 # The smallest clip each family can see, and a second legal one.
@@ -625,3 +628,39 @@ def test_clips_in_another_layout_are_told_how_to_turn(name):
     for kind in (torch.float32, torch.int64):
         with pytest.raises(ValueError, match="uint8"):
             spec.normalise(clips.to(kind))
+
+
+class Elsewhere(nn.Module):
+    """A family that this repository does not have: the mean colour of every frame."""
+
+    def __init__(self, frames: int = 4, size: int = 16):
+        super().__init__()
+        self.arguments = {"frames": frames, "size": size}
+        self.input_spec, self.embed_dim = InputSpec(frames, 2, size), 3
+        self.grid, self.scale = (frames, 1, 1), nn.Parameter(torch.rand(3))
+
+    def forward_features(self, clip):
+        self.input_spec.expect(clip)
+        return clip.mean((3, 4)).transpose(1, 2) * self.scale
+
+    def forward(self, clip):
+        return self.forward_features(clip).mean(1)
+
+
+def test_a_family_from_elsewhere_is_a_row(tmp_path, monkeypatch):
+    """Nothing is registered when a module is imported: the table of the moment decides what a folder may name."""
+    with monkeypatch.context() as patch:
+        patch.setitem(MODELS, "elsewhere", Family(Elsewhere, "here"))
+        model = build_model("elsewhere", frames=2)
+        clip = clip_for(model)
+        wrapped = Classifier(model, ["nods", "waves"], per_frame=True)
+        pair = VideoText(model, fresh_text("xs", 8), 8, project=True, loss="infonce")
+        for name, kind in {"plain": model, "classifier": wrapped, "pair": pair}.items():
+            export_backbone(kind, tmp_path / name, {})
+            loaded = load_backbone(str(tmp_path / name))
+            assert torch.equal(loaded(clip), model(clip)) and isinstance(loaded, Backbone)
+        assert load_classifier(str(tmp_path / "classifier")).per_frame
+        assert load_video_text(str(tmp_path / "pair"), builders()).text.embed_dim == 8
+    for name in ("plain", "classifier", "pair"):
+        with pytest.raises(ValueError, match="Elsewhere"):
+            load_backbone(str(tmp_path / name))
