@@ -58,8 +58,14 @@ _WORDS = PrimitiveConstructorSpec(
     nargs=1, metavar="INT", instance_from_str=_whole, is_instance=lambda x: isinstance(x, int),
     str_from_instance=lambda x: [str(x)],
 )  # fmt: skip
+_NONE_OR_WORDS = PrimitiveConstructorSpec(
+    nargs=1, metavar="{None}|INT", instance_from_str=lambda words: None if words == ["None"] else _whole(words),
+    is_instance=lambda x: x is None or isinstance(x, int), str_from_instance=lambda x: [str(x)],
+)  # fmt: skip
 Count = Annotated[int, Within(1), _WORDS]
 Whole = Annotated[int, Within(0), _WORDS]
+OptionalCount = Annotated[int | None, Within(1), _NONE_OR_WORDS]
+OptionalWhole = Annotated[int | None, Within(0), _NONE_OR_WORDS]
 Seed = Annotated[int, Within(0, 2**63 - 1), _WORDS]
 Positive = Annotated[float, Within(0, above=True)]
 NotNegative = Annotated[float, Within(0)]
@@ -82,6 +88,21 @@ def _bounds(hint: object) -> Within | None:
     return None
 
 
+def groups(config: "DataclassInstance") -> dict[str, "DataclassInstance"]:
+    """The nested groups of a configuration (see `pretrain.settings`), by field name."""
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return {name: value for name, value in values.items() if dataclasses.is_dataclass(value)}
+
+
+def flat(config: "DataclassInstance") -> dict[str, object]:
+    """The values of a configuration by flag: those of nested groups stand beside the others."""
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    for name, group in groups(config).items():
+        del values[name]
+        values |= flat(group)
+    return values
+
+
 def refuse_numbers(config: "DataclassInstance") -> None:
     """Refuse numbers that mean nothing.
 
@@ -93,10 +114,12 @@ def refuse_numbers(config: "DataclassInstance") -> None:
     Raises:
         ValueError: a number is outside of its bounds, infinite or not a number.
     """
+    for group in groups(config).values():
+        refuse_numbers(group)
     hints = get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         bounds, value = _bounds(hints[field.name]), getattr(config, field.name)
-        if bounds is None or value == field.default:
+        if bounds is None or value is None or value == field.default:
             continue
         for number in value if isinstance(value, tuple) else (value,):
             if not bounds.holds(number):
@@ -110,7 +133,7 @@ def typed(words: Sequence[str], config: "DataclassInstance") -> set[str]:
         words: of the command line.
         config: a dataclass.
     """
-    return _named(words) & {f.name for f in dataclasses.fields(config)}
+    return _named(words) & flat(config).keys()
 
 
 def _named(words: Sequence[str]) -> set[str]:

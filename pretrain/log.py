@@ -1,7 +1,6 @@
 """What a person sees: the command line, progress lines, the log file and figures."""
 
 import contextlib
-import dataclasses
 import functools
 import json
 import multiprocessing
@@ -18,7 +17,7 @@ import numpy as np
 import tyro
 
 from pretrain.files import open_regular, reading, replacing, sync, write_synced
-from pretrain.flags import Config, refuse_elsewhere, refuse_numbers, refuse_unused
+from pretrain.flags import Config, flat, refuse_elsewhere, refuse_numbers, refuse_unused
 from pretrain.folders import writing
 from pretrain.names import clean_screen, did_you_mean, for_screen, for_title
 
@@ -253,7 +252,7 @@ class RunLog:
 
 def config_differences(old: dict, new: "DataclassInstance", ignore: set[str]) -> list[str]:
     """What differs between a stored configuration and a new one, as `name: old -> new`."""
-    fresh = json.loads(json.dumps(dataclasses.asdict(new)))
+    fresh = json.loads(json.dumps(flat(new)))
     return [
         f"{name}: {old.get(name)!r} -> {fresh.get(name)!r}"
         for name in sorted(old.keys() | fresh.keys())

@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,12 @@ from pretrain.data.shards import Mixture, Positions, TrainBatches, TrainClips, t
 from pretrain.folders import writing
 from pretrain.log import RunLog
 from pretrain.names import for_screen
-from pretrain.processes import StopFlag
+from pretrain.processes import StopFlag, loader_workers
 from pretrain.run import begin_run, open_run, restore
+from pretrain.settings import RunSettings
 
+# What may change when a run is continued, since it decides no number.
+FREE = {"out", "num_workers", *(field.name for field in fields(RunSettings))}
 MAX_SKIPPED = 5  # non-finite steps in a row that stop the run
 
 
@@ -151,12 +154,12 @@ class TrainingRun:
 
     Args:
         folder: the run's.
-        config: the recipe's resolved configuration, a dataclass with the running flags (`resume`, `num_workers`,
-            `save_every`, `log_seconds`, `max_bad_clips`, `tensorboard`) and `batch_size`.
+        config: the recipe's resolved configuration, a dataclass with `machine`, `run` (of `pretrain.settings`) and
+            `batch_size`.
         data: what identifies the data: `data_fingerprint` and `num_clips`.
         plan: of `plan_run`.
         accelerator: the processes of this launch.
-        may_change: names of values of the configuration that do not decide the numbers.
+        may_change: names of more flags than `--out`, `--num-workers` and those of `RunSettings` that decide no number.
 
     Attributes:
         first: whether this is the main process, which logs, saves and evaluates.
@@ -173,7 +176,7 @@ class TrainingRun:
         self.folder, self.config, self.plan, self.accelerator = folder, config, plan, accelerator
         self.first = accelerator.is_main_process
         self._lock, self._described = open_run(
-            folder, config, data, may_change, config.resume, accelerator
+            folder, config, data, FREE | may_change, config.run.resume, accelerator
         )
         self.state: dict[str, Any] = {
             "run": self._described, "step": 0, "skipped": 0, "skipped_in_row": 0, "bad_clips": 0, "seconds": 0.0,
@@ -225,13 +228,14 @@ class TrainingRun:
         )  # fmt: skip
         if self.first:
             self._log: RunLog = begin_run(
-                self.folder, self._described, self.step, self.config.tensorboard
+                self.folder, self._described, self.step, self.config.run.tensorboard
             )
         self._began = time.monotonic() - self.state["seconds"]
         self._measured = False
         self._start_clock()
+        workers = loader_workers(self.config.machine, on_cpu=0)
         with (
-            train_batches(dataset, positions, self.config.num_workers) as self._batches,
+            train_batches(dataset, positions, workers) as self._batches,
             self._stop,
         ):
             yield self._batches
@@ -275,7 +279,9 @@ class TrainingRun:
         self._now = time.monotonic()  # what is measured next is not the speed of training
         record_bad_clips(self.folder, errors)
         self._batches.errors = []
-        refuse_to_go_on(self.folder, state, self.plan.decodes_per_step, self.config.max_bad_clips)
+        refuse_to_go_on(
+            self.folder, state, self.plan.decodes_per_step, self.config.run.max_bad_clips
+        )
         return values[len(sums) :] + values[: len(sums)]
 
     def due(self, every: int) -> bool:
@@ -290,7 +296,7 @@ class TrainingRun:
 
     def log_due(self) -> bool:
         """Whether this process has a line to write: after what was `due`, a skipped step, or some seconds."""
-        late = self._now - self._shown >= self.config.log_seconds
+        late = self._now - self._shown >= self.config.run.log_seconds
         return self.first and (self._measured or self._skipped or not self.unfinished or late)
 
     def log(self, values: dict, text: str, after: str = "") -> None:
@@ -325,7 +331,7 @@ class TrainingRun:
         self.state |= state | {"seconds": time.monotonic() - self._began}
         self._measured = False
         done = not self.unfinished
-        if self.first and (done or self._stopping or self.step % self.config.save_every == 0):
+        if self.first and (done or self._stopping or self.step % self.config.run.save_every == 0):
             checkpoint.save_checkpoint(self.folder, self._model, self._optimizers, self.state)
         if self._stopping and not done:
             self.accelerator.wait_for_everyone()

@@ -12,6 +12,7 @@ from accelerate.utils import parse_flag_from_env
 
 from pretrain.data.pool import usable_cores
 from pretrain.device import autocast_dtype, keep_memory
+from pretrain.settings import Machine
 
 
 def asked_processes() -> int:
@@ -37,29 +38,23 @@ def asked_processes() -> int:
     return 1
 
 
-def start_accelerator(precision: str, threads: int) -> Accelerator:
+def start_accelerator(machine: Machine) -> Accelerator:
     """Join the process group on the GPU where there is one, else, or if asked to, on the CPU with gloo.
 
-    Args:
-        precision: as `pretrain.device.autocast_dtype` takes it.
-        threads: of a process that computes on the CPU; 0: the cores it may use, shared by the processes
-            of this machine. `accelerate launch` sets one thread without a word, whatever the cores.
+    `accelerate launch` sets one CPU thread without a word, whatever the cores; here it is those of `machine`.
 
     Raises:
         ValueError: several processes were asked for and this one would train alone, or they are more than
-            there are GPUs, or `threads` is negative.
+            there are GPUs.
     """
-    if threads < 0:
-        raise ValueError(f"--threads {threads} is negative: give a number, or 0 for all cores")
-    # What `--cpu` and launch/cpu.yaml come to; accelerate obeys it without telling.
-    on_gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    on_gpu = computes_on_gpu()  # accelerate obeys such a choice without telling
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if on_gpu and here > torch.cuda.device_count():
         raise ValueError(
             f"{here} processes want a GPU each and there are {torch.cuda.device_count()}: give --num_processes to "
             "`accelerate launch`, or put CUDA_VISIBLE_DEVICES= before it to stay on the CPU"
         )
-    dtype = autocast_dtype(torch.device("cuda" if on_gpu else "cpu"), precision)
+    dtype = autocast_dtype(torch.device("cuda" if on_gpu else "cpu"), machine.precision)
     accelerator = Accelerator(cpu=not on_gpu, mixed_precision="bf16" if dtype else "no")
     asked = asked_processes()
     if asked != accelerator.num_processes:
@@ -75,9 +70,40 @@ def start_accelerator(precision: str, threads: int) -> Accelerator:
         )
     if not on_gpu:
         keep_memory()
-        beside = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-        torch.set_num_threads(threads or max(1, usable_cores() // beside))
+        torch.set_num_threads(machine.threads or cores_of_a_process())
     return accelerator
+
+
+def cores_of_a_process() -> int:
+    """The cores that this process may use, shared with the other processes of the launch on this machine."""
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, usable_cores() // beside)
+
+
+def loader_workers(machine: Machine, on_cpu: int) -> int:
+    """How many processes decode for this one.
+
+    Args:
+        machine: which may say it.
+        on_cpu: else, where the CPU computes: all its cores do so already. Beside a GPU: up to 8.
+    """
+    if machine.num_workers is not None:
+        return machine.num_workers
+    return min(8, cores_of_a_process() - 1) if computes_on_gpu() else on_cpu
+
+
+def computes_on_gpu() -> bool:
+    """Whether there is a GPU and nobody chose the CPU, as `--cpu` and launch/cpu.yaml do."""
+    return torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
+def start_evaluation(machine: Machine) -> torch.device:
+    """Where a recipe of one process evaluates: the GPU if there is one, else the CPU with the threads of `machine`."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if machine.threads:
+        torch.set_num_threads(machine.threads)
+    return torch.device("cpu")
 
 
 class StopFlag:

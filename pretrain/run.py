@@ -1,6 +1,5 @@
 """A training run on the disk: whose folder it is, and how it continues."""
 
-import dataclasses
 import math
 import os
 import sys
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 
 from pretrain import checkpoint, log
 from pretrain.files import read_json
+from pretrain.flags import flat
 from pretrain.folders import claim, holds_nothing, try_folder
 from pretrain.names import for_screen
 
@@ -79,7 +79,7 @@ def open_run(
             if note:
                 print(f"warning: {for_screen(note)}", file=sys.stderr, flush=True)
             if not described:
-                described = {"config": dataclasses.asdict(config), **data, "command": sys.argv}
+                described = {"config": flat(config), **data, "command": sys.argv}
         except ValueError as error:
             refusal = error
     refused = torch.tensor(float(refusal is not None), device=accelerator.device)

@@ -54,12 +54,14 @@ from pretrain.data.transforms import Augment
 from pretrain.flags import (
     Count,
     NotNegative,
+    OptionalWhole,
     PartShare,
     Positive,
     Seed,
     Share,
     SomeShare,
     Whole,
+    flat,
     settle,
 )
 from pretrain.frames import FrameTower
@@ -71,6 +73,7 @@ from pretrain.optim import counting_rate, learning_rate, make_optimizers, set_ra
 from pretrain.processes import start_accelerator
 from pretrain.prompts import load_templates, refuse_same_words, words_of
 from pretrain.run import try_run
+from pretrain.settings import MACHINE, RUN, MachineFlags, RunFlags
 from pretrain.text import HuggingFaceText, OpenClipText, fresh_text, trim
 from pretrain.vit import SIZES, VideoTransformer
 from pretrain.weights import load_strict
@@ -189,24 +192,10 @@ class Config:
     # Running
     seed: Seed = 0
     """Of weights, order, crops, captions and dropped tokens."""
-    precision: str = "auto"
-    """auto (bf16 where the device has it), bf16 or fp32."""
-    num_workers: Whole = 1
-    """Decoding processes per training process; 0: decode in between."""
-    threads: Whole = 0
-    """Threads of a training process on the CPU; 0: all cores, shared by the processes."""
-    resume: bool = False
-    """Insist on continuing: an error if the run's folder holds no checkpoint."""
-    save_every: Count = 200
-    """Steps between checkpoints."""
-    val_every: Whole = 500
-    """Steps between retrieval scores on the split "val", if there is one; 0: only at the end."""
-    log_seconds: NotNegative = 10.0
-    """Seconds between progress lines."""
-    max_bad_clips: Share = 0.01
-    """Share of undecodable clips that stops the run."""
-    tensorboard: bool = False
-    """Also write TensorBoard event files."""
+    val_every: OptionalWhole = None
+    """Steps between retrieval scores on the split "val", if there is one; 0: only at the end; by default four in a run."""
+    machine: MachineFlags = MACHINE
+    run: RunFlags = RUN
 
 
 # Nothing published: what learned most in little time on two cores, see the changelog.
@@ -214,8 +203,8 @@ TINY = Config(
     data=("synthetic:3600",), video_tower="xs", small=True, text_tower="xs", dim=128, stride=2, size=48, patch=8,
     positions="separable", init="mimetic", moving=0.375, drop_tokens=0.33, positives="label", flip=True,
     colour=0.4, scales=(1.0, 0.93, 0.86, 0.8), steps=1700, batch_size=64, micro_batch=64, optimizer="muon",
-    base_lr=0.016, warmup=0.03, weight_decay=0.05, beta2=0.95, clip_grad=1.0, num_workers=0,
-    save_every=200, val_every=400,
+    base_lr=0.016, warmup=0.03, weight_decay=0.05, beta2=0.95, clip_grad=1.0, 
+    
 )  # fmt: skip
 # People who act before still backgrounds: frames in slow fusion, of which the mean frame is taken away, held back by a
 # strong decay. Little but the actions is left to meet by, so captions are enough.
@@ -238,7 +227,7 @@ PRESETS = {
         preset="vificlip_b16", video_tower="open_clip:ViT-B-16/openai", text="label", templates="vificlip", pixels="imagenet",
         frames=32, sampling="uniform", loss="classes", smoothing=0.1, mixup=0.8, cutmix=1.0, scales=(1.0, 0.875, 0.75, 0.66), flip=True,
         jitter=0.8, grey=0.2, epochs=10, warmup=0.5, schedule="counting", batch_size=256, micro_batch=8, base_lr=8e-6,
-        final_lr=8e-8, weight_decay=0.001, num_workers=8,
+        final_lr=8e-8, weight_decay=0.001, 
     ),
 }  # fmt: skip
 
@@ -250,11 +239,6 @@ ABOUT = {
     "vificlip_b16": "ViFi-CLIP: a whole CLIP ViT-B/16 fine-tuned on labels, against all class prompts",
 }
 
-# What may change when a run is continued: nothing that decides the numbers.
-MAY_CHANGE = {
-    "resume", "num_workers", "save_every", "val_every", "log_seconds", "tensorboard", "max_bad_clips",
-    "out",
-}  # fmt: skip
 # What says that something is not wanted: such a value is not without effect, also where nothing could be done.
 OFF = {
     "small": False,
@@ -307,7 +291,7 @@ def train_step(model, optimizers, batches, accumulate, accelerator, loss, clip_g
 def val_retrieval(model: VideoText, packs: list[Pack], cfg: Config, accelerator) -> dict | None:
     """Text-to-video retrieval among videos of the split "val" (first caption, one view a clip); None without."""
     how = Extraction(
-        time_segments=1, batch_size=32, device=accelerator.device, precision=cfg.precision
+        time_segments=1, batch_size=32, device=accelerator.device, precision=cfg.machine.precision
     )
     clips, sources, texts = [], [], []
     try:
@@ -326,7 +310,7 @@ def val_retrieval(model: VideoText, packs: list[Pack], cfg: Config, accelerator)
         # The clips of a long video share its captions, and are no rivals of one another.
         names, owner = group_by_source(sources)
         texts = [texts[i] for i in np.unique(owner, return_index=True)[1]]
-        text, _ = embed_texts(model, texts, accelerator.device, cfg.precision)
+        text, _ = embed_texts(model, texts, accelerator.device, cfg.machine.precision)
     except ValueError as error:  # a broken clip; a monitor must not end the run it watches
         print(f"no score on val: {for_screen(error)}", file=sys.stderr, flush=True)
         return None
@@ -685,7 +669,7 @@ def main(cfg: Config) -> dict:
     prompts = class_prompts(cfg, packs, chosen)
 
     # ---- processes
-    accelerator = start_accelerator(cfg.precision, cfg.threads)
+    accelerator = start_accelerator(cfg.machine)
     first = accelerator.is_main_process
 
     # ---- plan and folder
@@ -698,7 +682,7 @@ def main(cfg: Config) -> dict:
     prints = "".join(pack.index["fingerprint"] for pack in packs)
     fingerprint = hashlib.sha256(prints.encode()).hexdigest() if len(packs) > 1 else prints
     data = {"data_fingerprint": fingerprint, "num_clips": sum(per_source)}
-    with TrainingRun(folder, cfg, data, plan, accelerator, MAY_CHANGE) as run:
+    with TrainingRun(folder, cfg, data, plan, accelerator, {"val_every"}) as run:
         if first:
             print_plan(cfg, run, (per_source, per_batch), model)
             for pack, ids in zip(packs, chosen, strict=True):
@@ -725,6 +709,8 @@ def main(cfg: Config) -> dict:
         rate = counting_rate if cfg.schedule == "counting" else learning_rate
         peak, final = (value * cfg.batch_size / 256 for value in (cfg.base_lr, cfg.final_lr))
 
+        val_every = plan.steps // 4 if cfg.val_every is None else cfg.val_every
+
         # ---- loop
         stuck = False
         with run.batches(dataset) as batches:
@@ -742,7 +728,7 @@ def main(cfg: Config) -> dict:
                 watched = (result.loss, result.video_to_text, result.text_to_video, result.gap)
                 loss, to_text, to_video, gap, cut = run.agree(norm, watched, [cut])
                 run.state |= {"loss": loss, "cut": run.state["cut"] + int(cut)}
-                measured = run.due(cfg.val_every)
+                measured = run.due(val_every)
                 if measured and first:
                     run.state["val"] = val_retrieval(model, packs, cfg, accelerator)
                 if run.log_due():
@@ -806,7 +792,7 @@ def finish(cfg: Config, model: VideoText, packs: list[Pack], run: TrainingRun, d
     provenance = {
         "recipe": "clip", "preset": cfg.preset, "steps": run.plan.steps, "seed": cfg.seed,
         "data": list(cfg.data), "split": cfg.split, **data, "loss": state["loss"], "val": state["val"],
-        "config": dataclasses.asdict(cfg),
+        "config": flat(cfg),
     }  # fmt: skip
     backbones.export_backbone(model, folder / "backbone", provenance)
     curve = log.curve_figure(

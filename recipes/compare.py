@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -34,10 +34,12 @@ from downstream.report import cost_figure
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.progress import Bar
 from pretrain.files import read_json
-from pretrain.flags import Count, Positive, Whole
+from pretrain.flags import Count, Positive, Whole, flat
 from pretrain.folders import claim, holds_nothing, writing
 from pretrain.log import cli, config_differences, write_json
 from pretrain.names import file_name, for_html, for_markdown, for_screen
+from pretrain.processes import start_evaluation
+from pretrain.settings import MACHINE, MachineFlags
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,7 @@ class Config:
     """Test views spread over the time of each clip."""
     num_crops: Count = 1
     """Test views spread over the longer side of each."""
-    threads: Whole = 0
-    """Threads of a run on the CPU; 0: all cores."""
-    num_workers: Whole = 1
-    """Decoding processes of a run."""
+    machine: MachineFlags = MACHINE
     out: str = "runs/compare"
     """Where runs and tables go."""
 
@@ -105,7 +104,7 @@ class Entry:
 OF_RUNS = dict.fromkeys(
     (
         *(field.name for field in fields(Training)), "weights", "network", "attention", "frames", "stride", "width",
-        "still", "freeze", "per_frame", "val", "shots", "micro_batch", "class_weights", "ema", "patience", "precision",
+        "still", "freeze", "per_frame", "val", "shots", "micro_batch", "class_weights", "ema", "patience",
         "resume", "save_every", "val_every", "log_seconds", "max_bad_clips", "tensorboard", "leave_one_out",
         "time_segments", "classifier", "attentive",
     ),
@@ -117,11 +116,11 @@ OF_RUNS = dict.fromkeys(
 def unused(config: Config) -> dict[str, str]:
     """Flags that the others leave without effect, and why; see `pretrain.flags`."""
     run = ("data", "protocol", "preset", "seeds", "epochs", "steps", "size", "train_split", "test_split", "flip",
-           "num_clips", "num_crops", "threads", "num_workers")  # fmt: skip
+           "num_clips", "num_crops", *flat(config.machine))  # fmt: skip
     if not config.models and not config.backbones:
         return dict.fromkeys(run, "where only --results are shown, as they are")
     if config.protocol == "probe":
-        training = ("preset", "epochs", "steps", "size", "flip", "threads")
+        training = ("preset", "epochs", "steps", "size", "flip")
         return dict.fromkeys(training, "with --protocol probe, which trains nothing")
     why = {}
     if not config.models:
@@ -168,7 +167,8 @@ def command_of(config: Config, entry: Entry, seed: int, out: Path, runs: Path) -
     common = [
         "--data", config.data, "--seed", str(seed), "--out", str(out), "--num-clips", str(config.num_clips),
         "--num-crops", str(config.num_crops), "--train-split", config.train_split, "--test-split", config.test_split,
-        "--num-workers", str(config.num_workers),
+        "--num-workers", str(config.machine.num_workers), "--precision", config.machine.precision,
+        "--threads", str(config.machine.threads),
     ]  # fmt: skip
     if config.protocol == "probe":
         return [
@@ -182,7 +182,7 @@ def command_of(config: Config, entry: Entry, seed: int, out: Path, runs: Path) -
         entry.name,
         *common,
     ]
-    command += ["--flip" if config.flip else "--no-flip", "--threads", str(config.threads)]
+    command += ["--flip" if config.flip else "--no-flip"]
     for flag in ("epochs", "steps"):
         if getattr(config, flag):
             command += [f"--{flag}", str(getattr(config, flag))]
@@ -308,9 +308,10 @@ def people_of(data: str, size: int) -> dict[str, str]:
 
 
 @torch.no_grad()
-def measure_speed(folders: dict[str, str], rounds: int = 3, batch: int = 8) -> dict[str, float]:
+def measure_speed(
+    folders: dict[str, str], where: torch.device, rounds: int = 3, batch: int = 8
+) -> dict[str, float]:
     """Clips a second of each backbone's forward pass, models taken in turns, the median of the rounds."""
-    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     times: dict[str, list[float]] = {label: [] for label in folders}
     for round_ in range(rounds + 1):
         for label, folder in folders.items():
@@ -490,7 +491,7 @@ def main(config: Config) -> dict:
     note = _refuse_other_comparison(out, config)  # it may have changed before it was ours
     if note:
         print(f"warning: {for_screen(note)}", file=sys.stderr, flush=True)
-    write_json(out / "config.json", asdict(config))
+    write_json(out / "config.json", flat(config))
 
     # ---- the runs
     runs_folder, failed = out / "runs", []
@@ -528,7 +529,7 @@ def main(config: Config) -> dict:
         if entry.label in runs:
             trained = runs_folder / f"{entry.slug}-seed0" / "backbone"
             folders[entry.label] = str(trained) if trained.exists() else entry.name
-    speeds = measure_speed(folders) if folders else {}
+    speeds = measure_speed(folders, start_evaluation(config.machine)) if folders else {}
 
     # ---- tables
     rows = [

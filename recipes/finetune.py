@@ -87,13 +87,15 @@ from pretrain.flags import (
     Share,
     SomeShare,
     Whole,
+    flat,
     refuse_given,
 )
 from pretrain.loop import TrainingRun, plan_run
 from pretrain.names import file_name, for_screen, for_shell
 from pretrain.optim import set_rate, update
-from pretrain.processes import start_accelerator
+from pretrain.processes import loader_workers, start_accelerator
 from pretrain.run import try_run
+from pretrain.settings import MACHINE, RUN, MachineFlags, RunFlags
 from pretrain.weights import weights_hash
 
 
@@ -222,24 +224,10 @@ class Config:
     # Running
     seed: Seed = 0
     """Of weights, order, crops, augmentation and dropout."""
-    precision: str = "auto"
-    """auto (bf16 where the device has it), bf16 or fp32."""
-    num_workers: Whole = 1
-    """Decoding processes per training process; 0: decode in between."""
-    threads: Whole = 0
-    """Threads of a training process on the CPU; 0: all cores, shared by the processes."""
-    resume: bool = False
-    """Insist on continuing: an error if the run's folder holds no checkpoint."""
-    save_every: Count = 200
-    """Steps between checkpoints."""
     val_every: Whole = 0
     """Steps between validations; 0: an epoch, but at most 20 in a run."""
-    log_seconds: NotNegative = 10.0
-    """Seconds between progress lines."""
-    max_bad_clips: Share = 0.01
-    """Share of undecodable clips that stops the run."""
-    tensorboard: bool = False
-    """Also write TensorBoard event files."""
+    machine: MachineFlags = MACHINE
+    run: RunFlags = RUN
 
 
 # Minutes on two cores, for any family and however few the clips: what a small network learns soonest with. Nothing
@@ -260,8 +248,10 @@ def values_of(training: Training) -> dict:
 
 PRESETS = {
     "tiny": Config(),
-    "paper": Config(preset="paper", num_workers=8),
-    **{name: Config(preset=name, num_workers=8, **values_of(t)) for name, t in TRAINING.items()},
+    "paper": Config(
+        preset="paper",
+    ),
+    **{name: Config(preset=name, **values_of(t)) for name, t in TRAINING.items()},
 }
 
 # A line a preset for --help.
@@ -271,10 +261,6 @@ ABOUT = {
     **{name: training.about for name, training in TRAINING.items()},
 }
 
-# What may change when a run is continued: nothing that decides the numbers.
-MAY_CHANGE = {
-    "resume", "num_workers", "save_every", "log_seconds", "tensorboard", "max_bad_clips", "out",
-}  # fmt: skip
 STEP_STREAM = 6  # of counter_rng: dropout, drop path and mixing of one step
 
 
@@ -530,11 +516,11 @@ def validate(model, pack, val: Videos, cfg: Config, accelerator) -> float:
     mine = np.arange(len(val)) % accelerator.num_processes == accelerator.process_index
     counts, part = torch.zeros(2, device=accelerator.device), subset(val, mine)
     if len(part) and cfg.per_frame:
-        sequences, _ = score_frames(model, pack, part, accelerator.device, cfg.precision)
+        sequences, _ = score_frames(model, pack, part, accelerator.device, cfg.machine.precision)
         truth, answers = labelled_frames(sequences)
         counts += torch.tensor([(truth == answers).sum(), len(truth)], device=accelerator.device)
     elif len(part):
-        how = Extraction(1, 1, 1, cfg.micro_batch, 0, accelerator.device, cfg.precision)
+        how = Extraction(1, 1, 1, cfg.micro_batch, 0, accelerator.device, cfg.machine.precision)
         right = score(model, pack, part, how).argmax(1) == part.numbers(model.classes)
         counts += torch.tensor([right.sum(), len(right)], device=accelerator.device)
     right, total = accelerator.reduce(counts).tolist()
@@ -598,7 +584,7 @@ def main(cfg: Config) -> dict:
     train, val, test, classes, rule, notes = choose_clips(cfg, pack)
 
     # ---- processes
-    accelerator = start_accelerator(cfg.precision, cfg.threads)
+    accelerator = start_accelerator(cfg.machine)
     first = accelerator.is_main_process
 
     # ---- model and optimizer
@@ -623,7 +609,7 @@ def main(cfg: Config) -> dict:
     )  # fmt: skip
     augment = Augment(cfg.flip, cfg.colour, cfg.rand_augment, cfg.erase)
     data = {"data_fingerprint": pack.index["fingerprint"], "num_clips": len(train.samples)}
-    with TrainingRun(folder, cfg, data, plan, accelerator, MAY_CHANGE) as run:
+    with TrainingRun(folder, cfg, data, plan, accelerator, set()) as run:
         if first:
             print_plan(cfg, run, model, len(train), len(train.samples), rule, len(test))
             for note in notes:
@@ -704,7 +690,7 @@ def export(cfg: Config, model: Classifier, folder: Path, pack: Pack, state: dict
     provenance = {
         "recipe": "finetune", "model": cfg.model or cfg.backbone, "step": state["step"], "seed": cfg.seed,
         "data": cfg.data, "split": cfg.train_split, "data_fingerprint": pack.index["fingerprint"],
-        "val_top1": state["val"], "config": dataclasses.asdict(cfg),
+        "val_top1": state["val"], "config": flat(cfg),
     }  # fmt: skip
     backbones.export_backbone(model, folder, provenance)
 
@@ -726,13 +712,15 @@ def finish(
         cfg.num_crops,
         1,
         cfg.micro_batch,
-        min(cfg.num_workers, 1),
+        min(loader_workers(cfg.machine, 1), 1),
         accelerator.device,
-        cfg.precision,
+        cfg.machine.precision,
     )
     results: dict = {}
     if cfg.per_frame:
-        sequences, subjects = score_frames(model, pack, test, accelerator.device, cfg.precision)
+        sequences, subjects = score_frames(
+            model, pack, test, accelerator.device, cfg.machine.precision
+        )
         if not sequences:
             raise ValueError(f"{cfg.data}: no frame of the test videos has a label")
         truth, predicted = labelled_frames(sequences)
@@ -781,7 +769,7 @@ def finish(
             "weights_sha256": weights_hash(model),
         },
         "training": {
-            **{k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("data", "out", "model", "backbone")},
+            **{k: v for k, v in flat(cfg).items() if k not in ("data", "out", "model", "backbone")},
             "steps": state["step"], "of": plan.steps, "clips": clips, "minutes": state["seconds"] / 60,
             "best_step": state["best_step"] or state["step"], "best_validation": state["best"],
             "skipped_steps": state["skipped"], "bad_clips": state["bad_clips"],

@@ -65,6 +65,8 @@ from pretrain.flags import Count, Seed, Whole
 from pretrain.folders import writing
 from pretrain.log import cli, write_json
 from pretrain.names import for_screen
+from pretrain.processes import loader_workers, start_evaluation
+from pretrain.settings import MACHINE, MachineFlags
 from pretrain.weights import weights_hash
 
 TOKEN_LIMIT = 4 * 2**30  # bytes of tokens up to which the attentive probe runs unasked
@@ -99,14 +101,11 @@ class Config:
     """Multinomial logistic regression, or a linear support vector machine, the classic on frame descriptors."""
     attentive: Literal["auto", "on", "off"] = "auto"
     """The attentive probe; auto: if the tokens take no more than 4 GiB of disk."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Of the backbone; auto: bf16 where the device has it."""
     seed: Seed = 0
     """Of the random backbone, the validation part and the bootstrap."""
     batch_size: Count = 64
     """Views in one forward pass; changes speed and memory only."""
-    num_workers: Whole = 1
-    """Decoding processes; 0: decode in between."""
+    machine: MachineFlags = MACHINE
 
 
 def unused(config: Config) -> dict[str, str]:
@@ -301,15 +300,15 @@ def main(config: Config) -> dict:
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("the probe runs in one process: start it with python, not with a launcher")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = start_evaluation(config.machine)
     how = Extraction(
         config.num_clips,
         config.num_crops,
         config.time_segments,
         config.batch_size,
-        config.num_workers,
+        loader_workers(config.machine, 1),
         device,
-        config.precision,
+        config.machine.precision,
     )
 
     # ------------------------------------------------------------------------- backbone and data

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
 from downstream.classifier import Classifier, class_probabilities, frame_probabilities
 from downstream.features import Extraction
@@ -33,11 +32,13 @@ from pretrain.data.cache import packing_side
 from pretrain.data.pack import pack as pack_source
 from pretrain.data.shards import STREAMS, Pack
 from pretrain.files import is_folder, is_there
-from pretrain.flags import Count, Whole
+from pretrain.flags import Count
 from pretrain.folders import claim, holds_nothing
 from pretrain.log import cli, write_json
 from pretrain.names import for_csv, for_screen
+from pretrain.processes import loader_workers, start_evaluation
 from pretrain.prompts import load_classes
+from pretrain.settings import MACHINE, MachineFlags
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,9 @@ class Config:
     """Views spread over the time of each clip of at most 10 s."""
     num_crops: Count = 1
     """Views spread over the longer side of each."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Of the classifier; auto: bf16 where the device has it."""
     batch_size: Count = 16
     """Views in one forward pass; changes speed and memory only."""
-    num_workers: Whole = 1
-    """Decoding processes; 0: decode in between."""
+    machine: MachineFlags = MACHINE
 
 
 def unused(config: Config) -> dict[str, str]:
@@ -145,7 +143,9 @@ def predict(
         if clips is None:
             answers = np.concatenate(
                 [
-                    frame_probabilities(model, pack, records[i], how.device, config.precision)
+                    frame_probabilities(
+                        model, pack, records[i], how.device, config.machine.precision
+                    )
                     for i in own
                 ]
             )
@@ -179,15 +179,15 @@ def main(config: Config) -> dict:
     if model.per_frame and not model.input_spec.stride:
         raise ValueError("--sampling uniform: this classifier answers for every frame")
     model.input_spec.refuse_lacking(STREAMS, config.backbone)
-    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    where = start_evaluation(config.machine)
     how = Extraction(
         config.num_clips,
         config.num_crops,
         1,
         config.batch_size,
-        config.num_workers,
+        loader_workers(config.machine, 1),
         where,
-        config.precision,
+        config.machine.precision,
     )
     with tempfile.TemporaryDirectory() as folder:
         side = packing_side(model.input_spec.size)

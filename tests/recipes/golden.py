@@ -7,7 +7,6 @@ A change that means to alter the numbers renews them and says why in its commit 
 """
 
 import argparse
-import dataclasses
 import hashlib
 import importlib
 import json
@@ -16,6 +15,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+
+from tests.recipes.runs import change, configure
 
 FILE = Path(__file__).with_suffix(".json")
 DATA = "synthetic:54"  # three clips of each of 18 actions
@@ -53,8 +54,8 @@ def run(case: str, out: Path) -> dict[str, list[float]]:
     recipe, values = CASES[case]
     module = importlib.import_module(f"recipes.{recipe}")
     data = (DATA,) if recipe == "clip" else DATA
-    base = module.Config() if recipe == "finetune" else module.Config(preset="golden")
-    module.main(dataclasses.replace(base, data=data, out=str(out), **values))
+    base = module.Config() if recipe == "finetune" else configure(module.Config, preset="golden")
+    module.main(change(base, data=data, out=str(out), **values))
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return {name: [line[name] for line in lines] for name in PINNED}
 

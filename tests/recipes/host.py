@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from torch.distributed import TCPStore
 
+from tests.recipes.runs import configure
+
 # What recipes import late, and takes seconds.
 LATE = ("open_clip", "torch._dynamo", "transformers.models.videomae.modeling_videomae")
 SECONDS = 900.0  # for a job
@@ -90,7 +92,9 @@ def train(recipe: str, given: dict, plan: dict) -> None:
             setattr(os, name, counted(name, getattr(os, name)))
         log.RunLog.write = counted("log", log.RunLog.write, half_a_line)
     module.main(
-        module.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+        configure(
+            module.Config, **{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+        )
     )
     if "operations" in plan:
         Path(plan["operations"]).write_text(json.dumps(operations))

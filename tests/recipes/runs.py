@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from pretrain import checkpoint
+from pretrain.flags import flat, groups
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +29,21 @@ lock = claim(Path(sys.argv[1]))
 print("mine", flush=True)
 sys.stdin.read()
 """
+
+
+def change(config, **values):
+    """A configuration with other values, given by flag whatever group they are in."""
+    for name, group in groups(config).items():
+        own = {k: values.pop(k) for k in list(values) if hasattr(group, k)}
+        config = dataclasses.replace(config, **{name: dataclasses.replace(group, **own)})
+    return dataclasses.replace(config, **values)
+
+
+def configure(kind, *values, **named):
+    """A recipe's configuration from values by flag, whatever group they are in."""
+    own = {f.name for f in dataclasses.fields(kind)}
+    fits = {k: v for k, v in named.items() if k in own}
+    return change(kind(*values, **fits), **{k: v for k, v in named.items() if k not in own})
 
 
 def stop_in_step(monkeypatch, recipe, nth: int, number: signal.Signals = signal.SIGINT) -> None:
@@ -69,7 +85,7 @@ def equal(a: dict, b: dict) -> bool:
 
 def arguments(cfg, plan: dict) -> list:
     """Those of `host.train` for the recipe whose configuration `cfg` is."""
-    return [type(cfg).__module__, dataclasses.asdict(cfg), plan]
+    return [type(cfg).__module__, flat(cfg), plan]
 
 
 def program(cfg) -> list[str]:
@@ -129,10 +145,10 @@ def launch(tmp_path: Path, cfg, plan: dict, processes: int = 1) -> subprocess.Co
 
 def run_calm_and_harried(tmp_path: Path, cfg, plans: list[dict], processes: int) -> None:
     """Run once undisturbed as tmp_path/calm, and once killed as planned and started again as /harried."""
-    calm = dataclasses.replace(cfg, out=str(tmp_path / "calm"))
+    calm = change(cfg, out=str(tmp_path / "calm"))
     done = launch(tmp_path, calm, {}, processes)
     assert done.returncode == 0, done.stderr[-2000:]
-    harried = dataclasses.replace(cfg, out=str(tmp_path / "harried"))
+    harried = change(cfg, out=str(tmp_path / "harried"))
     for plan in plans:
         killed = launch(tmp_path, harried, plan, processes)
         assert killed.returncode != 0, (plan, killed.stdout[-500:])

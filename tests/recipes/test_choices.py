@@ -1,6 +1,5 @@
 """Whatever a recipe names can be chosen: every tower and every encoder trains, and flags it cannot use are refused."""
 
-import dataclasses
 import math
 import shlex
 from pathlib import Path
@@ -14,6 +13,7 @@ from pretrain.backbones import export_backbone
 from pretrain.log import cli
 from pretrain.vit import SIZES
 from recipes import clip, predict, retrieval, videomae, zero_shot
+from tests.recipes.runs import change
 from tests.recipes.test_clip import lines
 
 LARGE = ("vit_b", "vit_l", "vit_h")  # no small network
@@ -32,10 +32,8 @@ QUICK = ("frames:xs", "frame_late", "frame_slow", "lstm", "i3d")
 
 def trained(recipe, out: Path, **changes) -> list[float]:
     """Losses of two steps of the small preset."""
-    preset = dataclasses.replace(
-        recipe.PRESETS["tiny"], out=str(out), batch_size=4, micro_batch=4, **SMALL
-    )
-    recipe.main(dataclasses.replace(preset, **changes))
+    preset = change(recipe.PRESETS["tiny"], out=str(out), batch_size=4, micro_batch=4, **SMALL)
+    recipe.main(change(preset, **changes))
     return [line["loss"] for line in lines(out)]
 
 
@@ -198,7 +196,7 @@ def test_a_small_network_is_asked_for_and_not_inferred():
         counts = set()
         for size in (96, 128):
             for small in (False, True):
-                config = dataclasses.replace(
+                config = change(
                     recipe.PRESETS["tiny"], size=size, small=small, moving=1.0, **{name: "i3d"}
                 )
                 model = build(config, None) if recipe is clip else build(config).encoder

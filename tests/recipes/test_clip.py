@@ -1,6 +1,5 @@
 """Video-text contrast end to end, at tiny size: it learns, survives, mixes, and says no."""
 
-import dataclasses
 import json
 import math
 from itertools import pairwise
@@ -13,11 +12,14 @@ from safetensors.torch import load_file
 from downstream.models import builders, load_backbone
 from pretrain import backbones, checkpoint, log
 from pretrain.data.pack import pack
+from pretrain.flags import flat
 from pretrain.prompts import load_templates
 from pretrain.spec import Stream
 from recipes import clip, zero_shot
 from tests.conftest import save_open_clip
 from tests.recipes.runs import (
+    change,
+    configure,
     equal,
     final_weights,
     modes_in_steps,
@@ -29,14 +31,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def config(data, out, **changes) -> clip.Config:
-    small = clip.Config(
+    small = configure(clip.Config,
         preset="test", data=tuple(map(str, data)) if isinstance(data, list) else (str(data),), out=str(out),
         depth=1, dim=16, text_tower="xs", frames=4, stride=4, size=32, patch=8, positions="separable", init="mimetic",
         positives="caption", steps=8, batch_size=8, micro_batch=4, base_lr=0.01, warmup=0.2, beta2=0.95, clip_grad=1.0,
         weight_decay=0.05,
         precision="fp32", num_workers=0, threads=1, save_every=3, log_seconds=0.0, val_every=4,
     )  # fmt: skip
-    return dataclasses.replace(small, **changes)
+    return change(small, **changes)
 
 
 def lines(run) -> list[dict]:
@@ -108,7 +110,8 @@ def test_it_learns_what_the_captions_say(tmp_path, monkeypatch):
     templates = tmp_path / "templates.txt"
     templates.write_text("a {} square\n")
     results = zero_shot.main(
-        zero_shot.Config(
+        configure(
+            zero_shot.Config,
             str(run / "backbone"),
             str(listing),
             out=str(tmp_path / "zs"),
@@ -118,8 +121,14 @@ def test_it_learns_what_the_captions_say(tmp_path, monkeypatch):
     )
     assert results["top1"] > 0.8 and results["num_test"] == 32
     found = retrieval.main(
-        retrieval.Config(
-            str(run / "backbone"), str(listing), "a blue square", 6, str(tmp_path / "s"), **more
+        configure(
+            retrieval.Config,
+            str(run / "backbone"),
+            str(listing),
+            "a blue square",
+            6,
+            str(tmp_path / "s"),
+            **more,
         )
     )
     assert sum(int(entry["video"].removesuffix(".png")) % 4 == 2 for entry in found["best"]) >= 5
@@ -180,9 +189,7 @@ def test_all_class_prompts(captioned_pack, tmp_path, monkeypatch):
     assert equal(final_weights(broken.out), after)
     losses = []
     for micro, out in ((8, "d"), (2, "e")):
-        plain = dataclasses.replace(
-            split, mixup=0.0, cutmix=0.0, micro_batch=micro, out=str(tmp_path / out)
-        )
+        plain = change(split, mixup=0.0, cutmix=0.0, micro_batch=micro, out=str(tmp_path / out))
         clip.main(plain)
         losses.append([entry["loss"] for entry in lines(plain.out)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
@@ -218,13 +225,14 @@ def test_the_whole_of_vificlip_on_a_small_pair(captioned_pack, tmp_path):
         "batch_size": 8, "micro_batch": 4, "steps": 2, "num_workers": 0, "threads": 1, "precision": "fp32",
     }  # fmt: skip
     preset = clip.PRESETS["vificlip_b16"]
-    clip.main(dataclasses.replace(preset, data=(str(captioned_pack),), out=run, **small))
+    clip.main(change(preset, data=(str(captioned_pack),), out=run, **small))
     model = backbones.load_video_text(run + "/backbone")
     spec = model.video.input_spec
     assert spec.stride == 0 and spec.streams == {"rgb": Stream()}
     assert model.log_scale.item() > 4.69 and not model.arguments["project"]
     results = zero_shot.main(
-        zero_shot.Config(
+        configure(
+            zero_shot.Config,
             run + "/backbone",
             str(captioned_pack),
             templates="vificlip",
@@ -238,7 +246,7 @@ def test_the_whole_of_vificlip_on_a_small_pair(captioned_pack, tmp_path):
 
 def test_the_preset_of_vificlip():
     """As the authors' repository has it; see the comment at the preset."""
-    preset = dataclasses.asdict(clip.PRESETS["vificlip_b16"])
+    preset = flat(clip.PRESETS["vificlip_b16"])
     published = {
         "video_tower": "open_clip:ViT-B-16/openai", "loss": "classes", "smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0,
         "frames": 32, "sampling": "uniform", "scales": (1.0, 0.875, 0.75, 0.66), "flip": True, "jitter": 0.8, "grey": 0.2, "epochs": 10,
@@ -264,7 +272,9 @@ def test_dropped_tokens_siglip_and_labels(captioned_pack, tmp_path, capsys):
     from recipes import zero_shot
 
     results = zero_shot.main(
-        zero_shot.Config(str(run / "backbone"), str(captioned_pack), num_workers=0, num_clips=1)
+        configure(
+            zero_shot.Config, str(run / "backbone"), str(captioned_pack), num_workers=0, num_clips=1
+        )
     )
     assert any("training used the class labels" in note for note in results["notes"])
     assert (tmp_path / "run" / "zero-shot-pack" / "CARD.md").exists()
@@ -446,7 +456,7 @@ def test_batch_norm_and_cached_gradients_are_refused(captioned_pack, tmp_path):
     cfg = config(captioned_pack, tmp_path / "run", video_tower="open_clip:tiny-resnet", steps=1)
     with pytest.raises(ValueError, match="batch normalisation"):
         clip.main(cfg)
-    state = clip.main(dataclasses.replace(cfg, micro_batch=8))
+    state = clip.main(change(cfg, micro_batch=8))
     assert math.isfinite(state["loss"])
 
 
@@ -496,8 +506,8 @@ def test_a_classical_video_tower(captioned_pack, tmp_path, monkeypatch):
     model = backbones.load_video_text(str(tmp_path / "run" / "backbone"), builders())
     assert type(model.video).__name__ == "FrameNetwork"
     with pytest.raises(ValueError, match="batch normalisation"):
-        clip.main(dataclasses.replace(cfg, micro_batch=2, out=str(tmp_path / "a")))
+        clip.main(change(cfg, micro_batch=2, out=str(tmp_path / "a")))
     with pytest.raises(ValueError, match="needs a transformer"):
-        clip.main(dataclasses.replace(cfg, drop_tokens=0.5, out=str(tmp_path / "b")))
+        clip.main(change(cfg, drop_tokens=0.5, out=str(tmp_path / "b")))
     with pytest.raises(ValueError, match="sees 2 frames"):
-        clip.main(dataclasses.replace(cfg, video_tower="frame_late", out=str(tmp_path / "c")))
+        clip.main(change(cfg, video_tower="frame_late", out=str(tmp_path / "c")))

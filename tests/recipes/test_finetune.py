@@ -1,7 +1,6 @@
 """Fine-tuning, prediction and comparison end to end, at tiny size: they learn, survive, and say no."""
 
 import csv
-import dataclasses
 import json
 import os
 import subprocess
@@ -21,11 +20,14 @@ from downstream.splits import choose_splits, videos_digest
 from pretrain import checkpoint
 from pretrain.data.pack import pack
 from pretrain.data.shards import Pack
+from pretrain.flags import flat
 from pretrain.names import from_csv
 from recipes import compare, convert, finetune, predict
 from tests.conftest import draw_motion, motion_rows, write_video
 from tests.recipes.runs import (
     ROOT,
+    change,
+    configure,
     equal,
     final_weights,
     launch,
@@ -37,12 +39,12 @@ from tests.recipes.runs import (
 
 
 def config(data, out, **changes) -> finetune.Config:
-    small = finetune.Config(
+    small = configure(finetune.Config,
         preset="test", model="frame_early", network="test_resnet", frames=3, stride=4, size=32, data=str(data),
         out=str(out), steps=6, batch_size=8, micro_batch=4, precision="fp32", num_workers=0, threads=1,
         save_every=2, log_seconds=0.0, num_clips=1,
     )  # fmt: skip
-    return dataclasses.replace(small, **changes)
+    return change(small, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +122,7 @@ def test_interrupted_and_resumed_equals_undisturbed(
     with pytest.raises(SystemExit) as stopped:
         finetune.main(cfg)
     assert stopped.value.code == 130
-    finetune.main(dataclasses.replace(cfg, resume=True))
+    finetune.main(change(cfg, resume=True))
     assert equal(final_weights(tmp_path / "run"), final_weights(undisturbed))
 
 
@@ -247,12 +249,12 @@ def test_accumulation_is_exact(two_things, tmp_path, weighted):
     norms = {}
     for micro in (8, 2):
         out = tmp_path / str(micro)
-        finetune.main(dataclasses.replace(cfg, micro_batch=micro, out=str(out)))
+        finetune.main(change(cfg, micro_batch=micro, out=str(out)))
         norms[micro] = json.loads((out / "log.jsonl").read_text())
     assert norms[8]["grad_norm"] == pytest.approx(norms[2]["grad_norm"], rel=1e-4)
     assert norms[8]["loss"] == pytest.approx(norms[2]["loss"], rel=1e-5)
     if weighted:
-        cfg = dataclasses.replace(cfg, micro_batch=2, out=str(tmp_path / "two"))
+        cfg = change(cfg, micro_batch=2, out=str(tmp_path / "two"))
         done = launch(tmp_path, cfg, {}, processes=2)
         assert done.returncode == 0, done.stderr[-2000:]
         both = json.loads((tmp_path / "two" / "log.jsonl").read_text())
@@ -263,7 +265,7 @@ def test_accumulation_is_exact(two_things, tmp_path, weighted):
 def test_a_published_recipe_from_a_backbone_to_labels(tiny_pack, tiny_backbone, tmp_path):
     """fc_norm, its classifier, uniform sampling and test views arrive in the exported classifier, in files, and stay there."""
     recipe = finetune.PRESETS["videomae_b_ssv2"]
-    cfg = dataclasses.replace(
+    cfg = change(
         recipe, backbone=str(tiny_backbone), data=str(tiny_pack), out=str(tmp_path / "run"), steps=2, batch_size=8,
         micro_batch=4, precision="fp32", num_workers=0, threads=1, log_seconds=0.0,
     )  # fmt: skip
@@ -276,7 +278,7 @@ def test_a_published_recipe_from_a_backbone_to_labels(tiny_pack, tiny_backbone, 
     assert model.backbone.fc_norm and model.input_spec.stride == 0
     assert model.head.weight.std() < 1e-3  # it started at 2e-5
     again = finetune.main(
-        dataclasses.replace(
+        change(
             cfg, backbone=str(tmp_path / "run" / "backbone"), out=str(tmp_path / "more"), steps=1
         )
     )
@@ -286,7 +288,7 @@ def test_a_published_recipe_from_a_backbone_to_labels(tiny_pack, tiny_backbone, 
     write_video(tmp_path / "up.mp4", draw_motion("up", 7, 0, 16, 32))
     answers = [
         predict.main(
-            predict.Config(source, str(tmp_path / "up.mp4"), num_workers=0, precision="fp32", out=str(tmp_path / out), **more)
+            configure(predict.Config, source, str(tmp_path / "up.mp4"), num_workers=0, precision="fp32", out=str(tmp_path / out), **more)
         )["up.mp4"]
         for source, out, more in (
             (str(tmp_path / "run" / "backbone"), "ours", {}),
@@ -299,8 +301,12 @@ def test_a_published_recipe_from_a_backbone_to_labels(tiny_pack, tiny_backbone, 
         [e["probability"] for e in answers[1]], abs=1e-5
     )
     assert {e["label"] for e in answers[2]} == {"u", "v", "w", "x"}
-    named = predict.Config(
-        f"hf:{tmp_path / 'hf'}", str(tmp_path / "up.mp4"), classes="u, v", out=str(tmp_path / "no")
+    named = configure(
+        predict.Config,
+        f"hf:{tmp_path / 'hf'}",
+        str(tmp_path / "up.mp4"),
+        classes="u, v",
+        out=str(tmp_path / "no"),
     )
     with pytest.raises(ValueError, match="2 names for a classifier of 4"):
         predict.main(named)
@@ -311,16 +317,17 @@ def test_paper_resolves_for_any_family():
     for name in ("frame_swin", "i3d", "lstm", "vit_b", "vivit_1", "video_swin_t"):
         with torch.device("meta"):
             backbone = build_model(name, small=not name.startswith("vi"))
-            cfg = finetune.resolve(finetune.Config(preset="paper", model=name), backbone)
+            cfg = finetune.resolve(configure(finetune.Config, preset="paper", model=name), backbone)
             backbone = finetune.adapt(backbone, cfg)
         assert cfg.epochs and cfg.batch_size and cfg.num_clips > 1 and cfg.head_std >= 0
         assert (
-            -1 not in vars(cfg).values() and cfg.crop and cfg.scales
+            -1 not in flat(cfg).values() and cfg.crop and cfg.scales
         )  # nothing is left to be filled in
         assert bool(backbone.input_spec.stride) == (cfg.sampling != "uniform")
     with pytest.raises(ValueError, match="videomae_l_k400 is not for vit_b"), torch.device("meta"):
         finetune.resolve(
-            finetune.Config(preset="videomae_l_k400", model="vit_b"), build_model("vit_b")
+            configure(finetune.Config, preset="videomae_l_k400", model="vit_b"),
+            build_model("vit_b"),
         )
 
 
@@ -380,7 +387,8 @@ def test_a_label_for_every_frame(two_things, tmp_path, capsys):
     (folder / "text.mp4").write_text("not a video")
     out = tmp_path / "answers"
     answers = predict.main(
-        predict.Config(
+        configure(
+            predict.Config,
             str(tmp_path / "run" / "backbone"),
             str(folder),
             out=str(out),
@@ -416,8 +424,13 @@ def test_predictions_of_a_file_and_a_folder(undisturbed, tmp_path, capsys):
         folder / "sub" / "ä.mp4", draw_motion("left", 7, 0, 3, 32)
     )  # shorter than the model wants
     (folder / "text.mp4").write_text("not a video")
-    base = predict.Config(
-        str(undisturbed / "backbone"), str(folder), top_k=2, num_workers=0, out=str(tmp_path / "a")
+    base = configure(
+        predict.Config,
+        str(undisturbed / "backbone"),
+        str(folder),
+        top_k=2,
+        num_workers=0,
+        out=str(tmp_path / "a"),
     )
     answers = predict.main(base)
     firsts = {ranking[0]["label"] for ranking in answers.values()}
@@ -434,19 +447,19 @@ def test_predictions_of_a_file_and_a_folder(undisturbed, tmp_path, capsys):
         assert row["top2"] == "|".join(entry["label"] for entry in ranking)
     for ranking in answers.values():
         assert len(ranking) == 2 and ranking[0]["probability"] >= ranking[1]["probability"] > 0
-    one = dataclasses.replace(base, video=str(folder / "eins zwei.mp4"), out=str(tmp_path / "b"))
+    one = change(base, video=str(folder / "eins zwei.mp4"), out=str(tmp_path / "b"))
     (ranking,) = predict.main(one).values()
     assert [e["label"] for e in ranking] == [
         e["label"] for n, a in answers.items() if "eins" in n for e in a
     ]
     with pytest.raises(ValueError, match=r"nothing at .* can be used"):
-        predict.main(dataclasses.replace(base, video=str(folder / "text.mp4")))
+        predict.main(change(base, video=str(folder / "text.mp4")))
     with pytest.raises(ValueError, match="no such file or folder"):
-        predict.main(dataclasses.replace(base, video=str(folder / "none.mp4")))
+        predict.main(change(base, video=str(folder / "none.mp4")))
     with pytest.raises(ValueError, match="holds something else"):
-        predict.main(dataclasses.replace(base, out=str(folder)))
+        predict.main(change(base, out=str(folder)))
     with pytest.raises(ValueError, match="--top-k 0"):
-        predict.main(dataclasses.replace(base, top_k=0))
+        predict.main(change(base, top_k=0))
 
 
 # ------------------------------------------------------------------------------------------- bad input
@@ -527,7 +540,7 @@ def test_another_run_is_not_overwritten(undisturbed, tiny_pack):
 
 @pytest.fixture(scope="module")
 def compared(tiny_pack, tiny_backbone, tmp_path_factory) -> compare.Config:
-    cfg = compare.Config(
+    cfg = configure(compare.Config,
         str(tiny_pack), "frame_single,inflated,inflated:frame_single", (str(tiny_backbone),), steps=2, seeds=1,
         size=32, threads=1, num_workers=0, num_clips=1, out=str(tmp_path_factory.mktemp("compare") / "out"),
     )  # fmt: skip
@@ -585,13 +598,17 @@ def test_the_size_of_a_pack_is_no_other_protocol(make_pack):
 
 def test_numbers_of_other_protocols_are_not_ranked(compared, undisturbed, tmp_path):
     run = str(Path(compared.out) / "runs" / "inflated-seed0")
-    both = compare.main(compare.Config(results=(run, run + "/"), out=str(tmp_path / "same")))
+    both = compare.main(
+        configure(compare.Config, results=(run, run + "/"), out=str(tmp_path / "same"))
+    )
     assert len(both["rows"]) == 2
     for table in ("compare.md", "compare.html"):
         said = (tmp_path / "same" / table).read_text().replace("\\", "")
         assert compared.data in said and "synthetic" not in said and "16 test videos" in said
     with pytest.raises(ValueError, match=r"were not measured alike \(.*training_clips: 64 and 48"):
-        compare.main(compare.Config(results=(run, str(undisturbed)), out=str(tmp_path / "other")))
+        compare.main(
+            configure(compare.Config, results=(run, str(undisturbed)), out=str(tmp_path / "other"))
+        )
     assert not (tmp_path / "other").exists()
 
 
@@ -606,24 +623,27 @@ def test_what_the_cards_warn_of_stands_under_the_table(compared, tmp_path):
         results = json.loads(source.read_text())
         results["notes"] = [by_chance, *more]
         (folders[-1] / "results.json").write_text(json.dumps(results))
-    compare.main(compare.Config(results=tuple(map(str, folders)), out=str(tmp_path / "out")))
+    compare.main(
+        configure(compare.Config, results=tuple(map(str, folders)), out=str(tmp_path / "out"))
+    )
     for table in ("compare.md", "compare.html"):
         said = (tmp_path / "out" / table).read_text()
         assert said.count(by_chance) == 1 and "inflated: WARNING: b" in said
     with pytest.raises(ValueError, match="spaces separate"):
-        compare.main(compare.Config(results=("a,b",), out=str(tmp_path / "new")))
+        compare.main(configure(compare.Config, results=("a,b",), out=str(tmp_path / "new")))
 
 
 def test_a_comparison_knows_which_flags_do_nothing():
-    shown = compare.unused(compare.Config(results=("runs/a",)))
+    shown = compare.unused(configure(compare.Config, results=("runs/a",)))
     assert {"data", "epochs", "protocol"} <= shown.keys()
-    probed = compare.unused(compare.Config(models="lstm", protocol="probe"))
+    probed = compare.unused(configure(compare.Config, models="lstm", protocol="probe"))
     assert {"epochs", "flip"} <= probed.keys() and not {"data", "seeds"} & probed.keys()
-    assert not compare.unused(compare.Config(models="lstm"))
+    assert not compare.unused(configure(compare.Config, models="lstm"))
 
 
 def test_a_failed_run_is_named_and_the_rest_is_shown(tiny_pack, tmp_path, capsys):
-    cfg = compare.Config(
+    cfg = configure(
+        compare.Config,
         str(tiny_pack),
         "frame_single,c3d",
         steps=1,
@@ -650,12 +670,13 @@ def test_a_failed_run_is_named_and_the_rest_is_shown(tiny_pack, tmp_path, capsys
 )
 def test_wrong_comparisons(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        compare.main(compare.Config(out=str(tmp_path / "out"), **changes))
+        compare.main(configure(compare.Config, out=str(tmp_path / "out"), **changes))
     assert not (tmp_path / "out").exists()
 
 
 def test_probing_side_by_side(tiny_pack, tiny_backbone, tmp_path):
-    cfg = compare.Config(
+    cfg = configure(
+        compare.Config,
         str(tiny_pack),
         "",
         (str(tiny_backbone),),

@@ -1,6 +1,5 @@
 """What only a GPU can show: `pytest -m gpu -n 0`. The same numbers as on the CPU, within what its arithmetic allows."""
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -21,7 +20,7 @@ from pretrain.videomae import VideoMAE, draw_tokens
 from pretrain.vit import VideoTransformer
 from recipes import clip, linear_probe, videomae
 from tests.recipes import test_clip, test_videomae
-from tests.recipes.runs import final_weights, stop_in_step
+from tests.recipes.runs import change, configure, final_weights, stop_in_step
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[2]
@@ -126,8 +125,8 @@ def test_a_run_continues_and_its_backbone_is_the_cpus_too(tiny_pack, tmp_path, m
     videomae.main(cfg)
     stop_in_step(monkeypatch, videomae, 3)
     with pytest.raises(SystemExit):
-        videomae.main(dataclasses.replace(cfg, out=str(harried)))
-    videomae.main(dataclasses.replace(cfg, out=str(harried), resume=True))
+        videomae.main(change(cfg, out=str(harried)))
+    videomae.main(change(cfg, out=str(harried), resume=True))
     assert same_within(final_weights(harried), final_weights(calm), 1e-3)
     assert json.loads((calm / "log.jsonl").read_text().splitlines()[-1])["step"] == 8
     encoder = load_backbone(str(calm / "backbone")).eval()
@@ -136,7 +135,8 @@ def test_a_run_continues_and_its_backbone_is_the_cpus_too(tiny_pack, tmp_path, m
         expected = encoder(clips)
         assert torch.allclose(encoder.to(CUDA)(clips.to(CUDA)).cpu(), expected, atol=1e-4)
     results = linear_probe.main(
-        linear_probe.Config(
+        configure(
+            linear_probe.Config,
             str(calm / "backbone"),
             str(tiny_pack),
             str(tmp_path / "probe"),

@@ -11,6 +11,7 @@ import pytest
 from downstream.compare import read_answers
 from recipes import compare, finetune, linear_probe, predict, retrieval, visualize, zero_shot
 from tests.conftest import MOTIONS, draw_motion, write_video
+from tests.recipes.runs import configure
 from tests.unit.test_names import steers
 
 NAMES = [
@@ -56,23 +57,27 @@ def all_clean(capsys, out: Path, csv_file: bool = True) -> None:
 def test_names_in_a_data_set(videos, tiny_pair, tiny_backbone, tmp_path, capsys):
     about = {"data": str(videos), "num_clips": 1, "num_workers": 0, "precision": "fp32"}
     out = {name: tmp_path / name for name in ("zero", "found", "probe", "tuned", "table")}
-    zero_shot.main(zero_shot.Config(str(tiny_pair), out=str(out["zero"]), **about))
+    zero_shot.main(configure(zero_shot.Config, str(tiny_pair), out=str(out["zero"]), **about))
     all_clean(capsys, out["zero"])
     assert set(json.loads((out["zero"] / "results.json").read_text())["per_class"]) == set(NAMES)
 
     query = f"{NAMES[0]}{NAMES[3]}{NAMES[4]}{NAMES[6]}"
-    retrieval.main(retrieval.Config(str(tiny_pair), query=query, out=str(out["found"]), **about))
+    retrieval.main(
+        configure(retrieval.Config, str(tiny_pair), query=query, out=str(out["found"]), **about)
+    )
     all_clean(capsys, out["found"], False)
     assert json.loads((out["found"] / "search.json").read_text())["query"] == query
     assert (out["found"] / "contact_sheet.png").stat().st_size > 3000
 
     linear_probe.main(
-        linear_probe.Config(str(tiny_backbone), out=str(out["probe"]), attentive="off", **about)
+        configure(
+            linear_probe.Config, str(tiny_backbone), out=str(out["probe"]), attentive="off", **about
+        )
     )
     all_clean(capsys, out["probe"])
 
     finetune.main(
-        finetune.Config(
+        configure(finetune.Config,
             preset="test", model="frame_early", network="test_resnet", frames=3, stride=4, size=32, steps=2,
             batch_size=4, micro_batch=4, threads=1, log_seconds=0.0, out=str(out["tuned"]), val="off", **about,
         )
@@ -82,7 +87,7 @@ def test_names_in_a_data_set(videos, tiny_pair, tiny_backbone, tmp_path, capsys)
 
     (videos / "test" / NAMES[0] / f"{NAMES[0]}.mp4").write_text("no video")
     answers = predict.main(
-        predict.Config(
+        configure(predict.Config,
             str(out["tuned"] / "backbone"), str(videos / "test"), out=str(tmp_path / "said"), num_workers=0,
             num_clips=1, precision="fp32",
         )
@@ -95,7 +100,9 @@ def test_names_in_a_data_set(videos, tiny_pair, tiny_backbone, tmp_path, capsys)
 
     (tmp_path / NAMES[5].replace("/", "")).symlink_to(out["tuned"])
     given = (str(tmp_path / NAMES[5].replace("/", "")), str(out["tuned"]))
-    compare.main(compare.Config(str(videos), models="", results=given, out=str(out["table"])))
+    compare.main(
+        configure(compare.Config, str(videos), models="", results=given, out=str(out["table"]))
+    )
     all_clean(capsys, tmp_path, False)
     for name in ("compare.md", "compare.html"):
         text = (out["table"] / name).read_text(encoding="utf-8")
@@ -111,7 +118,7 @@ def test_names_of_one_video(name, videos, tiny_pair, tmp_path, capsys, monkeypat
     classes = [c for c in NAMES if "\n" not in c and "\udcff" not in c and "," not in c]
     (tmp_path / "classes.txt").write_text("\n".join(classes), encoding="utf-8")
     result = zero_shot.main(
-        zero_shot.Config(
+        configure(zero_shot.Config,
             str(tiny_pair), video=str(path), classes="classes.txt", num_clips=1, num_workers=0, precision="fp32",
             templates="plain",
         )
@@ -134,9 +141,9 @@ def test_a_picture_that_fails_costs_no_answer(
 
     monkeypatch.setattr(Figure, "savefig", full)
     about = {"data": str(videos), "num_clips": 1, "num_workers": 0, "precision": "fp32"}
-    zero_shot.main(zero_shot.Config(str(tiny_pair), out=str(tmp_path / "zero"), **about))
+    zero_shot.main(configure(zero_shot.Config, str(tiny_pair), out=str(tmp_path / "zero"), **about))
     retrieval.main(
-        retrieval.Config(str(tiny_pair), query="a", out=str(tmp_path / "found"), **about)
+        configure(retrieval.Config, str(tiny_pair), query="a", out=str(tmp_path / "found"), **about)
     )
     path = next((videos / "train" / NAMES[1]).iterdir())
     visualize.main(visualize.Config(str(tiny_backbone), str(path), out=str(tmp_path / "seen")))

@@ -26,6 +26,7 @@ from pretrain.weights import weights_hash
 from recipes import linear_probe
 from recipes.linear_probe import Config, main
 from tests.conftest import motion_rows
+from tests.recipes.runs import change, configure
 
 FP32 = Extraction(num_clips=2, precision="fp32")
 
@@ -33,7 +34,9 @@ FP32 = Extraction(num_clips=2, precision="fp32")
 @pytest.fixture(scope="module")
 def config(tiny_pack, tiny_backbone, tmp_path_factory) -> Config:
     out = tmp_path_factory.mktemp("probe") / "out"
-    return Config(str(tiny_backbone), str(tiny_pack), str(out), num_workers=0, precision="fp32")
+    return configure(
+        Config, str(tiny_backbone), str(tiny_pack), str(out), num_workers=0, precision="fp32"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,7 @@ def results(config) -> dict:
 @pytest.fixture
 def quick(config, tmp_path) -> Config:
     """The same features, out of the cache, and no attentive probe."""
-    return dataclasses.replace(config, out=str(tmp_path / "out"), attentive="off")
+    return change(config, out=str(tmp_path / "out"), attentive="off")
 
 
 # ------------------------------------------------------------------------------------- what it says
@@ -121,7 +124,7 @@ def test_the_card_says_what_comparing_needs(results, config, tiny_backbone, tiny
 
 def test_the_random_backbone_is_another_one_of_the_same_shape(results, quick):
     # The exported one is random too, so what tells them apart is that the numbers are not copies.
-    other = main(dataclasses.replace(quick, seed=1))
+    other = main(change(quick, seed=1))
     names = ["random_init_top1", "random_init_knn_top1", "random_init_mean_class_accuracy"]
     assert [results[n] for n in names] != [other[n] for n in names]
     assert (
@@ -290,7 +293,7 @@ def test_cut_videos_and_data_without_splits(make_pack, quick, capsys):
     rows = motion_rows(range(4), 1, None)
     pack = make_pack(rows, frames=32, clip_seconds=1)  # 2 s at 16 frames a second: two clips each
     assert len(Pack(pack)) == 32
-    answer = main(dataclasses.replace(quick, data=str(pack)))
+    answer = main(change(quick, data=str(pack)))
     assert (answer["num_train"], answer["num_test"]) == (12, 4)
     assert "held out for testing" in answer["notes"][0]
     assert answer["card"]["data"]["subjects_in_both"] == 0
@@ -299,7 +302,7 @@ def test_cut_videos_and_data_without_splits(make_pack, quick, capsys):
 
 
 def test_every_subject_is_left_out_in_turn(tiny_pack, tiny_backbone, quick):
-    answer = main(dataclasses.replace(quick, leave_one_out=True, attentive="auto"))
+    answer = main(change(quick, leave_one_out=True, attentive="auto"))
     assert answer["num_test"] == answer["num_train"] == 48 and answer["attentive_top1"] is None
     assert "6 subjects was left out" in answer["notes"][0]
     assert len(answer["card"]["linear"]["C"]) == len(answer["card"]["random_init"]["C"]) == 6
@@ -327,7 +330,7 @@ def test_leaving_one_out_says_when_the_backbone_has_seen_them(tiny_pack, tiny_ba
     folder = Path(quick.out).parent / "backbone"
     fingerprint = Pack(tiny_pack).index["fingerprint"]
     export_backbone(load_backbone(str(tiny_backbone)), folder, {"data_fingerprint": fingerprint})
-    answer = main(dataclasses.replace(quick, backbone=str(folder), leave_one_out=True))
+    answer = main(change(quick, backbone=str(folder), leave_one_out=True))
     assert any("saw clips of tested subjects" in note for note in answer["notes"])
 
 
@@ -337,23 +340,23 @@ def test_leaving_one_out_needs_subjects(make_pack, quick):
     with pytest.raises(
         ValueError, match=r"1 of 12 labelled videos name no subject.*subject column"
     ):
-        main(dataclasses.replace(quick, data=str(make_pack(rows)), leave_one_out=True))
+        main(change(quick, data=str(make_pack(rows)), leave_one_out=True))
     alone = [r for r in motion_rows(range(3), 1, None) if r["motion"] != "up" or r["person"] == 2]
     with pytest.raises(ValueError, match="only subject p2 shows up"):
-        main(dataclasses.replace(quick, data=str(make_pack(alone)), leave_one_out=True))
+        main(change(quick, data=str(make_pack(alone)), leave_one_out=True))
     unlabelled = make_pack(motion_rows(range(3), 1, None, label=None))
     with pytest.raises(ValueError, match="no clip has a label"):
-        main(dataclasses.replace(quick, data=str(unlabelled), leave_one_out=True))
+        main(change(quick, data=str(unlabelled), leave_one_out=True))
     one_class = make_pack([r for r in motion_rows(range(3), 1, None) if r["motion"] == "up"])
     with pytest.raises(ValueError, match="the only label is 'up'"):
-        main(dataclasses.replace(quick, data=str(one_class), leave_one_out=True))
+        main(change(quick, data=str(one_class), leave_one_out=True))
     with pytest.raises(ValueError, match="leave --attentive on out"):
-        main(dataclasses.replace(quick, leave_one_out=True, attentive="on"))
+        main(change(quick, leave_one_out=True, attentive="on"))
 
 
 def test_attentive_is_skipped_with_a_sentence_when_tokens_are_many(quick, monkeypatch, capsys):
     monkeypatch.setattr(linear_probe, "TOKEN_LIMIT", 1000)
-    answer = main(dataclasses.replace(quick, attentive="auto"))
+    answer = main(change(quick, attentive="auto"))
     assert (
         answer["attentive_top1"] is None
         and "--attentive on" in answer["card"]["attentive"]["skipped"]
@@ -368,7 +371,7 @@ def test_results_of_other_settings_are_not_replaced(quick):
     main(quick)
     before = (Path(quick.out) / "results.json").read_text()
     with pytest.raises(ValueError, match=r"num_clips was 2, is 1.*--out"):
-        main(dataclasses.replace(quick, num_clips=1))
+        main(change(quick, num_clips=1))
     assert (Path(quick.out) / "results.json").read_text() == before
     main(quick)  # the same settings again are fine
 
@@ -381,7 +384,7 @@ def test_a_folder_of_other_files_is_not_used(quick):
 
 
 def test_default_folder_is_beside_the_backbone(quick, tiny_backbone):
-    main(dataclasses.replace(quick, out=None))
+    main(change(quick, out=None))
     assert (tiny_backbone.parent / "probe-pack" / "results.json").exists()
 
 
@@ -422,7 +425,7 @@ def test_frame_descriptors_and_a_linear_svm(tiny_pack, tmp_path):
     model = build_model("frame_max", network="test_resnet", size=32, frames=4)
     export_backbone(model, tmp_path / "backbone", {})
     results = main(
-        Config(
+        configure(Config, 
             str(tmp_path / "backbone"), str(tiny_pack), str(tmp_path / "out"), classifier="svm", time_segments=0,
             attentive="off", num_workers=0, precision="fp32",
         )

@@ -15,7 +15,7 @@ from pretrain import checkpoint, log, weights
 from pretrain.data.shards import Pack
 from recipes import clip, compare, finetune, linear_probe, predict, retrieval, videomae, zero_shot
 from tests.recipes import test_clip, test_finetune, test_videomae
-from tests.recipes.runs import BESIDE, ROOT, wait_until
+from tests.recipes.runs import BESIDE, ROOT, change, configure, wait_until
 
 
 @pytest.fixture
@@ -27,10 +27,16 @@ def commands(tiny_pack, captioned_pack, tiny_backbone, tiny_pair) -> dict:
         "videomae": (videomae, test_videomae.config(tiny_pack, "", steps=2, knn_every=0)),
         "clip": (clip, test_clip.config(captioned_pack, "", steps=2, val_every=0)),
         "finetune": (finetune, test_finetune.config(tiny_pack, "", steps=2, val="off")),
-        "probe": (linear_probe, linear_probe.Config(str(tiny_backbone), attentive="off", **data)),
-        "zero_shot": (zero_shot, zero_shot.Config(str(tiny_pair), **data)),
-        "retrieval": (retrieval, retrieval.Config(str(tiny_pair), **data)),
-        "search": (retrieval, retrieval.Config(str(tiny_pair), query="a square", **data)),
+        "probe": (
+            linear_probe,
+            configure(linear_probe.Config, str(tiny_backbone), attentive="off", **data),
+        ),
+        "zero_shot": (zero_shot, configure(zero_shot.Config, str(tiny_pair), **data)),
+        "retrieval": (retrieval, configure(retrieval.Config, str(tiny_pair), **data)),
+        "search": (
+            retrieval,
+            configure(retrieval.Config, str(tiny_pair), query="a square", **data),
+        ),
     }
 
 
@@ -55,10 +61,10 @@ def test_out_is_tried_before_the_data_are_touched(commands, tmp_path, monkeypatc
         ("thesis", "thesis holds (something|other files)"),
     ):
         with pytest.raises(ValueError, match=words):
-            module.main(dataclasses.replace(config, out=str(tmp_path / out)))
+            module.main(change(config, out=str(tmp_path / out)))
     if Path("/proc/self").exists():  # a folder in which nobody may make anything
         with pytest.raises(ValueError, match="cannot write"):
-            module.main(dataclasses.replace(config, out="/proc/run"))
+            module.main(change(config, out="/proc/run"))
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -70,16 +76,16 @@ def test_two_evaluations_into_one_folder(commands, tiny_pack, tiny_backbone, tmp
     assert beside.stdout.readline() == "mine\n"
     given = [commands[name] for name in ("probe", "zero_shot", "retrieval", "search")]
     given += [
-        (predict, predict.Config(str(tiny_backbone), str(tiny_pack))),
-        (compare, compare.Config(str(tiny_pack), models="frame_mean")),
+        (predict, configure(predict.Config, str(tiny_backbone), str(tiny_pack))),
+        (compare, configure(compare.Config, str(tiny_pack), models="frame_mean")),
     ]
     for module, config in given:
         with pytest.raises(ValueError, match="out is in use: another process"):
-            module.main(dataclasses.replace(config, out=str(tmp_path / "out")))
+            module.main(change(config, out=str(tmp_path / "out")))
     assert [p.name for p in (tmp_path / "out").iterdir()] == [".lock"]
     beside.communicate("")
     module, config = commands["search"]
-    module.main(dataclasses.replace(config, out=str(tmp_path / "out")))
+    module.main(change(config, out=str(tmp_path / "out")))
     assert (tmp_path / "out" / "search.json").exists()
 
 
@@ -88,11 +94,11 @@ def test_a_refused_run_leaves_nothing_that_refuses_the_corrected_one(
     commands, tmp_path, monkeypatch, capsys, name
 ):
     module, config = commands[name]
-    config = dataclasses.replace(config, out=str(tmp_path / "run"))
+    config = change(config, out=str(tmp_path / "run"))
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "torch.utils.tensorboard", None)
         with pytest.raises(ValueError, match="--tensorboard needs"):
-            module.main(dataclasses.replace(config, tensorboard=True))
+            module.main(change(config, tensorboard=True))
     assert not (tmp_path / "run" / "config.json").exists()
 
     def refuse(*_):
@@ -103,7 +109,7 @@ def test_a_refused_run_leaves_nothing_that_refuses_the_corrected_one(
         with pytest.raises(ValueError, match="20 clips"):
             module.main(config)
     for changed in (0.02, 0.01):  # the second after steps were done: that is another run
-        about = dataclasses.replace(config, base_lr=changed)
+        about = change(config, base_lr=changed)
         if changed == 0.01:
             with pytest.raises(ValueError, match="run that differs"):
                 module.main(about)
@@ -121,7 +127,7 @@ def test_a_full_disk_during_the_export_is_said_and_loses_nothing(
     """The last checkpoint and an older export stay; the same command ends the run."""
     _, config = commands["videomae"]
     run = tmp_path / "run"
-    config = dataclasses.replace(config, out=str(run))
+    config = change(config, out=str(run))
     videomae.main(config)
     before = {p: p.read_bytes() for p in (run / "backbone").iterdir()}
     real = weights.save_file
@@ -150,11 +156,15 @@ def test_damaged_results_are_not_taken_for_ones(commands, tiny_pack, tmp_path, c
     for name in ("probe", "zero_shot"):
         module, config = commands[name]
         with pytest.raises(ValueError, match=r"out holds other files: give another"):
-            module.main(dataclasses.replace(config, out=str(out)))
+            module.main(change(config, out=str(out)))
     with pytest.raises(ValueError, match=r"out holds no results"):
         compare.main(
-            compare.Config(
-                str(tiny_pack), models="", results=(str(out),), out=str(tmp_path / "table")
+            configure(
+                compare.Config,
+                str(tiny_pack),
+                models="",
+                results=(str(out),),
+                out=str(tmp_path / "table"),
             )
         )
     assert (out / "results.json").read_text() == content and not (tmp_path / "table").exists()
@@ -171,7 +181,7 @@ def test_a_damaged_comparison(tiny_pack, tmp_path, monkeypatch, capsys, content)
 
     monkeypatch.setattr(compare, "run_one", fail)
     out = tmp_path / "table"
-    config = compare.Config(str(tiny_pack), models="frame_mean", out=str(out), seeds=1)
+    config = configure(compare.Config, str(tiny_pack), models="frame_mean", out=str(out), seeds=1)
     (out / "runs" / "frame_mean-seed0").mkdir(parents=True)
     if content is not None:
         (out / "config.json").write_text(content)
@@ -189,7 +199,7 @@ def test_a_damaged_comparison(tiny_pack, tmp_path, monkeypatch, capsys, content)
             compare.main(config)
     # What came to nothing gives way to the corrected command; what has a result does not.
     with pytest.raises(ValueError, match="every run failed"):
-        compare.main(dataclasses.replace(config, steps=7))
+        compare.main(change(config, steps=7))
     assert json.loads((out / "config.json").read_text())["steps"] == 7
     (out / "runs" / "frame_mean-seed0").mkdir(parents=True, exist_ok=True)
     (out / "runs" / "frame_mean-seed0" / "results.json").write_text("{}")
@@ -206,12 +216,17 @@ def test_packs_and_answers_of_others_are_not_overwritten(
     video = tmp_path / "a.mp4"
     pack = Pack(captioned_pack)
     video.write_bytes(pack.read(pack.record(0)))
-    one = zero_shot.Config(
-        str(tiny_pair), video=str(video), classes="a, b", num_clips=1, num_workers=0
+    one = configure(
+        zero_shot.Config,
+        str(tiny_pair),
+        video=str(video),
+        classes="a, b",
+        num_clips=1,
+        num_workers=0,
     )
     for module, about in ((search, config), (zero_shot, one)):
         with pytest.raises(ValueError, match="holds something else"):
-            module.main(dataclasses.replace(about, out=str(tmp_path)))
+            module.main(change(about, out=str(tmp_path)))
     assert (tmp_path / "search.json").read_text() == "older answer"
 
 

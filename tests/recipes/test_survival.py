@@ -1,6 +1,5 @@
 """Kills, damage and disks outside the save: the same command goes on, or says in words why not."""
 
-import dataclasses
 import hashlib
 import json
 import multiprocessing
@@ -17,7 +16,15 @@ from downstream.models import load_backbone
 from pretrain import checkpoint, log
 from pretrain.folders import claim
 from recipes import videomae
-from tests.recipes.runs import BESIDE, ROOT, equal, final_weights, launch, stop_in_step
+from tests.recipes.runs import (
+    BESIDE,
+    ROOT,
+    change,
+    equal,
+    final_weights,
+    launch,
+    stop_in_step,
+)
 from tests.recipes.test_videomae import config
 
 
@@ -36,7 +43,7 @@ def survive_fail_points(tmp_path: Path, data: Path, points: list[int]) -> list[P
 
     def run(name: str, kill_at: int = 0) -> int:
         plan = {"die_in_operation": kill_at, "operations": str(tmp_path / f"{name}.json")}
-        done = launch(tmp_path, dataclasses.replace(cfg, out=str(tmp_path / name)), plan)
+        done = launch(tmp_path, change(cfg, out=str(tmp_path / name)), plan)
         assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
         return done.returncode
 
@@ -175,7 +182,7 @@ def test_a_disk_that_refuses_is_said(halfway, tiny_pack, tmp_path, broken):
     run = copied(halfway, tmp_path / "run")
     cfg = config(tiny_pack, run, steps=6, knn_every=0)
     if broken == "parent":
-        cfg = dataclasses.replace(cfg, out=str(run / "config.json" / "run"))
+        cfg = change(cfg, out=str(run / "config.json" / "run"))
     elif broken == "log":
         (run / "log.jsonl").unlink()
         (run / "log.jsonl").mkdir()
@@ -217,7 +224,7 @@ def calm(tiny_pack, tmp_path_factory) -> tuple[videomae.Config, dict]:
 def test_a_killed_decoding_process_is_said_and_nothing_is_lost(
     calm, tmp_path, monkeypatch, capsys, number
 ):
-    cfg = dataclasses.replace(calm[0], out=str(tmp_path / "run"))
+    cfg = change(calm[0], out=str(tmp_path / "run"))
     with monkeypatch.context() as patch:
         kill_worker(patch, 2, number)
         with pytest.raises(ValueError, match=rf"{number.name}.*--num-workers"):

@@ -1,6 +1,5 @@
 """The recipe end to end, at tiny size: it learns, survives, and says no."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -17,6 +16,8 @@ from pretrain.data.shards import Pack
 from pretrain.loop import plan_run
 from recipes import videomae
 from tests.recipes.runs import (
+    change,
+    configure,
     equal,
     final_weights,
     launch,
@@ -30,12 +31,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def config(data, out, **changes) -> videomae.Config:
-    small = videomae.Config(
+    small = configure(videomae.Config,
         preset="test", data=str(data), out=str(out), depth=2, decoder_dim=32, decoder_depth=1, frames=4,
         stride=2, size=32, patch=8, mask_ratio=0.75, steps=8, batch_size=8, micro_batch=4, base_lr=0.05,
         precision="fp32", num_workers=0, threads=1, save_every=3, log_seconds=0.0, knn_every=4,
     )  # fmt: skip
-    return dataclasses.replace(small, **changes)
+    return change(small, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +239,7 @@ def test_a_run_folder_is_not_continued_with_other_values(
         rows = [{"motion": "up", "person": p, "take": 0, "split": "train"} for p in range(3)]
         changes = {"data": str(make_pack(rows))}
     with pytest.raises(ValueError, match=message):
-        videomae.main(dataclasses.replace(config(tiny_pack, undisturbed), **changes))
+        videomae.main(change(config(tiny_pack, undisturbed), **changes))
 
 
 @pytest.mark.parametrize(
@@ -260,7 +261,7 @@ def test_a_run_folder_is_not_continued_with_other_values(
 )
 def test_mistakes_are_explained(tiny_pack, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        videomae.main(dataclasses.replace(config(tiny_pack, tmp_path / "run"), **changes))
+        videomae.main(change(config(tiny_pack, tmp_path / "run"), **changes))
     assert not (tmp_path / "run").exists()
 
 

@@ -1,6 +1,5 @@
 """Zero-shot classification and retrieval as a person meets them."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -15,13 +14,14 @@ from pretrain.data.figure import REVERSED_PAIRS
 from pretrain.data.shards import Pack
 from recipes import clip, finetune, linear_probe, retrieval, zero_shot
 from tests.conftest import draw_motion, write_video
+from tests.recipes.runs import change, configure
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def quick(tiny_pair, captioned_pack, tmp_path) -> zero_shot.Config:
-    return zero_shot.Config(
+    return configure(zero_shot.Config,
         str(tiny_pair), str(captioned_pack), out=str(tmp_path / "out"), num_clips=1, num_workers=0,
         precision="fp32",
     )  # fmt: skip
@@ -67,7 +67,7 @@ def test_numbers_against_a_literal_computation(quick, tiny_pair):
     from pretrain.backbones import load_video_text
     from pretrain.data.shards import EvalClips
 
-    results = zero_shot.main(dataclasses.replace(quick, templates="openai_ucf101"))
+    results = zero_shot.main(change(quick, templates="openai_ucf101"))
     model = load_video_text(quick.backbone).eval()
     packed = Pack(quick.data)
     classes = packed.classes
@@ -95,11 +95,11 @@ def test_classes_of_the_user(quick, tmp_path):
     listing.write_text(
         "label,text\nup,rises\ndown,falls\nleft,goes left\nright,goes right\nstill,rests\n"
     )
-    results = zero_shot.main(dataclasses.replace(quick, classes=str(listing)))
+    results = zero_shot.main(change(quick, classes=str(listing)))
     assert results["num_classes"] == 5 and results["chance"] == 0.2
     assert results["card"]["prompts"]["template_set"] == "openai_kinetics"
     with pytest.raises(ValueError, match=r"lacks 2 of the 4 labels of the videos: left, right"):
-        zero_shot.main(dataclasses.replace(quick, classes="up, down"))
+        zero_shot.main(change(quick, classes="up, down"))
 
 
 @pytest.mark.parametrize("labels", [("sit down", "Sit_Down"), ("SitDown", "sit-down")])
@@ -112,18 +112,27 @@ def test_classes_that_differ_in_spelling_only_are_refused(quick, make_pack, labe
     ]
     data, out = str(make_pack(rows)), str(tmp_path / "run")
     both = f"(?s){labels[0]}.*{labels[1]}|{labels[1]}.*{labels[0]}"
-    listed = dataclasses.replace(quick, data=data, classes="sit down, walk")
+    listed = change(quick, data=data, classes="sit down, walk")
     model = {"out": out, "num_workers": 0, "threads": 1}
     for recipe, config in (
-        (zero_shot, dataclasses.replace(quick, data=data)),
+        (zero_shot, change(quick, data=data)),
         (zero_shot, listed),
-        (linear_probe, linear_probe.Config(quick.backbone, data, out=out)),
-        (linear_probe, linear_probe.Config(quick.backbone, data, out=out, leave_one_out=True)),
-        (finetune, finetune.Config(model="frame_mean", data=data, **model)),
+        (linear_probe, configure(linear_probe.Config, quick.backbone, data, out=out)),
+        (
+            linear_probe,
+            configure(linear_probe.Config, quick.backbone, data, out=out, leave_one_out=True),
+        ),
+        (finetune, configure(finetune.Config, model="frame_mean", data=data, **model)),
         (
             clip,
-            clip.Config(
-                data=(data,), text="label", video_tower="xs", size=32, text_tower="xs", **model
+            configure(
+                clip.Config,
+                data=(data,),
+                text="label",
+                video_tower="xs",
+                size=32,
+                text_tower="xs",
+                **model,
             ),
         ),
     ):
@@ -146,26 +155,26 @@ def test_classes_that_differ_in_spelling_only_are_refused(quick, make_pack, labe
 )
 def test_mistakes_are_refused(quick, changes, message):
     with pytest.raises(ValueError, match=message):
-        zero_shot.main(dataclasses.replace(quick, **changes))
+        zero_shot.main(change(quick, **changes))
     assert not Path(quick.out).exists()
 
 
 def test_a_backbone_without_text(quick, tiny_backbone):
     with pytest.raises(ValueError, match=r"no text tower.*recipes/clip\.py"):
-        zero_shot.main(dataclasses.replace(quick, backbone=str(tiny_backbone)))
+        zero_shot.main(change(quick, backbone=str(tiny_backbone)))
 
 
 def test_results_of_other_settings_are_not_overwritten(quick):
     zero_shot.main(quick)
     before = (Path(quick.out) / "results.json").read_text()
     with pytest.raises(ValueError, match="results of other settings"):
-        zero_shot.main(dataclasses.replace(quick, templates="plain"))
+        zero_shot.main(change(quick, templates="plain"))
     assert (Path(quick.out) / "results.json").read_text() == before
     zero_shot.main(quick)
 
 
 def test_one_video(quick, video, capsys):
-    config = dataclasses.replace(
+    config = change(
         quick, data="", video=str(video), classes="moves left, moves right, sits", templates="plain"
     )
     result = zero_shot.main(config)
@@ -176,13 +185,13 @@ def test_one_video(quick, video, capsys):
     printed = capsys.readouterr().out
     assert "clip one.mp4: 2.5 s in 1 clips" in printed and "%" in printed
     with pytest.raises(ValueError, match="nothing to tell apart"):
-        zero_shot.main(dataclasses.replace(config, classes="sits"))
+        zero_shot.main(change(config, classes="sits"))
 
 
 def test_one_video_of_two_frames(quick, tmp_path):
     path = tmp_path / "short.mp4"
     write_video(path, draw_motion("left", 3, 1, 2, 48))
-    config = dataclasses.replace(quick, data="", video=str(path), classes="moves left, sits")
+    config = change(quick, data="", video=str(path), classes="moves left, sits")
     assert len(zero_shot.main(config)["ranking"]) == 2
 
 
@@ -190,7 +199,7 @@ def test_a_text_file_named_mp4(quick, tmp_path):
     path = tmp_path / "notes.mp4"
     path.write_text("buy milk")
     with pytest.raises(ValueError, match=r"notes\.mp4 cannot be used: not a video") as caught:
-        zero_shot.main(dataclasses.replace(quick, data="", video=str(path), classes="a,b"))
+        zero_shot.main(change(quick, data="", video=str(path), classes="a,b"))
     assert "refused.jsonl" not in str(caught.value)  # a folder that is gone
 
 
@@ -252,7 +261,7 @@ def test_an_empty_text_is_refused(tiny_pair):
 
 @pytest.fixture
 def quick_retrieval(tiny_pair, captioned_pack, tmp_path) -> retrieval.Config:
-    return retrieval.Config(
+    return configure(retrieval.Config,
         str(tiny_pair), str(captioned_pack), out=str(tmp_path / "out"), num_clips=1, num_workers=0,
         precision="fp32",
     )  # fmt: skip
@@ -269,7 +278,7 @@ def test_retrieval_scores(quick_retrieval, monkeypatch, tmp_path, capsys):
             return record | {"captions": [*said, *(s.upper() for s in said)]}
 
         patch.setattr(Pack, "record", twice)
-        said_again = retrieval.main(dataclasses.replace(quick_retrieval, out=str(tmp_path / "b")))
+        said_again = retrieval.main(change(quick_retrieval, out=str(tmp_path / "b")))
     stored = json.loads((Path(quick_retrieval.out) / "results.json").read_text())
     names = {"t2v_r1", "t2v_r5", "t2v_r10", "v2t_r1", "v2t_r10", "t2v_median_rank", "num_test"}
     assert names <= stored.keys() and stored["num_test"] == 16 and stored["num_captions"] == 32
@@ -283,11 +292,11 @@ def test_retrieval_scores(quick_retrieval, monkeypatch, tmp_path, capsys):
     assert "text to video" in capsys.readouterr().out
     assert 0 <= results["t2v_r1"] <= results["t2v_r5"] <= results["t2v_r10"] <= 1
     with pytest.raises(ValueError, match="results of other settings"):
-        retrieval.main(dataclasses.replace(quick_retrieval, num_clips=2))
+        retrieval.main(change(quick_retrieval, num_clips=2))
 
 
 def test_search(quick_retrieval, capsys):
-    config = dataclasses.replace(quick_retrieval, query="a square moves up", top=5)
+    config = change(quick_retrieval, query="a square moves up", top=5)
     found = retrieval.main(config)
     assert found["num_videos"] == 56 and len(found["best"]) == 5
     values = [entry["similarity"] for entry in found["best"]]
@@ -297,9 +306,9 @@ def test_search(quick_retrieval, capsys):
     assert found["best"][0]["video"] in printed and "mean of all 56" in printed
     assert found["mean_similarity"] <= values[0] and "training" not in printed
     with pytest.raises(ValueError, match="--query is empty"):
-        retrieval.main(dataclasses.replace(config, query=" "))
+        retrieval.main(change(config, query=" "))
     with pytest.raises(ValueError, match="at least one"):
-        retrieval.main(dataclasses.replace(config, top=0))
+        retrieval.main(change(config, top=0))
 
 
 def test_a_search_says_flat_scores_and_training_videos(
@@ -317,27 +326,27 @@ def test_a_search_says_flat_scores_and_training_videos(
     ):
         monkeypatch.setattr(retrieval, "provenance_of", lambda _, a=about: {"split": "train", **a})
         out = str(tmp_path / str(len(about)) / next(iter(about)))
-        found = retrieval.main(dataclasses.replace(quick_retrieval, query="up", out=out))
+        found = retrieval.main(change(quick_retrieval, query="up", out=out))
         assert [n for n in found["notes"] if "32 of the 56 clips" in n and "training" in n]
         assert "training clips" in capsys.readouterr().out
-    scored = dataclasses.replace(quick_retrieval, test_split="train", out=str(tmp_path / "train"))
+    scored = change(quick_retrieval, test_split="train", out=str(tmp_path / "train"))
     assert [
         n for n in retrieval.main(scored)["notes"] if "WARNING" in n and "trained on these" in n
     ]
 
 
 def test_data_without_captions_can_only_be_searched(quick_retrieval, tiny_pack):
-    config = dataclasses.replace(quick_retrieval, data=str(tiny_pack))
+    config = change(quick_retrieval, data=str(tiny_pack))
     with pytest.raises(ValueError, match=r"none of the 16 clips .* has a caption.*--query"):
         retrieval.main(config)
-    assert len(retrieval.main(dataclasses.replace(config, query="up", top=100))["best"]) == 48
+    assert len(retrieval.main(change(config, query="up", top=100))["best"]) == 48
 
 
 def test_a_probe_of_the_video_tower(tiny_pair, captioned_pack, tmp_path):
     from recipes import linear_probe
 
     results = linear_probe.main(
-        linear_probe.Config(
+        configure(linear_probe.Config,
             str(tiny_pair), str(captioned_pack), out=str(tmp_path / "probe"), num_workers=0, num_clips=1,
             attentive="off",
         )

@@ -9,6 +9,7 @@ import pytest
 
 from pretrain import flags
 from pretrain.log import cli, parse
+from tests.recipes.runs import configure
 
 RECIPES = sorted(p.stem for p in (Path(__file__).parents[2] / "recipes").glob("*.py"))
 
@@ -21,12 +22,16 @@ def given(name: str, **values):
     """A recipe's configuration, with something for what has no default."""
     kind = recipe(name).Config
     required = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
-    return kind(**dict.fromkeys(required, "x") | values)
+    return configure(kind, **dict.fromkeys(required, "x") | values)
 
 
 def numbers(name: str) -> dict[str, object]:
     """Fields that hold numbers, and a value of the kind."""
-    fields = {f.name: f.type for f in dataclasses.fields(recipe(name).Config)}
+    groups = flags.groups(given(name))
+    kinds = [recipe(name).Config, *map(type, groups.values())]
+    fields = {
+        f.name: f.type for kind in kinds for f in dataclasses.fields(kind) if f.name not in groups
+    }
     words = ("Count", "Whole", "Seed", "Positive", "NotNegative", "Share", "int", "float")
     return {n: str(t) for n, t in fields.items() if any(w in str(t) for w in words)}
 
@@ -160,9 +165,9 @@ def test_help_lists_flags_and_presets(name, capsys):
         said = " ".join(capsys.readouterr().out.split())
         shown = module.PRESETS[preset or next(iter(module.PRESETS))]
         assert not stopped.value.code and "(required)" not in said
-        for field in dataclasses.fields(shown):
-            assert flags.flag(field.name) in said or field.name == "preset"
-        assert f"default: {shown.num_workers})" in said
+        for field in flags.flat(shown):
+            assert flags.flag(field) in said or field == "preset"
+        assert f"default: {shown.batch_size})" in said
         assert all(f"{n} {line}" in said for n, line in module.ABOUT.items())
 
 

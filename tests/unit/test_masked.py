@@ -1,7 +1,5 @@
 """Masked reconstruction where hidden tubelets are painted over, and the recipe with other families."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,7 @@ from pretrain.videomae import draw_tokens, normalise_target, reconstruct
 from pretrain.vit import patchify, take_tokens
 from pretrain.weights import CheckpointError
 from recipes import videomae
-from tests.recipes.runs import equal, final_weights, modes_in_steps
+from tests.recipes.runs import change, equal, final_weights, modes_in_steps
 from tests.recipes.test_videomae import config
 
 SMALL = {
@@ -142,7 +140,7 @@ def test_the_recipe_with_another_family(tiny_pack, tmp_path, encoder, monkeypatc
         return real(*args)
 
     monkeypatch.setattr(videomae, "train_step", step)
-    again = dataclasses.replace(cfg, out=str(tmp_path / "again"), save_every=1)
+    again = change(cfg, out=str(tmp_path / "again"), save_every=1)
     with pytest.raises(KeyboardInterrupt):
         videomae.main(again)
     monkeypatch.setattr(videomae, "train_step", real)
