@@ -334,11 +334,11 @@ def test_an_error_ends_what_was_started(tmp_path):
 
 def test_ctrl_c_ends_the_drawing_of_the_world(tmp_path):
     recipe = start(tmp_path, "draw")
-    wait_until(recipe, lambda: list(tmp_path.glob("out/clips/*.mp4")))
+    wait_until(recipe, lambda: list(tmp_path.glob("out/clips/[0-9]*.mp4")))
     os.killpg(recipe.pid, signal.SIGINT)  # as a terminal does
     _, said = recipe.communicate(timeout=300)
     assert recipe.returncode == 130 and "Traceback" not in said and "interrupted" in said
-    assert list(tmp_path.glob("out/clips/*.mp4"))
+    assert list(tmp_path.glob("out/clips/[0-9]*.mp4"))
 
 
 def test_help_into_a_pipe_that_nobody_reads_to_the_end(tmp_path):

@@ -131,7 +131,7 @@ def test_a_preset_value_without_effect_is_taken_away():
 
 def test_a_comparison_says_who_has_the_flags_of_its_runs(monkeypatch, capsys):
     """All those of the recipes that it runs; what it calls otherwise (--models, --seeds) is tyro's to suggest."""
-    fields = lambda name: {f.name for f in dataclasses.fields(recipe(name).Config)}
+    fields = lambda name: set(flags.flat(given(name)))
     runs = fields("finetune") | fields("linear_probe")
     missing = runs - fields("compare") - {"model", "backbone", "seed"}
     assert missing and missing <= set(recipe("compare").OF_RUNS)
