@@ -8,7 +8,7 @@ are seen by the encoder, M masked tokens are predicted. In a mask True means mas
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,9 +27,6 @@ from pretrain.vit import (
     take_tokens,
     unpatchify,
 )
-
-if TYPE_CHECKING:
-    from pretrain.masked import MaskedPixels
 
 # Decoder width, depth, heads published for each encoder size. XS and Ti are ours.
 DECODERS = {
@@ -282,9 +279,38 @@ class VideoMAE(nn.Module):
         return F.mse_loss(prediction.float(), target), prediction, tokens
 
 
+class Reconstructs(Protocol):
+    """What `reconstruct` draws of: a `VideoMAE`, or another objective with tubelets to hide."""
+
+    target_eps: float
+
+    @property
+    def tubelet(self) -> int:
+        """Frames of what is hidden at once."""
+        ...
+
+    @property
+    def patch(self) -> int:
+        """Its height and width, pixels."""
+        ...
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """The grid that masks are drawn over."""
+        ...
+
+    def places(self, video: Tensor, numbers: Tensor) -> Tensor:
+        """Where tokens stand in the grid."""
+        ...
+
+    def __call__(self, video: Tensor, visible: Tensor, masked: Tensor, /) -> tuple[Tensor, Tensor]:
+        """The loss, and what is predicted."""
+        ...
+
+
 @torch.no_grad()
 def reconstruct(
-    model: "VideoMAE | MaskedPixels", video: Tensor, visible: Tensor, masked: Tensor
+    model: Reconstructs, video: Tensor, visible: Tensor, masked: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw what the model sees and what it imagines, for figures.
 
