@@ -110,21 +110,21 @@ def cautions(
     return said
 
 
-def seen_in_training(provenance: dict | str, name: str, fingerprint: str) -> str | None:
+def seen_in_training(provenance: dict | str, name: str, index: dict) -> str | None:
     """Which split of these very data a backbone was trained on, as its export says; None if it says of none.
 
     Args:
         provenance: of the backbone.
         name: of the data, as the user gave it.
-        fingerprint: of their pack.
+        index: of their pack; one without splits was trained on whole, whatever split was asked for.
     """
     if not isinstance(provenance, dict):
         return None
     data = provenance.get("data")
     named = name in ([data] if isinstance(data, str) else data if isinstance(data, list) else [])
-    if not named and provenance.get("data_fingerprint") != fingerprint:
+    if not named and provenance.get("data_fingerprint") != index["fingerprint"]:
         return None
-    return str(provenance.get("split") or "all")
+    return str(provenance.get("split") or "all") if index["splits"] else "all"
 
 
 def software() -> dict[str, str | None]:

@@ -102,7 +102,7 @@ def search_notes(config: Config, pack: Pack, similar: np.ndarray) -> list[str]:
             f"the scores are flat: the best is only {above:.3f} above the mean of all videos, so either none shows what the "
             "sentence says, or all do, or this model cannot tell"
         )
-    split = seen_in_training(provenance_of(config.backbone), config.data, pack.index["fingerprint"])
+    split = seen_in_training(provenance_of(config.backbone), config.data, pack.index)
     if split:
         num = len(pack) if split == "all" else pack.index["splits"].get(split, 0)
         notes.append(
@@ -223,7 +223,7 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
     to_video, to_text = retrieval_ranks(texts, videos, whose)
     t2v, v2t = summarise_ranks(to_video), summarise_ranks(to_text)
     provenance = provenance_of(config.backbone)
-    seen = seen_in_training(provenance, config.data, pack.index["fingerprint"])
+    seen = seen_in_training(provenance, config.data, pack.index)
     if seen and (seen == config.test_split or "all" in (seen, config.test_split)):
         notes.append(f"WARNING: the towers were trained on these very videos (split {seen})")
     spec = model.video.input_spec

@@ -339,7 +339,7 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
     counts = confusion_matrix(labels, predicted, len(classes))
     sensitivity = template_sensitivity(embeddings, vectors, labels, templates)
     provenance = provenance_of(config.backbone)
-    if seen := seen_in_training(provenance, config.data, pack.index["fingerprint"]):
+    if seen := seen_in_training(provenance, config.data, pack.index):
         notes.append(
             f"the towers were trained on the captions of split {seen!r} of these very data: "
             + (

@@ -78,7 +78,7 @@ RULES = [
     Rule(r"--encoder", slow=True),
     Rule(r"videomae\.py shrec", slow=True),
     Rule(r"clip\.py (motion|--video-tower)", slow=True),
-    Rule(r"linear_probe\.py .*(runs/videomae|runs/yard|--leave-one-out)", slow=True),
+    Rule(r"linear_probe\.py .*(runs/videomae|runs/yard|runs/tiny-500|--leave-one-out)", slow=True),
     Rule(r"zero_shot\.py .*runs/clip-motion", slow=True),
     Rule(r"^(python|accelerate launch --config_file \S+.*) recipes/\w+\.py"),
 ]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from downstream.report import seen_in_training
 from downstream.world import reversed_pairs_accuracy
 from downstream.zero_shot import embed_texts, ensemble, template_sensitivity, unit
 from pretrain.data.figure import REVERSED_PAIRS
@@ -329,6 +330,11 @@ def test_a_search_says_flat_scores_and_training_videos(
         found = retrieval.main(change(quick_retrieval, query="up", out=out))
         assert [n for n in found["notes"] if "32 of the 56 clips" in n and "training" in n]
         assert "training clips" in capsys.readouterr().out
+    whole = dict(data.index, splits={})  # without splits everything was trained on
+    monkeypatch.setattr(data, "index", whole)
+    notes = retrieval.search_notes(quick_retrieval, data, similar["steep"])
+    assert [n for n in notes if "56 of the 56 clips" in n]
+    assert seen_in_training({"data": "clips", "split": "train"}, "clips", whole) == "all"
     scored = change(quick_retrieval, test_split="train", out=str(tmp_path / "train"))
     assert [
         n for n in retrieval.main(scored)["notes"] if "WARNING" in n and "trained on these" in n
