@@ -18,9 +18,6 @@ from pretrain.clip import VideoText
 from pretrain.files import is_folder, no_folder, read_json, sync
 from pretrain.folders import remove, writing
 from pretrain.foreign import check_arguments, dry_state, shown
-from pretrain.frames import FrameTower
-from pretrain.interop.openclip import PREFIX as OPEN_CLIP
-from pretrain.interop.openclip import default_tower, load_open_clip, video_text
 from pretrain.interop.videomae import load_foreign
 from pretrain.names import for_screen
 from pretrain.spec import Backbone, Rebuildable
@@ -45,7 +42,7 @@ Model = TypeVar("Model", bound=nn.Module)
 Builders = Mapping[str, Callable[..., nn.Module]]
 BUILDERS: Builders = {
     builder.__name__: builder
-    for builder in (VideoTransformer, FrameTower, OpenClipText, HuggingFaceText, VideoText)
+    for builder in (VideoTransformer, OpenClipText, HuggingFaceText, VideoText)
 }
 
 
@@ -197,23 +194,20 @@ def load_backbone(name: str, builders: Builders = BUILDERS) -> Backbone:
 
     Args:
         name: a folder exported by us (of a video-text pair, its video tower); `hf:` and a hub name or
-            folder of a Hugging Face VideoMAE; an official VideoMAE `.pth` file, pretrained or fine-tuned; or
-            `open_clip:MODEL/WEIGHTS`, whose image tower is applied to frames, see `pretrain/interop/openclip.py`.
+            folder of a Hugging Face VideoMAE; or an official VideoMAE `.pth` file, pretrained or fine-tuned.
         builders: what a folder may name.
 
     Raises:
         ValueError: nothing of the kind is there, it does not verify, or names none of `builders`.
     """
-    if name.startswith(OPEN_CLIP):
-        return default_tower(load_open_clip(name))
     if name.startswith("hf:") or name.endswith((".pth", ".pt")):
         return load_foreign(name)
     folder = Path(name)
     if not is_folder(name):
         raise ValueError(
             f"no backbone at {shown(name)} ({no_folder(name)}): give a folder exported by a recipe (RUN/backbone), "
-            "hf:OWNER/NAME or hf:FOLDER, an official VideoMAE .pth file, or open_clip:MODEL/WEIGHTS; names of model families are "
-            "for downstream.models.load_backbone"
+            "hf:OWNER/NAME or hf:FOLDER, or an official VideoMAE .pth file; downstream.models.load_backbone also takes "
+            "open_clip:MODEL/WEIGHTS and names of model families"
         )
     model = load_export(folder, builders)
     parts = parts_of(type(model))
@@ -223,23 +217,18 @@ def load_backbone(name: str, builders: Builders = BUILDERS) -> Backbone:
 
 
 def load_video_text(name: str, builders: Builders = BUILDERS) -> VideoText:
-    """Build the pair of towers that `--backbone` names, with its weights, in evaluation mode.
+    """The pair of towers in a folder, with its weights, in evaluation mode.
+
+    `downstream.models.load_video_text`, which recipes call, hands its table of families to this one, and knows open_clip's
+    pairs besides.
 
     Args:
-        name: a folder exported by recipes/clip.py, or `open_clip:MODEL/WEIGHTS`: frame embeddings are
-            averaged, the text tower and scale are its own.
+        name: a folder exported by recipes/clip.py.
         builders: what a folder may name.
 
     Raises:
         ValueError: nothing of the kind is there, or it has no text tower.
     """
-    if name.startswith(OPEN_CLIP):
-        pair = load_open_clip(name)
-        if not pair.trained:
-            raise ValueError(
-                f"{name} names no weights: write {name}/WEIGHTS, a tag of open_clip or a file"
-            )
-        return video_text(pair)
     remedy = f"train one: python recipes/clip.py --backbone {name} --data VIDEOS_WITH_CAPTIONS"
     if name.startswith("hf:") or name.endswith((".pth", ".pt")):
         raise ValueError(f"{name} is a VideoMAE and has no text tower; {remedy}")

@@ -163,12 +163,11 @@ class InputSpec:
         parts = self._named(clip)
         return self._plain({n: stream.normalise(parts[n]) for n, stream in self.streams.items()})
 
-    def expect(self, clip: Clip, any_clip: bool = False) -> None:
+    def expect(self, clip: Clip) -> None:
         """Refuse what is no batch of normalised clips of this shape.
 
         Args:
             clip: what a backbone was given.
-            any_clip: frames and size may be others.
 
         Raises:
             ValueError: a stream is missing; its channels, frames or size are not those of this clip, dimensions are in
@@ -182,7 +181,7 @@ class InputSpec:
                     f"this backbone sees normalised clips, got {part.dtype}: give it input_spec.normalise(clip)"
                 )
             expected = (stream.channels, self.frames, self.size, self.size)
-            if not any_clip and tuple(part.shape[1:]) != expected:
+            if tuple(part.shape[1:]) != expected:
                 raise ValueError(
                     f"this backbone sees clips of (C, T, H, W) = {expected}, got {tuple(part.shape[1:])}: "
                     "sample and crop to `input_spec`"

@@ -35,6 +35,7 @@ from downstream.features import Extraction, embed_now
 from downstream.finetune import make_targets, mix
 from downstream.models import MODELS, load_backbone
 from downstream.models import build_model as build_family
+from downstream.models.frames import FrameNetwork, frame_tower
 from downstream.retrieval import retrieval_ranks, summarise_ranks
 from downstream.splits import group_by_source
 from downstream.zero_shot import embed_texts, unit
@@ -64,9 +65,10 @@ from pretrain.flags import (
     flat,
     settle,
 )
-from pretrain.frames import FrameTower
+from pretrain.interop.openclip import MEAN as CLIP_MEAN
 from pretrain.interop.openclip import PREFIX as OPEN_CLIP
-from pretrain.interop.openclip import Pair, frame_tower, is_trained, load_open_clip
+from pretrain.interop.openclip import STD as CLIP_STD
+from pretrain.interop.openclip import Pair, is_trained, load_open_clip
 from pretrain.loop import Plan, TrainingRun, plan_run
 from pretrain.names import did_you_mean, for_screen, for_shell
 from pretrain.optim import counting_rate, learning_rate, make_optimizers, set_rate, update
@@ -446,7 +448,8 @@ def build_video_tower(cfg: Config, pair: Pair | None) -> nn.Module:
         "image_size": cfg.size,
     }  # fmt: skip
     config = {"embed_dim": dim, "vision_cfg": vision_cfg, "quick_gelu": False}
-    return FrameTower(config, frames, stride, cfg.pool, interpolation="bilinear")
+    pixels = {"mean": list(CLIP_MEAN), "std": list(CLIP_STD), "interpolation": "bilinear"}
+    return FrameNetwork({"open_clip": config, **pixels}, frames, stride, cfg.size, cfg.pool)
 
 
 def captions_of(cfg: Config, record: dict) -> list[str]:
@@ -600,7 +603,7 @@ def refuse_early(cfg: Config, model: VideoText, plan: Plan) -> None:
     if cfg.drop_tokens and not hasattr(model.video, "forward_visible"):
         if not hasattr(model.video, "drop_tokens"):
             raise ValueError(
-                "--drop-tokens needs a transformer: a convolution cannot leave patches out; give 0"
+                "--drop-tokens needs a video transformer or a ViT of open_clip; give 0"
             )
         model.video.drop_tokens(cfg.drop_tokens)
     if plan.accumulate > 1 and has_batch_norm(model):

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from downstream.features import Extraction, cached_embeddings
-from downstream.models import builders
+from downstream.models import load_video_text
 from downstream.report import (
     claim_results,
     contact_sheet_figure,
@@ -32,7 +32,7 @@ from downstream.report import (
 from downstream.retrieval import retrieval_ranks, same_texts, summarise_ranks
 from downstream.splits import group_by_source
 from downstream.zero_shot import embed_texts, unit
-from pretrain.backbones import load_video_text, provenance_of
+from pretrain.backbones import provenance_of
 from pretrain.clip import VideoText
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack
@@ -291,7 +291,7 @@ def main(config: Config) -> dict:
         config.num_clips, config.num_crops, 1, config.batch_size, loader_workers(config.machine, 1), device,
         config.machine.precision,
     )  # fmt: skip
-    model = load_video_text(config.backbone, builders())
+    model = load_video_text(config.backbone)
     return score(config, model, how) if config.query is None else search(config, model, how)
 
 

@@ -29,7 +29,7 @@ from downstream.metrics import (
     per_class_accuracy,
     topk_accuracy,
 )
-from downstream.models import builders
+from downstream.models import load_video_text
 from downstream.report import (
     cautions,
     claim_results,
@@ -45,7 +45,7 @@ from downstream.report import (
 from downstream.splits import Videos, labelled_videos
 from downstream.world import reversed_pairs_accuracy
 from downstream.zero_shot import class_vectors, ensemble, template_sensitivity, unit
-from pretrain.backbones import load_video_text, provenance_of
+from pretrain.backbones import provenance_of
 from pretrain.clip import VideoText
 from pretrain.data.cache import open_data, pack_file, packing_side
 from pretrain.data.shards import Pack
@@ -430,7 +430,7 @@ def main(config: Config) -> dict:
         config.num_clips, config.num_crops, 1, config.batch_size, loader_workers(config.machine, 1), device,
         config.machine.precision,
     )  # fmt: skip
-    model = load_video_text(config.backbone, builders())
+    model = load_video_text(config.backbone)
     return classify_video(config, model, how) if config.video else score_data(config, model, how)
 
 

@@ -15,7 +15,8 @@ from torch import nn
 from downstream.classifier import Classifier
 from downstream.models.attention import insert
 from downstream.models.c3d import C3D
-from downstream.models.frames import EarlyFusion, FrameNetwork, LateFusion, SlowFusion
+from downstream.models.frames import FrameNetwork, frame_tower
+from downstream.models.fusion import EarlyFusion, LateFusion, SlowFusion
 from downstream.models.i3d import I3D, load_i3d_k400
 from downstream.models.inflated import Inflated
 from downstream.models.recurrent import FrameRNN
@@ -24,8 +25,11 @@ from downstream.models.torchvision3d import TorchvisionVideo, load_torchvision_k
 from downstream.models.video_swin import VideoSwin
 from downstream.models.vivit import ViViT
 from pretrain import backbones
+from pretrain.clip import VideoText
 from pretrain.files import is_folder, no_folder
 from pretrain.foreign import shown
+from pretrain.interop.openclip import PREFIX as OPEN_CLIP
+from pretrain.interop.openclip import load_open_clip, video_text
 from pretrain.interop.videomae import import_foreign
 from pretrain.names import did_you_mean
 from pretrain.spec import Backbone
@@ -42,6 +46,7 @@ __all__ = [
     "classifier_of",
     "load_backbone",
     "load_classifier",
+    "load_video_text",
 ]
 
 
@@ -175,6 +180,9 @@ MODELS: dict[str, Family] = {
 PUBLISHED = {f"{name}_k400": family.k400 for name, family in MODELS.items() if family.k400}
 
 
+FRAMES = (8, 8)  # frames and stride of an image tower that comes without a clip of its own
+
+
 def builders() -> dict[str, Callable[..., nn.Module]]:
     """What a config.json may name: the classes of `pretrain.backbones`, of all families and the classifier."""
     families = {family.build.__name__: family.build for family in MODELS.values()}
@@ -239,7 +247,8 @@ def load_backbone(name: str, weights: str = "") -> Backbone:
 
     Args:
         name: a name in `MODELS` (fresh weights unless `weights` is given) or in `PUBLISHED`, or whatever
-            `pretrain.backbones.load_backbone` knows; of a classifier, what is under its head.
+            `pretrain.backbones.load_backbone` knows; of a classifier, what is under its head. Or `open_clip:MODEL/WEIGHTS`,
+            see `pretrain/interop/openclip.py`, whose image tower sees `FRAMES`, their embeddings averaged.
         weights: for a name in `MODELS`, see `build_model`; for one in `PUBLISHED`, its file.
 
     Raises:
@@ -247,6 +256,8 @@ def load_backbone(name: str, weights: str = "") -> Backbone:
     """
     if name in PUBLISHED:
         return PUBLISHED[name](weights).backbone
+    if name.startswith(OPEN_CLIP) and not weights:
+        return frame_tower(load_open_clip(name), *FRAMES)
     if name in MODELS:
         return build_model(name, weights=weights)
     if weights:
@@ -254,6 +265,26 @@ def load_backbone(name: str, weights: str = "") -> Backbone:
             f"--weights goes with a name of MODELS or with i3d_k400, and not with {name}"
         )
     return backbones.load_backbone(name, builders())
+
+
+def load_video_text(name: str) -> VideoText:
+    """The pair of towers that `--backbone` names, with its weights, in evaluation mode.
+
+    Args:
+        name: a folder exported by recipes/clip.py, or `open_clip:MODEL/WEIGHTS`, whose image tower sees `FRAMES`, their
+            embeddings averaged.
+
+    Raises:
+        ValueError: nothing of the kind is there, or it has no text tower.
+    """
+    if not name.startswith(OPEN_CLIP):
+        return backbones.load_video_text(name, builders())
+    pair = load_open_clip(name)
+    if not pair.trained:
+        raise ValueError(
+            f"{name} names no weights: write {name}/WEIGHTS, a tag of open_clip or a file"
+        )
+    return video_text(pair, frame_tower(pair, *FRAMES))
 
 
 def choose_sampling(backbone: nn.Module, sampling: str, stride: int = 0) -> None:

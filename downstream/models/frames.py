@@ -1,39 +1,91 @@
-"""Frame networks: one 2-D network and four ways to fuse what it says about the frames of a clip.
+"""A 2-D network on every frame, and a pooling of what it says over time.
 
-Karpathy et al. 2014, "Large-scale video classification with convolutional neural networks" (CVPR): the
-connectivity is theirs, the networks are today's. Shapes: B clips, C channels, T frames, D width.
+Networks of timm and torchvision, and image towers of open_clip as CLIP4Clip and ViFi-CLIP use them. Shapes: B clips,
+C channels, T frames, H x W pixels, D width of a frame's vector.
 """
 
-from collections.abc import Container
-from typing import Self
+import math
 
 import torch
 from torch import Tensor, nn
 
 from downstream.models.attention import insert
-from downstream.models.images import (
-    ImageNetwork,
-    describe_network,
-    read_network,
-    with_image_weights,
-)
-from pretrain.foreign import timm_network
-from pretrain.spec import InputSpec, Stream
+from downstream.models.images import ImageNetwork, with_image_weights
+from pretrain.interop.openclip import Pair
+from pretrain.spec import InputSpec
+from pretrain.vit import Block, sinusoid_table
+from pretrain.weights import load_strict
+
+POOLS = ("mean", "max", "attention", "temporal")
+
+
+class AttentionPool(nn.Module):
+    """A learned query weighs the frames; it starts as their mean.
+
+    The values are the frames' embeddings themselves, so the result stays in the space of the image tower.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.query = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames (B, T, D) to one embedding each (B, D)."""
+        scores = self.norm(frames) @ self.query / math.sqrt(frames.shape[-1])
+        return (scores.softmax(1).unsqueeze(-1) * frames).sum(1)
+
+
+class TemporalTransformer(nn.Module):
+    """A few transformer blocks over the frames' embeddings, which know their place in time.
+
+    As in CLIP4Clip (Luo et al. 2021, https://arxiv.org/abs/2104.08860, "seqTransf"), whose residual is
+    here in the blocks: their last layers start at zero, so that it starts as the identity.
+    """
+
+    positions: Tensor
+
+    def __init__(self, dim: int, frames: int, depth: int):
+        super().__init__()
+        self.register_buffer("positions", sinusoid_table(frames, dim), persistent=False)
+        heads = max(dim // 64, 1)
+        heads -= next(i for i in range(heads) if dim % (heads - i) == 0)
+        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            nn.init.zeros_(block.attn.proj.weight)
+            nn.init.zeros_(block.attn.proj.bias)
+            nn.init.zeros_(block.fc2.weight)
+            nn.init.zeros_(block.fc2.bias)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames (B, T, D) to frames."""
+        # Scaled to the embeddings, whose length differs between towers; taken off again at the end, so
+        # that the identity stays one.
+        size = frames.detach().square().mean((1, 2), keepdim=True).sqrt()
+        places = self.positions * size
+        x = frames + places
+        for block in self.blocks:
+            x = block(x)
+        return x - places
 
 
 class FrameNetwork(nn.Module):
-    """A network on every frame, and the mean or the maximum over the frames: no order, no motion.
+    """A network on every frame, and its vectors pooled over time.
 
-    With one frame it is Karpathy's single-frame model; several views of a clip are then averaged at test.
+    With one frame it is the single-frame model of Karpathy et al. 2014 (CVPR); several views of a clip are then averaged at
+    test.
 
     Args:
         network: as `ImageNetwork` takes it.
         frames: frames of a clip.
         stride: source frames between two sampled frames; only recorded.
         size: height and width, pixels.
+        pool: "mean" or "max" of the frames' vectors, which know no order; "attention", an `AttentionPool`; or "temporal", a
+            `TemporalTransformer`, then the mean.
+        pool_depth: blocks of the temporal transformer.
         attention: blocks to insert, see `downstream.models.attention.insert`.
         still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
-        pool: "mean" or "max" of the frames' vectors.
 
     Raises:
         ValueError: another pool, or the network cannot be built.
@@ -43,20 +95,23 @@ class FrameNetwork(nn.Module):
 
     def __init__(
         self, network: str | dict = "resnet18", frames: int = 1, stride: int = 1, size: int = 224,
-        pool: str = "mean", attention: str = "", still: str = "keep",
+        pool: str = "mean", pool_depth: int = 2, attention: str = "", still: str = "keep",
     ):  # fmt: skip
         super().__init__()
-        if pool not in ("mean", "max"):
-            raise ValueError(f"pool {pool!r} is neither mean nor max")
+        if pool not in POOLS:
+            raise ValueError(f"frame pooling {pool!r} is not one of {', '.join(POOLS)}")
         self.arguments = {
             "network": network, "frames": frames, "stride": stride, "size": size, "pool": pool,
-            "attention": attention, "still": still,
+            "pool_depth": pool_depth, "attention": attention, "still": still,
         }  # fmt: skip
         self.images = ImageNetwork(network, size)
         self.pool, self.embed_dim, self.grid = pool, self.images.embed_dim, (frames, 1, 1)
-        self.input_spec = InputSpec(
-            frames, stride, size, {"rgb": Stream(self.images.mean, self.images.std, still=still)}
-        )
+        self.over_time: nn.Module = nn.Identity()
+        if pool == "attention":
+            self.over_time = AttentionPool(self.embed_dim)
+        elif pool == "temporal":
+            self.over_time = TemporalTransformer(self.embed_dim, frames, pool_depth)
+        self.input_spec = InputSpec(frames, stride, size, {"rgb": self.images.stream(still)})
         insert(self, attention)
 
     @property
@@ -64,248 +119,51 @@ class FrameNetwork(nn.Module):
         """What presets of published training call it, see `downstream.finetune.kind_of`."""
         return "frame_single" if self.input_spec.frames == 1 else "frame_mean"
 
+    def drop_tokens(self, share: float) -> None:
+        """Let the network see only part of every frame's patches while it trains (FLIP, Li et al. 2022).
+
+        Raises:
+            ValueError: it is no ViT of open_clip's.
+        """
+        from open_clip.transformer import PatchDropout, VisionTransformer
+
+        if not isinstance(self.images.net, VisionTransformer):
+            raise ValueError(
+                "--drop-tokens needs a video transformer or a ViT of open_clip; give 0"
+            )
+        self.images.net.patch_dropout = PatchDropout(share) if share else nn.Identity()
+
     def forward_features(self, video: Tensor) -> Tensor:
         """The vectors of the frames."""
         self.input_spec.expect(video)
-        return self.images.frames(video)
+        frames = self.images.frames(video)
+        return self.over_time(frames) if self.pool == "temporal" else frames
 
     def forward(self, video: Tensor) -> Tensor:
-        """The mean or the maximum of the frames' vectors."""
+        """The frames' vectors pooled, not scaled to unit length."""
         frames = self.forward_features(video)
-        return frames.mean(1) if self.pool == "mean" else frames.amax(1)
+        if self.pool == "attention":
+            return self.over_time(frames)
+        if self.pool == "max":
+            return frames.amax(1)
+        return frames.mean(1)  # of frames that are not normalised, as ViFi-CLIP has it
 
 
-class LateFusion(nn.Module):
-    """Two single-frame towers of shared weights, `stride` frames apart, merged by a first fully connected layer.
-
-    Args:
-        network: as `ImageNetwork` takes it.
-        frames: 2; said because every backbone has it.
-        stride: source frames between the two; 15 in the paper.
-        size: height and width, pixels.
-        attention: blocks to insert, see `downstream.models.attention.insert`.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
-
-    Raises:
-        ValueError: other than two frames, or the network cannot be built.
-    """
-
-    with_weights = classmethod(with_image_weights)
-
-    kind = "fusion"  # to presets of published training, see `downstream.finetune.kind_of`
-
-    def __init__(
-        self,
-        network: str | dict = "resnet18",
-        frames: int = 2,
-        stride: int = 15,
-        size: int = 224,
-        attention: str = "",
-        still: str = "keep",
-    ):
-        super().__init__()
-        if frames != 2:
-            raise ValueError(
-                f"late fusion sees 2 frames, not {frames}; --stride sets their distance"
-            )
-        self.arguments = {
-            "network": network,
-            "frames": frames,
-            "stride": stride,
-            "size": size,
-            "attention": attention,
-            "still": still,
-        }
-        self.images = ImageNetwork(network, size)
-        self.embed_dim, self.grid = self.images.embed_dim, (1, 1, 1)
-        self.merge = nn.Linear(2 * self.embed_dim, self.embed_dim)
-        self.input_spec = InputSpec(
-            frames, stride, size, {"rgb": Stream(self.images.mean, self.images.std, still=still)}
-        )
-        insert(self, attention)
-
-    def forward_features(self, video: Tensor) -> Tensor:
-        """One token (B, 1, D): both frames side by side."""
-        self.input_spec.expect(video)
-        return self.merge(self.images.frames(video).flatten(1)).relu().unsqueeze(1)
-
-    def forward(self, video: Tensor) -> Tensor:
-        """The only token."""
-        return self.forward_features(video).squeeze(1)
-
-
-class EarlyFusion(nn.Module):
-    """The first convolution sees all frames at once, as channels; the rest is the 2-D network.
+def frame_tower(
+    pair: Pair, frames: int, stride: int, pool: str = "mean", pixels: str = "tower"
+) -> FrameNetwork:
+    """The image tower of an open_clip pair on the frames of clips, in evaluation mode.
 
     Args:
-        network: of timm or torchvision.
-        frames: frames of a clip; 10 in the paper.
-        stride: source frames between two sampled frames; only recorded.
-        size: height and width, pixels.
-        attention: blocks to insert, see `downstream.models.attention.insert`.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
+        pair: of open_clip.
+        frames: as of `FrameNetwork`, like `stride` and `pool`.
+        stride: see there.
+        pool: see there.
+        pixels: see `Pair.network`.
 
     Raises:
-        ValueError: the network cannot be built with so many channels.
+        ValueError: another pool, or a tower that sees no squares.
     """
-
-    with_weights = classmethod(with_image_weights)
-
-    kind = "fusion"  # to presets of published training, see `downstream.finetune.kind_of`
-
-    def __init__(
-        self,
-        network: str | dict = "resnet18",
-        frames: int = 10,
-        stride: int = 1,
-        size: int = 224,
-        attention: str = "",
-        still: str = "keep",
-    ):
-        super().__init__()
-        self.arguments = {
-            "network": network,
-            "frames": frames,
-            "stride": stride,
-            "size": size,
-            "attention": attention,
-            "still": still,
-        }
-        self.images = ImageNetwork(network, size, channels=3 * frames)
-        self.embed_dim, self.grid = self.images.embed_dim, (1, 1, 1)
-        self.input_spec = InputSpec(
-            frames, stride, size, {"rgb": Stream(self.images.mean, self.images.std, still=still)}
-        )
-        insert(self, attention)
-
-    def forward_features(self, video: Tensor) -> Tensor:
-        """One token (B, 1, D) for the whole clip."""
-        self.input_spec.expect(video)
-        return self.images(video.transpose(1, 2).flatten(1, 2)).unsqueeze(
-            1
-        )  # channel: frame, colour
-
-    def forward(self, video: Tensor) -> Tensor:
-        """The only token."""
-        return self.forward_features(video).squeeze(1)
-
-
-class SlowFusion(nn.Module):
-    """Time is merged little by little: 4 frames at the first layer, pairs after a stage, all after the next.
-
-    In the paper the first convolution spans 4 frames at stride 2, the second 2 responses at stride 2, the third
-    the rest. Here the three places are the start, the first and the second stage of the network, and responses
-    are merged by a 1x1 convolution over their channels.
-
-    Args:
-        network: of timm, one that shows its stages (`features_only`).
-        frames: 4k + 2 of a clip, at least 6; 10 in the paper.
-        stride: source frames between two sampled frames; only recorded.
-        size: height and width, pixels.
-        attention: blocks to insert, see `downstream.models.attention.insert`.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
-
-    Raises:
-        ValueError: another number of frames, or the network shows no stages.
-    """
-
-    kind = "fusion"  # to presets of published training, see `downstream.finetune.kind_of`
-
-    def __init__(
-        self,
-        network: str | dict = "resnet18",
-        frames: int = 10,
-        stride: int = 1,
-        size: int = 224,
-        attention: str = "",
-        still: str = "keep",
-    ):
-        super().__init__()
-        if frames < 6 or frames % 4 != 2:
-            near = max(6, 4 * round((frames - 2) / 4) + 2)
-            raise ValueError(
-                f"slow fusion halves (frames - 2) / 2 responses, so it sees 6, 10, 14, 18 ... frames, not {frames}: "
-                f"give --frames {near}"
-            )
-        self.arguments = {
-            "network": network,
-            "frames": frames,
-            "stride": stride,
-            "size": size,
-            "attention": attention,
-            "still": still,
-        }
-        about = ImageNetwork(
-            network, size
-        )  # refuses an unknown name in words; and its mean and deviation
-        if not isinstance(network, str) or network.startswith("torchvision:"):
-            raise ValueError(
-                f"slow fusion needs a timm network whose stages it can enter, not {describe_network(network)}"
-            )
-        try:
-            self.stages = timm_network(network, channels=12, stages=True)
-            layers = list(self.stages.return_layers)
-            assert all(name in self.stages for name in layers)
-        except (RuntimeError, AttributeError, AssertionError) as error:
-            raise ValueError(
-                f"timm's {network} does not show its stages: slow fusion needs one that does, such as resnet18"
-            ) from error
-        # The stem's own output counts as a stage where its stride is 2; merging begins after the next ones.
-        info = self.stages.feature_info
-        places = [i for i, reduction in enumerate(info.reduction()) if reduction > 2][:2]
-        if len(places) < 2:
-            raise ValueError(f"{network} has too few stages for slow fusion")
-        self.merge_after = [layers[i] for i in places]
-        responses = (frames - 2) // 2
-        first, second = (info.channels()[i] for i in places)
-        self.merges = nn.ModuleList(
-            [
-                nn.Conv2d(2 * first, first, 1, bias=False),
-                nn.Conv2d(responses // 2 * second, second, 1, bias=False),
-            ]
-        )
-        for merge in self.merges:  # each response at first counts alike
-            nn.init.zeros_(merge.weight)
-            channels = merge.out_channels
-            times = merge.in_channels // channels
-            with torch.no_grad():
-                for i in range(times):
-                    merge.weight[:, i * channels : (i + 1) * channels, 0, 0] = (
-                        torch.eye(channels) / times
-                    )
-        self.embed_dim, self.grid = info.channels()[-1], (1, 1, 1)
-        self.input_spec = InputSpec(
-            frames, stride, size, {"rgb": Stream(about.mean, about.std, still=still)}
-        )
-        insert(self, attention)
-
-    @classmethod
-    def with_weights(cls, weights: str, arguments: dict, given: Container[str]) -> Self:
-        """Built with these arguments; weights of others are refused."""
-        arguments, theirs, _ = read_network(weights, arguments)
-        if theirs is not None:
-            raise ValueError(
-                "slow fusion starts from frames it stacks: it takes no ImageNet weights"
-            )
-        return cls(**arguments)
-
-    def forward_features(self, video: Tensor) -> Tensor:
-        """One token (B, 1, D) for the whole clip."""
-        self.input_spec.expect(video)
-        frames = video.transpose(1, 2)  # (B, T, C, H, W)
-        groups = frames.unfold(1, 4, 2).movedim(-1, 2)  # (B, responses, 4, C, H, W)
-        x = groups.flatten(2, 3).flatten(0, 1)
-        if x.device.type == "cpu":  # measured: both passes in two thirds of the time
-            x = x.contiguous(memory_format=torch.channels_last)
-        for name, layer in self.stages.items():
-            x = layer(x)
-            if name in self.merge_after:
-                nth = self.merge_after.index(name)
-                merge = self.merges[nth]
-                times = merge.in_channels // merge.out_channels
-                x = merge(x.unflatten(0, (-1, times)).flatten(1, 2))
-        return x.mean((-2, -1)).unsqueeze(1)
-
-    def forward(self, video: Tensor) -> Tensor:
-        """The only token."""
-        return self.forward_features(video).squeeze(1)
+    tower = FrameNetwork(pair.network(pixels), frames, stride, pair.size, pool)
+    load_strict(tower.images.net, pair.visual.state_dict(), "the image tower of open_clip")
+    return tower.eval()

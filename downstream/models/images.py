@@ -15,6 +15,7 @@ from pretrain.foreign import (
     build_open_clip,
     check,
     number,
+    one_of,
     several,
     shown,
     timm_network,
@@ -23,7 +24,7 @@ from pretrain.foreign import (
 from pretrain.interop.openclip import PREFIX as OPEN_CLIP
 from pretrain.interop.openclip import load_open_clip
 from pretrain.modes import dry_output
-from pretrain.spec import IMAGENET_MEAN, IMAGENET_STD
+from pretrain.spec import IMAGENET_MEAN, IMAGENET_STD, Stream
 from pretrain.weights import load_strict, load_torch_file, read_safetensors, unwrap
 
 TORCHVISION = "torchvision:"
@@ -42,7 +43,7 @@ class ImageNetwork(nn.Module):
     Args:
         network: a name of timm (`resnet18`), `torchvision:resnet18`, `torchvision:swin_xs` (ours: torchvision's Swin in
             the size of `video_swin.py`'s xs, for minutes on a CPU), or, as `image_network` makes it of
-            `open_clip:MODEL/WEIGHTS`, the dict {"open_clip": config}.
+            `open_clip:MODEL/WEIGHTS`, the dict that `Pair.network` describes.
         size: height and width of the images, pixels.
         channels: of the images; more than 3 where frames are stacked.
 
@@ -52,7 +53,8 @@ class ImageNetwork(nn.Module):
 
     def __init__(self, network: str | dict, size: int, channels: int = 3):
         super().__init__()
-        self.network, self.mean, self.std = network, IMAGENET_MEAN, IMAGENET_STD
+        self.network = network
+        self._pixels = [IMAGENET_MEAN, IMAGENET_STD, "bilinear"]
         if isinstance(network, dict):
             if channels != 3:
                 raise ValueError(
@@ -60,11 +62,12 @@ class ImageNetwork(nn.Module):
                 )
             three = several(number(-1e6, 1e6), 3, 3)
             rules = {"open_clip": lambda v: isinstance(v, dict), "mean": three, "std": three}
+            rules["interpolation"] = one_of("bilinear", "bicubic")
             check(network, rules, "the 2-D network")
             if lacking := [key for key in rules if key not in network]:
                 raise ValueError(f"the 2-D network lacks {', '.join(lacking)}")
             self.net = build_open_clip(vision=network["open_clip"]).visual
-            self.mean, self.std = network["mean"], network["std"]
+            self._pixels = [network["mean"], network["std"], network["interpolation"]]
         elif network.startswith(TORCHVISION):
             self.net = _torchvision(network.removeprefix(TORCHVISION), channels)
         else:
@@ -75,7 +78,7 @@ class ImageNetwork(nn.Module):
                     f"--network {network}: {error}; torchvision's are torchvision:NAME, open_clip's open_clip:MODEL/WEIGHTS"
                 ) from error
             about = self.net.pretrained_cfg
-            self.mean, self.std = tuple(about["mean"]), tuple(about["std"])
+            self._pixels[:2] = about["mean"], about["std"]
         try:
             self.embed_dim = dry_output(self.net, 1, channels, size, size).shape[1]
         except (RuntimeError, AssertionError) as error:
@@ -86,6 +89,15 @@ class ImageNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (B, C, H, W) to vectors (B, D)."""
         return self.net(images)
+
+    def stream(self, still: str) -> Stream:
+        """How it wants to see frames: normalised and scaled as it was trained.
+
+        Args:
+            still: see `Stream`.
+        """
+        mean, std, interpolation = self._pixels
+        return Stream(tuple(mean), tuple(std), interpolation, still)
 
     def frames(self, video: Tensor) -> Tensor:
         """Normalised clips (B, C, T, H, W) to the vectors of their frames (B, T, D)."""
@@ -143,10 +155,7 @@ def image_network(name: str) -> tuple[str | dict, dict[str, Tensor] | None]:
     if not name.startswith(OPEN_CLIP):
         return name, None
     pair = load_open_clip(name)
-    about = {"mean": list(pair.preprocess["mean"]), "std": list(pair.preprocess["std"])}
-    return {"open_clip": pair.vision_config, **about}, (
-        pair.visual.state_dict() if pair.trained else None
-    )
+    return pair.network(), pair.visual.state_dict() if pair.trained else None
 
 
 def read_network(weights: str, arguments: dict) -> tuple[dict, dict[str, Tensor] | None, str]:

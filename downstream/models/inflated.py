@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from downstream.models.attention import OverClips, insert
 from downstream.models.images import ImageNetwork, load_image_weights, read_network
 from pretrain.modes import evaluating
-from pretrain.spec import InputSpec, Stream
+from pretrain.spec import InputSpec
 from pretrain.weights import load_strict
 
 
@@ -97,9 +97,7 @@ class Inflated(nn.Module):
         if not self.inflated:
             raise ValueError(f"{network} has no convolution that looks around: nothing to inflate")
         self.embed_dim, self.grid = self.images.embed_dim, (frames, 1, 1)
-        self.input_spec = InputSpec(
-            frames, stride, size, {"rgb": Stream(self.images.mean, self.images.std, still=still)}
-        )
+        self.input_spec = InputSpec(frames, stride, size, {"rgb": self.images.stream(still)})
         insert(self, attention)
 
     @property

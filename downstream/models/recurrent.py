@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from downstream.models.attention import insert
 from downstream.models.images import ImageNetwork, with_image_weights
-from pretrain.spec import InputSpec, Stream
+from pretrain.spec import InputSpec
 
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
@@ -61,9 +61,7 @@ class FrameRNN(nn.Module):
                     nn.init.ones_(bias.data[hidden : 2 * hidden])
         self.hidden, self.bidirectional = hidden, bidirectional
         self.embed_dim, self.grid = hidden * (1 + bidirectional), (frames, 1, 1)
-        self.input_spec = InputSpec(
-            frames, stride, size, {"rgb": Stream(self.images.mean, self.images.std, still=still)}
-        )
+        self.input_spec = InputSpec(frames, stride, size, {"rgb": self.images.stream(still)})
         insert(self, attention)
 
     def forward_features(self, video: Tensor) -> Tensor:

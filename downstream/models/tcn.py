@@ -18,7 +18,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from downstream.models.attention import insert
 from downstream.models.images import ImageNetwork, with_image_weights
-from pretrain.spec import InputSpec, Stream
+from pretrain.spec import InputSpec
 
 
 class TimeConv1d(nn.Module):
@@ -194,9 +194,7 @@ class FrameTCN(nn.Module):
         else:
             self.temporal = EncoderDecoder(inputs, hidden, depth, kernel, dropout)
         self.embed_dim, self.grid = hidden, (frames, 1, 1)
-        self.input_spec = InputSpec(
-            frames, stride, size, {"rgb": Stream(self.images.mean, self.images.std, still=still)}
-        )
+        self.input_spec = InputSpec(frames, stride, size, {"rgb": self.images.stream(still)})
         insert(self, attention)
 
     @property

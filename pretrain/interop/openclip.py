@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from pretrain import foreign
 from pretrain.clip import VideoText
 from pretrain.files import is_file, is_folder, is_there, no_file, no_folder, read_json
-from pretrain.frames import FrameTower
 from pretrain.spec import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.text import OpenClipText
 from pretrain.weights import (
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from open_clip import CustomTextCLIP
 
 PREFIX = "open_clip:"
+# Of OpenAI's CLIP.
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,38 @@ class Pair:
     trained: bool
 
     @property
-    def vision_config(self) -> dict:
-        """What `FrameTower` takes."""
-        return {k: self.config[k] for k in ("embed_dim", "vision_cfg", "quick_gelu")}
+    def size(self) -> int:
+        """Height and width of the images, pixels.
+
+        Raises:
+            ValueError: they are not square.
+        """
+        size = self.config["vision_cfg"].get("image_size", 224)
+        if isinstance(size, int):
+            return size
+        if len(set(size)) > 1:
+            raise ValueError(
+                f"this image tower sees {size[0]} x {size[1]} pixels: only square ones can be used"
+            )
+        return size[0]
+
+    def network(self, pixels: str = "tower") -> dict:
+        """The image tower as `ImageNetwork` takes it: {"open_clip": configuration, "mean", "std", "interpolation"}.
+
+        Args:
+            pixels: "tower": normalised and scaled as the pair was trained; "imagenet": by ImageNet's mean and deviation, and
+                bilinearly.
+        """
+        config = {k: self.config[k] for k in ("embed_dim", "vision_cfg", "quick_gelu")}
+        about = self.preprocess
+        if pixels == "imagenet":
+            about = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": "bilinear"}
+        about = {
+            "mean": list(about["mean"]),
+            "std": list(about["std"]),
+            "interpolation": about["interpolation"],
+        }
+        return {"open_clip": config, **about}
 
     @property
     def text_config(self) -> dict:
@@ -263,35 +293,14 @@ def _pair(
     )
 
 
-def frame_tower(
-    pair: Pair, frames: int, stride: int, pool: str, pixels: str = "tower"
-) -> FrameTower:
-    """The image tower of an open_clip pair for the frames of clips, in evaluation mode.
+def video_text(pair: Pair, video: nn.Module) -> VideoText:
+    """The whole pair, in evaluation mode: text tower and scale are its own.
 
     Args:
         pair: of open_clip.
-        frames: as of `FrameTower`, like `stride` and `pool`.
-        stride: see there.
-        pool: see there.
-        pixels: "tower": normalised and scaled as the pair was trained; "imagenet": by ImageNet's mean and deviation, and
-            bilinearly.
+        video: its image tower, on the frames of clips.
     """
-    about = {k: pair.preprocess[k] for k in ("mean", "std", "interpolation")}
-    if pixels == "imagenet":
-        about = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": "bilinear"}
-    tower = FrameTower(pair.vision_config, frames, stride, pool, **about)
-    load_strict(tower.visual, pair.visual.state_dict(), "the image tower of open_clip")
-    return tower.eval()
-
-
-def default_tower(pair: Pair) -> FrameTower:
-    """The image tower of a pair where nobody chose a clip: 8 frames, 8 apart, their embeddings averaged."""
-    return frame_tower(pair, 8, 8, "mean")
-
-
-def video_text(pair: Pair) -> VideoText:
-    """The whole pair, in evaluation mode: embeddings of frames are averaged, the text tower and scale are its own."""
-    video, text = default_tower(pair), OpenClipText(pair.text_config, pair.tokenizer)
+    text = OpenClipText(pair.text_config, pair.tokenizer)
     load_strict(text.tower, pair.text.state_dict(), "the text tower of open_clip")
     loss = "infonce" if pair.bias is None else "siglip"
     model = VideoText(video, text, pair.config["embed_dim"], project=False, loss=loss)

@@ -284,17 +284,19 @@ def _tiny_models() -> list:
 
     from downstream.classifier import Classifier
     from downstream.models import build_model
+    from downstream.models.frames import FrameNetwork
     from pretrain.clip import VideoText
-    from pretrain.frames import FrameTower
     from pretrain.text import fresh_text
     from pretrain.vit import VideoTransformer
 
     torch.manual_seed(0)
     vit = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
+    tower = {"embed_dim": 8, "vision_cfg": vit, "quick_gelu": False}
+    pixels = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
     video = lambda: VideoTransformer(dim=8, depth=1, heads=2, frames=2, size=8, patch=4)
     return [
         video(),
-        FrameTower({"embed_dim": 8, "vision_cfg": vit, "quick_gelu": False}, 2, 1, "attention"),
+        FrameNetwork({"open_clip": tower, **pixels}, 2, 1, 16, "attention"),
         VideoText(video(), fresh_text("xs", 16, 8), 8, project=True, loss="infonce"),
         Classifier(build_model("c3d", width=0.02, size=32), ["a", "b"]),
         build_model("vivit_2", dim=8, depth=1, heads=2, frames=2, size=8, patch=4),
@@ -537,7 +539,7 @@ def _open_clip_seeds() -> list[Files]:
 
 
 def _check_open_clip(box: Path) -> None:
-    from pretrain.backbones import load_video_text
+    from downstream.models import load_video_text
 
     load_video_text(f"open_clip:local-dir:{box}")
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from downstream.classifier import Classifier
-from downstream.models import MODELS, build_model
-from pretrain import backbones
+from downstream.models import MODELS, build_model, load_video_text
 from pretrain.backbones import export_backbone
 from pretrain.log import cli
 from pretrain.vit import SIZES
@@ -185,7 +184,7 @@ def test_a_sized_tower_of_the_families_takes_its_form(captioned_pack, tmp_path):
     trained(
         clip, tmp_path / "run", video_tower="vit_xs", patch=12, depth=2, positions="flat", **given
     )
-    tower = backbones.load_video_text(str(tmp_path / "run" / "backbone")).video
+    tower = load_video_text(str(tmp_path / "run" / "backbone")).video
     assert tower.patch == 12 and len(tower.blocks) == 2 and tower.grid == (8, 3, 3)
 
 

@@ -65,7 +65,7 @@ def test_a_data_set(quick, capsys):
 def test_numbers_against_a_literal_computation(quick, tiny_pair):
     import torch
 
-    from pretrain.backbones import load_video_text
+    from downstream.models import load_video_text
     from pretrain.data.shards import EvalClips
 
     results = zero_shot.main(change(quick, templates="openai_ucf101"))
@@ -251,7 +251,7 @@ def test_reversed_pairs_are_chance_for_whoever_knows_no_order():
 def test_an_empty_text_is_refused(tiny_pair):
     import torch
 
-    from pretrain.backbones import load_video_text
+    from downstream.models import load_video_text
 
     with pytest.raises(ValueError, match="text number 2 of 2 is empty"):
         embed_texts(load_video_text(str(tiny_pair)), ["a", " "], torch.device("cpu"))

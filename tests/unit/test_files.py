@@ -5,9 +5,8 @@ import socket
 
 import pytest
 
-from downstream.models import build_model, load_backbone, load_classifier
+from downstream.models import build_model, load_backbone, load_classifier, load_video_text
 from downstream.models.images import read_weights
-from pretrain.backbones import load_video_text
 from pretrain.interop.openclip import load_open_clip
 from pretrain.prompts import load_classes, load_templates
 from recipes import visualize, zero_shot

@@ -11,17 +11,16 @@ import torch
 
 from downstream import models as families
 from downstream.classifier import Classifier
-from downstream.models import build_model, builders, load_classifier
+from downstream.models import build_model, builders, load_classifier, load_video_text
+from downstream.models.frames import FrameNetwork
 from pretrain import foreign
 from pretrain.backbones import (
     export_backbone,
     fresh_like,
     load_backbone,
     load_export,
-    load_video_text,
 )
 from pretrain.clip import VideoText
-from pretrain.frames import FrameTower
 from pretrain.interop.videomae import load_foreign
 from pretrain.text import HuggingFaceText, OpenClipText
 from pretrain.vit import VideoTransformer
@@ -30,6 +29,8 @@ from tests.conftest import save_open_clip
 VIT = {"image_size": 32, "layers": 1, "width": 64, "head_width": 32, "patch_size": 16}
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1}
 VISION = {"embed_dim": 16, "vision_cfg": VIT, "quick_gelu": False}
+PIXELS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+NETWORK = {"open_clip": VISION, **PIXELS}
 TOWER = {"embed_dim": 16, "text_cfg": TEXT, "quick_gelu": False}
 
 
@@ -37,15 +38,14 @@ TOWER = {"embed_dim": 16, "text_cfg": TEXT, "quick_gelu": False}
 def exports(tmp_path_factory):
     """One export of each kind that takes something of another library's."""
     root = tmp_path_factory.mktemp("exports")
-    pair = VideoText(FrameTower(VISION, 4, 2, "mean"), OpenClipText(TOWER), 16, False, "infonce")
-    network = {"open_clip": VISION, "mean": [0.5] * 3, "std": [0.5] * 3}
+    pair = VideoText(FrameNetwork(NETWORK, 4, 2, 32), OpenClipText(TOWER), 16, False, "infonce")
     models = {
         "vit": VideoTransformer(32, 1, 2, 4, 32, 16),
         "pair": pair,
         "rnn": build_model("rnn", small=True),
-        "clip_frames": build_model("frame_mean", network=network, size=32, frames=2),
+        "clip_frames": build_model("frame_mean", network=NETWORK, size=32, frames=2),
         "classifier": Classifier(build_model("i3d", small=True, width=0.05), ["nods", "waves"]),
-        "temporal": FrameTower(VISION, 4, 2, "temporal"),
+        "temporal": FrameNetwork(NETWORK, 4, 2, 32, "temporal"),
         "vivit": build_model("vivit_2", small=True, dim=32, depth=1, heads=2),
         "mimetic": VideoTransformer(32, 1, 2, 4, 32, 16, init="mimetic", positions="rotary"),
     }
@@ -88,10 +88,10 @@ def put(*path, value):
 
 def wide_and_long(config):
     config["arguments"]["frames"] = 4096
-    config["arguments"]["config"]["embed_dim"] = 16_384
+    config["arguments"]["network"]["open_clip"]["embed_dim"] = 16_384
 
 
-VIDEO, WORDS = ("video", "arguments", "config"), ("text", "arguments")
+VIDEO, WORDS = ("video", "arguments", "network", "open_clip"), ("text", "arguments")
 HOSTILE = {
     # code, addresses and paths
     "tokenizer by name": ("pair", put(*WORDS, "tokenizer", value="ViT-B-16-SigLIP")),
@@ -154,6 +154,7 @@ HOSTILE = {
     "no deviation": ("vit", put("std", value=[0.5, 0, 0.5])),
     "negative deviations": ("vivit", put("std", value=[-1, -1, -1])),
     "no deviation of frames": ("clip_frames", put("network", "std", value=[0, 0, 0])),
+    "interpolation of no kind": ("clip_frames", put("network", "interpolation", value="lanczos")),
     "means of two channels": ("vivit", put("mean", value=[0.5, 0.5])),
     "means of no channels": ("vivit", put("mean", value=[])),
     "negative eps": ("vivit", put("eps", value=-1)),

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from downstream.finetune import fitting
+from downstream.models import builders, load_backbone, load_video_text
+from downstream.models.frames import FrameNetwork
 from downstream.zero_shot import embed_texts
 from pretrain.backbones import (
     build,
     describe,
     export_backbone,
     fresh_like,
-    load_backbone,
-    load_video_text,
 )
 from pretrain.clip import (
     MAX_LOG_SCALE,
@@ -25,7 +25,6 @@ from pretrain.clip import (
     has_batch_norm,
     sits_at_chance,
 )
-from pretrain.frames import FrameTower
 from pretrain.optim import param_groups
 from pretrain.spec import InputSpec, Stream
 from pretrain.text import HuggingFaceText, fresh_text, trim
@@ -34,11 +33,13 @@ from tests.conftest import save_open_clip
 
 VIT = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 16}
 CONFIG = {"embed_dim": 24, "vision_cfg": VIT, "quick_gelu": False}
+PIXELS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
 
 
-def frame_tower(pool: str) -> FrameTower:
+def frame_tower(pool: str, size: int = 16, **vision) -> FrameNetwork:
     torch.manual_seed(0)
-    return FrameTower(CONFIG, frames=6, stride=2, pool=pool)
+    config = CONFIG | {"vision_cfg": vision or VIT}
+    return FrameNetwork({"open_clip": config, **PIXELS}, 6, 2, size, pool)
 
 
 def pair(loss: str = "infonce") -> VideoText:
@@ -51,14 +52,14 @@ def pair(loss: str = "infonce") -> VideoText:
 def test_every_pool_starts_as_the_mean_of_the_frames(pool):
     tower = frame_tower(pool).eval()
     video = torch.randn(2, 3, 6, 16, 16)
-    each = torch.stack([tower.visual(video[:, :, t]) for t in range(6)], 1)
+    each = torch.stack([tower.images(video[:, :, t]) for t in range(6)], 1)
     assert torch.allclose(tower(video), each.mean(1), atol=1e-5)
     assert tower.forward_features(video).shape == (2, 6, 24)
 
 
 def test_only_the_temporal_pool_knows_the_order():
     video = torch.randn(2, 3, 6, 16, 16)
-    for pool, knows in (("mean", False), ("attention", False), ("temporal", True)):
+    for pool, knows in (("mean", False), ("max", False), ("attention", False), ("temporal", True)):
         tower = frame_tower(pool).eval()
         with torch.no_grad():
             for p in tower.over_time.parameters():
@@ -76,12 +77,12 @@ def test_attention_pool_learns_to_look_at_one_frame():
 
 
 def test_bad_towers_are_refused():
-    with pytest.raises(ValueError, match=r"'max' is not one of mean, attention, temporal"):
-        frame_tower("max")
-    with pytest.raises(ValueError, match="16 x 24"):
-        FrameTower(CONFIG | {"vision_cfg": VIT | {"image_size": [16, 24]}}, 2, 1, "mean")
+    with pytest.raises(ValueError, match=r"'median' is not one of mean, max, attention, temporal"):
+        frame_tower("median")
+    with pytest.raises(ValueError, match="cannot see images of 16 x 16"):
+        frame_tower("mean", **VIT | {"image_size": [16, 24]})
     with pytest.raises(ValueError, match=r"'depth'.*not among the keys"):
-        FrameTower(CONFIG | {"vision_cfg": VIT | {"depth": 3}}, 2, 1, "mean")
+        frame_tower("mean", **VIT | {"depth": 3})
     with pytest.raises(ValueError, match="need a projection to meet"):
         VideoText(frame_tower("mean"), fresh_text("xs", 16), 16, project=False, loss="infonce")
     with pytest.raises(ValueError, match="'triplet' is not one of infonce, siglip"):
@@ -171,9 +172,9 @@ def test_dropped_tokens_of_an_image_tower():
     assert not torch.equal(tower.train()(video), tower(video))
     assert torch.equal(tower.eval()(video), tower(video))
     resnet = {"layers": [1, 1, 1, 1], "width": 32, "image_size": 32}
-    convolutional = FrameTower(CONFIG | {"vision_cfg": resnet}, 2, 1, "mean")
+    convolutional = frame_tower("mean", 32, **resnet)
     assert has_batch_norm(convolutional) and not has_batch_norm(tower)
-    with pytest.raises(ValueError, match="--drop-tokens needs a ViT"):
+    with pytest.raises(ValueError, match="drop-tokens needs"):
         convolutional.drop_tokens(0.5)
 
 
@@ -371,13 +372,15 @@ def test_an_exported_pair_is_a_backbone_too(tmp_path):
 
 def test_describe_builds_the_same_architecture():
     for model in (pair(), frame_tower("temporal")):
-        again = build(describe(model))
+        again = build(describe(model), builders())
         assert {k: v.shape for k, v in again.state_dict().items()} == {
             k: v.shape for k, v in model.state_dict().items()
         }
         assert describe(again) == describe(model)
     fresh = fresh_like(frame_tower("temporal"), 5)
-    assert not torch.equal(fresh.visual.conv1.weight, frame_tower("temporal").visual.conv1.weight)
+    assert not torch.equal(
+        fresh.images.net.conv1.weight, frame_tower("temporal").images.net.conv1.weight
+    )
 
 
 def test_a_backbone_without_text_says_which_recipe_makes_one(tiny_backbone, tmp_path):

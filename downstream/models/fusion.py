@@ -1,0 +1,251 @@
+"""Late, early and slow fusion: where in a 2-D network the frames of a clip meet.
+
+Karpathy et al. 2014, "Large-scale video classification with convolutional neural networks" (CVPR): the
+connectivity is theirs, the networks are today's. Shapes: B clips, C channels, T frames, D width.
+"""
+
+from collections.abc import Container
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from downstream.models.attention import insert
+from downstream.models.images import (
+    ImageNetwork,
+    describe_network,
+    read_network,
+    with_image_weights,
+)
+from pretrain.foreign import timm_network
+from pretrain.spec import InputSpec
+
+
+class LateFusion(nn.Module):
+    """Two single-frame towers of shared weights, `stride` frames apart, merged by a first fully connected layer.
+
+    Args:
+        network: as `ImageNetwork` takes it.
+        frames: 2; said because every backbone has it.
+        stride: source frames between the two; 15 in the paper.
+        size: height and width, pixels.
+        attention: blocks to insert, see `downstream.models.attention.insert`.
+        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
+
+    Raises:
+        ValueError: other than two frames, or the network cannot be built.
+    """
+
+    with_weights = classmethod(with_image_weights)
+
+    kind = "fusion"  # to presets of published training, see `downstream.finetune.kind_of`
+
+    def __init__(
+        self,
+        network: str | dict = "resnet18",
+        frames: int = 2,
+        stride: int = 15,
+        size: int = 224,
+        attention: str = "",
+        still: str = "keep",
+    ):
+        super().__init__()
+        if frames != 2:
+            raise ValueError(
+                f"late fusion sees 2 frames, not {frames}; --stride sets their distance"
+            )
+        self.arguments = {
+            "network": network,
+            "frames": frames,
+            "stride": stride,
+            "size": size,
+            "attention": attention,
+            "still": still,
+        }
+        self.images = ImageNetwork(network, size)
+        self.embed_dim, self.grid = self.images.embed_dim, (1, 1, 1)
+        self.merge = nn.Linear(2 * self.embed_dim, self.embed_dim)
+        self.input_spec = InputSpec(frames, stride, size, {"rgb": self.images.stream(still)})
+        insert(self, attention)
+
+    def forward_features(self, video: Tensor) -> Tensor:
+        """One token (B, 1, D): both frames side by side."""
+        self.input_spec.expect(video)
+        return self.merge(self.images.frames(video).flatten(1)).relu().unsqueeze(1)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """The only token."""
+        return self.forward_features(video).squeeze(1)
+
+
+class EarlyFusion(nn.Module):
+    """The first convolution sees all frames at once, as channels; the rest is the 2-D network.
+
+    Args:
+        network: of timm or torchvision.
+        frames: frames of a clip; 10 in the paper.
+        stride: source frames between two sampled frames; only recorded.
+        size: height and width, pixels.
+        attention: blocks to insert, see `downstream.models.attention.insert`.
+        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
+
+    Raises:
+        ValueError: the network cannot be built with so many channels.
+    """
+
+    with_weights = classmethod(with_image_weights)
+
+    kind = "fusion"  # to presets of published training, see `downstream.finetune.kind_of`
+
+    def __init__(
+        self,
+        network: str | dict = "resnet18",
+        frames: int = 10,
+        stride: int = 1,
+        size: int = 224,
+        attention: str = "",
+        still: str = "keep",
+    ):
+        super().__init__()
+        self.arguments = {
+            "network": network,
+            "frames": frames,
+            "stride": stride,
+            "size": size,
+            "attention": attention,
+            "still": still,
+        }
+        self.images = ImageNetwork(network, size, channels=3 * frames)
+        self.embed_dim, self.grid = self.images.embed_dim, (1, 1, 1)
+        self.input_spec = InputSpec(frames, stride, size, {"rgb": self.images.stream(still)})
+        insert(self, attention)
+
+    def forward_features(self, video: Tensor) -> Tensor:
+        """One token (B, 1, D) for the whole clip."""
+        self.input_spec.expect(video)
+        return self.images(video.transpose(1, 2).flatten(1, 2)).unsqueeze(
+            1
+        )  # channel: frame, colour
+
+    def forward(self, video: Tensor) -> Tensor:
+        """The only token."""
+        return self.forward_features(video).squeeze(1)
+
+
+class SlowFusion(nn.Module):
+    """Time is merged little by little: 4 frames at the first layer, pairs after a stage, all after the next.
+
+    In the paper the first convolution spans 4 frames at stride 2, the second 2 responses at stride 2, the third
+    the rest. Here the three places are the start, the first and the second stage of the network, and responses
+    are merged by a 1x1 convolution over their channels.
+
+    Args:
+        network: of timm, one that shows its stages (`features_only`).
+        frames: 4k + 2 of a clip, at least 6; 10 in the paper.
+        stride: source frames between two sampled frames; only recorded.
+        size: height and width, pixels.
+        attention: blocks to insert, see `downstream.models.attention.insert`.
+        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
+
+    Raises:
+        ValueError: another number of frames, or the network shows no stages.
+    """
+
+    kind = "fusion"  # to presets of published training, see `downstream.finetune.kind_of`
+
+    def __init__(
+        self,
+        network: str | dict = "resnet18",
+        frames: int = 10,
+        stride: int = 1,
+        size: int = 224,
+        attention: str = "",
+        still: str = "keep",
+    ):
+        super().__init__()
+        if frames < 6 or frames % 4 != 2:
+            near = max(6, 4 * round((frames - 2) / 4) + 2)
+            raise ValueError(
+                f"slow fusion halves (frames - 2) / 2 responses, so it sees 6, 10, 14, 18 ... frames, not {frames}: "
+                f"give --frames {near}"
+            )
+        self.arguments = {
+            "network": network,
+            "frames": frames,
+            "stride": stride,
+            "size": size,
+            "attention": attention,
+            "still": still,
+        }
+        about = ImageNetwork(
+            network, size
+        )  # refuses an unknown name in words; and its mean and deviation
+        if not isinstance(network, str) or network.startswith("torchvision:"):
+            raise ValueError(
+                f"slow fusion needs a timm network whose stages it can enter, not {describe_network(network)}"
+            )
+        try:
+            self.stages = timm_network(network, channels=12, stages=True)
+            layers = list(self.stages.return_layers)
+            assert all(name in self.stages for name in layers)
+        except (RuntimeError, AttributeError, AssertionError) as error:
+            raise ValueError(
+                f"timm's {network} does not show its stages: slow fusion needs one that does, such as resnet18"
+            ) from error
+        # The stem's own output counts as a stage where its stride is 2; merging begins after the next ones.
+        info = self.stages.feature_info
+        places = [i for i, reduction in enumerate(info.reduction()) if reduction > 2][:2]
+        if len(places) < 2:
+            raise ValueError(f"{network} has too few stages for slow fusion")
+        self.merge_after = [layers[i] for i in places]
+        responses = (frames - 2) // 2
+        first, second = (info.channels()[i] for i in places)
+        self.merges = nn.ModuleList(
+            [
+                nn.Conv2d(2 * first, first, 1, bias=False),
+                nn.Conv2d(responses // 2 * second, second, 1, bias=False),
+            ]
+        )
+        for merge in self.merges:  # each response at first counts alike
+            nn.init.zeros_(merge.weight)
+            channels = merge.out_channels
+            times = merge.in_channels // channels
+            with torch.no_grad():
+                for i in range(times):
+                    merge.weight[:, i * channels : (i + 1) * channels, 0, 0] = (
+                        torch.eye(channels) / times
+                    )
+        self.embed_dim, self.grid = info.channels()[-1], (1, 1, 1)
+        self.input_spec = InputSpec(frames, stride, size, {"rgb": about.stream(still)})
+        insert(self, attention)
+
+    @classmethod
+    def with_weights(cls, weights: str, arguments: dict, given: Container[str]) -> Self:
+        """Built with these arguments; weights of others are refused."""
+        arguments, theirs, _ = read_network(weights, arguments)
+        if theirs is not None:
+            raise ValueError(
+                "slow fusion starts from frames it stacks: it takes no ImageNet weights"
+            )
+        return cls(**arguments)
+
+    def forward_features(self, video: Tensor) -> Tensor:
+        """One token (B, 1, D) for the whole clip."""
+        self.input_spec.expect(video)
+        frames = video.transpose(1, 2)  # (B, T, C, H, W)
+        groups = frames.unfold(1, 4, 2).movedim(-1, 2)  # (B, responses, 4, C, H, W)
+        x = groups.flatten(2, 3).flatten(0, 1)
+        if x.device.type == "cpu":  # measured: both passes in two thirds of the time
+            x = x.contiguous(memory_format=torch.channels_last)
+        for name, layer in self.stages.items():
+            x = layer(x)
+            if name in self.merge_after:
+                nth = self.merge_after.index(name)
+                merge = self.merges[nth]
+                times = merge.in_channels // merge.out_channels
+                x = merge(x.unflatten(0, (-1, times)).flatten(1, 2))
+        return x.mean((-2, -1)).unsqueeze(1)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """The only token."""
+        return self.forward_features(video).squeeze(1)
