@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from downstream.metrics import bootstrap
-from downstream.report import FEW
+from downstream.results import FEW, Results
 from pretrain.names import from_csv
 
 POOLED = ("frame_single", "frame_mean", "frame_max")
@@ -18,15 +18,15 @@ ORDERED = (
 )  # fmt: skip
 
 
-def pair_videos(results: dict) -> int:
+def pair_videos(results: Results) -> int:
     """How many test videos are of an action that has a reversed twin in the built-in world."""
     from pretrain.data.figure import REVERSED_PAIRS
 
     names = {name for pair in REVERSED_PAIRS for name in pair}
-    return sum(entry["num"] for name, entry in results["per_class"].items() if name in names)
+    return sum(entry["num"] for name, entry in results.per_class.items() if name in names)
 
 
-def claims_about(rows: dict[str, dict], runs: dict[str, list[dict]]) -> list[dict]:
+def claims_about(rows: dict[str, dict], runs: dict[str, list[Results]]) -> list[dict]:
     """The claims on the reversed pairs of the built-in world, each with what was measured and whether it held.
 
     An accuracy on n pairs of chance one half is told from chance where it is more than 1.96 deviations from it; all

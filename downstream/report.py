@@ -1,177 +1,140 @@
-"""What is left of a measurement: the protocol card, the confusion matrix, every single answer."""
+"""What a person sees of a measurement: the table, the protocol card, every single answer, figures."""
 
 import csv
-import json
-import platform
-import subprocess
-from collections.abc import Iterable
-from importlib.metadata import version
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
-from pretrain.files import is_file, is_folder, is_there, read_json
-from pretrain.folders import claim, holds_nothing, try_folder, writing
-from pretrain.log import optional_figure
-from pretrain.names import file_name, for_csv, for_figure, for_markdown, for_title
+from downstream.results import Metric, Results
+from pretrain.folders import writing
+from pretrain.log import optional_figure, write_json
+from pretrain.names import for_csv, for_figure, for_markdown, for_screen, for_title
 
-PACKAGES = ("torch", "numpy", "scikit-learn", "av", "safetensors")
+WORDS = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "mean_top1_top5": "mean of top-1 and top-5",
+    "knn_top1": "kNN top-1",
+    "mean_token_top1": "mean token, linear",
+    "mean_token_knn_top1": "mean token, kNN",
+    "attentive_top1": "attentive probe top-1",
+    "majority": "most frequent class",
+    "reversed_pairs": "pairs that differ in order only",
+    "edit": "edit score of segments",
+    **{f"f1_{k}": f"F1 of segments at {k} % overlap" for k in (10, 25, 50)},
+    **{f"t2v_r{k}": f"text to video R@{k}" for k in (1, 5, 10)},
+    **{f"v2t_r{k}": f"video to text R@{k}" for k in (1, 5, 10)},
+}
+RECIPES = {
+    "linear_probe": "Frozen probe",
+    "finetune": "Fine-tuning",
+    "zero_shot": "Zero-shot classification",
+    "retrieval": "Retrieval",
+}
+RANDOM = "random_init_"  # before the names of what random weights reach
 
 
-def default_folder(kind: str, backbone: str, data: str) -> Path:
-    """Where results go unless told: beside an exported backbone, else in runs/; named after the data.
-
-    Args:
-        kind: what was measured, such as "probe".
-        backbone: as the user named it.
-        data: likewise.
-    """
-    source = Path(data)
-    if is_file(source):  # a list's own name is often just clips.csv
-        name = f"{source.resolve().parent.name}-{source.stem}"
-    else:
-        name = source.resolve().name if is_there(source) else data
-    if is_folder(backbone):
-        return Path(backbone).resolve().parent / f"{kind}-{file_name(name)}"
-    return Path("runs") / f"{kind}-{file_name(backbone)}-{file_name(name)}"
+def title(results: Results) -> str:
+    """What was measured on what, and the headline."""
+    name, metric = next(iter(results.metrics.items()))
+    head = f"{RECIPES.get(results.recipe, results.recipe)}, {results.model.name} on {results.data.name}"
+    return f"{head}: {_words(name)} {_value(metric)}"
 
 
-def try_results(out: Path) -> None:
-    """Find out early whether a folder may hold results; see `claim_results`, which knows more and comes after the data.
+def table(results: Results) -> list[tuple[str, ...]]:
+    """The metrics as rows of words, the heads first; columns in which nothing stands are left out."""
+    rows = [("", "value", "95 % interval", "chance", "random weights", "scored on")]
+    for name, metric in results.metrics.items():
+        if name.startswith(RANDOM):
+            continue
+        low, high = metric.interval or (0, 0)
+        random = results.metrics.get(f"{RANDOM}{name}")
+        rows.append(
+            (
+                _words(name), _value(metric),
+                f"{100 * low:.1f} to {100 * high:.1f} %" if metric.interval else "",
+                "" if metric.chance is None else f"{100 * metric.chance:.1f} %",
+                _value(random) if random else "", f"{metric.n} {metric.of}",
+            )
+        )  # fmt: skip
+    kept = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
+    return [tuple(row[i] for i in kept) for row in rows]
+
+
+def _words(name: str) -> str:
+    return WORDS.get(name, name.replace("_", " ").replace("t2v", "text to video").replace("v2t", "video to text"))  # fmt: skip
+
+
+def _value(metric: Metric) -> str:
+    return f"{metric.value:.1f}" if metric.unit == "rank" else f"{100 * metric.value:.1f} %"
+
+
+def print_results(results: Results, told: Collection[str] = ()) -> None:
+    """The table of the metrics, and the notes that were not told before."""
+    rows = table(results)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    print(f"\n{for_screen(title(results))}")
+    for first, *rest in rows:
+        cells = "  ".join(f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))
+        print(f"  {first:<{widths[0]}}  {cells}")
+    for note in results.notes:
+        if note not in told:
+            print(f"note: {for_screen(note)}")
+
+
+def write_results(out: Path, results: Results) -> None:
+    """Write results.json, which says whose the other files are, and CARD.md.
 
     Raises:
-        ValueError: it holds something else, or cannot be written to.
+        ValueError: the disk does not take them.
     """
-    try_folder(out)
-    if not holds_nothing(out) and not (out / "results.json").is_file():
-        raise ValueError(f"{out} holds other files: give another folder with --out, or remove it")
+    write_json(out / "results.json", results.as_dict())
+    with writing(out / "CARD.md"):
+        (out / "CARD.md").write_text(card(results), encoding="utf-8")
 
 
-def claim_results(out: Path, settings: dict) -> FileLock:
-    """Take `out` for results, unless it holds some of other settings or anything else.
+def card(results: Results) -> str:
+    """The protocol card, in Markdown: what a reader needs to compare a number with another one.
 
-    Args:
-        out: where results are to go.
-        settings: what decides the numbers, as results.json will have it in its card.
-
-    Returns:
-        the lock that keeps others from writing there, to be released when all is written.
-
-    Raises:
-        ValueError: the folder holds something else, cannot be written to, or another process has it.
+    What was not given, not known or not there is left out.
     """
-    _refuse_other_results(out, settings)
-    lock = claim(out)
-    _refuse_other_results(out, settings)  # it may have changed before it was ours
-    return lock
+    heads, *rows = table(results)
+    lines = [f"# {for_markdown(title(results))}", ""]
+    lines += [f"> {for_markdown(note)}\n" for note in results.notes]
+    lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    lines += ["| " + " | ".join(map(for_markdown, row)) + " |" for row in rows]
+    about = {"recipe": results.recipe, "seed": results.seed, "command": results.command}
+    sections = {
+        "data": vars(results.data), "model": vars(results.model), "protocol": results.protocol, **results.details,
+        "run": about | results.versions,
+    }  # fmt: skip
+    for section, entries in sections.items():
+        said = {name: _said(f"{section} {name}", value) for name, value in entries.items()}
+        if any(said.values()):
+            lines += ["", f"## {for_markdown(section.replace('_', ' ').capitalize())}", ""]
+            lines += [
+                f"- {for_markdown(name.replace('_', ' '))}: {for_markdown(text)}"
+                for name, text in said.items()
+                if text
+            ]
+    return "\n".join(lines) + "\n"
 
 
-def _refuse_other_results(out: Path, settings: dict) -> None:
-    if holds_nothing(out):
-        return
-    try:
-        old = dict(read_json(out / "results.json")["card"]["settings"])
-    except (ValueError, KeyError, TypeError):
-        old = {}
-    new = json.loads(json.dumps(settings))
-    differences = [f"{k} was {old.get(k)!r}, is {v!r}" for k, v in new.items() if old.get(k) != v]
-    if differences:
-        what = f"results of other settings ({'; '.join(differences)})" if old else "other files"
-        raise ValueError(f"{out} holds {what}: give another folder with --out, or remove it")
-
-
-FEW = 10  # people, or videos, below which a bootstrap's interval is called rough
-
-
-def cautions(
-    truth: np.ndarray, predicted: np.ndarray, classes: list[str], subjects: list[str | None], drawn: str, unit: str,
-) -> list[str]:  # fmt: skip
-    """Sentences that a reader must see beside accuracies: few people, or one answer to everything.
-
-    Args:
-        truth: (N,) class numbers.
-        predicted: (N,) likewise.
-        classes: their names.
-        subjects: (N,) who is seen.
-        drawn: "subjects" or "videos", as `bootstrap_intervals` says what it drew.
-        unit: what was classified: "videos" or "frames".
-    """
-    said = []
-    groups = len(set(subjects)) if drawn == "subjects" else len(truth)
-    if groups < FEW:
-        who = {"subjects": "people"}.get(drawn, unit)
-        said.append(f"the 95 % intervals are rough: they rest on {groups} {who} only")
-    if len(set(truth)) > 1 and len(set(predicted)) == 1:
-        said.append(
-            f"all {len(truth)} {unit} were taken for one class, {classes[predicted[0]]!r}: this model does not tell "
-            "these classes apart"
-        )
-    return said
-
-
-def seen_in_training(provenance: dict | str, name: str, index: dict) -> str | None:
-    """Which split of these very data a backbone was trained on, as its export says; None if it says of none.
-
-    Args:
-        provenance: of the backbone.
-        name: of the data, as the user gave it.
-        index: of their pack; one without splits was trained on whole, whatever split was asked for.
-    """
-    if not isinstance(provenance, dict):
-        return None
-    data = provenance.get("data")
-    named = name in ([data] if isinstance(data, str) else data if isinstance(data, list) else [])
-    if not named and provenance.get("data_fingerprint") != index["fingerprint"]:
-        return None
-    return str(provenance.get("split") or "all") if index["splits"] else "all"
-
-
-def software() -> dict[str, str | None]:
-    """Versions of what computed a number, and the commit of this project if it runs from a checkout."""
-    root = Path(__file__).resolve().parents[1]
-    commit = None
-    if (root / ".git").exists():
-        try:
-            git = ["git", "-C", str(root)]
-            run = {"capture_output": True, "text": True, "check": True, "timeout": 20}
-            commit = subprocess.run([*git, "rev-parse", "HEAD"], **run).stdout.strip()
-            if subprocess.run(
-                [*git, "status", "--porcelain", "--untracked-files=no"], **run
-            ).stdout.strip():
-                commit += " with uncommitted changes"
-        except (OSError, subprocess.SubprocessError):
-            commit = None  # no git here, or a repository without a commit
-    return {
-        "commit": commit,
-        "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
-    }
-
-
-def write_card(path: Path, title: str, notes: list[str], card: dict[str, dict]) -> None:
-    """Write a card as Markdown: the notes, then one section for each entry.
-
-    Args:
-        path: the .md to write.
-        title: the heading.
-        notes: sentences a reader must see first.
-        card: section -> name -> value; a nested dict becomes a line of `name=value`.
-    """
-    lines = [f"# {for_markdown(title)}", ""]
-    lines += [f"> {for_markdown(note)}\n" for note in notes]
-    for section, entries in card.items():
-        lines += [f"## {section.replace('_', ' ').capitalize()}", ""]
-        for name, value in entries.items():
-            if isinstance(value, dict):
-                value = ", ".join(f"{k}={v}" for k, v in value.items())
-            elif isinstance(value, list):
-                value = ", ".join(map(str, value))
-            value = "unknown" if value is None else for_markdown(value)
-            lines.append(f"- {for_markdown(name.replace('_', ' '))}: {value}")
-        lines.append("")
-    with writing(path):
-        path.write_text("\n".join(lines), encoding="utf-8")
+def _said(name: str, value: object) -> str:
+    """A value of a card in words; nothing for none, for zeros that count nothing, and for what is empty."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None or (isinstance(value, int) and value == 0 and name.startswith("data ")):
+        return ""
+    if isinstance(value, float):
+        return f"{100 * value:.1f} %" if "accuracy" in name else f"{value:.4g}"
+    if isinstance(value, dict):
+        parts = {k: _said(f"{name} {k}", v) for k, v in value.items()}
+        return ", ".join(f"{k}={text}" for k, text in parts.items() if text)
+    if isinstance(value, list | tuple):
+        return ", ".join(filter(None, (_said(name, v) for v in value)))
+    return str(value)
 
 
 def write_predictions(

@@ -30,7 +30,8 @@ import torch
 from downstream.compare import claims_about, paired_claims, read_answers
 from downstream.finetune import Training
 from downstream.models import check_name, load_backbone
-from downstream.report import cost_figure
+from downstream.report import RANDOM, cost_figure
+from downstream.results import OldResultsError, Results, read_results
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.progress import Bar
 from pretrain.files import read_json
@@ -227,35 +228,15 @@ def run_one(command: list[str], log_file: Path, bar: Bar) -> str | None:
     )
 
 
-def protocol_of(results: dict) -> dict:
-    """What has to be equal before two numbers may stand in one table."""
-    card = results["card"]
-    if "protocol" in card:
-        return card["protocol"]
-    settings = card["settings"]
-    names = (
-        "train_split",
-        "test_split",
-        "leave_one_out",
-        "num_clips",
-        "num_crops",
-        "time_segments",
-    )
-    counts = {n: results[n] for n in ("num_train", "num_test")}
-    # By the videos themselves: packs for models of other sizes have other fingerprints.
-    videos = {"videos": card["data"].get("videos")}
-    return {"kind": "probe", **videos, **{n: settings[n] for n in names}, **counts}
-
-
-def refuse_different(named: list[tuple[str, dict]]) -> None:
+def refuse_different(named: list[tuple[str, Results]]) -> None:
     """Say no to numbers of different protocols.
 
     Raises:
         ValueError: they differ; the message says in what.
     """
-    first_name, first = named[0][0], protocol_of(named[0][1])
+    first_name, first = named[0][0], named[0][1].protocol
     for name, results in named[1:]:
-        other = protocol_of(results)
+        other = results.protocol
         differences = [
             f"{k}: {first.get(k)!r} and {other.get(k)!r}"
             for k in sorted(first.keys() | other.keys())
@@ -268,24 +249,27 @@ def refuse_different(named: list[tuple[str, dict]]) -> None:
             )
 
 
-def read_results(folder: Path) -> dict:
-    """The results.json of a folder.
+def read_accuracies(folder: Path) -> Results:
+    """The results of a folder that have an accuracy with an interval.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there are none.
     """
     try:
-        results = read_json(folder / "results.json")
-        protocol_of(results)
-        return results
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        results = read_results(folder)
+    except OldResultsError:
+        raise
+    except ValueError as error:
         hint = "; spaces separate folders, not commas" if "," in str(folder) else ""
+        raise ValueError(f"{folder} holds no results: {error}{hint}") from error
+    if "top1" not in results.metrics or not results.metrics["top1"].interval:
         raise ValueError(
-            f"{folder} holds no results of a probe or a fine-tuning: {error}{hint}"
-        ) from error
+            f"{folder} holds results of {results.recipe}, which have no top-1 to compare"
+        )
+    return results
 
 
-def notes_of(runs: dict[str, list[dict]]) -> list[str]:
+def notes_of(runs: dict[str, list[Results]]) -> list[str]:
     """What the runs' own cards warn of, such as a test part held out by chance; whose it is, where not all say it.
 
     Args:
@@ -293,7 +277,7 @@ def notes_of(runs: dict[str, list[dict]]) -> list[str]:
     """
     said: dict[str, list[str]] = {}
     for label, found in runs.items():
-        for note in dict.fromkeys(note for results in found for note in results["notes"]):
+        for note in dict.fromkeys(note for results in found for note in results.notes):
             said.setdefault(note, []).append(label)
     return [
         note if len(labels) == len(runs) else f"{', '.join(labels)}: {note}"
@@ -325,30 +309,31 @@ def measure_speed(
     return {label: batch / statistics.median(t) for label, t in times.items()}
 
 
-def summarise(label: str, start: str, runs: list[dict], speed: float | None) -> dict:
+def summarise(label: str, start: str, runs: list[Results], speed: float | None) -> dict:
     """One line of the table from the runs of a model, one a seed."""
-    mean = lambda key: (
-        float(np.mean([r[key] for r in runs])) if runs[0].get(key) is not None else None
-    )
-    low, high = np.mean([r["top1_interval"] for r in runs], 0).tolist()
-    card = runs[0]["card"]
-    model = card.get("model") or card["backbone"]
-    values = [r["top1"] for r in runs]
+    first = runs[0]
+
+    def mean(name: str) -> float | None:
+        values = [r.value(name) for r in runs]
+        return None if None in values else float(np.mean(values))
+
+    minutes = [r.details.get("training", {}).get("minutes") for r in runs]
+    low, high = np.mean([r.metrics["top1"].interval for r in runs], 0).tolist()
     return {
         "name": label,
         "starts_from": start,
         "top1": mean("top1"),
         "top1_interval": [low, high],
-        "top1_seeds": values,
+        "top1_seeds": [r.value("top1") for r in runs],
         "mean_class_accuracy": mean("mean_class_accuracy"),
         "reversed_pairs": mean("reversed_pairs"),
-        "random_init_top1": mean("random_init_top1"),
-        "parameters": model["parameters"],
-        "flops": model.get("flops"),
+        "random_init_top1": mean(f"{RANDOM}top1"),
+        "parameters": first.model.parameters,
+        "flops": first.model.flops,
         "clips_per_s": speed,
-        "minutes": mean("minutes"),
-        "chance": runs[0]["chance"],
-        "num_test": runs[0]["num_test"],
+        "minutes": None if None in minutes else float(np.mean(minutes)),
+        "chance": first.metrics["top1"].chance,
+        "num_test": first.data.num_test,
     }
 
 
@@ -482,7 +467,7 @@ def main(config: Config) -> dict:
     if config.seeds < 1:
         raise ValueError(f"--seeds {config.seeds}: give at least 1")
     entries = entries_of(config)
-    given = [(folder, read_results(Path(folder))) for folder in config.results]
+    given = [(folder, read_accuracies(Path(folder))) for folder in config.results]
     if len(given) > 1:
         refuse_different(given)  # before hours of training
     out = Path(config.out)
@@ -495,7 +480,7 @@ def main(config: Config) -> dict:
 
     # ---- the runs
     runs_folder, failed = out / "runs", []
-    runs: dict[str, list[dict]] = {}
+    runs: dict[str, list[Results]] = {}
     todo = [(entry, seed) for seed in range(config.seeds) for entry in entries]
     with Bar(len(todo), "runs", "run") as bar:
         for entry, seed in todo:
@@ -508,13 +493,13 @@ def main(config: Config) -> dict:
                     failed.append(f"{entry.label}, seed {seed}: {reason}")
                     bar.write(for_screen(f"failed: {failed[-1]}"))
             if (run / "results.json").exists():
-                runs.setdefault(entry.label, []).append(read_results(run))
+                runs.setdefault(entry.label, []).append(read_accuracies(run))
             bar.update()
     starts = {
         e.label: e.start or ("pretrained" if e.kind == "backbone" else "scratch") for e in entries
     }
     for folder, results in given:
-        label = results.get("model") or results["card"]["backbone"]["name"]
+        label = results.model.name
         if label in runs:
             label = f"{label} ({folder})"
         runs.setdefault(label, []).append(results)
@@ -536,11 +521,13 @@ def main(config: Config) -> dict:
         summarise(label, starts[label], found, speeds.get(label)) for label, found in runs.items()
     ]
     first_run = next(iter(runs.values()))[0]
-    first = protocol_of(first_run)
-    claims = claims_about({r["name"]: r for r in rows}, runs) if first["kind"] != "probe" else []
+    first = first_run.protocol
+    claims = (
+        claims_about({r["name"]: r for r in rows}, runs) if first["kind"] == "fine-tune" else []
+    )
     every = [results for found in runs.values() for results in found]
     # By the cards: --data says nothing about results that were there already.
-    data = " and ".join(dict.fromkeys(results["card"]["data"]["name"] for results in every))
+    data = " and ".join(dict.fromkeys(results.data.name for results in every))
     answers = {
         e.label: [
             read_answers(runs_folder / f"{e.slug}-seed{seed}") for seed in range(config.seeds)
@@ -548,11 +535,11 @@ def main(config: Config) -> dict:
         for e in entries
     }
     answers = {label: found for label, found in answers.items() if all(found)}
-    people = people_of(config.data, first_run["card"]["views"]["size"]) if answers else {}
+    people = people_of(config.data, first_run.details["views"]["size"]) if answers else {}
     claims += paired_claims(answers, people)
     notes = [
         f"{rows[0]['num_test']} test videos of {data}, chance {100 * rows[0]['chance']:.1f} %; intervals are over "
-        f"{first_run['card']['interval']['resampled']}, the mean of the seeds' ends",
+        f"{first_run.details.get('interval', {}).get('resampled', 'videos')}, the mean of the seeds' ends",
         *notes_of(runs),
         "protocol: " + ", ".join(f"{k} {v}" for k, v in first.items() if k != "videos"),
         "accuracies and intervals in per cent; clips/s: forward pass, batches of 8, models in turns on this machine; "

@@ -21,7 +21,6 @@ RUN/last (classifiers that recipes/predict.py reads), results.json, CARD.md, con
 import dataclasses
 import math
 import os
-import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,20 +48,26 @@ from downstream.finetune import (
     soft_cross_entropy,
 )
 from downstream.metrics import (
-    bootstrap_intervals,
     confusion_matrix,
-    mean_class_accuracy,
     per_class_accuracy,
-    topk_accuracy,
 )
 from downstream.models import build_model, choose_sampling, load_backbone, load_classifier
 from downstream.models.flops import count_flops
 from downstream.report import (
-    cautions,
     confusion_figure,
-    software,
-    write_card,
+    print_results,
+    title,
     write_predictions,
+    write_results,
+)
+from downstream.results import (
+    Metric,
+    Model,
+    Results,
+    accuracies,
+    command,
+    describe_data,
+    versions,
 )
 from downstream.segments import (
     class_counts,
@@ -73,7 +78,7 @@ from downstream.segments import (
 )
 from downstream.splits import Videos, choose_splits, choose_validation, subset, videos_digest
 from downstream.world import reversed_pairs_accuracy
-from pretrain import backbones, device, log
+from pretrain import backbones, log
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.sampling import counter_rng
 from pretrain.data.shards import STREAMS, Pack, TrainClips, warn_of_clips
@@ -716,7 +721,7 @@ def finish(
         accelerator.device,
         cfg.machine.precision,
     )
-    results: dict = {}
+    segments: dict[str, float] = {}
     if cfg.per_frame:
         sequences, subjects = score_frames(
             model, pack, test, accelerator.device, cfg.machine.precision
@@ -724,22 +729,21 @@ def finish(
         if not sequences:
             raise ValueError(f"{cfg.data}: no frame of the test videos has a label")
         truth, predicted = labelled_frames(sequences)
-        results = {"top1": float((truth == predicted).mean()), "top5": None, "unit": "frames"}
-        results |= segment_scores(sequences)
-        scores = None
+        scores, unit, segments = None, "frames", segment_scores(sequences)
     else:
-        scores = score(model, pack, test, how, "test videos")
+        scores, unit = score(model, pack, test, how, "test videos"), "videos"
         truth, predicted, subjects = test.numbers(classes), scores.argmax(1), test.subjects
-        results = {
-            "top1": topk_accuracy(scores, truth, 1), "top5": topk_accuracy(scores, truth, 5), "unit": "videos",
-        }  # fmt: skip
-    interval, mean_interval, drawn = bootstrap_intervals(truth, predicted, subjects, cfg.seed)
-    late = cautions(truth, predicted, classes, subjects, drawn, results["unit"])
-    notes = [*notes, *late]
-    counts = confusion_matrix(truth, predicted, len(classes))
+    metrics, interval, more = accuracies(
+        truth, predicted, scores, classes, subjects, cfg.seed, unit
+    )
+    metrics |= {name: Metric(value, len(test)) for name, value in segments.items()}
+    pairs = None if scores is None else reversed_pairs_accuracy(scores, truth, classes)
+    if pairs is not None:
+        metrics["reversed_pairs"] = Metric(pairs, len(test), chance=0.5)
     most_frequent = class_counts(pack, train, classes, cfg.per_frame).argmax()
+    metrics["majority"] = Metric(float((truth == most_frequent).mean()), len(truth), of=unit)
+    counts = confusion_matrix(truth, predicted, len(classes))
     spec = model.input_spec
-    clips = state["step"] * cfg.batch_size
     # Steps that were meant, not those of an early stop, which is part of the protocol.
     protocol = {
         "kind": "per-frame" if cfg.per_frame else "fine-tune", "videos": videos_digest(train, test),
@@ -747,104 +751,50 @@ def finish(
         "shots": cfg.shots, "num_clips": cfg.num_clips, "num_crops": cfg.num_crops, "validation": rule,
         "preset": cfg.preset, "training_clips": plan.steps * cfg.batch_size, "patience": cfg.patience,
     }  # fmt: skip
-    people = [{s for s in part.subjects if s is not None} for part in (train, test)]
-    card = {
-        "protocol": protocol,
+    unset = flat(Config())
+    details = {
         "views": {
-            "frames": spec.frames, "sampling": spec.pace, "stride": spec.stride, "size": spec.size, "still": spec.streams["rgb"].still, "num_clips": cfg.num_clips,
-            "num_crops": cfg.num_crops,
+            "frames": spec.frames, "sampling": spec.pace, "stride": spec.stride, "size": spec.size, "still": spec.streams["rgb"].still,
+            "num_clips": cfg.num_clips, "num_crops": cfg.num_crops,
             "pooling": "windows of half overlap, probabilities averaged" if cfg.per_frame else
             "probabilities averaged over the views, then over the clips of a video",
         },
-        "data": {
-            "name": cfg.data, "fingerprint": pack.index["fingerprint"], "train_split": cfg.train_split,
-            "test_split": cfg.test_split, "num_train": len(train), "num_test": len(test), "num_classes": len(classes),
-            "train_subjects": len(people[0]) or None, "test_subjects": len(people[1]) or None,
-            "subjects_in_both": len(people[0] & people[1]),
-        },
-        "model": {
-            "name": cfg.model or cfg.backbone, "parameters": sum(p.numel() for p in model.backbone.parameters()),
-            "flops": count_flops(model.backbone.cpu()), "arguments": model.backbone.arguments,
-            "weights": cfg.weights or ("of the backbone" if cfg.backbone else "from scratch"),
-            "weights_sha256": weights_hash(model),
-        },
         "training": {
-            **{k: v for k, v in flat(cfg).items() if k not in ("data", "out", "model", "backbone")},
-            "steps": state["step"], "of": plan.steps, "clips": clips, "minutes": state["seconds"] / 60,
-            "best_step": state["best_step"] or state["step"], "best_validation": state["best"],
-            "skipped_steps": state["skipped"], "bad_clips": state["bad_clips"],
+            **{k: v for k, v in flat(cfg).items() if v or v != unset[k]},  # a falsy default: off, or the model's own
+            "weights": cfg.weights or ("of the backbone" if cfg.backbone else "from scratch"),
+            "steps": state["step"], "of": plan.steps, "clips": state["step"] * cfg.batch_size,
+            "minutes": state["seconds"] / 60, "best_step": state["best_step"] or state["step"],
+            "best_validation_accuracy": state["best"], "skipped_steps": state["skipped"], "bad_clips": state["bad_clips"],
         },
-        "interval": {"kind": "95 % percentile bootstrap", "resamples": 2000, "resampled": drawn},
-        "software": software() | {
-            "device": device.describe(accelerator.device), "precision": how.dtype_name, "command": " ".join(sys.argv),
-        },
+        "interval": interval,
     }  # fmt: skip
-    results |= {
-        "mean_class_accuracy": mean_class_accuracy(truth, predicted),
-        "top1_interval": list(interval),
-        "mean_class_interval": list(mean_interval),
-        "chance": 1 / len(classes),
-        "majority": float((truth == most_frequent).mean()),
-        "num_train": len(train),
-        "num_test": len(test),
-        "num_classes": len(classes),
-        "reversed_pairs": None
-        if scores is None
-        else reversed_pairs_accuracy(scores, truth, classes),
-        "per_class": per_class_accuracy(counts, classes),
-        "model": cfg.model or cfg.backbone,
-        "parameters": card["model"]["parameters"],
-        "flops": card["model"]["flops"],
-        "minutes": state["seconds"] / 60,
-        "notes": notes,
-        "card": card,
-    }
-    log.write_json(folder / "results.json", results)
-    title = f"{results['model']} on {cfg.data}: top-1 {100 * results['top1']:.1f} %"
-    short = {k: v for k, v in results.items() if k not in ("card", "notes", "per_class")}
-    write_card(folder / "CARD.md", title, notes, {"results": short, **card})
+    provenance = backbones.provenance_of(cfg.backbone) if cfg.backbone else "from scratch"
+    described = Model(
+        cfg.model or cfg.backbone, weights_hash(model), sum(p.numel() for p in model.backbone.parameters()),
+        model.backbone.arguments, provenance, count_flops(model.backbone.cpu()),
+    )  # fmt: skip
+    data = describe_data(cfg.data, pack, (cfg.train_split, train), (cfg.test_split, test), classes)
+    results = Results(
+        "finetune", data, described, protocol, flat(cfg), metrics, cfg.seed, command(),
+        versions(accelerator.device, how.dtype_name), [*notes, *more], details, per_class_accuracy(counts, classes),
+    )  # fmt: skip
+    write_results(folder, results)
     if scores is not None:
         write_predictions(folder / "predictions.csv", test.sources, test.labels, scores, classes)
-    picture = confusion_figure(folder / "confusion.png", counts, classes, title, results["unit"])
-    print_summary(results, late, folder, picture)
-    return results
-
-
-def print_summary(results: dict, late: list[str], run: Path, picture: str) -> None:
-    """The table that a person reads, and the notes that came with the numbers."""
-    percent = lambda value: "-" if value is None else f"{100 * value:.1f}"
-    low, high = results["top1_interval"]
-    few = results["num_classes"] <= 5
-    print(
-        f"\ntest, {results['num_test']} videos, {results['num_classes']} classes, per cent of {results['unit']}"
-    )
-    print(
-        f"  top-1        {percent(results['top1']):>6}  95 % interval {percent(low)} to {percent(high)}"
-    )
-    print(f"  top-5        {'(all)' if few else percent(results['top5']):>6}")
-    print(f"  mean class   {percent(results['mean_class_accuracy']):>6}")
-    if "edit" in results:
-        f1 = ", ".join(percent(results[f"f1_{k}"]) for k in (10, 25, 50))
-        print(f"  segments: edit score {percent(results['edit'])}, F1 at 10, 25, 50 % overlap {f1}")
-    if results["reversed_pairs"] is not None:
-        print(
-            f"  pairs that differ in order only, told apart: {percent(results['reversed_pairs'])} (chance 50)"
-        )
-    print(f"  chance       {percent(results['chance']):>6}")
-    print(f"  most frequent class {percent(results['majority'])}")
-    for note in late:
-        print(f"note: {for_screen(note)}")
+    picture = confusion_figure(folder / "confusion.png", counts, classes, title(results), unit)
+    print_results(results, notes)
     print()
     log.print_table(
         "done",
         {
-            "results": run / "results.json",
-            "protocol": run / "CARD.md",
+            "results": folder / "results.json",
+            "protocol": folder / "CARD.md",
             "figure": picture,
-            "classifier": run / "backbone",
-            "next": f"python recipes/predict.py --backbone {for_shell(run / 'backbone')} --video FILE_OR_FOLDER",
+            "classifier": folder / "backbone",
+            "next": f"python recipes/predict.py --backbone {for_shell(folder / 'backbone')} --video FILE_OR_FOLDER",
         },
     )
+    return results.as_dict()
 
 
 if __name__ == "__main__":

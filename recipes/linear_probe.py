@@ -17,9 +17,9 @@ Written to the results folder: results.json, CARD.md (everything needed to compa
 another one), confusion.png, predictions.csv and linear.safetensors (the fitted probe).
 """
 
+import dataclasses
 import json
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,7 +32,6 @@ from torch import nn
 from downstream.attentive import fit_attentive
 from downstream.features import Extraction, cached_features, extract_tokens, token_bytes
 from downstream.metrics import (
-    bootstrap_intervals,
     confusion_matrix,
     mean_class_accuracy,
     topk_accuracy,
@@ -40,14 +39,25 @@ from downstream.metrics import (
 from downstream.models import load_backbone
 from downstream.probe import LinearProbe, fit_linear, knn_scores
 from downstream.report import (
-    cautions,
-    claim_results,
+    RANDOM,
     confusion_figure,
-    default_folder,
-    software,
-    try_results,
-    write_card,
+    print_results,
+    title,
     write_predictions,
+    write_results,
+)
+from downstream.results import (
+    Metric,
+    Results,
+    accuracies,
+    claim_results,
+    command,
+    default_folder,
+    describe_data,
+    describe_model,
+    seen_in_training,
+    try_results,
+    versions,
 )
 from downstream.splits import (
     Videos,
@@ -56,14 +66,13 @@ from downstream.splits import (
     leave_one_subject_out,
     videos_digest,
 )
-from pretrain.backbones import fresh_like, provenance_of
+from pretrain.backbones import fresh_like
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack, warn_of_clips
-from pretrain.device import describe
 from pretrain.files import share
 from pretrain.flags import Count, Seed, Whole
 from pretrain.folders import writing
-from pretrain.log import cli, write_json
+from pretrain.log import cli
 from pretrain.names import for_screen
 from pretrain.processes import loader_workers, start_evaluation
 from pretrain.settings import MACHINE, MachineFlags
@@ -241,54 +250,6 @@ def attentive_wanted(
     return None
 
 
-# --------------------------------------------------------------------------------- results on disk
-
-
-def describe_backbone(config: Config, encoder: nn.Module, digest: str) -> dict:
-    """The card's lines on the backbone."""
-    return {
-        "name": config.backbone,
-        "weights_sha256": digest,
-        "parameters": sum(p.numel() for p in encoder.parameters()),
-        "arguments": encoder.arguments,
-        "provenance": provenance_of(config.backbone),
-    }
-
-
-def print_summary(results: dict, late: list[str], out: Path, picture: str) -> None:
-    """The table that a person reads, and the notes that came with the numbers."""
-
-    def percent(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.1f}"
-
-    low, high = results["top1_interval"]
-    mean_low, mean_high = results["mean_class_interval"]
-    # With five classes or fewer the five best hold every class.
-    top5 = "(all)" if results["num_classes"] <= 5 else percent(results["top5"])
-    rows = [
-        ("", "backbone", "95 % interval", "random weights"),
-        ("linear top-1", percent(results["top1"]), f"{percent(low)} to {percent(high)}", percent(results["random_init_top1"])),
-        ("linear top-5", top5, "", percent(results["random_init_top5"])),
-        ("linear mean class", percent(results["mean_class_accuracy"]), f"{percent(mean_low)} to {percent(mean_high)}", percent(results["random_init_mean_class_accuracy"])),
-        ("kNN top-1", percent(results["knn_top1"]), "", percent(results["random_init_knn_top1"])),
-        ("mean token, linear", percent(results["mean_token_top1"]), "", percent(results["random_init_mean_token_top1"])),
-        ("mean token, kNN", percent(results["mean_token_knn_top1"]), "", percent(results["random_init_mean_token_knn_top1"])),
-        ("attentive top-1", percent(results["attentive_top1"]), "", ""),
-        ("chance", percent(results["chance"]), "", ""),
-        ("most frequent class", percent(results["majority"]), "", ""),
-    ]  # fmt: skip
-    print(
-        f"\nfrozen probe, {results['num_test']} test videos, {results['num_classes']} classes, per cent"
-    )
-    for row in rows:
-        print(f"  {row[0]:<20} {row[1]:>9}  {row[2]:>14}  {row[3]:>15}")
-    for note in late:
-        print(f"note: {for_screen(note)}")
-    folder = for_screen(out)
-    print(f"\nresults  {folder}/results.json\nprotocol {folder}/CARD.md\nfigure   {picture}")
-    print(f"answers  {folder}/predictions.csv", flush=True)
-
-
 # --------------------------------------------------------------------------------------------- main
 
 
@@ -314,7 +275,6 @@ def main(config: Config) -> dict:
     # ------------------------------------------------------------------------- backbone and data
     torch.manual_seed(config.seed)  # of a named model's fresh weights
     encoder = load_backbone(config.backbone, config.weights)
-    digest = weights_hash(encoder)
     kind = "probe-leave-one-out" if config.leave_one_out else "probe"
     out = Path(config.out) if config.out else default_folder(kind, config.backbone, config.data)
     try_results(out)
@@ -329,7 +289,7 @@ def main(config: Config) -> dict:
         parts = (train, test)
         held = [np.arange(len(train) + len(test)) >= len(train)]
     settings = {
-        "weights_sha256": digest,
+        "weights_sha256": weights_hash(encoder),
         "arguments": encoder.arguments,
         "data_fingerprint": pack.index["fingerprint"],
         "train_split": config.train_split,
@@ -369,11 +329,11 @@ def main(config: Config) -> dict:
         f"{num_train} training videos ({in_words(folds[0][1])} for validation: {rule}), {len(tested)} test "
         f"videos" + (f", {len(folds)} subjects left out in turn" if len(folds) > 1 else "")
     )
-    described = describe_backbone(config, encoder, digest)
-    origin = described["provenance"] if isinstance(described["provenance"], dict) else {}
-    if config.leave_one_out and origin.get("data_fingerprint") == pack.index["fingerprint"]:
+    model = describe_model(config.backbone, encoder)
+    if config.leave_one_out and seen_in_training(model.provenance, config.data, pack.index):
         notes.append("the backbone saw clips of tested subjects in pretraining, without labels")
-    for note in notes:
+    told = list(notes)
+    for note in told:
         print(for_screen(note), flush=True)
     warn_of_clips(pack, np.concatenate([part.samples for part in parts]), encoder.input_spec)
 
@@ -402,43 +362,55 @@ def main(config: Config) -> dict:
     # ------------------------------------------------------------------------------------- results
     truth, scores = labels[tested], scores[tested]
     predicted = scores.argmax(1)
-    interval, mean_interval, drawn = bootstrap_intervals(
-        truth, predicted, [subjects[i] for i in tested], config.seed
+    metrics, interval, more = accuracies(
+        truth, predicted, scores, classes, [subjects[i] for i in tested], config.seed
     )
-    late = cautions(truth, predicted, classes, [subjects[i] for i in tested], drawn, "videos")
-    notes += late
-    people = [{s for s in part.subjects if s is not None} for part in (parts[0], parts[-1])]
-    apart = len(parts) == 2  # left out in turn, everybody is in both and never at the same time
+    fraction = lambda value: Metric(value, len(tested), chance=1 / len(classes))
+    metrics |= {
+        name: fraction(v) for name, v in numbers.items() if not name.startswith("top")
+    } | metrics
+    if attentive_top1 is not None:
+        metrics["attentive_top1"] = fraction(attentive_top1)
+    most_frequent = np.bincount(labels[folds[0][0]]).argmax()
+    metrics["majority"] = Metric(float((truth == most_frequent).mean()), len(tested))
+    metrics |= {
+        f"{RANDOM}{name}": fraction(v) for name, v in random_numbers.items() if name in metrics
+    }
+    about = (config.test_split, parts[-1])
+    data = describe_data(config.data, pack, (config.train_split, parts[0]), about, classes)
+    if config.leave_one_out:  # everybody is in both parts and never at the same time
+        data = dataclasses.replace(
+            data, train_split="all subjects but one", test_split="each subject in turn", subjects_in_both=0,
+            videos_in_both=0,
+        )  # fmt: skip
     spec = encoder.input_spec
-    card = {
+    protocol = {
+        "kind": "probe",
+        "videos": videos_digest(*parts),
+        "num_train": num_train,
+        "num_test": len(tested),
+    }
+    protocol |= {
+        name: settings[name]
+        for name in (
+            "train_split",
+            "test_split",
+            "leave_one_out",
+            "num_clips",
+            "num_crops",
+            "time_segments",
+        )
+    }
+    details = {
         "views": {
-            "frames": spec.frames,
-            "stride": spec.stride,
-            "size": spec.size,
-            "num_clips": config.num_clips,
-            "num_crops": config.num_crops,
-            "time_segments": features.shape[1],
+            "frames": spec.frames, "stride": spec.stride, "size": spec.size, "num_clips": config.num_clips,
+            "num_crops": config.num_crops, "time_segments": features.shape[1],
+            "short_side": min(pack.record(0)["width"], pack.record(0)["height"]),
             "pooling": (
                 "mean of the last tokens over space and over each time segment" if config.time_segments else
                 "the backbone's own embedding"
             ) + ", then over views and over the clips of a video",
         },
-        "data": {
-            "name": config.data,
-            "fingerprint": pack.index["fingerprint"],
-            "videos": videos_digest(*parts),
-            "short_side": min(pack.record(0)["width"], pack.record(0)["height"]),
-            "train_split": config.train_split if apart else "all subjects but one",
-            "test_split": config.test_split if apart else "each subject in turn",
-            "num_train": num_train,
-            "num_test": len(tested),
-            "num_classes": len(classes),
-            "train_subjects": len(people[0]) or None,
-            "test_subjects": len(people[1]) or None,
-            "subjects_in_both": len(people[0] & people[1]) if apart else 0,
-            "videos_in_both": len(set(parts[0].sources) & set(parts[1].sources)) if apart else 0,
-        },
-        "backbone": described,
         "linear": {
             "fit": ("linear SVM, one against the rest, L2" if config.classifier == "svm" else "L-BFGS, multinomial, L2")
             + ", features standardised by the training videos, and whitened if that "
@@ -449,37 +421,13 @@ def main(config: Config) -> dict:
         "random_init": {"seed": config.seed, **fit_card(random_probes)},
         "knn": {"k": min(20, len(folds[0][0])), "similarity": "cosine", "temperature": 0.07},
         "attentive": attentive_card or {"skipped": skipped},
-        "interval": {"kind": "95 % percentile bootstrap", "resamples": 2000, "resampled": drawn},
-        "software": software() | {
-            "device": describe(device), "precision": how.dtype_name, "command": " ".join(sys.argv),
-        },
-        "settings": settings,
+        "interval": interval,
     }  # fmt: skip
-    most_frequent = np.bincount(labels[folds[0][0]]).argmax()
-    results = {
-        **numbers,
-        "top1_interval": list(interval),
-        "mean_class_interval": list(mean_interval),
-        "attentive_top1": attentive_top1,
-        **{f"random_init_{name}": value for name, value in random_numbers.items()},
-        "chance": 1 / len(classes),
-        "majority": float((truth == most_frequent).mean()),
-        "num_train": num_train,
-        "num_test": len(tested),
-        "num_classes": len(classes),
-        "notes": notes,
-        "card": card,
-    }
-    write_json(out / "results.json", results)  # first: it says whose the other files are
-    title = (
-        f"Frozen probe of {config.backbone} on {config.data}: top-1 {100 * numbers['top1']:.1f} %"
-    )
-    write_card(
-        out / "CARD.md",
-        title,
-        notes,
-        {"results": {k: v for k, v in results.items() if k not in ("card", "notes")}, **card},
-    )
+    results = Results(
+        "linear_probe", data, model, protocol, settings, metrics, config.seed, command(),
+        versions(device, how.dtype_name), [*notes, *more], details,
+    )  # fmt: skip
+    write_results(out, results)
     counts = confusion_matrix(truth, predicted, len(classes))
     write_predictions(
         out / "predictions.csv",
@@ -497,10 +445,13 @@ def main(config: Config) -> dict:
         with writing(out / "linear.safetensors"):
             save_file(tensors, out / "linear.safetensors", {"classes": json.dumps(classes)})
             share(out / "linear.safetensors")
-    picture = confusion_figure(out / "confusion.png", counts, classes, title)
-    print_summary(results, late, out, picture)
+    picture = confusion_figure(out / "confusion.png", counts, classes, title(results))
+    print_results(results, told)
+    folder = for_screen(out)
+    print(f"\nresults  {folder}/results.json\nprotocol {folder}/CARD.md\nfigure   {picture}")
+    print(f"answers  {folder}/predictions.csv", flush=True)
     lock.release(force=True)
-    return results
+    return results.as_dict()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ With --query the best videos are listed, and drawn on a contact sheet.
 """
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +20,21 @@ import numpy as np
 from downstream.features import Extraction, cached_embeddings
 from downstream.models import load_video_text
 from downstream.report import (
-    claim_results,
     contact_sheet_figure,
+    print_results,
+    write_results,
+)
+from downstream.results import (
+    Data,
+    Metric,
+    Results,
+    claim_results,
+    command,
     default_folder,
+    describe_model,
     seen_in_training,
-    software,
     try_results,
-    write_card,
+    versions,
 )
 from downstream.retrieval import retrieval_ranks, same_texts, summarise_ranks
 from downstream.splits import group_by_source
@@ -36,7 +43,6 @@ from pretrain.backbones import provenance_of
 from pretrain.clip import VideoText
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack
-from pretrain.device import describe
 from pretrain.flags import Count
 from pretrain.folders import claim
 from pretrain.log import cli, write_json
@@ -185,9 +191,8 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
     try_results(out)
     pack = open_data(config.data, packing_side(model.video.input_spec.size))
     samples, notes = captioned(pack, config.test_split)
-    digest = weights_hash(model)
     settings = {
-        "weights_sha256": digest,
+        "weights_sha256": weights_hash(model),
         "data_fingerprint": pack.index["fingerprint"],
         "test_split": config.test_split,
         "num_clips": config.num_clips,
@@ -221,13 +226,27 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
             f"{shared} captions occur before for another video: no model can place them all first"
         )
     to_video, to_text = retrieval_ranks(texts, videos, whose)
-    t2v, v2t = summarise_ranks(to_video), summarise_ranks(to_text)
-    provenance = provenance_of(config.backbone)
-    seen = seen_in_training(provenance, config.data, pack.index)
+    metrics: dict[str, Metric] = {}
+    for name, ranks, of in (("t2v", to_video, "captions"), ("v2t", to_text, "videos")):
+        for key, value in summarise_ranks(ranks).items():
+            # A video may have several right answers among the captions: what guessing gives there is not k / num.
+            chance = (
+                min(int(key[1:]) / len(names), 1.0)
+                if name == "t2v" and key in ("r1", "r5", "r10")
+                else None
+            )
+            unit = "rank" if key.endswith("rank") else "fraction"
+            metrics[f"{name}_{key}"] = Metric(value, len(ranks), None, chance, of, unit)
+    described = describe_model(config.backbone, model)
+    seen = seen_in_training(described.provenance, config.data, pack.index)
     if seen and (seen == config.test_split or "all" in (seen, config.test_split)):
         notes.append(f"WARNING: the towers were trained on these very videos (split {seen})")
     spec = model.video.input_spec
-    card = {
+    protocol = {
+        "kind": "retrieval", "test_split": config.test_split, "num_videos": len(names), "num_captions": len(sentences),
+        "num_clips": config.num_clips, "num_crops": config.num_crops,
+    }  # fmt: skip
+    details = {
         "views": {
             "frames": spec.frames, "stride": spec.stride, "size": spec.size, "num_clips": config.num_clips,
             "num_crops": config.num_crops,
@@ -237,49 +256,18 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
             "similarity": "cosine, exact", "ties": "average place",
             "several_captions": "each is a query; of a video's own the best-placed counts, and they are no rivals",
         },
-        "data": {
-            "name": config.data, "fingerprint": pack.index["fingerprint"], "test_split": config.test_split,
-            "num_videos": len(names), "num_captions": len(sentences),
-        },
-        "backbone": {
-            "name": config.backbone, "weights_sha256": digest,
-            "parameters": sum(p.numel() for p in model.parameters()), "provenance": provenance,
-        },
-        "software": software() | {
-            "device": describe(how.device), "precision": how.dtype_name, "command": " ".join(sys.argv),
-        },
-        "settings": settings,
     }  # fmt: skip
-    results = {
-        **{f"t2v_{k}": v for k, v in t2v.items()},
-        **{f"v2t_{k}": v for k, v in v2t.items()},
-        "num_test": len(names),
-        "num_captions": len(sentences),
-        "chance": {f"t2v_r{k}": min(k / len(names), 1.0) for k in (1, 5, 10)},
-        "notes": notes,
-        "card": card,
-    }
-    write_json(out / "results.json", results)
-    title = (
-        f"Retrieval, {config.backbone} on {config.data}: text to video R@1 {100 * t2v['r1']:.1f} %"
-    )
-    short = {k: v for k, v in results.items() if k not in ("card", "notes")}
-    write_card(out / "CARD.md", title, notes, {"results": short, **card})
-    print(f"\nretrieval, {len(names)} videos, {len(sentences)} captions, per cent")
-    print("                   R@1    R@5   R@10   median rank  mean rank")
-    for name, row in (("text to video", t2v), ("video to text", v2t)):
-        print(
-            f"  {name:<14} {100 * row['r1']:6.1f} {100 * row['r5']:6.1f} {100 * row['r10']:6.1f} "
-            f"{row['median_rank']:13.1f} {row['mean_rank']:10.1f}"
-        )
-    by_chance = " ".join(f"{100 * results['chance'][f't2v_r{k}']:6.1f}" for k in (1, 5, 10))
-    print(f"  {'chance, t to v':<14} {by_chance}")
-    for note in notes:
-        print(f"note: {for_screen(note)}")
+    data = Data(config.data, pack.index["fingerprint"], config.test_split, len(names), len(samples))
+    results = Results(
+        "retrieval", data, described, protocol, settings, metrics, None, command(),
+        versions(how.device, how.dtype_name), notes, details,
+    )  # fmt: skip
+    write_results(out, results)
+    print_results(results)
     folder = for_screen(out)
     print(f"\nresults  {folder}/results.json\nprotocol {folder}/CARD.md", flush=True)
     lock.release(force=True)
-    return results
+    return results.as_dict()
 
 
 def main(config: Config) -> dict:

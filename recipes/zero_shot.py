@@ -14,7 +14,6 @@ On one file, a ranked table and a filmstrip.
 """
 
 import os
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,33 +22,37 @@ import numpy as np
 
 from downstream.features import Extraction, cached_embeddings, embed_now
 from downstream.metrics import (
-    bootstrap_intervals,
     confusion_matrix,
-    mean_class_accuracy,
     per_class_accuracy,
-    topk_accuracy,
 )
 from downstream.models import load_video_text
 from downstream.report import (
-    cautions,
-    claim_results,
     confusion_figure,
-    default_folder,
     filmstrip_figure,
-    seen_in_training,
-    software,
-    try_results,
-    write_card,
+    print_results,
+    title,
     write_predictions,
+    write_results,
 )
-from downstream.splits import Videos, labelled_videos
+from downstream.results import (
+    Metric,
+    Results,
+    accuracies,
+    claim_results,
+    command,
+    default_folder,
+    describe_data,
+    describe_model,
+    seen_in_training,
+    try_results,
+    versions,
+)
+from downstream.splits import Videos, labelled_videos, videos_digest
 from downstream.world import reversed_pairs_accuracy
 from downstream.zero_shot import class_vectors, ensemble, template_sensitivity, unit
-from pretrain.backbones import provenance_of
 from pretrain.clip import VideoText
 from pretrain.data.cache import open_data, pack_file, packing_side
 from pretrain.data.shards import Pack
-from pretrain.device import describe
 from pretrain.files import is_file, no_file
 from pretrain.flags import Count, Seed
 from pretrain.folders import claim
@@ -241,49 +244,29 @@ def filmstrip_frames(
 # ------------------------------------------------------------------------------------ a data set
 
 
-def print_summary(results: dict, out: Path, picture: str) -> None:
-    """The tables that a person reads."""
-    low, high = results["top1_interval"]
-    few = results["num_classes"] <= 5  # then the five best hold every class
-    top5 = "(all)" if few else f"{100 * results['top5']:.1f}"
-    print(
-        f"\nzero-shot, {results['num_test']} videos, {results['num_classes']} classes, per cent\n"
-        f"  top-1                {100 * results['top1']:5.1f}  95 % interval {100 * low:.1f} to {100 * high:.1f}\n"
-        f"  top-5                {top5:>5}\n"
-        + ("" if few else f"  mean of top-1 and 5  {100 * results['mean_top1_top5']:5.1f}\n")
-        + f"  mean class           {100 * results['mean_class_accuracy']:5.1f}\n"
-        f"  chance               {100 * results['chance']:5.1f}\n"
-    )
-    classes = sorted(results["per_class"].items(), key=lambda item: item[1]["accuracy"])
+def print_details(results: Results) -> None:
+    """Classes and templates, for a person."""
+    classes = sorted(results.per_class.items(), key=lambda item: item[1]["accuracy"])
     width = max(len(for_screen(name, 60)) for name, _ in classes)
     shown = classes if len(classes) <= 30 else [*classes[:15], *classes[-5:]]
-    print("per class, worst first" + (" (15 worst, 5 best)" if shown is not classes else ""))
+    print("\nper class, worst first" + (" (15 worst, 5 best)" if shown is not classes else ""))
     for name, entry in shown:
         other = entry["most_confused"]
         taken = f", most often taken for {for_screen(other, 60)}" if other else ""
         score = f"{100 * entry['accuracy']:5.1f} % of {entry['num']}{taken}"
         print(f"  {for_screen(name, 60):<{width}}  {score}")
-    words = results["sensitivity"]
-    if len(results["templates"]) > 1:
+    templates, over = (
+        results.details[f"accuracy_{n}"] for n in ("of_each_template", "over_templates")
+    )
+    if len(templates) > 1:
         print(
-            f"\nprompt sensitivity over {len(results['templates'])} templates: single ones "
-            f"{100 * words['worst']:.1f} to {100 * words['best']:.1f}, mean {100 * words['mean']:.1f}, "
-            f"deviation {100 * words['std']:.1f}; together {100 * words['ensemble']:.1f} "
-            f"({100 * words['gain']:+.1f})"
+            f"\nprompt sensitivity over {len(templates)} templates: single ones "
+            f"{100 * over['worst']:.1f} to {100 * over['best']:.1f} %, mean {100 * over['mean']:.1f} %, "
+            f"deviation {100 * over['std']:.1f}; together {100 * over['ensemble']:.1f} % ({100 * over['gain']:+.1f})"
         )
-        ranked = sorted(results["templates"].items(), key=lambda item: -item[1])
+        ranked = sorted(templates.items(), key=lambda item: -item[1])
         for text, value in (ranked[0], ranked[-1]):
-            print(f"  {100 * value:5.1f}  {text!r}")
-    if results["reversed_pairs"] is not None:
-        print(
-            f"\npairs that differ in order only (sit down, stand up, ...), told apart: "
-            f"{100 * results['reversed_pairs']:.1f} (chance 50)"
-        )
-    for note in results["notes"]:
-        print(f"note: {for_screen(note)}")
-    folder = for_screen(out)
-    print(f"\nresults  {folder}/results.json\nprotocol {folder}/CARD.md\nfigure   {picture}")
-    print(f"answers  {folder}/predictions.csv", flush=True)
+            print(f"  {100 * value:5.1f} %  {text!r}")
 
 
 def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
@@ -296,9 +279,8 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
     auto = "third_person" if given and not config.classes else "openai_kinetics"
     template_set = auto if config.templates == "auto" else config.templates
     templates = load_templates(template_set)
-    digest = weights_hash(model)
     settings = {
-        "weights_sha256": digest,
+        "weights_sha256": weights_hash(model),
         "data_fingerprint": pack.index["fingerprint"],
         "test_split": config.test_split,
         "classes": dict(zip(classes, words, strict=True)),
@@ -331,14 +313,19 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
     labels = videos.numbers(classes)
     scores = embeddings @ ensemble(vectors).T
     predicted = scores.argmax(1)
-    top1, top5 = topk_accuracy(scores, labels, 1), topk_accuracy(scores, labels, 5)
-    interval, mean_interval, drawn = bootstrap_intervals(
-        labels, predicted, videos.subjects, config.seed
+    metrics, interval, more = accuracies(
+        labels, predicted, scores, classes, videos.subjects, config.seed
     )
-    notes += cautions(labels, predicted, classes, videos.subjects, drawn, "videos")
+    if "top5" in metrics:
+        both = (metrics["top1"].value + metrics["top5"].value) / 2
+        metrics["mean_top1_top5"] = Metric(both, len(videos))
+    pairs = reversed_pairs_accuracy(scores, labels, classes)
+    if pairs is not None:
+        metrics["reversed_pairs"] = Metric(pairs, len(videos), chance=0.5)
     counts = confusion_matrix(labels, predicted, len(classes))
-    sensitivity = template_sensitivity(embeddings, vectors, labels, templates)
-    provenance = provenance_of(config.backbone)
+    over_templates = template_sensitivity(embeddings, vectors, labels, templates)
+    described = describe_model(config.backbone, model)
+    provenance = described.provenance
     if seen := seen_in_training(provenance, config.data, pack.index):
         notes.append(
             f"the towers were trained on the captions of split {seen!r} of these very data: "
@@ -358,7 +345,12 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
                 "not unseen, only these videos are"
             )
     spec = model.video.input_spec
-    card = {
+    protocol = {
+        "kind": "zero-shot", "videos": videos_digest(videos), "test_split": config.test_split, "num_test": len(videos),
+        "template_set": template_set, "words": settings["classes"], "num_clips": config.num_clips,
+        "num_crops": config.num_crops,
+    }  # fmt: skip
+    details = {
         "views": {
             "frames": spec.frames, "stride": spec.stride, "size": spec.size, "num_clips": config.num_clips,
             "num_crops": config.num_crops,
@@ -369,54 +361,25 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
             "averaging": "mean of the sentences' unit vectors, then normalised",
             "class_words": "given" if given else "made from the class names",
         },
-        "data": {
-            "name": config.data, "fingerprint": pack.index["fingerprint"], "test_split": config.test_split,
-            "num_test": len(videos), "num_classes": len(classes),
-            "test_subjects": len({s for s in videos.subjects if s is not None}) or None,
-        },
-        "backbone": {
-            "name": config.backbone, "weights_sha256": digest,
-            "parameters": sum(p.numel() for p in model.parameters()), "provenance": provenance,
-        },
-        "interval": {"kind": "95 % percentile bootstrap", "resamples": 2000, "resampled": drawn},
-        "software": software() | {
-            "device": describe(how.device), "precision": how.dtype_name, "command": " ".join(sys.argv),
-        },
-        "settings": settings,
+        "interval": interval,
+        "accuracy_of_each_template": over_templates.pop("per_template"),
+        "accuracy_over_templates": over_templates,
     }  # fmt: skip
-    results = {
-        "top1": top1,
-        "top5": top5,
-        "mean_top1_top5": (top1 + top5) / 2,
-        "mean_class_accuracy": mean_class_accuracy(labels, predicted),
-        "top1_interval": list(interval),
-        "mean_class_interval": list(mean_interval),
-        "chance": 1 / len(classes),
-        "num_test": len(videos),
-        "num_classes": len(classes),
-        "templates": sensitivity.pop("per_template"),
-        "sensitivity": sensitivity,
-        "reversed_pairs": reversed_pairs_accuracy(scores, labels, classes),
-        "per_class": per_class_accuracy(counts, classes),
-        "notes": notes,
-        "card": card,
-    }
-    write_json(out / "results.json", results)  # first: it says whose the other files are
-    title = f"Zero-shot, {config.backbone} on {config.data}: top-1 {100 * top1:.1f} %"
-    short = {
-        k: v for k, v in results.items() if k not in ("card", "notes", "per_class", "templates")
-    }
-    write_card(
-        out / "CARD.md",
-        title,
-        notes,
-        {"results": short, **card, "accuracy_of_each_template": results["templates"]},
-    )
+    data = describe_data(config.data, pack, None, (config.test_split, videos), classes)
+    results = Results(
+        "zero_shot", data, described, protocol, settings, metrics, config.seed, command(),
+        versions(how.device, how.dtype_name), [*notes, *more], details, per_class_accuracy(counts, classes),
+    )  # fmt: skip
+    write_results(out, results)
     write_predictions(out / "predictions.csv", videos.sources, videos.labels, scores, classes)
-    picture = confusion_figure(out / "confusion.png", counts, classes, title)
-    print_summary(results, out, picture)
+    picture = confusion_figure(out / "confusion.png", counts, classes, title(results))
+    print_results(results)
+    print_details(results)
+    folder = for_screen(out)
+    print(f"\nresults  {folder}/results.json\nprotocol {folder}/CARD.md\nfigure   {picture}")
+    print(f"answers  {folder}/predictions.csv", flush=True)
     lock.release(force=True)
-    return results
+    return results.as_dict()
 
 
 # ------------------------------------------------------------------------------------------- main

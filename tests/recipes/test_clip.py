@@ -119,7 +119,7 @@ def test_it_learns_what_the_captions_say(tmp_path, monkeypatch):
             **more,
         )
     )
-    assert results["top1"] > 0.8 and results["num_test"] == 32
+    assert results["metrics"]["top1"]["value"] > 0.8 and results["data"]["num_test"] == 32
     found = retrieval.main(
         configure(
             retrieval.Config,
@@ -241,7 +241,7 @@ def test_the_whole_of_vificlip_on_a_small_pair(captioned_pack, tmp_path):
             num_workers=0,
         )
     )
-    assert results["num_classes"] == 4
+    assert results["data"]["num_classes"] == 4
 
 
 def test_the_preset_of_vificlip():

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from downstream.classifier import class_probabilities, frame_probabilities
 from downstream.features import Extraction
 from downstream.models import build_model, load_backbone, load_classifier
+from downstream.results import read_results
 from downstream.splits import choose_splits, videos_digest
 from pretrain import checkpoint
 from pretrain.data.pack import pack
@@ -60,15 +61,20 @@ def test_whole_run(undisturbed, tiny_pack):
     log = [json.loads(line) for line in (undisturbed / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log] == list(range(1, 7))
     results = json.loads((undisturbed / "results.json").read_text())
-    assert results["chance"] == 0.25 and results["num_test"] == 16 and results["unit"] == "videos"
-    assert results["top5"] == 1.0 and results["reversed_pairs"] is None
+    assert (
+        results["metrics"]["top1"]["chance"] == 0.25
+        and results["data"]["num_test"] == 16
+        and results["metrics"]["top1"]["of"] == "videos"
+    )
+    assert not {"top5", "reversed_pairs"} & results["metrics"].keys()
+    assert read_results(undisturbed).as_dict() == results
     assert [note for note in results["notes"] if "rough" in note and "2 people" in note]
-    low, high = results["top1_interval"]
-    assert low <= results["top1"] <= high
-    protocol = results["card"]["protocol"]
+    low, high = results["metrics"]["top1"]["interval"]
+    assert low <= results["metrics"]["top1"]["value"] <= high
+    protocol = results["protocol"]
     assert protocol["num_train"] == 32 and protocol["training_clips"] == 48
-    assert results["card"]["data"]["fingerprint"] == Pack(tiny_pack).index["fingerprint"]
-    assert results["card"]["data"]["subjects_in_both"] == 0
+    assert results["data"]["fingerprint"] == Pack(tiny_pack).index["fingerprint"]
+    assert results["data"]["subjects_in_both"] == 0
     for name in ("CARD.md", "confusion.png", "predictions.csv"):
         assert (undisturbed / name).stat().st_size > 300
     model = load_classifier(str(undisturbed / "backbone"))
@@ -87,7 +93,7 @@ def test_it_learns_what_moves_where(tiny_pack, tmp_path):
         config(tiny_pack, tmp_path / "run", steps=60, batch_size=16, micro_batch=16, base_lr=0.05, flip=False,
                colour=0.0, smoothing=0.0, stride=5)
     )  # fmt: skip
-    assert results["top1"] > 0.6  # chance 25 %
+    assert results["metrics"]["top1"]["value"] > 0.6  # chance 25 %
 
 
 def test_numbers_are_those_of_the_exported_classifier(undisturbed, tiny_pack):
@@ -100,9 +106,9 @@ def test_numbers_are_those_of_the_exported_classifier(undisturbed, tiny_pack):
         model.classes[s.argmax()] == pack_.record(i)["label"]
         for s, i in zip(scores, ids, strict=True)
     ]
-    assert json.loads((undisturbed / "results.json").read_text())["top1"] == pytest.approx(
-        np.mean(right)
-    )
+    assert json.loads((undisturbed / "results.json").read_text())["metrics"]["top1"][
+        "value"
+    ] == pytest.approx(np.mean(right))
     with open(undisturbed / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert np.mean([row["label"] == row["predicted"] for row in rows]) == pytest.approx(
@@ -160,7 +166,10 @@ def test_two_processes(tiny_pack, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["num_train"] == 24 and "2 processes x 2 micro-batches x 2 clips" in done.stdout
+    assert (
+        results["data"]["num_train"] == 24
+        and "2 processes x 2 micro-batches x 2 clips" in done.stdout
+    )
 
 
 def test_the_best_validated_weights_are_exported(tiny_pack, tmp_path, monkeypatch):
@@ -170,11 +179,11 @@ def test_the_best_validated_weights_are_exported(tiny_pack, tmp_path, monkeypatc
         tiny_pack, tmp_path / "run", val="hold-out", val_every=1, patience=3, steps=20, save_every=1
     )
     results = finetune.main(cfg)
-    training = results["card"]["training"]
+    training = results["details"]["training"]
     assert (training["steps"], training["best_step"]) == (5, 2)
     assert (
-        "people" in results["card"]["protocol"]["validation"]
-        or "subjects" in results["card"]["protocol"]["validation"]
+        "people" in results["protocol"]["validation"]
+        or "subjects" in results["protocol"]["validation"]
     )
     provenance = json.loads((tmp_path / "run" / "backbone" / "config.json").read_text())[
         "provenance"
@@ -185,7 +194,10 @@ def test_the_best_validated_weights_are_exported(tiny_pack, tmp_path, monkeypatc
     )
     assert not equal(best, last)
     again = finetune.main(cfg)  # the same command again: nothing is trained, the same numbers
-    assert again["top1"] == results["top1"] and again["card"]["training"]["steps"] == 5
+    assert (
+        again["metrics"]["top1"]["value"] == results["metrics"]["top1"]["value"]
+        and again["details"]["training"]["steps"] == 5
+    )
 
 
 def test_from_a_backbone_and_frozen(tiny_pack, tiny_backbone, tmp_path, monkeypatch):
@@ -216,12 +228,12 @@ def test_from_a_backbone_and_frozen(tiny_pack, tiny_backbone, tmp_path, monkeypa
     after = load_backbone(str(tmp_path / "tuned" / "backbone")).state_dict()
     assert not torch.equal(before["blocks.0.fc1.weight"], after["blocks.0.fc1.weight"])
     assert modes == [{True}] * 6
-    assert results["card"]["model"]["weights"] == "of the backbone"
+    assert results["details"]["training"]["weights"] == "of the backbone"
     longer = finetune.main(
         config(tiny_pack, tmp_path / "longer", **given | {"frames": 4, "size": 16}, steps=1)
     )
-    assert longer["card"]["views"]["frames"] == 4 and longer["card"]["views"]["size"] == 16
-    assert longer["card"]["model"]["arguments"]["trained_grid"] == [4, 4, 4]
+    assert longer["details"]["views"]["frames"] == 4 and longer["details"]["views"]["size"] == 16
+    assert longer["model"]["arguments"]["trained_grid"] == [4, 4, 4]
     with pytest.raises(ValueError, match="--network belongs to --model"):
         finetune.main(config(tiny_pack, tmp_path / "no", **given | {"network": "resnet18"}))
 
@@ -270,10 +282,7 @@ def test_a_published_recipe_from_a_backbone_to_labels(tiny_pack, tiny_backbone, 
         micro_batch=4, precision="fp32", num_workers=0, threads=1, log_seconds=0.0,
     )  # fmt: skip
     results = finetune.main(cfg)
-    assert (
-        results["card"]["protocol"]["num_clips"] == 2
-        and results["card"]["protocol"]["num_crops"] == 3
-    )
+    assert results["protocol"]["num_clips"] == 2 and results["protocol"]["num_crops"] == 3
     model = load_classifier(str(tmp_path / "run" / "backbone"))
     assert model.backbone.fc_norm and model.input_spec.stride == 0
     assert model.head.weight.std() < 1e-3  # it started at 2e-5
@@ -282,7 +291,7 @@ def test_a_published_recipe_from_a_backbone_to_labels(tiny_pack, tiny_backbone, 
             cfg, backbone=str(tmp_path / "run" / "backbone"), out=str(tmp_path / "more"), steps=1
         )
     )
-    assert again["card"]["model"]["arguments"]["pool"] == "fc_norm"
+    assert again["model"]["arguments"]["pool"] == "fc_norm"
 
     convert.main(convert.Config(str(tmp_path / "run" / "backbone"), "hf", str(tmp_path / "hf")))
     write_video(tmp_path / "up.mp4", draw_motion("up", 7, 0, 16, 32))
@@ -333,7 +342,10 @@ def test_paper_resolves_for_any_family():
 
 def test_few_shots(tiny_pack, tmp_path):
     results = finetune.main(config(tiny_pack, tmp_path / "run", shots=2, steps=2))
-    assert results["num_train"] == 8 and "2 training videos of each class" in results["notes"][0]
+    assert (
+        results["data"]["num_train"] == 8
+        and "2 training videos of each class" in results["notes"][0]
+    )
 
 
 # ------------------------------------------------------------------------------------------ per frame
@@ -365,16 +377,22 @@ def test_a_label_for_every_frame(two_things, tmp_path, capsys):
         micro_batch=8, base_lr=0.1, flip=False, colour=0.0, still="keep",
     )  # fmt: skip
     results = finetune.main(cfg)
-    assert results["unit"] == "frames" and results["num_classes"] == 4 and results["top5"] is None
+    assert results["metrics"]["top1"]["of"] == "frames" and results["data"]["num_classes"] == 4
     losses = [
         json.loads(line)["loss"]
         for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     ]
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10]), losses
     assert sum(entry["num"] for entry in results["per_class"].values()) == 8 * (16 + 12)
-    assert all(0 < results[name] <= 1 for name in ("edit", "f1_10", "f1_25", "f1_50"))
-    assert results["f1_10"] >= results["f1_25"] >= results["f1_50"]
-    assert "segments: edit score" in capsys.readouterr().out
+    assert all(
+        0 < results["metrics"][name]["value"] <= 1 for name in ("edit", "f1_10", "f1_25", "f1_50")
+    )
+    assert (
+        results["metrics"]["f1_10"]["value"]
+        >= results["metrics"]["f1_25"]["value"]
+        >= results["metrics"]["f1_50"]["value"]
+    )
+    assert "edit score of segments" in capsys.readouterr().out
     model = load_classifier(str(tmp_path / "run" / "backbone"))
     pack_ = Pack(two_things)
     probabilities = frame_probabilities(model, pack_, pack_.record(0), torch.device("cpu"), "fp32")
@@ -518,7 +536,7 @@ def test_hard_data(make_pack, tmp_path):
         for r in motion_rows(range(1), 1, "train") + motion_rows(range(1, 2), 1, "test")
     ]
     results = finetune.main(config(make_pack(rows), tmp_path / "run", steps=2))
-    assert results["num_train"] == 4 and set(results["per_class"]) == set(names.values())
+    assert results["data"]["num_train"] == 4 and set(results["per_class"]) == set(names.values())
     unknown = [r | ({"label": "new"} if r["split"] == "test" else {}) for r in rows]
     with pytest.raises(ValueError, match="tested but never trained: new"):
         finetune.main(config(make_pack(unknown), tmp_path / "unknown"))

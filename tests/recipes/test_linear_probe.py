@@ -18,6 +18,7 @@ from downstream import features as features_module
 from downstream.features import Extraction, cached_features, extract, extract_tokens
 from downstream.models import load_backbone
 from downstream.probe import fit_linear
+from downstream.results import read_results
 from downstream.splits import choose_validation
 from pretrain.backbones import export_backbone
 from pretrain.data.cache import cache_folder
@@ -59,33 +60,41 @@ def test_results_hold_what_is_promised(results, config):
     out = Path(config.out)
     stored = json.loads((out / "results.json").read_text())
     assert stored == json.loads(json.dumps(results))
-    shares = ["top1", "top5", "knn_top1", "random_init_top1", "chance", "majority"]
-    shares += [
+    names = [
+        "top1",
+        "knn_top1",
         "mean_class_accuracy",
         "attentive_top1",
-        "random_init_knn_top1",
         "mean_token_top1",
-        "random_init_mean_token_top1",
-        "random_init_mean_class_accuracy",
+        "majority",
     ]
-    for name in shares:
-        assert isinstance(stored[name], float) and 0 <= stored[name] <= 1, name
-    assert (stored["num_test"], stored["num_train"], stored["num_classes"]) == (16, 32, 4)
+    names += [
+        f"random_init_{name}"
+        for name in ("top1", "knn_top1", "mean_token_top1", "mean_class_accuracy")
+    ]
+    assert {*names} <= stored["metrics"].keys()
+    assert "top5" not in stored["metrics"]  # with four classes the five best hold every one
+    assert (
+        stored["data"]["num_test"],
+        stored["data"]["num_train"],
+        stored["data"]["num_classes"],
+    ) == (16, 32, 4)
     assert [note for note in stored["notes"] if "rough" in note and "2 people" in note]
-    assert stored["chance"] == stored["majority"] == 0.25 and stored["top5"] == 1.0
-    for value, interval in (
-        ("top1", "top1_interval"),
-        ("mean_class_accuracy", "mean_class_interval"),
-    ):
-        assert stored[interval][0] <= stored[value] <= stored[interval][1]
+    assert stored["metrics"]["top1"]["chance"] == stored["metrics"]["majority"]["value"] == 0.25
+    for name in ("top1", "mean_class_accuracy"):
+        metric = stored["metrics"][name]
+        assert metric["interval"][0] <= metric["value"] <= metric["interval"][1]
+    assert read_results(out).as_dict() == stored
 
 
 def test_predictions_and_figure_agree_with_the_numbers(results, config):
     out = Path(config.out)
     with open(out / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == results["num_test"]
-    assert sum(r["label"] == r["predicted"] for r in rows) == round(16 * results["top1"])
+    assert len(rows) == results["data"]["num_test"]
+    assert sum(r["label"] == r["predicted"] for r in rows) == round(
+        16 * results["metrics"]["top1"]["value"]
+    )
     assert all(
         r["top5"].split("|")[0] == r["predicted"] and len(r["top5"].split("|")) == 4 for r in rows
     )
@@ -96,29 +105,18 @@ def test_predictions_and_figure_agree_with_the_numbers(results, config):
 
 
 def test_the_card_says_what_comparing_needs(results, config, tiny_backbone, tiny_pack):
-    card = results["card"]
-    assert {"frames": 8, "stride": 2, "size": 32, "num_clips": 2, "num_crops": 1}.items() <= card[
-        "views"
-    ].items()
-    assert card["data"]["fingerprint"] == Pack(tiny_pack).index["fingerprint"]
-    assert (card["data"]["train_subjects"], card["data"]["test_subjects"]) == (4, 2)
-    assert card["data"]["subjects_in_both"] == 0
-    assert card["backbone"]["weights_sha256"] == weights_hash(load_backbone(str(tiny_backbone)))
-    assert card["backbone"]["provenance"] == {"recipe": "random, for tests"}
-    assert (
-        card["interval"]["resampled"] == "subjects"
-        and "whole subjects" in card["linear"]["validation"]
-    )
-    assert {"commit", "torch", "scikit-learn", "device", "precision", "command"} <= card[
-        "software"
-    ].keys()
+    views = {"frames": 8, "stride": 2, "size": 32, "num_clips": 2, "num_crops": 1}
+    details, data, model = results["details"], results["data"], results["model"]
+    assert views.items() <= details["views"].items()
+    assert data["fingerprint"] == Pack(tiny_pack).index["fingerprint"] and data["num_clips"] == 16
+    assert (data["train_subjects"], data["test_subjects"], data["subjects_in_both"]) == (4, 2, 0)
+    assert model["weights_sha256"] == weights_hash(load_backbone(str(tiny_backbone)))
+    assert model["provenance"] == {"recipe": "random, for tests"}
+    assert details["interval"]["resampled"] == "subjects" and details["interval"]["groups"] == 2
+    assert "whole subjects" in details["linear"]["validation"]
+    assert {"commit", "torch", "scikit-learn", "device", "precision"} <= results["versions"].keys()
     text = (Path(config.out) / "CARD.md").read_text()
-    for needed in (
-        card["data"]["fingerprint"],
-        card["backbone"]["weights_sha256"],
-        "stride: 2",
-        "num clips: 2",
-    ):
+    for needed in (data["fingerprint"], model["weights_sha256"], "stride: 2", "num clips: 2"):
         assert needed in text
 
 
@@ -126,10 +124,10 @@ def test_the_random_backbone_is_another_one_of_the_same_shape(results, quick):
     # The exported one is random too, so what tells them apart is that the numbers are not copies.
     other = main(change(quick, seed=1))
     names = ["random_init_top1", "random_init_knn_top1", "random_init_mean_class_accuracy"]
-    assert [results[n] for n in names] != [other[n] for n in names]
+    assert [results["metrics"][n] for n in names] != [other["metrics"][n] for n in names]
     assert (
-        results["card"]["random_init"]["validation_accuracy"]
-        != results["card"]["linear"]["validation_accuracy"]
+        results["details"]["random_init"]["validation_accuracy"]
+        != results["details"]["linear"]["validation_accuracy"]
     )
 
 
@@ -143,7 +141,7 @@ def test_test_labels_choose_nothing(quick, results, monkeypatch):
     monkeypatch.setattr(linear_probe, "choose_splits", shuffled)
     other = main(quick)
     for part in ("linear", "random_init"):
-        assert other["card"][part] == results["card"][part]
+        assert other["details"][part] == results["details"][part]
 
 
 def test_motion_is_found_where_features_hold_it(tiny_pack, tiny_backbone, quick, monkeypatch):
@@ -156,9 +154,9 @@ def test_motion_is_found_where_features_hold_it(tiny_pack, tiny_backbone, quick,
     monkeypatch.setattr("pretrain.vit.VideoTransformer.forward_features", forward_features)
     monkeypatch.setattr(features_module, "CODE_VERSION", -1)  # keep out of the others' cache
     answer = main(quick)
-    assert answer["top1"] > 0.9 and answer["knn_top1"] > 0.9
+    assert answer["metrics"]["top1"]["value"] > 0.9 and answer["metrics"]["knn_top1"]["value"] > 0.9
     # Two of the classes are each other played backwards: their mean tokens are alike.
-    assert answer["mean_token_knn_top1"] < 0.9
+    assert answer["metrics"]["mean_token_knn_top1"]["value"] < 0.9
 
 
 # ---------------------------------------------------------------------------------- feature cache
@@ -294,18 +292,21 @@ def test_cut_videos_and_data_without_splits(make_pack, quick, capsys):
     pack = make_pack(rows, frames=32, clip_seconds=1)  # 2 s at 16 frames a second: two clips each
     assert len(Pack(pack)) == 32
     answer = main(change(quick, data=str(pack)))
-    assert (answer["num_train"], answer["num_test"]) == (12, 4)
+    assert (answer["data"]["num_train"], answer["data"]["num_test"]) == (12, 4)
     assert "held out for testing" in answer["notes"][0]
-    assert answer["card"]["data"]["subjects_in_both"] == 0
+    assert answer["data"]["subjects_in_both"] == 0
     assert "held out for testing" in capsys.readouterr().out
     assert "held out for testing" in (Path(quick.out) / "CARD.md").read_text()
 
 
 def test_every_subject_is_left_out_in_turn(tiny_pack, tiny_backbone, quick):
     answer = main(change(quick, leave_one_out=True, attentive="auto"))
-    assert answer["num_test"] == answer["num_train"] == 48 and answer["attentive_top1"] is None
+    assert (
+        answer["data"]["num_test"] == answer["data"]["num_train"] == 48
+        and "attentive_top1" not in answer["metrics"]
+    )
     assert "6 subjects was left out" in answer["notes"][0]
-    assert len(answer["card"]["linear"]["C"]) == len(answer["card"]["random_init"]["C"]) == 6
+    assert len(answer["details"]["linear"]["C"]) == len(answer["details"]["random_init"]["C"]) == 6
     assert not (Path(quick.out) / "linear.safetensors").exists()
     with open(Path(quick.out) / "predictions.csv", newline="") as file:
         rows = {r["source"]: r["predicted"] for r in csv.DictReader(file)}
@@ -323,7 +324,9 @@ def test_every_subject_is_left_out_in_turn(tiny_pack, tiny_backbone, quick):
     expected = probe.probabilities(x[left_out]).argmax(1)
     tested = [r for r in records if r["subject"] == "p4"]
     assert [rows[r["source"]] for r in tested] == [names[i] for i in expected]
-    assert answer["top1"] == np.mean([rows[r["source"]] == r["label"] for r in records])
+    assert answer["metrics"]["top1"]["value"] == np.mean(
+        [rows[r["source"]] == r["label"] for r in records]
+    )
 
 
 def test_leaving_one_out_says_when_the_backbone_has_seen_them(tiny_pack, tiny_backbone, quick):
@@ -358,8 +361,8 @@ def test_attentive_is_skipped_with_a_sentence_when_tokens_are_many(quick, monkey
     monkeypatch.setattr(linear_probe, "TOKEN_LIMIT", 1000)
     answer = main(change(quick, attentive="auto"))
     assert (
-        answer["attentive_top1"] is None
-        and "--attentive on" in answer["card"]["attentive"]["skipped"]
+        "attentive_top1" not in answer["metrics"]
+        and "--attentive on" in answer["details"]["attentive"]["skipped"]
     )
     assert "--attentive on" in capsys.readouterr().out
 
@@ -430,10 +433,12 @@ def test_frame_descriptors_and_a_linear_svm(tiny_pack, tmp_path):
             attentive="off", num_workers=0, precision="fp32",
         )
     )  # fmt: skip
-    assert results["top1"] == results["mean_token_top1"]  # one token: its own embedding
     assert (
-        "SVM" in results["card"]["linear"]["fit"]
-        and "own embedding" in results["card"]["views"]["pooling"]
+        results["metrics"]["top1"]["value"] == results["metrics"]["mean_token_top1"]["value"]
+    )  # one token: its own embedding
+    assert (
+        "SVM" in results["details"]["linear"]["fit"]
+        and "own embedding" in results["details"]["views"]["pooling"]
     )
     how = Extraction(num_clips=2, time_segments=0, precision="fp32")
     pack = Pack(tiny_pack)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from downstream.report import seen_in_training
 from downstream.world import reversed_pairs_accuracy
 from downstream.zero_shot import embed_texts, ensemble, template_sensitivity, unit
+from pretrain.backbones import export_backbone, load_video_text
 from pretrain.data.figure import REVERSED_PAIRS
 from pretrain.data.shards import Pack
 from recipes import clip, finetune, linear_probe, retrieval, zero_shot
@@ -39,17 +39,27 @@ def test_a_data_set(quick, capsys):
     results = zero_shot.main(quick)
     out = Path(quick.out)
     stored = json.loads((out / "results.json").read_text())
-    assert stored["top1"] == results["top1"] and stored["num_test"] == 16
-    assert stored["mean_top1_top5"] == pytest.approx((stored["top1"] + stored["top5"]) / 2)
-    assert stored["chance"] == 0.25 and stored["card"]["prompts"]["template_set"] == "third_person"
-    assert list(stored["templates"]) == list(zero_shot.load_templates("third_person"))
-    assert "a person {}" in stored["templates"]
-    assert stored["card"]["settings"]["classes"]["up"] == "moves up"
-    words = stored["sensitivity"]
-    values = list(stored["templates"].values())
+    assert (
+        stored["metrics"]["top1"]["value"] == results["metrics"]["top1"]["value"]
+        and stored["data"]["num_test"] == 16
+    )
+    assert (
+        not {"top5", "mean_top1_top5"} & stored["metrics"].keys()
+    )  # four classes: the five best hold every one
+    assert (
+        stored["metrics"]["top1"]["chance"] == 0.25
+        and stored["details"]["prompts"]["template_set"] == "third_person"
+    )
+    assert list(stored["details"]["accuracy_of_each_template"]) == list(
+        zero_shot.load_templates("third_person")
+    )
+    assert "a person {}" in stored["details"]["accuracy_of_each_template"]
+    assert stored["settings"]["classes"]["up"] == "moves up"
+    words = stored["details"]["accuracy_over_templates"]
+    values = list(stored["details"]["accuracy_of_each_template"].values())
     assert words["best"] == max(values) and words["worst"] == min(values)
     assert words["gain"] == pytest.approx(words["ensemble"] - np.mean(values))
-    assert words["ensemble"] == pytest.approx(stored["top1"])
+    assert words["ensemble"] == pytest.approx(stored["metrics"]["top1"]["value"])
     assert sum(entry["num"] for entry in stored["per_class"].values()) == 16
     for name in ("CARD.md", "confusion.png", "predictions.csv"):
         assert (out / name).stat().st_size > 300, name
@@ -58,8 +68,7 @@ def test_a_data_set(quick, capsys):
     assert "prompt sensitivity over 6 templates" in printed and "worst first" in printed
     assert "2 people" in printed  # of which the intervals are
     assert [note for note in stored["notes"] if "rough" in note and "2 people" in note]
-    assert "mean of" not in printed  # top-5 is no number with four classes
-    assert "(all)" in printed  # four classes: the five best hold every one
+    assert "top-5" not in printed and "top-1" in printed
 
 
 def test_numbers_against_a_literal_computation(quick, tiny_pair):
@@ -87,7 +96,7 @@ def test_numbers_against_a_literal_computation(quick, tiny_pair):
             answer = max(range(len(classes)), key=lambda i: float(clip @ heads[i]))
             right += classes[answer] == packed.record(sample)["label"]
             total += 1
-    assert results["top1"] == pytest.approx(right / total)
+    assert results["metrics"]["top1"]["value"] == pytest.approx(right / total)
 
 
 def test_classes_of_the_user(quick, tmp_path):
@@ -97,8 +106,8 @@ def test_classes_of_the_user(quick, tmp_path):
         "label,text\nup,rises\ndown,falls\nleft,goes left\nright,goes right\nstill,rests\n"
     )
     results = zero_shot.main(change(quick, classes=str(listing)))
-    assert results["num_classes"] == 5 and results["chance"] == 0.2
-    assert results["card"]["prompts"]["template_set"] == "openai_kinetics"
+    assert results["data"]["num_classes"] == 5 and results["metrics"]["top1"]["chance"] == 0.2
+    assert results["details"]["prompts"]["template_set"] == "openai_kinetics"
     with pytest.raises(ValueError, match=r"lacks 2 of the 4 labels of the videos: left, right"):
         zero_shot.main(change(quick, classes="up, down"))
 
@@ -281,17 +290,31 @@ def test_retrieval_scores(quick_retrieval, monkeypatch, tmp_path, capsys):
         patch.setattr(Pack, "record", twice)
         said_again = retrieval.main(change(quick_retrieval, out=str(tmp_path / "b")))
     stored = json.loads((Path(quick_retrieval.out) / "results.json").read_text())
-    names = {"t2v_r1", "t2v_r5", "t2v_r10", "v2t_r1", "v2t_r10", "t2v_median_rank", "num_test"}
-    assert names <= stored.keys() and stored["num_test"] == 16 and stored["num_captions"] == 32
-    assert stored["chance"]["t2v_r1"] == 1 / 16
+    names = {"t2v_r1", "t2v_r5", "t2v_r10", "v2t_r1", "v2t_r10", "t2v_median_rank"}
+    assert names <= stored["metrics"].keys() and stored["data"]["num_test"] == 16
+    assert (
+        stored["metrics"]["t2v_r1"]["n"] == 32 and stored["metrics"]["t2v_r1"]["of"] == "captions"
+    )
+    assert stored["metrics"]["t2v_r1"]["chance"] == 1 / 16
     assert any("24 captions occur before" in note for note in stored["notes"])  # eight sentences
     # Written twice, once in capitals: a video's own are no rivals, those of the others are there twice.
-    assert said_again["v2t_mean_rank"] == pytest.approx(2 * results["v2t_mean_rank"] - 1)
-    assert said_again["t2v_mean_rank"] == results["t2v_mean_rank"]
-    assert said_again["num_captions"] == 64
+    assert said_again["metrics"]["v2t_mean_rank"]["value"] == pytest.approx(
+        2 * results["metrics"]["v2t_mean_rank"]["value"] - 1
+    )
+    assert (
+        said_again["metrics"]["t2v_mean_rank"]["value"]
+        == results["metrics"]["t2v_mean_rank"]["value"]
+    )
+    assert said_again["metrics"]["t2v_r1"]["n"] == 64
     assert [n for n in said_again["notes"] if "occur before" in n] == stored["notes"]
     assert "text to video" in capsys.readouterr().out
-    assert 0 <= results["t2v_r1"] <= results["t2v_r5"] <= results["t2v_r10"] <= 1
+    assert (
+        0
+        <= results["metrics"]["t2v_r1"]["value"]
+        <= results["metrics"]["t2v_r5"]["value"]
+        <= results["metrics"]["t2v_r10"]["value"]
+        <= 1
+    )
     with pytest.raises(ValueError, match="results of other settings"):
         retrieval.main(change(quick_retrieval, num_clips=2))
 
@@ -321,24 +344,21 @@ def test_a_search_says_flat_scores_and_training_videos(
     for name, values in similar.items():
         notes = retrieval.search_notes(quick_retrieval, data, values)
         assert [n for n in notes if "flat" in n] == (notes if name == "flat" else [])
-    for about in (
-        {"data": [quick_retrieval.data]},
-        {"data_fingerprint": data.index["fingerprint"]},
+    model = load_video_text(quick_retrieval.backbone)
+    for number, about in enumerate(
+        ({"data": [quick_retrieval.data]}, {"data_fingerprint": data.index["fingerprint"]})
     ):
-        monkeypatch.setattr(retrieval, "provenance_of", lambda _, a=about: {"split": "train", **a})
-        out = str(tmp_path / str(len(about)) / next(iter(about)))
-        found = retrieval.main(change(quick_retrieval, query="up", out=out))
+        folder = tmp_path / f"run{number}" / "backbone"
+        export_backbone(model, folder, {"split": "train", **about})
+        trained = change(quick_retrieval, backbone=str(folder), out=str(tmp_path / f"out{number}"))
+        found = retrieval.main(change(trained, query="up"))
         assert [n for n in found["notes"] if "32 of the 56 clips" in n and "training" in n]
         assert "training clips" in capsys.readouterr().out
-    whole = dict(data.index, splits={})  # without splits everything was trained on
-    monkeypatch.setattr(data, "index", whole)
-    notes = retrieval.search_notes(quick_retrieval, data, similar["steep"])
+    monkeypatch.setattr(data, "index", dict(data.index, splits={}))  # all of which was trained on
+    notes = retrieval.search_notes(trained, data, similar["steep"])
     assert [n for n in notes if "56 of the 56 clips" in n]
-    assert seen_in_training({"data": "clips", "split": "train"}, "clips", whole) == "all"
-    scored = change(quick_retrieval, test_split="train", out=str(tmp_path / "train"))
-    assert [
-        n for n in retrieval.main(scored)["notes"] if "WARNING" in n and "trained on these" in n
-    ]
+    scored = retrieval.main(change(trained, test_split="train", out=str(tmp_path / "train")))
+    assert [n for n in scored["notes"] if "WARNING" in n and "trained on these" in n]
 
 
 def test_data_without_captions_can_only_be_searched(quick_retrieval, tiny_pack):
@@ -357,4 +377,7 @@ def test_a_probe_of_the_video_tower(tiny_pair, captioned_pack, tmp_path):
             attentive="off",
         )
     )  # fmt: skip
-    assert 0 <= results["top1"] <= 1 and results["card"]["views"]["time_segments"] == 2
+    assert (
+        0 <= results["metrics"]["top1"]["value"] <= 1
+        and results["details"]["views"]["time_segments"] == 2
+    )

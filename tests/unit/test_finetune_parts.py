@@ -1,5 +1,7 @@
 """Layers, rates, targets, mixing, averages, segments and augmentation, each by itself."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -431,9 +433,9 @@ def test_what_stands_still_is_taken_away():
 # --------------------------------------------------------------------------------------- comparisons
 
 
-def result(pairs: float) -> tuple[dict, list[dict]]:
+def result(pairs: float) -> tuple[dict, list[SimpleNamespace]]:
     per_class = {"sit_down": {"num": 50}, "stand_up": {"num": 50}, "walk": {"num": 70}}
-    return {"reversed_pairs": pairs}, [{"per_class": per_class}]
+    return {"reversed_pairs": pairs}, [SimpleNamespace(per_class=per_class)]
 
 
 def test_claims_are_held_against_chance():

@@ -16,6 +16,7 @@ from PIL import Image
 
 from downstream import report
 from downstream.compare import read_answers
+from downstream.results import Data, Metric, Model, Results
 from pretrain import log
 from pretrain.names import (
     clean_screen,
@@ -161,13 +162,39 @@ def test_markdown_starts_no_heading_or_list():
         assert for_markdown(marked).replace("\\", "", 1) == marked != for_markdown(marked)
 
 
-def test_a_card_of_hostile_names(tmp_path):
-    card = {"data": {"name": "x\n# y", "classes": ["![a](http://b)", "a|b"]}, "t": {"<b>": 0.5}}
-    report.write_card(tmp_path / "c.md", "t\n# u", ["n\n\n> m", "<script>"], card)
-    text = (tmp_path / "c.md").read_text()
+def test_a_card_of_hostile_names():
+    data = Data("x\n# y", "f", "![a](http://b)", 3, 3)
+    model = Model("t\n# u", "h", 1, {"<b>": 0.5}, "<script>")
+    details = {"t\n## v": {"a|b": ["![a](http://b)", "\n> q"]}}
+    metrics = {"<script>": Metric(0.5, 3, of="a|b\n")}
+    text = report.card(
+        Results(
+            "probe\n# z",
+            data,
+            model,
+            {},
+            {},
+            metrics,
+            0,
+            "c\n# d",
+            {},
+            ["n\n\n> m", "<script>"],
+            details,
+        )
+    )
     heads = [line for line in text.splitlines() if line.startswith("#")]
-    assert len(heads) == 3 and "<script>" not in text and "![a](" not in text
+    assert len(heads) == 5 and "<script>" not in text and "![a](" not in text
     assert sum(line.startswith(">") for line in text.splitlines()) == 2
+    assert (
+        len(
+            {
+                line.count("|") - line.count("\\|")
+                for line in text.splitlines()
+                if line.startswith("|")
+            }
+        )
+        == 1
+    )
 
 
 # ------------------------------------------------------------------------------------------ figures

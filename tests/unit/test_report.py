@@ -2,7 +2,6 @@
 
 import csv
 import json
-import subprocess
 
 import numpy as np
 import pytest
@@ -11,13 +10,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from downstream import report
-from downstream.report import (
-    cautions,
-    confusion_figure,
-    software,
-    write_card,
-    write_predictions,
-)
+from downstream.report import confusion_figure, write_predictions
 from pretrain.log import curve_figure, reconstruction_figure
 
 
@@ -32,15 +25,6 @@ def test_predictions_are_in_order_of_score(tmp_path):
     assert (second["label"], second["predicted"]) == ("f", "a")
 
 
-def test_card_shows_notes_first_and_every_value(tmp_path):
-    card = {"views": {"num_clips": 2, "subjects": None}, "linear": {"C": {"1": 0.5}, "l": [1, 2]}}
-    write_card(tmp_path / "c.md", "Title", ["mind this"], card)
-    lines = (tmp_path / "c.md").read_text().splitlines()
-    assert lines[:3] == ["# Title", "", "> mind this"]
-    for line in ("## Views", "- num clips: 2", "- subjects: unknown", "- C: 1=0.5", "- l: 1, 2"):
-        assert line in lines
-
-
 def test_confusion_figure_is_dark_where_videos_are(tmp_path):
     counts = np.array([[0, 9, 0], [0, 0, 0], [0, 9, 0]])
     confusion_figure(tmp_path / "f.png", counts, ["a", "b", "c" * 40], "title")
@@ -51,10 +35,6 @@ def test_confusion_figure_is_dark_where_videos_are(tmp_path):
     # One column of cells, in the first and the last row of three.
     assert np.ptp(columns) < 1.2 * np.ptp(rows) / 3
     assert (np.diff(rows) > 20).sum() == 1
-
-
-def test_software_names_versions():
-    assert {"commit", "python", "torch", "scikit-learn"} <= software().keys()
 
 
 PICTURES = np.zeros((4, 8, 8, 3), np.uint8)
@@ -146,56 +126,3 @@ def test_chance_is_named_in_the_legend_of_a_curve(tmp_path, monkeypatch):
     curve_figure(tmp_path / "f.png", a_log(tmp_path), ("loss",), ("knn",), "M")
     (legend,) = figures[0].legends
     assert any("chance 12.5 %" in text.get_text() for text in legend.get_texts())
-
-
-@pytest.mark.parametrize(
-    "predicted, subjects, drawn, words",
-    [
-        ([0, 1, 0, 1], ["a", "a", "b", "b"], "subjects", ["rough", "2 people"]),
-        ([0, 1, 0, 1], [None] * 4, "videos", ["rough", "4 videos"]),
-        ([1, 1, 1, 1] * 5, list("abcdefghij") * 2, "subjects", ["one class, 'run'"]),
-        ([0, 1, 0, 1] * 5, list("abcdefghij") * 2, "subjects", []),
-    ],
-)
-def test_few_people_and_one_answer_are_said(predicted, subjects, drawn, words):
-    said = "; ".join(
-        cautions(
-            np.array([0, 1, 1, 0] * (len(predicted) // 4)),
-            np.array(predicted),
-            ["walk", "run"],
-            subjects,
-            drawn,
-            "videos",
-        )
-    )
-    assert bool(said) == bool(words) and not [w for w in words if w not in said]
-
-
-def test_one_class_alone_may_be_all_the_answers():
-    assert (
-        cautions(
-            np.zeros(12, int),
-            np.zeros(12, int),
-            ["a", "b"],
-            list("abcdefghijkl"),
-            "subjects",
-            "videos",
-        )
-        == []
-    )
-
-
-def test_only_files_that_git_keeps_count_as_uncommitted(tmp_path, monkeypatch):
-    """Not results and notes that lie beside them."""
-    (tmp_path / "downstream").mkdir()
-    monkeypatch.setattr(report, "__file__", str(tmp_path / "downstream" / "report.py"))
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
-    kept = tmp_path / "kept.txt"
-    kept.write_text("one")
-    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
-        subprocess.run([*git, *words], check=True)
-    (tmp_path / "results.json").write_text("{}")
-    commit = software()["commit"]
-    assert len(commit) == 40
-    kept.write_text("two")
-    assert software()["commit"] == f"{commit} with uncommitted changes"

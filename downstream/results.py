@@ -1,0 +1,420 @@
+"""What a recipe that scores leaves behind: results.json, of one form for all, and CARD.md, drawn from it."""
+
+import dataclasses
+import json
+import math
+import platform
+import subprocess
+import sys
+import types
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import numpy as np
+from filelock import FileLock
+from torch import nn
+
+from downstream.metrics import (
+    RESAMPLES,
+    bootstrap_intervals,
+    mean_class_accuracy,
+    topk_accuracy,
+)
+from downstream.splits import Videos
+from pretrain.backbones import provenance_of
+from pretrain.data.shards import Pack
+from pretrain.device import describe
+from pretrain.files import is_file, is_folder, is_there, read_json
+from pretrain.folders import claim, holds_nothing, try_folder
+from pretrain.names import file_name, for_screen
+from pretrain.weights import weights_hash
+
+FORMAT = "muybridge-results-1"
+PACKAGES = ("torch", "numpy", "scikit-learn", "av", "safetensors")
+FEW = 10  # people, or videos, below which a bootstrap's interval is called rough
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number about a test part, and how far to trust it.
+
+    Attributes:
+        value: a fraction, or a rank.
+        n: of how many.
+        of: what they are: "videos", "frames" or "captions".
+        interval: the ends of its 95 % interval.
+        chance: what guessing gives.
+        unit: "fraction", shown in per cent, or "rank".
+    """
+
+    value: float
+    n: int
+    interval: tuple[float, float] | None = None
+    chance: float | None = None
+    of: str = "videos"
+    unit: str = "fraction"
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data of a score; numbers of videos are those with a label (for retrieval: a caption).
+
+    Attributes:
+        name: as the user gave it.
+        fingerprint: of the pack.
+        test_split: what was scored.
+        num_test: its videos.
+        num_clips: the clips they were cut into.
+        num_classes: that there are.
+        train_split: what a classifier learned from; None: nothing was fitted.
+        num_train: its videos.
+        train_subjects: people in it, where known; likewise in the next.
+        test_subjects: people scored.
+        subjects_in_both: people in both.
+        videos_in_both: videos in both.
+    """
+
+    name: str
+    fingerprint: str
+    test_split: str
+    num_test: int
+    num_clips: int
+    num_classes: int | None = None
+    train_split: str | None = None
+    num_train: int | None = None
+    train_subjects: int | None = None
+    test_subjects: int | None = None
+    subjects_in_both: int = 0
+    videos_in_both: int = 0
+
+
+@dataclass(frozen=True)
+class Model:
+    """What was measured: a backbone, a pair of towers or a classifier.
+
+    Attributes:
+        name: as the user gave it.
+        weights_sha256: hash of all weights.
+        parameters: their number.
+        arguments: what rebuilds it.
+        provenance: where the weights come from: what an exported folder says, or a word.
+        flops: operations of one clip, where counted.
+    """
+
+    name: str
+    weights_sha256: str
+    parameters: int
+    arguments: dict[str, Any]
+    provenance: dict[str, Any] | str
+    flops: int | None = None
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that a recipe found and how.
+
+    Attributes:
+        recipe: its name.
+        data: what was scored.
+        model: what was measured.
+        protocol: what has to be equal before two numbers may stand side by side.
+        settings: what decides the numbers.
+        metrics: name -> number; the first is the headline.
+        seed: of all that was drawn; None: nothing was.
+        command: the command line.
+        versions: of the software, the device and its precision.
+        notes: sentences a reader must see first.
+        details: section -> name -> value, of this recipe alone.
+        per_class: class -> `accuracy`, `num` and `most_confused`.
+    """
+
+    recipe: str
+    data: Data
+    model: Model
+    protocol: dict[str, Any]
+    settings: dict[str, Any]
+    metrics: dict[str, Metric]
+    seed: int | None
+    command: str
+    versions: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    details: dict[str, dict[str, Any]] = field(default_factory=dict)
+    per_class: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def value(self, name: str) -> float | None:
+        """The value of a metric; None where it was not measured."""
+        return self.metrics[name].value if name in self.metrics else None
+
+    def as_dict(self) -> dict:
+        """What results.json holds."""
+        return json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}))
+
+
+# ---- making them
+
+
+def describe_data(
+    name: str, pack: Pack, train: tuple[str, Videos] | None, test: tuple[str, Videos], classes: list[str],
+) -> Data:  # fmt: skip
+    """The data of a score.
+
+    Args:
+        name: as the user gave it.
+        pack: where it is.
+        train: name and videos of the split learned from.
+        test: of that scored.
+        classes: that there are.
+    """
+    split, videos = test
+    about = Data(
+        name, pack.index["fingerprint"], split, len(videos), len(videos.samples), len(classes),
+        test_subjects=len(_people(videos)) or None,
+    )  # fmt: skip
+    if train is None:
+        return about
+    return dataclasses.replace(
+        about, train_split=train[0], num_train=len(train[1]), train_subjects=len(_people(train[1])) or None,
+        subjects_in_both=len(_people(train[1]) & _people(videos)),
+        videos_in_both=len(set(train[1].sources) & set(videos.sources)),
+    )  # fmt: skip
+
+
+def _people(videos: Videos) -> set[str]:
+    return {subject for subject in videos.subjects if subject is not None}
+
+
+def describe_model(name: str, model: nn.Module) -> Model:
+    """A model as `--backbone` names it, for its results."""
+    parameters = sum(p.numel() for p in model.parameters())
+    return Model(name, weights_hash(model), parameters, model.arguments, provenance_of(name))
+
+
+def accuracies(
+    truth: np.ndarray, predicted: np.ndarray, scores: np.ndarray | None, classes: list[str],
+    subjects: list[str | None], seed: int, unit: str = "videos",
+) -> tuple[dict[str, Metric], dict[str, Any], list[str]]:  # fmt: skip
+    """What every classifier is measured by: top-1, top-5 where there are more than five classes, mean class accuracy.
+
+    Args:
+        truth: (N,) class numbers.
+        predicted: (N,) likewise.
+        scores: (N, C); None: only the best class of each is known.
+        classes: names of the C classes.
+        subjects: (N,) who is seen.
+        seed: of the bootstrap.
+        unit: what was classified: "videos" or "frames".
+
+    Returns:
+        the metrics, what the intervals are, and sentences that a reader must see: few people, or one answer to everything.
+    """
+    num, chance = len(truth), 1 / len(classes)
+    interval, mean_interval, drawn = bootstrap_intervals(truth, predicted, subjects, seed)
+    metrics = {"top1": Metric(float((truth == predicted).mean()), num, interval, chance, unit)}
+    if scores is not None and len(classes) > 5:  # else the five best hold every class
+        metrics["top5"] = Metric(topk_accuracy(scores, truth, 5), num, None, 5 * chance, unit)
+    mean = mean_class_accuracy(truth, predicted)
+    metrics["mean_class_accuracy"] = Metric(mean, num, mean_interval, chance, unit)
+    groups = len(set(subjects)) if drawn == "subjects" else num
+    about = {"kind": "95 % percentile bootstrap", "resamples": RESAMPLES, "resampled": drawn, "groups": groups}  # fmt: skip
+    notes = []
+    if groups < FEW:
+        who = "people" if drawn == "subjects" else unit
+        notes.append(f"the 95 % intervals are rough: they rest on {groups} {who} only")
+    if len(set(truth)) > 1 and len(set(predicted)) == 1:
+        notes.append(
+            f"all {num} {unit} were taken for one class, {classes[predicted[0]]!r}: this model does not tell these "
+            "classes apart"
+        )
+    return metrics, about, notes
+
+
+def seen_in_training(provenance: dict | str, name: str, index: dict) -> str | None:
+    """Which split of these very data a backbone was trained on, as its export says; None if it says of none.
+
+    Args:
+        provenance: of the backbone.
+        name: of the data, as the user gave it.
+        index: of their pack; one without splits was trained on whole, whatever split was asked for.
+    """
+    if not isinstance(provenance, dict):
+        return None
+    data = provenance.get("data")
+    named = name in ([data] if isinstance(data, str) else data if isinstance(data, list) else [])
+    if not named and provenance.get("data_fingerprint") != index["fingerprint"]:
+        return None
+    return str(provenance.get("split") or "all") if index["splits"] else "all"
+
+
+def command() -> str:
+    """The command line of this process."""
+    return " ".join(sys.argv)
+
+
+def versions(device: object, precision: str) -> dict[str, str | None]:
+    """Versions of what computed a number, the commit of this project if it runs from a checkout, and on what."""
+    root = Path(__file__).resolve().parents[1]
+    commit = None
+    if (root / ".git").exists():
+        try:
+            git = ["git", "-C", str(root)]
+            run = {"capture_output": True, "text": True, "check": True, "timeout": 20}
+            commit = subprocess.run([*git, "rev-parse", "HEAD"], **run).stdout.strip()
+            if subprocess.run(
+                [*git, "status", "--porcelain", "--untracked-files=no"], **run
+            ).stdout.strip():
+                commit += " with uncommitted changes"
+        except (OSError, subprocess.SubprocessError):
+            commit = None  # no git here, or a repository without a commit
+    return {
+        "commit": commit,
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "device": describe(device),
+        "precision": precision,
+    }
+
+
+# ---- the folder
+
+
+def default_folder(kind: str, backbone: str, data: str) -> Path:
+    """Where results go unless told: beside an exported backbone, else in runs/; named after the data.
+
+    Args:
+        kind: what was measured, such as "probe".
+        backbone: as the user named it.
+        data: likewise.
+    """
+    source = Path(data)
+    if is_file(source):  # a list's own name is often just clips.csv
+        name = f"{source.resolve().parent.name}-{source.stem}"
+    else:
+        name = source.resolve().name if is_there(source) else data
+    if is_folder(backbone):
+        return Path(backbone).resolve().parent / f"{kind}-{file_name(name)}"
+    return Path("runs") / f"{kind}-{file_name(backbone)}-{file_name(name)}"
+
+
+def try_results(out: Path) -> None:
+    """Find out early whether a folder may hold results; see `claim_results`, which knows more and comes after the data.
+
+    Raises:
+        ValueError: it holds something else, or cannot be written to.
+    """
+    try_folder(out)
+    if not holds_nothing(out) and not (out / "results.json").is_file():
+        raise ValueError(f"{out} holds other files: give another folder with --out, or remove it")
+
+
+def claim_results(out: Path, settings: dict) -> FileLock:
+    """Take `out` for results, unless it holds some of other settings or anything else.
+
+    Args:
+        out: where results are to go.
+        settings: as `Results` has them.
+
+    Returns:
+        the lock that keeps others from writing there, to be released when all is written.
+
+    Raises:
+        ValueError: the folder holds something else, cannot be written to, or another process has it.
+    """
+    _refuse_other_results(out, settings)
+    lock = claim(out)
+    _refuse_other_results(out, settings)  # it may have changed before it was ours
+    return lock
+
+
+def _refuse_other_results(out: Path, settings: dict) -> None:
+    if holds_nothing(out):
+        return
+    try:
+        old = read_results(out).settings
+    except OldResultsError as error:
+        raise ValueError(
+            f"{error}; or give another folder with --out, or remove this one"
+        ) from error
+    except ValueError as error:
+        raise ValueError(
+            f"{out} holds other files: give another folder with --out, or remove it ({error})"
+        ) from error
+    new = json.loads(json.dumps(settings))
+    differences = [
+        f"{k} was {old.get(k)!r}, is {new.get(k)!r}"
+        for k in sorted(new.keys() | old.keys())
+        if old.get(k) != new.get(k)
+    ]
+    if differences:
+        raise ValueError(
+            f"{out} holds results of other settings ({'; '.join(differences)}): give another folder with --out, or "
+            "remove it"
+        )
+
+
+# ---- reading
+
+
+class OldResultsError(ValueError):
+    """The results are those of a version before `FORMAT`."""
+
+
+def read_results(folder: Path) -> Results:
+    """The results.json of a folder, every field of its kind and none too many.
+
+    Raises:
+        OldResultsError: an older version wrote it; the message says how to renew it.
+        ValueError: there is none, or it is not one.
+    """
+    path = folder / "results.json"
+    content = read_json(path)
+    if "format" not in content and isinstance(content.get("card"), dict):
+        about = content["card"].get("software")
+        old = about.get("command") if isinstance(about, dict) else None
+        again = f": python {for_screen(old, 500)}" if isinstance(old, str) else ""
+        raise OldResultsError(
+            f"{path} is of an older version, which wrote another form: run its command again into another folder{again}"
+        )
+    if content.get("format") != FORMAT:
+        found = str(content.get("format"))[:60]
+        raise ValueError(f"{path} has the format {found!r}, and this version reads {FORMAT!r}")
+    fields = {name: value for name, value in content.items() if name != "format"}
+    results = _typed(Results, fields, str(path))
+    for name, metric in results.metrics.items():
+        low, high = metric.interval or (metric.value, metric.value)
+        if metric.unit not in ("fraction", "rank") or metric.n < 1 or low > high:
+            raise ValueError(f"{path}: the metric {name!r:.60} is none: {str(metric)[:200]}")
+    return results
+
+
+def _typed(kind: Any, value: object, where: str) -> Any:
+    """A value out of JSON as what a type hint says, or a ValueError."""
+    arguments, origin = get_args(kind), get_origin(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        hints = get_type_hints(kind)
+        if odd := sorted(hints.keys() ^ value.keys()):
+            what = "no" if odd[0] in hints else "an unknown"
+            raise ValueError(f"{where} has {what} {odd[0]!r:.60}")
+        found = {name: _typed(hints[name], value[name], f"{where}: {name}") for name in hints}
+        return kind(**found)
+    if origin in (types.UnionType, tuple) and isinstance(value, list) and origin is tuple:
+        if len(value) == len(arguments):
+            return tuple(_typed(k, v, where) for k, v in zip(arguments, value, strict=True))
+    elif origin is types.UnionType:
+        for option in arguments:
+            try:
+                return _typed(option, value, where)
+            except ValueError:
+                continue
+    elif origin is dict and isinstance(value, dict):
+        return {k: _typed(arguments[1], v, f"{where}: {k!r:.60}") for k, v in value.items()}
+    elif origin is list and isinstance(value, list):
+        return [_typed(arguments[0], v, where) for v in value]
+    elif kind is Any or (kind is types.NoneType and value is None):
+        return value
+    elif kind is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    elif kind in (str, int, bool) and type(value) is kind:
+        return value
+    raise ValueError(f"{where} is {str(value)[:60]!r}, which is not what it has to be")

@@ -1,0 +1,199 @@
+"""The one form in which recipes leave what they measured: read strictly, drawn as a card, older ones told apart."""
+
+import dataclasses
+import json
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+
+from downstream import results as results_module
+from downstream.report import table, title, write_results
+from downstream.results import (
+    Data,
+    Metric,
+    Model,
+    OldResultsError,
+    Results,
+    accuracies,
+    claim_results,
+    read_results,
+    seen_in_training,
+    versions,
+)
+
+
+def some(**changes) -> Results:
+    """Results of a probe, such as a recipe writes."""
+    about = Results(
+        "linear_probe",
+        Data("clips.csv", "f00d", "test", 16, 20, 4, "train", 32, 4, 2),
+        Model("runs/a/backbone", "beef", 1234567, {"depth": 2, "mean": [0.5, 0.5, 0.5]}, "hf:a/b"),
+        {"kind": "probe", "shots": 0},
+        {"seed": 0},
+        {
+            "top1": Metric(1 / 3, 16, (0.25, 0.5), 0.25),
+            "random_init_top1": Metric(0.2, 16, chance=0.25),
+            "t2v_mean_rank": Metric(3.25, 7, of="captions", unit="rank"),
+        },
+        0,
+        "probe.py --data clips.csv",
+        {"torch": "2.10", "commit": None},
+        ["mind this"],
+        {
+            "linear": {"C": 0.123456789, "validation_accuracy": {"1": 1 / 3}, "rejected": {}, "l": [1, 2]},
+            "training": {"minutes": 12.3456789, "flip": True, "weights": ""},
+        },
+        {"walk": {"accuracy": 0.5, "num": 4, "most_confused": None}},
+    )  # fmt: skip
+    return dataclasses.replace(about, **changes)
+
+
+def test_results_are_read_as_they_were_written(tmp_path):
+    write_results(tmp_path, some())
+    assert read_results(tmp_path) == some()
+    assert json.loads((tmp_path / "results.json").read_text()) == some().as_dict()
+
+
+def test_a_card_says_what_says_something(tmp_path):
+    """Notes first; rounded, in per cent where it is one, nothing that is empty or was not given."""
+    write_results(tmp_path, some())
+    text = (tmp_path / "CARD.md").read_text()
+    lines = [line for line in text.replace("\\", "").splitlines() if line]
+    assert lines[1] == "> mind this"
+    for words in (
+        "| top-1 | 33.3 % | 25.0 to 50.0 % | 25.0 % | 20.0 % | 16 videos |",
+        "- C: 0.1235", "- validation accuracy: 1=33.3 %", "- minutes: 12.35", "- flip: yes", "- l: 1, 2", "- shots: 0",
+        "- command: probe.py --data clips.csv", "- num clips: 20", "- weights sha256: beef",
+    ):  # fmt: skip
+        assert words in lines, words
+    assert not [
+        w for w in ("3333", "rejected", "weights:", "commit", "None", "unknown") if w in text
+    ]
+    assert "random" not in lines[0] and "33.3 %" in lines[0]
+
+
+def test_columns_of_nothing_are_left_out():
+    (heads, row) = table(some(metrics={"top1": Metric(0.5, 3)}))
+    assert heads == ("", "value", "scored on") and row == ("top-1", "50.0 %", "3 videos")
+    ranks = {"t2v_r1": Metric(0.5, 3, chance=0.1), "t2v_mean_rank": Metric(3.25, 3, unit="rank")}
+    assert title(some(recipe="retrieval", metrics=ranks)).endswith("text to video R@1 50.0 %")
+    assert [r[1] for r in table(some(metrics=ranks))] == ["value", "50.0 %", "3.2"]
+
+
+def damaged(change) -> str:
+    content = some().as_dict()
+    change(content)
+    return json.dumps(content)
+
+
+BROKEN = {
+    "no metric": lambda c: c["metrics"]["top1"].pop("n"),
+    "one too many": lambda c: c.update(extra=1),
+    "a text": lambda c: c["metrics"]["top1"].update(value="0.5"),
+    "truth": lambda c: c["metrics"]["top1"].update(n=True),
+    "nan": lambda c: c["metrics"]["top1"].update(value=float("nan")),
+    "upside down": lambda c: c["metrics"]["top1"].update(interval=[0.5, 0.1]),
+    "half an interval": lambda c: c["metrics"]["top1"].update(interval=[0.5]),
+    "of nothing": lambda c: c["metrics"]["top1"].update(n=0),
+    "unit": lambda c: c["metrics"]["top1"].update(unit="per cent"),
+    "no data": lambda c: c.update(data=None),
+    "a list": lambda c: c.update(metrics=[]),
+    "notes": lambda c: c.update(notes=[1]),
+    "format": lambda c: c.update(format="muybridge-results-9"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_no_results_is_refused_in_words(name, tmp_path):
+    (tmp_path / "results.json").write_text(damaged(BROKEN[name]))
+    with pytest.raises(ValueError, match=r"results\.json"):
+        read_results(tmp_path)
+    with pytest.raises(ValueError, match="holds other files"):
+        claim_results(tmp_path, {"seed": 0})
+
+
+def test_older_results_are_called_so_and_not_overwritten(tmp_path):
+    old = {
+        "top1": 0.5,
+        "card": {"settings": {"seed": 0}, "software": {"command": "linear_probe.py --data x"}},
+    }
+    (tmp_path / "results.json").write_text(json.dumps(old))
+    with pytest.raises(OldResultsError, match=r"older version.*linear_probe\.py --data x"):
+        read_results(tmp_path)
+    with pytest.raises(ValueError, match=r"older version.*--out"):
+        claim_results(tmp_path, {"seed": 0})
+    assert json.loads((tmp_path / "results.json").read_text()) == old
+
+
+def test_results_of_the_same_settings_are_renewed(tmp_path):
+    write_results(tmp_path, some())
+    claim_results(tmp_path, {"seed": 0}).release(force=True)
+    with pytest.raises(ValueError, match="seed was 0, is 1"):
+        claim_results(tmp_path, {"seed": 1})
+
+
+@pytest.mark.parametrize(
+    "predicted, subjects, words",
+    [
+        ([0, 1, 0, 1], ["a", "a", "b", "b"], ["rough", "2 people"]),
+        ([0, 1, 0, 1], [None] * 4, ["rough", "4 videos"]),
+        ([1, 1, 1, 1] * 5, list("abcdefghij") * 2, ["one class, 'run'"]),
+        ([0, 1, 0, 1] * 5, list("abcdefghij") * 2, []),
+    ],
+)
+def test_few_people_and_one_answer_are_said(predicted, subjects, words):
+    truth = np.array([0, 1, 1, 0] * (len(predicted) // 4))
+    metrics, _, notes = accuracies(truth, np.array(predicted), None, ["walk", "run"], subjects, 0)
+    said = "; ".join(notes)
+    assert bool(said) == bool(words) and not [w for w in words if w not in said]
+    assert metrics["top1"].value == 0.5 and metrics["top1"].chance == 0.5
+    assert metrics["top1"].interval[0] <= 0.5 <= metrics["top1"].interval[1]
+
+
+def test_one_class_alone_may_be_all_the_answers():
+    zeros = np.zeros(12, int)
+    assert accuracies(zeros, zeros, None, ["a", "b"], list("abcdefghijkl"), 0)[2] == []
+
+
+def test_top5_is_a_number_where_there_are_more_classes():
+    scores = np.random.default_rng(0).random((12, 6))
+    truth = np.arange(12) % 6
+    for num in (5, 6):
+        names = [str(i) for i in range(num)]
+        metrics, _, _ = accuracies(
+            truth % num, scores[:, :num].argmax(1), scores[:, :num], names, [None] * 12, 0
+        )
+        assert ("top5" in metrics) == (num == 6)
+    assert metrics["top5"].chance == pytest.approx(5 / 6)
+
+
+def test_data_are_known_again_by_name_or_fingerprint():
+    index = {"fingerprint": "f", "splits": {"train": 3}}
+    for about in ({"data": "x.csv"}, {"data": ["y", "x.csv"]}, {"data_fingerprint": "f"}):
+        trained = {"split": "train", **about}
+        assert seen_in_training(trained, "x.csv", index) == "train"
+        assert seen_in_training(trained, "x.csv", {**index, "splits": {}}) == "all"
+    assert seen_in_training({"data": "x.csv"}, "x.csv", index) == "all"
+    for about in ("x.csv", {}, {"data": "xx.csv", "data_fingerprint": "g"}, {"data": 3}):
+        assert seen_in_training(about, "x.csv", index) is None
+
+
+def test_only_files_that_git_keeps_count_as_uncommitted(tmp_path, monkeypatch):
+    """Not results and notes that lie beside them."""
+    assert {"commit", "python", "torch", "scikit-learn"} <= versions(
+        torch.device("cpu"), "fp32"
+    ).keys()
+    (tmp_path / "downstream").mkdir()
+    monkeypatch.setattr(results_module, "__file__", str(tmp_path / "downstream" / "results.py"))
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    kept = tmp_path / "kept.txt"
+    kept.write_text("one")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], check=True)
+    (tmp_path / "results.json").write_text("{}")
+    commit = versions(torch.device("cpu"), "fp32")["commit"]
+    assert len(commit) == 40
+    kept.write_text("two")
+    assert versions(torch.device("cpu"), "fp32")["commit"] == f"{commit} with uncommitted changes"
