@@ -332,10 +332,8 @@ def _refuse_other_results(out: Path, settings: dict) -> None:
         return
     try:
         old = read_results(out).settings
-    except OldResultsError as error:
-        raise ValueError(
-            f"{error}; or give another folder with --out, or remove this one"
-        ) from error
+    except OldResultsError:
+        raise
     except ValueError as error:
         raise ValueError(
             f"{out} holds other files: give another folder with --out, or remove it ({error})"
@@ -374,7 +372,8 @@ def read_results(folder: Path) -> Results:
         old = about.get("command") if isinstance(about, dict) else None
         again = f": python {for_screen(old, 500)}" if isinstance(old, str) else ""
         raise OldResultsError(
-            f"{path} is of an older version, which wrote another form: run its command again into another folder{again}"
+            f"{path} is of an older version, which wrote another form: give another folder with --out, or remove this one, "
+            f"and run its command again{again}"
         )
     if content.get("format") != FORMAT:
         found = str(content.get("format"))[:60]

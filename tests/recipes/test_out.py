@@ -147,7 +147,9 @@ def test_a_full_disk_during_the_export_is_said_and_loses_nothing(
     assert {p.name for p in run.iterdir() if p.name.startswith("tmp-")} == set()
 
 
-@pytest.mark.parametrize("content", ["", "\0" * 50, '{"card": {"settings": []}}'])
+@pytest.mark.parametrize(
+    "content", ["", "\0" * 50, '{"format": "muybridge-results-1", "settings": []}']
+)
 def test_damaged_results_are_not_taken_for_ones(commands, tiny_pack, tmp_path, content):
     """Nor overwritten: they may be somebody's only copy of a number."""
     out = tmp_path / "out"
