@@ -94,9 +94,15 @@ def build(description: dict, builders: Builders = BUILDERS) -> nn.Module:
     """The architecture that `describe` described, with fresh weights.
 
     What comes from a file passes `check_description` first.
+
+    Raises:
+        ValueError: a text tower stands for a backbone, or the reverse.
     """
     builder, arguments = builders[description["builder"]], description["arguments"]
     parts = {part: build(arguments[part], builders) for part in parts_of(builder)}
+    for part, model in parts.items():
+        if (part == "text") == isinstance(model, Backbone):
+            raise ValueError(f"its {part} is a {type(model).__name__}, which cannot be that")
     return builder(**arguments | parts)
 
 
@@ -212,7 +218,8 @@ def load_backbone(name: str, builders: Builders = BUILDERS) -> Backbone:
     model = load_export(folder, builders)
     parts = parts_of(type(model))
     encoder = getattr(model, parts[0]) if parts else model
-    assert isinstance(encoder, Backbone)
+    if not isinstance(encoder, Backbone):
+        raise ValueError(f"{name} holds a {type(encoder).__name__}, which sees no clips")
     return encoder
 
 

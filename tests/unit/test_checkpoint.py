@@ -14,7 +14,7 @@ from downstream import models as families
 from downstream.models import build_model, builders
 from pretrain import backbones, checkpoint
 from pretrain import weights as weights_module
-from pretrain.backbones import export_backbone, load_backbone, load_video_text
+from pretrain.backbones import describe, export_backbone, load_backbone, load_video_text
 from pretrain.checkpoint import checkpoints, load_checkpoint, newest_valid, save_checkpoint
 from pretrain.clip import VideoText
 from pretrain.optim import make_optimizers
@@ -247,6 +247,27 @@ def test_a_family_is_not_taken_for_a_folder_of_others(tmp_path):
     (folder / "config.json").write_text('{"model_type": "videomae"}')
     with pytest.raises(ValueError, match=f"hf:{folder}"):
         load_backbone(str(folder))
+
+
+def test_what_is_no_backbone_is_not_loaded_as_one(tmp_path):
+    """A text tower alone, under a classifier's head and beside itself; and two video towers."""
+    text, video = fresh_text("xs", 8), trained(1)[0].encoder
+    export_backbone(text, tmp_path / "text", {})
+    for load in (load_backbone, families.load_backbone):
+        with pytest.raises(ValueError, match="OpenClipText"):
+            load(str(tmp_path / "text"))
+    head = {"classes": ["nods", "waves"], "dropout": 0.0, "per_frame": False}
+    joined = {"dim": 8, "project": True, "loss": "infonce"}
+    for name, arguments in (
+        ("Classifier", head | {"backbone": describe(text)}),
+        ("VideoText", joined | {"video": describe(text), "text": describe(text)}),
+        ("VideoText", joined | {"video": describe(video), "text": describe(video)}),
+    ):
+        config = json.loads((tmp_path / "text" / "config.json").read_text())
+        config |= {"builder": name, "arguments": arguments}
+        rewrite(tmp_path / "text", "config.json", json.dumps(config).encode())
+        with pytest.raises(ValueError, match="cannot be that"):
+            families.load_backbone(str(tmp_path / "text"))
 
 
 @pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
