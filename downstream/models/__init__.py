@@ -1,4 +1,4 @@
-"""The model families, and `MODELS`: name -> family, a plain dict. `python -m downstream.models` prints it.
+"""The model families: `MODELS`, name -> family, which `python -m downstream.models` prints.
 
 Each builds a `pretrain.spec.Backbone`. `load_backbone` here is the one that knows them all.
 """
@@ -59,11 +59,11 @@ class Family:
         paper: where it was published.
         arguments: of the class, where they are not its defaults.
         small: arguments for minutes on a CPU: fewer pixels, a small 2-D network, fewer channels.
-        k400: loads the classifier of Kinetics-400 that was published with it, from a file ("": downloaded where that is
-            possible); None: there is none.
+        k400: loads the classifier of Kinetics-400 that was published with it, from a file ("":
+            downloaded where that is possible); None: there is none.
 
-    A class whose networks can start from third-party weights has `with_weights(weights, arguments, given)`, which builds it and
-    loads them; `given` are the arguments that weights may not change.
+    A class whose networks can start from third-party weights has `with_weights(weights, arguments,
+    given)`, which builds it and loads them; `given` are the arguments that weights may not change.
     """
 
     build: Callable[..., nn.Module]
@@ -130,7 +130,9 @@ def _torchvision(name: str, paper: str, **clip: int) -> Family:
 
 
 MODELS: dict[str, Family] = {
-    "frame_single": Family(FrameNetwork, _KARPATHY, {"frames": 1}, {**_SMALL_NETWORK, "still": "keep"}),
+    "frame_single": Family(
+        FrameNetwork, _KARPATHY, {"frames": 1}, {**_SMALL_NETWORK, "still": "keep"}
+    ),
     "frame_mean": Family(FrameNetwork, "mean of frames", _FRAMES16, _SMALL16),
     "frame_max": Family(
         FrameNetwork, "maximum over frames", {**_FRAMES16, "pool": "max"}, _SMALL16
@@ -148,9 +150,16 @@ MODELS: dict[str, Family] = {
     "tcn_acausal": Family(FrameTCN, _TCN, {"causal": False}, _SMALL16),
     "ed_tcn": Family(
         FrameTCN, "Lea et al. 2017, arXiv:1611.05267",
-        {"form": "encoder_decoder", "causal": False, "hidden": 64, "depth": 2, "kernel": 25, "dropout": 0.3}, _SMALL16,
+        {
+            "form": "encoder_decoder", "causal": False, "hidden": 64, "depth": 2, "kernel": 25,
+            "dropout": 0.3,
+        },
+        _SMALL16,
     ),
-    "c3d": Family(C3D, "Tran et al. 2015, arXiv:1412.0767", {}, {**_SMALL3D, "width": 0.25, "batch_norm": True}),
+    "c3d": Family(
+        C3D, "Tran et al. 2015, arXiv:1412.0767", {},
+        {**_SMALL3D, "width": 0.25, "batch_norm": True},
+    ),
     "i3d": Family(I3D, _I3D, {}, {**_SMALL3D, "width": 0.5}, load_i3d_k400),
     "i3d_flow": Family(I3D, _I3D, {"channels": 2}, {**_SMALL3D, "width": 0.5}),
     "inflated": Family(Inflated, _I3D, {}, _SMALL16),
@@ -184,7 +193,7 @@ FRAMES = (8, 8)  # frames and stride of an image tower that comes without a clip
 
 
 def builders() -> dict[str, Callable[..., nn.Module]]:
-    """What a config.json may name: the classes of `pretrain.backbones`, of all families and the classifier."""
+    """What a config.json may name: classes of `pretrain.backbones`, all families, the classifier."""
     families = {family.build.__name__: family.build for family in MODELS.values()}
     return {**backbones.BUILDERS, **families, "Classifier": Classifier}
 
@@ -197,7 +206,8 @@ def check_name(name: str) -> Family:
     """
     if name not in MODELS:
         raise ValueError(
-            f"there is no model {name!r}{did_you_mean(name, MODELS)}; python -m downstream.models lists them"
+            f"there is no model {name!r}{did_you_mean(name, MODELS)}; python -m downstream.models "
+            "lists them"
         )
     return MODELS[name]
 
@@ -208,11 +218,12 @@ def build_model(name: str, small: bool = False, weights: str = "", **changes: ob
     Args:
         name: in `MODELS`.
         small: with the family's arguments for a CPU.
-        weights: "": fresh, from torch's generator; "imagenet": of the family's 2-D network, or a file of them in the
-            layout of timm or torchvision; "kinetics": of torchvision's 3-D networks and Video Swins, or a file of them; for a
-            ViViT, an image ViT, see `read_image_vit`.
-        changes: arguments of the class that differ from the family's; `network` may be an open_clip name, whose
-            weights then come with it.
+        weights: "": fresh, from torch's generator; "imagenet": of the family's 2-D network, or a
+            file of them in the layout of timm or torchvision; "kinetics": of torchvision's 3-D
+            networks and Video Swins, or a file of them; for a ViViT, an image ViT, see
+            `read_image_vit`.
+        changes: arguments of the class that differ from the family's; `network` may be an open_clip
+            name, whose weights then come with it.
 
     Raises:
         ValueError: an unknown name or argument, or weights that do not fit.
@@ -221,9 +232,12 @@ def build_model(name: str, small: bool = False, weights: str = "", **changes: ob
     known = inspect.signature(family.build).parameters
     for key in changes:
         if key not in known:
+            # A name stands for its family's arguments, but for the clip.
+            free = [
+                k for k in known if k not in family.arguments or k in ("frames", "stride", "size")
+            ]
             raise ValueError(
-                f"--{key.replace('_', '-')} means nothing to {name}, which has "
-                f"{', '.join(k for k in known if k not in family.arguments or k in ('frames', 'stride', 'size'))}"
+                f"--{key.replace('_', '-')} means nothing to {name}, which has {', '.join(free)}"
             )
     arguments = {**family.arguments, **(family.small if small else {}), **changes}
     # Weights go in before attention blocks do, so that they meet the names they know.
@@ -246,9 +260,10 @@ def load_backbone(name: str, weights: str = "") -> Backbone:
     """The backbone that `--backbone` names, with its weights, in evaluation mode.
 
     Args:
-        name: a name in `MODELS` (fresh weights unless `weights` is given) or in `PUBLISHED`, or whatever
-            `pretrain.backbones.load_backbone` knows; of a classifier, what is under its head. Or `open_clip:MODEL/WEIGHTS`,
-            see `pretrain/interop/openclip.py`, whose image tower sees `FRAMES`, their embeddings averaged.
+        name: a name in `MODELS` (fresh weights unless `weights` is given) or in `PUBLISHED`, or
+            whatever `pretrain.backbones.load_backbone` knows; of a classifier, what is under its
+            head. Or `open_clip:MODEL/WEIGHTS`, see `pretrain/interop/openclip.py`, whose image
+            tower sees `FRAMES`, their embeddings averaged.
         weights: for a name in `MODELS`, see `build_model`; for one in `PUBLISHED`, its file.
 
     Raises:
@@ -271,8 +286,8 @@ def load_video_text(name: str) -> VideoText:
     """The pair of towers that `--backbone` names, with its weights, in evaluation mode.
 
     Args:
-        name: a folder exported by recipes/clip.py, or `open_clip:MODEL/WEIGHTS`, whose image tower sees `FRAMES`, their
-            embeddings averaged.
+        name: a folder exported by recipes/clip.py, or `open_clip:MODEL/WEIGHTS`, whose image tower
+            sees `FRAMES`, their embeddings averaged.
 
     Raises:
         ValueError: nothing of the kind is there, or it has no text tower.
@@ -292,7 +307,8 @@ def choose_sampling(backbone: nn.Module, sampling: str, stride: int = 0) -> None
 
     Args:
         backbone: to change.
-        sampling: "uniform", a frame of each equal part of a clip; "dense", frames at a stride; "": as it is.
+        sampling: "uniform", a frame of each equal part of a clip; "dense", frames at a stride; "":
+            as it is.
         stride: source frames between two sampled ones; 0: as it is.
 
     Raises:
@@ -320,8 +336,8 @@ def classifier_of(encoder: nn.Module, report: dict, names: list[str] | None = No
     """
     if "head" not in report:
         raise ValueError(
-            f"{report['source']} has no classifier behind an fc_norm, as fine-tuned VideoMAEs have; train one: "
-            f"python recipes/finetune.py --backbone {report['source']} --data LABELLED_VIDEOS"
+            f"{report['source']} has no classifier behind an fc_norm, as fine-tuned VideoMAEs have; "
+            f"train one: python recipes/finetune.py --backbone {report['source']} --data LABELLED_VIDEOS"
         )
     _check_names(names, len(report["classes"]))
     model = Classifier(encoder, names or report["classes"])
@@ -338,13 +354,14 @@ def load_classifier(name: str, weights: str = "", names: list[str] | None = None
     """The classifier that `--backbone` names, in evaluation mode.
 
     Args:
-        name: RUN/backbone of recipes/finetune.py, a name in `PUBLISHED`, or a fine-tuned VideoMAE: `hf:` and a hub name or
-            folder, or an official `.pth` file.
+        name: RUN/backbone of recipes/finetune.py, a name in `PUBLISHED`, or a fine-tuned VideoMAE:
+            `hf:` and a hub name or folder, or an official `.pth` file.
         weights: for a name in `PUBLISHED`, its file; "": downloaded, where that is possible.
         names: of the classes, in the order of the logits; None: those that it carries.
 
     Raises:
-        ValueError: nothing of the kind is there, it does not verify, it has no classifier, or another number of classes.
+        ValueError: nothing of the kind is there, it does not verify, it has no classifier, or
+            another number of classes.
     """
     if name.startswith("hf:") or name.endswith((".pth", ".pt")):
         if weights:
@@ -366,7 +383,8 @@ def _load_own(name: str, weights: str) -> Classifier:
             remedy = f"train one: python recipes/finetune.py --model {name} --data LABELLED_VIDEOS"
             raise ValueError(f"{name} is a model without a trained classifier; {remedy}")
         raise ValueError(
-            f"no classifier at {shown(name)} ({no_folder(name)}): give RUN/backbone of recipes/finetune.py, a fine-tuned VideoMAE (hf:OWNER/NAME, "
+            f"no classifier at {shown(name)} ({no_folder(name)}): give RUN/backbone of "
+            "recipes/finetune.py, a fine-tuned VideoMAE (hf:OWNER/NAME, "
             f"hf:FOLDER or a .pth file), or one of {', '.join(PUBLISHED)}"
         )
     if backbones.read_backbone_config(folder)["builder"] != "Classifier":

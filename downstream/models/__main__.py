@@ -1,7 +1,8 @@
 """Print the model families: python -m downstream.models.
 
-What each costs stands in costs.json: to build all of them takes longer than one waits for a table. A test counts them
-anew. A family that is not in the file is counted on the spot, and `--write` counts all of them into the file.
+What each costs stands in costs.json: to build all of them takes longer than one waits for a table.
+A test counts them anew. A family that is not in the file is counted on the spot, and `--write`
+counts all of them into the file.
 """
 
 import argparse
@@ -48,7 +49,8 @@ def main(costs: dict[str, dict[str, int]]) -> None:
         ]
         print("  ".join(cells).rstrip())
     print(
-        "\na multiplication and an addition are two operations; 2-D networks are resnet18 unless told otherwise"
+        "\na multiplication and an addition are two operations; 2-D networks are resnet18 unless "
+        "told otherwise"
     )
 
 

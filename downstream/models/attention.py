@@ -1,9 +1,10 @@
 """Attention blocks to insert into 2-D and 3-D networks: squeeze-and-excitation, CBAM, non-local.
 
-Every block takes and gives feature maps (B, C, H, W) or (B, C, T, H, W); D below is 2 or 3, the number of axes after
-the channels. In a 3-D network, `inflated` among them, a block sees the whole clip; the 2-D network of a frame family
-(frames, recurrent, TCN) has a block for every frame by itself. The last layer of a non-local block starts at zero, so
-that a network with trained weights is unchanged by its insertion; gates of the other two start at a half or near it.
+Every block takes and gives feature maps (B, C, H, W) or (B, C, T, H, W); D below is 2 or 3, the
+number of axes after the channels. In a 3-D network, `inflated` among them, a block sees the whole
+clip; the 2-D network of a frame family (frames, recurrent, TCN) has a block for every frame by
+itself. The last layer of a non-local block starts at zero, so that a network with trained weights
+is unchanged by its insertion; gates of the other two start at a half or near it.
 """
 
 import fnmatch
@@ -25,7 +26,9 @@ _POOL = {2: nn.MaxPool2d(2), 3: nn.MaxPool3d((1, 2, 2))}
 
 
 class SqueezeExcitation(nn.Module):
-    """Channels are weighed by what the whole map holds (Hu et al. 2018, https://arxiv.org/abs/1709.01507).
+    """Channels are weighed by what the whole map holds.
+
+    Hu et al. 2018, https://arxiv.org/abs/1709.01507.
 
     Args:
         channels: C.
@@ -46,8 +49,8 @@ class SqueezeExcitation(nn.Module):
 class CBAM(nn.Module):
     """A gate for channels, then one for places (Woo et al. 2018, https://arxiv.org/abs/1807.06521).
 
-    Over a clip, the first looks at all its frames and the second at 7 of them. It starts as the authors' code does,
-    which has the last norm's scale at zero: all places alike.
+    Over a clip, the first looks at all its frames and the second at 7 of them. It starts as the
+    authors' code does, which has the last norm's scale at zero: all places alike.
 
     Args:
         channels: C.
@@ -76,14 +79,16 @@ class CBAM(nn.Module):
 
 
 class NonLocal(nn.Module):
-    """Every place of a map attends to all others (Wang et al. 2018, https://arxiv.org/abs/1711.07971).
+    """Every place of a map attends to all others.
+
+    Wang et al. 2018, https://arxiv.org/abs/1711.07971.
 
     Args:
         channels: C.
         axes: D.
-        form: how alike two places are: "embedded" (softmax of embedded dot products, scaled as the authors' code
-            does), "gaussian" (softmax of plain dot products), "dot" (embedded dot products over the number of
-            places) or "concat" (a ReLU of a learned sum, likewise).
+        form: how alike two places are: "embedded" (softmax of embedded dot products, scaled as the
+            authors' code does), "gaussian" (softmax of plain dot products), "dot" (embedded dot
+            products over the number of places) or "concat" (a ReLU of a learned sum, likewise).
     """
 
     def __init__(self, channels: int, axes: int, form: str = "embedded"):
@@ -144,7 +149,7 @@ def make_block(kind: str, channels: int, axes: int) -> nn.Module:
 
 
 def _before_sums(modules: dict[str, nn.Module]) -> list[str]:
-    """The last norm of every residual block, bn3 of a bottleneck and bn2 of a basic one: before the sum."""
+    """The last norm of every residual block, before the sum: bn3 of a bottleneck, else bn2."""
     last = {n.rpartition(".")[0]: n for n in sorted(modules) if re.search(r"\.\d+\.bn[23]$", n)}
     return [n for n in modules if n in last.values()]
 
@@ -154,15 +159,17 @@ def insert(backbone: nn.Module, where: str) -> list[str]:
 
     Args:
         backbone: of any family with convolutions, as it was built.
-        where: `kind@place`, several separated by commas. A place is the dotted name of a module, `*` and `?` match
-            as in file names: `nonlocal@*layer3` after a ResNet's third stage, `cbam@features.Mixed_4?` in I3D. The
-            place `sums` is before the residual sum of every block of a 2-D ResNet, where SE and CBAM belong.
+        where: `kind@place`, several separated by commas. A place is the dotted name of a module,
+            `*` and `?` match as in file names: `nonlocal@*layer3` after a ResNet's third stage,
+            `cbam@features.Mixed_4?` in I3D. The place `sums` is before the residual sum of every
+            block of a 2-D ResNet, where SE and CBAM belong.
 
     Returns:
         the places that got a block.
 
     Raises:
-        ValueError: an unknown kind, a place that matches nothing, too many places, or what comes out of one is no feature map.
+        ValueError: an unknown kind, a place that matches nothing, too many places, or what comes
+            out of one is no feature map.
     """
     # Its convolutions span time, although its maps are those of frames.
     frames_in_batch = getattr(backbone, "frames_in_batch", False)
@@ -179,13 +186,13 @@ def insert(backbone: nn.Module, where: str) -> list[str]:
         if not place or not names:
             known = [n for n in modules if n.count(".") in (1, 2) and list(modules[n].parameters())]
             raise ValueError(
-                f"--attention {order!r}: no place of the network is called {place!r}; some that are: "
-                f"{', '.join(known[:12])}"
+                f"--attention {order!r}: no place of the network is called {place!r}; "
+                f"some that are: {', '.join(known[:12])}"
             )
         if len(placed) + len(names) > MOST_BLOCKS:
             raise ValueError(
-                f"--attention {order!r} makes {len(placed) + len(names):,} blocks, and {MOST_BLOCKS} are the limit: name "
-                "fewer places"
+                f"--attention {order!r} makes {len(placed) + len(names):,} blocks, and "
+                f"{MOST_BLOCKS} are the limit: name fewer places"
             )
         shapes: dict[str, torch.Size] = {}
         hooks = [
@@ -204,8 +211,8 @@ def insert(backbone: nn.Module, where: str) -> list[str]:
             # Clips are square: where the last two axes differ, the channels come last.
             if len(shape) not in (4, 5) or shape[-1] != shape[-2]:
                 raise ValueError(
-                    f"--attention {order!r}: what comes out of {name} is no feature map with its channels first; name "
-                    "a convolution, a norm or a stage"
+                    f"--attention {order!r}: what comes out of {name} is no feature map with its "
+                    "channels first; name a convolution, a norm or a stage"
                 )
             if frames_in_batch:
                 block: nn.Module = OverClips(make_block(kind, shape[1], 3))
@@ -218,7 +225,10 @@ def insert(backbone: nn.Module, where: str) -> list[str]:
 
 
 class OverClips(nn.Module):
-    """A block that sees clips, in a network that has frames in the batch; `frames` of a clip are set before a pass."""
+    """A block that sees clips, in a network that has frames in the batch.
+
+    `frames`, those of a clip, are set before a pass.
+    """
 
     def __init__(self, block: nn.Module):
         super().__init__()

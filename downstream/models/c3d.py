@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from downstream.models.attention import insert
 from pretrain.spec import InputSpec, Stream
 
-# Pixels in 0..255 minus a mean cube in the original; here minus the usual colour means, in units of the
-# deviation, since there is no mean cube of the user's data.
+# Pixels in 0..255 minus a mean cube in the original; here minus the usual colour means, in units of
+# the deviation, since there is no mean cube of the user's data.
 
 
 class C3D(nn.Module):
@@ -20,8 +20,8 @@ class C3D(nn.Module):
 
     Args:
         width: factor on all channels and on the fully connected layers; 1 as published.
-        batch_norm: normalise after every convolution; the published network does not, and is slow to train
-            from scratch.
+        batch_norm: normalise after every convolution; the published network does not, and is slow
+            to train from scratch.
         dropout: after each fully connected layer.
         frames: frames of a clip; 16 as published, at least that.
         stride: source frames between two sampled frames; only recorded.
@@ -42,8 +42,8 @@ class C3D(nn.Module):
         super().__init__()
         if frames < 16 or size < 16:
             raise ValueError(
-                f"C3D halves time four times and space five times: {frames} frames of {size} pixels are too few, "
-                "give at least 16 of 16"
+                f"C3D halves time four times and space five times: {frames} frames of {size} pixels "
+                "are too few, give at least 16 of 16"
             )
         self.arguments = {
             "width": width, "batch_norm": batch_norm, "dropout": dropout, "frames": frames, "stride": stride,

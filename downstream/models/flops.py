@@ -41,8 +41,8 @@ def _again(value: object) -> object:
 class _Counting(TorchDispatchMode):
     """Adds up what torch's own table says of the operations done on shapes.
 
-    What comes out of an operation is remembered: the blocks of a deep network are alike, and torch takes its time to
-    work out shapes.
+    What comes out of an operation is remembered: the blocks of a deep network are alike, and torch
+    takes its time to work out shapes.
     """
 
     def __init__(self):
@@ -65,8 +65,8 @@ class _Counting(TorchDispatchMode):
 def count_flops(model: nn.Module) -> int:
     """Floating-point operations of one clip, a multiplication and an addition counted as two.
 
-    Convolutions, matrix products and attention are counted, as papers do; a model may be on any device or built under
-    `shapes_only`, nothing is computed.
+    Convolutions, matrix products and attention are counted, as papers do; a model may be on any
+    device or built under `shapes_only`, nothing is computed.
     """
     shapes = {n: v.to("meta") for n, v in (*model.named_parameters(), *model.named_buffers())}
     # As plain matrix products: the table does not know the CPU's fused attention.

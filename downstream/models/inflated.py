@@ -1,7 +1,8 @@
 """Any 2-D network inflated to three dimensions.
 
-Carreira & Zisserman 2017 (https://arxiv.org/abs/1705.07750), section 2.4: a 2-D filter is repeated over time and
-divided by its length, so that a still video gives the answer of its single frame. B clips, T frames, D width.
+Carreira & Zisserman 2017 (https://arxiv.org/abs/1705.07750), section 2.4: a 2-D filter is repeated
+over time and divided by its length, so that a still video gives the answer of its single frame. B
+clips, T frames, D width.
 """
 
 from collections.abc import Container
@@ -21,8 +22,9 @@ from pretrain.weights import load_strict
 class InflatedConv(nn.Module):
     """A 2-D convolution of frames that also spans `kernel` of them.
 
-    Frames stay in the batch, (B T, C, H, W), as the 2-D network around it has them. In time the clip's first and
-    last frame are repeated as padding, not zeros, so that a still video stays still at its ends.
+    Frames stay in the batch, (B T, C, H, W), as the 2-D network around it has them. In time the
+    clip's first and last frame are repeated as padding, not zeros, so that a still video stays
+    still at its ends.
     """
 
     def __init__(self, conv: nn.Conv2d, kernel: int):
@@ -85,7 +87,8 @@ class Inflated(nn.Module):
         self.time_kernel = time_kernel
         self.inflated: list[str] = []  # their places in the 2-D network, for its weights
         for name, module in list(self.images.net.named_modules()):
-            # Kernels as large as their stride only cut patches; every other larger one looks around.
+            # Kernels as large as their stride only cut patches; every other larger one looks
+            # around.
             if (
                 type(module) is nn.Conv2d
                 and max(module.kernel_size) > 1
@@ -107,7 +110,7 @@ class Inflated(nn.Module):
 
     @classmethod
     def with_weights(cls, weights: str, arguments: dict, given: Container[str]) -> Self:
-        """Built with these arguments, and started from the weights of its 2-D network, see `build_model`."""
+        """Built with these arguments, and started from weights of its 2-D network."""
         arguments, theirs, origin = read_network(weights, arguments)
         backbone = cls(**arguments)
         if theirs is not None:
@@ -116,7 +119,7 @@ class Inflated(nn.Module):
         return backbone
 
     def inflate(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The 2-D network's weights as this one takes them: filters repeated over time, divided by its length."""
+        """The 2-D network's weights for this one: filters repeated over time, over its length."""
         changed = dict(weights)
         for name in (f"{place}.weight" for place in self.inflated):
             if name in weights:
@@ -139,7 +142,7 @@ class Inflated(nn.Module):
 
 @torch.no_grad()
 def check_still_clip(backbone: Inflated) -> None:
-    """A still clip has to give what the 2-D network says of its frame, or the inflation is wrong."""
+    """Assert that a still clip gives what the 2-D network says of its frame."""
     spec = backbone.input_spec
     flat = ImageNetwork(backbone.arguments["network"], spec.size)
     weights = backbone.images.net.state_dict()

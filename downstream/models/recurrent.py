@@ -1,8 +1,8 @@
 """Recurrent networks over frame features: vanilla RNN, LSTM, GRU.
 
-Donahue et al. 2015, "Long-term recurrent convolutional networks", https://arxiv.org/abs/1411.4389. Many-to-one: the
-last state is the clip's embedding; many-to-many: the state after every frame is a token. B clips, T frames,
-H width of the state.
+Donahue et al. 2015, "Long-term recurrent convolutional networks", https://arxiv.org/abs/1411.4389.
+Many-to-one: the last state is the clip's embedding; many-to-many: the state after every frame is a
+token. B clips, T frames, H width of the state.
 """
 
 import torch
@@ -50,7 +50,8 @@ class FrameRNN(nn.Module):
             "bidirectional": bidirectional, "frames": frames, "stride": stride, "size": size, "attention": attention, "still": still,
         }  # fmt: skip
         self.images = ImageNetwork(network, size)
-        # Vectors of a ReLU network are all positive and of any length; a recurrent cell saturates on them.
+        # Vectors of a ReLU network are all positive and of any length; a recurrent cell saturates
+        # on them.
         self.norm = nn.LayerNorm(self.images.embed_dim)
         self.rnn = CELLS[cell](
             self.images.embed_dim, hidden, layers, batch_first=True, bidirectional=bidirectional

@@ -1,13 +1,16 @@
 """Temporal convolutional networks over frame features.
 
-Dilated and residual: Bai, Kolter & Koltun 2018, https://arxiv.org/abs/1803.01271. Encoder-decoder: Lea et al. 2017,
-https://arxiv.org/abs/1611.05267 (ED-TCN, with its normalised ReLU). B clips, T frames, F features, D width.
+Dilated and residual: Bai, Kolter & Koltun 2018, https://arxiv.org/abs/1803.01271. Encoder-decoder:
+Lea et al. 2017, https://arxiv.org/abs/1611.05267 (ED-TCN, with its normalised ReLU). B clips, T
+frames, F features, D width.
 
-`TCN` and `EncoderDecoder` take features that are there already, (Batch, Temporal_length, Feature_size), of any length
-and from anywhere; `FrameTCN` takes clips and has a 2-D network for them.
+`TCN` and `EncoderDecoder` take features that are there already, (Batch, Temporal_length,
+Feature_size), of any length and from anywhere; `FrameTCN` takes clips and has a 2-D network for
+them.
 
     tokens = TCN(2048, hidden=256)(features)             # (B, T, 2048) to (B, T, 256), causal
-    tokens = EncoderDecoder(2048)(features)              # (B, T, 2048) to (B, T, 64), sees the whole clip
+    tokens = EncoderDecoder(2048)(features)              # (B, T, 2048) to (B, T, 64), sees the
+    whole clip
 """
 
 from itertools import pairwise
@@ -24,14 +27,15 @@ from pretrain.spec import InputSpec
 class TimeConv1d(nn.Module):
     """A weight-normalised convolution over time that keeps its length.
 
-    Causal: all padding comes before the clip, so that what is said at a frame depends on no later one.
+    Causal: all padding comes before the clip, so that what is said at a frame depends on no later
+    one.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int, causal: bool):
         super().__init__()
         conv = nn.Conv1d(inputs, outputs, kernel, dilation=dilation)
-        # The published code draws the weight from N(0, 0.01), which its weight norm then divides out again;
-        # the length is a parameter of its own, here the one that keeps the variance.
+        # The published code draws the weight from N(0, 0.01), which its weight norm then divides
+        # out again; the length is a parameter of its own, here the one that keeps the variance.
         nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
         nn.init.zeros_(conv.bias)
         self.conv = weight_norm(conv)
@@ -93,7 +97,7 @@ class TCN(nn.Sequential):
 
 
 class EncoderDecoder(nn.Module):
-    """ED-TCN: convolution, normalised ReLU and pooling by 2, `depth` times; then all of it backwards.
+    """ED-TCN: convolution, normalised ReLU, pooling by 2, `depth` times; then all of it backwards.
 
     Defaults are those of the authors' code for 50 Salads.
 
@@ -101,7 +105,8 @@ class EncoderDecoder(nn.Module):
         inputs: F.
         hidden: channels of the first level, and D; each further level has 32 more.
         depth: levels.
-        kernel: steps that a convolution spans; the authors' is as long as an action (20 on JIGSAWS, 5 on MERL).
+        kernel: steps that a convolution spans; the authors' is as long as an action (20 on JIGSAWS,
+            5 on MERL).
         dropout: fraction of channels dropped in training, each over the whole clip.
     """
 
@@ -141,8 +146,8 @@ class EncoderDecoder(nn.Module):
 def _expect_features(features: Tensor, size: int) -> None:
     if features.ndim != 3 or features.shape[2] != size:
         raise ValueError(
-            f"features are (Batch, Temporal_length, Feature_size), the last one {size}, and these are "
-            f"{tuple(features.shape)}"
+            f"features are (Batch, Temporal_length, Feature_size), the last one {size}, and these "
+            f"are {tuple(features.shape)}"
         )
 
 

@@ -1,7 +1,8 @@
 """torchvision's 3-D networks: R3D, MC3, R(2+1)D (Tran et al. 2018) and S3D (Xie et al. 2018).
 
-https://arxiv.org/abs/1711.11248, https://arxiv.org/abs/1712.04851. The modules and weights are torchvision's own;
-only the classifier is left off. B clips, T frames, N tokens of the last feature map, D width.
+https://arxiv.org/abs/1711.11248, https://arxiv.org/abs/1712.04851. The modules and weights are
+torchvision's own; only the classifier is left off. B clips, T frames, N tokens of the last feature
+map, D width.
 """
 
 from collections.abc import Container
@@ -60,7 +61,8 @@ class TorchvisionVideo(nn.Module):
         least = (16, 32) if name == "s3d" else (8, 16)
         if frames < least[0] or size < least[1]:
             raise ValueError(
-                f"{name} sees at least {least[0]} frames of {least[1]} pixels, not {frames} of {size}"
+                f"{name} sees at least {least[0]} frames of {least[1]} pixels, not {frames} of "
+                f"{size}"
             )
         self.arguments = {
             "name": name,
@@ -109,9 +111,8 @@ class TorchvisionVideo(nn.Module):
     def forward(self, video: Tensor) -> Tensor:
         """The last feature map, pooled as torchvision does."""
         x = self._map(video).mean((-2, -1))  # (B, D, t)
-        if (
-            self.name == "s3d" and x.shape[-1] > 1
-        ):  # pools every two neighbours, then averages the logits
+        if self.name == "s3d" and x.shape[-1] > 1:
+            # It pools every two neighbours, then averages the logits.
             x = F.avg_pool1d(x, 2, 1)
         return x.mean(-1)
 
@@ -136,7 +137,7 @@ def convert_torchvision(
 
 
 def kinetics_classes() -> list[str]:
-    """The 400 class names, as torchvision's weights list them, in alphabetical order like DeepMind's."""
+    """The 400 class names of torchvision's weights, in alphabetical order like DeepMind's."""
     import torchvision
 
     return torchvision.models.video.R3D_18_Weights.DEFAULT.meta["categories"]

@@ -1,7 +1,8 @@
 """Video Swin: attention inside windows of space and time that shift from block to block.
 
-Liu et al. 2022, https://arxiv.org/abs/2106.13230. The blocks are torchvision's, which were checked against the
-authors' weights there; sizes, embeddings and starts from others are here. B clips, N tokens of the last stage, D = 8 C.
+Liu et al. 2022, https://arxiv.org/abs/2106.13230. The blocks are torchvision's, which were checked
+against the authors' weights there; sizes, embeddings and starts from others are here. B clips, N
+tokens of the last stage, D = 8 C.
 """
 
 from collections.abc import Container
@@ -31,14 +32,15 @@ class VideoSwin(nn.Module):
 
     Args:
         variant: "t", "s", "b", "l" or "xs".
-        window: frames, height and width of a window, in tokens of each stage; (8, 7, 7) as published, (16, 7, 7) for
-            Something-Something.
+        window: frames, height and width of a window, in tokens of each stage; (8, 7, 7) as
+            published, (16, 7, 7) for Something-Something.
         patch: frames, height and width of the first tokens; (2, 4, 4) as published.
         frames: frames of a clip; 32 as published.
         stride: source frames between two sampled ones; only recorded.
         size: height and width, pixels.
         still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
-        recompute: save memory: keep no activations inside stages, compute them again in the backward pass.
+        recompute: save memory: keep no activations inside stages, compute them again in the
+            backward pass.
 
     Raises:
         ValueError: another variant, or a clip of which the stages leave nothing.
@@ -53,8 +55,8 @@ class VideoSwin(nn.Module):
             raise ValueError(f"Video Swin {variant!r} is not one of {', '.join(SIZES)}")
         if frames < patch[0] or size < 8 * patch[1]:
             raise ValueError(
-                f"Video Swin halves space three times after patches of {patch[1]}: {frames} frames of {size} pixels are too "
-                f"few, give at least {patch[0]} of {8 * patch[1]}"
+                f"Video Swin halves space three times after patches of {patch[1]}: {frames} frames "
+                f"of {size} pixels are too few, give at least {patch[0]} of {8 * patch[1]}"
             )
         from torchvision.models.video.swin_transformer import SwinTransformer3d
 
@@ -86,7 +88,10 @@ class VideoSwin(nn.Module):
         return f"video_swin_{self.arguments['variant']}"
 
     def set_drop_path(self, rate: float) -> None:
-        """Let blocks be left out in training, the last with probability `rate`; a new one has its variant's published rate."""
+        """Let blocks be left out in training, the last with probability `rate`.
+
+        A new network has the published rate of its variant.
+        """
         parts = [m for m in self.modules() if type(m).__name__ == "StochasticDepth"]
         for part, share in zip(parts, np.linspace(0, rate, len(parts)), strict=True):
             part.p = float(share)
@@ -120,9 +125,10 @@ def convert_swin(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Weights of others as a `VideoSwin` takes them, and those of the classifier they came with.
 
-    Known layouts: the authors' Video Swin (`backbone.layers...`), torchvision's 3-D (`features...`), and the image
-    Swins of torchvision and of timm, which are inflated: patches divided over a tubelet's frames, tables of relative
-    positions repeated over time, and resized where the window differs.
+    Known layouts: the authors' Video Swin (`backbone.layers...`), torchvision's 3-D
+    (`features...`), and the image Swins of torchvision and of timm, which are inflated: patches
+    divided over a tubelet's frames, tables of relative positions repeated over time, and resized
+    where the window differs.
 
     Raises:
         ValueError: another layout.
@@ -133,7 +139,8 @@ def convert_swin(
     image = "features.0.0.weight" in weights or (
         "patch_embed.proj.weight" in weights and weights["patch_embed.proj.weight"].ndim == 4
     )
-    # timm's image Swins keep the merging at the start of a stage, the authors at the end of the one before.
+    # timm's image Swins keep the merging at the start of a stage, the authors at the end of the one
+    # before.
     early = (
         image
         and "layers.1.downsample.reduction.weight" in weights
@@ -174,7 +181,7 @@ def convert_swin(
 
 
 def inflate_swin(weights: dict[str, Tensor], model: VideoSwin) -> dict[str, Tensor]:
-    """2-D weights under 3-D names to 3-D weights (section 3.3 of the paper, and the authors' code)."""
+    """2-D weights under 3-D names to 3-D weights, as section 3.3 of the paper has it."""
     tubelet = model.arguments["patch"][0]
     wd, wh, ww = model.arguments["window"]
     inflated = {}
@@ -196,8 +203,8 @@ def swin_weights(source: str, model: VideoSwin) -> tuple[dict[str, Tensor], dict
     """Weights for a `VideoSwin`, and of a classifier.
 
     Args:
-        source: "kinetics", torchvision's own (downloaded once; t, s and b), or a file in a layout that `convert_swin`
-            knows.
+        source: "kinetics", torchvision's own (downloaded once; t, s and b), or a file in a layout
+            that `convert_swin` knows.
         model: whose they shall be.
 
     Raises:

@@ -1,8 +1,9 @@
 """ViViT: four ways for a transformer to attend over space and time.
 
-Arnab et al. 2021, "ViViT: A video vision transformer", https://arxiv.org/abs/2103.15691. Model 1 lets all tokens attend
-to all; model 2 encodes every time slot by itself and then the slots; model 3 attends over space, then over time, in every
-block; model 4 gives half of the heads to space and half to time. B clips, N = t h w tokens, D width.
+Arnab et al. 2021, "ViViT: A video vision transformer", https://arxiv.org/abs/2103.15691. Model 1
+lets all tokens attend to all; model 2 encodes every time slot by itself and then the slots; model 3
+attends over space, then over time, in every block; model 4 gives half of the heads to space and
+half to time. B clips, N = t h w tokens, D width.
 """
 
 from collections.abc import Container
@@ -43,8 +44,8 @@ class Attention(nn.Module):
 
         Args:
             x: the tokens.
-            grid: (t, places of a slot), for model 4: the first half of the heads attends inside each time slot, the
-                other half along time at each place.
+            grid: (t, places of a slot), for model 4: the first half of the heads attends inside
+                each time slot, the other half along time at each place.
         """
         qkv = (
             self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -66,7 +67,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm block of an image ViT, under timm's names; with a second attention over time for model 3."""
+    """A block of an image ViT, under timm's names; for model 3 with a second attention, over time."""
 
     def __init__(self, dim: int, heads: int, activation: str, over_time: bool, eps: float):
         super().__init__()
@@ -117,7 +118,8 @@ class ViViT(nn.Module):
     """A ViViT of any of the four models.
 
     Args:
-        model: 1 (joint), 2 (factorised encoder), 3 (factorised self-attention) or 4 (factorised dot product).
+        model: 1 (joint), 2 (factorised encoder), 3 (factorised self-attention) or 4 (factorised dot
+            product).
         dim: token width.
         depth: blocks; of model 2, of the spatial encoder.
         heads: attention heads; an even number for model 4.
@@ -128,13 +130,15 @@ class ViViT(nn.Module):
         patch: height and width of a tubelet.
         tubelet: frames of a tubelet; 1 is the paper's uniform frame sampling.
         stride: source frames between two sampled ones; only recorded.
-        activation: "gelu_tanh", as published; "gelu", as image ViTs of timm have it; or "quick_gelu", OpenAI's CLIP's.
+        activation: "gelu_tanh", as published; "gelu", as image ViTs of timm have it; or
+            "quick_gelu", OpenAI's CLIP's.
         pre_norm: normalise tokens before the first block, as CLIP's image ViTs do.
         eps: of every LayerNorm.
         mean: of the pixels in [0, 1] that the weights expect, for each colour.
         std: their deviation.
         still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
-        recompute: save memory: keep no activations inside blocks, compute them again in the backward pass.
+        recompute: save memory: keep no activations inside blocks, compute them again in the
+            backward pass.
 
     Positions are learned: of every token (models 1, 3, 4); of places and of slots apart (model 2).
 
@@ -157,8 +161,8 @@ class ViViT(nn.Module):
             raise ValueError(f"ViViT has models 1 to 4, not {model}")
         if size % patch or frames % tubelet:
             raise ValueError(
-                f"a clip of {frames} frames of {size}x{size} pixels cannot be cut into tubelets of {tubelet} frames of "
-                f"{patch}x{patch}: choose multiples"
+                f"a clip of {frames} frames of {size}x{size} pixels cannot be cut into tubelets of "
+                f"{tubelet} frames of {patch}x{patch}: choose multiples"
             )
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
@@ -205,13 +209,12 @@ class ViViT(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
         for block in self.blocks:
-            if (
-                block.attn_time is not None
-            ):  # so that at the start each slot is seen as an image ViT sees it
+            if block.attn_time is not None:
+                # At the start each slot is seen as an image ViT sees it.
                 nn.init.zeros_(block.attn_time.proj.weight)
 
     def set_drop_path(self, rate: float) -> None:
-        """Let blocks be left out in training, the last with probability `rate`, those before it less often."""
+        """Let blocks be left out in training, the last with probability `rate`, others less often."""
         spread_drop_path(self.blocks, rate)
 
     @classmethod
@@ -240,7 +243,7 @@ class ViViT(nn.Module):
         return x
 
     def _tokens(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Normalised clips to the last tokens (B, N, D) and the class token (B, D), if there is one."""
+        """Clips to the last tokens (B, N, D) and the class token (B, D), if there is one."""
         self.input_spec.expect(video)
         x = self.patch_embed(video).flatten(3).permute(0, 2, 3, 1)  # (B, t, places, D)
         clips = len(x)
@@ -279,13 +282,14 @@ def read_image_vit(source: str) -> tuple[dict, dict[str, Tensor]]:
     """An image ViT, to start a `ViViT` from.
 
     Args:
-        source: "imagenet", timm's vit_base_patch16_224; timm:NAME, another of timm's ViTs; an open_clip name,
-            open_clip:MODEL/WEIGHTS; or a .safetensors, .pth or .pt file in timm's layout, whose heads are taken to be 64
-            wide and whose activation is GELU, since a file does not say.
+        source: "imagenet", timm's vit_base_patch16_224; timm:NAME, another of timm's ViTs; an
+            open_clip name, open_clip:MODEL/WEIGHTS; or a .safetensors, .pth or .pt file in timm's
+            layout, whose heads are taken to be 64 wide and whose activation is GELU, since a file
+            does not say.
 
     Returns:
-        the arguments of the `ViViT` that has the same blocks and sees the same pixels, and the weights under timm's names,
-        ready for `start_from_image`.
+        the arguments of the `ViViT` that has the same blocks and sees the same pixels, and the
+        weights under timm's names, ready for `start_from_image`.
 
     Raises:
         ValueError: there is no such network or file, nothing can be downloaded, or it is not a ViT.
@@ -326,7 +330,7 @@ def read_image_vit(source: str) -> tuple[dict, dict[str, Tensor]]:
 
 
 def _under_timms_names(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The weights of open_clip's image ViT as timm's are called; its projection to the space of texts is left out."""
+    """The weights of open_clip's image ViT under timm's names, without its projection to texts."""
     if "conv1.weight" not in weights or "class_embedding" not in weights:
         raise ValueError(f"--weights {source}: its image tower is not open_clip's own ViT")
     names = {
@@ -346,13 +350,15 @@ def _under_timms_names(weights: dict[str, Tensor], source: str) -> dict[str, Ten
 
 
 def start_from_image(weights: dict[str, Tensor], model: ViViT, start: str) -> dict[str, Tensor]:
-    """The weights of an image ViT as a `ViViT` takes them; what an image ViT lacks keeps its own start.
+    """The weights of an image ViT as a `ViViT` takes them; what it lacks keeps its own start.
 
     Args:
-        weights: of a ViT with the same width, depth, patch and size, under timm's names; its head is left out.
+        weights: of a ViT with the same width, depth, patch and size, under timm's names; its head
+            is left out.
         model: the model to start.
-        start: of the patch embedding: "central", the middle frame of a tubelet is seen as the image ViT sees it and the
-            others not at all; or "average", all alike (section 3.4 of the paper).
+        start: of the patch embedding: "central", the middle frame of a tubelet is seen as the image
+            ViT sees it and the others not at all; or "average", all alike (section 3.4 of the
+            paper).
 
     Returns:
         a state for `load_strict`.
