@@ -9,7 +9,7 @@ import importlib
 import re
 import shlex
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -164,11 +164,11 @@ OTHERS = {"cpu", "num_processes", "quiet", "config_file", "help", "write"}
 
 
 def test_flags_in_the_text_are_there():
-    known = {
-        field.name
-        for path in (ROOT / "recipes").glob("*.py")
-        for field in fields(importlib.import_module(f"recipes.{path.stem}").Config)
-    }
+    known = set()
+    for path in (ROOT / "recipes").glob("*.py"):
+        for field in fields(importlib.import_module(f"recipes.{path.stem}").Config):
+            group = fields(field.default) if is_dataclass(field.default) else [field]
+            known |= {one.name for one in group}
     for name, text in TEXTS.items():
         prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
         named = {flag.replace("-", "_") for flag in re.findall(r"--([a-z][\w-]*)", prose)}
