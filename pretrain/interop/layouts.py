@@ -97,7 +97,7 @@ class Sizes:
 AS_RECORDED = Sizes()
 
 
-def build(state: dict[str, Tensor], arguments: dict) -> VideoMAE | VideoTransformer:
+def assemble(state: dict[str, Tensor], arguments: dict) -> VideoMAE | VideoTransformer:
     """The model of `arguments` holding exactly the weights `state`, a classifier's left out, in evaluation mode.
 
     Raises:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pretrain.files import is_file, no_file
 from pretrain.interop.hugging_face import from_hf, read_hf, to_hf
-from pretrain.interop.layouts import AS_RECORDED, Sizes, arguments_of, build
+from pretrain.interop.layouts import AS_RECORDED, Sizes, arguments_of, assemble
 from pretrain.interop.official import from_official
 from pretrain.videomae import VideoMAE, draw_tokens
 from pretrain.vit import VideoTransformer, patchify, take_tokens
@@ -52,7 +52,7 @@ def import_foreign(
         else:
             state, arguments, dropped = from_official(load_torch_file(Path(name)), sizes)
             eps = 1e-6
-        model = build(state, arguments)
+        model = assemble(state, arguments)
         report: dict[str, Any] = {"source": name, "dropped": dropped}
         if "classes" in arguments:
             report["classes"] = arguments["classes"]

@@ -18,7 +18,7 @@ from pretrain.backbones import export_backbone, load_backbone, load_pretrained_v
 from pretrain.checkpoint import save_checkpoint
 from pretrain.interop import videomae as interop_videomae
 from pretrain.interop.hugging_face import from_hf, to_hf
-from pretrain.interop.layouts import Sizes, arguments_of, build
+from pretrain.interop.layouts import Sizes, arguments_of, assemble
 from pretrain.interop.official import from_official, to_official
 from pretrain.interop.videomae import import_foreign, load_foreign, verify
 from pretrain.log import cli
@@ -72,7 +72,7 @@ def test_round_trips_are_exact(whole):
         assert equal(back[0], state)
         assert back[1] == arguments
         assert back[2] == []
-    assert equal(build(back[0], back[1]).state_dict(), state)
+    assert equal(assemble(back[0], back[1]).state_dict(), state)
 
 
 def test_the_epsilon_of_the_targets_is_kept(monkeypatch):
