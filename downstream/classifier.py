@@ -4,6 +4,7 @@ B clips, C channels, T frames, K classes.
 """
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from pretrain.data.shards import Pack
 from pretrain.device import autocast_dtype
 from pretrain.modes import evaluating
 from pretrain.names import for_screen
+from pretrain.spec import Backbone, InputSpec
 
 
 class Classifier(nn.Module):
@@ -47,6 +49,7 @@ class Classifier(nn.Module):
         twice = sorted(name for name, count in Counter(classes).items() if count > 1)
         if twice:
             raise ValueError(f"two classes are called {twice[0]!r}: give each a name of its own")
+        assert isinstance(backbone, Backbone)
         frames = backbone.input_spec.frames
         if per_frame and not backbone.input_spec.stride:
             raise ValueError(
@@ -57,7 +60,11 @@ class Classifier(nn.Module):
                 f"a label for every frame needs a token for every frame, and this backbone has {backbone.grid[0]} for "
                 f"{frames} frames: take rnn, lstm, gru, tcn, ed_tcn or inflated"
             )
-        self.arguments = {"classes": list(classes), "dropout": dropout, "per_frame": per_frame}
+        self.arguments: dict[str, Any] = {
+            "classes": list(classes),
+            "dropout": dropout,
+            "per_frame": per_frame,
+        }
         self.backbone, self.per_frame = backbone, per_frame
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(backbone.embed_dim, len(classes))
@@ -72,7 +79,7 @@ class Classifier(nn.Module):
         return self.arguments["classes"]
 
     @property
-    def input_spec(self):
+    def input_spec(self) -> InputSpec:
         """The clip that the backbone wants."""
         return self.backbone.input_spec
 

@@ -24,6 +24,7 @@ from pretrain.data.shards import EvalClips, Pack, eval_loader
 from pretrain.device import autocast_dtype
 from pretrain.files import replacing, share
 from pretrain.modes import evaluating
+from pretrain.spec import Backbone, InputSpec
 from pretrain.weights import read_safetensors, weights_hash
 
 CODE_VERSION = 5  # raise it whenever embeddings would be others, or are kept in another form
@@ -100,7 +101,8 @@ def finish_means(encoder: nn.Module, means: Tensor) -> Tensor:
 
     So it does in a fine-tuned VideoMAE (pool "fc_norm"), whose tokens have no norm.
     """
-    return encoder.norm(means) if getattr(encoder, "fc_norm", False) else means
+    norm = encoder.get_submodule("norm") if getattr(encoder, "fc_norm", False) else None
+    return means if norm is None else norm(means)
 
 
 def show_views(
@@ -112,9 +114,9 @@ def show_views(
     title: str | None,
 ) -> Iterator[np.ndarray]:
     """Yield `function` of all views of each clip, float32 (B, V, ...), in the order of `samples`."""
-    spec = getattr(
-        encoder, "video", encoder
-    ).input_spec  # a pair of towers sees what its video tower sees
+    # A pair of towers sees what its video tower sees.
+    spec = getattr(encoder, "video", encoder).input_spec
+    assert isinstance(spec, InputSpec)
     dtype = autocast_dtype(how.device, how.precision)
     dataset = EvalClips(pack, samples, spec, how.num_clips, how.num_crops)
     loader = eval_loader(dataset, max(1, how.batch_size // how.num_views), how.num_workers)
@@ -163,6 +165,7 @@ def extract(
     Raises:
         ValueError: a clip cannot be decoded, or an embedding is not finite.
     """
+    assert isinstance(encoder, Backbone)
 
     def embed(video: Tensor) -> Tensor:
         if not how.time_segments:
@@ -185,6 +188,7 @@ def cached_features(
     Files lie in `features/` of the cache folder and carry a hash of their content; one that does not
     match is computed again, and that is said. Arguments and errors as of `extract`.
     """
+    assert isinstance(encoder, Backbone)
     segments = num_segments(encoder.grid, how.time_segments)
     return _cached(
         encoder,
@@ -299,6 +303,7 @@ def _digest(features: np.ndarray) -> np.ndarray:
 
 def token_bytes(encoder: nn.Module, num_clips: int, how: Extraction) -> int:
     """Disk that `extract_tokens` takes for so many clips."""
+    assert isinstance(encoder, Backbone)
     return 2 * num_clips * how.num_views * int(np.prod(encoder.grid)) * encoder.embed_dim
 
 
@@ -314,6 +319,7 @@ def extract_tokens(
         ValueError: the disk has not enough room for them, a token does not fit float16, or a clip cannot
             be decoded.
     """
+    assert isinstance(encoder, Backbone)
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     needed, free = token_bytes(encoder, len(samples), how), shutil.disk_usage(folder).free

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from downstream.classifier import Classifier
 from downstream.segments import NOTHING
 from pretrain.ema import start_average, update_average
 from pretrain.optim import decays, learning_rate
@@ -375,13 +376,13 @@ def layer_groups(module: nn.Module) -> list[list[str]]:
 
 
 def make_optimizer(
-    name: str, model: nn.Module, weight_decay: float, layer_decay: float, backbone_lr: float = 1.0
+    name: str, model: Classifier, weight_decay: float, layer_decay: float, backbone_lr: float = 1.0
 ) -> torch.optim.Optimizer:
     """AdamW or SGD (momentum 0.9) with layer-wise rates; vectors (biases, norms) and tables of positions do not decay.
 
     Args:
         name: "adamw" or "sgd".
-        model: a `Classifier`.
+        model: the classifier.
         weight_decay: of matrices and filters.
         layer_decay: a layer of the backbone has this factor on the rate of the layer after it (BEiT, Bao et al. 2021,
             https://arxiv.org/abs/2106.08254); 1: all alike.
@@ -401,7 +402,7 @@ def make_optimizer(
         for depth, names in enumerate(layers)
         for name in names
     }
-    groups: dict[tuple[float, bool], dict] = {}
+    groups: dict[tuple[float, float], dict] = {}
     for path, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -176,12 +176,14 @@ def fit_linear(
         svm: a linear support vector machine instead of the logistic regression.
     """
     features = features.astype(np.float64)  # float32 stops L-BFGS early on weak penalties
-    chosen, whitened, sweeps = 1.0, False, ({}, {})
+    chosen, whitened = 1.0, False
+    plain: dict[float, float] = {}
+    white_sweep: dict[float, float] = {}
     validations = np.array([v for v in validations if v.any() and len(set(labels[~v])) > 1])
     if len(validations):
-        sweeps = tuple(_sweep(features, labels, validations, w, svm) for w in (False, True))
-        whitened = max(sweeps[1].values()) > max(sweeps[0].values())  # ties: the plain one
-        chosen = _best(sweeps[whitened])
+        plain, white_sweep = (_sweep(features, labels, validations, w, svm) for w in (False, True))
+        whitened = max(white_sweep.values()) > max(plain.values())  # ties: the plain one
+        chosen = _best(white_sweep if whitened else plain)
     mean, std, white = _scale(features, whitened)
     model = _make(svm, chosen)
     converged = _fit(model, _scaled(features, mean, std, white), labels)
@@ -190,7 +192,7 @@ def fit_linear(
         weight = weight @ white.T
     if len(weight) == 1:  # two classes: scikit-learn keeps only the logit of the second
         weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
-    sweep, rejected = sweeps[whitened], sweeps[not whitened]
+    sweep, rejected = (white_sweep, plain) if whitened else (plain, white_sweep)
     at_edge = bool(sweep and _edge(sweep))
     return LinearProbe(
         mean, std, weight, bias, whitened, chosen, sweep, rejected, at_edge, converged

@@ -162,7 +162,7 @@ def write_predictions(
 def joined(names: list[str], values: list[float]) -> tuple[str, str]:
     r"""Ranked names and their numbers as two cells of a csv; a `|` in a name is `\x7c`."""
     return (
-        "|".join(for_csv(name).replace("|", "\\x7c") for name in names),
+        "|".join(str(for_csv(name)).replace("|", "\\x7c") for name in names),
         "|".join(f"{value:.4f}" for value in values),
     )
 
@@ -253,9 +253,8 @@ def filmstrip_figure(
         figsize=(1.5 * num, 1.5 * height / width + 0.35 * len(classes) + 1.0), layout="constrained"
     )
     FigureCanvasAgg(figure)
-    above, below = figure.subfigures(
-        2, 1, height_ratios=[1.5 * height / width + 0.5, 0.35 * len(classes) + 0.5]
-    )
+    ratios = [1.5 * height / width + 0.5, 0.35 * len(classes) + 0.5]
+    above, below = figure.subfigures(2, 1, height_ratios=ratios, squeeze=False)[:, 0]
     for axis, (second, image) in zip(above.subplots(1, num, squeeze=False)[0], frames, strict=True):
         axis.imshow(image)
         axis.set_axis_off()

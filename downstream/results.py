@@ -8,11 +8,13 @@ import subprocess
 import sys
 import types
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
+import torch
 from filelock import FileLock
 from torch import nn
 
@@ -29,6 +31,7 @@ from pretrain.device import describe
 from pretrain.files import is_file, is_folder, is_there, read_json
 from pretrain.folders import claim, holds_nothing, try_folder
 from pretrain.names import file_name, for_screen
+from pretrain.spec import Rebuildable
 from pretrain.weights import weights_hash
 
 FORMAT = "muybridge-results-1"
@@ -188,6 +191,7 @@ def _people(videos: Videos) -> set[str]:
 def describe_model(name: str, model: nn.Module) -> Model:
     """A model as `--backbone` names it, for its results."""
     parameters = sum(p.numel() for p in model.parameters())
+    assert isinstance(model, Rebuildable)
     return Model(name, weights_hash(model), parameters, model.arguments, provenance_of(name))
 
 
@@ -252,18 +256,16 @@ def command() -> str:
     return " ".join(sys.argv)
 
 
-def versions(device: object, precision: str) -> dict[str, str | None]:
+def versions(device: torch.device, precision: str) -> dict[str, str | None]:
     """Versions of what computed a number, the commit of this project if it runs from a checkout, and on what."""
     root = Path(__file__).resolve().parents[1]
     commit = None
     if (root / ".git").exists():
         try:
             git = ["git", "-C", str(root)]
-            run = {"capture_output": True, "text": True, "check": True, "timeout": 20}
-            commit = subprocess.run([*git, "rev-parse", "HEAD"], **run).stdout.strip()
-            if subprocess.run(
-                [*git, "status", "--porcelain", "--untracked-files=no"], **run
-            ).stdout.strip():
+            run = partial(subprocess.run, capture_output=True, text=True, check=True, timeout=20)
+            commit = run([*git, "rev-parse", "HEAD"]).stdout.strip()
+            if run([*git, "status", "--porcelain", "--untracked-files=no"]).stdout.strip():
                 commit += " with uncommitted changes"
         except (OSError, subprocess.SubprocessError):
             commit = None  # no git here, or a repository without a commit
@@ -387,10 +389,10 @@ def read_results(folder: Path) -> Results:
     return results
 
 
-def _typed(kind: Any, value: object, where: str) -> Any:
+def _typed(kind: Any, value: Any, where: str) -> Any:
     """A value out of JSON as what a type hint says, or a ValueError."""
     arguments, origin = get_args(kind), get_origin(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
         hints = get_type_hints(kind)
         if odd := sorted(hints.keys() ^ value.keys()):
             what = "no" if odd[0] in hints else "an unknown"

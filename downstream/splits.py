@@ -48,7 +48,14 @@ class Videos:
     def numbers(self, classes: list[str]) -> np.ndarray:
         """Labels as places in `classes`."""
         place = {name: i for i, name in enumerate(classes)}
-        return np.array([place[label] for label in self.labels], dtype=np.int64)
+        return np.array([place[label] for label in self.known_labels], dtype=np.int64)
+
+    @property
+    def known_labels(self) -> list[str]:
+        """The labels, of videos that have one each."""
+        known = [label for label in self.labels if label is not None]
+        assert len(known) == len(self)
+        return known
 
 
 def videos_digest(*parts: Videos) -> str:
@@ -67,7 +74,7 @@ def group_by_source(sources: list[str]) -> tuple[list[str], np.ndarray]:
 def _collect(records: dict[int, dict], where: str) -> Videos:
     """Group labelled clips, sample id -> index entry, into their videos."""
     numbers: dict[str, int] = {}
-    labels: list[str] = []
+    labels: list[str | None] = []
     subjects: list[str | None] = []
     owner = []
     for record in records.values():
@@ -154,7 +161,7 @@ def choose_splits(
                 f"{pack.name}: videos with segments and no label cannot be divided here: add a column split to the list"
             )
         videos = _collect(labelled, pack.name)
-        held, rule = choose_validation(videos.labels, videos.subjects, seed)
+        held, rule = choose_validation(videos.known_labels, videos.subjects, seed)
         if not held.any():
             raise ValueError(f"{pack.name}: no test part can be made, {rule}: label more videos")
         train, test = subset(videos, ~held), subset(videos, held)
@@ -196,7 +203,7 @@ def choose_splits(
         )
     if not labels:
         return train, test, notes
-    classes, tested = set(train.labels), set(test.labels)
+    classes, tested = set(train.known_labels), set(test.known_labels)
     _refuse_one_class(pack, classes | tested)
     if tested - classes:
         raise ValueError(
@@ -246,15 +253,15 @@ def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[st
     records, labelled = _labelled(pack)
     videos = _collect(labelled, pack.name)
     nameless = [s for s, who in zip(videos.sources, videos.subjects, strict=True) if who is None]
-    names = sorted(set(videos.subjects) - {None})
+    names = sorted({who for who in videos.subjects if who is not None})
     if nameless or len(names) < 2:
         found = f"{len(nameless)} of {len(videos)} labelled videos name no subject and {len(names)} subjects"
         raise ValueError(
             f"{pack.name}: {found} are named: leaving one out needs a list file with a subject column"
         )
-    _refuse_one_class(pack, set(videos.labels))
+    _refuse_one_class(pack, set(videos.known_labels))
     folds = [np.array([who == name for who in videos.subjects]) for name in names]
-    labels = np.array(videos.labels)
+    labels = np.array(videos.known_labels)
     for name, fold in zip(names, folds, strict=True):
         missing = set(labels[fold]) - set(labels[~fold])
         if missing:

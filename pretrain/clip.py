@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -56,7 +57,7 @@ class VideoText(nn.Module):
             raise ValueError(
                 f"towers of {video.embed_dim} and {text.embed_dim} outputs need a projection to meet"
             )
-        self.arguments = {"dim": dim, "project": project, "loss": loss}
+        self.arguments: dict[str, Any] = {"dim": dim, "project": project, "loss": loss}
         self.video, self.text = video, text
         self.video_proj: nn.Module = nn.Identity()
         self.text_proj: nn.Module = nn.Identity()

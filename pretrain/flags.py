@@ -91,7 +91,11 @@ def _bounds(hint: object) -> Within | None:
 def groups(config: "DataclassInstance") -> dict[str, "DataclassInstance"]:
     """The nested groups of a configuration (see `pretrain.settings`), by field name."""
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    return {name: value for name, value in values.items() if dataclasses.is_dataclass(value)}
+    return {
+        name: value
+        for name, value in values.items()
+        if dataclasses.is_dataclass(value) and not isinstance(value, type)
+    }
 
 
 def flat(config: "DataclassInstance") -> dict[str, object]:

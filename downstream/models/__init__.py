@@ -274,7 +274,9 @@ def load_backbone(name: str, weights: str = "") -> Backbone:
     if name.startswith(OPEN_CLIP) and not weights:
         return frame_tower(load_open_clip(name), *FRAMES)
     if name in MODELS:
-        return build_model(name, weights=weights)
+        backbone = build_model(name, weights=weights)
+        assert isinstance(backbone, Backbone)
+        return backbone
     if weights:
         raise ValueError(
             f"--weights goes with a name of MODELS or with i3d_k400, and not with {name}"
@@ -316,6 +318,7 @@ def choose_sampling(backbone: nn.Module, sampling: str, stride: int = 0) -> None
     """
     if sampling == "uniform" and stride:
         raise ValueError(f"--sampling uniform has no stride: leave out --stride {stride}")
+    assert isinstance(backbone, Backbone)
     if sampling == "dense" and not (stride or backbone.input_spec.stride):
         raise ValueError("--sampling dense: this backbone samples uniformly, give --stride too")
     if stride or sampling == "uniform":
@@ -389,4 +392,6 @@ def _load_own(name: str, weights: str) -> Classifier:
         )
     if backbones.read_backbone_config(folder)["builder"] != "Classifier":
         raise ValueError(f"{name} has no classifier; {remedy}")
-    return backbones.load_export(folder, builders())
+    classifier = backbones.load_export(folder, builders())
+    assert isinstance(classifier, Classifier)
+    return classifier

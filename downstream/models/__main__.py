@@ -11,6 +11,7 @@ from pathlib import Path
 
 from downstream.models import MODELS, build_model
 from downstream.models.flops import count_flops, shapes_only
+from pretrain.spec import Backbone
 
 COSTS = Path(__file__).with_name("costs.json")
 
@@ -19,6 +20,7 @@ def count_costs(name: str) -> dict[str, int]:
     """Parameters, FLOPs of a clip, the clip and the embedding size of a family as published."""
     with shapes_only():
         model = build_model(name)
+    assert isinstance(model, Backbone)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "flops": count_flops(model),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.modes import dry_output
+from pretrain.spec import InputSpec
 
 KINDS = (
     "se", "cbam", "nonlocal", "nonlocal_gaussian", "nonlocal_dot", "nonlocal_concat",
@@ -203,7 +204,11 @@ def insert(backbone: nn.Module, where: str) -> list[str]:
             )
             for n in names
         ]
-        dry_output(backbone, *backbone.input_spec.empty(1).shape)
+        spec = backbone.input_spec
+        assert isinstance(spec, InputSpec)
+        clip = spec.empty(1)
+        assert isinstance(clip, torch.Tensor)  # these take one stream
+        dry_output(backbone, *clip.shape)
         for hook in hooks:
             hook.remove()
         for name in names:

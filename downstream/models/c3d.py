@@ -5,6 +5,7 @@ https://arxiv.org/abs/1412.0767. B clips, T frames.
 """
 
 from collections import OrderedDict
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -45,7 +46,7 @@ class C3D(nn.Module):
                 f"C3D halves time four times and space five times: {frames} frames of {size} pixels "
                 "are too few, give at least 16 of 16"
             )
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "width": width, "batch_norm": batch_norm, "dropout": dropout, "frames": frames, "stride": stride,
             "size": size, "attention": attention, "still": still,
         }  # fmt: skip
@@ -56,7 +57,7 @@ class C3D(nn.Module):
 
         def conv(name: str, outputs: int) -> None:
             nonlocal inputs
-            unit = [nn.Conv3d(inputs, outputs, 3, padding=1, bias=not batch_norm)]
+            unit: list[nn.Module] = [nn.Conv3d(inputs, outputs, 3, padding=1, bias=not batch_norm)]
             unit += [nn.BatchNorm3d(outputs)] if batch_norm else []
             layers[f"conv{name}"] = nn.Sequential(*unit, nn.ReLU())
             inputs = outputs

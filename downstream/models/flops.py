@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from pretrain.modes import evaluating
+from pretrain.spec import InputSpec
 
 
 @contextmanager
@@ -68,8 +69,10 @@ def count_flops(model: nn.Module) -> int:
     Convolutions, matrix products and attention are counted, as papers do; a model may be on any
     device or built under `shapes_only`, nothing is computed.
     """
+    spec = model.input_spec
+    assert isinstance(spec, InputSpec)
     shapes = {n: v.to("meta") for n, v in (*model.named_parameters(), *model.named_buffers())}
     # As plain matrix products: the table does not know the CPU's fused attention.
     with evaluating(model), shapes_only(), sdpa_kernel(SDPBackend.MATH), _Counting() as counting:
-        functional_call(model, shapes, model.input_spec.empty(1))
+        functional_call(model, shapes, (spec.empty(1),))
     return counting.total

@@ -5,6 +5,7 @@ Shapes: B clips, C channels, T frames, H x W pixels, D width of a frame's vector
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,7 @@ class FrameNetwork(nn.Module):
         ValueError: another pool, or the network cannot be built.
     """
 
-    with_weights = classmethod(with_image_weights)
+    with_weights: "classmethod[nn.Module, ..., nn.Module]" = classmethod(with_image_weights)
 
     def __init__(
         self, network: str | dict = "resnet18", frames: int = 1, stride: int = 1, size: int = 224,
@@ -101,7 +102,7 @@ class FrameNetwork(nn.Module):
         super().__init__()
         if pool not in POOLS:
             raise ValueError(f"frame pooling {pool!r} is not one of {', '.join(POOLS)}")
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "network": network, "frames": frames, "stride": stride, "size": size, "pool": pool,
             "pool_depth": pool_depth, "attention": attention, "still": still,
         }  # fmt: skip

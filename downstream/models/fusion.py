@@ -6,7 +6,7 @@ width.
 """
 
 from collections.abc import Container
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class LateFusion(nn.Module):
         ValueError: other than two frames, or the network cannot be built.
     """
 
-    with_weights = classmethod(with_image_weights)
+    with_weights: "classmethod[nn.Module, ..., nn.Module]" = classmethod(with_image_weights)
 
     kind = "fusion"  # to presets of published training, see `downstream.finetune.kind_of`
 
@@ -55,7 +55,7 @@ class LateFusion(nn.Module):
             raise ValueError(
                 f"late fusion sees 2 frames, not {frames}; --stride sets their distance"
             )
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "network": network,
             "frames": frames,
             "stride": stride,
@@ -94,7 +94,7 @@ class EarlyFusion(nn.Module):
         ValueError: the network cannot be built with so many channels.
     """
 
-    with_weights = classmethod(with_image_weights)
+    with_weights: "classmethod[nn.Module, ..., nn.Module]" = classmethod(with_image_weights)
 
     kind = "fusion"  # to presets of published training, see `downstream.finetune.kind_of`
 
@@ -108,7 +108,7 @@ class EarlyFusion(nn.Module):
         still: str = "keep",
     ):
         super().__init__()
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "network": network,
             "frames": frames,
             "stride": stride,
@@ -169,7 +169,7 @@ class SlowFusion(nn.Module):
                 "slow fusion halves (frames - 2) / 2 responses, so it sees 6, 10, 14, 18 ... frames, "
                 f"not {frames}: give --frames {near}"
             )
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "network": network,
             "frames": frames,
             "stride": stride,
@@ -177,6 +177,8 @@ class SlowFusion(nn.Module):
             "attention": attention,
             "still": still,
         }
+        from timm.models._features import FeatureDictNet
+
         # Refuses an unknown name in words, and knows its mean and deviation.
         about = ImageNetwork(network, size)
         if not isinstance(network, str) or network.startswith("torchvision:"):
@@ -185,9 +187,10 @@ class SlowFusion(nn.Module):
                 f"{describe_network(network)}"
             )
         try:
-            self.stages = timm_network(network, channels=12, stages=True)
-            layers = list(self.stages.return_layers)
-            assert all(name in self.stages for name in layers)
+            stages = timm_network(network, channels=12, stages=True)
+            assert isinstance(stages, FeatureDictNet)
+            layers = list(stages.return_layers)
+            assert all(name in stages for name in layers)
         except (RuntimeError, AttributeError, AssertionError) as error:
             raise ValueError(
                 f"timm's {network} does not show its stages: slow fusion needs one that does, such "
@@ -195,7 +198,7 @@ class SlowFusion(nn.Module):
             ) from error
         # The stem's own output counts as a stage where its stride is 2; merging begins after the
         # next ones.
-        info = self.stages.feature_info
+        self.stages, info = stages, stages.feature_info
         places = [i for i, reduction in enumerate(info.reduction()) if reduction > 2][:2]
         if len(places) < 2:
             raise ValueError(f"{network} has too few stages for slow fusion")
@@ -209,6 +212,7 @@ class SlowFusion(nn.Module):
             ]
         )
         for merge in self.merges:  # each response at first counts alike
+            assert isinstance(merge, nn.Conv2d)
             nn.init.zeros_(merge.weight)
             channels = merge.out_channels
             times = merge.in_channels // channels
@@ -244,6 +248,7 @@ class SlowFusion(nn.Module):
             if name in self.merge_after:
                 nth = self.merge_after.index(name)
                 merge = self.merges[nth]
+                assert isinstance(merge, nn.Conv2d)
                 times = merge.in_channels // merge.out_channels
                 x = merge(x.unflatten(0, (-1, times)).flatten(1, 2))
         return x.mean((-2, -1)).unsqueeze(1)

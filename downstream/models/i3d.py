@@ -17,7 +17,7 @@ import tempfile
 import zlib
 from collections import OrderedDict
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -96,6 +96,9 @@ class BatchNorm(nn.Module):
 
     DeepMind's weights have no scale; a ReLU and a convolution follow, which could undo any.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, channels: int):
         super().__init__()
@@ -177,7 +180,7 @@ class I3D(nn.Module):
                 f"I3D halves time three times and space five times: {frames} frames of {size} pixels "
                 "are too few, give at least 8 of 32"
             )
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "width": width, "channels": channels, "frames": frames, "stride": stride, "size": size, "attention": attention, "still": still,
         }  # fmt: skip
         of = lambda n: max(round(n * width), 1)
@@ -434,9 +437,9 @@ def load_i3d_k400(weights: str) -> Classifier:
         try:
             proof = torch.empty(32, dtype=torch.uint8, device="meta")
             read = read_safetensors(kept, model.state_dict() | {"sha256": proof})
-            proof = bytes(read.pop("sha256").tolist()).hex()
+            kept_hash = bytes(read.pop("sha256").tolist()).hex()
             load_strict(model, read, str(kept))
-            if weights_hash(model) != proof:
+            if weights_hash(model) != kept_hash:
                 raise ValueError("the content is not what was written")
             return model.eval()
         except ValueError as error:
@@ -458,10 +461,11 @@ def load_i3d_k400(weights: str) -> Classifier:
 
 
 @torch.no_grad()
-def _check_alive(model: nn.Module) -> None:
+def _check_alive(model: Classifier) -> None:
     """Refuse weights that fit and answer nonsense, the same for everything or without an end."""
     noise = torch.Generator().manual_seed(0)
     small = torch.rand(2, 3, 16, 64, 64, generator=noise) * 2 - 1
+    assert isinstance(model.backbone, I3D)
     maps = model.eval().backbone.features(small)
     if not torch.isfinite(maps).all() or not (maps.std(0) > 0).any():
         raise ValueError(

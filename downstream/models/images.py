@@ -7,6 +7,7 @@ frame.
 import dataclasses
 from collections.abc import Container
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ from pretrain.interop.openclip import load_open_clip
 from pretrain.modes import dry_output
 from pretrain.spec import Stream
 from pretrain.weights import load_strict, load_torch_file, read_safetensors, unwrap
+
+Family = TypeVar("Family", bound=nn.Module)
 
 TORCHVISION = "torchvision:"
 # See `video_swin.SIZES`; ours, for minutes on a CPU.
@@ -79,6 +82,7 @@ class ImageNetwork(nn.Module):
                     "open_clip:MODEL/WEIGHTS"
                 ) from error
             about = self.net.pretrained_cfg
+            assert isinstance(about, dict)
             self.pixels = Stream(tuple(about["mean"]), tuple(about["std"]))
         try:
             self.embed_dim = dry_output(self.net, 1, channels, size, size).shape[1]
@@ -130,8 +134,10 @@ def _torchvision(name: str, channels: int) -> nn.Module:
         setattr(net, head, nn.Identity())
     if channels != 3:
         path, first = next((n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
+        (kh, kw), (sh, sw), padding = first.kernel_size, first.stride, first.padding
+        padding = padding if isinstance(padding, str) else (padding[0], padding[1])
         wider = nn.Conv2d(
-            channels, first.out_channels, first.kernel_size, first.stride, first.padding,
+            channels, first.out_channels, (kh, kw), (sh, sw), padding,
             bias=first.bias is not None,
         )  # fmt: skip
         parent = net.get_submodule(path.rpartition(".")[0])
@@ -182,13 +188,15 @@ def read_network(weights: str, arguments: dict) -> tuple[dict, dict[str, Tensor]
 
 
 def with_image_weights(
-    build: type, weights: str, arguments: dict, given: Container[str]
-) -> nn.Module:
+    build: type[Family], weights: str, arguments: dict, given: Container[str]
+) -> Family:
     """A family built, and its 2-D network started; a class method of families with `images`."""
     arguments, theirs, origin = read_network(weights, arguments)
     backbone = build(**arguments)
     if theirs is not None:
-        load_image_weights(backbone.images, theirs, origin)
+        images = backbone.images
+        assert isinstance(images, ImageNetwork)
+        load_image_weights(images, theirs, origin)
     return backbone
 
 

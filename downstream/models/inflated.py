@@ -6,7 +6,7 @@ clips, T frames, D width.
 """
 
 from collections.abc import Container
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +80,7 @@ class Inflated(nn.Module):
         super().__init__()
         if time_kernel % 2 == 0 or time_kernel < 1:
             raise ValueError(f"time_kernel {time_kernel} is not an odd number of frames")
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "network": network, "time_kernel": time_kernel, "frames": frames, "stride": stride, "size": size, "attention": attention, "still": still,
         }  # fmt: skip
         self.images = ImageNetwork(network, size)

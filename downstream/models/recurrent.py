@@ -5,6 +5,8 @@ Many-to-one: the last state is the clip's embedding; many-to-many: the state aft
 token. B clips, T frames, H width of the state.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +36,7 @@ class FrameRNN(nn.Module):
         ValueError: another cell, or the network cannot be built.
     """
 
-    with_weights = classmethod(with_image_weights)
+    with_weights: "classmethod[nn.Module, ..., nn.Module]" = classmethod(with_image_weights)
 
     kind = "recurrent"  # to presets of published training, see `downstream.finetune.kind_of`
 
@@ -45,7 +47,7 @@ class FrameRNN(nn.Module):
         super().__init__()
         if cell not in CELLS:
             raise ValueError(f"cell {cell!r} is not one of {', '.join(CELLS)}")
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "cell": cell, "network": network, "hidden": hidden, "layers": layers,
             "bidirectional": bidirectional, "frames": frames, "stride": stride, "size": size, "attention": attention, "still": still,
         }  # fmt: skip

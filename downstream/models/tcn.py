@@ -14,6 +14,7 @@ them.
 """
 
 from itertools import pairwise
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ class TimeConv1d(nn.Module):
         # The published code draws the weight from N(0, 0.01), which its weight norm then divides
         # out again; the length is a parameter of its own, here the one that keeps the variance.
         nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        assert conv.bias is not None
         nn.init.zeros_(conv.bias)
         self.conv = weight_norm(conv)
         span = (kernel - 1) * dilation
@@ -88,11 +90,12 @@ class TCN(nn.Sequential):
                 for n, (i, o) in enumerate(pairwise(widths))
             )
         )
+        self.inputs = inputs
         self.receptive_field = 1 + 2 * (kernel - 1) * (2**depth - 1)  # steps
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, T, F) to a token for every step (B, T, D)."""
-        _expect_features(features, self[0].conv1.conv.in_channels)
+        _expect_features(features, self.inputs)
         return super().forward(features.transpose(1, 2)).transpose(1, 2)
 
 
@@ -114,6 +117,7 @@ class EncoderDecoder(nn.Module):
         self, inputs: int, hidden: int = 64, depth: int = 2, kernel: int = 25, dropout: float = 0.3
     ):
         super().__init__()
+        self.inputs = inputs
         widths = [hidden + 32 * level for level in range(depth)]
         self.encoder = nn.ModuleList(
             nn.Conv1d(i, o, kernel, padding="same") for i, o in pairwise([inputs, *widths])
@@ -133,7 +137,7 @@ class EncoderDecoder(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, T, F) to a token for every step (B, T, D); T need not be a multiple of 2 ** depth."""
-        _expect_features(features, self.encoder[0].in_channels)
+        _expect_features(features, self.inputs)
         x, lengths = features.transpose(1, 2), []
         for conv in self.encoder:
             lengths.append(x.shape[-1])
@@ -172,7 +176,7 @@ class FrameTCN(nn.Module):
         ValueError: another form, a causal encoder-decoder, or the network cannot be built.
     """
 
-    with_weights = classmethod(with_image_weights)
+    with_weights: "classmethod[nn.Module, ..., nn.Module]" = classmethod(with_image_weights)
 
     def __init__(
         self, form: str = "dilated", network: str | dict = "resnet18", hidden: int = 256, depth: int = 4,
@@ -186,7 +190,7 @@ class FrameTCN(nn.Module):
             raise ValueError(
                 "the encoder-decoder pools over time, so it is not causal: give causal=False"
             )
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "form": form, "network": network, "hidden": hidden, "depth": depth, "kernel": kernel,
             "causal": causal, "dropout": dropout, "frames": frames, "stride": stride, "size": size, "attention": attention, "still": still,
         }  # fmt: skip

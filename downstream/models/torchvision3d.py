@@ -5,8 +5,9 @@ torchvision's own; only the classifier is left off. B clips, T frames, N tokens 
 map, D width.
 """
 
+from collections import OrderedDict
 from collections.abc import Container
-from typing import Self
+from typing import Any, Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ class TorchvisionVideo(nn.Module):
                 f"{name} sees at least {least[0]} frames of {least[1]} pixels, not {frames} of "
                 f"{size}"
             )
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "name": name,
             "frames": frames,
             "stride": stride,
@@ -74,13 +75,15 @@ class TorchvisionVideo(nn.Module):
         }
         net = torchvision_network(name, video=True)
         if name == "s3d":
-            self.features: nn.Module = net.features
-            self.embed_dim = net.classifier[1].in_channels
+            last = net.get_submodule("classifier.1")
+            assert isinstance(last, nn.Conv3d)
+            self.features, self.embed_dim = net.get_submodule("features"), last.in_channels
         else:
-            self.features = nn.Sequential()
-            for part in ("stem", "layer1", "layer2", "layer3", "layer4"):
-                self.features.add_module(part, getattr(net, part))
-            self.embed_dim = net.fc.in_features
+            parts = ("stem", "layer1", "layer2", "layer3", "layer4")
+            last = net.get_submodule("fc")
+            assert isinstance(last, nn.Linear)
+            self.features = nn.Sequential(OrderedDict((p, net.get_submodule(p)) for p in parts))
+            self.embed_dim = last.in_features
         self.name = name
         self.input_spec = InputSpec(frames, stride, size, {"rgb": Stream(MEAN, STD, still=still)})
         self.grid = tuple(dry_output(self.features, 1, 3, frames, size, size).shape[2:])

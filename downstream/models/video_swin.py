@@ -6,7 +6,7 @@ tokens of the last stage, D = 8 C.
 """
 
 from collections.abc import Container
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch.nn.functional as F
@@ -61,7 +61,7 @@ class VideoSwin(nn.Module):
         from torchvision.models.video.swin_transformer import SwinTransformer3d
 
         dim, depths, heads, drop_path = SIZES[variant]
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "variant": variant, "window": list(window), "patch": list(patch), "frames": frames, "stride": stride,
             "size": size, "still": still, "recompute": recompute,
         }  # fmt: skip
@@ -92,7 +92,9 @@ class VideoSwin(nn.Module):
 
         A new network has the published rate of its variant.
         """
-        parts = [m for m in self.modules() if type(m).__name__ == "StochasticDepth"]
+        from torchvision.ops import StochasticDepth
+
+        parts = [m for m in self.modules() if isinstance(m, StochasticDepth)]
         for part, share in zip(parts, np.linspace(0, rate, len(parts)), strict=True):
             part.p = float(share)
 
@@ -165,8 +167,8 @@ def convert_swin(
             first == "features" and image
         ):  # torchvision's image Swin counts its patches as a stage
             stage, *path = rest.split(".")
-            name = {"0.0": "patch_embed.proj", "0.2": "patch_embed.norm"}.get(f"{stage}.{path[0]}")
-            name = f"{name}.{path[1]}" if name else f"features.{int(stage) - 1}." + ".".join(path)
+            place = {"0.0": "patch_embed.proj", "0.2": "patch_embed.norm"}.get(f"{stage}.{path[0]}")
+            name = f"{place}.{path[1]}" if place else f"features.{int(stage) - 1}." + ".".join(path)
         elif first in ("features", "patch_embed", "norm"):
             name = key
         else:

@@ -7,7 +7,7 @@ half to time. B clips, N = t h w tokens, D width.
 """
 
 from collections.abc import Container
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -100,6 +100,7 @@ class Block(nn.Module):
         """
         clips = len(x)
         if split == "blocks":
+            assert grid is not None and self.norm_time is not None and self.attn_time is not None
             t, places = grid
             y = self.attn(self.norm1(x).unflatten(1, grid).flatten(0, 1))
             x = x + self._branch(y.unflatten(0, (clips, t)).flatten(1, 2), clips)
@@ -172,7 +173,7 @@ class ViViT(nn.Module):
             raise ValueError(
                 f"model {model} has no place for a class token: give class_token=False"
             )
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "model": model, "dim": dim, "depth": depth, "heads": heads, "temporal_depth": temporal_depth,
             "class_token": class_token, "frames": frames, "size": size, "patch": patch, "tubelet": tubelet,
             "stride": stride, "activation": activation, "pre_norm": pre_norm, "eps": eps, "mean": list(mean),
@@ -209,7 +210,7 @@ class ViViT(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
         for block in self.blocks:
-            if block.attn_time is not None:
+            if isinstance(block, Block) and block.attn_time is not None:
                 # At the start each slot is seen as an image ViT sees it.
                 nn.init.zeros_(block.attn_time.proj.weight)
 
@@ -294,14 +295,16 @@ def read_image_vit(source: str) -> tuple[dict, dict[str, Tensor]]:
     Raises:
         ValueError: there is no such network or file, nothing can be downloaded, or it is not a ViT.
     """
-    about = {"activation": "gelu", "eps": 1e-6}
+    about: dict[str, Any] = {"activation": "gelu", "eps": 1e-6}
     if source.startswith(OPEN_CLIP):
         pair = load_open_clip(source)
         weights = _under_timms_names(pair.visual.state_dict(), source)
         vision = pair.config["vision_cfg"]
         about["heads"] = weights["cls_token"].shape[2] // vision.get("head_width", 64)
         about["activation"] = "quick_gelu" if pair.config["quick_gelu"] else "gelu"
-        about["eps"] = pair.visual.ln_post.eps
+        norm = pair.visual.get_submodule("ln_post")
+        assert isinstance(norm, nn.LayerNorm)
+        about["eps"] = norm.eps
         about |= {"mean": list(pair.preprocess["mean"]), "std": list(pair.preprocess["std"])}
     elif source == "imagenet" or source.startswith(TIMM):
         import timm
@@ -310,10 +313,11 @@ def read_image_vit(source: str) -> tuple[dict, dict[str, Tensor]]:
         net = download(name, "timm")
         if not isinstance(net, timm.models.VisionTransformer):
             raise ValueError(f"--weights {source}: {name} is not a plain image ViT")
-        weights, block = dict(net.state_dict()), net.blocks[0]
+        weights, block, told = dict(net.state_dict()), net.blocks[0], net.pretrained_cfg
+        assert isinstance(block, timm.models.vision_transformer.Block) and isinstance(told, dict)
         about |= {"heads": block.attn.num_heads, "eps": block.norm1.eps}
         about["activation"] = "quick_gelu" if "Quick" in type(block.mlp.act).__name__ else "gelu"
-        about |= {k: list(net.pretrained_cfg[k]) for k in ("mean", "std")}
+        about |= {k: list(told[k]) for k in ("mean", "std")}
     else:
         weights = read_weights(source)
     if not {"patch_embed.proj.weight", "pos_embed"} <= weights.keys():

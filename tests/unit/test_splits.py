@@ -12,7 +12,9 @@ def fake_pack(rows: list[tuple]) -> SimpleNamespace:
     """A pack of records (source, label, split, subject); only the index matters here."""
     names = ("source", "label", "split", "subject")
     return SimpleNamespace(
-        folder="DATA", records=lambda: (dict(zip(names, r, strict=True)) for r in rows)
+        name="DATA",
+        where=lambda **_: "DATA",
+        records=lambda: (dict(zip(names, r, strict=True)) for r in rows),
     )
 
 
