@@ -18,6 +18,7 @@ from downstream.models.c3d import C3D
 from downstream.models.frames import FrameNetwork, frame_tower
 from downstream.models.fusion import EarlyFusion, LateFusion, SlowFusion
 from downstream.models.i3d import I3D, load_i3d_k400
+from downstream.models.images import with_image_weights
 from downstream.models.inflated import Inflated
 from downstream.models.recurrent import FrameRNN
 from downstream.models.tcn import FrameTCN
@@ -193,7 +194,7 @@ FRAMES = (8, 8)  # frames and stride of an image tower that comes without a clip
 
 
 def builders() -> dict[str, Callable[..., nn.Module]]:
-    """What a config.json may name: classes of `pretrain.backbones`, all families, the classifier."""
+    """What a config.json may name: classes of `pretrain.backbones`, families, the classifier."""
     families = {family.build.__name__: family.build for family in MODELS.values()}
     return {**backbones.BUILDERS, **families, "Classifier": Classifier}
 
@@ -244,6 +245,8 @@ def build_model(name: str, small: bool = False, weights: str = "", **changes: ob
     attention = arguments.pop("attention", "") if "attention" in known else ""
     if hasattr(family.build, "with_weights"):
         backbone = family.build.with_weights(weights, arguments, changes)
+    elif "network" in known:
+        backbone = with_image_weights(family.build, weights, arguments)
     elif not weights:
         backbone = family.build(**arguments)
     else:
@@ -339,8 +342,9 @@ def classifier_of(encoder: nn.Module, report: dict, names: list[str] | None = No
     """
     if "head" not in report:
         raise ValueError(
-            f"{report['source']} has no classifier behind an fc_norm, as fine-tuned VideoMAEs have; "
-            f"train one: python recipes/finetune.py --backbone {report['source']} --data LABELLED_VIDEOS"
+            f"{report['source']} has no classifier behind an fc_norm, as fine-tuned VideoMAEs "
+            f"have; train one: python recipes/finetune.py --backbone {report['source']} "
+            "--data LABELLED_VIDEOS"
         )
     _check_names(names, len(report["classes"]))
     model = Classifier(encoder, names or report["classes"])

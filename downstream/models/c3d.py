@@ -43,12 +43,12 @@ class C3D(nn.Module):
         super().__init__()
         if frames < 16 or size < 16:
             raise ValueError(
-                f"C3D halves time four times and space five times: {frames} frames of {size} pixels "
-                "are too few, give at least 16 of 16"
+                f"C3D halves time four times and space five times: {frames} frames of {size} "
+                "pixels are too few, give at least 16 of 16"
             )
         self.arguments: dict[str, Any] = {
-            "width": width, "batch_norm": batch_norm, "dropout": dropout, "frames": frames, "stride": stride,
-            "size": size, "attention": attention, "still": still,
+            "width": width, "batch_norm": batch_norm, "dropout": dropout, "frames": frames,
+            "stride": stride, "size": size, "attention": attention, "still": still,
         }  # fmt: skip
         of = lambda n: max(round(n * width), 1)
         hidden = of(4096)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from downstream.models.attention import insert
-from downstream.models.images import ImageNetwork, with_image_weights
+from downstream.models.images import ImageNetwork
 from pretrain.interop.openclip import Pair
 from pretrain.spec import InputSpec
 from pretrain.vit import Block, sinusoid_table
@@ -92,8 +92,6 @@ class FrameNetwork(nn.Module):
     Raises:
         ValueError: another pool, or the network cannot be built.
     """
-
-    with_weights: "classmethod[nn.Module, ..., nn.Module]" = classmethod(with_image_weights)
 
     def __init__(
         self, network: str | dict = "resnet18", frames: int = 1, stride: int = 1, size: int = 224,

@@ -16,7 +16,6 @@ from downstream.models.images import (
     ImageNetwork,
     describe_network,
     read_network,
-    with_image_weights,
 )
 from pretrain.foreign import timm_network
 from pretrain.spec import InputSpec
@@ -36,8 +35,6 @@ class LateFusion(nn.Module):
     Raises:
         ValueError: other than two frames, or the network cannot be built.
     """
-
-    with_weights: "classmethod[nn.Module, ..., nn.Module]" = classmethod(with_image_weights)
 
     kind = "fusion"  # to presets of published training, see `downstream.finetune.kind_of`
 
@@ -93,8 +90,6 @@ class EarlyFusion(nn.Module):
     Raises:
         ValueError: the network cannot be built with so many channels.
     """
-
-    with_weights: "classmethod[nn.Module, ..., nn.Module]" = classmethod(with_image_weights)
 
     kind = "fusion"  # to presets of published training, see `downstream.finetune.kind_of`
 
@@ -166,8 +161,8 @@ class SlowFusion(nn.Module):
         if frames < 6 or frames % 4 != 2:
             near = max(6, 4 * round((frames - 2) / 4) + 2)
             raise ValueError(
-                "slow fusion halves (frames - 2) / 2 responses, so it sees 6, 10, 14, 18 ... frames, "
-                f"not {frames}: give --frames {near}"
+                "slow fusion halves (frames - 2) / 2 responses, so it sees 6, 10, 14, 18 ... "
+                f"frames, not {frames}: give --frames {near}"
             )
         self.arguments: dict[str, Any] = {
             "network": network,

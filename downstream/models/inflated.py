@@ -74,14 +74,15 @@ class Inflated(nn.Module):
     frames_in_batch = True  # as `insert` has to know
 
     def __init__(
-        self, network: str | dict = "resnet18", time_kernel: int = 3, frames: int = 16, stride: int = 4,
-        size: int = 224, attention: str = "", still: str = "keep",
+        self, network: str | dict = "resnet18", time_kernel: int = 3, frames: int = 16,
+        stride: int = 4, size: int = 224, attention: str = "", still: str = "keep",
     ):  # fmt: skip
         super().__init__()
         if time_kernel % 2 == 0 or time_kernel < 1:
             raise ValueError(f"time_kernel {time_kernel} is not an odd number of frames")
         self.arguments: dict[str, Any] = {
-            "network": network, "time_kernel": time_kernel, "frames": frames, "stride": stride, "size": size, "attention": attention, "still": still,
+            "network": network, "time_kernel": time_kernel, "frames": frames, "stride": stride,
+            "size": size, "attention": attention, "still": still,
         }  # fmt: skip
         self.images = ImageNetwork(network, size)
         self.time_kernel = time_kernel

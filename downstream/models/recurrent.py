@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from downstream.models.attention import insert
-from downstream.models.images import ImageNetwork, with_image_weights
+from downstream.models.images import ImageNetwork
 from pretrain.spec import InputSpec
 
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
@@ -36,20 +36,20 @@ class FrameRNN(nn.Module):
         ValueError: another cell, or the network cannot be built.
     """
 
-    with_weights: "classmethod[nn.Module, ..., nn.Module]" = classmethod(with_image_weights)
-
     kind = "recurrent"  # to presets of published training, see `downstream.finetune.kind_of`
 
     def __init__(
-        self, cell: str = "lstm", network: str | dict = "resnet18", hidden: int = 256, layers: int = 1,
-        bidirectional: bool = False, frames: int = 16, stride: int = 4, size: int = 224, attention: str = "", still: str = "keep",
+        self, cell: str = "lstm", network: str | dict = "resnet18", hidden: int = 256,
+        layers: int = 1, bidirectional: bool = False, frames: int = 16, stride: int = 4,
+        size: int = 224, attention: str = "", still: str = "keep",
     ):  # fmt: skip
         super().__init__()
         if cell not in CELLS:
             raise ValueError(f"cell {cell!r} is not one of {', '.join(CELLS)}")
         self.arguments: dict[str, Any] = {
             "cell": cell, "network": network, "hidden": hidden, "layers": layers,
-            "bidirectional": bidirectional, "frames": frames, "stride": stride, "size": size, "attention": attention, "still": still,
+            "bidirectional": bidirectional, "frames": frames, "stride": stride, "size": size,
+            "attention": attention, "still": still,
         }  # fmt: skip
         self.images = ImageNetwork(network, size)
         # Vectors of a ReLU network are all positive and of any length; a recurrent cell saturates

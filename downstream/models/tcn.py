@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from downstream.models.attention import insert
-from downstream.models.images import ImageNetwork, with_image_weights
+from downstream.models.images import ImageNetwork
 from pretrain.spec import InputSpec
 
 
@@ -81,7 +81,8 @@ class TCN(nn.Sequential):
     """
 
     def __init__(
-        self, inputs: int, hidden: int = 256, depth: int = 4, kernel: int = 3, causal: bool = True, dropout: float = 0.2
+        self, inputs: int, hidden: int = 256, depth: int = 4, kernel: int = 3, causal: bool = True,
+        dropout: float = 0.2
     ):  # fmt: skip
         widths = [inputs] + [hidden] * depth
         super().__init__(
@@ -176,12 +177,11 @@ class FrameTCN(nn.Module):
         ValueError: another form, a causal encoder-decoder, or the network cannot be built.
     """
 
-    with_weights: "classmethod[nn.Module, ..., nn.Module]" = classmethod(with_image_weights)
-
     def __init__(
-        self, form: str = "dilated", network: str | dict = "resnet18", hidden: int = 256, depth: int = 4,
-        kernel: int = 3, causal: bool = True, dropout: float = 0.2, frames: int = 16, stride: int = 4,
-        size: int = 224, attention: str = "", still: str = "keep",
+        self, form: str = "dilated", network: str | dict = "resnet18", hidden: int = 256,
+        depth: int = 4, kernel: int = 3, causal: bool = True, dropout: float = 0.2,
+        frames: int = 16, stride: int = 4, size: int = 224, attention: str = "",
+        still: str = "keep",
     ):  # fmt: skip
         super().__init__()
         if form not in ("dilated", "encoder_decoder"):
@@ -192,7 +192,8 @@ class FrameTCN(nn.Module):
             )
         self.arguments: dict[str, Any] = {
             "form": form, "network": network, "hidden": hidden, "depth": depth, "kernel": kernel,
-            "causal": causal, "dropout": dropout, "frames": frames, "stride": stride, "size": size, "attention": attention, "still": still,
+            "causal": causal, "dropout": dropout, "frames": frames, "stride": stride, "size": size,
+            "attention": attention, "still": still,
         }  # fmt: skip
         self.images = ImageNetwork(network, size)
         inputs = self.images.embed_dim

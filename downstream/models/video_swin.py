@@ -47,8 +47,9 @@ class VideoSwin(nn.Module):
     """
 
     def __init__(
-        self, variant: str = "t", window: tuple[int, int, int] = (8, 7, 7), patch: tuple[int, int, int] = (2, 4, 4),
-        frames: int = 32, stride: int = 2, size: int = 224, still: str = "keep", recompute: bool = False,
+        self, variant: str = "t", window: tuple[int, int, int] = (8, 7, 7),
+        patch: tuple[int, int, int] = (2, 4, 4), frames: int = 32, stride: int = 2, size: int = 224,
+        still: str = "keep", recompute: bool = False,
     ):  # fmt: skip
         super().__init__()
         if variant not in SIZES:
@@ -62,8 +63,8 @@ class VideoSwin(nn.Module):
 
         dim, depths, heads, drop_path = SIZES[variant]
         self.arguments: dict[str, Any] = {
-            "variant": variant, "window": list(window), "patch": list(patch), "frames": frames, "stride": stride,
-            "size": size, "still": still, "recompute": recompute,
+            "variant": variant, "window": list(window), "patch": list(patch), "frames": frames,
+            "stride": stride, "size": size, "still": still, "recompute": recompute,
         }  # fmt: skip
         net = SwinTransformer3d(
             list(patch),

@@ -67,7 +67,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A block of an image ViT, under timm's names; for model 3 with a second attention, over time."""
+    """A block of an image ViT under timm's names; in model 3 with a second attention over time."""
 
     def __init__(self, dim: int, heads: int, activation: str, over_time: bool, eps: float):
         super().__init__()
@@ -151,11 +151,11 @@ class ViViT(nn.Module):
     zero_head = True  # its classifier starts at zero, as the authors' code has it
 
     def __init__(
-        self, model: int = 1, dim: int = 768, depth: int = 12, heads: int = 12, temporal_depth: int = 4,
-        class_token: bool = True, frames: int = 32, size: int = 224, patch: int = 16, tubelet: int = 2,
-        stride: int = 2, activation: str = "gelu_tanh", pre_norm: bool = False, eps: float = 1e-6,
-        mean: tuple[float, float, float] = (0.5,) * 3, std: tuple[float, float, float] = (0.5,) * 3, still: str = "keep",
-        recompute: bool = False,
+        self, model: int = 1, dim: int = 768, depth: int = 12, heads: int = 12,
+        temporal_depth: int = 4, class_token: bool = True, frames: int = 32, size: int = 224,
+        patch: int = 16, tubelet: int = 2, stride: int = 2, activation: str = "gelu_tanh",
+        pre_norm: bool = False, eps: float = 1e-6, mean: tuple[float, float, float] = (0.5,) * 3,
+        std: tuple[float, float, float] = (0.5,) * 3, still: str = "keep", recompute: bool = False,
     ):  # fmt: skip
         super().__init__()
         if model not in (1, 2, 3, 4):
@@ -174,9 +174,10 @@ class ViViT(nn.Module):
                 f"model {model} has no place for a class token: give class_token=False"
             )
         self.arguments: dict[str, Any] = {
-            "model": model, "dim": dim, "depth": depth, "heads": heads, "temporal_depth": temporal_depth,
-            "class_token": class_token, "frames": frames, "size": size, "patch": patch, "tubelet": tubelet,
-            "stride": stride, "activation": activation, "pre_norm": pre_norm, "eps": eps, "mean": list(mean),
+            "model": model, "dim": dim, "depth": depth, "heads": heads,
+            "temporal_depth": temporal_depth, "class_token": class_token, "frames": frames,
+            "size": size, "patch": patch, "tubelet": tubelet, "stride": stride,
+            "activation": activation, "pre_norm": pre_norm, "eps": eps, "mean": list(mean),
             "std": list(std), "still": still, "recompute": recompute,
         }  # fmt: skip
         self.model, self.recompute = model, recompute
@@ -215,7 +216,7 @@ class ViViT(nn.Module):
                 nn.init.zeros_(block.attn_time.proj.weight)
 
     def set_drop_path(self, rate: float) -> None:
-        """Let blocks be left out in training, the last with probability `rate`, others less often."""
+        """Let blocks be left out in training, the last with probability `rate`."""
         spread_drop_path(self.blocks, rate)
 
     @classmethod
@@ -327,7 +328,8 @@ def read_image_vit(source: str) -> tuple[dict, dict[str, Tensor]]:
     has_class = "cls_token" in weights
     side = round((weights["pos_embed"].shape[1] - has_class) ** 0.5)
     return {
-        "dim": dim, "heads": max(dim // 64, 1), "patch": patch, "size": side * patch, "class_token": has_class,
+        "dim": dim, "heads": max(dim // 64, 1), "patch": patch, "size": side * patch,
+        "class_token": has_class,
         "depth": len({n.split(".")[1] for n in weights if n.startswith("blocks.")}),
         "pre_norm": "norm_pre.weight" in weights, **about,
     }, weights  # fmt: skip
@@ -338,9 +340,10 @@ def _under_timms_names(weights: dict[str, Tensor], source: str) -> dict[str, Ten
     if "conv1.weight" not in weights or "class_embedding" not in weights:
         raise ValueError(f"--weights {source}: its image tower is not open_clip's own ViT")
     names = {
-        "conv1.weight": "patch_embed.proj.weight", "ln_pre": "norm_pre", "ln_post": "norm", "ln_1": "norm1",
-        "ln_2": "norm2", "attn.in_proj_": "attn.qkv.", "attn.out_proj": "attn.proj", "mlp.c_fc": "mlp.fc1",
-        "mlp.c_proj": "mlp.fc2", "transformer.resblocks": "blocks",
+        "conv1.weight": "patch_embed.proj.weight", "ln_pre": "norm_pre", "ln_post": "norm",
+        "ln_1": "norm1", "ln_2": "norm2", "attn.in_proj_": "attn.qkv.",
+        "attn.out_proj": "attn.proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
+        "transformer.resblocks": "blocks",
     }  # fmt: skip
     theirs = {}
     for name, value in weights.items():
@@ -404,10 +407,9 @@ def start_from_image(weights: dict[str, Tensor], model: ViViT, start: str) -> di
             )
         ours[target] = value
         used.add(target)
-    missing = [
-        n for n in ours
-        if n not in used and not n.startswith("time_") and "_time." not in n and (has_class or n != "cls_token")
-    ]  # fmt: skip
+    # What spans time, and a class token where the image ViT has none, keep their start.
+    fresh = lambda n: n.startswith("time_") or "_time." in n or (n == "cls_token" and not has_class)
+    missing = [n for n in ours if n not in used and not fresh(n)]
     if missing:
         raise ValueError(f"the image ViT lacks {missing[0]}: it has other blocks than this ViViT")
     return ours
