@@ -123,15 +123,6 @@ def classes_of_frames(pack: Pack, train: Videos, test: Videos) -> list[str]:
     return sorted(trained)
 
 
-def class_counts(pack: Pack, videos: Videos, classes: list[str], per_frame: bool) -> np.ndarray:
-    """How many videos, or frames, each class has (K,)."""
-    if not per_frame:
-        return np.bincount(videos.numbers(classes), minlength=len(classes))
-    numbers = {name: i for i, name in enumerate(classes)}
-    frames = np.concatenate([frame_classes(pack.record(i), numbers) for i in videos.samples])
-    return np.bincount(frames[frames != NOTHING], minlength=len(classes))
-
-
 OVERLAPS = (0.1, 0.25, 0.5)  # shares of intersection over union at which segments are counted
 
 

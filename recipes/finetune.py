@@ -31,7 +31,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from downstream.classifier import Classifier, score, score_frames
+from downstream.classifier import Classifier
 from downstream.features import Extraction
 from downstream.finetune import (
     TRAINING,
@@ -69,14 +69,8 @@ from downstream.results import (
     describe_data,
     versions,
 )
-from downstream.segments import (
-    class_counts,
-    classes_of_frames,
-    frame_classes,
-    labelled_frames,
-    segment_scores,
-)
-from downstream.splits import Videos, choose_splits, choose_validation, subset, videos_digest
+from downstream.splits import Videos, choose_validation, subset, videos_digest
+from downstream.tasks import TASKS, LabelOfView
 from downstream.world import reversed_pairs_accuracy
 from pretrain import backbones, log
 from pretrain.data.cache import open_data, packing_side
@@ -385,21 +379,6 @@ class StepLoss:
         return [loss, mass, hits.sum().float(), known.sum().float()]
 
 
-class LabelOfView:
-    """What a training view has besides its pixels: its class, or the class of each of its frames."""
-
-    def __init__(self, classes: list[str], per_frame: bool):
-        self.numbers, self.per_frame = {name: i for i, name in enumerate(classes)}, per_frame
-
-    def __call__(
-        self, _: np.random.Generator, record: dict, frames: np.ndarray
-    ) -> dict[str, Tensor]:
-        """The labels of a view of the clip that shows these frames."""
-        if self.per_frame:
-            return {"labels": torch.from_numpy(frame_classes(record, self.numbers)[frames])}
-        return {"labels": torch.tensor(self.numbers[record["label"]])}
-
-
 # ------------------------------------------------------------------------------------- the pieces
 
 
@@ -472,16 +451,10 @@ def choose_clips(
     Raises:
         ValueError: the splits or labels cannot be used.
     """
-    train, test, notes = choose_splits(
-        pack, cfg.train_split, cfg.test_split, cfg.seed, labels=not cfg.per_frame
-    )
-    classes = sorted(set(train.labels))
-    if cfg.per_frame:
-        classes = classes_of_frames(pack, train, test)
-        if not any(pack.record(i)["extra"].get("segments") for i in train.samples):
-            notes.append("the data have no segments: every frame was given its clip's label")
+    task = TASKS[cfg.per_frame]
+    train, test, classes, notes = task.split(pack, cfg.train_split, cfg.test_split, cfg.seed)
     if cfg.shots:
-        if cfg.per_frame and None in train.labels:
+        if None in train.labels:
             raise ValueError("--shots counts videos of a class, and these videos have several")
         keep = few_shots(train.labels, cfg.shots, cfg.seed)
         notes.append(
@@ -504,9 +477,7 @@ def choose_clips(
             f"{held.sum()} training videos, {how}",
         )
     elif cfg.val == "auto" and "val" in splits and "val" not in (cfg.train_split, cfg.test_split):
-        _, val, more = choose_splits(
-            pack, cfg.train_split, "val", cfg.seed, labels=not cfg.per_frame
-        )
+        _, val, _, more = task.split(pack, cfg.train_split, "val", cfg.seed)
         rule = f"the split val, {len(val)} videos"
         notes += [n for n in more if n not in notes]
     if cfg.patience and val is None:
@@ -517,17 +488,14 @@ def choose_clips(
 
 
 def validate(model, pack, val: Videos, cfg: Config, accelerator) -> float:
-    """Share of validation videos (per frame: of their frames) that are right, one view each; every process takes some."""
+    """Share of validation videos (or frames) that are right, one view each; every process takes some."""
     mine = np.arange(len(val)) % accelerator.num_processes == accelerator.process_index
     counts, part = torch.zeros(2, device=accelerator.device), subset(val, mine)
-    if len(part) and cfg.per_frame:
-        sequences, _ = score_frames(model, pack, part, accelerator.device, cfg.machine.precision)
-        truth, answers = labelled_frames(sequences)
-        counts += torch.tensor([(truth == answers).sum(), len(truth)], device=accelerator.device)
-    elif len(part):
+    if len(part):
         how = Extraction(1, 1, 1, cfg.micro_batch, 0, accelerator.device, cfg.machine.precision)
-        right = score(model, pack, part, how).argmax(1) == part.numbers(model.classes)
-        counts += torch.tensor([right.sum(), len(right)], device=accelerator.device)
+        said = TASKS[cfg.per_frame].answers(model, pack, part, how)
+        right = (said.truth == said.predicted).sum()
+        counts += torch.tensor([right, len(said.truth)], device=accelerator.device)
     right, total = accelerator.reduce(counts).tolist()
     return right / max(total, 1)
 
@@ -562,7 +530,7 @@ def print_plan(
             "data": f"{num_train} training videos ({num_clips} clips), {num_test} test videos of {cfg.data}",
             "validation": rule,
             "model": f"{cfg.model or cfg.backbone}, {parameters:.2f} M parameters, {learns:.2f} M learn, "
-            f"{len(model.classes)} classes" + (", a label a frame" if cfg.per_frame else ""),
+            f"{len(model.classes)} classes of {TASKS[cfg.per_frame].unit}",
             "clip": f"{spec.frames} frames of {spec.size} px, {spec.pace}"
             + (", what stands still subtracted" if spec.streams["rgb"].still == "subtract" else ""),
             "optimizer": f"{cfg.optimizer}, {cfg.base_lr:g} per 256 clips -> {cfg.base_lr * scale:g}, {cfg.schedule}",
@@ -598,11 +566,12 @@ def main(cfg: Config) -> dict:
         model.head.weight *= cfg.head_std / 0.01
     if cfg.freeze:
         freeze(model)
-    if cfg.per_frame and (cfg.mixup or cfg.cutmix):
+    task = TASKS[cfg.per_frame]
+    if not task.whole and (cfg.mixup or cfg.cutmix):
         raise ValueError(
             "--mixup and --cutmix mix whole clips, not labels of frames: give 0 for both"
         )
-    if cfg.views > 1 and cfg.per_frame:
+    if cfg.views > 1 and not task.whole:
         raise ValueError("--views cannot be combined with --per-frame")
     learner = Learner(model, cfg.ema).to(accelerator.device)
     optimizer = make_optimizer(
@@ -626,11 +595,11 @@ def main(cfg: Config) -> dict:
         # ---- loader, wrapper and loss
         dataset = TrainClips(
             pack, train.samples, model.input_spec, cfg.seed, cfg.views, None if cfg.crop == "resized" else cfg.scales,
-            LabelOfView(classes, cfg.per_frame), augment,
+            LabelOfView(task, classes), augment,
         )  # fmt: skip
         weights = None
         if cfg.class_weights == "balanced":
-            weights = balanced_weights(class_counts(pack, train, classes, cfg.per_frame))
+            weights = balanced_weights(task.counts(pack, train, classes))
         loss_of = StepLoss(cfg, classes, weights, accelerator)
         wrapped = accelerator.prepare_model(model)
         wrapped.train()  # what was loaded is in evaluation mode
@@ -721,32 +690,25 @@ def finish(
         accelerator.device,
         cfg.machine.precision,
     )
-    segments: dict[str, float] = {}
-    if cfg.per_frame:
-        sequences, subjects = score_frames(
-            model, pack, test, accelerator.device, cfg.machine.precision
-        )
-        if not sequences:
-            raise ValueError(f"{cfg.data}: no frame of the test videos has a label")
-        truth, predicted = labelled_frames(sequences)
-        scores, unit, segments = None, "frames", segment_scores(sequences)
-    else:
-        scores, unit = score(model, pack, test, how, "test videos"), "videos"
-        truth, predicted, subjects = test.numbers(classes), scores.argmax(1), test.subjects
+    task = TASKS[cfg.per_frame]
+    said = task.answers(model, pack, test, how, "test videos")
+    truth, predicted, scores = said.truth, said.predicted, said.scores
+    if not len(truth):
+        raise ValueError(f"{cfg.data}: nothing of the test videos has a label")
     metrics, interval, more = accuracies(
-        truth, predicted, scores, classes, subjects, cfg.seed, unit
+        truth, predicted, scores, classes, said.subjects, cfg.seed, task.unit
     )
-    metrics |= {name: Metric(value, len(test)) for name, value in segments.items()}
+    metrics |= {name: Metric(value, len(test)) for name, value in said.more.items()}
     pairs = None if scores is None else reversed_pairs_accuracy(scores, truth, classes)
     if pairs is not None:
         metrics["reversed_pairs"] = Metric(pairs, len(test), chance=0.5)
-    most_frequent = class_counts(pack, train, classes, cfg.per_frame).argmax()
-    metrics["majority"] = Metric(float((truth == most_frequent).mean()), len(truth), of=unit)
+    most_frequent = task.counts(pack, train, classes).argmax()
+    metrics["majority"] = Metric(float((truth == most_frequent).mean()), len(truth), of=task.unit)
     counts = confusion_matrix(truth, predicted, len(classes))
     spec = model.input_spec
     # Steps that were meant, not those of an early stop, which is part of the protocol.
     protocol = {
-        "kind": "per-frame" if cfg.per_frame else "fine-tune", "videos": videos_digest(train, test),
+        "kind": task.kind, "videos": videos_digest(train, test),
         "train_split": cfg.train_split, "test_split": cfg.test_split, "num_train": len(train), "num_test": len(test),
         "shots": cfg.shots, "num_clips": cfg.num_clips, "num_crops": cfg.num_crops, "validation": rule,
         "preset": cfg.preset, "training_clips": plan.steps * cfg.batch_size, "patience": cfg.patience,
@@ -756,8 +718,7 @@ def finish(
         "views": {
             "frames": spec.frames, "sampling": spec.pace, "stride": spec.stride, "size": spec.size, "still": spec.streams["rgb"].still,
             "num_clips": cfg.num_clips, "num_crops": cfg.num_crops,
-            "pooling": "windows of half overlap, probabilities averaged" if cfg.per_frame else
-            "probabilities averaged over the views, then over the clips of a video",
+            "pooling": task.pooling,
         },
         "training": {
             **{k: v for k, v in flat(cfg).items() if v or v != unset[k]},  # a falsy default: off, or the model's own
@@ -781,7 +742,7 @@ def finish(
     write_results(folder, results)
     if scores is not None:
         write_predictions(folder / "predictions.csv", test.sources, test.labels, scores, classes)
-    picture = confusion_figure(folder / "confusion.png", counts, classes, title(results), unit)
+    picture = confusion_figure(folder / "confusion.png", counts, classes, title(results), task.unit)
     print_results(results, notes)
     print()
     log.print_table(

@@ -1,6 +1,7 @@
 """Fine-tuning, prediction and comparison end to end, at tiny size: they learn, survive, and say no."""
 
 import csv
+import dataclasses
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from downstream.features import Extraction
 from downstream.models import build_model, load_backbone, load_classifier
 from downstream.results import read_results
 from downstream.splits import choose_splits, videos_digest
+from downstream.tasks import TASKS, Clips
 from pretrain import checkpoint
 from pretrain.data.pack import pack
 from pretrain.data.shards import Pack
@@ -420,6 +422,32 @@ def test_a_label_for_every_frame(two_things, tmp_path, capsys):
     assert all(a["end"] == b["start"] for a, b in pairwise(segments))
     assert (out / "timeline.png").stat().st_size > 3000
     assert list(json.loads((out / "refused.json").read_text())) == ["text.mp4"]
+
+
+class Axis(Clips):
+    """Along which axis something moves: a task from outside, of two classes out of four labels."""
+
+    kind = "axis"
+
+    def split(self, pack, train, test, seed):
+        along = lambda videos: dataclasses.replace(
+            videos, labels=[self.of(n) for n in videos.labels]
+        )
+        learned, tested, _, notes = super().split(pack, train, test, seed)
+        return along(learned), along(tested), ["x", "y"], notes
+
+    def label(self, record, frames, numbers):
+        return super().label(record | {"label": self.of(record["label"])}, frames, numbers)
+
+    def of(self, label):
+        return "y" if label in ("up", "down") else "x"
+
+
+def test_a_task_from_outside_is_fine_tuned(tiny_pack, tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS, False, Axis())
+    results = finetune.main(config(tiny_pack, tmp_path / "run", steps=2))
+    assert results["protocol"]["kind"] == "axis" and set(results["per_class"]) == {"x", "y"}
+    assert results["metrics"]["top1"]["chance"] == 0.5 and results["data"]["num_test"] == 16
 
 
 def test_without_segments_every_frame_has_the_clips_label(tiny_pack, tmp_path):

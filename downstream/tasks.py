@@ -1,0 +1,175 @@
+"""What a classifier's labels are of: whole videos, or every frame. What fine-tuning asks of a task stands here.
+
+Another task is another class with these methods and one line in `TASKS`; the recipe asks the task and not which one it is.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from downstream.classifier import Classifier, score, score_frames
+from downstream.features import Extraction
+from downstream.segments import (
+    NOTHING,
+    classes_of_frames,
+    frame_classes,
+    labelled_frames,
+    segment_scores,
+)
+from downstream.splits import Videos, choose_splits
+from pretrain.data.shards import Pack
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a classifier said of a test part. N: videos, or labelled frames.
+
+    Attributes:
+        truth: (N,) class numbers.
+        predicted: (N,) likewise.
+        subjects: (N,) who is seen, where known.
+        scores: (N, K); None: only the best class of each is kept.
+        more: further numbers between 0 and 1, by name.
+    """
+
+    truth: np.ndarray
+    predicted: np.ndarray
+    subjects: list[str | None]
+    scores: np.ndarray | None = None
+    more: dict[str, float] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """A task.
+
+    Attributes:
+        kind: its name in a protocol.
+        unit: what is classified.
+        whole: a video has one label, so it can be mixed with another, seen in several views and drawn by its class.
+        pooling: how the answers of views and clips become one, in words.
+    """
+
+    kind: str
+    unit: str
+    whole: bool
+    pooling: str
+
+    def split(
+        self, pack: Pack, train: str, test: str, seed: int
+    ) -> tuple[Videos, Videos, list[str], list[str]]:
+        """Training and test videos, the classes, and sentences a reader of the result must see.
+
+        Raises:
+            ValueError: the splits or labels cannot be used.
+        """
+
+    def label(self, record: dict, frames: np.ndarray, numbers: dict[str, int]) -> Tensor:
+        """The labels of a view that shows these frames of a clip, () or (T,); `NOTHING` where there is none.
+
+        Args:
+            record: index entry of the clip.
+            frames: (T,) their numbers.
+            numbers: class -> number.
+        """
+
+    def counts(self, pack: Pack, videos: Videos, classes: list[str]) -> np.ndarray:
+        """How often each class occurs (K,)."""
+
+    def answers(
+        self, model: Classifier, pack: Pack, videos: Videos, how: Extraction, title: str | None = None
+    ) -> Answers:  # fmt: skip
+        """What a classifier says of videos; of one with no label nothing.
+
+        Args:
+            model: the classifier.
+            pack: where the videos are.
+            videos: them.
+            how: views of a clip, device and precision.
+            title: of the progress bar; None: no bar.
+        """
+
+
+class Clips:
+    """One label a video."""
+
+    kind, unit, whole = "fine-tune", "videos", True
+    pooling = "probabilities averaged over the views, then over the clips of a video"
+
+    def split(
+        self, pack: Pack, train: str, test: str, seed: int
+    ) -> tuple[Videos, Videos, list[str], list[str]]:
+        """See `Task`."""
+        learned, tested, notes = choose_splits(pack, train, test, seed)
+        return learned, tested, sorted({label for label in learned.labels if label}), notes
+
+    def label(self, record: dict, frames: np.ndarray, numbers: dict[str, int]) -> Tensor:
+        """See `Task`."""
+        return torch.tensor(numbers[record["label"]])
+
+    def counts(self, pack: Pack, videos: Videos, classes: list[str]) -> np.ndarray:
+        """See `Task`."""
+        return np.bincount(videos.numbers(classes), minlength=len(classes))
+
+    def answers(
+        self, model: Classifier, pack: Pack, videos: Videos, how: Extraction, title: str | None = None
+    ) -> Answers:  # fmt: skip
+        """See `Task`."""
+        scores = score(model, pack, videos, how, title)
+        truth = videos.numbers(model.classes)
+        return Answers(truth, scores.argmax(1), videos.subjects, scores)
+
+
+class Frames:
+    """A label for every frame: of the column `segments`, or the clip's own."""
+
+    kind, unit, whole = "per-frame", "frames", False
+    pooling = "windows of half overlap, probabilities averaged"
+
+    def split(
+        self, pack: Pack, train: str, test: str, seed: int
+    ) -> tuple[Videos, Videos, list[str], list[str]]:
+        """See `Task`."""
+        learned, tested, notes = choose_splits(pack, train, test, seed, labels=False)
+        classes = classes_of_frames(pack, learned, tested)
+        if not any(pack.record(i)["extra"].get("segments") for i in learned.samples):
+            notes.append("the data have no segments: every frame was given its clip's label")
+        return learned, tested, classes, notes
+
+    def label(self, record: dict, frames: np.ndarray, numbers: dict[str, int]) -> Tensor:
+        """See `Task`."""
+        return torch.from_numpy(frame_classes(record, numbers)[frames])
+
+    def counts(self, pack: Pack, videos: Videos, classes: list[str]) -> np.ndarray:
+        """See `Task`."""
+        numbers = {name: i for i, name in enumerate(classes)}
+        frames = np.concatenate([frame_classes(pack.record(i), numbers) for i in videos.samples])
+        return np.bincount(frames[frames != NOTHING], minlength=len(classes))
+
+    def answers(
+        self, model: Classifier, pack: Pack, videos: Videos, how: Extraction, title: str | None = None
+    ) -> Answers:  # fmt: skip
+        """See `Task`; with the scores of segments."""
+        sequences, subjects = score_frames(model, pack, videos, how.device, how.precision)
+        truth, predicted = labelled_frames(sequences)
+        return Answers(
+            truth, predicted, subjects, more=segment_scores(sequences) if sequences else {}
+        )
+
+
+TASKS: dict[bool, Task] = {False: Clips(), True: Frames()}  # by --per-frame
+
+
+class LabelOfView:
+    """What a training view has besides its pixels, for `TrainClips`: the labels of its task."""
+
+    def __init__(self, task: Task, classes: list[str]):
+        self.task, self.numbers = task, {name: i for i, name in enumerate(classes)}
+
+    def __call__(
+        self, _: np.random.Generator, record: dict, frames: np.ndarray
+    ) -> dict[str, Tensor]:
+        """The labels of a view of the clip that shows these frames."""
+        return {"labels": self.task.label(record, frames, self.numbers)}
