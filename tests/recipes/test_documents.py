@@ -9,7 +9,9 @@ import importlib
 import re
 import shlex
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -199,22 +201,35 @@ def home(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def standins(home, tiny_backbone, tiny_pair, tmp_path_factory) -> dict[str, Path]:
-    """Runs that commands go on from: by how their names begin, the first that fits."""
+def standins(home, tiny_backbone, tiny_pair, tmp_path_factory) -> dict[str, Callable[[], Path]]:
+    """Runs that commands go on from, made when one is wanted: by how their names begin, the first that fits."""
     made, data = tmp_path_factory.mktemp("runs"), str(home / "packs" / "mine")
-    videomae.main(
-        test_videomae.config(
-            data, made / "flat", steps=1, knn_every=0, positions="flat", init="xavier", moving=1.0
+
+    def classifier() -> Path:
+        finetune.main(test_finetune.config(data, made / "classifier", steps=1, val="off"))
+        return made / "classifier"
+
+    def flat() -> Path:
+        plain = {"positions": "flat", "init": "xavier", "moving": 1.0}
+        videomae.main(test_videomae.config(data, made / "flat", steps=1, knn_every=0, **plain))
+        return made / "flat"
+
+    def moving() -> Path:
+        words = small_words(
+            "videomae", ["shrec_moving", "--data", data, "--out", str(made / "moving")], ""
         )
-    )
-    finetune.main(test_finetune.config(data, made / "classifier", steps=1, val="off"))
+        videomae.main(configuration("videomae", words)[1])
+        return made / "moving"
+
     return {
-        "clip": tiny_pair.parent, "finetune": made / "classifier", "videomae-vit_b_k400": made / "flat",
-        "": tiny_backbone.parent,
+        "clip": lambda: tiny_pair.parent, "finetune": cache(classifier), "videomae-vit_b_k400": cache(flat),
+        "videomae-shrec_moving": cache(moving), "": lambda: tiny_backbone.parent,
     }  # fmt: skip
 
 
-def furnish(folder: Path, home: Path, standins: dict[str, Path], command: str) -> None:
+def furnish(
+    folder: Path, home: Path, standins: dict[str, Callable[[], Path]], command: str
+) -> None:
     """Put into a folder what a command names and does not write."""
     words = shlex.split(command)
     given = [word for before, word in pairwise(words) if before != "--out"]
@@ -223,8 +238,8 @@ def furnish(folder: Path, home: Path, standins: dict[str, Path], command: str) -
     if ("--out", "packs/mine") not in pairwise(words):
         (folder / "packs").symlink_to(home / "packs")
     for run in {word.split("/")[1] for word in given if word.startswith("runs/")}:
-        source = next(path for start, path in standins.items() if run.startswith(start))
-        shutil.copytree(source, folder / "runs" / run)
+        make = next(make for start, make in standins.items() if run.startswith(start))
+        shutil.copytree(make(), folder / "runs" / run)
 
 
 def small_words(name: str, words: list[str], extra: str) -> list[str]:
