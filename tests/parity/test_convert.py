@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from downstream.classifier import Classifier
 from downstream.features import finish_means
-from downstream.models import build_model, load_classifier
-from pretrain.backbones import export_backbone, load_backbone, load_pretrained_videomae
+from downstream.models import build_model, load_backbone, load_classifier
+from pretrain.backbones import export_backbone, load_pretrained_videomae
 from pretrain.checkpoint import save_checkpoint
 from pretrain.interop import videomae as interop_videomae
 from pretrain.interop.hugging_face import from_hf, to_hf
@@ -22,6 +22,7 @@ from pretrain.interop.layouts import Sizes, arguments_of, assemble
 from pretrain.interop.official import from_official, to_official
 from pretrain.interop.videomae import import_foreign, load_foreign, verify
 from pretrain.log import cli
+from pretrain.settings import Machine
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer
 from recipes import videomae
@@ -692,7 +693,7 @@ def test_what_the_readme_tells_one_to_pretrain_converts(preset, tiny_pack, tmp_p
     run = tmp_path / "run"
     cfg = dataclasses.replace(
         videomae.PRESETS[preset], positions="flat", moving=1.0, data=str(tiny_pack), out=str(run), frames=8, size=32,
-        steps=2, batch_size=8, micro_batch=8, precision="fp32", threads=1, knn_every=0,
+        steps=2, batch_size=8, micro_batch=8, machine=Machine("fp32", threads=1), knn_every=0,
     )  # fmt: skip
     videomae.main(cfg)
     ours = load_backbone(str(run / "backbone"))
