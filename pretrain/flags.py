@@ -146,6 +146,17 @@ def _named(words: Sequence[str]) -> set[str]:
     return named | {name.removeprefix("no_") for name in named}
 
 
+def go_by_epochs(words: Sequence[str], config: Config) -> Config:
+    """A configuration without its preset's number of steps where a number of epochs was typed instead.
+
+    Args:
+        words: of the command line.
+        config: a dataclass.
+    """
+    instead = {"epochs", "steps"} & typed(words, config) == {"epochs"}
+    return dataclasses.replace(config, steps=None) if instead else config
+
+
 def refuse_unused(
     words: Sequence[str], config: "DataclassInstance", unused: dict[str, str]
 ) -> None:
@@ -154,7 +165,7 @@ def refuse_unused(
     Args:
         words: of the command line.
         config: the configuration that they gave.
-        unused: fields without effect, and why, such as "with --video-tower i3d".
+        unused: fields without effect, and why, such as "with --model i3d".
 
     Raises:
         ValueError: there are such flags; all are named.

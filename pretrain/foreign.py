@@ -315,7 +315,7 @@ def check_open_clip(config: object, where: str) -> None:
         if isinstance(about, dict) and about.get("hf_model_name"):
             raise ValueError(
                 f"{where} has a text tower that is fetched by name ({shown(about['hf_model_name'])}) and could not be "
-                "exported as data; take another pair, or train towers with --text-tower hf:NAME"
+                "exported as data; take another pair, or train towers with --text-model hf:NAME"
             )
         check(about, TEXT, f"{where}: text_cfg")
 

@@ -17,7 +17,14 @@ import numpy as np
 import tyro
 
 from pretrain.files import open_regular, reading, replacing, sync, write_synced
-from pretrain.flags import Config, flat, refuse_elsewhere, refuse_numbers, refuse_unused
+from pretrain.flags import (
+    Config,
+    flat,
+    go_by_epochs,
+    refuse_elsewhere,
+    refuse_numbers,
+    refuse_unused,
+)
 from pretrain.folders import writing
 from pretrain.names import clean_screen, did_you_mean, for_screen, for_title
 
@@ -64,6 +71,7 @@ def cli(
         parsed = parse(arguments, config, about)
         clean_screen()  # not before: help comes in colours
         refuse_numbers(parsed)
+        parsed = go_by_epochs(arguments, parsed)
         if unused:
             refuse_unused(arguments, parsed, unused(parsed))
         main(parsed)

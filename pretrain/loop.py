@@ -68,8 +68,8 @@ def plan_run(
     batch_size: int,
     micro_batch: int,
     views: int,
-    steps: int,
-    epochs: float,
+    steps: int | None,
+    epochs: float | None,
     warmup: float,
 ) -> Plan:
     """Steps, accumulation and the sizes between them.
@@ -80,7 +80,7 @@ def plan_run(
         batch_size: effective batch, counted in views.
         micro_batch: most views that a process handles at once.
         views: crops taken from one decode.
-        steps: optimizer steps; 0: as `epochs` gives them.
+        steps: optimizer steps; None: as `epochs` gives them.
         epochs: passes over the data.
         warmup: share of the steps.
 
@@ -96,7 +96,7 @@ def plan_run(
     most = max(micro_batch // views, 1)
     micro = next(m for m in range(min(most, per_process), 0, -1) if per_process % m == 0)
     per_step = batch_size // views
-    num_steps = steps or math.ceil(epochs * num_clips / per_step)
+    num_steps = steps or math.ceil((epochs or 0) * num_clips / per_step)
     if num_steps < 1:
         raise ValueError(f"--steps {steps} and --epochs {epochs} make no step at all")
     return Plan(num_steps, round(warmup * num_steps), micro, per_process // micro, per_step)

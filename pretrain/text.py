@@ -245,7 +245,7 @@ def fresh_text(size: str, embed_dim: int, context_length: int = 77) -> OpenClipT
     """
     if size not in TEXT_SIZES:
         raise ValueError(
-            f"--text-tower {size!r} is not one of {', '.join(TEXT_SIZES)}, open_clip:MODEL/WEIGHTS or hf:NAME"
+            f"--text-model {size!r} is not one of {', '.join(TEXT_SIZES)}, open_clip:MODEL/WEIGHTS or hf:NAME"
             + did_you_mean(size, TEXT_SIZES)
         )
     width, layers, heads = TEXT_SIZES[size]

@@ -42,9 +42,10 @@ from pretrain.data.shards import Pack, TrainClips
 from pretrain.files import is_there
 from pretrain.flags import Count, Seed
 from pretrain.interop.videomae import to_transformers
+from pretrain.names import did_you_mean
 from pretrain.spec import IMAGENET_MEAN, IMAGENET_STD, InputSpec
 from pretrain.videomae import DECODERS, VideoMAE, draw_tokens, mask_of_view
-from pretrain.vit import SIZES, VideoTransformer
+from pretrain.vit import SIZES, VITS, VideoTransformer
 
 SCALES = (1.0, 0.875, 0.75, 0.66)
 SPEC = InputSpec(frames=16, stride=4, size=224)
@@ -56,7 +57,7 @@ class Config:
 
     what: Literal["all", "loader", "step", "frames"] = "all"
     """Which part; all: loader and step."""
-    encoder: str = "s"
+    model: str = "vit_s"
     """Encoder size of the step: ti, s, b, l or h."""
     batch_size: Count = 4
     """Clips in a step."""
@@ -64,13 +65,13 @@ class Config:
     """Interleaved rounds; the median is shown."""
     seed: Seed = 0
     """Of everything random."""
-    out: str = ""
+    out: str | None = None
     """A JSON file for the numbers; empty: only printed."""
 
 
 def unused(cfg: Config) -> dict[str, str]:
     """Values that a part leaves without effect, and why."""
-    flags = () if cfg.what in ("all", "step") else ("encoder", "batch_size")
+    flags = () if cfg.what in ("all", "step") else ("model", "batch_size")
     return dict.fromkeys(flags, f"with --what {cfg.what}")
 
 
@@ -208,7 +209,15 @@ def benchmark_step(cfg: Config) -> dict[str, float]:
     """Print seconds per step of both sides at equal precision, and the ratio; returns the ratios."""
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(cfg.seed)
-    ours = VideoMAE(VideoTransformer(*SIZES[cfg.encoder]), *DECODERS[cfg.encoder])
+    if cfg.model not in VITS:
+        raise ValueError(
+            f"--model {cfg.model!r} is not one of {', '.join(VITS)}{did_you_mean(cfg.model, VITS)}"
+        )
+    size = VITS[cfg.model]
+    ours = VideoMAE(
+        VideoTransformer(*SIZES[size]),
+        *DECODERS[size],
+    )
     theirs = to_transformers(ours).to(where).train()
     ours.to(where)
     rng = np.random.default_rng(cfg.seed)
@@ -271,7 +280,7 @@ def benchmark_step(cfg: Config) -> dict[str, float]:
                     f"  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB  {rate / 1e12:.0f} TFLOP/s = "
                     f"{rate / matmul_peak(where):.0%} of a matrix product"
                 )
-    title = f"step, VideoMAE {cfg.encoder}, batch {cfg.batch_size}, {device.describe(where)}"
+    title = f"step, VideoMAE {cfg.model}, batch {cfg.batch_size}, {device.describe(where)}"
     log.print_table(title, rows)
     return results
 

@@ -7,7 +7,7 @@ prompted with class names (recipes/zero_shot.py), searched (recipes/retrieval.py
     python recipes/clip.py --data clips.csv                     your own, with a caption column
     python recipes/clip.py motion --data clips.csv              where people act before still backgrounds
     python recipes/clip.py photos --data images.csv             image-text, from scratch
-    python recipes/clip.py --data clips.csv photos.csv --weights 3 1    a mixture
+    python recipes/clip.py --data clips.csv photos.csv --data-weights 3 1    a mixture
     python recipes/clip.py --backbone runs/videomae-tiny/backbone       from a VideoMAE
     accelerate launch --config_file launch/gpus.yaml recipes/clip.py vificlip_b16 --data k400.csv
 
@@ -55,13 +55,13 @@ from pretrain.data.transforms import Augment
 from pretrain.flags import (
     Count,
     NotNegative,
+    OptionalCount,
     OptionalWhole,
     PartShare,
     Positive,
     Seed,
     Share,
     SomeShare,
-    Whole,
     flat,
     settle,
 )
@@ -77,7 +77,7 @@ from pretrain.prompts import load_templates, refuse_same_words, words_of
 from pretrain.run import try_run
 from pretrain.settings import MACHINE, RUN, MachineFlags, RunFlags
 from pretrain.text import HuggingFaceText, OpenClipText, fresh_text, trim
-from pretrain.vit import SIZES, VideoTransformer
+from pretrain.vit import SIZES, VITS, VideoTransformer
 from pretrain.weights import load_strict
 
 
@@ -90,37 +90,37 @@ class Config:
     # Data
     data: tuple[str, ...] = ("synthetic",)
     """One source or several to mix: packs, folders, lists, tars, or "synthetic"; with captions."""
-    weights: tuple[Positive, ...] = ()
-    """Share of each source in every batch; empty: by their numbers of clips."""
+    data_weights: tuple[Positive, ...] | None = None
+    """Weight of each source in every batch; by default their numbers of clips."""
     split: str = "train"
     """The split to train on; "all" for everything. Data without splits are used whole."""
     text: Literal["caption", "label"] = "caption"
     """What a clip is paired with: one of its captions, or its class name in one of --templates."""
     templates: str = "plain"
     """Prompt templates for --text label: plain, vificlip, openai_kinetics, openai_ucf101 or a file."""
-    out: str = ""
-    """The run's folder; empty: runs/clip-PRESET."""
+    out: str | None = None
+    """The run's folder; by default runs/clip-PRESET."""
 
     # Model
-    video_tower: str = "ti"
-    """xs, ti, s, b, l, h: a video transformer; frames:SIZE: an image ViT on frames; open_clip:MODEL/WEIGHTS; or a name of
-    python -m downstream.models, such as i3d or lstm."""
+    model: str = "vit_ti"
+    """The video tower: vit_xs to vit_h; frames:vit_xs to frames:vit_h, an image ViT on frames; open_clip:MODEL/WEIGHTS; or a
+    name of python -m downstream.models, such as i3d or lstm."""
     small: bool = False
     """Of such a name: the small network, for minutes on a CPU, instead of the paper's."""
-    backbone: str = ""
+    backbone: str | None = None
     """Weights of the video tower: a backbone folder, hf:OWNER/NAME, an official VideoMAE .pth or what else is a backbone."""
-    text_tower: str = ""
-    """xs, ti, s, b, open_clip:MODEL/WEIGHTS or hf:NAME; empty: the pair's own for open_clip, else ti."""
+    text_model: str | None = None
+    """The text tower: xs, ti, s, b, open_clip:MODEL/WEIGHTS or hf:NAME; by default the pair's own for open_clip, else ti."""
     dim: Count = 256
     """Width of the joint space."""
-    pool: str = "mean"
-    """How an image tower's frames are pooled: mean, attention or temporal."""
+    pool: Literal["mean", "attention", "temporal"] = "mean"
+    """How the frames of an image tower are pooled; temporal: by a transformer over them."""
     pixels: Literal["tower", "imagenet"] = "tower"
     """How an open_clip tower's pixels are normalised and scaled: as it was trained, or by ImageNet's mean, bilinearly."""
-    depth: Whole = 0
-    """Blocks of a fresh video tower; 0: as the size has them."""
-    frames: Whole = 0
-    """Frames of a clip; 1 for images; 0: 16, or as a tower of python -m downstream.models has it."""
+    depth: OptionalCount = None
+    """Blocks of a fresh video tower; by default as the size has them."""
+    frames: OptionalCount = None
+    """Frames of a clip, 1 for images; by default 16, or as a model of python -m downstream.models has it."""
     stride: Count = 4
     """Source frames between two sampled ones."""
     sampling: Literal["dense", "uniform"] = "dense"
@@ -131,9 +131,9 @@ class Config:
     """Height and width of a patch, pixels."""
     tubelet: Count = 2
     """Frames of a tubelet; 1 for images."""
-    positions: str = "flat"
+    positions: Literal["flat", "separable", "learned", "rotary"] = "flat"
     """flat, as published, or separable in time, height and width, which learns sooner."""
-    init: str = "xavier"
+    init: Literal["xavier", "mimetic"] = "xavier"
     """xavier, as published, or mimetic: attention starts local, which learns much sooner."""
     moving: SomeShare = 1.0
     """Share of a clip's tokens that the video transformer looks at, those that move most; 1: all."""
@@ -168,13 +168,13 @@ class Config:
     # Optimisation
     epochs: Positive = 32
     """Passes over the data."""
-    steps: Whole = 0
+    steps: OptionalCount = None
     """Optimizer steps, instead of epochs."""
     batch_size: Count = 1024
     """Effective batch: clips that are contrasted with each other, over all devices."""
     micro_batch: Count = 64
     """Most clips a device handles at once; beyond it, cached gradients."""
-    optimizer: str = "adamw"
+    optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw, as published, or muon for the blocks' matrices: fewer steps where there is little time."""
     base_lr: Positive = 1.25e-4
     """Learning rate per 256 clips of effective batch."""
@@ -202,7 +202,7 @@ class Config:
 
 # Nothing published: what learned most in little time on two cores, see the changelog.
 TINY = Config(
-    data=("synthetic:3600",), video_tower="xs", small=True, text_tower="xs", dim=128, stride=2, size=48, patch=8,
+    data=("synthetic:3600",), model="vit_xs", small=True, text_model="xs", dim=128, stride=2, size=48, patch=8,
     positions="separable", init="mimetic", moving=0.375, drop_tokens=0.33, positives="label", flip=True,
     colour=0.4, scales=(1.0, 0.93, 0.86, 0.8), steps=1700, batch_size=64, micro_batch=64, optimizer="muon",
     base_lr=0.016, warmup=0.03, weight_decay=0.05, beta2=0.95, clip_grad=1.0, 
@@ -211,7 +211,7 @@ TINY = Config(
 # People who act before still backgrounds: frames in slow fusion, of which the mean frame is taken away, held back by a
 # strong decay. Little but the actions is left to meet by, so captions are enough.
 MOTION = dataclasses.replace(
-    TINY, preset="motion", video_tower="frame_slow", frames=14, moving=1.0, drop_tokens=0.0, positives="caption",
+    TINY, preset="motion", model="frame_slow", frames=14, moving=1.0, drop_tokens=0.0, positives="caption",
     weight_decay=4.0, steps=1900,
 )  # fmt: skip
 PRESETS = {
@@ -226,7 +226,7 @@ PRESETS = {
     # places (5), vectors do not decay (all do), the half precision is bf16 (fp16), clips are mixed with that at their
     # mirrored place (with any), and of clips of fewer than 32 frames only the first is seen.
     "vificlip_b16": Config(
-        preset="vificlip_b16", video_tower="open_clip:ViT-B-16/openai", text="label", templates="vificlip", pixels="imagenet",
+        preset="vificlip_b16", model="open_clip:ViT-B-16/openai", text="label", templates="vificlip", pixels="imagenet",
         frames=32, sampling="uniform", loss="classes", smoothing=0.1, mixup=0.8, cutmix=1.0, scales=(1.0, 0.875, 0.75, 0.66), flip=True,
         jitter=0.8, grey=0.2, epochs=10, warmup=0.5, schedule="counting", batch_size=256, micro_batch=8, base_lr=8e-6,
         final_lr=8e-8, weight_decay=0.001, 
@@ -244,8 +244,6 @@ ABOUT = {
 # What says that something is not wanted: such a value is not without effect, also where nothing could be done.
 OFF = {
     "small": False,
-    "depth": 0,
-    "frames": 0,
     "smoothing": 0.0,
     "mixup": 0.0,
     "cutmix": 0.0,
@@ -253,7 +251,6 @@ OFF = {
     "sampling": "dense",
     "moving": 1.0,
     "drop_tokens": 0.0,
-    "weights": (),
 }
 FIXED_FRAMES = {"frame_single": 1, "frame_late": 2}
 VAL_CLIPS = 512  # clips behind the online score
@@ -332,11 +329,11 @@ def build_model(cfg: Config) -> VideoText:
         ValueError: a tower's name is unknown, or what it names cannot be loaded.
     """
     torch.manual_seed(cfg.seed)
-    text_name = text_tower_name(cfg)
+    text_name = text_model_name(cfg)
     # A pair that gives both towers is loaded once.
-    names = {n for n in (text_name, cfg.video_tower) if n.startswith(OPEN_CLIP)}
+    names = {n for n in (text_name, cfg.model) if n.startswith(OPEN_CLIP)}
     pairs = {n: load_open_clip(n) for n in sorted(names)}
-    video = build_video_tower(cfg, pairs.get(cfg.video_tower))
+    video = build_video_tower(cfg, pairs.get(cfg.model))
     pair = pairs.get(text_name)
     if pair:
         text: nn.Module = OpenClipText(pair.text_config, pair.tokenizer)
@@ -345,7 +342,7 @@ def build_model(cfg: Config) -> VideoText:
         text = HuggingFaceText.from_name(text_name.removeprefix("hf:"))
     else:
         text = fresh_text(text_name, cfg.dim)
-    whole = bool(pair) and text_name == cfg.video_tower and pair.trained
+    whole = bool(pair) and text_name == cfg.model and pair.trained
     if cfg.loss == "classes" and isinstance(text, OpenClipText):
         # As ViFi-CLIP: the prompts are always the same, and the words of other classes shall stay where they are.
         text.tower.token_embedding.requires_grad_(False)
@@ -360,27 +357,27 @@ def build_model(cfg: Config) -> VideoText:
 
 def unused(cfg: Config) -> dict[str, str]:
     """Values that the towers and the data chosen leave without effect, and why."""
-    tower = f"with --video-tower {cfg.video_tower}"
+    tower = f"with --model {cfg.model}"
     form = ("depth", "patch", "tubelet", "positions", "init", "moving", "small")
     why: dict[str, str] = {}
     if cfg.backbone:
-        names = ("video_tower", "frames", "stride", "sampling", "size", "pool", *form)
+        names = ("model", "frames", "stride", "sampling", "size", "pool", *form)
         why |= dict.fromkeys(names, f"with --backbone {cfg.backbone}, which has its own")
-    elif cfg.video_tower.removeprefix("vit_") in SIZES:
+    elif cfg.model in VITS:
         why |= dict.fromkeys(("pool", "small"), tower)
-    elif cfg.video_tower in MODELS:
+    elif cfg.model in MODELS:
         names = (set(form) - {"small"}) | {"pool", "drop_tokens"}
-        fixed = FIXED_FRAMES.get(cfg.video_tower)
+        fixed = FIXED_FRAMES.get(cfg.model)
         names |= {"frames"} if fixed and cfg.frames != fixed else set()
         names |= {"stride", "sampling"} if fixed == 1 else set()
         why |= dict.fromkeys(names, tower)
-    elif cfg.video_tower.startswith("frames:"):
+    elif cfg.model.startswith("frames:"):
         why |= dict.fromkeys(set(form) - {"depth", "patch"}, tower)
-    elif cfg.video_tower.startswith(OPEN_CLIP):
+    elif cfg.model.startswith(OPEN_CLIP):
         why |= dict.fromkeys(("size", *form), f"{tower}, which has its own")
-        if text_tower_name(cfg) == cfg.video_tower and is_trained(cfg.video_tower):
+        if text_model_name(cfg) == cfg.model and is_trained(cfg.model):
             why["dim"] = f"{tower}, whose two towers meet already"
-    if cfg.backbone or not cfg.video_tower.startswith(OPEN_CLIP):
+    if cfg.backbone or not cfg.model.startswith(OPEN_CLIP):
         why["pixels"] = tower if not cfg.backbone else f"with --backbone {cfg.backbone}"
     if cfg.frames == 1 or cfg.sampling == "uniform":
         why.setdefault(
@@ -391,50 +388,49 @@ def unused(cfg: Config) -> dict[str, str]:
     if cfg.text == "caption":
         why["templates"] = "with --text caption"
     if len(cfg.data) == 1:
-        why["weights"] = "with one source of --data"
+        why["data_weights"] = "with one source of --data"
     if cfg.loss == "classes":
         why["positives"] = "with --loss classes"
     else:
         why |= dict.fromkeys(("smoothing", "mixup", "cutmix"), f"with --loss {cfg.loss}")
     if cfg.steps:
-        why["epochs"] = f"with --steps {cfg.steps}: --steps 0 goes by epochs"
+        why["epochs"] = f"with --steps {cfg.steps}"
     return {name: w for name, w in why.items() if getattr(cfg, name) != OFF.get(name)}
 
 
-def text_tower_name(cfg: Config) -> str:
-    """--text-tower, or what it is when not given."""
-    own = cfg.video_tower.startswith(OPEN_CLIP) and not cfg.backbone
-    return cfg.text_tower or (cfg.video_tower if own else "ti")
+def text_model_name(cfg: Config) -> str:
+    """--text-model, or what it is when not given."""
+    own = cfg.model.startswith(OPEN_CLIP) and not cfg.backbone
+    return cfg.text_model or (cfg.model if own else "ti")
 
 
 def build_video_tower(cfg: Config, pair: Pair | None) -> nn.Module:
-    """The `Backbone` that --backbone or --video-tower names; `pair`, if that is open_clip's."""
+    """The `Backbone` that --backbone or --model names; `pair`, if that is open_clip's."""
     if cfg.backbone:
         if cfg.backbone.startswith(OPEN_CLIP):
             raise ValueError(
-                f"give --video-tower {cfg.backbone}, not --backbone: it has no clip of its own"
+                f"give --model {cfg.backbone}, not --backbone: it has no clip of its own"
             )
         return load_backbone(cfg.backbone)
     stride = 0 if cfg.sampling == "uniform" else cfg.stride
-    size = cfg.video_tower.removeprefix("vit_")
-    if size not in SIZES and cfg.video_tower in MODELS:
+    if cfg.model not in VITS and cfg.model in MODELS:
         clip = {"stride": stride, "size": cfg.size}
         clip |= {"frames": cfg.frames} if cfg.frames else {}
-        tower = build_family(cfg.video_tower, small=cfg.small, **clip)
-        tower.input_spec.refuse_lacking(STREAMS, f"--video-tower {cfg.video_tower}")
+        tower = build_family(cfg.model, small=cfg.small, **clip)
+        tower.input_spec.refuse_lacking(STREAMS, f"--model {cfg.model}")
         return tower
     frames = cfg.frames or 16
     if pair:
         return frame_tower(pair, frames, stride, cfg.pool, cfg.pixels)
-    by_frames = cfg.video_tower.startswith("frames:")
-    size = size.removeprefix("frames:")
-    if size not in SIZES:
+    by_frames = cfg.model.startswith("frames:")
+    name = cfg.model.removeprefix("frames:")
+    if name not in VITS:
         raise ValueError(
-            f"--video-tower {cfg.video_tower!r} is not one of {', '.join(SIZES)}, frames:SIZE, "
-            "open_clip:MODEL/WEIGHTS or a name of python -m downstream.models"
-            + did_you_mean(cfg.video_tower, [*SIZES, *(f"frames:{s}" for s in SIZES), *MODELS])
+            f"--model {cfg.model!r} is not a name of python -m downstream.models, frames: and one of {', '.join(VITS)}, or "
+            "open_clip:MODEL/WEIGHTS"
+            + did_you_mean(cfg.model, [*MODELS, *(f"frames:{s}" for s in VITS)])
         )
-    dim, depth, heads = SIZES[size]
+    dim, depth, heads = SIZES[VITS[name]]
     depth = cfg.depth or depth
     if not by_frames:
         return VideoTransformer(
@@ -633,7 +629,7 @@ def print_plan(cfg: Config, run: TrainingRun, counts, model: VideoText) -> None:
         f"video-text contrast, {cfg.preset}",
         {
             "data": " + ".join(sources),
-            "video tower": f"{cfg.backbone or cfg.video_tower}, {millions['v']:.1f} M parameters, {spec.frames} "
+            "video tower": f"{cfg.backbone or cfg.model}, {millions['v']:.1f} M parameters, {spec.frames} "
             f"frames of {spec.size} px, {f'stride {spec.stride}' if spec.stride else 'uniform sampling'}"
             + (f", {cfg.drop_tokens:.0%} of the tokens dropped" if cfg.drop_tokens else "")
             + (
@@ -641,7 +637,7 @@ def print_plan(cfg: Config, run: TrainingRun, counts, model: VideoText) -> None:
                 if model.video.arguments.get("moving", 1) < 1
                 else ""
             ),
-            "text tower": f"{text_tower_name(cfg)}, {millions['t']:.1f} M parameters, context "
+            "text tower": f"{text_model_name(cfg)}, {millions['t']:.1f} M parameters, context "
             f"{model.text.tokenizer.context_length}",
             "loss": cfg.loss + (f", positives: {cfg.positives}" if cfg.loss != "classes" else ""),
             "learning rate": f"{cfg.base_lr:g} per 256 clips -> {cfg.base_lr * scale:g}, cosine to "
@@ -659,8 +655,10 @@ def main(cfg: Config) -> dict:
     cfg = settle(cfg, unused(cfg), PRESETS.get(cfg.preset))
     # ---- data: before the process group exists, since packing may take hours
     first = os.environ.get("RANK", "0") == "0"
-    if cfg.weights and len(cfg.weights) != len(cfg.data):
-        raise ValueError(f"{len(cfg.weights)} --weights for {len(cfg.data)} sources of --data")
+    if cfg.data_weights and len(cfg.data_weights) != len(cfg.data):
+        raise ValueError(
+            f"{len(cfg.data_weights)} --data-weights for {len(cfg.data)} sources of --data"
+        )
     model = build_model(cfg)
     spec = model.video.input_spec
     folder = Path(cfg.out or f"runs/clip-{cfg.preset}")
@@ -680,7 +678,7 @@ def main(cfg: Config) -> dict:
         sum(per_source), accelerator.num_processes, cfg.batch_size, cfg.micro_batch, 1, cfg.steps,
         cfg.epochs, cfg.warmup,
     )  # fmt: skip
-    per_batch = shares(cfg.weights or tuple(map(float, per_source)), cfg.batch_size)
+    per_batch = shares(cfg.data_weights or tuple(map(float, per_source)), cfg.batch_size)
     refuse_early(cfg, model, plan)
     prints = "".join(pack.index["fingerprint"] for pack in packs)
     fingerprint = hashlib.sha256(prints.encode()).hexdigest() if len(packs) > 1 else prints
@@ -801,7 +799,7 @@ def finish(cfg: Config, model: VideoText, packs: list[Pack], run: TrainingRun, d
     curve = log.curve_figure(
         folder / "curve.png", folder / "log.jsonl", ("loss",),
         ("video_to_text", "text_to_video", "val_t2v_r1", "val_t2v_r10"),
-        f"video-text contrast, {cfg.preset}, {cfg.video_tower} on {', '.join(cfg.data)}, {data['num_clips']} clips: loss, accuracy in the batch"
+        f"video-text contrast, {cfg.preset}, {cfg.model} on {', '.join(cfg.data)}, {data['num_clips']} clips: loss, accuracy in the batch"
         + ", retrieval on val" * (state["val"] is not None),
     )  # fmt: skip
     source = cfg.data[0] if world_clips(cfg.data[0]) else packs[0].folder

@@ -35,7 +35,7 @@ from downstream.results import OldResultsError, Results, read_results
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.progress import Bar
 from pretrain.files import read_json
-from pretrain.flags import Count, Positive, Whole, flat
+from pretrain.flags import Count, OptionalCount, Positive, flat
 from pretrain.folders import claim, holds_nothing, writing
 from pretrain.log import cli, config_differences, write_json
 from pretrain.names import file_name, for_html, for_markdown, for_screen
@@ -49,7 +49,7 @@ class Config:
 
     data: str = "synthetic:3600"
     """What is run anew learns from and is scored on this; as recipes/finetune.py takes it, with labels."""
-    models: str = ""
+    models: str | None = None
     """Names of python -m downstream.models, separated by commas; `inflated:frame_mean` starts from another's weights."""
     backbones: tuple[str, ...] = ()
     """Trained backbones to fine-tune or probe beside them."""
@@ -61,11 +61,11 @@ class Config:
     """Of recipes/finetune.py."""
     seeds: Count = 1
     """Runs of each model: seeds 0, 1, ..."""
-    epochs: Positive = 0.0
+    epochs: Positive | None = None
     """Passes over the training videos, the same for all; 0: the preset's."""
-    steps: Whole = 0
+    steps: OptionalCount = None
     """Optimizer steps instead, the same for all."""
-    size: Count = 0
+    size: OptionalCount = None
     """Height and width of the models' clips, pixels; 0: the preset's."""
     train_split: str = "train"
     """The split to learn from."""
@@ -138,7 +138,7 @@ def entries_of(config: Config) -> list[Entry]:
         ValueError: nothing, twice the same, or a name that there is not.
     """
     entries = []
-    for word in filter(None, (w.strip() for w in config.models.split(","))):
+    for word in filter(None, (w.strip() for w in (config.models or "").split(","))):
         name, _, start = word.partition(":")
         check_name(name)
         if start:

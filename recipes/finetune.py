@@ -80,12 +80,12 @@ from pretrain.data.transforms import Augment
 from pretrain.flags import (
     Count,
     NotNegative,
+    OptionalCount,
     PartShare,
     Positive,
     Seed,
     Share,
     SomeShare,
-    Whole,
     flat,
     refuse_given,
 )
@@ -100,36 +100,36 @@ from pretrain.weights import weights_hash
 
 @dataclass(frozen=True)
 class Config:
-    """Train a classifier. A value of -1, 0 where 0 makes no sense, "" or () is the preset's or the model's."""
+    """Train a classifier. What is None is as the preset or the model has it, unless its line says otherwise."""
 
     preset: Annotated[str, tyro.conf.Suppress] = "tiny"
 
     # What to train
-    model: str = ""
+    model: str | None = None
     """A name of `python -m downstream.models`, from scratch or from --weights."""
-    backbone: str = ""
+    backbone: str | None = None
     """Instead of --model: RUN/backbone, i3d_k400, hf:OWNER/NAME, a .pth or open_clip:MODEL/WEIGHTS."""
-    weights: str = ""
+    weights: str | None = None
     """Of --model: imagenet, kinetics or a file, of a ViViT timm:NAME or open_clip:MODEL/WEIGHTS; of --backbone i3d_k400: the
     file."""
-    network: str = ""
+    network: str | None = None
     """The 2-D network of a frame family: of timm, torchvision:NAME or open_clip:MODEL/WEIGHTS."""
-    attention: str = ""
+    attention: str | None = None
     """Blocks to insert, such as se@sums or nonlocal@*.layer3; see downstream/models/attention.py."""
-    frames: Count = 0
+    frames: OptionalCount = None
     """Frames of a clip."""
-    stride: Count = 0
+    stride: OptionalCount = None
     """Source frames between two sampled ones."""
-    size: Count = 0
+    size: OptionalCount = None
     """Height and width of a clip, pixels."""
-    width: Positive = 0.0
+    width: Positive | None = None
     """Factor on the channels of c3d and i3d."""
-    sampling: Literal["", "dense", "uniform"] = ""
+    sampling: Literal["dense", "uniform"] | None = None
     """dense: frames at a stride; uniform: one of each equal part of a clip (TSN), in training and in test."""
-    pool: Literal["", "mean", "fc_norm", "class"] = ""
+    pool: Literal["mean", "fc_norm", "class"] | None = None
     """fc_norm: of a video transformer, a fresh norm behind the mean of the tokens instead of the one before it, as VideoMAE is
     fine-tuned."""
-    still: Literal["", "keep", "subtract"] = ""
+    still: Literal["keep", "subtract"] | None = None
     """subtract: take the clip's mean frame away, so that what stands still vanishes."""
     freeze: bool = False
     """Train the classifier and, in the frame families, what stands on the 2-D network; not the rest."""
@@ -145,86 +145,86 @@ class Config:
     """The split that is scored, once, at the end."""
     val: Literal["auto", "hold-out", "off"] = "auto"
     """auto: the split "val" if there is one; hold-out: about a quarter of the training videos, people apart; off."""
-    shots: Whole = 0
-    """Training videos of each class, drawn; 0: all."""
-    out: str = ""
-    """The run's folder; empty: runs/finetune-NAME."""
+    shots: OptionalCount = None
+    """Training videos of each class, drawn; by default all."""
+    out: str | None = None
+    """The run's folder; by default runs/finetune-NAME."""
 
     # Optimisation
-    epochs: Positive = 0.0
+    epochs: Positive | None = None
     """Passes over the data; a pass decodes every clip once and sees `views` crops of it."""
-    steps: Whole = 0
+    steps: OptionalCount = None
     """Optimizer steps, instead of epochs."""
-    batch_size: Count = 0
+    batch_size: OptionalCount = None
     """Effective batch: clips in one optimizer step, over all devices and accumulation passes."""
     micro_batch: Count = 32
     """Most clips a device handles at once; the rest is accumulated (and batch norm sees only these)."""
-    optimizer: str = ""
+    optimizer: Literal["adamw", "sgd"] | None = None
     """adamw, or sgd with momentum 0.9."""
-    base_lr: Positive = -1.0
+    base_lr: Positive | None = None
     """Learning rate per 256 clips of effective batch."""
-    schedule: Literal["", "cosine", "step"] = ""
+    schedule: Literal["cosine", "step"] | None = None
     """cosine to --final-lr, or step: a tenth after each of --drops."""
-    final_lr: NotNegative = -1.0
+    final_lr: NotNegative | None = None
     """Where a cosine ends, per 256 clips."""
-    drops: tuple[PartShare, ...] = ()
+    drops: tuple[PartShare, ...] | None = None
     """Shares of the run after which a step schedule falls to a tenth."""
-    warmup: Share = -1.0
+    warmup: Share | None = None
     """Share of the steps that warm up."""
-    weight_decay: NotNegative = -1.0
+    weight_decay: NotNegative | None = None
     """The optimizer's, on matrices and filters only; not on tables of positions."""
-    backbone_lr: Positive = -1.0
+    backbone_lr: Positive | None = None
     """Factor on the backbone's rate; 1: as the classifier's."""
-    layer_decay: SomeShare = -1.0
+    layer_decay: SomeShare | None = None
     """Factor on the rate from one layer of the backbone to the one before it; 1: all alike."""
-    dropout: PartShare = -1.0
+    dropout: PartShare | None = None
     """Before the classifier."""
-    head_std: NotNegative = -1.0
+    head_std: NotNegative | None = None
     """Deviation of the classifier's first weights."""
-    drop_path: PartShare = -1.0
+    drop_path: PartShare | None = None
     """Largest probability of leaving out a transformer block."""
-    smoothing: PartShare = -1.0
+    smoothing: PartShare | None = None
     """Share of every target spread over all classes."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: classes with few videos count more."""
     ema: PartShare = 0.0
     """Keep of the moving average of the weights at every step, such as 0.999; 0: no average."""
-    clip_grad: NotNegative = -1.0
+    clip_grad: NotNegative | None = None
     """Largest gradient norm; 0: no clipping."""
-    patience: Whole = 0
-    """Stop after so many validations without a better one; 0: never."""
+    patience: OptionalCount = None
+    """Stop after so many validations without a better one; by default never."""
 
     # Augmentation
-    crop: Literal["", "multi-scale", "resized"] = ""
+    crop: Literal["multi-scale", "resized"] | None = None
     """multi-scale: a box of two of --scales; resized: of 8 to 100 per cent of the area, 3:4 to 4:3 (RandomResizedCrop)."""
-    scales: tuple[SomeShare, ...] = ()
+    scales: tuple[SomeShare, ...] | None = None
     """Sides of a multi-scale crop, as shares of the short side."""
     flip: bool = True
     """Mirror half of the clips; --no-flip where classes know left from right."""
-    colour: Share = -1.0
+    colour: Share | None = None
     """Strength of random brightness, contrast and colour balance, 0 to 1."""
-    rand_augment: str = ""
-    """Such as n4-m7: four operations of strength 7 of 10, the same for all frames; off: none."""
-    erase: Share = -1.0
+    rand_augment: str | None = None
+    """Such as n4-m7: four operations of strength 7 of 10, the same for all frames."""
+    erase: Share | None = None
     """Share of the clips of which one box is erased, in all frames."""
-    mixup: NotNegative = -1.0
+    mixup: NotNegative | None = None
     """Alpha of mixup; 0: off."""
-    cutmix: NotNegative = -1.0
+    cutmix: NotNegative | None = None
     """Alpha of cutmix; 0: off."""
-    views: Count = 0
+    views: OptionalCount = None
     """Crops taken from one decode (repeated augmentation); each counts as a clip of the batch."""
 
     # Test
-    num_clips: Count = -1
+    num_clips: OptionalCount = None
     """Test views spread over the time of each clip."""
-    num_crops: Count = -1
+    num_crops: OptionalCount = None
     """Test views spread over the longer side of each."""
 
     # Running
     seed: Seed = 0
     """Of weights, order, crops, augmentation and dropout."""
-    val_every: Whole = 0
-    """Steps between validations; 0: an epoch, but at most 20 in a run."""
+    val_every: OptionalCount = None
+    """Steps between validations; by default an epoch, but at most 20 in a run."""
     machine: MachineFlags = MACHINE
     run: RunFlags = RUN
 
@@ -242,7 +242,8 @@ TINY_BACKBONE = dataclasses.replace(TINY_TRAINING, base_lr=0.008, layer_decay=0.
 
 def values_of(training: Training) -> dict:
     """What a recipe says, by flag."""
-    return {k: v for k, v in vars(training).items() if k not in ("about", "fits")}
+    named = ((k, v) for k, v in vars(training).items() if k not in ("about", "fits"))
+    return {name: None if value == "" else value for name, value in named}
 
 
 PRESETS = {
@@ -280,21 +281,17 @@ def resolve(cfg: Config, backbone: nn.Module) -> Config:
             )
     else:
         training = TINY_TRAINING if cfg.model else TINY_BACKBONE
-    defaults = {field.name: field.default for field in dataclasses.fields(cfg)}
-    filled = {
+    filled = {} if cfg.preset in TRAINING else {
         name: value
         for name, value in values_of(training).items()
-        if name != "flip" and getattr(cfg, name) == defaults[name]
-    }
+        if name != "flip" and getattr(cfg, name) is None
+    }  # fmt: skip
     if cfg.preset == "tiny" and not cfg.steps and not cfg.epochs:
         filled["steps"] = TINY_STEPS
-    given, cfg, filled = cfg, dataclasses.replace(cfg, **filled), {}
+    given, cfg = cfg, dataclasses.replace(cfg, **filled)
     refuse_given(given, unused(cfg), PRESETS.get(cfg.preset, Config()))
-    if cfg.rand_augment == "off":
-        filled["rand_augment"] = ""
-    named = cfg.model or Path(cfg.backbone).resolve().parent.name or "backbone"
-    filled["out"] = cfg.out or f"runs/finetune-{file_name(named)}"
-    return dataclasses.replace(cfg, **filled)
+    named = cfg.model or Path(cfg.backbone or "").resolve().parent.name or "backbone"
+    return dataclasses.replace(cfg, out=cfg.out or f"runs/finetune-{file_name(named)}")
 
 
 def unused(cfg: Config) -> dict[str, str]:
@@ -305,7 +302,7 @@ def unused(cfg: Config) -> dict[str, str]:
             ("scales", "with --crop resized", cfg.crop == "resized"),
             ("drops", "with --schedule cosine", cfg.schedule == "cosine"),
             ("final_lr", "with --schedule step", cfg.schedule == "step"),
-            ("epochs", f"with --steps {cfg.steps}: --steps 0 goes by epochs", bool(cfg.steps)),
+            ("epochs", f"with --steps {cfg.steps}", bool(cfg.steps)),
             ("val_every", "with --val off", cfg.val == "off"),
             ("drop_path", "with --freeze: frozen blocks leave nothing out", cfg.freeze),
             (
@@ -397,14 +394,14 @@ def build_backbone(cfg: Config) -> nn.Module:
     flags = ("network", "attention", "frames", "size", "width", "still")
     changes = {flag: getattr(cfg, flag) for flag in flags if getattr(cfg, flag)}
     if cfg.backbone:
-        backbone = load_backbone(cfg.backbone, cfg.weights)
+        backbone = load_backbone(cfg.backbone, cfg.weights or "")
         if changes and hasattr(backbone, "resized") and set(changes) <= {"frames", "size"}:
-            backbone = backbone.resized(cfg.frames, cfg.size)
+            backbone = backbone.resized(cfg.frames or 0, cfg.size or 0)
         elif changes:
             flag = next(iter(changes))
             raise ValueError(f"--{flag} belongs to --model: this trained backbone has its own")
     else:
-        backbone = build_model(cfg.model, cfg.preset == "tiny", cfg.weights, **changes)
+        backbone = build_model(cfg.model, cfg.preset == "tiny", cfg.weights or "", **changes)
     backbone.input_spec.refuse_lacking(STREAMS, cfg.model or cfg.backbone)
     return backbone
 
@@ -581,7 +578,7 @@ def main(cfg: Config) -> dict:
         len(train.samples), accelerator.num_processes, cfg.batch_size, cfg.micro_batch, cfg.views, cfg.steps,
         cfg.epochs, cfg.warmup,
     )  # fmt: skip
-    augment = Augment(cfg.flip, cfg.colour, cfg.rand_augment, cfg.erase)
+    augment = Augment(cfg.flip, cfg.colour, cfg.rand_augment or "", cfg.erase)
     data = {"data_fingerprint": pack.index["fingerprint"], "num_clips": len(train.samples)}
     with TrainingRun(folder, cfg, data, plan, accelerator, set()) as run:
         if first:

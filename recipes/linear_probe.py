@@ -92,7 +92,7 @@ class Config:
     """A packed folder, a folder of videos, a list file, tars, or `synthetic`: with labels."""
     out: str | None = None
     """Results folder; by default probe-DATA beside the backbone."""
-    weights: str = ""
+    weights: str | None = None
     """Weights of a named model: imagenet, kinetics or a file; of i3d_k400: its file."""
     train_split: str = "train"
     """The split that the classifiers learn from."""

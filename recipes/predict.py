@@ -32,7 +32,7 @@ from pretrain.data.cache import packing_side
 from pretrain.data.pack import pack as pack_source
 from pretrain.data.shards import STREAMS, Pack
 from pretrain.files import is_folder, is_there
-from pretrain.flags import Count
+from pretrain.flags import Count, OptionalCount
 from pretrain.folders import claim, holds_nothing
 from pretrain.log import cli, write_json
 from pretrain.names import for_csv, for_screen
@@ -50,15 +50,15 @@ class Config:
     r3d_18_k400 and the like of torchvision."""
     video: str
     """A file, or a folder of files."""
-    weights: str = ""
+    weights: str | None = None
     """The file behind i3d_k400; of torchvision's networks, if not to be downloaded."""
-    classes: str = ""
+    classes: str | None = None
     """Names of the classes in the order of the classifier, separated by commas, or a text file with one a line: an official
     .pth has none."""
-    sampling: Literal["", "dense", "uniform"] = ""
+    sampling: Literal["dense", "uniform"] | None = None
     """dense: frames at a stride; uniform: a frame of each equal part of a clip, as VideoMAEs of Something-Something see them;
-    empty: what the weights record, else dense."""
-    stride: Count = 0
+    by default what the weights record, else dense."""
+    stride: OptionalCount = None
     """Source frames between two sampled ones, if not those that the weights record."""
     top_k: Count = 5
     """Labels shown for each file."""

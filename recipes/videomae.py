@@ -21,7 +21,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -40,13 +40,13 @@ from pretrain.files import is_folder
 from pretrain.flags import (
     Count,
     NotNegative,
+    OptionalCount,
     OptionalWhole,
     PartShare,
     Positive,
     Seed,
     Share,
     SomeShare,
-    Whole,
     flat,
     settle,
 )
@@ -60,7 +60,7 @@ from pretrain.run import try_run
 from pretrain.settings import MACHINE, RUN, MachineFlags, RunFlags
 from pretrain.videomae import DECODERS, VideoMAE, draw_tokens, mask_of_view, reconstruct
 from pretrain.views import ViewContrast
-from pretrain.vit import SIZES, VideoTransformer
+from pretrain.vit import SIZES, VITS, VideoTransformer
 from pretrain.weights import load_strict
 
 
@@ -75,23 +75,23 @@ class Config:
     """A packed folder, a folder of videos, a list file, WebDataset tars, or "synthetic"."""
     split: str = "train"
     """The split to train on; "all" for everything. Data without splits are used whole."""
-    out: str = ""
-    """The run's folder; empty: runs/videomae-PRESET."""
+    out: str | None = None
+    """The run's folder; by default runs/videomae-PRESET."""
 
     # Model
-    encoder: str = "ti"
-    """Encoder size: xs, ti, s, b, l or h; or a name of python -m downstream.models (vivit_3, video_swin_t, i3d, ...), which
-    sees the whole grid with hidden tubelets painted over: every step costs a full pass."""
+    model: str = "vit_ti"
+    """The encoder: vit_xs to vit_h, whose hidden tokens cost nothing, or another name of python -m downstream.models
+    (vivit_3, video_swin_t, i3d, ...), whose hidden tubelets are replaced by a mask token: every step costs a full pass."""
     small: bool = False
-    """Of such a name: the small network, for minutes on a CPU, instead of the paper's."""
-    depth: Whole = 0
-    """Encoder blocks; 0: as the size has them."""
-    decoder_dim: Whole = 0
-    """Decoder width, a multiple of 32; 0: as published for the size."""
-    decoder_depth: Whole = 0
-    """Decoder blocks; 0: as published for the size."""
-    frames: Whole = 0
-    """Frames of a clip; 0: 16, or as an encoder of python -m downstream.models has it."""
+    """Of such another name: the small network, for minutes on a CPU, instead of the paper's."""
+    depth: OptionalCount = None
+    """Encoder blocks; by default as the size has them."""
+    decoder_dim: OptionalCount = None
+    """Decoder width, a multiple of 32; by default as published for the size."""
+    decoder_depth: OptionalCount = None
+    """Decoder blocks; by default as published for the size."""
+    frames: OptionalCount = None
+    """Frames of a clip; by default 16, or as another model of python -m downstream.models has it."""
     stride: Count = 4
     """Source frames between two sampled ones."""
     size: Count = 224
@@ -100,20 +100,20 @@ class Config:
     """Height and width of a tubelet, pixels."""
     tubelet: Count = 2
     """Frames of a tubelet."""
-    positions: str = "flat"
+    positions: Literal["flat", "separable", "learned", "rotary"] = "flat"
     """flat, as published; separable in time, height and width, which learns sooner; learned; or rotary."""
-    pool: str = "mean"
-    """mean of the tokens, as published, or class: a token of its own."""
-    init: str = "xavier"
+    pool: Literal["mean", "class"] = "mean"
+    """mean of the tokens, as published, or class: a class token."""
+    init: Literal["xavier", "mimetic"] = "xavier"
     """xavier, as published, or mimetic: attention starts local, which learns much sooner."""
     moving: SomeShare = 1.0
     """Share of a clip's tokens that are looked at and predicted, those that move most; 1: all."""
-    backbone: str = ""
+    backbone: str | None = None
     """Weights to start from: a backbone folder, a run, hf:OWNER/NAME or an official .pth."""
 
     # Objective
-    mask: str = "tube"
-    """tube, random or frame."""
+    mask: Literal["tube", "random", "frame"] = "tube"
+    """Which tokens are hidden: the same places in all frames, any, or whole frames."""
     mask_ratio: PartShare = 0.9
     """Share of tokens hidden from the encoder."""
     dual_mask: bool = False
@@ -134,13 +134,13 @@ class Config:
     # Optimisation
     epochs: Positive = 800
     """Passes over the data; a pass decodes every clip once and sees `views` crops of it."""
-    steps: Whole = 0
+    steps: OptionalCount = None
     """Optimizer steps, instead of epochs."""
     batch_size: Count = 2048
     """Effective batch: clips in one optimizer step, over all devices and accumulation passes."""
     micro_batch: Count = 32
     """Most clips a device handles at once; the rest is accumulated."""
-    optimizer: str = "adamw"
+    optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw, as published, or muon for the blocks' matrices: fewer steps where there is little time."""
     base_lr: Positive = 1.5e-4
     """Learning rate per 256 clips of effective batch."""
@@ -184,12 +184,12 @@ SHREC_APART = dataclasses.replace(
     batch_size=256, micro_batch=256, base_lr=0.006, weight_decay=0.5, 
 )  # fmt: skip
 TINY = dataclasses.replace(
-    SHREC, preset="tiny", encoder="xs", depth=4, decoder_dim=64, moving=0.375, mask_ratio=0.8,
+    SHREC, preset="tiny", model="vit_xs", depth=4, decoder_dim=64, moving=0.375, mask_ratio=0.8,
     dual_mask=False, steps=400, batch_size=64, micro_batch=64, 
 )  # fmt: skip
 VIT_B_K400 = Config(
     preset="vit_b_k400",
-    encoder="b",
+    model="vit_b",
 )
 PRESETS = {
     "tiny": TINY,
@@ -199,7 +199,7 @@ PRESETS = {
     # As published (VideoMAE repository, scripts of each data set; section 4 of the paper).
     "vit_b_k400": VIT_B_K400,
     "vit_l_k400": dataclasses.replace(
-        VIT_B_K400, preset="vit_l_k400", encoder="l", epochs=1600, warmup=40 / 1600, batch_size=512
+        VIT_B_K400, preset="vit_l_k400", model="vit_l", epochs=1600, warmup=40 / 1600, batch_size=512
     ),
     "vit_b_ssv2": dataclasses.replace(
         VIT_B_K400, preset="vit_b_ssv2", stride=2, epochs=2400, warmup=40 / 2400
@@ -223,14 +223,7 @@ ABOUT = {
 }
 
 # What says that something is not wanted: such a value is not without effect, also where nothing could be done.
-OFF = {
-    "small": False,
-    "depth": 0,
-    "decoder_dim": 0,
-    "decoder_depth": 0,
-    "moving": 1.0,
-    "dual_mask": False,
-}
+OFF = {"small": False, "moving": 1.0, "dual_mask": False}
 KNN_CLIPS = 480  # clips behind the online score
 
 
@@ -299,7 +292,7 @@ def online_knn(
 def unused(cfg: Config) -> dict[str, str]:
     """Values that the encoder and the schedule chosen leave without effect, and why."""
     why: dict[str, str] = {}
-    if cfg.encoder in MODELS and cfg.encoder.removeprefix("vit_") not in SIZES:
+    if cfg.model in MODELS and cfg.model not in VITS:
         names = (
             "depth",
             "decoder_dim",
@@ -310,15 +303,15 @@ def unused(cfg: Config) -> dict[str, str]:
             "moving",
             "dual_mask",
         )
-        why |= dict.fromkeys(names, f"with --encoder {cfg.encoder}")
+        why |= dict.fromkeys(names, f"with --model {cfg.model}")
     else:
-        why["small"] = f"with --encoder {cfg.encoder}"
+        why["small"] = f"with --model {cfg.model}"
         if cfg.backbone:
             why["init"] = f"with --backbone {cfg.backbone}, whose weights replace it"
     if cfg.frames == 1:
         why["stride"] = "with --frames 1"
     if cfg.steps:
-        why["epochs"] = f"with --steps {cfg.steps}: --steps 0 goes by epochs"
+        why["epochs"] = f"with --steps {cfg.steps}"
     return {name: w for name, w in why.items() if getattr(cfg, name) != OFF.get(name)}
 
 
@@ -330,14 +323,13 @@ def build_model(cfg: Config) -> VideoMAE | MaskedPixels | ViewContrast:
 
 def build_masked(cfg: Config) -> VideoMAE | MaskedPixels:
     """The encoder and what reconstructs."""
-    size = cfg.encoder.removeprefix("vit_")
-    if size not in SIZES and cfg.encoder in MODELS:
-        return build_painted(cfg)
-    if size not in SIZES:
+    if cfg.model not in MODELS:
         raise ValueError(
-            f"--encoder {cfg.encoder!r} is not one of {', '.join(SIZES)}, nor a name of python -m downstream.models"
-            + did_you_mean(cfg.encoder, [*SIZES, *MODELS])
+            f"--model {cfg.model!r} is not a name of python -m downstream.models{did_you_mean(cfg.model, MODELS)}"
         )
+    if cfg.model not in VITS:
+        return build_painted(cfg)
+    size = VITS[cfg.model]
     dim, depth, heads = SIZES[size]
     decoder_dim, decoder_depth, decoder_heads = DECODERS[size]
     if cfg.decoder_dim:
@@ -362,13 +354,11 @@ def build_painted(cfg: Config) -> MaskedPixels:
         ValueError: settings that belong to the plain video transformer.
     """
     if cfg.moving != 1 or cfg.dual_mask:
-        raise ValueError(
-            f"--encoder {cfg.encoder} sees the whole grid: give --moving 1 --no-dual-mask"
-        )
+        raise ValueError(f"--model {cfg.model} sees the whole grid: give --moving 1 --no-dual-mask")
     torch.manual_seed(cfg.seed)
     clip = {"stride": cfg.stride, "size": cfg.size, "still": "keep"}
     clip |= {"frames": cfg.frames} if cfg.frames else {}
-    encoder = build_family(cfg.encoder, small=cfg.small, weights=cfg.backbone, **clip)
+    encoder = build_family(cfg.model, small=cfg.small, weights=cfg.backbone or "", **clip)
     return MaskedPixels(encoder, cfg.tubelet, cfg.patch, cfg.target_eps)
 
 
@@ -401,7 +391,7 @@ def start_from(model: VideoMAE, name: str) -> None:
     theirs = loaded.encoder if isinstance(loaded, VideoMAE) else loaded
     if type(theirs) is not type(model.encoder):
         raise ValueError(
-            f"{name} is a {type(theirs).__name__}, and this run trains a {type(model.encoder).__name__}: give --encoder the "
+            f"{name} is a {type(theirs).__name__}, and this run trains a {type(model.encoder).__name__}: give --model the "
             "network that it has"
         )
     # What no shape shows: every token would stand elsewhere, every head see other channels.
@@ -424,7 +414,7 @@ def print_plan(cfg: Config, run: TrainingRun, pack: Pack, num_clips: int, model)
         f"VideoMAE {cfg.preset}",
         {
             "data": f"{num_clips} clips of {pack.folder} ({cfg.split})",
-            "encoder": f"{cfg.encoder}, {parameters:.1f} M parameters, {spec.frames} frames of {spec.size} "
+            "model": f"{cfg.model}, {parameters:.1f} M parameters, {spec.frames} frames of {spec.size} "
             f"px, stride {spec.stride}",
             "mask": f"{cfg.mask} {cfg.mask_ratio:.0%}"
             + (", half of it predicted (dual masking)" if cfg.dual_mask else "")
@@ -469,7 +459,7 @@ def draw_figure(path: Path, model: VideoMAE, cfg: Config, pack: Pack, sample: in
     )
     if cfg.moving < 1:
         caption += " What is grey in all rows moves too little to be looked at."
-    title = f"VideoMAE {cfg.encoder} on {pack.record(sample)['source']}"
+    title = f"VideoMAE {cfg.model} on {pack.record(sample)['source']}"
     return log.reconstruction_figure(path, rows, clips.seconds(0)[0], title, caption)
 
 
@@ -581,7 +571,7 @@ def finish(cfg: Config, model, pack: Pack, ids: np.ndarray, run: TrainingRun) ->
     picture = draw_figure(folder / "reconstruction.png", model, cfg, pack, int(ids[0]))
     curve = log.curve_figure(
         folder / "curve.png", folder / "log.jsonl", ("loss",), ("knn",),
-        f"masked reconstruction, {cfg.encoder} on {cfg.data}, {len(ids)} clips: loss and online kNN",
+        f"masked reconstruction, {cfg.model} on {cfg.data}, {len(ids)} clips: loss and online kNN",
     )  # fmt: skip
     data = cfg.data if world_clips(cfg.data) else pack.folder
     print()

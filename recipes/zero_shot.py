@@ -76,11 +76,11 @@ class Config:
 
     backbone: str
     """RUN/backbone of recipes/clip.py, or open_clip:MODEL/WEIGHTS."""
-    data: str = ""
+    data: str | None = None
     """A packed folder, a folder of videos, a list file, tars, or `synthetic`: with labels."""
-    video: str = ""
+    video: str | None = None
     """A single video file, which needs --classes."""
-    classes: str = ""
+    classes: str | None = None
     """Class names separated by commas, or a file: a name a line, or csv with label,text."""
     templates: str = "auto"
     """plain, vificlip, openai_kinetics, openai_ucf101, third_person, or a file with a template a line; auto: third_person if

@@ -307,14 +307,14 @@ def load_video_text(name: str) -> VideoText:
     return video_text(pair, frame_tower(pair, *FRAMES))
 
 
-def choose_sampling(backbone: nn.Module, sampling: str, stride: int = 0) -> None:
+def choose_sampling(backbone: nn.Module, sampling: str | None, stride: int | None) -> None:
     """Let a backbone see other frames of a clip, in place: no weight depends on it.
 
     Args:
         backbone: to change.
-        sampling: "uniform", a frame of each equal part of a clip; "dense", frames at a stride; "":
+        sampling: "uniform", a frame of each equal part of a clip; "dense", frames at a stride; None:
             as it is.
-        stride: source frames between two sampled ones; 0: as it is.
+        stride: source frames between two sampled ones; None: as it is.
 
     Raises:
         ValueError: uniform sampling at a stride, or dense sampling at none.
@@ -325,8 +325,8 @@ def choose_sampling(backbone: nn.Module, sampling: str, stride: int = 0) -> None
     if sampling == "dense" and not (stride or backbone.input_spec.stride):
         raise ValueError("--sampling dense: this backbone samples uniformly, give --stride too")
     if stride or sampling == "uniform":
-        backbone.arguments["stride"] = stride
-        backbone.input_spec = dataclasses.replace(backbone.input_spec, stride=stride)
+        backbone.arguments["stride"] = stride or 0
+        backbone.input_spec = dataclasses.replace(backbone.input_spec, stride=stride or 0)
 
 
 def classifier_of(encoder: nn.Module, report: dict, names: list[str] | None = None) -> Classifier:

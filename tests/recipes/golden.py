@@ -29,7 +29,7 @@ RUNNING = {
 # Few steps must show what is wrong: rates and decay are large, two steps warm up, and a step has two micro-batches.
 STRONG = {"warmup": 2 / 6, "weight_decay": 5.0}
 VIDEOMAE = RUNNING | STRONG | {
-    "encoder": "xs", "depth": 2, "decoder_dim": 32, "decoder_depth": 1, "frames": 8, "size": 32, "patch": 8,
+    "model": "vit_xs", "depth": 2, "decoder_dim": 32, "decoder_depth": 1, "frames": 8, "size": 32, "patch": 8,
     "base_lr": 0.03, "knn_every": 0,
 }  # fmt: skip
 CASES = {
@@ -39,7 +39,7 @@ CASES = {
         "optimizer": "muon", "base_lr": 0.01, "init": "mimetic", "positions": "separable",
     }),
     "clip": ("clip", RUNNING | STRONG | {
-        "video_tower": "xs", "text_tower": "xs", "depth": 2, "dim": 32, "frames": 8, "size": 32, "patch": 8, "base_lr": 0.01,
+        "model": "vit_xs", "text_model": "xs", "depth": 2, "dim": 32, "frames": 8, "size": 32, "patch": 8, "base_lr": 0.01,
         "positives": "caption", "colour": 0.4, "clip_grad": 1.0, "val_every": 0,
     }),
     "finetune": ("finetune", RUNNING | STRONG | {

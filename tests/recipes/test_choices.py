@@ -26,7 +26,7 @@ SMALL = {
     "log_seconds": 0.0,
     "precision": "fp32",
 }
-QUICK = ("frames:xs", "frame_late", "frame_slow", "lstm", "i3d")
+QUICK = ("frames:vit_xs", "frame_late", "frame_slow", "lstm", "i3d")
 
 
 def trained(recipe, out: Path, **changes) -> list[float]:
@@ -38,9 +38,7 @@ def trained(recipe, out: Path, **changes) -> list[float]:
 
 @pytest.mark.parametrize("tower", QUICK)
 def test_a_video_tower_trains(captioned_pack, tmp_path, tower):
-    losses = trained(
-        clip, tmp_path / "run", data=(str(captioned_pack),), video_tower=tower, val_every=0
-    )
+    losses = trained(clip, tmp_path / "run", data=(str(captioned_pack),), model=tower, val_every=0)
     assert len(losses) == 2 and all(map(math.isfinite, losses))
 
 
@@ -55,14 +53,14 @@ def test_every_video_tower_trains(captioned_pack, tmp_path, tower):
 
 def test_flow_is_no_video_tower(captioned_pack, tmp_path):
     with pytest.raises(ValueError, match="takes flow"):
-        trained(clip, tmp_path / "run", data=(str(captioned_pack),), video_tower=FLOW)
+        trained(clip, tmp_path / "run", data=(str(captioned_pack),), model=FLOW)
 
 
 @pytest.mark.parametrize("encoder", ["vit_xs", "vivit_3", "i3d"])
 def test_an_encoder_trains(tiny_pack, tmp_path, encoder):
     tubelet = 1 if encoder == "frame_single" else 2
     losses = trained(
-        videomae, tmp_path / "run", data=str(tiny_pack), encoder=encoder, tubelet=tubelet
+        videomae, tmp_path / "run", data=str(tiny_pack), model=encoder, tubelet=tubelet
     )
     assert len(losses) == 2 and all(map(math.isfinite, losses))
 
@@ -77,51 +75,51 @@ def test_every_encoder_trains(tiny_pack, tmp_path, encoder):
 
 
 REFUSED = [
-    (clip, "--video-tower i3d --depth 2 --patch 12 --tubelet 1", "--depth --patch --tubelet"),
+    (clip, "--model i3d --depth 2 --patch 12 --tubelet 1", "--depth --patch --tubelet"),
     (
         clip,
-        "--video-tower lstm --positions flat --init xavier --pool mean",
+        "--model lstm --positions flat --init xavier --pool mean",
         "--positions --init --pool",
     ),
-    (clip, "--video-tower lstm --drop-tokens 0.5 --moving 0.5", "--drop-tokens --moving"),
-    (clip, "--video-tower frame_single --frames 4", "--frames"),
-    (clip, "--video-tower frame_single --stride 4", "--stride"),
-    (clip, "--video-tower frame_late --frames 4", "--frames"),
+    (clip, "--model lstm --drop-tokens 0.5 --moving 0.5", "--drop-tokens --moving"),
+    (clip, "--model frame_single --frames 4", "--frames"),
+    (clip, "--model frame_single --stride 4", "--stride"),
+    (clip, "--model frame_late --frames 4", "--frames"),
     (
         clip,
-        "--video-tower frames:xs --tubelet 2 --moving 0.5 --small",
+        "--model frames:vit_xs --tubelet 2 --moving 0.5 --small",
         "--tubelet --moving --small",
     ),
-    (clip, "--video-tower xs --pool attention --small", "--pool --small"),
-    (clip, "--video-tower vit_xs --pool attention", "--pool"),
-    (clip, "--video-tower open_clip:RN50 --size 96 --depth 2", "--size --depth"),
+    (clip, "--model vit_xs --pool attention --small", "--pool --small"),
+    (clip, "--model vit_xs --pool attention", "--pool"),
+    (clip, "--model open_clip:RN50 --size 96 --depth 2", "--size --depth"),
     (clip, "vificlip_b16 --dim 64", "--dim"),
     (
         clip,
-        "--backbone b --video-tower xs --frames 4 --stride 2 --moving 0.5",
-        "--video-tower --frames --stride --moving",
+        "--backbone b --model vit_xs --frames 4 --stride 2 --moving 0.5",
+        "--model --frames --stride --moving",
     ),
     (clip, "photos --stride 3", "--stride"),
     (clip, "--templates plain", "--templates"),
-    (clip, "--weights 1", "--weights"),
-    (clip, "--epochs 3", "--epochs"),
+    (clip, "--data-weights 1", "--data-weights"),
+    (clip, "--epochs 3 --steps 5", "--epochs"),
     (
         clip,
         "--smoothing 0.1 --mixup 0.8 --cutmix 1 --pixels imagenet",
         "--smoothing --mixup --cutmix --pixels",
     ),
     (clip, "vificlip_b16 --positives caption", "--positives"),
-    (videomae, "--encoder vivit_3 --depth 3 --pool class", "--depth --pool"),
-    (videomae, "--encoder i3d --init mimetic --positions rotary", "--init --positions"),
+    (videomae, "--model vivit_3 --depth 3 --pool class", "--depth --pool"),
+    (videomae, "--model i3d --init mimetic --positions rotary", "--init --positions"),
     (
         videomae,
-        "--encoder i3d --moving 0.5 --dual-mask --decoder-dim 64",
+        "--model i3d --moving 0.5 --dual-mask --decoder-dim 64",
         "--moving --dual-mask --decoder-dim",
     ),
     (videomae, "--small", "--small"),
     (videomae, "--backbone b --init mimetic", "--init"),
     (videomae, "--frames 1 --stride 3", "--stride"),
-    (videomae, "--epochs 3", "--epochs"),
+    (videomae, "--epochs 3 --steps 5", "--epochs"),
     (retrieval, "--backbone b --data d --top 3", "--top"),
     (retrieval, "--backbone b --data d --query q --test-split all", "--test-split"),
     (
@@ -148,16 +146,17 @@ def test_flags_without_effect_are_refused_by_name(recipe, words, named, monkeypa
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
-        (clip, "--video-tower i3d --moving 1 --drop-tokens 0 --frames 8 --stride 1 --size 32 --no-small"),
-        (clip, "--video-tower frame_single --frames 1"),
-        (clip, "--video-tower vit_ti --patch 12 --depth 2 --init mimetic --moving 0.5"),
-        (clip, "--video-tower frames:xs --depth 2 --patch 8 --pool attention --drop-tokens 0.5"),
-        (clip, "--video-tower open_clip:ViT-B-16/openai --pool attention --frames 8"),
-        (clip, "--video-tower open_clip:RN50 --dim 64"),
-        (clip, "--epochs 3 --steps 0"),
+        (clip, "--model i3d --moving 1 --drop-tokens 0 --frames 8 --stride 1 --size 32 --no-small"),
+        (clip, "--model frame_single --frames 1"),
+        (clip, "--model vit_ti --patch 12 --depth 2 --init mimetic --moving 0.5"),
+        (clip, "--model frames:vit_xs --depth 2 --patch 8 --pool attention --drop-tokens 0.5"),
+        (clip, "--model open_clip:ViT-B-16/openai --pool attention --frames 8"),
+        (clip, "--model open_clip:RN50 --dim 64"),
+        (clip, "--epochs 3"),
+        (clip, "--epochs 3 --steps None"),
         (clip, "vificlip_b16 --epochs 3 --templates plain"),
-        (videomae, "--encoder vivit_3 --moving 1 --no-dual-mask --patch 8 --tubelet 2 --backbone w"),
-        (videomae, "--encoder s --depth 3 --pool class --positions learned --init xavier"),
+        (videomae, "--model vivit_3 --moving 1 --no-dual-mask --patch 8 --tubelet 2 --backbone w"),
+        (videomae, "--model vit_s --depth 3 --pool class --positions learned --init xavier"),
         (videomae, "vit_b_k400 --epochs 3"),
     ],
 )  # fmt: skip
@@ -181,16 +180,14 @@ def test_a_classifier_of_frames_has_no_views(tmp_path, monkeypatch, capsys):
 
 def test_a_sized_tower_of_the_families_takes_its_form(captioned_pack, tmp_path):
     given = {"data": (str(captioned_pack),), "val_every": 0, "size": 36}
-    trained(
-        clip, tmp_path / "run", video_tower="vit_xs", patch=12, depth=2, positions="flat", **given
-    )
+    trained(clip, tmp_path / "run", model="vit_xs", patch=12, depth=2, positions="flat", **given)
     tower = load_video_text(str(tmp_path / "run" / "backbone")).video
     assert tower.patch == 12 and len(tower.blocks) == 2 and tower.grid == (8, 3, 3)
 
 
 def test_a_small_network_is_asked_for_and_not_inferred():
     """A few pixels more or less change no channel."""
-    for recipe, name in ((clip, "video_tower"), (videomae, "encoder")):
+    for recipe, name in ((clip, "model"), (videomae, "model")):
         build = clip.build_video_tower if recipe is clip else videomae.build_painted
         counts = set()
         for size in (96, 128):

@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 def config(data, out, **changes) -> clip.Config:
     small = configure(clip.Config,
         preset="test", data=tuple(map(str, data)) if isinstance(data, list) else (str(data),), out=str(out),
-        depth=1, dim=16, text_tower="xs", frames=4, stride=4, size=32, patch=8, positions="separable", init="mimetic",
+        depth=1, dim=16, text_model="xs", frames=4, stride=4, size=32, patch=8, positions="separable", init="mimetic",
         positives="caption", steps=8, batch_size=8, micro_batch=4, base_lr=0.01, warmup=0.2, beta2=0.95, clip_grad=1.0,
         weight_decay=0.05,
         precision="fp32", num_workers=0, threads=1, save_every=3, log_seconds=0.0, val_every=4,
@@ -221,7 +221,7 @@ def test_the_whole_of_vificlip_on_a_small_pair(captioned_pack, tmp_path):
     made.logit_scale.data.fill_(4.7)  # above ln 100
     run = str(tmp_path / "run")
     small = {
-        "video_tower": save_open_clip(tmp_path, made, about, {"mean": [0.5] * 3, "std": [0.5] * 3}), "frames": 4,
+        "model": save_open_clip(tmp_path, made, about, {"mean": [0.5] * 3, "std": [0.5] * 3}), "frames": 4,
         "batch_size": 8, "micro_batch": 4, "steps": 2, "num_workers": 0, "threads": 1, "precision": "fp32",
     }  # fmt: skip
     preset = clip.PRESETS["vificlip_b16"]
@@ -248,7 +248,7 @@ def test_the_preset_of_vificlip():
     """As the authors' repository has it; see the comment at the preset."""
     preset = flat(clip.PRESETS["vificlip_b16"])
     published = {
-        "video_tower": "open_clip:ViT-B-16/openai", "loss": "classes", "smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0,
+        "model": "open_clip:ViT-B-16/openai", "loss": "classes", "smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0,
         "frames": 32, "sampling": "uniform", "scales": (1.0, 0.875, 0.75, 0.66), "flip": True, "jitter": 0.8, "grey": 0.2, "epochs": 10,
         "warmup": 0.5, "batch_size": 256, "base_lr": 8e-6, "final_lr": 8e-8, "weight_decay": 0.001, "beta2": 0.98,
         "clip_grad": 0.0, "optimizer": "adamw", "pixels": "imagenet", "pool": "mean", "colour": 0.0, "drop_tokens": 0.0,
@@ -295,7 +295,7 @@ def test_from_a_backbone(captioned_pack, tiny_backbone, tmp_path):
 def test_frame_towers(captioned_pack, tmp_path, pool):
     run = tmp_path / "run"
     clip.main(
-        config(captioned_pack, run, video_tower="frames:ti", pool=pool, steps=2, drop_tokens=0.5)
+        config(captioned_pack, run, model="frames:vit_ti", pool=pool, steps=2, drop_tokens=0.5)
     )
     tower = load_backbone(str(run / "backbone"))
     assert tower.pool == pool and tower.input_spec.frames == 4
@@ -342,7 +342,9 @@ def test_a_mixture_of_videos_photographs_and_documents(captioned_pack, tmp_path,
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clip, "train_step", step)
-        clip.main(config([captioned_pack, pictures, docs], run, weights=(2.0, 1.0, 1.0), steps=2))
+        clip.main(
+            config([captioned_pack, pictures, docs], run, data_weights=(2.0, 1.0, 1.0), steps=2)
+        )
     printed = capsys.readouterr().out
     assert "(32 clips, 4 in a batch)" in printed and "(2 clips, 2 in a batch)" in printed
     assert sum(len(batch["samples"]) for batch in seen) == 16
@@ -378,16 +380,16 @@ def test_images_alone(tmp_path):
     ("changes", "message"),
     [
         (
-            {"video_tower": "xl"},
-            r"--video-tower 'xl' is not one of xs, ti, s, b, l, h, frames:SIZE",
+            {"model": "xl"},
+            r"--model 'xl' is not one of xs, ti, s, b, l, h, frames:SIZE",
         ),
-        ({"text_tower": "xl"}, r"--text-tower 'xl' is not one of xs, ti, s, b"),
-        ({"video_tower": "frames:ti", "patch": 7}, "not a multiple of --patch 7"),
-        ({"video_tower": "frames:ti", "pool": "max"}, "'max' is not one of mean"),
+        ({"text_model": "xl"}, r"--text-model 'xl' is not one of xs, ti, s, b"),
+        ({"model": "frames:vit_ti", "patch": 7}, "not a multiple of --patch 7"),
+        ({"model": "frames:vit_ti", "pool": "max"}, "'max' is not one of mean"),
         ({"drop_tokens": 1.0}, "--drop-tokens 1.0"),
-        ({"weights": (1.0, 2.0)}, "2 --weights for 1 sources"),
+        ({"data_weights": (1.0, 2.0)}, "2 --data-weights for 1 sources"),
         ({"batch_size": 0}, "--batch-size 0"),
-        ({"backbone": "open_clip:RN50"}, "give --video-tower open_clip:RN50"),
+        ({"backbone": "open_clip:RN50"}, "give --model open_clip:RN50"),
         ({"text": "label", "templates": "nothing"}, "neither a file nor one of"),
         ({"split": "holiday"}, "no clip of split 'holiday'"),
         ({"resume": True}, "no checkpoint to continue from"),
@@ -453,7 +455,7 @@ def test_batch_norm_and_cached_gradients_are_refused(captioned_pack, tmp_path):
     config_file = tmp_path / "tiny-resnet.json"
     config_file.write_text(json.dumps({"embed_dim": 16, "vision_cfg": resnet, "text_cfg": text}))
     open_clip.add_model_config(config_file)
-    cfg = config(captioned_pack, tmp_path / "run", video_tower="open_clip:tiny-resnet", steps=1)
+    cfg = config(captioned_pack, tmp_path / "run", model="open_clip:tiny-resnet", steps=1)
     with pytest.raises(ValueError, match="batch normalisation"):
         clip.main(cfg)
     state = clip.main(change(cfg, micro_batch=8))
@@ -494,7 +496,7 @@ def test_a_classical_video_tower(captioned_pack, tmp_path, monkeypatch):
     cfg = config(
         captioned_pack,
         tmp_path / "run",
-        video_tower="frame_mean",
+        model="frame_mean",
         drop_tokens=0.0,
         moving=1.0,
         micro_batch=64,
@@ -510,4 +512,4 @@ def test_a_classical_video_tower(captioned_pack, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="drop-tokens needs"):
         clip.main(change(cfg, drop_tokens=0.5, out=str(tmp_path / "b")))
     with pytest.raises(ValueError, match="sees 2 frames"):
-        clip.main(change(cfg, video_tower="frame_late", out=str(tmp_path / "c")))
+        clip.main(change(cfg, model="frame_late", out=str(tmp_path / "c")))

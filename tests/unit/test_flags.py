@@ -55,7 +55,7 @@ def test_numbers_that_mean_nothing_are_refused(name):
     [
         ("videomae", "--batch-size 0"), ("videomae", "--num-workers -2"), ("videomae", "--save-every 0"),
         ("videomae", "--scales 1 0"), ("videomae", "--warmup 1.5"), ("videomae", "--log-seconds nan"),
-        ("clip", "--micro-batch 0"), ("clip", "--base-lr 0"), ("clip", "--beta2 1"), ("clip", "--weights 1 -1"),
+        ("clip", "--micro-batch 0"), ("clip", "--base-lr 0"), ("clip", "--beta2 1"), ("clip", "--data-weights 1 -1"),
         ("finetune", "--layer-decay 0"), ("finetune", "--epochs -3"), ("finetune", "--num-clips 0"),
         ("linear_probe", "--num-crops 0 --backbone b --data d"), ("zero_shot", "--batch-size 0 --backbone b"),
         ("retrieval", "--top 0 --backbone b --data d"), ("compare", "--seeds 0"), ("benchmark", "--rounds 0"),
@@ -186,8 +186,8 @@ def test_the_first_word_is_the_preset_and_flags_change_it():
         ("clip b16_ViFiCLIP", "vificlip_b16"), ("finetune --model swin_video_t", "mean video_swin_t?"), ("videomae --bacth-size 3", "--batch-size"),
         ("linear_probe --backbon x --data y", "--backbone"), ("videomae --steps 3 shrec_moving", "first word"),
         ("compare --models i3d,lsmt", "lstm"), ("finetune --model Video_Swin", "video_swin_t"),
-        ("videomae --encoder vivit3", "vivit_3"), ("clip --video-tower frame:b", "frames:b"),
-        ("clip --text-tower XS", "xs"), ("finetune --model lstm --network resnet81", "resnet18"),
+        ("videomae --model vivit3", "vivit_3"), ("clip --model frame:b", "frames:vit_b"),
+        ("clip --text-model XS", "xs"), ("finetune --model lstm --network resnet81", "resnet18"),
         ("finetune --model lstm --network torchvision:resnet81", "resnet18"),
     ],
 )  # fmt: skip

@@ -119,7 +119,7 @@ def test_a_decoder_larger_than_any_backbone_is_refused():
 @pytest.mark.parametrize("encoder", ["vivit_3", "i3d"])
 def test_the_recipe_with_another_family(tiny_pack, tmp_path, encoder, monkeypatch):
     cfg = config(
-        tiny_pack, tmp_path / "run", encoder=encoder, depth=0, decoder_dim=0, decoder_depth=0, frames=8, mask_ratio=0.5,
+        tiny_pack, tmp_path / "run", model=encoder, depth=None, decoder_dim=None, decoder_depth=None, frames=8, mask_ratio=0.5,
         steps=6, batch_size=4, base_lr=0.05, small=True,
     )  # fmt: skip
     modes = modes_in_steps(monkeypatch, videomae)
@@ -153,10 +153,10 @@ def test_the_recipe_with_another_family(tiny_pack, tmp_path, encoder, monkeypatc
 def test_flags_that_mean_nothing_are_refused(tiny_pack, tmp_path):
     with pytest.raises(ValueError, match="give --moving 1"):
         videomae.main(
-            config(tiny_pack, tmp_path / "run", encoder="vivit_1", moving=0.5, mask="random")
+            config(tiny_pack, tmp_path / "run", model="vivit_1", moving=0.5, mask="random")
         )
     with pytest.raises(ValueError, match="nor a name of"):
-        videomae.main(config(tiny_pack, tmp_path / "run", encoder="vivit"))
+        videomae.main(config(tiny_pack, tmp_path / "run", model="vivit"))
 
 
 def test_what_is_kept_for_the_backward_pass_is_counted():
