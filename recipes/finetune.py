@@ -308,12 +308,12 @@ def unused(cfg: Config) -> dict[str, str]:
             (
                 "num_clips",
                 "with --per-frame, which looks at whole clips",
-                cfg.per_frame and cfg.num_clips > 1,
+                cfg.per_frame and (cfg.num_clips or 1) > 1,
             ),
             (
                 "num_crops",
                 "with --per-frame, which looks at whole clips",
-                cfg.per_frame and cfg.num_crops > 1,
+                cfg.per_frame and (cfg.num_crops or 1) > 1,
             ),
         )
         if useless
