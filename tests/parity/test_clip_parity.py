@@ -8,7 +8,7 @@ import torch
 from open_clip.loss import ClipLoss, SigLipLoss
 
 from downstream.finetune import make_targets
-from downstream.models import load_backbone, load_video_text
+from downstream.models import build_model, load_backbone, load_video_text
 from downstream.zero_shot import class_vectors, ensemble
 from pretrain.backbones import export_backbone
 from pretrain.clip import against_classes, contrast
@@ -174,6 +174,18 @@ def test_embeddings_are_those_of_open_clip(saved):
     assert torch.allclose(ours.encode_text(tokens), expected, atol=1e-6)
     assert torch.allclose(ours.encode_text(trim(tokens, ours.text)), expected, atol=1e-6)
     assert ours.scale().item() == pytest.approx(theirs.logit_scale.exp().item())
+
+
+@torch.no_grad()
+def test_a_network_of_open_clip_is_the_image_tower(saved):
+    """The same network by --network as by --video-tower: weights, and how pixels are seen."""
+    name, _ = saved
+    tower = load_video_text(name).video
+    size = tower.input_spec.size
+    network = build_model("frame_mean", network=name, frames=8, stride=8, size=size)
+    assert network.input_spec == tower.input_spec
+    clip = network.input_spec.normalise(random_frames(network.input_spec, 8))
+    assert torch.equal(network(clip), tower(clip))
 
 
 @torch.no_grad()
