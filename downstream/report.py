@@ -125,7 +125,9 @@ def _said(name: str, value: object) -> str:
     """A value of a card in words; nothing for none, for zeros that count nothing, and for what is empty."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if value is None or (isinstance(value, int) and value == 0 and name.startswith("data ")):
+    if value is None or (
+        isinstance(value, int) and value == 0 and name.startswith(("data ", "protocol "))
+    ):
         return ""
     if isinstance(value, float):
         return f"{100 * value:.1f} %" if "accuracy" in name else f"{value:.4g}"

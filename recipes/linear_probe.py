@@ -205,7 +205,7 @@ def fit_card(probes: list[LinearProbe]) -> dict:
         "converged": all(p.converged for p in probes),
     }
     if len(probes) == 1:
-        sweeps = {"validation_accuracy": probes[0].sweep, "rejected": probes[0].rejected}
+        sweeps = {"validation_accuracy": probes[0].sweep, "rejected_accuracy": probes[0].rejected}
         for name, sweep in sweeps.items():
             card[name] = {f"{c:g}": round(a, 4) for c, a in sweep.items()}
     return card
