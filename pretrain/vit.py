@@ -342,7 +342,7 @@ def spread_drop_path(blocks: nn.ModuleList, rate: float) -> None:
     """Stochastic depth that rises linearly from 0 at the first block to `rate` at the last."""
     for block, share in zip(blocks, np.linspace(0, rate, len(blocks)), strict=True):
         assert hasattr(block, "drop_path")  # here and in ViViT
-        block.drop_path = float(share)  # noqa: B010: what nn.Module tells a type checker of its attributes
+        block.drop_path = float(share)  # type: ignore[assignment]  # to mypy parts are tensors
 
 
 class VideoTransformer(nn.Module):

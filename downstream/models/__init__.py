@@ -312,8 +312,8 @@ def choose_sampling(backbone: nn.Module, sampling: str | None, stride: int | Non
 
     Args:
         backbone: to change.
-        sampling: "uniform", a frame of each equal part of a clip; "dense", frames at a stride; None:
-            as it is.
+        sampling: "uniform", a frame of each equal part of a clip; "dense", frames at a stride;
+            None: as it is.
         stride: source frames between two sampled ones; None: as it is.
 
     Raises:
