@@ -69,9 +69,9 @@ OptionalWhole = Annotated[int | None, Within(0), _NONE_OR_WORDS]
 Seed = Annotated[int, Within(0, 2**63 - 1), _WORDS]
 Positive = Annotated[float, Within(0, above=True)]
 NotNegative = Annotated[float, Within(0)]
-Share = Annotated[float, Within(0, 1)]
-SomeShare = Annotated[float, Within(0, 1, above=True)]
-PartShare = Annotated[float, Within(0, 1, below=True)]
+Fraction = Annotated[float, Within(0, 1)]
+PositiveFraction = Annotated[float, Within(0, 1, above=True)]
+FractionBelowOne = Annotated[float, Within(0, 1, below=True)]
 
 
 def flag(name: str) -> str:

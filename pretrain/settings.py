@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pretrain.flags import Count, NotNegative, OptionalCount, OptionalWhole, Share
+from pretrain.flags import Count, Fraction, NotNegative, OptionalCount, OptionalWhole
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class RunSettings:
     """Steps between checkpoints."""
     log_seconds: NotNegative = 10.0
     """Seconds between progress lines."""
-    max_bad_clips: Share = 0.01
+    max_bad_clips: Fraction = 0.01
     """Fraction of undecodable clips that stops the run."""
     tensorboard: bool = False
     """Also write TensorBoard event files."""

@@ -50,18 +50,18 @@ from pretrain.clip import (
 )
 from pretrain.data.cache import open_data, packing_side, world_clips
 from pretrain.data.sampling import counter_rng
-from pretrain.data.shards import STREAMS, Mixture, Pack, TrainClips, shares, warn_of_clips
+from pretrain.data.shards import STREAMS, Mixture, Pack, TrainClips, batch_counts, warn_of_clips
 from pretrain.data.transforms import Augment
 from pretrain.flags import (
     Count,
+    Fraction,
+    FractionBelowOne,
     NotNegative,
     OptionalCount,
     OptionalWhole,
-    PartShare,
     Positive,
+    PositiveFraction,
     Seed,
-    Share,
-    SomeShare,
     flat,
     settle,
 )
@@ -135,7 +135,7 @@ class Config:
     """flat, as published, or separable in time, height and width, which learns sooner."""
     init: Literal["xavier", "mimetic"] = "xavier"
     """xavier, as published, or mimetic: attention starts local, which learns much sooner."""
-    moving: SomeShare = 1.0
+    moving: PositiveFraction = 1.0
     """Share of a clip's tokens that the video transformer looks at, those that move most; 1: all."""
 
     # Objective
@@ -144,21 +144,21 @@ class Config:
     words alone (ViFi-CLIP); with --text label."""
     positives: Literal["pair", "caption", "label"] = "pair"
     """Which texts of a batch are right for a clip: its own; all equal ones; all of its class."""
-    drop_tokens: PartShare = 0.0
+    drop_tokens: FractionBelowOne = 0.0
     """Share of video tokens (of those that --moving leaves) left out while training (FLIP)."""
     trim_text: bool = True
     """Cut a batch's token rows to its longest caption: the same numbers, sooner."""
-    scales: tuple[SomeShare, ...] = (1.0, 0.9, 0.8)
+    scales: tuple[PositiveFraction, ...] = (1.0, 0.9, 0.8)
     """Sides of the random crop, as shares of the short side."""
     flip: bool = False
     """Mirror half of the clips; not where texts know left from right."""
-    colour: Share = 0.0
+    colour: Fraction = 0.0
     """Strength of random brightness, contrast and colour balance, 0 to 1."""
-    jitter: Share = 0.0
+    jitter: Fraction = 0.0
     """Share of the clips whose frames are coloured otherwise, each by itself, as ViFi-CLIP does."""
-    grey: Share = 0.0
+    grey: Fraction = 0.0
     """Share of the clips whose colours are taken away."""
-    smoothing: PartShare = 0.0
+    smoothing: FractionBelowOne = 0.0
     """Of --loss classes: share of every target spread over all classes."""
     mixup: NotNegative = 0.0
     """Of --loss classes: alpha of mixup; 0: off."""
@@ -180,13 +180,13 @@ class Config:
     """Learning rate per 256 clips of effective batch."""
     final_lr: NotNegative = 0.0
     """Where the cosine ends, per 256 clips likewise."""
-    warmup: Share = 0.06
+    warmup: Fraction = 0.06
     """Share of the steps that warm up."""
     schedule: Literal["cosine", "counting"] = "cosine"
     """cosine: from the peak, after the warm-up; counting: it counted while that lasted, as timm's and ViFi-CLIP's."""
     weight_decay: NotNegative = 0.2
     """The optimizer's, on matrices only."""
-    beta2: PartShare = 0.98
+    beta2: FractionBelowOne = 0.98
     """AdamW's second beta; the first is 0.9."""
     clip_grad: NotNegative = 0.0
     """Largest gradient norm; 0: no clipping."""
@@ -678,7 +678,7 @@ def main(cfg: Config) -> dict:
         sum(per_source), accelerator.num_processes, cfg.batch_size, cfg.micro_batch, 1, cfg.steps,
         cfg.epochs, cfg.warmup,
     )  # fmt: skip
-    per_batch = shares(cfg.data_weights or tuple(map(float, per_source)), cfg.batch_size)
+    per_batch = batch_counts(cfg.data_weights or tuple(map(float, per_source)), cfg.batch_size)
     refuse_early(cfg, model, plan)
     prints = "".join(pack.index["fingerprint"] for pack in packs)
     fingerprint = hashlib.sha256(prints.encode()).hexdigest() if len(packs) > 1 else prints

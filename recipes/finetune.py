@@ -79,13 +79,13 @@ from pretrain.data.shards import STREAMS, Pack, TrainClips, warn_of_clips
 from pretrain.data.transforms import Augment
 from pretrain.flags import (
     Count,
+    Fraction,
+    FractionBelowOne,
     NotNegative,
     OptionalCount,
-    PartShare,
     Positive,
+    PositiveFraction,
     Seed,
-    Share,
-    SomeShare,
     flat,
     refuse_given,
 )
@@ -167,27 +167,27 @@ class Config:
     """cosine to --final-lr, or step: a tenth after each of --drops."""
     final_lr: NotNegative | None = None
     """Where a cosine ends, per 256 clips."""
-    drops: tuple[PartShare, ...] | None = None
+    drops: tuple[FractionBelowOne, ...] | None = None
     """Shares of the run after which a step schedule falls to a tenth."""
-    warmup: Share | None = None
+    warmup: Fraction | None = None
     """Share of the steps that warm up."""
     weight_decay: NotNegative | None = None
     """The optimizer's, on matrices and filters only; not on tables of positions."""
     backbone_lr: Positive | None = None
     """Factor on the backbone's rate; 1: as the classifier's."""
-    layer_decay: SomeShare | None = None
+    layer_decay: PositiveFraction | None = None
     """Factor on the rate from one layer of the backbone to the one before it; 1: all alike."""
-    dropout: PartShare | None = None
+    dropout: FractionBelowOne | None = None
     """Before the classifier."""
     head_std: NotNegative | None = None
     """Deviation of the classifier's first weights."""
-    drop_path: PartShare | None = None
+    drop_path: FractionBelowOne | None = None
     """Largest probability of leaving out a transformer block."""
-    smoothing: PartShare | None = None
+    smoothing: FractionBelowOne | None = None
     """Share of every target spread over all classes."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: classes with few videos count more."""
-    ema: PartShare = 0.0
+    ema: FractionBelowOne = 0.0
     """Keep of the moving average of the weights at every step, such as 0.999; 0: no average."""
     clip_grad: NotNegative | None = None
     """Largest gradient norm; 0: no clipping."""
@@ -197,15 +197,15 @@ class Config:
     # Augmentation
     crop: Literal["multi-scale", "resized"] | None = None
     """multi-scale: a box of two of --scales; resized: of 8 to 100 per cent of the area, 3:4 to 4:3 (RandomResizedCrop)."""
-    scales: tuple[SomeShare, ...] | None = None
+    scales: tuple[PositiveFraction, ...] | None = None
     """Sides of a multi-scale crop, as shares of the short side."""
     flip: bool = True
     """Mirror half of the clips; --no-flip where classes know left from right."""
-    colour: Share | None = None
+    colour: Fraction | None = None
     """Strength of random brightness, contrast and colour balance, 0 to 1."""
     rand_augment: str | None = None
     """Such as n4-m7: four operations of strength 7 of 10, the same for all frames."""
-    erase: Share | None = None
+    erase: Fraction | None = None
     """Share of the clips of which one box is erased, in all frames."""
     mixup: NotNegative | None = None
     """Alpha of mixup; 0: off."""

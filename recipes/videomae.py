@@ -39,14 +39,14 @@ from pretrain.data.transforms import Augment
 from pretrain.files import is_folder
 from pretrain.flags import (
     Count,
+    Fraction,
+    FractionBelowOne,
     NotNegative,
     OptionalCount,
     OptionalWhole,
-    PartShare,
     Positive,
+    PositiveFraction,
     Seed,
-    Share,
-    SomeShare,
     flat,
     settle,
 )
@@ -106,7 +106,7 @@ class Config:
     """mean of the tokens, as published, or class: a class token."""
     init: Literal["xavier", "mimetic"] = "xavier"
     """xavier, as published, or mimetic: attention starts local, which learns much sooner."""
-    moving: SomeShare = 1.0
+    moving: PositiveFraction = 1.0
     """Share of a clip's tokens that are looked at and predicted, those that move most; 1: all."""
     backbone: str | None = None
     """Weights to start from: a backbone folder, a run, hf:OWNER/NAME or an official .pth."""
@@ -114,17 +114,17 @@ class Config:
     # Objective
     mask: Literal["tube", "random", "frame"] = "tube"
     """Which tokens are hidden: the same places in all frames, any, or whole frames."""
-    mask_ratio: PartShare = 0.9
+    mask_ratio: FractionBelowOne = 0.9
     """Share of tokens hidden from the encoder."""
     dual_mask: bool = False
     """Decode only half of the hidden tokens (VideoMAE V2's running cell)."""
     target_eps: Positive = 1e-6
     """Added to a tubelet's deviation when targets are normalised; hundredths for plain backgrounds."""
-    scales: tuple[SomeShare, ...] = (1.0, 0.875, 0.75, 0.66)
+    scales: tuple[PositiveFraction, ...] = (1.0, 0.875, 0.75, 0.66)
     """Sides of the random crop, as shares of the short side."""
     views: Count = 1
     """Crops taken from one decode (repeated augmentation); each counts as a clip of the batch."""
-    colour: Share = 0.0
+    colour: Fraction = 0.0
     """Strength of random brightness, contrast and colour balance, each by up to this share."""
     contrast: NotNegative = 0.0
     """Weight of telling clips apart by their mean tokens, the views of a clip from those of all others in the batch
@@ -146,11 +146,11 @@ class Config:
     """Learning rate per 256 clips of effective batch."""
     final_lr: NotNegative = 1e-5
     """Where the cosine ends, per 256 clips likewise."""
-    warmup: Share = 40 / 800
+    warmup: Fraction = 40 / 800
     """Share of the steps that warm up."""
     weight_decay: NotNegative = 0.05
     """The optimizer's, on matrices only."""
-    beta2: PartShare = 0.95
+    beta2: FractionBelowOne = 0.95
     """AdamW's second beta; the first is 0.9."""
     clip_grad: NotNegative = 0.0
     """Largest gradient norm; 0: no clipping."""
@@ -533,7 +533,7 @@ def main(cfg: Config) -> dict:
                 )  # fmt: skip
                 loss, *found = run.agree(norm, [loss] if found is None else [loss, found])
                 values = {"loss": loss, "lr": lr, "grad_norm": norm}
-                values |= {"views_found": found[0]} if found else {}
+                values |= {"view_retrieval_accuracy": found[0]} if found else {}
                 if run.due(knn_every) and first:
                     knn = online_knn(masked.encoder, pack, ids, cfg.seed, accelerator)
                     run.state |= dict(zip(("knn", "knn_chance"), knn or (None, None), strict=True))
@@ -551,8 +551,8 @@ def main(cfg: Config) -> dict:
 def progress(values: dict, state: dict) -> tuple[str, str]:
     """What a person watches of a step, and the last kNN score."""
     text = f"loss {values['loss']:.4f}"
-    if "views_found" in values:
-        text += f"  view-retrieval accuracy {values['views_found']:.0%}"
+    if "view_retrieval_accuracy" in values:
+        text += f"  view-retrieval accuracy {values['view_retrieval_accuracy']:.0%}"
     if state["knn"] is None:
         return text, ""
     score, chance = 100 * state["knn"], 100 * state["knn_chance"]

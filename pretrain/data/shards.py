@@ -333,7 +333,7 @@ class Mixture(Dataset):
         return self.parts[part][own] | {"part": int(part)}
 
 
-def shares(weights: tuple[float, ...], batch: int) -> list[int]:
+def batch_counts(weights: tuple[float, ...], batch: int) -> list[int]:
     """How many clips of a batch each part of a mixture gives, by largest remainder; their sum is `batch`.
 
     Raises:

@@ -130,7 +130,7 @@ def test_contrast_of_views_learns_resumes_and_leaves_a_plain_videomae(
     printed = capsys.readouterr().out
     assert "2 views told from other clips, weight 0.3" in printed and "view-retrieval" in printed
     log = [json.loads(line) for line in (calm / "log.jsonl").read_text().splitlines()]
-    assert log[-1]["loss"] < log[0]["loss"] and 0 <= log[-1]["views_found"] <= 1
+    assert log[-1]["loss"] < log[0]["loss"] and 0 <= log[-1]["view_retrieval_accuracy"] <= 1
 
     stop_in_step(monkeypatch, videomae, 4, signal.SIGTERM)
     with pytest.raises(SystemExit):

@@ -32,7 +32,7 @@ def numbers(name: str) -> dict[str, object]:
     fields = {
         f.name: f.type for kind in kinds for f in dataclasses.fields(kind) if f.name not in groups
     }
-    words = ("Count", "Whole", "Seed", "Positive", "NotNegative", "Share", "int", "float")
+    words = ("Count", "Whole", "Seed", "Positive", "NotNegative", "Fraction", "int", "float")
     return {n: str(t) for n, t in fields.items() if any(w in str(t) for w in words)}
 
 

@@ -29,7 +29,7 @@ from pretrain.data.shards import (
     Pack,
     Positions,
     TrainClips,
-    shares,
+    batch_counts,
     train_batches,
     warn_of_clips,
 )
@@ -306,15 +306,15 @@ def test_parts_of_a_mixture_are_spread_over_the_batch():
         assert 8 < sum(half) < 24
 
 
-def test_shares_of_a_batch():
-    assert shares((1.0,), 10) == [10]
-    assert shares((3, 1), 64) == [48, 16]
-    assert shares((1, 1, 1), 10) in ([4, 3, 3], [3, 4, 3], [3, 3, 4])
-    assert sum(shares((0.2, 0.3, 0.9), 37)) == 37
+def test_counts_of_a_batch():
+    assert batch_counts((1.0,), 10) == [10]
+    assert batch_counts((3, 1), 64) == [48, 16]
+    assert batch_counts((1, 1, 1), 10) in ([4, 3, 3], [3, 4, 3], [3, 3, 4])
+    assert sum(batch_counts((0.2, 0.3, 0.9), 37)) == 37
     with pytest.raises(ValueError, match="less than one clip in a batch of 8"):
-        shares((100, 1), 8)
+        batch_counts((100, 1), 8)
     with pytest.raises(ValueError, match="positive"):
-        shares((1, -1), 8)
+        batch_counts((1, -1), 8)
 
 
 @given(
