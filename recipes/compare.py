@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -262,7 +263,8 @@ def read_accuracies(folder: Path) -> Results:
     except ValueError as error:
         hint = "; spaces separate folders, not commas" if "," in str(folder) else ""
         raise ValueError(f"{folder} holds no results: {error}{hint}") from error
-    if "top1" not in results.metrics or not results.metrics["top1"].interval:
+    top1 = results.metrics.get("top1")
+    if top1 is None or top1.interval is None or top1.chance is None:
         raise ValueError(
             f"{folder} holds results of {results.recipe}, which have no top-1 to compare"
         )
@@ -337,25 +339,24 @@ def summarise(label: str, start: str, runs: list[Results], speed: float | None) 
     }
 
 
-COLUMNS = (
+def _cell(name: str, factor: float, digits: int) -> Callable[[dict], str]:
+    """The cell of a number times a factor; a dash where it was not measured."""
+    return lambda row: "-" if row[name] is None else f"{factor * row[name]:.{digits}f}"
+
+
+COLUMNS: tuple[tuple[str, Callable[[dict], str]], ...] = (
     ("model", lambda r: r["name"]),
     ("starts from", lambda r: r["starts_from"]),
-    ("top-1", lambda r: f"{100 * r['top1']:.1f}"),
+    ("top-1", _cell("top1", 100, 1)),
     ("95 % interval", lambda r: "{:.1f} to {:.1f}".format(*(100 * v for v in r["top1_interval"]))),
     ("seeds", lambda r: " ".join(f"{100 * v:.1f}" for v in r["top1_seeds"])),
-    ("mean class", lambda r: f"{100 * r['mean_class_accuracy']:.1f}"),
-    (
-        "reversed pairs",
-        lambda r: "-" if r["reversed_pairs"] is None else f"{100 * r['reversed_pairs']:.1f}",
-    ),
-    (
-        "random weights",
-        lambda r: "-" if r["random_init_top1"] is None else f"{100 * r['random_init_top1']:.1f}",
-    ),
-    ("M parameters", lambda r: f"{r['parameters'] / 1e6:.2f}"),
-    ("GFLOPs", lambda r: "-" if r["flops"] is None else f"{r['flops'] / 1e9:.2f}"),
-    ("clips/s", lambda r: "-" if r["clips_per_s"] is None else f"{r['clips_per_s']:.0f}"),
-    ("minutes", lambda r: "-" if r["minutes"] is None else f"{r['minutes']:.1f}"),
+    ("mean class", _cell("mean_class_accuracy", 100, 1)),
+    ("reversed pairs", _cell("reversed_pairs", 100, 1)),
+    ("random weights", _cell("random_init_top1", 100, 1)),
+    ("M parameters", _cell("parameters", 1e-6, 2)),
+    ("GFLOPs", _cell("flops", 1e-9, 2)),
+    ("clips/s", _cell("clips_per_s", 1, 0)),
+    ("minutes", _cell("minutes", 1, 1)),
 )
 
 

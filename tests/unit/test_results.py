@@ -22,6 +22,7 @@ from downstream.results import (
     seen_in_training,
     versions,
 )
+from recipes import compare
 
 
 def some(**changes) -> Results:
@@ -199,3 +200,33 @@ def test_only_files_that_git_keeps_count_as_uncommitted(tmp_path, monkeypatch):
     assert len(commit) == 40
     kept.write_text("two")
     assert versions(torch.device("cpu"), "fp32")["commit"] == f"{commit} with uncommitted changes"
+
+
+def test_a_comparison_reads_results_of_any_recipe_with_an_accuracy(tmp_path, capsys):
+    """Also zero-shot's; not retrieval's, which has none, nor an older version's."""
+    ranks = {"t2v_r1": Metric(0.5, 16, chance=0.1)}
+    older = {"card": {"settings": {}}, "top1": 0.5}
+    for name, found in {
+        "zero": some(recipe="zero_shot"),
+        "other": some(recipe="zero_shot", model=dataclasses.replace(some().model, name="b")),
+        "retrieval": some(recipe="retrieval", metrics=ranks),
+        "unlike": some(protocol={"kind": "probe", "shots": 3}),
+    }.items():
+        (tmp_path / name).mkdir()
+        write_results(tmp_path / name, found)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "results.json").write_text(json.dumps(older))
+    show = lambda *names: compare.main(
+        compare.Config(
+            results=tuple(str(tmp_path / name) for name in names),
+            out=str(tmp_path / "-".join(names)),
+        )
+    )
+    rows = show("zero", "other")["rows"]
+    assert [row["top1"] for row in rows] == [1 / 3, 1 / 3] and rows[0]["clips_per_s"] is None
+    assert "mind this" in capsys.readouterr().out  # the notes
+    for name, said in (
+        ("retrieval", "no top-1"), ("unlike", "shots: 0 and 3"), ("old", "older version"), ("none", "holds no results"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            show("zero", name)
