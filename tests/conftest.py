@@ -1,6 +1,7 @@
 """Small packed videos and a small backbone, shared by all tests."""
 
 import csv
+import gc
 import json
 import os
 from collections.abc import Callable
@@ -30,6 +31,11 @@ def pytest_configure(config):
 
 
 MOTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
+
+
+def pytest_collection_finish():
+    """Leave what was imported and collected out of every search for garbage."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

