@@ -144,7 +144,7 @@ def test_a_run_continues_and_its_backbone_is_the_cpus_too(tiny_pack, tmp_path, m
             attentive="on",
         )
     )
-    assert 0 <= results["metrics"]["top1"]["value"] <= 1
+    assert results["data"]["num_test"] == 16
 
 
 def test_video_and_text_learn_in_bf16(captioned_pack, tmp_path):

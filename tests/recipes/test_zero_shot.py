@@ -377,7 +377,4 @@ def test_a_probe_of_the_video_tower(tiny_pair, captioned_pack, tmp_path):
             attentive="off",
         )
     )  # fmt: skip
-    assert (
-        0 <= results["metrics"]["top1"]["value"] <= 1
-        and results["details"]["views"]["time_segments"] == 2
-    )
+    assert results["details"]["views"]["time_segments"] == 2
