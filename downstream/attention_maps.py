@@ -5,12 +5,23 @@ grid, K tokens attended with (the class token first, if there is one).
 """
 
 import math
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.vit import VideoTransformer
+
+@runtime_checkable
+class Attends(Protocol):
+    """A backbone that tells what attends to what."""
+
+    class_token: Tensor | None
+    grid: tuple[int, int, int]
+
+    def attention_maps(self, video: Tensor, /) -> tuple[list[Tensor], Tensor | None]:
+        """Of each block (B, K, K), the class token first; and where tokens stand, if not everywhere."""
+        ...
 
 
 def rollout(maps: list[Tensor]) -> Tensor:
@@ -23,7 +34,7 @@ def rollout(maps: list[Tensor]) -> Tensor:
     return total
 
 
-def looked_at(encoder: VideoTransformer, video: Tensor) -> dict[str, Tensor]:
+def looked_at(encoder: Attends, video: Tensor) -> dict[str, Tensor]:
     """How much each token of the grid (B, t, h, w) is looked at, by the class token or else by all tokens alike.
 
     Args:

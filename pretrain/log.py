@@ -150,7 +150,7 @@ def parse(
         raise
 
 
-def print_table(title: str, rows: dict[str, object]) -> None:
+def print_table(title: str, rows: Mapping[str, object]) -> None:
     """Print aligned names and values."""
     width = max(map(len, rows))
     print(for_screen(title))

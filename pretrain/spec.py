@@ -241,6 +241,8 @@ class Backbone(Protocol):
 class Selective(Protocol):
     """A backbone that can be shown some of its tokens only."""
 
+    num_moving: int  # tokens that it looks at
+
     def forward_visible(self, video: Tensor, visible: Tensor, /) -> Tensor:
         """Clips and the tokens to look at (B, K) to one embedding each (B, D)."""
         ...

@@ -25,8 +25,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -118,7 +119,9 @@ def frame_by_frame(data: bytes, rng: np.random.Generator) -> torch.Tensor:
     frames = reader.get_batch(indices).asnumpy()
     x, y, w, h = multi_scale_box(frames.shape[2], frames.shape[1], SCALES, rng)
     pictures = [
-        Image.fromarray(f).crop((x, y, x + w, y + h)).resize((SPEC.size, SPEC.size), Image.BILINEAR)
+        Image.fromarray(f)
+        .crop((x, y, x + w, y + h))
+        .resize((SPEC.size, SPEC.size), Image.Resampling.BILINEAR)
         for f in frames
     ]
     clip = torch.stack([torch.from_numpy(np.array(p)) for p in pictures]).permute(3, 0, 1, 2)
@@ -234,7 +237,7 @@ def benchmark_step(cfg: Config) -> dict[str, float]:
         pixels = SPEC.normalise(video).transpose(1, 2)  # as their users do it: in the step
         return theirs(pixels, bool_masked_pos=mask).loss
 
-    precisions = {"fp32": None}
+    precisions: dict[str, torch.dtype | None] = {"fp32": None}
     if device.has_bf16(where):
         precisions["bf16"] = torch.bfloat16
     results, rows = {}, {}
@@ -249,7 +252,7 @@ def benchmark_step(cfg: Config) -> dict[str, float]:
         optimizers = {
             name: torch.optim.AdamW(m.parameters(), lr=0.0) for name, (m, _) in sides.items()
         }
-        first = {}
+        first: dict[str, float] = {}
 
         def step(name, dtype=dtype, optimizers=optimizers, first=first):
             start = time.monotonic()
@@ -265,7 +268,7 @@ def benchmark_step(cfg: Config) -> dict[str, float]:
 
         for name in sides:
             step(name)  # warm up
-        seconds = interleave({n: lambda n=n: step(n) for n in sides}, cfg.rounds)
+        seconds = interleave({n: partial(step, n) for n in sides}, cfg.rounds)
         for name, s in seconds.items():
             ratio = seconds["transformers"] / s
             results[f"{precision} {name}"] = ratio
@@ -309,7 +312,7 @@ def benchmark_frames(cfg: Config) -> dict:
     """Cost of a clip as it grows, for every way to attend over space and time; writes frames.png beside --out."""
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vivit = {"dim": 192, "depth": 12, "heads": 4, "size": 112}
-    kinds = {
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
         "joint (ViViT 1)": ("vivit_1", vivit), "encoder (ViViT 2)": ("vivit_2", vivit),
         "attention (ViViT 3)": ("vivit_3", vivit), "heads (ViViT 4)": ("vivit_4", vivit),
         "windows (Video Swin)": ("video_swin_t", {"variant": "xs", "size": 112}),
@@ -319,9 +322,9 @@ def benchmark_frames(cfg: Config) -> dict:
     }
     for frames in FRAMES:
         models = {}
-        for name, (model, changes) in kinds.items():
+        for name, (family, changes) in kinds.items():
             torch.manual_seed(cfg.seed)
-            models[name] = build_model(model, frames=frames, **changes).to(where).train()
+            models[name] = build_model(family, frames=frames, **changes).to(where).train()
         clips = torch.randn(1, 3, frames, 112, 112, device=where)
 
         def step(name: str, models=models, clips=clips) -> float:
@@ -336,9 +339,7 @@ def benchmark_frames(cfg: Config) -> dict:
             found[name]["gflops"].append(count_flops(model) / 1e9)
             found[name]["mib"].append(kept_bytes(model, clips) / 2**20)
             step(name)
-        for name, seconds in interleave(
-            {n: lambda n=n: step(n) for n in models}, cfg.rounds
-        ).items():
+        for name, seconds in interleave({n: partial(step, n) for n in models}, cfg.rounds).items():
             found[name]["clips_per_s"].append(1 / seconds)
     rows = {
         f"{name}, {frames} frames": f"{v['gflops'][i]:8.1f} GFLOPs  {v['mib'][i]:8.0f} MiB kept  {v['clips_per_s'][i]:7.2f} clips/s"

@@ -336,7 +336,7 @@ def build_model(cfg: Config) -> VideoText:
     video = build_video_tower(cfg, pairs.get(cfg.model))
     pair = pairs.get(text_name)
     if pair:
-        text: nn.Module = OpenClipText(pair.text_config, pair.tokenizer)
+        text: TextTower = OpenClipText(pair.text_config, pair.tokenizer)
         load_strict(text.tower, pair.text.state_dict(), text_name)
     elif text_name.startswith("hf:"):
         text = HuggingFaceText.from_name(text_name.removeprefix("hf:"))
@@ -348,10 +348,10 @@ def build_model(cfg: Config) -> VideoText:
         text.tower.token_embedding.requires_grad_(False)
     dim = text.embed_dim if whole else cfg.dim
     model = VideoText(video, text, dim, project=not whole, loss=cfg.loss)
-    if whole and (pair.bias is None) == (cfg.loss != "siglip"):
-        model.log_scale.data.copy_(pair.log_scale.reshape(()))
-        if pair.bias is not None:
-            model.bias.data.copy_(pair.bias.reshape(()))
+    if whole and (whole.bias is None) == (cfg.loss != "siglip"):
+        model.log_scale.data.copy_(whole.log_scale.reshape(()))
+        if whole.bias is not None and model.bias is not None:
+            model.bias.data.copy_(whole.bias.reshape(()))
     return model
 
 
@@ -366,11 +366,11 @@ def unused(cfg: Config) -> dict[str, str]:
     elif cfg.model in VITS:
         why |= dict.fromkeys(("pool", "small"), tower)
     elif cfg.model in MODELS:
-        names = (set(form) - {"small"}) | {"pool", "drop_tokens"}
+        idle = (set(form) - {"small"}) | {"pool", "drop_tokens"}
         fixed = FIXED_FRAMES.get(cfg.model)
-        names |= {"frames"} if fixed and cfg.frames != fixed else set()
-        names |= {"stride", "sampling"} if fixed == 1 else set()
-        why |= dict.fromkeys(names, tower)
+        idle |= {"frames"} if fixed and cfg.frames != fixed else set()
+        idle |= {"stride", "sampling"} if fixed == 1 else set()
+        why |= dict.fromkeys(idle, tower)
     elif cfg.model.startswith("frames:"):
         why |= dict.fromkeys(set(form) - {"depth", "patch"}, tower)
     elif cfg.model.startswith(OPEN_CLIP):
@@ -411,12 +411,15 @@ def build_video_tower(cfg: Config, pair: Pair | None) -> nn.Module:
             raise ValueError(
                 f"give --model {cfg.backbone}, not --backbone: it has no clip of its own"
             )
-        return load_backbone(cfg.backbone)
+        backbone = load_backbone(cfg.backbone)
+        assert isinstance(backbone, nn.Module)
+        return backbone
     stride = 0 if cfg.sampling == "uniform" else cfg.stride
     if cfg.model not in VITS and cfg.model in MODELS:
-        clip = {"stride": stride, "size": cfg.size}
+        clip: dict[str, Any] = {"stride": stride, "size": cfg.size}
         clip |= {"frames": cfg.frames} if cfg.frames else {}
         tower = build_family(cfg.model, small=cfg.small, **clip)
+        assert isinstance(tower, Backbone)
         tower.input_spec.refuse_lacking(STREAMS, f"--model {cfg.model}")
         return tower
     frames = cfg.frames or 16
@@ -476,7 +479,7 @@ class TextOfView:
         self.cfg, self.tokenizer = cfg, model.text.tokenizer
         self.numbers = {name: i for i, name in enumerate(classes)}
         self.num_tokens = self.num_visible = 0
-        if cfg.drop_tokens and hasattr(model.video, "forward_visible"):
+        if cfg.drop_tokens and isinstance(model.video, Selective):
             self.num_tokens = model.video.num_moving
             self.num_visible = self.num_tokens - int(cfg.drop_tokens * self.num_tokens)
 
@@ -501,7 +504,7 @@ class TextOfView:
 def micro_of(cfg: Config, model: VideoText, batch: dict) -> dict[str, Tensor]:
     """The tensors of a loaded batch that the model and the loss take."""
     names = ("tokens", "groups", "visible")
-    micro = {"video": model.video.input_spec.take(batch)}
+    micro: dict[str, Any] = {"video": model.video.input_spec.take(batch)}
     micro |= {name: batch[name] for name in names if name in batch}
     if cfg.trim_text:
         micro["tokens"] = trim(micro["tokens"], model.text)
@@ -531,6 +534,7 @@ class AgainstClasses:
     def __call__(self, rng: np.random.Generator, batch: dict) -> dict[str, Tensor]:
         """A micro-batch for `backward_classes`; all randomness comes from `rng`."""
         video = self.spec.normalise(self.spec.take(batch, self.device))
+        assert isinstance(video, Tensor)  # mixing is of one stream
         targets = make_targets(batch["classes"], self.num_classes, self.cfg.smoothing)
         video, targets = mix(video, targets.to(self.device), self.cfg.mixup, self.cfg.cutmix, rng)
         micro = {"video": video, "tokens": self.tokens, "targets": targets}
@@ -596,12 +600,13 @@ def refuse_early(cfg: Config, model: VideoText, plan: Plan) -> None:
     """
     if not 0 <= cfg.drop_tokens < 1:
         raise ValueError(f"--drop-tokens {cfg.drop_tokens} is not a share between 0 and 1")
-    if cfg.drop_tokens and not hasattr(model.video, "forward_visible"):
-        if not hasattr(model.video, "drop_tokens"):
+    if cfg.drop_tokens and not isinstance(model.video, Selective):
+        drop = getattr(model.video, "drop_tokens", None)
+        if drop is None:
             raise ValueError(
                 "--drop-tokens needs a video transformer or a ViT of open_clip; give 0"
             )
-        model.video.drop_tokens(cfg.drop_tokens)
+        drop(cfg.drop_tokens)
     if plan.accumulate > 1 and has_batch_norm(model):
         raise ValueError(
             f"a batch of {cfg.batch_size} in micro-batches of {plan.micro} would not be exact: this tower has "

@@ -138,7 +138,7 @@ def entries_of(config: Config) -> list[Entry]:
     Raises:
         ValueError: nothing, twice the same, or a name that there is not.
     """
-    entries = []
+    entries: list[Entry] = []
     for word in filter(None, (w.strip() for w in (config.models or "").split(","))):
         name, _, start = word.partition(":")
         check_name(name)
@@ -211,6 +211,7 @@ def run_one(command: list[str], log_file: Path, bar: Bar) -> str | None:
         env=environment,
     ) as process:  # fmt: skip
         try:
+            assert process.stdout is not None  # a pipe
             for line in process.stdout:
                 file.write(line)
                 file.flush()
@@ -301,8 +302,12 @@ def measure_speed(
     times: dict[str, list[float]] = {label: [] for label in folders}
     for round_ in range(rounds + 1):
         for label, folder in folders.items():
-            model = load_backbone(folder).to(where)  # one in memory at a time
-            clips = torch.randn_like(model.input_spec.empty(batch), device=where)
+            model = load_backbone(folder)  # one in memory at a time
+            assert isinstance(model, torch.nn.Module)
+            model.to(where)
+            clips = model.input_spec.empty(batch)
+            assert isinstance(clips, torch.Tensor)  # of one stream
+            clips = torch.randn_like(clips, device=where)
             for _ in range(2):  # the first pass allocates
                 began = time.perf_counter()
                 model(clips).sum().item()
@@ -316,11 +321,13 @@ def summarise(label: str, start: str, runs: list[Results], speed: float | None) 
     first = runs[0]
 
     def mean(name: str) -> float | None:
-        values = [r.value(name) for r in runs]
-        return None if None in values else float(np.mean(values))
+        values = [v for r in runs if (v := r.value(name)) is not None]
+        return float(np.mean(values)) if len(values) == len(runs) else None
 
-    minutes = [r.details.get("training", {}).get("minutes") for r in runs]
-    low, high = np.mean([r.metrics["top1"].interval for r in runs], 0).tolist()
+    told = [r.details.get("training", {}).get("minutes") for r in runs]
+    minutes = [m for m in told if m is not None]
+    intervals = [r.metrics["top1"].interval for r in runs]
+    low, high = np.mean([i for i in intervals if i is not None], 0).tolist()
     return {
         "name": label,
         "starts_from": start,
@@ -333,7 +340,7 @@ def summarise(label: str, start: str, runs: list[Results], speed: float | None) 
         "parameters": first.model.parameters,
         "flops": first.model.flops,
         "clips_per_s": speed,
-        "minutes": None if None in minutes else float(np.mean(minutes)),
+        "minutes": float(np.mean(minutes)) if len(minutes) == len(runs) else None,
         "chance": first.metrics["top1"].chance,
         "num_test": first.data.num_test,
     }

@@ -15,7 +15,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ def load_theirs(source: str, sizes: Sizes) -> tuple[Model, dict]:
     return (classifier_of(model, report) if "head" in report else model), report
 
 
-def load_ours(source: str) -> tuple[Model | torch.nn.Module, list[str]]:
+def load_ours(source: str) -> tuple[torch.nn.Module, list[str]]:
     """An exported model of ours, and which of its weights are left out.
 
     A classifier is kept where it stands behind the norm of the mean, as the others have it; else its backbone goes alone.
@@ -75,12 +75,15 @@ def load_ours(source: str) -> tuple[Model | torch.nn.Module, list[str]]:
         if getattr(model.backbone, "fc_norm", False) and not model.per_frame:
             return model, []
         return model.backbone, ["head.weight", "head.bias"]
-    return load_backbone(source), []
+    backbone = load_backbone(source)
+    assert isinstance(backbone, torch.nn.Module)
+    return backbone, []
 
 
 def described(model: Model) -> tuple[dict[str, Tensor], dict]:
     """A model's weights and arguments as `pretrain.interop.layouts` takes them."""
     if isinstance(model, Classifier):
+        assert isinstance(model.backbone, VideoTransformer)  # what else was refused
         state, arguments = described(model.backbone)
         head = {f"head.{kind}": value for kind, value in model.head.state_dict().items()}
         return state | head, arguments | {"classes": model.classes}
@@ -90,6 +93,7 @@ def described(model: Model) -> tuple[dict[str, Tensor], dict]:
 def compare(model: Model) -> float:
     """The largest difference from transformers' outputs, see `verify`."""
     if isinstance(model, Classifier):
+        assert isinstance(model.backbone, VideoTransformer)
         return verify(model.backbone, head=model.head.state_dict())
     return verify(model)
 
@@ -106,7 +110,8 @@ def read(config: Config, problems: list[str]) -> tuple[Model, dict]:
     """
     path = Path(config.source)
     sizes = Sizes(config.frames, config.size, config.heads, config.decoder_heads)
-    report = {"source": config.source, "dropped": []}
+    report: dict[str, Any] = {"source": config.source, "dropped": []}
+    model: torch.nn.Module
     theirs = config.source.startswith("hf:") or path.suffix in (".pth", ".pt")
     if not theirs and sizes != Sizes():
         problems.append(
@@ -134,6 +139,7 @@ def read(config: Config, problems: list[str]) -> tuple[Model, dict]:
             )
     if problems:
         raise ValueError("; ".join(problems))
+    assert isinstance(model, VideoMAE | VideoTransformer | Classifier)
     if not theirs:
         report["max_difference"] = compare(model)
     return model, report
@@ -170,7 +176,9 @@ def main(config: Config) -> dict:
             written, check = load_theirs(str(aside), Sizes())
         else:
             export_backbone(model, aside, {"converted_from": config.source})
-            written, _ = load_ours(str(aside))
+            exported, _ = load_ours(str(aside))
+            assert isinstance(exported, VideoMAE | VideoTransformer | Classifier)
+            written = exported
             check = {"max_difference": compare(written)}
         (expected, arguments), (got, read_back) = described(model), described(written)
         same = expected.keys() == got.keys() and all(torch.equal(expected[k], got[k]) for k in got)

@@ -402,6 +402,7 @@ def build_backbone(cfg: Config) -> nn.Module:
             raise ValueError(f"--{flag} belongs to --model: this trained backbone has its own")
     else:
         backbone = build_model(cfg.model, cfg.preset == "tiny", cfg.weights or "", **changes)
+    assert isinstance(backbone, Backbone)
     backbone.input_spec.refuse_lacking(STREAMS, cfg.model or cfg.backbone)
     return backbone
 
@@ -413,6 +414,7 @@ def adapt(backbone: nn.Module, cfg: Config) -> nn.Module:
         ValueError: it cannot be trained so.
     """
     choose_sampling(backbone, cfg.sampling, cfg.stride)
+    assert isinstance(backbone, Backbone)
     pool = backbone.arguments.get("pool")
     if cfg.pool and cfg.pool != pool:
         if cfg.pool != "fc_norm" or pool != "mean" or not hasattr(backbone, "with_fc_norm"):
@@ -453,7 +455,7 @@ def choose_clips(
     if cfg.shots:
         if None in train.labels:
             raise ValueError("--shots counts videos of a class, and these videos have several")
-        keep = few_shots(train.labels, cfg.shots, cfg.seed)
+        keep = few_shots(train.known_labels, cfg.shots, cfg.seed)
         notes.append(
             f"{cfg.shots} training videos of each class, drawn with seed {cfg.seed}: {keep.sum()} of {len(train)}"
         )
@@ -465,7 +467,7 @@ def choose_clips(
             raise ValueError(
                 "--val hold-out needs a label for every video; name a split val in the list"
             )
-        held, how = choose_validation(train.labels, train.subjects, cfg.seed)
+        held, how = choose_validation(train.known_labels, train.subjects, cfg.seed)
         if not held.any():
             raise ValueError(f"--val hold-out: nothing can be held out, {how}")
         train, val, rule = (
@@ -738,7 +740,7 @@ def finish(
     )  # fmt: skip
     write_results(folder, results)
     if scores is not None:
-        write_predictions(folder / "predictions.csv", test.sources, test.labels, scores, classes)
+        write_predictions(folder / "predictions.csv", test.sources, test.known_labels, scores, classes)
     picture = confusion_figure(folder / "confusion.png", counts, classes, title(results), task.unit)
     print_results(results, notes)
     print()

@@ -22,7 +22,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -198,7 +198,7 @@ def in_words(validations: np.ndarray) -> str:
 
 def fit_card(probes: list[LinearProbe]) -> dict:
     """What was chosen for a linear probe; for those of several folds, one after the other."""
-    card = {
+    card: dict[str, Any] = {
         "C": [p.c for p in probes] if len(probes) > 1 else probes[0].c,
         "whitened": [p.whitened for p in probes] if len(probes) > 1 else probes[0].whitened,
         "C_at_edge": any(p.at_edge for p in probes),
@@ -214,7 +214,7 @@ def fit_card(probes: list[LinearProbe]) -> dict:
 def attend(
     encoder: nn.Module,
     pack: Pack,
-    parts: tuple[Videos, Videos],
+    parts: tuple[Videos, ...],
     labels: np.ndarray,
     validation: np.ndarray,
     how: Extraction,
@@ -275,6 +275,7 @@ def main(config: Config) -> dict:
     # ------------------------------------------------------------------------- backbone and data
     torch.manual_seed(config.seed)  # of a named model's fresh weights
     encoder = load_backbone(config.backbone, config.weights)
+    assert isinstance(encoder, nn.Module)
     kind = "probe-leave-one-out" if config.leave_one_out else "probe"
     out = Path(config.out) if config.out else default_folder(kind, config.backbone, config.data)
     try_results(out)
@@ -283,7 +284,7 @@ def main(config: Config) -> dict:
     pack = open_data(config.data, packing_side(encoder.input_spec.size))
     if config.leave_one_out:
         everybody, held, notes = leave_one_subject_out(pack)
-        parts = (everybody,)
+        parts: tuple[Videos, ...] = (everybody,)
     else:
         train, test, notes = choose_splits(pack, config.train_split, config.test_split, config.seed)
         parts = (train, test)
@@ -304,7 +305,7 @@ def main(config: Config) -> dict:
         "seed": config.seed,
     }
     lock = claim_results(out, settings)
-    names = [label for part in parts for label in part.labels]
+    names = [label for part in parts for label in part.known_labels]
     subjects = [subject for part in parts for subject in part.subjects]
     sources = [source for part in parts for source in part.sources]
     classes = sorted(set(names))

@@ -75,7 +75,7 @@ class Config:
 
 def unused(config: Config) -> dict[str, str]:
     """Values that sampling, or a classifier of frames, leaves without effect, and why."""
-    why = {}
+    why: dict[str, str] = {}
     folder = Path(config.backbone)
     if is_folder(folder) and read_backbone_config(folder)["arguments"].get("per_frame"):
         why |= dict.fromkeys(("num_clips", "num_crops", "batch_size"), "of a classifier of frames")

@@ -14,6 +14,7 @@ With --query the best videos are listed, and drawn on a contact sheet.
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -119,7 +120,7 @@ def search_notes(config: Config, pack: Pack, similar: np.ndarray) -> list[str]:
 
 def search(config: Config, model: VideoText, how: Extraction) -> dict:
     """List the best videos for a sentence."""
-    if not (config.query or "").strip():
+    if not config.query or not config.query.strip():
         raise ValueError("--query is empty: write a sentence")
     if config.top < 1:
         raise ValueError(f"--top {config.top}: ask for at least one video")
@@ -133,12 +134,13 @@ def search(config: Config, model: VideoText, how: Extraction) -> dict:
         print("note: the sentence is longer than the text tower's context and was cut")
     similar = videos @ text[0]
     best = np.argsort(-similar, kind="stable")[: config.top]
+    notes = search_notes(config, pack, similar)
     found = {
         "query": config.query,
         "num_videos": len(names),
         "best": [{"video": names[i], "similarity": float(similar[i])} for i in best],
         "mean_similarity": float(similar.mean()),
-        "notes": search_notes(config, pack, similar),
+        "notes": notes,
     }
     write_json(out / "search.json", found)  # before the pictures, which may fail
     print(f"\n{config.query!r} among {len(names)} videos of {for_screen(config.data)}")
@@ -146,7 +148,7 @@ def search(config: Config, model: VideoText, how: Extraction) -> dict:
     for rank, i in enumerate(best, 1):
         print(f"  {rank:>4}  {similar[i]:10.3f}  {for_screen(names[i])}")
     print(f"        {found['mean_similarity']:10.3f}  mean of all {len(names)} videos")
-    for note in found["notes"]:
+    for note in notes:
         print(f"note: {for_screen(note)}")
     pictures = []
     for i in best:
@@ -246,7 +248,7 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
         "kind": "retrieval", "test_split": config.test_split, "num_videos": len(names), "num_captions": len(sentences),
         "num_clips": config.num_clips, "num_crops": config.num_crops,
     }  # fmt: skip
-    details = {
+    details: dict[str, dict[str, Any]] = {
         "views": {
             "frames": spec.frames, "stride": spec.stride, "size": spec.size, "num_clips": config.num_clips,
             "num_crops": config.num_crops,

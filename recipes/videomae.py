@@ -368,8 +368,10 @@ def mask_grid(cfg: Config, model: VideoMAE | MaskedPixels) -> tuple[int, int, in
     Raises:
         ValueError: the mask is of a kind that needs the whole grid.
     """
+    if isinstance(model, MaskedPixels):
+        return model.grid
     encoder = model.encoder
-    if isinstance(model, MaskedPixels) or encoder.num_moving == math.prod(encoder.grid):
+    if encoder.num_moving == math.prod(encoder.grid):
         return model.grid
     if cfg.mask != "random":
         raise ValueError(
@@ -382,11 +384,13 @@ def mask_grid(cfg: Config, model: VideoMAE | MaskedPixels) -> tuple[int, int, in
 def start_from(model: VideoMAE, name: str) -> None:
     """Copy weights of an earlier model; the decoder's too where there is one."""
     if is_folder(Path(name) / "checkpoints"):
-        loaded = backbones.load_pretrained_videomae(Path(name))
+        loaded: nn.Module = backbones.load_pretrained_videomae(Path(name))
     elif name.startswith("hf:") or name.endswith((".pth", ".pt")):
         loaded, _ = import_foreign(name)
     else:
-        loaded = load_backbone(name)
+        backbone = load_backbone(name)
+        assert isinstance(backbone, nn.Module)
+        loaded = backbone
     target = model if isinstance(loaded, VideoMAE) else model.encoder
     theirs = loaded.encoder if isinstance(loaded, VideoMAE) else loaded
     if type(theirs) is not type(model.encoder):
@@ -484,7 +488,7 @@ def main(cfg: Config) -> dict:
 
     # ---- model and optimizer
     model = build_model(cfg)
-    masked = model.masked if cfg.contrast else model
+    masked = model.masked if isinstance(model, ViewContrast) else model
     grid = mask_grid(cfg, masked)
     draw_tokens(cfg.mask, grid, cfg.mask_ratio, cfg.dual_mask, counter_rng(0, 0))  # refuses early
     plan = plan_run(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from downstream.attention_maps import looked_at, overlay
+from downstream.attention_maps import Attends, looked_at, overlay
 from downstream.models import load_backbone
 from pretrain.data.cache import pack_file, packing_side
 from pretrain.data.shards import EvalClips
@@ -49,7 +49,7 @@ def main(config: Config) -> dict:
         raise ValueError(f"--video {config.video}: {no_file(config.video)}")
     lock = claim(out, ("attention.png", "attention.gif"))
     encoder = load_backbone(config.backbone)
-    if not hasattr(encoder, "attention_maps"):
+    if not isinstance(encoder, Attends):
         raise ValueError(
             f"{config.backbone} is a {type(encoder).__name__}: attention over the whole grid is what a plain video transformer has"
         )
@@ -73,7 +73,7 @@ def main(config: Config) -> dict:
     side = spec.size * config.enlarge
     frames = [
         Image.fromarray(np.concatenate([p[t] for _, p in pictures], 1)).resize(
-            (side * len(pictures), side), Image.NEAREST
+            (side * len(pictures), side), Image.Resampling.NEAREST
         )
         for t in range(spec.frames)
     ]

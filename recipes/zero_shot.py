@@ -111,7 +111,7 @@ def classes_of_data(
     Raises:
         ValueError: a video's label is not among --classes, or there are fewer than two classes.
     """
-    named = set(videos.labels)
+    named = set(videos.known_labels)
     if config.classes:
         words = load_classes(config.classes)
         # "sit down" on the command line is the label sit_down.
@@ -335,7 +335,7 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
                 else "other videos, but not another world"
             )
         )
-        trained = provenance.get("config")
+        trained = provenance.get("config") if isinstance(provenance, dict) else None
         if isinstance(trained, dict) and "label" in (
             trained.get("text"),
             trained.get("positives"),
@@ -371,7 +371,7 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
         versions(how.device, how.dtype_name), [*notes, *more], details, per_class_accuracy(counts, classes),
     )  # fmt: skip
     write_results(out, results)
-    write_predictions(out / "predictions.csv", videos.sources, videos.labels, scores, classes)
+    write_predictions(out / "predictions.csv", videos.sources, videos.known_labels, scores, classes)
     picture = confusion_figure(out / "confusion.png", counts, classes, title(results))
     print_results(results)
     print_details(results)
