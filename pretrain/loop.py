@@ -347,7 +347,7 @@ class TrainingRun:
         self.accelerator.end_training()
         return self.first
 
-    def plan_rows(self, num_clips: int, views: int = 1) -> dict[str, object]:
+    def plan_rows(self, num_clips: int, views: int = 1) -> dict[str, Any]:
         """What every recipe tells of its plan, for the table at the start.
 
         Args:

@@ -24,7 +24,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -76,7 +76,8 @@ from pretrain.processes import start_accelerator
 from pretrain.prompts import load_templates, refuse_same_words, words_of
 from pretrain.run import try_run
 from pretrain.settings import MACHINE, RUN, MachineFlags, RunFlags
-from pretrain.text import HuggingFaceText, OpenClipText, fresh_text, trim
+from pretrain.spec import Backbone, Selective
+from pretrain.text import HuggingFaceText, OpenClipText, TextTower, fresh_text, trim
 from pretrain.vit import SIZES, VITS, VideoTransformer
 from pretrain.weights import load_strict
 
@@ -342,7 +343,7 @@ def build_model(cfg: Config) -> VideoText:
         text = HuggingFaceText.from_name(text_name.removeprefix("hf:"))
     else:
         text = fresh_text(text_name, cfg.dim)
-    whole = bool(pair) and text_name == cfg.model and pair.trained
+    whole = pair if pair and text_name == cfg.model and pair.trained else None
     if cfg.loss == "classes" and isinstance(text, OpenClipText):
         # As ViFi-CLIP: the prompts are always the same, and the words of other classes shall stay where they are.
         text.tower.token_embedding.requires_grad_(False)

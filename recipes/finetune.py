@@ -95,6 +95,7 @@ from pretrain.optim import set_rate, update
 from pretrain.processes import loader_workers, start_accelerator
 from pretrain.run import try_run
 from pretrain.settings import MACHINE, RUN, MachineFlags, RunFlags
+from pretrain.spec import Backbone
 from pretrain.weights import weights_hash
 
 
@@ -394,16 +395,18 @@ def build_backbone(cfg: Config) -> nn.Module:
     flags = ("network", "attention", "frames", "size", "width", "still")
     changes = {flag: getattr(cfg, flag) for flag in flags if getattr(cfg, flag)}
     if cfg.backbone:
-        backbone = load_backbone(cfg.backbone, cfg.weights or "")
-        if changes and hasattr(backbone, "resized") and set(changes) <= {"frames", "size"}:
-            backbone = backbone.resized(cfg.frames or 0, cfg.size or 0)
+        backbone: nn.Module | Backbone = load_backbone(cfg.backbone, cfg.weights or "")
+        resized = getattr(backbone, "resized", None)
+        if changes and resized and set(changes) <= {"frames", "size"}:
+            backbone = resized(cfg.frames or 0, cfg.size or 0)
         elif changes:
             flag = next(iter(changes))
             raise ValueError(f"--{flag} belongs to --model: this trained backbone has its own")
     else:
+        assert cfg.model
         backbone = build_model(cfg.model, cfg.preset == "tiny", cfg.weights or "", **changes)
-    assert isinstance(backbone, Backbone)
-    backbone.input_spec.refuse_lacking(STREAMS, cfg.model or cfg.backbone)
+    assert isinstance(backbone, Backbone) and isinstance(backbone, nn.Module)
+    backbone.input_spec.refuse_lacking(STREAMS, cfg.model or cfg.backbone or "")
     return backbone
 
 
@@ -417,14 +420,15 @@ def adapt(backbone: nn.Module, cfg: Config) -> nn.Module:
     assert isinstance(backbone, Backbone)
     pool = backbone.arguments.get("pool")
     if cfg.pool and cfg.pool != pool:
-        if cfg.pool != "fc_norm" or pool != "mean" or not hasattr(backbone, "with_fc_norm"):
+        with_fc_norm = getattr(backbone, "with_fc_norm", None)
+        if cfg.pool != "fc_norm" or pool != "mean" or not with_fc_norm:
             raise ValueError(
                 f"--pool {cfg.pool}: only the norm of a video transformer whose tokens are averaged can move behind the "
                 "mean, with --pool fc_norm"
             )
-        backbone = backbone.with_fc_norm()
-    if hasattr(backbone, "set_drop_path"):
-        backbone.set_drop_path(cfg.drop_path)
+        backbone = with_fc_norm()
+    if set_drop_path := getattr(backbone, "set_drop_path", None):
+        set_drop_path(cfg.drop_path)
     elif cfg.drop_path:
         raise ValueError(
             "--drop-path leaves out transformer blocks, of which this backbone has none: give 0"
@@ -434,10 +438,10 @@ def adapt(backbone: nn.Module, cfg: Config) -> nn.Module:
 
 def freeze(model: Classifier) -> None:
     """Let only the classifier learn and, in the frame families, what stands on the 2-D network."""
-    frozen = model.backbone.images if hasattr(model.backbone, "images") else model.backbone
+    frozen: nn.Module = getattr(model.backbone, "images", model.backbone)
     frozen.requires_grad_(False)
     # Batch norm would go on adapting to the data in training mode.
-    frozen.train = lambda mode=True: frozen
+    frozen.train = lambda mode=True: frozen  # type: ignore[method-assign, assignment]
     for module in frozen.modules():
         module.training = False
 
@@ -549,6 +553,7 @@ def main(cfg: Config) -> dict:
     backbone = build_backbone(cfg)
     cfg = resolve(cfg, backbone)
     backbone = adapt(backbone, cfg)
+    assert cfg.out  # `resolve` names it
     folder = Path(cfg.out)
     if first:
         try_run(folder)
@@ -658,7 +663,7 @@ def progress(values: dict, state: dict, num_classes: int) -> tuple[str, str]:
     return text, f"val {val:.1f} % (best {best:.1f} %, chance {100 / num_classes:.1f} %)"
 
 
-def export(cfg: Config, model: Classifier, folder: Path, pack: Pack, state: dict) -> None:
+def export(cfg: Config, model: nn.Module, folder: Path, pack: Pack, state: dict) -> None:
     """Write a classifier folder."""
     provenance = {
         "recipe": "finetune", "model": cfg.model or cfg.backbone, "step": state["step"], "seed": cfg.seed,
@@ -740,7 +745,9 @@ def finish(
     )  # fmt: skip
     write_results(folder, results)
     if scores is not None:
-        write_predictions(folder / "predictions.csv", test.sources, test.known_labels, scores, classes)
+        write_predictions(
+            folder / "predictions.csv", test.sources, test.known_labels, scores, classes
+        )
     picture = confusion_figure(folder / "confusion.png", counts, classes, title(results), task.unit)
     print_results(results, notes)
     print()

@@ -274,7 +274,7 @@ def main(config: Config) -> dict:
 
     # ------------------------------------------------------------------------- backbone and data
     torch.manual_seed(config.seed)  # of a named model's fresh weights
-    encoder = load_backbone(config.backbone, config.weights)
+    encoder = load_backbone(config.backbone, config.weights or "")
     assert isinstance(encoder, nn.Module)
     kind = "probe-leave-one-out" if config.leave_one_out else "probe"
     out = Path(config.out) if config.out else default_folder(kind, config.backbone, config.data)

@@ -174,7 +174,7 @@ def main(config: Config) -> dict:
         raise ValueError(f"{out} holds something else: give another folder with --out")
     lock = claim(out)
     names = list(load_classes(config.classes)) if config.classes else None
-    model = load_classifier(config.backbone, config.weights, names)
+    model = load_classifier(config.backbone, config.weights or "", names)
     choose_sampling(model.backbone, config.sampling, config.stride)
     if model.per_frame and not model.input_spec.stride:
         raise ValueError("--sampling uniform: this classifier answers for every frame")

@@ -26,6 +26,7 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 import tyro
+from torch import nn
 
 from downstream.models import MODELS, load_backbone
 from downstream.models import build_model as build_family

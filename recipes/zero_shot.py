@@ -170,6 +170,7 @@ def refuse_confusion(config: Config) -> None:
 
 def classify_video(config: Config, model: VideoText, how: Extraction) -> dict:
     """Rank the classes for one file, draw its filmstrip, and return what was printed."""
+    assert config.video and config.classes  # `refuse_confusion`
     path = Path(config.video)
     if not is_file(path):
         raise ValueError(f"--video {config.video}: {no_file(path)}")
@@ -271,6 +272,7 @@ def print_details(results: Results) -> None:
 
 def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
     """Score the labelled videos of a split; returns what results.json holds."""
+    assert config.data  # `refuse_confusion`
     out = Path(config.out or default_folder("zero-shot", config.backbone, config.data))
     try_results(out)
     pack = open_data(config.data, packing_side(model.video.input_spec.size))
