@@ -42,7 +42,7 @@ def looked_at(encoder: Attends, video: Tensor) -> dict[str, Tensor]:
         video: normalised clips (B, C, T, H, W).
 
     Returns:
-        "last layer" and "rollout"; each sums to one over the grid; zero for tokens that were not looked at (`moving`).
+        "last layer" and "rollout"; each sums to one over the grid; zero for tokens that were not selected (`motion_tokens`).
     """
     maps, index = encoder.attention_maps(video)
     found = {}

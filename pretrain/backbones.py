@@ -7,6 +7,7 @@ a video-text run
 import os
 import sys
 from collections.abc import Callable, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,6 +46,9 @@ BUILDERS: Builders = {
     for builder in (VideoTransformer, OpenClipText, HuggingFaceText, VideoText)
 }
 
+# Arguments of older exports: old name -> current name.
+RENAMED = {"moving": "motion_tokens"}
+
 
 def parts_of(builder: Callable[..., nn.Module]) -> tuple[str, ...]:
     """The arguments of a class that are models themselves; the backbone of a pair or a classifier comes first."""
@@ -58,16 +62,30 @@ def describe(model: nn.Module) -> dict:
     return {"builder": type(model).__name__, "arguments": model.arguments | parts}
 
 
+def current_arguments(builder: Callable[..., nn.Module], arguments: object) -> object:
+    """Arguments as an older version wrote them, under the names that they have now; see the changelog."""
+    if not isinstance(arguments, dict):
+        return arguments
+    takes, arguments = signature(builder).parameters, dict(arguments)
+    for old, new in RENAMED.items():
+        if new in takes and old not in takes and old in arguments and new not in arguments:
+            arguments[new] = arguments.pop(old)
+    return arguments
+
+
 def check_description(
     description: object, where: str, builders: Builders = BUILDERS, nested: bool = False
-) -> None:
-    """Refuse what `describe` cannot have written.
+) -> dict:
+    """Validate a description from a file.
 
     Args:
         description: as read from a file, which may be anybody's.
         where: the file, for the message.
         builders: what it may name.
         nested: a part of another one, which has no parts itself.
+
+    Returns:
+        the builder and its arguments under their current names, see `current_arguments`.
 
     Raises:
         ValueError: it names no builder, or arguments that are not its own, or beyond all bounds.
@@ -81,13 +99,17 @@ def check_description(
             f"{where} names {name!r:.80}, which is none of {', '.join(builders)}; model families are loaded by "
             "downstream.models.load_backbone"
         )
-    parts, arguments = parts_of(builders[name]), description.get("arguments")
+    parts = parts_of(builders[name])
+    arguments = current_arguments(builders[name], description.get("arguments"))
     if nested and parts:
         raise ValueError(f"{where} is a {name}, which cannot be a part of another model")
     check_arguments(builders[name], arguments, where, parts)
     assert isinstance(arguments, dict)  # or it was refused
-    for part in parts:
-        check_description(arguments.get(part), f"{where}: {part}", builders, nested=True)
+    checked = {
+        part: check_description(arguments.get(part), f"{where}: {part}", builders, nested=True)
+        for part in parts
+    }
+    return {"builder": name, "arguments": arguments | checked}
 
 
 def build(description: dict, builders: Builders = BUILDERS) -> nn.Module:
@@ -180,9 +202,9 @@ def load_export(folder: Path, builders: Builders = BUILDERS) -> nn.Module:
         ValueError: the folder is no export, does not verify, or names none of `builders`.
     """
     config = read_backbone_config(folder)
-    check_description(config, f"{folder}/config.json", builders)
+    description = check_description(config, f"{folder}/config.json", builders)
     try:
-        model = _build_to_fit(lambda: build(config, builders), folder)
+        model = _build_to_fit(lambda: build(description, builders), folder)
     except MisfitError as error:  # although it verifies
         raise CheckpointError(
             f"{error}. It was exported by another version of this program, which understood by the same names another "
@@ -279,9 +301,11 @@ def load_pretrained_videomae(run: Path) -> VideoMAE:
     if not isinstance(described, dict) or "decoder" not in described:
         raise CheckpointError(f"{run} is no VideoMAE run; its backbone is in {run}/backbone")
     where = f"{folder}/state.json"
-    check_arguments(VideoTransformer, described.get("encoder"), where, ())
+    encoder = current_arguments(VideoTransformer, described.get("encoder"))
+    check_arguments(VideoTransformer, encoder, where, ())
+    assert isinstance(encoder, dict)  # or it was refused
     check_arguments(VideoMAE, described["decoder"], where, ("encoder",))
-    make = lambda: VideoMAE(VideoTransformer(**described["encoder"]), **described["decoder"])
+    make = lambda: VideoMAE(VideoTransformer(**encoder), **described["decoder"])
     if "contrast" not in described:
         return _build_to_fit(make, folder)
     # The head of the contrast, on top of the VideoMAE, ends with the training.

@@ -74,9 +74,9 @@ class MaskedPixels(nn.Module):
             "masked": {"tubelet": tubelet, "patch": patch, "target_eps": target_eps},
         }
 
-    def places(self, video: Tensor, numbers: Tensor) -> Tensor:
-        """Where tubelets stand in the grid: as numbered."""
-        return numbers
+    def grid_indices(self, video: Tensor, selected: Tensor) -> Tensor:
+        """Indices of tubelets in the grid: as given, since none are selected by motion."""
+        return selected
 
     def forward(self, video: Tensor, visible: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruct the hidden tubelets.

@@ -241,7 +241,7 @@ class Backbone(Protocol):
 class Selective(Protocol):
     """A backbone that can be shown some of its tokens only."""
 
-    num_moving: int  # tokens that it looks at
+    num_motion_tokens: int  # tokens that it uses
 
     def forward_visible(self, video: Tensor, visible: Tensor, /) -> Tensor:
         """Clips and the tokens to look at (B, K) to one embedding each (B, D)."""

@@ -20,7 +20,7 @@ from pretrain.vit import (
     Block,
     VideoTransformer,
     init_weights,
-    moving_tokens,
+    motion_token_indices,
     patchify,
     position_table,
     start_blocks,
@@ -230,28 +230,31 @@ class VideoMAE(nn.Module):
         """The grid that masks are drawn over, where all tokens are looked at."""
         return self.encoder.grid
 
-    def places(self, video: Tensor, numbers: Tensor) -> Tensor:
-        """Where tokens stand in the grid (B, K): as numbered, or the so-and-so-manieth that move.
+    def grid_indices(self, video: Tensor, selected: Tensor) -> Tensor:
+        """Indices in the grid (B, K) of the k-th selected tokens.
 
         Args:
             video: uint8 clips (B, C, T, H, W).
-            numbers: (B, K), below the encoder's `num_moving`.
+            selected: (B, K), indices among the encoder's motion-selected tokens, below `num_motion_tokens`;
+                if it selects none, indices in the grid, which are returned as they are.
         """
         encoder = self.encoder
-        if encoder.num_moving == math.prod(encoder.grid):
-            return numbers
+        if encoder.num_motion_tokens == math.prod(encoder.grid):
+            return selected
         std = encoder.input_spec.streams["rgb"].std
-        moving = moving_tokens(video, encoder.tubelet, encoder.patch, encoder.num_moving, std)
-        return moving.gather(1, numbers)
+        motion = motion_token_indices(
+            video, encoder.tubelet, encoder.patch, encoder.num_motion_tokens, std
+        )
+        return motion.gather(1, selected)
 
     def forward(self, video: Tensor, visible: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruct the masked tokens.
 
         Args:
             video: uint8 clips (B, C, T, H, W); uint8, so that only the tokens in use become floats.
-            visible: (B, V) which tokens the encoder sees: numbers in the grid, or, of an encoder that looks
-                only at what moves, among the tokens that move (`places`).
-            masked: (B, M) which tokens to predict, likewise.
+            visible: (B, V), indices of the tokens that the encoder sees: in the grid, or, of an encoder with
+                `motion_tokens` below 1, among the motion-selected tokens (see `grid_indices`).
+            masked: (B, M), indices of the tokens to predict, likewise.
 
         Returns:
             the mean squared error against `normalise_target`, and the prediction (B, M, P).
@@ -263,8 +266,10 @@ class VideoMAE(nn.Module):
         self, video: Tensor, visible: Tensor, masked: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`forward`, and the encoder's tokens (B, V, D) besides."""
-        numbers = torch.cat([visible, masked], 1)  # together: what moves is measured once
-        visible, masked = self.places(video, numbers).split([visible.shape[1], masked.shape[1]], 1)
+        both = torch.cat([visible, masked], 1)  # together: frame differences are computed once
+        visible, masked = self.grid_indices(video, both).split(
+            [visible.shape[1], masked.shape[1]], 1
+        )
         patches = patchify(video, self.encoder.tubelet, self.encoder.patch)
         seen = (take_tokens(patches, visible).float() / 255 - self.mean) / self.std
         target = normalise_target(take_tokens(patches, masked).float() / 255, self.target_eps)
@@ -299,8 +304,8 @@ class Reconstructs(Protocol):
         """The grid that masks are drawn over."""
         ...
 
-    def places(self, video: Tensor, numbers: Tensor) -> Tensor:
-        """Where tokens stand in the grid."""
+    def grid_indices(self, video: Tensor, selected: Tensor) -> Tensor:
+        """Indices of tokens in the grid."""
         ...
 
     def __call__(self, video: Tensor, visible: Tensor, masked: Tensor, /) -> tuple[Tensor, Tensor]:
@@ -312,30 +317,31 @@ class Reconstructs(Protocol):
 def reconstruct(
     model: Reconstructs, video: Tensor, visible: Tensor, masked: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw what the model sees and what it imagines, for figures.
+    """Visible tokens and reconstructions as pixels, for figures.
 
-    The prediction is of normalised tubelets, so pixels need each tubelet's mean and deviation. Taking
-    the true ones, as published figures do, leaks the answer's colours; the second reconstruction
-    takes them from the nearest visible tubelet instead, and owes the clip nothing it did not show.
+    The model predicts normalised tubelets, so pixels need each tubelet's mean and standard deviation. The true
+    ones, which published figures use, leak the target's colours. The second reconstruction uses those of the
+    nearest visible tubelet instead.
 
     Args:
         model: a `VideoMAE` or a `MaskedPixels`, in evaluation mode.
         video: uint8 clips (B, C, T, H, W).
         visible: (B, V) tokens, as `VideoMAE.forward` takes them.
-        masked: (B, M) all the others that the encoder looks at.
+        masked: (B, M) all other tokens that the encoder uses.
 
     Returns:
-        what is visible, on grey (so is what the encoder never looks at); the reconstruction with true statistics; the one with borrowed
-        statistics; each uint8 (B, C, T, H, W).
+        the visible tokens, the others grey; the reconstruction with true statistics; the one with statistics of
+        visible tokens; each uint8 (B, C, T, H, W). Tokens that the encoder
+        does not use are grey.
     """
     tubelet, patch, grid = model.tubelet, model.patch, model.grid
     _, prediction = model(video, visible, masked)
-    visible, masked = model.places(video, visible), model.places(video, masked)
+    visible, masked = model.grid_indices(video, visible), model.grid_indices(video, masked)
     prediction = rearrange(prediction.float(), "b m (s c) -> b m s c", c=3)
     patches = patchify(video, tubelet, patch).float() / 255
 
-    places = torch.cartesian_prod(*(torch.arange(n, device=video.device) for n in grid)).float()
-    distance = torch.cdist(places[masked], places[visible])  # (B, M, V)
+    positions = torch.cartesian_prod(*(torch.arange(n, device=video.device) for n in grid)).float()
+    distance = torch.cdist(positions[masked], positions[visible])  # (B, M, V)
     nearest = visible.gather(1, distance.argmin(2))
 
     shown = torch.full_like(patches, 0.5)

@@ -170,14 +170,13 @@ def take_tokens(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
-def moving_tokens(
+def motion_token_indices(
     video: Tensor, tubelet: int, patch: int, num: int, std: tuple[float, ...] | None = None
 ) -> Tensor:
-    """The tubelets in which most changes from frame to frame: their indices (B, num), ascending.
+    """The indices (B, num), ascending, of the tokens with the largest frame difference.
 
-    What stands still looks the same in every time slot, so in footage of people most tubelets repeat what
-    another one shows. The measure is the mean squared difference of neighbouring frames inside the
-    tubelet and at its start.
+    A static background looks the same in every time slot, so most tubelets of such footage are redundant. The
+    measure is the mean squared difference of neighbouring frames inside the tubelet and at its start.
 
     Args:
         video: clips (B, C, T, H, W), normalised, or uint8 as they were before; T at least 2.
@@ -363,9 +362,9 @@ class VideoTransformer(nn.Module):
             width by themselves, which learns sooner; "learned"; or "rotary" (queries and keys are turned by
             `rotary_table`). No published VideoMAE has the last three.
         init: how weights are drawn: "xavier", as VideoMAE does, or "mimetic", see `mimetic_init`.
-        moving: share of a clip's tokens that `forward` and `forward_features` look at, those in which most
-            moves, see `moving_tokens`; 1: all, as published. The cost falls with it, and where few tokens move
-            what moves is learned much sooner.
+        motion_tokens: fraction of a clip's tokens that `forward` and `forward_features` use, those with the
+            largest frame difference, see `motion_token_indices`; 1: all, as published. The cost falls with it. Where
+            little of the picture moves, training takes far fewer steps.
         pool: "mean" of the tokens, each behind the last norm; "fc_norm": the last norm of their mean, as VideoMAE is
             fine-tuned, whose tokens have none; or "class": a token of its own, which every block attends with.
         trained_grid: (t, h, w) of the tokens that positions were made for, if they are used for another number of
@@ -373,8 +372,8 @@ class VideoTransformer(nn.Module):
         norm_eps: epsilon of the last norm: 1e-6, or 1e-5 in a fine-tuned VideoMAE of transformers.
 
     Raises:
-        ValueError: the clip is not a whole number of tubelets, or `dim` of heads; or `moving` leaves no token,
-            or picks among those of a single frame.
+        ValueError: the clip is not a whole number of tubelets, or `dim` of heads; or `motion_tokens` selects no
+            token, or is below 1 for a single frame.
     """
 
     pos_embed: Tensor
@@ -395,7 +394,7 @@ class VideoTransformer(nn.Module):
         std: tuple[float, float, float] = IMAGENET_STD,
         positions: str = "flat",
         init: str = "xavier",
-        moving: float = 1.0,
+        motion_tokens: float = 1.0,
         pool: str = "mean",
         trained_grid: tuple[int, int, int] | None = None,
         norm_eps: float = 1e-6,
@@ -410,7 +409,7 @@ class VideoTransformer(nn.Module):
         self.arguments: dict[str, Any] = {
             "dim": dim, "depth": depth, "heads": heads, "frames": frames, "size": size,
             "patch": patch, "tubelet": tubelet, "stride": stride, "mean": list(mean), "std": list(std),
-            "positions": positions, "init": init, "moving": moving, "pool": pool,
+            "positions": positions, "init": init, "motion_tokens": motion_tokens, "pool": pool,
             "trained_grid": None if trained_grid is None else list(trained_grid), "norm_eps": norm_eps,
         }  # fmt: skip
         if pool not in ("mean", "fc_norm", "class"):
@@ -421,11 +420,11 @@ class VideoTransformer(nn.Module):
         self.embed_dim, self.patch, self.tubelet = dim, patch, tubelet
         self.grid = (frames // tubelet, size // patch, size // patch)
         num_tokens = math.prod(self.grid)
-        self.num_moving = round(moving * num_tokens)
-        if not 1 <= self.num_moving <= num_tokens or (moving < 1 and frames == 1):
+        self.num_motion_tokens = round(motion_tokens * num_tokens)
+        if not 1 <= self.num_motion_tokens <= num_tokens or (motion_tokens < 1 and frames == 1):
             raise ValueError(
-                f"moving {moving} of the {num_tokens} tokens of {frames} frames: give a share that keeps at least one, "
-                "and 1 for single frames, in which nothing moves"
+                f"motion_tokens {motion_tokens}: the fraction selects no valid number of the {num_tokens} tokens of "
+                f"{frames} frames; give 1 for a single frame, else at least {1 / num_tokens:.2g} and at most 1"
             )
         self.input_spec = InputSpec(frames, stride, size, {"rgb": Stream(tuple(mean), tuple(std))})
         # The published Conv3d with kernel = stride, written as the linear layer that it is, so that
@@ -547,19 +546,19 @@ class VideoTransformer(nn.Module):
         return self.encode_all(patches, index)[0]
 
     def _look(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The tubelets looked at (B, K, P), and where they stand (B, K); None: everywhere."""
+        """The pixels (B, K, P) of the selected tokens and their indices (B, K); None: all tokens."""
         self.input_spec.expect(video)
         patches = patchify(video, self.tubelet, self.patch)
-        if self.num_moving == patches.shape[1]:
+        if self.num_motion_tokens == patches.shape[1]:
             return patches, None
-        index = moving_tokens(video, self.tubelet, self.patch, self.num_moving)
+        index = motion_token_indices(video, self.tubelet, self.patch, self.num_motion_tokens)
         return take_tokens(patches, index), index
 
     def forward_features(self, video: Tensor) -> Tensor:
         """The tokens of the last block.
 
-        Those that were not looked at (`moving` below 1) are the mean of those that were, so that the mean over
-        all is still the embedding.
+        Tokens that were not selected (`motion_tokens` below 1) are the mean of those that were, so that the mean over
+        all remains the embedding.
         """
         patches, index = self._look(video)
         tokens = self.encode(patches, index)
@@ -577,11 +576,11 @@ class VideoTransformer(nn.Module):
 
         Args:
             video: normalised clips (B, C, T, H, W).
-            visible: (B, K), which of the `num_moving` tokens it looks at.
+            visible: (B, K), indices of the tokens to use, below `num_motion_tokens`.
         """
         self.input_spec.expect(video)
-        if self.num_moving < math.prod(self.grid):
-            index = moving_tokens(video, self.tubelet, self.patch, self.num_moving)
+        if self.num_motion_tokens < math.prod(self.grid):
+            index = motion_token_indices(video, self.tubelet, self.patch, self.num_motion_tokens)
             visible = index.gather(1, visible)
         patches = patchify(video, self.tubelet, self.patch)
         return self._pooled(*self.encode_all(take_tokens(patches, visible), visible))

@@ -136,7 +136,7 @@ class Config:
     """flat, as published, or separable in time, height and width, which learns sooner."""
     init: Literal["xavier", "mimetic"] = "xavier"
     """xavier, as published, or mimetic: attention starts local, which learns much sooner."""
-    moving: PositiveFraction = 1.0
+    motion_tokens: PositiveFraction = 1.0
     """Share of a clip's tokens that the video transformer looks at, those that move most; 1: all."""
 
     # Objective
@@ -146,7 +146,7 @@ class Config:
     positives: Literal["pair", "caption", "label"] = "pair"
     """Which texts of a batch are right for a clip: its own; all equal ones; all of its class."""
     drop_tokens: FractionBelowOne = 0.0
-    """Share of video tokens (of those that --moving leaves) left out while training (FLIP)."""
+    """Share of video tokens (of those that --motion-tokens leaves) left out while training (FLIP)."""
     trim_text: bool = True
     """Cut a batch's token rows to its longest caption: the same numbers, sooner."""
     scales: tuple[PositiveFraction, ...] = (1.0, 0.9, 0.8)
@@ -204,7 +204,7 @@ class Config:
 # Nothing published: what learned most in little time on two cores, see the changelog.
 TINY = Config(
     data=("synthetic:3600",), model="vit_xs", small=True, text_model="xs", dim=128, stride=2, size=48, patch=8,
-    positions="separable", init="mimetic", moving=0.375, drop_tokens=0.33, positives="label", flip=True,
+    positions="separable", init="mimetic", motion_tokens=0.375, drop_tokens=0.33, positives="label", flip=True,
     colour=0.4, scales=(1.0, 0.93, 0.86, 0.8), steps=1700, batch_size=64, micro_batch=64, optimizer="muon",
     base_lr=0.016, warmup=0.03, weight_decay=0.05, beta2=0.95, clip_grad=1.0, 
     
@@ -212,13 +212,13 @@ TINY = Config(
 # People who act before still backgrounds: frames in slow fusion, of which the mean frame is taken away, held back by a
 # strong decay. Little but the actions is left to meet by, so captions are enough.
 MOTION = dataclasses.replace(
-    TINY, preset="motion", model="frame_slow", frames=14, moving=1.0, drop_tokens=0.0, positives="caption",
+    TINY, preset="motion", model="frame_slow", frames=14, motion_tokens=1.0, drop_tokens=0.0, positives="caption",
     weight_decay=4.0, steps=1900,
 )  # fmt: skip
 PRESETS = {
     "tiny": TINY,
     "motion": MOTION,
-    "photos": dataclasses.replace(TINY, preset="photos", frames=1, tubelet=1, size=64, moving=1.0, drop_tokens=0.0),
+    "photos": dataclasses.replace(TINY, preset="photos", frames=1, tubelet=1, size=64, motion_tokens=1.0, drop_tokens=0.0),
     # ViFi-CLIP (Rasheed et al. 2022, arXiv:2212.03640), a whole CLIP fine-tuned on labels: its repository's
     # configs/zero_shot/train/k400/16_16_vifi_clip.yaml (32 frames, batch 256, 8e-6, 10 epochs) over utils/config.py (5
     # epochs of warm-up, decay 0.001, smoothing, mixup, cutmix, colour 0.8, grey 0.2), utils/optimizer.py (beta2, a
@@ -250,7 +250,7 @@ OFF = {
     "cutmix": 0.0,
     "pixels": "tower",
     "sampling": "dense",
-    "moving": 1.0,
+    "motion_tokens": 1.0,
     "drop_tokens": 0.0,
 }
 FIXED_FRAMES = {"frame_single": 1, "frame_late": 2}
@@ -359,7 +359,7 @@ def build_model(cfg: Config) -> VideoText:
 def unused(cfg: Config) -> dict[str, str]:
     """Values that the towers and the data chosen leave without effect, and why."""
     tower = f"with --model {cfg.model}"
-    form = ("depth", "patch", "tubelet", "positions", "init", "moving", "small")
+    form = ("depth", "patch", "tubelet", "positions", "init", "motion_tokens", "small")
     why: dict[str, str] = {}
     if cfg.backbone:
         names = ("model", "frames", "stride", "sampling", "size", "pool", *form)
@@ -439,7 +439,7 @@ def build_video_tower(cfg: Config, pair: Pair | None) -> nn.Module:
     if not by_frames:
         return VideoTransformer(
             dim, depth, heads, frames, cfg.size, cfg.patch, cfg.tubelet, stride,
-            positions=cfg.positions, init=cfg.init, moving=cfg.moving,
+            positions=cfg.positions, init=cfg.init, motion_tokens=cfg.motion_tokens,
         )  # fmt: skip
     if cfg.size % cfg.patch:
         raise ValueError(f"--size {cfg.size} is not a multiple of --patch {cfg.patch}")
@@ -481,7 +481,7 @@ class TextOfView:
         self.numbers = {name: i for i, name in enumerate(classes)}
         self.num_tokens = self.num_visible = 0
         if cfg.drop_tokens and isinstance(model.video, Selective):
-            self.num_tokens = model.video.num_moving
+            self.num_tokens = model.video.num_motion_tokens
             self.num_visible = self.num_tokens - int(cfg.drop_tokens * self.num_tokens)
 
     def __call__(self, rng: np.random.Generator, record: dict, _: np.ndarray) -> dict[str, Tensor]:
@@ -639,8 +639,8 @@ def print_plan(cfg: Config, run: TrainingRun, counts, model: VideoText) -> None:
             f"frames of {spec.size} px, {f'stride {spec.stride}' if spec.stride else 'uniform sampling'}"
             + (f", {cfg.drop_tokens:.0%} of the tokens dropped" if cfg.drop_tokens else "")
             + (
-                f", {model.video.num_moving} tokens that move"
-                if model.video.arguments.get("moving", 1) < 1
+                f", {model.video.num_motion_tokens} tokens that move"
+                if model.video.arguments.get("motion_tokens", 1) < 1
                 else ""
             ),
             "text tower": f"{text_model_name(cfg)}, {millions['t']:.1f} M parameters, context "

@@ -8,7 +8,7 @@ A run gives its whole model, encoder and decoder; RUN/backbone the encoder alone
 classifier: of transformers, official, or of recipes/finetune.py with --pool fc_norm. What is written is read
 back and compared with the source, weight by weight and by its outputs in transformers' model. Nothing
 that exists is overwritten. What neither the official code nor transformers can be told is refused: models of
-the presets `tiny` and `shrec` convert if they were pretrained with --positions flat --moving 1.
+the presets `tiny` and `shrec` convert if they were pretrained with --positions flat --motion-tokens 1.
 """
 
 import os

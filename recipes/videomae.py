@@ -107,7 +107,7 @@ class Config:
     """mean of the tokens, as published, or class: a class token."""
     init: Literal["xavier", "mimetic"] = "xavier"
     """xavier, as published, or mimetic: attention starts local, which learns much sooner."""
-    moving: PositiveFraction = 1.0
+    motion_tokens: PositiveFraction = 1.0
     """Share of a clip's tokens that are looked at and predicted, those that move most; 1: all."""
     backbone: str | None = None
     """Weights to start from: a backbone folder, a run, hf:OWNER/NAME or an official .pth."""
@@ -176,7 +176,7 @@ SHREC = Config(
 )  # fmt: skip
 # Where most of the picture stands still, only what moves is seen and predicted.
 SHREC_MOVING = dataclasses.replace(
-    SHREC, preset="shrec_moving", tubelet=4, init="xavier", moving=0.5, mask_ratio=0.75, dual_mask=False,
+    SHREC, preset="shrec_moving", tubelet=4, init="xavier", motion_tokens=0.5, mask_ratio=0.75, dual_mask=False,
     batch_size=64, base_lr=0.016, final_lr=1.6e-4,
 )  # fmt: skip
 # The second step, from that one's backbone: clips that differ little are told apart.
@@ -185,7 +185,7 @@ SHREC_APART = dataclasses.replace(
     batch_size=256, micro_batch=256, base_lr=0.006, weight_decay=0.5, 
 )  # fmt: skip
 TINY = dataclasses.replace(
-    SHREC, preset="tiny", model="vit_xs", depth=4, decoder_dim=64, moving=0.375, mask_ratio=0.8,
+    SHREC, preset="tiny", model="vit_xs", depth=4, decoder_dim=64, motion_tokens=0.375, mask_ratio=0.8,
     dual_mask=False, steps=400, batch_size=64, micro_batch=64, 
 )  # fmt: skip
 VIT_B_K400 = Config(
@@ -224,7 +224,7 @@ ABOUT = {
 }
 
 # What says that something is not wanted: such a value is not without effect, also where nothing could be done.
-OFF = {"small": False, "moving": 1.0, "dual_mask": False}
+OFF = {"small": False, "motion_tokens": 1.0, "dual_mask": False}
 KNN_CLIPS = 480  # clips behind the online score
 
 
@@ -301,7 +301,7 @@ def unused(cfg: Config) -> dict[str, str]:
             "positions",
             "pool",
             "init",
-            "moving",
+            "motion_tokens",
             "dual_mask",
         )
         why |= dict.fromkeys(names, f"with --model {cfg.model}")
@@ -338,7 +338,7 @@ def build_masked(cfg: Config) -> VideoMAE | MaskedPixels:
     torch.manual_seed(cfg.seed)
     encoder = VideoTransformer(
         dim, cfg.depth or depth, heads, cfg.frames or 16, cfg.size, cfg.patch, cfg.tubelet, cfg.stride,
-        positions=cfg.positions, init=cfg.init, moving=cfg.moving, pool=cfg.pool,
+        positions=cfg.positions, init=cfg.init, motion_tokens=cfg.motion_tokens, pool=cfg.pool,
     )  # fmt: skip
     model = VideoMAE(
         encoder, decoder_dim, cfg.decoder_depth or decoder_depth, decoder_heads, cfg.target_eps
@@ -354,8 +354,10 @@ def build_painted(cfg: Config) -> MaskedPixels:
     Raises:
         ValueError: settings that belong to the plain video transformer.
     """
-    if cfg.moving != 1 or cfg.dual_mask:
-        raise ValueError(f"--model {cfg.model} sees the whole grid: give --moving 1 --no-dual-mask")
+    if cfg.motion_tokens != 1 or cfg.dual_mask:
+        raise ValueError(
+            f"--model {cfg.model} sees the whole grid: give --motion-tokens 1 --no-dual-mask"
+        )
     torch.manual_seed(cfg.seed)
     clip = {"stride": cfg.stride, "size": cfg.size, "still": "keep"}
     clip |= {"frames": cfg.frames} if cfg.frames else {}
@@ -372,14 +374,14 @@ def mask_grid(cfg: Config, model: VideoMAE | MaskedPixels) -> tuple[int, int, in
     if isinstance(model, MaskedPixels):
         return model.grid
     encoder = model.encoder
-    if encoder.num_moving == math.prod(encoder.grid):
+    if encoder.num_motion_tokens == math.prod(encoder.grid):
         return model.grid
     if cfg.mask != "random":
         raise ValueError(
-            f"a {cfg.mask} mask needs the whole grid and --moving {cfg.moving} leaves some tokens out: give "
+            f"a {cfg.mask} mask needs the whole grid and --motion-tokens {cfg.motion_tokens} leaves some tokens out: give "
             "--mask random"
         )
-    return encoder.num_moving, 1, 1
+    return encoder.num_motion_tokens, 1, 1
 
 
 def start_from(model: VideoMAE, name: str) -> None:
@@ -423,7 +425,7 @@ def print_plan(cfg: Config, run: TrainingRun, pack: Pack, num_clips: int, model)
             f"px, stride {spec.stride}",
             "mask": f"{cfg.mask} {cfg.mask_ratio:.0%}"
             + (", half of it predicted (dual masking)" if cfg.dual_mask else "")
-            + (f", of the {cfg.moving:.0%} that move most" if cfg.moving < 1 else "")
+            + (f", of the {cfg.motion_tokens:.0%} that move most" if cfg.motion_tokens < 1 else "")
             + (
                 f"; {cfg.views} views told from other clips, weight {cfg.contrast:g}"
                 if cfg.contrast
@@ -462,7 +464,7 @@ def draw_figure(path: Path, model: VideoMAE, cfg: Config, pack: Pack, sample: in
         f"{cfg.mask} mask, {cfg.mask_ratio:.0%} hidden. Row 3 borrows the true mean and deviation of every "
         "hidden tubelet, row 4 those of the nearest visible one."
     )
-    if cfg.moving < 1:
+    if cfg.motion_tokens < 1:
         caption += " What is grey in all rows moves too little to be looked at."
     title = f"VideoMAE {cfg.model} on {pack.record(sample)['source']}"
     return log.reconstruction_figure(path, rows, clips.seconds(0)[0], title, caption)

@@ -68,8 +68,8 @@ def main(config: Config) -> dict:
     caption = (
         f"red: what {by} attend to" if encoder.class_token is None else f"red: what {by} attends to"
     )
-    if encoder.arguments["moving"] < 1:
-        caption += f"; the encoder looks at the {encoder.arguments['moving']:.0%} of the tokens that move most"
+    if encoder.arguments["motion_tokens"] < 1:
+        caption += f"; the encoder uses the {encoder.arguments['motion_tokens']:.0%} of the tokens with the largest frame difference"
     side = spec.size * config.enlarge
     frames = [
         Image.fromarray(np.concatenate([p[t] for _, p in pictures], 1)).resize(

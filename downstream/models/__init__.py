@@ -94,7 +94,7 @@ def _sized(size: str) -> Family:
         "stride": 2,
         "positions": "separable",
         "init": "mimetic",
-        "moving": 0.375,
+        "motion_tokens": 0.375,
     }
     return Family(
         VideoTransformer, "Tong et al. 2022, arXiv:2203.12602",

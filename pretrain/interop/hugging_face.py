@@ -117,7 +117,7 @@ def from_hf(
         "std": list(config.get("image_std", IMAGENET_STD)),
         "positions": "flat",
         "init": "xavier",
-        "moving": 1.0,
+        "motion_tokens": 1.0,
         "pool": "fc_norm" if tuned else "mean",
         "trained_grid": None,
         # transformers leaves torch's default to fc_norm, whatever layer_norm_eps says.

@@ -142,9 +142,9 @@ def obstacles(arguments: dict) -> list[str]:
     e, found = arguments["encoder"], []
     if e.get("positions", "flat") != "flat":
         found.append(f"{e['positions']} positions (pretrain with --positions flat)")
-    if e.get("moving", 1.0) != 1.0:
+    if e.get("motion_tokens", 1.0) != 1.0:
         found.append(
-            f"a look at {e['moving']:.0%} of a clip's tokens, those that move (pretrain with --moving 1)"
+            f"motion-selected tokens, {e['motion_tokens']:.0%} of all (pretrain with --motion-tokens 1)"
         )
     if e.get("pool", "mean") == "class":
         found.append("a class token (pretrain with --pool mean)")

@@ -65,7 +65,7 @@ def from_official(
         "std": known("image_std", list(IMAGENET_STD)),
         "positions": "flat",
         "init": "xavier",
-        "moving": 1.0,
+        "motion_tokens": 1.0,
         "pool": "fc_norm" if tuned else "mean",
         "trained_grid": None,
         "norm_eps": known("fc_norm_eps", 1e-6) if tuned else 1e-6,

@@ -679,9 +679,9 @@ def test_a_model_with_other_positions_is_not_given_away_as_a_published_one():
 
 
 def test_a_model_that_looks_at_what_moves_is_not_given_away_either():
-    model = VideoTransformer(48, 1, 3, 4, 16, 8, moving=0.5)
+    model = VideoTransformer(48, 1, 3, 4, 16, 8, motion_tokens=0.5)
     for give in (to_official, to_hf):
-        with pytest.raises(ValueError, match=r"50% of a clip's tokens.*--moving 1"):
+        with pytest.raises(ValueError, match=r"50%.*--motion-tokens 1"):
             give(model.state_dict(), {"encoder": model.arguments})
 
 
@@ -689,10 +689,10 @@ def test_a_model_that_looks_at_what_moves_is_not_given_away_either():
     "preset", ["tiny", *(pytest.param(p, marks=pytest.mark.slow) for p in ("shrec", "shrec_apart"))]
 )
 def test_what_the_readme_tells_one_to_pretrain_converts(preset, tiny_pack, tmp_path):
-    """The small presets with `--positions flat --moving 1`, there and back, features and all."""
+    """The small presets with `--positions flat --motion-tokens 1`, there and back, features and all."""
     run = tmp_path / "run"
     cfg = dataclasses.replace(
-        videomae.PRESETS[preset], positions="flat", moving=1.0, data=str(tiny_pack), out=str(run), frames=8, size=32,
+        videomae.PRESETS[preset], positions="flat", motion_tokens=1.0, data=str(tiny_pack), out=str(run), frames=8, size=32,
         steps=2, batch_size=8, micro_batch=8, machine=Machine("fp32", threads=1), knn_every=0,
     )  # fmt: skip
     videomae.main(cfg)
@@ -714,14 +714,23 @@ def test_what_the_readme_tells_one_to_pretrain_converts(preset, tiny_pack, tmp_p
 def test_all_obstacles_are_told_at_once(tmp_path):
     """Each may cost a training run."""
     encoder = VideoTransformer(
-        48, 1, 3, 4, 16, 8, positions="separable", moving=0.5, pool="class", trained_grid=(2, 3, 3)
+        48,
+        1,
+        3,
+        4,
+        16,
+        8,
+        positions="separable",
+        motion_tokens=0.5,
+        pool="class",
+        trained_grid=(2, 3, 3),
     )
     export_backbone(encoder, tmp_path / "backbone", {})
     (tmp_path / "there").mkdir()
     (tmp_path / "tmp-there").mkdir()
     told = (
         "positions flat",
-        "moving 1",
+        "motion-tokens 1",
         "pool mean",
         "2 x 3 x 3",
         "exists",
@@ -740,7 +749,7 @@ def test_all_obstacles_are_told_at_once(tmp_path):
         "file/new|file:|file ",
         "leave out --frames",
         "positions flat",
-        "moving 1",
+        "motion-tokens 1",
     )
     for words in told:
         with pytest.raises(ValueError, match=words):

@@ -35,7 +35,7 @@ VIDEOMAE = RUNNING | STRONG | {
 CASES = {
     "videomae": ("videomae", VIDEOMAE | {"mask": "tube", "mask_ratio": 0.75, "views": 2}),
     "videomae_contrast": ("videomae", VIDEOMAE | {
-        "mask": "random", "mask_ratio": 0.75, "views": 2, "contrast": 0.3, "colour": 0.4, "moving": 0.5, "micro_batch": 16,
+        "mask": "random", "mask_ratio": 0.75, "views": 2, "contrast": 0.3, "colour": 0.4, "motion_tokens": 0.5, "micro_batch": 16,
         "optimizer": "muon", "base_lr": 0.01, "init": "mimetic", "positions": "separable",
     }),
     "clip": ("clip", RUNNING | STRONG | {

@@ -81,14 +81,14 @@ REFUSED = [
         "--model lstm --positions flat --init xavier --pool mean",
         "--positions --init --pool",
     ),
-    (clip, "--model lstm --drop-tokens 0.5 --moving 0.5", "--drop-tokens --moving"),
+    (clip, "--model lstm --drop-tokens 0.5 --motion-tokens 0.5", "--drop-tokens --motion-tokens"),
     (clip, "--model frame_single --frames 4", "--frames"),
     (clip, "--model frame_single --stride 4", "--stride"),
     (clip, "--model frame_late --frames 4", "--frames"),
     (
         clip,
-        "--model frames:vit_xs --tubelet 2 --moving 0.5 --small",
-        "--tubelet --moving --small",
+        "--model frames:vit_xs --tubelet 2 --motion-tokens 0.5 --small",
+        "--tubelet --motion-tokens --small",
     ),
     (clip, "--model vit_xs --pool attention --small", "--pool --small"),
     (clip, "--model vit_xs --pool attention", "--pool"),
@@ -96,8 +96,8 @@ REFUSED = [
     (clip, "vificlip_b16 --dim 64", "--dim"),
     (
         clip,
-        "--backbone b --model vit_xs --frames 4 --stride 2 --moving 0.5",
-        "--model --frames --stride --moving",
+        "--backbone b --model vit_xs --frames 4 --stride 2 --motion-tokens 0.5",
+        "--model --frames --stride --motion-tokens",
     ),
     (clip, "photos --stride 3", "--stride"),
     (clip, "--templates plain", "--templates"),
@@ -113,8 +113,8 @@ REFUSED = [
     (videomae, "--model i3d --init mimetic --positions rotary", "--init --positions"),
     (
         videomae,
-        "--model i3d --moving 0.5 --dual-mask --decoder-dim 64",
-        "--moving --dual-mask --decoder-dim",
+        "--model i3d --motion-tokens 0.5 --dual-mask --decoder-dim 64",
+        "--motion-tokens --dual-mask --decoder-dim",
     ),
     (videomae, "--small", "--small"),
     (videomae, "--backbone b --init mimetic", "--init"),
@@ -146,16 +146,16 @@ def test_flags_without_effect_are_refused_by_name(recipe, words, named, monkeypa
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
-        (clip, "--model i3d --moving 1 --drop-tokens 0 --frames 8 --stride 1 --size 32 --no-small"),
+        (clip, "--model i3d --motion-tokens 1 --drop-tokens 0 --frames 8 --stride 1 --size 32 --no-small"),
         (clip, "--model frame_single --frames 1"),
-        (clip, "--model vit_ti --patch 12 --depth 2 --init mimetic --moving 0.5"),
+        (clip, "--model vit_ti --patch 12 --depth 2 --init mimetic --motion-tokens 0.5"),
         (clip, "--model frames:vit_xs --depth 2 --patch 8 --pool attention --drop-tokens 0.5"),
         (clip, "--model open_clip:ViT-B-16/openai --pool attention --frames 8"),
         (clip, "--model open_clip:RN50 --dim 64"),
         (clip, "--epochs 3"),
         (clip, "--epochs 3 --steps None"),
         (clip, "vificlip_b16 --epochs 3 --templates plain"),
-        (videomae, "--model vivit_3 --moving 1 --no-dual-mask --patch 8 --tubelet 2 --backbone w"),
+        (videomae, "--model vivit_3 --motion-tokens 1 --no-dual-mask --patch 8 --tubelet 2 --backbone w"),
         (videomae, "--model vit_s --depth 3 --pool class --positions learned --init xavier"),
         (videomae, "vit_b_k400 --epochs 3"),
     ],
@@ -193,7 +193,11 @@ def test_a_small_network_is_asked_for_and_not_inferred():
         for size in (96, 128):
             for small in (False, True):
                 config = change(
-                    recipe.PRESETS["tiny"], size=size, small=small, moving=1.0, **{name: "i3d"}
+                    recipe.PRESETS["tiny"],
+                    size=size,
+                    small=small,
+                    motion_tokens=1.0,
+                    **{name: "i3d"},
                 )
                 model = build(config, None) if recipe is clip else build(config).encoder
                 counts.add((small, model.embed_dim))

@@ -497,7 +497,7 @@ def test_a_classical_video_tower(captioned_pack, tmp_path, monkeypatch):
         tmp_path / "run",
         model="frame_mean",
         drop_tokens=0.0,
-        moving=1.0,
+        motion_tokens=1.0,
         micro_batch=64,
         small=True,
     )

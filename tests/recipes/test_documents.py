@@ -210,7 +210,7 @@ def standins(home, tiny_backbone, tiny_pair, tmp_path_factory) -> dict[str, Call
         return made / "classifier"
 
     def flat() -> Path:
-        plain = {"positions": "flat", "init": "xavier", "moving": 1.0}
+        plain = {"positions": "flat", "init": "xavier", "motion_tokens": 1.0}
         videomae.main(test_videomae.config(data, made / "flat", steps=1, knn_every=0, **plain))
         return made / "flat"
 

@@ -17,7 +17,7 @@ WORLD = (
 # Each decodes, trains, or calls another library in a way of its own.
 COMMANDS = (
     "pack.py --source world/clips.csv --out pack",
-    "videomae.py --data pack --steps 2 --batch-size 8 --micro-batch 8 --positions flat --moving 1 --out run",
+    "videomae.py --data pack --steps 2 --batch-size 8 --micro-batch 8 --positions flat --motion-tokens 1 --out run",
     "linear_probe.py --backbone run/backbone --data pack",
     "convert.py --source run --to hf --out hf",
     "finetune.py --model lstm --data pack --steps 2 --out tuned",

@@ -99,16 +99,18 @@ def test_interrupted_and_resumed_equals_undisturbed(
 
 def test_only_what_moves(tiny_pack, tmp_path):
     """The masks choose among the tokens that move; the rest is never seen and never predicted."""
-    cfg = config(tiny_pack, tmp_path / "run", moving=0.5, mask="random", dual_mask=True, steps=2)
+    cfg = config(
+        tiny_pack, tmp_path / "run", motion_tokens=0.5, mask="random", dual_mask=True, steps=2
+    )
     videomae.main(cfg)
     encoder = load_backbone(str(tmp_path / "run" / "backbone"))
-    assert encoder.num_moving == 16 and encoder.grid == (2, 4, 4)
+    assert encoder.num_motion_tokens == 16 and encoder.grid == (2, 4, 4)
     assert (tmp_path / "run" / "reconstruction.png").is_file()
     model = backbones.load_pretrained_videomae(tmp_path / "run").eval()
     video = torch.randint(0, 256, (1, 3, 4, 32, 32), dtype=torch.uint8)
     video[:, :, :, :16] = video[:, :, :1, :16]  # the upper half stands still
     visible, masked = torch.arange(0, 4)[None], torch.arange(4, 16)[None]
-    places = torch.cat([model.places(video, visible), model.places(video, masked)], 1)
+    places = torch.cat([model.grid_indices(video, visible), model.grid_indices(video, masked)], 1)
     assert sorted(places[0].tolist()) == [n for n in range(32) if n % 16 >= 8]
     with torch.no_grad():
         loss = model(video, visible, masked)[0]
@@ -117,7 +119,7 @@ def test_only_what_moves(tiny_pack, tmp_path):
         video[:, :, :, 16:] = 255 - video[:, :, :, 16:]
         assert not torch.equal(model(video, visible, masked)[0], loss)
     with pytest.raises(ValueError, match="--mask random"):
-        videomae.main(config(tiny_pack, tmp_path / "other", moving=0.5))
+        videomae.main(config(tiny_pack, tmp_path / "other", motion_tokens=0.5))
 
 
 def test_contrast_of_views_learns_resumes_and_leaves_a_plain_videomae(

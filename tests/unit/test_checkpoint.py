@@ -227,6 +227,22 @@ def test_backbone_round_trip_and_refusals(tmp_path):
         load_backbone(str(folder))
 
 
+def test_arguments_under_older_names(tmp_path):
+    """Exports and checkpoints of older versions load; both names at once, or another value, are refused."""
+    encoder = VideoTransformer(16, 1, 2, 4, 16, 8, motion_tokens=0.5)
+    model = VideoMAE(encoder, 8, 1, 2)
+    encoder.arguments["moving"] = encoder.arguments.pop("motion_tokens")
+    export_backbone(encoder, tmp_path / "old", {})
+    save_checkpoint(tmp_path, model, [], {"step": 1, "model": model.arguments})
+    assert load_backbone(str(tmp_path / "old")).arguments["motion_tokens"] == 0.5
+    again = backbones.load_pretrained_videomae(tmp_path)
+    assert again.encoder.num_motion_tokens == encoder.num_motion_tokens == 4
+    encoder.arguments["motion_tokens"] = 0.5
+    export_backbone(encoder, tmp_path / "both", {})
+    with pytest.raises(ValueError, match="moving"):
+        load_backbone(str(tmp_path / "both"))
+
+
 def test_a_family_is_not_taken_for_a_folder_of_others(tmp_path):
     """Families are not of this package: their folders are ours all the same, and who loads them is named."""
     folder, pair = tmp_path / "backbone", tmp_path / "pair"

@@ -151,9 +151,9 @@ def test_the_recipe_with_another_family(tiny_pack, tmp_path, encoder, monkeypatc
 
 
 def test_flags_that_mean_nothing_are_refused(tiny_pack, tmp_path):
-    with pytest.raises(ValueError, match="give --moving 1"):
+    with pytest.raises(ValueError, match="give --motion-tokens 1"):
         videomae.main(
-            config(tiny_pack, tmp_path / "run", model="vivit_1", moving=0.5, mask="random")
+            config(tiny_pack, tmp_path / "run", model="vivit_1", motion_tokens=0.5, mask="random")
         )
     with pytest.raises(ValueError, match="nor a name of"):
         videomae.main(config(tiny_pack, tmp_path / "run", model="vivit"))

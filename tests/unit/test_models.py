@@ -585,7 +585,7 @@ def test_networks_of_torchvision_and_open_clip(tmp_path):
     ("name", "changes"),
     [
         ("vit_xs", {"positions": "rotary", "pool": "class"}),
-        ("vit_xs", {"moving": 0.5}),
+        ("vit_xs", {"motion_tokens": 0.5}),
         *[(f"vivit_{i}", {}) for i in (1, 2, 3, 4)],
         ("video_swin_t", None),
     ],

@@ -28,7 +28,7 @@ from pretrain.clip import (
 from pretrain.optim import param_groups
 from pretrain.spec import InputSpec, Stream
 from pretrain.text import HuggingFaceText, fresh_text, trim
-from pretrain.vit import VideoTransformer, moving_tokens, patchify, take_tokens
+from pretrain.vit import VideoTransformer, motion_token_indices, patchify, take_tokens
 from tests.conftest import save_open_clip
 
 VIT = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 16}
@@ -110,11 +110,11 @@ def test_moving_tokens_are_those_that_change():
     """A square that moves in one corner, before a ground that differs from place to place."""
     video = torch.randn(1, 3, 1, 32, 32).repeat(1, 1, 4, 1, 1)
     video[0, :, 2, 8:16, 24:32] += 5  # frame 2 of 4: both tubelets see it come or go
-    index = moving_tokens(video, tubelet=2, patch=8, num=1)
+    index = motion_token_indices(video, tubelet=2, patch=8, num=1)
     row = 1 * 4 + 3  # patch row 1, column 3 of a 4 x 4 grid
     assert index.tolist() == [[16 + row]]  # the second tubelet: it comes and goes there
-    assert moving_tokens(video[:, :, [0, 2, 2, 2]], 2, 8, 1).tolist() == [[row]]
-    many = moving_tokens(torch.randn(2, 3, 4, 32, 32), 2, 8, 9)
+    assert motion_token_indices(video[:, :, [0, 2, 2, 2]], 2, 8, 1).tolist() == [[row]]
+    many = motion_token_indices(torch.randn(2, 3, 4, 32, 32), 2, 8, 9)
     assert many.shape == (2, 9) and (many.diff(dim=1) > 0).all()
 
 
@@ -126,10 +126,10 @@ def test_what_moves_is_the_same_before_and_after_normalising():
     change = (normalised[:, :, 1:] - normalised[:, :, :-1]).square().mean(1, keepdim=True)
     energy = torch.nn.functional.avg_pool3d(torch.cat([change[:, :, :1], change], 2), (4, 8, 8))
     expected = energy.flatten(1).topk(30, dim=1).indices.sort(1).values
-    assert torch.equal(moving_tokens(normalised, 4, 8, 30), expected)
-    assert torch.equal(moving_tokens(clips, 4, 8, 30, spec.streams["rgb"].std), expected)
+    assert torch.equal(motion_token_indices(normalised, 4, 8, 30), expected)
+    assert torch.equal(motion_token_indices(clips, 4, 8, 30, spec.streams["rgb"].std), expected)
     assert not torch.equal(
-        moving_tokens(clips, 4, 8, 30), expected
+        motion_token_indices(clips, 4, 8, 30), expected
     )  # channels count by their deviation
 
 
@@ -137,10 +137,10 @@ def test_a_tower_that_looks_at_what_moves():
     torch.manual_seed(0)
     arguments = {"dim": 24, "depth": 1, "heads": 2, "frames": 4, "size": 32, "patch": 8}
     whole = VideoTransformer(**arguments).eval()
-    part = VideoTransformer(**arguments, moving=0.25).eval()
+    part = VideoTransformer(**arguments, motion_tokens=0.25).eval()
     part.load_state_dict(whole.state_dict())
     clips = torch.randn(2, 3, 4, 32, 32)
-    index = moving_tokens(clips, 2, 8, 8)
+    index = motion_token_indices(clips, 2, 8, 8)
     patches = patchify(clips, 2, 8)
     expected = part.encode(take_tokens(patches, index), index)
     assert torch.allclose(part(clips), expected.mean(1), atol=1e-6)
@@ -148,7 +148,7 @@ def test_a_tower_that_looks_at_what_moves():
     assert tokens.shape == (2, 32, 24)
     assert torch.allclose(tokens.mean(1), part(clips), atol=1e-6)
     assert torch.allclose(take_tokens(tokens, index), expected, atol=1e-6)
-    everything = VideoTransformer(**arguments, moving=1.0).eval()
+    everything = VideoTransformer(**arguments, motion_tokens=1.0).eval()
     everything.load_state_dict(whole.state_dict())
     assert torch.equal(everything(clips), whole(clips))
     # Dropped tokens are some of those.
@@ -161,11 +161,16 @@ def test_a_tower_that_looks_at_what_moves():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"moving": 0.0}, {"moving": 1.5}, {"moving": 0.5, "frames": 1, "tubelet": 1}]
+    "changes",
+    [
+        {"motion_tokens": 0.0},
+        {"motion_tokens": 1.5},
+        {"motion_tokens": 0.5, "frames": 1, "tubelet": 1},
+    ],
 )
 def test_a_share_of_moving_tokens_that_makes_no_sense(changes):
     arguments = {"dim": 24, "depth": 1, "heads": 2, "frames": 4, "size": 32, "patch": 8}
-    with pytest.raises(ValueError, match="moving"):
+    with pytest.raises(ValueError, match="motion_tokens"):
         VideoTransformer(**arguments | changes)
 
 

@@ -244,14 +244,14 @@ def test_rollout_is_its_product():
     assert torch.allclose(rollout(maps).sum(-1), torch.ones(1, 3), atol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{}, {"pool": "class"}, {"moving": 0.25}])
+@pytest.mark.parametrize("changes", [{}, {"pool": "class"}, {"motion_tokens": 0.25}])
 def test_what_is_looked_at_lies_on_the_grid(changes):
     model = encoder(**changes)
     for seen in looked_at(model, clips()).values():
         assert seen.shape == (2, 2, 4, 4) and torch.allclose(
             seen.sum((1, 2, 3)), torch.ones(2), atol=1e-5
         )
-        assert (seen > 0).sum().item() == (2 * 8 if "moving" in changes else 2 * 32)
+        assert (seen > 0).sum().item() == (2 * 8 if "motion_tokens" in changes else 2 * 32)
 
 
 def test_the_overlay_is_red_where_most_is():
