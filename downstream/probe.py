@@ -91,7 +91,7 @@ def _fit(model: "LogisticRegression | LinearSVC", features: np.ndarray, labels: 
     return bool(np.max(model.n_iter_) < model.max_iter)
 
 
-def _whitener(scaled: np.ndarray) -> np.ndarray:
+def whitener(scaled: np.ndarray) -> np.ndarray:
     """(D, D) map to principal directions of about equal variance, for standardised features (N, D)."""
     with threadpool_limits(1 if scaled.size <= ONE_THREAD else None):
         variance, directions = np.linalg.eigh(scaled.T @ scaled / len(scaled))
@@ -115,7 +115,7 @@ def _scale(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Mean and deviation (D,) of features (N, D), and the map (D, D) that whitens them, if that is wanted."""
     mean, std = _standardiser(features)
-    return mean, std, _whitener((features - mean) / std) if whitened else None
+    return mean, std, whitener((features - mean) / std) if whitened else None
 
 
 def _scaled(

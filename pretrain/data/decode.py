@@ -101,7 +101,7 @@ def _decode(
             if (
                 packet.pts is not None
                 and round(packet.pts / per_frame) not in numbers
-                and _nothing_needs(bytes(packet), prefix)
+                and nothing_needs(bytes(packet), prefix)
             ):
                 continue
             for frame in packet.decode():
@@ -117,7 +117,7 @@ def _decode(
     return found
 
 
-def _nothing_needs(packet: bytes, prefix: int) -> bool:
+def nothing_needs(packet: bytes, prefix: int) -> bool:
     """Whether no other frame is predicted from this H.264 packet, so that it may be left out.
 
     The demuxer does not say; the answer is nal_ref_idc in the header of the first slice.

@@ -242,7 +242,8 @@ class TrainClips(Dataset):
         self._decoded: dict[int, Tensor] = {}
         self._keep = _fit_decoded(pack, ids)
 
-    def _sample(self, epoch: int, place: int) -> int:
+    def sample_at(self, epoch: int, place: int) -> int:
+        """The sample at a place of an epoch's order, which begins again after the last."""
         if self._order[0] != epoch:
             self._order = (epoch, epoch_order(self.seed, epoch, len(self.ids)))
         return int(self.ids[self._order[1][place % len(self.ids)]])
@@ -253,7 +254,7 @@ class TrainClips(Dataset):
         # A broken clip is replaced by the next in the same order, never by a random one: then
         # resuming and other numbers of processes still see the same batches.
         for attempt in range(min(len(self.ids), 20)):
-            sample = self._sample(epoch, place + attempt)
+            sample = self.sample_at(epoch, place + attempt)
             record = self.pack.record(sample)
             try:
                 return self._views(record, epoch, sample) | {"sample": sample, "errors": errors}

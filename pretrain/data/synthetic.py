@@ -56,7 +56,7 @@ _SPLITS = {"val": 0.10, "test": 0.25, "compose": 0.10}  # the rest is for traini
 _HELD = 5  # of so many people, and of so many places, a training clip of an action leaves one out
 _PLAYED_BACKWARDS = tuple(second for _, second in REVERSED_PAIRS)
 
-_VERBS = {
+VERBS = {
     "sit_down": ("sits down", "takes a seat", "lowers onto a chair", "goes from standing to sitting", "has a seat on a chair", "settles down on a chair"),
     "stand_up": ("stands up", "gets up", "rises from a chair", "goes from sitting to standing", "leaves the chair and stands", "gets to their feet"),
     "pick_up": ("picks up a box", "lifts a box off the floor", "bends down and takes a box", "raises a box from the ground", "collects a box from the floor", "grabs a box and straightens up"),
@@ -167,7 +167,7 @@ def world(seed: int, num_clips: int) -> list[ClipSpec]:
     return [specs[i] for i in rng.permutation(num_clips)]
 
 
-def _captions(spec: ClipSpec, person: Person, num: int = 3) -> list[str]:
+def write_captions(spec: ClipSpec, person: Person, num: int = 3) -> list[str]:
     rng = np.random.default_rng([spec.seed, 4])
     kind = PLACES[spec.place % len(PLACES)]
     where = f"{'on' if kind in ('street', 'beach') else 'in'} {'an' if kind[0] in 'aeiou' else 'a'} {kind}"
@@ -180,7 +180,7 @@ def _captions(spec: ClipSpec, person: Person, num: int = 3) -> list[str]:
         f"somebody in {article} {person.shirt} top",
         "a person",
     )
-    verbs = rng.choice(_VERBS[spec.action], num, replace=False)
+    verbs = rng.choice(VERBS[spec.action], num, replace=False)
     sentences = rng.choice(_SENTENCES, num, replace=False)
     return [
         str(s).format(who=rng.choice(who), verb=v, where=where)
@@ -243,7 +243,7 @@ def render(spec: ClipSpec, size: int = 64, frames: int = 32, fps: int = 16) -> C
         flow=(np.round(flow * 256) / 256 + 0).astype(np.float16),
         joints=joints.astype(np.float32),
         camera=camera.astype(np.float32),
-        captions=_captions(spec, person),
+        captions=write_captions(spec, person),
     )
 
 
@@ -330,8 +330,8 @@ def make_world(
     for i, spec in enumerate(specs):
         clip, flow, joints = (str(p.relative_to(out).as_posix()) for p in _files(out, i).values())
         subject = f"person-{spec.person:010d}"
-        for caption in _captions(spec, make_person(spec.person)):
-            words = [spec.action, _VERBS[spec.action][0], caption, spec.split, subject]
+        for caption in write_captions(spec, make_person(spec.person)):
+            words = [spec.action, VERBS[spec.action][0], caption, spec.split, subject]
             rows.writerow([clip, *words, flow, joints])
     _write(listing, text.getvalue().encode())
     return listing
@@ -417,10 +417,10 @@ def _make_clip(job: tuple) -> None:
     np.save(joints, clip.joints)
     _write(files["flow"], flow.getvalue())
     _write(files["joints"], joints.getvalue())
-    _write(files["clip"], _encode(clip.frames, fps))
+    _write(files["clip"], encode_video(clip.frames, fps))
 
 
-def _encode(frames: np.ndarray, fps: int) -> bytes:
+def encode_video(frames: np.ndarray, fps: int) -> bytes:
     """H.264 that the packer can copy as it is: closed groups of 16 frames, no B-frames."""
     target = io.BytesIO()
     with av.open(target, "w", format="mp4") as container:

@@ -124,7 +124,7 @@ def rand_augment(clip: Tensor, num: int, magnitude: float, rng: np.random.Genera
         sign = rng.choice((-1, 1))
         if rng.random() < 0.5:
             continue
-        frames = _apply(str(name), frames, level, sign, height, width)
+        frames = apply_operation(str(name), frames, level, sign, height, width)
     return frames.transpose(0, 1)
 
 
@@ -134,7 +134,10 @@ _OPERATIONS = (
 )  # fmt: skip
 
 
-def _apply(name: str, x: Tensor, level: float, sign: int, height: int, width: int) -> Tensor:
+def apply_operation(
+    name: str, x: Tensor, level: float, sign: int, height: int, width: int
+) -> Tensor:
+    """One of RandAugment's operations, by name, on frames (T, C, H, W); level 0 to 1, sign 1 or -1."""
     import torchvision.transforms.v2.functional as TF  # seconds, and only RandAugment needs it
 
     factor = 1 + 0.9 * level * sign

@@ -43,9 +43,9 @@ def other_masks(monkeypatch, recipe):
 
 
 def another_order(monkeypatch, recipe):
-    real = shards.TrainClips._sample
+    real = shards.TrainClips.sample_at
     monkeypatch.setattr(
-        shards.TrainClips, "_sample", lambda self, epoch, place: real(self, epoch + 1, place)
+        shards.TrainClips, "sample_at", lambda self, epoch, place: real(self, epoch + 1, place)
     )
 
 

@@ -388,11 +388,11 @@ def test_randaugment_does_something_and_is_repeatable():
 
 @pytest.mark.parametrize("name", ["rotate", "shift_x", "shift_y", "shear_x", "shear_y"])
 def test_geometry_moves_by_the_level(name):
-    from pretrain.data.transforms import _apply
+    from pretrain.data.transforms import apply_operation
 
     clip = torch.zeros(2, 3, 20, 20, dtype=torch.uint8)
     clip[:, :, 9:11, 9:11] = 255
-    small, large = (_apply(name, clip, level, 1, 20, 20) for level in (0.1, 0.9))
+    small, large = (apply_operation(name, clip, level, 1, 20, 20) for level in (0.1, 0.9))
     assert not torch.equal(large, clip)
     assert (large.float() - clip.float()).abs().sum() >= (small.float() - clip.float()).abs().sum()
 

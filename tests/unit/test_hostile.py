@@ -21,8 +21,9 @@ from PIL import Image
 
 from pretrain.data.encode import DiskError
 from pretrain.data.guard import Refused, check_container
-from pretrain.data.ingest import MAX_PIXELS, _Source, ingest
+from pretrain.data.ingest import MAX_PIXELS, ingest
 from pretrain.data.pack import pack
+from pretrain.files import open_regular
 from tests.unit.media import numbers, picture, ready_video, write_video
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -437,16 +438,20 @@ def test_a_clip_that_is_gone_when_it_is_looked_at_is_not_the_files_fault(tmp_pat
 def test_an_error_of_reading_is_tried_again(tmp_path, monkeypatch, code, copied):
     path = tmp_path / "a.mp4"
     ready_video(path, 200) if copied else write_video(path, 200, codec="mpeg4")
-    read = _Source.readinto
-    left = [0]  # reads that succeed
+    left = [0]  # reads that succeed, each after a seek
 
-    def failing(self, buffer):
-        left[0] -= 1
-        if left[0] < 0:
-            self.file.seek = lambda *_: (_ for _ in ()).throw(OSError(code, os.strerror(code)))
-        return read(self, buffer)
+    def failing(name):
+        def seek(*place):
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(code, os.strerror(code))
+            return real(*place)
 
-    monkeypatch.setattr(_Source, "readinto", failing)
+        file = open_regular(name)
+        real, file.seek = file.seek, seek
+        return file
+
+    monkeypatch.setattr("pretrain.data.ingest.open_regular", failing)
     for left[0] in (0, 2, 5):
         with pytest.raises(Refused, match=os.strerror(code)) as caught:
             ingest(str(path), None, "video", str(tmp_path / "out"), 64, 10.0)

@@ -197,3 +197,55 @@ def test_the_guide_to_the_tests_names_tests_that_exist():
         ), names
     for word in ("SECURITY", "Trusted", "Not trusted", "Reporting", "Out of scope"):
         assert word in text
+
+
+def private_names(source: str) -> list[str]:
+    """The names of our modules that begin with _ and are imported, reached for or replaced by a test."""
+
+    def private(name: str) -> bool:
+        return name.startswith("_") and not name.startswith("__")
+
+    def head(node: ast.AST) -> str:
+        while isinstance(node, ast.Attribute):
+            node = node.value
+        return node.id if isinstance(node, ast.Name) else ""
+
+    tree, ours, found = ast.parse(source), set(), []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for alias in node.names:
+                module = getattr(node, "module", "") or alias.name
+                if module.split(".")[0] in ROOMS:
+                    ours.add((alias.asname or alias.name).split(".")[0])
+                    found += [alias.name] * private(alias.name)
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(attr=name) if private(name) and head(node) in ours:
+                found.append(name)
+            case ast.Call(
+                func=ast.Attribute(attr="setattr"), args=[place, ast.Constant(str(name)), *_]
+            ):
+                found += [name] * (private(name) and head(place) in ours)
+            case ast.Call(func=ast.Attribute(attr="setattr"), args=[ast.Constant(str(name)), *_]):
+                room, *rest = name.split(".")
+                found += [name] * (room in ROOMS and any(map(private, rest)))
+    return found
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_tests_reach_for_no_private_names(path):
+    """What a test needs is public: else the inside could not be changed without the tests."""
+    assert not private_names(path.read_text())
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["from recipes.clip import _a", "from pretrain import log as l; l._a()", "import pretrain.log; pretrain.log._a",
+     "from pretrain import log; patch.setattr(log, '_a', 1)", "patch.setattr('pretrain.log._a', 1)",
+     "from pretrain.log import A; A.b._c"],
+)  # fmt: skip
+def test_private_names_are_seen(line):
+    assert private_names(line)
+    assert not private_names(line.replace("_a", "a").replace("_c", "c").replace("log", "__doc__"))

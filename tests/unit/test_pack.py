@@ -25,7 +25,7 @@ from PIL import Image
 from downstream.segments import classes_of_frames
 from downstream.splits import choose_splits
 from pretrain.data.cache import open_data
-from pretrain.data.decode import DecodeError, _nothing_needs, read_frames
+from pretrain.data.decode import DecodeError, nothing_needs, read_frames
 from pretrain.data.index import RULES, json_line, load_index, text_digest
 from pretrain.data.ingest import ingest
 from pretrain.data.pack import pack
@@ -128,7 +128,7 @@ def test_our_clips_are_short_closed_groups_with_frames_to_skip(tmp_path):
     assert [i for i, p in enumerate(packets) if p.is_keyframe] == [0, 16, 32, 48]
     shown = sorted(p.pts for p in packets)
     assert shown[0] == 0 and len({b - a for a, b in pairwise(shown)}) == 1
-    skippable = [shown.index(p.pts) for p in packets if _nothing_needs(bytes(p), 4)]
+    skippable = [shown.index(p.pts) for p in packets if nothing_needs(bytes(p), 4)]
     kept = [i for i in range(50) if i not in skippable]
     # A reference every fourth frame, and where a group ends.
     assert set(kept) == {i for i in range(50) if i % 16 % 4 == 0 or i % 16 == 15 or i == 49}

@@ -64,7 +64,7 @@ def test_whitening_is_chosen_by_validation_and_helps_where_features_share_nuisan
     probe = fit_linear(x, y, quarter(160)[None])
     assert probe.whitened and max(probe.sweep.values()) > max(probe.rejected.values())
     white = (probe.probabilities(test).argmax(1) == labels).mean()
-    monkeypatch.setattr("downstream.probe._whitener", lambda scaled: np.eye(scaled.shape[1]))
+    monkeypatch.setattr("downstream.probe.whitener", lambda scaled: np.eye(scaled.shape[1]))
     plain = fit_linear(x, y, quarter(160)[None])
     assert not plain.whitened and plain.sweep == plain.rejected  # equals: the plain one
     assert white > (plain.probabilities(test).argmax(1) == labels).mean() + 0.02

@@ -233,18 +233,18 @@ def test_joints_project_to_where_the_flow_goes():
 
 def test_captions_have_several_wordings_and_lack_nothing():
     for action in ACTIONS:
-        assert len(set(synthetic._VERBS[action])) >= 6
+        assert len(set(synthetic.VERBS[action])) >= 6
         seen = set()
         for seed in range(12):
             spec = ClipSpec(action, seed, seed, seed, "train")
-            captions = synthetic._captions(spec, make_person(seed))
+            captions = synthetic.write_captions(spec, make_person(seed))
             assert len(set(captions)) == 3
             seen |= set(captions)
         assert len(seen) > 20
-        assert sum(any(verb in c for c in seen) for verb in synthetic._VERBS[action]) >= 6
+        assert sum(any(verb in c for c in seen) for verb in synthetic.VERBS[action]) >= 6
         for caption in seen:
             assert caption and not re.search(r"[{}]|None|  |\ba [aeiou]", caption), caption
-    verbs = [v for verbs in synthetic._VERBS.values() for v in verbs]
+    verbs = [v for verbs in synthetic.VERBS.values() for v in verbs]
     assert len(verbs) == len(set(verbs)), "two actions share a wording"
 
 
@@ -282,7 +282,7 @@ def test_make_world_writes_what_it_says(tmp_path):
 
 
 def test_keyframe_every_sixteen_frames():
-    data = synthetic._encode(render(world(0, 1)[0], 32, 40, 16).frames, 16)
+    data = synthetic.encode_video(render(world(0, 1)[0], 32, 40, 16).frames, 16)
     with av.open(synthetic.io.BytesIO(data)) as container:
         packets = [p for p in container.demux(video=0) if p.size]
     assert [i for i, p in enumerate(packets) if p.is_keyframe] == [0, 16, 32]
@@ -299,7 +299,7 @@ def test_bytes_do_not_depend_on_workers(tmp_path):
 
 def test_interrupted_make_is_finished(tmp_path, monkeypatch):
     make_world(tmp_path / "whole", num_clips=6, workers=1, **SMALL)
-    whole, encode, made = _hashes(tmp_path / "whole"), synthetic._encode, []
+    whole, encode, made = _hashes(tmp_path / "whole"), synthetic.encode_video, []
 
     def fails_at_the_fourth(frames, fps):
         made.append(1)
@@ -307,7 +307,7 @@ def test_interrupted_make_is_finished(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return encode(frames, fps)
 
-    monkeypatch.setattr(synthetic, "_encode", fails_at_the_fourth)
+    monkeypatch.setattr(synthetic, "encode_video", fails_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         make_world(tmp_path / "cut", num_clips=6, workers=1, **SMALL)
     assert not (tmp_path / "cut" / "clips.csv").exists()
