@@ -46,8 +46,11 @@ BUILDERS: Builders = {
     for builder in (VideoTransformer, OpenClipText, HuggingFaceText, VideoText)
 }
 
-# Arguments of older exports: old name -> current name.
-RENAMED = {"moving": "motion_tokens"}
+# Arguments of older exports: old name -> current name, and of old values the current ones where they differ.
+RENAMED: dict[str, tuple[str, dict[str, object]]] = {
+    "moving": ("motion_tokens", {}),
+    "still": ("subtract_mean", {"keep": False, "subtract": True}),
+}
 
 
 def parts_of(builder: Callable[..., nn.Module]) -> tuple[str, ...]:
@@ -67,9 +70,11 @@ def current_arguments(builder: Callable[..., nn.Module], arguments: object) -> o
     if not isinstance(arguments, dict):
         return arguments
     takes, arguments = signature(builder).parameters, dict(arguments)
-    for old, new in RENAMED.items():
-        if new in takes and old not in takes and old in arguments and new not in arguments:
-            arguments[new] = arguments.pop(old)
+    for old, (new, values) in RENAMED.items():
+        unclear = old in takes or new in arguments or new not in takes or old not in arguments
+        if not unclear and (not values or arguments[old] in list(values)):
+            value = arguments.pop(old)
+            arguments[new] = values[value] if values else value
     return arguments
 
 

@@ -21,10 +21,10 @@ MOST_DECODER = 200_000_000  # parameters of the linear decoder
 
 
 class MaskedPixels(nn.Module):
-    """A backbone and a linear decoder that paints, from each of its tokens, the part of the clip that it stands for.
+    """A backbone and a linear pixel decoder, which predicts from each token the pixels of its part of the clip.
 
     Args:
-        encoder: a `Backbone`; sees colour and keeps what stands still.
+        encoder: a `Backbone` of colour, without temporal-mean subtraction.
         tubelet: frames of what is hidden at once.
         patch: its height and width, pixels.
         target_eps: see `normalise_target`.
@@ -38,10 +38,10 @@ class MaskedPixels(nn.Module):
         super().__init__()
         assert isinstance(encoder, Backbone)
         spec = encoder.input_spec
-        if set(spec.streams) != {"rgb"} or spec.streams["rgb"].still != "keep":
+        if set(spec.streams) != {"rgb"} or spec.streams["rgb"].subtract_mean:
             raise ValueError(
-                "masked reconstruction needs colour, and the pixels as they are: subtracting the mean frame would tell the "
-                "encoder of hidden ones"
+                "masked reconstruction needs colour without subtract_mean, since a clip's mean frame shows masked pixels "
+                "to the encoder: give subtract_mean False"
             )
         if spec.size % patch or spec.frames % tubelet:
             raise ValueError(

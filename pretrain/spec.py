@@ -20,37 +20,34 @@ Clip = Tensor | Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Stream:
-    """How a backbone wants to see one stream of a clip.
+    """How one stream of a backbone's clip is normalised.
 
     Attributes:
         mean: per-channel mean of the normalisation, for pixels in [0, 1].
         std: per-channel standard deviation, likewise.
         interpolation: how crops are scaled, "bilinear" or "bicubic", always anti-aliased.
-        still: "keep", or "subtract": the clip's mean frame is taken away, so that what stands still vanishes.
-            Where people act before still backgrounds small networks learn from far fewer clips.
+        subtract_mean: whether the clip's mean frame is subtracted (temporal-mean subtraction), which removes static
+            backgrounds. In footage of a fixed camera small networks then learn from far fewer clips.
 
     Raises:
-        ValueError: another interpolation or another word for `still`; a deviation that is not positive, or not one of each
-            channel.
+        ValueError: another interpolation; a standard deviation that is not positive, or not one of each channel.
     """
 
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bilinear"
-    still: str = "keep"
+    subtract_mean: bool = False
 
     def __post_init__(self):
         if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
             raise ValueError(
-                f"the deviations {list(self.std)} do not normalise channels of the means {list(self.mean)}: give a "
+                f"the standard deviations {list(self.std)} do not fit channels of the means {list(self.mean)}: give a "
                 "positive one for each"
             )
         if self.interpolation not in ("bilinear", "bicubic"):
             raise ValueError(
                 f"interpolation {self.interpolation!r} is neither bilinear nor bicubic"
             )
-        if self.still not in ("keep", "subtract"):
-            raise ValueError(f"still {self.still!r} is neither keep nor subtract")
 
     @property
     def channels(self) -> int:
@@ -58,7 +55,7 @@ class Stream:
         return len(self.mean)
 
     def refuse_layout(self, video: Tensor) -> None:
-        """Say no to what is not (B, C, T, H, W), and how to turn it."""
+        """Raise ValueError unless the clip is (B, C, T, H, W); the message names the permutation that it needs."""
         channels = self.channels
         if video.ndim == 5 and video.shape[1] == channels:
             return
@@ -74,10 +71,10 @@ class Stream:
         )
 
     def normalise(self, video: Tensor) -> Tensor:
-        """uint8 (B, C, T, H, W) to what the backbone sees: float, normalised.
+        """Normalise uint8 clips (B, C, T, H, W) to float.
 
         Raises:
-            ValueError: the values are no bytes, or dimensions are in another order.
+            ValueError: the values are not uint8, or dimensions are in another order.
         """
         self.refuse_layout(video)
         if video.dtype != torch.uint8:
@@ -88,12 +85,12 @@ class Stream:
         mean = torch.tensor(self.mean, device=video.device).view(-1, 1, 1, 1)
         std = torch.tensor(self.std, device=video.device).view(-1, 1, 1, 1)
         video = (video.float() / 255).sub_(mean).div_(std)  # in place: a clip is large, passes cost
-        return video - video.mean(2, keepdim=True) if self.still == "subtract" else video
+        return video - video.mean(2, keepdim=True) if self.subtract_mean else video
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The clip a backbone wants to see. All its streams show the same frames and the same crop.
+    """The clip that a backbone takes. All its streams have the same frames and the same crop.
 
     Attributes:
         frames: number of frames.
@@ -103,8 +100,7 @@ class InputSpec:
         streams: those it takes, by name.
 
     Raises:
-        ValueError: no stream; more pixels than `MOST_PIXELS`; or a single frame whose mean is to be taken away, of which
-            nothing would be left.
+        ValueError: no stream; more pixels than `MOST_PIXELS`; or `subtract_mean` of a single frame.
     """
 
     frames: int
@@ -120,8 +116,10 @@ class InputSpec:
                 f"a clip of {self.frames} frames of {self.size} x {self.size} pixels has more than the {MOST_PIXELS:,} that "
                 "are the limit: take fewer frames or a smaller size"
             )
-        if self.frames == 1 and any(s.still == "subtract" for s in self.streams.values()):
-            raise ValueError("still 'subtract' of 1 frame: give keep, or at least two frames")
+        if self.frames == 1 and any(s.subtract_mean for s in self.streams.values()):
+            raise ValueError(
+                "subtract_mean of 1 frame leaves nothing: give False, or at least two frames"
+            )
 
     @property
     def pace(self) -> str:
@@ -155,7 +153,7 @@ class InputSpec:
     def normalise(self, clip: Mapping[str, Tensor]) -> Clip: ...
 
     def normalise(self, clip: Clip) -> Clip:
-        """Turn uint8 clips into what the backbone sees: float, normalised.
+        """Normalise the uint8 clips of every stream to float.
 
         Raises:
             ValueError: a stream is missing, the values are no bytes, or dimensions are in another order.
@@ -218,8 +216,8 @@ class Backbone(Protocol):
 
     Attributes:
         embed_dim: D, the width of tokens and embedding.
-        grid: (t, h, w), the places of its N = t h w tokens in time, height and width; tokens come in this order.
-        input_spec: the clip it wants.
+        grid: (t, h, w), the numbers of its N = t h w tokens along time, height and width; tokens come in this order.
+        input_spec: the clip that it takes.
         arguments: what its class is called with to build it again, as JSON has it.
     """
 

@@ -106,7 +106,7 @@ class Entry:
 OF_RUNS = dict.fromkeys(
     (
         *(field.name for field in fields(Training)), "weights", "network", "attention", "frames", "stride", "width",
-        "still", "freeze", "per_frame", "val", "shots", "micro_batch", "class_weights", "ema", "patience",
+        "subtract_mean", "freeze", "per_frame", "val", "shots", "micro_batch", "class_weights", "ema", "patience",
         "resume", "save_every", "val_every", "log_seconds", "max_bad_clips", "tensorboard", "leave_one_out",
         "time_segments", "classifier", "attentive",
     ),

@@ -86,6 +86,7 @@ from pretrain.flags import (
     Positive,
     PositiveFraction,
     Seed,
+    flag,
     flat,
     refuse_given,
 )
@@ -130,8 +131,8 @@ class Config:
     pool: Literal["mean", "fc_norm", "class"] | None = None
     """fc_norm: of a video transformer, a fresh norm behind the mean of the tokens instead of the one before it, as VideoMAE is
     fine-tuned."""
-    still: Literal["keep", "subtract"] | None = None
-    """subtract: take the clip's mean frame away, so that what stands still vanishes."""
+    subtract_mean: bool | None = None
+    """True: subtract each clip's mean frame, which removes static backgrounds."""
     freeze: bool = False
     """Train the classifier and, in the frame families, what stands on the 2-D network; not the rest."""
     per_frame: bool = False
@@ -392,16 +393,19 @@ def build_backbone(cfg: Config) -> nn.Module:
             "give either --model, a name of python -m downstream.models, or --backbone"
         )
     torch.manual_seed(cfg.seed)
-    flags = ("network", "attention", "frames", "size", "width", "still")
-    changes = {flag: getattr(cfg, flag) for flag in flags if getattr(cfg, flag)}
+    flags = ("network", "attention", "frames", "size", "width")
+    changes = {name: getattr(cfg, name) for name in flags if getattr(cfg, name)}
+    if cfg.subtract_mean is not None:
+        changes["subtract_mean"] = cfg.subtract_mean
     if cfg.backbone:
         backbone: nn.Module | Backbone = load_backbone(cfg.backbone, cfg.weights or "")
         resized = getattr(backbone, "resized", None)
         if changes and resized and set(changes) <= {"frames", "size"}:
             backbone = resized(cfg.frames or 0, cfg.size or 0)
         elif changes:
-            flag = next(iter(changes))
-            raise ValueError(f"--{flag} belongs to --model: this trained backbone has its own")
+            raise ValueError(
+                f"{flag(next(iter(changes)))} belongs to --model: this trained backbone has its own"
+            )
     else:
         assert cfg.model
         backbone = build_model(cfg.model, cfg.preset == "tiny", cfg.weights or "", **changes)
@@ -535,7 +539,7 @@ def print_plan(
             "model": f"{cfg.model or cfg.backbone}, {parameters:.2f} M parameters, {learns:.2f} M learn, "
             f"{len(model.classes)} classes of {TASKS[cfg.per_frame].unit}",
             "clip": f"{spec.frames} frames of {spec.size} px, {spec.pace}"
-            + (", what stands still subtracted" if spec.streams["rgb"].still == "subtract" else ""),
+            + (", mean frame subtracted" if spec.streams["rgb"].subtract_mean else ""),
             "optimizer": f"{cfg.optimizer}, {cfg.base_lr:g} per 256 clips -> {cfg.base_lr * scale:g}, {cfg.schedule}",
             "regularised": ", ".join(f"{k} {v:g}" for k, v in regular.items() if v and not (k in ("layer decay", "backbone's rate") and v == 1)),
             "augmented": ", ".join(filter(None, augment)),
@@ -720,7 +724,7 @@ def finish(
     unset = flat(Config())
     details = {
         "views": {
-            "frames": spec.frames, "sampling": spec.pace, "stride": spec.stride, "size": spec.size, "still": spec.streams["rgb"].still,
+            "frames": spec.frames, "sampling": spec.pace, "stride": spec.stride, "size": spec.size, "subtract_mean": spec.streams["rgb"].subtract_mean,
             "num_clips": cfg.num_clips, "num_crops": cfg.num_crops,
             "pooling": task.pooling,
         },

@@ -359,7 +359,7 @@ def build_painted(cfg: Config) -> MaskedPixels:
             f"--model {cfg.model} sees the whole grid: give --motion-tokens 1 --no-dual-mask"
         )
     torch.manual_seed(cfg.seed)
-    clip = {"stride": cfg.stride, "size": cfg.size, "still": "keep"}
+    clip = {"stride": cfg.stride, "size": cfg.size, "subtract_mean": False}
     clip |= {"frames": cfg.frames} if cfg.frames else {}
     encoder = build_family(cfg.model, small=cfg.small, weights=cfg.backbone or "", **clip)
     return MaskedPixels(encoder, cfg.tubelet, cfg.patch, cfg.target_eps)

@@ -74,8 +74,8 @@ class Family:
     k400: Callable[[str], Classifier] | None = None
 
 
-# 0.4 million parameters; and without what stands still, see the changelog.
-_SMALL_NETWORK = {"network": "test_resnet", "size": 48, "still": "subtract"}
+# 0.4 million parameters; and temporal-mean subtraction, see the changelog.
+_SMALL_NETWORK = {"network": "test_resnet", "size": 48, "subtract_mean": True}
 _KARPATHY = "Karpathy et al. 2014 (CVPR)"
 _FRAMES16 = {"frames": 16, "stride": 4}
 _SMALL16 = {**_SMALL_NETWORK, "frames": 16, "stride": 2}
@@ -83,7 +83,7 @@ _LRCN = "Donahue et al. 2015, arXiv:1411.4389"
 _TCN = "Bai et al. 2018, arXiv:1803.01271"
 _I3D = "Carreira & Zisserman 2017, arXiv:1705.07750"
 _R3D = "Tran et al. 2018, arXiv:1711.11248"
-_SMALL3D = {"frames": 16, "stride": 2, "size": 48, "still": "subtract"}
+_SMALL3D = {"frames": 16, "stride": 2, "size": 48, "subtract_mean": True}
 
 
 def _sized(size: str) -> Family:
@@ -125,14 +125,14 @@ def _swin(variant: str) -> Family:
 
 
 def _torchvision(name: str, paper: str, **clip: int) -> Family:
-    small = _SMALL3D if name == "s3d" else {"size": 48, "still": "subtract"}
+    small = _SMALL3D if name == "s3d" else {"size": 48, "subtract_mean": True}
     published = partial(load_torchvision_k400, name)
     return Family(TorchvisionVideo, paper, {"name": name, **clip}, small, published)
 
 
 MODELS: dict[str, Family] = {
     "frame_single": Family(
-        FrameNetwork, _KARPATHY, {"frames": 1}, {**_SMALL_NETWORK, "still": "keep"}
+        FrameNetwork, _KARPATHY, {"frames": 1}, {**_SMALL_NETWORK, "subtract_mean": False}
     ),
     "frame_mean": Family(FrameNetwork, "mean of frames", _FRAMES16, _SMALL16),
     "frame_max": Family(

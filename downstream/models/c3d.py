@@ -28,7 +28,7 @@ class C3D(nn.Module):
         stride: source frames between two sampled frames; only recorded.
         size: height and width; 112 as published, at least 16.
         attention: blocks to insert, see `downstream.models.attention.insert`.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
+        subtract_mean: whether each clip's mean frame is subtracted, see `Stream`.
 
     Raises:
         ValueError: a clip too small for the five poolings.
@@ -38,7 +38,7 @@ class C3D(nn.Module):
 
     def __init__(
         self, width: float = 1.0, batch_norm: bool = False, dropout: float = 0.5, frames: int = 16,
-        stride: int = 1, size: int = 112, attention: str = "", still: str = "keep",
+        stride: int = 1, size: int = 112, attention: str = "", subtract_mean: bool = False,
     ):  # fmt: skip
         super().__init__()
         if frames < 16 or size < 16:
@@ -48,7 +48,7 @@ class C3D(nn.Module):
             )
         self.arguments: dict[str, Any] = {
             "width": width, "batch_norm": batch_norm, "dropout": dropout, "frames": frames,
-            "stride": stride, "size": size, "attention": attention, "still": still,
+            "stride": stride, "size": size, "attention": attention, "subtract_mean": subtract_mean,
         }  # fmt: skip
         of = lambda n: max(round(n * width), 1)
         hidden = of(4096)
@@ -83,7 +83,9 @@ class C3D(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         self.embed_dim, self.grid = hidden, (1, 1, 1)
-        self.input_spec = InputSpec(frames, stride, size, {"rgb": Stream(still=still)})
+        self.input_spec = InputSpec(
+            frames, stride, size, {"rgb": Stream(subtract_mean=subtract_mean)}
+        )
         insert(self, attention)
 
     def forward_features(self, video: Tensor) -> Tensor:

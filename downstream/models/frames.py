@@ -87,7 +87,7 @@ class FrameNetwork(nn.Module):
             `AttentionPool`; or "temporal", a `TemporalTransformer`, then the mean.
         pool_depth: blocks of the temporal transformer.
         attention: blocks to insert, see `downstream.models.attention.insert`.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
+        subtract_mean: whether each clip's mean frame is subtracted, see `Stream`.
 
     Raises:
         ValueError: another pool, or the network cannot be built.
@@ -95,14 +95,14 @@ class FrameNetwork(nn.Module):
 
     def __init__(
         self, network: str | dict = "resnet18", frames: int = 1, stride: int = 1, size: int = 224,
-        pool: str = "mean", pool_depth: int = 2, attention: str = "", still: str = "keep",
+        pool: str = "mean", pool_depth: int = 2, attention: str = "", subtract_mean: bool = False,
     ):  # fmt: skip
         super().__init__()
         if pool not in POOLS:
             raise ValueError(f"frame pooling {pool!r} is not one of {', '.join(POOLS)}")
         self.arguments: dict[str, Any] = {
             "network": network, "frames": frames, "stride": stride, "size": size, "pool": pool,
-            "pool_depth": pool_depth, "attention": attention, "still": still,
+            "pool_depth": pool_depth, "attention": attention, "subtract_mean": subtract_mean,
         }  # fmt: skip
         self.images = ImageNetwork(network, size)
         self.pool, self.embed_dim, self.grid = pool, self.images.embed_dim, (frames, 1, 1)
@@ -111,7 +111,9 @@ class FrameNetwork(nn.Module):
             self.over_time = AttentionPool(self.embed_dim)
         elif pool == "temporal":
             self.over_time = TemporalTransformer(self.embed_dim, frames, pool_depth)
-        self.input_spec = InputSpec(frames, stride, size, {"rgb": self.images.stream(still)})
+        self.input_spec = InputSpec(
+            frames, stride, size, {"rgb": self.images.stream(subtract_mean)}
+        )
         insert(self, attention)
 
     @property

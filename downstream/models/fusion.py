@@ -30,7 +30,7 @@ class LateFusion(nn.Module):
         stride: source frames between the two; 15 in the paper.
         size: height and width, pixels.
         attention: blocks to insert, see `downstream.models.attention.insert`.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
+        subtract_mean: whether each clip's mean frame is subtracted, see `Stream`.
 
     Raises:
         ValueError: other than two frames, or the network cannot be built.
@@ -45,7 +45,7 @@ class LateFusion(nn.Module):
         stride: int = 15,
         size: int = 224,
         attention: str = "",
-        still: str = "keep",
+        subtract_mean: bool = False,
     ):
         super().__init__()
         if frames != 2:
@@ -58,12 +58,14 @@ class LateFusion(nn.Module):
             "stride": stride,
             "size": size,
             "attention": attention,
-            "still": still,
+            "subtract_mean": subtract_mean,
         }
         self.images = ImageNetwork(network, size)
         self.embed_dim, self.grid = self.images.embed_dim, (1, 1, 1)
         self.merge = nn.Linear(2 * self.embed_dim, self.embed_dim)
-        self.input_spec = InputSpec(frames, stride, size, {"rgb": self.images.stream(still)})
+        self.input_spec = InputSpec(
+            frames, stride, size, {"rgb": self.images.stream(subtract_mean)}
+        )
         insert(self, attention)
 
     def forward_features(self, video: Tensor) -> Tensor:
@@ -85,7 +87,7 @@ class EarlyFusion(nn.Module):
         stride: source frames between two sampled frames; only recorded.
         size: height and width, pixels.
         attention: blocks to insert, see `downstream.models.attention.insert`.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
+        subtract_mean: whether each clip's mean frame is subtracted, see `Stream`.
 
     Raises:
         ValueError: the network cannot be built with so many channels.
@@ -100,7 +102,7 @@ class EarlyFusion(nn.Module):
         stride: int = 1,
         size: int = 224,
         attention: str = "",
-        still: str = "keep",
+        subtract_mean: bool = False,
     ):
         super().__init__()
         self.arguments: dict[str, Any] = {
@@ -109,11 +111,13 @@ class EarlyFusion(nn.Module):
             "stride": stride,
             "size": size,
             "attention": attention,
-            "still": still,
+            "subtract_mean": subtract_mean,
         }
         self.images = ImageNetwork(network, size, channels=3 * frames)
         self.embed_dim, self.grid = self.images.embed_dim, (1, 1, 1)
-        self.input_spec = InputSpec(frames, stride, size, {"rgb": self.images.stream(still)})
+        self.input_spec = InputSpec(
+            frames, stride, size, {"rgb": self.images.stream(subtract_mean)}
+        )
         insert(self, attention)
 
     def forward_features(self, video: Tensor) -> Tensor:
@@ -140,7 +144,7 @@ class SlowFusion(nn.Module):
         stride: source frames between two sampled frames; only recorded.
         size: height and width, pixels.
         attention: blocks to insert, see `downstream.models.attention.insert`.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
+        subtract_mean: whether each clip's mean frame is subtracted, see `Stream`.
 
     Raises:
         ValueError: another number of frames, or the network shows no stages.
@@ -155,7 +159,7 @@ class SlowFusion(nn.Module):
         stride: int = 1,
         size: int = 224,
         attention: str = "",
-        still: str = "keep",
+        subtract_mean: bool = False,
     ):
         super().__init__()
         if frames < 6 or frames % 4 != 2:
@@ -170,7 +174,7 @@ class SlowFusion(nn.Module):
             "stride": stride,
             "size": size,
             "attention": attention,
-            "still": still,
+            "subtract_mean": subtract_mean,
         }
         from timm.models._features import FeatureDictNet
 
@@ -217,7 +221,7 @@ class SlowFusion(nn.Module):
                         torch.eye(channels) / times
                     )
         self.embed_dim, self.grid = info.channels()[-1], (1, 1, 1)
-        self.input_spec = InputSpec(frames, stride, size, {"rgb": about.stream(still)})
+        self.input_spec = InputSpec(frames, stride, size, {"rgb": about.stream(subtract_mean)})
         insert(self, attention)
 
     @classmethod

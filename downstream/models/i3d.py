@@ -154,7 +154,7 @@ class I3D(nn.Module):
             second.
         size: height and width, pixels, 32 or more; 224 as published.
         attention: blocks to insert, see `downstream.models.attention.insert`.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
+        subtract_mean: whether each clip's mean frame is subtracted, see `Stream`.
 
     Raises:
         ValueError: another number of channels, or a clip of which the network leaves nothing.
@@ -170,7 +170,7 @@ class I3D(nn.Module):
         stride: int = 1,
         size: int = 224,
         attention: str = "",
-        still: str = "keep",
+        subtract_mean: bool = False,
     ):
         super().__init__()
         if channels not in (2, 3):
@@ -182,7 +182,7 @@ class I3D(nn.Module):
             )
         self.arguments: dict[str, Any] = {
             "width": width, "channels": channels, "frames": frames, "stride": stride, "size": size,
-            "attention": attention, "still": still,
+            "attention": attention, "subtract_mean": subtract_mean,
         }  # fmt: skip
         of = lambda n: max(round(n * width), 1)
         layers: OrderedDict[str, nn.Module] = OrderedDict(
@@ -212,7 +212,7 @@ class I3D(nn.Module):
             frames,
             stride,
             size,
-            {"rgb" if channels == 3 else "flow": Stream(half, half, still=still)},
+            {"rgb" if channels == 3 else "flow": Stream(half, half, subtract_mean=subtract_mean)},
         )
         insert(self, attention)
 

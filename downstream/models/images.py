@@ -92,13 +92,13 @@ class ImageNetwork(nn.Module):
         """Normalised images (B, C, H, W) to vectors (B, D)."""
         return self.net(images)
 
-    def stream(self, still: str) -> Stream:
+    def stream(self, subtract_mean: bool) -> Stream:
         """How it wants to see frames: normalised and scaled as it was trained.
 
         Args:
-            still: see `Stream`.
+            subtract_mean: see `Stream`.
         """
-        return dataclasses.replace(self.pixels, still=still)
+        return dataclasses.replace(self.pixels, subtract_mean=subtract_mean)
 
     def frames(self, video: Tensor) -> Tensor:
         """Normalised clips (B, C, T, H, W) to the vectors of their frames (B, T, D)."""

@@ -65,7 +65,7 @@ class Inflated(nn.Module):
         stride: source frames between two sampled frames; only recorded.
         size: height and width, pixels.
         attention: blocks to insert, see `downstream.models.attention.insert`.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
+        subtract_mean: whether each clip's mean frame is subtracted, see `Stream`.
 
     Raises:
         ValueError: an even kernel, or a network without a convolution larger than 1x1.
@@ -75,14 +75,14 @@ class Inflated(nn.Module):
 
     def __init__(
         self, network: str | dict = "resnet18", time_kernel: int = 3, frames: int = 16,
-        stride: int = 4, size: int = 224, attention: str = "", still: str = "keep",
+        stride: int = 4, size: int = 224, attention: str = "", subtract_mean: bool = False,
     ):  # fmt: skip
         super().__init__()
         if time_kernel % 2 == 0 or time_kernel < 1:
             raise ValueError(f"time_kernel {time_kernel} is not an odd number of frames")
         self.arguments: dict[str, Any] = {
             "network": network, "time_kernel": time_kernel, "frames": frames, "stride": stride,
-            "size": size, "attention": attention, "still": still,
+            "size": size, "attention": attention, "subtract_mean": subtract_mean,
         }  # fmt: skip
         self.images = ImageNetwork(network, size)
         self.time_kernel = time_kernel
@@ -101,7 +101,9 @@ class Inflated(nn.Module):
         if not self.inflated:
             raise ValueError(f"{network} has no convolution that looks around: nothing to inflate")
         self.embed_dim, self.grid = self.images.embed_dim, (frames, 1, 1)
-        self.input_spec = InputSpec(frames, stride, size, {"rgb": self.images.stream(still)})
+        self.input_spec = InputSpec(
+            frames, stride, size, {"rgb": self.images.stream(subtract_mean)}
+        )
         insert(self, attention)
 
     @property

@@ -30,7 +30,7 @@ class FrameRNN(nn.Module):
         stride: source frames between two sampled frames; only recorded.
         size: height and width, pixels.
         attention: blocks to insert, see `downstream.models.attention.insert`.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
+        subtract_mean: whether each clip's mean frame is subtracted, see `Stream`.
 
     Raises:
         ValueError: another cell, or the network cannot be built.
@@ -41,7 +41,7 @@ class FrameRNN(nn.Module):
     def __init__(
         self, cell: str = "lstm", network: str | dict = "resnet18", hidden: int = 256,
         layers: int = 1, bidirectional: bool = False, frames: int = 16, stride: int = 4,
-        size: int = 224, attention: str = "", still: str = "keep",
+        size: int = 224, attention: str = "", subtract_mean: bool = False,
     ):  # fmt: skip
         super().__init__()
         if cell not in CELLS:
@@ -49,7 +49,7 @@ class FrameRNN(nn.Module):
         self.arguments: dict[str, Any] = {
             "cell": cell, "network": network, "hidden": hidden, "layers": layers,
             "bidirectional": bidirectional, "frames": frames, "stride": stride, "size": size,
-            "attention": attention, "still": still,
+            "attention": attention, "subtract_mean": subtract_mean,
         }  # fmt: skip
         self.images = ImageNetwork(network, size)
         # Vectors of a ReLU network are all positive and of any length; a recurrent cell saturates
@@ -64,7 +64,9 @@ class FrameRNN(nn.Module):
                     nn.init.ones_(bias.data[hidden : 2 * hidden])
         self.hidden, self.bidirectional = hidden, bidirectional
         self.embed_dim, self.grid = hidden * (1 + bidirectional), (frames, 1, 1)
-        self.input_spec = InputSpec(frames, stride, size, {"rgb": self.images.stream(still)})
+        self.input_spec = InputSpec(
+            frames, stride, size, {"rgb": self.images.stream(subtract_mean)}
+        )
         insert(self, attention)
 
     def forward_features(self, video: Tensor) -> Tensor:

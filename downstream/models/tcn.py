@@ -171,7 +171,7 @@ class FrameTCN(nn.Module):
         stride: source frames between two sampled frames; only recorded.
         size: height and width, pixels.
         attention: blocks to insert, see `downstream.models.attention.insert`.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
+        subtract_mean: whether each clip's mean frame is subtracted, see `Stream`.
 
     Raises:
         ValueError: another form, a causal encoder-decoder, or the network cannot be built.
@@ -181,7 +181,7 @@ class FrameTCN(nn.Module):
         self, form: str = "dilated", network: str | dict = "resnet18", hidden: int = 256,
         depth: int = 4, kernel: int = 3, causal: bool = True, dropout: float = 0.2,
         frames: int = 16, stride: int = 4, size: int = 224, attention: str = "",
-        still: str = "keep",
+        subtract_mean: bool = False,
     ):  # fmt: skip
         super().__init__()
         if form not in ("dilated", "encoder_decoder"):
@@ -193,7 +193,7 @@ class FrameTCN(nn.Module):
         self.arguments: dict[str, Any] = {
             "form": form, "network": network, "hidden": hidden, "depth": depth, "kernel": kernel,
             "causal": causal, "dropout": dropout, "frames": frames, "stride": stride, "size": size,
-            "attention": attention, "still": still,
+            "attention": attention, "subtract_mean": subtract_mean,
         }  # fmt: skip
         self.images = ImageNetwork(network, size)
         inputs = self.images.embed_dim
@@ -204,7 +204,9 @@ class FrameTCN(nn.Module):
         else:
             self.temporal = EncoderDecoder(inputs, hidden, depth, kernel, dropout)
         self.embed_dim, self.grid = hidden, (frames, 1, 1)
-        self.input_spec = InputSpec(frames, stride, size, {"rgb": self.images.stream(still)})
+        self.input_spec = InputSpec(
+            frames, stride, size, {"rgb": self.images.stream(subtract_mean)}
+        )
         insert(self, attention)
 
     @property

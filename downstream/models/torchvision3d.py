@@ -41,7 +41,7 @@ class TorchvisionVideo(nn.Module):
         stride: source frames between two sampled frames; only recorded.
         size: height and width, pixels, at least 16 (s3d: 32).
         attention: blocks to insert, see `downstream.models.attention.insert`.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
+        subtract_mean: whether each clip's mean frame is subtracted, see `Stream`.
 
     Raises:
         ValueError: another name, or a clip of which the network leaves nothing.
@@ -54,7 +54,7 @@ class TorchvisionVideo(nn.Module):
         stride: int = 2,
         size: int = 112,
         attention: str = "",
-        still: str = "keep",
+        subtract_mean: bool = False,
     ):
         super().__init__()
         if name not in NAMES:
@@ -71,7 +71,7 @@ class TorchvisionVideo(nn.Module):
             "stride": stride,
             "size": size,
             "attention": attention,
-            "still": still,
+            "subtract_mean": subtract_mean,
         }
         net = torchvision_network(name, video=True)
         if name == "s3d":
@@ -85,7 +85,9 @@ class TorchvisionVideo(nn.Module):
             self.features = nn.Sequential(OrderedDict((p, net.get_submodule(p)) for p in parts))
             self.embed_dim = last.in_features
         self.name = name
-        self.input_spec = InputSpec(frames, stride, size, {"rgb": Stream(MEAN, STD, still=still)})
+        self.input_spec = InputSpec(
+            frames, stride, size, {"rgb": Stream(MEAN, STD, subtract_mean=subtract_mean)}
+        )
         self.grid = tuple(dry_output(self.features, 1, 3, frames, size, size).shape[2:])
         insert(self, attention)
 

@@ -38,7 +38,7 @@ class VideoSwin(nn.Module):
         frames: frames of a clip; 32 as published.
         stride: source frames between two sampled ones; only recorded.
         size: height and width, pixels.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
+        subtract_mean: whether each clip's mean frame is subtracted, see `Stream`.
         recompute: save memory: keep no activations inside stages, compute them again in the
             backward pass.
 
@@ -49,7 +49,7 @@ class VideoSwin(nn.Module):
     def __init__(
         self, variant: str = "t", window: tuple[int, int, int] = (8, 7, 7),
         patch: tuple[int, int, int] = (2, 4, 4), frames: int = 32, stride: int = 2, size: int = 224,
-        still: str = "keep", recompute: bool = False,
+        subtract_mean: bool = False, recompute: bool = False,
     ):  # fmt: skip
         super().__init__()
         if variant not in SIZES:
@@ -64,7 +64,7 @@ class VideoSwin(nn.Module):
         dim, depths, heads, drop_path = SIZES[variant]
         self.arguments: dict[str, Any] = {
             "variant": variant, "window": list(window), "patch": list(patch), "frames": frames,
-            "stride": stride, "size": size, "still": still, "recompute": recompute,
+            "stride": stride, "size": size, "subtract_mean": subtract_mean, "recompute": recompute,
         }  # fmt: skip
         net = SwinTransformer3d(
             list(patch),
@@ -81,7 +81,9 @@ class VideoSwin(nn.Module):
         for _ in range(3):
             side = -(-side // 2)
         self.grid = (-(-frames // patch[0]), side, side)
-        self.input_spec = InputSpec(frames, stride, size, {"rgb": Stream(still=still)})
+        self.input_spec = InputSpec(
+            frames, stride, size, {"rgb": Stream(subtract_mean=subtract_mean)}
+        )
 
     @property
     def kind(self) -> str:

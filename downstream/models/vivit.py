@@ -137,7 +137,7 @@ class ViViT(nn.Module):
         eps: of every LayerNorm.
         mean: of the pixels in [0, 1] that the weights expect, for each colour.
         std: their deviation.
-        still: what stands still is seen ("keep") or taken away ("subtract"), see `Stream`.
+        subtract_mean: whether each clip's mean frame is subtracted, see `Stream`.
         recompute: save memory: keep no activations inside blocks, compute them again in the
             backward pass.
 
@@ -155,7 +155,7 @@ class ViViT(nn.Module):
         temporal_depth: int = 4, class_token: bool = True, frames: int = 32, size: int = 224,
         patch: int = 16, tubelet: int = 2, stride: int = 2, activation: str = "gelu_tanh",
         pre_norm: bool = False, eps: float = 1e-6, mean: tuple[float, float, float] = (0.5,) * 3,
-        std: tuple[float, float, float] = (0.5,) * 3, still: str = "keep", recompute: bool = False,
+        std: tuple[float, float, float] = (0.5,) * 3, subtract_mean: bool = False, recompute: bool = False,
     ):  # fmt: skip
         super().__init__()
         if model not in (1, 2, 3, 4):
@@ -178,7 +178,7 @@ class ViViT(nn.Module):
             "temporal_depth": temporal_depth, "class_token": class_token, "frames": frames,
             "size": size, "patch": patch, "tubelet": tubelet, "stride": stride,
             "activation": activation, "pre_norm": pre_norm, "eps": eps, "mean": list(mean),
-            "std": list(std), "still": still, "recompute": recompute,
+            "std": list(std), "subtract_mean": subtract_mean, "recompute": recompute,
         }  # fmt: skip
         self.model, self.recompute = model, recompute
         t, side = frames // tubelet, size // patch
@@ -187,7 +187,10 @@ class ViViT(nn.Module):
         # The tokens of model 2 are those of its temporal encoder, one a slot.
         self.grid = (t, 1, 1) if model == 2 else (t, side, side)
         self.input_spec = InputSpec(
-            frames, stride, size, {"rgb": Stream(tuple(mean), tuple(std), still=still)}
+            frames,
+            stride,
+            size,
+            {"rgb": Stream(tuple(mean), tuple(std), subtract_mean=subtract_mean)},
         )
         self.patch_embed = nn.Conv3d(3, dim, (tubelet, patch, patch), (tubelet, patch, patch))
         per_encoder = side * side if model == 2 else t * side * side

@@ -159,14 +159,14 @@ def _fit_decoded(pack: Pack, ids: np.ndarray) -> bool:
 
 
 def _refuse_pictures(pack: Pack, ids: np.ndarray, spec: InputSpec) -> None:
-    """Raise ValueError if a backbone that sees only what moves is to be shown single pictures."""
-    if all(stream.still == "keep" for stream in spec.streams.values()):
+    """Raise ValueError if clips of a backbone with temporal-mean subtraction hold single pictures."""
+    if not any(stream.subtract_mean for stream in spec.streams.values()):
         return
     for record in map(pack.record, ids):
         if record["frames"] == 1:
             raise ValueError(
-                f"clip {record['key']} ({for_screen(record['source'])}) is a single picture, and this backbone, from which the clip's "
-                "mean frame is taken away, sees only what moves: take another one, or leave pictures out"
+                f"clip {record['key']} ({for_screen(record['source'])}) is a single picture, of which this backbone's temporal-mean "
+                "subtraction leaves nothing: choose another backbone, or leave pictures out"
             )
 
 

@@ -18,9 +18,9 @@ from pretrain.spec import InputSpec
 
 
 class Boxes(nn.Module):
-    def __init__(self, dim: int = 32, frames: int = 8, stride: int = 2, size: int = 64, still: str = "keep"):
+    def __init__(self, dim: int = 32, frames: int = 8, stride: int = 2, size: int = 64, subtract_mean: bool = False):
         super().__init__()
-        self.arguments = {"dim": dim, "frames": frames, "stride": stride, "size": size, "still": still}
+        self.arguments = {"dim": dim, "frames": frames, "stride": stride, "size": size, "subtract_mean": subtract_mean}
         self.input_spec, self.grid, self.embed_dim = InputSpec(frames, stride, size), (frames // 2, 2, 2), dim
         self.boxes, self.layer = nn.AdaptiveAvgPool3d(self.grid), nn.Linear(3, dim)
 

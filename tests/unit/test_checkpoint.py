@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from downstream import models as families
+from downstream.classifier import Classifier
 from downstream.models import build_model, builders
 from pretrain import backbones, checkpoint
 from pretrain import weights as weights_module
@@ -241,6 +242,18 @@ def test_arguments_under_older_names(tmp_path):
     export_backbone(encoder, tmp_path / "both", {})
     with pytest.raises(ValueError, match="moving"):
         load_backbone(str(tmp_path / "both"))
+    for old in ("subtract", "keep", "remove", ["keep"]):
+        family = build_model("frame_mean", network="test_resnet", size=32, frames=2)
+        del family.arguments["subtract_mean"]
+        family.arguments["still"] = old
+        model = Classifier(family, ["nods", "waves"])  # under a head, as fine-tuning exports them
+        export_backbone(model, tmp_path / "still", {})
+        if old in ("subtract", "keep"):
+            again = families.load_classifier(str(tmp_path / "still")).backbone
+            assert again.input_spec.streams["rgb"].subtract_mean is (old == "subtract")
+        else:
+            with pytest.raises(ValueError, match="still"):
+                families.load_classifier(str(tmp_path / "still"))
 
 
 def test_a_family_is_not_taken_for_a_folder_of_others(tmp_path):

@@ -417,17 +417,16 @@ def test_wrong_augmentation_is_named():
             Augment(**wrong)
 
 
-def test_what_stands_still_is_taken_away():
-    spec = InputSpec(4, 1, 8, {"rgb": Stream(still="subtract")})
+def test_temporal_mean_subtraction():
+    spec = InputSpec(4, 1, 8, {"rgb": Stream(subtract_mean=True)})
     video = torch.randint(0, 256, (2, 3, 4, 8, 8), dtype=torch.uint8)
     seen = spec.normalise(video)
     assert seen.mean(2).abs().max() < 1e-6
     plain = InputSpec(4, 1, 8).normalise(video)
     assert torch.allclose(seen, plain - plain.mean(2, keepdim=True))
     assert (spec.normalise(video[:, :, :1].expand(-1, -1, 4, -1, -1)) == 0).all()
-    for still, frames in (("remove", 4), ("subtract", 1)):
-        with pytest.raises(ValueError, match="still"):
-            InputSpec(frames, 1, 8, {"rgb": Stream(still=still)})
+    with pytest.raises(ValueError, match="subtract_mean"):
+        InputSpec(1, 1, 8, {"rgb": Stream(subtract_mean=True)})
 
 
 # --------------------------------------------------------------------------------------- comparisons

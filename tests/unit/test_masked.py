@@ -102,7 +102,7 @@ def test_the_figure_shows_what_was_hidden():
 @pytest.mark.parametrize(
     ("changes", "patch", "message"),
     [
-        ({"still": "subtract"}, 8, "pixels as they are"),
+        ({"subtract_mean": True}, 8, "subtract_mean"),
         ({}, 12, "not a whole number of tubelets"),
     ],
 )
@@ -129,7 +129,10 @@ def test_the_recipe_with_another_family(tiny_pack, tmp_path, encoder, monkeypatc
     assert (tmp_path / "run" / "curve.png").is_file()
     backbone = load_backbone(str(tmp_path / "run" / "backbone"))
     assert type(backbone).__name__ == {"vivit_3": "ViViT", "i3d": "I3D"}[encoder]
-    assert backbone.input_spec.frames == 8 and backbone.input_spec.streams["rgb"].still == "keep"
+    assert (
+        backbone.input_spec.frames == 8
+        and backbone.input_spec.streams["rgb"].subtract_mean is False
+    )
     # Interrupted and started again, to the bit.
     real, count = videomae.train_step, [0]
 

@@ -354,7 +354,7 @@ def test_what_sees_only_motion_refuses_pictures(tmp_path):
     Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(folder / "alone.png")
     pack_folder(folder, tmp_path / "pack", short_side=32, workers=1, progress=False)
     pictures, ids = Pack(tmp_path / "pack"), np.arange(1)
-    motion = InputSpec(4, 2, 16, {"rgb": Stream(still="subtract")})
+    motion = InputSpec(4, 2, 16, {"rgb": Stream(subtract_mean=True)})
     with pytest.raises(ValueError, match=r"alone.png.*sees only what moves"):
         EvalClips(pictures, ids, motion, 1, 1)
     with pytest.raises(ValueError, match=r"alone.png.*sees only what moves"):

@@ -6,7 +6,7 @@ from torch import nn
 
 from pretrain.spec import Backbone, InputSpec, Stream
 
-FLOW = Stream((0.5, 0.5), (0.25, 0.5), still="subtract")
+FLOW = Stream((0.5, 0.5), (0.25, 0.5), subtract_mean=True)
 BOTH = InputSpec(4, 2, 8, {"rgb": Stream(), "flow": FLOW})
 
 
