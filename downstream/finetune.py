@@ -1,327 +1,22 @@
-"""The parts of supervised training: how each paper trains, targets, mixing, averaging, layer-wise rates.
+"""The parts of supervised training: schedules, optimizers, targets, losses, mixing, averaging, layer-wise rates.
 
 B clips, K classes.
 """
 
 import re
-from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from downstream.classifier import Classifier
 from downstream.segments import NOTHING
+from pretrain.data.sampling import counter_rng
 from pretrain.ema import start_average, update_average
 from pretrain.optim import decays, learning_rate
 
-
-@dataclass(frozen=True)
-class Training:
-    """How a classifier is trained and tested; the names are those of `recipes/finetune.py`'s flags, which explain them.
-
-    Attributes:
-        about: a line for the help.
-        fits: what `kind_of` says of the backbones it is for; "" at the end: of any such size.
-    """
-
-    about: str = ""
-    fits: tuple[str, ...] = ()
-    # Optimisation; rates are per 256 clips of batch, as everywhere here: a paper's 0.003 at batch 30 is 0.0256.
-    epochs: float = 30
-    batch_size: int = 32
-    optimizer: str = "sgd"
-    base_lr: float = 0.01
-    final_lr: float = 0.0
-    schedule: str = "step"
-    drops: tuple[float, ...] = (0.25, 0.5, 0.75)
-    warmup: float = 0.0
-    weight_decay: float = 5e-4
-    backbone_lr: float = 1.0
-    layer_decay: float = 1.0
-    clip_grad: float = 0.0
-    # The network while it learns
-    pool: str = ""
-    head_std: float = 0.01
-    dropout: float = 0.5
-    drop_path: float = 0.0
-    # Augmentation
-    sampling: str = ""
-    crop: str = "multi-scale"
-    scales: tuple[float, ...] = (1.0, 0.93, 0.86, 0.8)
-    flip: bool = True
-    colour: float = 0.0
-    rand_augment: str = ""
-    erase: float = 0.0
-    smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    views: int = 1
-    # Test
-    num_clips: int = 10
-    num_crops: int = 1
-
-
-# VideoMAE's fine-tuning: FINETUNE.md and scripts/*/finetune.sh of MCG-NJU/VideoMAE (14ef8d8), and the defaults of
-# run_class_finetuning.py. Its `--lr` is per 256 videos and each is seen twice (num_sample 2, repeated augmentation);
-# here clips count, so rates are halved and batches doubled: 5e-4 at 384 videos is 7.5e-4, here 2.5e-4 at 768 clips.
-# Known to differ: its dense training clips stretch 16 frames over 64 (spacing 4.27, while its test has 4; here 4 in both),
-# geometry of RandAugment is bicubic there and bilinear here, and its erased boxes hold noise of the normalised picture.
-_VIDEOMAE_B_K400 = Training(
-    about="VideoMAE ViT-B on Kinetics-400: 75 epochs, 5 x 3 test views",
-    fits=("videomae_b", "videomae_"),
-    epochs=75,  # --epochs 75
-    batch_size=768,  # --batch_size 6 on 64 GPUs, num_sample 2
-    optimizer="adamw",  # --opt adamw, betas 0.9 0.999
-    base_lr=2.5e-4,  # --lr 5e-4
-    final_lr=5e-7,  # min_lr 1e-6
-    schedule="cosine",
-    warmup=5 / 75,  # warmup_epochs 5
-    weight_decay=0.05,  # --weight_decay 0.05
-    layer_decay=0.75,  # layer_decay 0.75
-    clip_grad=0.0,  # clip_grad None
-    pool="fc_norm",  # use_mean_pooling: modeling_finetune.py has fc_norm behind the mean and no norm of the tokens
-    head_std=0.02 * 0.001,  # trunc_normal .02, init_scale 0.001
-    dropout=0.0,  # fc_drop_rate 0
-    drop_path=0.1,  # drop_path 0.1
-    sampling="dense",  # kinetics.py; sampling_rate 4 is the backbone's own stride
-    crop="resized",  # _aug_frame: RandomResizedCrop, area .08 to 1, aspect 3/4 to 4/3
-    flip=True,  # of every data set but SSV2
-    colour=0.0,  # color_jitter is not used beside aa
-    rand_augment="n4-m7",  # aa rand-m7-n4-mstd0.5-inc1
-    erase=0.25,  # reprob 0.25
-    smoothing=0.1,  # smoothing 0.1
-    mixup=0.8,  # mixup 0.8
-    cutmix=1.0,  # cutmix 1.0
-    views=2,  # num_sample 2
-    num_clips=5,  # --test_num_segment 5
-    num_crops=3,  # --test_num_crop 3
-)
-_VIDEOMAE_B_SSV2 = replace(
-    _VIDEOMAE_B_K400,
-    about="VideoMAE ViT-B on Something-Something V2: uniform sampling, no flip, 2 x 3 test views",
-    epochs=30,  # --epochs 30
-    warmup=5 / 30,
-    sampling="uniform",  # ssv2.py
-    flip=False,  # _aug_frame: random_horizontal_flip False for SSV2
-    num_clips=2,  # --test_num_segment 2
-)
-# Video Swin: configs/recognition/swin/*.py of SwinTransformer/Video-Swin-Transformer (db018fb); 8 videos on 8 GPUs.
-_VIDEO_SWIN_T = Training(
-    about="Video Swin T on Kinetics-400, started from ImageNet-1k: 4 x 3 test views",
-    fits=("video_swin_t", "video_swin_xs"),
-    epochs=30,  # total_epochs 30
-    batch_size=64,  # videos_per_gpu 8 on 8 GPUs (section 4.1 of the paper); update_interval accumulates
-    optimizer="adamw",
-    base_lr=4e-3,  # lr 1e-3
-    schedule="cosine",  # min_lr 0
-    warmup=2.5 / 30,  # warmup_iters 2.5 epochs
-    weight_decay=0.02,  # none on norms and tables of relative positions
-    backbone_lr=0.1,  # lr_mult 0.1
-    clip_grad=0.0,  # grad_clip None
-    dropout=0.5,  # I3DHead dropout_ratio 0.5; its weights start at .01
-    drop_path=0.1,  # drop_path_rate 0.1
-    crop="resized",  # RandomResizedCrop with mmaction's defaults, .08 to 1, 3/4 to 4/3
-    num_clips=4,  # num_clips 4
-    num_crops=3,  # ThreeCrop
-)
-
-# As papers and their authors' code train. What neither names is said to be ours. The preset `paper` takes the first
-# that fits the backbone.
-TRAINING = {
-    "videomae_b_k400": _VIDEOMAE_B_K400,
-    "videomae_s_k400": replace(
-        _VIDEOMAE_B_K400,
-        about="VideoMAE ViT-S on Kinetics-400: 150 epochs",
-        fits=("videomae_s", "videomae_"),
-        epochs=150,  # --epochs 150
-        warmup=5 / 150,
-        batch_size=768,  # --batch_size 12 on 32 GPUs, num_sample 2
-    ),
-    "videomae_l_k400": replace(
-        _VIDEOMAE_B_K400,
-        about="VideoMAE ViT-L on Kinetics-400: 35 epochs",
-        fits=("videomae_l", "videomae_"),
-        epochs=35,  # --epochs 35
-        warmup=5 / 35,
-        batch_size=256,  # --batch_size 2 on 64 GPUs, num_sample 2
-        base_lr=1e-3,  # --lr 2e-3
-    ),
-    "videomae_h_k400": replace(
-        _VIDEOMAE_B_K400,
-        about="VideoMAE ViT-H on Kinetics-400: 50 epochs, more dropout",
-        fits=("videomae_h", "videomae_"),
-        epochs=50,  # --epochs 50
-        warmup=5 / 50,
-        batch_size=1024,  # --batch_size 8 on 64 GPUs, num_sample 2
-        base_lr=5e-4,  # --lr 1e-3
-        final_lr=5e-6,  # --min_lr 1e-5
-        drop_path=0.2,  # --drop_path 0.2
-        dropout=0.5,  # --fc_drop_rate 0.5
-    ),
-    "videomae_b_ssv2": _VIDEOMAE_B_SSV2,
-    "videomae_s_ssv2": replace(
-        _VIDEOMAE_B_SSV2,
-        about="VideoMAE ViT-S on Something-Something V2: 40 epochs",
-        fits=("videomae_s", "videomae_"),
-        epochs=40,  # --epochs 40
-        warmup=5 / 40,
-        base_lr=5e-4,  # --lr 1e-3, at 12 videos on 32 GPUs
-        layer_decay=0.7,  # --layer_decay 0.7
-    ),
-    "videomae_b_ucf101": replace(
-        _VIDEOMAE_B_K400,
-        about="VideoMAE ViT-B on UCF101: 100 epochs on 8 GPUs, more dropout",
-        epochs=100,  # --epochs 100
-        warmup=5 / 100,
-        batch_size=256,  # --batch_size 16 on 8 GPUs, num_sample 2
-        final_lr=5e-6,  # --min_lr 1e-5
-        layer_decay=0.7,  # --layer_decay 0.7
-        drop_path=0.2,  # --drop_path 0.2
-        dropout=0.5,  # --fc_drop_rate 0.5
-    ),
-    "video_swin_t_k400": _VIDEO_SWIN_T,
-    "video_swin_s_k400": replace(
-        _VIDEO_SWIN_T,
-        about="Video Swin S on Kinetics-400, started from ImageNet-1k",
-        fits=("video_swin_s", "video_swin_xs"),
-        drop_path=0.1,  # drop_path_rate 0.1 (the paper says 0.2)
-    ),
-    "video_swin_b_k400": replace(
-        _VIDEO_SWIN_T,
-        about="Video Swin B on Kinetics-400, started from ImageNet-1k",
-        fits=("video_swin_b", "video_swin_xs"),
-        drop_path=0.3,  # drop_path_rate 0.3
-        weight_decay=0.05,  # weight_decay 0.05
-    ),
-    "video_swin_b_k400_22k": replace(
-        _VIDEO_SWIN_T,
-        about="Video Swin B on Kinetics-400, started from ImageNet-22k",
-        fits=("video_swin_b", "video_swin_l", "video_swin_xs"),  # no configuration of L was published
-        base_lr=1.2e-3,  # lr 3e-4
-        drop_path=0.2,  # drop_path_rate 0.2
-        weight_decay=0.05,  # weight_decay 0.05
-    ),
-    # Arnab et al. 2021, table 7, and vivit/configs/kinetics400/vivit_base_k400.py of google-research/scenic (4a38d47).
-    "vivit_b_k400": Training(
-        about="ViViT on Kinetics-400, started from an image ViT: 4 x 3 test views",
-        fits=("vivit",),
-        epochs=30,  # num_training_epochs 30
-        batch_size=64,  # batch_size 64
-        optimizer="sgd",  # momentum 0.9
-        base_lr=0.4,  # base_learning_rate 1e-1
-        schedule="cosine",
-        warmup=2.5 / 30,  # warmup_steps 2.5 epochs
-        weight_decay=0.0,  # l2_decay_factor 0
-        clip_grad=1.0,  # max_grad_norm 1
-        head_std=0.0,  # the output projection starts at zero
-        dropout=0.0,  # dropout_rate 0
-        scales=(0.97, 0.89, 0.82, 0.74, 0.66),  # 224 of sides of 256 x 0.9 to 1.33
-        colour=0.4,  # color augmentation: there in four clips of five, with hue, and one clip of ten grey
-        num_clips=4,  # num_test_clips 4
-        num_crops=3,  # do_three_spatial_crops
-    ),
-    # Wang et al. 2016 (arXiv:1608.00859), the RGB network: SGD, momentum 0.9, batch 256, 1e-3, a tenth of it at 2000 and
-    # 4000 of 4500 steps, which are 121 epochs of UCF101; dropout 0.8, corner crops of 1, .875, .75, .66. Three segments
-    # there (--frames 3); 25 frames are tested in ten crops there, here 8 views of the frames of the model.
-    "tsn_ucf101": Training(
-        about="TSN, the RGB network, on UCF101: frames of equal parts of the video, averaged",
-        fits=("frame_mean",),
-        epochs=121, batch_size=256, base_lr=1e-3, drops=(2000 / 4500, 4000 / 4500), weight_decay=5e-4, dropout=0.8,
-        sampling="uniform", scales=(1.0, 0.875, 0.75, 0.66), num_clips=8,
-    ),
-    # Karpathy et al. 2014: SGD, momentum 0.9, weight decay 5e-4, batch 32, rate 1e-3 lowered when validation stalls; crops of
-    # 170 of 200 pixels, flips; 20 clips tested. The epochs and when the rate falls are ours.
-    "karpathy_sports1m": Training(
-        about="Karpathy et al., single frame and late, early and slow fusion, on Sports-1M: 20 test clips",
-        fits=("frame_single", "fusion", "frame_mean"),
-        epochs=30, batch_size=32, base_lr=0.008, scales=(0.85,), num_clips=20,
-    ),
-    # Simonyan & Zisserman 2014 (arXiv:1406.2199), the spatial network fine-tuned on UCF101: SGD, momentum 0.9, batch 256,
-    # 1e-2, a tenth of it at 14000 of 20000 steps, which are 537 epochs; dropout 0.9; 224 of 256 pixels, flips, colour;
-    # 25 frames tested in ten crops. The strength of colour is ours, weight decay that of the net it starts from.
-    "two_stream_ucf101": Training(
-        about="two-stream network, the spatial one, on UCF101: single frames, 25 test frames",
-        fits=("frame_single",),
-        epochs=537, batch_size=256, base_lr=0.01, drops=(0.7,), weight_decay=5e-4, dropout=0.9, scales=(0.875,),
-        colour=0.1, num_clips=25,
-    ),
-    # Donahue et al. 2015, and lstm_solver_RGB.prototxt of LisaAnne/lisa-caffe-public: SGD, momentum 0.9, 24 videos of 16
-    # frames, 1e-3, a tenth of it at 10000 and 20000 of 30000 steps, which are 75 epochs of UCF101; weight decay 5e-3,
-    # gradients clipped at 5, dropout 0.5 behind the LSTM; 227 of 240 pixels, flips. Its test averages clips 8 frames apart.
-    "lrcn_ucf101": Training(
-        about="LRCN on UCF101: a recurrent network on a 2-D one",
-        fits=("recurrent",),
-        epochs=75, batch_size=24, base_lr=0.0107, drops=(1 / 3, 2 / 3), weight_decay=5e-3, clip_grad=5.0,
-        scales=(0.946,),
-    ),
-    # Lea et al. 2017, and TCN_main.py and tf_models.py of colincsl/TemporalConvolutionalNetworks: 200 epochs, batch 8,
-    # RMSprop at Keras' 1e-3 (here AdamW), dropout inside the network. They train on features, not on frames.
-    "ed_tcn_50salads": Training(
-        about="ED-TCN on 50 Salads: give --per-frame",
-        fits=("ed_tcn",),
-        epochs=200, batch_size=8, optimizer="adamw", base_lr=0.032, schedule="step", drops=(), weight_decay=0.0,
-        dropout=0.0,
-    ),
-    # Bai et al. 2018 train on sequences of other things: Adam at 1e-3 to 4e-3, gradients clipped, dropout inside the blocks.
-    # Epochs, batch and the cosine are ours.
-    "tcn": Training(
-        about="TCN as Bai et al. train it on sequences",
-        fits=("tcn", "ed_tcn"),
-        epochs=30, batch_size=32, optimizer="adamw", base_lr=8e-3, schedule="cosine", weight_decay=0.0, dropout=0.0,
-        clip_grad=0.4,
-    ),
-    # Tran et al. 2015, C3D on UCF101 from scratch: batch 30, rate 0.003 divided by 10 every 4 epochs, 16 epochs; 112 of 128
-    # pixels, flips; ten clips tested. Dropout and weight decay are those of the released network.
-    "c3d_ucf101": Training(
-        about="C3D on UCF101, from scratch: 16 epochs, 10 test clips",
-        fits=("c3d",),
-        epochs=16, batch_size=30, base_lr=0.0256, drops=(0.25, 0.5, 0.75), scales=(0.875,),
-    ),
-    # Carreira & Zisserman 2017: SGD, momentum 0.9, the rate falls tenfold when validation stalls; 224 of 256 pixels, flips;
-    # dropout 0.5 and weight decay 1e-7 of the released code. Epochs, batch and rate are ours.
-    "i3d_k400": Training(
-        about="I3D on Kinetics-400, started from ImageNet",
-        fits=("i3d", "inflated", "s3d"),
-        epochs=40, batch_size=64, base_lr=0.1, weight_decay=1e-7, scales=(0.875,),
-    ),
-    # Wang et al. 2018, section 4.1: SGD, momentum 0.9, weight decay 1e-4, 8 clips on 8 GPUs, 0.01, a tenth of it at 150000 and
-    # 300000 of 400000 steps, which are 104 epochs of Kinetics; dropout 0.5; 224 of sides of 256 to 320, flips; 10 x 3 views.
-    "nonlocal_k400": Training(
-        about="inflated ResNets, also with non-local blocks, on Kinetics-400: 104 epochs, 10 x 3 test views",
-        fits=("nonlocal", "inflated"),
-        epochs=104, batch_size=64, base_lr=0.04, drops=(0.375, 0.75), weight_decay=1e-4, scales=(0.875, 0.78, 0.7),
-        num_crops=3,
-    ),
-    # Tran et al. 2018: batch 32 a GPU, rate 0.01, 10 of 45 epochs of warm-up, then a tenth every 10 epochs; 112 of 128 pixels;
-    # ten clips tested. No dropout; weight decay is ours.
-    "r2plus1d_k400": Training(
-        about="R(2+1)D, R3D and MC3 on Kinetics-400: 45 epochs, 10 test clips",
-        fits=("r3d",),
-        epochs=45, batch_size=32, base_lr=0.08, warmup=10 / 45, drops=(20 / 45, 30 / 45, 40 / 45), weight_decay=1e-4,
-        dropout=0.0, scales=(0.875,),
-    ),
-}  # fmt: skip
-
-
-def kind_of(backbone: nn.Module) -> str:
-    """What a backbone is to `TRAINING`: its family, and its size where recipes differ by it."""
-    return getattr(backbone, "kind", type(backbone).__name__)
-
-
-def fitting(backbone: nn.Module) -> list[str]:
-    """The recipes of `TRAINING` for a backbone, the one closest to it first.
-
-    Raises:
-        ValueError: there is none.
-    """
-    kind = kind_of(backbone)
-    found = [name for name, training in TRAINING.items() if kind in training.fits]
-    if not found:
-        raise ValueError(
-            f"no recipe is published for {type(backbone).__name__}: take the preset tiny"
-        )
-    return found
+STEP_STREAM = 6  # of counter_rng: dropout, drop path and mixing of one step
 
 
 def scheduled_rate(
@@ -422,6 +117,16 @@ def make_optimizer(
 POSITIONS = re.compile(r"(pos(itional)?_embed(ding)?|relative_position_bias_table)$")
 
 
+def freeze(model: Classifier) -> None:
+    """Let only the classifier learn and, in the frame families, what follows the 2-D network."""
+    frozen: nn.Module = getattr(model.backbone, "images", model.backbone)
+    frozen.requires_grad_(False)
+    # Batch norm would go on adapting to the data in training mode.
+    frozen.train = lambda mode=True: frozen  # type: ignore[method-assign, assignment]
+    for module in frozen.modules():
+        module.training = False
+
+
 # ------------------------------------------------------------------------------------------ targets
 
 
@@ -492,22 +197,6 @@ def mix(
     return video, targets * share + targets.flip(0) * (1 - share)
 
 
-def few_shots(labels: list[str], shots: int, seed: int) -> np.ndarray:
-    """Which videos (N,) are kept when every class may have `shots` of them: a seeded draw.
-
-    Raises:
-        ValueError: fewer than one.
-    """
-    if shots < 1:
-        raise ValueError(f"--shots {shots} leaves nothing to learn from: give at least 1")
-    rng = np.random.default_rng([seed, shots])
-    keep = np.zeros(len(labels), dtype=bool)
-    for name in sorted(set(labels)):
-        members = np.array([i for i, label in enumerate(labels) if label == name])
-        keep[rng.permutation(members)[:shots]] = True
-    return keep
-
-
 class Learner(nn.Module):
     """What a run saves: the classifier and, where asked for, the moving average of its weights.
 
@@ -531,3 +220,48 @@ class Learner(nn.Module):
         """Move the average, if there is one, towards the weights."""
         if self.average is not None:
             update_average(self.average, self.model, self.ema)
+
+
+class StepLoss:
+    """The loss of a micro-batch: clips normalised on the device and mixed, soft targets, class weights.
+
+    Args:
+        accelerator: device, precision and processes.
+        num_classes: K.
+        weights: (K,) of the classes; None: all alike.
+        smoothing: fraction of every target spread over all classes.
+        mixup: alpha of mixup; 0: off.
+        cutmix: alpha of cutmix; 0: off.
+        seed: of mixing, dropout and drop path.
+
+    Attributes:
+        step: the step at hand, to be set before each.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, num_classes: int, weights: Tensor | None, smoothing: float, mixup: float,
+        cutmix: float, seed: int,
+    ):  # fmt: skip
+        self.accelerator, self.num_classes = accelerator, num_classes
+        self.weights = None if weights is None else weights.to(accelerator.device)
+        self.smoothing, self.mixup, self.cutmix, self.seed = smoothing, mixup, cutmix, seed
+        self.step = 0
+
+    def __call__(self, model: nn.Module, batch: dict, micro: int) -> list[Tensor]:
+        """Sums of the loss, of the targets, of correct predictions (with mixing: of the larger part), of what is predicted."""
+        where = self.accelerator.device
+        spec = self.accelerator.unwrap_model(model).input_spec
+        video = spec.normalise(spec.take(batch, where))
+        labels = batch["labels"].to(where, non_blocking=True)
+        targets = make_targets(labels, self.num_classes, self.smoothing)
+        place = self.accelerator.process_index
+        # The global generators too are set from (seed, step, process): resuming needs no generator state.
+        rng = counter_rng(self.seed, self.step, place, micro, stream=STEP_STREAM)
+        torch.manual_seed(int(rng.integers(2**62)))
+        video, targets = mix(video, targets, self.mixup, self.cutmix, rng)
+        with self.accelerator.autocast():
+            logits = model(video)
+        loss, mass = soft_cross_entropy(logits, targets, self.weights)
+        known = targets.sum(-1) > 0
+        hits = (logits.argmax(-1) == targets.argmax(-1)) & known
+        return [loss, mass, hits.sum().float(), known.sum().float()]

@@ -150,9 +150,26 @@ class Results:
         """The value of a metric; None where it was not measured."""
         return self.metrics[name].value if name in self.metrics else None
 
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The plain values at the top of results.json, whose names stay.
+
+        Every metric (`top5` is null where there are five classes or fewer), `chance`, `num_test` and, of a zero-shot
+        score, `templates`: the accuracy of each.
+        """
+        values: dict[str, Any] = {n: m.value for n, m in self.metrics.items()}
+        if "top1" in values:
+            values.setdefault("top5", None)
+        headline = next(iter(self.metrics.values()))
+        values |= {"chance": headline.chance, "num_test": self.data.num_test}
+        if "accuracy_of_each_template" in self.details:
+            values["templates"] = self.details["accuracy_of_each_template"]
+        return values
+
     def as_dict(self) -> dict:
         """What results.json holds."""
-        return json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}))
+        whole = {"format": FORMAT, **self.summary, **dataclasses.asdict(self)}
+        return json.loads(json.dumps(whole))
 
 
 # ---- making them
@@ -380,12 +397,20 @@ def read_results(folder: Path) -> Results:
     if content.get("format") != FORMAT:
         found = str(content.get("format"))[:60]
         raise ValueError(f"{path} has the format {found!r}, and this version reads {FORMAT!r}")
-    fields = {name: value for name, value in content.items() if name != "format"}
-    results = _typed(Results, fields, str(path))
+    names = {field.name for field in dataclasses.fields(Results)}
+    results = _typed(Results, {n: v for n, v in content.items() if n in names}, str(path))
     for name, metric in results.metrics.items():
         low, high = metric.interval or (metric.value, metric.value)
         if metric.unit not in ("fraction", "rank") or metric.n < 1 or low > high:
             raise ValueError(f"{path}: the metric {name!r:.60} is none: {str(metric)[:200]}")
+    if not results.metrics:
+        raise ValueError(f"{path} holds no metric")
+    summary = {n: v for n, v in content.items() if n not in names | {"format"}}
+    if summary != results.summary:
+        odd = next(n for n in summary | results.summary if summary.get(n) != results.summary.get(n))
+        raise ValueError(
+            f"{path}: {odd!r:.60} at its top is not what its metrics say: it was changed by hand"
+        )
     return results
 
 

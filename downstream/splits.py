@@ -332,3 +332,19 @@ def _hold_out_subjects(
         if held and (best is None or abs(count - aim) < best[0]):
             best = (abs(count - aim), held)
     return None if best is None else np.isin(people, best[1])
+
+
+def few_shots(labels: list[str], shots: int, seed: int) -> np.ndarray:
+    """Which videos (N,) are kept when every class may have `shots` of them: a seeded draw.
+
+    Raises:
+        ValueError: fewer than one.
+    """
+    if shots < 1:
+        raise ValueError(f"--shots {shots} leaves nothing to learn from: give at least 1")
+    rng = np.random.default_rng([seed, shots])
+    keep = np.zeros(len(labels), dtype=bool)
+    for name in sorted(set(labels)):
+        members = np.array([i for i, label in enumerate(labels) if label == name])
+        keep[rng.permutation(members)[:shots]] = True
+    return keep

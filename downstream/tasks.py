@@ -4,10 +4,11 @@ Another task is another class with these methods and one line in `TASKS`; the re
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from downstream.classifier import Classifier, score, score_frames
@@ -19,7 +20,7 @@ from downstream.segments import (
     labelled_frames,
     segment_scores,
 )
-from downstream.splits import Videos, choose_splits
+from downstream.splits import Videos, choose_splits, choose_validation, few_shots, subset
 from pretrain.data.shards import Pack
 
 
@@ -173,3 +174,84 @@ class LabelOfView:
     ) -> dict[str, Tensor]:
         """The labels of a view of the clip that shows these frames."""
         return {"labels": self.task.label(record, frames, self.numbers)}
+
+
+def choose_videos(
+    task: Task, pack: Pack, train_split: str, test_split: str, shots: int | None,
+    validation: Literal["auto", "hold-out", "off"], seed: int,
+) -> tuple[Videos, Videos | None, Videos, list[str], str, list[str]]:  # fmt: skip
+    """Training, validation and test videos, the classes, the rule of validation, and notes for the reader.
+
+    Args:
+        task: whose labels count.
+        pack: the data.
+        train_split: to learn from.
+        test_split: to be scored.
+        shots: training videos of each class, drawn; None: all.
+        validation: "auto": the split "val" if there is one; "hold-out": about a quarter of the training videos,
+            subjects apart; "off".
+        seed: of both draws.
+
+    Raises:
+        ValueError: the splits or labels cannot be used.
+    """
+    train, test, classes, notes = task.split(pack, train_split, test_split, seed)
+    if shots:
+        if None in train.labels:
+            raise ValueError("--shots counts videos of a class, and these videos have several")
+        keep = few_shots(train.known_labels, shots, seed)
+        notes.append(
+            f"{shots} training videos of each class, drawn with seed {seed}: {keep.sum()} of {len(train)}"
+        )
+        train = subset(train, keep)
+    val, rule = None, "none: the exported weights are the last ones"
+    splits = pack.index["splits"]
+    if validation == "hold-out":
+        if None in train.labels:
+            raise ValueError(
+                "--val hold-out needs a label for every video; name a split val in the list"
+            )
+        held, how = choose_validation(train.known_labels, train.subjects, seed)
+        if not held.any():
+            raise ValueError(f"--val hold-out: nothing can be held out, {how}")
+        train, val, rule = (
+            subset(train, ~held),
+            subset(train, held),
+            f"{held.sum()} training videos, {how}",
+        )
+    elif validation == "auto" and "val" in splits and "val" not in (train_split, test_split):
+        _, val, _, more = task.split(pack, train_split, "val", seed)
+        rule = f"the split val, {len(val)} videos"
+        notes += [n for n in more if n not in notes]
+    return train, val, test, classes, rule, notes
+
+
+def validate(
+    task: Task,
+    model: Classifier,
+    pack: Pack,
+    val: Videos,
+    batch_size: int,
+    precision: str,
+    accelerator: Accelerator,
+) -> float:
+    """Top-1 accuracy on validation videos (or their frames), one view each; every process takes some.
+
+    Args:
+        task: whose labels count.
+        model: the classifier.
+        pack: where the videos are.
+        val: them.
+        batch_size: views in one forward pass.
+        precision: see `pretrain.device.autocast_dtype`.
+        accelerator: device and processes.
+    """
+    mine = np.arange(len(val)) % accelerator.num_processes == accelerator.process_index
+    counts, part = torch.zeros(2, device=accelerator.device), subset(val, mine)
+    if len(part):
+        how = Extraction(1, 1, 1, batch_size, 0, accelerator.device, precision)
+        said = task.answers(model, pack, part, how)
+        right = (said.truth == said.predicted).sum()
+        counts += torch.tensor([right, len(said.truth)], device=accelerator.device)
+    right, total = accelerator.reduce(counts).tolist()
+    return right / max(total, 1)

@@ -27,6 +27,7 @@ from pretrain.vit import (
     take_tokens,
     unpatchify,
 )
+from pretrain.weights import load_strict
 
 # Decoder width, depth, heads published for each encoder size. XS and Ti are ours.
 DECODERS = {
@@ -358,3 +359,32 @@ def reconstruct(
         mean, std = patch_statistics(take_tokens(patches, source))
         results.append(paint((prediction * (std + model.target_eps) + mean).flatten(2)))
     return results[0], results[1], results[2]
+
+
+def start_from(model: VideoMAE, loaded: nn.Module, name: str) -> None:
+    """Copy the weights of an earlier model; the decoder's too where it has one.
+
+    Args:
+        model: to start.
+        loaded: a `VideoMAE`, or an encoder of the kind of `model.encoder`.
+        name: of `loaded`, for errors.
+
+    Raises:
+        ValueError: it is another network.
+    """
+    target = model if isinstance(loaded, VideoMAE) else model.encoder
+    theirs = loaded.encoder if isinstance(loaded, VideoMAE) else loaded
+    if type(theirs) is not type(model.encoder):
+        raise ValueError(
+            f"{name} is a {type(theirs).__name__}, and this run trains a {type(model.encoder).__name__}: give --model "
+            "the network that it has"
+        )
+    # What no shape shows: every token would get another position, every head other channels.
+    for what in ("positions", "heads"):
+        was, now = (encoder.arguments.get(what) for encoder in (theirs, model.encoder))
+        if was != now:
+            remedy = f"give --positions {was}" if what == "positions" else "no flag changes that"
+            raise ValueError(
+                f"{name} was trained with {what} {was}, this run has {what} {now}: {remedy}"
+            )
+    load_strict(target, loaded.state_dict(), name)

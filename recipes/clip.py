@@ -20,25 +20,27 @@ import dataclasses
 import hashlib
 import math
 import os
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import nn
 
-from downstream.features import Extraction, embed_now
-from downstream.finetune import make_targets, mix
 from downstream.models import MODELS, load_backbone
 from downstream.models import build_model as build_family
 from downstream.models.frames import FrameNetwork, frame_tower
-from downstream.retrieval import retrieval_ranks, summarise_ranks
-from downstream.splits import group_by_source
-from downstream.zero_shot import embed_texts, unit
+from downstream.monitor import online_retrieval
+from downstream.pairs import (
+    AgainstClasses,
+    TextOfView,
+    Texts,
+    class_prompts,
+    clips_with_text,
+    micro_batch,
+)
 from pretrain import backbones, log
 from pretrain.clip import (
     VideoText,
@@ -70,14 +72,13 @@ from pretrain.interop.openclip import PREFIX as OPEN_CLIP
 from pretrain.interop.openclip import STD as CLIP_STD
 from pretrain.interop.openclip import Pair, is_trained, load_open_clip
 from pretrain.loop import Plan, TrainingRun, plan_run
-from pretrain.names import did_you_mean, for_screen, for_shell
+from pretrain.names import did_you_mean, for_shell
 from pretrain.optim import counting_rate, learning_rate, make_optimizers, set_rate, update
 from pretrain.processes import start_accelerator
-from pretrain.prompts import load_templates, refuse_same_words, words_of
 from pretrain.run import try_run
 from pretrain.settings import MACHINE, RUN, MachineFlags, RunFlags
 from pretrain.spec import Backbone, Selective
-from pretrain.text import HuggingFaceText, OpenClipText, TextTower, fresh_text, trim
+from pretrain.text import HuggingFaceText, OpenClipText, TextTower, fresh_text
 from pretrain.vit import SIZES, VITS, VideoTransformer
 from pretrain.weights import load_strict
 
@@ -254,7 +255,6 @@ OFF = {
     "drop_tokens": 0.0,
 }
 FIXED_FRAMES = {"frame_single": 1, "frame_late": 2}
-VAL_CLIPS = 512  # clips behind the online score
 PATIENCE = 0.15  # share of the steps after which a loss at chance is worth a sentence
 
 
@@ -286,38 +286,6 @@ def train_step(model, optimizers, batches, accumulate, accelerator, loss, clip_g
     norm = update(optimizers, model.parameters(), clip_grad)
     accelerator.unwrap_model(model).clamp_scale()
     return result, norm, cut
-
-
-def val_retrieval(model: VideoText, packs: list[Pack], cfg: Config, accelerator) -> dict | None:
-    """Text-to-video retrieval among videos of the split "val" (first caption, one view a clip); None without."""
-    how = Extraction(
-        time_segments=1, batch_size=32, device=accelerator.device, precision=cfg.machine.precision
-    )
-    clips, sources, texts = [], [], []
-    try:
-        for number, pack in enumerate(packs):
-            if "val" not in pack.index["splits"]:
-                continue
-            ids = np.array([i for i in pack.split("val") if captions_of(cfg, pack.record(i))])
-            if not len(ids):
-                continue
-            ids = np.sort(counter_rng(cfg.seed, 0, stream=3).permutation(ids)[:VAL_CLIPS])
-            clips.append(embed_now(model, pack, ids, how))
-            sources += [f"{number} {pack.record(i)['source']}" for i in ids]
-            texts += [captions_of(cfg, pack.record(i))[0] for i in ids]
-        if not clips:
-            return None
-        # The clips of a long video share its captions, and are no rivals of one another.
-        names, owner = group_by_source(sources)
-        texts = [texts[i] for i in np.unique(owner, return_index=True)[1]]
-        text, _ = embed_texts(model, texts, accelerator.device, cfg.machine.precision)
-    except ValueError as error:  # a broken clip; a monitor must not end the run it watches
-        print(f"no score on val: {for_screen(error)}", file=sys.stderr, flush=True)
-        return None
-    videos = np.zeros((len(names), text.shape[1]))
-    np.add.at(videos, owner, np.concatenate(clips))
-    ranks, _ = retrieval_ranks(text, unit(videos), np.arange(len(names)))
-    return summarise_ranks(ranks) | {"num": len(names)}
 
 
 # ------------------------------------------------------------------------------------- the pieces
@@ -452,149 +420,8 @@ def build_video_tower(cfg: Config, pair: Pair | None) -> nn.Module:
     return FrameNetwork({"open_clip": config, **pixels}, frames, stride, cfg.size, cfg.pool)
 
 
-def captions_of(cfg: Config, record: dict) -> list[str]:
-    """The texts a clip may be paired with; none if it has no caption (or label)."""
-    if cfg.text == "caption":
-        return record["captions"]
-    if record["label"] is None:
-        return []
-    words = record["extra"].get("class_text") or words_of(record["label"])
-    return [template.format(words) for template in load_templates(cfg.templates)]
-
-
-def group_of(cfg: Config, record: dict, caption: str) -> int:
-    """A number that is equal for texts which are right for the same clips."""
-    by_label = cfg.positives == "label" and record["label"] is not None
-    key = f"label {record['label']}" if by_label else "text " + " ".join(caption.lower().split())
-    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True)
-
-
-class TextOfView:
-    """What a training view has besides its pixels: (rng, index entry) -> tokens, group, class, visible tokens.
-
-    `classes` are the names of which a view has a number; empty: it has none.
-    """
-
-    def __init__(self, cfg: Config, model: VideoText, classes: list[str]):
-        self.cfg, self.tokenizer = cfg, model.text.tokenizer
-        self.numbers = {name: i for i, name in enumerate(classes)}
-        self.num_tokens = self.num_visible = 0
-        if cfg.drop_tokens and isinstance(model.video, Selective):
-            self.num_tokens = model.video.num_motion_tokens
-            self.num_visible = self.num_tokens - int(cfg.drop_tokens * self.num_tokens)
-
-    def __call__(self, rng: np.random.Generator, record: dict, _: np.ndarray) -> dict[str, Tensor]:
-        """Draw one of the clip's texts, and the tokens that the video tower will see."""
-        texts = captions_of(self.cfg, record)
-        caption = texts[rng.integers(len(texts))]
-        tokens, cut = self.tokenizer([caption])
-        drawn = {
-            "tokens": tokens[0],
-            "groups": torch.tensor(group_of(self.cfg, record, caption)),
-            "cut": torch.tensor(cut[0]),
-        }
-        if self.numbers:
-            drawn["classes"] = torch.tensor(self.numbers[record["label"]])
-        if self.num_visible:
-            kept = np.sort(rng.permutation(self.num_tokens)[: self.num_visible])
-            drawn["visible"] = torch.from_numpy(kept)
-        return drawn
-
-
-def micro_of(cfg: Config, model: VideoText, batch: dict) -> dict[str, Tensor]:
-    """The tensors of a loaded batch that the model and the loss take."""
-    names = ("tokens", "groups", "visible")
-    micro: dict[str, Any] = {"video": model.video.input_spec.take(batch)}
-    micro |= {name: batch[name] for name in names if name in batch}
-    if cfg.trim_text:
-        micro["tokens"] = trim(micro["tokens"], model.text)
-    return micro
-
-
-class AgainstClasses:
-    """The tensors of a loaded batch that are scored against all classes: mixed clips, all prompts, soft targets.
-
-    Args:
-        cfg: smoothing, mixup, cutmix and the seed.
-        model: whose tokenizer and clip they go by.
-        prompts: a sentence a class.
-        device: where clips are mixed.
-    """
-
-    def __init__(self, cfg: Config, model: VideoText, prompts: list[str], device: torch.device):
-        self.cfg, self.spec, self.device = cfg, model.video.input_spec, device
-        self.num_classes = len(prompts)
-        tokens, cut = model.text.tokenizer(prompts)
-        if any(cut):
-            raise ValueError(
-                f"the prompt of a class is longer than the text tower's context: {prompts[cut.index(True)]!r}"
-            )
-        self.tokens = trim(tokens, model.text) if cfg.trim_text else tokens
-
-    def __call__(self, rng: np.random.Generator, batch: dict) -> dict[str, Tensor]:
-        """A micro-batch for `backward_classes`; all randomness comes from `rng`."""
-        video = self.spec.normalise(self.spec.take(batch, self.device))
-        assert isinstance(video, Tensor)  # mixing is of one stream
-        targets = make_targets(batch["classes"], self.num_classes, self.cfg.smoothing)
-        video, targets = mix(video, targets.to(self.device), self.cfg.mixup, self.cfg.cutmix, rng)
-        micro = {"video": video, "tokens": self.tokens, "targets": targets}
-        return micro | {name: batch[name] for name in ("visible",) if name in batch}
-
-
-def class_prompts(cfg: Config, packs: list[Pack], chosen: list[np.ndarray]) -> dict[str, str]:
-    """The classes of the clips and the one sentence of each, for --loss classes; none for other losses.
-
-    Raises:
-        ValueError: there are no class names, fewer than two classes, or several sentences each.
-    """
-    if cfg.loss != "classes":
-        return {}
-    if cfg.text != "label" or len(load_templates(cfg.templates)) != 1:
-        raise ValueError(
-            "--loss classes has one sentence a class: give --text label and --templates with one line, such as vificlip"
-        )
-    records = (pack.record(i) for pack, ids in zip(packs, chosen, strict=True) for i in ids)
-    prompts: dict[str, str] = {}
-    for record in records:
-        if record["label"] not in prompts:
-            prompts[record["label"]] = captions_of(cfg, record)[0]
-    if len(prompts) < 2:
-        raise ValueError(f"the only class is {min(prompts)!r}: there is nothing to tell apart")
-    refuse_same_words(prompts, " + ".join(cfg.data))
-    return dict(sorted(prompts.items()))
-
-
-def choose_clips(cfg: Config, packs: list[Pack], say: bool) -> list[np.ndarray]:
-    """The training samples of each source that have a text; says how many have none.
-
-    Raises:
-        ValueError: a source has not a single one, or classes are used that differ in spelling only.
-    """
-    if "label" in (cfg.text, cfg.positives):
-        names = sorted({name for pack in packs for name in pack.classes})
-        refuse_same_words(dict(zip(names, names, strict=True)), " + ".join(cfg.data))
-    chosen = []
-    for source, pack in zip(cfg.data, packs, strict=True):
-        ids = pack.split(cfg.split if pack.index["splits"] else "all")
-        kept = np.array([i for i in ids if captions_of(cfg, pack.record(i))], dtype=int)
-        if not len(kept):
-            remedy = (
-                "add a caption column to the list, or give --text label to train on class names"
-                if cfg.text == "caption"
-                else "add a label column, or sort the videos into one folder per class"
-            )
-            raise ValueError(f"none of the {len(ids)} clips of {source} has a {cfg.text}: {remedy}")
-        if len(kept) < len(ids) and say:
-            print(
-                f"{source}: {len(ids) - len(kept)} of {len(ids)} clips have no {cfg.text} and are left out"
-            )
-        chosen.append(kept)
-    return chosen
-
-
 def refuse_early(cfg: Config, model: VideoText, plan: Plan) -> None:
-    """Say no before anything is written.
+    """Validate the configuration before anything is written.
 
     Raises:
         ValueError: settings that contradict each other.
@@ -671,9 +498,11 @@ def main(cfg: Config) -> dict:
     if first:
         try_run(folder)
     packs = [open_data(source, packing_side(spec.size), say=first) for source in cfg.data]
-    chosen = choose_clips(cfg, packs, first)
+    texts = Texts(cfg.text, cfg.templates, cfg.positives)
+    chosen = clips_with_text(texts, cfg.data, packs, cfg.split, first)
     per_source = [len(ids) for ids in chosen]
-    prompts = class_prompts(cfg, packs, chosen)
+    by_class = cfg.loss == "classes"
+    prompts = class_prompts(texts, cfg.data, packs, chosen) if by_class else {}
 
     # ---- processes
     accelerator = start_accelerator(cfg.machine)
@@ -699,7 +528,7 @@ def main(cfg: Config) -> dict:
         run.restore(model, optimizers, {"cut": 0, "loss": None, "val": None})
 
         # ---- loader, wrapper and loss
-        text_of_view = TextOfView(cfg, model, list(prompts))
+        text_of_view = TextOfView(texts, model, cfg.drop_tokens, list(prompts))
         augment = Augment(cfg.flip, cfg.colour, jitter=cfg.jitter, grey=cfg.grey)
         parts = [
             TrainClips(pack, ids, spec, cfg.seed, 1, cfg.scales, text_of_view, augment)
@@ -708,9 +537,11 @@ def main(cfg: Config) -> dict:
         dataset = parts[0] if len(parts) == 1 else Mixture(parts, per_batch, cfg.seed)
         wrapped = accelerator.prepare_model(model)
         wrapped.train()  # what was loaded is in evaluation mode
-        make_micro, loss_of = partial(micro_of, cfg, model), None
+        make_micro, loss_of = partial(micro_batch, model, cfg.trim_text), None
         if prompts:
-            against = AgainstClasses(cfg, model, list(prompts.values()), accelerator.device)
+            against = AgainstClasses(
+                model, list(prompts.values()), cfg.trim_text, cfg.smoothing, cfg.mixup, cfg.cutmix, accelerator.device
+            )  # fmt: skip
         else:
             loss_of = partial(contrast, loss=cfg.loss, several_positives=cfg.positives != "pair")
         rate = counting_rate if cfg.schedule == "counting" else learning_rate
@@ -737,7 +568,9 @@ def main(cfg: Config) -> dict:
                 run.state |= {"loss": loss, "cut": run.state["cut"] + int(cut)}
                 measured = run.due(val_every)
                 if measured and first:
-                    run.state["val"] = val_retrieval(model, packs, cfg, accelerator)
+                    run.state["val"] = online_retrieval(
+                        model, packs, texts, cfg.seed, accelerator.device, cfg.machine.precision
+                    )  # fmt: skip
                 if run.log_due():
                     values = {
                         "loss": loss, "video_to_text": to_text, "text_to_video": to_video, "gap": gap,

@@ -29,10 +29,10 @@ import numpy as np
 import torch
 
 from downstream.compare import claims_about, paired_claims, read_answers
-from downstream.finetune import Training
 from downstream.models import check_name, load_backbone
 from downstream.report import RANDOM, cost_figure
 from downstream.results import OldResultsError, Results, read_results
+from downstream.training import Training
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.progress import Bar
 from pretrain.files import read_json

@@ -8,7 +8,7 @@
     python recipes/finetune.py --model tcn --per-frame --data clips.csv    a label for every frame
 
 The first word chooses a preset: `tiny` (small inputs and networks, minutes on a CPU), a published recipe (every value's
-source is in `downstream/finetune.py`), or `paper`, the first published one that fits the backbone. Flags change single
+source is in `downstream/training.py`), or `paper`, the first published one that fits the backbone. Flags change single
 values; those that are not given are the preset's, and the table at the start shows what everything came to.
 `python -m downstream.models` lists the models. Starting the same command again continues an interrupted run.
 
@@ -26,26 +26,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import nn
 
 from downstream.classifier import Classifier
 from downstream.features import Extraction
 from downstream.finetune import (
-    TRAINING,
     Learner,
-    Training,
+    StepLoss,
     balanced_weights,
-    few_shots,
-    fitting,
-    kind_of,
+    freeze,
     make_optimizer,
-    make_targets,
-    mix,
     scheduled_rate,
-    soft_cross_entropy,
 )
 from downstream.metrics import (
     confusion_matrix,
@@ -69,12 +62,20 @@ from downstream.results import (
     describe_data,
     versions,
 )
-from downstream.splits import Videos, choose_validation, subset, videos_digest
-from downstream.tasks import TASKS, LabelOfView
+from downstream.splits import Videos, videos_digest
+from downstream.tasks import TASKS, LabelOfView, choose_videos, validate
+from downstream.training import (
+    TINY_BACKBONE,
+    TINY_STEPS,
+    TINY_TRAINING,
+    TRAINING,
+    fitting,
+    kind_of,
+    values_of,
+)
 from downstream.world import reversed_pairs_accuracy
 from pretrain import backbones, log
 from pretrain.data.cache import open_data, packing_side
-from pretrain.data.sampling import counter_rng
 from pretrain.data.shards import STREAMS, Pack, TrainClips, warn_of_clips
 from pretrain.data.transforms import Augment
 from pretrain.flags import (
@@ -231,23 +232,6 @@ class Config:
     run: RunFlags = RUN
 
 
-# Minutes on two cores, for any family and however few the clips: what a small network learns soonest with. Nothing
-# published.
-TINY_STEPS = 300
-TINY_TRAINING = Training(
-    epochs=0, batch_size=32, optimizer="adamw", base_lr=0.016, schedule="cosine", warmup=0.1, weight_decay=0.05,
-    dropout=0.2, smoothing=0.1, clip_grad=1.0, colour=0.4, num_clips=2,
-)  # fmt: skip
-# An encoder that has learned already is moved less.
-TINY_BACKBONE = dataclasses.replace(TINY_TRAINING, base_lr=0.008, layer_decay=0.75)
-
-
-def values_of(training: Training) -> dict:
-    """What a recipe says, by flag."""
-    named = ((k, v) for k, v in vars(training).items() if k not in ("about", "fits"))
-    return {name: None if value == "" else value for name, value in named}
-
-
 PRESETS = {
     "tiny": Config(),
     "paper": Config(
@@ -262,8 +246,6 @@ ABOUT = {
     "paper": "the first of the following that fits the backbone",
     **{name: training.about for name, training in TRAINING.items()},
 }
-
-STEP_STREAM = 6  # of counter_rng: dropout, drop path and mixing of one step
 
 
 def resolve(cfg: Config, backbone: nn.Module) -> Config:
@@ -350,34 +332,6 @@ def train_step(model, optimizer, batches, accumulate, accelerator, loss_of, clip
     return loss / max(mass, 1e-12), right / max(known, 1), norm
 
 
-class StepLoss:
-    """The loss of a micro-batch: augmented on the device, mixed, soft targets, class weights."""
-
-    def __init__(self, cfg: Config, classes: list[str], weights: Tensor | None, accelerator):
-        self.cfg, self.num_classes, self.accelerator = cfg, len(classes), accelerator
-        self.weights = None if weights is None else weights.to(accelerator.device)
-        self.step = 0
-
-    def __call__(self, model: nn.Module, batch: dict, micro: int) -> list[Tensor]:
-        """Sums of the loss, of the targets, of right answers (with mixing: of the larger part) and of what can be right."""
-        cfg, where = self.cfg, self.accelerator.device
-        spec = self.accelerator.unwrap_model(model).input_spec
-        video = spec.normalise(spec.take(batch, where))
-        labels = batch["labels"].to(where, non_blocking=True)
-        targets = make_targets(labels, self.num_classes, cfg.smoothing)
-        place = self.accelerator.process_index
-        # The global generators too are set from (seed, step, process): resuming needs no generator state.
-        rng = counter_rng(cfg.seed, self.step, place, micro, stream=STEP_STREAM)
-        torch.manual_seed(int(rng.integers(2**62)))
-        video, targets = mix(video, targets, cfg.mixup, cfg.cutmix, rng)
-        with self.accelerator.autocast():
-            logits = model(video)
-        loss, mass = soft_cross_entropy(logits, targets, self.weights)
-        known = targets.sum(-1) > 0
-        hits = (logits.argmax(-1) == targets.argmax(-1)) & known
-        return [loss, mass, hits.sum().float(), known.sum().float()]
-
-
 # ------------------------------------------------------------------------------------- the pieces
 
 
@@ -440,73 +394,6 @@ def adapt(backbone: nn.Module, cfg: Config) -> nn.Module:
     return backbone
 
 
-def freeze(model: Classifier) -> None:
-    """Let only the classifier learn and, in the frame families, what stands on the 2-D network."""
-    frozen: nn.Module = getattr(model.backbone, "images", model.backbone)
-    frozen.requires_grad_(False)
-    # Batch norm would go on adapting to the data in training mode.
-    frozen.train = lambda mode=True: frozen  # type: ignore[method-assign, assignment]
-    for module in frozen.modules():
-        module.training = False
-
-
-def choose_clips(
-    cfg: Config, pack: Pack
-) -> tuple[Videos, Videos | None, Videos, list[str], str, list[str]]:
-    """Training, validation and test videos, the classes, the rule of validation, and notes for the reader.
-
-    Raises:
-        ValueError: the splits or labels cannot be used.
-    """
-    task = TASKS[cfg.per_frame]
-    train, test, classes, notes = task.split(pack, cfg.train_split, cfg.test_split, cfg.seed)
-    if cfg.shots:
-        if None in train.labels:
-            raise ValueError("--shots counts videos of a class, and these videos have several")
-        keep = few_shots(train.known_labels, cfg.shots, cfg.seed)
-        notes.append(
-            f"{cfg.shots} training videos of each class, drawn with seed {cfg.seed}: {keep.sum()} of {len(train)}"
-        )
-        train = subset(train, keep)
-    val, rule = None, "none: the exported weights are the last ones"
-    splits = pack.index["splits"]
-    if cfg.val == "hold-out":
-        if None in train.labels:
-            raise ValueError(
-                "--val hold-out needs a label for every video; name a split val in the list"
-            )
-        held, how = choose_validation(train.known_labels, train.subjects, cfg.seed)
-        if not held.any():
-            raise ValueError(f"--val hold-out: nothing can be held out, {how}")
-        train, val, rule = (
-            subset(train, ~held),
-            subset(train, held),
-            f"{held.sum()} training videos, {how}",
-        )
-    elif cfg.val == "auto" and "val" in splits and "val" not in (cfg.train_split, cfg.test_split):
-        _, val, _, more = task.split(pack, cfg.train_split, "val", cfg.seed)
-        rule = f"the split val, {len(val)} videos"
-        notes += [n for n in more if n not in notes]
-    if cfg.patience and val is None:
-        raise ValueError(
-            "--patience needs a validation part: name a split val in the list, or give --val hold-out"
-        )
-    return train, val, test, classes, rule, notes
-
-
-def validate(model, pack, val: Videos, cfg: Config, accelerator) -> float:
-    """Share of validation videos (or frames) that are right, one view each; every process takes some."""
-    mine = np.arange(len(val)) % accelerator.num_processes == accelerator.process_index
-    counts, part = torch.zeros(2, device=accelerator.device), subset(val, mine)
-    if len(part):
-        how = Extraction(1, 1, 1, cfg.micro_batch, 0, accelerator.device, cfg.machine.precision)
-        said = TASKS[cfg.per_frame].answers(model, pack, part, how)
-        right = (said.truth == said.predicted).sum()
-        counts += torch.tensor([right, len(said.truth)], device=accelerator.device)
-    right, total = accelerator.reduce(counts).tolist()
-    return right / max(total, 1)
-
-
 def print_plan(
     cfg: Config,
     run: TrainingRun,
@@ -562,7 +449,14 @@ def main(cfg: Config) -> dict:
     if first:
         try_run(folder)
     pack = open_data(cfg.data, packing_side(backbone.input_spec.size), say=first)
-    train, val, test, classes, rule, notes = choose_clips(cfg, pack)
+    task = TASKS[cfg.per_frame]
+    train, val, test, classes, rule, notes = choose_videos(
+        task, pack, cfg.train_split, cfg.test_split, cfg.shots, cfg.val, cfg.seed
+    )
+    if cfg.patience and val is None:
+        raise ValueError(
+            "--patience needs a validation part: name a split val in the list, or give --val hold-out"
+        )
 
     # ---- processes
     accelerator = start_accelerator(cfg.machine)
@@ -574,7 +468,6 @@ def main(cfg: Config) -> dict:
         model.head.weight *= cfg.head_std / 0.01
     if cfg.freeze:
         freeze(model)
-    task = TASKS[cfg.per_frame]
     if not task.whole and (cfg.mixup or cfg.cutmix):
         raise ValueError(
             "--mixup and --cutmix mix whole clips, not labels of frames: give 0 for both"
@@ -608,7 +501,9 @@ def main(cfg: Config) -> dict:
         weights = None
         if cfg.class_weights == "balanced":
             weights = balanced_weights(task.counts(pack, train, classes))
-        loss_of = StepLoss(cfg, classes, weights, accelerator)
+        loss_of = StepLoss(
+            accelerator, len(classes), weights, cfg.smoothing, cfg.mixup, cfg.cutmix, cfg.seed
+        )
         wrapped = accelerator.prepare_model(model)
         wrapped.train()  # what was loaded is in evaluation mode
         epoch = math.ceil(len(train.samples) / plan.decodes_per_step)
@@ -634,7 +529,9 @@ def main(cfg: Config) -> dict:
                 run.agree(norm)
                 values = {"loss": loss, "train_top1": right, "lr": lr, "grad_norm": norm}
                 if val is not None and run.due(val_every):
-                    now = validate(learner.best_guess, pack, val, cfg, accelerator)
+                    now = validate(
+                        task, learner.best_guess, pack, val, cfg.micro_batch, cfg.machine.precision, accelerator
+                    )  # fmt: skip
                     wrapped.train()
                     values["val_top1"] = run.state["val"] = now
                     run.state["since_best"] += 1

@@ -30,13 +30,13 @@ from torch import nn
 
 from downstream.models import MODELS, load_backbone
 from downstream.models import build_model as build_family
-from downstream.probe import knn_accuracy
-from downstream.splits import choose_validation
+from downstream.monitor import online_knn
 from pretrain import backbones, log
 from pretrain.data.cache import open_data, packing_side, world_clips
 from pretrain.data.sampling import counter_rng
-from pretrain.data.shards import EvalClips, Pack, TrainClips, eval_loader, warn_of_clips
+from pretrain.data.shards import Pack, TrainClips, warn_of_clips
 from pretrain.data.transforms import Augment
+from pretrain.figures import reconstruction_figure
 from pretrain.files import is_folder
 from pretrain.flags import (
     Count,
@@ -54,15 +54,14 @@ from pretrain.flags import (
 from pretrain.interop.videomae import import_foreign
 from pretrain.loop import TrainingRun, plan_run
 from pretrain.masked import MaskedPixels
-from pretrain.names import did_you_mean, for_screen, for_shell
+from pretrain.names import did_you_mean, for_shell
 from pretrain.optim import learning_rate, make_optimizers, set_rate, update
 from pretrain.processes import start_accelerator
 from pretrain.run import try_run
 from pretrain.settings import MACHINE, RUN, MachineFlags, RunFlags
-from pretrain.videomae import DECODERS, VideoMAE, draw_tokens, mask_of_view, reconstruct
+from pretrain.videomae import DECODERS, VideoMAE, draw_tokens, mask_of_view, start_from
 from pretrain.views import ViewContrast
 from pretrain.vit import SIZES, VITS, VideoTransformer
-from pretrain.weights import load_strict
 
 
 @dataclass(frozen=True)
@@ -225,7 +224,6 @@ ABOUT = {
 
 # What says that something is not wanted: such a value is not without effect, also where nothing could be done.
 OFF = {"small": False, "motion_tokens": 1.0, "dual_mask": False}
-KNN_CLIPS = 480  # clips behind the online score
 
 
 # ---------------------------------------------------------------------------------------- the step
@@ -253,40 +251,6 @@ def train_step(model, optimizers, batches, accumulate, accelerator, clip_grad, c
     return total, found, update(optimizers, model.parameters(), clip_grad)
 
 
-@torch.no_grad()
-def online_knn(
-    encoder, pack: Pack, ids: np.ndarray, seed: int, accelerator
-) -> tuple[float, float] | None:
-    """Score features by kNN on held-out people of the training split, and what chance gives; None without labels.
-
-    The test split is never looked at. At most `KNN_CLIPS` clips, one centre view each.
-    """
-    picked = np.sort(counter_rng(seed, 0, stream=3).permutation(ids)[:KNN_CLIPS])
-    records = [pack.record(i) for i in picked]
-    names = [r["label"] for r in records]
-    if None in names or len(set(names)) < 2:
-        return None
-    held_out, _ = choose_validation(names, [r["subject"] for r in records], seed)
-    if not held_out.any():
-        return None  # a single clip of each class: nobody to ask
-    labels = np.unique(names, return_inverse=True)[1]
-    encoder.eval()
-    features = []
-    try:
-        for _, views in eval_loader(EvalClips(pack, picked, encoder.input_spec, 1, 1), 32, 0):
-            with accelerator.autocast():
-                clips = encoder.input_spec.normalise(views[:, 0].to(accelerator.device))
-                features.append(encoder(clips).float().cpu())
-    except ValueError as error:  # a broken clip; a monitor must not end the run it watches
-        print(f"no kNN score: {for_screen(error)}", file=sys.stderr, flush=True)
-        return None
-    finally:
-        encoder.train()
-    x = torch.cat(features).numpy()
-    score = knn_accuracy(x[~held_out], labels[~held_out], x[held_out], labels[held_out])
-    return score, 1 / len(set(names))
-
-
 # ------------------------------------------------------------------------------------- the pieces
 
 
@@ -294,7 +258,7 @@ def unused(cfg: Config) -> dict[str, str]:
     """Values that the encoder and the schedule chosen leave without effect, and why."""
     why: dict[str, str] = {}
     if cfg.model in MODELS and cfg.model not in VITS:
-        names = (
+        names = [
             "depth",
             "decoder_dim",
             "decoder_depth",
@@ -303,7 +267,7 @@ def unused(cfg: Config) -> dict[str, str]:
             "init",
             "motion_tokens",
             "dual_mask",
-        )
+        ]
         why |= dict.fromkeys(names, f"with --model {cfg.model}")
     else:
         why["small"] = f"with --model {cfg.model}"
@@ -344,7 +308,7 @@ def build_masked(cfg: Config) -> VideoMAE | MaskedPixels:
         encoder, decoder_dim, cfg.decoder_depth or decoder_depth, decoder_heads, cfg.target_eps
     )
     if cfg.backbone:
-        start_from(model, cfg.backbone)
+        start_from(model, load_start(cfg.backbone), cfg.backbone)
     return model
 
 
@@ -384,32 +348,15 @@ def mask_grid(cfg: Config, model: VideoMAE | MaskedPixels) -> tuple[int, int, in
     return encoder.num_motion_tokens, 1, 1
 
 
-def start_from(model: VideoMAE, name: str) -> None:
-    """Copy weights of an earlier model; the decoder's too where there is one."""
+def load_start(name: str) -> nn.Module:
+    """What --backbone names: a run or published weights with their decoder, or a backbone."""
     if is_folder(Path(name) / "checkpoints"):
-        loaded: nn.Module = backbones.load_pretrained_videomae(Path(name))
-    elif name.startswith("hf:") or name.endswith((".pth", ".pt")):
-        loaded, _ = import_foreign(name)
-    else:
-        backbone = load_backbone(name)
-        assert isinstance(backbone, nn.Module)
-        loaded = backbone
-    target = model if isinstance(loaded, VideoMAE) else model.encoder
-    theirs = loaded.encoder if isinstance(loaded, VideoMAE) else loaded
-    if type(theirs) is not type(model.encoder):
-        raise ValueError(
-            f"{name} is a {type(theirs).__name__}, and this run trains a {type(model.encoder).__name__}: give --model the "
-            "network that it has"
-        )
-    # What no shape shows: every token would stand elsewhere, every head see other channels.
-    for what in ("positions", "heads"):
-        was, now = (encoder.arguments.get(what) for encoder in (theirs, model.encoder))
-        if was != now:
-            remedy = f"give --positions {was}" if what == "positions" else "no flag changes that"
-            raise ValueError(
-                f"{name} was trained with {what} {was}, this run has {what} {now}: {remedy}"
-            )
-    load_strict(target, loaded.state_dict(), name)
+        return backbones.load_pretrained_videomae(Path(name))
+    if name.startswith("hf:") or name.endswith((".pth", ".pt")):
+        return import_foreign(name)[0]
+    backbone = load_backbone(name)
+    assert isinstance(backbone, nn.Module)
+    return backbone
 
 
 def print_plan(cfg: Config, run: TrainingRun, pack: Pack, num_clips: int, model) -> None:
@@ -441,33 +388,11 @@ def print_plan(cfg: Config, run: TrainingRun, pack: Pack, num_clips: int, model)
 @log.optional_figure
 def draw_figure(path: Path, model: VideoMAE, cfg: Config, pack: Pack, sample: int) -> str:
     """Draw one clip, what the model saw of it and what it made of it."""
-    spec = model.encoder.input_spec
-    clips = EvalClips(pack, np.array([sample]), spec, 1, 1)
-    _, views = clips[0]
     rng = counter_rng(cfg.seed, 0, stream=4)
     tokens = draw_tokens(cfg.mask, mask_grid(cfg, model), cfg.mask_ratio, False, rng)
-    where = next(model.parameters()).device
-    visible, masked = (torch.from_numpy(i)[None].to(where) for i in tokens)
-    model.eval()
-    pictures = [views, *reconstruct(model, views.to(where), visible, masked)]
-    model.train()
-    names = [
-        "clip",
-        "visible",
-        "reconstruction\n(true patch mean/std)",
-        "reconstruction\n(nothing leaked)",
-    ]
-    rows = [
-        (n, p[0].permute(1, 2, 3, 0).cpu().numpy()) for n, p in zip(names, pictures, strict=True)
-    ]
-    caption = (
-        f"{cfg.mask} mask, {cfg.mask_ratio:.0%} hidden. Row 3 borrows the true mean and deviation of every "
-        "hidden tubelet, row 4 those of the nearest visible one."
-    )
-    if cfg.motion_tokens < 1:
-        caption += " What is grey in all rows moves too little to be looked at."
     title = f"VideoMAE {cfg.model} on {pack.record(sample)['source']}"
-    return log.reconstruction_figure(path, rows, clips.seconds(0)[0], title, caption)
+    mask = f"{cfg.mask} mask, {cfg.mask_ratio:.0%} hidden"
+    return reconstruction_figure(path, model, pack, sample, tokens, title, mask)
 
 
 # ------------------------------------------------------------------------------------------- main
@@ -492,7 +417,7 @@ def main(cfg: Config) -> dict:
     # ---- model and optimizer
     model = build_model(cfg)
     masked = model.masked if isinstance(model, ViewContrast) else model
-    grid = mask_grid(cfg, masked)
+    spec, grid = masked.encoder.input_spec, mask_grid(cfg, masked)
     draw_tokens(cfg.mask, grid, cfg.mask_ratio, cfg.dual_mask, counter_rng(0, 0))  # refuses early
     plan = plan_run(
         len(ids), accelerator.num_processes, cfg.batch_size, cfg.micro_batch, cfg.views, cfg.steps,
@@ -507,7 +432,7 @@ def main(cfg: Config) -> dict:
     with TrainingRun(folder, cfg, data, plan, accelerator, {"knn_every"}) as run:
         if first:
             print_plan(cfg, run, pack, len(ids), masked)
-            warn_of_clips(pack, ids, masked.encoder.input_spec)
+            warn_of_clips(pack, ids, spec)
             if cfg.contrast and not cfg.backbone:
                 print(
                     "note: --contrast wants a --backbone that reconstructs; from scratch it learned worse",
@@ -519,7 +444,7 @@ def main(cfg: Config) -> dict:
 
         # ---- loader and wrapper
         dataset = TrainClips(
-            pack, ids, masked.encoder.input_spec, cfg.seed, cfg.views, cfg.scales,
+            pack, ids, spec, cfg.seed, cfg.views, cfg.scales,
             mask_of_view(cfg.mask, grid, cfg.mask_ratio, cfg.dual_mask),
             Augment(colour=cfg.colour), spread=cfg.contrast > 0,
         )  # fmt: skip
@@ -542,7 +467,7 @@ def main(cfg: Config) -> dict:
                 values = {"loss": loss, "lr": lr, "grad_norm": norm}
                 values |= {"view_retrieval_accuracy": found[0]} if found else {}
                 if run.due(knn_every) and first:
-                    knn = online_knn(masked.encoder, pack, ids, cfg.seed, accelerator)
+                    knn = online_knn(masked.encoder, spec, pack, ids, cfg.seed, accelerator)
                     run.state |= dict(zip(("knn", "knn_chance"), knn or (None, None), strict=True))
                     values |= {name: run.state[name] for name in ("knn", "knn_chance") if knn}
                 if run.log_due():

@@ -34,7 +34,7 @@ class C3D(nn.Module):
         ValueError: a clip too small for the five poolings.
     """
 
-    kind = "c3d"  # to presets of published training, see `downstream.finetune.kind_of`
+    kind = "c3d"  # to presets of published training, see `downstream.training.kind_of`
 
     def __init__(
         self, width: float = 1.0, batch_norm: bool = False, dropout: float = 0.5, frames: int = 16,

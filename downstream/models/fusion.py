@@ -36,7 +36,7 @@ class LateFusion(nn.Module):
         ValueError: other than two frames, or the network cannot be built.
     """
 
-    kind = "fusion"  # to presets of published training, see `downstream.finetune.kind_of`
+    kind = "fusion"  # to presets of published training, see `downstream.training.kind_of`
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class EarlyFusion(nn.Module):
         ValueError: the network cannot be built with so many channels.
     """
 
-    kind = "fusion"  # to presets of published training, see `downstream.finetune.kind_of`
+    kind = "fusion"  # to presets of published training, see `downstream.training.kind_of`
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class SlowFusion(nn.Module):
         ValueError: another number of frames, or the network shows no stages.
     """
 
-    kind = "fusion"  # to presets of published training, see `downstream.finetune.kind_of`
+    kind = "fusion"  # to presets of published training, see `downstream.training.kind_of`
 
     def __init__(
         self,

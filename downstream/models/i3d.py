@@ -160,7 +160,7 @@ class I3D(nn.Module):
         ValueError: another number of channels, or a clip of which the network leaves nothing.
     """
 
-    kind = "i3d"  # to presets of published training, see `downstream.finetune.kind_of`
+    kind = "i3d"  # to presets of published training, see `downstream.training.kind_of`
 
     def __init__(
         self,

@@ -36,7 +36,7 @@ class FrameRNN(nn.Module):
         ValueError: another cell, or the network cannot be built.
     """
 
-    kind = "recurrent"  # to presets of published training, see `downstream.finetune.kind_of`
+    kind = "recurrent"  # to presets of published training, see `downstream.training.kind_of`
 
     def __init__(
         self, cell: str = "lstm", network: str | dict = "resnet18", hidden: int = 256,

@@ -147,7 +147,7 @@ class ViViT(nn.Module):
         ValueError: the clip is not a whole number of tubelets, or the model cannot be so.
     """
 
-    kind = "vivit"  # to presets of published training, see `downstream.finetune.kind_of`
+    kind = "vivit"  # to presets of published training, see `downstream.training.kind_of`
     zero_head = True  # its classifier starts at zero, as the authors' code has it
 
     def __init__(

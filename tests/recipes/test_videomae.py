@@ -14,6 +14,7 @@ from downstream.models import load_backbone
 from pretrain import backbones, checkpoint
 from pretrain.data.shards import Pack
 from pretrain.loop import plan_run
+from pretrain.videomae import start_from
 from recipes import videomae
 from tests.recipes.runs import (
     change,
@@ -383,11 +384,11 @@ def test_weights_of_other_positions_or_heads_are_refused(tmp_path):
         model = videomae.VideoMAE(encoder, 12, 1, 2)
         if positions == "flat":
             with pytest.raises(ValueError, match="give --positions separable"):
-                videomae.start_from(model, str(tmp_path / "backbone"))
+                start_from(model, load_backbone(str(tmp_path / "backbone")), "backbone")
         else:
-            videomae.start_from(model, str(tmp_path / "backbone"))
+            start_from(model, load_backbone(str(tmp_path / "backbone")), "backbone")
             for mine, other in zip(encoder.parameters(), theirs.parameters(), strict=True):
                 assert mine.equal(other)
     model = videomae.VideoMAE(VideoTransformer(24, 1, 4, 4, 16, 8, positions="separable"), 12, 1, 2)
     with pytest.raises(ValueError, match="heads 2, this run has heads 4"):
-        videomae.start_from(model, str(tmp_path / "backbone"))
+        start_from(model, load_backbone(str(tmp_path / "backbone")), "backbone")

@@ -12,11 +12,8 @@ from hypothesis import strategies as st
 from downstream.classifier import Classifier
 from downstream.compare import claims_about, difference_interval, paired_claims
 from downstream.finetune import (
-    TRAINING,
     Learner,
     balanced_weights,
-    few_shots,
-    fitting,
     layer_groups,
     make_optimizer,
     make_targets,
@@ -26,6 +23,8 @@ from downstream.finetune import (
 )
 from downstream.models import MODELS, build_model
 from downstream.segments import NOTHING, frame_classes, parse_segments
+from downstream.splits import few_shots
+from downstream.training import TRAINING, fitting
 from pretrain.data.transforms import Augment, rand_augment, random_erase
 from pretrain.spec import InputSpec, Stream
 from pretrain.vit import VideoTransformer

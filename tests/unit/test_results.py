@@ -57,6 +57,19 @@ def test_results_are_read_as_they_were_written(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text()) == some().as_dict()
 
 
+def test_names_at_the_top_stay(tmp_path):
+    """Other programs read `top1`, `chance`, ... there, as fractions; a file that says two things is refused."""
+    write_results(tmp_path, some())
+    path = tmp_path / "results.json"
+    content = json.loads(path.read_text())
+    assert content["top1"] == 1 / 3 and content["chance"] == 0.25 and content["num_test"] == 16
+    assert content["random_init_top1"] == 0.2 and content["top5"] is None
+    for change in ({"top1": 0.9}, {"more": 1}):
+        path.write_text(json.dumps(content | change))
+        with pytest.raises(ValueError, match=next(iter(change))):
+            read_results(tmp_path)
+
+
 def test_a_card_says_what_says_something(tmp_path):
     """Notes first; rounded, in per cent where it is one, nothing that is empty or was not given."""
     write_results(tmp_path, some())

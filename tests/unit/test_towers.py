@@ -7,9 +7,9 @@ import shutil
 import pytest
 import torch
 
-from downstream.finetune import fitting
 from downstream.models import builders, load_backbone, load_video_text
 from downstream.models.frames import FrameNetwork
+from downstream.training import fitting
 from downstream.zero_shot import embed_texts
 from pretrain.backbones import (
     build,

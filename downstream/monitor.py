@@ -1,0 +1,114 @@
+"""Scores while a training runs, which a person watches: never of the test split, and no error of theirs ends the run."""
+
+import sys
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from downstream.features import Extraction, embed_now
+from downstream.pairs import Texts
+from downstream.probe import knn_accuracy
+from downstream.retrieval import retrieval_ranks, summarise_ranks
+from downstream.splits import choose_validation, group_by_source
+from downstream.zero_shot import embed_texts, unit
+from pretrain.clip import VideoText
+from pretrain.data.sampling import counter_rng
+from pretrain.data.shards import EvalClips, Pack, eval_loader
+from pretrain.names import for_screen
+from pretrain.spec import InputSpec
+
+KNN_CLIPS = 480  # clips behind the kNN score
+VAL_CLIPS = 512  # clips of a pack behind the retrieval score
+
+
+@torch.no_grad()
+def online_knn(
+    encoder: nn.Module,
+    spec: InputSpec,
+    pack: Pack,
+    ids: np.ndarray,
+    seed: int,
+    accelerator: Accelerator,
+) -> tuple[float, float] | None:
+    """KNN accuracy of features on held-out subjects of the training split, and chance; None without labels.
+
+    Args:
+        encoder: a `Backbone` in training mode, to which it returns.
+        spec: its clip.
+        pack: the data.
+        ids: training clips; at most `KNN_CLIPS` of them are used, one centre view each.
+        seed: of that choice.
+        accelerator: device and precision.
+    """
+    picked = np.sort(counter_rng(seed, 0, stream=3).permutation(ids)[:KNN_CLIPS])
+    records = [pack.record(i) for i in picked]
+    names = [r["label"] for r in records]
+    if None in names or len(set(names)) < 2:
+        return None
+    held_out, _ = choose_validation(names, [r["subject"] for r in records], seed)
+    if not held_out.any():
+        return None  # a single clip of each class: nobody to ask
+    labels = np.unique(names, return_inverse=True)[1]
+    encoder.eval()
+    features = []
+    try:
+        for _, views in eval_loader(EvalClips(pack, picked, spec, 1, 1), 32, 0):
+            with accelerator.autocast():
+                clips = spec.normalise(views[:, 0].to(accelerator.device))
+                features.append(encoder(clips).float().cpu())
+    except ValueError as error:  # a broken clip; a monitor must not end the run it watches
+        print(f"no kNN score: {for_screen(error)}", file=sys.stderr, flush=True)
+        return None
+    finally:
+        encoder.train()
+    x = torch.cat(features).numpy()
+    score = knn_accuracy(x[~held_out], labels[~held_out], x[held_out], labels[held_out])
+    return score, 1 / len(set(names))
+
+
+def online_retrieval(
+    model: VideoText,
+    packs: list[Pack],
+    texts_of: Texts,
+    seed: int,
+    device: torch.device,
+    precision: str,
+) -> dict | None:
+    """Text-to-video retrieval among videos of the split "val" (first text, one view a clip); None without.
+
+    Args:
+        model: the pair of towers.
+        packs: the data.
+        texts_of: the texts of a clip.
+        seed: of the choice of at most `VAL_CLIPS` clips a pack.
+        device: where it runs.
+        precision: see `pretrain.device.autocast_dtype`.
+    """
+    how = Extraction(time_segments=1, batch_size=32, device=device, precision=precision)
+    clips, sources, texts = [], [], []
+    try:
+        for number, pack in enumerate(packs):
+            if "val" not in pack.index["splits"]:
+                continue
+            ids = np.array([i for i in pack.split("val") if texts_of.of(pack.record(i))])
+            if not len(ids):
+                continue
+            ids = np.sort(counter_rng(seed, 0, stream=3).permutation(ids)[:VAL_CLIPS])
+            clips.append(embed_now(model, pack, ids, how))
+            sources += [f"{number} {pack.record(i)['source']}" for i in ids]
+            texts += [texts_of.of(pack.record(i))[0] for i in ids]
+        if not clips:
+            return None
+        # The clips of a long video share its captions, and are not contrasted with one another.
+        names, owner = group_by_source(sources)
+        texts = [texts[i] for i in np.unique(owner, return_index=True)[1]]
+        text, _ = embed_texts(model, texts, device, precision)
+    except ValueError as error:  # a broken clip; a monitor must not end the run it watches
+        print(f"no score on val: {for_screen(error)}", file=sys.stderr, flush=True)
+        return None
+    videos = np.zeros((len(names), text.shape[1]))
+    np.add.at(videos, owner, np.concatenate(clips))
+    ranks, _ = retrieval_ranks(text, unit(videos), np.arange(len(names)))
+    return summarise_ranks(ranks) | {"num": len(names)}

@@ -1,0 +1,189 @@
+"""Pairs of a clip and a text: which texts a clip has, which are right for it, and the tensors of a micro-batch."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from downstream.finetune import make_targets, mix
+from pretrain.clip import VideoText
+from pretrain.data.shards import Pack
+from pretrain.prompts import load_templates, refuse_same_words, words_of
+from pretrain.spec import Selective
+from pretrain.text import trim
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of a clip.
+
+    Attributes:
+        kind: its captions, or its class name ("label") in each of the templates.
+        templates: as `pretrain.prompts.load_templates` takes them.
+        positives: which texts are right for the same clips: "pair" and "caption": equal ones; "label": those of a class.
+    """
+
+    kind: Literal["caption", "label"]
+    templates: str
+    positives: Literal["pair", "caption", "label"]
+
+    def of(self, record: dict) -> list[str]:
+        """The texts that a clip may be paired with; none if it has no caption (or label)."""
+        if self.kind == "caption":
+            return record["captions"]
+        if record["label"] is None:
+            return []
+        words = record["extra"].get("class_text") or words_of(record["label"])
+        return [template.format(words) for template in load_templates(self.templates)]
+
+    def group(self, record: dict, text: str) -> int:
+        """A number that is equal for texts which are right for the same clips."""
+        by_label = self.positives == "label" and record["label"] is not None
+        key = f"label {record['label']}" if by_label else "text " + " ".join(text.lower().split())
+        digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        return int.from_bytes(digest, "big", signed=True)
+
+
+class TextOfView:
+    """What a training view has besides its pixels: (rng, index entry) -> tokens, group, class, visible tokens.
+
+    Args:
+        texts: of a clip.
+        model: the pair of towers, whose tokenizer is used.
+        drop_tokens: fraction of the video tokens left out (FLIP).
+        classes: of which a view has a number; empty: it has none.
+    """
+
+    def __init__(self, texts: Texts, model: VideoText, drop_tokens: float, classes: list[str]):
+        self.texts, self.tokenizer = texts, model.text.tokenizer
+        self.numbers = {name: i for i, name in enumerate(classes)}
+        self.num_tokens = self.num_visible = 0
+        if drop_tokens and isinstance(model.video, Selective):
+            self.num_tokens = model.video.num_motion_tokens
+            self.num_visible = self.num_tokens - int(drop_tokens * self.num_tokens)
+
+    def __call__(self, rng: np.random.Generator, record: dict, _: np.ndarray) -> dict[str, Tensor]:
+        """Draw one of the clip's texts, and the tokens that the video tower will see."""
+        texts = self.texts.of(record)
+        caption = texts[rng.integers(len(texts))]
+        tokens, cut = self.tokenizer([caption])
+        drawn = {
+            "tokens": tokens[0],
+            "groups": torch.tensor(self.texts.group(record, caption)),
+            "cut": torch.tensor(cut[0]),
+        }
+        if self.numbers:
+            drawn["classes"] = torch.tensor(self.numbers[record["label"]])
+        if self.num_visible:
+            kept = np.sort(rng.permutation(self.num_tokens)[: self.num_visible])
+            drawn["visible"] = torch.from_numpy(kept)
+        return drawn
+
+
+def micro_batch(model: VideoText, trim_text: bool, batch: dict) -> dict[str, Tensor]:
+    """The tensors of a loaded batch that the model and the loss take; `trim_text`: to the longest caption."""
+    names = ("tokens", "groups", "visible")
+    micro: dict[str, Any] = {"video": model.video.input_spec.take(batch)}
+    micro |= {name: batch[name] for name in names if name in batch}
+    if trim_text:
+        micro["tokens"] = trim(micro["tokens"], model.text)
+    return micro
+
+
+class AgainstClasses:
+    """The tensors of a loaded batch that are scored against all classes: mixed clips, all prompts, soft targets.
+
+    Args:
+        model: whose tokenizer and clip they go by.
+        prompts: a sentence a class.
+        trim_text: cut the token rows to the longest prompt.
+        smoothing: fraction of every target spread over all classes.
+        mixup: alpha of mixup; 0: off.
+        cutmix: alpha of cutmix; 0: off.
+        device: where clips are mixed.
+
+    Raises:
+        ValueError: a prompt is longer than the text tower's context.
+    """
+
+    def __init__(
+        self, model: VideoText, prompts: list[str], trim_text: bool, smoothing: float, mixup: float, cutmix: float,
+        device: torch.device,
+    ):  # fmt: skip
+        self.spec, self.device = model.video.input_spec, device
+        self.smoothing, self.mixup, self.cutmix = smoothing, mixup, cutmix
+        self.num_classes = len(prompts)
+        tokens, cut = model.text.tokenizer(prompts)
+        if any(cut):
+            raise ValueError(
+                f"the prompt of a class is longer than the text tower's context: {prompts[cut.index(True)]!r}"
+            )
+        self.tokens = trim(tokens, model.text) if trim_text else tokens
+
+    def __call__(self, rng: np.random.Generator, batch: dict) -> dict[str, Tensor]:
+        """A micro-batch for `backward_classes`; all randomness comes from `rng`."""
+        video = self.spec.normalise(self.spec.take(batch, self.device))
+        assert isinstance(video, Tensor)  # mixing is of one stream
+        targets = make_targets(batch["classes"], self.num_classes, self.smoothing)
+        video, targets = mix(video, targets.to(self.device), self.mixup, self.cutmix, rng)
+        micro = {"video": video, "tokens": self.tokens, "targets": targets}
+        return micro | {name: batch[name] for name in ("visible",) if name in batch}
+
+
+def class_prompts(
+    texts: Texts, sources: Sequence[str], packs: list[Pack], chosen: list[np.ndarray]
+) -> dict[str, str]:
+    """The classes of the clips and the one sentence of each, for --loss classes.
+
+    Raises:
+        ValueError: there are no class names, fewer than two classes, or several sentences each.
+    """
+    if texts.kind != "label" or len(load_templates(texts.templates)) != 1:
+        raise ValueError(
+            "--loss classes has one sentence a class: give --text label and --templates with one line, such as vificlip"
+        )
+    records = (pack.record(i) for pack, ids in zip(packs, chosen, strict=True) for i in ids)
+    prompts: dict[str, str] = {}
+    for record in records:
+        if record["label"] not in prompts:
+            prompts[record["label"]] = texts.of(record)[0]
+    if len(prompts) < 2:
+        raise ValueError(f"the only class is {min(prompts)!r}: there is nothing to classify")
+    refuse_same_words(prompts, " + ".join(sources))
+    return dict(sorted(prompts.items()))
+
+
+def clips_with_text(
+    texts: Texts, sources: Sequence[str], packs: list[Pack], split: str, say: bool
+) -> list[np.ndarray]:
+    """The training samples of each source that have a text; prints how many have none if `say`.
+
+    Raises:
+        ValueError: a source has not a single one, or classes are used that differ in spelling only.
+    """
+    if "label" in (texts.kind, texts.positives):
+        names = sorted({name for pack in packs for name in pack.classes})
+        refuse_same_words(dict(zip(names, names, strict=True)), " + ".join(sources))
+    chosen = []
+    for source, pack in zip(sources, packs, strict=True):
+        ids = pack.split(split if pack.index["splits"] else "all")
+        kept = np.array([i for i in ids if texts.of(pack.record(i))], dtype=int)
+        if not len(kept):
+            remedy = (
+                "add a caption column to the list, or give --text label to train on class names"
+                if texts.kind == "caption"
+                else "add a label column, or sort the videos into one folder per class"
+            )
+            raise ValueError(
+                f"none of the {len(ids)} clips of {source} has a {texts.kind}: {remedy}"
+            )
+        if len(kept) < len(ids) and say:
+            print(
+                f"{source}: {len(ids) - len(kept)} of {len(ids)} clips have no {texts.kind} and are left out"
+            )
+        chosen.append(kept)
+    return chosen
