@@ -18,11 +18,11 @@ from pretrain.checkpoint import newest_valid, read_state
 from pretrain.clip import VideoText
 from pretrain.files import is_folder, no_folder, read_json, sync
 from pretrain.folders import remove, writing
-from pretrain.foreign import check_arguments, dry_state, shown
-from pretrain.interop.videomae import load_foreign
+from pretrain.interop.videomae import load_videomae
 from pretrain.names import for_screen
 from pretrain.spec import Backbone, Rebuildable
 from pretrain.text import HuggingFaceText, OpenClipText
+from pretrain.third_party import check_arguments, dry_state, shown
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer, weights_follow
 from pretrain.weights import (
@@ -234,7 +234,7 @@ def load_backbone(name: str, builders: Builders = BUILDERS) -> Backbone:
         ValueError: nothing of the kind is there, it does not verify, or names none of `builders`.
     """
     if name.startswith("hf:") or name.endswith((".pth", ".pt")):
-        return load_foreign(name)
+        return load_videomae(name)
     folder = Path(name)
     if not is_folder(name):
         raise ValueError(

@@ -148,7 +148,7 @@ def _describe_run(run: Path) -> tuple[dict, str]:
         ValueError: the folder holds something else, or a run that nothing describes.
     """
     path = run / "config.json"
-    foreign = ValueError(f"{run} holds something that is not a run: give another --out")
+    occupied = ValueError(f"{run} holds something that is not a run: give another --out")
     note = ""
     if os.path.lexists(path):
         try:
@@ -159,7 +159,7 @@ def _describe_run(run: Path) -> tuple[dict, str]:
             if _is_description(old):
                 return old, ""
             if "config" not in old:
-                raise foreign
+                raise occupied
             note = f"{path} is damaged: it does not describe a run"
     elif checkpoint.checkpoints(run):
         note = f"{path} is missing"
@@ -172,7 +172,7 @@ def _describe_run(run: Path) -> tuple[dict, str]:
             f"{note}, and no checkpoint beside it says of what run: put the file back, or give another --out"
         )
     if not holds_nothing(run, BEGINNINGS):
-        raise ValueError(f"{note}: put it back, or give another --out") if note else foreign
+        raise ValueError(f"{note}: put it back, or give another --out") if note else occupied
     return {}, f"{note}; there is no checkpoint yet: the run starts anew" if note else ""
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from pretrain import foreign
+from pretrain import third_party
 from pretrain.names import did_you_mean
 
 # width, layers, heads of fresh text towers; "b" is that of CLIP ViT-B. Most of a small one is its vocabulary.
@@ -101,7 +101,7 @@ class HubTokenizer:
             ValueError: the tokenizer fails, or names a token that its model does not know.
         """
         texts = [self._clean(_sayable(text)) for text in texts]
-        with foreign.no_panic("the tokenizer that came with the text tower fails"):
+        with third_party.no_panic("the tokenizer that came with the text tower fails"):
             cut = [len(row) > self.context_length for row in self._fast(texts)["input_ids"]]
             rows = self._fast(
                 texts,
@@ -121,10 +121,10 @@ class HubTokenizer:
 
 # What an exported tokenizer of open_clip's holds; names of tokenizers are never followed.
 _TOKENIZER = {
-    "json": foreign.text(2**26),
+    "json": third_party.text(2**26),
     "special": lambda v: isinstance(v, dict),  # checked where it is used
-    "clean": foreign.one_of("whitespace", "lower", "canonicalize"),
-    "strip_sep": foreign.flag,
+    "clean": third_party.one_of("whitespace", "lower", "canonicalize"),
+    "strip_sep": third_party.flag,
 }
 
 
@@ -147,15 +147,15 @@ class OpenClipText(nn.Module):
     def __init__(self, config: dict, tokenizer: dict | None = None):
         super().__init__()
         self.arguments = {"config": config, "tokenizer": tokenizer}
-        self.tower = foreign.build_open_clip(text=config).text
+        self.tower = third_party.build_open_clip(text=config).text
         self.embed_dim, context = config["embed_dim"], self.tower.context_length
         if tokenizer:
-            foreign.check(tokenizer, _TOKENIZER, "the tokenizer")
+            third_party.check(tokenizer, _TOKENIZER, "the tokenizer")
             if lacking := [key for key in _TOKENIZER if key not in tokenizer]:
                 raise ValueError(f"the tokenizer lacks {', '.join(lacking)}")
-            fast = foreign.build_tokenizer(tokenizer["json"], tokenizer["special"])
+            fast = third_party.build_tokenizer(tokenizer["json"], tokenizer["special"])
             blank = fast.sep_token_id if tokenizer["strip_sep"] else None
-            clean = foreign.clean_caption(tokenizer["clean"])
+            clean = third_party.clean_caption(tokenizer["clean"])
             known = self.tower.token_embedding.num_embeddings
             self.tokenizer: Tokenizer = HubTokenizer(fast, known, context, clean, blank)
         else:
@@ -182,7 +182,7 @@ class HuggingFaceText(nn.Module):
     """A text model of transformers; the embedding is the mean of its last states over a caption's tokens.
 
     Args:
-        config: as `pretrain.foreign.text_config` returns it, with `model_type`.
+        config: as `pretrain.third_party.text_config` returns it, with `model_type`.
         tokenizer: the text of a tokenizer.json.
         special: names of its special tokens.
         context_length: tokens to which captions are cut.
@@ -196,9 +196,9 @@ class HuggingFaceText(nn.Module):
         self.arguments = {
             "config": config, "tokenizer": tokenizer, "special": special, "context_length": context_length,
         }  # fmt: skip
-        self.tower = foreign.build_text_model(config)
+        self.tower = third_party.build_text_model(config)
         self.embed_dim, self.trims = self.tower.config.hidden_size, True
-        fast = foreign.build_tokenizer(tokenizer, special)
+        fast = third_party.build_tokenizer(tokenizer, special)
         known = self.tower.get_input_embeddings()
         assert isinstance(known, nn.Embedding)
         self.tokenizer = HubTokenizer(fast, known.num_embeddings, context_length)
@@ -210,8 +210,8 @@ class HuggingFaceText(nn.Module):
         Raises:
             ValueError: it is not there, is no text encoder, or has no fast tokenizer or padding token.
         """
-        model, config, tokenizer = foreign.fetch_text_model(name)
-        data = foreign.tokenizer_data(tokenizer)
+        model, config, tokenizer = third_party.fetch_text_model(name)
+        data = third_party.tokenizer_data(tokenizer)
         longest = getattr(model.config, "max_position_embeddings", context_length)
         text = cls(config, data["json"], data["special"], min(context_length, longest))
         text.tower.load_state_dict(model.state_dict())

@@ -445,20 +445,20 @@ def _refuse_other_comparison(out: Path, config: Config) -> str:
         what is amiss with the comparison in it, if anything.
     """
     free = {"models", "backbones", "results", "seeds", "threads", "num_workers", "out"}
-    foreign = f"{out} holds something that is not a comparison: give another --out"
+    occupied = f"{out} holds something that is not a comparison: give another --out"
     if not os.path.lexists(out / "config.json"):
         if not holds_nothing(out):
-            raise ValueError(foreign)
+            raise ValueError(occupied)
         return ""
     try:
         old = read_json(out / "config.json")
     except ValueError as error:
         # Every run in it has a config.json of its own, and a table only takes those measured alike.
         if not holds_nothing(out, CONTENTS):
-            raise ValueError(foreign) from error
+            raise ValueError(occupied) from error
         return f"{error}; it is written anew"
     if "models" not in old or "protocol" not in old:
-        raise ValueError(foreign)
+        raise ValueError(occupied)
     differences = config_differences(old, config, free)
     runs = out / "runs"
     if differences and not [*runs.glob("*/results.json"), *runs.glob("*/checkpoints/*")]:

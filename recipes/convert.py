@@ -29,7 +29,7 @@ from pretrain.folders import try_folder
 from pretrain.interop.hugging_face import write_hf
 from pretrain.interop.layouts import Sizes, arguments_of, decides_numbers, obstacles
 from pretrain.interop.official import write_official
-from pretrain.interop.videomae import import_foreign, verify
+from pretrain.interop.videomae import import_videomae, verify
 from pretrain.log import cli, print_table
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer
@@ -60,7 +60,7 @@ Model = VideoMAE | VideoTransformer | Classifier
 
 def load_theirs(source: str, sizes: Sizes) -> tuple[Model, dict]:
     """Somebody else's weights, those of a fine-tuned VideoMAE with their classifier, and the report on them."""
-    model, report = import_foreign(source, sizes)
+    model, report = import_videomae(source, sizes)
     return (classifier_of(model, report) if "head" in report else model), report
 
 

@@ -51,7 +51,7 @@ from pretrain.flags import (
     flat,
     settle,
 )
-from pretrain.interop.videomae import import_foreign
+from pretrain.interop.videomae import import_videomae
 from pretrain.loop import TrainingRun, plan_run
 from pretrain.masked import MaskedPixels
 from pretrain.names import did_you_mean, for_shell
@@ -353,7 +353,7 @@ def load_start(name: str) -> nn.Module:
     if is_folder(Path(name) / "checkpoints"):
         return backbones.load_pretrained_videomae(Path(name))
     if name.startswith("hf:") or name.endswith((".pth", ".pt")):
-        return import_foreign(name)[0]
+        return import_videomae(name)[0]
     backbone = load_backbone(name)
     assert isinstance(backbone, nn.Module)
     return backbone

@@ -28,12 +28,12 @@ from downstream.models.vivit import ViViT
 from pretrain import backbones
 from pretrain.clip import VideoText
 from pretrain.files import is_folder, no_folder
-from pretrain.foreign import shown
 from pretrain.interop.openclip import PREFIX as OPEN_CLIP
 from pretrain.interop.openclip import load_open_clip, video_text
-from pretrain.interop.videomae import import_foreign
+from pretrain.interop.videomae import import_videomae
 from pretrain.names import did_you_mean
 from pretrain.spec import Backbone
+from pretrain.third_party import shown
 from pretrain.vit import SIZES, VideoTransformer
 
 __all__ = [
@@ -333,7 +333,7 @@ def classifier_of(encoder: nn.Module, report: dict, names: list[str] | None = No
     """The classifier of a fine-tuned VideoMAE, in evaluation mode.
 
     Args:
-        encoder: of `pretrain.interop.videomae.import_foreign`, likewise the report.
+        encoder: of `pretrain.interop.videomae.import_videomae`, likewise the report.
         report: with its "classes" and "head".
         names: of the classes; None: those it carries.
 
@@ -373,7 +373,7 @@ def load_classifier(name: str, weights: str = "", names: list[str] | None = None
     if name.startswith("hf:") or name.endswith((".pth", ".pt")):
         if weights:
             raise ValueError(f"--weights goes with {', '.join(PUBLISHED)}, and not with {name}")
-        return classifier_of(*import_foreign(name), names)
+        return classifier_of(*import_videomae(name), names)
     model = PUBLISHED[name](weights) if name in PUBLISHED else _load_own(name, weights)
     _check_names(names, len(model.classes))
     model.arguments["classes"] = names or model.classes

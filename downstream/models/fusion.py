@@ -17,8 +17,8 @@ from downstream.models.images import (
     describe_network,
     read_network,
 )
-from pretrain.foreign import timm_network
 from pretrain.spec import InputSpec
+from pretrain.third_party import timm_network
 
 
 class LateFusion(nn.Module):

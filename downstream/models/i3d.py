@@ -40,9 +40,9 @@ from pretrain.files import (
     replacing,
     share,
 )
-from pretrain.foreign import shown
 from pretrain.inert import Call, Name, read_inert
 from pretrain.spec import InputSpec, Stream
+from pretrain.third_party import shown
 from pretrain.weights import load_strict, read_safetensors, sha256, weights_hash
 
 # Channels of each Inception module: 1x1; 1x1 then 3x3; 1x1 then 3x3; 1x1 after the pooling.

@@ -13,7 +13,11 @@ from torch import Tensor, nn
 
 from pretrain.backbones import read_backbone_config
 from pretrain.files import is_file, is_folder, no_file
-from pretrain.foreign import (
+from pretrain.interop.openclip import PREFIX as OPEN_CLIP
+from pretrain.interop.openclip import load_open_clip
+from pretrain.modes import dry_output
+from pretrain.spec import Stream
+from pretrain.third_party import (
     build_open_clip,
     check,
     number,
@@ -23,10 +27,6 @@ from pretrain.foreign import (
     timm_network,
     torchvision_network,
 )
-from pretrain.interop.openclip import PREFIX as OPEN_CLIP
-from pretrain.interop.openclip import load_open_clip
-from pretrain.modes import dry_output
-from pretrain.spec import Stream
 from pretrain.weights import load_strict, load_torch_file, read_safetensors, unwrap
 
 TORCHVISION = "torchvision:"

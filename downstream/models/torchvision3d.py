@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from downstream.classifier import Classifier
 from downstream.models.attention import insert
 from downstream.models.images import video_weights
-from pretrain.foreign import torchvision_network
 from pretrain.modes import dry_output
 from pretrain.spec import InputSpec, Stream
+from pretrain.third_party import torchvision_network
 from pretrain.weights import load_strict
 
 NAMES = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d")

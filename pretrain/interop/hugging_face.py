@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pretrain.files import is_file, is_folder, read_json, share
-from pretrain.foreign import check, either, flag, hub_folder, number, one_of, several, text, whole
 from pretrain.interop.layouts import (
     AS_RECORDED,
     HF,
@@ -23,6 +22,17 @@ from pretrain.interop.layouts import (
     take,
 )
 from pretrain.spec import IMAGENET_MEAN, IMAGENET_STD
+from pretrain.third_party import (
+    check,
+    either,
+    flag,
+    hub_folder,
+    number,
+    one_of,
+    several,
+    text,
+    whole,
+)
 from pretrain.weights import load_torch_file, read_safetensors, unwrap
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pretrain.foreign import check, check_arguments, dry_state, several, text
+from pretrain.third_party import check, check_arguments, dry_state, several, text
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer
 from pretrain.weights import refuse_misfit
@@ -180,7 +180,7 @@ def _model(arguments: dict) -> VideoMAE | VideoTransformer:
 
 
 def _table(column: int, arguments: dict) -> dict[str, str]:
-    """Our name -> foreign name, for every weight of the model of `arguments`."""
+    """Our name -> third-party name, for every weight of the model of `arguments`."""
     decoder = arguments.get("decoder")
     tuned = arguments["encoder"]["pool"] == "fc_norm"
     modules: list[Sequence[str]] = [PATCH_EMBED, FC_NORM if tuned else NORM]
@@ -246,7 +246,7 @@ def shapes(state: dict[str, Tensor], column: int) -> tuple[dict, dict]:
 def take(
     state: dict[str, Tensor], column: int, arguments: dict, dropped: list[str]
 ) -> dict[str, Tensor]:
-    """Cleaned foreign weights under our names, or a refusal of whatever does not fit."""
+    """Cleaned third-party weights under our names, or a refusal of whatever does not fit."""
     with torch.device("meta"):  # a model that is only shapes
         expected = {k: v.shape for k, v in _model(arguments).state_dict().items()}
     if "classes" in arguments:
@@ -276,7 +276,7 @@ def take(
 
 
 def give(ours: dict[str, Tensor], column: int, arguments: dict) -> dict[str, Tensor]:
-    """Our weights under foreign names; the patch embedding is a Conv3d again."""
+    """Our weights under third-party names; the patch embedding is a Conv3d again."""
     table, e = _table(column, arguments), arguments["encoder"]
     if found := obstacles(arguments):
         raise ValueError(f"neither the official code nor transformers has {'; nor '.join(found)}")

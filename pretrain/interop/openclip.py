@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from pretrain import foreign
+from pretrain import third_party
 from pretrain.clip import VideoText
 from pretrain.files import is_file, is_folder, is_there, no_file, no_folder, read_json
 from pretrain.spec import IMAGENET_MEAN, IMAGENET_STD
@@ -121,7 +121,7 @@ def load_open_clip(name: str) -> Pair:
 
     Raises:
         ValueError: there is no such model, tag or file, it cannot be downloaded, its configuration is not
-            admitted (`pretrain/foreign.py`), or it is of a kind that has no separate towers.
+            admitted (`pretrain/third_party.py`), or it is of a kind that has no separate towers.
     """
     given = name.removeprefix(PREFIX)
     level = logging.root.manager.disable
@@ -154,7 +154,7 @@ def _two_towers(config: object) -> dict:
         "text_cfg": config["text_cfg"],
         "quick_gelu": config.get("quick_gelu", False),
     }
-    foreign.check_open_clip(towers, "its configuration")
+    third_party.check_open_clip(towers, "its configuration")
     return copy.deepcopy(towers)
 
 
@@ -162,7 +162,7 @@ def _tokenizer(text_cfg: dict, source: str) -> dict:
     """The tokenizer at `source`, a folder or a name in open_clip's own list, as data."""
     about = text_cfg.get("tokenizer_kwargs", {})
     return {
-        **foreign.tokenizer_data(foreign.fetch_tokenizer(source)),
+        **third_party.tokenizer_data(third_party.fetch_tokenizer(source)),
         "clean": about.get("clean", "whitespace"),
         "strip_sep": about.get("strip_sep_token", False),
     }
@@ -172,10 +172,10 @@ def _from_list(model: str, weights: str) -> Pair:
     """A model in open_clip's own list, with weights by a tag or from a file, or fresh."""
     import open_clip
 
-    config = _two_towers(foreign.listed_open_clip(model))
+    config = _two_towers(third_party.listed_open_clip(model))
     own = is_file(weights)
     if weights and not own and is_there(weights):
-        raise ValueError(f"{foreign.shown(weights)}: {no_file(weights)}")
+        raise ValueError(f"{third_party.shown(weights)}: {no_file(weights)}")
     if weights and not own:
         tag = open_clip.get_pretrained_cfg(model, weights)
         if not tag:
@@ -189,7 +189,7 @@ def _from_list(model: str, weights: str) -> Pair:
     if own:
         loaded, about = _from_file(config, Path(weights)), _preprocess({})
     else:
-        loaded = foreign.listed_open_clip_model(model, weights or None, config["quick_gelu"])
+        loaded = third_party.listed_open_clip_model(model, weights or None, config["quick_gelu"])
         about = dict(loaded.visual.preprocess_cfg)
     theirs = config["text_cfg"].get("hf_tokenizer_name")
     return _pair(
@@ -206,8 +206,8 @@ def _from_file(config: dict, file: Path) -> "CustomTextCLIP":
     state = read_safetensors(file) if file.suffix == ".safetensors" else load_torch_file(file)
     state = _separate_towers({k: v for k, v in unwrap(state).items() if isinstance(v, Tensor)})
     bias = "logit_bias" in state
-    build = lambda: foreign.build_open_clip(vision=config, text=config, bias=bias)
-    refuse_misfit(foreign.dry_state(build), state, str(file))  # before anything is built
+    build = lambda: third_party.build_open_clip(vision=config, text=config, bias=bias)
+    refuse_misfit(third_party.dry_state(build), state, str(file))  # before anything is built
     loaded = build()
     loaded.load_state_dict(state)
     return loaded
@@ -220,9 +220,11 @@ def _from_folder(where: str, hub: bool) -> Pair:
     """
     folder = Path(where)
     if not hub and not is_folder(where):
-        raise ValueError(f"{foreign.shown(where)}: {no_folder(where)}")
+        raise ValueError(f"{third_party.shown(where)}: {no_folder(where)}")
     if hub:
-        folder = foreign.hub_folder(where, ["open_clip_config.json", *_WEIGHTS, *_TOKENIZER_FILES])
+        folder = third_party.hub_folder(
+            where, ["open_clip_config.json", *_WEIGHTS, *_TOKENIZER_FILES]
+        )
     about = read_json(folder / "open_clip_config.json")
     config = _two_towers(about.get("model_cfg"))
     files = [folder / file for file in _WEIGHTS if (folder / file).is_file()]
@@ -260,7 +262,7 @@ def _preprocess(about: object) -> dict:
     """`mean`, `std` and `interpolation` of a folder's preprocess_cfg, or open_clip's defaults."""
     import open_clip
 
-    three = foreign.several(foreign.number(-1e6, 1e6), 3, 3)
+    three = third_party.several(third_party.number(-1e6, 1e6), 3, 3)
     about = about if isinstance(about, dict) else {}
     known = {
         "mean": about.get("mean", list(open_clip.OPENAI_DATASET_MEAN)),
@@ -272,9 +274,9 @@ def _preprocess(about: object) -> dict:
     rules = {
         "mean": three,
         "std": three,
-        "interpolation": foreign.one_of("bicubic", "bilinear"),
+        "interpolation": third_party.one_of("bicubic", "bilinear"),
     }
-    foreign.check(known, rules, "its preprocess_cfg")
+    third_party.check(known, rules, "its preprocess_cfg")
     return known
 
 

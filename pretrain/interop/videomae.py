@@ -23,7 +23,7 @@ from pretrain.weights import load_torch_file
 TOLERANCE = 1e-4  # largest absolute difference from transformers' outputs
 
 
-def import_foreign(
+def import_videomae(
     name: str, sizes: Sizes = AS_RECORDED
 ) -> tuple[VideoMAE | VideoTransformer, dict]:
     """Read, convert and verify somebody else's weights.
@@ -63,9 +63,9 @@ def import_foreign(
     return model, report
 
 
-def load_foreign(name: str, sizes: Sizes = AS_RECORDED) -> VideoTransformer:
-    """The encoder of `import_foreign`, whose arguments these are."""
-    model, _ = import_foreign(name, sizes)
+def load_videomae(name: str, sizes: Sizes = AS_RECORDED) -> VideoTransformer:
+    """The encoder of `import_videomae`, whose arguments these are."""
+    model, _ = import_videomae(name, sizes)
     return model.encoder if isinstance(model, VideoMAE) else model
 
 

@@ -20,7 +20,7 @@ from pretrain.interop import videomae as interop_videomae
 from pretrain.interop.hugging_face import from_hf, to_hf
 from pretrain.interop.layouts import Sizes, arguments_of, assemble
 from pretrain.interop.official import from_official, to_official
-from pretrain.interop.videomae import import_foreign, load_foreign, verify
+from pretrain.interop.videomae import import_videomae, load_videomae, verify
 from pretrain.log import cli
 from pretrain.settings import Machine
 from pretrain.videomae import VideoMAE
@@ -150,7 +150,7 @@ def test_we_read_what_transformers_writes(tmp_path):
         )
     ).eval()  # fmt: skip
     theirs.save_pretrained(tmp_path / "theirs")
-    model, report = import_foreign(f"hf:{tmp_path / 'theirs'}")
+    model, report = import_videomae(f"hf:{tmp_path / 'theirs'}")
     # Their default epsilon is 1e-12: it is kept for the comparison and found harmless.
     assert report["max_difference"] < 1e-4
     assert report["dropped"] == [k for k in theirs.state_dict() if k.endswith("key.bias")]
@@ -505,22 +505,22 @@ def test_official_file_to_backbone(tmp_path):
     args = argparse.Namespace(num_frames=4, input_size=16, sampling_rate=4, lr=1e-3)
     torch.save({"model": content["model"], "args": args, "epoch": 3}, path)
     sizes = Sizes(heads=3, decoder_heads=2)
-    assert equal(import_foreign(str(path), sizes)[0].state_dict(), trained().state_dict())
-    assert equal(load_foreign(str(path), sizes).state_dict(), trained().encoder.state_dict())
+    assert equal(import_videomae(str(path), sizes)[0].state_dict(), trained().state_dict())
+    assert equal(load_videomae(str(path), sizes).state_dict(), trained().encoder.state_dict())
     torch.save(content, path)  # as we write it, all sizes are in the file
     assert equal(load_backbone(str(path)).state_dict(), trained().encoder.state_dict())
 
 
 def test_an_encoder_alone_is_read(tmp_path):
     name = write_hf(tmp_path / "encoder", *hf(whole=False))
-    assert isinstance(load_foreign(name), VideoTransformer)
+    assert isinstance(load_videomae(name), VideoTransformer)
 
 
 def test_hugging_face_folders(tmp_path):
     state, config = hf()
     expected = trained().state_dict()
     assert equal(
-        import_foreign(write_hf(tmp_path / "one", state, config))[0].state_dict(), expected
+        import_videomae(write_hf(tmp_path / "one", state, config))[0].state_dict(), expected
     )
 
     shards = tmp_path / "shards"
@@ -529,11 +529,11 @@ def test_hugging_face_folders(tmp_path):
     for number in (0, 1):
         part = dict(list(state.items())[number::2])
         save_file(part, shards / f"model-0000{number + 1}-of-00002.safetensors")
-    assert equal(import_foreign(f"hf:{shards}")[0].state_dict(), expected)
+    assert equal(import_videomae(f"hf:{shards}")[0].state_dict(), expected)
 
     save_file(part, shards / "model-extra.safetensors")
     with pytest.raises(ValueError, match="repeats weights"):
-        import_foreign(f"hf:{shards}")
+        import_videomae(f"hf:{shards}")
 
     older = tmp_path / "older"
     write_hf(older, {"x": torch.ones(1)}, config)
@@ -545,7 +545,7 @@ def test_hugging_face_folders(tmp_path):
     for key in ("image_mean", "image_std"):
         del config[key]
     (older / "config.json").write_text(json.dumps(config))
-    model, _ = import_foreign(f"hf:{older}")
+    model, _ = import_videomae(f"hf:{older}")
     assert equal(model.state_dict(), expected)
     assert model.encoder.input_spec.streams["rgb"].mean == MEAN
 
@@ -553,26 +553,26 @@ def test_hugging_face_folders(tmp_path):
 def test_unreadable_hugging_face_folders_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"no config\.json with model\.safetensors"):
         (tmp_path / "empty").mkdir()
-        load_foreign(f"hf:{tmp_path / 'empty'}")
+        load_videomae(f"hf:{tmp_path / 'empty'}")
     name = write_hf(tmp_path / "cut", *hf())
     file = tmp_path / "cut" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match="not a valid safetensors file"):
-        load_foreign(name)
+        load_videomae(name)
     name = write_hf(tmp_path / "list", *hf())
     (tmp_path / "list" / "config.json").write_text("[]")
     with pytest.raises(ValueError, match=r"config\.json holds a list"):
-        load_foreign(name)
+        load_videomae(name)
     monkeypatch.setattr("huggingface_hub.snapshot_download", no_network)
     with pytest.raises(
         ValueError, match=r"hf:nobody/nothing: no such folder.*unplugged.*check the name"
     ):
-        load_foreign("hf:nobody/nothing")
+        load_videomae("hf:nobody/nothing")
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"nothing\.pth: there is no such file"):
-        load_foreign(str(tmp_path / "nothing.pth"))
+        load_videomae(str(tmp_path / "nothing.pth"))
 
 
 def no_network(*args, **kwargs):
@@ -589,12 +589,12 @@ def test_a_malicious_file_is_not_executed(tmp_path):
     content = official() | {"args": Bomb()}
     torch.save(content, tmp_path / "bomb.pth")
     with pytest.raises(ValueError, match="not a file of plain tensors"):
-        load_foreign(str(tmp_path / "bomb.pth"))
+        load_videomae(str(tmp_path / "bomb.pth"))
     folder = write_hf(tmp_path / "hf", *hf())[3:]
     Path(folder, "model.safetensors").unlink()
     torch.save(content, Path(folder, "pytorch_model.bin"))
     with pytest.raises(ValueError, match="not a file of plain tensors"):
-        load_foreign(f"hf:{folder}")
+        load_videomae(f"hf:{folder}")
     assert not canary.exists()
     torch.load(tmp_path / "bomb.pth", weights_only=False)
     assert canary.exists()  # the bomb was live
@@ -626,8 +626,8 @@ def test_recipe_converts_a_run_with_its_decoder(tmp_path):
     main(Config(str(tmp_path / "run"), "official", str(tmp_path / "a.pth")))
     main(Config(str(tmp_path / "run"), "hf", str(tmp_path / "hf")))
     for name in (str(tmp_path / "a.pth"), f"hf:{tmp_path / 'hf'}"):
-        assert equal(import_foreign(name)[0].state_dict(), model.state_dict())
-        assert not any(part.training for part in import_foreign(name)[0].modules())
+        assert equal(import_videomae(name)[0].state_dict(), model.state_dict())
+        assert not any(part.training for part in import_videomae(name)[0].modules())
     assert not any(part.training for part in load_pretrained_videomae(tmp_path / "run").modules())
 
 
@@ -659,7 +659,7 @@ def test_recipe_leaves_nothing_behind_when_it_fails(tmp_path, monkeypatch):
     monkeypatch.setattr("recipes.convert.write_official", broken)
     with pytest.raises(ValueError, match="no"):
         main(Config(source, "official", str(tmp_path / "a.pth")))
-    monkeypatch.setattr("recipes.convert.import_foreign", lambda *_: (trained(), {}))
+    monkeypatch.setattr("recipes.convert.import_videomae", lambda *_: (trained(), {}))
     monkeypatch.setattr("recipes.convert.write_hf", lambda *given: broken(given[-1].mkdir()))
     with pytest.raises(ValueError, match="no"):
         main(Config(source, "hf", str(tmp_path / "there")))
@@ -706,8 +706,8 @@ def test_what_the_readme_tells_one_to_pretrain_converts(preset, tiny_pack, tmp_p
             name = f"hf:{out}" if to == "hf" else str(out)
             with torch.no_grad():
                 assert torch.equal(load_backbone(name)(clip), ours(clip))
-        assert isinstance(import_foreign(name)[0], VideoMAE) == (source == "run")
-    theirs = import_foreign(f"hf:{tmp_path / 'run-hf'}")[0]
+        assert isinstance(import_videomae(name)[0], VideoMAE) == (source == "run")
+    theirs = import_videomae(f"hf:{tmp_path / 'run-hf'}")[0]
     assert equal(theirs.state_dict(), load_pretrained_videomae(run).state_dict())
 
 
@@ -920,7 +920,7 @@ def test_a_classifier_of_another_kind_is_named_as_dropped(tmp_path):
     export_backbone(Classifier(trained(whole=False), ["a", "b"]), tmp_path / "mean", {})
     report = main(Config(str(tmp_path / "mean"), "hf", str(tmp_path / "hf")))
     assert report["dropped"] == ["head.weight", "head.bias"]
-    assert isinstance(load_foreign(f"hf:{tmp_path / 'hf'}"), VideoTransformer)
+    assert isinstance(load_videomae(f"hf:{tmp_path / 'hf'}"), VideoTransformer)
     # Its features are what its classifier sees, and no decoder can stand on tokens without a norm.
     tuned = trained(whole=False, pool="fc_norm")
     means = torch.randn(2, 3, 48)

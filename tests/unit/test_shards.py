@@ -355,9 +355,9 @@ def test_what_sees_only_motion_refuses_pictures(tmp_path):
     pack_folder(folder, tmp_path / "pack", short_side=32, workers=1, progress=False)
     pictures, ids = Pack(tmp_path / "pack"), np.arange(1)
     motion = InputSpec(4, 2, 16, {"rgb": Stream(subtract_mean=True)})
-    with pytest.raises(ValueError, match=r"alone.png.*sees only what moves"):
+    with pytest.raises(ValueError, match=r"alone.png.*single picture"):
         EvalClips(pictures, ids, motion, 1, 1)
-    with pytest.raises(ValueError, match=r"alone.png.*sees only what moves"):
+    with pytest.raises(ValueError, match=r"alone.png.*single picture"):
         TrainClips(pictures, ids, motion, 0, 1, (1.0,), mask_of_view("tube", (2, 2, 2), 0.5, False))
     assert EvalClips(pictures, ids, SPEC, 1, 1)[0][1].shape == (1, 3, 4, 16, 16)
 

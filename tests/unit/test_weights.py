@@ -25,7 +25,7 @@ from downstream.models.images import read_weights
 from pretrain.interop.layouts import arguments_of
 from pretrain.interop.official import to_official
 from pretrain.interop.openclip import load_open_clip
-from pretrain.interop.videomae import load_foreign
+from pretrain.interop.videomae import load_videomae
 from pretrain.vit import VideoTransformer
 from pretrain.weights import load_torch_file, read_safetensors, sha256
 from tests.conftest import save_open_clip
@@ -616,7 +616,7 @@ def test_wrapped_weights_of_whole_models(tmp_path, name):
     if name == "bare":
         content = {"model": state["model"], "args": state["args"]}
     torch.save(content, tmp_path / "a.pth")
-    ours = load_foreign(str(tmp_path / "a.pth")).state_dict()
+    ours = load_videomae(str(tmp_path / "a.pth")).state_dict()
     assert all(torch.equal(ours[k], v) for k, v in encoder.state_dict().items())
 
     vision = {"image_size": 32, "layers": 1, "width": 64, "head_width": 32, "patch_size": 16}
@@ -685,14 +685,14 @@ def test_a_missing_shard_is_named(tmp_path, missing, index):
         where |= dict.fromkeys(names[n::3], file)
     if index:
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
-    assert load_foreign(f"hf:{tmp_path}")
+    assert load_videomae(f"hf:{tmp_path}")
     for file in tmp_path.glob("model-*" if missing == "*" else missing):
         file.unlink()
     wanted = (
         "holds no config" if missing == "*" and not index else "missing.*model-0000[13]-of-00003"
     )
     with pytest.raises(ValueError, match=wanted):
-        load_foreign(f"hf:{tmp_path}")
+        load_videomae(f"hf:{tmp_path}")
 
 
 def rezipped(path: Path, out: Path, change, method=zipfile.ZIP_STORED) -> None:

@@ -13,7 +13,7 @@ from downstream import models as families
 from downstream.classifier import Classifier
 from downstream.models import build_model, builders, load_classifier, load_video_text
 from downstream.models.frames import FrameNetwork
-from pretrain import foreign
+from pretrain import third_party
 from pretrain.backbones import (
     export_backbone,
     fresh_like,
@@ -21,7 +21,7 @@ from pretrain.backbones import (
     load_export,
 )
 from pretrain.clip import VideoText
-from pretrain.interop.videomae import load_foreign
+from pretrain.interop.videomae import load_videomae
 from pretrain.text import HuggingFaceText, OpenClipText
 from pretrain.vit import VideoTransformer
 from tests.conftest import save_open_clip
@@ -236,8 +236,8 @@ LONG = "x" * 5000
 
 @pytest.mark.parametrize("load", [
     load_backbone, load_video_text, load_classifier, families.load_backbone,
-    lambda name: load_foreign(f"hf:{name}"),
-    lambda name: load_foreign(f"{name}.pth"),
+    lambda name: load_videomae(f"hf:{name}"),
+    lambda name: load_videomae(f"{name}.pth"),
     HuggingFaceText.from_name,
     lambda name: load_video_text(f"open_clip:RN50/{name}"),
     lambda name: load_video_text(f"open_clip:local-dir:{name}"),
@@ -325,28 +325,32 @@ def test_hostile_open_clip_folders_are_refused(tmp_path, monkeypatch, change):
 def test_every_model_of_open_clips_list_is_admitted_or_says_why():
     refused = set()
     for model in open_clip.list_models():
-        config = foreign.listed_open_clip(model)
+        config = third_party.listed_open_clip(model)
         if "multimodal_cfg" in config:
             continue
         towers = {k: config[k] for k in ("embed_dim", "vision_cfg", "text_cfg")}
         try:
-            foreign.check_open_clip(towers, model)
+            third_party.check_open_clip(towers, model)
         except ValueError as error:
             assert "fetched by name" in str(error), error
             refused.add(model)
     named = {
         m
         for m in open_clip.list_models()
-        if "hf_model_name" in json.dumps(foreign.listed_open_clip(m))
+        if "hf_model_name" in json.dumps(third_party.listed_open_clip(m))
     }
-    assert refused == {m for m in named if "multimodal_cfg" not in foreign.listed_open_clip(m)}
+    assert refused == {m for m in named if "multimodal_cfg" not in third_party.listed_open_clip(m)}
 
 
 @pytest.mark.parametrize(
     "name", ["../x", "hf-hub:a/b", "local-dir:/x", "a b", "x" * 300, "\x1b[2J", ""]
 )
 def test_names_that_no_list_has(name):
-    for load in (foreign.listed_open_clip, foreign.timm_network, foreign.torchvision_network):
+    for load in (
+        third_party.listed_open_clip,
+        third_party.timm_network,
+        third_party.torchvision_network,
+    ):
         with pytest.raises(ValueError):
             load(name)
 
@@ -486,8 +490,8 @@ def test_hostile_videomae_folders_are_refused(tmp_path, change):
         intermediate_size=128, use_mean_pooling=False,
     )  # fmt: skip
     VideoMAEModel(config).save_pretrained(tmp_path)
-    assert load_foreign(f"hf:{tmp_path}")
+    assert load_videomae(f"hf:{tmp_path}")
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError):
-        load_foreign(f"hf:{tmp_path}")
+        load_videomae(f"hf:{tmp_path}")
