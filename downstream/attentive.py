@@ -169,7 +169,7 @@ def fit_attentive(
                 made.append(AttentiveHead(tokens.shape[-1], num_classes).to(device))
         return made
 
-    # Mean and deviation of at most 256 clips, evenly spread: more would not move them.
+    # Mean and standard deviation of at most 256 clips, evenly spread: more would not move them.
     some = tokens[np.linspace(0, len(tokens) - 1, min(len(tokens), 256)).astype(int), 0]
     flat = some.reshape(-1, tokens.shape[-1]).astype(np.float32)
     mean = torch.from_numpy(flat.mean(0)).to(device)
@@ -178,10 +178,11 @@ def fit_attentive(
     if validation.any():
         heads, rows = fresh(len(CHOICES)), np.flatnonzero(validation)
         _train(heads, list(CHOICES), tokens, labels, np.flatnonzero(~validation), mean, std, seed)
-        answers = _score(heads, tokens, rows, mean, std).argmax(2)
-        correct = (answers == labels[rows]).mean(1).tolist()
+        predicted = _score(heads, tokens, rows, mean, std).argmax(2)
+        correct = (predicted == labels[rows]).mean(1).tolist()
         sweep = {
-            f"{lr:g} / {wd:g}": share for (lr, wd), share in zip(CHOICES, correct, strict=True)
+            f"{lr:g} / {wd:g}": accuracy
+            for (lr, wd), accuracy in zip(CHOICES, correct, strict=True)
         }
         chosen = CHOICES[int(np.argmax(correct))]
     heads = fresh(1)

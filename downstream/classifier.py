@@ -28,7 +28,7 @@ class Classifier(nn.Module):
     Args:
         backbone: a `Backbone`.
         classes: names of the K classes.
-        dropout: share of the embedding dropped in training.
+        dropout: fraction of the embedding dropped in training.
         per_frame: a label for every frame (many-to-many), from the tokens, averaged over space.
 
     Raises:
@@ -44,7 +44,7 @@ class Classifier(nn.Module):
         super().__init__()
         if len(classes) < 2:
             raise ValueError(
-                f"the only class is {', '.join(classes)!r}: there is nothing to tell apart"
+                f"the only class is {', '.join(classes)!r}: classification needs at least two"
             )
         twice = sorted(name for name, count in Counter(classes).items() if count > 1)
         if twice:
@@ -80,7 +80,7 @@ class Classifier(nn.Module):
 
     @property
     def input_spec(self) -> InputSpec:
-        """The clip that the backbone wants."""
+        """The clip that the backbone takes."""
         return self.backbone.input_spec
 
     def forward(self, video: Tensor) -> Tensor:
@@ -107,19 +107,21 @@ def class_probabilities(
         title: of the progress bar; None: no bar.
 
     Raises:
-        ValueError: a clip cannot be decoded, or an answer is not finite.
+        ValueError: a clip cannot be decoded, or a prediction is not finite.
     """
 
-    def answer(video: Tensor) -> Tensor:
+    def predict(video: Tensor) -> Tensor:
         probabilities = model(video).float().softmax(-1)
         return probabilities.mean(1) if model.per_frame else probabilities
 
-    shown = [views.mean(1) for views in show_views(model, answer, pack, samples, how, title)]
+    shown = [views.mean(1) for views in show_views(model, predict, pack, samples, how, title)]
     probabilities = (
         np.concatenate(shown) if shown else np.empty((0, len(model.classes)), np.float32)
     )
     if not np.isfinite(probabilities).all():
-        raise ValueError("an answer of the classifier is not finite: its weights are damaged")
+        raise ValueError(
+            "a prediction of the classifier is not finite: its weights are damaged; train or export it again"
+        )
     return probabilities
 
 
@@ -130,7 +132,7 @@ def frame_probabilities(
     """Class probabilities of every frame of a packed clip (frames of the clip, K), of a per-frame classifier.
 
     Windows of the backbone's clip slide over the frames by half their length, and where they overlap they are
-    averaged; a frame that the stride leaves out has the answer of the last one before it.
+    averaged; a frame that the stride leaves out has the prediction of the last one before it.
 
     Args:
         model: the classifier, on `device`.
@@ -163,9 +165,9 @@ def frame_probabilities(
         for start in starts:
             seen = np.minimum(start + spec.stride * np.arange(spec.frames), num - 1)
             video = clip[:, torch.from_numpy(seen)].unsqueeze(0).to(device)
-            answers = model(spec.normalise(video))[0].float().softmax(-1).cpu().numpy()
+            predicted = model(spec.normalise(video))[0].float().softmax(-1).cpu().numpy()
             covered = np.arange(start, min(start + span, num))
-            total[covered] += answers[(covered - start) // spec.stride]
+            total[covered] += predicted[(covered - start) // spec.stride]
             counts[covered] += 1
     return total / counts
 

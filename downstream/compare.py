@@ -27,9 +27,9 @@ def pair_videos(results: Results) -> int:
 
 
 def claims_about(rows: dict[str, dict], runs: dict[str, list[Results]]) -> list[dict]:
-    """The claims on the reversed pairs of the built-in world, each with what was measured and whether it held.
+    """The claims on the reversed pairs of the synthetic dataset, each with what was measured and whether it held.
 
-    An accuracy on n pairs of chance one half is told from chance where it is more than 1.96 deviations from it; all
+    An accuracy on n pairs of chance one half differs from chance where it is more than 1.96 standard deviations from it; all
     seeds score the same videos, so n is that of one seed.
 
     Args:
@@ -40,7 +40,7 @@ def claims_about(rows: dict[str, dict], runs: dict[str, list[Results]]) -> list[
     if not with_pairs:
         return []
     margin = {name: 1.96 * 0.5 / math.sqrt(pair_videos(runs[name][0])) for name in with_pairs}
-    share = lambda name: (
+    accuracy = lambda name: (
         f"{name} {100 * with_pairs[name]['reversed_pairs']:.1f} % (chance 50 ± {100 * margin[name]:.1f})"
     )
     claims = []
@@ -49,19 +49,21 @@ def claims_about(rows: dict[str, dict], runs: dict[str, list[Results]]) -> list[
     ordered = [n for n in ORDERED if n in with_pairs]
     for name in pooled:
         held = abs(with_pairs[name]["reversed_pairs"] - 0.5) <= margin[name]
-        claims.append(_claim(f"{name} cannot tell reversed actions apart", held, share(name)))
+        claims.append(_claim(f"{name} classifies reversed actions at chance", held, accuracy(name)))
     for name in ordered:
         held = with_pairs[name]["reversed_pairs"] - 0.5 > margin[name]
-        claims.append(_claim(f"{name} tells reversed actions apart", held, share(name)))
+        claims.append(
+            _claim(f"{name} classifies reversed actions above chance", held, accuracy(name))
+        )
     if pooled and ordered:
         floor = max(with_pairs[n]["reversed_pairs"] for n in pooled)
         ceiling = max(with_pairs[n]["reversed_pairs"] for n in ordered)
         for name in fused:
             value = with_pairs[name]["reversed_pairs"]
             held = floor <= value <= ceiling
-            measured = f"{share(name)}; pooled at most {100 * floor:.1f} %, best with order {100 * ceiling:.1f} %"
+            measured = f"{accuracy(name)}; pooled at most {100 * floor:.1f} %, best with order {100 * ceiling:.1f} %"
             claims.append(
-                _claim(f"{name} stands between pooled frames and models of order", held, measured)
+                _claim(f"{name} lies between pooled frames and models of order", held, measured)
             )
     return claims
 
@@ -70,7 +72,7 @@ def _claim(claim: str, held: bool, measured: str) -> dict:
     return {"claim": claim, "held": "yes" if held else "no", "measured": measured}
 
 
-def read_answers(folder: Path) -> dict[str, bool]:
+def read_predictions(folder: Path) -> dict[str, bool]:
     """Source -> whether the run of a folder got it right, from predictions.csv; empty without one.
 
     Raises:
@@ -87,7 +89,7 @@ def read_answers(folder: Path) -> dict[str, bool]:
             }
         except (csv.Error, KeyError, UnicodeDecodeError) as error:
             raise ValueError(
-                f"{path} holds no answers of ours: {error}; run that model again"
+                f"{path} holds no predictions in our format: {error}; run that model again"
             ) from error
 
 
@@ -100,7 +102,7 @@ def difference_interval(
     """Mean difference of accuracy on the same videos, its 95 % bootstrap interval over people, then videos, and how many.
 
     Args:
-        ours: answers of each seed, as `read_answers` gives them.
+        ours: predictions of each seed, as `read_predictions` gives them.
         theirs: of the other model, the same seeds.
         people: source -> who is seen in it; a source that is not there is a person of its own.
         seed: of the draws.
@@ -113,24 +115,28 @@ def difference_interval(
     return float(difference.mean()), low[0], high[0], len(set(whose))
 
 
-def paired_claims(answers: dict[str, list[dict[str, bool]]], people: dict[str, str]) -> list[dict]:
+def paired_claims(
+    predictions: dict[str, list[dict[str, bool]]], people: dict[str, str]
+) -> list[dict]:
     """Claims on pairs of models that differ in one thing: weights to start from, an attention block.
 
     Args:
-        answers: label of a model -> answers of its seeds.
+        predictions: label of a model -> predictions of its seeds.
         people: source -> who is seen in it.
     """
     claims = []
-    for label in answers:
+    for label in predictions:
         name, _, start = label.partition(":")
         base, _, block = name.partition("_")
-        if start and name in answers:
+        if start and name in predictions:
             claim, other = f"{name} inflated from {start} beats {name} from scratch", name
-        elif not start and block in ("se", "cbam", "nonlocal") and base in answers:
+        elif not start and block in ("se", "cbam", "nonlocal") and base in predictions:
             claim, other = f"{block} helps {base}", base
         else:
             continue
-        mean, low, high, groups = difference_interval(answers[label], answers[other], people)
+        mean, low, high, groups = difference_interval(
+            predictions[label], predictions[other], people
+        )
         held = "yes" if low > 0 else "no, it harms" if high < 0 else "not shown"
         measured = f"{100 * mean:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
         if groups < FEW:

@@ -181,20 +181,20 @@ def mix(
         return video, targets
     use_cutmix = bool(cutmix) and (not mixup or rng.random() < 0.5)
     alpha = cutmix if use_cutmix else mixup
-    share = float(rng.beta(alpha, alpha))  # of the clip itself
+    fraction = float(rng.beta(alpha, alpha))  # of the clip itself
     if not use_cutmix:
-        video = video * share + video.flip(0) * (1 - share)
+        video = video * fraction + video.flip(0) * (1 - fraction)
     else:
         height, width = video.shape[-2:]
-        side = (1 - share) ** 0.5
+        side = (1 - fraction) ** 0.5
         half_h, half_w = int(height * side) // 2, int(width * side) // 2
         y, x = int(rng.integers(height)), int(rng.integers(width))
         top, bottom = max(y - half_h, 0), min(y + half_h, height)
         left, right = max(x - half_w, 0), min(x + half_w, width)
         video, other = video.clone(), video.flip(0)
         video[..., top:bottom, left:right] = other[..., top:bottom, left:right]
-        share = 1 - (bottom - top) * (right - left) / (height * width)
-    return video, targets * share + targets.flip(0) * (1 - share)
+        fraction = 1 - (bottom - top) * (right - left) / (height * width)
+    return video, targets * fraction + targets.flip(0) * (1 - fraction)
 
 
 class Learner(nn.Module):

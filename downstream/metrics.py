@@ -11,7 +11,7 @@ RESAMPLES = 2000  # of the bootstrap
 
 
 def topk_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Share of the videos whose label is among the k best-scored classes.
+    """Fraction of the videos whose label is among the k best-scored classes.
 
     Not scikit-learn's: of equal scores it prefers the higher class number, where `argmax`, and so the
     prediction, is the lower one, and it takes two classes in another form.
@@ -19,14 +19,14 @@ def topk_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
     Args:
         scores: (N, C), larger is better; of equal scores the lower class number comes first.
         labels: (N,).
-        k: with k >= C every answer is right, so say so wherever such a number is shown.
+        k: with k >= C every prediction counts as correct, so say so wherever such a number is shown.
     """
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return float((best == labels[:, None]).any(1).mean())
 
 
 def mean_class_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Mean over the classes that occur in `labels` of the share recognised (macro recall)."""
+    """Mean over the classes that occur in `labels` of the fraction recognised (macro recall)."""
     from sklearn.metrics import recall_score
 
     return float(recall_score(labels, predicted, labels=np.unique(labels), average="macro"))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sklearn.svm import LinearSVC
 
 MAX_ITER = 1000
-# Inverse strengths of the L2 penalty, half a decade apart; widened when the best is at an end.
+# Inverse strengths of the L2 regularisation, half a decade apart; widened when the best is at an end.
 GRID = tuple(float(f"{10**e:.3g}") for e in np.arange(-4, 2.1, 0.5))
 LIMITS = (1e-8, 1e6)
 # Added to the variance of every principal direction before it is scaled to one; the mean variance of
@@ -36,8 +36,8 @@ class LinearProbe:
         std: (D,) likewise, 1 where a feature is constant.
         weight: (C, D) on standardised features; whitening, being linear, is multiplied in.
         bias: (C,).
-        whitened: whether the penalty was on weights of whitened features.
-        c: the inverse penalty that was chosen.
+        whitened: whether the regularised weights are those of whitened features.
+        c: the inverse regularisation strength that was chosen.
         sweep: validation accuracy of every value tried, ascending; empty without validation videos.
         rejected: the same with the other choice of whitening.
         at_edge: the chosen value is the smallest or largest tried and better than all others.
@@ -64,7 +64,7 @@ class LinearProbe:
 
 def _standardiser(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean, std = features.mean(0), features.std(0)
-    # A constant feature has rounding errors for a deviation; dividing by them would make noise of it.
+    # A constant feature has rounding errors for a standard deviation; dividing by them would make noise of it.
     return mean, np.where(std > 1e-6 * np.maximum(1, np.abs(mean)), std, 1.0)
 
 
@@ -99,7 +99,7 @@ def whitener(scaled: np.ndarray) -> np.ndarray:
 
 
 def _best(sweep: dict[float, float]) -> float:
-    return min(sweep, key=lambda value: (-sweep[value], value))  # ties: the stronger penalty
+    return min(sweep, key=lambda value: (-sweep[value], value))  # ties: the stronger regularisation
 
 
 def _edge(sweep: dict[float, float]) -> str:
@@ -113,7 +113,7 @@ def _edge(sweep: dict[float, float]) -> str:
 def _scale(
     features: np.ndarray, whitened: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Mean and deviation (D,) of features (N, D), and the map (D, D) that whitens them, if that is wanted."""
+    """Mean and standard deviation (D,) of features (N, D), and the map (D, D) that whitens them, if asked for."""
     mean, std = _standardiser(features)
     return mean, std, whitener((features - mean) / std) if whitened else None
 
@@ -128,22 +128,22 @@ def _scaled(
 def _sweep(
     features: np.ndarray, labels: np.ndarray, validations: np.ndarray, whitened: bool, svm: bool
 ) -> dict[float, float]:
-    """Validation accuracy for every inverse penalty of `GRID`, and beyond it while that gains.
+    """Validation accuracy for every inverse regularisation strength of `GRID`, and beyond it while that gains.
 
     Args:
         features: (N, D).
         labels: (N,).
-        validations: (P, N) True = in the part; each is scaled as the videos outside it are.
-        whitened: whether the penalty is on weights of whitened features.
+        validations: (P, N) True = in the fold; each is scaled as the videos outside it are.
+        whitened: whether to regularise weights of whitened features.
         svm: as in `fit_linear`.
     """
     sweep: dict[float, float] = {}
 
     def try_out(values: list[float]) -> None:
         right = dict.fromkeys(sorted(values), 0)
-        for validation in validations:  # scaled one part at a time: all would lie in memory
+        for validation in validations:  # scaled one fold at a time: all would lie in memory
             scaled = _scaled(features, *_scale(features[~validation], whitened))
-            # From strong to weak penalties, each from where the last one ended: several times faster.
+            # From strong to weak regularisation, each from where the last one ended: several times faster.
             model = _make(svm, 1.0)
             for value in right:
                 model.set_params(C=value)
@@ -161,21 +161,21 @@ def _sweep(
 def fit_linear(
     features: np.ndarray, labels: np.ndarray, validations: np.ndarray, svm: bool = False
 ) -> LinearProbe:
-    """Choose the regularisation on the validation parts, then fit on all training videos.
+    """Choose the regularisation on the validation folds, then fit on all training videos.
 
-    Chosen are the penalty and whether it is put on the weights of whitened features. Frozen features vary
-    most along a few directions that all actions share (who it is, where); a penalty on plain weights
-    spends itself on them. Whitened, every direction costs alike, as in linear discriminant analysis.
+    Validation chooses the regularisation strength and whether features are whitened first. Frozen features vary
+    most along a few directions that do not depend on the class (subject, background), and regularising plain
+    weights mostly limits these. Whitened, all directions are regularised equally, as in linear discriminant analysis.
 
     Args:
         features: (N, D) of the training videos.
         labels: (N,), every class 0..C-1 at least once.
-        validations: (P, N) True = judge on it what was fitted on the others; several parts, each a row from
-            `downstream.splits.choose_validation`, count together: one of a few people may prefer any penalty by a
-            single video. All False: nothing can be judged, the penalty is C = 1 and nothing is whitened.
+        validations: (P, N) True = held out from fitting, to validate on; several folds, each a row from
+            `downstream.splits.choose_validation`, count together: one of a few people may prefer any strength by a
+            single video. All False: nothing can be judged, C is 1 and nothing is whitened.
         svm: a linear support vector machine instead of the logistic regression.
     """
-    features = features.astype(np.float64)  # float32 stops L-BFGS early on weak penalties
+    features = features.astype(np.float64)  # float32 stops L-BFGS early under weak regularisation
     chosen, whitened = 1.0, False
     plain: dict[float, float] = {}
     white_sweep: dict[float, float] = {}
@@ -244,7 +244,7 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """Share of test videos that `knn_scores` gets right; arguments as there."""
+    """Top-1 accuracy of `knn_scores` on the test videos; arguments as there."""
     num_classes = int(max(train_labels.max(), test_labels.max())) + 1
     scores = knn_scores(train, train_labels, test, num_classes, k, temperature)
     return float((scores.argmax(1) == test_labels).mean())

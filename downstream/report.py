@@ -1,4 +1,4 @@
-"""What a person sees of a measurement: the table, the protocol card, every single answer, figures."""
+"""What a person sees of a measurement: the table, the protocol card, every prediction, figures."""
 
 import csv
 from collections.abc import Collection, Iterable
@@ -196,13 +196,13 @@ def confusion_figure(
     from matplotlib.figure import Figure
 
     num = len(classes)
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = min(max(4.0, 2.5 + 0.42 * num), 24.0)  # inches; past 50 classes the cells shrink instead
     font = 8 if num <= 50 else max(2.0, 8 * 50 / num)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
+    image = axes.imshow(100 * fractions, cmap="Blues", vmin=0, vmax=100)
     names = [for_figure(name, 24) for name in classes]
     totals = counts.sum(1)
     axes.set_xticks(range(num), names, rotation=90, fontsize=font)
@@ -214,7 +214,7 @@ def confusion_figure(
     figure.suptitle(for_title(f"{title}, {counts.sum()} {unit}", side + 1), fontsize=10)
     if num <= 50:
         for row, column in zip(*np.nonzero(counts), strict=True):
-            value = share[row, column]
+            value = fractions[row, column]
             colour = "white" if value > 0.5 else "black"
             axes.text(
                 column,
@@ -363,7 +363,7 @@ def cost_figure(
 
     Args:
         path: the .png to write.
-        points: name, operations of a clip, accuracy and the ends of its interval (shares) of each model.
+        points: name, operations of a clip, accuracy and the ends of its interval (fractions) of each model.
         chance: accuracy of guessing.
         title: above it.
     """

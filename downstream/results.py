@@ -228,7 +228,7 @@ def accuracies(
         unit: what was classified: "videos" or "frames".
 
     Returns:
-        the metrics, what the intervals are, and sentences that a reader must see: few people, or one answer to everything.
+        the metrics, what the intervals are, and sentences that a reader must see: few people, or the same prediction for everything.
     """
     num, chance = len(truth), 1 / len(classes)
     interval, mean_interval, drawn = bootstrap_intervals(truth, predicted, subjects, seed)

@@ -13,10 +13,10 @@ CHUNK = 1024  # rows of similarities held at once
 def retrieval_ranks(
     texts: np.ndarray, videos: np.ndarray, owner: np.ndarray, chunk: int = CHUNK
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rank of the right answer for every text and for every video, 1 = first.
+    """Rank of the correct item for every text and for every video, 1 = first.
 
     The similarity is the dot product. Of equal similarities the average place counts (ranks of 1.5 and the
-    like), so that a model which answers everything alike scores chance and not everything, as in the code
+    like), so that a model that scores everything alike scores chance and not everything, as in the code
     of Collaborative Experts (Liu et al. 2019, https://arxiv.org/abs/1907.13487). For a video with several
     texts the best-placed of them counts, as for MSVD and Flickr30k, and the others are no rivals of it: places
     are counted among the texts of other videos. Nothing is approximated, and no more than
@@ -86,7 +86,7 @@ def _place(similar: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def summarise_ranks(ranks: np.ndarray) -> dict[str, float]:
-    """R@1, R@5, R@10 as shares, median and mean rank, of ranks from 1; NaN are left out."""
+    """R@1, R@5, R@10 as fractions, median and mean rank, of ranks from 1; NaN are left out."""
     ranks = ranks[~np.isnan(ranks)]
     return {
         **{f"r{k}": float((ranks <= k).mean()) for k in (1, 5, 10)},

@@ -1,4 +1,4 @@
-"""What happens when: labels of parts of a video, for models that answer for every frame.
+"""What happens when: labels of parts of a video, for models that predict for every frame.
 
 A list's column `segments` holds them as `start-end label; start-end label`, seconds in the source video:
 `0-1.5 sit down; 2.25-4 stand up`. Rows of one file add up.
@@ -113,7 +113,7 @@ def classes_of_frames(pack: Pack, train: Videos, test: Videos) -> list[str]:
     )
     if len(trained) < 2:
         raise ValueError(
-            f"{pack.name}: the only class of the frames is {', '.join(trained) or 'none'}: there is nothing to tell apart"
+            f"{pack.name}: the only class of the frames is {', '.join(trained) or 'none'}: classification needs at least two"
         )
     if tested - trained:
         raise ValueError(
@@ -123,7 +123,7 @@ def classes_of_frames(pack: Pack, train: Videos, test: Videos) -> list[str]:
     return sorted(trained)
 
 
-OVERLAPS = (0.1, 0.25, 0.5)  # shares of intersection over union at which segments are counted
+OVERLAPS = (0.1, 0.25, 0.5)  # intersections over union at which segments are counted
 
 
 def stretches(frames: np.ndarray) -> list[tuple[int, int]]:
@@ -185,12 +185,12 @@ def segment_hits(truth: np.ndarray, predicted: np.ndarray, overlap: float) -> tu
     true, found = _pieces(truth), set()
     ours = _pieces(predicted)
     for number, start, end in ours:
-        shares = [
+        overlaps = [
             max(min(end, b) - max(start, a), 0) / (max(end, b) - min(start, a)) * (number == c)
             for c, a, b in true
         ]
-        best = max(range(len(true)), key=shares.__getitem__, default=None)
-        if best is not None and shares[best] >= overlap:
+        best = max(range(len(true)), key=overlaps.__getitem__, default=None)
+        if best is not None and overlaps[best] >= overlap:
             found.add(best)
     return len(found), len(ours) - len(found), len(true) - len(found)
 

@@ -1,6 +1,6 @@
 """From the clips of a pack to the videos of a training, a validation and a test part.
 
-The packer may have cut a long video into several clips; labels and answers are per video (the
+The packer may have cut a long video into several clips; labels and predictions are per video (the
 `source` of the index), so clips are averaged over their video.
 """
 
@@ -14,7 +14,7 @@ from pretrain.data.shards import Pack
 from pretrain.names import for_screen
 from pretrain.prompts import refuse_same_words
 
-HELD_OUT = 0.25  # the share that validation, or a test part made here, aims at
+HELD_OUT = 0.25  # the fraction that validation, or a test part made here, aims at
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Videos:
         return (total / counts.reshape(-1, *[1] * (values.ndim - 1))).astype(np.float32)
 
     def numbers(self, classes: list[str]) -> np.ndarray:
-        """Labels as places in `classes`."""
+        """Labels as indices into `classes`."""
         place = {name: i for i, name in enumerate(classes)}
         return np.array([place[label] for label in self.known_labels], dtype=np.int64)
 
@@ -114,7 +114,7 @@ def _labelled(pack: Pack, labels: bool = True) -> tuple[dict[int, dict], dict[in
 def _refuse_one_class(pack: Pack, classes: set[str]) -> None:
     if len(classes) == 1:
         raise ValueError(
-            f"{pack.name}: the only label is {min(classes)!r}: there is nothing to tell apart"
+            f"{pack.name}: the only label is {min(classes)!r}: classification needs at least two"
         )
 
 
@@ -241,7 +241,7 @@ def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[st
     """All labelled videos of a pack, and for each subject the mask of its videos.
 
     The usual protocol where people are few: each is tested by classifiers that learned from all others,
-    and the answers are pooled. Splits are ignored.
+    and the predictions are pooled. Splits are ignored.
 
     Returns:
         the videos; for each subject, in order of name, (N,) True = its videos; and sentences a reader of

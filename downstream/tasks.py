@@ -25,7 +25,7 @@ from pretrain.data.shards import Pack
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """What a classifier said of a test part. N: videos, or labelled frames.
 
     Attributes:
@@ -50,7 +50,7 @@ class Task(Protocol):
         kind: its name in a protocol.
         unit: what is classified.
         whole: a video has one label, so it can be mixed with another, seen in several views and drawn by its class.
-        pooling: how the answers of views and clips become one, in words.
+        pooling: how the predictions of views and clips become one, in words.
     """
 
     kind: str
@@ -79,9 +79,9 @@ class Task(Protocol):
     def counts(self, pack: Pack, videos: Videos, classes: list[str]) -> np.ndarray:
         """How often each class occurs (K,)."""
 
-    def answers(
+    def predict(
         self, model: Classifier, pack: Pack, videos: Videos, how: Extraction, title: str | None = None
-    ) -> Answers:  # fmt: skip
+    ) -> Predictions:  # fmt: skip
         """What a classifier says of videos; of one with no label nothing.
 
         Args:
@@ -114,13 +114,13 @@ class Clips:
         """See `Task`."""
         return np.bincount(videos.numbers(classes), minlength=len(classes))
 
-    def answers(
+    def predict(
         self, model: Classifier, pack: Pack, videos: Videos, how: Extraction, title: str | None = None
-    ) -> Answers:  # fmt: skip
+    ) -> Predictions:  # fmt: skip
         """See `Task`."""
         scores = score(model, pack, videos, how, title)
         truth = videos.numbers(model.classes)
-        return Answers(truth, scores.argmax(1), videos.subjects, scores)
+        return Predictions(truth, scores.argmax(1), videos.subjects, scores)
 
 
 class Frames:
@@ -149,13 +149,13 @@ class Frames:
         frames = np.concatenate([frame_classes(pack.record(i), numbers) for i in videos.samples])
         return np.bincount(frames[frames != NOTHING], minlength=len(classes))
 
-    def answers(
+    def predict(
         self, model: Classifier, pack: Pack, videos: Videos, how: Extraction, title: str | None = None
-    ) -> Answers:  # fmt: skip
+    ) -> Predictions:  # fmt: skip
         """See `Task`; with the scores of segments."""
         sequences, subjects = score_frames(model, pack, videos, how.device, how.precision)
         truth, predicted = labelled_frames(sequences)
-        return Answers(
+        return Predictions(
             truth, predicted, subjects, more=segment_scores(sequences) if sequences else {}
         )
 
@@ -250,7 +250,7 @@ def validate(
     counts, part = torch.zeros(2, device=accelerator.device), subset(val, mine)
     if len(part):
         how = Extraction(1, 1, 1, batch_size, 0, accelerator.device, precision)
-        said = task.answers(model, pack, part, how)
+        said = task.predict(model, pack, part, how)
         right = (said.truth == said.predicted).sum()
         counts += torch.tensor([right, len(said.truth)], device=accelerator.device)
     right, total = accelerator.reduce(counts).tolist()

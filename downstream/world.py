@@ -1,4 +1,4 @@
-"""What can be asked of answers on the built-in action world only."""
+"""Metrics of predictions on the synthetic dataset only."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from pretrain.data.figure import REVERSED_PAIRS
 def reversed_pairs_accuracy(
     scores: np.ndarray, labels: np.ndarray, classes: list[str]
 ) -> float | None:
-    """How often the built-in world's actions that hold the same frames in another order are told apart.
+    """Accuracy on the synthetic dataset's pairs of actions that hold the same frames in reversed order.
 
     Of the scores (N, C) only those of the two actions of a pair are compared, so 0.5 is what looking at frames
     without their order gives. None where the data have no such classes.

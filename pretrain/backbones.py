@@ -123,7 +123,7 @@ def build(description: dict, builders: Builders = BUILDERS) -> nn.Module:
     What comes from a file passes `check_description` first.
 
     Raises:
-        ValueError: a text tower stands for a backbone, or the reverse.
+        ValueError: a text tower is given as a backbone, or the reverse.
     """
     builder, arguments = builders[description["builder"]], description["arguments"]
     parts = {part: build(arguments[part], builders) for part in parts_of(builder)}

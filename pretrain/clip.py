@@ -32,7 +32,7 @@ STARTS = {
 
 
 class VideoText(nn.Module):
-    """A video tower and a text tower that meet in one space.
+    """A video tower and a text tower with one embedding space.
 
     Args:
         video: a `Backbone`.
@@ -43,7 +43,7 @@ class VideoText(nn.Module):
             below `MAX_LOG_SCALE`: ViFi-CLIP ("classes") lets it go.
 
     Raises:
-        ValueError: the towers' outputs do not meet, or the loss is another.
+        ValueError: the towers' outputs differ in width without a projection, or the loss is unknown.
     """
 
     parts = ("video", "text")  # arguments that are models, see `pretrain.backbones`
@@ -55,7 +55,7 @@ class VideoText(nn.Module):
         assert isinstance(video, Backbone)
         if not project and not video.embed_dim == text.embed_dim == dim:
             raise ValueError(
-                f"towers of {video.embed_dim} and {text.embed_dim} outputs need a projection to meet"
+                f"towers of {video.embed_dim} and {text.embed_dim} outputs need a projection: give project=True"
             )
         self.arguments: dict[str, Any] = {"dim": dim, "project": project, "loss": loss}
         self.video, self.text = video, text
@@ -92,7 +92,7 @@ class VideoText(nn.Module):
     def forward(
         self, video: Tensor, tokens: Tensor, visible: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Clips (B, C, T, H, W) and tokens (B, L) to what `contrast` wants, or prompts (K, L) to what `against_classes` does.
+        """Clips (B, C, T, H, W) and tokens (B, L) to the arguments of `contrast`, or prompts (K, L) to what `against_classes` does.
 
         Args:
             video: uint8; or floats that are normalised already, because they were mixed.
@@ -168,8 +168,8 @@ class Contrast:
 
     Attributes:
         loss: whose mean over the processes is the loss of the global batch, gradients included.
-        video_to_text: share of clips whose best caption is theirs (or an equal one).
-        text_to_video: share of captions whose best clip is theirs (or that of an equal caption).
+        video_to_text: fraction of clips whose best caption is theirs (or an equal one).
+        text_to_video: fraction of captions whose best clip is theirs (or that of an equal caption).
         gap: mean similarity of pairs minus that of the rest.
         duplicates: clips of the global batch whose group occurred before in it.
     """
@@ -265,7 +265,7 @@ def against_classes(video: Tensor, text: Tensor, scale: Tensor, targets: Tensor)
 def backward_classes(
     model: nn.Module, micro_batches: Iterable[dict], count: int, accelerator
 ) -> Contrast:
-    """Gradients of `against_classes` over a whole batch, by plain accumulation: exact, since clips do not meet.
+    """Gradients of `against_classes` over a whole batch, by plain accumulation: exact, since no term depends on two clips.
 
     Args:
         model: `VideoText`, or its distributed wrapper.

@@ -195,7 +195,7 @@ def _refuse(useless: Iterable[str], unused: dict[str, str]) -> None:
 
 
 def refuse_given(config: "DataclassInstance", unused: dict[str, str], preset: object) -> None:
-    """Say no to values without effect that somebody gave: they are neither the preset's nor the default.
+    """Refuse given values that have no effect: they are neither the preset's nor the default.
 
     Args:
         config: a dataclass.

@@ -3,7 +3,7 @@
 A pickle is a program. `pickle` runs it, and even where only harmless classes are admitted, the program calls
 them with arguments of its choice and changes what they made: a numpy array can be told to reach beyond its
 memory. Here nothing is called or made. The instructions go through a stack of our own, on which a class is its
-name and a call is a record of its arguments; the reader of the file compares that record with what an honest
+name and a call is a record of its arguments; the reader of the file compares that record with what a genuine
 file holds, and takes the numbers from it. Instructions outside a short list, among them all that Python's and
 numpy's own writers do not use for arrays, end the reading, and so do more of them than a file of weights has:
 each takes a byte and may make an object of a hundred.

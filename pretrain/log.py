@@ -84,7 +84,7 @@ def cli(
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if not {"-h", "--help"} & set(arguments):
             print(
-                "error: whoever read this output has ended; start the same command again to go on",
+                "error: whoever read this output has ended; start the same command again to continue",
                 file=sys.stderr,
             )
         sys.exit(128 + signal.SIGPIPE)
@@ -99,7 +99,7 @@ def cli(
         )
         sys.exit(2)
     except KeyboardInterrupt as end:
-        print("interrupted; start the same command again to go on", file=sys.stderr)
+        print("interrupted; start the same command again to continue", file=sys.stderr)
         sys.exit(128 + (signal.SIGTERM if isinstance(end, Terminated) else signal.SIGINT))
     finally:
         # Python asks them with SIGTERM, which a loader's processes ignore for the sake of a run's last save, and waits.
@@ -346,17 +346,17 @@ def reconstruction_figure(
 
 @optional_figure
 def curve_figure(
-    path: Path, log_file: Path, losses: tuple[str, ...], shares: tuple[str, ...], title: str
+    path: Path, log_file: Path, losses: tuple[str, ...], fractions: tuple[str, ...], title: str
 ) -> None:
-    """Draw what a run's log says over its steps: losses on the left axis, shares on the right.
+    """Draw what a run's log says over its steps: losses on the left axis, fractions on the right.
 
-    Of a share that has a value `NAME_chance` beside it, that is drawn as a level.
+    Of a fraction that has a value `NAME_chance` beside it, that is drawn as a level.
 
     Args:
         path: the .png to write.
         log_file: log.jsonl of the run.
         losses: names of values for the left axis.
-        shares: names of values between 0 and 1 for the right axis.
+        fractions: names of values between 0 and 1 for the right axis.
         title: above it.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -367,7 +367,7 @@ def curve_figure(
     FigureCanvasAgg(figure)
     left = figure.add_subplot()
     right = left.twinx()
-    for axis, names, first, scale in ((left, losses, 0, 1), (right, shares, len(losses), 100)):
+    for axis, names, first, scale in ((left, losses, 0, 1), (right, fractions, len(losses), 100)):
         for i, name in enumerate(names):
             points = [
                 (line["step"], scale * line[name]) for line in lines if line.get(name) is not None

@@ -82,7 +82,7 @@ def plan_run(
         views: crops taken from one decode.
         steps: optimizer steps; None: as `epochs` gives them.
         epochs: passes over the data.
-        warmup: share of the steps.
+        warmup: fraction of the steps.
 
     Raises:
         ValueError: the effective batch cannot be divided as asked, or the schedule is empty.
@@ -126,7 +126,7 @@ def refuse_to_go_on(run: Path, state: dict, decodes_per_step: int, max_bad_clips
         run: the run's folder, for the sentence.
         state: with `step`, `skipped_in_row` and `bad_clips`.
         decodes_per_step: clips of a step.
-        max_bad_clips: share of the clips seen that may be undecodable.
+        max_bad_clips: fraction of the clips seen that may be undecodable.
 
     Raises:
         ValueError: too many steps in a row without a finite gradient, or too many bad clips.
@@ -150,7 +150,7 @@ def refuse_to_go_on(run: Path, state: dict, decodes_per_step: int, max_bad_clips
 class TrainingRun:
     """One training run, on each of its processes.
 
-    As a context manager it lets go of the folder at the end, however that comes.
+    As a context manager it releases the folder's lock at the end, also after an error.
 
     Args:
         folder: the run's.

@@ -1,4 +1,4 @@
-"""Masked reconstruction for any backbone: hidden tubelets are painted over, the rest of the network sees the whole grid.
+"""Masked reconstruction for any backbone, which sees the whole grid: masked tubelets are replaced by the mask token.
 
 SimMIM (Xie et al. 2022, https://arxiv.org/abs/2111.09886) for clips. VideoMAE leaves hidden tokens out, so its encoder costs
 a tenth; windows (Swin), factorised attention (ViViT) and convolutions need the full grid, so here hidden tubelets are
@@ -30,7 +30,7 @@ class MaskedPixels(nn.Module):
         target_eps: see `normalise_target`.
 
     Raises:
-        ValueError: the clip is not a whole number of tubelets, or one token stands for so much that the decoder would
+        ValueError: the clip is not a whole number of tubelets, or one token covers so many pixels that the decoder would
             be larger than any backbone.
     """
 
@@ -62,7 +62,7 @@ class MaskedPixels(nn.Module):
         values = 3 * math.prod(self.cell)
         if encoder.embed_dim * values > MOST_DECODER:
             raise ValueError(
-                f"a token of this backbone stands for {self.cell[0]} frames of {self.cell[1]} x {self.cell[2]} pixels: a decoder "
+                f"a token of this backbone covers {self.cell[0]} frames of {self.cell[1]} x {self.cell[2]} pixels: a decoder "
                 f"from {encoder.embed_dim} to {values} values is not worth training; take a smaller clip or another family"
             )
         self.head = nn.Linear(encoder.embed_dim, values)
@@ -103,11 +103,11 @@ class MaskedPixels(nn.Module):
         tokens = self.encoder.forward_features(
             unpatchify(seen, self.grid, self.tubelet, self.patch)
         )
-        painted = self.head(tokens)  # (B, N, t h w C), painted over the grid and cut to the clip
-        painted = unpatchify_cells(painted, self.encoder.grid, self.cell)
+        pixels = self.head(tokens)  # (B, N, t h w C), then as a clip, cropped to its size
+        pixels = unpatchify_cells(pixels, self.encoder.grid, self.cell)
         frames, size = self.encoder.input_spec.frames, self.encoder.input_spec.size
-        painted = painted[:, :, :frames, :size, :size]
-        prediction = take_tokens(patchify(painted, self.tubelet, self.patch), masked)
+        pixels = pixels[:, :, :frames, :size, :size]
+        prediction = take_tokens(patchify(pixels, self.tubelet, self.patch), masked)
         true = take_tokens(patchify(video, self.tubelet, self.patch), masked).float() / 255
         loss = F.mse_loss(prediction.float(), normalise_target(true, self.target_eps))
         return loss, prediction, tokens
@@ -116,7 +116,7 @@ class MaskedPixels(nn.Module):
 def unpatchify_cells(
     values: Tensor, grid: tuple[int, int, int], cell: tuple[int, int, int]
 ) -> Tensor:
-    """Lay out what each token of a grid paints: (B, N, t h w C), channel fastest, to (B, C, T, H, W)."""
+    """Lay out the pixels that each token of a grid predicts: (B, N, t h w C), channel fastest, to (B, C, T, H, W)."""
     x = values.unflatten(1, grid).unflatten(-1, (*cell, 3))  # (B, gt, gh, gw, t, h, w, C)
     x = x.permute(0, 7, 1, 4, 2, 5, 3, 6)
     return x.flatten(2, 3).flatten(3, 4).flatten(4, 5)

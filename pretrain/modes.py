@@ -1,4 +1,4 @@
-"""Evaluation mode for a while, and what a network would answer."""
+"""Evaluation mode for a while, and a network's output shapes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

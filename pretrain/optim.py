@@ -84,7 +84,7 @@ class Muon(torch.optim.Optimizer):
     Nesterov momentum 0.95, decoupled weight decay, steps scaled to the size of AdamW's (Liu et al. 2025,
     https://arxiv.org/abs/2502.16982). torch.optim.Muon does the same but always in bfloat16, which takes 26
     times as long on a CPU without it (24 matrices of width 192 on Zen 3). Of several processes, which hold the same
-    gradients, each orthogonalises its share of the matrices and sends it to the others.
+    gradients, each orthogonalises its part of the matrices and sends it to the others.
 
     Args:
         params: matrices.
@@ -124,13 +124,13 @@ def shared_out(matrices: list[nn.Parameter]) -> Iterator[tuple[nn.Parameter, Ten
     matrices = sorted(matrices, key=lambda p: -p.numel())  # dealt out, the largest first
     mine = [orthogonalise(_gradient(p)).flatten() for p in matrices[rank::world]]
     for owner in range(world):
-        share = matrices[owner::world]
-        if not share:
+        owned = matrices[owner::world]
+        if not owned:
             return  # more processes than matrices
-        sizes = [p.numel() for p in share]
-        flat = torch.cat(mine) if owner == rank else share[0].new_empty(sum(sizes))
+        sizes = [p.numel() for p in owned]
+        flat = torch.cat(mine) if owner == rank else owned[0].new_empty(sum(sizes))
         dist.broadcast(flat, owner)
-        for p, update in zip(share, flat.split(sizes), strict=True):
+        for p, update in zip(owned, flat.split(sizes), strict=True):
             yield p, update.view_as(p)
 
 
@@ -173,7 +173,7 @@ def make_optimizers(
 def learning_rate(step: int, num_steps: int, warmup: int, peak: float, final: float) -> float:
     """Linear warm-up from zero to `peak`, then half a cosine to `final`: VideoMAE's, step for step.
 
-    The first step of a warm-up stands still (0), its last one has the peak. A pure function of the step (0-based), so resuming needs no scheduler state.
+    The first step of a warm-up has rate 0, its last one the peak rate. A pure function of the step (0-based), so resuming needs no scheduler state.
     """
     if step < warmup:
         return peak * step / max(warmup - 1, 1)

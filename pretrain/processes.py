@@ -1,4 +1,4 @@
-"""Processes: starting them honestly, and stopping them without losing work."""
+"""Processes: launch checks, and stopping without losing work."""
 
 import os
 import signal
@@ -51,7 +51,7 @@ def start_accelerator(machine: Machine) -> Accelerator:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if on_gpu and here > torch.cuda.device_count():
         raise ValueError(
-            f"{here} processes want a GPU each and there are {torch.cuda.device_count()}: give --num_processes to "
+            f"{here} processes need a GPU each and there are {torch.cuda.device_count()}: give --num_processes to "
             "`accelerate launch`, or put CUDA_VISIBLE_DEVICES= before it to stay on the CPU"
         )
     dtype = autocast_dtype(torch.device("cuda" if on_gpu else "cpu"), machine.precision)

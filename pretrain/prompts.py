@@ -97,7 +97,7 @@ def same_words(text: str) -> str:
 
 
 def refuse_same_words(words: dict[str, str], where: str | Callable[[str], str]) -> None:
-    """Say no to classes that differ in spelling only: a model could not tell them apart.
+    """Refuse classes that differ in spelling only, which no model can distinguish.
 
     Args:
         words: class name -> its words; the names themselves count where they are the words.
@@ -112,8 +112,8 @@ def refuse_same_words(words: dict[str, str], where: str | Callable[[str], str]) 
         if other != name:
             place = where if isinstance(where, str) else where(name)
             raise ValueError(
-                f"{place}: the classes {other!r} and {name!r} are the same words ({words_of(text)!r}), and could not be "
-                "told apart: write one of them everywhere, or give each words of its own"
+                f"{place}: the classes {other!r} and {name!r} are the same words ({words_of(text)!r}), which no model can "
+                "distinguish: write one of them everywhere, or give each words of its own"
             )
 
 

@@ -214,7 +214,7 @@ def restore(
             if name in loaded and not _same_kind(fresh, loaded[name]):
                 raise ValueError(
                     f"{found}/state.json is damaged: {name} is {loaded[name]!r:.40}; remove that folder, and the same "
-                    "command goes on from an older checkpoint"
+                    "command continues from an older checkpoint"
                 )
         state = state | loaded
         if say:

@@ -160,7 +160,7 @@ class OpenClipText(nn.Module):
             self.tokenizer: Tokenizer = HubTokenizer(fast, known, context, clean, blank)
         else:
             self.tokenizer = ClipTokenizer(context)
-        # What follows a caption's end changes nothing only where nothing looks ahead.
+        # Tokens after a caption's end may be cut only for causal, EOT-pooled towers.
         causal = getattr(self.tower, "attn_mask", None) is not None
         self.trims = causal and getattr(self.tower, "pool_type", None) == "argmax" and not tokenizer
 

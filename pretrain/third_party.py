@@ -413,7 +413,7 @@ _NOT_SHAPE = {
 }  # fmt: skip
 
 
-# What a text model answers with, and how: nothing else is understood here.
+# What a text model outputs, and how: nothing else is understood here.
 _ANSWER = {
     "output_hidden_states": False, "output_attentions": False, "return_dict": True, "chunk_size_feed_forward": 0,
     "is_decoder": False, "is_encoder_decoder": False, "add_cross_attention": False,
@@ -581,7 +581,7 @@ def _check_tokenizer(data: str) -> dict:
     Raises:
         ValueError: it cannot, or is none.
     """
-    # Lists and objects take more memory than their text; the largest honest ones have half as many.
+    # Lists and objects take more memory than their text; the largest real ones have half as many.
     if data.count("[") + data.count("{") > 1_500_000 or data.count(",") > 5_000_000:
         raise ValueError("it has too many parts")
     about = parse_json(data)

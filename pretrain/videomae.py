@@ -49,7 +49,7 @@ def make_mask(
         kind: "tube": one spatial map repeated over time, so that a still object cannot be copied
             from a neighbouring frame; "random": every token by itself; "frame": whole temporal slots.
         grid: (t, h, w).
-        ratio: share to mask; the count is rounded down, so it is the same for every clip.
+        ratio: fraction to mask; the count is rounded down, so it is the same for every clip.
         rng: the source of randomness.
 
     Raises:
@@ -104,7 +104,7 @@ def draw_tokens(
     With `dual`, the predicted tokens are the masked ones that the running cell decodes: exactly half
     of them under a tube mask over a multiple of four slots. Elsewhere the number varies a little
     from clip to clip while a batch needs one, so it is brought to half at random.
-    V2's decoder is also given mask tokens at the decoded places that the encoder saw, and leaves them
+    V2's decoder is also given mask tokens at the decoded tokens that the encoder saw, and leaves them
     out of the loss; ours never makes them.
     """
     mask = make_mask(kind, grid, ratio, rng)
@@ -208,7 +208,7 @@ class VideoMAE(nn.Module):
         start_blocks(encoder.arguments["init"], self.decoder_blocks)
         for module in (self.decoder_norm, self.head):
             module.apply(init_weights)
-        # The authors' code starts `encoder_to_decoder` as torch does, and cuts the mask token at one deviation.
+        # The authors' code starts `encoder_to_decoder` as torch does, and cuts the mask token at one standard deviation.
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
         rgb = encoder.input_spec.streams["rgb"]
         mean, std = torch.tensor(rgb.mean), torch.tensor(rgb.std)
@@ -350,14 +350,14 @@ def reconstruct(
         index = known[..., None].expand(-1, -1, patches.shape[2])
         shown = shown.scatter(1, index, take_tokens(patches, known))
 
-    def paint(values: Tensor) -> Tensor:
+    def as_video(values: Tensor) -> Tensor:
         canvas = shown.scatter(1, masked[..., None].expand_as(values), values)
         return (unpatchify(canvas, grid, tubelet, patch).clamp(0, 1) * 255).round().byte()
 
-    results = [paint(torch.full_like(take_tokens(patches, masked), 0.5))]
+    results = [as_video(torch.full_like(take_tokens(patches, masked), 0.5))]
     for source in (masked, nearest):
         mean, std = patch_statistics(take_tokens(patches, source))
-        results.append(paint((prediction * (std + model.target_eps) + mean).flatten(2)))
+        results.append(as_video((prediction * (std + model.target_eps) + mean).flatten(2)))
     return results[0], results[1], results[2]
 
 

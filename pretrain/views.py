@@ -1,9 +1,8 @@
-"""Views of one clip told from all other clips, beside masked reconstruction.
+"""Views of one clip contrasted with all other clips, beside masked reconstruction.
 
-CAN (Mishra et al. 2022, https://arxiv.org/abs/2210.16870): reconstruction writes into single tokens what hidden pixels
-need, and little of it can be read off their mean; a contrast of the mean tokens of two differently masked, cropped and
-coloured views puts there what makes a clip this clip, with the encoder's pass that is made anyway. The paper's noise
-prediction is left out. Shapes: b views of one process, G of all; D width.
+CAN (Mishra et al. 2022, https://arxiv.org/abs/2210.16870): reconstruction trains single tokens and little their
+mean. A contrastive loss between the mean tokens of two differently masked, cropped and coloured views makes the mean
+token distinguish clips, at no further encoder pass. The paper's noise prediction is left out. Shapes: b views of one process, G of all; D width.
 """
 
 import torch
@@ -16,7 +15,7 @@ from pretrain.masked import MaskedPixels
 from pretrain.videomae import VideoMAE
 
 TEMPERATURE = 0.1  # the paper's
-HIDDEN, OUT = 512, 128  # widths of the head, which is thrown away after training
+HIDDEN, OUT = 512, 128  # widths of the head, which is not exported
 
 
 def match_views(embeddings: Tensor, clips: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,7 +28,7 @@ def match_views(embeddings: Tensor, clips: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         the loss of this process's rows, whose mean over the processes is that of the global batch, gradients included;
-        and the share of views nearest to one of their own clip.
+        and the view-retrieval accuracy: the fraction of views nearest to one of their own clip.
     """
     everything = gather(embeddings)
     with torch.no_grad():
@@ -55,7 +54,7 @@ class ViewContrast(nn.Module):
         weight: of the contrast.
 
     Raises:
-        ValueError: a single view has nothing to agree with, or the weight is not positive.
+        ValueError: a single view has no positive, or the weight is not positive.
     """
 
     def __init__(self, masked: VideoMAE | MaskedPixels, views: int, weight: float):
@@ -80,7 +79,7 @@ class ViewContrast(nn.Module):
         """The loss of views; all arguments but `clips`, see `match_views`, are those of what reconstructs.
 
         Returns:
-            the sum of both losses, and the share of views that find their own clip.
+            the sum of both losses, and the view-retrieval accuracy.
         """
         loss, _, tokens = self.masked.rebuild(video, visible, masked)
         embeddings = F.normalize(self.head(tokens.mean(1)), dim=-1)

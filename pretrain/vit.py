@@ -68,8 +68,8 @@ def separable_table(grid: tuple[int, int, int], dim: int) -> Tensor:
     per_axis = dim // 6 * 2
     table = np.empty((*grid, dim), np.float32)
     for axis, size in enumerate((per_axis, per_axis, dim - 2 * per_axis)):
-        places = np.arange(grid[axis]).reshape([-1 if a == axis else 1 for a in range(4)])
-        angle = places / np.power(10000, np.arange(size // 2) / (size // 2))
+        positions = np.arange(grid[axis]).reshape([-1 if a == axis else 1 for a in range(4)])
+        angle = positions / np.power(10000, np.arange(size // 2) / (size // 2))
         first = axis * per_axis
         table[..., first : first + size] = np.concatenate([np.sin(angle), np.cos(angle)], -1)
     return torch.from_numpy(table.reshape(-1, dim))
@@ -100,7 +100,7 @@ def position_table(kind: str, grid: tuple[int, int, int], dim: int) -> Tensor:
 
 
 POSITIONS = ("flat", "separable", "learned", "rotary")
-ROTARY_BASE = 100.0  # of axes of some ten places, as Heo et al. 2024 (https://arxiv.org/abs/2403.13298) have it
+ROTARY_BASE = 100.0  # of axes of some ten positions, as Heo et al. 2024 (https://arxiv.org/abs/2403.13298) have it
 
 
 def rotary_table(
@@ -112,7 +112,7 @@ def rotary_table(
 
     Args:
         grid: (t, h, w) of the tokens.
-        trained: the grid that was trained with; places of another are squeezed or stretched to its range.
+        trained: the grid that was trained with; positions of another are interpolated to its range.
         head_dim: channels of a head.
     """
     _refuse_gigantic(grid, head_dim)
@@ -120,8 +120,8 @@ def rotary_table(
     frequencies = ROTARY_BASE ** -(torch.arange(pairs, dtype=torch.float64) / max(pairs, 1))
     cos, sin = torch.ones(*grid, head_dim), torch.zeros(*grid, head_dim)
     for axis, (n, was) in enumerate(zip(grid, trained, strict=True)):
-        places = (torch.arange(n, dtype=torch.float64) + 0.5) * was / n - 0.5
-        angles = (places[:, None] * frequencies).repeat_interleave(2, 1)
+        positions = (torch.arange(n, dtype=torch.float64) + 0.5) * was / n - 0.5
+        angles = (positions[:, None] * frequencies).repeat_interleave(2, 1)
         angles = angles.view([n if a == axis else 1 for a in range(3)] + [2 * pairs])
         turned = slice(axis * 2 * pairs, (axis + 1) * 2 * pairs)
         cos[..., turned], sin[..., turned] = angles.cos(), angles.sin()
@@ -183,7 +183,7 @@ def motion_token_indices(
         tubelet: frames of a tubelet.
         patch: its height and width, pixels.
         num: tubelets to keep.
-        std: of uint8 clips, the channels' deviations that normalise them (their mean makes no difference).
+        std: of uint8 clips, the channels' standard deviations that normalise them (their mean makes no difference).
     """
     if video.dtype == torch.uint8:  # a quarter of the bytes to read
         change = (video[:, :, 1:].short() - video[:, :, :-1]).float()
@@ -339,9 +339,9 @@ def start_blocks(init: str, blocks: nn.ModuleList) -> None:
 
 def spread_drop_path(blocks: nn.ModuleList, rate: float) -> None:
     """Stochastic depth that rises linearly from 0 at the first block to `rate` at the last."""
-    for block, share in zip(blocks, np.linspace(0, rate, len(blocks)), strict=True):
+    for block, probability in zip(blocks, np.linspace(0, rate, len(blocks)), strict=True):
         assert hasattr(block, "drop_path")  # here and in ViViT
-        block.drop_path = float(share)  # type: ignore[assignment]  # to mypy parts are tensors
+        block.drop_path = float(probability)  # type: ignore[assignment]  # to mypy parts are tensors
 
 
 class VideoTransformer(nn.Module):

@@ -329,7 +329,7 @@ _MAX_PICKLE = (
 
 
 def load_torch_file(path: Path) -> dict:
-    """Read somebody else's .pth: plain dense tensors, nothing in it is executed.
+    """Read a third-party .pth: plain dense tensors, nothing in it is executed.
 
     torch.load admits more than weights need: sparse tensors, tensors that repeat one number a billion times,
     storages longer than the file. So its pickle is looked at first (`pretrain/inert.py`), and torch reads it

@@ -28,7 +28,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from downstream.compare import claims_about, paired_claims, read_answers
+from downstream.compare import claims_about, paired_claims, read_predictions
 from downstream.models import check_name, load_backbone
 from downstream.report import RANDOM, cost_figure
 from downstream.results import OldResultsError, Results, read_results
@@ -49,7 +49,7 @@ class Config:
     """What to compare, and how."""
 
     data: str = "synthetic:3600"
-    """What is run anew learns from and is scored on this; as recipes/finetune.py takes it, with labels."""
+    """The data that new runs train on and are scored on; as recipes/finetune.py takes it, with labels."""
     models: str | None = None
     """Names of python -m downstream.models, separated by commas; `inflated:frame_mean` starts from another's weights."""
     backbones: tuple[str, ...] = ()
@@ -85,7 +85,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the table: a model or a backbone, and what it is called."""
+    """A line of the table: a model or a backbone."""
 
     name: str
     kind: Literal["model", "backbone"]
@@ -456,7 +456,7 @@ def _refuse_other_comparison(out: Path, config: Config) -> str:
         # Every run in it has a config.json of its own, and a table only takes those measured alike.
         if not holds_nothing(out, CONTENTS):
             raise ValueError(occupied) from error
-        return f"{error}; it is written anew"
+        return f"{error}; it is written again"
     if "models" not in old or "protocol" not in old:
         raise ValueError(occupied)
     differences = config_differences(old, config, free)
@@ -536,15 +536,15 @@ def main(config: Config) -> dict:
     every = [results for found in runs.values() for results in found]
     # By the cards: --data says nothing about results that were there already.
     data = " and ".join(dict.fromkeys(results.data.name for results in every))
-    answers = {
+    predictions = {
         e.label: [
-            read_answers(runs_folder / f"{e.slug}-seed{seed}") for seed in range(config.seeds)
+            read_predictions(runs_folder / f"{e.slug}-seed{seed}") for seed in range(config.seeds)
         ]
         for e in entries
     }
-    answers = {label: found for label, found in answers.items() if all(found)}
-    people = people_of(config.data, first_run.details["views"]["size"]) if answers else {}
-    claims += paired_claims(answers, people)
+    predictions = {label: found for label, found in predictions.items() if all(found)}
+    people = people_of(config.data, first_run.details["views"]["size"]) if predictions else {}
+    claims += paired_claims(predictions, people)
     notes = [
         f"{rows[0]['num_test']} test videos of {data}, chance {100 * rows[0]['chance']:.1f} %; intervals are over "
         f"{first_run.details.get('interval', {}).get('resampled', 'videos')}, the mean of the seeds' ends",

@@ -596,7 +596,7 @@ def finish(
         cfg.machine.precision,
     )
     task = TASKS[cfg.per_frame]
-    said = task.answers(model, pack, test, how, "test videos")
+    said = task.predict(model, pack, test, how, "test videos")
     truth, predicted, scores = said.truth, said.predicted, said.scores
     if not len(truth):
         raise ValueError(f"{cfg.data}: nothing of the test videos has a label")

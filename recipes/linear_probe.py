@@ -99,7 +99,7 @@ class Config:
     test_split: str = "test"
     """The split that is scored, once."""
     leave_one_out: bool = False
-    """Test every subject in turn by what the others taught, and pool the answers; ignores splits."""
+    """Leave one subject out: test each with probes fitted on all others and pool the predictions; splits are ignored."""
     num_clips: Count = 2
     """Views spread over the time of each clip."""
     num_crops: Count = 1
@@ -125,7 +125,7 @@ def unused(config: Config) -> dict[str, str]:
 
 # ------------------------------------------------------------------------------------ the protocol
 
-# Parts of the training videos on which the linear probe's penalty is chosen. One where subjects are left out in turn:
+# Folds of the training videos on which the linear probe's regularisation strength is chosen. One where subjects are left out in turn:
 # every subject has a fit of its own there, over which the chance in the choice evens out.
 VALIDATIONS = 4
 
@@ -243,7 +243,7 @@ def attentive_wanted(
     if config.attentive == "off":
         return "switched off"
     if config.leave_one_out:
-        return "it would be fitted anew for every subject: not offered with --leave-one-out"
+        return "it would be fitted once for every subject, so it is not offered with --leave-one-out: give --attentive off"
     needed = token_bytes(encoder, num_clips, how)
     if config.attentive == "auto" and needed > TOKEN_LIMIT:
         return f"its tokens take {needed / 2**30:.1f} GiB of disk: give --attentive on to run it"
@@ -347,7 +347,7 @@ def main(config: Config) -> dict:
         random_features, labels, folds, config.classifier == "svm"
     )
     if any(probe.at_edge for probe in probes):
-        notes.append("a chosen penalty C is at the end of the range that was tried: see `linear`")
+        notes.append("a chosen C is at the end of the range that was tried: see `linear`")
     if not all(probe.converged for probe in probes):
         notes.append("WARNING: the fit did not converge at the chosen C: see `linear`")
     attentive_top1, attentive_card = None, None
@@ -450,7 +450,7 @@ def main(config: Config) -> dict:
     print_results(results, told)
     folder = for_screen(out)
     print(f"\nresults  {folder}/results.json\nprotocol {folder}/CARD.md\nfigure   {picture}")
-    print(f"answers  {folder}/predictions.csv", flush=True)
+    print(f"predictions  {folder}/predictions.csv", flush=True)
     lock.release(force=True)
     return results.as_dict()
 

@@ -8,7 +8,7 @@
 
 RUN is a run of recipes/finetune.py; `downstream.models.PUBLISHED` lists the classifiers of others. Written to the
 results folder: predictions.json (file -> ranked labels and probabilities; files in alphabetical order), predictions.csv
-(the same, a line a file), refused.json (file -> reason), and of a classifier that answers for every frame also
+(the same, a line a file), refused.json (file -> reason), and of a per-frame classifier also
 segments.json, segments.csv (what happens when) and timeline.png.
 """
 
@@ -63,7 +63,7 @@ class Config:
     top_k: Count = 5
     """Labels shown for each file."""
     out: str = "runs/predict"
-    """Where the answers go; an older answer there is replaced only if it is one."""
+    """Folder of the results; older results there are replaced, other files are refused."""
     num_clips: Count = 2
     """Views spread over the time of each clip of at most 10 s."""
     num_crops: Count = 1
@@ -105,23 +105,23 @@ def pack_videos(path: Path, folder: Path, side: int) -> tuple[Pack | None, dict[
     return found, {entry["source"]: entry["reason"] for entry in map(json.loads, lines)}
 
 
-def runs_of(answers: np.ndarray, records: list[dict], classes: list[str]) -> list[dict]:
+def runs_of(probabilities: np.ndarray, records: list[dict], classes: list[str]) -> list[dict]:
     """Frames of equal best class one after the other, joined: start and end in seconds, label, mean probability.
 
     Args:
-        answers: (frames of all clips, K).
+        probabilities: (frames of all clips, K).
         records: index entries of the clips, in order.
         classes: names of the K classes.
     """
     seconds = np.concatenate([r["start"] + np.arange(r["frames"]) / r["fps"] for r in records])
-    best = answers.argmax(1)
+    best = probabilities.argmax(1)
     end = records[-1]["start"] + records[-1]["frames"] / records[-1]["fps"]
     return [
         {
             "start": round(float(seconds[a]), 3),
             "end": round(float(seconds[b]) if b < len(best) else end, 3),
             "label": classes[best[a]],
-            "probability": round(float(answers[a:b, best[a]].mean()), 4),
+            "probability": round(float(probabilities[a:b, best[a]].mean()), 4),
         }
         for a, b in stretches(best)
     ]
@@ -141,7 +141,7 @@ def predict(
     for number, source in sorted(enumerate(sources), key=lambda pair: pair[1]):
         own = np.flatnonzero(owner == number)
         if clips is None:
-            answers = np.concatenate(
+            frames = np.concatenate(
                 [
                     frame_probabilities(
                         model, pack, records[i], how.device, config.machine.precision
@@ -149,9 +149,9 @@ def predict(
                     for i in own
                 ]
             )
-            segments[source] = runs_of(answers, [records[i] for i in own], model.classes)
+            segments[source] = runs_of(frames, [records[i] for i in own], model.classes)
             rows.append((source, segments[source]))
-            probabilities = answers.mean(0)
+            probabilities = frames.mean(0)
         else:
             probabilities = clips[own].mean(0)
         order = np.argsort(-probabilities, kind="stable")[: config.top_k]
@@ -162,7 +162,7 @@ def predict(
 
 
 def main(config: Config) -> dict:
-    """Answer for every file; returns what predictions.json holds."""
+    """Predict every file; returns what predictions.json holds."""
     if not config.video:
         raise ValueError("--video is empty: give a file or a folder, . for this one")
     if config.top_k < 1:
@@ -177,7 +177,9 @@ def main(config: Config) -> dict:
     model = load_classifier(config.backbone, config.weights or "", names)
     choose_sampling(model.backbone, config.sampling, config.stride)
     if model.per_frame and not model.input_spec.stride:
-        raise ValueError("--sampling uniform: this classifier answers for every frame")
+        raise ValueError(
+            "--sampling uniform: this classifier predicts every frame; leave the flag out"
+        )
     model.input_spec.refuse_lacking(STREAMS, config.backbone)
     where = start_evaluation(config.machine)
     how = Extraction(
@@ -226,11 +228,11 @@ def main(config: Config) -> dict:
     if len(best := {ranking[0]["label"] for ranking in rankings.values()}) == 1 < len(rankings):
         print(
             f"\nnote: all {len(rankings)} files were taken for one class, {for_screen(repr(*best))}: if they show different "
-            "things, this classifier does not tell them apart"
+            "things, this classifier does not distinguish them"
         )
     for source, reason in refused.items():
         print(f"\nrefused {for_screen(source)}: {for_screen(reason)}")
-    print(f"\nanswers  {for_screen(out)}/predictions.json, {for_screen(out)}/predictions.csv")
+    print(f"\npredictions  {for_screen(out)}/predictions.json, {for_screen(out)}/predictions.csv")
     if model.per_frame:
         title = f"what happens when in {len(rows)} videos, by {config.backbone}"
         picture = timeline_figure(out / "timeline.png", rows, model.classes, title)

@@ -4,8 +4,8 @@
     python recipes/retrieval.py --backbone runs/clip-tiny/backbone --data my_videos/ --query "a person sits down"
 
 Scored on a data set with captions: every caption of the split is a query for its video among all videos of the
-split (text to video), every video one for its captions among all captions. R@k is the share of queries whose
-right answer is among the k best; equal similarities share their average place, and of several captions
+split (text to video), every video one for its captions among all captions. R@k is the fraction of queries whose
+correct item is among the k best; equal similarities share their average rank, and of several captions
 of a video the best-placed counts, whose only rivals are captions of other videos (downstream/retrieval.py). The ranking is exact. Written: results.json, CARD.md.
 
 With --query the best videos are listed, and drawn on a contact sheet.
@@ -153,9 +153,9 @@ def search(config: Config, model: VideoText, how: Extraction) -> dict:
     pictures = []
     for i in best:
         record = pack.record(int(samples[np.flatnonzero(owner == i)[0]]))
-        places = np.linspace(0, record["frames"] - 1, 4).astype(int)
-        frames = pack.frames(record, places).numpy()
-        seconds = record["start"] + places / record["fps"]
+        chosen = np.linspace(0, record["frames"] - 1, 4).astype(int)
+        frames = pack.frames(record, chosen).numpy()
+        seconds = record["start"] + chosen / record["fps"]
         pictures.append((f"similarity {similar[i]:.3f}, {names[i]}", frames, seconds))
     title = f'"{config.query}": the best {len(best)} of {len(names)} videos of {config.data}, by {config.backbone}'
     picture = contact_sheet_figure(out / "contact_sheet.png", pictures, title)
@@ -231,7 +231,7 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
     metrics: dict[str, Metric] = {}
     for name, ranks, of in (("t2v", to_video, "captions"), ("v2t", to_text, "videos")):
         for key, value in summarise_ranks(ranks).items():
-            # A video may have several right answers among the captions: what guessing gives there is not k / num.
+            # A video may have several correct captions, so that chance is not k / num.
             chance = (
                 min(int(key[1:]) / len(names), 1.0)
                 if name == "t2v" and key in ("r1", "r5", "r10")

@@ -64,7 +64,7 @@ def main(config: Config) -> dict:
     for name, seen in maps.items():
         rows.append((f"{name}\n(largest {100 * seen.max():.1f} %)", overlay(clip, seen[0])))
     pictures = [(name, c.permute(1, 2, 3, 0).numpy()) for name, c in rows]
-    by = "the class token" if encoder.class_token is not None else "all tokens alike"
+    by = "the class token" if encoder.class_token is not None else "the mean over all tokens"
     caption = (
         f"red: what {by} attend to" if encoder.class_token is None else f"red: what {by} attends to"
     )
@@ -82,7 +82,7 @@ def main(config: Config) -> dict:
             out / "attention.gif", save_all=True, append_images=frames[1:], duration=100, loop=0
         )
     title = f"Attention of {config.backbone} on {path.name}"
-    meaning = "share of the attention, relative to the row's largest token"
+    meaning = "fraction of the attention, relative to the row's largest token"
     # What a grey pixel becomes under none and under most of the attention.
     ends = overlay(torch.full((3, 1, 1, 2), 128, dtype=torch.uint8), torch.tensor([[[0.0, 1.0]]]))
     bar = (meaning, [tuple(colour) for colour in (ends[:, 0, 0].T / 255).tolist()])

@@ -6,7 +6,7 @@
 
 On a data set the classes are those of its labels (or --classes); every class name is put into every template
 of a set, the unit vectors of the sentences are averaged and normalised (Radford et al. 2021,
-https://arxiv.org/abs/2103.00020), and the nearest one is the answer. How much the wording decides is
+https://arxiv.org/abs/2103.00020), and the nearest one is predicted. How much the wording decides is
 measured too: the accuracy of every single template stands beside that of all together. Nothing is fitted, so
 only the tested split is read. Written: results.json, CARD.md, confusion.png, predictions.csv.
 
@@ -132,7 +132,7 @@ def classes_of_data(
         texts = [written.get(name) or words_of(name) for name in names]
         refuse_same_words(dict(zip(names, texts, strict=True)), lambda name: pack.where(label=name))
     if len(names) < 2:
-        raise ValueError(f"the only class is {names[0]!r}: there is nothing to tell apart")
+        raise ValueError(f"the only class is {names[0]!r}: give at least two")
     return names, texts, given
 
 
@@ -176,9 +176,7 @@ def classify_video(config: Config, model: VideoText, how: Extraction) -> dict:
         raise ValueError(f"--video {config.video}: {no_file(path)}")
     words = load_classes(config.classes)
     if len(words) < 2:
-        raise ValueError(
-            f"--classes names only {next(iter(words))!r}: there is nothing to tell apart"
-        )
+        raise ValueError(f"--classes names only {next(iter(words))!r}: give at least two")
     templates = load_templates(
         "openai_kinetics" if config.templates == "auto" else config.templates
     )
@@ -263,7 +261,7 @@ def print_details(results: Results) -> None:
         print(
             f"\nprompt sensitivity over {len(templates)} templates: single ones "
             f"{100 * over['worst']:.1f} to {100 * over['best']:.1f} %, mean {100 * over['mean']:.1f} %, "
-            f"deviation {100 * over['std']:.1f}; together {100 * over['ensemble']:.1f} % ({100 * over['gain']:+.1f})"
+            f"std {100 * over['std']:.1f}; together {100 * over['ensemble']:.1f} % ({100 * over['gain']:+.1f})"
         )
         ranked = sorted(templates.items(), key=lambda item: -item[1])
         for text, value in (ranked[0], ranked[-1]):
@@ -379,7 +377,7 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
     print_details(results)
     folder = for_screen(out)
     print(f"\nresults  {folder}/results.json\nprotocol {folder}/CARD.md\nfigure   {picture}")
-    print(f"answers  {folder}/predictions.csv", flush=True)
+    print(f"predictions  {folder}/predictions.csv", flush=True)
     lock.release(force=True)
     return results.as_dict()
 

@@ -233,7 +233,7 @@ def build_model(name: str, small: bool = False, weights: str = "", **changes: ob
     known = inspect.signature(family.build).parameters
     for key in changes:
         if key not in known:
-            # A name stands for its family's arguments, but for the clip.
+            # A name implies its family's arguments, but for the clip.
             free = [
                 k for k in known if k not in family.arguments or k in ("frames", "stride", "size")
             ]
@@ -252,7 +252,7 @@ def build_model(name: str, small: bool = False, weights: str = "", **changes: ob
     else:
         trained = f"{name}_k400"
         hint = f"; trained is --backbone {trained} --weights FILE" if trained in PUBLISHED else ""
-        raise ValueError(f"--weights {weights}: {name} takes no weights of others{hint}")
+        raise ValueError(f"--weights {weights}: {name} takes no third-party weights{hint}")
     if attention:
         insert(backbone, attention)
         backbone.arguments["attention"] = attention

@@ -48,10 +48,10 @@ class SqueezeExcitation(nn.Module):
 
 
 class CBAM(nn.Module):
-    """A gate for channels, then one for places (Woo et al. 2018, https://arxiv.org/abs/1807.06521).
+    """A gate for channels, then one for positions (Woo et al. 2018, https://arxiv.org/abs/1807.06521).
 
     Over a clip, the first looks at all its frames and the second at 7 of them. It starts as the
-    authors' code does, which has the last norm's scale at zero: all places alike.
+    authors' code does, which has the last norm's scale at zero: all positions alike.
 
     Args:
         channels: C.
@@ -87,9 +87,9 @@ class NonLocal(nn.Module):
     Args:
         channels: C.
         axes: D.
-        form: how alike two places are: "embedded" (softmax of embedded dot products, scaled as the
+        form: how similar two positions are: "embedded" (softmax of embedded dot products, scaled as the
             authors' code does), "gaussian" (softmax of plain dot products), "dot" (embedded dot
-            products over the number of places) or "concat" (a ReLU of a learned sum, likewise).
+            products over the number of positions) or "concat" (a ReLU of a learned sum, likewise).
     """
 
     def __init__(self, channels: int, axes: int, form: str = "embedded"):
@@ -156,7 +156,7 @@ def _before_sums(modules: dict[str, nn.Module]) -> list[str]:
 
 
 def insert(backbone: nn.Module, where: str) -> list[str]:
-    """Put attention blocks after named places of a backbone; it is changed in place.
+    """Put attention blocks after named modules of a backbone; it is changed in place.
 
     Args:
         backbone: of any family with convolutions, as it was built.
@@ -166,10 +166,10 @@ def insert(backbone: nn.Module, where: str) -> list[str]:
             block of a 2-D ResNet, where SE and CBAM belong.
 
     Returns:
-        the places that got a block.
+        the modules that got a block.
 
     Raises:
-        ValueError: an unknown kind, a place that matches nothing, too many places, or what comes
+        ValueError: an unknown kind, a name that matches no module, too many modules, or what comes
             out of one is no feature map.
     """
     # Its convolutions span time, although its maps are those of frames.
@@ -193,7 +193,7 @@ def insert(backbone: nn.Module, where: str) -> list[str]:
         if len(placed) + len(names) > MOST_BLOCKS:
             raise ValueError(
                 f"--attention {order!r} makes {len(placed) + len(names):,} blocks, and "
-                f"{MOST_BLOCKS} are the limit: name fewer places"
+                f"{MOST_BLOCKS} are the limit: name fewer modules"
             )
         shapes: dict[str, torch.Size] = {}
         hooks = [

@@ -13,7 +13,7 @@ from downstream.models.attention import insert
 from pretrain.spec import InputSpec, Stream
 
 # Pixels in 0..255 minus a mean cube in the original; here minus the usual colour means, in units of
-# the deviation, since there is no mean cube of the user's data.
+# the standard deviation, since there is no mean cube of the user's data.
 
 
 class C3D(nn.Module):
@@ -93,7 +93,7 @@ class C3D(nn.Module):
         return self.forward(video).unsqueeze(1)
 
     def forward(self, video: Tensor) -> Tensor:
-        """The answer of fc7."""
+        """The output of fc7."""
         self.input_spec.expect(video)
         x = self.dropout(self.fc6(self.features(video).flatten(1)).relu())
         return self.fc7(x).relu()  # the classifier drops out before itself

@@ -65,11 +65,11 @@ class TemporalTransformer(nn.Module):
         # Scaled to the embeddings, whose length differs between towers; taken off again at the end,
         # so that the identity stays one.
         size = frames.detach().square().mean((1, 2), keepdim=True).sqrt()
-        places = self.positions * size
-        x = frames + places
+        positions = self.positions * size
+        x = frames + positions
         for block in self.blocks:
             x = block(x)
-        return x - places
+        return x - positions
 
 
 class FrameNetwork(nn.Module):
@@ -121,13 +121,13 @@ class FrameNetwork(nn.Module):
         """What presets of published training call it, see `downstream.training.kind_of`."""
         return "frame_single" if self.input_spec.frames == 1 else "frame_mean"
 
-    def drop_tokens(self, share: float) -> None:
+    def drop_tokens(self, fraction: float) -> None:
         """Let the network see only part of every frame's patches while it trains.
 
         FLIP, Li et al. 2022, https://arxiv.org/abs/2212.00794.
 
         Args:
-            share: of the patches that are left out, 0 to below 1.
+            fraction: of the patches that are dropped, 0 to below 1.
 
         Raises:
             ValueError: it is no ViT of open_clip's.
@@ -138,7 +138,7 @@ class FrameNetwork(nn.Module):
             raise ValueError(
                 "--drop-tokens needs a video transformer or a ViT of open_clip; give 0"
             )
-        self.images.net.patch_dropout = PatchDropout(share) if share else nn.Identity()
+        self.images.net.patch_dropout = PatchDropout(fraction) if fraction else nn.Identity()
 
     def forward_features(self, video: Tensor) -> Tensor:
         """The vectors of the frames."""

@@ -1,4 +1,4 @@
-"""Late, early and slow fusion: where in a 2-D network the frames of a clip meet.
+"""Late, early and slow fusion: where in a 2-D network the frames of a clip are fused.
 
 Karpathy et al. 2014, "Large-scale video classification with convolutional neural networks" (CVPR):
 the connectivity is theirs, the networks are today's. Shapes: B clips, C channels, T frames, D
@@ -135,7 +135,7 @@ class SlowFusion(nn.Module):
     """Time is merged little by little: 4 frames at first, pairs after a stage, all after the next.
 
     In the paper the first convolution spans 4 frames at stride 2, the second 2 responses at stride
-    2, the third the rest. Here the three places are the start, the first and the second stage of
+    2, the third the rest. Here the three stages are the start, the first and the second stage of
     the network, and responses are merged by a 1x1 convolution over their channels.
 
     Args:
@@ -178,7 +178,7 @@ class SlowFusion(nn.Module):
         }
         from timm.models._features import FeatureDictNet
 
-        # Refuses an unknown name in words, and knows its mean and deviation.
+        # Refuses an unknown name, and knows its mean and standard deviation.
         about = ImageNetwork(network, size)
         if not isinstance(network, str) or network.startswith("torchvision:"):
             raise ValueError(
@@ -198,12 +198,12 @@ class SlowFusion(nn.Module):
         # The stem's own output counts as a stage where its stride is 2; merging begins after the
         # next ones.
         self.stages, info = stages, stages.feature_info
-        places = [i for i, reduction in enumerate(info.reduction()) if reduction > 2][:2]
-        if len(places) < 2:
+        starts = [i for i, reduction in enumerate(info.reduction()) if reduction > 2][:2]
+        if len(starts) < 2:
             raise ValueError(f"{network} has too few stages for slow fusion")
-        self.merge_after = [layers[i] for i in places]
+        self.merge_after = [layers[i] for i in starts]
         responses = (frames - 2) // 2
-        first, second = (info.channels()[i] for i in places)
+        first, second = (info.channels()[i] for i in starts)
         self.merges = nn.ModuleList(
             [
                 nn.Conv2d(2 * first, first, 1, bias=False),
@@ -226,7 +226,7 @@ class SlowFusion(nn.Module):
 
     @classmethod
     def with_weights(cls, weights: str, arguments: dict, given: Container[str]) -> Self:
-        """Built with these arguments; weights of others are refused."""
+        """Built with these arguments; third-party weights are refused."""
         arguments, theirs, _ = read_network(weights, arguments)
         if theirs is not None:
             raise ValueError(

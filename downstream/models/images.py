@@ -93,7 +93,7 @@ class ImageNetwork(nn.Module):
         return self.net(images)
 
     def stream(self, subtract_mean: bool) -> Stream:
-        """How it wants to see frames: normalised and scaled as it was trained.
+        """How frames are normalised and scaled, as it was trained.
 
         Args:
             subtract_mean: see `Stream`.
@@ -223,7 +223,9 @@ def _exported_network(folder: Path, network: str) -> dict[str, Tensor]:
     has = arguments.get("network") if isinstance(arguments, dict) else None
     if has != network:
         has = "no 2-D network at all" if has is None else f"{has!r:.100}"
-        raise ValueError(f"--weights {folder} has {has}, and {network} is wanted")
+        raise ValueError(
+            f"--weights {folder} has {has}, which is not {network}: give the folder of a model with that network"
+        )
     weights = read_safetensors(folder / "model.safetensors")
     return {
         name.removeprefix("backbone.").removeprefix("images.net."): value
@@ -293,7 +295,7 @@ def load_image_weights(images: ImageNetwork, weights: dict[str, Tensor], origin:
     """Put an image classifier's weights into an `ImageNetwork`; only its head may be left over.
 
     A first convolution that sees stacked frames gets the colour filters' copies, divided by their
-    number, so that a frame repeated gives the answer of the single frame.
+    number, so that a frame repeated gives the output of the single frame.
 
     Raises:
         ValueError: something is missing, left over or of another shape.

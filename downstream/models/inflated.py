@@ -1,7 +1,7 @@
 """Any 2-D network inflated to three dimensions.
 
 Carreira & Zisserman 2017 (https://arxiv.org/abs/1705.07750), section 2.4: a 2-D filter is repeated
-over time and divided by its length, so that a still video gives the answer of its single frame. B
+over time and divided by its length, so that a static video gives the output of its single frame. B
 clips, T frames, D width.
 """
 
@@ -23,8 +23,8 @@ class InflatedConv(nn.Module):
     """A 2-D convolution of frames that also spans `kernel` of them.
 
     Frames stay in the batch, (B T, C, H, W), as the 2-D network around it has them. In time the
-    clip's first and last frame are repeated as padding, not zeros, so that a still video stays
-    still at its ends.
+    clip's first and last frame are repeated as padding, not zeros, so that a static video stays
+    static at its ends.
     """
 
     def __init__(self, conv: nn.Conv2d, kernel: int):
@@ -86,7 +86,7 @@ class Inflated(nn.Module):
         }  # fmt: skip
         self.images = ImageNetwork(network, size)
         self.time_kernel = time_kernel
-        self.inflated: list[str] = []  # their places in the 2-D network, for its weights
+        self.inflated: list[str] = []  # their names in the 2-D network, for its weights
         for name, module in list(self.images.net.named_modules()):
             # Kernels as large as their stride only cut patches; every other larger one looks
             # around.
@@ -145,7 +145,7 @@ class Inflated(nn.Module):
 
 @torch.no_grad()
 def check_still_clip(backbone: Inflated) -> None:
-    """Assert that a still clip gives what the 2-D network says of its frame."""
+    """Assert that a static clip gives the 2-D network's output for its frame."""
     spec = backbone.input_spec
     flat = ImageNetwork(backbone.arguments["network"], spec.size)
     weights = backbone.images.net.state_dict()
@@ -157,4 +157,4 @@ def check_still_clip(backbone: Inflated) -> None:
         clip = backbone(image.unsqueeze(2).expand(-1, -1, spec.frames, -1, -1))
     expected = flat.eval()(image)
     error = ((clip - expected).norm() / expected.norm().clamp(min=1e-12)).item()
-    assert error < 1e-3, f"the inflated network is off by {error:.1e} on a still clip"
+    assert error < 1e-3, f"the inflated network is off by {error:.1e} on a static clip"

@@ -110,7 +110,7 @@ class TorchvisionVideo(nn.Module):
         return self.features(video)
 
     def forward_features(self, video: Tensor) -> Tensor:
-        """The places of the last feature map."""
+        """The positions of the last feature map."""
         return self._map(video).flatten(2).transpose(1, 2)
 
     def forward(self, video: Tensor) -> Tensor:

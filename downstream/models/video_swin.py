@@ -98,8 +98,8 @@ class VideoSwin(nn.Module):
         from torchvision.ops import StochasticDepth
 
         parts = [m for m in self.modules() if isinstance(m, StochasticDepth)]
-        for part, share in zip(parts, np.linspace(0, rate, len(parts)), strict=True):
-            part.p = float(share)
+        for part, probability in zip(parts, np.linspace(0, rate, len(parts)), strict=True):
+            part.p = float(probability)
 
     @classmethod
     def with_weights(cls, weights: str, arguments: dict, given: Container[str]) -> Self:

@@ -44,7 +44,7 @@ class Attention(nn.Module):
 
         Args:
             x: the tokens.
-            grid: (t, places of a slot), for model 4: the first half of the heads attends inside
+            grid: (t, positions of a slot), for model 4: the first half of the heads attends inside
                 each time slot, the other half along time at each place.
         """
         qkv = (
@@ -94,18 +94,18 @@ class Block(nn.Module):
         """Tokens (B, N, D) to tokens.
 
         Args:
-            x: the tokens, t and places in that order.
-            grid: (t, places of a slot).
+            x: the tokens, t and positions in that order.
+            grid: (t, positions of a slot).
             split: "joint", "blocks" (model 3) or "heads" (model 4).
         """
         clips = len(x)
         if split == "blocks":
             assert grid is not None and self.norm_time is not None and self.attn_time is not None
-            t, places = grid
+            t, positions = grid
             y = self.attn(self.norm1(x).unflatten(1, grid).flatten(0, 1))
             x = x + self._branch(y.unflatten(0, (clips, t)).flatten(1, 2), clips)
             y = self.norm_time(x).unflatten(1, grid).transpose(1, 2).flatten(0, 1)
-            y = self.attn_time(y).unflatten(0, (clips, places)).transpose(1, 2).flatten(1, 2)
+            y = self.attn_time(y).unflatten(0, (clips, positions)).transpose(1, 2).flatten(1, 2)
             x = x + self._branch(y, clips)
         else:
             x = x + self._branch(
@@ -136,12 +136,12 @@ class ViViT(nn.Module):
         pre_norm: normalise tokens before the first block, as CLIP's image ViTs do.
         eps: of every LayerNorm.
         mean: of the pixels in [0, 1] that the weights expect, for each colour.
-        std: their deviation.
+        std: their standard deviation.
         subtract_mean: whether each clip's mean frame is subtracted, see `Stream`.
         recompute: save memory: keep no activations inside blocks, compute them again in the
             backward pass.
 
-    Positions are learned: of every token (models 1, 3, 4); of places and of slots apart (model 2).
+    Positions are learned: of every token (models 1, 3, 4); of positions and of slots apart (model 2).
 
     Raises:
         ValueError: the clip is not a whole number of tubelets, or the model cannot be so.
@@ -250,7 +250,7 @@ class ViViT(nn.Module):
     def _tokens(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
         """Clips to the last tokens (B, N, D) and the class token (B, D), if there is one."""
         self.input_spec.expect(video)
-        x = self.patch_embed(video).flatten(3).permute(0, 2, 3, 1)  # (B, t, places, D)
+        x = self.patch_embed(video).flatten(3).permute(0, 2, 3, 1)  # (B, t, positions, D)
         clips = len(x)
         if self.model == 2:
             x = x.flatten(0, 1)  # every slot is a picture
@@ -399,10 +399,10 @@ def start_from_image(weights: dict[str, Tensor], model: ViViT, start: str) -> di
             continue
         elif name == "pos_embed":
             first = int("cls_token" in weights)
-            token, places = value[:, :first], value[:, first:]
+            token, positions = value[:, :first], value[:, first:]
             if model.model != 2:
-                places = places.repeat(1, model.slots, 1)  # the same in every slot
-            value = torch.cat([token, places], 1) if has_class else places
+                positions = positions.repeat(1, model.slots, 1)  # the same in every slot
+            value = torch.cat([token, positions], 1) if has_class else positions
         if target not in ours or ours[target].shape != value.shape:
             shape = tuple(ours[target].shape) if target in ours else "no such weight"
             raise ValueError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 # What each action is the time reversal of. The motion of the second of a pair *is* the motion of the
-# first played backwards (same seed, same poses), so no single frame can tell the two apart.
+# first played backwards (same seed, same poses), so no single frame distinguishes the two.
 REVERSED_PAIRS = (
     ("sit_down", "stand_up"),
     ("pick_up", "put_down"),

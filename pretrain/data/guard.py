@@ -24,7 +24,7 @@ FREE_PIXELS = 2**35  # half a minute of decoding
 
 
 def too_many_pixels(pixels: int, size: int) -> bool:
-    """Whether all frames together have far more pixels than so many bytes can honestly describe."""
+    """Whether all frames together have far more pixels than so many bytes can plausibly describe."""
     return pixels > FREE_PIXELS + PIXELS_A_BYTE * size
 
 

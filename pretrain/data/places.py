@@ -1,4 +1,4 @@
-"""The places of the built-in action world: painted backdrops, and what stands about or passes by."""
+"""The scenes of the synthetic dataset: drawn backdrops, objects that stand there and distractors that pass by."""
 
 import numpy as np
 from PIL import Image, ImageDraw

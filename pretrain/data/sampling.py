@@ -76,12 +76,12 @@ def test_indices(num_frames: int, frames: int, stride: int, num_views: int) -> l
 
     Both formulas are VideoMAE's. Dense, for K400: of every `stride`-th frame, starts evenly from the first to the last
     possible one; a clip too short repeats the last of them. Uniform (`stride` 0), for Something-Something: the middle
-    of each of `frames` equal parts, or several places in them: of two views, the beginning and the middle.
+    of each of `frames` equal parts, at several offsets: of two views, their beginnings and middles.
     """
     if not stride:
         part = num_frames / frames
-        places = [0.5] if num_views == 1 else [view / num_views for view in range(num_views)]
-        return [(part * place + part * np.arange(frames)).astype(np.int64) for place in places]
+        offsets = [0.5] if num_views == 1 else [view / num_views for view in range(num_views)]
+        return [(part * offset + part * np.arange(frames)).astype(np.int64) for offset in offsets]
     seen = np.arange(0, num_frames, stride)
     room = max(len(seen) - frames, 0)
     starts = [room // 2]
@@ -96,18 +96,18 @@ def multi_scale_box(
     """TSN's multi-scale crop: left, top, width, height of one random box for the whole clip.
 
     Sides are the short side times two scales at most one step apart (max_distort 1), at one of 13
-    fixed places (corners, edges, centre and between), as VideoMAE pretrains.
+    fixed positions (corners, edges, centre and between), as VideoMAE pretrains.
     """
     short = min(width, height)
     sides = [int(short * s) for s in scales]
     pairs = [(w, h) for i, w in enumerate(sides) for j, h in enumerate(sides) if abs(i - j) <= 1]
     w, h = pairs[rng.integers(len(pairs))]
     step_x, step_y = (width - w) // 4, (height - h) // 4
-    places = [
+    positions = [
         (0, 0), (4, 0), (0, 4), (4, 4), (2, 2),
         (0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3),
     ]  # fmt: skip
-    across, down = places[rng.integers(len(places))]
+    across, down = positions[rng.integers(len(positions))]
     return across * step_x, down * step_y, w, h
 
 
@@ -134,5 +134,5 @@ def random_resized_box(
 def test_boxes(width: int, height: int, num_crops: int) -> list[tuple[int, int, int, int]]:
     """Square boxes of the short side: the centre, or `num_crops` evenly along the long side."""
     side = min(width, height)
-    places = [0.5] if num_crops == 1 else np.linspace(0, 1, num_crops)
-    return [(int(p * (width - side)), int(p * (height - side)), side, side) for p in places]
+    positions = [0.5] if num_crops == 1 else np.linspace(0, 1, num_crops)
+    return [(int(p * (width - side)), int(p * (height - side)), side, side) for p in positions]

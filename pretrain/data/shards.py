@@ -179,7 +179,7 @@ def warn_of_clips(pack: Pack, ids: np.ndarray, spec: InputSpec) -> None:
         _warn(
             "there is one single clip: every batch shows it, and what is learned holds for nothing else"
         )
-    some = ids[:: max(1, len(ids) // 1000)]  # enough to tell a share by
+    some = ids[:: max(1, len(ids) // 1000)]  # enough to estimate a fraction
     lengths = [n for n in (pack.record(i)["frames"] for i in some) if n > 1]
     if not lengths:
         return
@@ -308,13 +308,13 @@ class Mixture(Dataset):
 
     The batch of step s holds, of part i, the positions [s counts[i], (s + 1) counts[i]) of its own endless
     stream: each part has epochs of its own in which every clip occurs once, and nothing but the step
-    decides what a batch holds. The places inside a batch are shuffled, so that processes and
+    decides what a batch holds. The order inside a batch is shuffled, so that processes and
     micro-batches share the parts evenly.
 
     Args:
         parts: the data sets.
         counts: positions of each in a global batch.
-        seed: of the places.
+        seed: of the order.
     """
 
     def __init__(self, parts: list[TrainClips], counts: list[int], seed: int):

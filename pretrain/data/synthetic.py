@@ -226,7 +226,7 @@ def render(spec: ClipSpec, size: int = 64, frames: int = 32, fps: int = 16) -> C
     density = 1.15 * float(camera[:, 0].max())
     canvas = paint_place(spec.place, 2 * size / float(camera[:, 0].min()) + 1.0, density, tilt)
     gain = rng.uniform(0.8, 1.15) * rng.uniform(0.94, 1.06, 3)
-    # The place is paler than the figure, as if out of focus: what moves should outshine what does not.
+    # The place is paler than the figure, as if out of focus: moving parts should stand out from the background.
     middle = canvas.mean((0, 1))
     canvas = middle + (canvas - middle) * rng.uniform(0.25, 0.65)
     canvas = np.clip(canvas * rng.uniform(0.75, 1.0) + rng.uniform(0, 30), 0, 255)
@@ -285,7 +285,7 @@ def make_world(
     `clips/*.mp4` are H.264 yuv420p with a keyframe every 16 frames and neither B-frames nor sound.
     `flow/*.npz` hold `flow` and `camera`, `joints/*.npy` the joints, as in `Clip`. The list has one
     row for each caption of a clip, columns path, label, class_text (the action in words), caption,
-    split, subject, flow, joints; paths are relative to it. It is written last: while it is missing the world is not finished, and the
+    split, subject, flow, joints; paths are relative to it. It is written last: while it is missing the dataset is not finished, and the
     same call again makes what is missing. The bytes do not depend on the number of workers. Not for
     two callers at once on the same folder.
 
@@ -346,7 +346,7 @@ def _check_shape(size: int, frames: int, fps: int) -> None:
 
 
 def _claim(out: Path, about: dict) -> None:
-    """Makes `out` the folder of the world `about`, or finds that it already is."""
+    """Makes `out` the folder of the dataset `about`, or finds that it already is."""
     remedy = "give another folder, or delete this one if it is no longer needed"
     stated = out / "world.json"
     if stated.exists():

@@ -63,7 +63,7 @@ def frame_rate(
 
 def _usual_steps(seconds: np.ndarray) -> np.ndarray:
     """The times from a frame to the next of those steps that are like what is usual, where frames are dense."""
-    buckets = np.floor(seconds * 2 * MAX_FPS)  # two that no clock of ours tells apart are one
+    buckets = np.floor(seconds * 2 * MAX_FPS)  # two that no clock of ours can distinguish are one
     seconds = seconds[np.append(True, np.diff(buckets) > 0)]
     steps = np.diff(seconds)
     if not len(steps):

@@ -17,14 +17,14 @@ class Augment:
 
     Attributes:
         flip: mirror half of the clips left to right; not for texts or classes that know left from right.
-        colour: strength of random brightness, contrast and colour balance, each by up to this share; 0: none.
+        colour: strength of random brightness, contrast and colour balance, each by up to this fraction; 0: none.
         rand_augment: "" or "nN-mM": N of RandAugment's operations at magnitude M of 10.
-        erase: share of the clips of which one box is replaced by noise, in all frames alike.
+        erase: fraction of the clips of which one box is replaced by noise, in all frames alike.
         jitter: fraction of the clips whose frames are coloured otherwise, each by itself, see `jitter_colours`.
         grey: fraction of the clips that become grey.
 
     Raises:
-        ValueError: a strength or share outside 0 to 1, or another rule.
+        ValueError: a strength or fraction outside 0 to 1, or another rule.
     """
 
     flip: bool = False
@@ -100,8 +100,8 @@ def jitter_colours(clip: Tensor, rng: np.random.Generator) -> Tensor:
 
 def take_colours(clip: Tensor) -> Tensor:
     """A clip, uint8 (C, T, H, W), in shades of grey, by ITU-R 601's weights of red, green and blue."""
-    shares = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1, 1)
-    grey = (clip.float() * shares).sum(0, keepdim=True).round().to(torch.uint8)
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1, 1)
+    grey = (clip.float() * weights).sum(0, keepdim=True).round().to(torch.uint8)
     return grey.expand_as(clip)
 
 
@@ -109,7 +109,7 @@ def rand_augment(clip: Tensor, num: int, magnitude: float, rng: np.random.Genera
     """Apply `num` random operations, the same to every frame (Cubuk et al. 2020, https://arxiv.org/abs/1909.13719).
 
     The operations and their ranges are those of timm's "increasing" set, with which VideoMAE is fine-tuned: each is
-    left out half of the time, and magnitudes vary around `magnitude` with deviation 0.5.
+    left out half of the time, and magnitudes vary around `magnitude` with standard deviation 0.5.
 
     Args:
         clip: uint8 (C, T, H, W).

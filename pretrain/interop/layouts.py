@@ -121,7 +121,7 @@ HEAD = ("head.weight", "head.bias")
 
 
 def find_classifier(state: dict[str, Tensor]) -> tuple[bool, list[str]]:
-    """Whether this is a fine-tuned VideoMAE, with fc_norm; and what is left out on purpose: another one's classifier."""
+    """Whether this is a fine-tuned VideoMAE, with fc_norm; and what is left out on purpose: the classifier of third-party weights."""
     if any(name.startswith("fc_norm.") for name in state):
         return True, []
     return False, [name for name in state if name.startswith(("head.", "classifier."))]

@@ -80,7 +80,7 @@ class Pair:
         """The image tower as `ImageNetwork` takes it: {"open_clip": configuration, "mean", "std", "interpolation"}.
 
         Args:
-            pixels: "tower": normalised and scaled as the pair was trained; "imagenet": by ImageNet's mean and deviation, and
+            pixels: "tower": normalised and scaled as the pair was trained; "imagenet": by ImageNet's mean and standard deviation, and
                 bilinearly.
         """
         config = {k: self.config[k] for k in ("embed_dim", "vision_cfg", "quick_gelu")}
@@ -109,7 +109,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_m
 
 
 def is_trained(name: str) -> bool:
-    """Whether a name of the kinds above stands for trained weights, and not for an architecture alone."""
+    """Whether a name of the kinds above names trained weights, and not for an architecture alone."""
     return any(sign in name.removeprefix(PREFIX) for sign in "/:")
 
 
@@ -184,7 +184,7 @@ def _from_list(model: str, weights: str) -> Pair:
                 f"{weights!r} is neither a file nor a tag of {model}, which has "
                 f"{', '.join(tags) or 'none'}"
             )
-        # open_clip only warns, and answers with the wrong activation.
+        # open_clip only warns, and uses the wrong activation.
         config["quick_gelu"] = config["quick_gelu"] or tag.get("quick_gelu", False)
     if own:
         loaded, about = _from_file(config, Path(weights)), _preprocess({})

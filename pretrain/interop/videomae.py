@@ -26,7 +26,7 @@ TOLERANCE = 1e-4  # largest absolute difference from transformers' outputs
 def import_videomae(
     name: str, sizes: Sizes = AS_RECORDED
 ) -> tuple[VideoMAE | VideoTransformer, dict]:
-    """Read, convert and verify somebody else's weights.
+    """Read, convert and verify third-party weights.
 
     The model is in evaluation mode; so is that of the two functions below.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from downstream.compare import read_answers
+from downstream.compare import read_predictions
 from recipes import compare, finetune, linear_probe, predict, retrieval, visualize, zero_shot
 from tests.conftest import MOTIONS, draw_motion, write_video
 from tests.recipes.runs import configure
@@ -52,7 +52,7 @@ def all_clean(capsys, out: Path, csv_file: bool = True) -> None:
     with open(out / "predictions.csv", newline="", encoding="utf-8") as file:
         cells = [cell for row in csv.reader(file) for cell in row]
     assert not [c for c in cells if re.match(r"\s*[=+@]", c) or steers(c)]
-    assert {Path(source).parent.name for source in read_answers(out)} == set(NAMES)
+    assert {Path(source).parent.name for source in read_predictions(out)} == set(NAMES)
     assert (out / "confusion.png").is_file()
 
 

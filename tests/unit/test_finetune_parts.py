@@ -447,10 +447,10 @@ def test_claims_are_held_against_chance():
     claims = claims_about({k: v[0] for k, v in found.items()}, {k: v[1] for k, v in found.items()})
     held = {c["claim"]: c["held"] for c in claims}
     assert held == {
-        "frame_mean cannot tell reversed actions apart": "yes",
-        "lstm tells reversed actions apart": "yes",
-        "tcn tells reversed actions apart": "no",
-        "frame_early stands between pooled frames and models of order": "no",
+        "frame_mean classifies reversed actions at chance": "yes",
+        "lstm classifies reversed actions above chance": "yes",
+        "tcn classifies reversed actions above chance": "no",
+        "frame_early lies between pooled frames and models of order": "no",
     }
     assert "50 ± 9.8" in claims[0]["measured"]
     found["frame_mean"] = result(0.61)

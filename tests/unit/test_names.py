@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from downstream import report
-from downstream.compare import read_answers
+from downstream.compare import read_predictions
 from downstream.results import Data, Metric, Model, Results
 from pretrain import log
 from pretrain.names import (
@@ -138,12 +138,12 @@ def test_predictions_of_hostile_names_are_read_again(tmp_path):
                 assert not re.match(r"\s*[=+@＝＋－＠\t\r]", cell) and not steers(cell)
             assert len(row["top5"].split("|")) == 5
             assert from_csv(row["top5"].split("|")[0]) in classes
-    answers = read_answers(tmp_path)
+    answers = read_predictions(tmp_path)
     assert list(answers) == sources and [s for s in answers if answers[s]] == [sources[3]]
     for damage in (b"\xff", b"x,y\n1,2\n", b"source\n" + b"x" * 200_000):
         (tmp_path / "predictions.csv").write_bytes(damage)
         with pytest.raises(ValueError, match=r"predictions\.csv"):
-            read_answers(tmp_path)
+            read_predictions(tmp_path)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
