@@ -375,7 +375,7 @@ def two_things(tmp_path_factory) -> Path:
 
 def test_a_label_for_every_frame(two_things, tmp_path, capsys):
     cfg = config(
-        two_things, tmp_path / "run", model="tcn", frames=8, stride=2, per_frame=True, steps=80, batch_size=8,
+        two_things, tmp_path / "run", model="tcn", frames=8, stride=2, per_frame=True, steps=80, save_every=80, batch_size=8,
         micro_batch=8, base_lr=0.1, flip=False, colour=0.0, subtract_mean=False,
     )  # fmt: skip
     results = finetune.main(cfg)
