@@ -100,7 +100,7 @@ def test_it_learns_what_the_captions_say(tmp_path, monkeypatch):
     monkeypatch.setattr(log, "curve_figure", lambda *a: titles.append(a[-1]) or draw(*a))
     clip.main(
         config(
-            listing, run, frames=1, tubelet=1, stride=1, steps=40, batch_size=16, micro_batch=16, val_every=0,
+            listing, run, frames=1, tubelet=1, stride=1, steps=40, save_every=40, batch_size=16, micro_batch=16, val_every=0,
             log_seconds=60.0,
         )
     )  # fmt: skip
@@ -363,6 +363,7 @@ def test_images_alone(tmp_path):
             tubelet=1,
             stride=1,
             steps=40,
+            save_every=40,
             batch_size=8,
             val_every=0,
             scales=(1.0,),

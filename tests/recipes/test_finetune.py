@@ -92,7 +92,7 @@ def test_whole_run(undisturbed, tiny_pack):
 
 def test_it_learns_what_moves_where(tiny_pack, tmp_path):
     results = finetune.main(
-        config(tiny_pack, tmp_path / "run", steps=60, batch_size=16, micro_batch=16, base_lr=0.05, flip=False,
+        config(tiny_pack, tmp_path / "run", steps=60, save_every=60, batch_size=16, micro_batch=16, base_lr=0.05, flip=False,
                colour=0.0, smoothing=0.0, stride=5)
     )  # fmt: skip
     assert results["metrics"]["top1"]["value"] > 0.6  # chance 25 %
