@@ -1,4 +1,4 @@
-"""Pairs of a clip and a text: which texts a clip has, which are right for it, and the tensors of a micro-batch."""
+"""Pairs of a clip and a text: which texts a clip has, which are its positives, and the tensors of a micro-batch."""
 
 import hashlib
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class Texts:
     Attributes:
         kind: its captions, or its class name ("label") in each of the templates.
         templates: as `pretrain.prompts.load_templates` takes them.
-        positives: which texts are right for the same clips: "pair" and "caption": equal ones; "label": those of a class.
+        positives: texts that are positives of the same clips: "pair" and "caption": equal ones; "label": those of a class.
     """
 
     kind: Literal["caption", "label"]
@@ -41,7 +41,7 @@ class Texts:
         return [template.format(words) for template in load_templates(self.templates)]
 
     def group(self, record: dict, text: str) -> int:
-        """A number that is equal for texts which are right for the same clips."""
+        """A number that is equal for texts that are positives of the same clips."""
         by_label = self.positives == "label" and record["label"] is not None
         key = f"label {record['label']}" if by_label else "text " + " ".join(text.lower().split())
         digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()

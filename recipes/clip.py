@@ -5,7 +5,7 @@ prompted with class names (recipes/zero_shot.py), searched (recipes/retrieval.py
 
     python recipes/clip.py                                      the built-in action world
     python recipes/clip.py --data clips.csv                     your own, with a caption column
-    python recipes/clip.py motion --data clips.csv              where people act before still backgrounds
+    python recipes/clip.py motion --data clips.csv              people in front of static backgrounds
     python recipes/clip.py photos --data images.csv             image-text, from scratch
     python recipes/clip.py --data clips.csv photos.csv --data-weights 3 1    a mixture
     python recipes/clip.py --backbone runs/videomae-tiny/backbone       from a VideoMAE
@@ -138,30 +138,30 @@ class Config:
     init: Literal["xavier", "mimetic"] = "xavier"
     """xavier, as published, or mimetic: attention starts local, which learns much sooner."""
     motion_tokens: PositiveFraction = 1.0
-    """Share of a clip's tokens that the video transformer looks at, those that move most; 1: all."""
+    """Fraction of a clip's tokens that the video transformer encodes: those with the largest frame difference; 1: all."""
 
     # Objective
     loss: Literal["infonce", "siglip", "classes"] = "infonce"
     """infonce (CLIP), siglip, or classes: every clip against the prompts of all classes, which leaves the embeddings of
     words alone (ViFi-CLIP); with --text label."""
     positives: Literal["pair", "caption", "label"] = "pair"
-    """Which texts of a batch are right for a clip: its own; all equal ones; all of its class."""
+    """Which texts of a batch are positives of a clip: its own; all equal ones; all of its class."""
     drop_tokens: FractionBelowOne = 0.0
-    """Share of video tokens (of those that --motion-tokens leaves) left out while training (FLIP)."""
+    """Fraction of video tokens (of those that --motion-tokens leaves) left out while training (FLIP)."""
     trim_text: bool = True
     """Cut a batch's token rows to its longest caption: the same numbers, sooner."""
     scales: tuple[PositiveFraction, ...] = (1.0, 0.9, 0.8)
-    """Sides of the random crop, as shares of the short side."""
+    """Sides of the random crop, as fractions of the short side."""
     flip: bool = False
-    """Mirror half of the clips; not where texts know left from right."""
+    """Mirror half of the clips; not where texts say left or right."""
     colour: Fraction = 0.0
     """Strength of random brightness, contrast and colour balance, 0 to 1."""
     jitter: Fraction = 0.0
-    """Share of the clips whose frames are coloured otherwise, each by itself, as ViFi-CLIP does."""
+    """Fraction of the clips whose frames get random colours, each its own, as ViFi-CLIP does."""
     grey: Fraction = 0.0
-    """Share of the clips whose colours are taken away."""
+    """Fraction of the clips turned grey."""
     smoothing: FractionBelowOne = 0.0
-    """Of --loss classes: share of every target spread over all classes."""
+    """Of --loss classes: fraction of every target spread over all classes."""
     mixup: NotNegative = 0.0
     """Of --loss classes: alpha of mixup; 0: off."""
     cutmix: NotNegative = 0.0
@@ -183,7 +183,7 @@ class Config:
     final_lr: NotNegative = 0.0
     """Where the cosine ends, per 256 clips likewise."""
     warmup: Fraction = 0.06
-    """Share of the steps that warm up."""
+    """Fraction of the steps that warm up."""
     schedule: Literal["cosine", "counting"] = "cosine"
     """cosine: from the peak, after the warm-up; counting: it counted while that lasted, as timm's and ViFi-CLIP's."""
     weight_decay: NotNegative = 0.2
@@ -210,7 +210,7 @@ TINY = Config(
     base_lr=0.016, warmup=0.03, weight_decay=0.05, beta2=0.95, clip_grad=1.0, 
     
 )  # fmt: skip
-# People who act before still backgrounds: frames in slow fusion, of which the mean frame is taken away, held back by a
+# People in front of static backgrounds: frames in slow fusion, mean frame subtracted, regularised by a
 # strong decay. Little but the actions is left to meet by, so captions are enough.
 MOTION = dataclasses.replace(
     TINY, preset="motion", model="frame_slow", frames=14, motion_tokens=1.0, drop_tokens=0.0, positives="caption",
@@ -238,7 +238,7 @@ PRESETS = {
 # A line a preset for --help.
 ABOUT = {
     "tiny": "the built-in world or small captioned data, minutes on two cores (the default)",
-    "motion": "people who act before still backgrounds: a tower that does not see what stands still",
+    "motion": "people in front of static backgrounds: the mean frame of a clip is subtracted",
     "photos": "photographs with captions, from scratch, minutes on two cores",
     "vificlip_b16": "ViFi-CLIP: a whole CLIP ViT-B/16 fine-tuned on labels, against all class prompts",
 }
@@ -255,7 +255,7 @@ OFF = {
     "drop_tokens": 0.0,
 }
 FIXED_FRAMES = {"frame_single": 1, "frame_late": 2}
-PATIENCE = 0.15  # share of the steps after which a loss at chance is worth a sentence
+PATIENCE = 0.15  # fraction of the steps after which a loss at chance is worth a sentence
 
 
 # ---------------------------------------------------------------------------------------- the step
@@ -345,7 +345,7 @@ def unused(cfg: Config) -> dict[str, str]:
     elif cfg.model.startswith(OPEN_CLIP):
         why |= dict.fromkeys(("size", *form), f"{tower}, which has its own")
         if text_model_name(cfg) == cfg.model and is_trained(cfg.model):
-            why["dim"] = f"{tower}, whose two towers meet already"
+            why["dim"] = f"{tower}, whose two towers share a space already"
     if cfg.backbone or not cfg.model.startswith(OPEN_CLIP):
         why["pixels"] = tower if not cfg.backbone else f"with --backbone {cfg.backbone}"
     if cfg.frames == 1 or cfg.sampling == "uniform":
@@ -427,7 +427,7 @@ def refuse_early(cfg: Config, model: VideoText, plan: Plan) -> None:
         ValueError: settings that contradict each other.
     """
     if not 0 <= cfg.drop_tokens < 1:
-        raise ValueError(f"--drop-tokens {cfg.drop_tokens} is not a share between 0 and 1")
+        raise ValueError(f"--drop-tokens {cfg.drop_tokens} is not a fraction between 0 and 1")
     if cfg.drop_tokens and not isinstance(model.video, Selective):
         drop = getattr(model.video, "drop_tokens", None)
         if drop is None:
@@ -466,7 +466,7 @@ def print_plan(cfg: Config, run: TrainingRun, counts, model: VideoText) -> None:
             f"frames of {spec.size} px, {f'stride {spec.stride}' if spec.stride else 'uniform sampling'}"
             + (f", {cfg.drop_tokens:.0%} of the tokens dropped" if cfg.drop_tokens else "")
             + (
-                f", {model.video.num_motion_tokens} tokens that move"
+                f", {model.video.num_motion_tokens} motion-selected tokens"
                 if model.video.arguments.get("motion_tokens", 1) < 1
                 else ""
             ),

@@ -135,7 +135,7 @@ class Config:
     subtract_mean: bool | None = None
     """True: subtract each clip's mean frame, which removes static backgrounds."""
     freeze: bool = False
-    """Train the classifier and, in the frame families, what stands on the 2-D network; not the rest."""
+    """Train the classifier and, in the frame families, what follows the 2-D network; not the rest."""
     per_frame: bool = False
     """A label for every frame, from a column `segments` ("0-1.5 sit down; 2-4 stand up") or the clip's own."""
 
@@ -147,7 +147,7 @@ class Config:
     test_split: str = "test"
     """The split that is scored, once, at the end."""
     val: Literal["auto", "hold-out", "off"] = "auto"
-    """auto: the split "val" if there is one; hold-out: about a quarter of the training videos, people apart; off."""
+    """auto: the split "val" if there is one; hold-out: about a quarter of the training videos, subjects apart; off."""
     shots: OptionalCount = None
     """Training videos of each class, drawn; by default all."""
     out: str | None = None
@@ -171,9 +171,9 @@ class Config:
     final_lr: NotNegative | None = None
     """Where a cosine ends, per 256 clips."""
     drops: tuple[FractionBelowOne, ...] | None = None
-    """Shares of the run after which a step schedule falls to a tenth."""
+    """Fractions of the run after which a step schedule falls to a tenth."""
     warmup: Fraction | None = None
-    """Share of the steps that warm up."""
+    """Fraction of the steps that warm up."""
     weight_decay: NotNegative | None = None
     """The optimizer's, on matrices and filters only; not on tables of positions."""
     backbone_lr: Positive | None = None
@@ -183,15 +183,15 @@ class Config:
     dropout: FractionBelowOne | None = None
     """Before the classifier."""
     head_std: NotNegative | None = None
-    """Deviation of the classifier's first weights."""
+    """Standard deviation of the classifier's first weights."""
     drop_path: FractionBelowOne | None = None
     """Largest probability of leaving out a transformer block."""
     smoothing: FractionBelowOne | None = None
-    """Share of every target spread over all classes."""
+    """Fraction of every target spread over all classes."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: classes with few videos count more."""
     ema: FractionBelowOne = 0.0
-    """Keep of the moving average of the weights at every step, such as 0.999; 0: no average."""
+    """Decay of the moving average of the weights, such as 0.999; 0: no average."""
     clip_grad: NotNegative | None = None
     """Largest gradient norm; 0: no clipping."""
     patience: OptionalCount = None
@@ -201,15 +201,15 @@ class Config:
     crop: Literal["multi-scale", "resized"] | None = None
     """multi-scale: a box of two of --scales; resized: of 8 to 100 per cent of the area, 3:4 to 4:3 (RandomResizedCrop)."""
     scales: tuple[PositiveFraction, ...] | None = None
-    """Sides of a multi-scale crop, as shares of the short side."""
+    """Sides of a multi-scale crop, as fractions of the short side."""
     flip: bool = True
-    """Mirror half of the clips; --no-flip where classes know left from right."""
+    """Mirror half of the clips; --no-flip where classes differ in left and right."""
     colour: Fraction | None = None
     """Strength of random brightness, contrast and colour balance, 0 to 1."""
     rand_augment: str | None = None
     """Such as n4-m7: four operations of strength 7 of 10, the same for all frames."""
     erase: Fraction | None = None
-    """Share of the clips of which one box is erased, in all frames."""
+    """Fraction of the clips of which one box is erased, in all frames."""
     mixup: NotNegative | None = None
     """Alpha of mixup; 0: off."""
     cutmix: NotNegative | None = None
@@ -291,12 +291,12 @@ def unused(cfg: Config) -> dict[str, str]:
             ("drop_path", "with --freeze: frozen blocks leave nothing out", cfg.freeze),
             (
                 "num_clips",
-                "with --per-frame, which looks at whole clips",
+                "with --per-frame, which scores whole clips",
                 cfg.per_frame and (cfg.num_clips or 1) > 1,
             ),
             (
                 "num_crops",
-                "with --per-frame, which looks at whole clips",
+                "with --per-frame, which scores whole clips",
                 cfg.per_frame and (cfg.num_crops or 1) > 1,
             ),
         )
@@ -339,8 +339,8 @@ def build_backbone(cfg: Config) -> nn.Module:
     """The backbone of a configuration, fresh from its seed or with the weights it names.
 
     Raises:
-        ValueError: neither or both of --model and --backbone; it cannot be built, or it wants clips that the data road
-            does not give.
+        ValueError: neither or both of --model and --backbone; it cannot be built, or it takes a stream that the
+            data do not have.
     """
     if bool(cfg.model) == bool(cfg.backbone):
         raise ValueError(
@@ -464,7 +464,7 @@ def main(cfg: Config) -> dict:
 
     # ---- model and optimizer
     model = Classifier(backbone, classes, cfg.dropout, cfg.per_frame)
-    with torch.no_grad():  # drawn with deviation 0.01
+    with torch.no_grad():  # drawn with std 0.01
         model.head.weight *= cfg.head_std / 0.01
     if cfg.freeze:
         freeze(model)

@@ -2,7 +2,7 @@
 
 Tong et al. 2022, https://arxiv.org/abs/2203.12602; dual masking of VideoMAE V2,
 https://arxiv.org/abs/2303.16727. Labels are never used for training; where there are any, a kNN score
-on held-out people of the training split shows whether the features get better.
+on held-out subjects of the training split shows whether the features get better.
 
     python recipes/videomae.py                              the built-in action world
     python recipes/videomae.py --data my_videos/            your own clips
@@ -107,28 +107,28 @@ class Config:
     init: Literal["xavier", "mimetic"] = "xavier"
     """xavier, as published, or mimetic: attention starts local, which learns much sooner."""
     motion_tokens: PositiveFraction = 1.0
-    """Share of a clip's tokens that are looked at and predicted, those that move most; 1: all."""
+    """Fraction of a clip's tokens that are encoded and predicted: those with the largest frame difference; 1: all."""
     backbone: str | None = None
     """Weights to start from: a backbone folder, a run, hf:OWNER/NAME or an official .pth."""
 
     # Objective
     mask: Literal["tube", "random", "frame"] = "tube"
-    """Which tokens are hidden: the same places in all frames, any, or whole frames."""
+    """Which tokens are hidden: the same patches in all frames, any tokens, or whole frames."""
     mask_ratio: FractionBelowOne = 0.9
-    """Share of tokens hidden from the encoder."""
+    """Fraction of tokens hidden from the encoder."""
     dual_mask: bool = False
     """Decode only half of the hidden tokens (VideoMAE V2's running cell)."""
     target_eps: Positive = 1e-6
-    """Added to a tubelet's deviation when targets are normalised; hundredths for plain backgrounds."""
+    """Added to a tubelet's standard deviation when targets are normalised; hundredths for plain backgrounds."""
     scales: tuple[PositiveFraction, ...] = (1.0, 0.875, 0.75, 0.66)
-    """Sides of the random crop, as shares of the short side."""
+    """Sides of the random crop, as fractions of the short side."""
     views: Count = 1
     """Crops taken from one decode (repeated augmentation); each counts as a clip of the batch."""
     colour: Fraction = 0.0
-    """Strength of random brightness, contrast and colour balance, each by up to this share."""
+    """Strength of random brightness, contrast and colour balance, each by up to this fraction."""
     contrast: NotNegative = 0.0
-    """Weight of telling clips apart by their mean tokens, the views of a clip from those of all others in the batch
-    (CAN); 0: reconstruct only. Views have frames of their own then, and a batch is one pass. It wants a --backbone that
+    """Weight of the contrast of mean tokens: the views of a clip against those of all others in the batch (CAN); 0:
+    reconstruct only. Each view then draws its own frames, and a batch is one pass. Start it from a --backbone that
     reconstructs already."""
 
     # Optimisation
@@ -147,7 +147,7 @@ class Config:
     final_lr: NotNegative = 1e-5
     """Where the cosine ends, per 256 clips likewise."""
     warmup: Fraction = 40 / 800
-    """Share of the steps that warm up."""
+    """Fraction of the steps that warm up."""
     weight_decay: NotNegative = 0.05
     """The optimizer's, on matrices only."""
     beta2: FractionBelowOne = 0.95
@@ -173,12 +173,12 @@ SHREC = Config(
     scales=(1.0, 0.95, 0.9), steps=3200, batch_size=32, micro_batch=32, optimizer="muon", base_lr=0.024,
     final_lr=2.4e-4, warmup=0.03, 
 )  # fmt: skip
-# Where most of the picture stands still, only what moves is seen and predicted.
+# For static backgrounds: only motion-selected tokens are encoded and predicted.
 SHREC_MOVING = dataclasses.replace(
     SHREC, preset="shrec_moving", tubelet=4, init="xavier", motion_tokens=0.5, mask_ratio=0.75, dual_mask=False,
     batch_size=64, base_lr=0.016, final_lr=1.6e-4,
 )  # fmt: skip
-# The second step, from that one's backbone: clips that differ little are told apart.
+# The second step, from that one's backbone: clips that differ little are contrasted.
 SHREC_APART = dataclasses.replace(
     SHREC_MOVING, preset="shrec_apart", contrast=0.3, views=2, colour=0.4, scales=(1.0, 0.9, 0.8), steps=500,
     batch_size=256, micro_batch=256, base_lr=0.006, weight_decay=0.5, 
@@ -230,7 +230,7 @@ OFF = {"small": False, "motion_tokens": 1.0, "dual_mask": False}
 
 
 def train_step(model, optimizers, batches, accumulate, accelerator, clip_grad, contrast):
-    """One optimizer step over `accumulate` micro-batches; `contrast`: the model takes whose views they are.
+    """One optimizer step over `accumulate` micro-batches; `contrast`: the model also takes the clip of each view.
 
     Returns:
         the mean loss of this process, the view-retrieval accuracy (None without `ViewContrast`), and the gradient
@@ -272,7 +272,7 @@ def unused(cfg: Config) -> dict[str, str]:
     else:
         why["small"] = f"with --model {cfg.model}"
         if cfg.backbone:
-            why["init"] = f"with --backbone {cfg.backbone}, whose weights replace it"
+            why["init"] = f"with --backbone {cfg.backbone}, which has weights"
     if cfg.frames == 1:
         why["stride"] = "with --frames 1"
     if cfg.steps:
@@ -330,7 +330,7 @@ def build_painted(cfg: Config) -> MaskedPixels:
 
 
 def mask_grid(cfg: Config, model: VideoMAE | MaskedPixels) -> tuple[int, int, int]:
-    """What masks are drawn over: the token grid, or the list of the tokens that move.
+    """What masks are drawn over: the token grid, or the list of motion-selected tokens.
 
     Raises:
         ValueError: the mask is of a kind that needs the whole grid.
@@ -372,9 +372,13 @@ def print_plan(cfg: Config, run: TrainingRun, pack: Pack, num_clips: int, model)
             f"px, stride {spec.stride}",
             "mask": f"{cfg.mask} {cfg.mask_ratio:.0%}"
             + (", half of it predicted (dual masking)" if cfg.dual_mask else "")
-            + (f", of the {cfg.motion_tokens:.0%} that move most" if cfg.motion_tokens < 1 else "")
             + (
-                f"; {cfg.views} views told from other clips, weight {cfg.contrast:g}"
+                f", of the {cfg.motion_tokens:.0%} with the largest frame difference"
+                if cfg.motion_tokens < 1
+                else ""
+            )
+            + (
+                f"; {cfg.views} views contrasted with other clips, weight {cfg.contrast:g}"
                 if cfg.contrast
                 else ""
             ),
@@ -435,7 +439,7 @@ def main(cfg: Config) -> dict:
             warn_of_clips(pack, ids, spec)
             if cfg.contrast and not cfg.backbone:
                 print(
-                    "note: --contrast wants a --backbone that reconstructs; from scratch it learned worse",
+                    "note: --contrast without --backbone: from scratch it learned worse than from a backbone that reconstructs",
                     file=sys.stderr,
                 )
         model.to(accelerator.device)

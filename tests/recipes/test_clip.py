@@ -381,7 +381,7 @@ def test_images_alone(tmp_path):
     [
         (
             {"model": "xl"},
-            r"--model 'xl' is not one of xs, ti, s, b, l, h, frames:SIZE",
+            r"--model 'xl' is not a name of python -m downstream.models",
         ),
         ({"text_model": "xl"}, r"--text-model 'xl' is not one of xs, ti, s, b"),
         ({"model": "frames:vit_ti", "patch": 7}, "not a multiple of --patch 7"),

@@ -68,7 +68,7 @@ class Rule:
 
 RULES = [
     Rule(r"^python3 -m venv|^\. \.venv/bin/activate|^pip install -e ", listed=".ci/run does these"),
-    Rule(r"^pytest|^FUZZ_SECONDS|^ruff ", listed="this is one of them"),
+    Rule(r"^pytest|^FUZZ_SECONDS|^ruff |^mypy", listed="this is one of them"),
     Rule(r"^pip download", listed="needs the network"),
     Rule(r"^python tests/fuzz/run\.py", listed="tests/fuzz runs it"),
     Rule(r"^python -m downstream\.models", listed="tests/unit/test_models.py runs it"),
