@@ -115,7 +115,7 @@ class Config:
     """The text tower: xs, ti, s, b, open_clip:MODEL/WEIGHTS or hf:NAME; by default the pair's own for open_clip, else ti."""
     dim: Count = 256
     """Width of the joint space."""
-    pool: Literal["mean", "attention", "temporal"] = "mean"
+    pool: Literal["mean", "max", "attention", "temporal"] = "mean"
     """How the frames of an image tower are pooled; temporal: by a transformer over them."""
     pixels: Literal["tower", "imagenet"] = "tower"
     """How an open_clip tower's pixels are normalised and scaled: as it was trained, or by ImageNet's mean, bilinearly."""

@@ -385,7 +385,7 @@ def test_images_alone(tmp_path):
         ),
         ({"text_model": "xl"}, r"--text-model 'xl' is not one of xs, ti, s, b"),
         ({"model": "frames:vit_ti", "patch": 7}, "not a multiple of --patch 7"),
-        ({"model": "frames:vit_ti", "pool": "max"}, "'max' is not one of mean"),
+        ({"model": "frames:vit_ti", "pool": "median"}, "'median' is not one of mean"),
         ({"drop_tokens": 1.0}, "--drop-tokens 1.0"),
         ({"data_weights": (1.0, 2.0)}, "2 --data-weights for 1 sources"),
         ({"batch_size": 0}, "--batch-size 0"),
