@@ -83,7 +83,7 @@ def test_bad_towers_are_refused():
         frame_tower("mean", **VIT | {"image_size": [16, 24]})
     with pytest.raises(ValueError, match=r"'depth'.*not among the keys"):
         frame_tower("mean", **VIT | {"depth": 3})
-    with pytest.raises(ValueError, match="need a projection to meet"):
+    with pytest.raises(ValueError, match="need a projection"):
         VideoText(frame_tower("mean"), fresh_text("xs", 16), 16, project=False, loss="infonce")
     with pytest.raises(ValueError, match="'triplet' is not one of infonce, siglip"):
         pair("triplet")
