@@ -35,7 +35,7 @@ def rollout(maps: list[Tensor]) -> Tensor:
 
 
 def looked_at(encoder: Attends, video: Tensor) -> dict[str, Tensor]:
-    """How much each token of the grid (B, t, h, w) is looked at, by the class token or else by all tokens alike.
+    """Attention to each token of the grid (B, t, h, w), from the class token, or else the mean over all tokens.
 
     Args:
         encoder: in evaluation mode.
@@ -59,7 +59,7 @@ def looked_at(encoder: Attends, video: Tensor) -> dict[str, Tensor]:
 
 
 def overlay(clip: Tensor, seen: Tensor) -> Tensor:
-    """A clip, uint8 (C, T, H, W), under its map (t, h, w): grey where nothing is looked at, red where most is.
+    """A clip, uint8 (C, T, H, W), under its map (t, h, w): grey at no attention, red at the most.
 
     The map is scaled so that its largest value is one, and enlarged to pixels without smoothing over time.
     """

@@ -19,7 +19,7 @@ ORDERED = (
 
 
 def pair_videos(results: Results) -> int:
-    """How many test videos are of an action that has a reversed twin in the built-in world."""
+    """How many test videos are of an action that has a reversed twin in the synthetic dataset."""
     from pretrain.data.figure import REVERSED_PAIRS
 
     names = {name for pair in REVERSED_PAIRS for name in pair}

@@ -263,14 +263,14 @@ def filmstrip_figure(
         axis.set_title(f"{second:.1f} s", fontsize=8)
     above.suptitle(for_title(title, 1.5 * num), fontsize=10)
     bars = below.subplots()
-    places = np.arange(len(classes))[::-1]
-    bars.barh(places, 100 * probabilities, color="C0")
-    bars.set_yticks(places, [for_figure(c, 40) for c in classes], fontsize=9)
+    rows = np.arange(len(classes))[::-1]
+    bars.barh(rows, 100 * probabilities, color="C0")
+    bars.set_yticks(rows, [for_figure(c, 40) for c in classes], fontsize=9)
     bars.set_xlim(0, 110)  # room for a number beside the longest bar
     bars.set_xticks(range(0, 101, 20))
     bars.set_xlabel("probability among the classes given, per cent", fontsize=8)
-    for place, value in zip(places, probabilities, strict=True):
-        bars.text(100 * value + 1, place, f"{100 * value:.0f} %", va="center", fontsize=8)
+    for row, value in zip(rows, probabilities, strict=True):
+        bars.text(100 * value + 1, row, f"{100 * value:.0f} %", va="center", fontsize=8)
     figure.savefig(path, dpi=110)
 
 

@@ -159,7 +159,7 @@ def export_backbone(model: nn.Module, folder: Path, provenance: dict) -> None:
 
 
 def read_backbone_config(folder: Path) -> dict:
-    """The config.json of an exported backbone; whether its architecture can be built is not looked at.
+    """The config.json of an exported backbone; whether its architecture can be built is not checked.
 
     Raises:
         ValueError: the folder is no exported backbone, or is damaged.

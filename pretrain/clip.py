@@ -76,7 +76,7 @@ class VideoText(nn.Module):
 
         Args:
             video: the clips.
-            visible: (B, K), of a tower with `forward_visible`: which of the tokens it looks at it is to see; None: all.
+            visible: (B, K), of a tower with `forward_visible`: indices of the tokens to use, of those it selects; None: all.
         """
         if visible is None:
             pooled = self.video(video)

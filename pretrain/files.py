@@ -30,7 +30,7 @@ def _mode(name: str | Path) -> int:
     except OSError as error:
         if error.errno in NO_NAME:
             return 0
-        raise ValueError(f"{name} cannot be looked at: {error.strerror}") from error
+        raise ValueError(f"{name} cannot be read: {error.strerror}") from error
 
 
 def is_folder(name: str | Path) -> bool:

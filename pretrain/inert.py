@@ -134,7 +134,7 @@ def _read(file: BinaryIO, allowed: Collection[str]) -> object:
         elif name == "BINPERSID":
             stack.append(Stored(stack.pop()))
         elif name == "STOP":
-            # What lies beneath, or is put where something was, would be made without being looked at.
+            # What lies beneath, or is put where something was, would be made without being checked.
             if len(stack) != 1 or marked:
                 raise ValueError("it makes more than one thing")
             return stack[0]

@@ -35,7 +35,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         for person in ("a person", "the person")
         for kind in _KINDS
     ),
-    # Ours, for class texts that are verbs in the third person, such as those of the built-in world.
+    # Ours, for class texts that are verbs in the third person, such as those of the synthetic dataset.
     "third_person": (
         "a person {}",
         "a man {}",

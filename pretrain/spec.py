@@ -242,7 +242,7 @@ class Selective(Protocol):
     num_motion_tokens: int  # tokens that it uses
 
     def forward_visible(self, video: Tensor, visible: Tensor, /) -> Tensor:
-        """Clips and the tokens to look at (B, K) to one embedding each (B, D)."""
+        """Clips and the indices of the tokens to use (B, K) to one embedding each (B, D)."""
         ...
 
 

@@ -130,7 +130,7 @@ def check_arguments(build: Callable, arguments: object, where: str, parts: Seque
         build: the class.
         arguments: as read from a file.
         where: the file, for the message.
-        parts: arguments that are models themselves, which are not looked at.
+        parts: arguments that are models themselves, which are not checked.
 
     Raises:
         ValueError: an argument is unknown, missing, of another type or beyond all bounds.
@@ -178,7 +178,7 @@ def is_timm_network(name: object) -> bool:
     """Whether timm itself has a network of this name: no address, no path, nothing from a hub."""
     import timm  # takes seconds, as torchvision does, and most recipes need neither
 
-    # is_model looks at what stands before the first dot, the tag of pretrained weights.
+    # is_model reads the name before the first dot, without the tag of pretrained weights.
     return isinstance(name, str) and WORD.fullmatch(name) is not None and timm.is_model(name)
 
 

@@ -228,7 +228,7 @@ class VideoMAE(nn.Module):
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """The grid that masks are drawn over, where all tokens are looked at."""
+        """The grid that masks are drawn over, where all tokens are used."""
         return self.encoder.grid
 
     def grid_indices(self, video: Tensor, selected: Tensor) -> Tensor:

@@ -332,7 +332,7 @@ def load_torch_file(path: Path) -> dict:
     """Read a third-party .pth: plain dense tensors, nothing in it is executed.
 
     torch.load admits more than weights need: sparse tensors, tensors that repeat one number a billion times,
-    storages longer than the file. So its pickle is looked at first (`pretrain/inert.py`), and torch reads it
+    storages longer than the file. So its pickle is checked first (`pretrain/inert.py`), and torch reads it
     only if every tensor is a part of numbers that are in the file. Official VideoMAE files hold their command
     line as an argparse.Namespace; it is admitted.
 
@@ -432,7 +432,7 @@ def _check_tensors(tree: object, size: int, length: Callable[[str], int | None])
     while open_:
         node = open_.pop()
         if isinstance(node, dict | list | tuple | Call):
-            # Tensors are counted as often as they are named, whatever holds others is looked at once.
+            # Tensors are counted as often as they are named, containers are visited once.
             if id(node) in seen and not _is_tensor(node):
                 continue
             seen.add(id(node))

@@ -72,7 +72,7 @@ class Config:
     out: str | None = None
     """Results folder; by default retrieval-DATA beside the backbone."""
     test_split: str = "test"
-    """The split that is scored; "all" for everything. A search looks at everything."""
+    """The split that is scored; "all" for everything. A search uses everything."""
     num_clips: Count = 2
     """Views spread over the time of each clip."""
     num_crops: Count = 1
@@ -86,7 +86,7 @@ def unused(config: Config) -> dict[str, str]:
     """Values that searching, or scoring, leaves without effect, and why."""
     if config.query is None:
         return {"top": "without --query"}
-    return {"test_split": "with --query, which looks at everything"}
+    return {"test_split": "with --query, which searches everything"}
 
 
 def embed_sources(

@@ -158,7 +158,9 @@ def refuse_confusion(config: Config) -> None:
         ValueError: they do.
     """
     if bool(config.data) == bool(config.video):
-        raise ValueError("give either --data, to score a data set, or --video, to look at one file")
+        raise ValueError(
+            "give either --data, to score a data set, or --video, to classify one file"
+        )
     if config.video and not config.classes:
         raise ValueError('--video needs --classes, such as --classes "drinking water, reading"')
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -386,7 +388,7 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
 
 
 def main(config: Config) -> dict:
-    """Score a data set or look at one video."""
+    """Score a data set or classify one video."""
     refuse_confusion(config)
     device = start_evaluation(config.machine)
     how = Extraction(

@@ -50,7 +50,7 @@ class SqueezeExcitation(nn.Module):
 class CBAM(nn.Module):
     """A gate for channels, then one for positions (Woo et al. 2018, https://arxiv.org/abs/1807.06521).
 
-    Over a clip, the first looks at all its frames and the second at 7 of them. It starts as the
+    Over a clip, the first sees all frames and the second 7 of them. It starts as the
     authors' code does, which has the last norm's scale at zero: all positions alike.
 
     Args:

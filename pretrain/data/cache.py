@@ -15,7 +15,7 @@ from pretrain.data.synthetic import WORLD_VERSION, make_world
 from pretrain.names import file_name, for_screen
 
 BUILT_IN = "synthetic"
-NUM_CLIPS = 900  # of the built-in world: 50 of each action
+NUM_CLIPS = 900  # of the synthetic dataset: 50 of each action
 
 
 def cache_folder() -> Path:
@@ -32,7 +32,7 @@ def packing_side(size: int) -> int:
 
 
 def world_clips(source: str) -> int | None:
-    """How many clips of the built-in world `source` asks for; None if it names something else.
+    """How many clips of the synthetic dataset `source` asks for; None if it names something else.
 
     Raises:
         ValueError: "synthetic:" is not followed by a positive number.
@@ -43,7 +43,7 @@ def world_clips(source: str) -> int | None:
     if source == BUILT_IN:
         return NUM_CLIPS
     if not number.isdecimal() or int(number) < 1:
-        raise ValueError(f"--data {source!r}: write synthetic:3600 for a world of 3,600 clips")
+        raise ValueError(f"--data {source!r}: write synthetic:3600 for 3,600 clips")
     return int(number)
 
 
@@ -54,8 +54,8 @@ def open_data(source: str, short_side: int, say: bool = True) -> Pack:
     wait and find it done.
 
     Args:
-        source: a packed folder; anything `pretrain/data/sources.py` reads; "synthetic", the built-in
-            action world; or "synthetic:3600", one of that many clips.
+        source: a packed folder; anything `pretrain/data/sources.py` reads; "synthetic", the synthetic
+            dataset; or "synthetic:3600", one of that many clips.
         short_side: pixels to which raw data are packed.
         say: print what is done and show progress.
 
@@ -68,7 +68,7 @@ def open_data(source: str, short_side: int, say: bool = True) -> Pack:
     if not num_clips and not os.path.exists(path):
         raise ValueError(
             f"no data at {source!r}: give a packed folder, a folder of videos, a list file, "
-            f"WebDataset tars, or {BUILT_IN!r} for the built-in action world"
+            f"WebDataset tars, or {BUILT_IN!r} for the synthetic dataset"
         )
     cache = cache_folder()
     with _writable(cache):
@@ -76,7 +76,7 @@ def open_data(source: str, short_side: int, say: bool = True) -> Pack:
         if num_clips:
             world = cache / f"world-{WORLD_VERSION}-{num_clips}"
             if say:
-                print(f"built-in action world: {num_clips} clips in {world}", flush=True)
+                print(f"synthetic dataset: {num_clips} clips in {world}", flush=True)
             with FileLock(f"{world}.lock"):  # one process of a run makes it
                 path = make_world(world, num_clips=num_clips, progress=say)
     identity = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:8]

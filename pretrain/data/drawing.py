@@ -1,4 +1,4 @@
-"""Draws the solids of the built-in action world with a depth buffer, and their exact optical flow.
+"""Draws the solids of the synthetic dataset with a depth buffer, and their exact optical flow.
 
 Camera axes are x right, y down, z away from the viewer, in metres. The projection is parallel with a
 scale (weak perspective): `u = scale * x + u0`, `v = scale * y + v0`, pixel centres at whole numbers.

@@ -1,4 +1,4 @@
-"""The figure of the built-in action world: its body, how it moves, and the things it handles.
+"""The figure of the synthetic dataset: its body, how it moves, and the things it handles.
 
 Everything here is geometry in *body axes*: metres, x to the figure's left, y up, z where it faces,
 origin on the floor between its feet. Nothing here knows of pixels. A motion is a law of time written

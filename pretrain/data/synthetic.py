@@ -1,10 +1,10 @@
-"""The built-in action world: clips, captions, flow and poses of a drawn figure, with no download.
+"""The synthetic dataset ("action world"): clips, captions, flow and poses of a drawn figure, with no download.
 
     world(seed, num_clips)  which clips there are: action, person, place, split
     render(spec)            one clip in memory
     make_world(out)         all of them as files, with a list `clips.csv` that the packer reads
 
-A world is a pure function of its parameters. It is meant to be hard from one frame: the two actions
+The dataset is a pure function of its parameters. It is meant to be hard from one frame: the two actions
 of a reversed pair hold the same frames in another order, the others share postures, props, places and
 camera moves, so that what happens has to be read from the motion.
 """
@@ -124,7 +124,7 @@ class Clip:
 
 
 def world(seed: int, num_clips: int) -> list[ClipSpec]:
-    """Lists the clips of a world: balanced over actions, with three ways to be tested.
+    """Lists the clips of a dataset: balanced over actions, with three ways to be tested.
 
     "train", about 55 %; "val", 10 %, and "test", 25 %, of other people; and "compose", 10 %: people and
     places that occur in training, but neither this person nor this place ever with this action. From
@@ -134,7 +134,9 @@ def world(seed: int, num_clips: int) -> list[ClipSpec]:
         ValueError: if `num_clips` is not positive or `seed` is negative.
     """
     if num_clips < 1 or seed < 0:
-        raise ValueError(f"a world needs num_clips >= 1 and seed >= 0, not {num_clips} and {seed}")
+        raise ValueError(
+            f"the synthetic dataset needs num_clips >= 1 and seed >= 0, not {num_clips} and {seed}"
+        )
     rng = np.random.default_rng([seed, 0])
     num_people = int(np.clip(num_clips // 8, 8, 80))
     # Numbers of people and clips are spread over the whole range, so that two seeds share nobody.
@@ -280,7 +282,7 @@ def make_world(
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Writes a world to a folder and returns the path of its list, `out/clips.csv`.
+    """Writes a dataset to a folder and returns the path of its list, `out/clips.csv`.
 
     `clips/*.mp4` are H.264 yuv420p with a keyframe every 16 frames and neither B-frames nor sound.
     `flow/*.npz` hold `flow` and `camera`, `joints/*.npy` the joints, as in `Clip`. The list has one
@@ -300,7 +302,7 @@ def make_world(
         progress: Whether to show progress on standard error.
 
     Raises:
-        ValueError: if `out` holds another world or anything else, or a number makes no sense.
+        ValueError: if `out` holds another dataset or anything else, or a number makes no sense.
     """
     out = Path(out)
     _check_shape(size, frames, fps)
@@ -321,7 +323,7 @@ def make_world(
     missing = [i for i in range(num_clips) if not all(p.exists() for p in _files(out, i).values())]
     jobs = [(str(out), i, specs[i], size, frames, fps) for i in missing]
     workers = max(1, min(workers or usable_cores(), len(jobs) // 4))
-    with Bar(len(jobs), "making the action world", "clip", progress) as bar:
+    with Bar(len(jobs), "drawing the synthetic dataset", "clip", progress) as bar:
         for _ in _work(jobs, workers):
             bar.update()
     text = io.StringIO()
@@ -361,10 +363,12 @@ def _claim(out: Path, about: dict) -> None:
                 for k, v in about.items()
                 if known.get(k) != v
             ]
-            raise ValueError(f"{out} holds another world ({', '.join(differ)}); {remedy}")
+            raise ValueError(
+                f"{out} holds another synthetic dataset ({', '.join(differ)}); {remedy}"
+            )
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is not a world of ours (no world.json); {remedy}")
+        raise ValueError(f"{out} exists and is not a synthetic dataset (no world.json); {remedy}")
     out.mkdir(parents=True, exist_ok=True)
     _write(stated, (json.dumps(about, indent=2) + "\n").encode())
 

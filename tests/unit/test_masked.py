@@ -158,7 +158,7 @@ def test_flags_that_mean_nothing_are_refused(tiny_pack, tmp_path):
         videomae.main(
             config(tiny_pack, tmp_path / "run", model="vivit_1", motion_tokens=0.5, mask="random")
         )
-    with pytest.raises(ValueError, match="nor a name of"):
+    with pytest.raises(ValueError, match="did you mean"):
         videomae.main(config(tiny_pack, tmp_path / "run", model="vivit"))
 
 
