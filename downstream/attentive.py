@@ -150,7 +150,7 @@ def fit_attentive(
     seed: int,
     device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> AttentiveProbe:
-    """Choose learning rate and weight decay on the validation part, then fit on everything.
+    """Choose learning rate and weight decay on the validation split, then fit on all training videos.
 
     Args:
         tokens: (K, V, N, D) float16, of all clips of the training videos.

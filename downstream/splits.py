@@ -1,4 +1,4 @@
-"""From the clips of a pack to the videos of a training, a validation and a test part.
+"""The videos of a pack's training, validation and test split.
 
 The packer may have cut a long video into several clips; labels and predictions are per video (the
 `source` of the index), so clips are averaged over their video.
@@ -14,7 +14,7 @@ from pretrain.data.shards import Pack
 from pretrain.names import for_screen
 from pretrain.prompts import refuse_same_words
 
-HELD_OUT = 0.25  # the fraction that validation, or a test part made here, aims at
+HELD_OUT = 0.25  # the fraction that validation, or a test split made here, aims at
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Videos:
 
     Attributes:
         sources: what the user called each video.
-        labels: its class name; None where it has several, one after the other.
+        labels: its class name; None where it has several over time.
         subjects: who is seen in it, where known.
         samples: (K,) sample ids in the pack of all their clips, ascending.
         owner: (K,) the number of the video that each of these clips was cut from.
@@ -240,7 +240,7 @@ def labelled_videos(pack: Pack, split: str) -> tuple[Videos, list[str]]:
 def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[str]]:
     """All labelled videos of a pack, and for each subject the mask of its videos.
 
-    The usual protocol where people are few: each is tested by classifiers that learned from all others,
+    The usual protocol where people are few: each is tested with classifiers trained on all others,
     and the predictions are pooled. Splits are ignored.
 
     Returns:
@@ -266,8 +266,8 @@ def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[st
         missing = set(labels[fold]) - set(labels[~fold])
         if missing:
             raise ValueError(
-                f"{pack.where(subject=name)}: only subject {for_screen(name)} shows {', '.join(map(for_screen, sorted(missing)[:10]))}, so nobody "
-                "else can teach it: leave that class out of the list"
+                f"{pack.where(subject=name)}: only subject {for_screen(name)} has {', '.join(map(for_screen, sorted(missing)[:10]))}, so no "
+                "training subject has it: leave that class out of the list"
             )
     notes = [f"every one of {len(names)} subjects was left out in turn; splits were ignored"]
     if len(labelled) < len(records):
@@ -282,7 +282,7 @@ def choose_validation(
 
     Where subjects are known, whole subjects are held out such that every class stays in the rest; a
     video without a subject then counts as a person of its own. Without subjects, or where they
-    cannot be kept apart, videos are drawn class by class.
+    cannot be held out, videos are drawn class by class.
 
     Args:
         labels: class of each video.
@@ -290,7 +290,7 @@ def choose_validation(
         seed: of the choice.
 
     Returns:
-        (N,) True = held out, and the rule that was followed, in words. Nothing is held out where every
+        (N,) True = held out, and a description of the rule that was followed. Nothing is held out where every
         class has a single video.
     """
     rng = np.random.default_rng(seed)
@@ -300,8 +300,8 @@ def choose_validation(
         people = [f"video {i}" if s is None else f"subject {s}" for i, s in enumerate(subjects)]
         held = _hold_out_subjects(classes, np.unique(people, return_inverse=True)[1], rng)
         if held is not None:
-            return held, "whole subjects held out, every class still in the rest"
-        reason = "subjects cannot be kept apart without losing a class"
+            return held, "whole subjects held out, every class remains in the rest"
+        reason = "whole subjects cannot be held out without losing a class"
         if len(set(people)) == 1:
             reason = "there is only one subject"
     held = np.zeros(len(labels), dtype=bool)

@@ -59,7 +59,7 @@ def parts_of(builder: Callable[..., nn.Module]) -> tuple[str, ...]:
 
 
 def describe(model: nn.Module) -> dict:
-    """What `build` makes the same architecture of: the name of a class and its arguments."""
+    """The description from which `build` makes the same architecture: a class's name and its arguments."""
     assert isinstance(model, Rebuildable)
     parts = {part: describe(getattr(model, part)) for part in parts_of(type(model))}
     return {"builder": type(model).__name__, "arguments": model.arguments | parts}
@@ -246,7 +246,9 @@ def load_backbone(name: str, builders: Builders = BUILDERS) -> Backbone:
     parts = parts_of(type(model))
     encoder = getattr(model, parts[0]) if parts else model
     if not isinstance(encoder, Backbone):
-        raise ValueError(f"{name} holds a {type(encoder).__name__}, which sees no clips")
+        raise ValueError(
+            f"{name} holds a {type(encoder).__name__}, which takes no clips; give a video backbone"
+        )
     return encoder
 
 

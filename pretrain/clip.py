@@ -40,7 +40,7 @@ class VideoText(nn.Module):
         dim: width of the joint space.
         project: a linear layer after each tower; without one both must already have `dim` outputs.
         loss: "infonce", "siglip" or "classes", which decides how scale and bias start and whether the scale is kept
-            below `MAX_LOG_SCALE`: ViFi-CLIP ("classes") lets it go.
+            below `MAX_LOG_SCALE`: ViFi-CLIP ("classes") does not clamp it.
 
     Raises:
         ValueError: the towers' outputs differ in width without a projection, or the loss is unknown.
@@ -110,7 +110,7 @@ class VideoText(nn.Module):
         return self.encode_video(clips, visible), self.encode_text(tokens), self.scale(), bias
 
     def scale(self) -> Tensor:
-        """What similarities are multiplied by."""
+        """The factor on similarities (inverse temperature)."""
         return self.log_scale.exp()
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ def reconstruction_figure(
     path: Path, model: VideoMAE | MaskedPixels, pack: Pack, sample: int, tokens: tuple[np.ndarray, np.ndarray], title: str,
     mask: str,
 ) -> str:  # fmt: skip
-    """Draw one clip, what the model saw of it and what it predicted.
+    """Draw one clip, its visible tokens and the predictions.
 
     Args:
         path: the .png to write.

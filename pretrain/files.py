@@ -102,7 +102,7 @@ def _none(name: str | Path, wanted: str) -> str:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Say in words that `path` cannot be read.
+    """Raise ValueError where `path` cannot be read.
 
     Raises:
         ValueError: instead of an OSError.

@@ -110,7 +110,7 @@ def flat(config: "DataclassInstance") -> dict[str, object]:
 def refuse_numbers(config: "DataclassInstance") -> None:
     """Refuse numbers that mean nothing.
 
-    A field's default may lie outside of its bounds: it stands for "not given".
+    A field's default may lie outside of its bounds: it means "not given".
 
     Args:
         config: a dataclass, whose types carry `Within`.
@@ -160,7 +160,7 @@ def go_by_epochs(words: Sequence[str], config: Config) -> Config:
 def refuse_unused(
     words: Sequence[str], config: "DataclassInstance", unused: dict[str, str]
 ) -> None:
-    """Say no to flags that were typed and would do nothing.
+    """Refuse typed flags that have no effect.
 
     Args:
         words: of the command line.

@@ -43,7 +43,7 @@ def holds_nothing(folder: Path, ours: tuple[str, ...] = ()) -> bool:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Say in words that `path` cannot be written.
+    """Raise ValueError where `path` cannot be written.
 
     Raises:
         ValueError: instead of an OSError or SafetensorError, which after `open` does not know the file's name.

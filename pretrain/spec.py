@@ -176,12 +176,12 @@ class InputSpec:
             stream.refuse_layout(part)
             if not part.is_floating_point():
                 raise ValueError(
-                    f"this backbone sees normalised clips, got {part.dtype}: give it input_spec.normalise(clip)"
+                    f"this backbone takes normalised clips, got {part.dtype}: give it input_spec.normalise(clip)"
                 )
             expected = (stream.channels, self.frames, self.size, self.size)
             if tuple(part.shape[1:]) != expected:
                 raise ValueError(
-                    f"this backbone sees clips of (C, T, H, W) = {expected}, got {tuple(part.shape[1:])}: "
+                    f"this backbone takes clips of (C, T, H, W) = {expected}, got {tuple(part.shape[1:])}: "
                     "sample and crop to `input_spec`"
                 )
 

@@ -113,7 +113,7 @@ class HubTokenizer:
         tokens = rows["input_ids"]
         if tokens.numel() and int(tokens.max()) >= self._vocabulary:
             raise ValueError(
-                f"the tokenizer names token {int(tokens.max())}, and its text tower knows {self._vocabulary}: they do not "
+                f"the tokenizer names token {int(tokens.max())}, and its text tower has {self._vocabulary}: they do not "
                 "belong together"
             )
         return tokens if self._blank is None else tokens.masked_fill(tokens == self._blank, 0), cut

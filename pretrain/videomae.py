@@ -156,7 +156,7 @@ def normalise_target(patches: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 class VideoMAE(nn.Module):
-    """A video transformer and the light decoder that reconstructs what it did not see.
+    """A video transformer and a light pixel decoder that predicts the masked tokens.
 
     Args:
         encoder: the backbone to pretrain.

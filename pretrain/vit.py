@@ -538,7 +538,7 @@ class VideoTransformer(nn.Module):
 
         Args:
             patches: (B, K, P), the tubelets to see.
-            index: (B, K), where each stands in the grid; None: all N, in order.
+            index: (B, K), their indices in the grid; None: all N, in order.
 
         Returns:
             tokens (B, K, D) after the last LayerNorm (with pool "fc_norm": before it), without the class token.

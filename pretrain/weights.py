@@ -171,10 +171,10 @@ def _read_header(file: BinaryIO) -> tuple[list[str], dict[str, Tensor]]:
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict:
-    """A JSON object, of which no key stands twice: two readers could each take another one."""
+    """A JSON object, whose keys are unique: two readers could each take another one."""
     made = dict(pairs)
     if len(made) != len(pairs):
-        raise ValueError("a name stands in it twice")
+        raise ValueError("a key occurs twice")
     return made
 
 
@@ -439,7 +439,7 @@ def _check_tensors(tree: object, size: int, length: Callable[[str], int | None])
         if type(node) is dict:
             named = [k for k, v in node.items() if _is_tensor(v)]
             if any(type(k) is not str for k in named):
-                raise ValueError("a tensor stands under a number instead of a name")
+                raise ValueError("a tensor has a number for its key instead of a name")
             open_.extend(node.values())
         elif type(node) is list or type(node) is tuple:
             open_.extend(node)

@@ -16,7 +16,7 @@ weights, mask and precision; the first losses are compared, so both do the same 
 memory and the fraction of what a plain bf16 matrix product reaches there, with and without compile.
 
 Frames: FLOPs, bytes kept for the backward pass, and clips/s of a training step for ViViT's four models and Video Swin as clips
-grow from 8 to 64 frames, with a figure. Widths are alike (192, twelve blocks, 112 pixels), Video Swin is the tiny one of ours.
+grow from 8 to 64 frames, with a figure. Widths are equal (192, twelve blocks, 112 pixels), Video Swin is the tiny one of ours.
 """
 
 import dataclasses

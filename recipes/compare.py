@@ -1,4 +1,4 @@
-"""Is it worth it on my clips? Train or probe several models under one protocol, and show them side by side.
+"""Compare models on your clips: train or probe each under one protocol, and write one table.
 
     python recipes/compare.py --data clips.csv --models frame_mean,lstm,tcn,i3d
     python recipes/compare.py --data clips.csv --models i3d --backbones runs/videomae-tiny/backbone --seeds 3
@@ -69,11 +69,11 @@ class Config:
     size: OptionalCount = None
     """Height and width of the models' clips, pixels; 0: the preset's."""
     train_split: str = "train"
-    """The split to learn from."""
+    """The training split."""
     test_split: str = "test"
     """The split that is scored."""
     flip: bool = True
-    """Mirror half of the training clips; --no-flip where classes know left from right."""
+    """Mirror half of the training clips; --no-flip where classes differ by left and right."""
     num_clips: Count = 2
     """Test views spread over the time of each clip."""
     num_crops: Count = 1
@@ -231,7 +231,7 @@ def run_one(command: list[str], log_file: Path, bar: Bar) -> str | None:
 
 
 def refuse_different(named: list[tuple[str, Results]]) -> None:
-    """Say no to numbers of different protocols.
+    """Refuse to rank results of different protocols.
 
     Raises:
         ValueError: they differ; the message says in what.
@@ -246,7 +246,7 @@ def refuse_different(named: list[tuple[str, Results]]) -> None:
         ]
         if differences:
             raise ValueError(
-                f"{first_name} and {name} were not measured alike ({'; '.join(differences)}): they are not ranked. Run "
+                f"{first_name} and {name} were measured under different protocols ({'; '.join(differences)}): they are not ranked. Run "
                 "both under one protocol"
             )
 

@@ -1,4 +1,4 @@
-"""What is a frozen backbone worth? Linear, nearest-neighbour and attentive probes.
+"""Measure a frozen backbone with linear, nearest-neighbour and attentive probes.
 
     python recipes/linear_probe.py --backbone RUN/backbone --data SRC
 
@@ -8,7 +8,7 @@ clips it was cut into. Simple classifiers learn from the embeddings of the train
 logistic regression fitted by L-BFGS (the linear probe of Radford et al. 2021,
 https://arxiv.org/abs/2103.00020) of features whitened where that helps, a vote of the 20 nearest
 neighbours, and one layer of attention over the last tokens. The linear probe of the mean over all tokens,
-which most papers quote, stands beside it. What there is to choose is chosen on validation parts of the
+which most papers quote, is printed beside it. Hyperparameters are chosen on validation folds of the
 training split, four for the linear probe, each of which shares no person with the rest; the test split
 is scored once. The same protocol is then run on the same architecture with random weights: what a probe
 reaches there was not learned in pretraining.
@@ -83,7 +83,7 @@ TOKEN_LIMIT = 4 * 2**30  # bytes of tokens up to which the attentive probe runs 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything the probe can be told."""
+    """Configuration of the probe."""
 
     backbone: str
     """RUN/backbone, hf:OWNER/NAME of a VideoMAE, an official VideoMAE .pth, open_clip:MODEL/WEIGHTS, i3d_k400, or a name
@@ -95,7 +95,7 @@ class Config:
     weights: str | None = None
     """Weights of a named model: imagenet, kinetics or a file; of i3d_k400: its file."""
     train_split: str = "train"
-    """The split that the classifiers learn from."""
+    """The split that the classifiers are fitted on."""
     test_split: str = "test"
     """The split that is scored, once."""
     leave_one_out: bool = False
@@ -105,20 +105,20 @@ class Config:
     num_crops: Count = 1
     """Views spread over the longer side of each."""
     time_segments: Whole = 4
-    """Parts of a view's time that are averaged apart; 1: the mean token alone; 0: the backbone's own embedding."""
+    """Segments of a view's time that are averaged separately; 1: the mean token; 0: the backbone's own embedding."""
     classifier: Literal["logistic", "svm"] = "logistic"
     """Multinomial logistic regression, or a linear support vector machine, the classic on frame descriptors."""
     attentive: Literal["auto", "on", "off"] = "auto"
     """The attentive probe; auto: if the tokens take no more than 4 GiB of disk."""
     seed: Seed = 0
-    """Of the random backbone, the validation part and the bootstrap."""
+    """Of the random backbone, the validation folds and the bootstrap."""
     batch_size: Count = 64
     """Views in one forward pass; changes speed and memory only."""
     machine: MachineFlags = MACHINE
 
 
 def unused(config: Config) -> dict[str, str]:
-    """Values that leaving subjects out leaves without effect, and why."""
+    """Values without effect under --leave-one-out, and why."""
     flags = ("train_split", "test_split")
     return dict.fromkeys(flags, "with --leave-one-out") if config.leave_one_out else {}
 
@@ -191,7 +191,7 @@ def embed(
 
 
 def in_words(validations: np.ndarray) -> str:
-    """How many videos the validation parts (P, N) have, such as "490" or "4 times 490"."""
+    """How many videos the validation folds (P, N) have, such as "490" or "4 times 490"."""
     sizes = " or ".join(map(str, sorted(set(validations.sum(1).tolist()))))
     return sizes if len(validations) == 1 else f"{len(validations)} times {sizes}"
 

@@ -1,4 +1,4 @@
-"""What does a trained classifier say about files?
+"""Predict labels of files with a trained classifier.
 
     python recipes/predict.py --backbone RUN/backbone --video clip.mp4
     python recipes/predict.py --backbone RUN/backbone --video folder/ --top-k 3
@@ -43,7 +43,7 @@ from pretrain.settings import MACHINE, MachineFlags
 
 @dataclass(frozen=True)
 class Config:
-    """Everything prediction can be told."""
+    """Configuration of prediction."""
 
     backbone: str
     """RUN/backbone of recipes/finetune.py, a fine-tuned VideoMAE (hf:OWNER/NAME, hf:FOLDER or an official .pth), i3d_k400, or
@@ -56,7 +56,7 @@ class Config:
     """Names of the classes in the order of the classifier, separated by commas, or a text file with one a line: an official
     .pth has none."""
     sampling: Literal["dense", "uniform"] | None = None
-    """dense: frames at a stride; uniform: a frame of each equal part of a clip, as VideoMAEs of Something-Something see them;
+    """dense: frames at a stride; uniform: a frame of each equal part of a clip, as for VideoMAEs of Something-Something;
     by default what the weights record, else dense."""
     stride: OptionalCount = None
     """Source frames between two sampled ones, if not those that the weights record."""

@@ -59,7 +59,7 @@ FLAT = 0.05
 
 @dataclass(frozen=True)
 class Config:
-    """Everything retrieval can be told."""
+    """Configuration of retrieval."""
 
     backbone: str
     """RUN/backbone of recipes/clip.py, or open_clip:MODEL/WEIGHTS."""
@@ -107,7 +107,7 @@ def search_notes(config: Config, pack: Pack, similar: np.ndarray) -> list[str]:
     if len(similar) > 1 and above < FLAT:
         notes.append(
             f"the scores are flat: the best is only {above:.3f} above the mean of all videos, so either none shows what the "
-            "sentence says, or all do, or this model cannot tell"
+            "sentence says, or all do, or this model cannot rank them"
         )
     split = seen_in_training(provenance_of(config.backbone), config.data, pack.index)
     if split:

@@ -7,7 +7,7 @@
 On a data set the classes are those of its labels (or --classes); every class name is put into every template
 of a set, the unit vectors of the sentences are averaged and normalised (Radford et al. 2021,
 https://arxiv.org/abs/2103.00020), and the nearest one is predicted. How much the wording decides is
-measured too: the accuracy of every single template stands beside that of all together. Nothing is fitted, so
+measured too: the accuracy of every single template is printed beside that of their ensemble. Nothing is fitted, so
 only the tested split is read. Written: results.json, CARD.md, confusion.png, predictions.csv.
 
 On one file, a ranked table and a filmstrip.
@@ -72,7 +72,7 @@ from pretrain.weights import weights_hash
 
 @dataclass(frozen=True)
 class Config:
-    """Everything zero-shot classification can be told; give --data or --video."""
+    """Configuration of zero-shot classification; give --data or --video."""
 
     backbone: str
     """RUN/backbone of recipes/clip.py, or open_clip:MODEL/WEIGHTS."""
@@ -152,7 +152,7 @@ def unused(config: Config) -> dict[str, str]:
 
 
 def refuse_confusion(config: Config) -> None:
-    """Say no to flags that contradict each other.
+    """Refuse flags that contradict each other.
 
     Raises:
         ValueError: they do.

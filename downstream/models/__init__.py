@@ -282,7 +282,7 @@ def load_backbone(name: str, weights: str = "") -> Backbone:
         return backbone
     if weights:
         raise ValueError(
-            f"--weights goes with a name of MODELS or with i3d_k400, and not with {name}"
+            f"--weights takes effect with a name of MODELS or i3d_k400 only, not with {name}"
         )
     return backbones.load_backbone(name, builders())
 
@@ -372,7 +372,9 @@ def load_classifier(name: str, weights: str = "", names: list[str] | None = None
     """
     if name.startswith("hf:") or name.endswith((".pth", ".pt")):
         if weights:
-            raise ValueError(f"--weights goes with {', '.join(PUBLISHED)}, and not with {name}")
+            raise ValueError(
+                f"--weights takes effect with {', '.join(PUBLISHED)} only, not with {name}"
+            )
         return classifier_of(*import_videomae(name), names)
     model = PUBLISHED[name](weights) if name in PUBLISHED else _load_own(name, weights)
     _check_names(names, len(model.classes))
@@ -382,7 +384,9 @@ def load_classifier(name: str, weights: str = "", names: list[str] | None = None
 
 def _load_own(name: str, weights: str) -> Classifier:
     if weights:
-        raise ValueError(f"--weights goes with {', '.join(PUBLISHED)}, and not with {name}")
+        raise ValueError(
+            f"--weights takes effect with {', '.join(PUBLISHED)} only, not with {name}"
+        )
     folder = Path(name)
     remedy = f"train one: python recipes/finetune.py --backbone {name} --data LABELLED_VIDEOS"
     if not is_folder(name):

@@ -1,6 +1,6 @@
 """Print the model families: python -m downstream.models.
 
-What each costs stands in costs.json: to build all of them takes longer than one waits for a table.
+Parameters and FLOPs come from costs.json, since building all models takes too long for a table.
 A test counts them anew. A family that is not in the file is counted on the spot, and `--write`
 counts all of them into the file.
 """
@@ -61,7 +61,7 @@ if __name__ == "__main__":
         "python -m downstream.models", description="Print the model families."
     )
     parser.add_argument(
-        "--write", action="store_true", help="count all of them anew into costs.json"
+        "--write", action="store_true", help="count all of them again and write costs.json"
     )
     if parser.parse_args().write:
         lines = [f"{json.dumps(name)}: {json.dumps(count_costs(name))}" for name in MODELS]

@@ -40,7 +40,7 @@ def _again(value: object) -> object:
 
 
 class _Counting(TorchDispatchMode):
-    """Adds up what torch's own table says of the operations done on shapes.
+    """Sums the FLOPs of torch's own table over the operations of a forward pass on shapes.
 
     What comes out of an operation is remembered: the blocks of a deep network are alike, and torch
     takes its time to work out shapes.

@@ -128,7 +128,7 @@ class VideoSwin(nn.Module):
 def convert_swin(
     weights: dict[str, Tensor], model: VideoSwin
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights of others as a `VideoSwin` takes them, and those of the classifier they came with.
+    """Third-party weights as a `VideoSwin` takes them, and those of their classifier.
 
     Known layouts: the authors' Video Swin (`backbone.layers...`), torchvision's 3-D
     (`features...`), and the image Swins of torchvision and of timm, which are inflated: patches

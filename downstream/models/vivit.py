@@ -360,7 +360,7 @@ def _under_timms_names(weights: dict[str, Tensor], source: str) -> dict[str, Ten
 
 
 def start_from_image(weights: dict[str, Tensor], model: ViViT, start: str) -> dict[str, Tensor]:
-    """The weights of an image ViT as a `ViViT` takes them; what it lacks keeps its own start.
+    """The weights of an image ViT as a `ViViT` takes them; weights that it lacks keep their initialisation.
 
     Args:
         weights: of a ViT with the same width, depth, patch and size, under timm's names; its head

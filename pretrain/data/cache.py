@@ -92,7 +92,7 @@ def open_data(source: str, short_side: int, say: bool = True) -> Pack:
 
 @contextlib.contextmanager
 def _writable(cache: Path) -> Iterator[None]:
-    """Says in words that the cache cannot be written to, and what to do."""
+    """Raise ValueError where the cache cannot be written, with the remedy."""
     try:
         yield
     except (OSError, NotImplementedError) as error:  # the latter: a disk that knows no locks

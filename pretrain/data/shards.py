@@ -335,7 +335,7 @@ class Mixture(Dataset):
 
 
 def batch_counts(weights: tuple[float, ...], batch: int) -> list[int]:
-    """How many clips of a batch each part of a mixture gives, by largest remainder; their sum is `batch`.
+    """Clips of a batch from each source of a mixture, by largest remainder; their sum is `batch`.
 
     Raises:
         ValueError: a weight is not positive, or too small to give one clip.

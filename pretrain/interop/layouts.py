@@ -138,7 +138,7 @@ def check_sizes(arguments: dict) -> None:
 
 
 def obstacles(arguments: dict) -> list[str]:
-    """What a model of ours has and neither of the others can be told, each with its remedy."""
+    """What neither of the other formats can represent of a model of ours, each with its remedy."""
     e, found = arguments["encoder"], []
     if e.get("positions", "flat") != "flat":
         found.append(f"{e['positions']} positions (pretrain with --positions flat)")

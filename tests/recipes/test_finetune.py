@@ -651,7 +651,7 @@ def test_numbers_of_other_protocols_are_not_ranked(compared, undisturbed, tmp_pa
     for table in ("compare.md", "compare.html"):
         said = (tmp_path / "same" / table).read_text().replace("\\", "")
         assert compared.data in said and "synthetic" not in said and "16 test videos" in said
-    with pytest.raises(ValueError, match=r"were not measured alike \(.*training_clips: 64 and 48"):
+    with pytest.raises(ValueError, match=r"different protocols \(.*training_clips: 64 and 48"):
         compare.main(
             configure(compare.Config, results=(run, str(undisturbed)), out=str(tmp_path / "other"))
         )

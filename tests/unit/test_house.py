@@ -256,7 +256,7 @@ OURS = [
     "so-and-so-manieth", "of the contract", "people never seen", "lets go of", "let go of", "nothing looks ahead",
     "collective's patience", "starting them honestly", "views found", "views_found", "penalty on", "inverse penalty",
     "weights of others", "another one's weights", "others' weights", "foreign",
-    "nothing to tell apart", "SomeShare", "PartShare", "num_moving", "--moving", "--still",
+    "nothing to tell apart", "Say no to", "SomeShare", "PartShare", "num_moving", "--moving", "--still",
 ]  # fmt: skip
 
 

@@ -114,7 +114,7 @@ def test_the_contract(name, changes, tmp_path):
         assert torch.isfinite(rough).all()
         assert (rough - embedding).norm() / embedding.norm() < 0.1
     for wrong in (video[:, :1], video[..., :-1, :-1], torch.cat([video, video], 2)):
-        with pytest.raises(ValueError, match=r"sees clips|clips are"):
+        with pytest.raises(ValueError, match=r"takes clips|clips are"):
             model(wrong)
 
 
