@@ -1,1 +1,1 @@
-"""What a backbone is good for."""
+"""Evaluation and fine-tuning of backbones."""

@@ -1,4 +1,4 @@
-"""Where a transformer looks: attention of the last layer and attention rollout, as pictures over the clip.
+"""Attention of the last layer and attention rollout, drawn over the clip.
 
 Abnar & Zuidema 2020, "Quantifying attention flow in transformers", https://arxiv.org/abs/2005.00928. B clips, N tokens of the
 grid, K tokens attended with (the class token first, if there is one).
@@ -14,13 +14,13 @@ from torch import Tensor
 
 @runtime_checkable
 class Attends(Protocol):
-    """A backbone that tells what attends to what."""
+    """A backbone with attention maps."""
 
     class_token: Tensor | None
     grid: tuple[int, int, int]
 
     def attention_maps(self, video: Tensor, /) -> tuple[list[Tensor], Tensor | None]:
-        """Of each block (B, K, K), the class token first; and where tokens stand, if not everywhere."""
+        """Attention of each block (B, K, K), the class token first; and the tokens' indices in the grid, None for all."""
         ...
 
 

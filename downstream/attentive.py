@@ -24,7 +24,7 @@ ONE_THREAD = 2**22
 
 
 class AttentiveHead(nn.Module):
-    """What follows the attention weights: values, LayerNorm and a linear classifier.
+    """The layers behind the attention weights: values, LayerNorm and a linear classifier.
 
     With one query per head, q . (W_k x) = (W_k' q) . x, so query and key projection are one learned
     vector per head, and W_v is applied after the pooling instead of to every token: the same

@@ -1,4 +1,4 @@
-"""What the textbook says about the model families, held against measured numbers."""
+"""Claims of the literature about the model families, checked against measured numbers."""
 
 import csv
 import math

@@ -1,4 +1,4 @@
-"""What a frozen backbone says about clips: embeddings, cached, and tokens.
+"""Features of a frozen backbone: embeddings, cached, and tokens.
 
 B clips of a batch, V views of each (temporal x spatial), N tokens, S time segments, D width.
 """
@@ -70,7 +70,7 @@ class Extraction:
 
     @property
     def dtype_name(self) -> str:
-        """What the backbone computes in: "bfloat16" or "float32"."""
+        """Precision of the forward pass: "bfloat16" or "float32"."""
         dtype = autocast_dtype(self.device, self.precision) or torch.float32
         return str(dtype).removeprefix("torch.")
 
@@ -254,7 +254,7 @@ def _cached(
     shape: tuple[int, ...],
     compute: Callable[[], np.ndarray],
 ) -> np.ndarray:
-    """What `compute` gives, or gave last time for the same model, clips and views."""
+    """The result of `compute`, cached by model, clips and views."""
     # The weights alone do not fix the numbers: stride and normalisation are no weights.
     video = getattr(model, "video", model)
     identity = {

@@ -198,7 +198,7 @@ def mix(
 
 
 class Learner(nn.Module):
-    """What a run saves: the classifier and, where asked for, the moving average of its weights.
+    """The classifier and, if asked for, the moving average of its weights, as a run saves them.
 
     Args:
         model: the classifier that learns.

@@ -40,7 +40,7 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int
 
 
 def per_class_accuracy(counts: np.ndarray, classes: list[str]) -> dict[str, dict]:
-    """What became of each class that occurs, from a confusion matrix (C, C).
+    """Accuracy and most frequent confusion of each class that occurs, from a confusion matrix (C, C).
 
     Returns:
         class name -> `accuracy`, `num` (its videos) and `most_confused`, the class it is most often taken

@@ -49,7 +49,7 @@ class Texts:
 
 
 class TextOfView:
-    """What a training view has besides its pixels: (rng, index entry) -> tokens, group, class, visible tokens.
+    """The texts of a training view: (rng, index entry) -> tokens, group, class, visible tokens.
 
     Args:
         texts: of a clip.

@@ -1,4 +1,4 @@
-"""What a person sees of a measurement: the table, the protocol card, every prediction, figures."""
+"""Reports: the table, the protocol card, predictions and figures."""
 
 import csv
 from collections.abc import Collection, Iterable
@@ -36,7 +36,7 @@ RANDOM = "random_init_"  # before the names of what random weights reach
 
 
 def title(results: Results) -> str:
-    """What was measured on what, and the headline."""
+    """Title of a card: model, data and the first metric."""
     name, metric = next(iter(results.metrics.items()))
     head = f"{RECIPES.get(results.recipe, results.recipe)}, {results.model.name} on {results.data.name}"
     return f"{head}: {_words(name)} {_value(metric)}"
@@ -70,8 +70,8 @@ def _value(metric: Metric) -> str:
     return f"{metric.value:.1f}" if metric.unit == "rank" else f"{100 * metric.value:.1f} %"
 
 
-def print_results(results: Results, told: Collection[str] = ()) -> None:
-    """The table of the metrics, and the notes that were not told before."""
+def print_results(results: Results, printed: Collection[str] = ()) -> None:
+    """Print the table of metrics, and the notes that were not printed before."""
     rows = table(results)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     print(f"\n{for_screen(title(results))}")
@@ -79,7 +79,7 @@ def print_results(results: Results, told: Collection[str] = ()) -> None:
         cells = "  ".join(f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))
         print(f"  {first:<{widths[0]}}  {cells}")
     for note in results.notes:
-        if note not in told:
+        if note not in printed:
             print(f"note: {for_screen(note)}")
 
 

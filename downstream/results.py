@@ -1,4 +1,4 @@
-"""What a recipe that scores leaves behind: results.json, of one form for all, and CARD.md, drawn from it."""
+"""results.json, with one schema for all recipes that score, and CARD.md, which is made from it."""
 
 import dataclasses
 import json
@@ -95,7 +95,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    """What was measured: a backbone, a pair of towers or a classifier.
+    """The evaluated model: a backbone, a pair of towers or a classifier.
 
     Attributes:
         name: as the user gave it.
@@ -167,7 +167,7 @@ class Results:
         return values
 
     def as_dict(self) -> dict:
-        """What results.json holds."""
+        """The content of results.json."""
         whole = {"format": FORMAT, **self.summary, **dataclasses.asdict(self)}
         return json.loads(json.dumps(whole))
 
@@ -216,7 +216,7 @@ def accuracies(
     truth: np.ndarray, predicted: np.ndarray, scores: np.ndarray | None, classes: list[str],
     subjects: list[str | None], seed: int, unit: str = "videos",
 ) -> tuple[dict[str, Metric], dict[str, Any], list[str]]:  # fmt: skip
-    """What every classifier is measured by: top-1, top-5 where there are more than five classes, mean class accuracy.
+    """Metrics of every classifier: top-1, top-5 where there are more than five classes, mean class accuracy.
 
     Args:
         truth: (N,) class numbers.
@@ -245,7 +245,7 @@ def accuracies(
         notes.append(f"the 95 % intervals are rough: they rest on {groups} {who} only")
     if len(set(truth)) > 1 and len(set(predicted)) == 1:
         notes.append(
-            f"all {num} {unit} were taken for one class, {classes[predicted[0]]!r}: this model does not tell these "
+            f"all {num} {unit} were taken for one class, {classes[predicted[0]]!r}: this model does not distinguish these "
             "classes apart"
         )
     return metrics, about, notes
@@ -299,7 +299,7 @@ def versions(device: torch.device, precision: str) -> dict[str, str | None]:
 
 
 def default_folder(kind: str, backbone: str, data: str) -> Path:
-    """Where results go unless told: beside an exported backbone, else in runs/; named after the data.
+    """Where results go by default: beside an exported backbone, else in runs/; named after the data.
 
     Args:
         kind: what was measured, such as "probe".

@@ -1,4 +1,4 @@
-"""What happens when: labels of parts of a video, for models that predict for every frame.
+"""Temporal segments: labels of parts of a video, for models that predict for every frame.
 
 A list's column `segments` holds them as `start-end label; start-end label`, seconds in the source video:
 `0-1.5 sit down; 2.25-4 stand up`. Rows of one file add up.
@@ -196,7 +196,7 @@ def segment_hits(truth: np.ndarray, predicted: np.ndarray, overlap: float) -> tu
 
 
 def segment_scores(sequences: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-    """What papers on action segmentation report beside the accuracy of frames, as fractions.
+    """Edit score and segment F1, as papers on action segmentation report beside frame accuracy; fractions.
 
     Args:
         sequences: (truth, predicted) of each video, see `edit_score`.

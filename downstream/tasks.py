@@ -1,4 +1,4 @@
-"""What a classifier's labels are of: whole videos, or every frame. What fine-tuning asks of a task stands here.
+"""Tasks of a classifier: a label for every video, or one for every frame. This is all that fine-tuning needs of a task.
 
 Another task is another class with these methods and one line in `TASKS`; the recipe asks the task and not which one it is.
 """
@@ -26,7 +26,7 @@ from pretrain.data.shards import Pack
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a classifier said of a test part. N: videos, or labelled frames.
+    """Predictions of a classifier on a test split. N: videos, or labelled frames.
 
     Attributes:
         truth: (N,) class numbers.
@@ -82,7 +82,7 @@ class Task(Protocol):
     def predict(
         self, model: Classifier, pack: Pack, videos: Videos, how: Extraction, title: str | None = None
     ) -> Predictions:  # fmt: skip
-        """What a classifier says of videos; of one with no label nothing.
+        """Predictions for videos; those without a label are left out.
 
         Args:
             model: the classifier.
@@ -164,7 +164,7 @@ TASKS: dict[bool, Task] = {False: Clips(), True: Frames()}  # by --per-frame
 
 
 class LabelOfView:
-    """What a training view has besides its pixels, for `TrainClips`: the labels of its task."""
+    """The labels of a training view, for `TrainClips`."""
 
     def __init__(self, task: Task, classes: list[str]):
         self.task, self.numbers = task, {name: i for i, name in enumerate(classes)}

@@ -294,7 +294,7 @@ TRAINING = {
 
 
 def kind_of(backbone: nn.Module) -> str:
-    """What a backbone is to `TRAINING`: its family, and its size where recipes differ by it."""
+    """The key of a backbone in `TRAINING`: its family, and its size where recipes differ by it."""
     return getattr(backbone, "kind", type(backbone).__name__)
 
 
@@ -325,6 +325,6 @@ TINY_BACKBONE = replace(TINY_TRAINING, base_lr=0.008, layer_decay=0.75)
 
 
 def values_of(training: Training) -> dict:
-    """What a recipe says, by flag."""
+    """The values of a published recipe, by flag."""
     named = ((k, v) for k, v in vars(training).items() if k not in ("about", "fits"))
     return {name: None if value == "" else value for name, value in named}

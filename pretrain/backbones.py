@@ -183,7 +183,7 @@ def read_backbone_config(folder: Path) -> dict:
 
 
 def provenance_of(name: str) -> dict | str:
-    """Where the weights of `--backbone` come from: what an exported folder says of them, or else the name itself."""
+    """Provenance of the weights of `--backbone`: that of an exported folder, or else the name itself."""
     return read_backbone_config(Path(name))["provenance"] if is_folder(name) else name
 
 

@@ -156,7 +156,7 @@ def load_checkpoint(
 
 
 def _problem(folder: Path) -> str:
-    """What is wrong with a checkpoint; nothing if it verifies."""
+    """The fault of a checkpoint; empty if it verifies."""
     try:
         verify_folder(folder)
         read_state(folder)

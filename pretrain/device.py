@@ -1,4 +1,4 @@
-"""What this machine can do, asked once and said plainly."""
+"""The device and its capabilities."""
 
 import ctypes
 import platform

@@ -18,10 +18,10 @@ NO_NAME = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ}
 
 
 def _mode(name: str | Path) -> int:
-    """What there is under a name that somebody gave, as `stat` tells it; 0: nothing.
+    """The file mode at a given path, by `stat`; 0: nothing there.
 
     Raises:
-        ValueError: it cannot be told.
+        ValueError: the system does not say.
     """
     try:
         return os.stat(name).st_mode
@@ -37,7 +37,7 @@ def is_folder(name: str | Path) -> bool:
     """Whether a name, which may be anything, is that of a folder.
 
     Raises:
-        ValueError: it cannot be told.
+        ValueError: the system does not say.
     """
     return stat.S_ISDIR(_mode(name))
 
@@ -46,7 +46,7 @@ def is_file(name: str | Path) -> bool:
     """Whether a name, which may be anything, is that of a regular file.
 
     Raises:
-        ValueError: it cannot be told.
+        ValueError: the system does not say.
     """
     return stat.S_ISREG(_mode(name))
 
@@ -55,7 +55,7 @@ def is_there(name: str | Path) -> bool:
     """Whether there is anything of a name, which may be anything.
 
     Raises:
-        ValueError: it cannot be told.
+        ValueError: the system does not say.
     """
     return bool(_mode(name))
 
@@ -79,7 +79,7 @@ def no_file(name: str | Path) -> str:
     """Why a name, which may be anything, is not that of a regular file: there is none, or something else in its place.
 
     Raises:
-        ValueError: it cannot be told.
+        ValueError: the system does not say.
     """
     return f"that is {not_regular(mode)}" if (mode := _mode(name)) else _none(name, "file")
 
@@ -88,7 +88,7 @@ def no_folder(name: str | Path) -> str:
     """Why a name, which may be anything, is not that of a folder.
 
     Raises:
-        ValueError: it cannot be told.
+        ValueError: the system does not say.
     """
     mode = _mode(name)
     what = _KINDS.get(stat.S_IFMT(mode), "something else")

@@ -1,4 +1,4 @@
-"""What a recipe's flags may say: bounds of numbers, and flags that the rest of the command leaves nothing to do.
+"""Validation of a recipe's flags: bounds of numbers, and flags without effect under the rest of the command.
 
 A configuration says the bounds where it says the type, `batch_size: Count = 64`, and `refuse_numbers` reads them
 there. A recipe with choices (a tower, a protocol) lists in a function of its own, `unused`, what its choice leaves

@@ -1,4 +1,4 @@
-"""What a person sees: the command line, progress lines, the log file and figures."""
+"""The command line, progress lines, the log file and figures."""
 
 import contextlib
 import functools
@@ -253,13 +253,13 @@ class RunLog:
                 self.writer.add_scalar(name, value, step)
 
     def time_left(self, step: int, num_steps: int) -> str:
-        """What the rest of the run will take at the mean speed so far."""
+        """Remaining time of the run at the mean speed so far."""
         done = max(step - self.start_step, 1)
         return duration((time.monotonic() - self.started) / done * (num_steps - step))
 
 
 def config_differences(old: dict, new: "DataclassInstance", ignore: set[str]) -> list[str]:
-    """What differs between a stored configuration and a new one, as `name: old -> new`."""
+    """The differences between a stored configuration and a new one, as `name: old -> new`."""
     fresh = json.loads(json.dumps(flat(new)))
     return [
         f"{name}: {old.get(name)!r} -> {fresh.get(name)!r}"

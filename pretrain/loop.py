@@ -45,7 +45,7 @@ MAX_SKIPPED = 5  # non-finite steps in a row that stop the run
 
 @dataclass(frozen=True)
 class Plan:
-    """What a schedule resolved to.
+    """A resolved schedule.
 
     Attributes:
         steps: optimizer steps.
@@ -348,7 +348,7 @@ class TrainingRun:
         return self.first
 
     def plan_rows(self, num_clips: int, views: int = 1) -> dict[str, Any]:
-        """What every recipe tells of its plan, for the table at the start.
+        """The rows of a recipe's plan, for the table at the start.
 
         Args:
             num_clips: of an epoch.

@@ -92,7 +92,7 @@ def words_of(name: str) -> str:
 
 
 def same_words(text: str) -> str:
-    """What is equal for texts that differ in spelling only: `sit down`, `Sit_Down` and `SitDown`."""
+    """A key that is equal for texts that differ in spelling only: `sit down`, `Sit_Down` and `SitDown`."""
     return words_of(unicodedata.normalize("NFKC", text)).casefold()
 
 

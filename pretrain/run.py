@@ -115,7 +115,7 @@ def begin_run(run: Path, described: dict, step: int, tensorboard: bool) -> log.R
 def _refuse_other_work(
     run: Path, config: "DataclassInstance", data: dict, may_change: set[str], resume: bool
 ) -> tuple[dict, str]:
-    """What `run` holds: the description of a run that may go on, empty for a new one; and what was amiss."""
+    """The description of a run that may be continued, empty for a new one; and a note of what was damaged."""
     old, note = _describe_run(run)
     differences = log.config_differences(old["config"], config, may_change) if old else []
     if old and old["data_fingerprint"] != data["data_fingerprint"]:

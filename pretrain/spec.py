@@ -1,4 +1,4 @@
-"""What every encoder here offers, `Backbone`, and the clip that it takes, `InputSpec`.
+"""The interface of every encoder, `Backbone`, and of its input, `InputSpec`.
 
 A clip has named streams: "rgb", three colours; or "flow", two axes of motion. B clips, C channels, T frames, H x W pixels.
 """
@@ -78,7 +78,7 @@ class Stream:
         """
         self.refuse_layout(video)
         if video.dtype != torch.uint8:
-            # Floats may be in [0, 1] or in [0, 255], or normalised already: nothing tells.
+            # Floats may be in [0, 1] or in [0, 255], or normalised already: values do not show which.
             raise ValueError(
                 f"clips to normalise are uint8, 0 to 255, got {video.dtype}: give the frames as they were decoded"
             )

@@ -1,6 +1,6 @@
 """Text towers and their tokenizers: captions -> tokens -> embeddings.
 
-open_clip's text transformer, fresh or with anybody's weights, or a text model of transformers. Shapes: B
+open_clip's text transformer, fresh or with third-party weights, or a text model of transformers. Shapes: B
 captions, L tokens, D width of an embedding.
 """
 

@@ -60,7 +60,7 @@ def one_of(*values: object) -> Rule:
 
 
 def either(*rules: Rule) -> Rule:
-    """What any of several rules admits."""
+    """A rule that admits what any of several rules admits."""
     return lambda v: any(rule(v) for rule in rules)
 
 
@@ -617,7 +617,7 @@ def _growth(normalizer: object) -> float:
 
 
 def clean_caption(kind: str) -> Callable[[str], str]:
-    """What open_clip does to a caption before its tokenizer: "whitespace", "lower" or "canonicalize"."""
+    """open_clip's cleaning of captions before its tokenizer: "whitespace", "lower" or "canonicalize"."""
     from open_clip.tokenizer import get_clean_fn
 
     return get_clean_fn(kind)

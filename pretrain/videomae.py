@@ -139,7 +139,7 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normalise_target(patches: Tensor, eps: float = 1e-6) -> Tensor:
-    """What the decoder predicts: tubelets normalised over their positions, per colour channel.
+    """The decoder's target: tubelets normalised over their positions, per colour channel.
 
     Args:
         patches: (B, M, P) in [0, 1], channel fastest.
@@ -286,7 +286,7 @@ class VideoMAE(nn.Module):
 
 
 class Reconstructs(Protocol):
-    """What `reconstruct` draws of: a `VideoMAE`, or another objective with tubelets to hide."""
+    """A model for `reconstruct`: a `VideoMAE`, or another objective with masked tubelets."""
 
     target_eps: float
 

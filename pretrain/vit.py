@@ -453,7 +453,7 @@ class VideoTransformer(nn.Module):
 
     @property
     def kind(self) -> str:
-        """What presets of published training call it, see `downstream.finetune.kind_of`."""
+        """Its name in the presets of published training, see `downstream.finetune.kind_of`."""
         sizes = {SIZES[size][0]: size for size in ("s", "b", "l", "h")}
         return f"videomae_{sizes.get(self.embed_dim, '')}"
 
@@ -593,7 +593,7 @@ class VideoTransformer(nn.Module):
 
     @torch.no_grad()
     def attention_maps(self, video: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """What attends to what in every block, the mean over its heads.
+        """Attention weights of every block, the mean over its heads.
 
         Args:
             video: normalised clips (B, C, T, H, W).

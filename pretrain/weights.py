@@ -179,7 +179,7 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict:
 
 
 def _check_entry(entry: object) -> tuple[tuple[int, int], Tensor]:
-    """Where a tensor's data begin and end, and a meta tensor like it."""
+    """The offsets of a tensor's data, and a meta tensor like it."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError("it is not described by dtype, shape and data_offsets")
     if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:

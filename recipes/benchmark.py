@@ -54,7 +54,7 @@ SPEC = InputSpec(frames=16, stride=4, size=224)
 
 @dataclass(frozen=True)
 class Config:
-    """What to measure."""
+    """The quantity to measure."""
 
     what: Literal["all", "loader", "step", "frames"] = "all"
     """Which part; all: loader and step."""

@@ -46,7 +46,7 @@ from pretrain.settings import MACHINE, MachineFlags
 
 @dataclass(frozen=True)
 class Config:
-    """What to compare, and how."""
+    """Configuration of the comparison."""
 
     data: str = "synthetic:3600"
     """The data that new runs train on and are scored on; as recipes/finetune.py takes it, with labels."""
@@ -93,7 +93,7 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """What the table calls it."""
+        """Its name in the table."""
         return f"{self.name}:{self.start}" if self.start else self.name
 
     @property
@@ -133,7 +133,7 @@ def unused(config: Config) -> dict[str, str]:
 
 
 def entries_of(config: Config) -> list[Entry]:
-    """What is to be compared.
+    """The models to compare.
 
     Raises:
         ValueError: nothing, twice the same, or a name that there is not.
@@ -273,7 +273,7 @@ def read_accuracies(folder: Path) -> Results:
 
 
 def notes_of(runs: dict[str, list[Results]]) -> list[str]:
-    """What the runs' own cards warn of, such as a test part held out by chance; whose it is, where not all say it.
+    """The warnings on the runs' cards, such as a random test split; with the run's name where not all have them.
 
     Args:
         runs: label -> the results of its seeds.
@@ -386,7 +386,7 @@ def write_tables(
     if claims:
         lines += [
             "",
-            "## What the textbook says",
+            "## Claims of the literature",
             "",
             "| claim | held | measured |",
             "|---|---|---|",
@@ -414,7 +414,7 @@ def write_tables(
     if claims:
         body = "".join(row_html([c["claim"], c["held"], c["measured"]], "td") for c in claims)
         parts.append(
-            f"<h2>What the textbook says</h2><table>{row_html(['claim', 'held', 'measured'], 'th')}{body}</table>"
+            f"<h2>Claims of the literature</h2><table>{row_html(['claim', 'held', 'measured'], 'th')}{body}</table>"
         )
     if picture:
         parts.append('<img src="compare.png" alt="accuracy against cost">')

@@ -37,7 +37,7 @@ from pretrain.vit import VideoTransformer
 
 @dataclass(frozen=True)
 class Config:
-    """What to convert, and to what."""
+    """Configuration of the conversion."""
 
     source: str
     """A run, RUN/backbone, hf:OWNER/NAME, hf:FOLDER, or an official .pth file."""

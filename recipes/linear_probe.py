@@ -197,7 +197,7 @@ def in_words(validations: np.ndarray) -> str:
 
 
 def fit_card(probes: list[LinearProbe]) -> dict:
-    """What was chosen for a linear probe; for those of several folds, one after the other."""
+    """The chosen hyperparameters of a linear probe; a list for those of several folds."""
     card: dict[str, Any] = {
         "C": [p.c for p in probes] if len(probes) > 1 else probes[0].c,
         "whitened": [p.whitened for p in probes] if len(probes) > 1 else probes[0].whitened,

@@ -21,7 +21,7 @@ from pretrain.names import for_screen, for_shell
 
 @dataclass(frozen=True)
 class Config:
-    """What to pack, where to, and how."""
+    """Configuration of packing."""
 
     source: str
     """A folder, a list file, a tar, or a video."""

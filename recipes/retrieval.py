@@ -101,7 +101,7 @@ def embed_sources(
 
 
 def search_notes(config: Config, pack: Pack, similar: np.ndarray) -> list[str]:
-    """What a reader must know of a search, from the similarities (V,) of all videos."""
+    """Notes on a search, from the similarities (V,) of all videos."""
     notes = []
     above = float(similar.max() - similar.mean())
     if len(similar) > 1 and above < FLAT:

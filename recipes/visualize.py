@@ -1,4 +1,4 @@
-"""Where does a video transformer look?
+"""Attention maps of a video transformer.
 
     python recipes/visualize.py --backbone RUN/backbone --video clip.mp4
 
@@ -28,7 +28,7 @@ from pretrain.names import for_screen
 
 @dataclass(frozen=True)
 class Config:
-    """What to draw."""
+    """Configuration of the figure."""
 
     backbone: str
     """RUN/backbone, hf:OWNER/NAME of a VideoMAE or an official VideoMAE .pth."""

@@ -137,7 +137,7 @@ def classes_of_data(
 
 
 def texts_of_labels(pack: Pack) -> dict[str, str]:
-    """What the column class_text says of each label; empty without such a column."""
+    """The class_text of each label; empty without such a column."""
     texts: dict[str, str] = {}
     for record in pack.records():
         text = record["extra"].get("class_text")

@@ -22,7 +22,7 @@ def shapes_only() -> Iterator[None]:
 
 
 def _like(value: object) -> object:
-    """What the shape of a result depends on."""
+    """The dimensions that the shape of a result depends on."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype
     if isinstance(value, list | tuple):

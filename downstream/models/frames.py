@@ -118,7 +118,7 @@ class FrameNetwork(nn.Module):
 
     @property
     def kind(self) -> str:
-        """What presets of published training call it, see `downstream.training.kind_of`."""
+        """Its name in the presets of published training, see `downstream.training.kind_of`."""
         return "frame_single" if self.input_spec.frames == 1 else "frame_mean"
 
     def drop_tokens(self, fraction: float) -> None:

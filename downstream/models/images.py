@@ -143,7 +143,7 @@ def _torchvision(name: str, channels: int) -> nn.Module:
 
 
 def image_network(name: str) -> tuple[str | dict, dict[str, Tensor] | None]:
-    """What `ImageNetwork` takes for a name on the command line, and the weights that it brings.
+    """The argument of `ImageNetwork` for a name on the command line, and the weights that come with it.
 
     Args:
         name: of timm, `torchvision:NAME` or `open_clip:MODEL/WEIGHTS`.
@@ -161,7 +161,7 @@ def image_network(name: str) -> tuple[str | dict, dict[str, Tensor] | None]:
 
 
 def read_network(weights: str, arguments: dict) -> tuple[dict, dict[str, Tensor] | None, str]:
-    """What a family on a 2-D network is built with, and the weights of that network.
+    """The arguments of a family on a 2-D network, and the weights of that network.
 
     Args:
         weights: "", "imagenet" or a file, see `image_weights`; an open_clip name in the arguments

@@ -108,7 +108,7 @@ class Inflated(nn.Module):
 
     @property
     def kind(self) -> str:
-        """What presets of published training call it, see `downstream.training.kind_of`."""
+        """Its name in the presets of published training, see `downstream.training.kind_of`."""
         return "nonlocal" if "nonlocal" in self.arguments["attention"] else "inflated"
 
     @classmethod

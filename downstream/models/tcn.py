@@ -211,7 +211,7 @@ class FrameTCN(nn.Module):
 
     @property
     def kind(self) -> str:
-        """What presets of published training call it, see `downstream.training.kind_of`."""
+        """Its name in the presets of published training, see `downstream.training.kind_of`."""
         return "ed_tcn" if self.arguments["form"] == "encoder_decoder" else "tcn"
 
     def forward_features(self, video: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ class TorchvisionVideo(nn.Module):
 
     @property
     def kind(self) -> str:
-        """What presets of published training call it, see `downstream.training.kind_of`."""
+        """Its name in the presets of published training, see `downstream.training.kind_of`."""
         return "s3d" if self.name == "s3d" else "r3d"
 
     @classmethod

@@ -87,7 +87,7 @@ class VideoSwin(nn.Module):
 
     @property
     def kind(self) -> str:
-        """What presets of published training call it, see `downstream.training.kind_of`."""
+        """Its name in the presets of published training, see `downstream.training.kind_of`."""
         return f"video_swin_{self.arguments['variant']}"
 
     def set_drop_path(self, rate: float) -> None:

@@ -1,4 +1,4 @@
-"""What `--data` names -> an open pack; raw data are packed into a cache first."""
+"""From `--data` to an open pack; raw data are packed into a cache first."""
 
 import contextlib
 import hashlib

@@ -265,7 +265,7 @@ def copy_clip(file, out: str, scan: dict, clips: Clips) -> dict:
 def _described(
     path: str | Path, frames: int, fps: Fraction, size: tuple[int, int], start: float, copied: bool
 ) -> dict:
-    """What the journal says of a clip that was written."""
+    """The journal's entry of a written clip."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {

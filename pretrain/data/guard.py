@@ -89,7 +89,7 @@ def check_container(file: io.BufferedIOBase) -> str:
 
 
 def describe(head: bytes) -> str:
-    """What a file that is not a video is, as far as its first bytes tell."""
+    """The kind of a file that is not a video, by its first bytes."""
     for magic, what in (
         (b"\xff\xd8\xff", "a JPEG image"),
         (b"\x89PNG", "a PNG image"),

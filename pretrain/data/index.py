@@ -190,7 +190,7 @@ def _all_plain(lines: bytes, count: int, sizes: list[int], labels: set[bytes]) -
 
 
 def _wrong(row: object, sizes: list[int], classes: set[str]) -> str | None:
-    """What of a clip's line cannot be true; None if all can. `sizes` are the shards', in bytes."""
+    """The implausible field of a clip's line; None if there is none. `sizes` are the shards', in bytes."""
     if type(row) is not dict:
         return "object"
     if what := _wrong_clip(row):
@@ -214,7 +214,7 @@ def _wrong(row: object, sizes: list[int], classes: set[str]) -> str | None:
 
 
 def _wrong_clip(clip: dict) -> str | None:
-    """What of the fields about the clip itself, not about its place or source, cannot be true."""
+    """The implausible field among those of the clip itself, not of its place or source."""
     size, frames, width, height = (clip.get(n, -1) for n in ("bytes", "frames", "width", "height"))
     for name, ok in (
         ("key", type(clip.get("key")) is str and KEY.fullmatch(clip["key"])),

@@ -1,4 +1,4 @@
-"""What a list file says: rows of named values, from a table or from JSON, whoever wrote it.
+"""List files: rows of named values, from a table or from JSON.
 
 Nothing is looked up here but whether a first line names a file. What the values mean for a video is
 for `sources.py`. A list with mistakes is reported whole, with line numbers.
@@ -44,7 +44,7 @@ ELSE = {
 # fmt: on
 SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
 MAX_LIST = 2**30  # bytes; at 100 bytes a line that is ten million
-SAMPLE = 1000  # lines by which the columns of a list without header are told
+SAMPLE = 1000  # lines by which the columns of a list without header are inferred
 SEPARATORS = ("\t", ";", ",", "|", " ")
 _HEADER_HELP = "write a first line that names the columns, e.g. path,label,caption,split,subject"
 
@@ -141,7 +141,7 @@ def read_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
     """The rows of a list as (line, {column: value}); empty lines are none.
 
     Raises:
-        ValueError: It is no list, or what its columns mean cannot be told.
+        ValueError: It is no list, or the meaning of its columns cannot be inferred.
     """
     text = _read_text(path)
     if not text.strip():

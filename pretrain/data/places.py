@@ -187,7 +187,7 @@ def look_at(canvas: np.ndarray, density: float, camera: np.ndarray, size: int) -
 
 
 def dress(rng: np.random.Generator, frames: int, fps: int, body_to_stage: np.ndarray) -> list[Part]:
-    """What has nothing to do with the action: things in front and beside, something passing by."""
+    """Distractors unrelated to the action: objects in front and beside, something passing by."""
     parts = []
 
     def add(shape, at, offset, size, colours, pattern="plain", turn=None):

@@ -111,7 +111,7 @@ def run_jobs(
     messages: queue.SimpleQueue = queue.SimpleQueue()
     waiting = list(reversed(range(len(jobs))))
     crew: set[_Worker] = set()
-    told = time.monotonic()
+    reported = time.monotonic()
     try:
         while waiting or any(worker.job is not None for worker in crew):
             while waiting and len(crew) < min(workers, len(jobs)):
@@ -142,8 +142,8 @@ def run_jobs(
                     if number is not None:
                         yield number, answer
             now = time.monotonic()
-            if now - told >= 1:
-                told = now
+            if now - reported >= 1:
+                reported = now
                 at_work({w.job: now - w.began for w in crew if w.job is not None})
             for worker in list(crew):
                 silent = now - worker.heard

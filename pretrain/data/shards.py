@@ -59,7 +59,7 @@ class Pack:
 
     Attributes:
         folder: where it lies.
-        name: what the user called the data, for messages; the folder unless told.
+        name: what the user called the data, for messages; by default the folder.
         index: the content of index.json.
         classes: label names, sorted; a label's number is its place here.
 

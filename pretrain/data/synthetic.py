@@ -88,7 +88,7 @@ _SENTENCES = (
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """What a clip shows; `render` makes it. Person and place are numbers, looks follow from them."""
+    """The content of a clip, for `render`. Person and place are numbers that determine appearance."""
 
     action: str
     person: int

@@ -13,7 +13,7 @@ _GREY = [128, 128, 128]  # what turned and shifted pictures leave free
 
 @dataclass(frozen=True)
 class Augment:
-    """What is done to a training clip: RandAugment before its crop, as VideoMAE is fine-tuned, the rest after it.
+    """Augmentation of a training clip: RandAugment before its crop, as VideoMAE is fine-tuned, the rest after it.
 
     Attributes:
         flip: mirror half of the clips left to right; not for texts or classes that know left from right.

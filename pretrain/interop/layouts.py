@@ -113,7 +113,7 @@ def assemble(state: dict[str, Tensor], arguments: dict) -> VideoMAE | VideoTrans
 
 
 def arguments_of(model: VideoMAE | VideoTransformer) -> dict:
-    """What rebuilds `model`; see the head of this file."""
+    """The arguments that rebuild `model`; see the head of this file."""
     return model.arguments if isinstance(model, VideoMAE) else {"encoder": model.arguments}
 
 
@@ -218,7 +218,7 @@ def clean(state: dict) -> dict[str, Tensor]:
 
 
 def shapes(state: dict[str, Tensor], column: int) -> tuple[dict, dict]:
-    """The sizes that names and shapes tell, of the encoder and, if there is one, of the decoder."""
+    """The sizes that names and shapes determine, of the encoder and, if there is one, of the decoder."""
     name = f"{PATCH_EMBED[column]}.weight"
     shape = tuple(state[name].shape) if name in state else None
     if not shape or len(shape) != 5 or shape[1] != 3 or shape[3] != shape[4]:

@@ -92,7 +92,7 @@ def from_official(
 def to_official(ours: dict[str, Tensor], arguments: dict) -> dict:
     """Convert to what an official checkpoint file holds, {"model": weights, "args": sizes}.
 
-    Official code reads "model" alone; "args" has the sizes that weights do not tell, under the names
+    Official code reads "model" alone; "args" has the sizes that weights do not determine, under the names
     of its command line where it has them.
     """
     e = arguments["encoder"]

@@ -38,7 +38,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 @dataclass(frozen=True)
 class Pair:
-    """What open_clip gave.
+    """Towers loaded from open_clip.
 
     Attributes:
         config: `embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`.
@@ -96,7 +96,7 @@ class Pair:
 
     @property
     def text_config(self) -> dict:
-        """What `OpenClipText` takes."""
+        """The configuration for `OpenClipText`."""
         return {k: self.config[k] for k in ("embed_dim", "text_cfg", "quick_gelu")}
 
 
