@@ -254,7 +254,8 @@ def test_private_names_are_seen(line):
 # Our own words for what the field has a word for; none of them comes back.
 OURS = [
     "so-and-so-manieth", "of the contract", "people never seen", "lets go of", "let go of", "nothing looks ahead",
-    "collective's patience", "starting them honestly", "views found", "views_found", "penalty on", "inverse penalty",
+    "collective's patience", "starting them honestly", "views found", "views_found", "penalty", "hare of ", "Keep of",
+    "stands still", "told from", "told apart", "move most", "tokens that move",
     "weights of others", "another one's weights", "others' weights", "foreign",
     "nothing to tell apart", "Say no to", "SomeShare", "PartShare", "num_moving", "--moving", "--still",
 ]  # fmt: skip
