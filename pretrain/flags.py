@@ -189,6 +189,29 @@ def refuse_elsewhere(words: Sequence[str], config: type, elsewhere: dict[str, st
         raise ValueError(f"{flag(name)} is not for this recipe: {elsewhere[name]}")
 
 
+# Flags of earlier versions, and what they are called now.
+RENAMED = {
+    "encoder": "--model", "video_tower": "--model", "text_tower": "--text-model", "moving": "--motion-tokens",
+    "still": "--subtract-mean", "weights": "--data-weights",
+}  # fmt: skip
+
+
+def refuse_renamed(words: Sequence[str], config: type) -> None:
+    """Name the new name of a flag that a recipe had under another one.
+
+    Args:
+        words: of the command line.
+        config: the recipe's dataclass.
+
+    Raises:
+        ValueError: such a flag was typed, and the recipe has the new one.
+    """
+    own = {f.name for f in dataclasses.fields(config)}
+    for name in sorted((_named(words) & RENAMED.keys()) - own):
+        if RENAMED[name][2:].replace("-", "_") in own:
+            raise ValueError(f"{flag(name)} is called {RENAMED[name]} now")
+
+
 def _refuse(useless: Iterable[str], unused: dict[str, str]) -> None:
     if named := "; ".join(f"{flag(name)} {unused[name]}" for name in sorted(useless)):
         raise ValueError(f"without effect, leave out: {named}")

@@ -23,6 +23,7 @@ from pretrain.flags import (
     go_by_epochs,
     refuse_elsewhere,
     refuse_numbers,
+    refuse_renamed,
     refuse_unused,
 )
 from pretrain.folders import writing
@@ -65,6 +66,9 @@ def cli(
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # a launcher ends its processes itself
         signal.signal(signal.SIGTERM, _terminate)
     try:
+        refuse_renamed(
+            arguments, config if isinstance(config, type) else type(next(iter(config.values())))
+        )
         if elsewhere:
             assert isinstance(config, type)  # without presets
             refuse_elsewhere(arguments, config, elsewhere)

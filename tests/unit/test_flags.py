@@ -182,7 +182,8 @@ def test_the_first_word_is_the_preset_and_flags_change_it():
     "command, meant",
     [
         ("videomae shrek", "shrec"), ("videomae SHREC --steps 3", "shrec"), ("clip vificlip_b61", "vificlip_b16"),
-        ("finetune papr --model i3d", "paper"), ("finetune videomae_k400_b --model i3d", "mean videomae_b_k400?"),
+        ("videomae --encoder vit_s", "--model"), ("clip --video-tower i3d", "--model"), ("clip --weights 3 1", "--data-weights"),
+        ("videomae shrec --moving 0.5", "--motion-tokens"), ("finetune papr --model i3d", "paper"), ("finetune videomae_k400_b --model i3d", "mean videomae_b_k400?"),
         ("clip b16_ViFiCLIP", "vificlip_b16"), ("finetune --model swin_video_t", "mean video_swin_t?"), ("videomae --bacth-size 3", "--batch-size"),
         ("linear_probe --backbon x --data y", "--backbone"), ("videomae --steps 3 shrec_moving", "first word"),
         ("compare --models i3d,lsmt", "lstm"), ("finetune --model Video_Swin", "video_swin_t"),
