@@ -178,4 +178,4 @@ def test_launch_files_choose_the_device(tiny_pack, tmp_path):
     assert "1 x CPU" in cpu.stdout
     many = str(torch.cuda.device_count() + 1)
     refused = launched("gpus.yaml", "--num_processes", many, *recipe, "--out", str(tmp_path / "no"))
-    assert refused.returncode != 0 and f"{many} processes want a GPU each" in refused.stderr
+    assert refused.returncode != 0 and f"{many} processes need a GPU each" in refused.stderr

@@ -389,7 +389,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     (tmp_path / "text.pth").write_text("weights")
     with pytest.raises(ValueError, match="not a file of plain tensors"):
         build_model("frame_mean", **SMALL, weights=str(tmp_path / "text.pth"))
-    with pytest.raises(ValueError, match="takes no weights"):
+    with pytest.raises(ValueError, match="takes no"):
         build_model("c3d", weights="imagenet")
 
 
