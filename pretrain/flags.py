@@ -146,6 +146,28 @@ def _named(words: Sequence[str]) -> set[str]:
     return named | {name.removeprefix("no_") for name in named}
 
 
+def refuse_empty(words: Sequence[str], config: "DataclassInstance") -> None:
+    """Refuse flags that were typed with nothing behind them: an unset variable of the shell, a forgotten value.
+
+    Args:
+        words: of the command line.
+        config: the configuration that they gave.
+
+    Raises:
+        ValueError: such a flag was typed; all are named.
+    """
+    values = flat(config)
+    empty = {n for n in typed(words, config) if values[n] == () or _is_blank(values[n])}
+    if named := " and ".join(flag(name) for name in sorted(empty)):
+        raise ValueError(f"nothing is given for {named}: give a value, or leave the flag out")
+
+
+def _is_blank(value: object) -> bool:
+    """Whether this is text of nothing but spaces, or has such a text among others."""
+    parts = value if isinstance(value, tuple) else (value,)
+    return any(isinstance(part, str) and not part.strip() for part in parts)
+
+
 def go_by_epochs(words: Sequence[str], config: Config) -> Config:
     """A configuration without its preset's number of steps where a number of epochs was typed instead.
 

@@ -22,6 +22,7 @@ from pretrain.flags import (
     flat,
     go_by_epochs,
     refuse_elsewhere,
+    refuse_empty,
     refuse_numbers,
     refuse_renamed,
     refuse_unused,
@@ -75,6 +76,7 @@ def cli(
         parsed = parse(arguments, config, about)
         clean_screen()  # not before: help comes in colours
         refuse_numbers(parsed)
+        refuse_empty(arguments, parsed)
         parsed = go_by_epochs(arguments, parsed)
         if unused:
             refuse_unused(arguments, parsed, unused(parsed))

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from pretrain import checkpoint, log
 from pretrain.files import read_json
-from pretrain.flags import flat
+from pretrain.flags import flag, flat
 from pretrain.folders import claim, holds_nothing, try_folder
 from pretrain.names import for_screen
 
@@ -125,6 +125,11 @@ def _refuse_other_work(
         )
     if differences and not checkpoint.checkpoints(run) and not _logged(run):
         return {}, f"{run} holds a run that came to no step; this one takes its place"
+    if old and (gone := sorted(old["config"].keys() - flat(config).keys())):
+        raise ValueError(
+            f"{run} holds a run of another version of this recipe, which had {', '.join(map(flag, gone))}: only that "
+            "version continues it; give another --out to start anew, from its weights with --backbone if you like"
+        )
     if differences:
         raise ValueError(
             f"{run} holds a run that differs ({'; '.join(differences)}): give the same values to "

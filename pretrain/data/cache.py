@@ -27,7 +27,12 @@ def packing_side(size: int) -> int:
     """The short side at which raw data are packed for a model that sees `size` pixels.
 
     An eighth more, to leave room for crops: 224 -> 256.
+
+    Raises:
+        ValueError: the clips would be smaller than what is packed.
     """
+    if size < 8:
+        raise ValueError(f"clips of {size} x {size} pixels are too small: give --size 8 or more")
     return 2 * round(size * 8 / 7 / 2)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -244,6 +245,19 @@ def test_a_run_folder_is_not_continued_with_other_values(
         videomae.main(change(config(tiny_pack, undisturbed), **changes))
 
 
+def test_a_run_of_another_version_is_not_told_to_repeat_flags_that_are_gone(
+    undisturbed, tiny_pack, tmp_path
+):
+    run = shutil.copytree(undisturbed, tmp_path / "old")
+    described = json.loads((run / "config.json").read_text())
+    described["config"] |= {"encoder": "xs", "threads": 0}
+    (run / "config.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=r"another version.* --encoder.* --out") as refused:
+        videomae.main(change(config(tiny_pack, run), seed=3))
+    assert "same values" not in str(refused.value)
+    assert json.loads((run / "config.json").read_text()) == described
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -251,6 +265,7 @@ def test_a_run_folder_is_not_continued_with_other_values(
         ({"mask_ratio": 1.0}, "at least one"),
         ({"mask": "tubes"}, "not one of tube"),
         ({"size": 30}, "choose multiples"),
+        ({"size": 4, "patch": 4, "data": "synthetic:54"}, "--size 8"),
         ({"batch_size": 9, "views": 2}, "choose a multiple of 2"),
         ({"split": "trian"}, "no clip of split"),
         ({"precision": "fp8"}, "not one of auto"),

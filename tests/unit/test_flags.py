@@ -73,6 +73,23 @@ def test_a_command_is_refused_in_one_line(name, flag, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
+    "name, words",
+    [
+        ("clip", ["--data", "--steps", "2"]), ("clip", ["--text-model", ""]), ("videomae", ["--scales"]),
+        ("videomae", ["--out="]), ("finetune", ["--network", " "]), ("finetune", ["--drops", "--steps", "2"]),
+        ("compare", ["--backbones", "a", ""]), ("convert", ["--source", "", "--to", "hf", "--out", "o"]),
+    ],
+)  # fmt: skip
+def test_a_flag_with_nothing_behind_it_is_refused(name, words, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [f"{name}.py", *words])
+    config = getattr(recipe(name), "PRESETS", recipe(name).Config)
+    with pytest.raises(SystemExit):
+        cli(lambda _: pytest.fail("it ran"), config)
+    said = capsys.readouterr().err
+    assert words[0].strip("=") in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     "name, flag",
     [
         ("videomae", "--batch-size nan"),
