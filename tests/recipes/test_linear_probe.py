@@ -343,7 +343,7 @@ def test_leaving_one_out_needs_subjects(make_pack, quick):
     ):
         main(change(quick, data=str(make_pack(rows)), leave_one_out=True))
     alone = [r for r in motion_rows(range(3), 1, None) if r["motion"] != "up" or r["person"] == 2]
-    with pytest.raises(ValueError, match="only subject p2 shows up"):
+    with pytest.raises(ValueError, match="only subject p2 has up"):
         main(change(quick, data=str(make_pack(alone)), leave_one_out=True))
     unlabelled = make_pack(motion_rows(range(3), 1, None, label=None))
     with pytest.raises(ValueError, match="no clip has a label"):

@@ -43,7 +43,17 @@ def test_a_family_is_one_file_and_one_row(tmp_path, monkeypatch, tiny_pack, capt
     assert build_model("boxes", small=True).input_spec.size == 32
     pretrained, tuned, paired = (tmp_path / name for name in ("pretrained", "tuned", "paired"))
     videomae.main(
-        test_videomae.config(tiny_pack, pretrained, encoder="boxes", frames=8, size=32, steps=1)
+        test_videomae.config(
+            tiny_pack,
+            pretrained,
+            model="boxes",
+            depth=None,
+            decoder_dim=None,
+            decoder_depth=None,
+            frames=8,
+            size=32,
+            steps=1,
+        )
     )
     again = load_backbone(str(pretrained / "backbone"))
     assert type(again) is boxes.Boxes and again(torch.zeros(1, 3, 8, 32, 32)).shape == (1, 32)
@@ -58,7 +68,7 @@ def test_a_family_is_one_file_and_one_row(tmp_path, monkeypatch, tiny_pack, capt
         test_clip.config(
             captioned_pack,
             paired,
-            video_tower="boxes",
+            model="boxes",
             small=True,
             frames=8,
             steps=1,

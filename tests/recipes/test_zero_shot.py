@@ -194,7 +194,7 @@ def test_one_video(quick, video, capsys):
     assert (Path(quick.out) / "filmstrip.png").is_file()
     printed = capsys.readouterr().out
     assert "clip one.mp4: 2.5 s in 1 clips" in printed and "%" in printed
-    with pytest.raises(ValueError, match="the only class"):
+    with pytest.raises(ValueError, match="names only"):
         zero_shot.main(change(config, classes="sits"))
 
 
