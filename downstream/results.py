@@ -357,17 +357,24 @@ def _refuse_other_results(out: Path, settings: dict) -> None:
         raise ValueError(
             f"{out} holds other files: give another folder with --out, or remove it ({error})"
         ) from error
-    new = json.loads(json.dumps(settings))
-    differences = [
-        f"{k} was {old.get(k)!r}, is {new.get(k)!r}"
-        for k in sorted(new.keys() | old.keys())
-        if old.get(k) != new.get(k)
-    ]
+    differences = _differences(old, json.loads(json.dumps(settings)))
     if differences:
         raise ValueError(
             f"{out} holds results of other settings ({'; '.join(differences)}): give another folder with --out, or "
             "remove it"
         )
+
+
+def _differences(old: dict, new: dict) -> list[str]:
+    """What differs between two groups of settings, by name; of groups within them, only what differs there."""
+    differences = []
+    for name in sorted(new.keys() | old.keys()):
+        before, now = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            differences += _differences(before, now)
+        elif before != now:
+            differences.append(f"{name} was {before!r:.200}, is {now!r:.200}")
+    return differences
 
 
 # ---- reading

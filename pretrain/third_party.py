@@ -117,7 +117,8 @@ POSITIVE = {
     "context_length", "decoder_dim", "decoder_heads", "window", "trained_grid",
 }  # fmt: skip
 RANGES = {  # of fractions
-    "width": (1e-3, 64), "dropout": (0, 1), "motion_tokens": (0, 1), "eps": (0, 1), "target_eps": (0, 1),
+    "width": (1e-3, 64), "dropout": (0, 1), "motion_tokens": (0, 1), "target_eps": (0, 1),
+    "eps": (1e-12, 1), "norm_eps": (1e-12, 1),  # of norms: at 0 a token without variance is nan
 }  # fmt: skip
 MOST_TEXT = {"tokenizer": 2**26}
 MOST_ITEMS = {"classes": 100_000}

@@ -578,8 +578,11 @@ def main(cfg: Config) -> dict:
                         "grad_norm": norm, "cut": run.state["cut"],
                     }  # fmt: skip
                     if measured and run.state["val"]:
-                        scores = run.state["val"].items()
-                        values |= {f"val_t2v_{k}": v for k, v in scores if k != "num"}
+                        val = run.state["val"]
+                        values |= {f"val_t2v_{k}": v for k, v in val.items() if k != "num"}
+                        values |= {
+                            f"val_t2v_r{k}_chance": min(1, k / val["num"]) for k in (1, 5, 10)
+                        }
                     run.log(values, *progress(values, run.state["val"]))
                     stuck = warn_of_chance(cfg, plan, run.step, loss, stuck)
                 run.finish_step({})

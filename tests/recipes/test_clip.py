@@ -59,6 +59,9 @@ def test_whole_run(undisturbed, capsys):
     assert {"video_to_text", "text_to_video", "gap", "scale", "duplicates"} <= logged[0].keys()
     assert logged[0]["duplicates"] > 0  # eight sentences in all
     assert [entry["step"] for entry in logged if "val_t2v_r10" in entry] == [4, 8]
+    # Beside each share is what a model that tells nothing apart has: the curve draws it.
+    chances = [logged[-1][f"val_t2v_r{k}_chance"] for k in (1, 5, 10)]
+    assert 0 < chances[0] < chances[1] <= chances[2] <= 1
     assert (undisturbed / "curve.png").is_file()
     model = load_video_text(str(undisturbed / "backbone"))
     saved = load_file(checkpoint.checkpoints(undisturbed)[0] / "model.safetensors")

@@ -150,6 +150,14 @@ def test_results_of_the_same_settings_are_renewed(tmp_path):
         claim_results(tmp_path, {"seed": 1})
 
 
+def test_of_other_settings_only_what_differs_is_named(tmp_path):
+    model = {"depth": 4, "mean": [0.5, 0.5, 0.5]}
+    write_results(tmp_path, some(settings={"seed": 0, "arguments": {**model, "depth": 6}}))
+    with pytest.raises(ValueError, match="depth was 6, is 4") as refused:
+        claim_results(tmp_path, {"seed": 0, "arguments": model})
+    assert "mean" not in str(refused.value) and "seed" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     "predicted, subjects, words",
     [
