@@ -3,7 +3,7 @@
 CLIP (Radford et al. 2021, https://arxiv.org/abs/2103.00020) for clips and their captions: the result is
 prompted with class names (recipes/zero_shot.py), searched (recipes/retrieval.py) or probed.
 
-    python recipes/clip.py                                      the built-in action world
+    python recipes/clip.py                                      the synthetic dataset
     python recipes/clip.py --data clips.csv                     your own, with a caption column
     python recipes/clip.py motion --data clips.csv              people in front of static backgrounds
     python recipes/clip.py photos --data images.csv             image-text, from scratch
@@ -237,7 +237,7 @@ PRESETS = {
 
 # A line a preset for --help.
 ABOUT = {
-    "tiny": "the built-in world or small captioned data, minutes on two cores (the default)",
+    "tiny": "the synthetic dataset or small captioned data, minutes on two cores (the default)",
     "motion": "people in front of static backgrounds: the mean frame of a clip is subtracted",
     "photos": "photographs with captions, from scratch, minutes on two cores",
     "vificlip_b16": "ViFi-CLIP: a whole CLIP ViT-B/16 fine-tuned on labels, against all class prompts",

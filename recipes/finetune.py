@@ -1,6 +1,6 @@
 """Fine-tune a backbone, or train any model of the families from scratch, on labelled clips.
 
-    python recipes/finetune.py --model lstm                                the built-in action world
+    python recipes/finetune.py --model lstm                                the synthetic dataset
     python recipes/finetune.py --model i3d --data clips.csv                small, for minutes on two cores
     python recipes/finetune.py paper --model c3d --data clips.csv          as the family's paper trains
     python recipes/finetune.py videomae_b_k400 --backbone hf:MCG-NJU/videomae-base --data clips.csv
@@ -455,7 +455,7 @@ def main(cfg: Config) -> dict:
     )
     if cfg.patience and val is None:
         raise ValueError(
-            "--patience needs a validation part: name a split val in the list, or give --val hold-out"
+            "--patience needs validation videos: name a split val in the list, or give --val hold-out"
         )
 
     # ---- processes

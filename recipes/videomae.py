@@ -4,7 +4,7 @@ Tong et al. 2022, https://arxiv.org/abs/2203.12602; dual masking of VideoMAE V2,
 https://arxiv.org/abs/2303.16727. Labels are never used for training; where there are any, a kNN score
 on held-out subjects of the training split shows whether the features get better.
 
-    python recipes/videomae.py                              the built-in action world
+    python recipes/videomae.py                              the synthetic dataset
     python recipes/videomae.py --data my_videos/            your own clips
     python recipes/videomae.py shrec --data clips.csv       small clips, 2 CPU cores
     python recipes/videomae.py shrec_apart --data clips.csv --backbone RUN/backbone     the second of two steps
@@ -212,10 +212,10 @@ PRESETS = {
 
 # A line a preset for --help.
 ABOUT = {
-    "tiny": "the built-in world or any small data, minutes on two cores (the default)",
+    "tiny": "the synthetic dataset or any small data, minutes on two cores (the default)",
     "shrec": "clips of about two seconds and 50 pixels, such as SHREC'17, under 45 minutes on two cores",
-    "shrec_moving": "such clips in two steps: this one, which sees what moves,",
-    "shrec_apart": "then this one, which tells clips apart, with --backbone runs/videomae-shrec_moving/backbone",
+    "shrec_moving": "such clips in two steps: this one, on motion-selected tokens,",
+    "shrec_apart": "then this one, which contrasts clips, with --backbone runs/videomae-shrec_moving/backbone",
     "vit_b_k400": "ViT-B as published for Kinetics-400",
     "vit_l_k400": "ViT-L as published for Kinetics-400",
     "vit_b_ssv2": "ViT-B as published for Something-Something V2",
@@ -293,7 +293,7 @@ def build_masked(cfg: Config) -> VideoMAE | MaskedPixels:
             f"--model {cfg.model!r} is not a name of python -m downstream.models{did_you_mean(cfg.model, MODELS)}"
         )
     if cfg.model not in VITS:
-        return build_painted(cfg)
+        return build_with_mask_token(cfg)
     size = VITS[cfg.model]
     dim, depth, heads = SIZES[size]
     decoder_dim, decoder_depth, decoder_heads = DECODERS[size]
@@ -312,8 +312,8 @@ def build_masked(cfg: Config) -> VideoMAE | MaskedPixels:
     return model
 
 
-def build_painted(cfg: Config) -> MaskedPixels:
-    """Any other family, freshly initialised: hidden tubelets are painted over.
+def build_with_mask_token(cfg: Config) -> MaskedPixels:
+    """Any other family, freshly initialised: hidden tubelets are replaced by a mask token.
 
     Raises:
         ValueError: settings that belong to the plain video transformer.

@@ -188,7 +188,7 @@ def test_a_sized_tower_of_the_families_takes_its_form(captioned_pack, tmp_path):
 def test_a_small_network_is_asked_for_and_not_inferred():
     """A few pixels more or less change no channel."""
     for recipe, name in ((clip, "model"), (videomae, "model")):
-        build = clip.build_video_tower if recipe is clip else videomae.build_painted
+        build = clip.build_video_tower if recipe is clip else videomae.build_with_mask_token
         counts = set()
         for size in (96, 128):
             for small in (False, True):

@@ -10,6 +10,7 @@ import torch
 
 from pretrain import processes
 from pretrain.data.pool import usable_cores
+from pretrain.settings import Machine
 
 
 @pytest.fixture
@@ -31,19 +32,26 @@ def test_cores_are_those_this_process_may_use():
 
 
 @pytest.mark.parametrize(
-    ("asked", "beside", "expected"), [(0, 1, 6), (0, 2, 3), (0, 4, 1), (0, 9, 1), (5, 2, 5)]
+    ("asked", "beside", "expected"),
+    [(None, 1, 6), (None, 2, 3), (None, 4, 1), (None, 9, 1), (5, 2, 5)],
 )
 def test_processes_share_the_cores(asked, beside, expected, threads, monkeypatch):
     monkeypatch.setattr(processes, "usable_cores", lambda: 6)
     monkeypatch.setattr(processes, "asked_processes", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(beside))
-    processes.start_accelerator("fp32", asked)
+    processes.start_accelerator(Machine("fp32", threads=asked))
     assert torch.get_num_threads() == expected
 
 
-def test_negative_threads_are_refused():
-    with pytest.raises(ValueError, match="--threads -1 is negative"):
-        processes.start_accelerator("fp32", -1)
+@pytest.mark.parametrize(
+    ("asked", "gpu", "expected"), [(None, True, 5), (None, False, 1), (3, True, 3), (0, False, 0)]
+)
+def test_what_decodes_goes_by_the_machine(asked, gpu, expected, monkeypatch):
+    monkeypatch.setattr(processes, "usable_cores", lambda: 6)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    assert processes.loader_workers(Machine(num_workers=asked), on_cpu=1) == expected
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
@@ -53,7 +61,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     with pytest.raises(
         ValueError, match=r"2 processes want a GPU each and there are 1.*CUDA_VISIB"
     ):
-        processes.start_accelerator("auto", 0)
+        processes.start_accelerator(Machine())
 
 
 def test_asked_to_stay_on_the_cpu_it_does(threads, monkeypatch):
@@ -62,7 +70,7 @@ def test_asked_to_stay_on_the_cpu_it_does(threads, monkeypatch):
     monkeypatch.setattr(processes, "asked_processes", lambda: 1)
     monkeypatch.setattr("pretrain.device.has_bf16", lambda device: device.type == "cuda")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    accelerator = processes.start_accelerator("auto", 1)
+    accelerator = processes.start_accelerator(Machine(threads=1))
     assert accelerator.device.type == "cpu" and accelerator.mixed_precision == "no"
 
 
