@@ -59,7 +59,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(
-        ValueError, match=r"2 processes want a GPU each and there are 1.*CUDA_VISIB"
+        ValueError, match=r"2 processes need a GPU each and there are 1.*CUDA_VISIB"
     ):
         processes.start_accelerator(Machine())
 
