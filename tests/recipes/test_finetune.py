@@ -518,7 +518,7 @@ def test_predictions_of_a_file_and_a_folder(undisturbed, tmp_path, capsys):
         ({"backbone": "x"}, "give either --model"),
         ({"model": "lstn"}, "did you mean lstm"),
         ({"model": "i3d_flow", "network": "", "frames": 8}, "takes flow"),
-        ({"patience": 2}, "--patience needs a validation part"),
+        ({"patience": 2}, "--patience needs validation videos"),
         ({"shots": -1}, "--shots -1"),
         ({"model": "lstm", "per_frame": True, "mixup": 0.5}, "mix whole clips"),
         ({"per_frame": True}, "for every frame needs"),

@@ -1286,15 +1286,17 @@ def test_a_line_that_can_be_true_is_read_however_it_is_written(copied, change):
 
 
 def test_a_pack_of_many_clips_is_opened_quickly(copied):
-    """The lines as the packer writes them are much faster to check than any others."""
+    """The lines as the packer writes them are faster to check than any others: the best of five takes each."""
     row = json.loads((copied / "clips.jsonl").read_text().splitlines()[0])
-    seconds = []
-    for separators in ((", ", ": "), (",", ":")):
-        with_lines(copied, [json.dumps(row, separators=separators)] * 20_000)
+    seconds = {}
+    for separators in ((", ", ": "), (",", ":")) * 5:
+        with_lines(copied, [json.dumps(row, separators=separators)] * 10_000)
         started = time.process_time()
         Pack(copied)
-        seconds.append(time.process_time() - started)
-    assert seconds[0] < seconds[1] / 2, seconds
+        took = time.process_time() - started
+        seconds[separators] = min(took, seconds.get(separators, took))
+    ours, others = seconds.values()
+    assert ours < 0.8 * others, seconds
 
 
 @pytest.mark.parametrize(
