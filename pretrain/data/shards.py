@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -22,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from pretrain.data.decode import DecodeError, crop_resize, read_frames
@@ -448,6 +449,11 @@ def collate_views(items: list[dict]) -> dict:
     batch["samples"] = [item["sample"] for item in items]
     batch["clips"] = torch.tensor(batch["samples"]).repeat_interleave(len(items[0]["rgb"]))
     batch["errors"] = [error for item in items for error in item["errors"]]
+    if get_worker_info():
+        # Where the others see it, as torch's own collation does: left to the thread that sends it, a failure would
+        # lose the batch, and who waits for it would wait for ever.
+        for name in [*names, "clips"]:
+            batch[name].share_memory_()
     return batch
 
 
@@ -459,6 +465,10 @@ def start_worker(_: int) -> None:
 
 class WorkerKilled(ValueError):
     """A process that decodes clips was killed; the message says how and what to do."""
+
+
+class NoSharedMemory(WorkerKilled):
+    """A process that decodes clips can hand none over; the message says why and what to do."""
 
 
 def _start(loader: DataLoader) -> Iterator:
@@ -475,11 +485,17 @@ def _next(batches: Iterator[Batch]) -> Batch:
     """The next batch of what `_start` returned.
 
     Raises:
+        NoSharedMemory: one of its processes finds no room in the memory that it shares with this one.
         WorkerKilled: one of its processes is dead.
     """
     try:
         return next(batches)
     except (RuntimeError, OSError, EOFError) as error:
+        if full := re.search(r"</?torch_\w+>.*: ([^:\n]+) \(\d+\)", str(error)):
+            raise NoSharedMemory(
+                f"the memory that decoding processes share (/dev/shm) takes no batch: {full[1]}. Give --num-workers 0 or "
+                "a smaller --batch-size, or make it larger (a container: --shm-size), and start the same command again"
+            ) from error
         workers = getattr(batches, "_workers", [])
         deadline = time.monotonic() + 1  # a pipe breaks before its process is known to have ended
         while (
@@ -500,7 +516,7 @@ class TrainBatches:
     """The batches of the whole rest of a run, as `collate_views` makes them.
 
     If a process that loads them is killed, another one takes over, once, so that the step at hand can be ended and
-    saved.
+    saved; this process itself, if there is no room for handing them over.
 
     Attributes:
         lost: that it happened, in words; empty before.
@@ -541,12 +557,17 @@ class TrainBatches:
             if self.lost:
                 raise
             self.lost = str(error)
-            print("a process that decodes clips was killed: saving at the end of this step ...", file=sys.stderr,
+            alone = isinstance(error, NoSharedMemory)
+            what = "hands none over" if alone else "was killed"
+            print(f"a process that decodes clips {what}: saving at the end of this step ...", file=sys.stderr,
                   flush=True)  # fmt: skip
             self.close()
             rest = itertools.islice(self._positions, self._given, None)
+            workers = 0 if alone else 1
             self._batches = _start(
-                self._loader(batch_sampler=rest, num_workers=1, prefetch_factor=1)
+                self._loader(
+                    batch_sampler=rest, num_workers=workers, prefetch_factor=workers or None
+                )
             )
             batch = _next(self._batches)
         self._given += 1

@@ -1,6 +1,9 @@
 """The order of samples, their views, and what happens to a broken one."""
 
 import itertools
+import multiprocessing
+import resource
+import signal
 from collections import Counter
 
 import numpy as np
@@ -384,3 +387,40 @@ def test_what_a_backbone_would_see_again_and_again_is_said(pack, capsys, spec, c
     assert all(word in said for word in words)
     assert said.count("warning:") == ("single" in said) + ("repeated" in said)
     assert bool(said) == bool(words)
+
+
+class NoRoom(torch.utils.data.Dataset):
+    """Clips whose decoding processes can write nothing, as where the memory that processes share is full."""
+
+    def __init__(self, clips):
+        self.clips = clips
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, position: int):
+        if torch.utils.data.get_worker_info():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        return self.clips[position]
+
+
+def test_no_room_in_the_memory_that_processes_share_is_said():
+    try:
+        with pytest.raises(shards.NoSharedMemory, match=r"(?s)shm.*--num-workers 0"):
+            next(shards.eval_loader(NoRoom([torch.zeros(10_000)]), 1, num_workers=1))
+    finally:  # as a recipe does at its end: Python would wait for it, and it ignores SIGTERM
+        for left in multiprocessing.active_children():
+            left.kill()
+
+
+def test_a_training_without_room_in_shared_memory_goes_on_to_save(pack):
+    def read(clips, workers):
+        with train_batches(clips, Positions(0, 3, 4, 1, 1, 0), workers) as batches:
+            signal.alarm(60)  # it waited for ever
+            read = [batch["samples"] for batch in batches]
+            signal.alarm(0)
+            return read, batches.lost
+
+    samples, lost = read(NoRoom(clips_of(pack)), 1)
+    assert samples == read(clips_of(pack), 0)[0]
+    assert "--num-workers 0" in lost
