@@ -19,7 +19,7 @@ from pretrain.folders import claim, holds_nothing, try_folder
 from pretrain.log import RunLog, write_json
 
 # Takes a folder and forks a process that outlives it. The child says when both are there: by then it has
-# let go of the lock, which a child begins with; the parent might say so before the child has run at all.
+# closed its copy of the lock; the parent might say so before the child has run at all.
 HOLDER = """
 import os, sys
 from pathlib import Path

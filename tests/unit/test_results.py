@@ -1,4 +1,4 @@
-"""The one form in which recipes leave what they measured: read strictly, drawn as a card, older ones told apart."""
+"""The one form in which recipes leave what they measured: read strictly, drawn as a card, those of older versions recognised."""
 
 import dataclasses
 import json
