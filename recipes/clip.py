@@ -50,7 +50,7 @@ from pretrain.clip import (
     has_batch_norm,
     sits_at_chance,
 )
-from pretrain.data.cache import open_data, packing_side, world_clips
+from pretrain.data.cache import open_data, packing_side, synthetic_clips
 from pretrain.data.sampling import counter_rng
 from pretrain.data.shards import STREAMS, Mixture, Pack, TrainClips, batch_counts, warn_of_clips
 from pretrain.data.transforms import Augment
@@ -644,7 +644,7 @@ def finish(cfg: Config, model: VideoText, packs: list[Pack], run: TrainingRun, d
         f"video-text contrast, {cfg.preset}, {cfg.model} on {', '.join(cfg.data)}, {data['num_clips']} clips: loss, accuracy in the batch"
         + ", retrieval on val" * (state["val"] is not None),
     )  # fmt: skip
-    source = cfg.data[0] if world_clips(cfg.data[0]) else packs[0].folder
+    source = cfg.data[0] if synthetic_clips(cfg.data[0]) else packs[0].folder
     script = "zero_shot" if packs[0].classes else "retrieval"
     print()
     log.print_table(

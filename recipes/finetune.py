@@ -43,6 +43,7 @@ from downstream.finetune import (
 from downstream.metrics import (
     confusion_matrix,
     per_class_accuracy,
+    reversed_pairs_accuracy,
 )
 from downstream.models import build_model, choose_sampling, load_backbone, load_classifier
 from downstream.models.flops import count_flops
@@ -73,7 +74,6 @@ from downstream.training import (
     kind_of,
     values_of,
 )
-from downstream.world import reversed_pairs_accuracy
 from pretrain import backbones, log
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import STREAMS, Pack, TrainClips, warn_of_clips

@@ -32,7 +32,7 @@ from downstream.models import MODELS, load_backbone
 from downstream.models import build_model as build_family
 from downstream.monitor import online_knn
 from pretrain import backbones, log
-from pretrain.data.cache import open_data, packing_side, world_clips
+from pretrain.data.cache import open_data, packing_side, synthetic_clips
 from pretrain.data.sampling import counter_rng
 from pretrain.data.shards import Pack, TrainClips, warn_of_clips
 from pretrain.data.transforms import Augment
@@ -509,7 +509,7 @@ def finish(cfg: Config, model, pack: Pack, ids: np.ndarray, run: TrainingRun) ->
         folder / "curve.png", folder / "log.jsonl", ("loss",), ("knn",),
         f"masked reconstruction, {cfg.model} on {cfg.data}, {len(ids)} clips: loss and online kNN",
     )  # fmt: skip
-    data = cfg.data if world_clips(cfg.data) else pack.folder
+    data = cfg.data if synthetic_clips(cfg.data) else pack.folder
     print()
     log.print_table(
         "done",

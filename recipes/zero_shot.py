@@ -24,6 +24,7 @@ from downstream.features import Extraction, cached_embeddings, embed_now
 from downstream.metrics import (
     confusion_matrix,
     per_class_accuracy,
+    reversed_pairs_accuracy,
 )
 from downstream.models import load_video_text
 from downstream.report import (
@@ -48,7 +49,6 @@ from downstream.results import (
     versions,
 )
 from downstream.splits import Videos, labelled_videos, videos_digest
-from downstream.world import reversed_pairs_accuracy
 from downstream.zero_shot import class_vectors, ensemble, template_sensitivity, unit
 from pretrain.clip import VideoText
 from pretrain.data.cache import open_data, pack_file, packing_side
@@ -334,7 +334,7 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
             + (
                 "WARNING: these very videos"
                 if seen in (config.test_split, "all")
-                else "other videos, but not another world"
+                else "other videos, but of the same synthetic dataset"
             )
         )
         trained = provenance.get("config") if isinstance(provenance, dict) else None

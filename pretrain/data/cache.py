@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from pretrain.data.pack import pack
 from pretrain.data.shards import Pack
-from pretrain.data.synthetic import WORLD_VERSION, make_world
+from pretrain.data.synthetic import SYNTHETIC_VERSION, make_dataset
 from pretrain.names import file_name, for_screen
 
 BUILT_IN = "synthetic"
@@ -36,7 +36,7 @@ def packing_side(size: int) -> int:
     return 2 * round(size * 8 / 7 / 2)
 
 
-def world_clips(source: str) -> int | None:
+def synthetic_clips(source: str) -> int | None:
     """How many clips of the synthetic dataset `source` asks for; None if it names something else.
 
     Raises:
@@ -67,7 +67,7 @@ def open_data(source: str, short_side: int, say: bool = True) -> Pack:
     Raises:
         ValueError: there is nothing of the kind, or nothing in it can be used.
     """
-    path, num_clips = Path(source), world_clips(source)
+    path, num_clips = Path(source), synthetic_clips(source)
     if not num_clips and os.path.lexists(path / "index.json"):
         return Pack(path)
     if not num_clips and not os.path.exists(path):
@@ -79,11 +79,11 @@ def open_data(source: str, short_side: int, say: bool = True) -> Pack:
     with _writable(cache):
         (cache / "packs").mkdir(parents=True, exist_ok=True)
         if num_clips:
-            world = cache / f"world-{WORLD_VERSION}-{num_clips}"
+            drawn = cache / f"synthetic-{SYNTHETIC_VERSION}-{num_clips}"
             if say:
-                print(f"synthetic dataset: {num_clips} clips in {world}", flush=True)
-            with FileLock(f"{world}.lock"):  # one process of a run makes it
-                path = make_world(world, num_clips=num_clips, progress=say)
+                print(f"synthetic dataset: {num_clips} clips in {drawn}", flush=True)
+            with FileLock(f"{drawn}.lock"):  # one process of a run makes it
+                path = make_dataset(drawn, num_clips=num_clips, progress=say)
     identity = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:8]
     name = source.replace(":", "-") if num_clips else file_name(path.resolve().stem)
     folder = cache / "packs" / f"{name}-{short_side}px-{identity}"

@@ -1,8 +1,10 @@
-"""The synthetic dataset ("action world"): clips, captions, flow and poses of a drawn figure, with no download.
+"""The synthetic dataset ("action world"): clips, captions, flow and poses of a drawn figure.
 
-    world(seed, num_clips)  which clips there are: action, person, place, split
-    render(spec)            one clip in memory
-    make_world(out)         all of them as files, with a list `clips.csv` that the packer reads
+It needs no download.
+
+    clip_specs(seed, num_clips)  which clips there are: action, person, place, split
+    render(spec)                 one clip in memory
+    make_dataset(out)            all as files, with a list `clips.csv` that the packer reads
 
 The dataset is a pure function of its parameters. It is meant to be hard from one frame: the two actions
 of a reversed pair hold the same frames in another order, the others share postures, props, places and
@@ -42,15 +44,16 @@ __all__ = [
     "ACTIONS",
     "JOINTS",
     "REVERSED_PAIRS",
-    "WORLD_VERSION",
+    "SYNTHETIC_VERSION",
     "Clip",
     "ClipSpec",
-    "make_world",
+    "clip_specs",
+    "make_dataset",
     "render",
-    "world",
 ]
 
-WORLD_VERSION = 3  # raise it when a change of ours changes the pixels: old worlds are then refused
+# Raise it when a change of ours changes the pixels: older datasets are then refused.
+SYNTHETIC_VERSION = 3
 _NUM_PLACES = 42
 _SPLITS = {"val": 0.10, "test": 0.25, "compose": 0.10}  # the rest is for training
 _HELD = 5  # of so many people, and of so many places, a training clip of an action leaves one out
@@ -123,7 +126,7 @@ class Clip:
 # ----------------------------------------------------------------------------- what there is
 
 
-def world(seed: int, num_clips: int) -> list[ClipSpec]:
+def clip_specs(seed: int, num_clips: int) -> list[ClipSpec]:
     """Lists the clips of a dataset: balanced over actions, with three ways to be tested.
 
     "train", about 55 %; "val", 10 %, and "test", 25 %, of other people; and "compose", 10 %: people and
@@ -272,7 +275,7 @@ def _move_camera(joints: np.ndarray, rng: np.random.Generator, size: int, fps: i
 # ----------------------------------------------------------------------------- files
 
 
-def make_world(
+def make_dataset(
     out: str | Path,
     num_clips: int = 900,
     seed: int = 0,
@@ -306,10 +309,10 @@ def make_world(
     """
     out = Path(out)
     _check_shape(size, frames, fps)
-    specs = world(seed, num_clips)
+    specs = clip_specs(seed, num_clips)
     about = {
-        "format": "muybridge-world-1",
-        "version": WORLD_VERSION,
+        "format": "muybridge-synthetic-1",
+        "version": SYNTHETIC_VERSION,
         "num_clips": num_clips,
         "seed": seed,
     }
@@ -350,7 +353,7 @@ def _check_shape(size: int, frames: int, fps: int) -> None:
 def _claim(out: Path, about: dict) -> None:
     """Makes `out` the folder of the dataset `about`, or finds that it already is."""
     remedy = "give another folder, or delete this one if it is no longer needed"
-    stated = out / "world.json"
+    stated = out / "synthetic.json"
     if stated.exists():
         try:
             found = json.loads(stated.read_text())
@@ -368,7 +371,9 @@ def _claim(out: Path, about: dict) -> None:
             )
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is not a synthetic dataset (no world.json); {remedy}")
+        raise ValueError(
+            f"{out} exists and is not a synthetic dataset (no synthetic.json); {remedy}"
+        )
     out.mkdir(parents=True, exist_ok=True)
     _write(stated, (json.dumps(about, indent=2) + "\n").encode())
 

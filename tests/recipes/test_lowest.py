@@ -11,17 +11,15 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-WORLD = (
-    "from pretrain.data.synthetic import make_world; make_world('world', 180, size=48, frames=20)"
-)
+DATASET = "from pretrain.data.synthetic import make_dataset as make; make('dataset', 180, size=48, frames=20)"
 # Each decodes, trains, or calls another library in a way of its own.
 COMMANDS = (
-    "pack.py --source world/clips.csv --out pack",
+    "pack.py --source dataset/clips.csv --out pack",
     "videomae.py --data pack --steps 2 --batch-size 8 --micro-batch 8 --positions flat --motion-tokens 1 --out run",
     "linear_probe.py --backbone run/backbone --data pack",
     "convert.py --source run --to hf --out hf",
     "finetune.py --model lstm --data pack --steps 2 --out tuned",
-    "predict.py --backbone tuned/backbone --video world/clips --out answers",
+    "predict.py --backbone tuned/backbone --video dataset/clips --out answers",
     "clip.py --data pack --steps 2 --batch-size 16 --micro-batch 16 --out pair",
 )
 
@@ -44,7 +42,7 @@ def smoke(python: Path, folder: Path) -> None:
         "MUYBRIDGE_CACHE": str(folder / "cache"),
         "CUDA_VISIBLE_DEVICES": "",
     }
-    for words in (["-c", WORLD], *(f"{ROOT}/recipes/{command}".split() for command in COMMANDS)):
+    for words in (["-c", DATASET], *(f"{ROOT}/recipes/{command}".split() for command in COMMANDS)):
         run = subprocess.run(
             [python, *words], cwd=folder, env=os.environ | given, capture_output=True, text=True, check=False,
         )  # fmt: skip

@@ -285,14 +285,14 @@ def test_a_signal_is_one_line(number, monkeypatch, capsys):
     assert code == 128 + number and said.count("\n") == 1 and "start the same command again" in said
 
 
-# A recipe whose processes, like a loader's, ignore SIGTERM; or one that draws the built-in world.
+# A recipe whose processes, like a loader's, ignore SIGTERM; or one that draws the synthetic dataset.
 ENDS = """
 import multiprocessing, signal, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from pretrain import log
-from pretrain.data.synthetic import make_world
+from pretrain.data.synthetic import make_dataset
 
 @dataclass(frozen=True)
 class Config:
@@ -311,7 +311,7 @@ def fail(config):
     raise ValueError("a clip cannot be decoded")
 
 def draw(config):
-    make_world(Path(config.out), num_clips=400, workers=2)
+    make_dataset(Path(config.out), num_clips=400, workers=2)
 
 if __name__ == "__main__":
     log.cli({main}, Config)
@@ -334,7 +334,7 @@ def test_an_error_ends_what_was_started(tmp_path):
     assert recipe.returncode == 2 and said == "error: a clip cannot be decoded\n"
 
 
-def test_ctrl_c_ends_the_drawing_of_the_world(tmp_path):
+def test_ctrl_c_ends_the_drawing_of_the_dataset(tmp_path):
     recipe = start(tmp_path, "draw")
     wait_until(recipe, lambda: list(tmp_path.glob("out/clips/[0-9]*.mp4")))
     os.killpg(recipe.pid, signal.SIGINT)  # as a terminal does

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from downstream.world import reversed_pairs_accuracy
+from downstream.metrics import reversed_pairs_accuracy
 from downstream.zero_shot import embed_texts, ensemble, template_sensitivity, unit
 from pretrain.backbones import export_backbone, load_video_text
 from pretrain.data.figure import REVERSED_PAIRS

@@ -257,7 +257,8 @@ OURS = [
     "collective's patience", "starting them honestly", "views found", "views_found", "penalty", "hare of ", "Keep of",
     "stands still", "told from", "told apart", "move most", "tokens that move",
     "weights of others", "another one's weights", "others' weights", "foreign",
-    "nothing to tell apart", "Say no to", "SomeShare", "PartShare", "num_moving", "--moving", "--still",
+    "nothing to tell apart", "Say no to", "SomeShare", "PartShare", "num_moving", "--moving", "--still", "make_world",
+    "in world", "another world",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The built-in action world: what it promises about splits, reversal, flow, captions and files."""
+"""The synthetic dataset: what it promises about splits, reversal, flow, captions and files."""
 
 import csv
 import hashlib
@@ -19,9 +19,9 @@ from pretrain.data.synthetic import (
     JOINTS,
     REVERSED_PAIRS,
     ClipSpec,
-    make_world,
+    clip_specs,
+    make_dataset,
     render,
-    world,
 )
 
 SMALL = {"size": 32, "frames": 8, "fps": 8, "progress": False}
@@ -39,7 +39,7 @@ def _hashes(folder):
 
 
 def test_clip_is_a_function_of_its_spec_in_any_process():
-    specs = world(3, 4)
+    specs = clip_specs(3, 4)
     here = [_digest(s) for s in specs]
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         assert list(pool.map(_digest, specs)) == here
@@ -47,9 +47,9 @@ def test_clip_is_a_function_of_its_spec_in_any_process():
     assert _digest(replace(specs[0], seed=specs[0].seed + 1)) != here[0]
 
 
-def test_world_is_balanced_and_shares_no_person():
-    specs = world(0, 640)
-    assert specs == world(0, 640) and specs != world(1, 640)
+def test_dataset_is_balanced_and_shares_no_person():
+    specs = clip_specs(0, 640)
+    assert specs == clip_specs(0, 640) and specs != clip_specs(1, 640)
     counts = [sum(s.action == a for s in specs) for a in ACTIONS]
     assert sum(counts) == 640 and max(counts) - min(counts) <= 1
     splits = ("train", "val", "test", "compose")
@@ -57,7 +57,7 @@ def test_world_is_balanced_and_shares_no_person():
     assert not people["train"] & people["val"]
     assert not people["train"] & people["test"]
     assert not people["val"] & people["test"]
-    assert not {s.person for s in specs} & {s.person for s in world(1, 640)}
+    assert not {s.person for s in specs} & {s.person for s in clip_specs(1, 640)}
     shares = {k: sum(s.split == k for s in specs) / 640 for k in people}
     expected = {"train": 0.55, "val": 0.10, "test": 0.25, "compose": 0.10}
     assert shares == pytest.approx(expected, abs=0.04)
@@ -66,7 +66,7 @@ def test_world_is_balanced_and_shares_no_person():
 
 @pytest.mark.parametrize(("seed", "num_clips"), [(0, 900), (3, 90), (1, 3600)])
 def test_compose_shows_known_people_and_places_in_actions_new_to_them(seed, num_clips):
-    specs = world(seed, num_clips)
+    specs = clip_specs(seed, num_clips)
     train = [s for s in specs if s.split == "train"]
     compose = [s for s in specs if s.split == "compose"]
     assert {s.action for s in compose} == set(ACTIONS)
@@ -79,21 +79,21 @@ def test_compose_shows_known_people_and_places_in_actions_new_to_them(seed, num_
 
 @pytest.mark.parametrize("num_clips", [3 * len(ACTIONS), 100, 640])
 def test_every_action_is_in_every_split(num_clips):
-    specs = world(5, num_clips)
+    specs = clip_specs(5, num_clips)
     assert len(specs) == num_clips
     splits = 4 if num_clips >= 5 * len(ACTIONS) else 3
     assert len({(s.action, s.split) for s in specs}) == splits * len(ACTIONS)
 
 
-def test_world_refuses_nonsense():
+def test_dataset_refuses_nonsense():
     with pytest.raises(ValueError, match="num_clips"):
-        world(0, 0)
+        clip_specs(0, 0)
     with pytest.raises(ValueError, match="num_clips >= 1 and seed >= 0"):
-        world(-1, 3)
+        clip_specs(-1, 3)
     with pytest.raises(ValueError, match="moonwalk"):
         render(ClipSpec("moonwalk", 0, 0, 0, "train"))
     with pytest.raises(ValueError, match="even"):
-        render(world(0, 1)[0], size=33)
+        render(clip_specs(0, 1)[0], size=33)
 
 
 # ----------------------------------------------------------------------------- motion
@@ -251,9 +251,9 @@ def test_captions_have_several_wordings_and_lack_nothing():
 # ----------------------------------------------------------------------------- files
 
 
-def test_make_world_writes_what_it_says(tmp_path):
+def test_make_dataset_writes_what_it_says(tmp_path):
     num = 3 * len(ACTIONS)  # the least that has every split
-    listing = make_world(tmp_path / "w", num_clips=num, workers=1, **SMALL)
+    listing = make_dataset(tmp_path / "w", num_clips=num, workers=1, **SMALL)
     assert listing == tmp_path / "w" / "clips.csv"
     with open(listing, newline="") as file:
         rows = list(csv.DictReader(file))
@@ -261,7 +261,7 @@ def test_make_world_writes_what_it_says(tmp_path):
     assert list(rows[0]) == columns
     assert len(rows) == 3 * num and len({r["path"] for r in rows}) == num
     assert all(value for row in rows for value in row.values())
-    specs = world(0, num)
+    specs = clip_specs(0, num)
     for spec, row in zip(specs, rows[::3], strict=True):
         assert row["label"] == spec.action and row["split"] == spec.split
         assert row["subject"] == f"person-{spec.person:010d}"
@@ -282,7 +282,7 @@ def test_make_world_writes_what_it_says(tmp_path):
 
 
 def test_keyframe_every_sixteen_frames():
-    data = synthetic.encode_video(render(world(0, 1)[0], 32, 40, 16).frames, 16)
+    data = synthetic.encode_video(render(clip_specs(0, 1)[0], 32, 40, 16).frames, 16)
     with av.open(synthetic.io.BytesIO(data)) as container:
         packets = [p for p in container.demux(video=0) if p.size]
     assert [i for i, p in enumerate(packets) if p.is_keyframe] == [0, 16, 32]
@@ -290,15 +290,15 @@ def test_keyframe_every_sixteen_frames():
 
 
 def test_bytes_do_not_depend_on_workers(tmp_path):
-    make_world(tmp_path / "one", num_clips=9, workers=1, **SMALL)
-    make_world(tmp_path / "two", num_clips=9, workers=2, **SMALL)
+    make_dataset(tmp_path / "one", num_clips=9, workers=1, **SMALL)
+    make_dataset(tmp_path / "two", num_clips=9, workers=2, **SMALL)
     one = _hashes(tmp_path / "one")
     assert one == _hashes(tmp_path / "two")
     assert len(one) == 9 * 3 + 2
 
 
 def test_interrupted_make_is_finished(tmp_path, monkeypatch):
-    make_world(tmp_path / "whole", num_clips=6, workers=1, **SMALL)
+    make_dataset(tmp_path / "whole", num_clips=6, workers=1, **SMALL)
     whole, encode, made = _hashes(tmp_path / "whole"), synthetic.encode_video, []
 
     def fails_at_the_fourth(frames, fps):
@@ -309,27 +309,27 @@ def test_interrupted_make_is_finished(tmp_path, monkeypatch):
 
     monkeypatch.setattr(synthetic, "encode_video", fails_at_the_fourth)
     with pytest.raises(KeyboardInterrupt):
-        make_world(tmp_path / "cut", num_clips=6, workers=1, **SMALL)
+        make_dataset(tmp_path / "cut", num_clips=6, workers=1, **SMALL)
     assert not (tmp_path / "cut" / "clips.csv").exists()
     (tmp_path / "cut" / "clips" / "tmp-00004.mp4").write_bytes(b"half")
-    make_world(tmp_path / "cut", num_clips=6, workers=1, **SMALL)
+    make_dataset(tmp_path / "cut", num_clips=6, workers=1, **SMALL)
     assert len(made) == 4 + 3, "finished clips are kept, the rest is made"
     assert _hashes(tmp_path / "cut") == whole
 
 
-def test_finished_world_is_returned_and_another_refused(tmp_path, monkeypatch):
+def test_finished_dataset_is_returned_and_another_refused(tmp_path, monkeypatch):
     out = tmp_path / "w"
-    listing = make_world(out, num_clips=4, workers=1, **SMALL)
+    listing = make_dataset(out, num_clips=4, workers=1, **SMALL)
     before = _hashes(out)
     monkeypatch.setattr(synthetic, "render", lambda *_: pytest.fail("rendered again"))
-    assert make_world(out, num_clips=4, workers=1, **SMALL) == listing
+    assert make_dataset(out, num_clips=4, workers=1, **SMALL) == listing
     with pytest.raises(ValueError, match=r"num_clips 4 instead of 5.*another folder"):
-        make_world(out, num_clips=5, workers=1, **SMALL)
+        make_dataset(out, num_clips=5, workers=1, **SMALL)
     with pytest.raises(ValueError, match="seed 0 instead of 1"):
-        make_world(out, num_clips=4, seed=1, workers=1, **SMALL)
+        make_dataset(out, num_clips=4, seed=1, workers=1, **SMALL)
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "holiday.mp4").write_bytes(b"dear to me")
-    with pytest.raises(ValueError, match=r"no world\.json"):
-        make_world(mine, num_clips=4, workers=1, **SMALL)
+    with pytest.raises(ValueError, match=r"no synthetic\.json"):
+        make_dataset(mine, num_clips=4, workers=1, **SMALL)
     assert _hashes(out) == before and len(list(mine.iterdir())) == 1
