@@ -195,43 +195,29 @@ def refuse_unused(
     _refuse(typed(words, config) & unused.keys(), unused)
 
 
+# Flags of earlier versions, and what they are called now.
+RENAMED = {
+    "encoder": "model", "video_tower": "model", "text_tower": "text_model",
+    "moving": "motion_tokens", "still": "subtract_mean", "weights": "data_weights",
+}  # fmt: skip
+
+
 def refuse_elsewhere(words: Sequence[str], config: type, elsewhere: dict[str, str]) -> None:
-    """Say of flags that a recipe has not where they are.
+    """Say of a flag that a recipe does not have what to do instead.
 
     Args:
         words: of the command line.
         config: the recipe's dataclass.
-        elsewhere: fields of other recipes, and what to do instead.
+        elsewhere: flags of other recipes, and what to do instead. Those in `RENAMED` are known.
 
     Raises:
         ValueError: such a flag was typed.
     """
     own = {f.name for f in dataclasses.fields(config)}
-    for name in sorted((_named(words) & elsewhere.keys()) - own):
-        raise ValueError(f"{flag(name)} is not for this recipe: {elsewhere[name]}")
-
-
-# Flags of earlier versions, and what they are called now.
-RENAMED = {
-    "encoder": "--model", "video_tower": "--model", "text_tower": "--text-model", "moving": "--motion-tokens",
-    "still": "--subtract-mean", "weights": "--data-weights",
-}  # fmt: skip
-
-
-def refuse_renamed(words: Sequence[str], config: type) -> None:
-    """Name the new name of a flag that a recipe had under another one.
-
-    Args:
-        words: of the command line.
-        config: the recipe's dataclass.
-
-    Raises:
-        ValueError: such a flag was typed, and the recipe has the new one.
-    """
-    own = {f.name for f in dataclasses.fields(config)}
-    for name in sorted((_named(words) & RENAMED.keys()) - own):
-        if RENAMED[name][2:].replace("-", "_") in own:
-            raise ValueError(f"{flag(name)} is called {RENAMED[name]} now")
+    told = {name: f"is not for this recipe: {what}" for name, what in elsewhere.items()}
+    told |= {old: f"is called {flag(new)} now" for old, new in RENAMED.items() if new in own}
+    for name in sorted((_named(words) & told.keys()) - own):
+        raise ValueError(f"{flag(name)} {told[name]}")
 
 
 def _refuse(useless: Iterable[str], unused: dict[str, str]) -> None:

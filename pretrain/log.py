@@ -24,7 +24,6 @@ from pretrain.flags import (
     refuse_elsewhere,
     refuse_empty,
     refuse_numbers,
-    refuse_renamed,
     refuse_unused,
 )
 from pretrain.folders import writing
@@ -59,7 +58,7 @@ def cli(
         config: as `parse` takes it.
         unused: of a config: the fields that its choices leave without effect, and why. Typed ones are refused.
         about: as `parse` takes it.
-        elsewhere: flags that other recipes have and this one, without presets, has not; and what to do instead.
+        elsewhere: flags that other recipes have and this one has not, and what to do instead.
     """
     arguments = sys.argv[1:]
     if any(for_screen(word) != word for word in arguments):
@@ -67,12 +66,8 @@ def cli(
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # a launcher ends its processes itself
         signal.signal(signal.SIGTERM, _terminate)
     try:
-        refuse_renamed(
-            arguments, config if isinstance(config, type) else type(next(iter(config.values())))
-        )
-        if elsewhere:
-            assert isinstance(config, type)  # without presets
-            refuse_elsewhere(arguments, config, elsewhere)
+        flags = config if isinstance(config, type) else type(next(iter(config.values())))
+        refuse_elsewhere(arguments, flags, elsewhere or {})
         parsed = parse(arguments, config, about)
         clean_screen()  # not before: help comes in colours
         refuse_numbers(parsed)

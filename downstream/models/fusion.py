@@ -12,16 +12,54 @@ import torch
 from torch import Tensor, nn
 
 from downstream.models.attention import insert
-from downstream.models.images import (
-    ImageNetwork,
-    describe_network,
-    read_network,
-)
+from downstream.models.images import ImageNetwork, describe_network, read_network
 from pretrain.spec import InputSpec
 from pretrain.third_party import timm_network
 
 
-class LateFusion(nn.Module):
+class FusedFrames(nn.Module):
+    """What the three have in common: their arguments, a 2-D network, and one token a clip.
+
+    Args:
+        network: as `ImageNetwork` takes it.
+        frames: frames of a clip.
+        stride: source frames between two sampled frames; only recorded.
+        size: height and width, pixels.
+        attention: blocks that the class inserts, see `downstream.models.attention.insert`.
+        subtract_mean: whether each clip's mean frame is subtracted, see `Stream`.
+        channels: that the network sees at once.
+
+    Raises:
+        ValueError: the network cannot be built.
+    """
+
+    kind = "fusion"  # to presets of published training, see `downstream.training.kind_of`
+    grid = (1, 1, 1)
+
+    def __init__(
+        self, network: str | dict, frames: int, stride: int, size: int, attention: str,
+        subtract_mean: bool, channels: int = 3,
+    ):  # fmt: skip
+        super().__init__()
+        self.arguments: dict[str, Any] = {
+            "network": network, "frames": frames, "stride": stride, "size": size,
+            "attention": attention, "subtract_mean": subtract_mean,
+        }  # fmt: skip
+        self.images = ImageNetwork(network, size, channels)
+        self.embed_dim = self.images.embed_dim
+        pixels = {"rgb": self.images.stream(subtract_mean)}
+        self.input_spec = InputSpec(frames, stride, size, pixels)
+
+    def forward_features(self, video: Tensor) -> Tensor:
+        """One token (B, 1, D) for the whole clip."""
+        raise NotImplementedError
+
+    def forward(self, video: Tensor) -> Tensor:
+        """The only token."""
+        return self.forward_features(video).squeeze(1)
+
+
+class LateFusion(FusedFrames):
     """Two frames, `stride` apart, seen by one network and merged by a fully connected layer.
 
     Args:
@@ -36,8 +74,6 @@ class LateFusion(nn.Module):
         ValueError: other than two frames, or the network cannot be built.
     """
 
-    kind = "fusion"  # to presets of published training, see `downstream.training.kind_of`
-
     def __init__(
         self,
         network: str | dict = "resnet18",
@@ -47,25 +83,12 @@ class LateFusion(nn.Module):
         attention: str = "",
         subtract_mean: bool = False,
     ):
-        super().__init__()
         if frames != 2:
             raise ValueError(
                 f"late fusion sees 2 frames, not {frames}; --stride sets their distance"
             )
-        self.arguments: dict[str, Any] = {
-            "network": network,
-            "frames": frames,
-            "stride": stride,
-            "size": size,
-            "attention": attention,
-            "subtract_mean": subtract_mean,
-        }
-        self.images = ImageNetwork(network, size)
-        self.embed_dim, self.grid = self.images.embed_dim, (1, 1, 1)
+        super().__init__(network, frames, stride, size, attention, subtract_mean)
         self.merge = nn.Linear(2 * self.embed_dim, self.embed_dim)
-        self.input_spec = InputSpec(
-            frames, stride, size, {"rgb": self.images.stream(subtract_mean)}
-        )
         insert(self, attention)
 
     def forward_features(self, video: Tensor) -> Tensor:
@@ -73,12 +96,8 @@ class LateFusion(nn.Module):
         self.input_spec.expect(video)
         return self.merge(self.images.frames(video).flatten(1)).relu().unsqueeze(1)
 
-    def forward(self, video: Tensor) -> Tensor:
-        """The only token."""
-        return self.forward_features(video).squeeze(1)
 
-
-class EarlyFusion(nn.Module):
+class EarlyFusion(FusedFrames):
     """The first convolution sees all frames at once, as channels; the rest is the 2-D network.
 
     Args:
@@ -93,8 +112,6 @@ class EarlyFusion(nn.Module):
         ValueError: the network cannot be built with so many channels.
     """
 
-    kind = "fusion"  # to presets of published training, see `downstream.training.kind_of`
-
     def __init__(
         self,
         network: str | dict = "resnet18",
@@ -104,20 +121,7 @@ class EarlyFusion(nn.Module):
         attention: str = "",
         subtract_mean: bool = False,
     ):
-        super().__init__()
-        self.arguments: dict[str, Any] = {
-            "network": network,
-            "frames": frames,
-            "stride": stride,
-            "size": size,
-            "attention": attention,
-            "subtract_mean": subtract_mean,
-        }
-        self.images = ImageNetwork(network, size, channels=3 * frames)
-        self.embed_dim, self.grid = self.images.embed_dim, (1, 1, 1)
-        self.input_spec = InputSpec(
-            frames, stride, size, {"rgb": self.images.stream(subtract_mean)}
-        )
+        super().__init__(network, frames, stride, size, attention, subtract_mean, 3 * frames)
         insert(self, attention)
 
     def forward_features(self, video: Tensor) -> Tensor:
@@ -126,12 +130,8 @@ class EarlyFusion(nn.Module):
         stacked = video.transpose(1, 2).flatten(1, 2)  # channels: frame, colour
         return self.images(stacked).unsqueeze(1)
 
-    def forward(self, video: Tensor) -> Tensor:
-        """The only token."""
-        return self.forward_features(video).squeeze(1)
 
-
-class SlowFusion(nn.Module):
+class SlowFusion(FusedFrames):
     """Time is merged little by little: 4 frames at first, pairs after a stage, all after the next.
 
     In the paper the first convolution spans 4 frames at stride 2, the second 2 responses at stride
@@ -150,8 +150,6 @@ class SlowFusion(nn.Module):
         ValueError: another number of frames, or the network shows no stages.
     """
 
-    kind = "fusion"  # to presets of published training, see `downstream.training.kind_of`
-
     def __init__(
         self,
         network: str | dict = "resnet18",
@@ -161,25 +159,16 @@ class SlowFusion(nn.Module):
         attention: str = "",
         subtract_mean: bool = False,
     ):
-        super().__init__()
         if frames < 6 or frames % 4 != 2:
             near = max(6, 4 * round((frames - 2) / 4) + 2)
             raise ValueError(
                 "slow fusion halves (frames - 2) / 2 responses, so it sees 6, 10, 14, 18 ... "
                 f"frames, not {frames}: give --frames {near}"
             )
-        self.arguments: dict[str, Any] = {
-            "network": network,
-            "frames": frames,
-            "stride": stride,
-            "size": size,
-            "attention": attention,
-            "subtract_mean": subtract_mean,
-        }
+        super().__init__(network, frames, stride, size, attention, subtract_mean)
+        del self.images  # the same network follows, as one that shows its stages
         from timm.models._features import FeatureDictNet
 
-        # Refuses an unknown name, and knows its mean and standard deviation.
-        about = ImageNetwork(network, size)
         if not isinstance(network, str) or network.startswith("torchvision:"):
             raise ValueError(
                 "slow fusion needs a timm network whose stages it can enter, not "
@@ -220,8 +209,7 @@ class SlowFusion(nn.Module):
                     merge.weight[:, i * channels : (i + 1) * channels, 0, 0] = (
                         torch.eye(channels) / times
                     )
-        self.embed_dim, self.grid = info.channels()[-1], (1, 1, 1)
-        self.input_spec = InputSpec(frames, stride, size, {"rgb": about.stream(subtract_mean)})
+        self.embed_dim = info.channels()[-1]
         insert(self, attention)
 
     @classmethod
@@ -251,7 +239,3 @@ class SlowFusion(nn.Module):
                 times = merge.in_channels // merge.out_channels
                 x = merge(x.unflatten(0, (-1, times)).flatten(1, 2))
         return x.mean((-2, -1)).unsqueeze(1)
-
-    def forward(self, video: Tensor) -> Tensor:
-        """The only token."""
-        return self.forward_features(video).squeeze(1)
