@@ -1,0 +1,216 @@
+"""Poses: people's joints, frame by frame; skeletons; what crops and mirrors do to them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """What the joints of a pose are called and how they hang together.
+
+    Attributes:
+        joints: names; those of the left and of the right side differ in that word alone.
+        bones: pairs of joints, indices; together they reach every joint.
+        root: the joint that coordinates are centred on: the hips' centre, or what is nearest to the
+            trunk.
+    """
+
+    joints: tuple[str, ...]
+    bones: tuple[tuple[int, int], ...]
+    root: int
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """The left and the right joint of each pair, which a mirror swaps."""
+        at = {name: i for i, name in enumerate(self.joints)}
+        left = [name for name in self.joints if "left" in name]
+        return tuple((at[name], at[name.replace("left", "right")]) for name in left)
+
+
+def _skeleton(joints: str, bones: str, root: str) -> Skeleton:
+    """Of names; a bone with S_ in a name is two, of the left joints and of the right ones."""
+    names = tuple(joints.split())
+    ends = []
+    for bone in bones.split():
+        for side in ("left_", "right_") if "S_" in bone else ("",):
+            start, _, end = bone.replace("S_", side).partition("-")
+            ends.append((names.index(start), names.index(end)))
+    return Skeleton(names, tuple(ends), names.index(root))
+
+
+_KINECT = (
+    "S_shoulder-S_elbow S_elbow-S_wrist S_wrist-S_hand hip_center-S_hip S_hip-S_knee "
+    "S_knee-S_ankle S_ankle-S_foot"
+)
+_KINECT_20 = (
+    "hip_center-spine spine-shoulder_center shoulder_center-head shoulder_center-S_shoulder "
+    + _KINECT
+)
+_OPENPOSE = (
+    "neck-nose nose-S_eye S_eye-S_ear neck-S_shoulder S_shoulder-S_elbow S_elbow-S_wrist "
+    "S_hip-S_knee S_knee-S_ankle "
+)
+_FINGERS = ("thumb", "index", "middle", "ring", "little")
+
+SKELETONS = {
+    # The built-in synthetic dataset.
+    "synthetic20": _skeleton(
+        "pelvis spine neck head left_shoulder left_elbow left_wrist left_hand right_shoulder "
+        "right_elbow right_wrist right_hand left_hip left_knee left_ankle left_toe right_hip "
+        "right_knee right_ankle right_toe",
+        "pelvis-spine spine-neck neck-head neck-S_shoulder S_shoulder-S_elbow S_elbow-S_wrist "
+        "S_wrist-S_hand pelvis-S_hip S_hip-S_knee S_knee-S_ankle S_ankle-S_toe",
+        "pelvis",
+    ),
+    # The first Kinect, as its SDK numbers the joints (UTKinect-Action3D).
+    "kinect20": _skeleton(
+        "hip_center spine shoulder_center head left_shoulder left_elbow left_wrist left_hand "
+        "right_shoulder right_elbow right_wrist right_hand left_hip left_knee left_ankle left_foot "
+        "right_hip right_knee right_ankle right_foot",
+        _KINECT_20,
+        "hip_center",
+    ),
+    # The same joints as MSR Action3D numbers them.
+    "msr20": _skeleton(
+        "left_shoulder right_shoulder shoulder_center spine left_hip right_hip hip_center "
+        "left_elbow right_elbow left_wrist right_wrist left_hand right_hand left_knee right_knee "
+        "left_ankle right_ankle left_foot right_foot head",
+        _KINECT_20,
+        "hip_center",
+    ),
+    # The second Kinect (NTU RGB+D, PKU-MMD).
+    "kinect25": _skeleton(
+        "hip_center spine neck head left_shoulder left_elbow left_wrist left_hand right_shoulder "
+        "right_elbow right_wrist right_hand left_hip left_knee left_ankle left_foot right_hip "
+        "right_knee right_ankle right_foot shoulder_center left_hand_tip left_thumb right_hand_tip "
+        "right_thumb",
+        "hip_center-spine spine-shoulder_center shoulder_center-neck neck-head "
+        "shoulder_center-S_shoulder S_hand-S_hand_tip S_wrist-S_thumb " + _KINECT,
+        "hip_center",
+    ),
+    # MediaPipe's; its own bones, and those that join face and trunk.
+    "blazepose33": _skeleton(
+        "nose left_eye_inner left_eye left_eye_outer right_eye_inner right_eye right_eye_outer "
+        "left_ear right_ear mouth_left mouth_right left_shoulder right_shoulder left_elbow "
+        "right_elbow left_wrist right_wrist left_little right_little left_index right_index "
+        "left_thumb right_thumb left_hip right_hip left_knee right_knee left_ankle right_ankle "
+        "left_heel right_heel left_foot right_foot",
+        "nose-S_eye_inner S_eye_inner-S_eye S_eye-S_eye_outer S_eye_outer-S_ear nose-mouth_left "
+        "nose-mouth_right mouth_left-mouth_right nose-S_shoulder left_shoulder-right_shoulder "
+        "S_shoulder-S_elbow S_elbow-S_wrist S_wrist-S_little S_wrist-S_index S_wrist-S_thumb "
+        "S_little-S_index S_shoulder-S_hip left_hip-right_hip S_hip-S_knee S_knee-S_ankle "
+        "S_ankle-S_heel S_heel-S_foot S_ankle-S_foot",
+        "nose",
+    ),
+    "coco17": _skeleton(
+        "nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow "
+        "right_elbow left_wrist right_wrist left_hip right_hip left_knee right_knee left_ankle "
+        "right_ankle",
+        "nose-S_eye left_eye-right_eye S_eye-S_ear S_ear-S_shoulder left_shoulder-right_shoulder "
+        "S_shoulder-S_elbow S_elbow-S_wrist S_shoulder-S_hip left_hip-right_hip S_hip-S_knee "
+        "S_knee-S_ankle",
+        "nose",
+    ),
+    # OpenPose's model of 18 joints, which it calls COCO.
+    "openpose18": _skeleton(
+        "nose neck right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist "
+        "right_hip right_knee right_ankle left_hip left_knee left_ankle right_eye left_eye "
+        "right_ear left_ear",
+        _OPENPOSE + "neck-S_hip",
+        "neck",
+    ),
+    # OpenPose's BODY_25.
+    "openpose25": _skeleton(
+        "nose neck right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist "
+        "hip_center right_hip right_knee right_ankle left_hip left_knee left_ankle right_eye "
+        "left_eye right_ear left_ear left_big_toe left_small_toe left_heel right_big_toe "
+        "right_small_toe right_heel",
+        _OPENPOSE + "neck-hip_center hip_center-S_hip S_ankle-S_big_toe "
+        "S_big_toe-S_small_toe S_ankle-S_heel",
+        "hip_center",
+    ),
+    # One hand (SHREC'17 Track); which of the two is not said.
+    "hand22": _skeleton(
+        "wrist palm " + " ".join(f"{f}_base {f}_1 {f}_2 {f}_tip" for f in _FINGERS),
+        "wrist-palm wrist-thumb_base palm-index_base palm-middle_base palm-ring_base "
+        "palm-little_base "
+        + " ".join(f"{f}_base-{f}_1 {f}_1-{f}_2 {f}_2-{f}_tip" for f in _FINGERS),
+        "palm",
+    ),
+}
+
+# What the numbers of a joint may be, in this order: metres in camera axes (x to the right of the
+# picture, y down, z away); pixels from the upper left corner of the frame, so that the centre of
+# its first pixel is (.5, .5); 0 to 1.
+COLUMNS = ("x", "y", "z", "u", "v", "confidence")
+
+
+@dataclass(frozen=True)
+class Poses:
+    """People's joints in the frames of one clip.
+
+    Attributes:
+        values: float32 (T, P, J, K). A joint that is not seen has confidence 0 and coordinates 0,
+            and so have all joints of a person in the frames he or she is not in.
+        columns: what the K numbers are, of `COLUMNS`; the last is the confidence.
+        skeleton: a name in `SKELETONS`.
+        fps: frames a second; None where nothing says.
+        people: the P people's identities, in the order in which they appear.
+        frame: width and height of the frame in the units of u and v, (1, 1) where these are
+            fractions of it; None: they are pixels of a frame of unknown size.
+    """
+
+    values: np.ndarray
+    columns: tuple[str, ...]
+    skeleton: str
+    fps: float | None
+    people: tuple[str, ...]
+    frame: tuple[float, float] | None = None
+
+
+def crop_pose(
+    values: np.ndarray,
+    columns: Sequence[str],
+    box: tuple[float, float, float, float],
+    size: tuple[float, float],
+) -> np.ndarray:
+    """Poses in a part of the frame, scaled to another size; a joint outside it stays known.
+
+    Args:
+        values: float32 (..., J, K) of these columns. x, y and z are left as they are.
+        columns: see `COLUMNS`.
+        box: left, top, width and height of the part, in the units of u and v.
+        size: width and height that it gets.
+    """
+    out = values.copy()
+    seen = values[..., -1] > 0
+    for name, start, side, length in zip(("u", "v"), box[:2], box[2:], size, strict=True):
+        if name in columns:
+            k = columns.index(name)
+            out[..., k] = (values[..., k] - start) * (length / side) * seen
+    return out
+
+
+def mirror_pose(
+    values: np.ndarray, columns: Sequence[str], skeleton: str, width: float
+) -> np.ndarray:
+    """Poses as they are in the mirrored frame: u and x turned round, left and right joints swapped.
+
+    Args:
+        values: float32 (..., J, K) of these columns.
+        columns: see `COLUMNS`.
+        skeleton: a name in `SKELETONS`.
+        width: of the frame, in the units of u.
+    """
+    order = list(range(values.shape[-2]))
+    for left, right in SKELETONS[skeleton].pairs:
+        order[left], order[right] = right, left
+    out = values[..., order, :]
+    seen = out[..., -1] > 0
+    for name, end in (("x", 0.0), ("u", width)):
+        if name in columns:
+            k = columns.index(name)
+            out[..., k] = (end - out[..., k]) * seen
+    return out
