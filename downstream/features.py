@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ def finish_means(encoder: nn.Module, means: Tensor) -> Tensor:
 
 def show_views(
     encoder: nn.Module,
-    function: Callable[[Tensor], Tensor],
+    function: Callable[[Any], Tensor],
     pack: Pack,
     samples: np.ndarray,
     how: Extraction,
@@ -129,11 +130,12 @@ def show_views(
             Bar(len(samples), title or "", "clip", title is not None) as bar,
         ):
             for ids, views in loader:
-                flat = views.flatten(0, 1)
-                parts = [
-                    function(spec.normalise(part.to(how.device, non_blocking=True))).float().cpu()
-                    for part in flat.split(how.batch_size)
-                ]
+                flat = {name: part.flatten(0, 1) for name, part in views.items()}
+                parts = []
+                for start in range(0, len(ids) * how.num_views, how.batch_size):
+                    some = {n: part[start : start + how.batch_size] for n, part in flat.items()}
+                    clips = spec.normalise(spec.take(some, how.device))
+                    parts.append(function(clips).float().cpu())
                 yield torch.cat(parts).unflatten(0, (len(ids), how.num_views)).numpy()
                 bar.update(len(ids))
     except ValueError as error:

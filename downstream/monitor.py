@@ -56,7 +56,8 @@ def online_knn(
     try:
         for _, views in eval_loader(EvalClips(pack, picked, spec, 1, 1), 32, 0):
             with accelerator.autocast():
-                clips = spec.normalise(views[:, 0].to(accelerator.device))
+                first = {name: part[:, 0] for name, part in views.items()}
+                clips = spec.normalise(spec.take(first, accelerator.device))
                 features.append(encoder(clips).float().cpu())
     except ValueError as error:  # a broken clip; a monitor must not end the run it watches
         print(f"no kNN score: {for_screen(error)}", file=sys.stderr, flush=True)

@@ -30,7 +30,7 @@ def reconstruction_figure(
         what to print of the figure, see `pretrain.log.optional_figure`.
     """
     clips = EvalClips(pack, np.array([sample]), model.encoder.input_spec, 1, 1)
-    _, views = clips[0]
+    views = clips[0][1]["rgb"]
     where, training = next(model.parameters()).device, model.training
     visible, masked = (torch.from_numpy(i)[None].to(where) for i in tokens)
     model.eval()

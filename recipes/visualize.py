@@ -58,7 +58,7 @@ def main(config: Config) -> dict:
         pack = pack_file(path, Path(folder) / "pack", packing_side(spec.size))
         clips = EvalClips(pack, np.array([0]), spec, 1, 1)
         (_, views), seconds = clips[0], clips.seconds(0)[0]
-    clip = views[0]
+    clip = views["rgb"][0]
     maps = looked_at(encoder, spec.normalise(clip[None]))
     rows = [("clip", clip)]
     for name, seen in maps.items():

@@ -369,7 +369,7 @@ class EvalClips(Dataset):
         num_clips: temporal views.
         num_crops: spatial views of each.
 
-    An item is the sample id and its views, uint8 (num_clips * num_crops, C, T, H, W).
+    An item is the sample id and its views by stream, {"rgb": uint8 (num_clips * num_crops, C, T, H, W)}.
     """
 
     def __init__(
@@ -391,7 +391,7 @@ class EvalClips(Dataset):
         record = self.pack.record(int(self.ids[place]))
         return record["start"] + np.stack(self._views(record)) / record["fps"]
 
-    def __getitem__(self, place: int) -> tuple[int, Tensor]:
+    def __getitem__(self, place: int) -> tuple[int, dict[str, Tensor]]:
         sample = int(self.ids[place])
         record = self.pack.record(sample)
         views = self._views(record)
@@ -408,7 +408,7 @@ class EvalClips(Dataset):
             for part in frames.split(self.spec.frames)
             for box in boxes
         ]
-        return sample, torch.stack(clips)
+        return sample, {"rgb": torch.stack(clips)}
 
 
 class Positions:
@@ -447,7 +447,8 @@ def collate_views(items: list[dict]) -> dict:
     names = [name for name, value in items[0].items() if isinstance(value, Tensor)]
     batch: dict[str, Any] = {name: torch.cat([item[name] for item in items]) for name in names}
     batch["samples"] = [item["sample"] for item in items]
-    batch["clips"] = torch.tensor(batch["samples"]).repeat_interleave(len(items[0]["rgb"]))
+    views = len(items[0][names[0]])  # every tensor of an item has one row a view
+    batch["clips"] = torch.tensor(batch["samples"]).repeat_interleave(views)
     batch["errors"] = [error for item in items for error in item["errors"]]
     if get_worker_info():
         # Where the others see it, as torch's own collation does: left to the thread that sends it, a failure would
@@ -588,8 +589,10 @@ def train_batches(
     return contextlib.closing(TrainBatches(dataset, positions, num_workers))
 
 
-def eval_loader(dataset: EvalClips, batch_size: int, num_workers: int) -> Iterator[list[Tensor]]:
-    """Batches of (sample ids (B,), views (B, V, C, T, H, W)) in the order of the ids.
+def eval_loader(
+    dataset: EvalClips, batch_size: int, num_workers: int
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Batches of (sample ids (B,), views {stream: (B, V, C, T, H, W)}) in the order of the ids.
 
     Raises:
         WorkerKilled: a process that decodes was killed.

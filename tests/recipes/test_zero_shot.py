@@ -92,7 +92,7 @@ def test_numbers_against_a_literal_computation(quick, tiny_pair):
             heads.append(mean / mean.norm())
         right = total = 0
         for sample, views in EvalClips(packed, packed.split("test"), model.video.input_spec, 1, 1):
-            clip = model.encode_video(model.video.input_spec.normalise(views[:1]))[0]
+            clip = model.encode_video(model.video.input_spec.normalise(views["rgb"][:1]))[0]
             answer = max(range(len(classes)), key=lambda i: float(clip @ heads[i]))
             right += classes[answer] == packed.record(sample)["label"]
             total += 1

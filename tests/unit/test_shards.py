@@ -362,7 +362,7 @@ def test_what_sees_only_motion_refuses_pictures(tmp_path):
         EvalClips(pictures, ids, motion, 1, 1)
     with pytest.raises(ValueError, match=r"alone.png.*single picture"):
         TrainClips(pictures, ids, motion, 0, 1, (1.0,), mask_of_view("tube", (2, 2, 2), 0.5, False))
-    assert EvalClips(pictures, ids, SPEC, 1, 1)[0][1].shape == (1, 3, 4, 16, 16)
+    assert EvalClips(pictures, ids, SPEC, 1, 1)[0][1]["rgb"].shape == (1, 3, 4, 16, 16)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_uniform_sampling_reaches_training_and_test(tiny_pack):
     for place in range(8):
         clips[place]
     assert {tuple(frames // 4) for frames in shown} == {(0, 1, 2, 3)}  # of 16 frames
-    first, second = EvalClips(pack, ids, spec, 2, 1)[0][1]
+    first, second = EvalClips(pack, ids, spec, 2, 1)[0][1]["rgb"]
     frames = pack.frames(pack.record(ids[0]), np.arange(16)).permute(3, 0, 1, 2)
     assert torch.equal(first, frames[:, ::4]) and torch.equal(second, frames[:, 2::4])
 
