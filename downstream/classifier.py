@@ -157,7 +157,7 @@ def frame_probabilities(
         frames,
         test_boxes(frames.shape[2], frames.shape[1], 1)[0],
         spec.size,
-        spec.streams["rgb"].interpolation,
+        spec.pictures["rgb"].interpolation,
     )
     dtype = autocast_dtype(device, precision)
     model.to(device)

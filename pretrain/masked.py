@@ -38,7 +38,7 @@ class MaskedPixels(nn.Module):
         super().__init__()
         assert isinstance(encoder, Backbone)
         spec = encoder.input_spec
-        if set(spec.streams) != {"rgb"} or spec.streams["rgb"].subtract_mean:
+        if set(spec.streams) != {"rgb"} or spec.subtracts_mean:
             raise ValueError(
                 "masked reconstruction needs colour without subtract_mean, since a clip's mean frame shows masked pixels "
                 "to the encoder: give subtract_mean False"

@@ -210,7 +210,7 @@ class VideoMAE(nn.Module):
             module.apply(init_weights)
         # The authors' code starts `encoder_to_decoder` as torch does, and cuts the mask token at one standard deviation.
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
-        rgb = encoder.input_spec.streams["rgb"]
+        rgb = encoder.input_spec.pictures["rgb"]
         mean, std = torch.tensor(rgb.mean), torch.tensor(rgb.std)
         values = encoder.tubelet * encoder.patch**2
         self.register_buffer("mean", mean.repeat(values), persistent=False)  # (P,)
@@ -242,7 +242,7 @@ class VideoMAE(nn.Module):
         encoder = self.encoder
         if encoder.num_motion_tokens == math.prod(encoder.grid):
             return selected
-        std = encoder.input_spec.streams["rgb"].std
+        std = encoder.input_spec.pictures["rgb"].std
         motion = motion_token_indices(
             video, encoder.tubelet, encoder.patch, encoder.num_motion_tokens, std
         )

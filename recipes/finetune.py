@@ -426,7 +426,7 @@ def print_plan(
             "model": f"{cfg.model or cfg.backbone}, {parameters:.2f} M parameters, {learns:.2f} M learn, "
             f"{len(model.classes)} classes of {TASKS[cfg.per_frame].unit}",
             "clip": f"{spec.frames} frames of {spec.size} px, {spec.pace}"
-            + (", mean frame subtracted" if spec.streams["rgb"].subtract_mean else ""),
+            + (", mean frame subtracted" if spec.subtracts_mean else ""),
             "optimizer": f"{cfg.optimizer}, {cfg.base_lr:g} per 256 clips -> {cfg.base_lr * scale:g}, {cfg.schedule}",
             "regularised": ", ".join(f"{k} {v:g}" for k, v in regular.items() if v and not (k in ("layer decay", "backbone's rate") and v == 1)),
             "augmented": ", ".join(filter(None, augment)),
@@ -621,7 +621,7 @@ def finish(
     unset = flat(Config())
     details = {
         "views": {
-            "frames": spec.frames, "sampling": spec.pace, "stride": spec.stride, "size": spec.size, "subtract_mean": spec.streams["rgb"].subtract_mean,
+            "frames": spec.frames, "sampling": spec.pace, "stride": spec.stride, "size": spec.size, "subtract_mean": spec.subtracts_mean,
             "num_clips": cfg.num_clips, "num_crops": cfg.num_crops,
             "pooling": task.pooling,
         },

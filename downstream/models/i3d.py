@@ -41,7 +41,7 @@ from pretrain.files import (
     share,
 )
 from pretrain.inert import Call, Name, read_inert
-from pretrain.spec import InputSpec, Stream
+from pretrain.spec import InputSpec, Stream, flow_stream
 from pretrain.third_party import shown
 from pretrain.weights import load_strict, read_safetensors, sha256, weights_hash
 
@@ -207,13 +207,11 @@ class I3D(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         side = -(-size // 32)
         self.embed_dim, self.grid = inputs, (-(-frames // 8), side, side)
-        half = (0.5,) * channels  # pixels to -1..1
-        self.input_spec = InputSpec(
-            frames,
-            stride,
-            size,
-            {"rgb" if channels == 3 else "flow": Stream(half, half, subtract_mean=subtract_mean)},
-        )
+        half = (0.5,) * 3  # pixels to -1..1
+        streams = {"rgb": Stream(half, half, subtract_mean=subtract_mean)}
+        if channels == 2:
+            streams = {"flow": flow_stream(size, subtract_mean=subtract_mean)}
+        self.input_spec = InputSpec(frames, stride, size, streams)
         insert(self, attention)
 
     def _map(self, video: Tensor) -> Tensor:

@@ -161,7 +161,7 @@ def _fit_decoded(pack: Pack, ids: np.ndarray) -> bool:
 
 def _refuse_pictures(pack: Pack, ids: np.ndarray, spec: InputSpec) -> None:
     """Raise ValueError if clips of a backbone with temporal-mean subtraction hold single pictures."""
-    if not any(stream.subtract_mean for stream in spec.streams.values()):
+    if not spec.subtracts_mean:
         return
     for record in map(pack.record, ids):
         if record["frames"] == 1:
@@ -295,7 +295,7 @@ class TrainClips(Dataset):
                 box = random_resized_box(width, height, rng)
             else:
                 box = multi_scale_box(width, height, self.scales, rng)
-            clip = crop_resize(part, box, self.spec.size, self.spec.streams["rgb"].interpolation)
+            clip = crop_resize(part, box, self.spec.size, self.spec.pictures["rgb"].interpolation)
             others.append(self.describe(rng, record, shown))
             clips.append(self.augment(clip, rng) if self.augment else clip)
         return {
@@ -404,7 +404,7 @@ class EvalClips(Dataset):
             ) from error
         boxes = test_boxes(record["width"], record["height"], self.num_crops)
         clips = [
-            crop_resize(part, box, self.spec.size, self.spec.streams["rgb"].interpolation)
+            crop_resize(part, box, self.spec.size, self.spec.pictures["rgb"].interpolation)
             for part in frames.split(self.spec.frames)
             for box in boxes
         ]

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.spec import Backbone, InputSpec, Stream
+from pretrain.spec import Backbone, InputSpec, Joints, Stream, flow_stream
 
-FLOW = Stream((0.5, 0.5), (0.25, 0.5), subtract_mean=True)
+FLOW = Stream((0.5, 0.5), (0.25, 0.5), subtract_mean=True, bound=1.0)
 BOTH = InputSpec(4, 2, 8, {"rgb": Stream(), "flow": FLOW})
 
 
@@ -81,3 +81,80 @@ def test_data_without_a_stream_are_refused():
     BOTH.refuse_lacking(("rgb", "flow", "pose"), "the model")
     with pytest.raises(ValueError, match=r"the model takes rgb and flow.*no flow"):
         BOTH.refuse_lacking(("rgb",), "the model")
+
+
+def test_flow_is_motion_over_its_bound():
+    """Zero is a level, and the bound that of the published networks at 224 pixels."""
+    assert flow_stream(224).bound == 20 and flow_stream(56).bound == 5
+    spec = InputSpec(1, 1, 112, {"flow": flow_stream(112, bound=4)})
+    levels = torch.tensor([1, 64, 128, 129, 255], dtype=torch.uint8).expand(2, 112, 112, 5)
+    motion = spec.normalise(levels.permute(0, 3, 1, 2)[None, :, :1])[0, 0, 0] * 4
+    assert motion[0, 0].item() == pytest.approx(-4, abs=1e-5)
+    seen = flow_stream(8).normalise(levels.permute(0, 3, 1, 2)[None, :, :, :8, :8])[0, 1, :, 0, 0]
+    assert seen.tolist() == pytest.approx([-1, -64 / 127, 0, 1 / 127, 1], abs=1e-6)
+    with pytest.raises(ValueError, match="bound"):
+        InputSpec(4, 2, 8, {"flow": Stream((0.5,) * 2, (0.5,) * 2)})
+    with pytest.raises(ValueError, match="bound"):
+        flow_stream(8, bound=float("nan"))
+
+
+@pytest.mark.parametrize("coordinates", [2, 3])
+def test_people_are_centred_and_scaled_and_the_unseen_stay_zero(coordinates):
+    """Wherever the camera stands and however large its pixels are; motion through it remains."""
+    stream = Joints("ours", 5, coordinates, people=2)
+    random = torch.Generator().manual_seed(0)
+    where = torch.randn(3, coordinates, 4, 2, 5, generator=random)
+    seen = torch.rand(3, 1, 4, 2, 5, generator=random).round()
+    seen[:, :, :, 0, 0] = 0.4  # confidences are whatever the estimator says
+    seen[2] = 0  # nobody at all
+    pose = torch.cat([where * (seen > 0), seen], 1)
+    moved = torch.cat([(where * 7 + 100) * (seen > 0), seen], 1)
+    normal = stream.normalise(pose)
+    assert torch.allclose(normal, stream.normalise(moved), atol=1e-4)
+    assert (
+        torch.equal(normal[:, -1:], seen) and not normal[:, :-1][(seen == 0).expand_as(where)].any()
+    )
+    for clip, there in zip(normal[:2, :-1], seen[:2, 0] > 0, strict=True):
+        assert clip[:, there].mean(1) == pytest.approx([0] * coordinates, abs=1e-5)
+        squares, num = 0.0, 0
+        for t in range(4):
+            for p in range(2):
+                body = clip[:, t, p, there[t, p]]
+                if num_seen := body.shape[1]:
+                    squares += (body - body.mean(1, keepdim=True)).square().sum().item()
+                    num += num_seen
+        assert squares / num == pytest.approx(1, abs=1e-4)
+    ratio = (where[0, 0, 0, 0, 0] - where[0, 0, 3, 0, 0]) / (
+        normal[0, 0, 0, 0, 0] - normal[0, 0, 3, 0, 0]
+    )
+    assert ratio > 0  # it still moves between frames, to its own scale
+    one = torch.zeros(1, coordinates + 1, 4, 2, 5)
+    one[0, :, :, 0, 0] = torch.arange(4) * 50.0 + 1
+    assert 0.5 < stream.normalise(one)[:, :-1].abs().max() < 2  # a single joint has no body
+    assert torch.isfinite(normal).all() and torch.isfinite(stream.normalise(one)).all()
+
+
+def test_a_backbone_of_joints_and_pictures():
+    spec = InputSpec(4, 2, 8, {"rgb": Stream(), "pose": Joints("ours", 5, 2)})
+    loaded = batch() | {"pose": torch.rand(2, 3, 4, 1, 5)}
+    clip = spec.normalise(spec.take(loaded))
+    spec.expect(clip)
+    assert {n: v.shape for n, v in spec.empty(2).items()} == {n: v.shape for n, v in clip.items()}
+    assert list(spec.pictures) == ["rgb"]
+    for wrong in (clip["pose"][:, :2], clip["pose"][:, :, :3], clip["pose"].permute(0, 2, 3, 4, 1)):
+        with pytest.raises(ValueError, match="clips"):
+            spec.expect(clip | {"pose": wrong})
+    with pytest.raises(ValueError, match="float32"):
+        spec.normalise(loaded | {"pose": loaded["pose"].byte()})
+    for wrong in ({"coordinates": 4}, {"people": 0}, {"joints": 10**9}):
+        with pytest.raises(ValueError, match=r"coordinates|people"):
+            Joints(**{"skeleton": "ours", "joints": 5} | wrong)
+
+
+def test_weights_refuse_data_of_another_making():
+    spec = InputSpec(4, 2, 8, {"flow": flow_stream(8, method="tvl1"), "pose": Joints("ours", 5)})
+    spec.refuse_made({"flow": "tvl1", "pose": "ours", "rgb": ""}, "the model")
+    InputSpec(4, 2, 8, {"flow": flow_stream(8)}).refuse_made({"flow": "dis"}, "the model")
+    for made in ({"flow": "dis"}, {"flow": ""}, {"pose": "coco17"}):
+        with pytest.raises(ValueError, match=f"the model takes {next(iter(made))}"):
+            spec.refuse_made(made, "the model")
