@@ -1,7 +1,8 @@
-"""What is installed, checked: `python .ci/audit.py PIP_AUDIT SBOM.json LOCKED.txt`.
+"""Audit of the installed packages: `python .ci/audit.py PIP_AUDIT SBOM.json LOCKED.txt`.
 
-The bill of materials has to name everything that is locked. Known flaws are asked of the registry; where it cannot
-be asked, or does not know of a flaw that is known to be there, that is said, and nothing is taken for audited.
+The bill of materials has to name everything that is locked. Known vulnerabilities are asked of the
+registry; if it cannot be reached, or does not report one that is known to exist, the audit says so
+and counts nothing as audited.
 """
 
 import json
@@ -10,15 +11,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-# A version with published flaws: whoever answers that it has none was not able to tell.
+# A version with published vulnerabilities: an answer that it has none is worth nothing.
 KNOWN_FLAWED = "pillow==9.0.0"
 SECONDS = 20
-# Flaws that do not concern us: number -> (why, since when). Each is looked at again when it is a year old.
+# Vulnerabilities that do not concern us: number -> (why, since when), reviewed after a year.
 IGNORED: dict[str, tuple[str, str]] = {}
 
 
 def locked_versions(text: str) -> dict[str, str]:
-    """Name -> version of the lines `name==version` of pip freeze, in lower case, without `+cpu` and the like.
+    """Name -> version of pip freeze's lines, in lower case, without local parts such as `+cpu`.
 
     Raises:
         ValueError: a line is anything else, so that its flaws could not be asked for.
@@ -48,7 +49,7 @@ def missing_components(bill: dict, locked: dict[str, str]) -> list[str]:
 
 
 def ask(pip_audit: str, requirements: str, seconds: float) -> list[dict]:
-    """pip-audit's answer for fixed versions, one object a package: `vulns`, or why it was not audited in `skip_reason`.
+    """pip-audit's answer for fixed versions: per package `vulns`, or a `skip_reason`.
 
     Raises:
         RuntimeError: no answer, in so many words.
@@ -95,7 +96,8 @@ def audit(
     except RuntimeError as error:
         return [], f"nothing: {error}"
     flaws = [
-        f"{package['name']} {package['version']}: {flaw['id']}, mended in {', '.join(flaw['fix_versions']) or 'none'}"
+        f"{package['name']} {package['version']}: {flaw['id']}, mended in "
+        f"{', '.join(flaw['fix_versions']) or 'none'}"
         for package in packages
         for flaw in package.get("vulns", [])
         if not {flaw["id"], *flaw.get("aliases", [])} & IGNORED.keys()

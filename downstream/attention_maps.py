@@ -1,7 +1,8 @@
 """Attention of the last layer and attention rollout, drawn over the clip.
 
-Abnar & Zuidema 2020, "Quantifying attention flow in transformers", https://arxiv.org/abs/2005.00928. B clips, N tokens of the
-grid, K tokens attended with (the class token first, if there is one).
+Abnar & Zuidema 2020, "Quantifying attention flow in transformers",
+https://arxiv.org/abs/2005.00928. Shapes: B clips, (t, h, w) the grid of tokens, K tokens that
+attend (the class token first, if there is one).
 """
 
 import math
@@ -20,12 +21,15 @@ class Attends(Protocol):
     grid: tuple[int, int, int]
 
     def attention_maps(self, video: Tensor, /) -> tuple[list[Tensor], Tensor | None]:
-        """Attention of each block (B, K, K), the class token first; and the tokens' indices in the grid, None for all."""
+        """Attention of each block (B, K, K), and the tokens' grid indices (None: all, in order)."""
         ...
 
 
 def rollout(maps: list[Tensor]) -> Tensor:
-    """The product of all layers' attention, each mixed half and half with the identity for its residual: (B, K, K)."""
+    """The product (B, K, K) of all layers' attention.
+
+    The residual connection of a layer is the identity, averaged with its attention.
+    """
     identity = torch.eye(maps[0].shape[-1], device=maps[0].device)
     total = identity.expand_as(maps[0])
     for layer in maps:
@@ -35,14 +39,15 @@ def rollout(maps: list[Tensor]) -> Tensor:
 
 
 def looked_at(encoder: Attends, video: Tensor) -> dict[str, Tensor]:
-    """Attention to each token of the grid (B, t, h, w), from the class token, or else the mean over all tokens.
+    """Attention (B, t, h, w) from the class token, or the mean over all tokens.
 
     Args:
         encoder: in evaluation mode.
         video: normalised clips (B, C, T, H, W).
 
     Returns:
-        "last layer" and "rollout"; each sums to one over the grid; zero for tokens that were not selected (`motion_tokens`).
+        "last layer" and "rollout"; each sums to one over the grid; zero for tokens that were not
+        selected (`motion_tokens`).
     """
     maps, index = encoder.attention_maps(video)
     found = {}
@@ -61,7 +66,8 @@ def looked_at(encoder: Attends, video: Tensor) -> dict[str, Tensor]:
 def overlay(clip: Tensor, seen: Tensor) -> Tensor:
     """A clip, uint8 (C, T, H, W), under its map (t, h, w): grey at no attention, red at the most.
 
-    The map is scaled so that its largest value is one, and enlarged to pixels without smoothing over time.
+    The map is scaled so that its largest value is one, and enlarged to pixels without smoothing
+    over time.
     """
     heat = F.interpolate(
         seen[None, None] / seen.max().clamp(min=1e-12), clip.shape[1:], mode="nearest"

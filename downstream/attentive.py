@@ -1,8 +1,8 @@
 """The attentive probe: one cross-attention with a learned query over the frozen last tokens.
 
-As in V-JEPA (Bardes et al. 2024, https://arxiv.org/abs/2404.08471), without its MLP: mean pooling may
-hide what single tokens know, and this shows it. B videos of a batch, V views, N tokens, D width,
-H attention heads, C classes.
+As in V-JEPA (Bardes et al. 2024, https://arxiv.org/abs/2404.08471), without its MLP. It shows what
+single tokens know and mean pooling may hide. Shapes: B videos of a batch, V views, N tokens, D
+width, H attention heads, C classes.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from pretrain.optim import adamw, learning_rate
 CHOICES = tuple((lr, decay) for lr in (3e-3, 1e-2, 3e-2) for decay in (0.05, 0.5))
 DEFAULT = (1e-2, 0.05)  # where there are no validation videos to choose on
 BATCH, EPOCHS, MIN_STEPS = 64, 30, 300
-# Values in a batch up to which one CPU thread does the work. Measured: two threads, which wait for each
-# other when something else has the cores, took 20 times as long then and gained little otherwise.
+# Values in a batch up to which one CPU thread does the work. Measured: two threads gain little, and
+# take 20 times as long while another process has the cores.
 ONE_THREAD = 2**22
 
 
@@ -64,8 +64,8 @@ class AttentiveProbe:
 
     Attributes:
         head: on the device it was trained on.
-        mean: (D,) of the training tokens; small differences between tokens are often what counts, so
-            every feature is standardised, as the linear probe's are.
+        mean: (D,) of the training tokens; small differences between tokens are often what counts,
+            so every feature is standardised, as the linear probe's are.
         std: (D,) likewise.
         lr: the peak learning rate chosen.
         weight_decay: likewise.
@@ -150,7 +150,7 @@ def fit_attentive(
     seed: int,
     device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> AttentiveProbe:
-    """Choose learning rate and weight decay on the validation split, then fit on all training videos.
+    """Choose learning rate and weight decay on the validation split, then fit on all videos.
 
     Args:
         tokens: (K, V, N, D) float16, of all clips of the training videos.

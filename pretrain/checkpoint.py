@@ -1,9 +1,13 @@
 """Saving and resuming a run.
 
-    RUN/checkpoints/step-00000100/    model.safetensors, optimizer.safetensors, state.json, manifest.json
+    RUN/checkpoints/step-00000100/model.safetensors
+                                  optimizer.safetensors
+                                  state.json
+                                  manifest.json
 
-A checkpoint is written aside, synced, hashed and renamed, and only then are older ones removed, so at
-every instant there is a valid one. No pickle: tensors are safetensors, the rest is JSON.
+A checkpoint is written to a temporary folder, synced, hashed and renamed, and only then are older
+ones removed, so there is a valid one at every moment. No pickle: tensors are safetensors, the rest
+is JSON.
 """
 
 import os
@@ -25,7 +29,6 @@ from pretrain.weights import (
 )
 
 KEEP = 2  # complete checkpoints that stay
-
 
 # What the optimizers remember of a parameter: `step` is a number, all others have its shape.
 MOMENTS = {
@@ -71,8 +74,8 @@ def save_checkpoint(
         state: JSON-able; `state["step"]` counts finished optimizer steps.
 
     Raises:
-        CheckpointError: the disk is full or not writable, or a weight is not finite; the checkpoints
-            that were there are untouched.
+        CheckpointError: the disk is full or not writable, or a weight is not finite; the
+            checkpoints that were there are untouched.
     """
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     broken = [k for k, v in weights.items() if not torch.isfinite(v).all()]
@@ -108,7 +111,7 @@ def save_checkpoint(
         sync(root)
         whole = 0
         for old in checkpoints(run):
-            # The one just written was hashed as it was written; an older one may have decayed since.
+            # The new one was hashed while it was written; an older one may be damaged since.
             problem = "" if old == final or whole == KEEP else _problem(old)
             if problem:
                 print(f"warning: {for_screen(problem)}; it is removed", file=sys.stderr, flush=True)
@@ -118,8 +121,8 @@ def save_checkpoint(
                 whole += 1
     except OSError as error:
         raise CheckpointError(
-            f"cannot write {root}: {error}. What was saved before is intact: mend that and start the same "
-            "command again"
+            f"cannot write {root}: {error}. What was saved before is intact: mend that and start "
+            "the same command again"
         ) from error
     return final
 

@@ -9,10 +9,11 @@ import torch
 
 
 def keep_memory() -> None:
-    """Have glibc keep what this process frees instead of handing it back to the system.
+    """Have glibc keep the memory that this process frees, instead of returning it to the system.
 
-    Every activation of more than a few hundred kilobytes is otherwise a mapping of its own, whose pages the system
-    clears again at each step. A process then holds its peak until it ends. Elsewhere than on glibc, nothing happens.
+    Otherwise every activation of more than a few hundred kilobytes is a memory mapping of its own,
+    whose pages the system has to clear again at each step. The process then holds its peak memory
+    until it ends. Without glibc, nothing happens.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -24,11 +25,11 @@ def keep_memory() -> None:
 
 @cache
 def has_bf16(device: torch.device) -> bool:
-    """Whether `device` multiplies bfloat16 matrices in hardware; emulation is slower than float32."""
+    """Whether `device` has bfloat16 matrix products; emulated ones are slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if platform.system() != "Linux":
-        return False  # no portable way to ask; float32 is always right
+        return False  # there is no portable way to ask; float32 always works
     flags = Path("/proc/cpuinfo").read_text()
     return "avx512_bf16" in flags or "amx_bf16" in flags or " bf16" in flags  # the last: Arm
 
@@ -38,10 +39,10 @@ def autocast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype
 
     Args:
         device: where it runs.
-        precision: "auto": bfloat16 where the device has it; "bf16" or "fp32" to insist.
+        precision: "auto" (bfloat16 where the device has it), "bf16" or "fp32".
 
     Raises:
-        ValueError: another word.
+        ValueError: another precision.
     """
     if precision not in ("auto", "bf16", "fp32"):
         raise ValueError(f"precision {precision!r} is not one of auto, bf16, fp32")

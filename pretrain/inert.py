@@ -1,12 +1,12 @@
 """Reads the instructions of a pickle without following them.
 
-A pickle is a program. `pickle` runs it, and even where only harmless classes are admitted, the program calls
-them with arguments of its choice and changes what they made: a numpy array can be told to reach beyond its
-memory. Here nothing is called or made. The instructions go through a stack of our own, on which a class is its
-name and a call is a record of its arguments; the reader of the file compares that record with what a genuine
-file holds, and takes the numbers from it. Instructions outside a short list, among them all that Python's and
-numpy's own writers do not use for arrays, end the reading, and so do more of them than a file of weights has:
-each takes a byte and may make an object of a hundred.
+A pickle is a program. `pickle` runs it, and even if only harmless classes are admitted, the program
+calls them with arguments of its choice and changes the objects: a numpy array can be made to reach
+beyond its memory. Here nothing is called or constructed. The instructions run on a stack of our
+own, where a class is its name and a call is a record of its arguments; the caller compares that
+record with what a genuine file holds, and takes the numbers from it. Instructions that Python's and
+numpy's own writers do not use for arrays are refused. So are more instructions than a file of
+weights has: each is a byte of the file and may make an object of a hundred bytes.
 """
 
 import pickletools
@@ -17,8 +17,8 @@ from typing import BinaryIO, NamedTuple
 MAX_INSTRUCTIONS = 1_000_000  # a ViT-g with the moments of its optimizer has a tenth of it
 
 _VALUES = {
-    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINBYTES",
-    "SHORT_BINBYTES", "SHORT_BINSTRING",
+    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
+    "BINBYTES", "SHORT_BINBYTES", "SHORT_BINSTRING",
 }  # fmt: skip
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
@@ -53,12 +53,12 @@ class Call:
 
 
 def read_inert(file: BinaryIO, allowed: Collection[str]) -> object:
-    """Plain containers, numbers and strings of a pickle, with `Call`, `Name` and `Stored` for everything else.
+    """The containers, numbers and strings of a pickle; everything else is `Call`, `Name`, `Stored`.
 
-    Containers may hold themselves, or one another many times: who walks through them bounds that.
+    Containers may hold themselves, or each other many times: the caller has to bound its walk.
 
     Args:
-        file: stands at the beginning of the pickle, and afterwards behind its end.
+        file: at the beginning of the pickle; afterwards at its end.
         allowed: paths of the classes and functions that it may name.
 
     Raises:
@@ -157,7 +157,7 @@ def _put(target: object, values: list, pairs: bool) -> None:
         target.extend(values)
         return
     target = target.items if type(target) is Call else target
-    # Keys of other types are never needed, and hashing a tuple nested 100,000 deep ends the process.
+    # Other keys are never needed, and hashing a tuple nested 100,000 deep kills the process.
     if type(target) is not dict or any(type(k) not in (str, int) for k in values[::2]):
         raise ValueError("it puts a value under something that is no name")
     if len(values) % 2:

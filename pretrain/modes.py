@@ -1,4 +1,4 @@
-"""Evaluation mode for a while, and a network's output shapes."""
+"""Temporary evaluation mode, and the shapes of a network's outputs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +10,9 @@ from torch.func import functional_call
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Inside, a module is in evaluation mode; after it, each of its parts is in the mode it was in.
+    """Inside, a module is in evaluation mode; afterwards each submodule is in its former mode.
 
-    Part by part, since some may be frozen in evaluation mode while the rest trains.
+    Some may be frozen in evaluation mode while the rest trains.
     """
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
@@ -24,7 +24,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def dry_output(module: nn.Module, *shape: int) -> Tensor:
-    """A meta tensor like what a module makes of a batch of this shape: nothing is computed or allocated.
+    """A module's output for a batch of this shape, as a meta tensor: nothing is computed.
 
     Args:
         module: takes one tensor; its weights stay where they are.

@@ -1,4 +1,4 @@
-"""Processes: launch checks, and stopping without losing work."""
+"""Processes: launch checks, devices, and stopping at a signal without losing work."""
 
 import os
 import signal
@@ -16,10 +16,10 @@ from pretrain.settings import Machine
 
 
 def asked_processes() -> int:
-    """How many processes the launcher was asked for, as far as this process can know.
+    """The number of processes that the launcher was asked for, as far as it can be known.
 
     Under torchrun that is WORLD_SIZE. `accelerate launch --cpu --num_processes 2` sets nothing and
-    starts a single process without a word, so there the launcher's own command line is read.
+    silently starts a single process, so there the launcher's own command line is read.
     """
     if "WORLD_SIZE" in os.environ:
         return int(os.environ["WORLD_SIZE"])
@@ -39,20 +39,22 @@ def asked_processes() -> int:
 
 
 def start_accelerator(machine: Machine) -> Accelerator:
-    """Join the process group on the GPU where there is one, else, or if asked to, on the CPU with gloo.
+    """Join the process group: on the GPU if there is one and nobody chose the CPU, else with gloo.
 
-    `accelerate launch` sets one CPU thread without a word, whatever the cores; here it is those of `machine`.
+    `accelerate launch` silently sets one CPU thread, however many cores there are; here the number
+    is that of `machine`.
 
     Raises:
-        ValueError: several processes were asked for and this one would train alone, or they are more than
-            there are GPUs.
+        ValueError: several processes were asked for and this one would train alone, or there are
+            more processes than GPUs.
     """
-    on_gpu = computes_on_gpu()  # accelerate obeys such a choice without telling
+    on_gpu = computes_on_gpu()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if on_gpu and here > torch.cuda.device_count():
         raise ValueError(
-            f"{here} processes need a GPU each and there are {torch.cuda.device_count()}: give --num_processes to "
-            "`accelerate launch`, or put CUDA_VISIBLE_DEVICES= before it to stay on the CPU"
+            f"{here} processes need a GPU each and there are {torch.cuda.device_count()}: give "
+            "--num_processes to `accelerate launch`, or put CUDA_VISIBLE_DEVICES= before it to "
+            "stay on the CPU"
         )
     dtype = autocast_dtype(torch.device("cuda" if on_gpu else "cpu"), machine.precision)
     accelerator = Accelerator(cpu=not on_gpu, mixed_precision="bf16" if dtype else "no")
@@ -64,7 +66,8 @@ def start_accelerator(machine: Machine) -> Accelerator:
         )
     if on_gpu and accelerator.num_processes == 1 and torch.cuda.device_count() > 1:
         print(
-            f"note: one of {torch.cuda.device_count()} GPUs is used; `accelerate launch` with launch/gpus.yaml uses them all",
+            f"note: one of {torch.cuda.device_count()} GPUs is used; `accelerate launch` with "
+            "launch/gpus.yaml uses them all",
             file=sys.stderr,
             flush=True,
         )
@@ -75,17 +78,17 @@ def start_accelerator(machine: Machine) -> Accelerator:
 
 
 def cores_of_a_process() -> int:
-    """The cores that this process may use, shared with the other processes of the launch on this machine."""
+    """The cores that this process may use, its part of those of the launch on this machine."""
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, usable_cores() // beside)
 
 
 def loader_workers(machine: Machine, on_cpu: int) -> int:
-    """How many processes decode for this one.
+    """The number of data-loading processes of this process.
 
     Args:
-        machine: which may say it.
-        on_cpu: else, where the CPU computes: all its cores do so already. Beside a GPU: up to 8.
+        machine: its `num_workers` if it is given; else up to 8 beside a GPU.
+        on_cpu: else the number where the CPU trains, whose cores are all busy already.
     """
     if machine.num_workers is not None:
         return machine.num_workers
@@ -98,7 +101,10 @@ def computes_on_gpu() -> bool:
 
 
 def start_evaluation(machine: Machine) -> torch.device:
-    """Where a recipe of one process evaluates: the GPU if there is one, else the CPU with the threads of `machine`."""
+    """The device on which a recipe of one process evaluates: the GPU if there is one, else the CPU.
+
+    On the CPU, the threads of `machine` are set.
+    """
     if torch.cuda.is_available():
         return torch.device("cuda")
     if machine.threads:
@@ -107,9 +113,9 @@ def start_evaluation(machine: Machine) -> torch.device:
 
 
 class StopFlag:
-    """Inside `with`, remembers SIGTERM and SIGINT, so that the loop can save at the end of its step.
+    """Inside `with`, notes SIGTERM and SIGINT, so that the loop saves at the end of its step.
 
-    A second signal of the kind acts at once, as it would without this.
+    A second signal of the same kind acts at once.
 
     Attributes:
         signal: the number of the signal that came, 0 before.
@@ -128,12 +134,12 @@ class StopFlag:
             signal.signal(number, handler)
 
     def leave(self, step: int, first: bool, lost: str) -> NoReturn:
-        """End a process of a run that was saved before its end.
+        """End a process of a run that was stopped and saved.
 
         Args:
             step: the last one.
             first: whether to say so.
-            lost: a mishap of this process that stopped the run, in words.
+            lost: the error of this process that stopped the run, in words; "": none.
 
         Raises:
             ValueError: there was one.

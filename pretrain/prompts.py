@@ -1,7 +1,7 @@
 """Class names -> sentences: the published prompt templates, and the user's own.
 
-The two published sets are those of CLIP (Radford et al. 2021; github.com/openai/CLIP, data/prompts.md),
-grammar mistakes included, because the published numbers were made with them.
+The two published sets are those of CLIP (Radford et al. 2021; github.com/openai/CLIP,
+data/prompts.md), grammar mistakes included, because the published numbers were made with them.
 """
 
 import csv
@@ -35,7 +35,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         for person in ("a person", "the person")
         for kind in _KINDS
     ),
-    # Ours, for class texts that are verbs in the third person, such as those of the synthetic dataset.
+    # Ours, for class texts in the third person, such as those of the synthetic dataset.
     "third_person": (
         "a person {}",
         "a man {}",
@@ -68,7 +68,8 @@ def load_templates(name: str) -> tuple[str, ...]:
     for number, line in enumerate(lines, 1):
         if line and line.count("{}") != 1:
             raise ValueError(
-                f"{path}:{number}: a template needs exactly one {{}} where the class name goes, got {line!r}"
+                f"{path}:{number}: a template needs exactly one {{}} where the class name goes, "
+                f"got {line!r}"
             )
     templates = tuple(dict.fromkeys(line for line in lines if line))
     if not templates:
@@ -81,8 +82,8 @@ def load_templates(name: str) -> tuple[str, ...]:
 def words_of(name: str) -> str:
     """A class name as words: `sit_down`, `SitDown` and `sit-down` become "sit down".
 
-    CamelCase is split as CLIP splits UCF101's names ("Apply Eye Makeup"); capitals are kept. A number such as -1, and a
-    name of nothing but `_` and `-`, is its own word.
+    CamelCase is split as CLIP splits UCF101's names ("Apply Eye Makeup"); capitals are kept. A
+    number such as -1, and a name of nothing but `_` and `-`, is its own word.
     """
     if NUMBER.fullmatch(name.strip()):
         return name.strip()
@@ -92,7 +93,7 @@ def words_of(name: str) -> str:
 
 
 def same_words(text: str) -> str:
-    """A key that is equal for texts that differ in spelling only: `sit down`, `Sit_Down` and `SitDown`."""
+    """One key for texts that differ in spelling only: `sit down`, `Sit_Down` and `SitDown`."""
     return words_of(unicodedata.normalize("NFKC", text)).casefold()
 
 
@@ -101,7 +102,7 @@ def refuse_same_words(words: dict[str, str], where: str | Callable[[str], str]) 
 
     Args:
         words: class name -> its words; the names themselves count where they are the words.
-        where: they come from; or, of a name, where it does.
+        where: where they come from; or a function that says it of a name.
 
     Raises:
         ValueError: there are two such classes; both are named.
@@ -112,8 +113,9 @@ def refuse_same_words(words: dict[str, str], where: str | Callable[[str], str]) 
         if other != name:
             place = where if isinstance(where, str) else where(name)
             raise ValueError(
-                f"{place}: the classes {other!r} and {name!r} are the same words ({words_of(text)!r}), which no model can "
-                "distinguish: write one of them everywhere, or give each words of its own"
+                f"{place}: the classes {other!r} and {name!r} are the same words "
+                f"({words_of(text)!r}), which no model can distinguish: write one of them "
+                "everywhere, or give each words of its own"
             )
 
 
@@ -121,15 +123,15 @@ def load_classes(given: str) -> dict[str, str]:
     """The classes a user names: class name -> its words.
 
     Args:
-        given: names separated by commas; or a file with one class a line, either just a name or, as csv
-            with the header `label,text`, a name and the words that describe it.
+        given: names separated by commas; or a file with one class a line, either just a name or, as
+            csv with the header `label,text`, a name and the words that describe it.
 
     Returns:
         in the order given; the words are `words_of` the name where none are given.
 
     Raises:
-        ValueError: no name, an empty one, the same one (or the same words, however spelt) twice, or a csv without
-            the two columns.
+        ValueError: no name, an empty one, the same one (or the same words, however spelt) twice, or
+            a csv without the two columns.
     """
     path = Path(given)
     if os.path.isfile(given):  # no OSError where hundreds of names are longer than a path may be
@@ -144,7 +146,8 @@ def load_classes(given: str) -> dict[str, str]:
             short = [n for n, row in pairs if len(row) != 2 or not row[0].strip()]
             if short:
                 raise ValueError(
-                    f"{path}:{short[0]}: each line needs a label and its text, in quotes if it holds a comma"
+                    f"{path}:{short[0]}: each line needs a label and its text, in quotes if it "
+                    "holds a comma"
                 )
             entries = [(row[0].strip(), row[1].strip()) for _, row in pairs]
         else:

@@ -1,7 +1,7 @@
 """Text towers and their tokenizers: captions -> tokens -> embeddings.
 
-open_clip's text transformer, fresh or with third-party weights, or a text model of transformers. Shapes: B
-captions, L tokens, D width of an embedding.
+open_clip's text transformer, fresh or with third-party weights, or a text model of transformers.
+Shapes: B captions, L tokens, D width of an embedding.
 """
 
 import functools
@@ -14,18 +14,21 @@ from torch import Tensor, nn
 from pretrain import third_party
 from pretrain.names import did_you_mean
 
-# width, layers, heads of fresh text towers; "b" is that of CLIP ViT-B. Most of a small one is its vocabulary.
+# width, layers, heads of fresh text towers; "b" is CLIP ViT-B's. A small one is mostly vocabulary.
 TEXT_SIZES = {"xs": (64, 2, 2), "ti": (128, 4, 2), "s": (384, 12, 6), "b": (512, 12, 8)}
 
 
-def _sayable(text: str) -> str:
-    """Text that tokenizers take: what a file's name held that is no UTF-8 becomes "?"."""
+def _as_utf8(text: str) -> str:
+    """Text that tokenizers accept: bytes of a file's name that are no UTF-8 become "?"."""
     return text.encode("utf-8", "replace").decode()
 
 
 @functools.cache
 def _byte_pairs():
-    """CLIP's byte pairs, read once: that takes 0.3 s, and to copy them with a model takes more than a second."""
+    """CLIP's byte pairs, read once.
+
+    Reading takes 0.3 s; copying them with every copy of a model would take more than a second.
+    """
     from open_clip import SimpleTokenizer
 
     return SimpleTokenizer()
@@ -47,7 +50,7 @@ class ClipTokenizer:
         tokens = torch.zeros(len(texts), self.context_length, dtype=torch.long)
         cut, pairs = [], _byte_pairs()
         for row, text in zip(tokens, texts, strict=True):
-            words = pairs.encode(_sayable(text))
+            words = pairs.encode(_as_utf8(text))
             cut.append(len(words) > self.context_length - 2)
             words = words[: self.context_length - 2]
             words = [pairs.sot_token_id, *words, pairs.eot_token_id]
@@ -100,7 +103,7 @@ class HubTokenizer:
         Raises:
             ValueError: the tokenizer fails, or names a token that its model does not know.
         """
-        texts = [self._clean(_sayable(text)) for text in texts]
+        texts = [self._clean(_as_utf8(text)) for text in texts]
         with third_party.no_panic("the tokenizer that came with the text tower fails"):
             cut = [len(row) > self.context_length for row in self._fast(texts)["input_ids"]]
             rows = self._fast(
@@ -113,8 +116,8 @@ class HubTokenizer:
         tokens = rows["input_ids"]
         if tokens.numel() and int(tokens.max()) >= self._vocabulary:
             raise ValueError(
-                f"the tokenizer names token {int(tokens.max())}, and its text tower has {self._vocabulary}: they do not "
-                "belong together"
+                f"the tokenizer names token {int(tokens.max())}, and its text tower has "
+                f"{self._vocabulary}: they do not belong together"
             )
         return tokens if self._blank is None else tokens.masked_fill(tokens == self._blank, 0), cut
 
@@ -132,9 +135,11 @@ class OpenClipText(nn.Module):
     """open_clip's text tower.
 
     Args:
-        config: `embed_dim`, `text_cfg` and `quick_gelu` as open_clip's model configurations have them.
-        tokenizer: as data, {"json": text of a tokenizer.json, "special": names of its special tokens, "clean": what is
-            done to captions before, "strip_sep": whether 0 replaces the separator}; None: CLIP's own.
+        config: `embed_dim`, `text_cfg` and `quick_gelu` as open_clip's model configurations have
+            them.
+        tokenizer: as data, {"json": text of a tokenizer.json, "special": names of its special
+            tokens, "clean": what is done to captions before, "strip_sep": whether 0 replaces the
+            separator}; None: CLIP's own.
 
     Attributes:
         tokenizer: captions -> tokens.
@@ -170,7 +175,7 @@ class OpenClipText(nn.Module):
         length = tokens.shape[1]
         if whole is None or length == len(whole):
             return self.tower(tokens)
-        # open_clip applies the causal mask of the whole context whatever the tokens' number.
+        # open_clip applies the causal mask of the whole context, however few the tokens.
         self.tower.attn_mask = whole[:length, :length]
         try:
             return self.tower(tokens)
@@ -179,7 +184,7 @@ class OpenClipText(nn.Module):
 
 
 class HuggingFaceText(nn.Module):
-    """A text model of transformers; the embedding is the mean of its last states over a caption's tokens.
+    """A text model of transformers; the embedding is the mean of a caption's last hidden states.
 
     Args:
         config: as `pretrain.third_party.text_config` returns it, with `model_type`.
@@ -194,8 +199,11 @@ class HuggingFaceText(nn.Module):
     def __init__(self, config: dict, tokenizer: str, special: dict, context_length: int):
         super().__init__()
         self.arguments = {
-            "config": config, "tokenizer": tokenizer, "special": special, "context_length": context_length,
-        }  # fmt: skip
+            "config": config,
+            "tokenizer": tokenizer,
+            "special": special,
+            "context_length": context_length,
+        }
         self.tower = third_party.build_text_model(config)
         self.embed_dim, self.trims = self.tower.config.hidden_size, True
         fast = third_party.build_tokenizer(tokenizer, special)
@@ -208,7 +216,8 @@ class HuggingFaceText(nn.Module):
         """A text model with its weights, by its hub name or folder, in evaluation mode.
 
         Raises:
-            ValueError: it is not there, is no text encoder, or has no fast tokenizer or padding token.
+            ValueError: there is none, it is no text encoder, or it has no fast tokenizer or no
+                padding token.
         """
         model, config, tokenizer = third_party.fetch_text_model(name)
         data = third_party.tokenizer_data(tokenizer)
@@ -245,8 +254,8 @@ def fresh_text(size: str, embed_dim: int, context_length: int = 77) -> OpenClipT
     """
     if size not in TEXT_SIZES:
         raise ValueError(
-            f"--text-model {size!r} is not one of {', '.join(TEXT_SIZES)}, open_clip:MODEL/WEIGHTS or hf:NAME"
-            + did_you_mean(size, TEXT_SIZES)
+            f"--text-model {size!r} is not one of {', '.join(TEXT_SIZES)}, open_clip:MODEL/WEIGHTS "
+            "or hf:NAME" + did_you_mean(size, TEXT_SIZES)
         )
     width, layers, heads = TEXT_SIZES[size]
     text_cfg = {"width": width, "layers": layers, "heads": heads, "context_length": context_length}

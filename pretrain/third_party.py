@@ -1,9 +1,10 @@
-"""Everything that another library builds or fetches by a name, or from a configuration, passes through here.
+"""The only module that has other libraries build or fetch something by name or configuration.
 
-A name or a configuration may come out of a file that somebody sent, and those factories do more than one thinks:
-they import code from a hub, follow paths and addresses, and take what gigabytes they are told to. So no other module
-calls one (a test reads the code for that), and here a name has to stand in the library's own list, a configuration
-may hold known keys with plain values in bounds, and `trust_remote_code=False` is said everywhere.
+A name or a configuration may come from an untrusted file, and the factories of timm, torchvision,
+open_clip and transformers do more than one expects: they import code from a hub, follow paths and
+URLs, and allocate whatever sizes they are given. So no other module calls one (a test checks that).
+Here a name has to be in the library's own list, a configuration may hold known keys with plain
+values within bounds, and `trust_remote_code=False` is passed everywhere.
 """
 
 import inspect
@@ -31,7 +32,7 @@ REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", r
 WORD = re.compile(r"[\w.+-]{0,64}", re.ASCII)
 
 
-# ---- what a value may be
+# ---- rules for values
 
 
 def whole(least: int, most: int) -> Rule:
@@ -106,15 +107,17 @@ def check(config: object, rules: dict[str, Rule], where: str) -> None:
 
 # ---- arguments of our own classes, as an exported config.json has them
 
-# Ten times what published models have. Bounds keep a hostile file from asking for gigabytes of objects; the shapes
-# are compared with the weights' besides.
+# Ten times what published models have. Bounds keep a hostile file from asking for gigabytes of
+# objects; the shapes are compared with the weights' besides.
 MOST = {
     "depth": 256, "layers": 256, "temporal_depth": 256, "pool_depth": 256, "decoder_depth": 256,
-    "frames": 4096, "size": 2048, "patch": 2048, "tubelet": 1024, "kernel": 1024, "window": 1024, "trained_grid": 4096,
+    "frames": 4096, "size": 2048, "patch": 2048, "tubelet": 1024, "kernel": 1024, "window": 1024,
+    "trained_grid": 4096,
 }  # fmt: skip
 POSITIVE = {
-    "frames", "size", "patch", "tubelet", "dim", "heads", "hidden", "channels", "kernel", "time_kernel", "layers",
-    "context_length", "decoder_dim", "decoder_heads", "window", "trained_grid",
+    "frames", "size", "patch", "tubelet", "dim", "heads", "hidden", "channels", "kernel",
+    "time_kernel", "layers", "context_length", "decoder_dim", "decoder_heads", "window",
+    "trained_grid",
 }  # fmt: skip
 RANGES = {  # of fractions
     "width": (1e-3, 64), "dropout": (0, 1), "motion_tokens": (0, 1), "target_eps": (0, 1),
@@ -125,7 +128,7 @@ MOST_ITEMS = {"classes": 100_000}
 
 
 def check_arguments(build: Callable, arguments: object, where: str, parts: Sequence[str]) -> None:
-    """Refuse arguments of one of our classes that its signature does not name or whose types differ.
+    """Refuse arguments that the signature of one of our classes does not name or type so.
 
     Args:
         build: the class.
@@ -134,7 +137,7 @@ def check_arguments(build: Callable, arguments: object, where: str, parts: Seque
         parts: arguments that are models themselves, which are not checked.
 
     Raises:
-        ValueError: an argument is unknown, missing, of another type or beyond all bounds.
+        ValueError: an argument is unknown, missing, of another type or out of bounds.
     """
     hints = typing.get_type_hints(build.__init__)
     parameters = {k: p for k, p in inspect.signature(build).parameters.items() if k not in parts}
@@ -162,7 +165,7 @@ def _rule(hint: object, name: str) -> Rule:
     if hint is type(None):
         return lambda v: v is None
     if hint is dict:
-        # Of another library's making: checked key by key where it is used, in this module.
+        # Another library's configuration: checked key by key where it is used, in this module.
         return lambda v: isinstance(v, dict)
     if origin is tuple:
         return several(_rule(inner[0], name), len(inner), len(inner))
@@ -184,13 +187,18 @@ def is_timm_network(name: object) -> bool:
 
 
 def timm_network(
-    name: str, size: int | None = None, channels: int = 3, pretrained: bool = False, stages: bool = False
-) -> nn.Module:  # fmt: skip
+    name: str,
+    size: int | None = None,
+    channels: int = 3,
+    pretrained: bool = False,
+    stages: bool = False,
+) -> nn.Module:
     """A network of timm.
 
     Args:
         name: in timm's list.
-        size: of the images, for networks that are built for one; None: the network's own, with its classifier.
+        size: of the images, for networks that are built for one; None: the network's own, with its
+            classifier.
         channels: of the images.
         pretrained: with timm's own weights, downloaded once.
         stages: the feature maps of its stages instead of one vector.
@@ -253,11 +261,13 @@ _BLOCK: dict[str, Rule] = {  # what both kinds of towers know
     "block_type": one_of(None, "default", "custom"),
     "act_kwargs": either(one_of(None), mapping({"approximate": one_of("none", "tanh")})),
     "norm_kwargs": either(one_of(None), mapping({"eps": number(0, 1)})),
-    **dict.fromkeys(
-        ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc"),
-        flag,
-    ),
-}  # fmt: skip
+    "qk_norm": flag,
+    "scaled_cosine_attn": flag,
+    "scale_heads": flag,
+    "scale_attn_inner": flag,
+    "scale_attn": flag,
+    "scale_fc": flag,
+}
 VISION = _BLOCK | {
     "head_width": _WIDTH,
     "patch_size": either(one_of(None), _SIDE),
@@ -297,14 +307,17 @@ TEXT = _BLOCK | {
 
 
 def check_open_clip(config: object, where: str) -> None:
-    """Refuse an open_clip configuration, `{"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}` or a part of it.
+    """Refuse an open_clip configuration with keys or values that are not admitted.
+
+    Args:
+        config: `{"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}`, or a part of it.
+        where: it comes from, for the message.
 
     Raises:
         ValueError: it names a key or value that is not admitted, or leaves one out.
     """
-    outer = {
-        "embed_dim": _WIDTH, "quick_gelu": flag, "vision_cfg": lambda v: True, "text_cfg": lambda v: True,
-    }  # fmt: skip
+    later: Rule = lambda v: True  # checked below
+    outer = {"embed_dim": _WIDTH, "quick_gelu": flag, "vision_cfg": later, "text_cfg": later}
     check(config, outer, where)
     assert isinstance(config, dict)  # or it was refused
     if "embed_dim" not in config:
@@ -315,8 +328,9 @@ def check_open_clip(config: object, where: str) -> None:
         about = config["text_cfg"]
         if isinstance(about, dict) and about.get("hf_model_name"):
             raise ValueError(
-                f"{where} has a text tower that is fetched by name ({shown(about['hf_model_name'])}) and could not be "
-                "exported as data; take another pair, or train towers with --text-model hf:NAME"
+                f"{where} has a text tower that is fetched by name "
+                f"({shown(about['hf_model_name'])}) and could not be exported as data; take "
+                "another pair, or train towers with --text-model hf:NAME"
             )
         check(about, TEXT, f"{where}: text_cfg")
 
@@ -404,20 +418,19 @@ def listed_open_clip_model(model: str, weights: str | None, quick_gelu: bool) ->
 
 # Encoders of plain text that transformers builds from numbers alone.
 TEXT_MODELS = (
-    "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "modernbert",
-    "mpnet", "roberta", "xlm-roberta",
+    "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie",
+    "modernbert", "mpnet", "roberta", "xlm-roberta",
 )  # fmt: skip
-# Keys with a meaning beyond the network's shape: code, other files, kernels from a hub, number formats.
+# Keys that name code, other files, kernels of a hub or number formats, not the network's shape.
 _NOT_SHAPE = {
-    "auto_map", "quantization_config", "dtype", "torch_dtype", "attn_implementation", "architectures",
-    "tokenizer_class", "name_or_path", "model_type", "transformers_version",
+    "auto_map", "quantization_config", "dtype", "torch_dtype", "attn_implementation",
+    "architectures", "tokenizer_class", "name_or_path", "model_type", "transformers_version",
 }  # fmt: skip
-
-
-# What a text model outputs, and how: nothing else is understood here.
-_ANSWER = {
-    "output_hidden_states": False, "output_attentions": False, "return_dict": True, "chunk_size_feed_forward": 0,
-    "is_decoder": False, "is_encoder_decoder": False, "add_cross_attention": False,
+# What a text model outputs, and how: the only values that are used here.
+_OUTPUT = {
+    "output_hidden_states": False, "output_attentions": False, "return_dict": True,
+    "chunk_size_feed_forward": 0, "is_decoder": False, "is_encoder_decoder": False,
+    "add_cross_attention": False,
 }  # fmt: skip
 
 
@@ -427,7 +440,8 @@ def text_config(config: object, where: str, drop: bool = False) -> dict:
     Args:
         config: as a config.json has it.
         where: for the message.
-        drop: leave out other keys, as transformers does with what it does not know, instead of refusing them.
+        drop: leave out other keys, as transformers does with what it does not know, instead of
+            refusing them.
 
     Raises:
         ValueError: another kind of model, or a value that is not admitted.
@@ -440,28 +454,31 @@ def text_config(config: object, where: str, drop: bool = False) -> dict:
             f"{where} describes {shown(kind)}, and not one of {', '.join(TEXT_MODELS)}"
         )
     defaults = CONFIG_MAPPING[config["model_type"]]().to_dict()
-    plain = either(one_of(None), flag, number(-1e6, 2_000_000), lambda v: isinstance(v, str) and bool(WORD.fullmatch(v)))  # fmt: skip
-    items = several(plain, 0, 1000)
-    inner = lambda v: isinstance(v, dict) and len(v) <= 64 and all(either(plain, items)(x) for x in v.values())  # fmt: skip
-    counts = whole(0, 256)
+    word: Rule = lambda v: isinstance(v, str) and bool(WORD.fullmatch(v))
+    plain = either(one_of(None), flag, number(-1e6, 2_000_000), word)
+    values = either(plain, several(plain, 0, 1000))
+    inner = _object_of(values)
+    # Objects of objects, one level deep: rotary frequencies by kind of layer.
+    anything, count = either(values, inner, _object_of(inner)), whole(0, 256)
     rules = {
-        key: counts if key.startswith("num_") and key.endswith(("layers", "heads", "groups")) else either(plain, items, inner, _nested(inner))
-        for key in defaults if not key.startswith("_") and key not in _NOT_SHAPE
-    }  # fmt: skip
+        key: count if re.fullmatch(r"num_.*(layers|heads|groups)", key) else anything
+        for key in defaults
+        if not key.startswith("_") and key not in _NOT_SHAPE
+    }
     for key in ("id2label", "label2id"):  # of classifiers: no part of an encoder
         rules.pop(key, None)
-    rules |= {key: one_of(value) for key, value in _ANSWER.items() if key in rules}
+    rules |= {key: one_of(value) for key, value in _OUTPUT.items() if key in rules}
     if drop:
-        rules = {key: rule for key, rule in rules.items() if key not in _ANSWER}
+        rules = {key: rule for key, rule in rules.items() if key not in _OUTPUT}
     kept = {k: v for k, v in config.items() if k in rules} if drop else dict(config)
     kept.pop("model_type", None)
     check(kept, rules, where)
     return {"model_type": config["model_type"], **kept}
 
 
-def _nested(inner: Rule) -> Rule:
-    """Objects of objects, one level deep: rotary frequencies by kind of layer."""
-    return lambda v: isinstance(v, dict) and len(v) <= 64 and all(map(inner, v.values()))
+def _object_of(rule: Rule) -> Rule:
+    """Objects of at most 64 values."""
+    return lambda v: isinstance(v, dict) and len(v) <= 64 and all(map(rule, v.values()))
 
 
 def build_text_model(config: dict) -> "PreTrainedModel":
@@ -532,7 +549,7 @@ def fetch_tokenizer(name: str):
 
 
 def tokenizer_data(tokenizer) -> dict:
-    """A fast tokenizer as data: `{"json": the text of its tokenizer.json, "special": name -> token}`."""
+    """A fast tokenizer as `{"json": text of its tokenizer.json, "special": name -> token}`."""
     special = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
     return {"json": tokenizer.backend_tokenizer.to_str(), "special": special}
 
@@ -563,7 +580,7 @@ def build_tokenizer(data: str, special: object):
 
 @contextmanager
 def no_panic(what: str) -> Iterator[None]:
-    """Turn whatever the tokenizer library raises into words; a panic of Rust's is no `Exception`.
+    """Turn whatever the tokenizer library raises into a ValueError; a Rust panic is no `Exception`.
 
     Raises:
         ValueError: beginning with `what`.
@@ -577,10 +594,10 @@ def no_panic(what: str) -> Iterator[None]:
 
 
 def _check_tokenizer(data: str) -> dict:
-    """The content of a tokenizer.json, if it can be built and used in a time and memory in proportion to its size.
+    """The content of a tokenizer.json whose time and memory are in proportion to its size.
 
     Raises:
-        ValueError: it cannot, or is none.
+        ValueError: they are not, or it is no tokenizer.json.
     """
     # Lists and objects take more memory than their text; the largest real ones have half as many.
     if data.count("[") + data.count("{") > 1_500_000 or data.count(",") > 5_000_000:
@@ -601,7 +618,10 @@ def _check_tokenizer(data: str) -> dict:
 
 
 def _growth(normalizer: object) -> float:
-    """How much longer a normaliser of the tokenizer library can make a text, at most; 1 for what it will refuse itself."""
+    """The largest factor by which a normaliser of the tokenizer library lengthens a text.
+
+    1 for what the library refuses itself.
+    """
     if not isinstance(normalizer, dict):
         return 1
     kind = normalizer.get("type")
@@ -618,7 +638,7 @@ def _growth(normalizer: object) -> float:
 
 
 def clean_caption(kind: str) -> Callable[[str], str]:
-    """open_clip's cleaning of captions before its tokenizer: "whitespace", "lower" or "canonicalize"."""
+    """open_clip's cleaning of captions: "whitespace", "lower" or "canonicalize"."""
     from open_clip.tokenizer import get_clean_fn
 
     return get_clean_fn(kind)
@@ -682,8 +702,8 @@ def dry_state(build: Callable[[], nn.Module]) -> dict[str, Tensor]:
     except ValueError:
         raise
     except (
-        RuntimeError, TypeError, AssertionError, ArithmeticError, LookupError, AttributeError, MemoryError,
-        RecursionError, NotImplementedError,
+        RuntimeError, TypeError, AssertionError, ArithmeticError, LookupError, AttributeError,
+        MemoryError, RecursionError, NotImplementedError,
     ) as error:  # fmt: skip
         raise ValueError(
             f"its arguments make no model: {type(error).__name__}: {_first(error)}"

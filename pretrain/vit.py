@@ -31,8 +31,7 @@ SIZES = {
 }
 VITS = {f"vit_{size}": size for size in SIZES}  # as recipes and `downstream.models` name them
 
-
-# 128 MiB of them in float32; clips of 64 frames of 384 pixels in the widest networks published take 100.
+# 128 MiB in float32; the widest published networks need 100 MiB for 64 frames of 384 pixels.
 MOST_POSITIONS = 2**25
 ROWS = 1024
 
@@ -61,9 +60,9 @@ def separable_table(grid: tuple[int, int, int], dim: int) -> Tensor:
     """Fixed sine-cosine positions of time, height and width, side by side, shape (N, D).
 
     Each axis has its own third of the width (MAE's 2-D table, He et al. 2021,
-    https://arxiv.org/abs/2111.06377, with time added), so neighbours in space and in time look alike;
-    in the flattened table a row apart is a phase that has to be learned. What is left of a width that
-    six does not divide goes to the width axis.
+    https://arxiv.org/abs/2111.06377, with time added), so neighbours in space and in time look
+    alike; in the flattened table a row apart is a phase that has to be learned. What is left of a
+    width that six does not divide goes to the width axis.
     """
     per_axis = dim // 6 * 2
     table = np.empty((*grid, dim), np.float32)
@@ -78,7 +77,8 @@ def separable_table(grid: tuple[int, int, int], dim: int) -> Tensor:
 def _refuse_gigantic(grid: tuple[int, ...], dim: int) -> None:
     if math.prod(grid) * dim > MOST_POSITIONS:
         raise ValueError(
-            f"{math.prod(grid):,} tokens of width {dim:,} need a table of more than {MOST_POSITIONS:,} numbers"
+            f"{math.prod(grid):,} tokens of width {dim:,} need a table of more than "
+            f"{MOST_POSITIONS:,} numbers"
         )
 
 
@@ -86,8 +86,8 @@ def position_table(kind: str, grid: tuple[int, int, int], dim: int) -> Tensor:
     """The table of positions named `kind`, shape (N, D).
 
     Raises:
-        ValueError: `kind` is neither "flat" nor "separable", the width is odd, or the table has more than
-            `MOST_POSITIONS` numbers.
+        ValueError: `kind` is neither "flat" nor "separable", the width is odd, or the table has
+            more than `MOST_POSITIONS` numbers.
     """
     _refuse_gigantic(grid, dim)
     if dim % 2:
@@ -100,15 +100,17 @@ def position_table(kind: str, grid: tuple[int, int, int], dim: int) -> Tensor:
 
 
 POSITIONS = ("flat", "separable", "learned", "rotary")
-ROTARY_BASE = 100.0  # of axes of some ten positions, as Heo et al. 2024 (https://arxiv.org/abs/2403.13298) have it
+# For axes of about ten positions: Heo et al. 2024, https://arxiv.org/abs/2403.13298.
+ROTARY_BASE = 100.0
 
 
 def rotary_table(
     grid: tuple[int, int, int], trained: tuple[int, int, int], head_dim: int
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (N, head_dim) that turn pairs of a head's channels by a token's time, height and width.
+    """Cosines and sines (N, head_dim) of the rotary embedding of time, height and width.
 
-    Each axis has a third of the channels; what is left of a width that six does not divide is not turned.
+    Each axis has a third of the channels; the rest of a width that six does not divide is not
+    rotated.
 
     Args:
         grid: (t, h, w) of the tokens.
@@ -129,7 +131,12 @@ def rotary_table(
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn neighbouring channels of x (B, heads, N, d) by the cosines and sines of `rotary_table`, (N, d) or (B, N, d)."""
+    """Rotate neighbouring channels of x (B, heads, N, d).
+
+    Args:
+        x: queries or keys.
+        rotation: cosines and sines of `rotary_table`, (N, d) or (B, N, d).
+    """
     cos, sin = (r if r.ndim == 2 else r.unsqueeze(1) for r in rotation)
     turned = torch.stack([-x[..., 1::2], x[..., 0::2]], -1).flatten(-2)
     if x.shape[-1] % 2:
@@ -146,7 +153,7 @@ def resize_positions(table: Tensor, was: tuple[int, int, int], now: tuple[int, i
 
 
 def patchify(video: Tensor, tubelet: int, patch: int) -> Tensor:
-    """Cut clips (B, C, T, H, W) into tubelets (B, N, P), N in t, h, w order, channel fastest in P."""
+    """Cut clips (B, C, T, H, W) into tubelets (B, N, P): N in t, h, w order, P channel-last."""
     return rearrange(
         video, "b c (t p) (h q) (w r) -> b (t h w) (p q r c)", p=tubelet, q=patch, r=patch
     )
@@ -175,15 +182,17 @@ def motion_token_indices(
 ) -> Tensor:
     """The indices (B, num), ascending, of the tokens with the largest frame difference.
 
-    A static background looks the same in every time slot, so most tubelets of such footage are redundant. The
-    measure is the mean squared difference of neighbouring frames inside the tubelet and at its start.
+    A static background looks the same in every time slot, so most tubelets of such footage are
+    redundant. The measure is the mean squared difference of neighbouring frames inside the tubelet
+    and at its start.
 
     Args:
         video: clips (B, C, T, H, W), normalised, or uint8 as they were before; T at least 2.
         tubelet: frames of a tubelet.
         patch: its height and width, pixels.
         num: tubelets to keep.
-        std: of uint8 clips, the channels' standard deviations that normalise them (their mean makes no difference).
+        std: of uint8 clips, the channels' standard deviations that normalise them (their mean makes
+            no difference).
     """
     if video.dtype == torch.uint8:  # a quarter of the bytes to read
         change = (video[:, :, 1:].short() - video[:, :, :-1]).float()
@@ -231,7 +240,7 @@ class Attention(nn.Module):
         return (q.float() * q.shape[-1] ** -0.5 @ k.float().transpose(-2, -1)).softmax(-1)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Attend over all of x (B, N, D), queries and keys turned by `rotary_table` if one is given."""
+        """Attend over all of x (B, N, D), with queries and keys rotated by `rotation` if given."""
         q, k, v = self._project(x, rotation)
         if x.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad:
             # Measured: on CPU the bf16 backward of SDPA is slower than three plain products.
@@ -252,9 +261,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.fc1 = nn.Linear(dim, int(dim * mlp_ratio))
         self.fc2 = nn.Linear(int(dim * mlp_ratio), dim)
-        self.drop_path = (
-            0.0  # probability of leaving a branch out in training, for every clip by itself
-        )
+        self.drop_path = 0.0  # probability of dropping a branch in training, per clip
 
     def _branch(self, y: Tensor) -> Tensor:
         """Stochastic depth (Huang et al. 2016, https://arxiv.org/abs/1603.09382)."""
@@ -270,7 +277,7 @@ class Block(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """VideoMAE's start: Xavier-uniform linear layers, zero biases, unit LayerNorm."""
+    """VideoMAE's initialisation: Xavier-uniform linear layers, zero biases, unit LayerNorm."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
@@ -282,14 +289,14 @@ def init_weights(module: nn.Module) -> None:
 
 @torch.no_grad()
 def mimetic_init(block: Block) -> None:
-    """Start a block's attention as trained ones look (Trockman & Kolter 2023, arXiv:2305.09828).
+    """Initialise attention like that of trained models (Trockman & Kolter 2023, arXiv:2305.09828).
 
-    In trained vision transformers the product of a head's query and key matrices is near a multiple of
-    the identity, so that a token attends to those that stand and look like it, and the product of value
-    and projection near a negative one. Both products are drawn so, plus noise, with the factors of the
-    paper, and split by their singular values, the former cut to the width of a head. Together with
-    positions whose neighbours look alike, attention starts out local instead of uniform. Vectors and the
-    MLP are left alone.
+    In trained vision transformers the product of a head's query and key matrices is near a multiple
+    of the identity, so that a token attends to those at its place and like it, and the product of
+    value and projection near a negative multiple. Both products are sampled so, plus noise, with
+    the factors of the paper, and split by their singular values, the former cut to the width of a
+    head. Together with positional embeddings that are similar for neighbours, attention starts out
+    local instead of uniform. Biases and the MLP are unchanged.
     """
     attention, dim = block.attn, block.attn.proj.in_features
     query, key, value = attention.qkv.weight.chunk(3)  # views: writing fills the weight
@@ -312,7 +319,10 @@ _DRAWS: ContextVar[bool] = ContextVar("_DRAWS", default=True)
 
 @contextmanager
 def weights_follow() -> Iterator[None]:
-    """Inside, transformer blocks are built without drawing their first weights, which in `mimetic_init` takes long."""
+    """Inside, transformer blocks are built without initialising their weights.
+
+    For weights that are loaded at once: `mimetic_init` would take long for nothing.
+    """
     token = _DRAWS.set(False)
     try:
         yield
@@ -321,7 +331,7 @@ def weights_follow() -> Iterator[None]:
 
 
 def start_blocks(init: str, blocks: nn.ModuleList) -> None:
-    """Draw the first weights of transformer blocks.
+    """Initialise the weights of transformer blocks.
 
     Raises:
         ValueError: `init` is neither "xavier" nor "mimetic".
@@ -341,7 +351,7 @@ def spread_drop_path(blocks: nn.ModuleList, rate: float) -> None:
     """Stochastic depth that rises linearly from 0 at the first block to `rate` at the last."""
     for block, probability in zip(blocks, np.linspace(0, rate, len(blocks)), strict=True):
         assert hasattr(block, "drop_path")  # here and in ViViT
-        block.drop_path = float(probability)  # type: ignore[assignment]  # to mypy parts are tensors
+        block.drop_path = float(probability)  # type: ignore[assignment]
 
 
 class VideoTransformer(nn.Module):
@@ -358,22 +368,23 @@ class VideoTransformer(nn.Module):
         stride: source frames between two sampled frames; only recorded in `input_spec`.
         mean: normalisation mean, recorded likewise.
         std: normalisation standard deviation, recorded likewise.
-        positions: "flat", VideoMAE's published table over the token's number; "separable", of time, height and
-            width by themselves, which learns sooner; "learned"; or "rotary" (queries and keys are turned by
-            `rotary_table`). No published VideoMAE has the last three.
+        positions: "flat", VideoMAE's published table over the token's number; "separable", of time,
+            height and width by themselves, which learns sooner; "learned"; or "rotary" (queries and
+            keys are rotated by `rotary_table`). No published VideoMAE has the last three.
         init: how weights are drawn: "xavier", as VideoMAE does, or "mimetic", see `mimetic_init`.
-        motion_tokens: fraction of a clip's tokens that `forward` and `forward_features` use, those with the
-            largest frame difference, see `motion_token_indices`; 1: all, as published. The cost falls with it. Where
-            little of the picture moves, training takes far fewer steps.
-        pool: "mean" of the tokens, each behind the last norm; "fc_norm": the last norm of their mean, as VideoMAE is
-            fine-tuned, whose tokens have none; or "class": a token of its own, which every block attends with.
-        trained_grid: (t, h, w) of the tokens that positions were made for, if they are used for another number of
-            frames or another size, see `resized`.
+        motion_tokens: fraction of a clip's tokens that `forward` and `forward_features` use, those
+            with the largest frame difference, see `motion_token_indices`; 1: all, as published. The
+            cost falls with it. Where little of the picture moves, training takes far fewer steps.
+        pool: "mean" of the tokens, each behind the last norm; "fc_norm": the last norm of their
+            mean, as VideoMAE is fine-tuned, whose tokens have none; or "class": a token of its own,
+            which every block attends with.
+        trained_grid: (t, h, w) of the tokens that positions were made for, if they are used for
+            another number of frames or another size, see `resized`.
         norm_eps: epsilon of the last norm: 1e-6, or 1e-5 in a fine-tuned VideoMAE of transformers.
 
     Raises:
-        ValueError: the clip is not a whole number of tubelets, or `dim` of heads; or `motion_tokens` selects no
-            token, or is below 1 for a single frame.
+        ValueError: the clip is not a whole number of tubelets, or `dim` of heads; or
+            `motion_tokens` selects no token, or is below 1 for a single frame.
     """
 
     pos_embed: Tensor
@@ -408,9 +419,10 @@ class VideoTransformer(nn.Module):
         # What rebuilds this encoder; written to config.json of an exported backbone.
         self.arguments: dict[str, Any] = {
             "dim": dim, "depth": depth, "heads": heads, "frames": frames, "size": size,
-            "patch": patch, "tubelet": tubelet, "stride": stride, "mean": list(mean), "std": list(std),
-            "positions": positions, "init": init, "motion_tokens": motion_tokens, "pool": pool,
-            "trained_grid": None if trained_grid is None else list(trained_grid), "norm_eps": norm_eps,
+            "patch": patch, "tubelet": tubelet, "stride": stride, "mean": list(mean),
+            "std": list(std), "positions": positions, "init": init,
+            "motion_tokens": motion_tokens, "pool": pool, "norm_eps": norm_eps,
+            "trained_grid": None if trained_grid is None else list(trained_grid),
         }  # fmt: skip
         if pool not in ("mean", "fc_norm", "class"):
             raise ValueError(f"pool {pool!r} is not one of mean, fc_norm, class")
@@ -423,12 +435,13 @@ class VideoTransformer(nn.Module):
         self.num_motion_tokens = round(motion_tokens * num_tokens)
         if not 1 <= self.num_motion_tokens <= num_tokens or (motion_tokens < 1 and frames == 1):
             raise ValueError(
-                f"motion_tokens {motion_tokens}: the fraction selects no valid number of the {num_tokens} tokens of "
-                f"{frames} frames; give 1 for a single frame, else at least {1 / num_tokens:.2g} and at most 1"
+                f"motion_tokens {motion_tokens}: the fraction selects no valid number of the "
+                f"{num_tokens} tokens of {frames} frames; give 1 for a single frame, else at least "
+                f"{1 / num_tokens:.2g} and at most 1"
             )
         self.input_spec = InputSpec(frames, stride, size, {"rgb": Stream(tuple(mean), tuple(std))})
-        # The published Conv3d with kernel = stride, written as the linear layer that it is, so that
-        # masked tubelets are dropped before it.
+        # The published Conv3d with kernel = stride is a linear layer; written as one, masked
+        # tubelets are dropped before it.
         self.patch_embed = nn.Linear(tubelet * patch * patch * len(mean), dim)
         t, h, w = trained_grid or self.grid  # from a file it is a list
         trained = (t, h, w)
@@ -458,11 +471,13 @@ class VideoTransformer(nn.Module):
         return f"videomae_{sizes.get(self.embed_dim, '')}"
 
     def set_drop_path(self, rate: float) -> None:
-        """Let blocks be left out in training, the last with probability `rate`, those before it less often."""
+        """Set stochastic depth, rising from 0 at the first block to `rate` at the last."""
         spread_drop_path(self.blocks, rate)
 
     def with_fc_norm(self) -> "VideoTransformer":
-        """The same encoder with its last norm behind the mean of the tokens, as VideoMAE is fine-tuned; that norm is fresh.
+        """The same encoder with a fresh last norm after the mean of the tokens.
+
+        VideoMAE is fine-tuned so.
 
         Raises:
             ValueError: its embedding is no mean of normed tokens.
@@ -478,8 +493,8 @@ class VideoTransformer(nn.Module):
     def resized(self, frames: int, size: int, stride: int | None = None) -> "VideoTransformer":
         """The same encoder for another number of frames or another size, in the mode it was in.
 
-        Fixed and learned positions are interpolated (trilinear) from the grid they were made for; rotary ones are squeezed
-        or stretched to its range. Weights are copied.
+        Fixed and learned positions are interpolated (trilinear) from the grid they were made for;
+        rotary ones are squeezed or stretched to its range. Weights are copied.
 
         Args:
             frames: frames of a clip; 0: as it is.
@@ -505,7 +520,7 @@ class VideoTransformer(nn.Module):
         return other.train(self.training)
 
     def _rotation(self, index: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """Cosines and sines of the tokens that are seen; the class token, which comes first, is not turned."""
+        """Cosines and sines of the visible tokens; the class token, the first, is not rotated."""
         if self.arguments["positions"] != "rotary":
             return None
         cos, sin = self.rotary_cos, self.rotary_sin
@@ -541,12 +556,13 @@ class VideoTransformer(nn.Module):
             index: (B, K), their indices in the grid; None: all N, in order.
 
         Returns:
-            tokens (B, K, D) after the last LayerNorm (with pool "fc_norm": before it), without the class token.
+            tokens (B, K, D), without the class token, after the last LayerNorm; with pool
+            "fc_norm" before it.
         """
         return self.encode_all(patches, index)[0]
 
     def _look(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The pixels (B, K, P) of the selected tokens and their indices (B, K); None: all tokens."""
+        """The selected tokens' pixels (B, K, P) and indices (B, K); None: all tokens."""
         self.input_spec.expect(video)
         patches = patchify(video, self.tubelet, self.patch)
         if self.num_motion_tokens == patches.shape[1]:
@@ -557,8 +573,8 @@ class VideoTransformer(nn.Module):
     def forward_features(self, video: Tensor) -> Tensor:
         """The tokens of the last block.
 
-        Tokens that were not selected (`motion_tokens` below 1) are the mean of those that were, so that the mean over
-        all remains the embedding.
+        Tokens that were not selected (`motion_tokens` below 1) are the mean of those that were, so
+        that the mean over all remains the embedding.
         """
         patches, index = self._look(video)
         tokens = self.encode(patches, index)
@@ -572,7 +588,9 @@ class VideoTransformer(nn.Module):
         return self._pooled(*self.encode_all(*self._look(video)))
 
     def forward_visible(self, video: Tensor, visible: Tensor) -> Tensor:
-        """One embedding of each clip (B, D) by some of its tokens, as FLIP trains (Li et al. 2022, arXiv:2212.00794).
+        """One embedding of each clip (B, D) from a part of its tokens.
+
+        FLIP trains so (Li et al. 2022, https://arxiv.org/abs/2212.00794).
 
         Args:
             video: normalised clips (B, C, T, H, W).
@@ -599,8 +617,8 @@ class VideoTransformer(nn.Module):
             video: normalised clips (B, C, T, H, W).
 
         Returns:
-            for each block (B, K, K), rows sum to one, the class token first if there is one; and where the tokens stand
-            in the grid (B, K); None: everywhere.
+            for each block (B, K, K), rows sum to one, the class token first if there is one; and
+            the tokens' indices in the grid (B, K); None: all, in order.
         """
         patches, index = self._look(video)
         x, rotation, maps = self._embed(patches, index), self._rotation(index), []

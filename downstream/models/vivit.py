@@ -47,9 +47,8 @@ class Attention(nn.Module):
             grid: (t, positions of a slot), for model 4: the first half of the heads attends inside
                 each time slot, the other half along time at each place.
         """
-        qkv = (
-            self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )  # (3, B, heads, N, d)
+        # (3, B, heads, N, d)
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if grid is None:
             out = F.scaled_dot_product_attention(*qkv)
         else:
@@ -108,9 +107,8 @@ class Block(nn.Module):
             y = self.attn_time(y).unflatten(0, (clips, positions)).transpose(1, 2).flatten(1, 2)
             x = x + self._branch(y, clips)
         else:
-            x = x + self._branch(
-                self.attn(self.norm1(x), grid if split == "heads" else None), clips
-            )
+            y = self.attn(self.norm1(x), grid if split == "heads" else None)
+            x = x + self._branch(y, clips)
         y = self.activation(self.mlp["fc1"](self.norm2(x)))
         return x + self._branch(self.mlp["fc2"](y), clips)
 
@@ -141,7 +139,8 @@ class ViViT(nn.Module):
         recompute: save memory: keep no activations inside blocks, compute them again in the
             backward pass.
 
-    Positions are learned: of every token (models 1, 3, 4); of positions and of slots apart (model 2).
+    Positional embeddings are learned: one for each token (models 1, 3, 4), or for each place and
+    for each time slot (model 2).
 
     Raises:
         ValueError: the clip is not a whole number of tubelets, or the model cannot be so.
@@ -155,7 +154,8 @@ class ViViT(nn.Module):
         temporal_depth: int = 4, class_token: bool = True, frames: int = 32, size: int = 224,
         patch: int = 16, tubelet: int = 2, stride: int = 2, activation: str = "gelu_tanh",
         pre_norm: bool = False, eps: float = 1e-6, mean: tuple[float, float, float] = (0.5,) * 3,
-        std: tuple[float, float, float] = (0.5,) * 3, subtract_mean: bool = False, recompute: bool = False,
+        std: tuple[float, float, float] = (0.5,) * 3, subtract_mean: bool = False,
+        recompute: bool = False,
     ):  # fmt: skip
         super().__init__()
         if model not in (1, 2, 3, 4):
@@ -360,7 +360,7 @@ def _under_timms_names(weights: dict[str, Tensor], source: str) -> dict[str, Ten
 
 
 def start_from_image(weights: dict[str, Tensor], model: ViViT, start: str) -> dict[str, Tensor]:
-    """The weights of an image ViT as a `ViViT` takes them; weights that it lacks keep their initialisation.
+    """The weights of an image ViT for a `ViViT`, which keeps its initialisation of any others.
 
     Args:
         weights: of a ViT with the same width, depth, patch and size, under timm's names; its head

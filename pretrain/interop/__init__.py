@@ -1,1 +1,1 @@
-"""Weights that other people published, in and out: a file for each origin, and every conversion verified."""
+"""Third-party weights, imported and exported: one module per origin, every conversion verified."""

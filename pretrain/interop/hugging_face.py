@@ -1,4 +1,4 @@
-"""Hugging Face's VideoMAE folders (`transformers`), in and out."""
+"""Hugging Face's VideoMAE folders (`transformers`), imported and exported."""
 
 import json
 import re
@@ -61,15 +61,16 @@ _READ = {
 def from_hf(
     state: dict[str, Tensor], config: dict, sizes: Sizes = AS_RECORDED
 ) -> tuple[dict[str, Tensor], dict, list[str]]:
-    """Convert Hugging Face weights: VideoMAEModel, VideoMAEForPreTraining or VideoMAEForVideoClassification.
+    """Convert the weights of one of transformers' VideoMAE models.
 
-    The key names of transformers 4 (q_bias), 5.0 to 5.17 (a key bias, which must be zero: VideoMAE
-    has none) and 5.23 are read.
+    VideoMAEModel, VideoMAEForPreTraining and VideoMAEForVideoClassification are read. The key names
+    of transformers 4 (q_bias), 5.0 to 5.17 (a key bias, which must be zero: VideoMAE has none) and
+    5.23 are read.
 
     Args:
         state: the weights.
         config: the content of config.json; "layer_norm_eps" is left to `videomae.verify`.
-        sizes: what is known better.
+        sizes: override what is recorded.
 
     Returns:
         our weights, the arguments, and the names of what was dropped.
@@ -83,17 +84,17 @@ def from_hf(
         raise ValueError(f"config.json is of a {config.get('model_type')!r} model, not a videomae")
     check({k: config[k] for k in _READ if k in config}, _READ, "config.json")
     labels = config.get("id2label")
-    config = (
-        VideoMAEConfig().to_dict() | config
-    )  # what the file leaves out is transformers' default
+    # What the file leaves out is transformers' default.
+    config = VideoMAEConfig().to_dict() | config
     state = clean(unwrap(state))
     if any(k.startswith("embeddings.") for k in state):  # VideoMAEModel by itself
         state = {f"videomae.{k}": v for k, v in state.items()}
     tuned, dropped = find_classifier(state)
     if not tuned and ("videomae.layernorm.weight" not in state or config["use_mean_pooling"]):
         raise ValueError(
-            "a Hugging Face VideoMAE with use_mean_pooling has no norm after its blocks, and this one no fc_norm "
-            "either: give the whole fine-tuned model, or a pretraining checkpoint (use_mean_pooling false)"
+            "a Hugging Face VideoMAE with use_mean_pooling has no norm after its blocks, and this "
+            "one no fc_norm either: give the whole fine-tuned model, or a pretraining checkpoint "
+            "(use_mean_pooling false)"
         )
     for key in list(state):
         if key.endswith("attention.key.bias"):
@@ -115,8 +116,9 @@ def from_hf(
     encoder, decoder = shapes(state, HF)
     if not sizes.heads and (encoder["dim"], config["num_attention_heads"]) == (384, 16):
         raise ValueError(
-            "config.json says 16 attention heads at width 384. The official small VideoMAE has 6, and "
-            "Hugging Face's converter wrote 16: give heads, 6 for those weights or 16 if they are yours"
+            "config.json says 16 attention heads at width 384. The official small VideoMAE has 6, "
+            "and Hugging Face's converter wrote 16: give heads, 6 for those weights or 16 if they "
+            "are yours"
         )
     encoder |= {
         "heads": sizes.heads or config["num_attention_heads"],
@@ -142,8 +144,8 @@ def from_hf(
             "target_eps": config.get("target_eps", 1e-6),
         }
     known_better = {
-        "architectures": True, "layer_norm_eps": True, "id2label": True, "label2id": True, "num_frames": sizes.frames,
-        "image_size": sizes.size, "num_attention_heads": sizes.heads,
+        "architectures": True, "layer_norm_eps": True, "id2label": True, "label2id": True,
+        "num_frames": sizes.frames, "image_size": sizes.size, "num_attention_heads": sizes.heads,
         "decoder_num_attention_heads": sizes.decoder_heads,
     }  # fmt: skip
     others = [
@@ -169,7 +171,7 @@ def _names(labels: dict | None, num: int) -> list[str]:
 
 
 def to_hf(ours: dict[str, Tensor], arguments: dict) -> tuple[dict[str, Tensor], dict]:
-    """Convert to Hugging Face's weights, in the key names of transformers 5.23, and its config.json."""
+    """Convert to Hugging Face's weights (key names of transformers 5.23) and its config.json."""
     state = {}
     for name, value in give(ours, HF, arguments).items():
         if ".qkv." in name:
@@ -199,8 +201,9 @@ def _hf_config(arguments: dict) -> dict:
         # Without a classifier its logits are the embedding.
         labels = {str(i): name for i, name in enumerate(arguments.get("classes", ()))}
         config |= {
-            "architectures": ["VideoMAEForVideoClassification"], "use_mean_pooling": True, "id2label": labels,
-            "label2id": {name: int(i) for i, name in labels.items()}, "fc_norm_eps": e["norm_eps"],  # ours again
+            "architectures": ["VideoMAEForVideoClassification"], "use_mean_pooling": True,
+            "id2label": labels, "label2id": {name: int(i) for i, name in labels.items()},
+            "fc_norm_eps": e["norm_eps"],  # unknown to transformers too
         }  # fmt: skip
     if decoder:
         config |= {
@@ -208,7 +211,7 @@ def _hf_config(arguments: dict) -> dict:
             "decoder_num_hidden_layers": decoder["decoder_depth"],
             "decoder_num_attention_heads": decoder["decoder_heads"],
             "decoder_intermediate_size": 4 * decoder["decoder_dim"],
-            "target_eps": decoder["target_eps"],  # ours again
+            "target_eps": decoder["target_eps"],  # unknown to transformers too
         }  # fmt: skip
     return config
 
@@ -217,7 +220,7 @@ _SHARD = re.compile(r"((?:pytorch_)?model)-(\d{5})-of-(\d{5})\.(safetensors|bin)
 
 
 def _refuse_missing_shards(folder: Path, files: list[Path]) -> None:
-    """Compare the weights files of a folder with those that its index, or their own names, say there are.
+    """Refuse a folder that lacks weights files named by its index or implied by their numbers.
 
     Raises:
         ValueError: one is not there.
@@ -233,15 +236,15 @@ def _refuse_missing_shards(folder: Path, files: list[Path]) -> None:
         wanted |= {f"{kind}-{n:05}-of-{count}.{suffix}" for n in range(1, int(count) + 1)}
     if missing := sorted(wanted - {file.name for file in files}):
         raise ValueError(
-            f"{len(missing)} of its {len(wanted)} weights files (shards) are missing, {', '.join(missing[:3])}: download "
-            "the folder again"
+            f"{len(missing)} of its {len(wanted)} weights files (shards) are missing, "
+            f"{', '.join(missing[:3])}: download the folder again"
         )
 
 
 def read_hf(name: str) -> tuple[dict[str, Tensor], dict]:
-    """Weights and config.json of a local folder or, from the hub, of a name.
+    """Weights and config.json of a local folder or of a repository on the hub.
 
-    Read by ourselves: transformers fills what it does not find with fresh values.
+    Not read by transformers, which fills missing weights with fresh values.
     """
     folder = Path(name)
     if not is_folder(name):
@@ -272,7 +275,7 @@ def read_hf(name: str) -> tuple[dict[str, Tensor], dict]:
 
 
 def write_hf(ours: dict[str, Tensor], arguments: dict, folder: Path) -> None:
-    """Write a new folder that transformers' from_pretrained reads, with the image processor's settings.
+    """Write a new folder that transformers' from_pretrained reads, with its image processor.
 
     Args:
         ours: weights, see `pretrain.interop.layouts`, likewise the arguments.

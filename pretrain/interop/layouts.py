@@ -1,13 +1,14 @@
 """The weights of a VideoMAE under three names: ours, the official code's and Hugging Face's.
 
-Pure functions on dicts of weights. Every weight is renamed by the table below, strictly: a key that is
-missing, left over, of another shape, not finite or silently zero is refused by name, what is dropped
-on purpose is returned, and each import is converted back and compared with its source, bit for bit.
+Pure functions on dicts of weights. Every weight is renamed by the table below, strictly: a key that
+is missing, left over, of another shape, not finite or all zero is refused by name; the names of
+dropped weights are returned; each import is converted back and compared bit for bit with its
+source.
 
 A bare `VideoTransformer` and a whole `VideoMAE` are both handled. "Arguments" are what rebuilds a
-model: {"encoder": those of VideoTransformer} and, for a VideoMAE, "decoder": its other ones. A fine-tuned VideoMAE is an
-encoder with pool "fc_norm"; "classes" are the names of its classifier's, whose weights stand beside the encoder's as
-head.weight (K, D) and head.bias (K,).
+model: {"encoder": those of VideoTransformer} and, for a VideoMAE, "decoder": its other ones. A
+fine-tuned VideoMAE is an encoder with pool "fc_norm"; "classes" are the names of its classes, and
+its classifier's weights are head.weight (K, D) and head.bias (K,) beside the encoder's.
 """
 
 import re
@@ -25,40 +26,22 @@ from pretrain.weights import refuse_misfit
 # Published attention heads by width, of encoders and decoders alike (96 and 192: ours too). An
 # official file does not record them.
 HEADS = {96: 3, 192: 3, 384: 6, 512: 8, 640: 8, 768: 12, 1024: 16, 1280: 16}
-
-
 # Columns: ours, official, Hugging Face. Modules with a weight and a bias:
 OFFICIAL, HF = 1, 2
-
-
 PATCH_EMBED = (
     "encoder.patch_embed",
     "encoder.patch_embed.proj",
     "videomae.embeddings.patch_embeddings.projection",
 )
-
-
 NORM = ("encoder.norm", "encoder.norm", "videomae.layernorm")
-
-
 FC_NORM = ("encoder.norm", "fc_norm", "fc_norm")  # of a fine-tuned one, behind the mean
-
-
 CLASSIFIER = ("head", "head", "classifier")
-
-
 DECODER = (
     ("decoder_norm", "decoder.norm", "decoder.norm"),
     ("head", "decoder.head", "decoder.head"),
 )
-
-
 BLOCKS = ("encoder.blocks", "encoder.blocks", "videomae.encoder.layer")
-
-
 DECODER_BLOCKS = ("decoder_blocks", "decoder.blocks", "decoder.decoder_layers")
-
-
 IN_BLOCK = (
     ("norm1", "norm1", "layernorm_before"),
     ("norm2", "norm2", "layernorm_after"),
@@ -66,8 +49,6 @@ IN_BLOCK = (
     ("fc1", "mlp.fc1", "intermediate.dense"),
     ("fc2", "mlp.fc2", "output.dense"),
 )
-
-
 # Weights by themselves. Hugging Face's query, key and value are joined to one qkv before.
 IN_ATTENTION = (
     ("attn.qkv.weight", "attn.qkv.weight", "attention.attention.qkv.weight"),
@@ -81,8 +62,8 @@ class Sizes:
     """What a checkpoint may not record. None: as recorded, else as published.
 
     Attributes:
-        frames: frames of a clip. Positions are a formula, so any number works, but a model sees best
-            what it was trained on.
+        frames: frames of a clip. Positions are a formula, so any number works, but a model sees
+            best what it was trained on.
         size: height and width of a clip in pixels, likewise.
         heads: attention heads of the encoder.
         decoder_heads: those of the decoder.
@@ -98,7 +79,7 @@ AS_RECORDED = Sizes()
 
 
 def assemble(state: dict[str, Tensor], arguments: dict) -> VideoMAE | VideoTransformer:
-    """The model of `arguments` holding exactly the weights `state`, a classifier's left out, in evaluation mode.
+    """The model of `arguments` with the weights `state` but a classifier's, in evaluation mode.
 
     Raises:
         ValueError: the arguments are not admitted, or make a model of other shapes.
@@ -121,14 +102,14 @@ HEAD = ("head.weight", "head.bias")
 
 
 def find_classifier(state: dict[str, Tensor]) -> tuple[bool, list[str]]:
-    """Whether this is a fine-tuned VideoMAE, with fc_norm; and what is left out on purpose: the classifier of third-party weights."""
+    """Whether a VideoMAE is fine-tuned (it has fc_norm); if not, the classifier weights to drop."""
     if any(name.startswith("fc_norm.") for name in state):
         return True, []
     return False, [name for name in state if name.startswith(("head.", "classifier."))]
 
 
 def check_sizes(arguments: dict) -> None:
-    """Refuse sizes that are none, or beyond all bounds."""
+    """Refuse sizes of another type or out of bounds."""
     if "classes" in arguments:
         names = {"classes": arguments["classes"]}
         check(names, {"classes": several(text(1000), 1, 100_000)}, "the file")
@@ -138,20 +119,22 @@ def check_sizes(arguments: dict) -> None:
 
 
 def obstacles(arguments: dict) -> list[str]:
-    """What neither of the other formats can represent of a model of ours, each with its remedy."""
+    """What neither of the other formats can represent of our model, each with its remedy."""
     e, found = arguments["encoder"], []
     if e.get("positions", "flat") != "flat":
         found.append(f"{e['positions']} positions (pretrain with --positions flat)")
     if e.get("motion_tokens", 1.0) != 1.0:
         found.append(
-            f"motion-selected tokens, {e['motion_tokens']:.0%} of all (pretrain with --motion-tokens 1)"
+            f"motion-selected tokens, {e['motion_tokens']:.0%} of all (pretrain with "
+            "--motion-tokens 1)"
         )
     if e.get("pool", "mean") == "class":
         found.append("a class token (pretrain with --pool mean)")
     if decides_numbers(arguments)["encoder"].get("trained_grid"):
         t, h, w = e["trained_grid"]
         found.append(
-            f"positions stretched from a grid of {t} x {h} x {w} tokens (convert it before its clip is changed)"
+            f"positions stretched from a grid of {t} x {h} x {w} tokens (convert it before its "
+            "clip is changed)"
         )
     return found
 
@@ -159,7 +142,8 @@ def obstacles(arguments: dict) -> list[str]:
 def decides_numbers(arguments: dict) -> dict:
     """Arguments without those that no output depends on once there are weights.
 
-    Left out: how the first weights were drawn, and the grid that positions were made for where it is the model's own.
+    Left out: how the first weights were drawn, and the grid that positions were made for where it
+    is the model's own.
     """
     e = arguments["encoder"]
     kept = {name: value for name, value in e.items() if name not in ("init", "trained_grid")}
@@ -201,7 +185,7 @@ def _table(column: int, arguments: dict) -> dict[str, str]:
 
 
 def clean(state: dict) -> dict[str, Tensor]:
-    """The weights in float32; all sound."""
+    """The weights in float32, refused unless dense, floating and finite."""
     clean = {}
     for key, value in state.items():
         if not isinstance(value, Tensor) or value.layout != torch.strided:
@@ -218,7 +202,7 @@ def clean(state: dict) -> dict[str, Tensor]:
 
 
 def shapes(state: dict[str, Tensor], column: int) -> tuple[dict, dict]:
-    """The sizes that names and shapes determine, of the encoder and, if there is one, of the decoder."""
+    """The sizes of the encoder, and of the decoder if there is one, by names and shapes."""
     name = f"{PATCH_EMBED[column]}.weight"
     shape = tuple(state[name].shape) if name in state else None
     if not shape or len(shape) != 5 or shape[1] != 3 or shape[3] != shape[4]:
@@ -306,6 +290,6 @@ def _refuse_silent_zeros(ours: dict[str, Tensor], table: dict[str, str]) -> None
             suspects |= biases & zero
     if suspects:
         raise ValueError(
-            f"{name_some([table[name] for name in ours if name in suspects])}: all zeros in a trained "
-            "checkpoint, so some earlier conversion lost them: start from the original file"
+            f"{name_some([table[name] for name in ours if name in suspects])}: all zeros in a "
+            "trained checkpoint, so an earlier conversion lost them: start from the original file"
         )

@@ -1,4 +1,4 @@
-"""The official VideoMAE's `.pth` files (https://github.com/MCG-NJU/VideoMAE), in and out."""
+"""The official VideoMAE's `.pth` files, imported and exported: github.com/MCG-NJU/VideoMAE."""
 
 from pathlib import Path
 
@@ -24,12 +24,12 @@ from pretrain.weights import unwrap
 def from_official(
     content: dict, sizes: Sizes = AS_RECORDED
 ) -> tuple[dict[str, Tensor], dict, list[str]]:
-    """Convert an official VideoMAE checkpoint: of pretraining, with or without its decoder, or fine-tuned.
+    """Convert an official checkpoint: pretrained, with or without its decoder, or fine-tuned.
 
     Args:
         content: the file's dict; weights under "model" or the like, or bare. Frames and size come
             from its "args", else they are 16 and 224. It does not name classes; ours do, in "args".
-        sizes: what is known better.
+        sizes: override what is recorded.
 
     Returns:
         our weights, the arguments, and the names of what was dropped.
@@ -82,8 +82,9 @@ def from_official(
     if not encoder["heads"] or (decoder and not decoder["decoder_heads"]):
         widths = [encoder["dim"]] + ([decoder["decoder_dim"]] if decoder else [])
         raise ValueError(
-            f"the file does not say how many attention heads its {' and '.join(map(str, widths))} wide "
-            "blocks have, and no published VideoMAE is that wide: give heads and decoder_heads"
+            f"the file does not say how many attention heads its {' and '.join(map(str, widths))} "
+            "wide blocks have, and no published VideoMAE is that wide: give heads and "
+            "decoder_heads"
         )
     check_sizes(arguments)
     return take(state, OFFICIAL, arguments, dropped), arguments, dropped
@@ -92,8 +93,8 @@ def from_official(
 def to_official(ours: dict[str, Tensor], arguments: dict) -> dict:
     """Convert to what an official checkpoint file holds, {"model": weights, "args": sizes}.
 
-    Official code reads "model" alone; "args" has the sizes that weights do not determine, under the names
-    of its command line where it has them.
+    Official code reads "model" alone; "args" has the sizes that weights do not determine, under the
+    names of its command line where it has them.
     """
     e = arguments["encoder"]
     args = {

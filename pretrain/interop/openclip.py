@@ -20,13 +20,7 @@ from pretrain.clip import VideoText
 from pretrain.files import is_file, is_folder, is_there, no_file, no_folder, read_json
 from pretrain.spec import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.text import OpenClipText
-from pretrain.weights import (
-    load_strict,
-    load_torch_file,
-    read_safetensors,
-    refuse_misfit,
-    unwrap,
-)
+from pretrain.weights import load_strict, load_torch_file, read_safetensors, refuse_misfit, unwrap
 
 if TYPE_CHECKING:
     from open_clip import CustomTextCLIP
@@ -77,11 +71,13 @@ class Pair:
         return size[0]
 
     def network(self, pixels: str = "tower") -> dict:
-        """The image tower as `ImageNetwork` takes it: {"open_clip": configuration, "mean", "std", "interpolation"}.
+        """The image tower's argument for `ImageNetwork`.
+
+        {"open_clip": configuration, "mean", "std", "interpolation"}.
 
         Args:
-            pixels: "tower": normalised and scaled as the pair was trained; "imagenet": by ImageNet's mean and standard deviation, and
-                bilinearly.
+            pixels: "tower": normalised and scaled as the pair was trained; "imagenet": by
+                ImageNet's mean and standard deviation, and bilinearly.
         """
         config = {k: self.config[k] for k in ("embed_dim", "vision_cfg", "quick_gelu")}
         about = self.preprocess
@@ -102,14 +98,15 @@ class Pair:
 
 # As open_clip looks for them in a folder, the best first.
 _WEIGHTS = (
-    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
+    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth", "model.safetensors",
+    "pytorch_model.bin", "pytorch_model.pth", "model.pth",
 )  # fmt: skip
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def is_trained(name: str) -> bool:
-    """Whether a name of the kinds above names trained weights, and not for an architecture alone."""
+    """Whether a name of the kinds above names weights, not an architecture alone."""
     return any(sign in name.removeprefix(PREFIX) for sign in "/:")
 
 
@@ -120,12 +117,12 @@ def load_open_clip(name: str) -> Pair:
         name: as above, with its prefix.
 
     Raises:
-        ValueError: there is no such model, tag or file, it cannot be downloaded, its configuration is not
-            admitted (`pretrain/third_party.py`), or it is of a kind that has no separate towers.
+        ValueError: there is no such model, tag or file, it cannot be downloaded, its configuration
+            is not admitted (`pretrain/third_party.py`), or it has no separate towers.
     """
     given = name.removeprefix(PREFIX)
     level = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # its own account of every step, on the root logger
+    logging.disable(logging.WARNING)  # open_clip logs every step on the root logger
     try:
         for kind in ("local-dir:", "hf-hub:"):
             if given.startswith(kind):
@@ -202,7 +199,7 @@ def _from_list(model: str, weights: str) -> Pair:
 
 
 def _from_file(config: dict, file: Path) -> "CustomTextCLIP":
-    """The towers of a configuration with the weights of a file, also of a checkpoint of open_clip's training."""
+    """The towers of a configuration with the weights, or the training checkpoint, in a file."""
     state = read_safetensors(file) if file.suffix == ".safetensors" else load_torch_file(file)
     state = _separate_towers({k: v for k, v in unwrap(state).items() if isinstance(v, Tensor)})
     bias = "logit_bias" in state
@@ -216,7 +213,8 @@ def _from_file(config: dict, file: Path) -> "CustomTextCLIP":
 def _from_folder(where: str, hub: bool) -> Pair:
     """A folder with open_clip_config.json and weights, here or on the hub.
 
-    open_clip would read the configuration itself and follow the names in it, so it is checked and built here.
+    open_clip would read the configuration itself and follow the names in it, so it is checked and
+    built here.
     """
     folder = Path(where)
     if not hub and not is_folder(where):
@@ -241,16 +239,13 @@ def _from_folder(where: str, hub: bool) -> Pair:
 
 
 def _separate_towers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with a text tower of its own, also where open_clip's `CLIP` has none; scales without axes."""
+    """Weights under the names of two towers, also open_clip's `CLIP`; scales as scalars."""
     if "positional_embedding" in state:
-        inner = (
-            "positional_embedding",
-            "text_projection",
-            "token_embedding.",
-            "transformer.",
-            "ln_final.",
+        of_text = (
+            *("positional_embedding", "text_projection"),
+            *("token_embedding.", "transformer.", "ln_final."),
         )
-        state = {f"text.{k}" if k.startswith(inner) else k: v for k, v in state.items()}  # fmt: skip
+        state = {f"text.{k}" if k.startswith(of_text) else k: v for k, v in state.items()}
     state.pop("text.transformer.embeddings.position_ids", None)
     return {
         k: v.reshape(()) if k in ("logit_scale", "logit_bias") and v.numel() == 1 else v

@@ -1,7 +1,7 @@
-"""VideoMAEs that others pretrained or fine-tuned, read, converted and verified.
+"""Third-party VideoMAEs, pretrained or fine-tuned: read, converted and verified.
 
-`official.py` and `hugging_face.py` read and write the files; here every conversion is compared with transformers' model,
-which, given the weights, must show the same tokens, reconstruction and loss.
+`official.py` and `hugging_face.py` read and write the files; here every conversion is compared with
+transformers' model of the same weights: tokens, reconstruction and loss must agree.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ def import_videomae(
 ) -> tuple[VideoMAE | VideoTransformer, dict]:
     """Read, convert and verify third-party weights.
 
-    The model is in evaluation mode; so is that of the two functions below.
+    The model is in evaluation mode, as in the two functions below.
 
     Args:
         name: `hf:` and a hub name or a folder; or an official `.pth` file.
@@ -36,8 +36,8 @@ def import_videomae(
 
     Returns:
         a VideoMAE if the weights have a decoder, else a VideoTransformer; and a report: "source",
-        "dropped" (names of weights), "max_difference" from transformers; of a fine-tuned VideoMAE "classes" (names) and
-        "head", its classifier's "weight" (K, D) and "bias" (K,).
+        "dropped" (names of weights), "max_difference" from transformers; of a fine-tuned VideoMAE
+        "classes" (names) and "head", its classifier's "weight" (K, D) and "bias" (K,).
 
     Raises:
         ValueError: the weights cannot be found, converted or verified.
@@ -74,9 +74,10 @@ def to_transformers(
     layer_norm_eps: float = 1e-6,
     head: dict[str, Tensor] | None = None,
 ):
-    """Build transformers' model of the weights of `model` and, of a fine-tuned one, of its classifier.
+    """Build transformers' model with the weights of `model` and, if fine-tuned, its classifier.
 
-    It is VideoMAEForPreTraining, VideoMAEModel or, with pool "fc_norm", VideoMAEForVideoClassification.
+    It is VideoMAEForPreTraining, VideoMAEModel or, with pool "fc_norm",
+    VideoMAEForVideoClassification.
     """
     import transformers
 
@@ -102,12 +103,13 @@ def verify(
     layer_norm_eps: float = 1e-6,
     head: dict[str, Tensor] | None = None,
 ) -> float:
-    """Compare `model` with transformers' model of the same weights on one fixed random clip and mask.
+    """Compare `model` with transformers' model of its weights on one fixed random clip and mask.
 
-    The tokens of the visible quarter are compared (all would take five times as long, and see the same
-    weights) and, of a VideoMAE, the reconstruction and the loss; of a fine-tuned one, the logits of their mean.
-    transformers fixes the epsilon of the decoder's last norm and of fc_norm at 1e-5, which moves what comes out by
-    some 1e-5; the original's is 1e-6, and the model's own is used here in theirs too. What no comparison can tell is a wrong number of heads.
+    Compared are the tokens of the visible quarter (all would take five times as long and use the
+    same weights); for a VideoMAE also the reconstruction and the loss; for a fine-tuned one the
+    logits of the mean token. transformers fixes the epsilon of the decoder's last norm and of
+    fc_norm at 1e-5, which changes the outputs by some 1e-5; the original's is 1e-6. Here
+    transformers' model gets that of `model`. No comparison can detect a wrong number of heads.
 
     Args:
         model: float32, on the CPU.
@@ -146,14 +148,15 @@ def verify(
         loss, prediction = model(video, visible, masked)
         output = theirs(pixels, bool_masked_pos=mask)
         pairs.append((prediction, output.logits))
-        if model.target_eps == 1e-6:  # with another one the targets differ, and mean to
+        if model.target_eps == 1e-6:  # with another one the targets differ on purpose
             pairs.append((loss, output.loss))
     difference = max((a - b).abs().max().item() for a, b in pairs)
     if not difference <= TOLERANCE:  # rather than >: a NaN fails too
-        eps = (
-            f": its layer_norm_eps is {layer_norm_eps}, ours 1e-6" if layer_norm_eps != 1e-6 else ""
-        )
+        why = ""
+        if layer_norm_eps != 1e-6:
+            why = f": its layer_norm_eps is {layer_norm_eps}, ours 1e-6"
         raise ValueError(
-            f"the converted model differs from transformers' by {difference:.2e}, more than {TOLERANCE}{eps}"
+            f"the converted model differs from transformers' by {difference:.2e}, more than "
+            f"{TOLERANCE}{why}"
         )
     return difference
