@@ -170,7 +170,7 @@ def clips_with_text(
         refuse_same_words(dict(zip(names, names, strict=True)), " + ".join(sources))
     chosen = []
     for source, pack in zip(sources, packs, strict=True):
-        ids = pack.split(split if pack.index["splits"] else "all")
+        ids = pack.split_if_any(split)
         kept = np.array([i for i in ids if texts.of(pack.record(i))], dtype=int)
         if not len(kept):
             remedy = (

@@ -8,7 +8,7 @@ without effect; `cli` refuses such a flag by name when it was typed, and `settle
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -107,6 +107,14 @@ def flat(config: "DataclassInstance") -> dict[str, object]:
     return values
 
 
+def replace(config: Config, **values: object) -> Config:
+    """`dataclasses.replace` by flag: a value may belong to the configuration itself or to one of its groups."""
+    for name, group in groups(config).items():
+        own = {k: values.pop(k) for k in list(values) if hasattr(group, k)}
+        config = dataclasses.replace(config, **{name: dataclasses.replace(group, **own)})
+    return dataclasses.replace(config, **values)
+
+
 def refuse_numbers(config: "DataclassInstance") -> None:
     """Refuse numbers that mean nothing.
 
@@ -176,7 +184,7 @@ def go_by_epochs(words: Sequence[str], config: Config) -> Config:
         config: a dataclass.
     """
     instead = {"epochs", "steps"} & typed(words, config) == {"epochs"}
-    return dataclasses.replace(config, steps=None) if instead else config
+    return replace(config, steps=None) if instead else config
 
 
 def refuse_unused(
@@ -225,7 +233,15 @@ def _refuse(useless: Iterable[str], unused: dict[str, str]) -> None:
         raise ValueError(f"without effect, leave out: {named}")
 
 
-def refuse_given(config: "DataclassInstance", unused: dict[str, str], preset: object) -> None:
+def _defaults(config: "DataclassInstance") -> dict[str, object]:
+    """The default of every flag."""
+    defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(config)}
+    for name in groups(config):
+        defaults |= flat(defaults.pop(name))
+    return defaults
+
+
+def refuse_given(config: Config, unused: dict[str, str], preset: Config) -> None:
     """Refuse given values that have no effect: they are neither the preset's nor the default.
 
     Args:
@@ -236,13 +252,8 @@ def refuse_given(config: "DataclassInstance", unused: dict[str, str], preset: ob
     Raises:
         ValueError: there are such values; all are named.
     """
-    useless = {
-        field.name
-        for field in dataclasses.fields(config)
-        if field.name in unused
-        and getattr(config, field.name) not in (getattr(preset, field.name), field.default)
-    }
-    _refuse(useless, unused)
+    given, expected, defaults = flat(config), flat(preset), _defaults(config)
+    _refuse({n for n in unused if given[n] not in (expected[n], defaults[n])}, unused)
 
 
 def settle(config: Config, unused: dict[str, str], preset: Config | None) -> Config:
@@ -259,5 +270,5 @@ def settle(config: Config, unused: dict[str, str], preset: Config | None) -> Con
     if preset is None:
         return config
     refuse_given(config, unused, preset)
-    defaults = {f.name: f.default for f in dataclasses.fields(config) if f.name in unused}
-    return dataclasses.replace(config, **defaults)
+    defaults = _defaults(config)
+    return replace(config, **{name: defaults[name] for name in unused})

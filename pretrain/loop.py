@@ -3,7 +3,9 @@
 A recipe keeps its model, its loss and its evaluations; `TrainingRun` has the run's folder, how it continues, the stream
 of batches, what the processes agree on, counters, log, checkpoints and how it stops:
 
-    with TrainingRun(folder, cfg, data, plan, accelerator, MAY_CHANGE) as run:
+    plan = plan_run(cfg, len(clips), accelerator.num_processes)
+    with TrainingRun(folder, cfg, fingerprint, plan, accelerator, MAY_CHANGE) as run:
+        run.print_plan("what is learned", {"model": name})
         run.restore(model, optimizers, {"loss": None})
         with run.batches(dataset) as batches:
             while run.unfinished:
@@ -29,10 +31,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pretrain import checkpoint, device
+from pretrain import checkpoint, device, log
 from pretrain.data.shards import Mixture, Positions, TrainBatches, TrainClips, train_batches
+from pretrain.flags import flat
 from pretrain.folders import writing
-from pretrain.log import RunLog
 from pretrain.names import for_screen
 from pretrain.processes import StopFlag, loader_workers
 from pretrain.run import begin_run, open_run, restore
@@ -53,6 +55,11 @@ class Plan:
         micro: decodes in one micro-batch of one process.
         accumulate: micro-batches of one process in a step.
         decodes_per_step: over all processes.
+        batch_size: effective batch, counted in views.
+        views: crops taken from one decode.
+        num_clips: of one epoch.
+        peak: highest learning rate.
+        final: the rate at the end.
     """
 
     steps: int
@@ -60,46 +67,45 @@ class Plan:
     micro: int
     accumulate: int
     decodes_per_step: int
+    batch_size: int
+    views: int
+    num_clips: int
+    peak: float
+    final: float
 
 
-def plan_run(
-    num_clips: int,
-    processes: int,
-    batch_size: int,
-    micro_batch: int,
-    views: int,
-    steps: int | None,
-    epochs: float | None,
-    warmup: float,
-) -> Plan:
-    """Steps, accumulation and the sizes between them.
+def plan_run(wanted, num_clips: int, processes: int, views: int = 1) -> Plan:
+    """Steps, accumulation, learning rates and the sizes between them.
 
     Args:
+        wanted: `batch_size` (effective, counted in views), `micro_batch` (most views that a process handles at once),
+            `steps` or, where that is None, `epochs`, `warmup` (fraction of the steps), `base_lr` and `final_lr` (per 256
+            clips of the batch): `pretrain.settings.Optimisation`, or a configuration that has these flags itself.
         num_clips: of one epoch.
         processes: that share a batch.
-        batch_size: effective batch, counted in views.
-        micro_batch: most views that a process handles at once.
         views: crops taken from one decode.
-        steps: optimizer steps; None: as `epochs` gives them.
-        epochs: passes over the data.
-        warmup: fraction of the steps.
 
     Raises:
         ValueError: the effective batch cannot be divided as asked, or the schedule is empty.
     """
+    batch_size = wanted.batch_size
     if batch_size < 1 or batch_size % (processes * views):
         raise ValueError(
             f"--batch-size {batch_size} cannot be shared evenly by {processes} processes with "
             f"{views} views of each clip: choose a multiple of {processes * views}"
         )
     per_process = batch_size // views // processes  # decodes in a step
-    most = max(micro_batch // views, 1)
+    most = max(wanted.micro_batch // views, 1)
     micro = next(m for m in range(min(most, per_process), 0, -1) if per_process % m == 0)
     per_step = batch_size // views
-    num_steps = steps or math.ceil((epochs or 0) * num_clips / per_step)
-    if num_steps < 1:
-        raise ValueError(f"--steps {steps} and --epochs {epochs} make no step at all")
-    return Plan(num_steps, round(warmup * num_steps), micro, per_process // micro, per_step)
+    steps = wanted.steps or math.ceil((wanted.epochs or 0) * num_clips / per_step)
+    if steps < 1:
+        raise ValueError(f"--steps {wanted.steps} and --epochs {wanted.epochs} make no step at all")
+    peak, final = (rate * batch_size / 256 for rate in (wanted.base_lr, wanted.final_lr))
+    return Plan(
+        steps, round(wanted.warmup * steps), micro, per_process // micro, per_step, batch_size, views, num_clips,
+        peak, final,
+    )  # fmt: skip
 
 
 def record_bad_clips(run: Path, errors: list[dict]) -> None:
@@ -154,15 +160,15 @@ class TrainingRun:
 
     Args:
         folder: the run's.
-        config: the recipe's resolved configuration, a dataclass with `machine`, `run` (of `pretrain.settings`) and
-            `batch_size`.
-        data: what identifies the data: `data_fingerprint` and `num_clips`.
+        config: the recipe's resolved configuration, a dataclass with `machine` and `run` (of `pretrain.settings`).
+        fingerprint: of the data.
         plan: of `plan_run`.
         accelerator: the processes of this launch.
         may_change: names of more flags than `--out`, `--num-workers` and those of `RunSettings` that decide no number.
 
     Attributes:
         first: whether this is the main process, which logs, saves and evaluates.
+        data: what identifies the data: `data_fingerprint` and `num_clips`.
         state: what a checkpoint holds beside weights: `step`, `skipped`, `skipped_in_row`, `bad_clips`, `seconds` and
             what the recipe adds.
 
@@ -171,12 +177,13 @@ class TrainingRun:
     """
 
     def __init__(
-        self, folder: Path, config, data: dict, plan: Plan, accelerator: Accelerator, may_change: set[str]
+        self, folder: Path, config, fingerprint: str, plan: Plan, accelerator: Accelerator, may_change: set[str]
     ):  # fmt: skip
         self.folder, self.config, self.plan, self.accelerator = folder, config, plan, accelerator
         self.first = accelerator.is_main_process
+        self.data = {"data_fingerprint": fingerprint, "num_clips": plan.num_clips}
         self._lock, self._described = open_run(
-            folder, config, data, FREE | may_change, config.run.resume, accelerator
+            folder, config, self.data, FREE | may_change, config.run.resume, accelerator
         )
         self.state: dict[str, Any] = {
             "run": self._described, "step": 0, "skipped": 0, "skipped_in_row": 0, "bad_clips": 0, "seconds": 0.0,
@@ -227,7 +234,7 @@ class TrainingRun:
             self.step, plan.steps, plan.micro, plan.accumulate, group.num_processes, group.process_index
         )  # fmt: skip
         if self.first:
-            self._log: RunLog = begin_run(
+            self._log: log.RunLog = begin_run(
                 self.folder, self._described, self.step, self.config.run.tensorboard
             )
         self._began = time.monotonic() - self.state["seconds"]
@@ -275,7 +282,7 @@ class TrainingRun:
         state["bad_clips"] += int(bad)
         state["skipped"] += self._skipped
         state["skipped_in_row"] = state["skipped_in_row"] + 1 if self._skipped else 0
-        self._clips += self.config.batch_size
+        self._clips += self.plan.batch_size
         self._now = time.monotonic()  # what is measured next is not the speed of training
         record_bad_clips(self.folder, errors)
         self._batches.errors = []
@@ -284,8 +291,13 @@ class TrainingRun:
         )
         return values[len(sums) :] + values[: len(sums)]
 
-    def due(self, every: int) -> bool:
-        """Whether something is due that comes every so many steps (0: only at the end) and after the last one."""
+    def due(self, every: int | None) -> bool:
+        """Whether something is due that comes every so many steps and after the last one.
+
+        Args:
+            every: 0: only at the end; None: four times in a run.
+        """
+        every = self.plan.steps // 4 if every is None else every
         due = not self.unfinished or bool(every and self.step % every == 0)
         self._measured = self._measured or due
         return due
@@ -347,25 +359,56 @@ class TrainingRun:
         self.accelerator.end_training()
         return self.first
 
-    def plan_rows(self, num_clips: int, views: int = 1) -> dict[str, Any]:
-        """The rows of a recipe's plan, for the table at the start.
+    def print_plan(self, title: str, rows: dict[str, object]) -> None:
+        """Print what the run resolved to, so that no number is applied silently.
 
         Args:
-            num_clips: of an epoch.
-            views: crops taken from one decode.
+            title: above the table.
+            rows: the recipe's, before those of every run.
         """
+        if not self.first:
+            return
         plan, group = self.plan, self.accelerator
         half = "bf16" if group.mixed_precision == "bf16" else "fp32"
         factors = (
             (group.num_processes, "processes"), (plan.accumulate, "micro-batches"), (plan.micro, "clips decoded"),
-            (views, "views"),
+            (plan.views, "views"),
         )  # fmt: skip
         product = " x ".join(f"{n} {what}" for n, what in factors if n > 1)
-        epochs = plan.steps * plan.decodes_per_step / num_clips
-        return {
+        epochs = plan.steps * plan.decodes_per_step / plan.num_clips
+        own = {
             "device": f"{group.num_processes} x {device.describe(group.device)}, {half}",
-            "effective batch": f"{self.config.batch_size} clips"
+            "effective batch": f"{plan.batch_size} clips"
             + (f" = {product}" if " x " in product else ""),
             "steps": f"{plan.steps} ({plan.warmup} warm-up) = {epochs:.1f} epochs",
             "run": self.folder,
         }
+        log.print_table(title, rows | own)
+
+    def provenance(self, recipe: str, split: str) -> dict[str, Any]:
+        """What an exported model says of the run that it comes from; the recipe adds what was measured.
+
+        Args:
+            recipe: its name.
+            split: of the data, that was trained on.
+        """
+        cfg = self.config
+        return {
+            "recipe": recipe, "preset": cfg.preset, "step": self.step, "steps": self.plan.steps, "seed": cfg.seed,
+            "data": cfg.data, "split": split, **self.data, "config": flat(cfg),
+        }  # fmt: skip
+
+    def print_done(self, rows: dict[str, object], then: str) -> None:
+        """Print where everything is.
+
+        Args:
+            rows: what the recipe wrote.
+            then: the command that comes next.
+        """
+        own = {
+            "log": self.folder / "log.jsonl",
+            "checkpoints": self.folder / "checkpoints",
+            "next": then,
+        }
+        print()
+        log.print_table("done", rows | own)

@@ -38,6 +38,11 @@ def asked_processes() -> int:
     return 1
 
 
+def is_first() -> bool:
+    """Whether this is the main process of its launch; known before `start_accelerator`, which waits for no packing."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def start_accelerator(machine: Machine) -> Accelerator:
     """Join the process group: on the GPU if there is one and nobody chose the CPU, else with gloo.
 

@@ -17,6 +17,7 @@ from pretrain.files import read_json
 from pretrain.flags import flag, flat
 from pretrain.folders import claim, holds_nothing, try_folder
 from pretrain.names import for_screen
+from pretrain.processes import is_first
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -26,11 +27,13 @@ BEGINNINGS = ("config.json", "log.jsonl", "data_errors.jsonl", "tensorboard", "c
 
 
 def try_run(run: Path) -> None:
-    """Find out early whether a folder may hold a run; see `open_run`, which knows more and comes after the data.
+    """Find out early, in the main process, whether a folder may hold a run; `open_run`, after the data, knows more.
 
     Raises:
         ValueError: it holds something else, or cannot be written to.
     """
+    if not is_first():
+        return
     try_folder(run)
     begun = os.path.lexists(run / "config.json") or checkpoint.checkpoints(run)
     if not begun and not holds_nothing(run, BEGINNINGS):

@@ -19,7 +19,6 @@ and no memory; loss and gradients are those of the whole batch (cached gradients
 import dataclasses
 import hashlib
 import math
-import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -64,7 +63,6 @@ from pretrain.flags import (
     Positive,
     PositiveFraction,
     Seed,
-    flat,
     settle,
 )
 from pretrain.interop.openclip import MEAN as CLIP_MEAN
@@ -74,7 +72,7 @@ from pretrain.interop.openclip import Pair, is_trained, load_open_clip
 from pretrain.loop import Plan, TrainingRun, plan_run
 from pretrain.names import did_you_mean, for_shell
 from pretrain.optim import counting_rate, learning_rate, make_optimizers, set_rate, update
-from pretrain.processes import start_accelerator
+from pretrain.processes import is_first, start_accelerator
 from pretrain.run import try_run
 from pretrain.settings import MACHINE, RUN, MachineFlags, RunFlags
 from pretrain.spec import Backbone, Selective
@@ -448,17 +446,14 @@ def refuse_early(cfg: Config, model: VideoText, plan: Plan) -> None:
 
 def print_plan(cfg: Config, run: TrainingRun, counts, model: VideoText) -> None:
     """Print what the run resolved to, so that no number is applied silently."""
-    scale = cfg.batch_size / 256
     millions = {n: sum(p.numel() for p in t.parameters()) / 1e6 for n, t in (("v", model.video), ("t", model.text))}  # fmt: skip
     spec, (per_source, per_batch) = model.video.input_spec, counts
     sources = [
         f"{name} ({n} clips" + (f", {k} in a batch)" if len(cfg.data) > 1 else f", {cfg.split})")
         for name, n, k in zip(cfg.data, per_source, per_batch, strict=True)
     ]
-    rows = run.plan_rows(sum(per_source))
-    if run.plan.accumulate > 1 and cfg.loss != "classes":
-        rows["effective batch"] += ", cached gradients"
-    log.print_table(
+    cached = run.plan.accumulate > 1 and cfg.loss != "classes"
+    run.print_plan(
         f"video-text contrast, {cfg.preset}",
         {
             "data": " + ".join(sources),
@@ -472,11 +467,12 @@ def print_plan(cfg: Config, run: TrainingRun, counts, model: VideoText) -> None:
             ),
             "text tower": f"{text_model_name(cfg)}, {millions['t']:.1f} M parameters, context "
             f"{model.text.tokenizer.context_length}",
-            "loss": cfg.loss + (f", positives: {cfg.positives}" if cfg.loss != "classes" else ""),
-            "learning rate": f"{cfg.base_lr:g} per 256 clips -> {cfg.base_lr * scale:g}, cosine to "
-            f"{cfg.final_lr * scale:g}",
-        }
-        | rows,
+            "loss": cfg.loss
+            + (f", positives: {cfg.positives}" if cfg.loss != "classes" else "")
+            + ", cached gradients" * cached,
+            "learning rate": f"{cfg.base_lr:g} per 256 clips -> {run.plan.peak:g}, cosine to "
+            f"{run.plan.final:g}",
+        },
     )
 
 
@@ -487,7 +483,6 @@ def main(cfg: Config) -> dict:
     """Train; returns the final step, loss, validation score and counts."""
     cfg = settle(cfg, unused(cfg), PRESETS.get(cfg.preset))
     # ---- data: before the process group exists, since packing may take hours
-    first = os.environ.get("RANK", "0") == "0"
     if cfg.data_weights and len(cfg.data_weights) != len(cfg.data):
         raise ValueError(
             f"{len(cfg.data_weights)} --data-weights for {len(cfg.data)} sources of --data"
@@ -495,32 +490,26 @@ def main(cfg: Config) -> dict:
     model = build_model(cfg)
     spec = model.video.input_spec
     folder = Path(cfg.out or f"runs/clip-{cfg.preset}")
-    if first:
-        try_run(folder)
-    packs = [open_data(source, packing_side(spec.size), say=first) for source in cfg.data]
+    try_run(folder)
+    packs = [open_data(source, packing_side(spec.size), say=is_first()) for source in cfg.data]
     texts = Texts(cfg.text, cfg.templates, cfg.positives)
-    chosen = clips_with_text(texts, cfg.data, packs, cfg.split, first)
+    chosen = clips_with_text(texts, cfg.data, packs, cfg.split, is_first())
     per_source = [len(ids) for ids in chosen]
     by_class = cfg.loss == "classes"
     prompts = class_prompts(texts, cfg.data, packs, chosen) if by_class else {}
 
     # ---- processes
     accelerator = start_accelerator(cfg.machine)
-    first = accelerator.is_main_process
 
     # ---- plan and folder
-    plan = plan_run(
-        sum(per_source), accelerator.num_processes, cfg.batch_size, cfg.micro_batch, 1, cfg.steps,
-        cfg.epochs, cfg.warmup,
-    )  # fmt: skip
+    plan = plan_run(cfg, sum(per_source), accelerator.num_processes)
     per_batch = batch_counts(cfg.data_weights or tuple(map(float, per_source)), cfg.batch_size)
     refuse_early(cfg, model, plan)
     prints = "".join(pack.index["fingerprint"] for pack in packs)
     fingerprint = hashlib.sha256(prints.encode()).hexdigest() if len(packs) > 1 else prints
-    data = {"data_fingerprint": fingerprint, "num_clips": sum(per_source)}
-    with TrainingRun(folder, cfg, data, plan, accelerator, {"val_every"}) as run:
-        if first:
-            print_plan(cfg, run, (per_source, per_batch), model)
+    with TrainingRun(folder, cfg, fingerprint, plan, accelerator, {"val_every"}) as run:
+        print_plan(cfg, run, (per_source, per_batch), model)
+        if run.first:
             for pack, ids in zip(packs, chosen, strict=True):
                 warn_of_clips(pack, ids, spec)
         model.to(accelerator.device)
@@ -545,15 +534,12 @@ def main(cfg: Config) -> dict:
         else:
             loss_of = partial(contrast, loss=cfg.loss, several_positives=cfg.positives != "pair")
         rate = counting_rate if cfg.schedule == "counting" else learning_rate
-        peak, final = (value * cfg.batch_size / 256 for value in (cfg.base_lr, cfg.final_lr))
-
-        val_every = plan.steps // 4 if cfg.val_every is None else cfg.val_every
 
         # ---- loop
         stuck = False
         with run.batches(dataset) as batches:
             while run.unfinished:
-                lr = rate(run.step, plan.steps, plan.warmup, peak, final)
+                lr = rate(run.step, plan.steps, plan.warmup, plan.peak, plan.final)
                 set_rate(optimizers, lr)
                 if prompts:  # what is drawn depends on the step and the process only
                     place = accelerator.process_index
@@ -566,8 +552,8 @@ def main(cfg: Config) -> dict:
                 watched = (result.loss, result.video_to_text, result.text_to_video, result.gap)
                 loss, to_text, to_video, gap, cut = run.agree(norm, watched, [cut])
                 run.state |= {"loss": loss, "cut": run.state["cut"] + int(cut)}
-                measured = run.due(val_every)
-                if measured and first:
+                measured = run.due(cfg.val_every)
+                if measured and run.first:
                     run.state["val"] = online_retrieval(
                         model, packs, texts, cfg.seed, accelerator.device, cfg.machine.precision
                     )  # fmt: skip
@@ -589,7 +575,7 @@ def main(cfg: Config) -> dict:
 
         # ---- end
         if run.end():
-            finish(cfg, model, packs, run, data)
+            finish(cfg, model, packs, run)
         return run.state
 
 
@@ -629,33 +615,23 @@ def progress(values: dict, val: dict | None) -> tuple[str, str]:
     return "  ".join(parts), "  ".join(after)
 
 
-def finish(cfg: Config, model: VideoText, packs: list[Pack], run: TrainingRun, data: dict) -> None:
+def finish(cfg: Config, model: VideoText, packs: list[Pack], run: TrainingRun) -> None:
     """Export the pair of towers, draw the curve and say where everything is."""
     folder, state = run.folder, run.state
-    provenance = {
-        "recipe": "clip", "preset": cfg.preset, "steps": run.plan.steps, "seed": cfg.seed,
-        "data": list(cfg.data), "split": cfg.split, **data, "loss": state["loss"], "val": state["val"],
-        "config": flat(cfg),
-    }  # fmt: skip
+    scores = {"loss": state["loss"], "val": state["val"]}
+    provenance = run.provenance("clip", cfg.split) | scores
     backbones.export_backbone(model, folder / "backbone", provenance)
     curve = log.curve_figure(
         folder / "curve.png", folder / "log.jsonl", ("loss",),
         ("video_to_text", "text_to_video", "val_t2v_r1", "val_t2v_r10"),
-        f"video-text contrast, {cfg.preset}, {cfg.model} on {', '.join(cfg.data)}, {data['num_clips']} clips: loss, accuracy in the batch"
+        f"video-text contrast, {cfg.preset}, {cfg.model} on {', '.join(cfg.data)}, {run.plan.num_clips} clips: loss, accuracy in the batch"
         + ", retrieval on val" * (state["val"] is not None),
     )  # fmt: skip
     source = cfg.data[0] if synthetic_clips(cfg.data[0]) else packs[0].folder
     script = "zero_shot" if packs[0].classes else "retrieval"
-    print()
-    log.print_table(
-        "done",
-        {
-            "backbone": folder / "backbone",
-            "figure": curve,
-            "log": folder / "log.jsonl",
-            "checkpoints": folder / "checkpoints",
-            "next": f"python recipes/{script}.py --backbone {for_shell(folder / 'backbone')} --data {for_shell(source)}",
-        },
+    run.print_done(
+        {"backbone": folder / "backbone", "figure": curve},
+        f"python recipes/{script}.py --backbone {for_shell(folder / 'backbone')} --data {for_shell(source)}",
     )
 
 

@@ -20,7 +20,6 @@ RUN/last (classifiers that recipes/predict.py reads), results.json, CARD.md, con
 
 import dataclasses
 import math
-import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +93,7 @@ from pretrain.flags import (
 from pretrain.loop import TrainingRun, plan_run
 from pretrain.names import file_name, for_screen, for_shell
 from pretrain.optim import set_rate, update
-from pretrain.processes import loader_workers, start_accelerator
+from pretrain.processes import is_first, loader_workers, start_accelerator
 from pretrain.run import try_run
 from pretrain.settings import MACHINE, RUN, MachineFlags, RunFlags
 from pretrain.spec import Backbone
@@ -404,7 +403,7 @@ def print_plan(
     num_test: int,
 ) -> None:
     """Print what the run resolved to, so that no number is applied silently."""
-    spec, scale = model.input_spec, cfg.batch_size / 256
+    spec = model.input_spec
     parameters = sum(p.numel() for p in model.backbone.parameters()) / 1e6
     learns = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
     augment = [
@@ -418,7 +417,7 @@ def print_plan(
         "weight decay": cfg.weight_decay, "layer decay": cfg.layer_decay, "backbone's rate": cfg.backbone_lr, "dropout": cfg.dropout,
         "drop path": cfg.drop_path, "smoothing": cfg.smoothing, "average": cfg.ema, "gradient clip": cfg.clip_grad,
     }  # fmt: skip
-    log.print_table(
+    run.print_plan(
         f"fine-tune {cfg.preset}",
         {
             "data": f"{num_train} training videos ({num_clips} clips), {num_test} test videos of {cfg.data}",
@@ -427,10 +426,10 @@ def print_plan(
             f"{len(model.classes)} classes of {TASKS[cfg.per_frame].unit}",
             "clip": f"{spec.frames} frames of {spec.size} px, {spec.pace}"
             + (", mean frame subtracted" if spec.subtracts_mean else ""),
-            "optimizer": f"{cfg.optimizer}, {cfg.base_lr:g} per 256 clips -> {cfg.base_lr * scale:g}, {cfg.schedule}",
+            "optimizer": f"{cfg.optimizer}, {cfg.base_lr:g} per 256 clips -> {run.plan.peak:g}, {cfg.schedule}",
             "regularised": ", ".join(f"{k} {v:g}" for k, v in regular.items() if v and not (k in ("layer decay", "backbone's rate") and v == 1)),
             "augmented": ", ".join(filter(None, augment)),
-        } | run.plan_rows(num_clips, cfg.views),
+        },
     )  # fmt: skip
 
 
@@ -440,15 +439,13 @@ def print_plan(
 def main(cfg: Config) -> dict:
     """Train and test; returns what results.json holds."""
     # ---- data: before the process group exists, since packing may take hours
-    first = os.environ.get("RANK", "0") == "0"
     backbone = build_backbone(cfg)
     cfg = resolve(cfg, backbone)
     backbone = adapt(backbone, cfg)
     assert cfg.out  # `resolve` names it
     folder = Path(cfg.out)
-    if first:
-        try_run(folder)
-    pack = open_data(cfg.data, packing_side(backbone.input_spec.size), say=first)
+    try_run(folder)
+    pack = open_data(cfg.data, packing_side(backbone.input_spec.size), say=is_first())
     task = TASKS[cfg.per_frame]
     train, val, test, classes, rule, notes = choose_videos(
         task, pack, cfg.train_split, cfg.test_split, cfg.shots, cfg.val, cfg.seed
@@ -478,15 +475,12 @@ def main(cfg: Config) -> dict:
     optimizer = make_optimizer(
         cfg.optimizer, model, cfg.weight_decay, cfg.layer_decay, cfg.backbone_lr
     )
-    plan = plan_run(
-        len(train.samples), accelerator.num_processes, cfg.batch_size, cfg.micro_batch, cfg.views, cfg.steps,
-        cfg.epochs, cfg.warmup,
-    )  # fmt: skip
+    plan = plan_run(cfg, len(train.samples), accelerator.num_processes, cfg.views)
     augment = Augment(cfg.flip, cfg.colour, cfg.rand_augment or "", cfg.erase)
-    data = {"data_fingerprint": pack.index["fingerprint"], "num_clips": len(train.samples)}
-    with TrainingRun(folder, cfg, data, plan, accelerator, set()) as run:
+    fingerprint = pack.index["fingerprint"]
+    with TrainingRun(folder, cfg, fingerprint, plan, accelerator, set()) as run:
+        print_plan(cfg, run, model, len(train), len(train.samples), rule, len(test))
         if first:
-            print_plan(cfg, run, model, len(train), len(train.samples), rule, len(test))
             for note in notes:
                 print(f"note: {for_screen(note)}", flush=True)
             warn_of_clips(pack, train.samples, model.input_spec)
@@ -508,7 +502,6 @@ def main(cfg: Config) -> dict:
         wrapped.train()  # what was loaded is in evaluation mode
         epoch = math.ceil(len(train.samples) / plan.decodes_per_step)
         val_every = cfg.val_every or max(1, epoch, plan.steps // 20)
-        peak, final = (rate * cfg.batch_size / 256 for rate in (cfg.base_lr, cfg.final_lr))
 
         # ---- loop
         patient = lambda: not cfg.patience or run.state["since_best"] < cfg.patience
@@ -517,7 +510,13 @@ def main(cfg: Config) -> dict:
         with run.batches(dataset) as batches:
             while run.unfinished:
                 lr = scheduled_rate(
-                    run.step, plan.steps, plan.warmup, peak, cfg.schedule, final, cfg.drops
+                    run.step,
+                    plan.steps,
+                    plan.warmup,
+                    plan.peak,
+                    cfg.schedule,
+                    plan.final,
+                    cfg.drops,
                 )
                 set_rate([optimizer], lr)
                 loss_of.step = run.step
@@ -538,7 +537,7 @@ def main(cfg: Config) -> dict:
                     if run.state["best"] is None or now > run.state["best"]:
                         run.state |= {"best": now, "best_step": run.step, "since_best": 0}
                         if first:
-                            export(cfg, learner.best_guess, folder / "backbone", pack, run.state)
+                            export(run, learner.best_guess, folder / "backbone")
                     if not patient():
                         run.end_early()
                 if run.log_due():
@@ -564,13 +563,10 @@ def progress(values: dict, state: dict, num_classes: int) -> tuple[str, str]:
     return text, f"val {val:.1f} % (best {best:.1f} %, chance {100 / num_classes:.1f} %)"
 
 
-def export(cfg: Config, model: nn.Module, folder: Path, pack: Pack, state: dict) -> None:
+def export(run: TrainingRun, model: nn.Module, folder: Path) -> None:
     """Write a classifier folder."""
-    provenance = {
-        "recipe": "finetune", "model": cfg.model or cfg.backbone, "step": state["step"], "seed": cfg.seed,
-        "data": cfg.data, "split": cfg.train_split, "data_fingerprint": pack.index["fingerprint"],
-        "val_top1": state["val"], "config": flat(cfg),
-    }  # fmt: skip
+    more = {"model": run.config.model or run.config.backbone, "val_top1": run.state["val"]}
+    provenance = run.provenance("finetune", run.config.train_split) | more
     backbones.export_backbone(model, folder, provenance)
 
 
@@ -581,9 +577,9 @@ def finish(
     """Export, score the test split once and write what was found."""
     folder, plan, state, accelerator = run.folder, run.plan, run.state, run.accelerator
     last = learner.best_guess
-    export(cfg, last, folder / "last", pack, state)
+    export(run, last, folder / "last")
     if val is None:
-        export(cfg, last, folder / "backbone", pack, state)
+        export(run, last, folder / "backbone")
     model = load_classifier(str(folder / "backbone"))
     classes = model.classes
     how = Extraction(
@@ -651,16 +647,14 @@ def finish(
         )
     picture = confusion_figure(folder / "confusion.png", counts, classes, title(results), task.unit)
     print_results(results, notes)
-    print()
-    log.print_table(
-        "done",
+    run.print_done(
         {
             "results": folder / "results.json",
             "protocol": folder / "CARD.md",
             "figure": picture,
             "classifier": folder / "backbone",
-            "next": f"python recipes/predict.py --backbone {for_shell(folder / 'backbone')} --video FILE_OR_FOLDER",
         },
+        f"python recipes/predict.py --backbone {for_shell(folder / 'backbone')} --video FILE_OR_FOLDER",
     )
     return results.as_dict()
 

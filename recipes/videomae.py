@@ -16,7 +16,6 @@ command again continues an interrupted run.
 
 import dataclasses
 import math
-import os
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -48,7 +47,6 @@ from pretrain.flags import (
     Positive,
     PositiveFraction,
     Seed,
-    flat,
     settle,
 )
 from pretrain.interop.videomae import import_videomae
@@ -56,7 +54,7 @@ from pretrain.loop import TrainingRun, plan_run
 from pretrain.masked import MaskedPixels
 from pretrain.names import did_you_mean, for_shell
 from pretrain.optim import learning_rate, make_optimizers, set_rate, update
-from pretrain.processes import start_accelerator
+from pretrain.processes import is_first, start_accelerator
 from pretrain.run import try_run
 from pretrain.settings import MACHINE, RUN, MachineFlags, RunFlags
 from pretrain.videomae import DECODERS, VideoMAE, draw_tokens, mask_of_view, start_from
@@ -359,15 +357,14 @@ def load_start(name: str) -> nn.Module:
     return backbone
 
 
-def print_plan(cfg: Config, run: TrainingRun, pack: Pack, num_clips: int, model) -> None:
+def print_plan(cfg: Config, run: TrainingRun, pack: Pack, model) -> None:
     """Print what the run resolved to, so that no number is applied silently."""
-    scale = cfg.batch_size / 256
     parameters = sum(p.numel() for p in model.encoder.parameters()) / 1e6
     spec = model.encoder.input_spec
-    log.print_table(
+    run.print_plan(
         f"VideoMAE {cfg.preset}",
         {
-            "data": f"{num_clips} clips of {pack.folder} ({cfg.split})",
+            "data": f"{run.plan.num_clips} clips of {pack.folder} ({cfg.split})",
             "model": f"{cfg.model}, {parameters:.1f} M parameters, {spec.frames} frames of {spec.size} "
             f"px, stride {spec.stride}",
             "mask": f"{cfg.mask} {cfg.mask_ratio:.0%}"
@@ -382,10 +379,9 @@ def print_plan(cfg: Config, run: TrainingRun, pack: Pack, num_clips: int, model)
                 if cfg.contrast
                 else ""
             ),
-            "learning rate": f"{cfg.base_lr:g} per 256 clips -> {cfg.base_lr * scale:g}, cosine to "
-            f"{cfg.final_lr * scale:g}",
-        }
-        | run.plan_rows(num_clips, cfg.views),
+            "learning rate": f"{cfg.base_lr:g} per 256 clips -> {run.plan.peak:g}, cosine to "
+            f"{run.plan.final:g}",
+        },
     )
 
 
@@ -406,36 +402,29 @@ def main(cfg: Config) -> dict:
     """Pretrain; returns the final step, loss, kNN score and counts."""
     cfg = settle(cfg, unused(cfg), PRESETS.get(cfg.preset))
     # ---- data: before the process group exists, since packing may take hours
-    first = os.environ.get("RANK", "0") == "0"
     folder = Path(cfg.out or f"runs/videomae-{cfg.preset}")
-    if first:
-        try_run(folder)
-    pack = open_data(cfg.data, packing_side(cfg.size), say=first)
-    has_splits = bool(pack.index["splits"])
-    ids = pack.split(cfg.split if has_splits else "all")
+    try_run(folder)
+    pack = open_data(cfg.data, packing_side(cfg.size), say=is_first())
+    ids = pack.split_if_any(cfg.split)
 
     # ---- processes
     accelerator = start_accelerator(cfg.machine)
-    first = accelerator.is_main_process
 
     # ---- model and optimizer
     model = build_model(cfg)
     masked = model.masked if isinstance(model, ViewContrast) else model
     spec, grid = masked.encoder.input_spec, mask_grid(cfg, masked)
     draw_tokens(cfg.mask, grid, cfg.mask_ratio, cfg.dual_mask, counter_rng(0, 0))  # refuses early
-    plan = plan_run(
-        len(ids), accelerator.num_processes, cfg.batch_size, cfg.micro_batch, cfg.views, cfg.steps,
-        cfg.epochs, cfg.warmup,
-    )  # fmt: skip
+    plan = plan_run(cfg, len(ids), accelerator.num_processes, cfg.views)
     if cfg.contrast and plan.accumulate > 1:
         raise ValueError(
             f"--contrast compares the clips of one pass and a batch of {cfg.batch_size} takes {plan.accumulate}: raise "
             f"--micro-batch, now {cfg.micro_batch}, or lower --batch-size"
         )
-    data = {"data_fingerprint": pack.index["fingerprint"], "num_clips": len(ids)}
-    with TrainingRun(folder, cfg, data, plan, accelerator, {"knn_every"}) as run:
-        if first:
-            print_plan(cfg, run, pack, len(ids), masked)
+    fingerprint = pack.index["fingerprint"]
+    with TrainingRun(folder, cfg, fingerprint, plan, accelerator, {"knn_every"}) as run:
+        print_plan(cfg, run, pack, masked)
+        if run.first:
             warn_of_clips(pack, ids, spec)
             if cfg.contrast and not cfg.backbone:
                 print(
@@ -454,14 +443,11 @@ def main(cfg: Config) -> dict:
         )  # fmt: skip
         wrapped = accelerator.prepare_model(torch.compile(model) if cfg.compile else model)
         wrapped.train()  # what was loaded is in evaluation mode
-        peak, final = (rate * cfg.batch_size / 256 for rate in (cfg.base_lr, cfg.final_lr))
-
-        knn_every = plan.steps // 4 if cfg.knn_every is None else cfg.knn_every
 
         # ---- loop
         with run.batches(dataset) as batches:
             while run.unfinished:
-                lr = learning_rate(run.step, plan.steps, plan.warmup, peak, final)
+                lr = learning_rate(run.step, plan.steps, plan.warmup, plan.peak, plan.final)
                 set_rate(optimizers, lr)
                 loss, found, norm = train_step(
                     wrapped, optimizers, batches, plan.accumulate, accelerator, cfg.clip_grad,
@@ -470,7 +456,7 @@ def main(cfg: Config) -> dict:
                 loss, *found = run.agree(norm, [loss] if found is None else [loss, found])
                 values = {"loss": loss, "lr": lr, "grad_norm": norm}
                 values |= {"view_retrieval_accuracy": found[0]} if found else {}
-                if run.due(knn_every) and first:
+                if run.due(cfg.knn_every) and run.first:
                     knn = online_knn(masked.encoder, spec, pack, ids, cfg.seed, accelerator)
                     run.state |= dict(zip(("knn", "knn_chance"), knn or (None, None), strict=True))
                     values |= {name: run.state[name] for name in ("knn", "knn_chance") if knn}
@@ -498,11 +484,8 @@ def progress(values: dict, state: dict) -> tuple[str, str]:
 def finish(cfg: Config, model, pack: Pack, ids: np.ndarray, run: TrainingRun) -> None:
     """Export the backbone, draw the figure and say where everything is."""
     folder, state = run.folder, run.state
-    provenance = {
-        "recipe": "videomae", "preset": cfg.preset, "steps": run.plan.steps, "seed": cfg.seed,
-        "data": cfg.data, "split": cfg.split, "data_fingerprint": pack.index["fingerprint"],
-        "num_clips": len(ids), "loss": state["loss"], "online_knn": state["knn"], "config": flat(cfg),
-    }  # fmt: skip
+    scores = {"loss": state["loss"], "online_knn": state["knn"]}
+    provenance = run.provenance("videomae", cfg.split) | scores
     backbones.export_backbone(model.encoder, folder / "backbone", provenance)
     picture = draw_figure(folder / "reconstruction.png", model, cfg, pack, int(ids[0]))
     curve = log.curve_figure(
@@ -510,17 +493,9 @@ def finish(cfg: Config, model, pack: Pack, ids: np.ndarray, run: TrainingRun) ->
         f"masked reconstruction, {cfg.model} on {cfg.data}, {len(ids)} clips: loss and online kNN",
     )  # fmt: skip
     data = cfg.data if synthetic_clips(cfg.data) else pack.folder
-    print()
-    log.print_table(
-        "done",
-        {
-            "backbone": folder / "backbone",
-            "figure": picture,
-            "curve": curve,
-            "log": folder / "log.jsonl",
-            "checkpoints": folder / "checkpoints",
-            "next": f"python recipes/linear_probe.py --backbone {for_shell(folder / 'backbone')} --data {for_shell(data)}",
-        },
+    run.print_done(
+        {"backbone": folder / "backbone", "figure": picture, "curve": curve},
+        f"python recipes/linear_probe.py --backbone {for_shell(folder / 'backbone')} --data {for_shell(data)}",
     )
 
 

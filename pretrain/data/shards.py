@@ -145,6 +145,10 @@ class Pack:
             )
         return ids
 
+    def split_if_any(self, name: str) -> np.ndarray:
+        """`split`; data without splits are used whole."""
+        return self.split(name if self.index["splits"] else "all")
+
 
 KEEP_DECODED = 1 << 30  # bytes of decoded frames that a loading process may keep
 

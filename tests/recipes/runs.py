@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from pretrain import checkpoint
-from pretrain.flags import flat, groups
+from pretrain.flags import flat
+from pretrain.flags import replace as change
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,14 +30,6 @@ lock = claim(Path(sys.argv[1]))
 print("mine", flush=True)
 sys.stdin.read()
 """
-
-
-def change(config, **values):
-    """A configuration with other values, given by flag whatever group they are in."""
-    for name, group in groups(config).items():
-        own = {k: values.pop(k) for k in list(values) if hasattr(group, k)}
-        config = dataclasses.replace(config, **{name: dataclasses.replace(group, **own)})
-    return dataclasses.replace(config, **values)
 
 
 def configure(kind, *values, **named):

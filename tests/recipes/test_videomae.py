@@ -313,13 +313,10 @@ def test_published_presets_resolve():
     for name, (steps, lr) in expected.items():
         cfg = videomae.PRESETS[name]
         for processes in (1, 8):
-            plan = plan_run(
-                240_000, processes, cfg.batch_size, cfg.micro_batch, cfg.views, cfg.steps, cfg.epochs,
-                cfg.warmup,
-            )  # fmt: skip
+            plan = plan_run(cfg, 240_000, processes, cfg.views)
             assert plan.steps == steps
             assert plan.micro * plan.accumulate * processes == cfg.batch_size
-        assert cfg.base_lr * cfg.batch_size / 256 == pytest.approx(lr)
+            assert plan.peak == pytest.approx(lr)
 
 
 # --------------------------------------------------------------------- real processes
