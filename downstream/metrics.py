@@ -12,6 +12,12 @@ from pretrain.data.figure import REVERSED_PAIRS
 RESAMPLES = 2000  # of the bootstrap
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities from logits, along the last axis."""
+    exp = np.exp(logits - logits.max(-1, keepdims=True))
+    return exp / exp.sum(-1, keepdims=True)
+
+
 def topk_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
     """Fraction of the videos whose label is among the k best-scored classes.
 

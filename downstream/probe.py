@@ -4,12 +4,15 @@ Nothing here sees the test part before the one time it is scored: fitting takes 
 N videos, D features, C classes; labels are class numbers 0..C-1.
 """
 
+import dataclasses
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from threadpoolctl import threadpool_limits
+
+from downstream.metrics import softmax
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -57,9 +60,7 @@ class LinearProbe:
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """Class probabilities (N, C) of features (N, D); of an SVM, the softmax of its margins, which ranks alike."""
-        logits = (features - self.mean) / self.std @ self.weight.T + self.bias
-        exp = np.exp(logits - logits.max(1, keepdims=True))
-        return exp / exp.sum(1, keepdims=True)
+        return softmax((features - self.mean) / self.std @ self.weight.T + self.bias)
 
 
 def _standardiser(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -184,6 +185,18 @@ def fit_linear(
         plain, white_sweep = (_sweep(features, labels, validations, w, svm) for w in (False, True))
         whitened = max(white_sweep.values()) > max(plain.values())  # ties: the plain one
         chosen = _best(white_sweep if whitened else plain)
+    sweep, rejected = (white_sweep, plain) if whitened else (plain, white_sweep)
+    at_edge = bool(sweep and _edge(sweep))
+    mean, std, weight, bias, converged = _final(features, labels, chosen, whitened, svm)
+    return LinearProbe(
+        mean, std, weight, bias, whitened, chosen, sweep, rejected, at_edge, converged
+    )
+
+
+def _final(
+    features: np.ndarray, labels: np.ndarray, chosen: float, whitened: bool, svm: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:
+    """Mean, standard deviation, weight, bias and convergence of a fit as it was chosen; see `LinearProbe`."""
     mean, std, white = _scale(features, whitened)
     model = _make(svm, chosen)
     converged = _fit(model, _scaled(features, mean, std, white), labels)
@@ -192,11 +205,27 @@ def fit_linear(
         weight = weight @ white.T
     if len(weight) == 1:  # two classes: scikit-learn keeps only the logit of the second
         weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
-    sweep, rejected = (white_sweep, plain) if whitened else (plain, white_sweep)
-    at_edge = bool(sweep and _edge(sweep))
-    return LinearProbe(
-        mean, std, weight, bias, whitened, chosen, sweep, rejected, at_edge, converged
+    return mean, std, weight, bias, converged
+
+
+def held_out_probabilities(
+    probe: LinearProbe, features: np.ndarray, labels: np.ndarray, held: np.ndarray, svm: bool
+) -> np.ndarray:
+    """Class probabilities (M, C) of training videos, from a probe like this one that was fitted on the others.
+
+    Args:
+        probe: as `fit_linear` chose it.
+        features: (N, D) of the training videos.
+        labels: (N,).
+        held: (N,) True = not fitted on; every class is among the others.
+        svm: as in `fit_linear`.
+    """
+    features = features.astype(np.float64)
+    mean, std, weight, bias, _ = _final(
+        features[~held], labels[~held], probe.c, probe.whitened, svm
     )
+    fitted = dataclasses.replace(probe, mean=mean, std=std, weight=weight, bias=bias)
+    return fitted.probabilities(features[held])
 
 
 def knn_scores(

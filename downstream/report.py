@@ -31,6 +31,7 @@ RECIPES = {
     "finetune": "Fine-tuning",
     "zero_shot": "Zero-shot classification",
     "retrieval": "Retrieval",
+    "fuse": "Late fusion",
 }
 RANDOM = "random_init_"  # before the names of what random weights reach
 

@@ -15,7 +15,8 @@ values; those that are not given are the preset's, and the table at the start sh
 The test split is scored once, at the end, in several views of every clip whose probabilities are averaged. Where the
 data have a split "val" (or --val hold-out makes one of training videos) the exported weights are those that were best
 on it, and --patience stops when it no longer improves; without one they are the last. Written: RUN/backbone and
-RUN/last (classifiers that recipes/predict.py reads), results.json, CARD.md, confusion.png, predictions.csv.
+RUN/last (classifiers that recipes/predict.py reads), results.json, CARD.md, confusion.png, predictions.csv and
+scores.csv (of every class, which recipes/fuse.py reads).
 """
 
 import dataclasses
@@ -39,6 +40,7 @@ from downstream.finetune import (
     make_optimizer,
     scheduled_rate,
 )
+from downstream.fusion import scored, write_scores
 from downstream.metrics import (
     confusion_matrix,
     per_class_accuracy,
@@ -645,6 +647,12 @@ def finish(
         write_predictions(
             folder / "predictions.csv", test.sources, test.known_labels, scores, classes
         )
+        parts = {"test": scored(test, scores)}
+        if val is not None:
+            seen = task.predict(model, pack, val, how, "validation videos").scores
+            assert seen is not None  # as of the test videos
+            parts["val"] = scored(val, seen)
+        write_scores(folder, parts, classes)
     picture = confusion_figure(folder / "confusion.png", counts, classes, title(results), task.unit)
     print_results(results, notes)
     run.print_done(

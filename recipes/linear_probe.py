@@ -14,7 +14,8 @@ is scored once. The same protocol is then run on the same architecture with rand
 reaches there was not learned in pretraining.
 
 Written to the results folder: results.json, CARD.md (everything needed to compare the number with
-another one), confusion.png, predictions.csv and linear.safetensors (the fitted probe).
+another one), confusion.png, predictions.csv, scores.csv (of every class, and of the first validation fold
+from a probe that did not see it) and linear.safetensors (the fitted probe).
 """
 
 import dataclasses
@@ -31,13 +32,14 @@ from torch import nn
 
 from downstream.attentive import fit_attentive
 from downstream.features import Extraction, cached_features, extract_tokens, token_bytes
+from downstream.fusion import Scored, write_scores
 from downstream.metrics import (
     confusion_matrix,
     mean_class_accuracy,
     topk_accuracy,
 )
 from downstream.models import load_backbone
-from downstream.probe import LinearProbe, fit_linear, knn_scores
+from downstream.probe import LinearProbe, fit_linear, held_out_probabilities, knn_scores
 from downstream.report import (
     RANDOM,
     confusion_figure,
@@ -437,6 +439,18 @@ def main(config: Config) -> dict:
         scores,
         classes,
     )
+    listed = lambda values, chosen: [values[i] for i in chosen]
+    scored = lambda chosen, values: Scored(
+        listed(sources, chosen), listed(subjects, chosen), listed(names, chosen), values
+    )
+    saved = {"test": scored(tested, scores)}
+    fitted, (validation, *_), _ = folds[0]
+    if len(probes) == 1 and validation.any():
+        long = features[fitted].reshape(len(fitted), -1)
+        svm = config.classifier == "svm"
+        values = held_out_probabilities(probes[0], long, labels[fitted], validation, svm)
+        saved["val"] = scored(fitted[validation], values)
+    write_scores(out, saved, classes)
     if len(probes) == 1:
         (probe,) = probes
         tensors = {"mean": probe.mean, "std": probe.std, "weight": probe.weight, "bias": probe.bias}

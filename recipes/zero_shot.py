@@ -8,7 +8,7 @@ On a data set the classes are those of its labels (or --classes); every class na
 of a set, the unit vectors of the sentences are averaged and normalised (Radford et al. 2021,
 https://arxiv.org/abs/2103.00020), and the nearest one is predicted. How much the wording decides is
 measured too: the accuracy of every single template is printed beside that of their ensemble. Nothing is fitted, so
-only the tested split is read. Written: results.json, CARD.md, confusion.png, predictions.csv.
+only the tested split is read. Written: results.json, CARD.md, confusion.png, predictions.csv, scores.csv (of every class).
 
 On one file, a ranked table and a filmstrip.
 """
@@ -21,10 +21,12 @@ from pathlib import Path
 import numpy as np
 
 from downstream.features import Extraction, cached_embeddings, embed_now
+from downstream.fusion import scored, write_scores
 from downstream.metrics import (
     confusion_matrix,
     per_class_accuracy,
     reversed_pairs_accuracy,
+    softmax,
 )
 from downstream.models import load_video_text
 from downstream.report import (
@@ -194,8 +196,7 @@ def classify_video(config: Config, model: VideoText, how: Extraction) -> dict:
         )
         scale = model.scale().item()
         logits = scale * (ensemble(vectors) @ embedding)
-        probabilities = np.exp(logits - logits.max())
-        probabilities /= probabilities.sum()
+        probabilities = softmax(logits)
         order = np.argsort(-logits, kind="stable")
         names = list(words)
         result = {
@@ -374,6 +375,8 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
     )  # fmt: skip
     write_results(out, results)
     write_predictions(out / "predictions.csv", videos.sources, videos.known_labels, scores, classes)
+    probabilities = softmax(model.scale().item() * scores.astype(np.float64))
+    write_scores(out, {"test": scored(videos, probabilities)}, classes)
     picture = confusion_figure(out / "confusion.png", counts, classes, title(results))
     print_results(results)
     print_details(results)

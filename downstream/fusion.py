@@ -1,0 +1,310 @@
+"""Late fusion: class scores that runs saved, read with care, brought into one order and combined.
+
+N videos, C classes, R runs. The scores of a run are class probabilities, averaged over views and clips. Their logarithms are the
+logits up to a constant of each video, which decides nothing, where one view of one clip was scored; else they are the
+logarithms of the mean.
+"""
+
+import csv
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from downstream.metrics import topk_accuracy
+from downstream.results import Results, read_results
+from downstream.splits import Videos
+from pretrain.files import read_limited, reading
+from pretrain.folders import writing
+from pretrain.names import for_csv, for_screen, from_csv
+
+NAME = "scores.csv"
+COLUMNS = ["part", "source", "subject", "label"]  # and then one a class
+PARTS = ("val", "test")
+MAX_SCORES = 2**31  # bytes: a million videos of 200 classes
+SMALLEST = float(np.finfo(np.float32).tiny)  # a probability of zero has no logarithm
+ROUNDS = 1000  # of the weights' fit
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Class probabilities of some videos.
+
+    Attributes:
+        sources: (N,) what the user called each.
+        subjects: (N,) who is seen, where known.
+        labels: (N,) class names.
+        probabilities: (N, C).
+    """
+
+    sources: list[str]
+    subjects: list[str | None]
+    labels: list[str]
+    probabilities: np.ndarray
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run whose scores are to be fused.
+
+    Attributes:
+        name: of its model, and of its folder where two have one name.
+        folder: where it is.
+        results: its results.json.
+        classes: names of the C classes.
+        parts: "test" and, where it has them, "val" -> scores; nothing was fitted on either.
+        sha256: of scores.csv.
+    """
+
+    name: str
+    folder: Path
+    results: Results
+    classes: list[str]
+    parts: dict[str, Scored]
+    sha256: str
+
+
+# ---- saved
+
+
+def scored(videos: Videos, probabilities: np.ndarray) -> Scored:
+    """Scores of labelled videos."""
+    return Scored(videos.sources, videos.subjects, videos.known_labels, probabilities)
+
+
+def write_scores(folder: Path, parts: dict[str, Scored], classes: list[str]) -> None:
+    """Write scores.csv: part, video, person, label and the probability of every class.
+
+    Args:
+        folder: of the run.
+        parts: "test" and, where there are videos that nothing was fitted on, "val".
+        classes: names of the C classes.
+
+    Raises:
+        ValueError: the disk does not take it.
+    """
+    with writing(folder / NAME), open(folder / NAME, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*COLUMNS, *map(for_csv, classes)])
+        for part, about in parts.items():
+            names = zip(about.sources, about.subjects, about.labels, strict=True)
+            for (source, subject, label), row in zip(names, about.probabilities, strict=True):
+                cells = map(for_csv, (source, subject or "", label))
+                writer.writerow([part, *cells, *(f"{value:.9g}" for value in row)])
+
+
+# ---- read
+
+
+def read_runs(folders: list[Path]) -> list[Run]:
+    """The runs of these folders.
+
+    Raises:
+        ValueError: one is given twice, or has no scores; or they are damaged.
+    """
+    twice = [f for i, f in enumerate(folders) if f.resolve() in [g.resolve() for g in folders[:i]]]
+    if twice:
+        raise ValueError(f"{twice[0]} is given twice: name different runs")
+    found = [(folder, read_results(folder), _read_scores(folder)) for folder in folders]
+    names = [results.model.name for _, results, _ in found]
+    runs = []
+    for folder, results, scores in found:
+        name = results.model.name
+        label = name if names.count(name) == 1 else f"{name} ({folder})"
+        run = Run(label, folder, results, *scores)
+        _check_alike(run)
+        runs.append(run)
+    return runs
+
+
+def _read_scores(folder: Path) -> tuple[list[str], dict[str, Scored], str]:
+    path = folder / NAME
+    if not path.exists():
+        raise ValueError(
+            f"{folder} has no {NAME}: fine-tuning with a label a video, the linear probe and zero-shot classification of "
+            "this version write it. Run its command again with another --out"
+        )
+    with reading(path):
+        data = read_limited(path, MAX_SCORES)
+    try:
+        rows = csv.reader(io.StringIO(data.decode(), newline=""), strict=True)
+        head = next(rows, [])
+        classes = [from_csv(cell) for cell in head[len(COLUMNS) :]]
+        if head[: len(COLUMNS)] != COLUMNS or len(classes) < 2:
+            raise ValueError(f"its first line is not {', '.join(COLUMNS)} and the classes")
+        if len(set(classes)) < len(classes):
+            raise ValueError("it has a class twice")
+        return classes, _parts(list(rows), classes), hashlib.sha256(data).hexdigest()
+    except (ValueError, csv.Error) as error:  # no UTF-8, too
+        raise ValueError(
+            f"{path} holds no scores in our form: {error}; run that model again"
+        ) from error
+
+
+def _parts(rows: list[list[str]], classes: list[str]) -> dict[str, Scored]:
+    known, parts = set(classes), {}
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(COLUMNS) + len(classes):
+            raise ValueError(f"row {number} has {len(row)} cells")
+        if row[0] not in PARTS:
+            raise ValueError(f"row {number} is of part {row[0]!r:.60}")
+        if from_csv(row[3]) not in known:
+            raise ValueError(f"row {number} has a label that is no class: {row[3]!r:.60}")
+    for part in PARTS:
+        mine = [row for row in rows if row[0] == part]
+        if not mine:
+            continue
+        sources, subjects, labels = ([from_csv(row[i]) for row in mine] for i in (1, 2, 3))
+        if len(set(sources)) < len(sources):
+            raise ValueError(f"it has a video of part {part} twice")
+        values = np.array([row[len(COLUMNS) :] for row in mine], dtype=np.float64)
+        # NaN is neither.
+        if not ((values >= 0).all() and (np.abs(values.sum(1) - 1) < 1e-3).all()):
+            raise ValueError("its numbers are not the probabilities of classes")
+        parts[part] = Scored(sources, [who or None for who in subjects], labels, values)
+    if "test" not in parts:
+        raise ValueError("it has no test videos")
+    return parts
+
+
+def _check_alike(run: Run) -> None:
+    """Raise ValueError where scores.csv is not that of results.json: one of them was exchanged."""
+    test, data = run.parts["test"], run.results.data
+    places = np.array([run.classes.index(label) for label in test.labels])
+    top1 = run.results.value("top1")
+    measured = topk_accuracy(test.probabilities, places, 1)
+    if top1 is None or data.num_test != len(places) or abs(top1 - measured) > 1.5 / len(places):
+        raise ValueError(
+            f"{run.folder}: {NAME} is not of the run of its results.json: run that model again"
+        )
+
+
+# ---- one order
+
+
+# What has to be equal on the cards; a recipe that knows nothing of a name has None there.
+PROTOCOL = ("train_split", "test_split", "shots", "leave_one_out")
+
+
+def refuse_different(runs: list[Run]) -> None:
+    """Refuse runs that do not classify the same videos into the same classes under one protocol.
+
+    Raises:
+        ValueError: they differ; the message says in what.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        if what := _difference(first, run):
+            raise ValueError(f"{first.name} and {run.name} cannot be fused: {what}")
+
+
+def _difference(one: Run, two: Run) -> str:
+    """In what two runs differ, in words; nothing if in nothing that matters."""
+    if what := _only(one, two, one.classes, two.classes):
+        return f"their classes differ ({what})"
+    mine, theirs = (
+        dict(zip(r.parts["test"].sources, r.parts["test"].labels, strict=True)) for r in (one, two)
+    )
+    if what := _only(one, two, mine, theirs):
+        return f"their test videos differ ({what})"
+    if odd := [s for s in mine if mine[s] != theirs[s]]:
+        labels = f"{mine[odd[0]]!r} and {theirs[odd[0]]!r}"
+        return f"the labels of {len(odd)} test videos differ ({for_screen(odd[0])}: {labels})"
+    cards = [run.results.protocol for run in (one, two)]
+    for name in PROTOCOL:
+        values = [card.get(name) or None for card in cards]
+        # Zero-shot classification learns from no video.
+        if values[0] != values[1] and not (name == "train_split" and None in values):
+            return f"their protocols differ ({name}: {values[0]!r} and {values[1]!r})"
+    if cards[0].get("kind") == cards[1].get("kind") and cards[0]["videos"] != cards[1]["videos"]:
+        return "their protocols differ (videos: they learned from different ones)"
+    return ""
+
+
+def _only(one: Run, two: Run, mine, theirs) -> str:
+    """What only one of two runs has, in words."""
+    told = []
+    for run, missing in ((one, set(mine) - set(theirs)), (two, set(theirs) - set(mine))):
+        if missing:
+            told.append(f"only {run.name} has {len(missing)}, such as {for_screen(min(missing))}")
+    return "; ".join(told)
+
+
+def in_order(runs: list[Run], part: str) -> tuple[list[str], list[str | None], np.ndarray, list]:
+    """The videos of a part that all runs have: names, people, class numbers (N,), and each run's probabilities (N, C).
+
+    Classes and videos come in the order of the first run.
+    """
+    first, classes = runs[0].parts[part], runs[0].classes
+    places = [{s: i for i, s in enumerate(run.parts[part].sources)} for run in runs]
+    shared = [s for s in first.sources if all(s in place for place in places)]
+    scores = []
+    for run, place in zip(runs, places, strict=True):
+        columns = [run.classes.index(name) for name in classes]
+        rows = [place[source] for source in shared]
+        scores.append(run.parts[part].probabilities[rows][:, columns])
+    mine = [places[0][source] for source in shared]
+    labels = np.array([classes.index(first.labels[i]) for i in mine], dtype=np.int64)
+    return shared, [first.subjects[i] for i in mine], labels, scores
+
+
+# ---- combined
+
+
+def mean_of_probabilities(scores: list[np.ndarray]) -> np.ndarray:
+    """Scores (N, C) from each run's probabilities (N, C): their mean."""
+    return np.mean(scores, axis=0)
+
+
+def mean_of_logits(scores: list[np.ndarray]) -> np.ndarray:
+    """Scores (N, C) from each run's probabilities (N, C): the mean of their logarithms."""
+    return np.mean([np.log(np.maximum(s, SMALLEST)) for s in scores], axis=0)
+
+
+def fit_weights(scores: list[np.ndarray], labels: np.ndarray) -> np.ndarray:
+    """Weights (R,), not negative and of sum 1, of the weighted mean of probabilities under which the labels are likeliest.
+
+    The likelihood has no other maxima; each round of expectation and maximisation raises it.
+
+    Args:
+        scores: each run's probabilities (N, C) of validation videos.
+        labels: (N,) their classes.
+    """
+    right = np.stack([np.maximum(s[np.arange(len(labels)), labels], SMALLEST) for s in scores])
+    weights = np.full(len(scores), 1 / len(scores))
+    for _ in range(ROUNDS):
+        share = weights[:, None] * right
+        weights = (share / share.sum(0)).mean(1)
+    return weights
+
+
+def weighted_mean(scores: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """Scores (N, C): the mean of each run's probabilities with these weights (R,)."""
+    return np.tensordot(weights, np.stack(scores), 1)
+
+
+def svm_scores(
+    validation: list[np.ndarray], labels: np.ndarray, scores: list[np.ndarray]
+) -> np.ndarray:
+    """Scores (N, C) of a linear support vector machine on the runs' probabilities, as two-stream networks were fused.
+
+    Simonyan and Zisserman 2014 (https://arxiv.org/abs/1406.2199): the runs' probabilities one behind the other, each run's of
+    length 1.
+
+    Args:
+        validation: each run's probabilities (M, C) of the videos that it learns from.
+        labels: (M,) their classes, of which each occurs.
+        scores: each run's probabilities (N, C).
+    """
+    from sklearn.svm import LinearSVC
+
+    machine = LinearSVC(C=1.0, dual="auto", max_iter=20000, random_state=0)
+    machine.fit(_stacked(validation), labels)
+    found = machine.decision_function(_stacked(scores))
+    return np.stack([-found, found], 1) if found.ndim == 1 else found
+
+
+def _stacked(scores: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([s / np.linalg.norm(s, axis=1, keepdims=True) for s in scores], axis=1)

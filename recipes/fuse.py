@@ -1,0 +1,367 @@
+"""Late fusion: combine the class scores that several runs saved for the same videos.
+
+    python recipes/fuse.py --results runs/rgb runs/flow
+    python recipes/fuse.py --results runs/rgb runs/flow runs/pose --out runs/fused
+
+The runs are those of recipes/finetune.py (a label a video), linear_probe.py and zero_shot.py: folders with
+results.json and scores.csv. They have to classify the same test videos into the same classes under one protocol.
+Every run by itself, every pair, and all are scored, in four ways:
+
+- the mean of the probabilities (the headline: chosen before anything was measured);
+- the mean of the logits, as two-stream networks add them. What is saved are probabilities; their logarithms are the
+  logits up to a constant that decides nothing where a video was scored in one view, else those of the views' mean;
+- the mean of the probabilities with the weights under which the labels of the validation videos are likeliest;
+- a linear support vector machine on the probabilities of the validation videos (Simonyan and Zisserman 2014,
+  https://arxiv.org/abs/1406.2199).
+
+The last two learn from validation videos that no run was fitted on, never from test videos, and are left out where
+the runs share none. Differences to the best single run come with intervals over people: both are drawn together.
+
+Written: results.json, CARD.md, fusion.png.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from downstream.compare import difference_interval
+from downstream.fusion import (
+    Run,
+    fit_weights,
+    in_order,
+    mean_of_logits,
+    mean_of_probabilities,
+    read_runs,
+    refuse_different,
+    svm_scores,
+    weighted_mean,
+)
+from downstream.metrics import confusion_matrix, mean_class_accuracy, per_class_accuracy
+from downstream.report import print_results, title, write_results
+from downstream.results import (
+    FEW,
+    Model,
+    Results,
+    accuracies,
+    claim_results,
+    command,
+    try_results,
+    versions,
+)
+from pretrain.flags import Seed
+from pretrain.log import cli, optional_figure
+from pretrain.names import file_name, for_figure, for_screen, for_title
+
+MOST = 6  # runs: 15 pairs
+
+
+@dataclass(frozen=True)
+class Config:
+    """Configuration of late fusion."""
+
+    results: tuple[str, ...]
+    """Folders of two to six runs, such as runs/rgb runs/flow."""
+    out: str | None = None
+    """Results folder; by default runs/fuse-NAMES."""
+    seed: Seed = 0
+    """Of the bootstrap."""
+
+
+# ------------------------------------------------------------------------------------ the methods
+
+# Of the test videos' scores, each run's (N, C), their fusion (N, C).
+Fusion = Callable[[list[np.ndarray]], np.ndarray]
+PROBABILITIES, LOGITS = "mean of probabilities", "mean of logits"
+WEIGHTS, SVM = "learned weights", "linear SVM"
+
+
+def methods_of(runs: list[Run], notes: list[str]) -> tuple[dict[str, Fusion], dict]:
+    """The methods that these runs allow, fitted where they learn, and what was learned; notes say what is left out.
+
+    Args:
+        runs: all alike.
+        notes: for the reader; sentences are added.
+    """
+    found: dict[str, Fusion] = {PROBABILITIES: mean_of_probabilities, LOGITS: mean_of_logits}
+    left_out = f"{WEIGHTS} and {SVM} are left out: "
+    without = [run.name for run in runs if "val" not in run.parts]
+    if without:
+        notes.append(
+            f"{left_out}{', '.join(without)} saved no scores of validation videos (a split val, or finetune.py's --val "
+            "hold-out, gives them), and test videos are not learned from"
+        )
+        return found, {}
+    sources, _, labels, scores = in_order(runs, "val")
+    missing = len(runs[0].classes) - len(set(labels.tolist()))
+    if missing:
+        notes.append(
+            f"{left_out}the {len(sources)} validation videos that all runs have lack {missing} of the "
+            f"{len(runs[0].classes)} classes"
+        )
+        return found, {}
+    weights = fit_weights(scores, labels)
+    found[WEIGHTS] = lambda test: weighted_mean(test, weights)
+    found[SVM] = lambda test: svm_scores(scores, labels, test)
+    names = [run.name for run in runs]
+    learned = {
+        "validation_videos": len(sources),
+        "weights": {name: float(w) for name, w in zip(names, weights, strict=True)},
+    }
+    return found, learned
+
+
+# ----------------------------------------------------------------------------------- the numbers
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table: what some runs reach together, in one way.
+
+    Attributes:
+        names: of the runs.
+        method: how they were fused; empty: one run by itself.
+        scores: (N, C).
+        top1: accuracy.
+        interval: its 95 % interval.
+        mean_class: mean class accuracy.
+        gain: to the best of the runs by itself: mean and the ends of its paired interval; None for one run.
+    """
+
+    names: tuple[str, ...]
+    method: str
+    scores: np.ndarray
+    top1: float
+    interval: tuple[float, float]
+    mean_class: float
+    gain: tuple[float, float, float] | None = None
+
+
+def measure(runs: list[Run], seed: int, notes: list[str]) -> tuple[list[Line], dict]:
+    """Every run by itself, every pair and all, in every way; and what was learned of all runs' validation videos.
+
+    Args:
+        runs: all alike.
+        seed: of the bootstrap.
+        notes: for the reader; sentences are added.
+    """
+    sources, people, labels, scores = in_order(runs, "test")
+    known = {s: who for s, who in zip(sources, people, strict=True) if who is not None}
+
+    def line(chosen: tuple[int, ...], method: str, fused: np.ndarray) -> Line:
+        predicted = fused.argmax(1)
+        metrics, _, _ = accuracies(labels, predicted, fused, runs[0].classes, people, seed)
+        right = dict(zip(sources, (predicted == labels).tolist(), strict=True))
+        gain = None
+        if method:
+            alone = [dict(zip(sources, scores[i].argmax(1) == labels, strict=True)) for i in chosen]
+            best = max(alone, key=lambda one: sum(one.values()))
+            gain = difference_interval([right], [best], known, seed)[:3]
+        interval = metrics["top1"].interval
+        assert interval is not None
+        names = tuple(runs[i].name for i in chosen)
+        mean_class = mean_class_accuracy(labels, predicted)
+        return Line(names, method, fused, metrics["top1"].value, interval, mean_class, gain)
+
+    lines = [line((i,), "", own) for i, own in enumerate(scores)]
+    learned: dict = {}
+    for size in sorted({2, len(runs)}):
+        for chosen in combinations(range(len(runs)), size):
+            # What is left out of one pair and why is said of all runs; a pair may have more validation videos.
+            told = notes if size == len(runs) else []
+            methods, learned = methods_of([runs[i] for i in chosen], told)
+            for name, fuse in methods.items():
+                lines.append(line(chosen, name, fuse([scores[i] for i in chosen])))
+    return lines, learned
+
+
+def wins(runs: list[Run], lines: list[Line], labels: np.ndarray) -> dict[str, list[str]]:
+    """Run -> the classes that it recognises better than every other run by itself."""
+    counts = [confusion_matrix(labels, own.scores.argmax(1), len(runs[0].classes)) for own in lines]
+    rates = np.stack([np.diag(c) / np.maximum(c.sum(1), 1) for c in counts[: len(runs)]])
+    best = rates == rates.max(0)
+    alone = best.sum(0) == 1
+    return {
+        run.name: [runs[0].classes[k] for k in np.flatnonzero(best[i] & alone)]
+        for i, run in enumerate(runs)
+    }
+
+
+# ------------------------------------------------------------------------------------- in words
+
+
+def print_lines(lines: list[Line], won: dict[str, list[str]]) -> None:
+    """Print the table and whose classes are whose."""
+    cell = lambda name: for_screen(name, 40)
+    heads = [(" + ".join(map(cell, line.names)), line.method or "alone") for line in lines]
+    widths = [max(len(head[i]) for head in heads) for i in (0, 1)]
+    print(f"\n{'':<{widths[0]}}  {'':<{widths[1]}}  top-1  95 % interval  to the best single run")
+    for line, (names, method) in zip(lines, heads, strict=True):
+        low, high = (100 * end for end in line.interval)
+        gain = ""
+        if line.gain:
+            gain = "{:+5.1f}  ({:+.1f} to {:+.1f})".format(*(100 * g for g in line.gain))
+        print(
+            f"{names:<{widths[0]}}  {method:<{widths[1]}}  {100 * line.top1:5.1f}  "
+            f"{f'{low:.1f} to {high:.1f}':>13}  {gain}"
+        )
+    print()
+    for name, classes in won.items():
+        shown = ", ".join(for_screen(c, 40) for c in classes[:12]) or "no class"
+        more = f" and {len(classes) - 12} more" if len(classes) > 12 else ""
+        print(f"best by itself on {len(classes)} classes: {cell(name)}: {shown}{more}")
+
+
+@optional_figure
+def fusion_figure(
+    path: Path, lines: list[Line], rates: dict[str, np.ndarray], classes: list[str], text: str
+) -> None:
+    """Draw what every combination reaches, and beside it the accuracy of each class by each run and by all together.
+
+    Args:
+        path: the .png to write.
+        lines: of the table.
+        rates: name -> accuracy of each class, NaN where it has no videos.
+        classes: their names; of more than 40 those on which the runs differ most are drawn.
+        text: the title.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    groups = list(dict.fromkeys(line.names for line in lines))
+    methods = list(dict.fromkeys(line.method for line in lines))
+    values = np.stack(list(rates.values()))
+    spread = np.nan_to_num(np.ptp(values[:-1], axis=0), nan=-1)
+    drawn = np.sort(np.argsort(-spread, kind="stable")[:40])
+    height = 1.8 + max(0.16 * len(lines) + 0.3 * len(groups), 0.24 * len(drawn))
+    figure = Figure(figsize=(13, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for place, names in enumerate(groups):
+        own = [line for line in lines if line.names == names]
+        for i, line in enumerate(own):
+            at = place + 0.16 * (i - (len(own) - 1) / 2)
+            low, high = line.interval
+            left.errorbar(
+                100 * line.top1, at, xerr=[[100 * max(line.top1 - low, 0)], [100 * max(high - line.top1, 0)]],
+                fmt="o", color=f"C{methods.index(line.method)}", capsize=2, markersize=4, linewidth=1,
+            )  # fmt: skip
+    for i, method in enumerate(methods):
+        left.plot([], [], "o", color=f"C{i}", label=method or "alone")
+    shown = ["\n+ ".join(for_figure(name, 34) for name in names) for names in groups]
+    left.set_yticks(range(len(groups)), shown, fontsize=8)
+    left.invert_yaxis()
+    left.grid(axis="x", linewidth=0.4)
+    left.set_xlabel("top-1, per cent, with 95 % interval")
+    left.legend(fontsize=8, loc="best")
+    for i, (name, rate) in enumerate(rates.items()):
+        right.plot(
+            100 * rate[drawn], np.arange(len(drawn)), "D" if i == len(rates) - 1 else "o",
+            color="black" if i == len(rates) - 1 else f"C{i + 5}", markersize=5, alpha=0.8, label=for_figure(name, 34),
+            fillstyle="none" if i == len(rates) - 1 else "full",
+        )  # fmt: skip
+    right.set_yticks(range(len(drawn)), [for_figure(classes[k], 24) for k in drawn], fontsize=8)
+    right.set_ylim(len(drawn) - 0.5, -0.5)
+    right.set_xlim(-3, 103)
+    right.grid(linewidth=0.4)
+    more = f", the {len(drawn)} on which runs differ most" if len(drawn) < len(classes) else ""
+    right.set_xlabel(f"accuracy of each class, per cent{more}")
+    right.legend(fontsize=8, loc="best")
+    figure.suptitle(for_title(text, 13), fontsize=10)
+    figure.savefig(path, dpi=110)
+
+
+# --------------------------------------------------------------------------------------------- main
+
+
+def main(config: Config) -> dict:
+    """Fuse the runs; returns what results.json holds."""
+    if not 2 <= len(config.results) <= MOST:
+        raise ValueError(f"--results names {len(config.results)} runs: give two to {MOST}")
+    folders = [Path(folder) for folder in config.results]
+    named = "-".join(folder.resolve().name for folder in folders)
+    out = Path(config.out or f"runs/fuse-{file_name(named)}")
+    try_results(out)
+    runs = read_runs(folders)
+    refuse_different(runs)
+    # What decides the numbers: the saved scores themselves, in order.
+    settings = {"scores_sha256": {run.name: run.sha256 for run in runs}, "seed": config.seed}
+    lock = claim_results(out, settings)
+
+    # ---- the numbers
+    classes, first = runs[0].classes, runs[0].results
+    notes: list[str] = []
+    for run in runs:
+        notes += [n for n in run.results.notes if n not in notes]
+    lines, learned = measure(runs, config.seed, notes)
+    _, people, labels, _ = in_order(runs, "test")
+    whole = next(x for x in lines if len(x.names) == len(runs) and x.method == PROBABILITIES)
+    predicted = whole.scores.argmax(1)
+    metrics, interval, more = accuracies(
+        labels, predicted, whole.scores, classes, people, config.seed
+    )
+    for line in lines:
+        if len(line.names) == len(runs) and line.method != PROBABILITIES:
+            reached, _, _ = accuracies(
+                labels, line.scores.argmax(1), line.scores, classes, people, config.seed
+            )
+            metrics[f"top1_{file_name(line.method).replace('-', '_')}"] = reached["top1"]
+    if interval["groups"] < FEW:
+        more.append("so are the intervals of differences")
+    won = wins(runs, lines, labels)
+
+    # ---- results
+    models = [run.results.model for run in runs]
+    hashes = " ".join(model.weights_sha256 for model in models)
+    counted = [model.flops for model in models if model.flops is not None]
+    described = Model(
+        " + ".join(run.name for run in runs), hashlib.sha256(hashes.encode()).hexdigest(),
+        sum(model.parameters for model in models), {"results": list(config.results)},
+        {run.name: run.results.recipe for run in runs}, sum(counted) if len(counted) == len(runs) else None,
+    )  # fmt: skip
+    protocol = first.protocol | {"kind": "late fusion of " + ", ".join(
+        sorted({str(run.results.protocol.get("kind")) for run in runs})
+    )}  # fmt: skip
+    details = {
+        "fusion": {
+            f"{' + '.join(line.names)}, {line.method or 'alone'}": {
+                "top1_accuracy": line.top1, "top1_interval": list(line.interval),
+                "mean_class_accuracy": line.mean_class,
+                "gain": line.gain and list(line.gain[:1]), "gain_interval": line.gain and list(line.gain[1:]),
+            }
+            for line in lines
+        },
+        "methods": {
+            "headline": PROBABILITIES, LOGITS: "of the logarithms of the probabilities that were saved",
+            WEIGHTS: "likeliest labels of validation videos", SVM: "C = 1, each run's probabilities of length 1",
+        },
+        "learned": learned,
+        "best_alone": {name: ", ".join(own) for name, own in won.items()},
+        "interval": interval,
+    }  # fmt: skip
+    counts = confusion_matrix(labels, predicted, len(classes))
+    results = Results(
+        "fuse", first.data, described, protocol, settings, metrics, config.seed, command(),
+        versions(torch.device("cpu"), "fp64"), [*notes, *more], details, per_class_accuracy(counts, classes),
+    )  # fmt: skip
+    write_results(out, results)
+    print_results(results)
+    print_lines(lines, won)
+    rates = {}
+    for name, scores in [*((x.names[0], x.scores) for x in lines[: len(runs)]), ("all", whole.scores)]:  # fmt: skip
+        own = confusion_matrix(labels, scores.argmax(1), len(classes))
+        with np.errstate(invalid="ignore"):
+            rates[name] = np.diag(own) / own.sum(1)
+    picture = fusion_figure(out / "fusion.png", lines, rates, classes, title(results))
+    folder = for_screen(out)
+    print(f"\nresults  {folder}/results.json\nprotocol {folder}/CARD.md\nfigure   {picture}")
+    lock.release(force=True)
+    return results.as_dict()
+
+
+if __name__ == "__main__":
+    cli(main, Config)

@@ -1,0 +1,356 @@
+"""Late fusion of saved scores: equal to a direct computation, learned on validation videos alone, refused where runs differ."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+
+from downstream.compare import difference_interval
+from downstream.fusion import (
+    Scored,
+    fit_weights,
+    in_order,
+    mean_of_logits,
+    mean_of_probabilities,
+    read_runs,
+    svm_scores,
+    write_scores,
+)
+from downstream.metrics import softmax
+from downstream.report import write_results
+from downstream.results import Data, Metric, Model, Results, read_results
+from recipes import finetune, linear_probe
+from recipes.fuse import Config, main
+from tests.recipes import test_finetune
+from tests.recipes.runs import configure
+
+CLASSES = ["walk", "=sit|down", "stand, up"]
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    """A bootstrap's draws are most of the time here."""
+    monkeypatch.setattr("downstream.metrics.RESAMPLES", 200)
+
+
+def made(rng, num: int, good: tuple[int, ...], part: str) -> Scored:
+    """Scores that tell the classes `good` from the others and nothing else."""
+    labels = np.arange(num) % len(CLASSES)
+    logits = rng.normal(0, 1, (num, len(CLASSES)))
+    for k in good:
+        logits[labels == k, k] += 3
+    names = [CLASSES[k] for k in labels]
+    people = [f"p{i % 5}" for i in range(num)]
+    return Scored([f"{part}/{i}.mp4" for i in range(num)], people, names, softmax(logits))
+
+
+def save(folder: Path, parts: dict[str, Scored], classes=CLASSES, **changes) -> str:
+    """A run's folder with these scores, and with a results.json that says so."""
+    folder.mkdir(exist_ok=True)
+    test = parts["test"]
+    truth = np.array([classes.index(name) for name in test.labels])
+    top1 = float((test.probabilities.argmax(1) == truth).mean())
+    protocol = {
+        "kind": "fine-tune",
+        "videos": "beef",
+        "train_split": "train",
+        "test_split": "test",
+        "shots": None,
+    }
+    num = len(test.labels)
+    results = Results(
+        "finetune", Data("clips.csv", "f00d", "test", num, num, len(classes)),
+        Model(folder.name, "beef", 10, {}, "from scratch"), protocol | changes, {}, {"top1": Metric(top1, num)}, 0, "", {},
+    )  # fmt: skip
+    write_results(folder, results)
+    write_scores(folder, parts, classes)
+    return str(folder)
+
+
+@pytest.fixture
+def runs(tmp_path) -> list[str]:
+    rng = np.random.default_rng(0)
+    return [
+        save(
+            tmp_path / name,
+            {part: made(rng, num, good, part) for part, num in (("test", 60), ("val", 30))},
+        )
+        for name, good in (("rgb", (0, 1)), ("flow", (1, 2)), ("pose", ()))
+    ]
+
+
+def config(runs, tmp_path, **values) -> Config:
+    return Config(tuple(runs), str(tmp_path / "out"), **values)
+
+
+def test_scores_are_read_as_they_were_written(runs):
+    rng = np.random.default_rng(0)
+    parts = {part: made(rng, num, (0, 1), part) for part, num in (("test", 60), ("val", 30))}
+    (run,) = read_runs([Path(runs[0])])
+    assert run.classes == CLASSES
+    for part, about in parts.items():
+        found = run.parts[part]
+        assert (found.sources, found.subjects, found.labels) == (
+            about.sources,
+            about.subjects,
+            about.labels,
+        )
+        assert np.allclose(found.probabilities, about.probabilities, rtol=1e-8)
+
+
+def test_every_combination_equals_a_direct_computation(runs, tmp_path):
+    found = main(config(runs, tmp_path))["details"]["fusion"]
+    read = read_runs([Path(run) for run in runs])
+    test, val = ([run.parts[part] for run in read] for part in ("test", "val"))
+    truth = np.arange(60) % 3
+    sets = {(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)}
+    assert len(found) == 3 + 4 * 4
+    names = ("rgb", "flow", "pose")
+    accuracy = {}
+    for chosen in sets:
+        label = " + ".join(names[i] for i in chosen)
+        p = [test[i].probabilities for i in chosen]
+        if len(chosen) == 1:
+            accuracy[f"{label}, alone"] = p[0].argmax(1) == truth
+            continue
+        v = [val[i].probabilities for i in chosen]
+        weights = fit_weights(v, np.arange(30) % 3)
+        direct = {
+            "mean of probabilities": sum(p),
+            "mean of logits": np.prod(p, axis=0),
+            "learned weights": sum(w * s for w, s in zip(weights, p, strict=True)),
+            "linear SVM": svm_scores(v, np.arange(30) % 3, p),
+        }
+        accuracy |= {f"{label}, {k}": s.argmax(1) == truth for k, s in direct.items()}
+    assert found.keys() == accuracy.keys()
+    for name, right in accuracy.items():
+        assert found[name]["top1_accuracy"] == pytest.approx(right.mean()), name
+    both, alone = accuracy["rgb + flow, mean of probabilities"], accuracy["rgb, alone"]
+    assert accuracy["flow, alone"].mean() <= alone.mean() < both.mean()
+    as_runs = lambda right: [dict(zip(test[0].sources, right.tolist(), strict=True))]
+    people = dict(zip(test[0].sources, test[0].subjects, strict=True))
+    mean, low, high, groups = difference_interval(as_runs(both), as_runs(alone), people)
+    entry = found["rgb + flow, mean of probabilities"]
+    assert groups == 5 and entry["gain"] == [mean] and entry["gain_interval"] == [low, high]
+
+
+def test_what_is_written(runs, tmp_path):
+    found = main(config(runs, tmp_path))
+    out = tmp_path / "out"
+    results = read_results(out)
+    assert (
+        results.as_dict() == found and (out / "CARD.md").exists() and (out / "fusion.png").exists()
+    )
+    assert results.data.num_test == 60 and next(iter(results.metrics)) == "top1"
+    assert (
+        results.value("top1")
+        == results.details["fusion"]["rgb + flow + pose, mean of probabilities"]["top1_accuracy"]
+    )
+    won = results.details["best_alone"]
+    assert "walk" in won["rgb"] and "stand, up" in won["flow"]
+    assert sum(results.details["learned"]["weights"].values()) == pytest.approx(1)
+    with pytest.raises(ValueError, match="other settings"):
+        main(dataclasses.replace(config(runs, tmp_path), seed=1))
+
+
+def test_weights_are_the_likeliest():
+    rng = np.random.default_rng(1)
+    scores = [made(rng, 90, good, "val").probabilities for good in ((0, 1), (2,), ())]
+    labels = np.arange(90) % 3
+    right = np.stack([s[np.arange(90), labels] for s in scores])
+    loss = lambda z: -np.log(softmax(z) @ right).mean()
+    best = softmax(
+        minimize(
+            loss,
+            np.zeros(3),
+            method="Nelder-Mead",
+            options={"xatol": 1e-9, "fatol": 1e-13, "maxiter": 9999},
+        ).x
+    )
+    assert np.allclose(fit_weights(scores, labels), best, atol=2e-3)
+
+
+def test_logits_of_two_networks_are_added():
+    """As published: softmax of the sum of logits ranks as the sum of the logarithms of what was saved."""
+    rng = np.random.default_rng(2)
+    logits = rng.normal(0, 4, (2, 50, 7))
+    fused = mean_of_logits([softmax(logits[0]), softmax(logits[1])])
+    assert (np.argsort(fused) == np.argsort(logits.sum(0))).all()
+    assert np.allclose(mean_of_probabilities(list(softmax(logits))), softmax(logits).mean(0))
+    assert np.isfinite(mean_of_logits([np.eye(3), np.eye(3)])).all()
+
+
+def test_order_of_videos_and_classes_does_not_matter(runs, tmp_path):
+    before = main(config(runs[:2], tmp_path))["details"]["fusion"]
+    (run,) = read_runs([Path(runs[1])])
+    turned = {
+        part: Scored(a.sources[::-1], a.subjects[::-1], a.labels[::-1], a.probabilities[::-1, ::-1])
+        for part, a in run.parts.items()
+    }
+    shutil.rmtree(tmp_path / "out")
+    save(Path(runs[1]), turned, CLASSES[::-1])
+    assert main(config(runs[:2], tmp_path))["details"]["fusion"] == before
+
+
+def test_test_videos_are_never_learned_from(runs, tmp_path):
+    """Weights and SVM stay the same whatever the test videos' labels and scores are."""
+    one = read_runs([Path(run) for run in runs])
+    _, _, labels, scores = in_order(one, "val")
+    for name in runs:
+        (run,) = read_runs([Path(name)])
+        test = run.parts["test"]
+        shuffled = dataclasses.replace(test, labels=test.labels[1:] + test.labels[:1])
+        save(Path(name), run.parts | {"test": shuffled})
+    learned = main(config(runs, tmp_path))["details"]["learned"]
+    assert list(learned["weights"].values()) == pytest.approx(fit_weights(scores, labels).tolist())
+    assert learned["validation_videos"] == 30
+
+
+def test_without_validation_videos_nothing_is_learned(runs, tmp_path):
+    (run,) = read_runs([Path(runs[1])])
+    save(Path(runs[1]), {"test": run.parts["test"]})
+    found = main(config(runs, tmp_path))
+    assert any("left out" in note and "flow" in note for note in found["notes"])
+    names = set(found["details"]["fusion"])
+    assert "rgb + pose, linear SVM" in names and "rgb + flow + pose, mean of logits" in names
+    assert not {n for n in names if "flow" in n and ("SVM" in n or "learned" in n)}
+
+
+def test_a_class_without_validation_videos(runs, tmp_path):
+    (run,) = read_runs([Path(runs[0])])
+    val = run.parts["val"]
+    keep = [i for i, name in enumerate(val.labels) if name != "walk"]
+    few = Scored(
+        *([x[i] for i in keep] for x in (val.sources, val.subjects, val.labels)),
+        val.probabilities[keep],
+    )
+    save(Path(runs[0]), run.parts | {"val": few})
+    found = main(config(runs[:2], tmp_path))
+    assert any("lack 1 of the 3 classes" in note for note in found["notes"])
+
+
+def test_two_classes_and_one_person(tmp_path):
+    rng = np.random.default_rng(3)
+    runs = []
+    for name in ("a", "b"):
+        labels = np.arange(20) % 2
+        p = softmax(rng.normal(0, 1, (20, 2)) + 3 * np.eye(2)[labels])
+        about = lambda part, p=p, labels=labels: Scored(
+            [f"{part}{i}" for i in range(20)], [None] * 20, [("no", "yes")[k] for k in labels], p
+        )
+        runs.append(save(tmp_path / name, {p: about(p) for p in ("test", "val")}, ["no", "yes"]))
+    found = main(config(runs, tmp_path))["details"]["fusion"]
+    assert found["a + b, linear SVM"]["top1_accuracy"] > 0.8
+
+
+# ---------------------------------------------------------------------------------- what is refused
+
+
+def change_scores(folder: str, old: str, new: str) -> None:
+    path = Path(folder) / "scores.csv"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_runs_that_differ_are_refused_by_name(runs, tmp_path):
+    (run,) = read_runs([Path(runs[1])])
+    test = run.parts["test"]
+    few = Scored(test.sources[:-1], test.subjects[:-1], test.labels[:-1], test.probabilities[:-1])
+    other = dataclasses.replace(test, labels=[test.labels[1], *test.labels[1:]])
+    bad = {
+        "only rgb has 1, such as test/59.mp4": ({"test": few}, CLASSES, {}),
+        "labels of 1 test videos differ .test/0.mp4": ({"test": other}, CLASSES, {}),
+        "classes differ .*fall": ({"test": dataclasses.replace(test, labels=["fall" if n == "walk" else n for n in test.labels])}, ["fall", *CLASSES[1:]], {}),
+        "train_split: 'train' and 'more'": (run.parts, CLASSES, {"train_split": "more"}),
+        "test_split": (run.parts, CLASSES, {"test_split": "val"}),
+        "shots": (run.parts, CLASSES, {"shots": 5}),
+        "leave_one_out": (run.parts, CLASSES, {"leave_one_out": True}),
+        "learned from different": (run.parts, CLASSES, {"videos": "other"}),
+    }  # fmt: skip
+    for words, (parts, classes, protocol) in bad.items():
+        folder = save(Path(runs[1]), parts, classes, **protocol)
+        with pytest.raises(ValueError, match=words):
+            main(config([runs[0], folder], tmp_path))
+    # A probe beside a fine-tuned network, and zero-shot classification, which learns from nothing.
+    for protocol in ({"kind": "probe", "videos": "x"}, {"kind": "zero-shot", "videos": "x", "train_split": None}):  # fmt: skip
+        save(Path(runs[1]), run.parts, CLASSES, **protocol)
+        main(config(runs[:2], tmp_path))
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_wrong_numbers_of_runs(runs, tmp_path):
+    for given in (runs[:1], runs * 3, [runs[0], runs[0]], [runs[0], f"{runs[0]}/."]):
+        with pytest.raises(ValueError, match=r"two to|twice"):
+            main(config(given, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("part,", "\0,"), ("part,source", "source,part"), ("test,test/0", "train,test/0"), ("test/1.mp4", "test/0.mp4"),
+        (",walk", ",wälk"), ("p0,walk,0.", "p0,walk,nan0."), ("p0,walk,0.", "p0,walk,-0."), ("p0,walk,0.", "p0,walk,1."),
+        ("p0,walk,", "p0,walk,inf,"), ("p0,walk,0.", "p0,walk,0x"), ("p0,walk", '"p0,walk'), ("test/2.mp4,", ""),
+    ],
+)  # fmt: skip
+def test_damaged_scores_are_a_sentence(runs, tmp_path, old, new):
+    change_scores(runs[1], old, new)
+    with pytest.raises(ValueError, match=r"scores\.csv"):
+        main(config(runs, tmp_path))
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_other_damage_is_a_sentence(runs, tmp_path):
+    path = Path(runs[1]) / "scores.csv"
+    good = path.read_bytes()
+    for data in (
+        b"",
+        b"\xff\xfe",
+        good[: len(good) // 2],
+        b"part,source,subject,label\n",
+        b"a" * 200_000,
+    ):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"scores\.csv"):
+            main(config(runs, tmp_path))
+    path.unlink()
+    with pytest.raises(ValueError, match=r"has no scores.csv.*again"):
+        main(config(runs, tmp_path))
+    path.mkdir()
+    with pytest.raises(ValueError, match="cannot be read"):
+        main(config(runs, tmp_path))
+    (Path(runs[1]) / "results.json").write_text("{")
+    with pytest.raises(ValueError, match=r"results\.json"):
+        main(config(runs, tmp_path))
+
+
+def test_scores_of_another_run_are_noticed(runs, tmp_path):
+    shutil.copy(Path(runs[2]) / "scores.csv", Path(runs[0]) / "scores.csv")
+    with pytest.raises(ValueError, match=r"not of the run of its results.json"):
+        main(config(runs, tmp_path))
+
+
+# --------------------------------------------------------------------------------------- of recipes
+
+
+def test_runs_of_the_recipes_are_fused(tiny_pack, tiny_backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr("downstream.probe.GRID", (0.1, 1.0, 10.0))
+    monkeypatch.setattr("downstream.probe.LIMITS", (0.1, 10.0))
+    data = str(tiny_pack)
+    finetune.main(test_finetune.config(data, tmp_path / "tuned", steps=2, val="hold-out"))
+    machine = {"num_workers": 0, "precision": "fp32", "attentive": "off"}
+    out = str(tmp_path / "probed")
+    linear_probe.main(configure(linear_probe.Config, str(tiny_backbone), data, out, **machine))
+    runs = [str(tmp_path / name) for name in ("tuned", "probed")]
+    found = main(config(runs, tmp_path))
+    read = read_runs([Path(run) for run in runs])
+    for run in read:
+        assert run.parts["val"].probabilities.shape[1] == len(run.classes)
+        trained = set(run.parts["val"].sources) & set(run.parts["test"].sources)
+        assert not trained
+        top1 = json.loads((run.folder / "results.json").read_text())["top1"]
+        assert found["details"]["fusion"][f"{run.name}, alone"]["top1_accuracy"] == top1
