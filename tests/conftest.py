@@ -25,7 +25,9 @@ settings.load_profile("house")
 
 
 def pytest_configure(config):
-    """Hide the GPU unless tests that need it were asked for (`-m gpu`): the others are of the CPU, to the bit."""
+    """Hide the GPU unless tests that need it were asked for (`-m gpu`): the others are of the CPU,
+    to the bit.
+    """
     if "gpu" not in config.option.markexpr.replace("not gpu", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -59,8 +61,11 @@ def save_open_clip(folder: Path, model: torch.nn.Module, config: dict, preproces
 
 
 def draw_motion(motion: str, person: int, take: int, frames: int, side: int) -> np.ndarray:
-    """A square that crosses the picture: uint8 (T, H, W, 3). Its colour, size and background are the
-    person's, so a model can tell people apart; only the motion gives the label."""
+    """A square that crosses the picture: uint8 (T, H, W, 3).
+
+    Its colour, size and background are the person's, whom a model can recognise; only the motion
+    gives the label.
+    """
     rng = np.random.default_rng([person, take, *motion.encode()])
     look = np.random.default_rng(person)
     size = int(look.integers(side // 5, side // 3))
@@ -90,7 +95,9 @@ def write_video(path: Path, video: np.ndarray, fps: int = 16) -> None:
 
 
 def write_videos(folder: Path, rows: list[dict], frames: int = 16, side: int = 32) -> Path:
-    """Draw the videos of `rows`, as `make_pack` takes them, into a folder; returns their list, list.csv."""
+    """Draw the videos of `rows`, as `make_pack` takes them, into a folder; returns their list,
+    list.csv.
+    """
     drawn = {"motion", "person", "take"}
     columns = [c for c in dict.fromkeys(c for row in rows for c in row) if c not in drawn]
     with open(folder / "list.csv", "w", newline="") as file:

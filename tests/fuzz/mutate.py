@@ -1,4 +1,4 @@
-"""Damages the files of a case in ways that keep them believable: lengths, checksums and syntax are put right again."""
+"""Damages the files of a case believably: lengths, checksums and syntax are put right again."""
 
 import copy
 import io
@@ -28,14 +28,17 @@ NUMBERS = (
     2**64 - 1,
 )
 TEXTS = (
-    "", " ", "a", "0", "-1", "1e999", "nan", "\u00b2", "\u0664", "9" * 5000, "x" * 5000, "a.mp4", "/dev/zero", "/etc/passwd",
-    "../outside/secret", "../outside/secret.mp4", "../../x", "file:a.mp4", "pipe:cat a.mp4", "http://127.0.0.1/a.mp4",
-    "hf-hub:owner/name", "local-dir:.", "{0..999999999}.mp4", "$(touch x)", "`id`", "=1+1", "\x1b[2J", "\0", "\u2028",
-    "\ufeff", "null", '"', "'", ",", ";", "\t", "\r", "\n", "1-2 a; 1.5-3 b", "{}", "{}{}", "[", "a" + "\u0301" * 100,
+    "", " ", "a", "0", "-1", "1e999", "nan", "\u00b2", "\u0664", "9" * 5000, "x" * 5000, "a.mp4",
+    "/dev/zero", "/etc/passwd", "../outside/secret", "../outside/secret.mp4", "../../x",
+    "file:a.mp4", "pipe:cat a.mp4", "http://127.0.0.1/a.mp4", "hf-hub:owner/name", "local-dir:.",
+    "{0..999999999}.mp4", "$(touch x)", "`id`", "=1+1", "\x1b[2J", "\0", "\u2028",
+    "\ufeff", "null", '"', "'", ",", ";", "\t", "\r", "\n", "1-2 a; 1.5-3 b", "{}", "{}{}", "[",
+    "a" + "\u0301" * 100,
 )  # fmt: skip
 VALUES = (
-    None, True, False, 0, -1, 1, 2, 3, 0.5, -0.0, 1e308, float("nan"), float("inf"), 2**31, 2**63, 2**64, 10**30, -(10**9), 1280000,
-    *TEXTS, "\ud800", [], {}, [[]], [None], [0], [-1, 2**62], {"": ""}, {"a": 1}, list(range(2000)),
+    None, True, False, 0, -1, 1, 2, 3, 0.5, -0.0, 1e308, float("nan"), float("inf"), 2**31, 2**63,
+    2**64, 10**30, -(10**9), 1280000, *TEXTS, "\ud800", [], {}, [[]], [None], [0], [-1, 2**62],
+    {"": ""}, {"a": 1}, list(range(2000)),
 )  # fmt: skip
 KEYS = (
     "",
@@ -49,11 +52,17 @@ KEYS = (
     "timm_model_name",
     "tokenizer_kwargs",
 )
-KEYS += ("hf_tokenizer_name", "custom_text", "builder", "arguments", "config", "model", "__metadata__", "segments")  # fmt: skip
+KEYS += (
+    "hf_tokenizer_name", "custom_text", "builder", "arguments", "config", "model", "__metadata__",
+    "segments",
+)  # fmt: skip
 PICKLE = (
-    b"cos\nsystem\n", b"(S'touch x'\ntR", b"cnumpy\ndtype\n", b"cnumpy\nndarray\n", b"c_codecs\nencode\n", b"b", b"R", b"\x81",
-    b"\x8e" + b"\xff" * 7 + b"\x3f", b"(", b"t", b"}", b"]", b"s", b"u", b"e", b"a", b"0", b".", b"N", b"K\x01", b"G" + b"\xff" * 8,
-    b"\x8a\xff", b"h\x00", b"j\xff\xff\xff\xff", b"I01\n", b"C\xff", b"X\xff\xff\xff\x7f", b"\x80\x05", b"Q", b"P1\n", b"\x93", b"cbuiltins\neval\n",
+    b"cos\nsystem\n", b"(S'touch x'\ntR", b"cnumpy\ndtype\n", b"cnumpy\nndarray\n",
+    b"c_codecs\nencode\n", b"b", b"R", b"\x81",
+    b"\x8e" + b"\xff" * 7 + b"\x3f", b"(", b"t", b"}", b"]", b"s", b"u", b"e", b"a", b"0", b".",
+    b"N", b"K\x01", b"G" + b"\xff" * 8,
+    b"\x8a\xff", b"h\x00", b"j\xff\xff\xff\xff", b"I01\n", b"C\xff", b"X\xff\xff\xff\x7f",
+    b"\x80\x05", b"Q", b"P1\n", b"\x93", b"cbuiltins\neval\n",
 )  # fmt: skip
 
 
@@ -253,8 +262,9 @@ def _tar(data: bytes, rng: random.Random) -> bytes:
     match rng.randrange(6):
         case 0 | 1:
             size = rng.choice((
-                b"%011o\0" % (rng.choice(NUMBERS) % 8**11), b"\x80" + rng.choice(NUMBERS).to_bytes(11, "big"), b"\xff" * 12,
-                b"0x10".ljust(12), b"-1".ljust(12), "\u00b2".encode().ljust(12), b"0_1".ljust(12), bytes(12),
+                b"%011o\0" % (rng.choice(NUMBERS) % 8**11),
+                b"\x80" + rng.choice(NUMBERS).to_bytes(11, "big"), b"\xff" * 12, b"0x10".ljust(12),
+                b"-1".ljust(12), "\u00b2".encode().ljust(12), b"0_1".ljust(12), bytes(12),
             ))  # fmt: skip
             header[124:136] = size
         case 2:

@@ -1,8 +1,9 @@
 """Fuzzing that anyone can repeat: `python tests/fuzz/run.py --seconds 3600 --seed 0`.
 
-Case N of a target and seed is always the same input; only how many are reached in the time differs. They are read in
-another process, which is watched for crashes, hangs and memory, and for what it opens or starts. A finding is printed
-with the command that shows it again, and its files are kept. First come the inputs in `found`, once answered wrongly.
+Case N of a target and seed is always the same input; only how many are reached in the time differs.
+They are read in another process, which is watched for crashes, hangs and memory, and for what it
+opens or starts. A finding is printed with the command that shows it again, and its files are kept.
+First come the inputs in `found`, once answered wrongly.
 """
 
 import argparse
@@ -37,11 +38,14 @@ ALL = TARGETS | PLANTED
 
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-# fmt: off
-CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
-STARTS = {"os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn",
-          "socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request"}
-# fmt: on
+CHANGES = {
+    "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate",
+    "os.chmod",
+}  # fmt: skip
+STARTS = {
+    "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "subprocess.Popen",
+    "pty.spawn", "socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request",
+}  # fmt: skip
 
 
 class Watch:
@@ -97,7 +101,7 @@ def peak() -> int:
 
 
 def limit_memory(extra: int) -> None:
-    """More than `extra` bytes beyond what is mapped now are refused, where the system can do that."""
+    """Refuse more than `extra` bytes beyond what is mapped now, where the system can."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -178,7 +182,9 @@ def child(
     given: Path | None,
     goal: dict[str, int],
 ) -> None:
-    """Reads cases until the time is over and each target has come to its goal, and tells of each on standard output before and after it."""
+    """Reads cases until the time is over and each target has come to its goal, and tells of each on
+    standard output before and after it.
+    """
     say = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints is not read as an answer
     tell = lambda **message: say.write(json.dumps(message) + "\n")
@@ -324,10 +330,9 @@ def fuzz(
             again = True
             if current:
                 name, number = current
-                problem = (
-                    problem
-                    or f"crash: exit status {process.returncode}; {''.join(complaints)[-300:].strip()}"
-                )
+                if not problem:
+                    said = "".join(complaints)[-300:].strip()
+                    problem = f"crash: exit status {process.returncode}; {said}"
                 spent[name] += 1.0  # it has had its turn
                 findings.append(_keep(Path(work) / "box", keep, name, number, problem))
                 counts[name] = number + 1
@@ -394,7 +399,8 @@ def main() -> int:
         example = alike[0]
         print(f"\n{len(alike)} x {example['target']}: {example['problem']}")
         print(
-            f"  again: python tests/fuzz/run.py --target {example['target']} --input {example['kept']}"
+            f"  again: python tests/fuzz/run.py --target {example['target']} --input "
+            f"{example['kept']}"
         )
     print("\ncases read: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
     print(

@@ -1,7 +1,7 @@
 """What is fuzzed: for each target small good inputs, made here, and what reads them.
 
-A reader may answer, or raise what it documents (`ValueError`, `Refused`); anything else is a finding, and so is an
-answer that does not hold what it promises (`assert`).
+A reader may answer, or raise what it documents (`ValueError`, `Refused`); anything else is a
+finding, and so is an answer that does not hold what it promises (`assert`).
 """
 
 import hashlib
@@ -184,8 +184,9 @@ def _pack_seeds() -> list[Files]:
     name = f"shard-00000-{digest[:8]}.tar"
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     index = {
-        "format": FORMAT, "num_sources": 4, "num_clips": 4, "num_refused": 0, "settings": {"short_side": 32},
-        "classes": ["run", "walk"], "splits": {"train": 2, "test": 1, "val": 1}, "fingerprint": "f" * 64,
+        "format": FORMAT, "num_sources": 4, "num_clips": 4, "num_refused": 0,
+        "settings": {"short_side": 32}, "classes": ["run", "walk"],
+        "splits": {"train": 2, "test": 1, "val": 1}, "fingerprint": "f" * 64,
         "shards": [{"name": name, "bytes": size, "sha256": digest, "num_clips": 4}],
         "clips_sha256": hashlib.sha256(lines).hexdigest(),
     }  # fmt: skip
@@ -322,7 +323,9 @@ def _backbone_seeds() -> list[Files]:
 
 
 def _repair_manifest(files: Files) -> Files:
-    """Every recorded hash of a file that is there is made right; what a manifest names beside stays."""
+    """Every recorded hash of a file that is there is made right; what a manifest names beside
+    stays.
+    """
     for name in [n for n in files if n.endswith("manifest.json")]:
         folder = name.removesuffix("manifest.json")
         try:
@@ -633,7 +636,8 @@ TARGETS = {
     "runs": Target(_run_seeds, _check_run, _repair_manifest),
     "safetensors": Target(_safetensors_seeds, _check_safetensors),
     "i3d": Target(_i3d_seeds, _check_i3d),
-    # Python asks for as much address space as a text's length claims, before it reads the few bytes there are.
+    # Python asks for as much address space as a text's length claims, before it reads the few bytes
+    # there are.
     "torch": Target(_torch_seeds, _check_torch, allowed=("MemoryError",)),
     "hugging_face": Target(_hf_seeds, _check_hf),
     "open_clip": Target(_open_clip_seeds, _check_open_clip),

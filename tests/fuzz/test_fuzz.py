@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def told(findings: list[dict]) -> str:
     return "\n".join(
-        f"{f['problem']}\n  again: python tests/fuzz/run.py --target {f['target']} --input {f['kept']}"
+        f"{f['problem']}\n  again: python tests/fuzz/run.py --target {f['target']} --input "
+        f"{f['kept']}"
         for f in findings
     )
 
@@ -53,7 +54,8 @@ def test_a_case_is_a_function_of_target_seed_and_number():
         "    seeds = TARGETS[name].seeds()\n"
         "    for number in range(50):\n"
         "        case = TARGETS[name].case(seeds, random.Random(f'{name} 0 {number}'))\n"
-        "        print(name, number, hashlib.sha256(repr(sorted(case.items())).encode()).hexdigest())\n"
+        "        written = repr(sorted(case.items())).encode()\n"
+        "        print(name, number, hashlib.sha256(written).hexdigest())\n"
     )
     answers = [
         subprocess.run(

@@ -1,4 +1,6 @@
-"""Contrastive losses, the contrast of views and Muon on as many processes as there are: what each gives, as a file."""
+"""Contrastive losses, the contrast of views and Muon on as many processes as there are: what each
+gives, as a file.
+"""
 
 from copy import deepcopy
 from functools import partial

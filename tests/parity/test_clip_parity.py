@@ -131,8 +131,8 @@ def test_what_is_watched():
 def saved(request, tmp_path_factory):
     """A small open_clip model with random weights, as a local folder, and the model itself."""
     config = {
-        "embed_dim": 24, "vision_cfg": RESNET if request.param == "resnet" else VIT, "text_cfg": TEXT,
-        "quick_gelu": request.param == "vit-quickgelu",
+        "embed_dim": 24, "vision_cfg": RESNET if request.param == "resnet" else VIT,
+        "text_cfg": TEXT, "quick_gelu": request.param == "vit-quickgelu",
     }  # fmt: skip
     torch.manual_seed(3)
     model = open_clip.CLIP(**config).eval()
@@ -194,7 +194,8 @@ def test_zero_shot_head_is_that_of_open_clip(saved):
     ours = load_video_text(name)
     classes, templates = ["nods", "sits down", "waves"], TEMPLATES["openai_ucf101"]
     head = open_clip.build_zero_shot_classifier(
-        theirs, open_clip.SimpleTokenizer(context_length=16), classes, templates, num_classes_per_batch=2
+        theirs, open_clip.SimpleTokenizer(context_length=16), classes, templates,
+        num_classes_per_batch=2
     )  # fmt: skip
     vectors, num_cut = class_vectors(ours, classes, templates, torch.device("cpu"), "fp32")
     assert vectors.shape == (48, 3, 24) and num_cut == 0

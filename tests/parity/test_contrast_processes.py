@@ -1,4 +1,6 @@
-"""The contrastive losses are one number: on 1, 2 and 4 processes, with cached gradients and without."""
+"""The contrastive losses are one number: on 1, 2 and 4 processes, with cached gradients and
+without.
+"""
 
 import pytest
 import torch
@@ -25,7 +27,8 @@ def results(tmp_path_factory) -> dict[int, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 @pytest.mark.parametrize(("loss", "several"), CASES)
 def test_loss_and_gradients_do_not_depend_on_processes_or_passes(results, dtype, loss, several):
-    # Processors round float32 differently: 1.2e-6 was seen on one. float64 shows that the sums are the same.
+    # Processors round float32 differently: 1.2e-6 was seen on one. float64 shows that the sums are
+    # the same.
     tolerance = 3e-6 if dtype == torch.float32 else 1e-12
     prefix = f"{dtype} {loss} {several}"
     direct = {

@@ -690,11 +690,14 @@ def test_a_model_that_looks_at_what_moves_is_not_given_away_either():
     "preset", ["tiny", *(pytest.param(p, marks=pytest.mark.slow) for p in ("shrec", "shrec_apart"))]
 )
 def test_what_the_readme_tells_one_to_pretrain_converts(preset, tiny_pack, tmp_path):
-    """The small presets with `--positions flat --motion-tokens 1`, there and back, features and all."""
+    """The small presets with `--positions flat --motion-tokens 1`, there and back, features and
+    all.
+    """
     run = tmp_path / "run"
     cfg = dataclasses.replace(
-        videomae.PRESETS[preset], positions="flat", motion_tokens=1.0, data=str(tiny_pack), out=str(run), frames=8, size=32,
-        steps=2, batch_size=8, micro_batch=8, machine=Machine("fp32", threads=1), knn_every=0,
+        videomae.PRESETS[preset], positions="flat", motion_tokens=1.0, data=str(tiny_pack),
+        out=str(run), frames=8, size=32, steps=2, batch_size=8, micro_batch=8,
+        machine=Machine("fp32", threads=1), knn_every=0,
     )  # fmt: skip
     videomae.main(cfg)
     ours = load_backbone(str(run / "backbone"))
@@ -776,7 +779,9 @@ def test_a_grid_of_its_own_is_no_obstacle(tmp_path):
 
 
 def test_a_mimetic_start_is_no_obstacle():
-    """Only how the first weights were drawn; theirs has no such thing to say, so it comes back xavier."""
+    """Only how the first weights were drawn; theirs has no such thing to say, so it comes back
+    xavier.
+    """
     model = VideoTransformer(48, 1, 3, 4, 16, 8, init="mimetic")
     state, arguments = model.state_dict(), {"encoder": model.arguments}
     with torch.no_grad():
@@ -797,8 +802,9 @@ def hf_tuned(folder: Path, **changes) -> tuple[str, torch.nn.Module]:
 
     torch.manual_seed(0)
     sizes = {
-        "image_size": 32, "patch_size": 8, "num_frames": 4, "hidden_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "intermediate_size": 256, "id2label": {0: "walk", 1: "sit down", 2: "a, b"},
+        "image_size": 32, "patch_size": 8, "num_frames": 4, "hidden_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256,
+        "id2label": {0: "walk", 1: "sit down", 2: "a, b"},
     }  # fmt: skip
     theirs = VideoMAEForVideoClassification(VideoMAEConfig(**sizes | changes)).eval()
     for name, parameter in theirs.named_parameters():
@@ -815,7 +821,9 @@ def same_logits(model: Classifier, theirs: torch.nn.Module) -> float:
 
 
 def test_fine_tuned_models_answer_as_in_transformers_and_go_out_again(tmp_path):
-    """Logits and labels in, through ours and the official layout, and back out to transformers' own reader."""
+    """Logits and labels in, through ours and the official layout, and back out to transformers' own
+    reader.
+    """
     from transformers import VideoMAEForVideoClassification
 
     name, theirs = hf_tuned(tmp_path / "theirs")

@@ -39,7 +39,7 @@ def excite(module: nn.Module) -> nn.Module:
     return module
 
 
-# ------------------------------------------------------------------------------------------ attention
+# ---------------------------------------------------------------------------------------- attention
 
 
 def test_squeeze_excitation():
@@ -90,7 +90,9 @@ def test_cbam_is_its_equations(training):
 
 @pytest.mark.parametrize("form", ["embedded", "gaussian", "dot", "concat"])
 def test_nonlocal_is_its_equation(form):
-    """Equation 1 of the paper, one pair of places after the other; keys and values from the pooled map."""
+    """Equation 1 of the paper, one pair of places after the other; keys and values from the pooled
+    map.
+    """
     block = excite(NonLocal(6, 3, form)).eval()
     x = torch.randn(2, 6, 2, 4, 4)
     ours = block(x)
@@ -125,7 +127,9 @@ def test_nonlocal_is_its_equation(form):
 
 
 def test_blocks_start_as_the_authors_code():
-    """Wang et al.: N(0, 0.01), no bias, the last norm at zero; Woo et al.: biases and the spatial norm at zero."""
+    """Wang et al.: N(0, 0.01), no bias, the last norm at zero; Woo et al.: biases and the spatial
+    norm at zero.
+    """
     for form in ("embedded", "gaussian", "dot", "concat"):
         for name, value in NonLocal(512, 3, form).named_parameters():
             if name.startswith("norm") or name.endswith("bias"):
@@ -145,7 +149,8 @@ def test_blocks_start_as_the_authors_code():
 def test_se_and_cbam_stand_before_the_sum(block, last, kind):
     """timm's SE and CBAM ResNets, with their weights in ours."""
     make = lambda attention: ResNet(
-        block, (1, 2, 1, 1), num_classes=0, channels=(128, 128, 256, 256), block_args={"attn_layer": attention}
+        block, (1, 2, 1, 1), num_classes=0, channels=(128, 128, 256, 256),
+        block_args={"attn_layer": attention}
     )  # fmt: skip
     theirs = make(kind).eval()
     for value in theirs.state_dict().values():  # every norm says something, the zero ones too
@@ -176,7 +181,9 @@ def test_se_and_cbam_stand_before_the_sum(block, last, kind):
 @pytest.mark.parametrize("name", ["inflated_se", "inflated_cbam", "inflated_nonlocal"])
 @pytest.mark.parametrize(("network", "blocks"), [("test_resnet", 4), ("torchvision:resnet18", 8)])
 def test_blocks_of_an_inflated_network_see_the_clip(name, network, blocks):
-    """Each is the 3-D block on (B, C, T, H, W); later frames change the tokens of earlier ones by nothing else."""
+    """Each is the 3-D block on (B, C, T, H, W); later frames change the tokens of earlier ones by
+    nothing else.
+    """
     torch.manual_seed(0)
     model = excite(build_model(name, network=network, time_kernel=1, frames=16, size=32)).eval()
     clip = torch.randn(2, 3, 16, 32, 32)
@@ -201,7 +208,7 @@ def test_blocks_of_an_inflated_network_see_the_clip(name, network, blocks):
     assert not change[:, :8].any()
 
 
-# ------------------------------------------------------------------------------------- torchvision's
+# ------------------------------------------------------------------------------------ torchvision's
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -254,7 +261,9 @@ def test_zero_padding_of_a_max_pool_is_kept():
 
 
 def reference_i3d(arrays: dict, video: torch.Tensor) -> torch.Tensor:
-    """DeepMind's network straight from its arrays: channels last, padding by hand, no module of ours."""
+    """DeepMind's network straight from its arrays: channels last, padding by hand, no module of
+    ours.
+    """
 
     def pad(x, kernel, stride):
         widths = []
@@ -382,7 +391,7 @@ def test_shapes_as_published():
         assert c3d(torch.empty(1, 3, 16, 112, 112)).shape == (1, 4096)
 
 
-# ------------------------------------------------------------------------------------- RNN, TCN, C3D
+# ------------------------------------------------------------------------------------ RNN, TCN, C3D
 
 
 @pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
@@ -447,7 +456,9 @@ def test_tcn_blocks_are_residual():
 
 @pytest.mark.parametrize("frames", [16, 9])
 def test_ed_tcn_is_the_authors_code(frames):
-    """Lea et al.'s ED_TCN(n_nodes=[64, 96], conv_len=25), written with channels last as Keras has them."""
+    """Lea et al.'s ED_TCN(n_nodes=[64, 96], conv_len=25), written with channels last as Keras has
+    them.
+    """
     model = excite(EncoderDecoder(10)).eval()
     assert [c.out_channels for c in (*model.encoder, *model.decoder)] == [64, 96, 96, 64]
 
@@ -498,7 +509,7 @@ def test_c3d_layer_by_layer():
     assert y.shape == (1, model.embed_dim) and close(model(x), y)
 
 
-# ----------------------------------------------------------------------------- somebody else's weights
+# -------------------------------------------------------------------------- somebody else's weights
 
 
 def test_only_arrays_are_unpickled(tmp_path):

@@ -50,8 +50,9 @@ def test_model_1_is_transformers(training):
     from transformers import VivitConfig, VivitModel
 
     config = VivitConfig(
-        image_size=32, num_frames=4, tubelet_size=[2, 16, 16], hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, attn_implementation="eager",
+        image_size=32, num_frames=4, tubelet_size=[2, 16, 16], hidden_size=16, num_hidden_layers=2,
+        num_attention_heads=2, intermediate_size=64, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0, attn_implementation="eager",
     )  # fmt: skip
     theirs = VivitModel(config, add_pooling_layer=False)
     ours = vivit(1)
@@ -85,9 +86,11 @@ def test_model_1_is_transformers(training):
         role = next(
             role
             for role, marks in {
-                "query": ("query", "q_proj"), "key": ("key", "k_proj"), "value": ("value", "v_proj"),
-                "attn_out": ("attention.output", "o_proj", "out_proj"), "before": ("layernorm_before",),
-                "after": ("layernorm_after",), "fc1": ("intermediate", "fc1"), "fc2": ("output.dense", "fc2"),
+                "query": ("query", "q_proj"), "key": ("key", "k_proj"),
+                "value": ("value", "v_proj"),
+                "attn_out": ("attention.output", "o_proj", "out_proj"),
+                "before": ("layernorm_before",), "after": ("layernorm_after",),
+                "fc1": ("intermediate", "fc1"), "fc2": ("output.dense", "fc2"),
             }.items()
             if any(mark in rest for mark in marks)
         )  # fmt: skip
@@ -116,7 +119,9 @@ def test_model_1_is_transformers(training):
 def literal_attention(
     x: torch.Tensor, attention: nn.Module, groups: list[list[int]], heads: range
 ) -> torch.Tensor:
-    """Softmax attention of one clip (N, D), token by token: each attends to the tokens of its group."""
+    """Softmax attention of one clip (N, D), token by token: each attends to the tokens of its
+    group.
+    """
     d = x.shape[1] // attention.heads
     qkv = x @ attention.qkv.weight.T + attention.qkv.bias
     q, k, v = qkv.chunk(3, 1)
@@ -225,7 +230,9 @@ def test_factorised_encoder_is_its_equations(class_token):
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 def test_a_vivit_starts_from_an_image_vit(number):
-    """Central-frame start: the 2-D embedding of the middle frame; of a still clip, what the image ViT says."""
+    """Central-frame start: the 2-D embedding of the middle frame; of a still clip, what the image
+    ViT says.
+    """
     torch.manual_seed(0)
     image = excite(
         timm.models.VisionTransformer(32, 16, embed_dim=16, depth=2, num_heads=2, num_classes=0)
@@ -258,8 +265,8 @@ def test_a_vivit_starts_from_an_image_vit(number):
                     )
                 else:
                     image_no_class = timm.models.VisionTransformer(
-                        32, 16, embed_dim=16, depth=2, num_heads=2, num_classes=0, class_token=False, global_pool="avg",
-                        final_norm=True, fc_norm=False,
+                        32, 16, embed_dim=16, depth=2, num_heads=2, num_classes=0,
+                        class_token=False, global_pool="avg", final_norm=True, fc_norm=False,
                     ).eval()  # fmt: skip
                     state = {k: v for k, v in image.state_dict().items() if k != "cls_token"}
                     load_strict(
@@ -350,10 +357,10 @@ def test_the_authors_layout_is_known(tmp_path):
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 @pytest.mark.parametrize(("window", "size"), [(2, 64), (4, 128)])
 def test_an_image_swin_is_inflated(library, window, size):
-    """Where maps are whole numbers of windows, a picture and a still clip give what the image network says.
+    """Where maps are whole numbers of windows, a static clip gives the image network's output.
 
-    (Elsewhere the two differ by their design: torchvision's image Swin pads small maps up to a window and attends to the
-    padding, Video Swin shrinks the window.)
+    (Elsewhere the two differ by their design: torchvision's image Swin pads small maps up to a
+    window and attends to the padding, Video Swin shrinks the window.)
     """
     torch.manual_seed(0)
     if library == "torchvision":
@@ -382,7 +389,8 @@ def test_an_image_swin_is_inflated(library, window, size):
                 VideoSwin("xs", (1, window, window), (1, 4, 4), frames=1, size=size),
                 pictures.unsqueeze(2),
             ),
-            # Repeated over time, tables do not tell slots apart: every slot of a still clip is the image's.
+            # Repeated over time, tables do not tell slots apart: every slot of a still clip is the
+            # image's.
             (VideoSwin("xs", (2, window, window), frames=4, size=size), still),
         ):
             state, _ = convert_swin(image.state_dict(), model)
@@ -462,8 +470,10 @@ def small_open_clip(folder, quick_gelu):
     torch.manual_seed(0)
     config = {
         "embed_dim": 24,
-        "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
-        "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16,
+                       "patch_size": 16},
+        "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2,
+                     "layers": 1},
         "quick_gelu": quick_gelu,
     }  # fmt: skip
     model = excite(open_clip.CustomTextCLIP(**config)).eval()
@@ -472,7 +482,9 @@ def small_open_clip(folder, quick_gelu):
 
 
 def test_timms_own_vits_start_a_vivit(monkeypatch):
-    """Blocks, activation and pixels come from the network itself, a CLIP-like one with its norm in front included."""
+    """Blocks, activation and pixels come from the network itself, a CLIP-like one with its norm in
+    front included.
+    """
     nets = {
         "plain": {"num_heads": 4},
         "clip": {"num_heads": 2, "pre_norm": True, "act_layer": timm.layers.QuickGELU},

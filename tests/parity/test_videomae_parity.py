@@ -150,7 +150,7 @@ def test_positions_equal_the_literal_formula():
 
 
 def test_separable_positions_equal_the_literal_formula():
-    """Time, height and width in turn, each its sines and then its cosines; MAE's for the last two."""
+    """Time, height and width, each its sines and then its cosines; MAE's for the last two."""
     grid, dim = (3, 2, 4), 20  # 6 of the width for time and height each, 8 for width
     table = separable_table(grid, dim)
     token = 0
@@ -272,7 +272,9 @@ def test_gathering_equals_boolean_masking():
 
 
 def test_mimetic_start_has_the_products_of_the_paper():
-    """Query-key near 0.7 I per head cut to its rank, projection-value near -0.4 I; the rest as xavier."""
+    """Query-key near 0.7 I per head cut to its rank, projection-value near -0.4 I; the rest as
+    xavier.
+    """
     torch.manual_seed(0)
     dim, heads = 96, 3
     model = VideoMAE(
@@ -298,7 +300,7 @@ def test_mimetic_start_has_the_products_of_the_paper():
 
 
 def test_mimetic_start_attends_to_neighbours():
-    """The reason it is there: from the start a token looks at those beside it more than at others."""
+    """Its purpose: from the start a token attends to its neighbours more than to others."""
 
     def shares(init: str) -> tuple[float, float]:
         torch.manual_seed(0)
@@ -321,7 +323,9 @@ def test_an_unknown_start_is_refused():
 
 
 def test_the_start_is_the_authors():
-    """Xavier for linear layers in encoder and decoder; torch's own between them; the mask token cut at one deviation."""
+    """Xavier for linear layers in encoder and decoder; torch's own between them; the mask token cut
+    at one deviation.
+    """
     torch.manual_seed(0)
     model = VideoMAE(VideoTransformer(256, 1, 4, size=32), 512, 1, 8)
     uniform = lambda bound: bound / 3**0.5

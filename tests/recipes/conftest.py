@@ -14,7 +14,7 @@ PICTURE = base64.b64decode(
 
 @pytest.fixture(scope="module", autouse=True)
 def blank_figures(request):
-    """Figures are put together but not drawn, which takes an eighth of such tests' time; `DRAWS` in a module says otherwise.
+    """Figures are composed but not drawn, unless a module sets `DRAWS`: an eighth of the time.
 
     What can go wrong in drawing is tested in unit/test_report.py.
     """

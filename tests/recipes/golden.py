@@ -23,28 +23,31 @@ DATA = "synthetic:54"  # three clips of each of 18 actions
 TOLERANCE = 1e-4  # relative
 PINNED = ("loss", "grad_norm", "lr")
 RUNNING = {
-    "steps": 6, "batch_size": 16, "micro_batch": 8, "precision": "fp32", "num_workers": 0, "threads": 1,
-    "log_seconds": 0.0, "save_every": 100,
+    "steps": 6, "batch_size": 16, "micro_batch": 8, "precision": "fp32", "num_workers": 0,
+    "threads": 1, "log_seconds": 0.0, "save_every": 100,
 }  # fmt: skip
-# Few steps must show what is wrong: rates and decay are large, two steps warm up, and a step has two micro-batches.
+# Few steps must show what is wrong: rates and decay are large, two steps warm up, and a step has
+# two micro-batches.
 STRONG = {"warmup": 2 / 6, "weight_decay": 5.0}
 VIDEOMAE = RUNNING | STRONG | {
-    "model": "vit_xs", "depth": 2, "decoder_dim": 32, "decoder_depth": 1, "frames": 8, "size": 32, "patch": 8,
-    "base_lr": 0.03, "knn_every": 0,
+    "model": "vit_xs", "depth": 2, "decoder_dim": 32, "decoder_depth": 1, "frames": 8, "size": 32,
+    "patch": 8, "base_lr": 0.03, "knn_every": 0,
 }  # fmt: skip
 CASES = {
     "videomae": ("videomae", VIDEOMAE | {"mask": "tube", "mask_ratio": 0.75, "views": 2}),
     "videomae_contrast": ("videomae", VIDEOMAE | {
-        "mask": "random", "mask_ratio": 0.75, "views": 2, "contrast": 0.3, "colour": 0.4, "motion_tokens": 0.5, "micro_batch": 16,
-        "optimizer": "muon", "base_lr": 0.01, "init": "mimetic", "positions": "separable",
+        "mask": "random", "mask_ratio": 0.75, "views": 2, "contrast": 0.3, "colour": 0.4,
+        "motion_tokens": 0.5, "micro_batch": 16, "optimizer": "muon", "base_lr": 0.01,
+        "init": "mimetic", "positions": "separable",
     }),
     "clip": ("clip", RUNNING | STRONG | {
-        "model": "vit_xs", "text_model": "xs", "depth": 2, "dim": 32, "frames": 8, "size": 32, "patch": 8, "base_lr": 0.01,
-        "positives": "caption", "colour": 0.4, "clip_grad": 1.0, "val_every": 0,
+        "model": "vit_xs", "text_model": "xs", "depth": 2, "dim": 32, "frames": 8, "size": 32,
+        "patch": 8, "base_lr": 0.01, "positives": "caption", "colour": 0.4, "clip_grad": 1.0,
+        "val_every": 0,
     }),
     "finetune": ("finetune", RUNNING | STRONG | {
-        "model": "lstm", "network": "test_resnet", "frames": 4, "size": 32, "base_lr": 0.03, "mixup": 0.8, "rand_augment": "n2-m5",
-        "ema": 0.5, "num_clips": 1, "val": "off",
+        "model": "lstm", "network": "test_resnet", "frames": 4, "size": 32, "base_lr": 0.03,
+        "mixup": 0.8, "rand_augment": "n2-m5", "ema": 0.5, "num_clips": 1, "val": "off",
     }),
 }  # fmt: skip
 

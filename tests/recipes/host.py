@@ -1,7 +1,8 @@
-"""Functions in processes of their own, forked from one that has imported everything: an import takes longer than they do.
+"""Functions in processes forked from one that has imported everything, to save the imports.
 
 `python -m tests.recipes.host` serves jobs, a line of JSON each, until its standard input ends.
-`python -m tests.recipes.host MODULE FUNCTION JSON` calls one function in this process, as torchrun starts it.
+`python -m tests.recipes.host MODULE FUNCTION JSON` calls one function in this process, as torchrun
+starts it.
 """
 
 import importlib
@@ -31,9 +32,10 @@ def train(recipe: str, given: dict, plan: dict) -> None:
     Args:
         recipe: its module.
         given: the fields of its configuration.
-        plan: what happens, and to which `rank` (0): `die_in_step`, `kill_worker_in_step`, `nan_in_step`, `die_in_save`:
-            the number of the step; `die_in_operation`: of the operation on the disk, with the names of all of them
-            written to `operations` at the end; `hashes`: a folder, to which those of the weights after each step go.
+        plan: what happens, and to which `rank` (0): `die_in_step`, `kill_worker_in_step`,
+            `nan_in_step`, `die_in_save`: the number of the step; `die_in_operation`: of the
+            operation on the disk, with the names of all of them written to `operations` at the end;
+            `hashes`: a folder, to which those of the weights after each step go.
     """
     from pretrain import log, weights
 

@@ -1,4 +1,6 @@
-"""Runs of a recipe: what came of them, and in processes of their own, killed as planned and started again."""
+"""Runs of a recipe: what came of them, and in processes of their own, killed as planned and started
+again.
+"""
 
 import atexit
 import dataclasses
@@ -54,7 +56,9 @@ def stop_in_step(monkeypatch, recipe, nth: int, number: signal.Signals = signal.
 
 
 def modes_in_steps(monkeypatch, recipe) -> list[set[bool]]:
-    """Let a recipe that runs in this process note at each step in which modes its model's parts are (True: training)."""
+    """Let a recipe that runs in this process note at each step in which modes its model's parts are
+    (True: training).
+    """
     real, modes = recipe.train_step, []
 
     def step(model, *args):
@@ -88,7 +92,9 @@ def program(cfg) -> list[str]:
 
 
 def wait_until(process: subprocess.Popen, happened: Callable[[], object]) -> None:
-    """Wait for what a process does, however busy the machine; started in a group of its own, which ends if it does not."""
+    """Wait for what a process does, however busy the machine; started in a group of its own, which
+    ends if it does not.
+    """
     end = time.monotonic() + 300
     while not happened():
         if process.poll() is not None or time.monotonic() > end:
@@ -101,8 +107,8 @@ def wait_until(process: subprocess.Popen, happened: Callable[[], object]) -> Non
 def host() -> subprocess.Popen:
     """The process from which others are forked; it ends with this one."""
     started = subprocess.Popen(
-        [sys.executable, "-m", "tests.recipes.host"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-m", "tests.recipes.host"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     atexit.register(started.communicate)
     return started
@@ -111,7 +117,7 @@ def host() -> subprocess.Popen:
 def in_processes(
     folder: Path, processes: int, module: str, function: str, *given
 ) -> subprocess.CompletedProcess:
-    """Call a function in processes of its own, which are one group of torch.distributed; they may die.
+    """Call a function in processes that form a group of torch.distributed; they may die.
 
     Args:
         folder: for what they say.
@@ -137,7 +143,9 @@ def launch(tmp_path: Path, cfg, plan: dict, processes: int = 1) -> subprocess.Co
 
 
 def run_calm_and_harried(tmp_path: Path, cfg, plans: list[dict], processes: int) -> None:
-    """Run once undisturbed as tmp_path/calm, and once killed as planned and started again as /harried."""
+    """Run once undisturbed as tmp_path/calm, and once killed as planned and started again as
+    /harried.
+    """
     calm = change(cfg, out=str(tmp_path / "calm"))
     done = launch(tmp_path, calm, {}, processes)
     assert done.returncode == 0, done.stderr[-2000:]

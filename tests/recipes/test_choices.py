@@ -1,4 +1,6 @@
-"""Whatever a recipe names can be chosen: every tower and every encoder trains, and flags it cannot use are refused."""
+"""Whatever a recipe names can be chosen: every tower and every encoder trains, and flags it cannot
+use are refused.
+"""
 
 import math
 import shlex
@@ -146,7 +148,7 @@ def test_flags_without_effect_are_refused_by_name(recipe, words, named, monkeypa
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
-        (clip, "--model i3d --motion-tokens 1 --drop-tokens 0 --frames 8 --stride 1 --size 32 --no-small"),
+        (clip, "--model i3d --motion-tokens 1 --drop-tokens 0 --frames 8 --size 32 --no-small"),
         (clip, "--model frame_single --frames 1"),
         (clip, "--model vit_ti --patch 12 --depth 2 --init mimetic --motion-tokens 0.5"),
         (clip, "--model frames:vit_xs --depth 2 --patch 8 --pool attention --drop-tokens 0.5"),
@@ -155,7 +157,7 @@ def test_flags_without_effect_are_refused_by_name(recipe, words, named, monkeypa
         (clip, "--epochs 3"),
         (clip, "--epochs 3 --steps None"),
         (clip, "vificlip_b16 --epochs 3 --templates plain"),
-        (videomae, "--model vivit_3 --motion-tokens 1 --no-dual-mask --patch 8 --tubelet 2 --backbone w"),
+        (videomae, "--model vivit_3 --motion-tokens 1 --no-dual-mask --patch 8 --backbone w"),
         (videomae, "--model vit_s --depth 3 --pool class --positions learned --init xavier"),
         (videomae, "vit_b_k400 --epochs 3"),
     ],

@@ -32,10 +32,10 @@ ROOT = Path(__file__).parents[2]
 
 def config(data, out, **changes) -> clip.Config:
     small = configure(clip.Config,
-        preset="test", data=tuple(map(str, data)) if isinstance(data, list) else (str(data),), out=str(out),
-        depth=1, dim=16, text_model="xs", frames=4, stride=4, size=32, patch=8, positions="separable", init="mimetic",
-        positives="caption", steps=8, batch_size=8, micro_batch=4, base_lr=0.01, warmup=0.2, beta2=0.95, clip_grad=1.0,
-        weight_decay=0.05,
+        preset="test", data=tuple(map(str, data)) if isinstance(data, list) else (str(data),),
+        out=str(out), depth=1, dim=16, text_model="xs", frames=4, stride=4, size=32, patch=8,
+        positions="separable", init="mimetic", positives="caption", steps=8, batch_size=8,
+        micro_batch=4, base_lr=0.01, warmup=0.2, beta2=0.95, clip_grad=1.0, weight_decay=0.05,
         precision="fp32", num_workers=0, threads=1, save_every=3, log_seconds=0.0, val_every=4,
     )  # fmt: skip
     return change(small, **changes)
@@ -69,7 +69,9 @@ def test_whole_run(undisturbed, capsys):
 
 
 def coloured_squares(folder: Path) -> Path:
-    """A list of pictures: a square of one of four colours somewhere on a grey ground, with captions."""
+    """A list of pictures: a square of one of four colours somewhere on a grey ground, with
+    captions.
+    """
     import numpy as np
     from PIL import Image
 
@@ -103,8 +105,8 @@ def test_it_learns_what_the_captions_say(tmp_path, monkeypatch):
     monkeypatch.setattr(log, "curve_figure", lambda *a: titles.append(a[-1]) or draw(*a))
     clip.main(
         config(
-            listing, run, frames=1, tubelet=1, stride=1, steps=40, save_every=40, batch_size=16, micro_batch=16, val_every=0,
-            log_seconds=60.0,
+            listing, run, frames=1, tubelet=1, stride=1, steps=40, save_every=40, batch_size=16,
+            micro_batch=16, val_every=0, log_seconds=60.0,
         )
     )  # fmt: skip
     assert titles and " val" not in titles[0]  # of which there is none
@@ -168,13 +170,16 @@ def test_cached_gradients_give_the_run_of_the_whole_batch(
 
 
 CLASSES = {
-    "loss": "classes", "text": "label", "templates": "vificlip", "smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "sampling": "uniform",
-    "jitter": 0.5, "grey": 0.5, "flip": True, "schedule": "counting", "warmup": 0.5, "clip_grad": 0.0, "steps": 4,
+    "loss": "classes", "text": "label", "templates": "vificlip", "smoothing": 0.1, "mixup": 0.8,
+    "cutmix": 1.0, "sampling": "uniform", "jitter": 0.5, "grey": 0.5, "flip": True,
+    "schedule": "counting", "warmup": 0.5, "clip_grad": 0.0, "steps": 4,
 }  # fmt: skip
 
 
 def test_all_class_prompts(captioned_pack, tmp_path, monkeypatch):
-    """Every clip against all prompts: interrupted as undisturbed, words stay, and a batch is exact in any number of passes."""
+    """Every clip against all prompts: interrupted as undisturbed, words stay, and a batch is exact
+    in any number of passes.
+    """
     whole, split, broken = (config(captioned_pack, tmp_path / n, **CLASSES) for n in "abc")
     before = clip.build_model(whole).state_dict()
     clip.main(whole)
@@ -200,7 +205,8 @@ def test_all_class_prompts(captioned_pack, tmp_path, monkeypatch):
 def test_the_score_on_val_is_of_videos(make_pack, tmp_path):
     """The clips of a long one share its caption: none is a rival of another."""
     rows = [
-        {"motion": m, "person": p, "take": 0, "caption": f"{m} {p}", "split": "val" if p == 2 else "train"}
+        {"motion": m, "person": p, "take": 0, "caption": f"{m} {p}",
+         "split": "val" if p == 2 else "train"}
         for m in ("up", "down", "left") for p in range(3)
     ]  # fmt: skip
     data = make_pack(rows, frames=32, clip_seconds=1.0)
@@ -215,7 +221,9 @@ def test_all_class_prompts_want_one_sentence_a_class(captioned_pack, tmp_path, c
 
 
 def test_the_whole_of_vificlip_on_a_small_pair(captioned_pack, tmp_path):
-    """Both towers of a pair under its own scale, which nothing holds back; tested with the frames that it was trained on."""
+    """Both towers of a pair under its own scale, which nothing holds back; tested with the frames
+    that it was trained on.
+    """
     vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
     text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
     about = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
@@ -223,8 +231,9 @@ def test_the_whole_of_vificlip_on_a_small_pair(captioned_pack, tmp_path):
     made.logit_scale.data.fill_(4.7)  # above ln 100
     run = str(tmp_path / "run")
     small = {
-        "model": save_open_clip(tmp_path, made, about, {"mean": [0.5] * 3, "std": [0.5] * 3}), "frames": 4,
-        "batch_size": 8, "micro_batch": 4, "steps": 2, "num_workers": 0, "threads": 1, "precision": "fp32",
+        "model": save_open_clip(tmp_path, made, about, {"mean": [0.5] * 3, "std": [0.5] * 3}),
+        "frames": 4, "batch_size": 8, "micro_batch": 4, "steps": 2, "num_workers": 0, "threads": 1,
+        "precision": "fp32",
     }  # fmt: skip
     preset = clip.PRESETS["vificlip_b16"]
     clip.main(change(preset, data=(str(captioned_pack),), out=run, **small))
@@ -250,10 +259,12 @@ def test_the_preset_of_vificlip():
     """As the authors' repository has it; see the comment at the preset."""
     preset = flat(clip.PRESETS["vificlip_b16"])
     published = {
-        "model": "open_clip:ViT-B-16/openai", "loss": "classes", "smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0,
-        "frames": 32, "sampling": "uniform", "scales": (1.0, 0.875, 0.75, 0.66), "flip": True, "jitter": 0.8, "grey": 0.2, "epochs": 10,
-        "warmup": 0.5, "batch_size": 256, "base_lr": 8e-6, "final_lr": 8e-8, "weight_decay": 0.001, "beta2": 0.98,
-        "clip_grad": 0.0, "optimizer": "adamw", "pixels": "imagenet", "pool": "mean", "colour": 0.0, "drop_tokens": 0.0,
+        "model": "open_clip:ViT-B-16/openai", "loss": "classes", "smoothing": 0.1, "mixup": 0.8,
+        "cutmix": 1.0, "frames": 32, "sampling": "uniform", "scales": (1.0, 0.875, 0.75, 0.66),
+        "flip": True, "jitter": 0.8, "grey": 0.2, "epochs": 10, "warmup": 0.5, "batch_size": 256,
+        "base_lr": 8e-6, "final_lr": 8e-8, "weight_decay": 0.001, "beta2": 0.98, "clip_grad": 0.0,
+        "optimizer": "adamw", "pixels": "imagenet", "pool": "mean", "colour": 0.0,
+        "drop_tokens": 0.0,
     }  # fmt: skip
     assert {name: preset[name] for name in published} == published
     assert load_templates(preset["templates"]) == ("a photo of a {}.",)
@@ -430,7 +441,9 @@ def test_long_captions_are_counted(make_pack, tmp_path, capsys):
 
 
 def test_a_loss_at_chance_is_said_in_words(captioned_pack, tmp_path, capsys):
-    """A rate far too high makes all embeddings one; it is said when it begins, not beside every line."""
+    """A rate far too high makes all embeddings one; it is said when it begins, not beside every
+    line.
+    """
     clip.main(
         config(
             captioned_pack,

@@ -1,7 +1,8 @@
-"""What the README and the guides say is done: their commands run at tiny size, their Python runs, their links lead somewhere.
+"""Commands and Python of the README and the guides run at tiny size; their links lead somewhere.
 
-A command runs as it is written, in a folder that has what it names (`clips.csv`, `packs/mine`, `runs/.../backbone`), with
-the flags of `SMALL` and of its rule. A command without a rule, and a rule without a command, fail.
+A command runs as it is written, in a folder that has what it names (`clips.csv`, `packs/mine`,
+`runs/.../backbone`), with the flags of `SMALL` and of its rule. A command without a rule, and a
+rule without a command, fail.
 """
 
 import ast
@@ -27,12 +28,15 @@ from tests.recipes import test_finetune, test_videomae
 from tests.recipes.runs import ROOT
 
 GUIDES = [
-    "README.md", "recipes/README.md", "recipes/RESULTS.md", "pretrain/data/README.md", "downstream/models/README.md",
-    "launch/README.md", "tests/README.md",
+    "README.md", "recipes/README.md", "recipes/RESULTS.md", "pretrain/data/README.md",
+    "downstream/models/README.md", "launch/README.md", "tests/README.md",
 ]  # fmt: skip
 
 # Data that commands name, beside those that `home` has.
-DATA = dict.fromkeys(("synthetic", "synthetic:90", "synthetic:3600", "clips.csv", "images.csv", "photos.csv", "packs/k400"), "packs/mine")  # fmt: skip
+DATA = dict.fromkeys(
+    ("synthetic", "synthetic:90", "synthetic:3600", "clips.csv", "images.csv", "photos.csv",
+     "packs/k400"), "packs/mine",
+)  # fmt: skip
 _TRAIN = "--steps 2 --batch-size 8 --micro-batch 8 --num-workers 0 --threads 1 --precision fp32"
 _SCORE = "--num-workers 0 --precision fp32"
 SMALL = {
@@ -132,7 +136,7 @@ def recipe_words(command: str) -> tuple[str, list[str]]:
 
 
 def configuration(name: str, words: list[str]):
-    """The recipe, and its configuration as the command line gives it, checked as `cli` checks it."""
+    """The recipe, and its configuration from the command line, checked as `cli` checks it."""
     recipe = importlib.import_module(f"recipes.{name}")
     config = parse(
         words, getattr(recipe, "PRESETS", recipe.Config)
@@ -179,7 +183,9 @@ def test_flags_in_the_text_are_there():
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """The data that commands name: my_videos/ (a folder a class), clips.csv, folder/, clip.mp4, packs/mine."""
+    """The data that commands name: my_videos/ (a folder a class), clips.csv, folder/, clip.mp4,
+    packs/mine.
+    """
     home = tmp_path_factory.mktemp("home")
     parts = {"train": range(4), "val": range(4, 5), "test": range(5, 7), "compose": range(7, 8)}
     rows = [row for split, people in parts.items() for row in motion_rows(people, 1, split)]
@@ -202,7 +208,9 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def standins(home, tiny_backbone, tiny_pair, tmp_path_factory) -> dict[str, Callable[[], Path]]:
-    """Runs that commands go on from, made when one is wanted: by how their names begin, the first that fits."""
+    """Runs that commands go on from, made when one is wanted: by how their names begin, the first
+    that fits.
+    """
     made, data = tmp_path_factory.mktemp("runs"), str(home / "packs" / "mine")
 
     def classifier() -> Path:
@@ -222,8 +230,9 @@ def standins(home, tiny_backbone, tiny_pair, tmp_path_factory) -> dict[str, Call
         return made / "moving"
 
     return {
-        "clip": lambda: tiny_pair.parent, "finetune": cache(classifier), "videomae-vit_b_k400": cache(flat),
-        "videomae-shrec_moving": cache(moving), "": lambda: tiny_backbone.parent,
+        "clip": lambda: tiny_pair.parent, "finetune": cache(classifier),
+        "videomae-vit_b_k400": cache(flat), "videomae-shrec_moving": cache(moving),
+        "": lambda: tiny_backbone.parent,
     }  # fmt: skip
 
 
@@ -243,7 +252,9 @@ def furnish(
 
 
 def small_words(name: str, words: list[str], extra: str) -> list[str]:
-    """A command line with the data of `home`, and with the flags that make it small in place of its own."""
+    """A command line with the data of `home`, and with the flags that make it small in place of its
+    own.
+    """
     if name != "pack":
         words = [DATA.get(word, word) for word in words]
         if name in ("videomae", "clip", "finetune") and "--data" not in words:

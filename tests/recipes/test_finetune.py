@@ -1,4 +1,4 @@
-"""Fine-tuning, prediction and comparison end to end, at tiny size: they learn, survive, and say no."""
+"""Fine-tuning, prediction and comparison end to end, at tiny size."""
 
 import csv
 import dataclasses
@@ -43,9 +43,9 @@ from tests.recipes.runs import (
 
 def config(data, out, **changes) -> finetune.Config:
     small = configure(finetune.Config,
-        preset="test", model="frame_early", network="test_resnet", frames=3, stride=4, size=32, data=str(data),
-        out=str(out), steps=6, batch_size=8, micro_batch=4, precision="fp32", num_workers=0, threads=1,
-        save_every=2, log_seconds=0.0, num_clips=1,
+        preset="test", model="frame_early", network="test_resnet", frames=3, stride=4, size=32,
+        data=str(data), out=str(out), steps=6, batch_size=8, micro_batch=4, precision="fp32",
+        num_workers=0, threads=1, save_every=2, log_seconds=0.0, num_clips=1,
     )  # fmt: skip
     return change(small, **changes)
 
@@ -92,8 +92,8 @@ def test_whole_run(undisturbed, tiny_pack):
 
 def test_it_learns_what_moves_where(tiny_pack, tmp_path):
     results = finetune.main(
-        config(tiny_pack, tmp_path / "run", steps=60, save_every=60, batch_size=16, micro_batch=16, base_lr=0.05, flip=False,
-               colour=0.0, smoothing=0.0, stride=5)
+        config(tiny_pack, tmp_path / "run", steps=60, save_every=60, batch_size=16, micro_batch=16,
+               base_lr=0.05, flip=False, colour=0.0, smoothing=0.0, stride=5)
     )  # fmt: skip
     assert results["metrics"]["top1"]["value"] > 0.6  # chance 25 %
 
@@ -163,8 +163,9 @@ def test_two_processes(tiny_pack, tmp_path):
     cfg = config(tiny_pack, tmp_path / "run", val="hold-out", val_every=3, micro_batch=2)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [sys.executable, *launcher, "--local-addr", "localhost", *program(cfg)], cwd=ROOT, capture_output=True,
-        text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        [sys.executable, *launcher, "--local-addr", "localhost", *program(cfg)], cwd=ROOT,
+        capture_output=True, text=True, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -252,13 +253,14 @@ def test_frozen_frame_networks_train_what_stands_on_them(tiny_pack, tmp_path):
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["unlabelled", "weights"])
 def test_accumulation_is_exact(two_things, tmp_path, weighted):
-    """One pass, four passes, and two processes with two: the same gradient, whatever each part has of labels and weights.
+    """One pass, four passes and two processes with two each give the same gradient.
 
     Frozen below, since batch norm sees single passes only.
     """
     cfg = config(
-        two_things, tmp_path / "run", model="gru", freeze=True, frames=8, stride=2, per_frame=True, steps=1, batch_size=8, micro_batch=8,
-        dropout=0.0, smoothing=0.0, class_weights="balanced" if weighted else "none", clip_grad=0.0,
+        two_things, tmp_path / "run", model="gru", freeze=True, frames=8, stride=2, per_frame=True,
+        steps=1, batch_size=8, micro_batch=8, dropout=0.0, smoothing=0.0,
+        class_weights="balanced" if weighted else "none", clip_grad=0.0,
     )  # fmt: skip
     norms = {}
     for micro in (8, 2):
@@ -277,11 +279,14 @@ def test_accumulation_is_exact(two_things, tmp_path, weighted):
 
 
 def test_a_published_recipe_from_a_backbone_to_labels(tiny_pack, tiny_backbone, tmp_path):
-    """fc_norm, its classifier, uniform sampling and test views arrive in the exported classifier, in files, and stay there."""
+    """fc_norm, its classifier, uniform sampling and test views arrive in the exported classifier,
+    in files, and stay there.
+    """
     recipe = finetune.PRESETS["videomae_b_ssv2"]
     cfg = change(
-        recipe, backbone=str(tiny_backbone), data=str(tiny_pack), out=str(tmp_path / "run"), steps=2, batch_size=8,
-        micro_batch=4, precision="fp32", num_workers=0, threads=1, log_seconds=0.0,
+        recipe, backbone=str(tiny_backbone), data=str(tiny_pack), out=str(tmp_path / "run"),
+        steps=2, batch_size=8, micro_batch=4, precision="fp32", num_workers=0, threads=1,
+        log_seconds=0.0,
     )  # fmt: skip
     results = finetune.main(cfg)
     assert results["protocol"]["num_clips"] == 2 and results["protocol"]["num_crops"] == 3
@@ -299,7 +304,8 @@ def test_a_published_recipe_from_a_backbone_to_labels(tiny_pack, tiny_backbone, 
     write_video(tmp_path / "up.mp4", draw_motion("up", 7, 0, 16, 32))
     answers = [
         predict.main(
-            configure(predict.Config, source, str(tmp_path / "up.mp4"), num_workers=0, precision="fp32", out=str(tmp_path / out), **more)
+            configure(predict.Config, source, str(tmp_path / "up.mp4"), num_workers=0,
+                      precision="fp32", out=str(tmp_path / out), **more)
         )["up.mp4"]
         for source, out, more in (
             (str(tmp_path / "run" / "backbone"), "ours", {}),
@@ -324,7 +330,9 @@ def test_a_published_recipe_from_a_backbone_to_labels(tiny_pack, tiny_backbone, 
 
 
 def test_paper_resolves_for_any_family():
-    """Also for those that ended with an error: frame_swin, and a trained I3D, which are no video transformers."""
+    """Also for those that ended with an error: frame_swin, and a trained I3D, which are no video
+    transformers.
+    """
     for name in ("frame_swin", "i3d", "lstm", "vit_b", "vivit_1", "video_swin_t"):
         with torch.device("meta"):
             backbone = build_model(name, small=not name.startswith("vi"))
@@ -350,12 +358,14 @@ def test_few_shots(tiny_pack, tmp_path):
     )
 
 
-# ------------------------------------------------------------------------------------------ per frame
+# ---------------------------------------------------------------------------------------- per frame
 
 
 @pytest.fixture(scope="module")
 def two_things(tmp_path_factory) -> Path:
-    """Videos in which a square goes right or left, then up or down, with `segments` and without a label."""
+    """Videos in which a square goes right or left, then up or down, with `segments` and without a
+    label.
+    """
     folder = tmp_path_factory.mktemp("two")
     rows = []
     for person in range(6):
@@ -375,8 +385,9 @@ def two_things(tmp_path_factory) -> Path:
 
 def test_a_label_for_every_frame(two_things, tmp_path, capsys):
     cfg = config(
-        two_things, tmp_path / "run", model="tcn", frames=8, stride=2, per_frame=True, steps=80, save_every=80, batch_size=8,
-        micro_batch=8, base_lr=0.1, flip=False, colour=0.0, subtract_mean=False,
+        two_things, tmp_path / "run", model="tcn", frames=8, stride=2, per_frame=True, steps=80,
+        save_every=80, batch_size=8, micro_batch=8, base_lr=0.1, flip=False, colour=0.0,
+        subtract_mean=False,
     )  # fmt: skip
     results = finetune.main(cfg)
     assert results["metrics"]["top1"]["of"] == "frames" and results["data"]["num_classes"] == 4
@@ -458,7 +469,7 @@ def test_without_segments_every_frame_has_the_clips_label(tiny_pack, tmp_path):
     assert sum(entry["num"] for entry in results["per_class"].values()) == 16 * 16
 
 
-# ----------------------------------------------------------------------------------------- predicting
+# --------------------------------------------------------------------------------------- predicting
 
 
 def test_predictions_of_a_file_and_a_folder(undisturbed, tmp_path, capsys):
@@ -508,7 +519,7 @@ def test_predictions_of_a_file_and_a_folder(undisturbed, tmp_path, capsys):
         predict.main(change(base, top_k=0))
 
 
-# ------------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(
@@ -557,7 +568,9 @@ def test_mistakes_are_named_before_anything_is_written(tiny_pack, tmp_path, chan
 
 
 def test_hard_data(make_pack, tmp_path):
-    """One clip a class, classes with spaces and unicode; a class that is only tested; a single class."""
+    """One clip a class, classes with spaces and unicode; a class that is only tested; a single
+    class.
+    """
     names = {"up": "Äpfel pflücken", "down": "sit down", "left": "a,b", "right": 'c"d'}
     rows = [
         r | {"label": names[r["label"]]}
@@ -581,14 +594,15 @@ def test_another_run_is_not_overwritten(undisturbed, tiny_pack):
     assert before == {p: p.read_bytes() for p in undisturbed.rglob("*") if p.is_file()}
 
 
-# ------------------------------------------------------------------------------------------- comparing
+# ---------------------------------------------------------------------------------------- comparing
 
 
 @pytest.fixture(scope="module")
 def compared(tiny_pack, tiny_backbone, tmp_path_factory) -> compare.Config:
     cfg = configure(compare.Config,
-        str(tiny_pack), "frame_single,inflated,inflated:frame_single", (str(tiny_backbone),), steps=2, seeds=1,
-        size=32, threads=1, num_workers=0, num_clips=1, out=str(tmp_path_factory.mktemp("compare") / "out"),
+        str(tiny_pack), "frame_single,inflated,inflated:frame_single", (str(tiny_backbone),),
+        steps=2, seeds=1, size=32, threads=1, num_workers=0, num_clips=1,
+        out=str(tmp_path_factory.mktemp("compare") / "out"),
     )  # fmt: skip
     compare.main(cfg)
     return cfg

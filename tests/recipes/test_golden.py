@@ -1,4 +1,4 @@
-"""Losses and gradient norms of six steps stay what they are pinned to, and a wrong recipe is seen in them.
+"""Losses and gradient norms of six steps stay as pinned, and a planted fault changes them.
 
 `python tests/recipes/golden.py --write` renews what is pinned.
 """
@@ -17,7 +17,9 @@ PINNED = json.loads(golden.FILE.read_text())
 
 
 def test_the_data_are_those_that_were_pinned():
-    """If this fails too, the losses differ because another version of the video encoder drew other pixels."""
+    """If this fails too, the losses differ because another version of the video encoder drew other
+    pixels.
+    """
     assert golden.pixels() == PINNED["pixels"]
 
 

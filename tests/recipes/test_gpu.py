@@ -1,4 +1,6 @@
-"""What only a GPU can show: `pytest -m gpu -n 0`. The same numbers as on the CPU, within what its arithmetic allows."""
+"""What only a GPU can show: `pytest -m gpu -n 0`. The same numbers as on the CPU, within what its
+arithmetic allows.
+"""
 
 import json
 import os
@@ -160,15 +162,15 @@ def launched(configuration: str, *words: str) -> subprocess.CompletedProcess:
     start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
-        [*start, str(ROOT / "launch" / configuration), *words], capture_output=True, text=True, timeout=300,
-        check=False, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        [*start, str(ROOT / "launch" / configuration), *words], capture_output=True, text=True,
+        timeout=300, check=False, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
     )  # fmt: skip
 
 
 def test_launch_files_choose_the_device(tiny_pack, tmp_path):
     recipe = [
-        str(ROOT / "recipes" / "videomae.py"), "--data", str(tiny_pack), "--steps", "2", "--size", "32", "--frames", "4",
-        "--num-workers", "0",
+        str(ROOT / "recipes" / "videomae.py"), "--data", str(tiny_pack), "--steps", "2", "--size",
+        "32", "--frames", "4", "--num-workers", "0",
     ]  # fmt: skip
     one = launched("gpus.yaml", "--num_processes", "1", *recipe, "--out", str(tmp_path / "gpu"))
     assert one.returncode == 0, one.stdout + one.stderr

@@ -1,4 +1,6 @@
-"""Class and file names that steer terminals, spreadsheets, Markdown and formulas, through the recipes that show names."""
+"""Class and file names that steer terminals, spreadsheets, Markdown and formulas, through the
+recipes that show names.
+"""
 
 import csv
 import json
@@ -80,8 +82,9 @@ def test_names_in_a_data_set(videos, tiny_pair, tiny_backbone, tmp_path, capsys)
 
     finetune.main(
         configure(finetune.Config,
-            preset="test", model="frame_early", network="test_resnet", frames=3, stride=4, size=32, steps=2,
-            batch_size=4, micro_batch=4, threads=1, log_seconds=0.0, out=str(out["tuned"]), val="off", **about,
+            preset="test", model="frame_early", network="test_resnet", frames=3, stride=4, size=32,
+            steps=2, batch_size=4, micro_batch=4, threads=1, log_seconds=0.0, out=str(out["tuned"]),
+            val="off", **about,
         )
     )  # fmt: skip
     all_clean(capsys, out["tuned"])
@@ -90,8 +93,8 @@ def test_names_in_a_data_set(videos, tiny_pair, tiny_backbone, tmp_path, capsys)
     (videos / "test" / NAMES[0] / f"{NAMES[0]}.mp4").write_text("no video")
     answers = predict.main(
         configure(predict.Config,
-            str(out["tuned"] / "backbone"), str(videos / "test"), out=str(tmp_path / "said"), num_workers=0,
-            num_clips=1, precision="fp32",
+            str(out["tuned"] / "backbone"), str(videos / "test"), out=str(tmp_path / "said"),
+            num_workers=0, num_clips=1, precision="fp32",
         )
     )  # fmt: skip
     all_clean(capsys, tmp_path, False)
@@ -121,8 +124,8 @@ def test_names_of_one_video(name, videos, tiny_pair, tmp_path, capsys, monkeypat
     (tmp_path / "classes.txt").write_text("\n".join(classes), encoding="utf-8")
     result = zero_shot.main(
         configure(zero_shot.Config,
-            str(tiny_pair), video=str(path), classes="classes.txt", num_clips=1, num_workers=0, precision="fp32",
-            templates="plain",
+            str(tiny_pair), video=str(path), classes="classes.txt", num_clips=1, num_workers=0,
+            precision="fp32", templates="plain",
         )
     )  # fmt: skip
     all_clean(capsys, tmp_path, False)

@@ -143,7 +143,8 @@ def test_test_labels_choose_nothing(quick, results, monkeypatch):
 
 
 def test_motion_is_found_where_features_hold_it(tiny_pack, tiny_backbone, quick, monkeypatch):
-    # A stand-in for a good backbone: every token says where the bright square is in its first frame.
+    # A stand-in for a good backbone: every token says where the bright square is in its first
+    # frame.
     def forward_features(encoder, video):
         bright = (video.mean(1) > 0.4).float()[:, ::2]  # (B, 4, H, W)
         rows, columns = bright.mean(3)[..., ::2], bright.mean(2)[..., ::2]
@@ -365,7 +366,7 @@ def test_attentive_is_skipped_with_a_sentence_when_tokens_are_many(quick, monkey
     assert "--attentive on" in capsys.readouterr().out
 
 
-# ------------------------------------------------------------------------------------ what it refuses
+# ---------------------------------------------------------------------------------- what it refuses
 
 
 def test_results_of_other_settings_are_not_replaced(quick):
@@ -427,8 +428,8 @@ def test_frame_descriptors_and_a_linear_svm(tiny_pack, tmp_path):
     export_backbone(model, tmp_path / "backbone", {})
     results = main(
         configure(Config, 
-            str(tmp_path / "backbone"), str(tiny_pack), str(tmp_path / "out"), classifier="svm", time_segments=0,
-            attentive="off", num_workers=0, precision="fp32",
+            str(tmp_path / "backbone"), str(tiny_pack), str(tmp_path / "out"), classifier="svm",
+            time_segments=0, attentive="off", num_workers=0, precision="fp32",
         )
     )  # fmt: skip
     assert (

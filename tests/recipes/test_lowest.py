@@ -1,4 +1,6 @@
-"""The lowest versions that pyproject.toml admits: each dependency has one, and the recipes run with them all."""
+"""The lowest versions that pyproject.toml admits: each dependency has one, and the recipes run with
+them all.
+"""
 
 import os
 import shutil
@@ -11,11 +13,15 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-DATASET = "from pretrain.data.synthetic import make_dataset as make; make('dataset', 180, size=48, frames=20)"
+DATASET = (
+    "from pretrain.data.synthetic import make_dataset as make;"
+    "make('dataset', 180, size=48, frames=20)"
+)
 # Each decodes, trains, or calls another library in a way of its own.
 COMMANDS = (
     "pack.py --source dataset/clips.csv --out pack",
-    "videomae.py --data pack --steps 2 --batch-size 8 --micro-batch 8 --positions flat --motion-tokens 1 --out run",
+    "videomae.py --data pack --steps 2 --batch-size 8 --micro-batch 8 --positions flat "
+    "--motion-tokens 1 --out run",
     "linear_probe.py --backbone run/backbone --data pack",
     "convert.py --source run --to hf --out hf",
     "finetune.py --model lstm --data pack --steps 2 --out tuned",
@@ -44,7 +50,8 @@ def smoke(python: Path, folder: Path) -> None:
     }
     for words in (["-c", DATASET], *(f"{ROOT}/recipes/{command}".split() for command in COMMANDS)):
         run = subprocess.run(
-            [python, *words], cwd=folder, env=os.environ | given, capture_output=True, text=True, check=False,
+            [python, *words], cwd=folder, env=os.environ | given, capture_output=True, text=True,
+            check=False,
         )  # fmt: skip
         assert run.returncode == 0, (words, run.stderr[-2000:])
 

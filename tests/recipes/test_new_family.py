@@ -1,4 +1,6 @@
-"""A model family from outside the repository: a file of its own, one row in MODELS, and every recipe takes it."""
+"""A model family from outside the repository: a file of its own, one row in MODELS, and every
+recipe takes it.
+"""
 
 import dataclasses
 import importlib
@@ -18,10 +20,19 @@ from pretrain.spec import InputSpec
 
 
 class Boxes(nn.Module):
-    def __init__(self, dim: int = 32, frames: int = 8, stride: int = 2, size: int = 64, subtract_mean: bool = False):
+    def __init__(
+        self,
+        dim: int = 32,
+        frames: int = 8,
+        stride: int = 2,
+        size: int = 64,
+        subtract_mean: bool = False,
+    ):
         super().__init__()
-        self.arguments = {"dim": dim, "frames": frames, "stride": stride, "size": size, "subtract_mean": subtract_mean}
-        self.input_spec, self.grid, self.embed_dim = InputSpec(frames, stride, size), (frames // 2, 2, 2), dim
+        self.arguments = {"dim": dim, "frames": frames, "stride": stride, "size": size}
+        self.arguments["subtract_mean"] = subtract_mean
+        self.input_spec = InputSpec(frames, stride, size)
+        self.grid, self.embed_dim = (frames // 2, 2, 2), dim
         self.boxes, self.layer = nn.AdaptiveAvgPool3d(self.grid), nn.Linear(3, dim)
 
     def forward_features(self, video):

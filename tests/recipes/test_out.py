@@ -1,4 +1,6 @@
-"""--out in every recipe: tried before the work, one writer at a time, nobody else's files, and nothing left of a refusal."""
+"""--out in every recipe: tried before the work, one writer at a time, nobody else's files, and
+nothing left of a refusal.
+"""
 
 import dataclasses
 import json
@@ -70,8 +72,8 @@ def test_out_is_tried_before_the_data_are_touched(commands, tmp_path, monkeypatc
 
 def test_two_evaluations_into_one_folder(commands, tiny_pack, tiny_backbone, tmp_path):
     beside = subprocess.Popen(
-        [sys.executable, "-c", BESIDE, str(tmp_path / "out")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        [sys.executable, "-c", BESIDE, str(tmp_path / "out")], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert beside.stdout.readline() == "mine\n"
     given = [commands[name] for name in ("probe", "zero_shot", "retrieval", "search")]
@@ -174,7 +176,9 @@ def test_damaged_results_are_not_taken_for_ones(commands, tiny_pack, tmp_path, c
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "9" * 5000, '{"models": 3}', None])
 def test_a_damaged_comparison(tiny_pack, tmp_path, monkeypatch, capsys, content):
-    """Its settings are written anew where nothing else was lost, and a folder of others' files is refused."""
+    """Its settings are written anew where nothing else was lost, and a folder of others' files is
+    refused.
+    """
     asked = []
 
     def fail(command, *_):
@@ -265,7 +269,8 @@ def ended(error: BaseException | signal.Signals, monkeypatch, capsys) -> tuple[i
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (OSError(28, "No space left on device", "/disk/a\x1b[2J"), r"/disk/a\x1b[2J: No space left"),
+        (OSError(28, "No space left on device", "/disk/a\x1b[2J"),
+         r"/disk/a\x1b[2J: No space left"),
         (OSError(5, "Input/output error"), "error: Input/output error"),
         (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied"),
         (OSError("something of a library"), "something of a library"),
@@ -285,7 +290,8 @@ def test_a_signal_is_one_line(number, monkeypatch, capsys):
     assert code == 128 + number and said.count("\n") == 1 and "start the same command again" in said
 
 
-# A recipe whose processes, like a loader's, ignore SIGTERM; or one that draws the synthetic dataset.
+# A recipe whose processes, like a loader's, ignore SIGTERM; or one that draws the synthetic
+# dataset.
 ENDS = """
 import multiprocessing, signal, sys, time
 from dataclasses import dataclass

@@ -38,7 +38,9 @@ def no_pictures():
 
 
 def survive_fail_points(tmp_path: Path, data: Path, points: list[int]) -> list[Path]:
-    """Runs killed at the n-th operation on the disk (negative: from the last) and then run again, to the end."""
+    """Runs killed at the n-th operation on the disk (negative: from the last) and then run again,
+    to the end.
+    """
     cfg = config(data, "", steps=4, save_every=2, knn_every=0)
 
     def run(name: str, kill_at: int = 0) -> int:

@@ -34,9 +34,10 @@ ROOT = Path(__file__).parents[2]
 
 def config(data, out, **changes) -> videomae.Config:
     small = configure(videomae.Config,
-        preset="test", data=str(data), out=str(out), depth=2, decoder_dim=32, decoder_depth=1, frames=4,
-        stride=2, size=32, patch=8, mask_ratio=0.75, steps=8, batch_size=8, micro_batch=4, base_lr=0.05,
-        precision="fp32", num_workers=0, threads=1, save_every=3, log_seconds=0.0, knn_every=4,
+        preset="test", data=str(data), out=str(out), depth=2, decoder_dim=32, decoder_depth=1,
+        frames=4, stride=2, size=32, patch=8, mask_ratio=0.75, steps=8, batch_size=8, micro_batch=4,
+        base_lr=0.05, precision="fp32", num_workers=0, threads=1, save_every=3, log_seconds=0.0,
+        knn_every=4,
     )  # fmt: skip
     return change(small, **changes)
 
@@ -361,8 +362,9 @@ def test_sigterm_to_the_whole_group_saves(tiny_pack, tmp_path):
     run = tmp_path / "run"
     cfg = config(tiny_pack, run, steps=100_000, num_workers=1, save_every=100_000, knn_every=0)
     process = subprocess.Popen(
-        [sys.executable, *program(cfg)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        [sys.executable, *program(cfg)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     wait_until(process, (run / "log.jsonl").exists)
     os.killpg(process.pid, signal.SIGTERM)  # the whole group, decoding workers included

@@ -114,7 +114,9 @@ def test_classes_of_the_user(quick, tmp_path):
 
 @pytest.mark.parametrize("labels", [("sit down", "Sit_Down"), ("SitDown", "sit-down")])
 def test_classes_that_differ_in_spelling_only_are_refused(quick, make_pack, labels, tmp_path):
-    """In zero-shot with and without --classes, training on labels, probes, fine-tuning, and labels of frames."""
+    """In zero-shot with and without --classes, training on labels, probes, fine-tuning, and labels
+    of frames.
+    """
     rows = [
         {"motion": m, "person": p, "take": 0, "label": label, "split": s, "subject": f"{p}"}
         for m, label in zip(("up", "down", "left"), (*labels, "walk"), strict=True)
@@ -297,7 +299,8 @@ def test_retrieval_scores(quick_retrieval, monkeypatch, tmp_path, capsys):
     )
     assert stored["metrics"]["t2v_r1"]["chance"] == 1 / 16
     assert any("24 captions occur before" in note for note in stored["notes"])  # eight sentences
-    # Written twice, once in capitals: a video's own are no rivals, those of the others are there twice.
+    # Written twice, once in capitals: a video's own are no rivals, those of the others are there
+    # twice.
     assert said_again["metrics"]["v2t_mean_rank"]["value"] == pytest.approx(
         2 * results["metrics"]["v2t_mean_rank"]["value"] - 1
     )
@@ -338,7 +341,9 @@ def test_search(quick_retrieval, capsys):
 def test_a_search_says_flat_scores_and_training_videos(
     quick_retrieval, monkeypatch, tmp_path, capsys
 ):
-    """Where the best is hardly above the mean, nothing was found; and training videos are found too easily."""
+    """Where the best is hardly above the mean, nothing was found; and training videos are found too
+    easily.
+    """
     similar = {"flat": np.linspace(0.2, 0.24, 56), "steep": np.r_[np.full(55, 0.1), 0.4]}
     data = Pack(quick_retrieval.data)
     for name, values in similar.items():
@@ -373,8 +378,8 @@ def test_a_probe_of_the_video_tower(tiny_pair, captioned_pack, tmp_path):
 
     results = linear_probe.main(
         configure(linear_probe.Config,
-            str(tiny_pair), str(captioned_pack), out=str(tmp_path / "probe"), num_workers=0, num_clips=1,
-            attentive="off",
+            str(tiny_pair), str(captioned_pack), out=str(tmp_path / "probe"), num_workers=0,
+            num_clips=1, attentive="off",
         )
     )  # fmt: skip
     assert results["details"]["views"]["time_segments"] == 2

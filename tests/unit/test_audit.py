@@ -1,4 +1,6 @@
-"""The audit of what is installed: a registry that cannot tell must not pass for one that found nothing."""
+"""The audit of what is installed: a registry that cannot tell must not pass for one that found
+nothing.
+"""
 
 import importlib.util
 import json

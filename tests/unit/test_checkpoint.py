@@ -82,7 +82,9 @@ OPERATIONS = [
 
 
 def test_killed_at_every_operation_of_a_save(tmp_path, monkeypatch):
-    """Before and after each write, sync, rename and removal: the newest valid is the old or the new."""
+    """Before and after each write, sync, rename and removal: the newest valid is the old or the
+    new.
+    """
     reference = {n: trained(n) for n in (1, 2, 3)}
 
     def attempt(kill_at: int) -> int:
@@ -137,7 +139,8 @@ def test_order_on_disk(tmp_path, monkeypatch):
         real = getattr(module, name)
         monkeypatch.setattr(
             module, name,
-            lambda *a, real=real, name=name, **k: (events.append((name, str(a[0]))), real(*a, **k))[1],
+            lambda *a, real=real, name=name,
+            **k: (events.append((name, str(a[0]))), real(*a, **k))[1],
         )  # fmt: skip
     for step in (1, 2, 3):
         events.clear()
@@ -229,7 +232,9 @@ def test_backbone_round_trip_and_refusals(tmp_path):
 
 
 def test_arguments_under_older_names(tmp_path):
-    """Exports and checkpoints of older versions load; both names at once, or another value, are refused."""
+    """Exports and checkpoints of older versions load; both names at once, or another value, are
+    refused.
+    """
     encoder = VideoTransformer(16, 1, 2, 4, 16, 8, motion_tokens=0.5)
     model = VideoMAE(encoder, 8, 1, 2)
     encoder.arguments["moving"] = encoder.arguments.pop("motion_tokens")
@@ -257,7 +262,9 @@ def test_arguments_under_older_names(tmp_path):
 
 
 def test_a_family_is_not_taken_for_a_folder_of_others(tmp_path):
-    """Families are not of this package: their folders are ours all the same, and who loads them is named."""
+    """Families are not of this package: their folders are ours all the same, and who loads them is
+    named.
+    """
     folder, pair = tmp_path / "backbone", tmp_path / "pair"
     family = build_model("frame_mean", network="test_resnet", size=32, frames=2)
     export_backbone(family, folder, {"recipe": "test"})
@@ -363,8 +370,8 @@ def test_what_is_no_checkpoint_takes_none_of_the_places(tmp_path, capsys, kind):
 
 @pytest.mark.parametrize(
     "state",
-    [b"[]", b"", b"null", b"{}", b'{"step": 1}', b'{"step": "2"}', b'{"step": true}', b'{"step": NaN}',
-     b'{"step": 2.0}', b'{"step": ' + b"9" * 5000 + b"}", b"[" * 100_000],
+    [b"[]", b"", b"null", b"{}", b'{"step": 1}', b'{"step": "2"}', b'{"step": true}',
+     b'{"step": NaN}', b'{"step": 2.0}', b'{"step": ' + b"9" * 5000 + b"}", b"[" * 100_000],
 )  # fmt: skip
 def test_a_hostile_state_is_passed_over(tmp_path, state):
     for step in (1, 2):

@@ -25,7 +25,8 @@ READERS = {
     "open_clip weights": (lambda name: load_open_clip(f"open_clip:ViT-B-32/{name}"), False),
     "classes": (load_classes, False),
     "templates": (load_templates, False),
-    "zero-shot": (lambda v: zero_shot.classify_video(zero_shot.Config("", video=v, classes="nods,waves"), None, None), False),
+    "zero-shot": (lambda v: zero_shot.classify_video(
+        zero_shot.Config("", video=v, classes="nods,waves"), None, None), False),
     "visualize": (lambda v: visualize.main(visualize.Config("", v)), False),
 }  # fmt: skip
 

@@ -102,9 +102,10 @@ def test_every_family_has_a_published_recipe(name):
         backbone = build_model(name, small=not name.startswith("vi"))
     found = fitting(backbone)
     for part, wanted in {
-        "vit_b": "videomae_b_k400", "vit_l": "videomae_l_k400", "vit_xs": "videomae_b_k400", "c3d": "c3d_ucf101",
-        "vivit": "vivit_b_k400", "video_swin_b": "video_swin_b_k400", "frame_swin": "tsn_ucf101", "lstm": "lrcn_ucf101",
-        "ed_tcn": "ed_tcn_50salads", "nonlocal": "nonlocal_k400", "r2plus": "r2plus1d_k400", "i3d": "i3d_k400",
+        "vit_b": "videomae_b_k400", "vit_l": "videomae_l_k400", "vit_xs": "videomae_b_k400",
+        "c3d": "c3d_ucf101", "vivit": "vivit_b_k400", "video_swin_b": "video_swin_b_k400",
+        "frame_swin": "tsn_ucf101", "lstm": "lrcn_ucf101", "ed_tcn": "ed_tcn_50salads",
+        "nonlocal": "nonlocal_k400", "r2plus": "r2plus1d_k400", "i3d": "i3d_k400",
         "frame_late": "karpathy_sports1m",
     }.items():  # fmt: skip
         if part in name:
@@ -123,7 +124,8 @@ def test_schedules():
     cosine = [scheduled_rate(s, 100, 10, 2.0, "cosine") for s in range(100)]
     assert cosine[:10] == pytest.approx([2 / 9 * i for i in range(10)]) and cosine[10] == 2.0
     assert cosine[55] == pytest.approx(1.0) and cosine[99] < 0.01
-    # C3D on UCF101 (every 4 of 16 epochs), R(2+1)D (10 of warm-up, then every 10 of 45), VideoMAE's last rate.
+    # C3D on UCF101 (every 4 of 16 epochs), R(2+1)D (10 of warm-up, then every 10 of 45), VideoMAE's
+    # last rate.
     assert scheduled_rate(29, 45, 10, 1.0, "step", 0.0, (20 / 45, 30 / 45, 40 / 45)) == 0.1
     assert scheduled_rate(
         40, 45, 10, 1.0, "step", 0.0, (20 / 45, 30 / 45, 40 / 45)
@@ -133,8 +135,9 @@ def test_schedules():
     )
 
 
-# scripts/*/finetune.sh of MCG-NJU/VideoMAE: the rate as its run_class_finetuning.py scales it (lr x videos / 256),
-# videos of a step, epochs, layer decay, drop path, dropout, the last rate, test views.
+# scripts/*/finetune.sh of MCG-NJU/VideoMAE: the rate as its run_class_finetuning.py scales it (lr x
+# videos / 256), videos of a step, epochs, layer decay, drop path, dropout, the last rate, test
+# views.
 VIDEOMAE = {
     "videomae_s_k400": (5e-4 * 384 / 256, 384, 150, 0.75, 0.1, 0.0, 1e-6 * 384 / 256, (5, 3)),
     "videomae_b_k400": (5e-4 * 384 / 256, 384, 75, 0.75, 0.1, 0.0, 1e-6 * 384 / 256, (5, 3)),
@@ -221,7 +224,9 @@ def mean_loss(logits, targets, weights):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_loss_is_torchs(smoothing, weighted):
-    """Torch's own smoothing and class weights, on hard labels; its weights do not enter smoothing alike, so apart."""
+    """Torch's own smoothing and class weights, on hard labels; its weights do not enter smoothing
+    alike, so apart.
+    """
     if smoothing and weighted:
         pytest.skip("torch weighs smoothed targets otherwise; the next test has the formula")
     torch.manual_seed(0)
@@ -256,7 +261,9 @@ def test_balanced_weights():
 
 @given(st.integers(0, 200), st.sampled_from([(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)]))
 def test_mixing_keeps_pixels_and_targets_together(seed, alphas):
-    """Every clip has its own grey: what share of which clip is seen can be read off, and is the target's."""
+    """Every clip has its own grey: what share of which clip is seen can be read off, and is the
+    target's.
+    """
     video = torch.arange(4.0).view(4, 1, 1, 1, 1).expand(4, 3, 2, 16, 16)
     targets = torch.eye(4)
     mixed, soft = mix(video, targets, *alphas, np.random.default_rng(seed))
@@ -428,7 +435,7 @@ def test_temporal_mean_subtraction():
         InputSpec(1, 1, 8, {"rgb": Stream(subtract_mean=True)})
 
 
-# --------------------------------------------------------------------------------------- comparisons
+# -------------------------------------------------------------------------------------- comparisons
 
 
 def result(pairs: float) -> tuple[dict, list[SimpleNamespace]]:

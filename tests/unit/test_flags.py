@@ -53,14 +53,18 @@ def test_numbers_that_mean_nothing_are_refused(name):
 @pytest.mark.parametrize(
     "name, flag",
     [
-        ("videomae", "--batch-size 0"), ("videomae", "--num-workers -2"), ("videomae", "--save-every 0"),
-        ("videomae", "--scales 1 0"), ("videomae", "--warmup 1.5"), ("videomae", "--log-seconds nan"),
-        ("clip", "--micro-batch 0"), ("clip", "--base-lr 0"), ("clip", "--beta2 1"), ("clip", "--data-weights 1 -1"),
-        ("finetune", "--layer-decay 0"), ("finetune", "--epochs -3"), ("finetune", "--num-clips 0"),
-        ("linear_probe", "--num-crops 0 --backbone b --data d"), ("zero_shot", "--batch-size 0 --backbone b"),
-        ("retrieval", "--top 0 --backbone b --data d"), ("compare", "--seeds 0"), ("benchmark", "--rounds 0"),
-        ("predict", "--top-k 0 --backbone b --video v"), ("visualize", "--enlarge 0 --backbone b --video v"),
-        ("pack", "--workers 0 --source s --out o"), ("convert", "--frames 0 --source s --to hf --out o"),
+        ("videomae", "--batch-size 0"), ("videomae", "--num-workers -2"),
+        ("videomae", "--save-every 0"), ("videomae", "--scales 1 0"), ("videomae", "--warmup 1.5"),
+        ("videomae", "--log-seconds nan"), ("clip", "--micro-batch 0"), ("clip", "--base-lr 0"),
+        ("clip", "--beta2 1"), ("clip", "--data-weights 1 -1"), ("finetune", "--layer-decay 0"),
+        ("finetune", "--epochs -3"), ("finetune", "--num-clips 0"),
+        ("linear_probe", "--num-crops 0 --backbone b --data d"),
+        ("zero_shot", "--batch-size 0 --backbone b"),
+        ("retrieval", "--top 0 --backbone b --data d"), ("compare", "--seeds 0"),
+        ("benchmark", "--rounds 0"), ("predict", "--top-k 0 --backbone b --video v"),
+        ("visualize", "--enlarge 0 --backbone b --video v"),
+        ("pack", "--workers 0 --source s --out o"),
+        ("convert", "--frames 0 --source s --to hf --out o"),
     ],
 )  # fmt: skip
 def test_a_command_is_refused_in_one_line(name, flag, monkeypatch, capsys):
@@ -75,9 +79,10 @@ def test_a_command_is_refused_in_one_line(name, flag, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("clip", ["--data", "--steps", "2"]), ("clip", ["--text-model", ""]), ("videomae", ["--scales"]),
-        ("videomae", ["--out="]), ("finetune", ["--network", " "]), ("finetune", ["--drops", "--steps", "2"]),
-        ("compare", ["--backbones", "a", ""]), ("convert", ["--source", "", "--to", "hf", "--out", "o"]),
+        ("clip", ["--data", "--steps", "2"]), ("clip", ["--text-model", ""]),
+        ("videomae", ["--scales"]), ("videomae", ["--out="]), ("finetune", ["--network", " "]),
+        ("finetune", ["--drops", "--steps", "2"]), ("compare", ["--backbones", "a", ""]),
+        ("convert", ["--source", "", "--to", "hf", "--out", "o"]),
     ],
 )  # fmt: skip
 def test_a_flag_with_nothing_behind_it_is_refused(name, words, monkeypatch, capsys):
@@ -147,7 +152,9 @@ def test_a_preset_value_without_effect_is_taken_away():
 
 
 def test_a_comparison_says_who_has_the_flags_of_its_runs(monkeypatch, capsys):
-    """All those of the recipes that it runs; what it calls otherwise (--models, --seeds) is tyro's to suggest."""
+    """All those of the recipes that it runs; what it calls otherwise (--models, --seeds) is tyro's
+    to suggest.
+    """
     fields = lambda name: set(flags.flat(given(name)))
     runs = fields("finetune") | fields("linear_probe")
     missing = runs - fields("compare") - {"model", "backbone", "seed"}
@@ -165,7 +172,7 @@ def test_a_comparison_says_who_has_the_flags_of_its_runs(monkeypatch, capsys):
         assert name in said and "finetune.py" in said and said.count("\n") == 1
 
 
-# ------------------------------------------------------------------------------ presets, help, slips
+# ----------------------------------------------------------------------------- presets, help, slips
 
 
 WITH_PRESETS = [name for name in RECIPES if hasattr(recipe(name), "PRESETS")]
@@ -198,14 +205,19 @@ def test_the_first_word_is_the_preset_and_flags_change_it():
 @pytest.mark.parametrize(
     "command, meant",
     [
-        ("videomae shrek", "shrec"), ("videomae SHREC --steps 3", "shrec"), ("clip vificlip_b61", "vificlip_b16"),
-        ("videomae --encoder vit_s", "--model"), ("clip --video-tower i3d", "--model"), ("clip --weights 3 1", "--data-weights"),
-        ("videomae shrec --moving 0.5", "--motion-tokens"), ("finetune papr --model i3d", "paper"), ("finetune videomae_k400_b --model i3d", "mean videomae_b_k400?"),
-        ("clip b16_ViFiCLIP", "vificlip_b16"), ("finetune --model swin_video_t", "mean video_swin_t?"), ("videomae --bacth-size 3", "--batch-size"),
-        ("linear_probe --backbon x --data y", "--backbone"), ("videomae --steps 3 shrec_moving", "first word"),
-        ("compare --models i3d,lsmt", "lstm"), ("finetune --model Video_Swin", "video_swin_t"),
-        ("videomae --model vivit3", "vivit_3"), ("clip --model frame:b", "frames:vit_b"),
-        ("clip --text-model XS", "xs"), ("finetune --model lstm --network resnet81", "resnet18"),
+        ("videomae shrek", "shrec"), ("videomae SHREC --steps 3", "shrec"),
+        ("clip vificlip_b61", "vificlip_b16"), ("videomae --encoder vit_s", "--model"),
+        ("clip --video-tower i3d", "--model"), ("clip --weights 3 1", "--data-weights"),
+        ("videomae shrec --moving 0.5", "--motion-tokens"), ("finetune papr --model i3d", "paper"),
+        ("finetune videomae_k400_b --model i3d", "mean videomae_b_k400?"),
+        ("clip b16_ViFiCLIP", "vificlip_b16"),
+        ("finetune --model swin_video_t", "mean video_swin_t?"),
+        ("videomae --bacth-size 3", "--batch-size"),
+        ("linear_probe --backbon x --data y", "--backbone"),
+        ("videomae --steps 3 shrec_moving", "first word"), ("compare --models i3d,lsmt", "lstm"),
+        ("finetune --model Video_Swin", "video_swin_t"), ("videomae --model vivit3", "vivit_3"),
+        ("clip --model frame:b", "frames:vit_b"), ("clip --text-model XS", "xs"),
+        ("finetune --model lstm --network resnet81", "resnet18"),
         ("finetune --model lstm --network torchvision:resnet81", "resnet18"),
     ],
 )  # fmt: skip

@@ -18,8 +18,8 @@ from pretrain.files import read_json
 from pretrain.folders import claim, holds_nothing, try_folder
 from pretrain.log import RunLog, write_json
 
-# Takes a folder and forks a process that outlives it. The child says when both are there: by then it has
-# closed its copy of the lock; the parent might say so before the child has run at all.
+# Takes a folder and forks a process that outlives it. The child says when both are there: by then
+# it has closed its copy of the lock; the parent might say so before the child has run at all.
 HOLDER = """
 import os, sys
 from pathlib import Path
@@ -111,7 +111,8 @@ def test_json_is_synced_before_it_has_its_name(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"1", b"\0" * 50, b'{"step": ' + b"9" * 5000 + b"}", b"[" * 100_000, b"\xff{}"],
+    [b"", b"{", b"[]", b"1", b"\0" * 50, b'{"step": ' + b"9" * 5000 + b"}", b"[" * 100_000,
+     b"\xff{}"],
 )  # fmt: skip
 def test_damaged_json_is_named(tmp_path, content):
     (tmp_path / "state.json").write_bytes(content)

@@ -1,4 +1,6 @@
-"""Files that are broken, or made to do harm: each is refused with its reason, and nothing else happens."""
+"""Files that are broken, or made to do harm: each is refused with its reason, and nothing else
+happens.
+"""
 
 import errno
 import io

@@ -77,8 +77,8 @@ def test_a_circle_is_noticed():
 
 PICKLES = {"pickle", "_pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle", "pickle5"}
 RUNS = {
-    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load",
-    "torch.jit.load", "torch.export.load", "torch.package.PackageImporter",
+    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load",
+    "yaml.unsafe_load", "torch.jit.load", "torch.export.load", "torch.package.PackageImporter",
 }  # fmt: skip
 # What a keyword of these names may say; nothing else, and no variable.
 SAFE = {
@@ -114,9 +114,10 @@ def test_nothing_dangerous(path):
     "source",
     [
         "import pickle", "from pickle import loads", "import numpy, dill", "torch.load(f)",
-        "torch.load(f, weights_only=True)", "torch.load(f, weights_only=False)", "np.load(f, allow_pickle=True)",
-        "f(trust_remote_code=True)", "f(trust_remote_code=given)", "run(c, shell=True)", "eval(x)", "exec(x)",
-        "archive.extractall(o)", "yaml.load(f)", "os.system(c)", "torch.jit.load(f)",
+        "torch.load(f, weights_only=True)", "torch.load(f, weights_only=False)",
+        "np.load(f, allow_pickle=True)", "f(trust_remote_code=True)", "f(trust_remote_code=given)",
+        "run(c, shell=True)", "eval(x)", "exec(x)", "archive.extractall(o)", "yaml.load(f)",
+        "os.system(c)", "torch.jit.load(f)",
     ],
 )  # fmt: skip
 def test_a_danger_is_noticed(source):
@@ -129,10 +130,12 @@ def test_a_danger_is_noticed(source):
 
 # What makes a network, a configuration or a tokenizer of a name, or fetches a file by one.
 FACTORIES = {
-    "create_model", "get_tokenizer", "CustomTextCLIP", "CLIP", "CoCa", "get_model", "get_model_config", "from_pretrained",
-    "from_config", "for_model", "get_config_dict", "hf_hub_download", "snapshot_download", "cached_download",
-    "load_state_dict_from_url", "download_url_to_file", "urlopen", "urlretrieve", "import_module", "pipeline",
-    "load_checkpoint_from_pretrained", "get_weight", "create_model_and_transforms", "create_model_from_pretrained",
+    "create_model", "get_tokenizer", "CustomTextCLIP", "CLIP", "CoCa", "get_model",
+    "get_model_config", "from_pretrained", "from_config", "for_model", "get_config_dict",
+    "hf_hub_download", "snapshot_download", "cached_download", "load_state_dict_from_url",
+    "download_url_to_file", "urlopen", "urlretrieve", "import_module", "pipeline",
+    "load_checkpoint_from_pretrained", "get_weight", "create_model_and_transforms",
+    "create_model_from_pretrained",
 }  # fmt: skip
 
 
@@ -200,7 +203,9 @@ def test_the_guide_to_the_tests_names_tests_that_exist():
 
 
 def private_names(source: str) -> list[str]:
-    """The names of our modules that begin with _ and are imported, reached for or replaced by a test."""
+    """The names of our modules that begin with _ and are imported, reached for or replaced by a
+    test.
+    """
 
     def private(name: str) -> bool:
         return name.startswith("_") and not name.startswith("__")
@@ -242,7 +247,8 @@ def test_tests_reach_for_no_private_names(path):
 
 @pytest.mark.parametrize(
     "line",
-    ["from recipes.clip import _a", "from pretrain import log as l; l._a()", "import pretrain.log; pretrain.log._a",
+    ["from recipes.clip import _a", "from pretrain import log as l; l._a()",
+     "import pretrain.log; pretrain.log._a",
      "from pretrain import log; patch.setattr(log, '_a', 1)", "patch.setattr('pretrain.log._a', 1)",
      "from pretrain.log import A; A.b._c"],
 )  # fmt: skip
@@ -253,12 +259,12 @@ def test_private_names_are_seen(line):
 
 # Our own words for what the field has a word for; none of them comes back.
 OURS = [
-    "so-and-so-manieth", "of the contract", "people never seen", "lets go of", "let go of", "nothing looks ahead",
-    "collective's patience", "starting them honestly", "views found", "views_found", "penalty", "hare of ", "Keep of",
-    "stands still", "told from", "told apart", "move most", "tokens that move",
-    "weights of others", "another one's weights", "others' weights", "foreign",
-    "nothing to tell apart", "Say no to", "SomeShare", "PartShare", "num_moving", "--moving", "--still", "make_world",
-    "in world", "another world",
+    "so-and-so-manieth", "of the contract", "people never seen", "lets go of", "let go of",
+    "nothing looks ahead", "collective's patience", "starting them honestly", "views found",
+    "views_found", "penalty", "hare of ", "Keep of", "stands still", "told from", "told apart",
+    "move most", "tokens that move", "weights of others", "another one's weights",
+    "others' weights", "foreign", "nothing to tell apart", "Say no to", "SomeShare", "PartShare",
+    "num_moving", "--moving", "--still", "make_world", "in world", "another world",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Masked reconstruction where hidden tubelets are painted over, and the recipe with other families."""
+"""Masked reconstruction with a mask token in the pixels, and the recipe with other families."""
 
 import numpy as np
 import pytest
@@ -24,8 +24,10 @@ SMALL = {
     "patch": 8,
 }
 FAMILIES = {
-    "vivit_1": SMALL, "vivit_2": SMALL, "vivit_3": SMALL, "video_swin_t": {"variant": "xs", "frames": 4, "size": 32},
-    "i3d": {"width": 0.1, "frames": 8, "size": 32}, "inflated": {"network": "test_resnet", "frames": 4, "size": 32},
+    "vivit_1": SMALL, "vivit_2": SMALL, "vivit_3": SMALL,
+    "video_swin_t": {"variant": "xs", "frames": 4, "size": 32},
+    "i3d": {"width": 0.1, "frames": 8, "size": 32},
+    "inflated": {"network": "test_resnet", "frames": 4, "size": 32},
 }  # fmt: skip
 
 
@@ -84,7 +86,8 @@ def test_cells_are_laid_out_in_order():
     grid, cell = (2, 2, 3), (2, 4, 4)
     video = torch.randn(1, 3, 4, 8, 12)
     cut = [
-        video[0, :, 2 * t : 2 * t + 2, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4].permute(1, 2, 3, 0).flatten()
+        video[0, :, 2 * t : 2 * t + 2, 4 * y : 4 * y + 4,
+              4 * x : 4 * x + 4].permute(1, 2, 3, 0).flatten()
         for t in range(2) for y in range(2) for x in range(3)
     ]  # fmt: skip
     assert torch.equal(unpatchify_cells(torch.stack(cut)[None], grid, cell), video)
@@ -119,8 +122,9 @@ def test_a_decoder_larger_than_any_backbone_is_refused():
 @pytest.mark.parametrize("encoder", ["vivit_3", "i3d"])
 def test_the_recipe_with_another_family(tiny_pack, tmp_path, encoder, monkeypatch):
     cfg = config(
-        tiny_pack, tmp_path / "run", model=encoder, depth=None, decoder_dim=None, decoder_depth=None, frames=8, mask_ratio=0.5,
-        steps=6, batch_size=4, base_lr=0.05, small=True,
+        tiny_pack, tmp_path / "run", model=encoder, depth=None, decoder_dim=None,
+        decoder_depth=None, frames=8, mask_ratio=0.5, steps=6, batch_size=4, base_lr=0.05,
+        small=True,
     )  # fmt: skip
     modes = modes_in_steps(monkeypatch, videomae)
     videomae.main(cfg)

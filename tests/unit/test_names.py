@@ -1,4 +1,4 @@
-"""Names from outside: whatever they hold, they are shown, stored and read back, and steer nothing."""
+"""Names from outside are shown, stored and read back whatever they hold, and steer nothing."""
 
 import csv
 import io
@@ -207,8 +207,10 @@ def test_figures_of_hostile_names(tmp_path, capsys, recwarn):
     parts = [{"start": i, "end": i + 1, "label": n} for i, n in enumerate(names)]
     drawn = {
         "confusion": (report.confusion_figure, np.eye(num, dtype=int), names, title),
-        "filmstrip": (report.filmstrip_figure, [(0.5, frames[0])], names, np.ones(num) / num, title),
-        "contact": (report.contact_sheet_figure, [(n, frames, range(len(frames))) for n in names], title),
+        "filmstrip": (report.filmstrip_figure, [(0.5, frames[0])], names, np.ones(num) / num,
+                      title),
+        "contact": (report.contact_sheet_figure, [(n, frames, range(len(frames))) for n in names],
+                    title),
         "reconstruction": (
             log.reconstruction_figure, [("clip", frames)], np.arange(len(frames)), title, title,
         ),

@@ -68,9 +68,10 @@ def test_muon_takes_the_matrices_of_blocks_and_adamw_the_rest_each_once():
 @pytest.mark.parametrize("shape", [(24, 24), (48, 24), (24, 30), (24, 96), (96, 24)])
 @pytest.mark.parametrize("rank", [24, 3])
 def test_muon_orthogonalises_as_five_steps_on_the_singular_values_do(shape, rank, monkeypatch):
-    """Whichever way the five steps are multiplied out, also where most singular values are next to nothing.
+    """In either order of multiplication, also where most singular values are near zero.
 
-    In float32: some processors have bfloat16, whose rounding is larger than the smallest of these values.
+    In float32: some processors have bfloat16, whose rounding is larger than the smallest of these
+    values.
     """
     monkeypatch.setattr(optim, "has_bf16", lambda device: False)
     torch.manual_seed(0)
@@ -87,7 +88,8 @@ def test_muon_orthogonalises_as_five_steps_on_the_singular_values_do(shape, rank
 @pytest.mark.parametrize(
     ("name", "changes", "num"),
     [
-        ("video_swin_t", {"variant": "xs"}, 5 * 4),  # qkv, proj and two of the MLP in each of five blocks
+        # qkv, proj and two of the MLP in each of five blocks
+        ("video_swin_t", {"variant": "xs"}, 5 * 4),
         ("vivit_2", {"depth": 2, "temporal_depth": 1, "dim": 16, "heads": 2, "patch": 8}, 3 * 4),
         ("i3d", {"width": 0.1}, 0),
         ("frame_mean", {"network": "efficientnet_b0"}, 0),  # its convolutions are in `blocks`
@@ -129,7 +131,7 @@ def test_a_muon_step_turns_a_matrix_by_an_orthogonal_one_of_adamws_size():
 @pytest.mark.parametrize("shape", [(48, 16), (16, 48), (24, 24)])
 @pytest.mark.parametrize("bf16", [True, False])
 def test_muon_follows_torchs_own(shape, bf16, monkeypatch):
-    """Five steps with momentum and decay; torch's works in bfloat16, so alike up to its rounding."""
+    """Five steps with momentum and decay; equal up to the rounding of torch's bfloat16."""
     monkeypatch.setattr(optim, "has_bf16", lambda device: bf16)
     torch.manual_seed(0)
     ours = torch.nn.Parameter(torch.randn(shape))

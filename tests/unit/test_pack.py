@@ -198,7 +198,9 @@ def test_variable_frame_rate_becomes_constant(tmp_path):
 
 
 def shown_at(clips: list[dict]) -> list[tuple[int, float, float]]:
-    """The pictures of all clips, without repeats: their number, and from when to when they are seen, in ms."""
+    """The pictures of all clips, without repeats: their number, and from when to when they are
+    seen, in ms.
+    """
     seen: list[tuple[int, float, float]] = []
     for clip in clips:
         for tick, number in enumerate(numbers(clip["path"])):
@@ -239,7 +241,8 @@ FORMATS = [
 
 @pytest.mark.parametrize(("name", "how"), FORMATS)
 def test_a_video_that_rests_and_drops_frames_keeps_its_times(tmp_path, name, how):
-    times = [40 * i for i in range(12)] + [2000 + 40 * i for i in (0, 1, 2, 5, 6, 7, 8, 9, 11, 12, 13, 14)]  # fmt: skip
+    later = (0, 1, 2, 5, 6, 7, 8, 9, 11, 12, 13, 14)
+    times = [40 * i for i in range(12)] + [2000 + 40 * i for i in later]
     clips = make(write_video(tmp_path / name, len(times), times=times, size=(64, 48), **how))
     assert [clip["fps"] for clip in clips] == [25]
     assert_true_times(clips, times)
@@ -251,7 +254,8 @@ def test_a_video_that_rests_and_drops_frames_keeps_its_times(tmp_path, name, how
     [
         (23.4, [round(i / 23.4 * 1000) for i in range(60)]),
         (29.97, [round(i * 1001 / 30) for i in range(60)]),
-        (30, [0, 38, 64, 100, 137, 164, 205, 231, 270, 297, 336, 366, 397, 431, 468, 500, 530, 570, 598, 634]),
+        (30, [0, 38, 64, 100, 137, 164, 205, 231, 270, 297, 336, 366, 397, 431, 468, 500, 530, 570,
+              598, 634]),
         (30, [200 * i for i in range(30)] + [6000 + 33 * i for i in range(30)]),
         (25, [40 * i for i in range(60) if i % 3 != 1 and i % 7 != 2]),
         (25, [0, 40, 3000]),
@@ -573,7 +577,7 @@ def test_shards_are_read_by_webdataset_and_of_near_equal_size(tmp_path):
 
 
 def test_the_same_frames_give_the_same_bytes(tmp_path):
-    """Every time: x264's macroblock tree changed 2 to 3 clips of 100, so one comparison is no test."""
+    """Every time: x264's macroblock tree changed 2 to 3 clips of 100, so it takes many."""
     path = write_video(tmp_path / "a.avi", 40, codec="mpeg4")
     made = {make(path)[0]["sha256"] for _ in range(80)}
     assert len(made) == 1
@@ -938,7 +942,10 @@ def test_workers_that_hang_or_die_are_replaced():
 
 
 def test_a_worker_that_stops_listening_costs_its_job_alone():
-    deaf = "import os, time; os.close(0); print('{\"ready\": 1}', flush=True); time.sleep(0.3); os._exit(3)"
+    deaf = (
+        "import os, time; os.close(0); print('{\"ready\": 1}', flush=True);"
+        "time.sleep(0.3); os._exit(3)"
+    )
     answers = dict(run_jobs([{}, {}], 1, 30.0, (sys.executable, "-c", deaf)))
     assert answers == {n: {"refused": "decoder died: exit code 3", "retry": True} for n in (0, 1)}
 
@@ -948,7 +955,8 @@ def test_a_worker_that_cannot_start_is_explained():
         list(run_jobs([{}], 1, 5, (sys.executable, "-c", "import no_such_module")))
 
 
-# The real worker, but the first file stops it and the second one crashes it, each with a clip half written.
+# The real worker, but the first file stops it and the second one crashes it, each with a clip half
+# written.
 HURT = """
 import os, signal
 from pathlib import Path
@@ -1016,7 +1024,8 @@ def test_beats_keep_no_file_alive_beyond_its_time():
 
 
 def test_a_file_that_takes_too_long_is_tried_again_with_more_time_only(tmp_path):
-    # Several seconds of work on any processor, so that the time in all is noticed before it is done.
+    # Several seconds of work on any processor, so that the time in all is noticed before it is
+    # done.
     write_video(tmp_path / "long.mp4", 2000, codec="mpeg4", size=(640, 480))
     out = tmp_path / "out"
     for file_timeout in (0.2, 0.2, 0.1):
@@ -1082,7 +1091,9 @@ def test_a_cache_that_is_a_file_is_named(videos, tmp_path, monkeypatch, where):
 
 
 def test_a_cache_says_kept_once_and_follows_its_list(videos, tmp_path, monkeypatch, capsys):
-    """Also where the list names other files altogether, or was packed by other rules: nobody chose that folder."""
+    """Also where the list names other files altogether, or was packed by other rules: nobody chose
+    that folder.
+    """
     monkeypatch.setenv("MUYBRIDGE_CACHE", str(tmp_path / "cache"))
     clips = sorted(videos.rglob("*.mp4"))
     listing = tmp_path / "mine.csv"
@@ -1101,9 +1112,12 @@ BAD_LISTS = {
     "never trained": ("label,split\n{0},a,train\n{1},b,test\n", "mine.csv:3: .*never trained"),
     "spelling": ("label,split\n{0},Sit_Down,train\n{1},sit down,test\n", "mine.csv:3: .*Sit_Down"),
     "one label": ("label\n{0},a\n{1},a\n", "mine.csv: the only label"),
-    "segments": ("segments,split\n{0},0-1 a; 1-2 b,train\n{1},0-1 a; 2-1 b,test\n", "mine.csv:3: .*2-1 b"),
-    "overlap": ("segments,split\n{0},0-1 a; 0.5-2 b,train\n{1},0-1 a,test\n", "mine.csv:2: .*overlap"),
-    "frames": ("segments,split\n{0},0-1 a; 1-2 b,train\n{1},0-1 c,test\n", "mine.csv:3: .*never trained: c"),
+    "segments": ("segments,split\n{0},0-1 a; 1-2 b,train\n{1},0-1 a; 2-1 b,test\n",
+                 "mine.csv:3: .*2-1 b"),
+    "overlap": ("segments,split\n{0},0-1 a; 0.5-2 b,train\n{1},0-1 a,test\n",
+                "mine.csv:2: .*overlap"),
+    "frames": ("segments,split\n{0},0-1 a; 1-2 b,train\n{1},0-1 c,test\n",
+               "mine.csv:3: .*never trained: c"),
 }  # fmt: skip
 
 
@@ -1286,7 +1300,9 @@ def test_a_line_that_can_be_true_is_read_however_it_is_written(copied, change):
 
 
 def test_a_pack_of_many_clips_is_opened_quickly(copied):
-    """The lines as the packer writes them are faster to check than any others: the best of five takes each."""
+    """The lines as the packer writes them are faster to check than any others: the best of five
+    takes each.
+    """
     row = json.loads((copied / "clips.jsonl").read_text().splitlines()[0])
     seconds = {}
     for separators in ((", ", ": "), (",", ":")) * 5:
@@ -1400,7 +1416,9 @@ def test_pipes_among_our_own_files_are_not_waited_for(packed, copied, name):
 
 @pytest.mark.parametrize("size", [(40, 32), (68, 54), (80, 64), (140, 112), (340, 256), (454, 256)])
 def test_clips_of_any_shape_are_decoded(tmp_path, size):
-    """A frame takes more memory than it shows, by processor: a limit of pixels must leave room for that."""
+    """A frame takes more memory than it shows, by processor: a limit of pixels must leave room for
+    that.
+    """
     data = ready_video(tmp_path / "a.mp4", size=size).read_bytes()
     assert read_frames(data, np.array([3]), size).shape == (1, size[1], size[0], 3)
 
@@ -1437,7 +1455,8 @@ def test_clips_are_decoded_only_as_what_the_index_says(tmp_path):
 
 
 def test_packing_imports_no_decoder():
-    code = "import sys, pretrain.data.pack; print([m for m in ('torch', 'av', 'numpy') if m in sys.modules])"
+    heavy = "[m for m in ('torch', 'av', 'numpy') if m in sys.modules]"
+    code = f"import sys, pretrain.data.pack; print({heavy})"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result
 

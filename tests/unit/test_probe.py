@@ -30,7 +30,7 @@ def quarter(num: int) -> np.ndarray:
 
 
 def crowded(num: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Classes that differ a little in 60 features, which all carry the same 20 stronger nuisances."""
+    """Classes that differ a little in 60 features, which also carry 20 stronger nuisances."""
     rng = np.random.default_rng(99)
     centres, shared = 0.2 * rng.normal(size=(4, 60)), 0.5 * rng.normal(size=(20, 60))
     rng = np.random.default_rng(seed)
@@ -201,7 +201,7 @@ def test_attentive_head_is_the_textbook_cross_attention():
 
 
 def token_clips(num: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Clips (K, V, N, D) whose class is written in one token of twelve; the mean token drowns it."""
+    """Clips (K, V, N, D) whose class is in one token of twelve, and lost in their mean."""
     rng = np.random.default_rng(seed)
     labels = np.arange(num) % 3
     tokens = rng.normal(size=(num, 2, 12, 16))

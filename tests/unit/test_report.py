@@ -53,15 +53,19 @@ def a_log(folder):
 # What is drawn, and words that have to be readable in it.
 DRAWN = {
     "confusion": (
-        lambda p, _: confusion_figure(p, np.array([[3, 1], [0, 4]]), ["a", "b"], "probe of M on D", "frames"),
-        ["probe of M on D", "8 frames", "75 %", "per cent of the true class", "true (number of frames)"],
+        lambda p, _: confusion_figure(
+            p, np.array([[3, 1], [0, 4]]), ["a", "b"], "probe of M on D", "frames"),
+        ["probe of M on D", "8 frames", "75 %", "per cent of the true class",
+         "true (number of frames)"],
     ),
     "filmstrip": (
-        lambda p, _: report.filmstrip_figure(p, [(0.5, PICTURES[0])] * 4, ["a"], np.array([1.0]), "c.mp4, by M"),
+        lambda p, _: report.filmstrip_figure(
+            p, [(0.5, PICTURES[0])] * 4, ["a"], np.array([1.0]), "c.mp4, by M"),
         ["c.mp4, by M", "0.5 s", "100 %", "per cent"],
     ),
     "contact sheet": (
-        lambda p, _: report.contact_sheet_figure(p, [("similarity 0.3, c.mp4", PICTURES, SECONDS)], "q, by M"),
+        lambda p, _: report.contact_sheet_figure(
+            p, [("similarity 0.3, c.mp4", PICTURES, SECONDS)], "q, by M"),
         ["q, by M", "similarity 0.3", "0.5 s", "1.5 s"],
     ),
     "timeline": (
@@ -70,12 +74,14 @@ DRAWN = {
         ["1 video, by M", "c.mp4", "seconds"],
     ),
     "cost": (
-        lambda p, _: report.cost_figure(p, [("lstm", 1e9, 0.5, 0.4, 0.6)] * 12, 0.125, "on D, 9 test videos"),
+        lambda p, _: report.cost_figure(
+            p, [("lstm", 1e9, 0.5, 0.4, 0.6)] * 12, 0.125, "on D, 9 test videos"),
         ["on D, 9 test videos", "chance", "12.5 %", "lstm", "GFLOPs", "per cent"],
     ),
     "growth": (
         lambda p, _: report.growth_figure(
-            p, (8, 16), {"m": {"gflops": [1, 2], "mib": [1, 2], "clips_per_s": [2, 1]}}, "a step on CPU"),
+            p, (8, 16), {"m": {"gflops": [1, 2], "mib": [1, 2], "clips_per_s": [2, 1]}},
+            "a step on CPU"),
         ["a step on CPU", "GFLOPs", "MiB", "clips a second", "frames", "m"],
     ),
     "curve": (
@@ -84,7 +90,8 @@ DRAWN = {
     ),
     "attention": (
         lambda p, _: reconstruction_figure(
-            p, [("clip", PICTURES)], SECONDS, "M on c.mp4", "red", ("share of it", [(0, 0, 0), (1, 0, 0)])),
+            p, [("clip", PICTURES)], SECONDS, "M on c.mp4", "red",
+            ("share of it", [(0, 0, 0), (1, 0, 0)])),
         ["M on c.mp4", "frame 1, 0.50 s", "share of it", "red"],
     ),
     "long": (
@@ -96,7 +103,9 @@ DRAWN = {
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_figures_say_what_they_show(name, tmp_path, monkeypatch):
-    """Names, units, seconds; legends, and the name of chance, off the curves; nothing beyond the edge."""
+    """Names, units, seconds; legends, and the name of chance, off the curves; nothing beyond the
+    edge.
+    """
     draw, words = DRAWN[name]
     figures, save = [], Figure.savefig
     monkeypatch.setattr(

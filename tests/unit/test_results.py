@@ -1,4 +1,6 @@
-"""The one form in which recipes leave what they measured: read strictly, drawn as a card, those of older versions recognised."""
+"""The one form in which recipes leave what they measured: read strictly, drawn as a card, those of
+older versions recognised.
+"""
 
 import dataclasses
 import json
@@ -43,7 +45,8 @@ def some(**changes) -> Results:
         {"torch": "2.10", "commit": None},
         ["mind this"],
         {
-            "linear": {"C": 0.123456789, "validation_accuracy": {"1": 1 / 3}, "rejected": {}, "l": [1, 2]},
+            "linear": {"C": 0.123456789, "validation_accuracy": {"1": 1 / 3}, "rejected": {},
+                       "l": [1, 2]},
             "training": {"minutes": 12.3456789, "flip": True, "weights": ""},
         },
         {"walk": {"accuracy": 0.5, "num": 4, "most_confused": None}},
@@ -58,7 +61,9 @@ def test_results_are_read_as_they_were_written(tmp_path):
 
 
 def test_names_at_the_top_stay(tmp_path):
-    """Other programs read `top1`, `chance`, ... there, as fractions; a file that says two things is refused."""
+    """Other programs read `top1`, `chance`, ... there, as fractions; a file that says two things is
+    refused.
+    """
     write_results(tmp_path, some())
     path = tmp_path / "results.json"
     content = json.loads(path.read_text())
@@ -78,8 +83,9 @@ def test_a_card_says_what_says_something(tmp_path):
     assert lines[1] == "> mind this"
     for words in (
         "| top-1 | 33.3 % | 25.0 to 50.0 % | 25.0 % | 20.0 % | 16 videos |",
-        "- C: 0.1235", "- validation accuracy: 1=33.3 %", "- minutes: 12.35", "- flip: yes", "- l: 1, 2",
-        "- command: probe.py --data clips.csv", "- num clips: 20", "- weights sha256: beef",
+        "- C: 0.1235", "- validation accuracy: 1=33.3 %", "- minutes: 12.35", "- flip: yes",
+        "- l: 1, 2", "- command: probe.py --data clips.csv", "- num clips: 20",
+        "- weights sha256: beef",
     ):  # fmt: skip
         assert words in lines, words
     assert not [
@@ -247,7 +253,8 @@ def test_a_comparison_reads_results_of_any_recipe_with_an_accuracy(tmp_path, cap
     assert [row["top1"] for row in rows] == [1 / 3, 1 / 3] and rows[0]["clips_per_s"] is None
     assert "mind this" in capsys.readouterr().out  # the notes
     for name, said in (
-        ("retrieval", "no top-1"), ("unlike", "shots: 0 and 3"), ("old", "older version"), ("none", "holds no results"),
+        ("retrieval", "no top-1"), ("unlike", "shots: 0 and 3"), ("old", "older version"),
+        ("none", "holds no results"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             show("zero", name)

@@ -115,10 +115,10 @@ def test_batches_do_not_depend_on_workers(pack, num_workers):
 def test_two_processes_read_the_halves_of_the_one_process_batch(pack):
     clips = clips_of(pack)
     whole = [clips[p]["sample"] for batch in Positions(0, 4, 4, 1, 1, 0) for p in batch]
+    ranks = [Positions(0, 4, 2, 1, 2, rank) for rank in (0, 1)]
     halves = [
-        [clips[p]["sample"] for batch in zip(*(Positions(0, 4, 2, 1, 2, r) for r in (0, 1)), strict=True)
-         for part in batch for p in part]
-    ]  # fmt: skip
+        [clips[p]["sample"] for batch in zip(*ranks, strict=True) for part in batch for p in part]
+    ]
     assert halves == [whole]
 
 
@@ -193,7 +193,9 @@ def test_frame_numbers_are_legal_and_dense(frames, stride, seed):
 @given(frames=st.integers(1, 60), views=st.integers(1, 4), seed=st.integers(0, 9))
 @settings(max_examples=100)
 def test_uniform_sampling_sees_the_whole_clip(frames, views, seed):
-    """Training and test draw one frame of each equal part; clips shorter than that are shown as officially."""
+    """Training and test draw one frame of each equal part; clips shorter than that are shown as
+    officially.
+    """
     drawn = uniform_indices(frames, 8, counter_rng(seed, 0))
     assert (np.diff(drawn) >= 0).all() and drawn[0] >= 0 and drawn[-1] < frames
     if frames >= 8:
@@ -206,9 +208,10 @@ def test_uniform_sampling_sees_the_whole_clip(frames, views, seed):
 
 
 def test_published_frame_numbers():
-    """What VideoMAE's own classes give (kinetics.py and ssv2.py, run beside ours; 14ef8d8): 16 frames, stride 4.
+    """As VideoMAE's own classes give them (kinetics.py, ssv2.py; 14ef8d8): 16 frames, stride 4.
 
-    All lengths from 1 to 139, 250 and 300 were compared there, at four pairs of frames and stride: none differs.
+    All lengths from 1 to 139, 250 and 300 were compared there, at four pairs of frames and stride:
+    none differs.
     """
     starts = [int(v[0]) for v in eval_indices(300, 16, 4, 5)]
     assert starts == [0, 56, 116, 176, 236]
@@ -224,7 +227,9 @@ def test_published_frame_numbers():
 
 
 def test_random_resized_boxes_are_torchvisions():
-    """8 to 100 per cent of the area, 3:4 to 4:3: the mean area of 340 x 256 is 44 % (VideoMAE's own draws: 44 %)."""
+    """8 to 100 per cent of the area, 3:4 to 4:3: the mean area of 340 x 256 is 44 % (VideoMAE's own
+    draws: 44 %).
+    """
     boxes = np.array([random_resized_box(340, 256, counter_rng(0, i)) for i in range(3000)])
     x, y, w, h = boxes.T
     assert (boxes >= 0).all() and (x + w <= 340).all() and (y + h <= 256).all()
@@ -390,7 +395,9 @@ def test_what_a_backbone_would_see_again_and_again_is_said(pack, capsys, spec, c
 
 
 class NoRoom(torch.utils.data.Dataset):
-    """Clips whose decoding processes can write nothing, as where the memory that processes share is full."""
+    """Clips whose decoding processes can write nothing, as where the memory that processes share is
+    full.
+    """
 
     def __init__(self, clips):
         self.clips = clips

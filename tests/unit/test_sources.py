@@ -214,19 +214,29 @@ def test_absolute_and_upward_paths(tmp_path):
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        (",path,label\n0,a.mp4,x\n1,b.mp4,y\n", [("x", (), {"index": "0"}), ("y", (), {"index": "1"})]),
+        (",path,label\n0,a.mp4,x\n1,b.mp4,y\n",
+         [("x", (), {"index": "0"}), ("y", (), {"index": "1"})]),
         # pandas: quotes are written twice, a value with a tab or a line end is quoted
-        ('path\tcaption\na.mp4\t"one\t""two"""\nb.mp4\t"one\ntwo"\n', [(None, ('one\t"two"',), {}), (None, ("one\ntwo",), {})]),
-        ('path\tcaption\na.mp4\t"a ""b"""\nb.mp4\tc\n', [(None, ('a "b"',), {}), (None, ("c",), {})]),
+        ('path\tcaption\na.mp4\t"one\t""two"""\nb.mp4\t"one\ntwo"\n',
+         [(None, ('one\t"two"',), {}), (None, ("one\ntwo",), {})]),
+        ('path\tcaption\na.mp4\t"a ""b"""\nb.mp4\tc\n',
+         [(None, ('a "b"',), {}), (None, ("c",), {})]),
         # and sentences in which a " is just one
-        ('path\tcaption\na.mp4\t"Hello" she said\nb.mp4\t5" of rain\n', [(None, ('"Hello" she said',), {}), (None, ('5" of rain',), {})]),
-        ('path\tcaption\na.mp4\t"Hello\nb.mp4\tbye"\n', [(None, ('"Hello',), {}), (None, ('bye"',), {})]),
-        ("path,title,caption\na.mp4,T,c\nb.mp4,,d\n", [(None, ("c",), {"title": "T"}), (None, ("d",), {})]),
-        ("video,caption,text\na.mp4,c,d\nb.mp4,e,e\n", [(None, ("c", "d"), {}), (None, ("e",), {})]),
-        ("id,filename,label\n7,a.mp4,x\n8,b.mp4,y\n", [("x", (), {"id": "7"}), ("y", (), {"id": "8"})]),
+        ('path\tcaption\na.mp4\t"Hello" she said\nb.mp4\t5" of rain\n',
+         [(None, ('"Hello" she said',), {}), (None, ('5" of rain',), {})]),
+        ('path\tcaption\na.mp4\t"Hello\nb.mp4\tbye"\n',
+         [(None, ('"Hello',), {}), (None, ('bye"',), {})]),
+        ("path,title,caption\na.mp4,T,c\nb.mp4,,d\n",
+         [(None, ("c",), {"title": "T"}), (None, ("d",), {})]),
+        ("video,caption,text\na.mp4,c,d\nb.mp4,e,e\n",
+         [(None, ("c", "d"), {}), (None, ("e",), {})]),
+        ("id,filename,label\n7,a.mp4,x\n8,b.mp4,y\n",
+         [("x", (), {"id": "7"}), ("y", (), {"id": "8"})]),
         ('["a.mp4", "b.mp4"]', [(None, (), {}), (None, (), {})]),
-        ('[{"path": "a.mp4", "label": 3, "caption": ["x", 4]}, {"path": "b.mp4", "label": 5.0}]', [("3", ("x", "4"), {}), ("5", (), {})]),
-        ('{"path": "a.mp4", "label": "NaN"}\n{"path": "b.mp4", "label": NaN}', [(None, (), {}), (None, (), {})]),
+        ('[{"path": "a.mp4", "label": 3, "caption": ["x", 4]}, {"path": "b.mp4", "label": 5.0}]',
+         [("3", ("x", "4"), {}), ("5", (), {})]),
+        ('{"path": "a.mp4", "label": "NaN"}\n{"path": "b.mp4", "label": NaN}',
+         [(None, (), {}), (None, (), {})]),
         ("path,label\na.mp4,None\nb.mp4,null\n", [("None", (), {}), ("null", (), {})]),
     ],
 )  # fmt: skip
@@ -239,9 +249,10 @@ def test_lists_as_others_write_them(tmp_path, text, found):
 @pytest.mark.parametrize("how", ["csv", "jsonl", "array", "tar", "folder"])
 def test_words_for_splits_are_understood_everywhere(tmp_path, how):
     words = [
-        ("train", "train"), ("training", "train"), ("Train", "train"), ("TRAINING", "train"), ("val", "val"),
-        ("Val", "val"), ("valid", "val"), ("validation", "val"), ("Validation", "val"), ("dev", "val"),
-        ("eval", "val"), ("evaluation", "val"), ("test", "test"), ("Testing", "test"), ("TEST", "test"),
+        ("train", "train"), ("training", "train"), ("Train", "train"), ("TRAINING", "train"),
+        ("val", "val"), ("Val", "val"), ("valid", "val"), ("validation", "val"),
+        ("Validation", "val"), ("dev", "val"), ("eval", "val"), ("evaluation", "val"),
+        ("test", "test"), ("Testing", "test"), ("TEST", "test"),
     ]  # fmt: skip
     objects = [{"path": f"{i}.mp4", "split": word} for i, (word, _) in enumerate(words)]
     if how == "folder":
@@ -272,7 +283,8 @@ def test_a_split_of_another_name_stays(tmp_path):
 
 @pytest.mark.parametrize(
     "value",
-    ['["walk", "run"]', "true", "false", "3.5", '{"en": "walk"}', "Infinity", "-Infinity", '["walk"]'],
+    ['["walk", "run"]', "true", "false", "3.5", '{"en": "walk"}', "Infinity", "-Infinity",
+     '["walk"]'],
 )  # fmt: skip
 @pytest.mark.parametrize("role", ["label", "split", "subject", "caption", "path"])
 def test_json_values_that_are_no_text_are_named_with_their_line(tmp_path, role, value):
@@ -293,12 +305,16 @@ def test_json_values_that_are_no_text_are_named_with_their_line(tmp_path, role, 
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
-        # Kinetics, Something-Something, MSR-VTT, COCO, UCF-101's list in another folder, an unknown header
-        ("label,youtube_id,time_start,time_end,split\n" + "".join(f"x,yt{i},0,10,train\n" for i in range(120)), "no such file: yt0"),
-        (json.dumps([{"id": f"yt{i}", "label": "x", "template": "y", "placeholders": []} for i in range(120)]), "no such file: yt0.*there is yt0.webm"),
+        # Kinetics, Something-Something, MSR-VTT, COCO, UCF-101's list in another folder, an unknown
+        # header
+        ("label,youtube_id,time_start,time_end,split\n"
+         + "".join(f"x,yt{i},0,10,train\n" for i in range(120)), "no such file: yt0"),
+        (json.dumps([{"id": f"yt{i}", "label": "x", "template": "y", "placeholders": []}
+                     for i in range(120)]), "no such file: yt0.*there is yt0.webm"),
         (json.dumps([{"label": "x", "template": "y"}] * 120, indent=1), "no path.*label, template"),
         (json.dumps({"info": {}, "videos": [{"video_id": "a"}]}), "no path.*info, videos"),
-        (json.dumps({"info": {}, "images": [], "annotations": []}, indent=1), "no path.*annotations"),
+        (json.dumps({"info": {}, "images": [], "annotations": []}, indent=1),
+         "no path.*annotations"),
         ("".join(f"Walk/v_{i}.avi 1\n" for i in range(120)), "no such file: Walk/v_0.avi"),
         ("what;when\n" + "".join(f"x{i};y\n" for i in range(120)), "no such file: what"),
         ("label,caption\n" + "x,y\n" * 120, "no column names the files, among label, caption"),
@@ -314,7 +330,13 @@ def test_what_is_wrong_with_every_line_is_told_once(tmp_path, text, cause):
     assert "\n".join(told).count("l.csv:") == 1
 
 
-@pytest.mark.parametrize("text", ["[", '[{"path": "a.mp4"}', '[{"path": "a.mp4"}] x', '[{"path": "a.mp4"} {}]', '["a.mp4", 3]'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[", '["a.mp4", 3]'),
+        *('[{"path": "a.mp4"}', '[{"path": "a.mp4"}] x', '[{"path": "a.mp4"} {}]'),
+    ],
+)
 def test_a_broken_json_array_is_no_shorter_list(tmp_path, text):
     with pytest.raises(ValueError, match=r"l\.json:1: not "):
         rows(tmp_path, "l.json", text, "a.mp4")
@@ -501,7 +523,9 @@ def test_texts_in_a_tar_go_to_the_videos_they_are_about(tmp_path, names, found):
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_video_with_json_txt_and_cls(tmp_path, order):
-    """In whatever order they lie, a sentence is listed once, and the class's name goes before its number."""
+    """In whatever order they lie, a sentence is listed once, and the class's name goes before its
+    number.
+    """
     about = {
         "caption": "one",
         "label": "walk",
@@ -510,7 +534,8 @@ def test_a_video_with_json_txt_and_cls(tmp_path, order):
         "id": 7,
         "filename": "x.mp4",
     }
-    parts = [("a.mp4", b"x"), ("a.txt", b"one\n"), ("a.cls", b"4"), ("a.json", json.dumps(about).encode())]  # fmt: skip
+    parts = [("a.mp4", b"x"), ("a.txt", b"one\n"), ("a.cls", b"4")]
+    parts.append(("a.json", json.dumps(about).encode()))
     listing = list_sources(make_tar(tmp_path / "s.tar", parts[::order]))
     assert brief(listing.sources) == [("s.tar/a.mp4", "walk", ("one",), "val", None)]
     assert listing.sources[0].extra == {"title": "t", "id": "7", "filename": "x.mp4"}
@@ -643,8 +668,8 @@ def documents(folder: Path, *docs: dict) -> list[Source]:
 
 def test_a_visual_is_paired_with_its_neighbouring_paragraphs(tmp_path):
     parts = [
-        {"image": "a.jpg"}, {"text": "first"}, {"text": " second "}, {"video": "b.mp4"}, {"image": "c.jpg"},
-        {"text": "third"},
+        {"image": "a.jpg"}, {"text": "first"}, {"text": " second "}, {"video": "b.mp4"},
+        {"image": "c.jpg"}, {"text": "third"},
     ]  # fmt: skip
     found = documents(tmp_path, {"id": "d7", "split": "test", "document": parts})
     assert brief(found) == [

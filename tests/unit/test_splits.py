@@ -120,8 +120,10 @@ def test_clips_without_labels_are_left_out_and_counted():
         ([("v0", "a", "train", None), ("v1", "b", "test", None)], "never trained: b"),
         ([("v0", "a", "fit", None), ("v1", "b", "val", None)], "it has fit, val.*--train-split"),
         ([("v0", "a", "train", None), ("v1", "b", "train", None)], "it has train.*--test-split"),
-        ([("v0", "a", "train", None), ("v1", None, "test", None)], "no clip of split 'test' has a label"),
-        ([("v0", "a", "train", None), ("v0", "b", "train", None), ("v1", "b", "test", None)], "v0 has two labels"),
+        ([("v0", "a", "train", None), ("v1", None, "test", None)],
+         "no clip of split 'test' has a label"),
+        ([("v0", "a", "train", None), ("v0", "b", "train", None), ("v1", "b", "test", None)],
+         "v0 has two labels"),
         ([("v0", "a", None, None), ("v1", "b", None, None)], "label more videos"),
     ],
 )  # fmt: skip

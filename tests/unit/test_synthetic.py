@@ -124,7 +124,7 @@ def test_reversed_pair_holds_the_same_frames_in_another_order(first, second):
 
 
 def test_a_single_pose_does_not_tell_a_reversed_pair_apart():
-    """A nearest-neighbour judge of one random pose, shown many others, does no better than chance."""
+    """A nearest-neighbour classifier of single poses does no better than chance."""
     person, rng = make_person(1), np.random.default_rng(0)
     for first, second in REVERSED_PAIRS:
         poses, labels, ends = [], [], []
@@ -224,7 +224,8 @@ def test_joints_project_to_where_the_flow_goes():
         gaps.append(np.linalg.norm(flow - step[t, j], axis=-1))
         moves.append(np.linalg.norm(step[t, j], axis=-1))
     gaps, moves = np.concatenate(gaps), np.concatenate(moves)
-    # Some joints are hidden, and a joint lies inside the limb whose surface is seen: hence the median.
+    # Some joints are hidden, and a joint lies inside the limb whose surface is seen: hence the
+    # median.
     assert len(gaps) > 100 and np.median(gaps) < 0.2 * np.median(moves)
 
 

@@ -19,7 +19,8 @@ def record(label: str | None, segments: str = "") -> dict:
 
 def a_pack(*records: dict) -> SimpleNamespace:
     return SimpleNamespace(
-        name="DATA", where=lambda **_: "DATA", records=lambda: iter(records), record=lambda i: records[i]
+        name="DATA", where=lambda **_: "DATA", records=lambda: iter(records),
+        record=lambda i: records[i]
     )  # fmt: skip
 
 

@@ -1,4 +1,6 @@
-"""Names and configurations from outside build what they describe, or nothing: no code, no address, no gigabytes."""
+"""Names and configurations from outside build what they describe, or nothing: no code, no address,
+no gigabytes.
+"""
 
 import hashlib
 import json
@@ -55,7 +57,7 @@ def exports(tmp_path_factory):
 
 
 def peak(reset=False):
-    """The most memory that this process has had, in kB, since it began or was last told to forget."""
+    """The peak memory of this process in kB, since it began or was last reset."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text().splitlines()
@@ -63,7 +65,7 @@ def peak(reset=False):
 
 
 def forged(folder, target, change):
-    """A copy of an export with another config.json, its manifest made to fit as an attacker would."""
+    """A copy of an export with another config.json and, as an attacker would, a new manifest."""
     config = json.loads((folder / "config.json").read_text())
     config = change(config) or config
     target.mkdir()
@@ -98,12 +100,16 @@ HOSTILE = {
     "tokenizer of a folder": ("pair", put(*WORDS, "tokenizer", value="local-dir:EVIL")),
     "tokenizer of the hub": ("pair", put(*WORDS, "tokenizer", value="hf-hub:a/b")),
     "tokenizer with a class": ("pair", put(*WORDS, "tokenizer", value={
-        "json": "{}", "special": {"pad_token": "x", "tokenizer_class": "Evil"}, "clean": "lower", "strip_sep": False})),
+        "json": "{}", "special": {"pad_token": "x", "tokenizer_class": "Evil"}, "clean": "lower",
+        "strip_sep": False})),
     "tokenizer half": ("pair", put(*WORDS, "tokenizer", value={"json": "{}"})),
-    "tokenizer kwargs": ("pair", put(*WORDS, "config", "text_cfg", "tokenizer_kwargs", value={"trust_remote_code": True})),
-    "text model by name": ("pair", put(*WORDS, "config", "text_cfg", "hf_model_name", value="EVIL")),
+    "tokenizer kwargs": ("pair", put(
+        *WORDS, "config", "text_cfg", "tokenizer_kwargs", value={"trust_remote_code": True})),
+    "text model by name": ("pair", put(
+        *WORDS, "config", "text_cfg", "hf_model_name", value="EVIL")),
     "timm of the hub": ("pair", put(*VIDEO, "vision_cfg", "timm_model_name", value="hf-hub:a/b")),
-    "timm of a folder": ("pair", put(*VIDEO, "vision_cfg", "timm_model_name", value="local-dir:EVIL")),
+    "timm of a folder": ("pair", put(
+        *VIDEO, "vision_cfg", "timm_model_name", value="local-dir:EVIL")),
     "timm by path": ("pair", put(*VIDEO, "vision_cfg", "timm_model_name", value="../EVIL")),
     "norm kwargs": ("pair", put(*VIDEO, "vision_cfg", "norm_kwargs", value={"device": "cuda"})),
     "activation kwargs": ("pair", put(*VIDEO, "vision_cfg", "act_kwargs", value={"x": 1})),
@@ -112,7 +118,8 @@ HOSTILE = {
     "network by path": ("rnn", put("network", value="/EVIL")),
     "network as a dict": ("rnn", put("network", value={"open_clip": VISION, "pretrained": True})),
     "network dict without": ("clip_frames", put("network", value={"mean": [0.5] * 3})),
-    "network dict deep": ("clip_frames", put("network", "open_clip", "vision_cfg", "timm_model_name", value="hf_hub:a/b")),
+    "network dict deep": ("clip_frames", put(
+        "network", "open_clip", "vision_cfg", "timm_model_name", value="hf_hub:a/b")),
     # other types and unknown keys
     "unknown argument": ("vit", put("device", value="meta")),
     "text for a number": ("vit", put("dim", value="32")),
@@ -130,7 +137,8 @@ HOSTILE = {
     "no config": ("vit", lambda config: [1]),
     "classes a number": ("classifier", put("classes", value=7)),
     "classes of numbers": ("classifier", put("classes", value=[1, 2])),
-    "a classifier in itself": ("classifier", put("backbone", value={"builder": "Classifier", "arguments": {}})),
+    "a classifier in itself": ("classifier", put(
+        "backbone", value={"builder": "Classifier", "arguments": {}})),
     "no backbone": ("classifier", put("backbone", value=None)),
     # sizes
     "another width": ("vit", put("dim", value=64)),
@@ -140,7 +148,8 @@ HOSTILE = {
     "gigantic frames": ("vit", put("frames", value=10**8)),
     "gigantic pictures": ("vit", put("size", value=10**6)),
     "gigantic patches of one": ("vit", put("patch", value=1)),
-    "gigantic vocabulary": ("pair", put(*WORDS, "config", "text_cfg", "vocab_size", value=2_000_000)),
+    "gigantic vocabulary": ("pair",
+                            put(*WORDS, "config", "text_cfg", "vocab_size", value=2_000_000)),
     "gigantic tower": ("pair", put(*VIDEO, "vision_cfg", "width", value=12_288)),
     "gigantic layers": ("pair", put(*VIDEO, "vision_cfg", "layers", value=10**8)),
     "gigantic factor": ("classifier", put("backbone", "arguments", "width", value=40.0)),
@@ -179,7 +188,8 @@ def test_a_hostile_export_is_refused(exports, tmp_path, monkeypatch, name):
     kind, change = HOSTILE[name]
     evil = tmp_path / "EVIL"
     evil.mkdir()
-    about = {"model_cfg": {"text_cfg": {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}}}}  # fmt: skip
+    text = {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}}
+    about = {"model_cfg": {"text_cfg": text}}
     (evil / "open_clip_config.json").write_text(json.dumps(about))
     auto = {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "tokenizer_class": "Evil"}
     (evil / "tokenizer_config.json").write_text(json.dumps(auto))
@@ -208,7 +218,9 @@ def test_a_hostile_export_is_refused(exports, tmp_path, monkeypatch, name):
     ("temporal", {"frames": 4096}),
 ])  # fmt: skip
 def test_a_clip_that_no_weight_knows_costs_nothing_to_load(exports, tmp_path, kind, change):
-    """Weights do not tell a clip's length and size: to learn what comes out of it no such clip is made."""
+    """Weights do not tell a clip's length and size: to learn what comes out of it no such clip is
+    made.
+    """
 
     def apply(config):
         arguments = config["arguments"]
@@ -307,7 +319,8 @@ def test_a_device_in_place_of_a_file_is_refused(exports, tmp_path, file):
 
 @pytest.mark.parametrize("change", [
     {"text_cfg": TEXT | {"hf_model_name": "a/b"}},
-    {"text_cfg": TEXT | {"tokenizer_kwargs": {"trust_remote_code": True}, "hf_tokenizer_name": "a/b"}},
+    {"text_cfg": TEXT | {
+        "tokenizer_kwargs": {"trust_remote_code": True}, "hf_tokenizer_name": "a/b"}},
     {"vision_cfg": VIT | {"timm_model_name": "hf-hub:a/b"}},
     {"vision_cfg": VIT | {"width": 16_000}},
     {"vision_cfg": [1]},
@@ -361,12 +374,13 @@ def test_names_that_no_list_has(name):
 # ---- text models of transformers
 
 BERT = {
-    "model_type": "bert", "vocab_size": 9, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "intermediate_size": 32, "max_position_embeddings": 10,
+    "model_type": "bert", "vocab_size": 9, "hidden_size": 16, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 10,
 }  # fmt: skip
 WORDLEVEL = json.dumps({
-    "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None, "pre_tokenizer": None,
-    "post_processor": None, "decoder": None, "model": {"type": "WordLevel", "vocab": {"[PAD]": 0, "a": 1}, "unk_token": "a"},
+    "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+    "pre_tokenizer": None, "post_processor": None, "decoder": None,
+    "model": {"type": "WordLevel", "vocab": {"[PAD]": 0, "a": 1}, "unk_token": "a"},
 })  # fmt: skip
 
 
@@ -427,12 +441,15 @@ def test_hostile_text_models_are_refused(change):
 
 
 @pytest.mark.parametrize("data", [
-    changed(pre_tokenizer={"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}),
+    changed(pre_tokenizer={
+        "type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}),
     changed(model={"type": "WordLevel", "vocab": {"[PAD]": 0, "a": 100}, "unk_token": "a"}),
     changed(model={"type": "WordLevel", "vocab": {"[PAD]": 0}, "unk_token": "zz"}),
 ])  # fmt: skip
 def test_a_tokenizer_that_fails_at_a_caption_says_so(data):
-    """A search without end, numbers that the tower does not know, words that the tokenizer does not."""
+    """A search without end, numbers that the tower does not know, words that the tokenizer does
+    not.
+    """
     text = HuggingFaceText(BERT, data, {"pad_token": "[PAD]"}, 8)
     with pytest.raises(ValueError, match="tokenizer"):
         text.tokenizer(["a" * 40 + "b", "b"])
@@ -440,8 +457,8 @@ def test_a_tokenizer_that_fails_at_a_caption_says_so(data):
 
 def test_a_tokenizer_pads_and_cuts_as_its_tower_says():
     padding = {
-        "strategy": {"Fixed": 10**9}, "direction": "Right", "pad_to_multiple_of": 10**9, "pad_id": 0, "pad_type_id": 0,
-        "pad_token": "[PAD]",
+        "strategy": {"Fixed": 10**9}, "direction": "Right", "pad_to_multiple_of": 10**9,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]",
     }  # fmt: skip
     cut = {"max_length": 1, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
     text = HuggingFaceText(
@@ -464,7 +481,8 @@ def test_a_tokenizer_pads_and_cuts_as_its_tower_says():
         changed(added_tokens=[added("x", n + 2) for n in range(20_000)]),
         changed(added_tokens=[added("x" * 10**6, 2)]),
         changed(added_tokens={"x": 1}),
-        changed(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),  # a panic of Rust's
+        # a panic of Rust's
+        changed(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
         changed(normalizer=sequence([replace({"String": "a"}, "a" * 100)] * 6)),
         changed(normalizer=sequence([sequence([replace({"Regex": ""}, "ab" * 50)] * 2)])),
         changed(normalizer={"type": "Prepend", "prepend": "a" * 10**6}),
@@ -482,8 +500,9 @@ def test_hostile_tokenizers_are_refused(data, special):
 
 @pytest.mark.parametrize("change", [
     {"image_mean": [0.5] * 2}, {"image_std": "0.5"}, {"image_mean": None}, {"layer_norm_eps": ""},
-    {"num_attention_heads": "2"}, {"num_frames": 10**9}, {"image_size": [32]}, {"image_size": 10**6},
-    {"num_attention_heads": 10**9}, {"sampling_rate": -1}, {"image_std": [0, 0, 0]}, {"use_mean_pooling": "no"},
+    {"num_attention_heads": "2"}, {"num_frames": 10**9}, {"image_size": [32]},
+    {"image_size": 10**6}, {"num_attention_heads": 10**9}, {"sampling_rate": -1},
+    {"image_std": [0, 0, 0]}, {"use_mean_pooling": "no"},
 ])  # fmt: skip
 def test_hostile_videomae_folders_are_refused(tmp_path, change):
     from transformers import VideoMAEConfig, VideoMAEModel

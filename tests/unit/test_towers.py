@@ -326,12 +326,15 @@ def test_a_transformers_text_model(bert, tmp_path):
 
 
 def test_a_tokenizer_travels_as_data(bert, tmp_path):
-    """A folder of open_clip's brings its tokenizer, whose name is never followed; an export needs nothing else."""
+    """A folder of open_clip's brings its tokenizer, whose name is never followed; an export needs
+    nothing else.
+    """
     import open_clip
     from transformers import AutoTokenizer
 
     config = {"embed_dim": 16, "vision_cfg": VIT, "text_cfg": {
-        "context_length": 12, "vocab_size": 9, "width": 16, "heads": 2, "layers": 1, "hf_tokenizer_name": "nobody/nothing",
+        "context_length": 12, "vocab_size": 9, "width": 16, "heads": 2, "layers": 1,
+        "hf_tokenizer_name": "nobody/nothing",
         "tokenizer_kwargs": {"clean": "canonicalize", "strip_sep_token": True},
     }}  # fmt: skip
     source = tmp_path / "theirs"
@@ -406,7 +409,9 @@ def test_a_backbone_without_text_says_which_recipe_makes_one(tiny_backbone, tmp_
 
 
 def test_texts_embedded_between_two_steps_leave_buffers_that_can_be_trained_with():
-    """A device of several CPU processes is "cpu:0", and a copy made in inference mode cannot be synchronised."""
+    """A device of several CPU processes is "cpu:0", and a copy made in inference mode cannot be
+    synchronised.
+    """
     model = pair()
     embed_texts(model, ["a person sits down"], torch.device("cpu", 0))
     tensors = dict(model.named_buffers()) | dict(model.named_parameters())

@@ -51,7 +51,9 @@ def test_a_strength_out_of_range_is_refused():
 
 
 def test_randaugment_comes_before_the_crop(tiny_pack, monkeypatch):
-    """As VideoMAE is fine-tuned: what is moved in from outside the crop is picture, and not a grey border."""
+    """As VideoMAE is fine-tuned: what is moved in from outside the crop is picture, and not a grey
+    border.
+    """
     pack, seen = Pack(tiny_pack), []
     done = transforms.rand_augment
     monkeypatch.setattr(
@@ -79,7 +81,9 @@ def test_uniform_sampling_reaches_training_and_test(tiny_pack):
 
 
 def test_jittered_colours_are_torchvisions_frame_by_frame():
-    """No value leaves what the four changes can reach, every frame has its own, and grey is their grey."""
+    """No value leaves what the four changes can reach, every frame has its own, and grey is their
+    grey.
+    """
     import torchvision.transforms.v2.functional as TF
 
     still = clip_of()[:, :1].expand(3, 6, 6, 8).contiguous()

@@ -69,7 +69,9 @@ def test_tokens_know_their_place(positions, pool):
 
 
 def test_a_class_token_is_timms():
-    """One frame, learned positions, a class token: an image ViT, so timm's answer with the same weights."""
+    """One frame, learned positions, a class token: an image ViT, so timm's answer with the same
+    weights.
+    """
     theirs = timm.models.VisionTransformer(
         32, 8, embed_dim=24, depth=2, num_heads=2, num_classes=0, qkv_bias=True
     ).eval()
@@ -91,7 +93,9 @@ def test_a_class_token_is_timms():
                 [a.q_bias, torch.zeros_like(a.q_bias), a.v_bias]
             ),
         }
-        for name, module in {"norm1": block.norm1, "norm2": block.norm2, "attn.proj": a.proj, "mlp.fc1": block.fc1, "mlp.fc2": block.fc2}.items():  # fmt: skip
+        modules = {"norm1": block.norm1, "norm2": block.norm2, "attn.proj": a.proj}
+        modules |= {"mlp.fc1": block.fc1, "mlp.fc2": block.fc2}
+        for name, module in modules.items():
             state |= {
                 f"blocks.{i}.{name}.weight": module.weight,
                 f"blocks.{i}.{name}.bias": module.bias,
@@ -152,7 +156,7 @@ def test_a_table_takes_the_memory_of_its_numbers(kind):
         tracemalloc.stop()
 
 
-# ------------------------------------------------------------------------------------------ resizing
+# ----------------------------------------------------------------------------------------- resizing
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
@@ -174,7 +178,8 @@ def test_another_clip(positions):
             assert torch.allclose(
                 larger.pos_embed, resize_positions(model.pos_embed, (2, 4, 4), (4, 6, 6)), atol=1e-6
             )
-        # There and back, fixed positions are those of the start: the grid they were made for is kept.
+        # There and back, fixed positions are those of the start: the grid they were made for is
+        # kept.
         back = larger.resized(4, 32, 4)
         if positions != "learned":
             assert torch.allclose(back(video), model(video), atol=1e-5)
@@ -213,7 +218,7 @@ def test_mistakes_are_named(changes, message):
         encoder(**changes)
 
 
-# ------------------------------------------------------------------------------------ attention maps
+# ----------------------------------------------------------------------------------- attention maps
 
 
 @pytest.mark.parametrize("positions", ["flat", "rotary"])

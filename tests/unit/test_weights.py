@@ -159,7 +159,7 @@ def test_only_regular_files_are_opened(tmp_path, read):
 
 
 def test_what_is_not_expected_is_refused_before_it_is_read(tmp_path):
-    """The files are sparse: a terabyte that takes no room on the disk, and would take all memory."""
+    """The files are sparse: a terabyte takes no room on the disk, but would take all memory."""
     path, size = tmp_path / "model.safetensors", 2**40
     for header, reason in (
         ({"a": entry(shape=(size // 4,), offsets=(0, size))}, "does not fit the model"),
@@ -478,7 +478,8 @@ def test_an_honest_training_state_is_read(tmp_path, zipped):
         "optimizer": optimizer.state_dict(),
         "schedule": schedule.state_dict(),
         "args": argparse.Namespace(name="x", rates=[0.5], device=torch.device("cpu")),
-        "kinds": {"bf": torch.ones(2).bfloat16(), "half": torch.ones(0, 2).half(), "b": torch.ones(1).bool()},
+        "kinds": {"bf": torch.ones(2).bfloat16(), "half": torch.ones(0, 2).half(),
+                  "b": torch.ones(1).bool()},
         "shape": torch.Size([2]),
     }  # fmt: skip
     path = tmp_path / "a.pth"
@@ -582,10 +583,12 @@ WRAPPED = {
     "DDP": lambda s: {"model": {f"module.{k}": v for k, v in s.items()}},
     "compiled DDP": lambda s: {"state_dict": {f"module._orig_mod.{k}": v for k, v in s.items()}},
     "Lightning": lambda s: {"state_dict": {f"model.{k}": v for k, v in s.items()}},
-    "DDP of Lightning": lambda s: {"state_dict": {f"module.model.net.{k}": v for k, v in s.items()}},
+    "DDP of Lightning": lambda s: {
+        "state_dict": {f"module.model.net.{k}": v for k, v in s.items()}},
     "mmaction": lambda s: {
         "meta": {"epoch": 1},
-        "state_dict": {f"backbone.{k}": v for k, v in s.items()} | {"head.fc.weight": torch.ones(2)},
+        "state_dict": {
+            **{f"backbone.{k}": v for k, v in s.items()}, "head.fc.weight": torch.ones(2)},
     },
 }  # fmt: skip
 
