@@ -32,8 +32,8 @@ class Classifier(nn.Module):
         per_frame: a label for every frame (many-to-many), from the tokens, averaged over space.
 
     Raises:
-        ValueError: `per_frame` and a backbone that has fewer time slots than frames or samples them uniformly; or fewer
-            than two classes, or two of the same name.
+        ValueError: `per_frame` and a backbone that has fewer time slots than frames or samples them
+            uniformly; or fewer than two classes, or two of the same name.
     """
 
     parts = ("backbone",)  # arguments that are models, see `pretrain.backbones`
@@ -53,12 +53,14 @@ class Classifier(nn.Module):
         frames = backbone.input_spec.frames
         if per_frame and not backbone.input_spec.stride:
             raise ValueError(
-                "a label for every frame needs frames at a stride, and uniform sampling has none: give --sampling dense"
+                "a label for every frame needs frames at a stride, and uniform sampling has none: "
+                "give --sampling dense"
             )
         if per_frame and (backbone.grid[0] != frames or frames == 1):
             raise ValueError(
-                f"a label for every frame needs a token for every frame, and this backbone has {backbone.grid[0]} for "
-                f"{frames} frames: take rnn, lstm, gru, tcn, ed_tcn or inflated"
+                f"a label for every frame needs a token for every frame, and this backbone has "
+                f"{backbone.grid[0]} for {frames} frames: take rnn, lstm, gru, tcn, ed_tcn or "
+                "inflated"
             )
         self.arguments: dict[str, Any] = {
             "classes": list(classes),
@@ -97,10 +99,13 @@ class Classifier(nn.Module):
 def class_probabilities(
     model: Classifier, pack: Pack, samples: np.ndarray, how: Extraction, title: str | None = None
 ) -> np.ndarray:
-    """Class probabilities of clips (len(samples), K), averaged over views, and over frames where each has a label.
+    """Class probabilities of clips (len(samples), K), averaged over views.
+
+    Those of a per-frame classifier are averaged over frames too.
 
     Args:
-        model: the classifier; weights, buffers and mode are left as they are, it is moved to the device.
+        model: the classifier; weights, buffers and mode are left as they are, it is moved to the
+            device.
         pack: the clips.
         samples: which of them.
         how: views, precision and where.
@@ -120,7 +125,8 @@ def class_probabilities(
     )
     if not np.isfinite(probabilities).all():
         raise ValueError(
-            "a prediction of the classifier is not finite: its weights are damaged; train or export it again"
+            "a prediction of the classifier is not finite: its weights are damaged; "
+            "train or export it again"
         )
     return probabilities
 
@@ -129,10 +135,11 @@ def class_probabilities(
 def frame_probabilities(
     model: Classifier, pack: Pack, record: dict, device: torch.device, precision: str = "auto"
 ) -> np.ndarray:
-    """Class probabilities of every frame of a packed clip (frames of the clip, K), of a per-frame classifier.
+    """Class probabilities of a per-frame classifier for every frame of a packed clip (frames, K).
 
-    Windows of the backbone's clip slide over the frames by half their length, and where they overlap they are
-    averaged; a frame that the stride leaves out has the prediction of the last one before it.
+    Windows of the backbone's clip slide over the frames by half their length, and where they
+    overlap they are averaged; a frame that the stride leaves out has the prediction of the last one
+    before it.
 
     Args:
         model: the classifier, on `device`.
@@ -185,8 +192,8 @@ def score_frames(
     """True and predicted class of every frame, `NOTHING` in both where no label is.
 
     Returns:
-        (truth, predicted) of each video with a labelled frame, its clips in order of time, and whose video each labelled
-        frame is of.
+        (truth, predicted) of each video with a labelled frame, its clips in order of time, and
+        whose video each labelled frame is of.
     """
     numbers = {name: i for i, name in enumerate(model.classes)}
     parts: dict[int, list] = {}

@@ -1,9 +1,10 @@
-"""The parts of supervised training: schedules, optimizers, targets, losses, mixing, averaging, layer-wise rates.
+"""The parts of supervised training: its start, rates, optimizers, targets, losses, averaging.
 
 B clips, K classes.
 """
 
 import re
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +12,75 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from downstream.classifier import Classifier
+from downstream.models import load_backbone
 from downstream.segments import NOTHING
 from pretrain.data.sampling import counter_rng
 from pretrain.ema import start_average, update_average
+from pretrain.flags import flag
 from pretrain.optim import decays, learning_rate
+from pretrain.spec import Backbone
 
 STEP_STREAM = 6  # of counter_rng: dropout, drop path and mixing of one step
+
+
+# ------------------------------------------------------------------------------------- the backbone
+
+
+def start_from(name: str, weights: str, changes: dict[str, Any]) -> nn.Module:
+    """The trained backbone that `--backbone` names, of other frames or another size if asked for.
+
+    Args:
+        name: see `downstream.models.load_backbone`.
+        weights: likewise.
+        changes: arguments that are to differ; only "frames" and "size" can, of a video transformer.
+
+    Raises:
+        ValueError: nothing of the kind is there, or another argument was given.
+    """
+    backbone = load_backbone(name, weights)
+    resized = getattr(backbone, "resized", None)
+    if changes and (not resized or not changes.keys() <= {"frames", "size"}):
+        raise ValueError(
+            f"{flag(next(iter(changes)))} belongs to --model: this trained backbone has its own"
+        )
+    if changes:
+        backbone = resized(changes.get("frames", 0), changes.get("size", 0))
+    assert isinstance(backbone, nn.Module)
+    return backbone
+
+
+def adapt(backbone: nn.Module, pool: str | None, drop_path: float) -> nn.Module:
+    """A backbone with the pooling and the stochastic depth of a training.
+
+    Args:
+        backbone: what is trained; changed in place or replaced.
+        pool: "fc_norm": a fresh norm behind the mean of the tokens; None: its own.
+        drop_path: largest probability of leaving out a block.
+
+    Raises:
+        ValueError: it cannot be trained so.
+    """
+    assert isinstance(backbone, Backbone)
+    own = backbone.arguments.get("pool")
+    if pool and pool != own:
+        with_fc_norm = getattr(backbone, "with_fc_norm", None)
+        if pool != "fc_norm" or own != "mean" or not with_fc_norm:
+            raise ValueError(
+                f"--pool {pool}: only the norm of a video transformer whose tokens are averaged "
+                "can move behind the mean, with --pool fc_norm"
+            )
+        backbone = with_fc_norm()
+    if set_drop_path := getattr(backbone, "set_drop_path", None):
+        set_drop_path(drop_path)
+    elif drop_path:
+        raise ValueError(
+            "--drop-path leaves out transformer blocks, of which this backbone has none: give 0"
+        )
+    assert isinstance(backbone, nn.Module)
+    return backbone
+
+
+# -------------------------------------------------------------------------------------------- rates
 
 
 def scheduled_rate(
@@ -32,7 +96,8 @@ def scheduled_rate(
         peak: the rate then.
         schedule: "cosine", to `final`; or "step", a tenth after each of `drops`.
         final: the last rate of a cosine.
-        drops: fractions of the run; quarters are what divisions by ten "when validation stalls" come to.
+        drops: fractions of the run; quarters are what divisions by ten "when validation stalls"
+            come to.
     """
     if schedule == "cosine" or step < warmup:
         return learning_rate(step, num_steps, warmup, peak, final)
@@ -46,8 +111,8 @@ def scheduled_rate(
 def layer_groups(module: nn.Module) -> list[list[str]]:
     """Names of a module's parameters by layer, from those next to the pixels to the last.
 
-    The elements of a sequence (blocks of a transformer, of a residual stage) are a layer each, and so is every other
-    child; a child that holds sequences deeper down is opened.
+    The elements of a sequence (blocks of a transformer, of a residual stage) are a layer each, and
+    so is every other child; a child that holds sequences deeper down is opened.
     """
     groups: list[list[str]] = []
 
@@ -73,14 +138,16 @@ def layer_groups(module: nn.Module) -> list[list[str]]:
 def make_optimizer(
     name: str, model: Classifier, weight_decay: float, layer_decay: float, backbone_lr: float = 1.0
 ) -> torch.optim.Optimizer:
-    """AdamW or SGD (momentum 0.9) with layer-wise rates; vectors (biases, norms) and tables of positions do not decay.
+    """AdamW or SGD (momentum 0.9) with layer-wise rates.
+
+    Vectors (biases, norms) and tables of positions do not decay.
 
     Args:
         name: "adamw" or "sgd".
         model: the classifier.
         weight_decay: of matrices and filters.
-        layer_decay: a layer of the backbone has this factor on the rate of the layer after it (BEiT, Bao et al. 2021,
-            https://arxiv.org/abs/2106.08254); 1: all alike.
+        layer_decay: a layer of the backbone has this factor on the rate of the layer after it
+            (BEiT, Bao et al. 2021, https://arxiv.org/abs/2106.08254); 1: all alike.
         backbone_lr: factor on the rate of the whole backbone; 1: as the classifier's.
 
     Returns:
@@ -112,8 +179,8 @@ def make_optimizer(
     return torch.optim.SGD(list(groups.values()), lr=0.0, momentum=0.9)
 
 
-# Learned positions, of all families and of open_clip, timm and torchvision: VideoMAE skips pos_embed, Video Swin
-# absolute_pos_embed and relative_position_bias_table.
+# Learned positions, of all families and of open_clip, timm and torchvision: VideoMAE skips
+# pos_embed, Video Swin absolute_pos_embed and relative_position_bias_table.
 POSITIONS = re.compile(r"(pos(itional)?_embed(ding)?|relative_position_bias_table)$")
 
 
@@ -131,7 +198,7 @@ def freeze(model: Classifier) -> None:
 
 
 def make_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """Class numbers (...) to target probabilities (..., K); all zero where the class is `NOTHING`."""
+    """Class numbers (...) to target probabilities (..., K); zeros where the class is `NOTHING`."""
     known = labels != NOTHING
     hot = torch.nn.functional.one_hot(labels.clamp(min=0), num_classes).float()
     return (hot * (1 - smoothing) + smoothing / num_classes) * known.unsqueeze(-1)
@@ -140,15 +207,18 @@ def make_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
 def soft_cross_entropy(
     logits: Tensor, targets: Tensor, weights: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Cross entropy of logits (..., K) with target probabilities (..., K): its sum, and the sum of the targets.
+    """Cross entropy of logits (..., K) with target probabilities (..., K).
 
-    The mean of a step is the sum of all its passes and processes over that of their targets: each pass has other frames
-    without a label, and other classes' weights.
+    The mean of a step is the sum of all its passes and processes over that of their targets: each
+    pass has other frames without a label, and other classes' weights.
 
     Args:
         logits: of the model.
         targets: of `make_targets`, perhaps mixed.
         weights: (K,) of the classes, as torch's cross entropy has them; None: all alike.
+
+    Returns:
+        its sum, and the sum of the targets.
     """
     if weights is not None:
         targets = targets * weights
@@ -156,7 +226,7 @@ def soft_cross_entropy(
 
 
 def balanced_weights(counts: np.ndarray) -> Tensor:
-    """Weights (K,) inversely proportional to the classes' counts, their mean over what was counted 1."""
+    """Weights (K,) inversely proportional to the classes' counts; their mean over these is 1."""
     return torch.from_numpy(
         (counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
     )
@@ -165,10 +235,11 @@ def balanced_weights(counts: np.ndarray) -> Tensor:
 def mix(
     video: Tensor, targets: Tensor, mixup: float, cutmix: float, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Mix every clip of a batch with the one at its mirrored place: mixup or cutmix, drawn for the whole batch.
+    """Mix every clip of a batch with the one at its mirrored place, by mixup or cutmix.
 
-    Zhang et al. 2018 (https://arxiv.org/abs/1710.09412), Yun et al. 2019 (https://arxiv.org/abs/1905.04899). A cut box
-    goes through all frames of a clip. As timm does, one is drawn with equal odds where both are on.
+    Zhang et al. 2018 (https://arxiv.org/abs/1710.09412), Yun et al. 2019
+    (https://arxiv.org/abs/1905.04899). A cut box goes through all frames of a clip. As timm does,
+    one is drawn for the whole batch, with equal odds, where both are on.
 
     Args:
         video: float (B, C, T, H, W).
@@ -223,7 +294,7 @@ class Learner(nn.Module):
 
 
 class StepLoss:
-    """The loss of a micro-batch: clips normalised on the device and mixed, soft targets, class weights.
+    """The loss of a micro-batch: clips normalised and mixed, soft targets, class weights.
 
     Args:
         accelerator: device, precision and processes.
@@ -239,8 +310,8 @@ class StepLoss:
     """
 
     def __init__(
-        self, accelerator: Accelerator, num_classes: int, weights: Tensor | None, smoothing: float, mixup: float,
-        cutmix: float, seed: int,
+        self, accelerator: Accelerator, num_classes: int, weights: Tensor | None, smoothing: float,
+        mixup: float, cutmix: float, seed: int,
     ):  # fmt: skip
         self.accelerator, self.num_classes = accelerator, num_classes
         self.weights = None if weights is None else weights.to(accelerator.device)
@@ -248,14 +319,18 @@ class StepLoss:
         self.step = 0
 
     def __call__(self, model: nn.Module, batch: dict, micro: int) -> list[Tensor]:
-        """Sums of the loss, of the targets, of correct predictions (with mixing: of the larger part), of what is predicted."""
+        """Sums of the loss, of the targets, of correct predictions and of all predictions.
+
+        With mixing, a prediction is correct if it is the larger part.
+        """
         where = self.accelerator.device
         spec = self.accelerator.unwrap_model(model).input_spec
         video = spec.normalise(spec.take(batch, where))
         labels = batch["labels"].to(where, non_blocking=True)
         targets = make_targets(labels, self.num_classes, self.smoothing)
         place = self.accelerator.process_index
-        # The global generators too are set from (seed, step, process): resuming needs no generator state.
+        # The global generators too are set from (seed, step, process): resuming needs no generator
+        # state.
         rng = counter_rng(self.seed, self.step, place, micro, stream=STEP_STREAM)
         torch.manual_seed(int(rng.integers(2**62)))
         video, targets = mix(video, targets, self.mixup, self.cutmix, rng)

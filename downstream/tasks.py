@@ -1,6 +1,9 @@
-"""Tasks of a classifier: a label for every video, or one for every frame. This is all that fine-tuning needs of a task.
+"""Tasks of a classifier: a label for every video, or one for every frame.
 
-Another task is another class with these methods and one line in `TASKS`; the recipe asks the task and not which one it is.
+This is all that fine-tuning needs of a task.
+
+Another task is another class with these methods and one line in `TASKS`; the recipe asks the task
+and not which one it is.
 """
 
 from dataclasses import dataclass, field
@@ -49,7 +52,8 @@ class Task(Protocol):
     Attributes:
         kind: its name in a protocol.
         unit: what is classified.
-        whole: a video has one label, so it can be mixed with another, seen in several views and drawn by its class.
+        whole: a video has one label, so it can be mixed with another, seen in several views and
+            drawn by its class.
         pooling: how the predictions of views and clips become one, in words.
     """
 
@@ -68,7 +72,7 @@ class Task(Protocol):
         """
 
     def label(self, record: dict, frames: np.ndarray, numbers: dict[str, int]) -> Tensor:
-        """The labels of a view that shows these frames of a clip, () or (T,); `NOTHING` where there is none.
+        """The labels of a view of a clip, () or (T,); `NOTHING` where there is none.
 
         Args:
             record: index entry of the clip.
@@ -80,7 +84,8 @@ class Task(Protocol):
         """How often each class occurs (K,)."""
 
     def predict(
-        self, model: Classifier, pack: Pack, videos: Videos, how: Extraction, title: str | None = None
+        self, model: Classifier, pack: Pack, videos: Videos, how: Extraction,
+        title: str | None = None,
     ) -> Predictions:  # fmt: skip
         """Predictions for videos; those without a label are left out.
 
@@ -115,7 +120,8 @@ class Clips:
         return np.bincount(videos.numbers(classes), minlength=len(classes))
 
     def predict(
-        self, model: Classifier, pack: Pack, videos: Videos, how: Extraction, title: str | None = None
+        self, model: Classifier, pack: Pack, videos: Videos, how: Extraction,
+        title: str | None = None,
     ) -> Predictions:  # fmt: skip
         """See `Task`."""
         scores = score(model, pack, videos, how, title)
@@ -150,7 +156,8 @@ class Frames:
         return np.bincount(frames[frames != NOTHING], minlength=len(classes))
 
     def predict(
-        self, model: Classifier, pack: Pack, videos: Videos, how: Extraction, title: str | None = None
+        self, model: Classifier, pack: Pack, videos: Videos, how: Extraction,
+        title: str | None = None,
     ) -> Predictions:  # fmt: skip
         """See `Task`; with the scores of segments."""
         sequences, subjects = score_frames(model, pack, videos, how.device, how.precision)
@@ -180,7 +187,7 @@ def choose_videos(
     task: Task, pack: Pack, train_split: str, test_split: str, shots: int | None,
     validation: Literal["auto", "hold-out", "off"], seed: int,
 ) -> tuple[Videos, Videos | None, Videos, list[str], str, list[str]]:  # fmt: skip
-    """Training, validation and test videos, the classes, the rule of validation, and notes for the reader.
+    """Training, validation and test videos, classes, the rule of validation, notes for the reader.
 
     Args:
         task: whose labels count.
@@ -188,8 +195,8 @@ def choose_videos(
         train_split: to learn from.
         test_split: to be scored.
         shots: training videos of each class, drawn; None: all.
-        validation: "auto": the split "val" if there is one; "hold-out": about a quarter of the training videos,
-            subjects apart; "off".
+        validation: "auto": the split "val" if there is one; "hold-out": about a quarter of the
+            training videos, subjects apart; "off".
         seed: of both draws.
 
     Raises:
@@ -201,7 +208,8 @@ def choose_videos(
             raise ValueError("--shots counts videos of a class, and these videos have several")
         keep = few_shots(train.known_labels, shots, seed)
         notes.append(
-            f"{shots} training videos of each class, drawn with seed {seed}: {keep.sum()} of {len(train)}"
+            f"{shots} training videos of each class, drawn with seed {seed}: {keep.sum()} of "
+            f"{len(train)}"
         )
         train = subset(train, keep)
     val, rule = None, "none: the exported weights are the last ones"
@@ -235,7 +243,9 @@ def validate(
     precision: str,
     accelerator: Accelerator,
 ) -> float:
-    """Top-1 accuracy on validation videos (or their frames), one view each; every process takes some.
+    """Top-1 accuracy on validation videos (or their frames), one view each.
+
+    Every process takes some.
 
     Args:
         task: whose labels count.
