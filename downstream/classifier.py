@@ -50,18 +50,8 @@ class Classifier(nn.Module):
         if twice:
             raise ValueError(f"two classes are called {twice[0]!r}: give each a name of its own")
         assert isinstance(backbone, Backbone)
-        frames = backbone.input_spec.frames
-        if per_frame and not backbone.input_spec.stride:
-            raise ValueError(
-                "a label for every frame needs frames at a stride, and uniform sampling has none: "
-                "give --sampling dense"
-            )
-        if per_frame and (backbone.grid[0] != frames or frames == 1):
-            raise ValueError(
-                f"a label for every frame needs a token for every frame, and this backbone has "
-                f"{backbone.grid[0]} for {frames} frames: take rnn, lstm, gru, tcn, ed_tcn or "
-                "inflated"
-            )
+        if per_frame:
+            refuse_per_frame(backbone)
         self.arguments: dict[str, Any] = {
             "classes": list(classes),
             "dropout": dropout,
@@ -94,6 +84,26 @@ class Classifier(nn.Module):
         else:
             embedding = self.backbone(video)
         return self.head(self.dropout(embedding))
+
+
+def refuse_per_frame(backbone: nn.Module) -> None:
+    """Refuse a backbone that cannot give every frame a label.
+
+    Raises:
+        ValueError: it has fewer time slots than frames, or samples them uniformly.
+    """
+    assert isinstance(backbone, Backbone)
+    frames = backbone.input_spec.frames
+    if not backbone.input_spec.stride:
+        raise ValueError(
+            "a label for every frame needs frames at a stride, and uniform sampling has none: "
+            "give --sampling dense"
+        )
+    if backbone.grid[0] != frames or frames == 1:
+        raise ValueError(
+            f"a label for every frame needs a token for every frame, and this backbone has "
+            f"{backbone.grid[0]} for {frames} frames: take rnn, lstm, gru, tcn, ed_tcn or inflated"
+        )
 
 
 def class_probabilities(

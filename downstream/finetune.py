@@ -17,6 +17,7 @@ from downstream.segments import NOTHING
 from pretrain.data.sampling import counter_rng
 from pretrain.ema import start_average, update_average
 from pretrain.flags import flag
+from pretrain.loop import Plan
 from pretrain.optim import decays, learning_rate
 from pretrain.spec import Backbone
 
@@ -39,12 +40,12 @@ def start_from(name: str, weights: str, changes: dict[str, Any]) -> nn.Module:
     """
     backbone = load_backbone(name, weights)
     resized = getattr(backbone, "resized", None)
-    if changes and (not resized or not changes.keys() <= {"frames", "size"}):
+    if resized and changes and changes.keys() <= {"frames", "size"}:
+        backbone = resized(changes.get("frames", 0), changes.get("size", 0))
+    elif changes:
         raise ValueError(
             f"{flag(next(iter(changes)))} belongs to --model: this trained backbone has its own"
         )
-    if changes:
-        backbone = resized(changes.get("frames", 0), changes.get("size", 0))
     assert isinstance(backbone, nn.Module)
     return backbone
 
@@ -83,26 +84,20 @@ def adapt(backbone: nn.Module, pool: str | None, drop_path: float) -> nn.Module:
 # -------------------------------------------------------------------------------------------- rates
 
 
-def scheduled_rate(
-    step: int, num_steps: int, warmup: int, peak: float, schedule: str,
-    final: float = 0.0, drops: tuple[float, ...] = (0.25, 0.5, 0.75),
-) -> float:  # fmt: skip
+def scheduled_rate(step: int, plan: Plan, schedule: str, drops: tuple[float, ...]) -> float:
     """The learning rate of a step (0-based), a pure function, so that resuming needs no state.
 
     Args:
-        step: of `num_steps`.
-        num_steps: of the run.
-        warmup: of them, those that rise from zero, linearly.
-        peak: the rate then.
-        schedule: "cosine", to `final`; or "step", a tenth after each of `drops`.
-        final: the last rate of a cosine.
-        drops: fractions of the run; quarters are what divisions by ten "when validation stalls"
-            come to.
+        step: of the plan.
+        plan: its steps, those that warm up, and the highest and the last rate.
+        schedule: "cosine", to the last rate; or "step", a tenth after each of `drops`.
+        drops: fractions of the run; quarters are what divisions by ten "when validation stalls" come
+            to.
     """
-    if schedule == "cosine" or step < warmup:
-        return learning_rate(step, num_steps, warmup, peak, final)
+    if schedule == "cosine" or step < plan.warmup:
+        return learning_rate(step, plan.steps, plan.warmup, plan.peak, plan.final)
     assert schedule == "step", schedule
-    return peak * 0.1 ** sum(step >= round(drop * num_steps) for drop in drops)
+    return plan.peak * 0.1 ** sum(step >= round(drop * plan.steps) for drop in drops)
 
 
 # ------------------------------------------------------------------------------------------- layers
@@ -276,14 +271,14 @@ class Learner(nn.Module):
         ema: how much of the average stays at every step; 0: no average.
     """
 
-    def __init__(self, model: nn.Module, ema: float):
+    def __init__(self, model: Classifier, ema: float):
         super().__init__()
         self.arguments = {"classifier": model.arguments, "ema": ema}
         self.model, self.ema = model, ema
         self.average = start_average(model) if ema else None
 
     @property
-    def best_guess(self) -> nn.Module:
+    def best_guess(self) -> Classifier:
         """The weights to be judged and exported."""
         return self.model if self.average is None else self.average
 

@@ -103,6 +103,7 @@ class Given:
 
 
 TrainingFlags = Annotated[Given, tyro.conf.arg(name="")]
+GIVEN = Given()
 
 
 @dataclass(frozen=True)
@@ -477,7 +478,9 @@ def fitting(backbone: nn.Module) -> list[str]:
     return found
 
 
-def resolve(preset: str, given: Given, backbone: nn.Module, name: str, fresh: bool) -> Training:
+def resolve_training(
+    preset: str, given: Given, backbone: nn.Module, name: str, fresh: bool
+) -> Training:
     """The training that a preset and flags come to for a backbone.
 
     Args:
@@ -498,4 +501,4 @@ def resolve(preset: str, given: Given, backbone: nn.Module, name: str, fresh: bo
             "or tiny"
         )
     small = TINY_TRAINING if fresh else TINY_BACKBONE
-    return replace(small, **vars(flags_of(TRAINING.get(preset, small)))).changed(given)
+    return TRAINING.get(preset, small).changed(given)

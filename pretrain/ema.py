@@ -5,13 +5,16 @@ the model did, and it saves a counter and longer names.
 """
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+Model = TypeVar("Model", bound=nn.Module)
 
-def start_average(model: nn.Module) -> nn.Module:
+
+def start_average(model: Model) -> Model:
     """A copy of a model that takes no gradients, to be moved by `update_average`."""
     return copy.deepcopy(model).requires_grad_(False)
 

@@ -19,10 +19,9 @@ RUN/last (classifiers that recipes/predict.py reads), results.json, CARD.md, con
 scores.csv (of every class, which recipes/fuse.py reads).
 """
 
-import dataclasses
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,23 +29,21 @@ import torch
 import tyro
 from torch import nn
 
-from downstream.classifier import Classifier
+from downstream.classifier import Classifier, refuse_per_frame
 from downstream.features import Extraction
 from downstream.finetune import (
     Learner,
     StepLoss,
+    adapt,
     balanced_weights,
     freeze,
     make_optimizer,
     scheduled_rate,
+    start_from,
 )
 from downstream.fusion import scored, write_scores
-from downstream.metrics import (
-    confusion_matrix,
-    per_class_accuracy,
-    reversed_pairs_accuracy,
-)
-from downstream.models import build_model, choose_sampling, load_backbone, load_classifier
+from downstream.metrics import confusion_matrix, per_class_accuracy, reversed_pairs_accuracy
+from downstream.models import build_model, choose_sampling, load_classifier
 from downstream.models.flops import count_flops
 from downstream.report import (
     confusion_figure,
@@ -67,31 +64,18 @@ from downstream.results import (
 from downstream.splits import Videos, videos_digest
 from downstream.tasks import TASKS, LabelOfView, choose_videos, validate
 from downstream.training import (
-    TINY_BACKBONE,
-    TINY_STEPS,
-    TINY_TRAINING,
+    GIVEN,
     TRAINING,
-    fitting,
-    kind_of,
-    values_of,
+    Training,
+    TrainingFlags,
+    flags_of,
+    resolve_training,
 )
 from pretrain import backbones, log
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import STREAMS, Pack, TrainClips, warn_of_clips
 from pretrain.data.transforms import Augment
-from pretrain.flags import (
-    Count,
-    Fraction,
-    FractionBelowOne,
-    NotNegative,
-    OptionalCount,
-    Positive,
-    PositiveFraction,
-    Seed,
-    flag,
-    flat,
-    refuse_given,
-)
+from pretrain.flags import OptionalCount, Positive, Seed, flat, refuse_given
 from pretrain.loop import TrainingRun, plan_run
 from pretrain.names import file_name, for_screen, for_shell
 from pretrain.optim import set_rate, update
@@ -104,7 +88,7 @@ from pretrain.weights import weights_hash
 
 @dataclass(frozen=True)
 class Config:
-    """Train a classifier. What is None is as the preset or the model has it, unless its line says otherwise."""
+    """Train a classifier. What is None is as the preset or the model has it, or as its line says."""
 
     preset: Annotated[str, tyro.conf.Suppress] = "tiny"
 
@@ -114,8 +98,8 @@ class Config:
     backbone: str | None = None
     """Instead of --model: RUN/backbone, i3d_k400, hf:OWNER/NAME, a .pth or open_clip:MODEL/WEIGHTS."""
     weights: str | None = None
-    """Of --model: imagenet, kinetics or a file, of a ViViT timm:NAME or open_clip:MODEL/WEIGHTS; of --backbone i3d_k400: the
-    file."""
+    """Of --model: imagenet, kinetics or a file, of a ViViT timm:NAME or open_clip:MODEL/WEIGHTS; of
+    --backbone i3d_k400: the file."""
     network: str | None = None
     """The 2-D network of a frame family: of timm, torchvision:NAME or open_clip:MODEL/WEIGHTS."""
     attention: str | None = None
@@ -128,117 +112,48 @@ class Config:
     """Height and width of a clip, pixels."""
     width: Positive | None = None
     """Factor on the channels of c3d and i3d."""
-    sampling: Literal["dense", "uniform"] | None = None
-    """dense: frames at a stride; uniform: one of each equal part of a clip (TSN), in training and in test."""
-    pool: Literal["mean", "fc_norm", "class"] | None = None
-    """fc_norm: of a video transformer, a fresh norm behind the mean of the tokens instead of the one before it, as VideoMAE is
-    fine-tuned."""
     subtract_mean: bool | None = None
     """True: subtract each clip's mean frame, which removes static backgrounds."""
     freeze: bool = False
     """Train the classifier and, in the frame families, what follows the 2-D network; not the rest."""
     per_frame: bool = False
-    """A label for every frame, from a column `segments` ("0-1.5 sit down; 2-4 stand up") or the clip's own."""
+    """A label for every frame, from a column `segments` ("0-1.5 sit down; 2-4 stand up") or the
+    clip's own."""
 
     # Data
     data: str = "synthetic:3600"
-    """A packed folder, a folder of videos, a list file, WebDataset tars, or "synthetic": with labels."""
+    """A packed folder, videos, a list file, WebDataset tars, or "synthetic": with labels."""
     train_split: str = "train"
     """The split to learn from."""
     test_split: str = "test"
     """The split that is scored, once, at the end."""
     val: Literal["auto", "hold-out", "off"] = "auto"
-    """auto: the split "val" if there is one; hold-out: about a quarter of the training videos, subjects apart; off."""
+    """auto: the split "val" if there is one; hold-out: about a quarter of the training videos,
+    subjects apart; off."""
     shots: OptionalCount = None
     """Training videos of each class, drawn; by default all."""
     out: str | None = None
     """The run's folder; by default runs/finetune-NAME."""
 
-    # Optimisation
-    epochs: Positive | None = None
-    """Passes over the data; a pass decodes every clip once and sees `views` crops of it."""
-    steps: OptionalCount = None
-    """Optimizer steps, instead of epochs."""
-    batch_size: OptionalCount = None
-    """Effective batch: clips in one optimizer step, over all devices and accumulation passes."""
-    micro_batch: Count = 32
-    """Most clips a device handles at once; the rest is accumulated (and batch norm sees only these)."""
-    optimizer: Literal["adamw", "sgd"] | None = None
-    """adamw, or sgd with momentum 0.9."""
-    base_lr: Positive | None = None
-    """Learning rate per 256 clips of effective batch."""
-    schedule: Literal["cosine", "step"] | None = None
-    """cosine to --final-lr, or step: a tenth after each of --drops."""
-    final_lr: NotNegative | None = None
-    """Where a cosine ends, per 256 clips."""
-    drops: tuple[FractionBelowOne, ...] | None = None
-    """Fractions of the run after which a step schedule falls to a tenth."""
-    warmup: Fraction | None = None
-    """Fraction of the steps that warm up."""
-    weight_decay: NotNegative | None = None
-    """The optimizer's, on matrices and filters only; not on tables of positions."""
-    backbone_lr: Positive | None = None
-    """Factor on the backbone's rate; 1: as the classifier's."""
-    layer_decay: PositiveFraction | None = None
-    """Factor on the rate from one layer of the backbone to the one before it; 1: all alike."""
-    dropout: FractionBelowOne | None = None
-    """Before the classifier."""
-    head_std: NotNegative | None = None
-    """Standard deviation of the classifier's first weights."""
-    drop_path: FractionBelowOne | None = None
-    """Largest probability of leaving out a transformer block."""
-    smoothing: FractionBelowOne | None = None
-    """Fraction of every target spread over all classes."""
-    class_weights: Literal["none", "balanced"] = "none"
-    """balanced: classes with few videos count more."""
-    ema: FractionBelowOne = 0.0
-    """Decay of the moving average of the weights, such as 0.999; 0: no average."""
-    clip_grad: NotNegative | None = None
-    """Largest gradient norm; 0: no clipping."""
-    patience: OptionalCount = None
-    """Stop after so many validations without a better one; by default never."""
-
-    # Augmentation
-    crop: Literal["multi-scale", "resized"] | None = None
-    """multi-scale: a box of two of --scales; resized: of 8 to 100 per cent of the area, 3:4 to 4:3 (RandomResizedCrop)."""
-    scales: tuple[PositiveFraction, ...] | None = None
-    """Sides of a multi-scale crop, as fractions of the short side."""
-    flip: bool = True
-    """Mirror half of the clips; --no-flip where classes differ in left and right."""
-    colour: Fraction | None = None
-    """Strength of random brightness, contrast and colour balance, 0 to 1."""
-    rand_augment: str | None = None
-    """Such as n4-m7: four operations of strength 7 of 10, the same for all frames."""
-    erase: Fraction | None = None
-    """Fraction of the clips of which one box is erased, in all frames."""
-    mixup: NotNegative | None = None
-    """Alpha of mixup; 0: off."""
-    cutmix: NotNegative | None = None
-    """Alpha of cutmix; 0: off."""
-    views: OptionalCount = None
-    """Crops taken from one decode (repeated augmentation); each counts as a clip of the batch."""
-
-    # Test
-    num_clips: OptionalCount = None
-    """Test views spread over the time of each clip."""
-    num_crops: OptionalCount = None
-    """Test views spread over the longer side of each."""
-
-    # Running
+    # How to train
     seed: Seed = 0
     """Of weights, order, crops, augmentation and dropout."""
     val_every: OptionalCount = None
     """Steps between validations; by default an epoch, but at most 20 in a run."""
+    training: TrainingFlags = GIVEN
     machine: MachineFlags = MACHINE
     run: RunFlags = RUN
+
+    @property
+    def name(self) -> str:
+        """What is trained, as the user called it."""
+        return self.model or self.backbone or ""
 
 
 PRESETS = {
     "tiny": Config(),
-    "paper": Config(
-        preset="paper",
-    ),
-    **{name: Config(preset=name, **values_of(t)) for name, t in TRAINING.items()},
+    "paper": Config(preset="paper"),
+    **{name: Config(preset=name, training=flags_of(t)) for name, t in TRAINING.items()},
 }
 
 # A line a preset for --help.
@@ -249,60 +164,67 @@ ABOUT = {
 }
 
 
-def resolve(cfg: Config, backbone: nn.Module) -> Config:
-    """Fill in what was not given: a published recipe's values, the small ones in `tiny`.
+def resolve(cfg: Config, backbone: nn.Module) -> tuple[Config, Training]:
+    """The configuration with all that was not given filled in, and the training that it says.
 
     Raises:
-        ValueError: the preset is another backbone's, or none fits; or a value was given that others leave without effect.
+        ValueError: the preset does not fit the backbone, or a value was given that others leave
+            without effect.
     """
-    if cfg.preset == "paper":
-        training = TRAINING[fitting(backbone)[0]]
-    elif cfg.preset in TRAINING:
-        training, fits = TRAINING[cfg.preset], fitting(backbone)
-        if cfg.preset not in fits:
-            raise ValueError(
-                f"the preset {cfg.preset} is not for {cfg.model or cfg.backbone} ({kind_of(backbone)}): take "
-                f"{', '.join(fits)} or tiny"
-            )
-    else:
-        training = TINY_TRAINING if cfg.model else TINY_BACKBONE
-    filled = {} if cfg.preset in TRAINING else {
-        name: value
-        for name, value in values_of(training).items()
-        if name != "flip" and getattr(cfg, name) is None
-    }  # fmt: skip
-    if cfg.preset == "tiny" and not cfg.steps and not cfg.epochs:
-        filled["steps"] = TINY_STEPS
-    given, cfg = cfg, dataclasses.replace(cfg, **filled)
-    refuse_given(given, unused(cfg), PRESETS.get(cfg.preset, Config()))
-    named = cfg.model or Path(cfg.backbone or "").resolve().parent.name or "backbone"
-    return dataclasses.replace(cfg, out=cfg.out or f"runs/finetune-{file_name(named)}")
+    training = resolve_training(cfg.preset, cfg.training, backbone, cfg.name, bool(cfg.model))
+    if cfg.per_frame and (training.mixup or training.cutmix or training.views > 1):
+        raise ValueError(
+            "--mixup and --cutmix mix whole clips and --views repeats them, not labels of frames: "
+            "with --per-frame give 0, 0 and 1"
+        )
+    named = cfg.model or Path(cfg.name).resolve().parent.name or "backbone"
+    out = cfg.out or f"runs/finetune-{file_name(named)}"
+    filled = replace(cfg, training=flags_of(training), out=out)
+    refuse_given(cfg, unused(filled), PRESETS.get(cfg.preset, Config()))
+    return filled, training
 
 
 def unused(cfg: Config) -> dict[str, str]:
     """Values that others leave without effect, and why."""
-    return {
-        name: reason
-        for name, reason, useless in (
-            ("scales", "with --crop resized", cfg.crop == "resized"),
-            ("drops", "with --schedule cosine", cfg.schedule == "cosine"),
-            ("final_lr", "with --schedule step", cfg.schedule == "step"),
-            ("epochs", f"with --steps {cfg.steps}", bool(cfg.steps)),
-            ("val_every", "with --val off", cfg.val == "off"),
-            ("drop_path", "with --freeze: frozen blocks leave nothing out", cfg.freeze),
-            (
-                "num_clips",
-                "with --per-frame, which scores whole clips",
-                cfg.per_frame and (cfg.num_clips or 1) > 1,
-            ),
-            (
-                "num_crops",
-                "with --per-frame, which scores whole clips",
-                cfg.per_frame and (cfg.num_crops or 1) > 1,
-            ),
+    given, whole = cfg.training, "with --per-frame, which scores whole clips"
+    reasons = (
+        ("scales", "with --crop resized", given.crop == "resized"),
+        ("drops", "with --schedule cosine", given.schedule == "cosine"),
+        ("final_lr", "with --schedule step", given.schedule == "step"),
+        ("epochs", f"with --steps {given.steps}", given.steps),
+        ("val_every", "with --val off", cfg.val == "off"),
+        ("patience", "with --val off", cfg.val == "off"),
+        ("drop_path", "with --freeze: frozen blocks leave nothing out", cfg.freeze),
+        ("num_clips", whole, cfg.per_frame and (given.num_clips or 1) > 1),
+        ("num_crops", whole, cfg.per_frame and (given.num_crops or 1) > 1),
+    )
+    return {name: reason for name, reason, useless in reasons if useless}
+
+
+def build_backbone(cfg: Config) -> nn.Module:
+    """The backbone of a configuration, fresh from its seed or with the weights it names.
+
+    Raises:
+        ValueError: neither or both of --model and --backbone; it cannot be built, or it takes a
+            stream that the data do not have.
+    """
+    if bool(cfg.model) == bool(cfg.backbone):
+        raise ValueError(
+            "give either --model, a name of python -m downstream.models, or --backbone"
         )
-        if useless
-    }
+    torch.manual_seed(cfg.seed)
+    flags = ("network", "attention", "frames", "size", "width")
+    changes = {name: getattr(cfg, name) for name in flags if getattr(cfg, name)}
+    if cfg.subtract_mean is not None:
+        changes["subtract_mean"] = cfg.subtract_mean
+    if cfg.model:
+        backbone = build_model(cfg.model, cfg.preset == "tiny", cfg.weights or "", **changes)
+    else:
+        assert cfg.backbone
+        backbone = start_from(cfg.backbone, cfg.weights or "", changes)
+    assert isinstance(backbone, Backbone)
+    backbone.input_spec.refuse_lacking(STREAMS, cfg.name)
+    return backbone
 
 
 # ---------------------------------------------------------------------------------------- the step
@@ -333,106 +255,27 @@ def train_step(model, optimizer, batches, accumulate, accelerator, loss_of, clip
     return loss / max(mass, 1e-12), right / max(known, 1), norm
 
 
-# ------------------------------------------------------------------------------------- the pieces
-
-
-def build_backbone(cfg: Config) -> nn.Module:
-    """The backbone of a configuration, fresh from its seed or with the weights it names.
-
-    Raises:
-        ValueError: neither or both of --model and --backbone; it cannot be built, or it takes a stream that the
-            data do not have.
-    """
-    if bool(cfg.model) == bool(cfg.backbone):
-        raise ValueError(
-            "give either --model, a name of python -m downstream.models, or --backbone"
-        )
-    torch.manual_seed(cfg.seed)
-    flags = ("network", "attention", "frames", "size", "width")
-    changes = {name: getattr(cfg, name) for name in flags if getattr(cfg, name)}
-    if cfg.subtract_mean is not None:
-        changes["subtract_mean"] = cfg.subtract_mean
-    if cfg.backbone:
-        backbone: nn.Module | Backbone = load_backbone(cfg.backbone, cfg.weights or "")
-        resized = getattr(backbone, "resized", None)
-        if changes and resized and set(changes) <= {"frames", "size"}:
-            backbone = resized(cfg.frames or 0, cfg.size or 0)
-        elif changes:
-            raise ValueError(
-                f"{flag(next(iter(changes)))} belongs to --model: this trained backbone has its own"
-            )
-    else:
-        assert cfg.model
-        backbone = build_model(cfg.model, cfg.preset == "tiny", cfg.weights or "", **changes)
-    assert isinstance(backbone, Backbone) and isinstance(backbone, nn.Module)
-    backbone.input_spec.refuse_lacking(STREAMS, cfg.model or cfg.backbone or "")
-    return backbone
-
-
-def adapt(backbone: nn.Module, cfg: Config) -> nn.Module:
-    """The backbone as a resolved configuration trains it: frames of a clip, pooling and stochastic depth.
-
-    Raises:
-        ValueError: it cannot be trained so.
-    """
-    choose_sampling(backbone, cfg.sampling, cfg.stride)
-    assert isinstance(backbone, Backbone)
-    pool = backbone.arguments.get("pool")
-    if cfg.pool and cfg.pool != pool:
-        with_fc_norm = getattr(backbone, "with_fc_norm", None)
-        if cfg.pool != "fc_norm" or pool != "mean" or not with_fc_norm:
-            raise ValueError(
-                f"--pool {cfg.pool}: only the norm of a video transformer whose tokens are averaged can move behind the "
-                "mean, with --pool fc_norm"
-            )
-        backbone = with_fc_norm()
-    if set_drop_path := getattr(backbone, "set_drop_path", None):
-        set_drop_path(cfg.drop_path)
-    elif cfg.drop_path:
-        raise ValueError(
-            "--drop-path leaves out transformer blocks, of which this backbone has none: give 0"
-        )
-    return backbone
-
-
 def print_plan(
-    cfg: Config,
-    run: TrainingRun,
-    model: Classifier,
-    num_train: int,
-    num_clips: int,
-    rule: str,
-    num_test: int,
+    cfg: Config, training: Training, run: TrainingRun, model: Classifier, data: str, rule: str
 ) -> None:
     """Print what the run resolved to, so that no number is applied silently."""
-    spec = model.input_spec
+    spec, unit = model.input_spec, TASKS[cfg.per_frame].unit
     parameters = sum(p.numel() for p in model.backbone.parameters()) / 1e6
     learns = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
-    augment = [
-        "crops of 8 to 100 % of the area" if cfg.crop == "resized" else
-        f"crops {min(cfg.scales):g} to {max(cfg.scales):g}", "flip" if cfg.flip else "",
-        f"colour {cfg.colour:g}" if cfg.colour else "", f"RandAugment {cfg.rand_augment}" if cfg.rand_augment else "",
-        f"erase {cfg.erase:g}" if cfg.erase else "", f"mixup {cfg.mixup:g}" if cfg.mixup else "",
-        f"cutmix {cfg.cutmix:g}" if cfg.cutmix else "", f"{cfg.views} views" if cfg.views > 1 else "",
-    ]  # fmt: skip
-    regular = {
-        "weight decay": cfg.weight_decay, "layer decay": cfg.layer_decay, "backbone's rate": cfg.backbone_lr, "dropout": cfg.dropout,
-        "drop path": cfg.drop_path, "smoothing": cfg.smoothing, "average": cfg.ema, "gradient clip": cfg.clip_grad,
-    }  # fmt: skip
     run.print_plan(
         f"fine-tune {cfg.preset}",
         {
-            "data": f"{num_train} training videos ({num_clips} clips), {num_test} test videos of {cfg.data}",
+            "data": f"{data} of {cfg.data}",
             "validation": rule,
-            "model": f"{cfg.model or cfg.backbone}, {parameters:.2f} M parameters, {learns:.2f} M learn, "
-            f"{len(model.classes)} classes of {TASKS[cfg.per_frame].unit}",
+            "model": f"{cfg.name}, {parameters:.2f} M parameters, {learns:.2f} M "
+            f"learn, {len(model.classes)} classes of {unit}",
             "clip": f"{spec.frames} frames of {spec.size} px, {spec.pace}"
             + (", mean frame subtracted" if spec.subtracts_mean else ""),
-            "optimizer": f"{cfg.optimizer}, {cfg.base_lr:g} per 256 clips -> {run.plan.peak:g}, {cfg.schedule}",
-            "regularised": ", ".join(f"{k} {v:g}" for k, v in regular.items() if v and not (k in ("layer decay", "backbone's rate") and v == 1)),
-            "augmented": ", ".join(filter(None, augment)),
+            "optimizer": f"{training.optimizer}, {training.base_lr:g} per 256 clips -> "
+            f"{run.plan.peak:g}, {training.schedule}",
+            **training.in_words(),
         },
-    )  # fmt: skip
+    )
 
 
 # ------------------------------------------------------------------------------------------- main
@@ -440,49 +283,46 @@ def print_plan(
 
 def main(cfg: Config) -> dict:
     """Train and test; returns what results.json holds."""
-    # ---- data: before the process group exists, since packing may take hours
+    # ---- what to train and how: mistakes are named before hours of packing
     backbone = build_backbone(cfg)
-    cfg = resolve(cfg, backbone)
-    backbone = adapt(backbone, cfg)
+    cfg, training = resolve(cfg, backbone)
+    choose_sampling(backbone, training.sampling, cfg.stride)
+    backbone = adapt(backbone, training.pool, training.drop_path)
+    assert isinstance(backbone, Backbone)
+    task = TASKS[cfg.per_frame]
+    if not task.whole:
+        refuse_per_frame(backbone)
+    augment = Augment(training.flip, training.colour, training.rand_augment or "", training.erase)
     assert cfg.out  # `resolve` names it
     folder = Path(cfg.out)
     try_run(folder)
+
+    # ---- data: before the process group exists, which waits for nobody so long
     pack = open_data(cfg.data, packing_side(backbone.input_spec.size), say=is_first())
-    task = TASKS[cfg.per_frame]
     train, val, test, classes, rule, notes = choose_videos(
         task, pack, cfg.train_split, cfg.test_split, cfg.shots, cfg.val, cfg.seed
     )
-    if cfg.patience and val is None:
+    if training.patience and val is None:
         raise ValueError(
-            "--patience needs validation videos: name a split val in the list, or give --val hold-out"
+            "--patience needs validation videos: name a split val in the list, or give "
+            "--val hold-out"
         )
 
-    # ---- processes
+    # ---- processes, model and optimizer
     accelerator = start_accelerator(cfg.machine)
-    first = accelerator.is_main_process
-
-    # ---- model and optimizer
-    model = Classifier(backbone, classes, cfg.dropout, cfg.per_frame)
-    with torch.no_grad():  # drawn with std 0.01
-        model.head.weight *= cfg.head_std / 0.01
+    model = Classifier(backbone, classes, training.dropout, cfg.per_frame)
+    model.head.weight.data *= training.head_std / 0.01  # drawn with std 0.01
     if cfg.freeze:
         freeze(model)
-    if not task.whole and (cfg.mixup or cfg.cutmix):
-        raise ValueError(
-            "--mixup and --cutmix mix whole clips, not labels of frames: give 0 for both"
-        )
-    if cfg.views > 1 and not task.whole:
-        raise ValueError("--views cannot be combined with --per-frame")
-    learner = Learner(model, cfg.ema).to(accelerator.device)
+    learner = Learner(model, training.ema).to(accelerator.device)
     optimizer = make_optimizer(
-        cfg.optimizer, model, cfg.weight_decay, cfg.layer_decay, cfg.backbone_lr
+        training.optimizer, model, training.weight_decay, training.layer_decay, training.backbone_lr
     )
-    plan = plan_run(cfg, len(train.samples), accelerator.num_processes, cfg.views)
-    augment = Augment(cfg.flip, cfg.colour, cfg.rand_augment or "", cfg.erase)
-    fingerprint = pack.index["fingerprint"]
-    with TrainingRun(folder, cfg, fingerprint, plan, accelerator, set()) as run:
-        print_plan(cfg, run, model, len(train), len(train.samples), rule, len(test))
-        if first:
+    plan = plan_run(training, len(train.samples), accelerator.num_processes, training.views)
+    with TrainingRun(folder, cfg, pack.index["fingerprint"], plan, accelerator, set()) as run:
+        data = f"{len(train)} training videos ({plan.num_clips} clips), {len(test)} test videos"
+        print_plan(cfg, training, run, model, data, rule)
+        if run.first:
             for note in notes:
                 print(f"note: {for_screen(note)}", flush=True)
             warn_of_clips(pack, train.samples, model.input_spec)
@@ -491,39 +331,34 @@ def main(cfg: Config) -> dict:
 
         # ---- loader, wrapper and loss
         dataset = TrainClips(
-            pack, train.samples, model.input_spec, cfg.seed, cfg.views, None if cfg.crop == "resized" else cfg.scales,
-            LabelOfView(task, classes), augment,
+            pack, train.samples, model.input_spec, cfg.seed, training.views,
+            None if training.crop == "resized" else training.scales, LabelOfView(task, classes),
+            augment,
         )  # fmt: skip
         weights = None
-        if cfg.class_weights == "balanced":
+        if training.class_weights == "balanced":
             weights = balanced_weights(task.counts(pack, train, classes))
         loss_of = StepLoss(
-            accelerator, len(classes), weights, cfg.smoothing, cfg.mixup, cfg.cutmix, cfg.seed
-        )
+            accelerator, len(classes), weights, training.smoothing, training.mixup, training.cutmix,
+            cfg.seed,
+        )  # fmt: skip
         wrapped = accelerator.prepare_model(model)
         wrapped.train()  # what was loaded is in evaluation mode
-        epoch = math.ceil(len(train.samples) / plan.decodes_per_step)
+        epoch = math.ceil(plan.num_clips / plan.decodes_per_step)
         val_every = cfg.val_every or max(1, epoch, plan.steps // 20)
 
         # ---- loop
-        patient = lambda: not cfg.patience or run.state["since_best"] < cfg.patience
+        patient = lambda: not training.patience or run.state["since_best"] < training.patience
         if not patient():
             run.end_early()
         with run.batches(dataset) as batches:
             while run.unfinished:
-                lr = scheduled_rate(
-                    run.step,
-                    plan.steps,
-                    plan.warmup,
-                    plan.peak,
-                    cfg.schedule,
-                    plan.final,
-                    cfg.drops,
-                )
+                lr = scheduled_rate(run.step, plan, training.schedule, training.drops)
                 set_rate([optimizer], lr)
                 loss_of.step = run.step
                 loss, right, norm = train_step(
-                    wrapped, optimizer, batches, plan.accumulate, accelerator, loss_of, cfg.clip_grad
+                    wrapped, optimizer, batches, plan.accumulate, accelerator, loss_of,
+                    training.clip_grad,
                 )  # fmt: skip
                 if math.isfinite(norm):
                     learner.update_average()
@@ -531,29 +366,31 @@ def main(cfg: Config) -> dict:
                 values = {"loss": loss, "train_top1": right, "lr": lr, "grad_norm": norm}
                 if val is not None and run.due(val_every):
                     now = validate(
-                        task, learner.best_guess, pack, val, cfg.micro_batch, cfg.machine.precision, accelerator
+                        task, learner.best_guess, pack, val, training.micro_batch,
+                        cfg.machine.precision, accelerator,
                     )  # fmt: skip
                     wrapped.train()
                     values["val_top1"] = run.state["val"] = now
                     run.state["since_best"] += 1
                     if run.state["best"] is None or now > run.state["best"]:
                         run.state |= {"best": now, "best_step": run.step, "since_best": 0}
-                        if first:
+                        if run.first:
                             export(run, learner.best_guess, folder / "backbone")
                     if not patient():
                         run.end_early()
                 if run.log_due():
                     run.log(values, *progress(values, run.state, len(classes)))
                 run.finish_step({"loss": loss})
-        if not patient() and first:
+        if not patient() and run.first:
             print(
-                f"stopped early: no better validation in {cfg.patience} rounds; best at step {run.state['best_step']}"
+                f"stopped early: no better validation in {training.patience} rounds; best at step "
+                f"{run.state['best_step']}"
             )
 
         # ---- end: one process tests
         if not run.end():
             return {}
-        return finish(cfg, learner, pack, train, val, test, rule, notes, run)
+        return finish(cfg, training, learner, pack, train, val, test, rule, notes, run)
 
 
 def progress(values: dict, state: dict, num_classes: int) -> tuple[str, str]:
@@ -567,13 +404,13 @@ def progress(values: dict, state: dict, num_classes: int) -> tuple[str, str]:
 
 def export(run: TrainingRun, model: nn.Module, folder: Path) -> None:
     """Write a classifier folder."""
-    more = {"model": run.config.model or run.config.backbone, "val_top1": run.state["val"]}
+    more = {"model": run.config.name, "val_top1": run.state["val"]}
     provenance = run.provenance("finetune", run.config.train_split) | more
     backbones.export_backbone(model, folder, provenance)
 
 
 def finish(
-    cfg: Config, learner: Learner, pack: Pack, train: Videos, val: Videos | None, test: Videos, rule: str,
+    cfg: Config, training: Training, learner: Learner, pack: Pack, train: Videos, val: Videos | None, test: Videos, rule: str,
     notes: list[str], run: TrainingRun,
 ) -> dict:  # fmt: skip
     """Export, score the test split once and write what was found."""
@@ -585,10 +422,10 @@ def finish(
     model = load_classifier(str(folder / "backbone"))
     classes = model.classes
     how = Extraction(
-        cfg.num_clips,
-        cfg.num_crops,
+        training.num_clips,
+        training.num_crops,
         1,
-        cfg.micro_batch,
+        training.micro_batch,
         min(loader_workers(cfg.machine, 1), 1),
         accelerator.device,
         cfg.machine.precision,
@@ -613,20 +450,20 @@ def finish(
     protocol = {
         "kind": task.kind, "videos": videos_digest(train, test),
         "train_split": cfg.train_split, "test_split": cfg.test_split, "num_train": len(train), "num_test": len(test),
-        "shots": cfg.shots, "num_clips": cfg.num_clips, "num_crops": cfg.num_crops, "validation": rule,
-        "preset": cfg.preset, "training_clips": plan.steps * cfg.batch_size, "patience": cfg.patience,
+        "shots": cfg.shots, "num_clips": training.num_clips, "num_crops": training.num_crops, "validation": rule,
+        "preset": cfg.preset, "training_clips": plan.steps * training.batch_size, "patience": training.patience,
     }  # fmt: skip
     unset = flat(Config())
     details = {
         "views": {
             "frames": spec.frames, "sampling": spec.pace, "stride": spec.stride, "size": spec.size, "subtract_mean": spec.subtracts_mean,
-            "num_clips": cfg.num_clips, "num_crops": cfg.num_crops,
+            "num_clips": training.num_clips, "num_crops": training.num_crops,
             "pooling": task.pooling,
         },
         "training": {
             **{k: v for k, v in flat(cfg).items() if v or v != unset[k]},  # a falsy default: off, or the model's own
             "weights": cfg.weights or ("of the backbone" if cfg.backbone else "from scratch"),
-            "steps": state["step"], "of": plan.steps, "clips": state["step"] * cfg.batch_size,
+            "steps": state["step"], "of": plan.steps, "clips": state["step"] * training.batch_size,
             "minutes": state["seconds"] / 60, "best_step": state["best_step"] or state["step"],
             "best_validation_accuracy": state["best"], "skipped_steps": state["skipped"], "bad_clips": state["bad_clips"],
         },
@@ -634,7 +471,7 @@ def finish(
     }  # fmt: skip
     provenance = backbones.provenance_of(cfg.backbone) if cfg.backbone else "from scratch"
     described = Model(
-        cfg.model or cfg.backbone, weights_hash(model), sum(p.numel() for p in model.backbone.parameters()),
+        cfg.name, weights_hash(model), sum(p.numel() for p in model.backbone.parameters()),
         model.backbone.arguments, provenance, count_flops(model.backbone.cpu()),
     )  # fmt: skip
     data = describe_data(cfg.data, pack, (cfg.train_split, train), (cfg.test_split, test), classes)

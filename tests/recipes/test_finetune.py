@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from downstream.classifier import class_probabilities, frame_probabilities
 from downstream.features import Extraction
-from downstream.models import build_model, load_backbone, load_classifier
+from downstream.finetune import adapt
+from downstream.models import build_model, choose_sampling, load_backbone, load_classifier
 from downstream.results import read_results
 from downstream.splits import choose_splits, videos_digest
 from downstream.tasks import TASKS, Clips
@@ -336,13 +337,18 @@ def test_paper_resolves_for_any_family():
     for name in ("frame_swin", "i3d", "lstm", "vit_b", "vivit_1", "video_swin_t"):
         with torch.device("meta"):
             backbone = build_model(name, small=not name.startswith("vi"))
-            cfg = finetune.resolve(configure(finetune.Config, preset="paper", model=name), backbone)
-            backbone = finetune.adapt(backbone, cfg)
-        assert cfg.epochs and cfg.batch_size and cfg.num_clips > 1
-        assert (
-            -1 not in flat(cfg).values() and cfg.crop and cfg.scales
-        )  # nothing is left to be filled in
-        assert bool(backbone.input_spec.stride) == (cfg.sampling != "uniform")
+            paper = configure(finetune.Config, preset="paper", model=name)
+            cfg, training = finetune.resolve(paper, backbone)
+            choose_sampling(backbone, training.sampling, None)
+            backbone = adapt(backbone, training.pool, training.drop_path)
+        assert training.epochs and training.batch_size and training.num_clips > 1
+        assert training.crop and training.scales
+        known = flat(cfg)  # nothing but these is left to be filled in
+        optional = {"steps", "patience", "pool", "sampling", "rand_augment"}
+        for flag, value in vars(training).items():
+            assert flag in ("about", "fits") or known[flag] == value
+            assert value is not None or flag in optional
+        assert bool(backbone.input_spec.stride) == (training.sampling != "uniform")
     with pytest.raises(ValueError, match="videomae_l_k400 is not for vit_b"), torch.device("meta"):
         finetune.resolve(
             configure(finetune.Config, preset="videomae_l_k400", model="vit_b"),

@@ -26,6 +26,7 @@ from downstream.segments import NOTHING, frame_classes, parse_segments
 from downstream.splits import few_shots
 from downstream.training import TRAINING, fitting
 from pretrain.data.transforms import Augment, rand_augment, random_erase
+from pretrain.loop import Plan
 from pretrain.spec import InputSpec, Stream
 from pretrain.vit import VideoTransformer
 
@@ -118,21 +119,23 @@ def test_every_family_has_a_published_recipe(name):
     assert others.get(name) not in found
 
 
+def rate(step, num_steps, warmup, peak, schedule, final=0.0, drops=(0.25, 0.5, 0.75)) -> float:
+    plan = Plan(num_steps, warmup, 1, 1, 1, 1, 1, 1, peak, final)
+    return scheduled_rate(step, plan, schedule, drops)
+
+
 def test_schedules():
-    rates = [scheduled_rate(s, 40, 0, 1.0, "step") for s in range(40)]
+    rates = [rate(s, 40, 0, 1.0, "step") for s in range(40)]
     assert rates == pytest.approx([1.0] * 10 + [0.1] * 10 + [0.01] * 10 + [0.001] * 10)
-    cosine = [scheduled_rate(s, 100, 10, 2.0, "cosine") for s in range(100)]
+    cosine = [rate(s, 100, 10, 2.0, "cosine") for s in range(100)]
     assert cosine[:10] == pytest.approx([2 / 9 * i for i in range(10)]) and cosine[10] == 2.0
     assert cosine[55] == pytest.approx(1.0) and cosine[99] < 0.01
     # C3D on UCF101 (every 4 of 16 epochs), R(2+1)D (10 of warm-up, then every 10 of 45), VideoMAE's
     # last rate.
-    assert scheduled_rate(29, 45, 10, 1.0, "step", 0.0, (20 / 45, 30 / 45, 40 / 45)) == 0.1
-    assert scheduled_rate(
-        40, 45, 10, 1.0, "step", 0.0, (20 / 45, 30 / 45, 40 / 45)
-    ) == pytest.approx(1e-3)
-    assert scheduled_rate(9, 10, 0, 1.0, "cosine", 0.5) == pytest.approx(
-        0.5 + 0.25 * (1 + np.cos(0.9 * np.pi))
-    )
+    r2plus1d = (45, 10, 1.0, "step", 0.0, (20 / 45, 30 / 45, 40 / 45))
+    assert rate(29, *r2plus1d) == 0.1 and rate(40, *r2plus1d) == pytest.approx(1e-3)
+    last = rate(9, 10, 0, 1.0, "cosine", 0.5)
+    assert last == pytest.approx(0.5 + 0.25 * (1 + np.cos(0.9 * np.pi)))
 
 
 # scripts/*/finetune.sh of MCG-NJU/VideoMAE: the rate as its run_class_finetuning.py scales it (lr x

@@ -191,7 +191,7 @@ def test_help_lists_flags_and_presets(name, capsys):
         assert not stopped.value.code and "(required)" not in said
         for field in flags.flat(shown):
             assert flags.flag(field) in said or field == "preset"
-        assert f"default: {shown.batch_size})" in said
+        assert f"default: {flags.flat(shown)['batch_size']})" in said
         assert all(f"{n} {line}" in said for n, line in module.ABOUT.items())
 
 
