@@ -142,13 +142,13 @@ def read_limited(path: Path, limit: int) -> bytes:
     return data
 
 
-def parse_json(text: str | bytes) -> object:
-    """JSON as the standard has it.
+def parse_json(text: str | bytes, lax: bool = False) -> object:
+    """JSON as the standard has it, or with NaN and Infinity as numbers, as Python writes them.
 
     Raises:
         ValueError: it is not, it is nested too deeply, or has a number of thousands of digits.
     """
-    return _parse(text, _STANDARD)
+    return _parse(text, _PYTHON if lax else _STANDARD)
 
 
 def read_json(path: Path) -> dict:

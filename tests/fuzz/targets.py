@@ -626,12 +626,35 @@ def _check_media(box: Path) -> None:
     )
 
 
+def _pose_seeds() -> list[Files]:
+    from tests.unit.layouts import LAYOUTS, people
+
+    written = [write(people(3, 2, skeleton)) for skeleton, write in LAYOUTS.values()]
+    return [{f"poses/{name}": data for name, data in files.items()} for files in written]
+
+
+def _check_poses(box: Path) -> None:
+    import numpy as np
+
+    from pretrain.data.pose_files import read_poses
+
+    for path in [box / "poses", *sorted((box / "poses").iterdir())]:
+        try:
+            poses = read_poses(path)
+        except ValueError:
+            continue
+        assert np.isfinite(poses.values).all() and poses.values.dtype == np.float32
+        assert len(poses.people) == poses.values.shape[1] <= 4
+        assert not poses.values[poses.values[..., -1] == 0].any()
+
+
 TARGETS = {
     "lists": Target(_list_seeds, _check_list),
     "tars": Target(_tar_seeds, _check_tar),
     "packs": Target(_pack_seeds, _check_pack, _repair_pack),
     "segments": Target(_segment_seeds, _check_segments),
     "classes": Target(_class_seeds, _check_classes),
+    "poses": Target(_pose_seeds, _check_poses),
     "backbones": Target(_backbone_seeds, _check_backbone, _repair_manifest),
     "runs": Target(_run_seeds, _check_run, _repair_manifest),
     "safetensors": Target(_safetensors_seeds, _check_safetensors),
