@@ -27,7 +27,7 @@ _People = list[tuple[str | None, np.ndarray]]
 
 
 def read_poses(path: str | Path, skeleton: str = "", people: int = 4) -> Poses:
-    """Poses from a file, or a folder, of any of these layouts, which are told apart by content.
+    """Poses from a file, or a folder, of any of these layouts, recognised by content.
 
     - NTU RGB+D's `.skeleton`: metres, and pixels of the colour frame. A joint that the Kinect
       inferred has confidence 0.5.
@@ -66,24 +66,35 @@ def read_poses(path: str | Path, skeleton: str = "", people: int = 4) -> Poses:
         ValueError: it cannot be read, is none of these, is cut off or damaged, is too large, or has
             joints of another number than its skeleton.
     """
-    if skeleton and skeleton not in SKELETONS:
-        raise ValueError(f"there is no skeleton {skeleton!r}, only {', '.join(SKELETONS)}")
     path = Path(path)
     try:
         if is_folder(path) or not os.path.lexists(path):
-            found = _Found(_UV, *_openpose(_openpose_files(path)))
-        else:
-            with reading(path):
-                data = read_limited(path, MAX_BYTES)
-            if data.startswith(b"\x93NUMPY"):
-                found = _numpy(data, skeleton)
-            else:
-                found = _text(data, skeleton)
-        return _poses(found, skeleton, people)
+            _check_skeleton(skeleton)
+            return _poses(_Found(_UV, *_openpose(_openpose_files(path))), skeleton, people)
+        with reading(path):
+            data = read_limited(path, MAX_BYTES)
+        return parse_poses(data, skeleton, people)
     except ValueError as error:
-        name = f"{path}"
         what = str(error)
-        raise ValueError(what if what.startswith(name) else f"{name}: {what}") from error
+        raise ValueError(what if what.startswith(f"{path}") else f"{path}: {what}") from error
+
+
+def parse_poses(data: bytes, skeleton: str = "", people: int = 4) -> Poses:
+    """Poses from the bytes of one file, see `read_poses`.
+
+    Raises:
+        ValueError: as there.
+    """
+    _check_skeleton(skeleton)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"longer than {MAX_BYTES:,} bytes")
+    found = _numpy(data, skeleton) if data.startswith(b"\x93NUMPY") else _text(data, skeleton)
+    return _poses(found, skeleton, people)
+
+
+def _check_skeleton(name: str) -> None:
+    if name and name not in SKELETONS:
+        raise ValueError(f"there is no skeleton {name!r}, only {', '.join(SKELETONS)}")
 
 
 class _Found:

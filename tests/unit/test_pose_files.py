@@ -224,8 +224,11 @@ def test_a_number_of_joints_that_several_skeletons_have_is_asked_about(tmp_path)
     with pytest.raises(ValueError, match="openpose25"):
         read(tmp_path, files)
     assert read(tmp_path, files, "kinect25").skeleton == "kinect25"
+    for more in (files, layouts.utkinect(layouts.people(5, 1, "kinect20"))):
+        with pytest.raises(ValueError, match="kinect9"):
+            read(tmp_path, more, "kinect9")
     with pytest.raises(ValueError, match="kinect9"):
-        read(tmp_path, files, "kinect9")
+        read_poses(tmp_path, "kinect9")
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
