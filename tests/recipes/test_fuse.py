@@ -1,4 +1,4 @@
-"""Late fusion of saved scores: equal to a direct computation, learned on validation videos alone, refused where runs differ."""
+"""Late fusion of saved scores: as computed by hand, learned on validation videos alone."""
 
 import dataclasses
 import json
@@ -64,7 +64,8 @@ def save(folder: Path, parts: dict[str, Scored], classes=CLASSES, **changes) -> 
     num = len(test.labels)
     results = Results(
         "finetune", Data("clips.csv", "f00d", "test", num, num, len(classes)),
-        Model(folder.name, "beef", 10, {}, "from scratch"), protocol | changes, {}, {"top1": Metric(top1, num)}, 0, "", {},
+        Model(folder.name, "beef", 10, {}, "from scratch"), protocol | changes, {},
+        {"top1": Metric(top1, num)}, 0, "", {},
     )  # fmt: skip
     write_results(folder, results)
     write_scores(folder, parts, classes)
@@ -175,7 +176,7 @@ def test_weights_are_the_likeliest():
 
 
 def test_logits_of_two_networks_are_added():
-    """As published: softmax of the sum of logits ranks as the sum of the logarithms of what was saved."""
+    """The softmax of summed logits ranks as the sum of the saved logarithms, as published."""
     rng = np.random.default_rng(2)
     logits = rng.normal(0, 4, (2, 50, 7))
     fused = mean_of_logits([softmax(logits[0]), softmax(logits[1])])
@@ -260,12 +261,14 @@ def change_scores(folder: str, old: str, new: str) -> None:
 def test_runs_that_differ_are_refused_by_name(runs, tmp_path):
     (run,) = read_runs([Path(runs[1])])
     test = run.parts["test"]
+    other = ["fall" if name == "walk" else name for name in test.labels]
     few = Scored(test.sources[:-1], test.subjects[:-1], test.labels[:-1], test.probabilities[:-1])
     other = dataclasses.replace(test, labels=[test.labels[1], *test.labels[1:]])
     bad = {
         "only rgb has 1, such as test/59.mp4": ({"test": few}, CLASSES, {}),
         "labels of 1 test videos differ .test/0.mp4": ({"test": other}, CLASSES, {}),
-        "classes differ .*fall": ({"test": dataclasses.replace(test, labels=["fall" if n == "walk" else n for n in test.labels])}, ["fall", *CLASSES[1:]], {}),
+        "classes differ .*fall": ({"test": dataclasses.replace(test, labels=other)},
+                                  ["fall", *CLASSES[1:]], {}),
         "train_split: 'train' and 'more'": (run.parts, CLASSES, {"train_split": "more"}),
         "test_split": (run.parts, CLASSES, {"test_split": "val"}),
         "shots": (run.parts, CLASSES, {"shots": 5}),
@@ -277,7 +280,8 @@ def test_runs_that_differ_are_refused_by_name(runs, tmp_path):
         with pytest.raises(ValueError, match=words):
             main(config([runs[0], folder], tmp_path))
     # A probe beside a fine-tuned network, and zero-shot classification, which learns from nothing.
-    for protocol in ({"kind": "probe", "videos": "x"}, {"kind": "zero-shot", "videos": "x", "train_split": None}):  # fmt: skip
+    zero_shot = {"kind": "zero-shot", "videos": "x", "train_split": None}
+    for protocol in ({"kind": "probe", "videos": "x"}, zero_shot):
         save(Path(runs[1]), run.parts, CLASSES, **protocol)
         main(config(runs[:2], tmp_path))
         shutil.rmtree(tmp_path / "out")
@@ -292,9 +296,10 @@ def test_wrong_numbers_of_runs(runs, tmp_path):
 @pytest.mark.parametrize(
     "old, new",
     [
-        ("part,", "\0,"), ("part,source", "source,part"), ("test,test/0", "train,test/0"), ("test/1.mp4", "test/0.mp4"),
-        (",walk", ",wälk"), ("p0,walk,0.", "p0,walk,nan0."), ("p0,walk,0.", "p0,walk,-0."), ("p0,walk,0.", "p0,walk,1."),
-        ("p0,walk,", "p0,walk,inf,"), ("p0,walk,0.", "p0,walk,0x"), ("p0,walk", '"p0,walk'), ("test/2.mp4,", ""),
+        ("part,", "\0,"), ("part,source", "source,part"), ("test,test/0", "train,test/0"),
+        ("test/1.mp4", "test/0.mp4"), (",walk", ",wälk"), ("p0,walk,0.", "p0,walk,nan0."),
+        ("p0,walk,0.", "p0,walk,-0."), ("p0,walk,0.", "p0,walk,1."), ("p0,walk,", "p0,walk,inf,"),
+        ("p0,walk,0.", "p0,walk,0x"), ("p0,walk", '"p0,walk'), ("test/2.mp4,", ""),
     ],
 )  # fmt: skip
 def test_damaged_scores_are_a_sentence(runs, tmp_path, old, new):
