@@ -19,7 +19,7 @@ from pretrain.ema import start_average, update_average
 from pretrain.flags import flag
 from pretrain.loop import Plan
 from pretrain.optim import decays, learning_rate
-from pretrain.spec import Backbone
+from pretrain.spec import Backbone, Clip
 
 STEP_STREAM = 6  # of counter_rng: dropout, drop path and mixing of one step
 
@@ -228,39 +228,42 @@ def balanced_weights(counts: np.ndarray) -> Tensor:
 
 
 def mix(
-    video: Tensor, targets: Tensor, mixup: float, cutmix: float, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
+    clip: Clip, targets: Tensor, mixup: float, cutmix: float, rng: np.random.Generator
+) -> tuple[Clip, Tensor]:
     """Mix every clip of a batch with the one at its mirrored place, by mixup or cutmix.
 
     Zhang et al. 2018 (https://arxiv.org/abs/1710.09412), Yun et al. 2019
-    (https://arxiv.org/abs/1905.04899). A cut box goes through all frames of a clip. As timm does,
-    one is drawn for the whole batch, with equal odds, where both are on.
+    (https://arxiv.org/abs/1905.04899). A cut box goes through all frames and streams of a clip. As
+    timm does, one is drawn for the whole batch, with equal odds, where both are on.
 
     Args:
-        video: float (B, C, T, H, W).
+        clip: float (B, C, T, H, W), of every stream.
         targets: (B, K).
         mixup: alpha of the Beta distribution; 0: off.
         cutmix: likewise.
         rng: of the draw.
     """
     if not mixup and not cutmix:
-        return video, targets
+        return clip, targets
+    parts = {"": clip} if isinstance(clip, Tensor) else dict(clip)
     use_cutmix = bool(cutmix) and (not mixup or rng.random() < 0.5)
     alpha = cutmix if use_cutmix else mixup
     fraction = float(rng.beta(alpha, alpha))  # of the clip itself
     if not use_cutmix:
-        video = video * fraction + video.flip(0) * (1 - fraction)
+        parts = {n: p * fraction + p.flip(0) * (1 - fraction) for n, p in parts.items()}
     else:
-        height, width = video.shape[-2:]
+        height, width = next(iter(parts.values())).shape[-2:]  # those of all streams
         side = (1 - fraction) ** 0.5
         half_h, half_w = int(height * side) // 2, int(width * side) // 2
         y, x = int(rng.integers(height)), int(rng.integers(width))
         top, bottom = max(y - half_h, 0), min(y + half_h, height)
         left, right = max(x - half_w, 0), min(x + half_w, width)
-        video, other = video.clone(), video.flip(0)
-        video[..., top:bottom, left:right] = other[..., top:bottom, left:right]
+        for name, part in parts.items():
+            parts[name] = mixed = part.clone()
+            mixed[..., top:bottom, left:right] = part.flip(0)[..., top:bottom, left:right]
         fraction = 1 - (bottom - top) * (right - left) / (height * width)
-    return video, targets * fraction + targets.flip(0) * (1 - fraction)
+    targets = targets * fraction + targets.flip(0) * (1 - fraction)
+    return parts[""] if isinstance(clip, Tensor) else parts, targets
 
 
 class Learner(nn.Module):
@@ -320,7 +323,7 @@ class StepLoss:
         """
         where = self.accelerator.device
         spec = self.accelerator.unwrap_model(model).input_spec
-        video = spec.normalise(spec.take(batch, where))
+        clip = spec.normalise(spec.take(batch, where))
         labels = batch["labels"].to(where, non_blocking=True)
         targets = make_targets(labels, self.num_classes, self.smoothing)
         place = self.accelerator.process_index
@@ -328,9 +331,9 @@ class StepLoss:
         # state.
         rng = counter_rng(self.seed, self.step, place, micro, stream=STEP_STREAM)
         torch.manual_seed(int(rng.integers(2**62)))
-        video, targets = mix(video, targets, self.mixup, self.cutmix, rng)
+        clip, targets = mix(clip, targets, self.mixup, self.cutmix, rng)
         with self.accelerator.autocast():
-            logits = model(video)
+            logits = model(clip)
         loss, mass = soft_cross_entropy(logits, targets, self.weights)
         known = targets.sum(-1) > 0
         hits = (logits.argmax(-1) == targets.argmax(-1)) & known

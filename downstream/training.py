@@ -16,6 +16,7 @@ from pretrain.flags import (
     Positive,
     PositiveFraction,
 )
+from pretrain.spec import Backbone
 
 
 @dataclass(frozen=True)
@@ -501,4 +502,7 @@ def resolve_training(
             "or tiny"
         )
     small = TINY_TRAINING if fresh else TINY_BACKBONE
+    assert isinstance(backbone, Backbone)
+    if "rgb" not in backbone.input_spec.streams:
+        small = replace(small, colour=0.0)  # flow and joints have none
     return TRAINING.get(preset, small).changed(given)

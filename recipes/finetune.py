@@ -1,22 +1,24 @@
 """Fine-tune a backbone, or train any model of the families from scratch, on labelled clips.
 
-    python recipes/finetune.py --model lstm                                the synthetic dataset
-    python recipes/finetune.py --model i3d --data clips.csv                small, for minutes on two cores
-    python recipes/finetune.py paper --model c3d --data clips.csv          as the family's paper trains
+    python recipes/finetune.py --model lstm                           the synthetic dataset
+    python recipes/finetune.py --model i3d --data clips.csv           small, minutes on two cores
+    python recipes/finetune.py paper --model c3d --data clips.csv     as the family's paper trains
     python recipes/finetune.py videomae_b_k400 --backbone hf:MCG-NJU/videomae-base --data clips.csv
     python recipes/finetune.py --backbone runs/mine/backbone --data clips.csv
     python recipes/finetune.py --model tcn --per-frame --data clips.csv    a label for every frame
 
-The first word chooses a preset: `tiny` (small inputs and networks, minutes on a CPU), a published recipe (every value's
-source is in `downstream/training.py`), or `paper`, the first published one that fits the backbone. Flags change single
-values; those that are not given are the preset's, and the table at the start shows what everything came to.
-`python -m downstream.models` lists the models. Starting the same command again continues an interrupted run.
+The first word chooses a preset: `tiny` (small inputs and networks, minutes on a CPU), a published
+recipe (every value's source is in `downstream/training.py`), or `paper`, the first published one
+that fits the backbone. Flags change single values; those that are not given are the preset's, and
+the table at the start shows what everything came to. `python -m downstream.models` lists the
+models. Starting the same command again continues an interrupted run.
 
-The test split is scored once, at the end, in several views of every clip whose probabilities are averaged. Where the
-data have a split "val" (or --val hold-out makes one of training videos) the exported weights are those that were best
-on it, and --patience stops when it no longer improves; without one they are the last. Written: RUN/backbone and
-RUN/last (classifiers that recipes/predict.py reads), results.json, CARD.md, confusion.png, predictions.csv and
-scores.csv (of every class, which recipes/fuse.py reads).
+The test split is scored once, at the end, in several views of every clip whose probabilities are
+averaged. Where the data have a split "val" (or --val hold-out makes one of training videos) the
+exported weights are those that were best on it, and --patience stops when it no longer improves;
+without one they are the last. Written: RUN/backbone and RUN/last (classifiers that
+recipes/predict.py reads), results.json, CARD.md, confusion.png, predictions.csv and scores.csv (of
+every class, which recipes/fuse.py reads).
 """
 
 import math
@@ -88,7 +90,7 @@ from pretrain.weights import weights_hash
 
 @dataclass(frozen=True)
 class Config:
-    """Train a classifier. What is None is as the preset or the model has it, or as its line says."""
+    """Train a classifier. What is None is as preset or model have it, unless its line says more."""
 
     preset: Annotated[str, tyro.conf.Suppress] = "tiny"
 
@@ -96,14 +98,14 @@ class Config:
     model: str | None = None
     """A name of `python -m downstream.models`, from scratch or from --weights."""
     backbone: str | None = None
-    """Instead of --model: RUN/backbone, i3d_k400, hf:OWNER/NAME, a .pth or open_clip:MODEL/WEIGHTS."""
+    """Instead: RUN/backbone, i3d_k400, hf:OWNER/NAME, a .pth or open_clip:MODEL/WEIGHTS."""
     weights: str | None = None
     """Of --model: imagenet, kinetics or a file, of a ViViT timm:NAME or open_clip:MODEL/WEIGHTS; of
     --backbone i3d_k400: the file."""
     network: str | None = None
     """The 2-D network of a frame family: of timm, torchvision:NAME or open_clip:MODEL/WEIGHTS."""
     attention: str | None = None
-    """Blocks to insert, such as se@sums or nonlocal@*.layer3; see downstream/models/attention.py."""
+    """Blocks to insert: se@sums, nonlocal@*.layer3, ...; see downstream/models/attention.py."""
     frames: OptionalCount = None
     """Frames of a clip."""
     stride: OptionalCount = None
@@ -115,7 +117,7 @@ class Config:
     subtract_mean: bool | None = None
     """True: subtract each clip's mean frame, which removes static backgrounds."""
     freeze: bool = False
-    """Train the classifier and, in the frame families, what follows the 2-D network; not the rest."""
+    """Train the classifier and, in frame families, what follows the 2-D network; not the rest."""
     per_frame: bool = False
     """A label for every frame, from a column `segments` ("0-1.5 sit down; 2-4 stand up") or the
     clip's own."""
@@ -172,7 +174,14 @@ def resolve(cfg: Config, backbone: nn.Module) -> tuple[Config, Training]:
             without effect.
     """
     training = resolve_training(cfg.preset, cfg.training, backbone, cfg.name, bool(cfg.model))
-    if cfg.per_frame and (training.mixup or training.cutmix or training.views > 1):
+    assert isinstance(backbone, Backbone)
+    spec, mixed = backbone.input_spec, training.mixup or training.cutmix
+    if mixed and (joints := spec.streams.keys() - spec.pictures.keys()):
+        raise ValueError(
+            f"--mixup and --cutmix mix pixels, and {cfg.name} takes {', '.join(joints)}: give 0 "
+            "for both"
+        )
+    if cfg.per_frame and (mixed or training.views > 1):
         raise ValueError(
             "--mixup and --cutmix mix whole clips and --views repeats them, not labels of frames: "
             "with --per-frame give 0, 0 and 1"
@@ -233,12 +242,12 @@ def build_backbone(cfg: Config) -> nn.Module:
 def train_step(model, optimizer, batches, accumulate, accelerator, loss_of, clip_grad):
     """One optimizer step over `accumulate` micro-batches.
 
-    The loss is the mean over everything in the step that has a target, whatever the number of micro-batches and of
-    processes: sums are added up, and their gradient is divided once.
+    The loss is the mean over everything in the step that has a target, whatever the number of
+    micro-batches and of processes: sums are added up, and their gradient is divided once.
 
     Returns:
-        mean loss, accuracy and gradient norm, all over all processes; if the norm is not finite the weights were left
-        alone.
+        mean loss, accuracy and gradient norm, all over all processes; if the norm is not finite the
+        weights were left alone.
     """
     sums = torch.zeros(4, device=accelerator.device)
     for i in range(accumulate):

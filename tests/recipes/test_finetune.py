@@ -26,6 +26,7 @@ from pretrain.data.pack import pack
 from pretrain.data.shards import Pack
 from pretrain.flags import flat
 from pretrain.names import from_csv
+from pretrain.spec import InputSpec, Joints, Stream, flow_stream
 from recipes import compare, convert, finetune, predict
 from tests.conftest import draw_motion, motion_rows, write_video
 from tests.recipes.runs import (
@@ -356,6 +357,37 @@ def test_paper_resolves_for_any_family():
         )
 
 
+class OfStreams(torch.nn.Module):
+    """A backbone of which only its clip is asked for."""
+
+    embed_dim, grid, arguments = 1, (1, 1, 1), {}
+
+    def __init__(self, **streams):
+        super().__init__()
+        self.input_spec = InputSpec(8, 1, 32, streams)
+
+    def forward_features(self, clip): ...
+
+    def forward(self, clip): ...
+
+
+def test_what_changes_colours_or_mixes_pixels_is_for_pixels():
+    resolved = lambda backbone, **given: finetune.resolve(
+        configure(finetune.Config, model="m", **given), backbone
+    )[1]
+    flow, pose = OfStreams(flow=flow_stream(32)), OfStreams(pose=Joints("coco17", 17))
+    assert (
+        resolved(flow).colour
+        == resolved(pose).colour
+        == 0
+        < resolved(OfStreams(rgb=Stream())).colour
+    )
+    assert resolved(flow, mixup=0.8).mixup == 0.8
+    for given in ({"mixup": 0.8}, {"cutmix": 1.0}):
+        with pytest.raises(ValueError, match="takes pose"):
+            resolved(pose, **given)
+
+
 def test_few_shots(tiny_pack, tmp_path):
     results = finetune.main(config(tiny_pack, tmp_path / "run", shots=2, steps=2))
     assert (
@@ -536,6 +568,8 @@ def test_predictions_of_a_file_and_a_folder(undisturbed, tmp_path, capsys):
         ({"model": "lstn"}, "did you mean lstm"),
         ({"model": "i3d_flow", "network": "", "frames": 8}, "takes flow"),
         ({"patience": 2}, "--patience needs validation videos"),
+        ({"patience": 2, "val": "off"}, "without effect.*--patience with --val off"),
+        ({"model": "lstm", "per_frame": True, "views": 2}, "mix whole clips"),
         ({"shots": -1}, "--shots -1"),
         ({"model": "lstm", "per_frame": True, "mixup": 0.5}, "mix whole clips"),
         ({"per_frame": True}, "for every frame needs"),
@@ -571,6 +605,27 @@ def test_mistakes_are_named_before_anything_is_written(tiny_pack, tmp_path, chan
     with pytest.raises(ValueError, match=message):
         finetune.main(config(tiny_pack, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "lstm", "per_frame": True, "mixup": 0.5},
+        {"model": "lstm", "per_frame": True, "views": 2},
+        {"per_frame": True},
+        {"patience": 2, "val": "off"},
+        {"rand_augment": "hard"},
+        {"erase": 2.0},
+        {"drop_path": 0.1},
+        {"pool": "fc_norm"},
+        {"sampling": "uniform"},
+    ],
+    ids=str,
+)
+def test_mistakes_are_named_before_the_data_are_packed(tmp_path, monkeypatch, changes):
+    monkeypatch.setattr(finetune, "open_data", lambda *_, **__: pytest.fail("packed"))
+    with pytest.raises(ValueError):
+        finetune.main(config("nowhere", tmp_path / "run", **changes))
 
 
 def test_hard_data(make_pack, tmp_path):

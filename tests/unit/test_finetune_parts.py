@@ -278,6 +278,16 @@ def test_mixing_keeps_pixels_and_targets_together(seed, alphas):
         assert ((mixed == video) | (mixed == video.flip(0))).all()
 
 
+@pytest.mark.parametrize("alphas", [(0.8, 0), (0, 1.0)])
+def test_all_streams_of_a_clip_are_mixed_alike(alphas):
+    video, targets = torch.rand(4, 3, 2, 16, 16), torch.eye(4)
+    alone, soft = mix(video, targets, *alphas, np.random.default_rng(1))
+    clip = {"rgb": video, "flow": video[:, :2]}
+    both, again = mix(clip, targets, *alphas, np.random.default_rng(1))
+    assert torch.equal(both["rgb"], alone) and torch.equal(both["flow"], alone[:, :2])
+    assert torch.equal(soft, again) and not torch.equal(alone, video) and clip["rgb"] is video
+
+
 def test_no_mixing_changes_nothing():
     video, targets = torch.randn(2, 3, 2, 4, 4), torch.eye(2)
     assert mix(video, targets, 0, 0, np.random.default_rng(0)) == (video, targets)
