@@ -12,6 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from downstream.features import Extraction, extract_tokens
+from downstream.metrics import topk_accuracy
+from downstream.probe import Folds
+from pretrain.data.shards import Pack
 from pretrain.optim import adamw, learning_rate
 
 # (peak learning rate, weight decay) of the heads trained side by side.
@@ -188,3 +192,30 @@ def fit_attentive(
     heads = fresh(1)
     _train(heads, [chosen], tokens, labels, np.arange(len(labels)), mean, std, seed)
     return AttentiveProbe(heads[0], mean, std, *chosen, sweep)
+
+
+def attentive_accuracy(
+    encoder: nn.Module, pack: Pack, given: Folds, how: Extraction, seed: int
+) -> tuple[float, dict]:
+    """The attentive probe's top-1 on the test videos, and what was chosen for it.
+
+    Args:
+        encoder: the backbone.
+        pack: the data.
+        given: one fold from training to test videos.
+        how: views of a clip.
+        seed: of the head.
+    """
+    train, test = (
+        extract_tokens(encoder, pack, part.samples, how, f"tokens, {split}")
+        for part, split in zip(given.parts, ("training videos", "test videos"), strict=True)
+    )
+    learned, tested = given.parts
+    ((_, validations, _),) = given.folds
+    labels, validation = given.labels[learned.owner], validations[0][learned.owner]
+    probe = fit_attentive(train, labels, validation, seed, how.device)
+    scores = tested.average(probe.probabilities(test))
+    chosen = {
+        "lr": probe.lr, "weight_decay": probe.weight_decay, "validation_accuracy": probe.sweep
+    }  # fmt: skip
+    return topk_accuracy(scores, given.labels[given.tested], 1), chosen

@@ -23,7 +23,7 @@ def pair_videos(results: Results) -> int:
     from pretrain.data.figure import REVERSED_PAIRS
 
     names = {name for pair in REVERSED_PAIRS for name in pair}
-    return sum(entry["num"] for name, entry in results.per_class.items() if name in names)
+    return sum(entry.num for name, entry in results.per_class.items() if name in names)
 
 
 def claims_about(rows: dict[str, dict], runs: dict[str, list[Results]]) -> list[dict]:

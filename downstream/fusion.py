@@ -74,13 +74,16 @@ def scored(videos: Videos, probabilities: np.ndarray) -> Scored:
     return Scored(videos.sources, videos.subjects, videos.known_labels, probabilities)
 
 
-def write_scores(folder: Path, parts: dict[str, Scored], classes: list[str]) -> None:
+def write_scores(folder: Path, parts: dict[str, Scored], classes: list[str]) -> Path:
     """Write scores.csv: part, video, person, label and the probability of every class.
 
     Args:
         folder: of the run.
         parts: "test" and, where there are videos that nothing was fitted on, "val".
         classes: names of the C classes.
+
+    Returns:
+        the file.
 
     Raises:
         ValueError: the disk does not take it.
@@ -93,6 +96,7 @@ def write_scores(folder: Path, parts: dict[str, Scored], classes: list[str]) -> 
             for (source, subject, label), row in zip(names, about.probabilities, strict=True):
                 cells = map(for_csv, (source, subject or "", label))
                 writer.writerow([part, *cells, *(f"{value:.9g}" for value in row)])
+    return folder / NAME
 
 
 # ---- read

@@ -5,14 +5,21 @@ N videos, D features, C classes; labels are class numbers 0..C-1.
 """
 
 import dataclasses
+import json
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from safetensors.numpy import save_file
 from threadpoolctl import threadpool_limits
 
-from downstream.metrics import softmax
+from downstream.metrics import mean_class_accuracy, softmax, topk_accuracy
+from downstream.splits import Videos, choose_splits, choose_validation, leave_one_subject_out
+from pretrain.data.shards import Pack
+from pretrain.files import share
+from pretrain.folders import writing
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -22,6 +29,10 @@ MAX_ITER = 1000
 # Inverse strengths of the L2 regularisation, half a decade apart; widened when the best is at an end.
 GRID = tuple(float(f"{10**e:.3g}") for e in np.arange(-4, 2.1, 0.5))
 LIMITS = (1e-8, 1e6)
+# Sets of validation videos on which the linear probe's regularisation strength is chosen. One where
+# subjects are left out in turn: every subject has a fit of its own there, over which the chance in
+# the choice evens out.
+VALIDATIONS = 4
 # Added to the variance of every principal direction before it is scaled to one; the mean variance of
 # standardised features is one.
 WHITENING = 0.1
@@ -277,3 +288,165 @@ def knn_accuracy(
     num_classes = int(max(train_labels.max(), test_labels.max())) + 1
     scores = knn_scores(train, train_labels, test, num_classes, k, temperature)
     return float((scores.argmax(1) == test_labels).mean())
+
+
+# Numbers of the training videos, which of them are for validation (masks, one a row), numbers of
+# the test videos.
+Fold = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Who is learned from and who is tested; videos are numbered through all parts.
+
+    Attributes:
+        parts: the training and the test videos; or all, if each subject is left out in turn.
+        folds: fits and the videos that each tests, which differ.
+        classes: names of the C classes.
+        labels: (N,) class numbers.
+        subjects: (N,) who is seen.
+        sources: (N,) names.
+        validation: how many validation videos there are, and the rule that chose them.
+        notes: sentences a reader of the result must see.
+    """
+
+    parts: tuple[Videos, ...]
+    folds: list[Fold]
+    classes: list[str]
+    labels: np.ndarray
+    subjects: list[str | None]
+    sources: list[str]
+    validation: str
+    notes: list[str]
+
+    @property
+    def tested(self) -> np.ndarray:
+        """The numbers of the videos that are tested, in the order of the folds."""
+        return np.concatenate([test for _, _, test in self.folds])
+
+    @property
+    def num_train(self) -> int:
+        """How many videos are learned from, in any fold."""
+        return len(self.folds[0][0]) if len(self.folds) == 1 else len(self.labels)
+
+
+def choose_folds(
+    pack: Pack, train_split: str, test_split: str, leave_one_out: bool, seed: int
+) -> Folds:
+    """The folds of a pack: one from training to test videos, or one for each subject.
+
+    Args:
+        pack: the data.
+        train_split: as `choose_splits` takes it, likewise the next.
+        test_split: likewise.
+        leave_one_out: leave out one subject in turn instead.
+        seed: of the validation videos.
+
+    Raises:
+        ValueError: the splits, labels or subjects cannot be used.
+    """
+    if leave_one_out:
+        everybody, held, notes = leave_one_subject_out(pack)
+        parts: tuple[Videos, ...] = (everybody,)
+    else:
+        train, test, notes = choose_splits(pack, train_split, test_split, seed)
+        parts = (train, test)
+        held = [np.arange(len(train) + len(test)) >= len(train)]
+    names = [label for part in parts for label in part.known_labels]
+    subjects = [subject for part in parts for subject in part.subjects]
+    classes, folds, rule = sorted(set(names)), [], ""
+    for mask in held:
+        learned = np.flatnonzero(~mask)
+        about = [names[i] for i in learned], [subjects[i] for i in learned]
+        chosen = [
+            choose_validation(*about, seed * VALIDATIONS + i)
+            for i in range(1 if leave_one_out else VALIDATIONS)
+        ]
+        rule = rule or chosen[0][1]
+        folds.append((learned, np.stack([mask for mask, _ in chosen]), np.flatnonzero(mask)))
+    return Folds(
+        parts, folds, classes, np.concatenate([part.numbers(classes) for part in parts]), subjects,
+        [source for part in parts for source in part.sources],
+        f"{_in_words(folds[0][1])} for validation: {rule}", notes,
+    )  # fmt: skip
+
+
+def _in_words(validations: np.ndarray) -> str:
+    """How many videos the validation masks (P, N) choose: "490", "4 times 490", or "none"."""
+    sizes = sorted(set(validations.sum(1).tolist()))
+    if sizes == [0]:
+        return "none"
+    words = " or ".join(map(str, sizes))
+    return words if len(validations) == 1 else f"{len(validations)} times {words}"
+
+
+def probe_features(
+    features: np.ndarray, given: Folds, svm: bool
+) -> tuple[dict, list[LinearProbe], np.ndarray]:
+    """Fit on the training videos of every fold and score its test videos.
+
+    The segments of a video (S, D) are one long feature for the linear probe and for kNN; `mean_token`
+    numbers are of their mean.
+
+    Args:
+        features: (N, S, D) of all videos.
+        given: their folds and labels.
+        svm: fit a linear support vector machine instead.
+
+    Returns:
+        the numbers over all tested videos, the linear probe of each fold, and the linear probes' class
+        probabilities of the tested videos (M, C).
+    """
+    labels, num_classes = given.labels, len(given.classes)
+    scores, mean_scores, votes, mean_votes = (
+        np.zeros((len(labels), num_classes)) for _ in range(4)
+    )
+    long, means, probes = features.reshape(len(features), -1), features.mean(1), []
+    for train, validations, test in given.folds:
+        probes.append(fit_linear(long[train], labels[train], validations, svm))
+        scores[test] = probes[-1].probabilities(long[test])
+        mean_probe = probes[-1]
+        if features.shape[1] > 1:  # else the mean is all there is
+            mean_probe = fit_linear(means[train], labels[train], validations, svm)
+        mean_scores[test] = mean_probe.probabilities(means[test])
+        votes[test] = knn_scores(long[train], labels[train], long[test], num_classes)
+        mean_votes[test] = knn_scores(means[train], labels[train], means[test], num_classes)
+    tested = given.tested
+    truth = labels[tested]
+    numbers = {
+        "top1": topk_accuracy(scores[tested], truth, 1),
+        "top5": topk_accuracy(scores[tested], truth, 5),
+        "mean_class_accuracy": mean_class_accuracy(truth, scores[tested].argmax(1)),
+        "knn_top1": topk_accuracy(votes[tested], truth, 1),
+        "mean_token_top1": topk_accuracy(mean_scores[tested], truth, 1),
+        "mean_token_knn_top1": topk_accuracy(mean_votes[tested], truth, 1),
+    }
+    return numbers, probes, scores[tested]
+
+
+def fit_card(probes: list[LinearProbe]) -> dict:
+    """The chosen hyperparameters of a linear probe; a list for those of several folds."""
+    card: dict[str, Any] = {
+        "C": [p.c for p in probes] if len(probes) > 1 else probes[0].c,
+        "whitened": [p.whitened for p in probes] if len(probes) > 1 else probes[0].whitened,
+        "C_at_edge": any(p.at_edge for p in probes),
+        "converged": all(p.converged for p in probes),
+    }
+    if len(probes) == 1:
+        sweeps = {"validation_accuracy": probes[0].sweep, "rejected_accuracy": probes[0].rejected}
+        for name, sweep in sweeps.items():
+            card[name] = {f"{c:g}": round(a, 4) for c, a in sweep.items()}
+    return card
+
+
+def save_probe(path: Path, probe: LinearProbe, classes: list[str]) -> None:
+    """Write a linear probe: `mean`, `std`, `weight` and `bias`, and the names of the classes.
+
+    Raises:
+        ValueError: the disk does not take it.
+    """
+    values = {"mean": probe.mean, "std": probe.std, "weight": probe.weight, "bias": probe.bias}
+    tensors = {name: np.ascontiguousarray(v, dtype=np.float32) for name, v in values.items()}
+    with writing(path):
+        save_file(tensors, path, {"classes": json.dumps(classes)})
+        share(path)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from downstream.results import Metric, Results
+from downstream.results import RECIPES, Metric, Predictions, Results
 from pretrain.folders import writing
 from pretrain.log import optional_figure, write_json
 from pretrain.names import for_csv, for_figure, for_markdown, for_screen, for_title
@@ -25,13 +25,6 @@ WORDS = {
     **{f"f1_{k}": f"F1 of segments at {k} % overlap" for k in (10, 25, 50)},
     **{f"t2v_r{k}": f"text to video R@{k}" for k in (1, 5, 10)},
     **{f"v2t_r{k}": f"video to text R@{k}" for k in (1, 5, 10)},
-}
-RECIPES = {
-    "linear_probe": "Frozen probe",
-    "finetune": "Fine-tuning",
-    "zero_shot": "Zero-shot classification",
-    "retrieval": "Retrieval",
-    "fuse": "Late fusion",
 }
 RANDOM = "random_init_"  # before the names of what random weights reach
 
@@ -55,7 +48,7 @@ def table(results: Results) -> list[tuple[str, ...]]:
             (
                 _words(name), _value(metric),
                 f"{100 * low:.1f} to {100 * high:.1f} %" if metric.interval else "",
-                "" if metric.chance is None else f"{100 * metric.chance:.1f} %",
+                "" if metric.chance is None else _number(metric.chance, metric.unit),
                 _value(random) if random else "", f"{metric.n} {metric.of}",
             )
         )  # fmt: skip
@@ -68,7 +61,11 @@ def _words(name: str) -> str:
 
 
 def _value(metric: Metric) -> str:
-    return f"{metric.value:.1f}" if metric.unit == "rank" else f"{100 * metric.value:.1f} %"
+    return _number(metric.value, metric.unit)
+
+
+def _number(value: float, unit: str) -> str:
+    return f"{value:.1f}" if unit == "rank" else f"{100 * value:.1f} %"
 
 
 def print_results(results: Results, printed: Collection[str] = ()) -> None:
@@ -93,6 +90,36 @@ def write_results(out: Path, results: Results) -> None:
     write_json(out / "results.json", results.as_dict())
     with writing(out / "CARD.md"):
         (out / "CARD.md").write_text(card(results), encoding="utf-8")
+
+
+def publish(
+    out: Path, results: Results, said: Predictions | None = None, printed: Collection[str] = ()
+) -> dict[str, object]:
+    """Write all that a score leaves in a folder, and print its table.
+
+    Args:
+        out: the folder.
+        results: of `build_results`.
+        said: the predictions of a classifier, for predictions.csv (of videos) and confusion.png.
+        printed: notes that were printed before.
+
+    Returns:
+        what was written, name -> path, to be printed at the end.
+
+    Raises:
+        ValueError: the disk does not take it.
+    """
+    write_results(out, results)
+    written: dict[str, object] = {"results": out / "results.json", "protocol": out / "CARD.md"}
+    if said is not None and said.scores is not None and said.sources is not None:
+        written["predictions"] = path = out / "predictions.csv"
+        labels = [said.classes[i] for i in said.truth]
+        write_predictions(path, said.sources, labels, said.scores, said.classes)
+    if said is not None:
+        about = (said.counts, said.classes, title(results), said.unit)
+        written["figure"] = confusion_figure(out / "confusion.png", *about)
+    print_results(results, printed)
+    return written
 
 
 def card(results: Results) -> str:

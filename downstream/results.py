@@ -11,17 +11,21 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
 from filelock import FileLock
 from torch import nn
 
+from downstream.features import Extraction
 from downstream.metrics import (
     RESAMPLES,
     bootstrap_intervals,
+    confusion_matrix,
     mean_class_accuracy,
+    per_class_accuracy,
+    reversed_pairs_accuracy,
     topk_accuracy,
 )
 from downstream.splits import Videos
@@ -29,13 +33,22 @@ from pretrain.backbones import provenance_of
 from pretrain.data.shards import Pack
 from pretrain.device import describe
 from pretrain.files import is_file, is_folder, is_there, read_json
+from pretrain.flags import Count, Fraction, Seed, Whole, Within
 from pretrain.folders import claim, holds_nothing, try_folder
 from pretrain.names import file_name, for_screen
-from pretrain.spec import Rebuildable
+from pretrain.spec import InputSpec, Rebuildable
 from pretrain.weights import weights_hash
 
 FORMAT = "muybridge-results-1"
 PACKAGES = ("torch", "numpy", "scikit-learn", "av", "safetensors")
+# The recipes that score: name -> what a title says.
+RECIPES = {
+    "linear_probe": "Frozen probe",
+    "finetune": "Fine-tuning",
+    "zero_shot": "Zero-shot classification",
+    "retrieval": "Retrieval",
+    "fuse": "Late fusion",
+}
 FEW = 10  # people, or videos, below which a bootstrap's interval is called rough
 
 
@@ -53,7 +66,7 @@ class Metric:
     """
 
     value: float
-    n: int
+    n: Count
     interval: tuple[float, float] | None = None
     chance: float | None = None
     of: str = "videos"
@@ -82,15 +95,15 @@ class Data:
     name: str
     fingerprint: str
     test_split: str
-    num_test: int
-    num_clips: int
-    num_classes: int | None = None
+    num_test: Count
+    num_clips: Count
+    num_classes: Count | None = None
     train_split: str | None = None
-    num_train: int | None = None
-    train_subjects: int | None = None
-    test_subjects: int | None = None
-    subjects_in_both: int = 0
-    videos_in_both: int = 0
+    num_train: Count | None = None
+    train_subjects: Count | None = None
+    test_subjects: Count | None = None
+    subjects_in_both: Whole = 0
+    videos_in_both: Whole = 0
 
 
 @dataclass(frozen=True)
@@ -108,10 +121,25 @@ class Model:
 
     name: str
     weights_sha256: str
-    parameters: int
+    parameters: Whole
     arguments: dict[str, Any]
     provenance: dict[str, Any] | str
-    flops: int | None = None
+    flops: Whole | None = None
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """The score of one class.
+
+    Attributes:
+        accuracy: fraction recognised.
+        num: its videos, or frames.
+        most_confused: the class it is most often taken for; None if it never is.
+    """
+
+    accuracy: Fraction
+    num: Count
+    most_confused: str | None
 
 
 @dataclass(frozen=True)
@@ -119,10 +147,10 @@ class Results:
     """All that a recipe found and how.
 
     Attributes:
-        recipe: its name.
+        recipe: its name, in `RECIPES`.
         data: what was scored.
         model: what was measured.
-        protocol: what has to be equal before two numbers may stand side by side.
+        protocol: what has to be equal before two numbers may stand side by side; its `kind` is a word.
         settings: what decides the numbers.
         metrics: name -> number; the first is the headline.
         seed: of all that was drawn; None: nothing was.
@@ -130,7 +158,7 @@ class Results:
         versions: of the software, the device and its precision.
         notes: sentences a reader must see first.
         details: section -> name -> value, of this recipe alone.
-        per_class: class -> `accuracy`, `num` and `most_confused`.
+        per_class: class -> its score.
     """
 
     recipe: str
@@ -139,12 +167,12 @@ class Results:
     protocol: dict[str, Any]
     settings: dict[str, Any]
     metrics: dict[str, Metric]
-    seed: int | None
+    seed: Seed | None
     command: str
     versions: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     details: dict[str, dict[str, Any]] = field(default_factory=dict)
-    per_class: dict[str, dict[str, Any]] = field(default_factory=dict)
+    per_class: dict[str, ClassScore] = field(default_factory=dict)
 
     def value(self, name: str) -> float | None:
         """The value of a metric; None where it was not measured."""
@@ -212,32 +240,71 @@ def describe_model(name: str, model: nn.Module) -> Model:
     return Model(name, weights_hash(model), parameters, model.arguments, provenance_of(name))
 
 
-def accuracies(
-    truth: np.ndarray, predicted: np.ndarray, scores: np.ndarray | None, classes: list[str],
-    subjects: list[str | None], seed: int, unit: str = "videos",
-) -> tuple[dict[str, Metric], dict[str, Any], list[str]]:  # fmt: skip
-    """Metrics of every classifier: top-1, top-5 where there are more than five classes, mean class accuracy.
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions of a classifier on a test split. N: videos, or labelled frames.
 
-    Args:
+    Attributes:
+        classes: names of the K classes.
         truth: (N,) class numbers.
         predicted: (N,) likewise.
-        scores: (N, C); None: only the best class of each is known.
-        classes: names of the C classes.
-        subjects: (N,) who is seen.
-        seed: of the bootstrap.
+        subjects: (N,) who is seen, where known.
+        scores: (N, K); None: only the best class of each is kept.
+        sources: (N,) names of the videos; None: frames, of which no list is written.
         unit: what was classified: "videos" or "frames".
+        more: further numbers between 0 and 1, by name.
+    """
+
+    classes: list[str]
+    truth: np.ndarray
+    predicted: np.ndarray
+    subjects: list[str | None]
+    scores: np.ndarray | None = None
+    sources: list[str] | None = None
+    unit: str = "videos"
+    more: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Confusion matrix (K, K): row = true class, column = predicted class."""
+        return confusion_matrix(self.truth, self.predicted, len(self.classes))
+
+
+def accuracies(
+    said: Predictions, seed: int, train_counts: np.ndarray | None = None
+) -> tuple[dict[str, Metric], dict[str, Any], list[str]]:
+    """Metrics of every classifier.
+
+    They are top-1, top-5 where there are more than five classes, mean class accuracy, the
+    synthetic dataset's pairs of actions that differ in order only, and what the most frequent class
+    of the training split gives.
+
+    Args:
+        said: the predictions.
+        seed: of the bootstrap.
+        train_counts: (K,) how often each class occurs in training; None: nothing was fitted.
 
     Returns:
-        the metrics, what the intervals are, and sentences that a reader must see: few people, or the same prediction for everything.
+        the metrics, what the intervals are, and sentences that a reader must see: few people, or
+        the same prediction for everything.
     """
+    truth, predicted, classes, unit = said.truth, said.predicted, said.classes, said.unit
     num, chance = len(truth), 1 / len(classes)
-    interval, mean_interval, drawn = bootstrap_intervals(truth, predicted, subjects, seed)
+    interval, mean_interval, drawn = bootstrap_intervals(truth, predicted, said.subjects, seed)
     metrics = {"top1": Metric(float((truth == predicted).mean()), num, interval, chance, unit)}
-    if scores is not None and len(classes) > 5:  # else the five best hold every class
-        metrics["top5"] = Metric(topk_accuracy(scores, truth, 5), num, None, 5 * chance, unit)
+    if said.scores is not None and len(classes) > 5:  # else the five best hold every class
+        top5 = topk_accuracy(said.scores, truth, 5)
+        metrics["top5"] = Metric(top5, num, None, 5 * chance, unit)
     mean = mean_class_accuracy(truth, predicted)
     metrics["mean_class_accuracy"] = Metric(mean, num, mean_interval, chance, unit)
-    groups = len(set(subjects)) if drawn == "subjects" else num
+    if said.scores is not None:
+        pairs = reversed_pairs_accuracy(said.scores, truth, classes)
+        if pairs is not None:
+            metrics["reversed_pairs"] = Metric(pairs, num, chance=0.5, of=unit)
+    if train_counts is not None:
+        most = float((truth == train_counts.argmax()).mean())
+        metrics["majority"] = Metric(most, num, of=unit)
+    groups = len(set(said.subjects)) if drawn == "subjects" else num
     about = {"kind": "95 % percentile bootstrap", "resamples": RESAMPLES, "resampled": drawn, "groups": groups}  # fmt: skip
     notes = []
     if groups < FEW:
@@ -245,10 +312,54 @@ def accuracies(
         notes.append(f"the 95 % intervals are rough: they rest on {groups} {who} only")
     if len(set(truth)) > 1 and len(set(predicted)) == 1:
         notes.append(
-            f"all {num} {unit} were taken for one class, {classes[predicted[0]]!r}: this model does not distinguish these "
-            "classes apart"
+            f"all {num} {unit} were taken for one class, {classes[predicted[0]]!r}: this model "
+            "does not distinguish these classes"
         )
     return metrics, about, notes
+
+
+def describe_views(spec: InputSpec, how: Extraction, pooling: str) -> dict[str, Any]:
+    """The section `views` of a card: what of a clip a model was shown.
+
+    Args:
+        spec: the model's clip.
+        how: views of it.
+        pooling: how embeddings or predictions of views become one, in words.
+    """
+    return {
+        "frames": spec.frames, "sampling": spec.pace, "stride": spec.stride, "size": spec.size,
+        "subtract_mean": spec.subtracts_mean, "num_clips": how.num_clips,
+        "num_crops": how.num_crops, "pooling": pooling,
+    }  # fmt: skip
+
+
+def build_results(
+    recipe: str, data: Data, model: Model, protocol: dict[str, Any], settings: dict[str, Any],
+    metrics: dict[str, Metric], seed: int | None, software: dict[str, Any], notes: list[str],
+    details: dict[str, dict[str, Any]], said: Predictions | None = None,
+) -> Results:  # fmt: skip
+    """The results of a recipe that scores, as this process computed them.
+
+    Args:
+        recipe: see `Results`, likewise what is not explained here.
+        data: see there.
+        model: see there.
+        protocol: see there.
+        settings: see there.
+        metrics: see there.
+        seed: see there.
+        software: of `versions`.
+        notes: see there.
+        details: see there.
+        said: of a classifier, what it predicted.
+    """
+    assert recipe in RECIPES
+    per_class = {} if said is None else per_class_accuracy(said.counts, said.classes)
+    return Results(
+        recipe, data, model, protocol, settings, metrics, seed, " ".join(sys.argv),
+        software, notes, details,
+        {name: ClassScore(**score) for name, score in per_class.items()},
+    )  # fmt: skip
 
 
 def seen_in_training(provenance: dict | str, name: str, index: dict) -> str | None:
@@ -266,11 +377,6 @@ def seen_in_training(provenance: dict | str, name: str, index: dict) -> str | No
     if not named and provenance.get("data_fingerprint") != index["fingerprint"]:
         return None
     return str(provenance.get("split") or "all") if index["splits"] else "all"
-
-
-def command() -> str:
-    """The command line of this process."""
-    return " ".join(sys.argv)
 
 
 def versions(device: torch.device, precision: str) -> dict[str, str | None]:
@@ -406,12 +512,24 @@ def read_results(folder: Path) -> Results:
         raise ValueError(f"{path} has the format {found!r}, and this version reads {FORMAT!r}")
     names = {field.name for field in dataclasses.fields(Results)}
     results = _typed(Results, {n: v for n, v in content.items() if n in names}, str(path))
-    for name, metric in results.metrics.items():
-        low, high = metric.interval or (metric.value, metric.value)
-        if metric.unit not in ("fraction", "rank") or metric.n < 1 or low > high:
-            raise ValueError(f"{path}: the metric {name!r:.60} is none: {str(metric)[:200]}")
+    if results.recipe not in RECIPES:
+        known = ", ".join(RECIPES)
+        raise ValueError(f"{path}: the recipe {results.recipe!r:.60} is none of {known}")
+    if not isinstance(results.protocol.get("kind"), str):
+        raise ValueError(f"{path}: its protocol names no kind")
     if not results.metrics:
         raise ValueError(f"{path} holds no metric")
+    bounds = {"fraction": Within(0, 1), "rank": Within(1)}
+    for name, metric in results.metrics.items():
+        low, high = metric.interval or (metric.value, metric.value)
+        chance = metric.value if metric.chance is None else metric.chance
+        within = bounds.get(metric.unit)
+        if (
+            not within
+            or low > high
+            or not all(map(within.holds, (metric.value, low, high, chance)))
+        ):
+            raise ValueError(f"{path}: the metric {name!r:.60} is none: {str(metric)[:200]}")
     summary = {n: v for n, v in content.items() if n not in names | {"format"}}
     if summary != results.summary:
         odd = next(n for n in summary | results.summary if summary.get(n) != results.summary.get(n))
@@ -424,8 +542,14 @@ def read_results(folder: Path) -> Results:
 def _typed(kind: Any, value: Any, where: str) -> Any:
     """A value out of JSON as what a type hint says, or a ValueError."""
     arguments, origin = get_args(kind), get_origin(kind)
+    if origin is Annotated:
+        number = _typed(arguments[0], value, where)
+        for bounds in (a for a in arguments[1:] if isinstance(a, Within)):
+            if not bounds.holds(number):
+                raise ValueError(f"{where} is {number:g}: it has to be {bounds}")
+        return number
     if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        hints = get_type_hints(kind)
+        hints = get_type_hints(kind, include_extras=True)
         if odd := sorted(hints.keys() ^ value.keys()):
             what = "no" if odd[0] in hints else "an unknown"
             raise ValueError(f"{where} has {what} {odd[0]!r:.60}")
@@ -434,7 +558,7 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
     if origin in (types.UnionType, tuple) and isinstance(value, list) and origin is tuple:
         if len(value) == len(arguments):
             return tuple(_typed(k, v, where) for k, v in zip(arguments, value, strict=True))
-    elif origin is types.UnionType:
+    elif origin in (types.UnionType, Union):  # the second where a part has bounds
         for option in arguments:
             try:
                 return _typed(option, value, where)

@@ -93,3 +93,26 @@ def summarise_ranks(ranks: np.ndarray) -> dict[str, float]:
         "median_rank": float(np.median(ranks)),
         "mean_rank": float(ranks.mean()),
     }
+
+
+def chance_ranks(right: np.ndarray, num: int) -> dict[str, float]:
+    """What a random order of `num` items reaches, as `summarise_ranks` has it.
+
+    Args:
+        right: (N,) how many items are right for each query; as in `retrieval_ranks` the best-placed
+            counts, and places are counted among the wrong ones.
+        num: of all items.
+    """
+    # Of places 0, 1, ...: the probability that so many wrong items come before the first right one.
+    before = np.zeros(num + 1)
+    for own, count in zip(*np.unique(right[right > 0], return_counts=True), strict=True):
+        wrong = num - own - np.arange(num - own)
+        before[: num - own + 1] += count * np.cumprod([1, *wrong / (wrong + own)])
+    before /= (right > 0).sum()
+    at_most = 1 - before[1:]  # of ranks 1, 2, ...
+    median = [np.searchsorted(at_most.round(12), 0.5, side) + 1 for side in ("left", "right")]
+    return {
+        **{f"r{k}": float(at_most[min(k, num) - 1]) for k in (1, 5, 10)},
+        "median_rank": float(np.mean(median)),
+        "mean_rank": float(before.sum()),
+    }

@@ -6,7 +6,6 @@ Another task is another class with these methods and one line in `TASKS`; the re
 and not which one it is.
 """
 
-from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from downstream.classifier import Classifier, score, score_frames
 from downstream.features import Extraction
+from downstream.results import Predictions
 from downstream.segments import (
     NOTHING,
     classes_of_frames,
@@ -25,25 +25,6 @@ from downstream.segments import (
 )
 from downstream.splits import Videos, choose_splits, choose_validation, few_shots, subset
 from pretrain.data.shards import Pack
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Predictions of a classifier on a test split. N: videos, or labelled frames.
-
-    Attributes:
-        truth: (N,) class numbers.
-        predicted: (N,) likewise.
-        subjects: (N,) who is seen, where known.
-        scores: (N, K); None: only the best class of each is kept.
-        more: further numbers between 0 and 1, by name.
-    """
-
-    truth: np.ndarray
-    predicted: np.ndarray
-    subjects: list[str | None]
-    scores: np.ndarray | None = None
-    more: dict[str, float] = field(default_factory=dict)
 
 
 class Task(Protocol):
@@ -126,7 +107,9 @@ class Clips:
         """See `Task`."""
         scores = score(model, pack, videos, how, title)
         truth = videos.numbers(model.classes)
-        return Predictions(truth, scores.argmax(1), videos.subjects, scores)
+        return Predictions(
+            model.classes, truth, scores.argmax(1), videos.subjects, scores, videos.sources
+        )
 
 
 class Frames:
@@ -162,9 +145,8 @@ class Frames:
         """See `Task`; with the scores of segments."""
         sequences, subjects = score_frames(model, pack, videos, how.device, how.precision)
         truth, predicted = labelled_frames(sequences)
-        return Predictions(
-            truth, predicted, subjects, more=segment_scores(sequences) if sequences else {}
-        )
+        more = segment_scores(sequences) if sequences else {}
+        return Predictions(model.classes, truth, predicted, subjects, unit=self.unit, more=more)
 
 
 TASKS: dict[bool, Task] = {False: Clips(), True: Frames()}  # by --per-frame

@@ -12,6 +12,8 @@ from pretrain.modes import evaluating
 from pretrain.text import trim
 
 BATCH = 256  # sentences in one forward pass
+# How the embeddings of views become one, for a card.
+POOLING = "mean of the views' unit vectors, over the clips of a video, then normalised"
 
 
 def embed_texts(

@@ -44,23 +44,16 @@ from downstream.finetune import (
     start_from,
 )
 from downstream.fusion import scored, write_scores
-from downstream.metrics import confusion_matrix, per_class_accuracy, reversed_pairs_accuracy
 from downstream.models import build_model, choose_sampling, load_classifier
 from downstream.models.flops import count_flops
-from downstream.report import (
-    confusion_figure,
-    print_results,
-    title,
-    write_predictions,
-    write_results,
-)
+from downstream.report import publish
 from downstream.results import (
     Metric,
     Model,
-    Results,
     accuracies,
-    command,
+    build_results,
     describe_data,
+    describe_views,
     versions,
 )
 from downstream.splits import Videos, videos_digest
@@ -441,19 +434,10 @@ def finish(
     )
     task = TASKS[cfg.per_frame]
     said = task.predict(model, pack, test, how, "test videos")
-    truth, predicted, scores = said.truth, said.predicted, said.scores
-    if not len(truth):
+    if not len(said.truth):
         raise ValueError(f"{cfg.data}: nothing of the test videos has a label")
-    metrics, interval, more = accuracies(
-        truth, predicted, scores, classes, said.subjects, cfg.seed, task.unit
-    )
+    metrics, interval, more = accuracies(said, cfg.seed, task.counts(pack, train, classes))
     metrics |= {name: Metric(value, len(test)) for name, value in said.more.items()}
-    pairs = None if scores is None else reversed_pairs_accuracy(scores, truth, classes)
-    if pairs is not None:
-        metrics["reversed_pairs"] = Metric(pairs, len(test), chance=0.5)
-    most_frequent = task.counts(pack, train, classes).argmax()
-    metrics["majority"] = Metric(float((truth == most_frequent).mean()), len(truth), of=task.unit)
-    counts = confusion_matrix(truth, predicted, len(classes))
     spec = model.input_spec
     # Steps that were meant, not those of an early stop, which is part of the protocol.
     protocol = {
@@ -464,11 +448,7 @@ def finish(
     }  # fmt: skip
     unset = flat(Config())
     details = {
-        "views": {
-            "frames": spec.frames, "sampling": spec.pace, "stride": spec.stride, "size": spec.size, "subtract_mean": spec.subtracts_mean,
-            "num_clips": training.num_clips, "num_crops": training.num_crops,
-            "pooling": task.pooling,
-        },
+        "views": describe_views(spec, how, task.pooling),
         "training": {
             **{k: v for k, v in flat(cfg).items() if v or v != unset[k]},  # a falsy default: off, or the model's own
             "weights": cfg.weights or ("of the backbone" if cfg.backbone else "from scratch"),
@@ -484,32 +464,21 @@ def finish(
         model.backbone.arguments, provenance, count_flops(model.backbone.cpu()),
     )  # fmt: skip
     data = describe_data(cfg.data, pack, (cfg.train_split, train), (cfg.test_split, test), classes)
-    results = Results(
-        "finetune", data, described, protocol, flat(cfg), metrics, cfg.seed, command(),
-        versions(accelerator.device, how.dtype_name), [*notes, *more], details, per_class_accuracy(counts, classes),
+    results = build_results(
+        "finetune", data, described, protocol, flat(cfg), metrics, cfg.seed,
+        versions(how.device, how.dtype_name), [*notes, *more], details, said,
     )  # fmt: skip
-    write_results(folder, results)
-    if scores is not None:
-        write_predictions(
-            folder / "predictions.csv", test.sources, test.known_labels, scores, classes
-        )
-        parts = {"test": scored(test, scores)}
+    written = publish(folder, results, said, notes)
+    if said.scores is not None:
+        parts = {"test": scored(test, said.scores)}
         if val is not None:
             seen = task.predict(model, pack, val, how, "validation videos").scores
             assert seen is not None  # as of the test videos
             parts["val"] = scored(val, seen)
-        write_scores(folder, parts, classes)
-    picture = confusion_figure(folder / "confusion.png", counts, classes, title(results), task.unit)
-    print_results(results, notes)
-    run.print_done(
-        {
-            "results": folder / "results.json",
-            "protocol": folder / "CARD.md",
-            "figure": picture,
-            "classifier": folder / "backbone",
-        },
-        f"python recipes/predict.py --backbone {for_shell(folder / 'backbone')} --video FILE_OR_FOLDER",
-    )
+        written["scores"] = write_scores(folder, parts, classes)
+    predict = f"python recipes/predict.py --backbone {for_shell(folder / 'backbone')}"
+    written["classifier"] = folder / "backbone"
+    run.print_done(written, f"{predict} --video FILE_OR_FOLDER")
     return results.as_dict()
 
 

@@ -41,20 +41,20 @@ from downstream.fusion import (
     svm_scores,
     weighted_mean,
 )
-from downstream.metrics import confusion_matrix, mean_class_accuracy, per_class_accuracy
-from downstream.report import print_results, title, write_results
+from downstream.metrics import confusion_matrix, mean_class_accuracy
+from downstream.report import publish, title
 from downstream.results import (
     FEW,
     Model,
-    Results,
+    Predictions,
     accuracies,
+    build_results,
     claim_results,
-    command,
     try_results,
     versions,
 )
 from pretrain.flags import Seed
-from pretrain.log import cli, optional_figure
+from pretrain.log import cli, optional_figure, print_table
 from pretrain.names import file_name, for_figure, for_screen, for_title
 
 MOST = 6  # runs: 15 pairs
@@ -154,7 +154,8 @@ def measure(runs: list[Run], seed: int, notes: list[str]) -> tuple[list[Line], d
 
     def line(chosen: tuple[int, ...], method: str, fused: np.ndarray) -> Line:
         predicted = fused.argmax(1)
-        metrics, _, _ = accuracies(labels, predicted, fused, runs[0].classes, people, seed)
+        said = Predictions(runs[0].classes, labels, predicted, people, fused)
+        metrics, _, _ = accuracies(said, seed)
         right = dict(zip(sources, (predicted == labels).tolist(), strict=True))
         gain = None
         if method:
@@ -301,14 +302,12 @@ def main(config: Config) -> dict:
     _, people, labels, _ = in_order(runs, "test")
     whole = next(x for x in lines if len(x.names) == len(runs) and x.method == PROBABILITIES)
     predicted = whole.scores.argmax(1)
-    metrics, interval, more = accuracies(
-        labels, predicted, whole.scores, classes, people, config.seed
-    )
+    said = Predictions(classes, labels, predicted, people, whole.scores)
+    metrics, interval, more = accuracies(said, config.seed)
     for line in lines:
         if len(line.names) == len(runs) and line.method != PROBABILITIES:
-            reached, _, _ = accuracies(
-                labels, line.scores.argmax(1), line.scores, classes, people, config.seed
-            )
+            other = Predictions(classes, labels, line.scores.argmax(1), people, line.scores)
+            reached, _, _ = accuracies(other, config.seed)
             metrics[f"top1_{file_name(line.method).replace('-', '_')}"] = reached["top1"]
     if interval["groups"] < FEW:
         more.append("so are the intervals of differences")
@@ -326,7 +325,7 @@ def main(config: Config) -> dict:
     protocol = first.protocol | {"kind": "late fusion of " + ", ".join(
         sorted({str(run.results.protocol.get("kind")) for run in runs})
     )}  # fmt: skip
-    details = {
+    details: dict[str, dict] = {
         "fusion": {
             f"{' + '.join(line.names)}, {line.method or 'alone'}": {
                 "top1_accuracy": line.top1, "top1_interval": list(line.interval),
@@ -343,13 +342,11 @@ def main(config: Config) -> dict:
         "best_alone": {name: ", ".join(own) for name, own in won.items()},
         "interval": interval,
     }  # fmt: skip
-    counts = confusion_matrix(labels, predicted, len(classes))
-    results = Results(
-        "fuse", first.data, described, protocol, settings, metrics, config.seed, command(),
-        versions(torch.device("cpu"), "fp64"), [*notes, *more], details, per_class_accuracy(counts, classes),
+    results = build_results(
+        "fuse", first.data, described, protocol, settings, metrics, config.seed,
+        versions(torch.device("cpu"), "fp64"), [*notes, *more], details, said,
     )  # fmt: skip
-    write_results(out, results)
-    print_results(results)
+    written = publish(out, results)
     print_lines(lines, won)
     rates = {}
     for name, scores in [*((x.names[0], x.scores) for x in lines[: len(runs)]), ("all", whole.scores)]:  # fmt: skip
@@ -357,8 +354,8 @@ def main(config: Config) -> dict:
         with np.errstate(invalid="ignore"):
             rates[name] = np.diag(own) / own.sum(1)
     picture = fusion_figure(out / "fusion.png", lines, rates, classes, title(results))
-    folder = for_screen(out)
-    print(f"\nresults  {folder}/results.json\nprotocol {folder}/CARD.md\nfigure   {picture}")
+    print()
+    print_table("done", written | {"figure": picture})
     lock.release(force=True)
     return results.as_dict()
 

@@ -20,33 +20,29 @@ import numpy as np
 
 from downstream.features import Extraction, cached_embeddings
 from downstream.models import load_video_text
-from downstream.report import (
-    contact_sheet_figure,
-    print_results,
-    write_results,
-)
+from downstream.report import contact_sheet_figure, publish
 from downstream.results import (
     Data,
     Metric,
-    Results,
+    build_results,
     claim_results,
-    command,
     default_folder,
     describe_model,
+    describe_views,
     seen_in_training,
     try_results,
     versions,
 )
-from downstream.retrieval import retrieval_ranks, same_texts, summarise_ranks
+from downstream.retrieval import chance_ranks, retrieval_ranks, same_texts, summarise_ranks
 from downstream.splits import group_by_source
-from downstream.zero_shot import embed_texts, unit
+from downstream.zero_shot import POOLING, embed_texts, unit
 from pretrain.backbones import provenance_of
 from pretrain.clip import VideoText
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack
 from pretrain.flags import Count
 from pretrain.folders import claim
-from pretrain.log import cli, write_json
+from pretrain.log import cli, print_table, write_json
 from pretrain.names import for_screen
 from pretrain.processes import loader_workers, start_evaluation
 from pretrain.settings import MACHINE, MachineFlags
@@ -229,45 +225,46 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
         )
     to_video, to_text = retrieval_ranks(texts, videos, whose)
     metrics: dict[str, Metric] = {}
-    for name, ranks, of in (("t2v", to_video, "captions"), ("v2t", to_text, "videos")):
+    texts_of = np.bincount(whose, minlength=len(names))
+    for name, ranks, of, chances in (
+        ("t2v", to_video, "captions", chance_ranks(np.ones(len(whose), int), len(names))),
+        ("v2t", to_text, "videos", chance_ranks(texts_of, len(whose))),
+    ):
         for key, value in summarise_ranks(ranks).items():
-            # A video may have several correct captions, so that chance is not k / num.
-            chance = (
-                min(int(key[1:]) / len(names), 1.0)
-                if name == "t2v" and key in ("r1", "r5", "r10")
-                else None
-            )
-            unit = "rank" if key.endswith("rank") else "fraction"
-            metrics[f"{name}_{key}"] = Metric(value, len(ranks), None, chance, of, unit)
+            kind = "rank" if key.endswith("rank") else "fraction"
+            metrics[f"{name}_{key}"] = Metric(value, len(ranks), None, chances[key], of, kind)
     described = describe_model(config.backbone, model)
     seen = seen_in_training(described.provenance, config.data, pack.index)
     if seen and (seen == config.test_split or "all" in (seen, config.test_split)):
         notes.append(f"WARNING: the towers were trained on these very videos (split {seen})")
-    spec = model.video.input_spec
     protocol = {
         "kind": "retrieval", "test_split": config.test_split, "num_videos": len(names), "num_captions": len(sentences),
         "num_clips": config.num_clips, "num_crops": config.num_crops,
     }  # fmt: skip
     details: dict[str, dict[str, Any]] = {
-        "views": {
-            "frames": spec.frames, "stride": spec.stride, "size": spec.size, "num_clips": config.num_clips,
-            "num_crops": config.num_crops,
-            "pooling": "mean of the views' unit vectors, over the clips of a video, then normalised",
-        },
+        "views": describe_views(model.video.input_spec, how, POOLING),
         "ranking": {
             "similarity": "cosine, exact", "ties": "average place",
             "several_captions": "each is a query; of a video's own the best-placed counts, and they are no rivals",
+            "chance": "a random order",
         },
     }  # fmt: skip
     data = Data(config.data, pack.index["fingerprint"], config.test_split, len(names), len(samples))
-    results = Results(
-        "retrieval", data, described, protocol, settings, metrics, None, command(),
-        versions(how.device, how.dtype_name), notes, details,
-    )  # fmt: skip
-    write_results(out, results)
-    print_results(results)
-    folder = for_screen(out)
-    print(f"\nresults  {folder}/results.json\nprotocol {folder}/CARD.md", flush=True)
+    results = build_results(
+        "retrieval",
+        data,
+        described,
+        protocol,
+        settings,
+        metrics,
+        None,
+        versions(how.device, how.dtype_name),
+        notes,
+        details,
+    )
+    written = publish(out, results)
+    print()
+    print_table("done", written)
     lock.release(force=True)
     return results.as_dict()
 

@@ -22,43 +22,39 @@ import numpy as np
 
 from downstream.features import Extraction, cached_embeddings, embed_now
 from downstream.fusion import scored, write_scores
-from downstream.metrics import (
-    confusion_matrix,
-    per_class_accuracy,
-    reversed_pairs_accuracy,
-    softmax,
-)
+from downstream.metrics import softmax
 from downstream.models import load_video_text
-from downstream.report import (
-    confusion_figure,
-    filmstrip_figure,
-    print_results,
-    title,
-    write_predictions,
-    write_results,
-)
+from downstream.report import filmstrip_figure, publish
 from downstream.results import (
     Metric,
+    Predictions,
     Results,
     accuracies,
+    build_results,
     claim_results,
-    command,
     default_folder,
     describe_data,
     describe_model,
+    describe_views,
     seen_in_training,
     try_results,
     versions,
 )
 from downstream.splits import Videos, labelled_videos, videos_digest
-from downstream.zero_shot import class_vectors, ensemble, template_sensitivity, unit
+from downstream.zero_shot import (
+    POOLING,
+    class_vectors,
+    ensemble,
+    template_sensitivity,
+    unit,
+)
 from pretrain.clip import VideoText
 from pretrain.data.cache import open_data, pack_file, packing_side
 from pretrain.data.shards import Pack
 from pretrain.files import is_file, no_file
 from pretrain.flags import Count, Seed
 from pretrain.folders import claim
-from pretrain.log import cli, write_json
+from pretrain.log import cli, print_table, write_json
 from pretrain.names import file_name, for_screen
 from pretrain.processes import loader_workers, start_evaluation
 from pretrain.prompts import (
@@ -248,14 +244,14 @@ def filmstrip_frames(
 
 def print_details(results: Results) -> None:
     """Classes and templates, for a person."""
-    classes = sorted(results.per_class.items(), key=lambda item: item[1]["accuracy"])
+    classes = sorted(results.per_class.items(), key=lambda item: item[1].accuracy)
     width = max(len(for_screen(name, 60)) for name, _ in classes)
     shown = classes if len(classes) <= 30 else [*classes[:15], *classes[-5:]]
     print("\nper class, worst first" + (" (15 worst, 5 best)" if shown is not classes else ""))
     for name, entry in shown:
-        other = entry["most_confused"]
+        other = entry.most_confused
         taken = f", most often taken for {for_screen(other, 60)}" if other else ""
-        score = f"{100 * entry['accuracy']:5.1f} % of {entry['num']}{taken}"
+        score = f"{100 * entry.accuracy:5.1f} % of {entry.num}{taken}"
         print(f"  {for_screen(name, 60):<{width}}  {score}")
     templates, over = (
         results.details[f"accuracy_{n}"] for n in ("of_each_template", "over_templates")
@@ -315,17 +311,11 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
     # ---- score
     labels = videos.numbers(classes)
     scores = embeddings @ ensemble(vectors).T
-    predicted = scores.argmax(1)
-    metrics, interval, more = accuracies(
-        labels, predicted, scores, classes, videos.subjects, config.seed
-    )
+    said = Predictions(classes, labels, scores.argmax(1), videos.subjects, scores, videos.sources)
+    metrics, interval, more = accuracies(said, config.seed)
     if "top5" in metrics:
         both = (metrics["top1"].value + metrics["top5"].value) / 2
         metrics["mean_top1_top5"] = Metric(both, len(videos))
-    pairs = reversed_pairs_accuracy(scores, labels, classes)
-    if pairs is not None:
-        metrics["reversed_pairs"] = Metric(pairs, len(videos), chance=0.5)
-    counts = confusion_matrix(labels, predicted, len(classes))
     over_templates = template_sensitivity(embeddings, vectors, labels, templates)
     described = describe_model(config.backbone, model)
     provenance = described.provenance
@@ -347,18 +337,13 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
                 "training used the class labels, as texts or to tell which captions mean the same: these classes are "
                 "not unseen, only these videos are"
             )
-    spec = model.video.input_spec
     protocol = {
         "kind": "zero-shot", "videos": videos_digest(videos), "test_split": config.test_split, "num_test": len(videos),
         "template_set": template_set, "words": settings["classes"], "num_clips": config.num_clips,
         "num_crops": config.num_crops,
     }  # fmt: skip
     details = {
-        "views": {
-            "frames": spec.frames, "stride": spec.stride, "size": spec.size, "num_clips": config.num_clips,
-            "num_crops": config.num_crops,
-            "pooling": "mean of the views' unit vectors, over the clips of a video, then normalised",
-        },
+        "views": describe_views(model.video.input_spec, how, POOLING),
         "prompts": {
             "template_set": template_set, "num_templates": len(templates),
             "averaging": "mean of the sentences' unit vectors, then normalised",
@@ -369,20 +354,16 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
         "accuracy_over_templates": over_templates,
     }  # fmt: skip
     data = describe_data(config.data, pack, None, (config.test_split, videos), classes)
-    results = Results(
-        "zero_shot", data, described, protocol, settings, metrics, config.seed, command(),
-        versions(how.device, how.dtype_name), [*notes, *more], details, per_class_accuracy(counts, classes),
+    results = build_results(
+        "zero_shot", data, described, protocol, settings, metrics, config.seed,
+        versions(how.device, how.dtype_name), [*notes, *more], details, said,
     )  # fmt: skip
-    write_results(out, results)
-    write_predictions(out / "predictions.csv", videos.sources, videos.known_labels, scores, classes)
+    written = publish(out, results, said)
     probabilities = softmax(model.scale().item() * scores.astype(np.float64))
-    write_scores(out, {"test": scored(videos, probabilities)}, classes)
-    picture = confusion_figure(out / "confusion.png", counts, classes, title(results))
-    print_results(results)
+    written["scores"] = write_scores(out, {"test": scored(videos, probabilities)}, classes)
     print_details(results)
-    folder = for_screen(out)
-    print(f"\nresults  {folder}/results.json\nprotocol {folder}/CARD.md\nfigure   {picture}")
-    print(f"predictions  {folder}/predictions.csv", flush=True)
+    print()
+    print_table("done", written)
     lock.release(force=True)
     return results.as_dict()
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from downstream import features as features_module
+from downstream import probe
 from downstream.features import Extraction, cached_features, extract, extract_tokens
 from downstream.models import load_backbone
 from downstream.probe import fit_linear
@@ -135,8 +136,8 @@ def test_test_labels_choose_nothing(quick, results, monkeypatch):
         order = np.random.default_rng(0).permutation(len(test))
         return train, dataclasses.replace(test, labels=[test.labels[i] for i in order]), notes
 
-    choose = linear_probe.choose_splits
-    monkeypatch.setattr(linear_probe, "choose_splits", shuffled)
+    choose = probe.choose_splits
+    monkeypatch.setattr(probe, "choose_splits", shuffled)
     other = main(quick)
     for part in ("linear", "random_init"):
         assert other["details"][part] == results["details"][part]

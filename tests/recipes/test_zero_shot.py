@@ -297,7 +297,9 @@ def test_retrieval_scores(quick_retrieval, monkeypatch, tmp_path, capsys):
     assert (
         stored["metrics"]["t2v_r1"]["n"] == 32 and stored["metrics"]["t2v_r1"]["of"] == "captions"
     )
-    assert stored["metrics"]["t2v_r1"]["chance"] == 1 / 16
+    chance = {name: metric["chance"] for name, metric in stored["metrics"].items()}
+    assert chance["t2v_r1"] == 1 / 16 and chance["t2v_mean_rank"] == 8.5
+    assert 1 / 32 < chance["v2t_r1"] < chance["v2t_r5"] < 1 and chance["v2t_median_rank"] > 5
     assert any("24 captions occur before" in note for note in stored["notes"])  # eight sentences
     # Written twice, once in capitals: a video's own are no rivals, those of the others are there
     # twice.

@@ -13,10 +13,12 @@ import torch
 from downstream import results as results_module
 from downstream.report import table, title, write_results
 from downstream.results import (
+    ClassScore,
     Data,
     Metric,
     Model,
     OldResultsError,
+    Predictions,
     Results,
     accuracies,
     claim_results,
@@ -49,7 +51,7 @@ def some(**changes) -> Results:
                        "l": [1, 2]},
             "training": {"minutes": 12.3456789, "flip": True, "weights": ""},
         },
-        {"walk": {"accuracy": 0.5, "num": 4, "most_confused": None}},
+        {"walk": ClassScore(0.5, 4, None)},
     )  # fmt: skip
     return dataclasses.replace(about, **changes)
 
@@ -175,16 +177,18 @@ def test_of_other_settings_only_what_differs_is_named(tmp_path):
 )
 def test_few_people_and_one_answer_are_said(predicted, subjects, words):
     truth = np.array([0, 1, 1, 0] * (len(predicted) // 4))
-    metrics, _, notes = accuracies(truth, np.array(predicted), None, ["walk", "run"], subjects, 0)
-    said = "; ".join(notes)
-    assert bool(said) == bool(words) and not [w for w in words if w not in said]
+    said = Predictions(["walk", "run"], truth, np.array(predicted), subjects)
+    metrics, _, notes = accuracies(said, 0)
+    told = "; ".join(notes)
+    assert bool(told) == bool(words) and not [w for w in words if w not in told]
     assert metrics["top1"].value == 0.5 and metrics["top1"].chance == 0.5
     assert metrics["top1"].interval[0] <= 0.5 <= metrics["top1"].interval[1]
 
 
 def test_one_class_alone_may_be_all_the_answers():
     zeros = np.zeros(12, int)
-    assert accuracies(zeros, zeros, None, ["a", "b"], list("abcdefghijkl"), 0)[2] == []
+    said = Predictions(["a", "b"], zeros, zeros, list("abcdefghijkl"))
+    assert accuracies(said, 0)[2] == []
 
 
 def test_top5_is_a_number_where_there_are_more_classes():
@@ -192,9 +196,10 @@ def test_top5_is_a_number_where_there_are_more_classes():
     truth = np.arange(12) % 6
     for num in (5, 6):
         names = [str(i) for i in range(num)]
-        metrics, _, _ = accuracies(
-            truth % num, scores[:, :num].argmax(1), scores[:, :num], names, [None] * 12, 0
-        )
+        some_scores = scores[:, :num]
+        predicted = some_scores.argmax(1)
+        said = Predictions(names, truth % num, predicted, [None] * 12, some_scores)
+        metrics, _, _ = accuracies(said, 0)
         assert ("top5" in metrics) == (num == 6)
     assert metrics["top5"].chance == pytest.approx(5 / 6)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from downstream.retrieval import retrieval_ranks, same_texts, summarise_ranks
+from downstream.retrieval import chance_ranks, retrieval_ranks, same_texts, summarise_ranks
 from pretrain.text import ClipTokenizer, HubTokenizer
 
 
@@ -99,3 +99,24 @@ def test_summary():
     found = summarise_ranks(np.array([1, 2, 6, 11.5]))
     assert found["r1"] == 0.25 and found["r5"] == 0.5 and found["r10"] == 0.75
     assert found["median_rank"] == 4 and found["mean_rank"] == pytest.approx(5.125)
+
+
+@pytest.mark.parametrize(
+    "right, num", [([1] * 4, 4), ([1, 1, 2, 1, 3], 8), ([0, 2, 1], 3), ([1], 1)]
+)
+def test_chance_is_what_random_orders_reach(right, num):
+    """By drawing orders, scored by the same function; exact where every video has one caption."""
+    rng, owner = np.random.default_rng(0), np.repeat(np.arange(len(right)), right)
+    chance = chance_ranks(np.array(right), num)
+    ranks = []
+    for _ in range(3000):
+        texts, videos = np.eye(num), rng.random((len(right), num))
+        ranks.append(retrieval_ranks(texts, videos, owner)[1])
+    drawn = summarise_ranks(np.concatenate(ranks))
+    assert chance.keys() == drawn.keys()
+    for name in drawn:
+        # Half a rank where as many ranks lie below a place as above.
+        assert chance[name] == pytest.approx(drawn[name], abs=0.5 if "median" in name else 0.05)
+    if set(right) == {1}:
+        assert chance["r1"] == pytest.approx(1 / num) and chance["r10"] == 1
+        assert chance["mean_rank"] == chance["median_rank"] == pytest.approx((num + 1) / 2)
