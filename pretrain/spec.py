@@ -195,9 +195,8 @@ class Joints:
         elif pose.ndim == 5 and tuple(pose.shape[3:]) == (self.joints, self.channels):
             hint = ": channels come before time, pose.permute(0, 4, 1, 2, 3)"
         raise ValueError(
-            f"clips of joints are (B, K, T, P, J) with {self.coordinates} coordinates, a "
-            f"confidence and the {self.joints} joints of {self.skeleton}, got "
-            f"{tuple(pose.shape)}{hint}"
+            f"clips are (B, K, T, P, J), joints with {self.coordinates} coordinates and a "
+            f"confidence, {self.joints} joints of {self.skeleton}, got {tuple(pose.shape)}{hint}"
         )
 
     def normalise(self, pose: Tensor) -> Tensor:

@@ -17,6 +17,13 @@ from pretrain.spec import InputSpec
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
 
+def open_forget_gates(lstm: nn.LSTM) -> None:
+    """Let the forget gates start open (Jozefowicz et al. 2015), in place."""
+    for name, bias in lstm.named_parameters():
+        if name.startswith("bias_ih"):  # gates are i, f, g, o
+            nn.init.ones_(bias.data[lstm.hidden_size : 2 * lstm.hidden_size])
+
+
 class FrameRNN(nn.Module):
     """A recurrent network over the vectors of a clip's frames.
 
@@ -58,10 +65,8 @@ class FrameRNN(nn.Module):
         self.rnn = CELLS[cell](
             self.images.embed_dim, hidden, layers, batch_first=True, bidirectional=bidirectional
         )
-        if cell == "lstm":  # forget gates start open (Jozefowicz et al. 2015), gates are i, f, g, o
-            for name, bias in self.rnn.named_parameters():
-                if name.startswith("bias_ih"):
-                    nn.init.ones_(bias.data[hidden : 2 * hidden])
+        if cell == "lstm":
+            open_forget_gates(self.rnn)
         self.hidden, self.bidirectional = hidden, bidirectional
         self.embed_dim, self.grid = hidden * (1 + bidirectional), (frames, 1, 1)
         self.input_spec = InputSpec(
