@@ -46,6 +46,9 @@ BUILDERS: Builders = {
     for builder in (VideoTransformer, OpenClipText, HuggingFaceText, VideoText)
 }
 
+# A classifier on two networks, of which one is of two itself.
+MOST_NESTED = 2
+
 # Arguments of older exports: old name -> current name, and of old values the current ones where they differ.
 RENAMED: dict[str, tuple[str, dict[str, object]]] = {
     "moving": ("motion_tokens", {}),
@@ -79,7 +82,7 @@ def current_arguments(builder: Callable[..., nn.Module], arguments: object) -> o
 
 
 def check_description(
-    description: object, where: str, builders: Builders = BUILDERS, nested: bool = False
+    description: object, where: str, builders: Builders = BUILDERS, depth: int = 0
 ) -> dict:
     """Validate a description from a file.
 
@@ -87,7 +90,7 @@ def check_description(
         description: as read from a file, which may be anybody's.
         where: the file, for the message.
         builders: what it may name.
-        nested: a part of another one, which has no parts itself.
+        depth: of how many others it is a part of a part.
 
     Returns:
         the builder and its arguments under their current names, see `current_arguments`.
@@ -106,12 +109,12 @@ def check_description(
         )
     parts = parts_of(builders[name])
     arguments = current_arguments(builders[name], description.get("arguments"))
-    if nested and parts:
-        raise ValueError(f"{where} is a {name}, which cannot be a part of another model")
+    if parts and depth > MOST_NESTED:
+        raise ValueError(f"{where} is a {name}, a model of others too deep within others")
     check_arguments(builders[name], arguments, where, parts)
     assert isinstance(arguments, dict)  # or it was refused
     checked = {
-        part: check_description(arguments.get(part), f"{where}: {part}", builders, nested=True)
+        part: check_description(arguments.get(part), f"{where}: {part}", builders, depth + 1)
         for part in parts
     }
     return {"builder": name, "arguments": arguments | checked}
@@ -244,7 +247,7 @@ def load_backbone(name: str, builders: Builders = BUILDERS) -> Backbone:
         )
     model = load_export(folder, builders)
     parts = parts_of(type(model))
-    encoder = getattr(model, parts[0]) if parts else model
+    encoder = model if isinstance(model, Backbone) else getattr(model, parts[0]) if parts else model
     if not isinstance(encoder, Backbone):
         raise ValueError(
             f"{name} holds a {type(encoder).__name__}, which takes no clips; give a video backbone"

@@ -112,15 +112,16 @@ def check(config: object, rules: dict[str, Rule], where: str) -> None:
 MOST = {
     "depth": 256, "layers": 256, "temporal_depth": 256, "pool_depth": 256, "decoder_depth": 256,
     "frames": 4096, "size": 2048, "patch": 2048, "tubelet": 1024, "kernel": 1024, "window": 1024,
-    "trained_grid": 4096,
+    "trained_grid": 4096, "people": 16,
 }  # fmt: skip
 POSITIVE = {
     "frames", "size", "patch", "tubelet", "dim", "heads", "hidden", "channels", "kernel",
     "time_kernel", "layers", "context_length", "decoder_dim", "decoder_heads", "window",
-    "trained_grid",
+    "trained_grid", "people", "coordinates",
 }  # fmt: skip
 RANGES = {  # of fractions
-    "width": (1e-3, 64), "dropout": (0, 1), "motion_tokens": (0, 1), "target_eps": (0, 1),
+    "width": (1e-3, 64), "dropout": (0, 1), "bound": (0, 1e4),
+    "space": (0, 1), "time": (0, 1), "motion_tokens": (0, 1), "target_eps": (0, 1),
     "eps": (1e-12, 1), "norm_eps": (1e-12, 1),  # of norms: at 0 a token without variance is nan
 }  # fmt: skip
 MOST_TEXT = {"tokenizer": 2**26}

@@ -20,7 +20,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -321,7 +321,7 @@ def build_with_mask_token(cfg: Config) -> MaskedPixels:
             f"--model {cfg.model} sees the whole grid: give --motion-tokens 1 --no-dual-mask"
         )
     torch.manual_seed(cfg.seed)
-    clip = {"stride": cfg.stride, "size": cfg.size, "subtract_mean": False}
+    clip: dict[str, Any] = {"stride": cfg.stride, "size": cfg.size, "subtract_mean": False}
     clip |= {"frames": cfg.frames} if cfg.frames else {}
     encoder = build_family(cfg.model, small=cfg.small, weights=cfg.backbone or "", **clip)
     return MaskedPixels(encoder, cfg.tubelet, cfg.patch, cfg.target_eps)

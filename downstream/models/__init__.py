@@ -5,7 +5,7 @@ Each builds a `pretrain.spec.Backbone`. `load_backbone` here is the one that kno
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,13 +16,17 @@ from downstream.classifier import Classifier
 from downstream.models.attention import insert
 from downstream.models.c3d import C3D
 from downstream.models.frames import FrameNetwork, frame_tower
-from downstream.models.fusion import EarlyFusion, LateFusion, SlowFusion
+from downstream.models.fusion import EarlyFusion, EarlyStreams, LateFusion, SlowFusion
 from downstream.models.i3d import I3D, load_i3d_k400
 from downstream.models.images import with_image_weights
 from downstream.models.inflated import Inflated
+from downstream.models.pose_attention import PoseAttention
 from downstream.models.recurrent import FrameRNN
+from downstream.models.skeleton import SkeletonLSTM
+from downstream.models.stgcn import STGCN
 from downstream.models.tcn import FrameTCN
 from downstream.models.torchvision3d import TorchvisionVideo, load_torchvision_k400
+from downstream.models.two_stream import FeatureFusion, FlowStack
 from downstream.models.video_swin import VideoSwin
 from downstream.models.vivit import ViViT
 from pretrain import backbones
@@ -59,11 +63,12 @@ class Family:
         build: the class.
         paper: where it was published.
         arguments: of the class, where they are not its defaults.
-        small: arguments for minutes on a CPU: fewer pixels, a small 2-D network, fewer channels.
+        small: arguments for minutes on a CPU: fewer pixels, a small 2-D network, fewer channels,
+            the joints of the synthetic dataset.
         k400: loads the classifier of Kinetics-400 that was published with it, from a file ("":
             downloaded where that is possible); None: there is none.
 
-    A class whose networks can start from third-party weights has `with_weights(weights, arguments,
+    A class of several networks (`parts`) has the names of families as their arguments. A class whose networks can start from third-party weights has `with_weights(weights, arguments,
     given)`, which builds it and loads them; `given` are the arguments that weights may not change.
     """
 
@@ -84,6 +89,14 @@ _TCN = "Bai et al. 2018, arXiv:1803.01271"
 _I3D = "Carreira & Zisserman 2017, arXiv:1705.07750"
 _R3D = "Tran et al. 2018, arXiv:1711.11248"
 _SMALL3D = {"frames": 16, "stride": 2, "size": 48, "subtract_mean": True}
+_SMALL_I3D = {**_SMALL3D, "width": 0.5}
+_TWO_STREAM = "Simonyan & Zisserman 2014, arXiv:1406.2199"
+_SMALL_FLOW = {"network": "test_resnet", "size": 48}
+_STGCN = "Yan et al. 2018, arXiv:1801.07455"
+_BONES = "Shi et al. 2019, arXiv:1805.07694"
+_SMALL_JOINTS = {"skeleton": "synthetic20", "people": 1, "size": 48}
+_SMALL_STGCN = {**_SMALL_JOINTS, "width": 0.5, "dropout": 0.0, "frames": 32}
+_DAS = "Das et al. 2019 (ICCV)"
 
 
 def _sized(size: str) -> Family:
@@ -141,6 +154,11 @@ MODELS: dict[str, Family] = {
     "frame_late": Family(LateFusion, _KARPATHY, {}, _SMALL_NETWORK),
     "frame_early": Family(EarlyFusion, _KARPATHY, {}, {**_SMALL_NETWORK, "stride": 3}),
     "frame_slow": Family(SlowFusion, _KARPATHY, {}, {**_SMALL_NETWORK, "stride": 3}),
+    "early_streams": Family(EarlyStreams, "colour and flow stacked", {}, _SMALL_FLOW),
+    "flow_stack": Family(FlowStack, _TWO_STREAM, {}, _SMALL_FLOW),
+    "two_stream": Family(
+        FeatureFusion, _TWO_STREAM, {"first": "frame_single", "second": "flow_stack"}
+    ),
     "rnn": Family(FrameRNN, "Elman 1990, on frames", {"cell": "rnn"}, _SMALL16),
     "lstm": Family(FrameRNN, _LRCN, {"cell": "lstm"}, _SMALL16),
     "bilstm": Family(
@@ -161,8 +179,10 @@ MODELS: dict[str, Family] = {
         C3D, "Tran et al. 2015, arXiv:1412.0767", {},
         {**_SMALL3D, "width": 0.25, "batch_norm": True},
     ),
-    "i3d": Family(I3D, _I3D, {}, {**_SMALL3D, "width": 0.5}, load_i3d_k400),
-    "i3d_flow": Family(I3D, _I3D, {"channels": 2}, {**_SMALL3D, "width": 0.5}),
+    "i3d": Family(I3D, _I3D, {}, _SMALL_I3D, load_i3d_k400),
+    "i3d_flow": Family(I3D, _I3D, {"channels": 2}, _SMALL_I3D),
+    "i3d_early": Family(I3D, "I3D of colour and flow stacked", {"channels": 5}, _SMALL_I3D),
+    "i3d_two_stream": Family(FeatureFusion, _I3D, {"first": "i3d", "second": "i3d_flow"}),
     "inflated": Family(Inflated, _I3D, {}, _SMALL16),
     "inflated_se": Family(
         Inflated, "Hu et al. 2018, arXiv:1709.01507", {"attention": "se@sums"}, _SMALL16
@@ -183,6 +203,16 @@ MODELS: dict[str, Family] = {
         {**_SMALL3D, "network": "torchvision:swin_xs"},
     ),
     **{f"video_swin_{variant}": _swin(variant) for variant in ("t", "s", "b", "l")},
+    "skeleton_lstm": Family(
+        SkeletonLSTM, _DAS, {}, {**_SMALL_JOINTS, "hidden": 128, "frames": 16}
+    ),
+    "stgcn": Family(STGCN, _STGCN, {}, _SMALL_STGCN),
+    "stgcn_bone": Family(STGCN, _BONES, {"data": "bone"}, _SMALL_STGCN),
+    "stgcn_both": Family(STGCN, _BONES, {"data": "both"}, _SMALL_STGCN),
+    "pose_attention": Family(PoseAttention, _DAS, {"video": "i3d", "pose": "skeleton_lstm"}),
+    "feature_fusion": Family(
+        FeatureFusion, "embeddings side by side", {"first": "i3d", "second": "skeleton_lstm"}
+    ),
 }  # fmt: skip
 
 
@@ -213,7 +243,9 @@ def check_name(name: str) -> Family:
     return MODELS[name]
 
 
-def build_model(name: str, small: bool = False, weights: str = "", **changes: object) -> nn.Module:
+def build_model(
+    name: str, small: bool = False, weights: str = "", parts: Sequence[str] = (), **changes: object
+) -> nn.Module:
     """A backbone of `MODELS`, fresh or with third-party weights, in evaluation mode.
 
     Args:
@@ -223,13 +255,19 @@ def build_model(name: str, small: bool = False, weights: str = "", **changes: ob
             file of them in the layout of timm or torchvision; "kinetics": of torchvision's 3-D
             networks and Video Swins, or a file of them; for a ViViT, an image ViT, see
             `read_image_vit`.
-        changes: arguments of the class that differ from the family's; `network` may be an open_clip
-            name, whose weights then come with it.
+        parts: of a model of several networks, what each is, in order: a name in `MODELS`, or what
+            `load_backbone` knows besides; (): the family's.
+        changes: arguments of the class that differ from the family's, or of its parts; `network`
+            may be an open_clip name, whose weights then come with it.
 
     Raises:
         ValueError: an unknown name or argument, or weights that do not fit.
     """
     family = check_name(name)
+    if slots := backbones.parts_of(family.build):
+        return _build_of_parts(name, slots, small, weights, parts, changes)
+    if parts:
+        raise ValueError(f"--parts {parts[0]} means nothing to {name}, which is one network")
     known = inspect.signature(family.build).parameters
     for key in changes:
         if key not in known:
@@ -257,6 +295,39 @@ def build_model(name: str, small: bool = False, weights: str = "", **changes: ob
         insert(backbone, attention)
         backbone.arguments["attention"] = attention
     return backbone.eval()
+
+
+def _build_of_parts(
+    name: str, slots: Sequence[str], small: bool, weights: str, parts: Sequence[str], changes: dict
+) -> nn.Module:
+    """A model of several networks; see `build_model`."""
+    family = MODELS[name]
+    if parts and len(parts) != len(slots):
+        raise ValueError(
+            f"{name} is of {len(slots)} networks, {' and '.join(slots)}: --parts takes as many "
+            f"names, not {len(parts)}"
+        )
+    known = inspect.signature(family.build).parameters
+    arguments = {k: v for k, v in family.arguments.items() if k not in slots}
+    arguments |= {k: v for k, v in changes.items() if k in known and k not in slots}
+    shared = changes.keys() - arguments.keys()
+    left, unloaded = set(shared), weights
+    for slot, part in zip(slots, parts or [family.arguments[s] for s in slots], strict=True):
+        if part not in MODELS:
+            arguments[slot] = load_backbone(part)
+            continue
+        theirs = inspect.signature(MODELS[part].build).parameters
+        # A single frame stays one, however many the other network sees.
+        single = MODELS[part].arguments.get("frames") == 1
+        handed = {k: changes[k] for k in shared & theirs.keys() if not (single and k == "frames")}
+        left -= handed.keys()
+        takes = "network" in theirs or hasattr(MODELS[part].build, "with_weights")
+        arguments[slot] = build_model(part, small, weights if takes else "", **handed)
+        unloaded = "" if takes else unloaded
+    if left or unloaded:
+        what = f"--{min(left).replace('_', '-')}" if left else f"--weights {shown(weights)}"
+        raise ValueError(f"{what} means nothing to {name} of {' and '.join(parts or slots)}")
+    return family.build(**arguments).eval()
 
 
 def load_backbone(name: str, weights: str = "") -> Backbone:

@@ -12,8 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from downstream.models.attention import insert
-from downstream.models.images import ImageNetwork, describe_network, read_network
-from pretrain.spec import InputSpec
+from downstream.models.images import (
+    ImageNetwork,
+    describe_network,
+    load_image_weights,
+    over_colour,
+    read_network,
+)
+from pretrain.spec import FLOW_LEVELS, InputSpec, flow_stream
 from pretrain.third_party import timm_network
 
 
@@ -129,6 +135,61 @@ class EarlyFusion(FusedFrames):
         self.input_spec.expect(video)
         stacked = video.transpose(1, 2).flatten(1, 2)  # channels: frame, colour
         return self.images(stacked).unsqueeze(1)
+
+
+class EarlyStreams(FusedFrames):
+    """The first convolution sees colour and optical flow of all frames at once, as channels.
+
+    Args:
+        network: of timm or torchvision.
+        frames: frames of a clip, each with the flow to the next one.
+        stride: source frames between two sampled frames; only recorded.
+        size: height and width, pixels.
+        attention: blocks to insert, see `downstream.models.attention.insert`.
+        subtract_mean: whether the mean frame of colour is subtracted, see `Stream`.
+        bound: of the flow, see `Stream`; 0: 20 pixels at 224.
+        method: of the flow, see `Stream`.
+
+    Raises:
+        ValueError: the network cannot be built with so many channels.
+    """
+
+    def __init__(
+        self, network: str | dict = "resnet18", frames: int = 10, stride: int = 1, size: int = 224,
+        attention: str = "", subtract_mean: bool = False, bound: float = 0.0, method: str = "",
+    ):  # fmt: skip
+        super().__init__(network, frames, stride, size, attention, subtract_mean, 5 * frames)
+        self.arguments |= {"bound": bound, "method": method}
+        streams = {**self.input_spec.streams, "flow": flow_stream(size, bound, method)}
+        self.input_spec = InputSpec(frames, stride, size, streams)
+        insert(self, attention)
+
+    @classmethod
+    def with_weights(cls, weights: str, arguments: dict, given: Container[str]) -> Self:
+        """Built with these arguments; filters over colour see every frame, and flow as TSN has it.
+
+        Their sum is divided by the number of frames.
+        """
+        arguments, theirs, origin = read_network(weights, arguments)
+        backbone = cls(**arguments)
+        if theirs is not None:
+            images, frames = backbone.images, backbone.input_spec.frames
+            scale = FLOW_LEVELS / 255 / (sum(images.pixels.std) / 3)  # as of `FlowStack`
+            for name, own in images.net.state_dict().items():
+                first = theirs.get(name)
+                if first is not None and first.ndim == 4 and first.shape[1] == 3 != own.shape[1]:
+                    flow = over_colour(first, 2 * frames) * scale
+                    seen = torch.cat([first.repeat(1, frames, 1, 1), flow], 1)
+                    theirs[name] = seen / frames
+            load_image_weights(images, theirs, origin)
+        return backbone
+
+    def forward_features(self, clip: Any) -> Tensor:
+        """One token (B, 1, D) for the whole clip."""
+        self.input_spec.expect(clip)
+        # Channels: frame, colour; then frame, axis of the flow.
+        stacked = [clip[name].transpose(1, 2).flatten(1, 2) for name in ("rgb", "flow")]
+        return self.images(torch.cat(stacked, 1)).unsqueeze(1)
 
 
 class SlowFusion(FusedFrames):

@@ -16,8 +16,9 @@ import math
 import tempfile
 import zlib
 from collections import OrderedDict
+from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import torch
@@ -28,12 +29,23 @@ from torch import Tensor, nn
 
 from downstream.classifier import Classifier
 from downstream.models.attention import insert
+from downstream.models.images import over_colour
 from downstream.models.torchvision3d import kinetics_classes
+from pretrain.backbones import load_backbone
 from pretrain.data.cache import cache_folder
 from pretrain.data.tar import list_members
-from pretrain.files import is_file, no_file, open_regular, read_limited, reading, replacing, share
+from pretrain.files import (
+    is_file,
+    is_folder,
+    no_file,
+    open_regular,
+    read_limited,
+    reading,
+    replacing,
+    share,
+)
 from pretrain.inert import Call, Name, read_inert
-from pretrain.spec import InputSpec, Stream, flow_stream
+from pretrain.spec import Clip, InputSpec, Stream, flow_stream
 from pretrain.third_party import shown
 from pretrain.weights import load_strict, read_safetensors, sha256, weights_hash
 
@@ -139,17 +151,19 @@ class I3D(nn.Module):
 
     Args:
         width: factor on all channels; 1 as published.
-        channels: 3 for colour, 2 for optical flow, which is clipped to 20 pixels and scaled to
-            -1..1.
+        channels: 3 for colour, 2 for optical flow, 5 for both on the same grid (early fusion).
         frames: frames of a clip, 8 or more; 64 as published.
         stride: source frames between two sampled frames; only recorded. Published: 25 frames a
             second.
         size: height and width, pixels, 32 or more; 224 as published.
         attention: blocks to insert, see `downstream.models.attention.insert`.
         subtract_mean: whether each clip's mean frame is subtracted, see `Stream`.
+        bound: of the flow, see `Stream`; 0: 20 pixels at 224, as published.
+        method: of the flow, see `Stream`; "tvl1" as published.
 
     Raises:
-        ValueError: another number of channels, or a clip of which the network leaves nothing.
+        ValueError: another number of channels, a clip of which the network leaves nothing, or
+            optical flow's arguments without flow.
     """
 
     kind = "i3d"  # to presets of published training, see `downstream.training.kind_of`
@@ -163,10 +177,16 @@ class I3D(nn.Module):
         size: int = 224,
         attention: str = "",
         subtract_mean: bool = False,
+        bound: float = 0.0,
+        method: str = "",
     ):
         super().__init__()
-        if channels not in (2, 3):
-            raise ValueError(f"I3D sees 3 channels (colour) or 2 (optical flow), not {channels}")
+        if channels not in (2, 3, 5):
+            raise ValueError(
+                f"I3D sees 3 channels (colour), 2 (optical flow) or 5 (both), not {channels}"
+            )
+        if channels == 3 and (bound or method):
+            raise ValueError("bound and method are of optical flow, and this I3D sees colour only")
         if frames < 8 or size < 32:
             raise ValueError(
                 f"I3D halves time three times and space five times: {frames} frames of {size} "
@@ -174,7 +194,8 @@ class I3D(nn.Module):
             )
         self.arguments: dict[str, Any] = {
             "width": width, "channels": channels, "frames": frames, "stride": stride, "size": size,
-            "attention": attention, "subtract_mean": subtract_mean,
+            "attention": attention, "subtract_mean": subtract_mean, "bound": bound,
+            "method": method,
         }  # fmt: skip
         of = lambda n: max(round(n * width), 1)
         layers: OrderedDict[str, nn.Module] = OrderedDict(
@@ -200,21 +221,50 @@ class I3D(nn.Module):
         side = -(-size // 32)
         self.embed_dim, self.grid = inputs, (-(-frames // 8), side, side)
         half = (0.5,) * 3  # pixels to -1..1
-        streams = {"rgb": Stream(half, half, subtract_mean=subtract_mean)}
-        if channels == 2:
-            streams = {"flow": flow_stream(size, subtract_mean=subtract_mean)}
+        streams = {}
+        if channels != 2:
+            streams["rgb"] = Stream(half, half, subtract_mean=subtract_mean)
+        if channels != 3:
+            streams["flow"] = flow_stream(size, bound, method, subtract_mean)
         self.input_spec = InputSpec(frames, stride, size, streams)
         insert(self, attention)
 
-    def _map(self, video: Tensor) -> Tensor:
+    @classmethod
+    def with_weights(cls, weights: str, arguments: dict, given: Container[str]) -> Self:
+        """Built with these arguments and started from an I3D of colour, if `weights` names one.
+
+        Filters of the first layer see flow as `over_colour` says.
+
+        Args:
+            weights: "": fresh; a file, see `load_i3d_k400`; or RUN/backbone of an I3D.
+            arguments: of the class.
+            given: not used: no weights change an argument.
+
+        Raises:
+            ValueError: the weights are not of an I3D of colour, or of another size.
+        """
+        backbone = cls(**arguments)
+        if not weights:
+            return backbone
+        colour = _i3d_of(weights)
+        theirs, first = colour.state_dict(), "features.Conv3d_1a_7x7.conv.weight"
+        if backbone.arguments["channels"] != 3:
+            seen = [theirs[first]] if backbone.arguments["channels"] == 5 else []
+            theirs[first] = torch.cat([*seen, over_colour(theirs[first], 2)], 1)
+        load_strict(backbone, theirs, weights)
+        return backbone
+
+    def _map(self, video: Clip) -> Tensor:
         self.input_spec.expect(video)
+        if isinstance(video, Mapping):
+            video = torch.cat([video["rgb"], video["flow"]], 1)
         return self.features(video)
 
-    def forward_features(self, video: Tensor) -> Tensor:
+    def forward_features(self, video: Clip) -> Tensor:
         """The tokens of Mixed_5c."""
         return self._map(video).flatten(2).transpose(1, 2)
 
-    def forward(self, video: Tensor) -> Tensor:
+    def forward(self, video: Clip) -> Tensor:
         """The mean of Mixed_5c, pooled as published.
 
         Averaged over space and every two neighbours in time, then over time: the published
@@ -223,6 +273,17 @@ class I3D(nn.Module):
         """
         x = self._map(video).mean((-2, -1))  # (B, D, t)
         return (F.avg_pool1d(x, 2, 1) if x.shape[-1] > 1 else x).mean(-1)
+
+
+def _i3d_of(weights: str) -> I3D:
+    """The I3D of colour in a file or folder, see `I3D.with_weights`."""
+    if is_folder(weights):
+        loaded: object = load_backbone(weights, {"I3D": I3D, "Classifier": Classifier})
+    else:
+        loaded = load_i3d_k400(weights).backbone
+    if not isinstance(loaded, I3D) or loaded.arguments["channels"] != 3:
+        raise ValueError(f"--weights {shown(weights)} is no I3D of colour")
+    return loaded
 
 
 # ------------------------------------------------------------------------------- DeepMind's weights

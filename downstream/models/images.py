@@ -292,6 +292,19 @@ def read_weights(source: str) -> dict[str, Tensor]:
     return weights
 
 
+def over_colour(filters: Tensor, channels: int) -> Tensor:
+    """Filters over three colours as filters over other channels: each gets the mean over colour.
+
+    TSN's cross-modality initialisation, Wang et al. 2016 (https://arxiv.org/abs/1608.00859),
+    section 3.2; as there, the sum is not scaled to the number of channels.
+
+    Args:
+        filters: (outputs, 3, ...).
+        channels: of the result.
+    """
+    return filters.mean(1, keepdim=True).repeat_interleave(channels, 1)
+
+
 def load_image_weights(images: ImageNetwork, weights: dict[str, Tensor], origin: str) -> None:
     """Put an image classifier's weights into an `ImageNetwork`; only its head may be left over.
 

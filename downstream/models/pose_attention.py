@@ -77,8 +77,8 @@ class PoseAttention(nn.Module):
             nn.Linear(pose.embed_dim, hidden), nn.Tanh(), nn.Linear(hidden, times)
         )
         for branch in (self.space, self.time):
-            nn.init.zeros_(branch[-1].weight)
-            nn.init.zeros_(branch[-1].bias)
+            for parameter in branch[-1].parameters():
+                nn.init.zeros_(parameter)
         self.regulariser: Tensor | None = None  # of the last clips, see `forward_features`
         if freeze_pose:
             pose.requires_grad_(False)
@@ -107,9 +107,9 @@ class PoseAttention(nn.Module):
         which keeps alpha small and every time in view.
         """
         space, time = self.attentions(clip)
-        penalty = self.arguments["space"] * space.flatten(1).norm(dim=1)
-        penalty = penalty + self.arguments["time"] * (1 - time).square().sum(1)
-        self.regulariser = penalty.mean()
+        added = self.arguments["space"] * space.flatten(1).norm(dim=1)
+        added = added + self.arguments["time"] * (1 - time).square().sum(1)
+        self.regulariser = added.mean()
         tokens = self.video.forward_features(part_of(clip, self.video.input_spec))
         features = tokens.unflatten(1, self.grid)
         by_place = features * space[:, None, :, :, None]

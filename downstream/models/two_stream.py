@@ -14,20 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from downstream.models.attention import insert
-from downstream.models.images import ImageNetwork, load_image_weights, read_network
+from downstream.models.images import (
+    ImageNetwork,
+    load_image_weights,
+    over_colour,
+    read_network,
+)
 from pretrain.spec import FLOW_LEVELS, Backbone, Clip, InputSpec, Joints, Stream, flow_stream
-
-
-def over_colour(filters: Tensor, channels: int) -> Tensor:
-    """Filters over three colours as filters over other channels: each gets the mean over colour.
-
-    TSN's cross-modality initialisation; as there, the sum is not scaled to the number of channels.
-
-    Args:
-        filters: (outputs, 3, ...).
-        channels: of the result.
-    """
-    return filters.mean(1, keepdim=True).repeat_interleave(channels, 1)
 
 
 class FlowStack(nn.Module):
