@@ -4,8 +4,9 @@ import csv
 import gc
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -24,10 +25,8 @@ settings.register_profile(
 settings.load_profile("house")
 
 
-def pytest_configure(config):
-    """Hide the GPU unless tests that need it were asked for (`-m gpu`): the others are of the CPU,
-    to the bit.
-    """
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPU unless its tests were asked for (`-m gpu`): all others are bit-exact on CPU."""
     if "gpu" not in config.option.markexpr.replace("not gpu", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -35,14 +34,14 @@ def pytest_configure(config):
 MOTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
 
 
-def pytest_collection_finish():
-    """Leave what was imported and collected out of every search for garbage."""
+def pytest_collection_finish() -> None:
+    """Exclude what was imported and collected from garbage collection, which saves time."""
     gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache_of_its_own(tmp_path_factory):
-    """Keep whatever tests cache out of the user's home, and apart from other test runs."""
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what tests cache out of the user's home, and apart from other test runs."""
     before = os.environ.get("MUYBRIDGE_CACHE")
     os.environ["MUYBRIDGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     yield
@@ -52,7 +51,7 @@ def cache_of_its_own(tmp_path_factory):
 
 
 def save_open_clip(folder: Path, model: torch.nn.Module, config: dict, preprocess: dict) -> str:
-    """Write a model in open_clip's folder layout; returns the name that loads it."""
+    """Write a model in open_clip's folder layout; return the name that loads it."""
     about = {"model_cfg": config, "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(about))
     weights = {k: v.contiguous() for k, v in model.state_dict().items()}
@@ -95,9 +94,7 @@ def write_video(path: Path, video: np.ndarray, fps: int = 16) -> None:
 
 
 def write_videos(folder: Path, rows: list[dict], frames: int = 16, side: int = 32) -> Path:
-    """Draw the videos of `rows`, as `make_pack` takes them, into a folder; returns their list,
-    list.csv.
-    """
+    """Draw videos as `make_pack` does; return their list, folder/list.csv."""
     drawn = {"motion", "person", "take"}
     columns = [c for c in dict.fromkeys(c for row in rows for c in row) if c not in drawn]
     with open(folder / "list.csv", "w", newline="") as file:
@@ -112,14 +109,15 @@ def write_videos(folder: Path, rows: list[dict], frames: int = 16, side: int = 3
 
 
 @pytest.fixture(scope="session")
-def make_pack(tmp_path_factory) -> Callable[..., Path]:
-    """A function rows -> folder of a pack; a row has motion, person, take and any list columns.
+def make_pack(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function rows -> folder of a pack.
 
-    Keyword arguments: frames, side (pixels), and those of `pretrain.data.pack.pack`.
+    A row has `motion`, `person`, `take` and columns of the list. Further arguments: frames, side
+    (pixels), and those of `pretrain.data.pack.pack`.
     """
     from pretrain.data.pack import pack
 
-    def make(rows: list[dict], frames: int = 16, side: int = 32, **options) -> Path:
+    def make(rows: list[dict], frames: int = 16, side: int = 32, **options: Any) -> Path:
         source = write_videos(tmp_path_factory.mktemp("videos"), rows, frames, side)
         out = tmp_path_factory.mktemp("packs") / "pack"
         pack(source, out, short_side=side, workers=1, progress=False, **options)
@@ -128,7 +126,7 @@ def make_pack(tmp_path_factory) -> Callable[..., Path]:
     return make
 
 
-def motion_rows(people: range, takes: int, split: str | None, **more) -> list[dict]:
+def motion_rows(people: range, takes: int, split: str | None, **more: object) -> list[dict]:
     """Rows for `make_pack`: every motion by every person, labelled by the motion."""
     return [
         {"motion": m, "person": p, "take": t, "label": m, "subject": f"p{p}"}
@@ -141,13 +139,13 @@ def motion_rows(people: range, takes: int, split: str | None, **more) -> list[di
 
 
 @pytest.fixture(scope="session")
-def tiny_pack(make_pack) -> Path:
+def tiny_pack(make_pack: Callable[..., Path]) -> Path:
     """48 clips of 16 frames of 32x32: 4 motions, 4 people train, 2 others test, 2 takes each."""
     return make_pack(motion_rows(range(4), 2, "train") + motion_rows(range(4, 6), 2, "test"))
 
 
 @pytest.fixture(scope="session")
-def tiny_backbone(tmp_path_factory) -> Path:
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported encoder with random weights that sees 8 frames, 2 apart, of 32x32."""
     from pretrain.backbones import export_backbone
     from pretrain.vit import VideoTransformer
@@ -161,7 +159,7 @@ def tiny_backbone(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def captioned_pack(make_pack) -> Path:
+def captioned_pack(make_pack: Callable[..., Path]) -> Path:
     """56 clips as in `tiny_pack` with two captions each: 4 people train, 1 val, 2 test."""
 
     def said(people: range, takes: int, split: str) -> list[dict]:
@@ -179,7 +177,7 @@ def captioned_pack(make_pack) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_pair(tmp_path_factory) -> Path:
+def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported pair of towers with random weights that sees 4 frames, 4 apart, of 32x32."""
     from pretrain.backbones import export_backbone
     from pretrain.clip import VideoText

@@ -1,6 +1,4 @@
-"""Contrastive losses, the contrast of views and Muon on as many processes as there are: what each
-gives, as a file.
-"""
+"""Contrastive losses, contrast of views and Muon on any number of processes, each to a file."""
 
 from copy import deepcopy
 from functools import partial

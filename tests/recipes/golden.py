@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,11 +30,11 @@ RUNNING = {
 # Few steps must show what is wrong: rates and decay are large, two steps warm up, and a step has
 # two micro-batches.
 STRONG = {"warmup": 2 / 6, "weight_decay": 5.0}
-VIDEOMAE = RUNNING | STRONG | {
+VIDEOMAE: dict[str, Any] = RUNNING | STRONG | {
     "model": "vit_xs", "depth": 2, "decoder_dim": 32, "decoder_depth": 1, "frames": 8, "size": 32,
     "patch": 8, "base_lr": 0.03, "knn_every": 0,
 }  # fmt: skip
-CASES = {
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "videomae": ("videomae", VIDEOMAE | {"mask": "tube", "mask_ratio": 0.75, "views": 2}),
     "videomae_contrast": ("videomae", VIDEOMAE | {
         "mask": "random", "mask_ratio": 0.75, "views": 2, "contrast": 0.3, "colour": 0.4,
@@ -90,7 +91,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="pin what comes out now")
     write = parser.parse_args().write
     pinned = json.loads(FILE.read_text()) if FILE.exists() else {}
-    now = {"pixels": pixels()}
+    now: dict[str, Any] = {"pixels": pixels()}
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES:
             now[case] = run(case, Path(folder) / case)

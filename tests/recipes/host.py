@@ -13,7 +13,10 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch.distributed import TCPStore
@@ -26,7 +29,7 @@ SECONDS = 900.0  # for a job
 GRACE = 60.0  # for the others once one has failed, before they are killed as torchrun does
 
 
-def train(recipe: str, given: dict, plan: dict) -> None:
+def train(recipe: str, given: dict[str, Any], plan: dict[str, Any]) -> None:
     """Run a recipe and let planned things happen to it.
 
     Args:
@@ -40,20 +43,21 @@ def train(recipe: str, given: dict, plan: dict) -> None:
     from pretrain import log, weights
 
     module = importlib.import_module(recipe)
-    rank, count, hashes = os.environ.get("RANK", "0"), 0, []
+    rank, count = os.environ.get("RANK", "0"), 0
+    hashes: list[str] = []
     mine = rank == plan.get("rank", "0")
     real_step, real_save = module.train_step, weights.save_file
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def step(model, *args):
+    def step(model: torch.nn.Module, *args: Any) -> Any:
         nonlocal count
         count += 1
         if mine and count == plan.get("die_in_step"):
             die()
         if mine and count == plan.get("kill_worker_in_step"):
-            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+            os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
         spoil = None
         if mine and count == plan.get("nan_in_step"):
             spoil = next(model.parameters()).register_hook(lambda g: g * float("nan"))
@@ -65,16 +69,18 @@ def train(recipe: str, given: dict, plan: dict) -> None:
             Path(plan["hashes"], f"hashes-{rank}.json").write_text(json.dumps(hashes))
         return result
 
-    def save_file(tensors, path):
+    def save_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
         real_save(tensors, path)
         if plan.get("die_in_save", count + 1) <= count and "optimizer" in str(path):
             os.truncate(path, 100)
             die()
 
-    operations = []
+    operations: list[str] = []
 
-    def counted(name: str, real, before=lambda *_: None):
-        def call(*args, **kwargs):
+    def counted(
+        name: str, real: Callable, before: Callable[..., None] = lambda *_: None
+    ) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
             operations.append(name)
             if len(operations) == plan.get("die_in_operation"):
                 before(*args)
@@ -83,27 +89,30 @@ def train(recipe: str, given: dict, plan: dict) -> None:
 
         return call
 
-    def half_a_line(run_log, step, _) -> None:
+    def half_a_line(run_log: log.RunLog, step: int, _: object) -> None:
         with open(run_log.path, "a") as file:
             file.write(f'{{"step": {step}, "lo')
 
-    module.train_step, weights.save_file = step, save_file
-    module.draw_figure = log.curve_figure = lambda *_: ""  # which take longer than such runs
+    changes: dict[ModuleType, dict[str, Any]] = {
+        module: {"train_step": step, "draw_figure": lambda *_: ""},
+        weights: {"save_file": save_file},
+        log: {"curve_figure": lambda *_: ""},  # figures take longer than such runs
+    }
+    for place, replaced in changes.items():
+        for name, value in replaced.items():
+            setattr(place, name, value)
     if "operations" in plan:
         for name in ("replace", "fsync", "mkdir"):
             setattr(os, name, counted(name, getattr(os, name)))
-        log.RunLog.write = counted("log", log.RunLog.write, half_a_line)
-    module.main(
-        configure(
-            module.Config, **{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-        )
-    )
+        setattr(log.RunLog, "write", counted("log", log.RunLog.write, half_a_line))  # noqa: B010
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    module.main(configure(module.Config, **values))
     if "operations" in plan:
         Path(plan["operations"]).write_text(json.dumps(operations))
 
 
-def call(module: str, function: str, arguments: list) -> int:
-    """Call a function; returns the status with which a program would end."""
+def call(module: str, function: str, arguments: list[Any]) -> int:
+    """Call a function; returns the exit status of a program that does so."""
     try:
         getattr(importlib.import_module(module), function)(*arguments)
     except SystemExit as end:
@@ -114,21 +123,18 @@ def call(module: str, function: str, arguments: list) -> int:
     return 0
 
 
-def child(job: dict, rank: int, port: int) -> int:
-    """What one of a job's processes does; its output goes to the job's files."""
-    for number, (name, flags) in enumerate(
-        [
-            (os.devnull, os.O_RDONLY),
-            (job["stdout"], os.O_WRONLY | os.O_CREAT | os.O_APPEND),
-            (job["stderr"], os.O_WRONLY | os.O_CREAT | os.O_APPEND),
-        ]
-    ):
-        os.dup2(os.open(name, flags), number)
+def child(job: dict[str, Any], rank: int, port: int) -> int:
+    """One process of a job; its output goes to the job's files."""
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     if job["processes"] > 1:
         # As under torchrun: the store is the launcher's.
-        world = {"WORLD_SIZE": job["processes"], "LOCAL_WORLD_SIZE": job["processes"]}
-        place = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        about = world | place | {"TORCHELASTIC_USE_AGENT_STORE": True}
+        about = {
+            "WORLD_SIZE": job["processes"], "LOCAL_WORLD_SIZE": job["processes"], "RANK": rank,
+            "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            "TORCHELASTIC_USE_AGENT_STORE": True,
+        }  # fmt: skip
         os.environ.update({key: str(value) for key, value in about.items()})
     status = call(job["module"], job["function"], job["arguments"])
     sys.stdout.flush()
@@ -136,8 +142,8 @@ def child(job: dict, rank: int, port: int) -> int:
     return status
 
 
-def run(job: dict) -> int:
-    """Run a job in its processes; returns the first status that is not 0."""
+def run(job: dict[str, Any]) -> int:
+    """Run a job in its processes; returns the first exit status that is not 0."""
     importlib.import_module(job["module"])
     if job["function"] == "train":
         importlib.import_module(job["arguments"][0])
@@ -165,6 +171,7 @@ def run(job: dict) -> int:
 
 
 def main() -> None:
+    """Serve jobs, or call one function."""
     torch.set_num_threads(1)
     if words := sys.argv[1:]:
         module, function, arguments = words

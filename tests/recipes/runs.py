@@ -1,6 +1,4 @@
-"""Runs of a recipe: what came of them, and in processes of their own, killed as planned and started
-again.
-"""
+"""Runs of a recipe: their results; runs in other processes, killed as planned and started again."""
 
 import atexit
 import dataclasses
@@ -13,7 +11,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -34,18 +35,23 @@ sys.stdin.read()
 """
 
 
-def configure(kind, *values, **named):
+def configure(kind: type[Any], *values: Any, **named: Any) -> Any:
     """A recipe's configuration from values by flag, whatever group they are in."""
     own = {f.name for f in dataclasses.fields(kind)}
     fits = {k: v for k, v in named.items() if k in own}
     return change(kind(*values, **fits), **{k: v for k, v in named.items() if k not in own})
 
 
-def stop_in_step(monkeypatch, recipe, nth: int, number: signal.Signals = signal.SIGINT) -> None:
+def stop_in_step(
+    monkeypatch: pytest.MonkeyPatch,
+    recipe: ModuleType,
+    nth: int,
+    number: signal.Signals = signal.SIGINT,
+) -> None:
     """Let a recipe that runs in this process get a signal in the `nth` of its steps."""
     real, count = recipe.train_step, 0
 
-    def step(*args):
+    def step(*args: Any) -> Any:
         nonlocal count
         count += 1
         if count == nth:
@@ -55,13 +61,11 @@ def stop_in_step(monkeypatch, recipe, nth: int, number: signal.Signals = signal.
     monkeypatch.setattr(recipe, "train_step", step)
 
 
-def modes_in_steps(monkeypatch, recipe) -> list[set[bool]]:
-    """Let a recipe that runs in this process note at each step in which modes its model's parts are
-    (True: training).
-    """
+def modes_in_steps(monkeypatch: pytest.MonkeyPatch, recipe: ModuleType) -> list[set[bool]]:
+    """The modes of a model's parts (True: training) at each step of a recipe in this process."""
     real, modes = recipe.train_step, []
 
-    def step(model, *args):
+    def step(model: torch.nn.Module, *args: Any) -> Any:
         modes.append({part.training for part in model.modules()})
         return real(model, *args)
 
@@ -69,32 +73,30 @@ def modes_in_steps(monkeypatch, recipe) -> list[set[bool]]:
     return modes
 
 
-def final_weights(run: str | Path) -> dict:
+def final_weights(run: str | Path) -> dict[str, torch.Tensor]:
     """All tensors of a run's last checkpoint, the optimizers' too."""
     folder = checkpoint.checkpoints(Path(run))[0]
     return load_file(folder / "model.safetensors") | load_file(folder / "optimizer.safetensors")
 
 
-def equal(a: dict, b: dict) -> bool:
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Whether two dicts of tensors are the same to the bit."""
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def arguments(cfg, plan: dict) -> list:
-    """Those of `host.train` for the recipe whose configuration `cfg` is."""
+def arguments(cfg: Any, plan: dict[str, Any]) -> list[Any]:
+    """The arguments of `host.train` for the recipe with the configuration `cfg`."""
     return [type(cfg).__module__, flat(cfg), plan]
 
 
-def program(cfg) -> list[str]:
-    """The command that runs a recipe by itself, without a plan, behind the interpreter's name."""
+def program(cfg: Any) -> list[str]:
+    """The interpreter's arguments that run a recipe by itself, without a plan."""
     given = json.dumps(arguments(cfg, {}))
     return ["-m", "tests.recipes.host", "tests.recipes.host", "train", given]
 
 
 def wait_until(process: subprocess.Popen, happened: Callable[[], object]) -> None:
-    """Wait for what a process does, however busy the machine; started in a group of its own, which
-    ends if it does not.
-    """
+    """Wait for what a process does, or kill its process group after five minutes."""
     end = time.monotonic() + 300
     while not happened():
         if process.poll() is not None or time.monotonic() > end:
@@ -115,37 +117,41 @@ def host() -> subprocess.Popen:
 
 
 def in_processes(
-    folder: Path, processes: int, module: str, function: str, *given
+    folder: Path, processes: int, module: str, function: str, *given: Any
 ) -> subprocess.CompletedProcess:
     """Call a function in processes that form a group of torch.distributed; they may die.
 
     Args:
-        folder: for what they say.
+        folder: for their output.
         processes: how many.
         module: that of the function.
         function: its name.
-        given: its arguments, as JSON can hold them.
+        given: its arguments, which JSON can represent.
     """
     files = {name: str(folder / f"{name}.txt") for name in ("stdout", "stderr")}
     for name in files.values():
         Path(name).unlink(missing_ok=True)
     about = {"module": module, "function": function, "arguments": given, "processes": processes}
-    print(json.dumps(about | files), file=host().stdin, flush=True)
-    status = int(host().stdout.readline())
+    asked, answers = host().stdin, host().stdout
+    assert asked and answers
+    print(json.dumps(about | files), file=asked, flush=True)
+    status = int(answers.readline())
     said = (Path(name).read_text() for name in files.values())
     return subprocess.CompletedProcess([module, function], status, *said)
 
 
-def launch(tmp_path: Path, cfg, plan: dict, processes: int = 1) -> subprocess.CompletedProcess:
+def launch(
+    tmp_path: Path, cfg: Any, plan: dict[str, Any], processes: int = 1
+) -> subprocess.CompletedProcess:
     """Run the recipe in processes of its own."""
     tmp_path.mkdir(exist_ok=True)
     return in_processes(tmp_path, processes, "tests.recipes.host", "train", *arguments(cfg, plan))
 
 
-def run_calm_and_harried(tmp_path: Path, cfg, plans: list[dict], processes: int) -> None:
-    """Run once undisturbed as tmp_path/calm, and once killed as planned and started again as
-    /harried.
-    """
+def run_calm_and_harried(
+    tmp_path: Path, cfg: Any, plans: list[dict[str, Any]], processes: int
+) -> None:
+    """Run once undisturbed as tmp_path/calm, once killed as planned and restarted as /harried."""
     calm = change(cfg, out=str(tmp_path / "calm"))
     done = launch(tmp_path, calm, {}, processes)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -261,13 +261,13 @@ def change_scores(folder: str, old: str, new: str) -> None:
 def test_runs_that_differ_are_refused_by_name(runs, tmp_path):
     (run,) = read_runs([Path(runs[1])])
     test = run.parts["test"]
-    other = ["fall" if name == "walk" else name for name in test.labels]
+    renamed = ["fall" if name == "walk" else name for name in test.labels]
     few = Scored(test.sources[:-1], test.subjects[:-1], test.labels[:-1], test.probabilities[:-1])
     other = dataclasses.replace(test, labels=[test.labels[1], *test.labels[1:]])
     bad = {
         "only rgb has 1, such as test/59.mp4": ({"test": few}, CLASSES, {}),
         "labels of 1 test videos differ .test/0.mp4": ({"test": other}, CLASSES, {}),
-        "classes differ .*fall": ({"test": dataclasses.replace(test, labels=other)},
+        "classes differ .*fall": ({"test": dataclasses.replace(test, labels=renamed)},
                                   ["fall", *CLASSES[1:]], {}),
         "train_split: 'train' and 'more'": (run.parts, CLASSES, {"train_split": "more"}),
         "test_split": (run.parts, CLASSES, {"test_split": "val"}),

@@ -3,11 +3,13 @@
 import io
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, TypeVar
 
 import av
 import numpy as np
 
 BITS = 8
+P = TypeVar("P", Path, io.BytesIO)
 
 
 def picture(number: int, width: int = 96, height: int = 64) -> np.ndarray:
@@ -33,7 +35,7 @@ def number_of(image: np.ndarray) -> int:
 
 
 def write_video(
-    path: Path | io.BytesIO,
+    path: P,
     frames: int | list[np.ndarray] = 20,
     fps: int | Fraction = 25,
     codec: str = "libx264",
@@ -46,12 +48,13 @@ def write_video(
     container: dict[str, str] | None = None,
     audio: bool = False,
     format: str | None = None,
-) -> Path:
-    """Writes numbered frames; `times` are in milliseconds and make the frame rate variable."""
+) -> P:
+    """Write numbered frames; `times` are in milliseconds and make the frame rate variable."""
     images = [picture(i, *size) for i in range(frames)] if isinstance(frames, int) else frames
     target = path if isinstance(path, io.BytesIO) else str(path)
     with av.open(target, "w", format=format, container_options=container or {}) as file:
         stream = file.add_stream(codec, rate=fps, options=options or {})
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt = pix_fmt
         if aspect:
@@ -68,15 +71,15 @@ def write_video(
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
         if sound:
-            frame = av.AudioFrame(format="fltp", layout="mono", samples=1024)
-            frame.sample_rate, frame.pts = 16000, 0
-            frame.planes[0].update(bytes(4096))
-            file.mux(sound.encode(frame))
+            silence = av.AudioFrame(format="fltp", layout="mono", samples=1024)
+            silence.sample_rate, silence.pts = 16000, 0
+            silence.planes[0].update(bytes(4096))
+            file.mux(sound.encode(silence))
             file.mux(sound.encode(None))
     return path
 
 
-def ready_video(path: Path, frames: int = 20, gop: int = 8, **more) -> Path:
+def ready_video(path: Path, frames: int = 20, gop: int = 8, **more: Any) -> Path:
     """A video that already is what a pack holds."""
     options = {"x264-params": f"keyint={gop}:min-keyint={gop}:scenecut=0:open-gop=0"}
     return write_video(path, frames, options=options, **more)
@@ -84,7 +87,7 @@ def ready_video(path: Path, frames: int = 20, gop: int = 8, **more) -> Path:
 
 def read_video(data: bytes | Path) -> list[np.ndarray]:
     """All frames, RGB, by PyAV."""
-    with av.open(io.BytesIO(data) if isinstance(data, bytes) else str(data)) as file:
+    with av.open(io.BytesIO(data) if isinstance(data, bytes) else str(data), "r") as file:
         return [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
 
 
