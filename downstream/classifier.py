@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from downstream.features import Extraction, finish_means, show_views
 from downstream.segments import NOTHING, frame_classes
 from downstream.splits import Videos
-from pretrain.data.decode import DecodeError, crop_resize
+from pretrain.data.decode import DecodeError
 from pretrain.data.sampling import test_boxes
-from pretrain.data.shards import Pack
+from pretrain.data.shards import Pack, crop_clip
 from pretrain.device import autocast_dtype
 from pretrain.modes import evaluating
 from pretrain.names import for_screen
@@ -167,22 +167,19 @@ def frame_probabilities(
     starts = sorted({*range(0, last, max(span // 2, 1)), last})
     total, counts = np.zeros((num, len(model.classes))), np.zeros((num, 1))
     try:
-        frames = pack.frames(record, np.arange(num))
+        parts = pack.clip(record, np.arange(num), spec)
     except DecodeError as error:
         raise ValueError(f"{for_screen(record['source'])} cannot be decoded: {error}") from error
-    clip = crop_resize(
-        frames,
-        test_boxes(frames.shape[2], frames.shape[1], 1)[0],
-        spec.size,
-        spec.pictures["rgb"].interpolation,
-    )
+    box = test_boxes(record["width"], record["height"], 1)[0]
+    clip = crop_clip(parts, record, box, spec)
     dtype = autocast_dtype(device, precision)
     model.to(device)
     with evaluating(model), torch.autocast(device.type, dtype, enabled=dtype is not None):
         for start in starts:
             seen = np.minimum(start + spec.stride * np.arange(spec.frames), num - 1)
-            video = clip[:, torch.from_numpy(seen)].unsqueeze(0).to(device)
-            predicted = model(spec.normalise(video))[0].float().softmax(-1).cpu().numpy()
+            window = {n: part[:, torch.from_numpy(seen)][None] for n, part in clip.items()}
+            video = spec.normalise(spec.take(window, device))
+            predicted = model(video)[0].float().softmax(-1).cpu().numpy()
             covered = np.arange(start, min(start + span, num))
             total[covered] += predicted[(covered - start) // spec.stride]
             counts[covered] += 1

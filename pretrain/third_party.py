@@ -249,6 +249,33 @@ def torchvision_network(name: str, video: bool = False, pretrained: bool = False
     return torchvision.models.get_model(name, weights=None)
 
 
+def flow_network(name: str) -> nn.Module:
+    """A network of torchvision that estimates optical flow, with its weights, downloaded once.
+
+    Args:
+        name: "raft_small" or "raft_large".
+
+    Raises:
+        ValueError: the weights cannot be fetched, or are not those of which their name has the hash.
+    """
+    from torchvision.models import get_model, get_model_weights
+
+    assert name in ("raft_small", "raft_large")
+    weights = get_model_weights(name)["DEFAULT"]
+    try:
+        state = weights.get_state_dict(
+            progress=False, check_hash=True, weights_only=True, map_location="cpu"
+        )
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"the weights of {name} cannot be fetched ({_first(error)}): with a network try again, "
+            f"or put {weights.url} into {torch.hub.get_dir()}/checkpoints"
+        ) from error
+    network = get_model(name, weights=None)
+    network.load_state_dict(state)
+    return network
+
+
 # ---- open_clip
 
 _LAYERS, _WIDTH, _SIDE = whole(1, 256), whole(1, 16_384), whole(1, 2048)

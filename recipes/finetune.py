@@ -68,7 +68,7 @@ from downstream.training import (
 )
 from pretrain import backbones, log
 from pretrain.data.cache import open_data, packing_side
-from pretrain.data.shards import STREAMS, Pack, TrainClips, warn_of_clips
+from pretrain.data.shards import Pack, TrainClips, warn_of_clips
 from pretrain.data.transforms import Augment
 from pretrain.flags import OptionalCount, Positive, Seed, flat, refuse_given
 from pretrain.loop import TrainingRun, plan_run
@@ -225,7 +225,6 @@ def build_backbone(cfg: Config) -> nn.Module:
         assert cfg.backbone
         backbone = start_from(cfg.backbone, cfg.weights or "", changes)
     assert isinstance(backbone, Backbone)
-    backbone.input_spec.refuse_lacking(STREAMS, cfg.name)
     return backbone
 
 
@@ -304,6 +303,7 @@ def main(cfg: Config) -> dict:
     train, val, test, classes, rule, notes = choose_videos(
         task, pack, cfg.train_split, cfg.test_split, cfg.shots, cfg.val, cfg.seed
     )
+    pack.check_streams(train.samples, backbone.input_spec, cfg.name)
     if training.patience and val is None:
         raise ValueError(
             "--patience needs validation videos: name a split val in the list, or give "

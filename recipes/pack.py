@@ -2,16 +2,21 @@
 
     python recipes/pack.py --source videos/ --out packs/mine
     python recipes/pack.py --source clips.csv --out packs/mine --short-side 128
+    python recipes/pack.py --source videos/ --out packs/mine --flow dis
 
 SOURCE is a folder (its subfolders are classes, with train/val/test folders above them if there are),
 a list (csv, tsv, space-separated, jsonl or a JSON array, with columns such as path,label,caption,split,
 subject), a WebDataset tar or a folder of these, or images. Every file is decoded once, fully, in a process that
 may crash or hang without harm; what cannot be used is named in OUT/refused.jsonl with the reason.
 
+Optical flow and poses that come with the data are kept beside the frames (columns flow and pose of a list,
+members 7.flow.npz and 7.pose.json of a tar); --flow estimates the flow of every clip, also of a pack that is there.
+
 Running the same command again does only what has changed, and goes on after an interruption.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pretrain.data.pack import pack
 from pretrain.flags import Count, Positive
@@ -37,6 +42,8 @@ class Config:
     """Seconds without progress before a decoder is killed and its file refused."""
     file_timeout: Positive = 1800.0
     """Seconds that a file may take in all, and as many again for every 64 MiB of it."""
+    flow: Literal["", "dis", "tvl1", "raft_small", "raft_large"] = ""
+    """Estimate optical flow by this method (needs the extra `flow`; RAFT a GPU for speed); by default as before."""
 
 
 def main(config: Config) -> dict:
@@ -49,6 +56,7 @@ def main(config: Config) -> dict:
         workers=config.workers,
         timeout=config.timeout,
         file_timeout=config.file_timeout,
+        flow=config.flow,
     )
     print(f"packed: {for_screen(config.out)}")
     print(f"next: python recipes/videomae.py --data {for_shell(config.out)}")

@@ -30,7 +30,7 @@ from downstream.splits import group_by_source
 from pretrain.backbones import read_backbone_config
 from pretrain.data.cache import packing_side
 from pretrain.data.pack import pack as pack_source
-from pretrain.data.shards import STREAMS, Pack
+from pretrain.data.shards import Pack
 from pretrain.files import is_folder, is_there
 from pretrain.flags import Count, OptionalCount
 from pretrain.folders import claim, holds_nothing
@@ -84,8 +84,12 @@ def unused(config: Config) -> dict[str, str]:
     return {name: w for name, w in why.items() if name != "stride" or config.stride}
 
 
-def pack_videos(path: Path, folder: Path, side: int) -> tuple[Pack | None, dict[str, str]]:
+def pack_videos(
+    path: Path, folder: Path, side: int, flow: str
+) -> tuple[Pack | None, dict[str, str]]:
     """Decode what is at `path` safely; the clips (None: nothing was good), and why files were refused.
+
+    `flow` is the method that estimates their optical flow; "": none.
 
     Raises:
         ValueError: there is nothing at `path`.
@@ -94,7 +98,9 @@ def pack_videos(path: Path, folder: Path, side: int) -> tuple[Pack | None, dict[
         raise ValueError(f"--video {path}: there is no such file or folder")
     workers = 1 if path.is_file() else None
     try:
-        pack_source(path, folder, short_side=side, workers=workers, progress=path.is_dir())
+        pack_source(
+            path, folder, short_side=side, workers=workers, progress=path.is_dir(), flow=flow
+        )
         found = Pack(folder)
     except ValueError:
         if not (folder / "refused.jsonl").exists():
@@ -180,7 +186,6 @@ def main(config: Config) -> dict:
         raise ValueError(
             "--sampling uniform: this classifier predicts every frame; leave the flag out"
         )
-    model.input_spec.refuse_lacking(STREAMS, config.backbone)
     where = start_evaluation(config.machine)
     how = Extraction(
         config.num_clips,
@@ -193,7 +198,9 @@ def main(config: Config) -> dict:
     )
     with tempfile.TemporaryDirectory() as folder:
         side = packing_side(model.input_spec.size)
-        pack, refused = pack_videos(Path(config.video), Path(folder) / "pack", side)
+        stream = model.input_spec.pictures.get("flow")
+        flow = (stream.method or "dis") if stream else ""
+        pack, refused = pack_videos(Path(config.video), Path(folder) / "pack", side, flow)
         if pack is None:
             reasons = "; ".join(
                 for_screen(f"{source}: {reason}") for source, reason in list(refused.items())[:3]

@@ -6,16 +6,17 @@ keep these promises; they go through `pretrain/data/ingest.py` first.
 """
 
 import io
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
-import torch
 from av.video.reformatter import VideoReformatter
-from torch import Tensor
-from torch.nn import functional as F
 
 from pretrain.data.guard import MAX_PIXELS, Refused, check_container
 from pretrain.data.h264 import unit_headers
+
+if TYPE_CHECKING:  # seconds of importing, and processes that pack need none of it
+    from torch import Tensor
 
 # What a file without a stream, a frame rate, a header or time stamps leads to.
 _ODD = (ArithmeticError, AttributeError, IndexError, TypeError, ValueError)
@@ -25,7 +26,16 @@ class DecodeError(Exception):
     """A packed clip did not give the frames its index promises."""
 
 
-def read_frames(data: bytes, indices: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
+def read_frames(data: bytes, indices: np.ndarray, size: tuple[int, int] | None = None) -> "Tensor":
+    """`decode_frames` as a tensor: uint8 frames (len(indices), H, W, 3), RGB."""
+    import torch
+
+    return torch.from_numpy(decode_frames(data, indices, size))
+
+
+def decode_frames(
+    data: bytes, indices: np.ndarray, size: tuple[int, int] | None = None, grey: bool = False
+) -> np.ndarray:
     """Decode the frames at `indices`.
 
     This happens in the process that trains, on packs that may be anybody's: the bytes must be those
@@ -36,9 +46,10 @@ def read_frames(data: bytes, indices: np.ndarray, size: tuple[int, int] | None =
         data: the bytes of a packed .mp4.
         indices: frame numbers, any order, repeats allowed.
         size: width and height that every frame must have, pixels; None if they are not known.
+        grey: give the grey plane as it was stored, not converted to any colours.
 
     Returns:
-        uint8 frames (len(indices), H, W, 3), RGB.
+        uint8 frames (len(indices), H, W, 3), RGB; or (len(indices), H, W).
 
     Raises:
         DecodeError: the bytes are not a video, or do not hold every frame asked for.
@@ -53,22 +64,22 @@ def read_frames(data: bytes, indices: np.ndarray, size: tuple[int, int] | None =
     try:
         if check_container(io.BytesIO(data)) != "mov":
             raise DecodeError("not an MP4 file")
-        found = _decode(data, wanted, size, seek=True)
+        found = _decode(data, wanted, size, grey, seek=True)
         if len(found) < len(wanted):
             # Files with B-frames seek by decoding time, which can land one group too late.
-            found = _decode(data, wanted, size, seek=False)
+            found = _decode(data, wanted, size, grey, seek=False)
     except (av.error.FFmpegError, Refused, *_ODD) as error:
         raise DecodeError(f"{type(error).__name__}: {error}") from error
     missing = [int(i) for i in wanted if i not in found]
     if missing:
         raise DecodeError(f"frames {missing[:5]} of the {len(wanted)} asked for are not there")
-    return torch.from_numpy(np.stack([found[int(i)] for i in indices]))
+    return np.stack([found[int(i)] for i in indices])
 
 
 def _decode(
-    data: bytes, wanted: np.ndarray, size: tuple[int, int] | None, seek: bool
+    data: bytes, wanted: np.ndarray, size: tuple[int, int] | None, grey: bool, seek: bool
 ) -> dict[int, np.ndarray]:
-    """RGB frames by number, those of `wanted` that are there."""
+    """Frames by number, those of `wanted` that are there."""
     numbers = set(wanted.tolist())
     found: dict[int, np.ndarray] = {}
     # A stream may change its size on the way. A frame in memory is larger than what is seen of it: whole blocks of 16
@@ -110,11 +121,21 @@ def _decode(
                 if frame.pts is None:
                     raise DecodeError("a frame does not say when it is shown")
                 index = round(frame.pts / per_frame)
-                if index in numbers:
+                if index in numbers and grey:
+                    found[index] = _grey_plane(frame)
+                elif index in numbers:
                     found[index] = to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
                 if index >= wanted[-1]:
                     return found
     return found
+
+
+def _grey_plane(frame: av.VideoFrame) -> np.ndarray:
+    if frame.format.name not in ("gray", "yuv420p"):
+        raise DecodeError(f"a frame of {frame.format.name}, which has no grey plane of bytes")
+    plane = frame.planes[0]
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
+    return rows[:, : plane.width].copy()  # rows are padded
 
 
 def nothing_needs(packet: bytes, prefix: int) -> bool:
@@ -127,8 +148,8 @@ def nothing_needs(packet: bytes, prefix: int) -> bool:
 
 
 def crop_resize(
-    frames: Tensor, box: tuple[int, int, int, int], size: int, interpolation: str = "bilinear"
-) -> Tensor:
+    frames: "Tensor", box: tuple[int, int, int, int], size: int, interpolation: str = "bilinear"
+) -> "Tensor":
     """Cut one box out of every frame and scale it to a square: a clip is treated as one thing.
 
     Args:
@@ -140,6 +161,8 @@ def crop_resize(
     Returns:
         uint8 clip (C, T, size, size); anti-aliased, on uint8 throughout.
     """
+    from torch.nn import functional as F
+
     x, y, w, h = box
     clip = frames[:, y : y + h, x : x + w].permute(0, 3, 1, 2)  # a channels-last view
     if (w, h) != (size, size):

@@ -87,6 +87,8 @@ class Clips:
         if self.first is None:
             self.first = tag
             self.turn = _turn(frame)
+            turned = self.turn is not None and self.turn[0]
+            self.seen = (frame.width, frame.height)[:: -1 if turned else 1]
             self.size = target_size(frame.width, frame.height, self.aspect, self.short_side)
             if self.size[0] * self.size[1] > MAX_PIXELS:
                 raise Refused(
@@ -189,7 +191,7 @@ class Clips:
             size = (width, height)
             self.done.append(
                 _described(self.path, self.frames, self.fps, size, start, copied=False)
-                | {"repeated": self.repeated}
+                | {"repeated": self.repeated, "seen": self.seen}
             )
         self.frames = self.repeated = 0
 
@@ -259,7 +261,8 @@ def copy_clip(file, out: str, scan: dict, clips: Clips) -> dict:
                 target.write(chunk)
         with _writing(path):
             target.close()
-            return _described(path, clips.decoded, scan["fps"], clips.first[:2], 0.0, copied=True)
+            about = _described(path, clips.decoded, scan["fps"], clips.first[:2], 0.0, copied=True)
+            return about | {"seen": clips.first[:2]}
 
 
 def _described(

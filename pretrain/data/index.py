@@ -4,13 +4,21 @@ A pack is a folder:
 
     index.json             what there is: counts, settings, classes, splits, shards with their hashes
     clips.jsonl            one object a clip; its line number is the sample's id
-    refused.jsonl          one object a refused file: {"source", "reason"}
-    shard-00000-<hash>.tar <key>.mp4 and <key>.json of each clip, a WebDataset shard
-    .pack/                 what makes packing again cheap: a journal, and clips not yet in a shard
+    refused.jsonl          one object a refused file: {"source", "reason"}; of a refused stream of
+                           a file that was packed, "stream" too
+    shard-00000-<hash>.tar <key>.mp4 and <key>.json of each clip, a WebDataset shard; where there
+                           are such streams, <key>.flow.mp4 and <key>.pose.npy between the two
+    .pack/                 what makes packing again cheap: journals, and clips not yet in a shard
 
 A line of clips.jsonl has: key, shard (number), offset and bytes (of the .mp4 inside the shard),
 sha256 (of the .mp4), frames, fps, width, height, source (as the user named it), clip (its ordinal
-in the source), start (seconds), label, captions, split, subject, extra.
+in the source), start (seconds), label, captions, split, subject, extra; and, of a clip that has
+more streams than its frames, streams: {"flow": ..., "pose": ...}. Each of these has offset, bytes
+and sha256 of its member, of (the sha256 of the .mp4 it belongs to), method ("given": it came with
+the data, and nothing says of what method it is) and parameters (of the method), and
+
+    flow    bound: the pixels of a frame that 127 levels stand for, see `pretrain/data/flow.py`
+    pose    skeleton, columns, people, joints: see `pretrain/data/poses.py`
 """
 
 import hashlib
@@ -20,9 +28,10 @@ import re
 import shutil
 import tarfile
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from pretrain.data.guard import MAX_PIXELS, too_many_pixels
+from pretrain.data.poses import COLUMNS
 from pretrain.data.sources import Source
 from pretrain.files import parse_json, read_limited, reading, sync
 
@@ -36,6 +45,8 @@ TIMING = 2
 MAX_INDEX = 2**28  # bytes of index.json: 1.5 million shards
 MAX_LINES = 2**33  # bytes of clips.jsonl: some 15 million clips
 KEY = re.compile(r"[\w-]{1,100}")  # a clip's key is part of a file's name
+ENDINGS = {"flow": "flow.mp4", "pose": "pose.npy"}  # of the members of a clip's further streams
+MOST_PEOPLE, MOST_JOINTS = 64, 1024  # in a clip, and of a person
 FIELDS = {
     "num_sources": int,
     "num_clips": int,
@@ -96,6 +107,11 @@ def load_index(folder: str | Path) -> dict:
             and all(_whole(shard.get(name), 0, 2**53) for name in ("bytes", "num_clips"))
         ):
             raise ValueError(f"{path} names a shard {str(shard)[:200]}: delete it and pack again")
+    streams = index.setdefault("streams", {})  # packs of frames alone say nothing of any
+    if not (isinstance(streams, dict) and all(type(v) is dict for v in streams.values())):
+        raise ValueError(f"{path} has no usable 'streams': delete it and pack again")
+    if unknown := sorted(streams.keys() - ENDINGS):
+        raise ValueError(f"{path} has a stream {unknown[0]!r:.80} that this version cannot read")
     return index
 
 
@@ -210,7 +226,54 @@ def _wrong(row: object, sizes: list[int], classes: set[str]) -> str | None:
             return name
     if row["label"] is not None and row["label"] not in classes:
         return "label"
-    return "offset" if row["offset"] + row["bytes"] > sizes[row["shard"]] else None
+    if row["offset"] + row["bytes"] > sizes[row["shard"]]:
+        return "offset"
+    if type(streams := row.get("streams", {})) is not dict:
+        return "streams"
+    for name, entry in streams.items():
+        if what := _wrong_stream(name, entry, row):
+            return f"{what} of {name!r:.80}"
+        if entry["offset"] + entry["bytes"] > sizes[row["shard"]]:
+            return f"offset of {name}"
+    return None
+
+
+def _wrong_stream(name: str, entry: object, row: dict) -> str | None:
+    """The implausible field of a further stream of a clip, whose line is good otherwise."""
+    if name not in ENDINGS or type(entry) is not dict:
+        return "stream"
+    size: Any = entry.get("bytes")
+    frames = row["frames"]
+    for field, ok in (
+        ("offset", _whole(entry.get("offset", 0), 0, 2**53)),
+        ("bytes", _whole(size, 1, 2**53)),
+        ("sha256", type(entry.get("sha256")) is str),
+        ("of", entry.get("of") == row["sha256"]),
+        ("method", type(entry.get("method")) is str),
+        ("parameters", type(entry.get("parameters")) is dict),
+    ):
+        if not ok:
+            return field
+    if name == "flow":
+        bound: Any = entry.get("bound")
+        if type(bound) not in (int, float) or not 0 < bound < 2**20:
+            return "bound"
+        pixels = 2 * (frames - 1) * row["width"] * row["height"]
+        return "frames" if frames < 2 or too_many_pixels(pixels, size) else None
+    columns: Any = entry.get("columns")
+    people: Any = entry.get("people")
+    joints: Any = entry.get("joints")
+    for field, ok in (
+        ("skeleton", type(entry.get("skeleton")) is str),
+        ("people", _whole(people, 0, MOST_PEOPLE)),
+        ("joints", _whole(joints, 1, MOST_JOINTS)),
+        ("columns", type(columns) is list and all(c in COLUMNS for c in columns)),
+    ):
+        if not ok:
+            return field
+    if len(set(columns)) != len(columns) or columns[-1:] != ["confidence"]:
+        return "columns"
+    return "bytes" if size < 4 * frames * people * joints * len(columns) else None
 
 
 def _wrong_clip(clip: dict) -> str | None:
@@ -230,6 +293,17 @@ def _wrong_clip(clip: dict) -> str | None:
         if not ok:
             return name
     return "frames" if too_many_pixels(frames * width * height, size) else None
+
+
+def is_stream_line(record: object) -> TypeGuard[dict]:
+    """Whether this is what the packer notes of a stream of a clip in .pack/streams.jsonl."""
+    names = ("key", "stream", "made", "of")
+    if type(record) is not dict or not all(type(record.get(n)) is str for n in names):
+        return False
+    if "refused" in record:
+        seconds = type(record.get("seconds", 0)) in (int, float)
+        return seconds and type(record["refused"]) is str
+    return record["stream"] in ENDINGS and type(record.get("entry")) is dict
 
 
 def is_journal_line(record: object) -> TypeGuard[dict]:
@@ -281,9 +355,9 @@ def text_digest(text: str) -> str:
 # ---- the lines of clips.jsonl, and the layout of a shard
 
 
-def clip_row(source: Source, number: int, clip: dict) -> dict:
-    """The line of clips.jsonl about the clip of this ordinal of a source."""
-    return {
+def clip_row(source: Source, number: int, clip: dict, streams: dict[str, dict]) -> dict:
+    """The line of clips.jsonl about the clip of this ordinal of a source, with further streams."""
+    row = {
         "key": clip["key"],
         "shard": -1,  # this and `offset` are filled in by `place_rows`
         "offset": -1,
@@ -302,14 +376,27 @@ def clip_row(source: Source, number: int, clip: dict) -> dict:
         "subject": source.subject,
         "extra": source.extra,
     }
+    if streams:
+        places = {"offset": -1}
+        row["streams"] = {name: places | entry for name, entry in sorted(streams.items())}
+    return row
+
+
+def members(row: dict) -> list[tuple[str, dict]]:
+    """A clip's files in a shard before its .json: endings, and what holds offset and bytes."""
+    streams = row.get("streams", {})
+    return [("mp4", row), *((ENDINGS[name], entry) for name, entry in streams.items())]
 
 
 def place_rows(shard: int, rows: list[dict]) -> int:
     """Fills in where each clip will lie; returns the size of the shard."""
     at = 0
     for row in rows:
-        row["shard"], row["offset"] = shard, at + 512
-        at += 512 + row["bytes"] + len(around_clip(row)[1])
+        row["shard"] = shard
+        for _, place in members(row):
+            place["offset"] = at + 512
+            at += 512 + place["bytes"] + -place["bytes"] % 512
+        at += len(last_member(row))
     return at + 1024
 
 
@@ -320,9 +407,13 @@ def member_header(name: str, size: int) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT)
 
 
-def around_clip(row: dict) -> tuple[bytes, bytes]:
-    """The header before the bytes of a clip, and all that follows them: padding and the .json."""
+def last_member(row: dict) -> bytes:
+    """The .json of a clip, as it stands in a shard."""
     about = {name: v for name, v in row.items() if name not in ("shard", "offset", "bytes")}
+    if "streams" in about:
+        without = {name: entry.copy() for name, entry in about["streams"].items()}
+        for entry in without.values():
+            del entry["offset"], entry["bytes"]
+        about["streams"] = without
     text = json.dumps(about).encode()
-    rest = bytes(-row["bytes"] % 512) + member_header(f"{row['key']}.json", len(text))
-    return member_header(f"{row['key']}.mp4", row["bytes"]), rest + text + bytes(-len(text) % 512)
+    return member_header(f"{row['key']}.json", len(text)) + text + bytes(-len(text) % 512)

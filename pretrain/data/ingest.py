@@ -87,7 +87,8 @@ def ingest(
         beat: Called whenever there was progress.
 
     Returns:
-        For each clip its file, frames, fps, width, height, start (seconds), bytes and `copied`.
+        For each clip its file, frames, fps, width, height, start (seconds), bytes, `copied` and
+        `seen`, width and height of the upright frames before they were scaled.
 
     Raises:
         Refused: The file is not usable; the message is the reason.
@@ -196,6 +197,12 @@ class _Source(io.RawIOBase):
     def close(self) -> None:
         self.file.close()
         super().close()
+
+
+def open_part(path: str, member: tuple[int, int] | None) -> io.BufferedReader:
+    """Opens a regular file, or a part of one as if it were the whole."""
+    raw: Any = _Source(path, member)
+    return io.BufferedReader(raw)
 
 
 @contextlib.contextmanager
@@ -396,7 +403,7 @@ def _ingest_image(file, out: str, short_side: int) -> list[dict]:
 # ---- the worker --------------------------------------------------------------------------------
 
 
-def _limit() -> None:
+def _limit(memory: bool) -> None:
     """Caps memory, and asks to die with the parent, where the system can do these."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
@@ -405,13 +412,21 @@ def _limit() -> None:
         import resource
 
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+        if not memory:
+            return
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY_LIMIT,) * 2)
 
 
-def main() -> None:
-    """Serves jobs until standard input ends."""
-    _limit()
+def serve(work: Callable[..., dict], memory: bool = True) -> None:
+    """Serves jobs until standard input ends.
+
+    Args:
+        work: What a job's values are given to, and `beat`, to be called whenever there was progress.
+            What it returns is the answer; it may raise what `ingest` does.
+        memory: Whether memory is capped.
+    """
+    _limit(memory)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not be read as an answer
     last = 0.0
@@ -425,7 +440,7 @@ def main() -> None:
     answers.write('{"ready": 1}\n')
     for line in sys.stdin:
         try:
-            answer: dict[str, Any] = {"clips": ingest(**json.loads(line), beat=beat)}
+            answer: dict[str, Any] = work(**json.loads(line), beat=beat)
         except Refused as error:
             answer = {"refused": str(error), "retry": error.retry}
         except DiskError as error:
@@ -436,6 +451,11 @@ def main() -> None:
                 "retire": True,
             }
         answers.write(json.dumps(answer) + "\n")
+
+
+def main() -> None:
+    """Serves jobs of decoding raw files."""
+    serve(lambda **job: {"clips": ingest(**job)})
 
 
 if __name__ == "__main__":

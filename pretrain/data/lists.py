@@ -35,7 +35,13 @@ ROLES = {
     "caption": ("caption", "captions", "text", "sentence", "sentences"),
     "split": ("split", "set", "subset"),
     "subject": ("subject", "subject_id", "person", "person_id", "actor", "actor_id"),
+    "flow": ("flow", "flow_path", "optical_flow"),
+    "pose": ("pose", "pose_path", "poses", "joints", "joints_path"),
+    "flow_method": ("flow_method",),
+    "skeleton": ("skeleton", "skeleton_name"),
 }
+# Endings of the files of further streams; a column of that name that holds other words is an ordinary one.
+BESIDE = {"flow": (".npz", ".npy"), "pose": (".npy", ".npz", ".json", ".jsonl", ".skeleton", ".txt")}
 ELSE = {
     "path": ("name", "video_name", "image_name", "clip", "clip_name", "clip_path", "video_id", "image_id", "clip_id",
              "youtube_id", "id"),

@@ -17,30 +17,37 @@ import shutil
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from filelock import FileLock, Timeout
 
+from pretrain.data import flow as optical_flow
 from pretrain.data.index import (
+    ENDINGS,
     FORMAT,
     MAX_LINES,
     RULES,
     SHARD_NAME,
     TIMING,
-    around_clip,
     clip_row,
     finish_commit,
     is_journal_line,
+    is_stream_line,
     json_line,
+    last_member,
     load_index,
     member_header,
+    members,
     place_rows,
     read_lines,
     text_digest,
 )
-from pretrain.data.pool import INGEST, run_jobs, usable_cores
+from pretrain.data.pool import ACQUIRE, INGEST, run_jobs, usable_cores
+from pretrain.data.poses import SKELETONS
 from pretrain.data.progress import Bar, slow_files
-from pretrain.data.sources import Listing, Source, list_sources
+from pretrain.data.sources import Beside, Listing, Source, list_sources
 from pretrain.files import parse_json, read_limited, replacing, sync, write_synced
 from pretrain.names import for_screen
 
@@ -60,6 +67,7 @@ def pack(
     file_timeout: float = 1800.0,
     progress: bool = True,
     anew: bool = False,
+    flow: str = "",
 ) -> dict:
     """Decodes every source fully, and writes what is good as clips in shards.
 
@@ -78,6 +86,8 @@ def pack(
         file_timeout: Seconds that a file may take in all, and as many again for every 64 MiB of it.
         progress: Whether to show progress and a summary on standard error.
         anew: Whether an earlier pack of other settings, or of other files altogether, may be replaced.
+        flow: Method that estimates the optical flow of every clip, see `flow.METHODS`; "": that of the earlier
+            pack, or else what flow comes with the data. Frames are not encoded again for it.
 
     Returns:
         The index, the content of index.json.
@@ -99,6 +109,9 @@ def pack(
     for name, given in (("source", source), ("out", out)):
         if not os.fspath(given):  # an empty variable of a shell is not the folder one stands in
             raise ValueError(f"{name} is empty: give a path, or . for this folder")
+    if flow and flow not in optical_flow.METHODS:
+        known = ", ".join(optical_flow.METHODS)
+        raise ValueError(f"flow {flow!r:.80} is no method of optical flow: give one of {known}")
     out = Path(out)
     settings = RULES | {"short_side": int(short_side), "clip_seconds": float(clip_seconds)}
     listing = list_sources(source)
@@ -110,7 +123,9 @@ def pack(
             finish_commit(out)
             packer = _Packer(out, listing, settings, shard_bytes, progress)
             packer.check_same(source, anew)
+            packer.choose_flow(flow)
             packer.ingest(workers or usable_cores(), timeout, file_timeout)
+            packer.add_streams(workers or usable_cores(), timeout, file_timeout)
             index = packer.write()
     except (OSError, NotImplementedError) as error:  # the latter: a disk that knows no locks
         what = getattr(error, "strerror", None) or error
@@ -171,22 +186,37 @@ class _Packer:
         self.known: dict[str, dict] = {}  # identity of a source -> what became of it
         self.stale = 0  # journal lines that say nothing of the present sources
         self._read_journal()
+        self.made: dict[tuple[str, str], dict] = {}  # clip and stream -> what became of it
+        self.streams = self.work / "streams.jsonl"
+        self._read_streams()
+        self.flow = ""  # the method that is asked for
         self.index = load_index(out) if os.path.lexists(out / "index.json") else None
         self.packed: dict[str, dict] = {}  # key -> line of the present pack, its bytes at hand
         self.lines: list[str] = []
         if self.index:
             self._read_packed(self.index)
         self.ids = [self._identity(s) for s in listing.sources]
-        self.copied = self.encoded = 0
+        self.copied = self.encoded = self.added = 0
+        self.lacking: list[dict] = []  # lines of the ledger on streams that were refused
 
     def _read_journal(self) -> None:
-        if not os.path.lexists(self.journal):
+        for record in self._noted(self.journal, is_journal_line):
+            self.stale += record["id"] in self.known
+            self.known[record["id"]] = record
+
+    def _read_streams(self) -> None:
+        for record in self._noted(self.streams, is_stream_line):
+            self.made[record["key"], record["stream"]] = record
+
+    def _noted(self, path: Path, good: Callable[[object], bool]) -> Iterator[dict]:
+        """What a journal of an earlier call has noted."""
+        if not os.path.lexists(path):
             return
         try:
-            lines = read_limited(self.journal, MAX_LINES).split(b"\n")
+            lines = read_limited(path, MAX_LINES).split(b"\n")
         except OSError as error:
             raise ValueError(
-                f"{self.journal} cannot be read: {error.strerror}; delete it and pack again"
+                f"{path} cannot be read: {error.strerror}; delete it and pack again"
             ) from error
         damaged = 0
         for line in filter(None, lines):
@@ -194,16 +224,13 @@ class _Packer:
                 record = parse_json(line)
             except ValueError:  # cut off by a kill
                 record = None
-            if not is_journal_line(record):
+            if isinstance(record, dict) and good(record):
+                yield record
+            else:
                 damaged += 1
-                continue
-            self.stale += record["id"] in self.known
-            self.known[record["id"]] = record
         self.stale += damaged
         if damaged:
-            self._say(
-                f"{self.journal}: {damaged} damaged lines are left out, their files decoded anew"
-            )
+            self._say(f"{path}: {damaged} damaged lines are left out, their files decoded anew")
 
     def _say(self, what: str) -> None:
         if self.progress:
@@ -299,13 +326,7 @@ class _Packer:
             return path, 0
         return None
 
-    def ingest(
-        self,
-        workers: int,
-        timeout: float,
-        file_timeout: float,
-        command: tuple[str, ...] = INGEST,
-    ) -> None:
+    def ingest(self, workers: int, timeout: float, file_timeout: float) -> None:
         """Decodes every source of which the present state is not known yet, and notes the result."""
         limits = [self._limit(source, file_timeout) for source in self.listing.sources]
         known = [self.known.get(id) for id in self.ids]
@@ -325,36 +346,10 @@ class _Packer:
                 }
             )
         names = [self.listing.sources[number].name for number in todo]
-        clips, refused, slow = 0, 0, ""
-
-        def words() -> str:
-            return f"{clips} clips, {refused} refused" + f", at work: {slow}" * bool(slow)
-
-        def at_work(seconds: dict[int, float]) -> None:
-            nonlocal slow
-            slow = slow_files({names[job]: s for job, s in seconds.items()})
-            bar.say(about=words())
-
-        answers = run_jobs(
-            jobs,
-            workers,
-            timeout,
-            command,
-            [limits[number] for number in todo],
-            at_work,
-        )
-        with (
-            contextlib.closing(answers),  # an interruption stops the workers before the lock goes
-            open(self.journal, "a", encoding="utf-8") as journal,
-            Bar(len(todo), "packing", "file", self.progress) as bar,
-        ):
-            if journal.tell() and self.journal.read_bytes()[-1:] != b"\n":
-                journal.write("\n")  # the last line was cut off by a kill
+        times = [limits[number] for number in todo]
+        answers = self._run(jobs, names, times, workers, timeout, INGEST, "packing", "file")
+        with contextlib.closing(answers), _appending(self.journal) as journal:
             for job, answer in answers:
-                if "disk" in answer:
-                    free = shutil.disk_usage(self.out).free
-                    what = f"{answer['disk']} ({free} bytes free, at work on {names[job]})"
-                    raise OSError(errno.EIO, what, str(self.out))
                 if "retry" in answer or "seconds" in answer:  # a killed worker tidies nothing up
                     left = Path(jobs[job]["out"])
                     for path in left.parent.glob(f"{left.name}-*.mp4"):
@@ -367,9 +362,146 @@ class _Packer:
                 journal.write(json_line(record))
                 journal.flush()
                 self.known[record["id"]] = record
-                clips += len(record.get("clips", ()))
-                refused += "refused" in record
+
+    def _run(
+        self,
+        jobs: list[dict],
+        names: list[str],
+        limits: list[float],
+        workers: int,
+        timeout: float,
+        command: tuple[str, ...],
+        title: str,
+        unit: str,
+    ) -> Generator[tuple[int, dict], None, None]:
+        """Yields the answers of `run_jobs`, with progress; a full disk stops everything."""
+        done, refused, slow = 0, 0, ""
+
+        def words() -> str:
+            return f"{done} clips, {refused} refused" + f", at work: {slow}" * bool(slow)
+
+        def at_work(seconds: dict[int, float]) -> None:
+            nonlocal slow
+            slow = slow_files({names[job]: s for job, s in seconds.items()})
+            bar.say(about=words())
+
+        answers = run_jobs(jobs, workers, timeout, command, limits, at_work)
+        with (
+            contextlib.closing(answers),  # an interruption stops the workers before the lock goes
+            Bar(len(jobs), title, unit, self.progress) as bar,
+        ):
+            for job, answer in answers:
+                if "disk" in answer:
+                    free = shutil.disk_usage(self.out).free
+                    what = f"{answer['disk']} ({free} bytes free, at work on {names[job]})"
+                    raise OSError(errno.EIO, what, str(self.out))
+                yield job, answer
+                done += len(answer.get("clips", ())) + ("entry" in answer)
+                refused += "refused" in answer
                 bar.update(about=words())
+
+    # ---- further streams
+
+    def choose_flow(self, asked: str) -> None:
+        """Which flow the clips get: the one asked for now, or else the one asked for before."""
+        stored = self.work / "settings.json"
+        before = parse_json(read_limited(stored, 2**20))
+        assert isinstance(before, dict)  # `check_same` has seen to it
+        self.flow = asked or str(before.get("flow", ""))
+        if self.flow not in ("", *optical_flow.METHODS):
+            raise ValueError(f"{stored} names the flow {self.flow!r:.80}: delete it and pack again")
+        if self.flow != before.get("flow", ""):
+            with replacing(stored) as aside:
+                write_synced(aside, json.dumps(self.settings | {"flow": self.flow}).encode())
+
+    def _wanted(self, source: Source) -> dict[str, tuple[str, dict]]:
+        """The further streams of a source: by name, what decides what they will be, and a job."""
+        wanted = {}
+        for stream, beside in source.beside.items():
+            if stream != "flow" or self.flow:
+                continue
+            file = {"path": os.fspath(beside.path), "member": beside.member, "name": beside.name}
+            state = [optical_flow.VERSION, *file.values(), beside.about, *_state(beside)]
+            wanted[stream] = (json.dumps(state), {"file": file, "method": beside.about})
+        if self.flow:
+            state = [optical_flow.VERSION, optical_flow.METHODS[self.flow]]
+            wanted["flow"] = (json.dumps([self.flow, *state]), {"method": self.flow})
+        return wanted
+
+    def add_streams(self, workers: int, timeout: float, file_timeout: float) -> None:
+        """Makes the further streams of every clip that are not there yet, and notes the result."""
+        jobs, notes, limits = [], [], []
+        for source, id in zip(self.listing.sources, self.ids, strict=True):
+            clips = self.known[id].get("clips", ())
+            total, before = sum(clip["frames"] for clip in clips), 0
+            for clip in clips:
+                about = clip | {"before": before, "total": total}
+                before += clip["frames"]
+                for stream, (state, more) in self._wanted(source).items():
+                    made = text_digest(state)
+                    note = {
+                        "key": clip["key"],
+                        "stream": stream,
+                        "made": made,
+                        "of": clip["sha256"],
+                    }
+                    limit = file_timeout * (1 + clip["bytes"] / 2**26)
+                    if self._is_made(note, limit):
+                        continue
+                    found = self._bytes_of(clip)
+                    assert found is not None, clip  # it was just made, or looked for
+                    about |= {"path": os.fspath(found[0]), "offset": found[1]}
+                    path = self.work / "clips" / f"{clip['key']}.{ENDINGS[stream]}"
+                    jobs.append({"stream": stream, "clip": about, "out": os.fspath(path)} | more)
+                    notes.append((source.name, note))
+                    limits.append(limit)
+        command: tuple[str, ...] = ACQUIRE
+        if jobs and self.flow:
+            optical_flow.check_method(self.flow)
+            if self.flow.startswith("raft"):
+                command = (*ACQUIRE, "--unlimited")
+        names = [name for name, _ in notes]
+        answers = self._run(jobs, names, limits, workers, timeout, command, "adding streams", "job")
+        with contextlib.closing(answers), _appending(self.streams) as journal:
+            for job, answer in answers:
+                record = notes[job][1] | answer
+                journal.write(json_line(record))
+                journal.flush()
+                self.made[record["key"], record["stream"]] = record
+                self.added += "entry" in answer
+
+    def _is_made(self, note: dict, limit: float) -> bool:
+        """Whether what was noted of a stream of a clip still holds."""
+        record = self.made.get((note["key"], note["stream"]))
+        if record is None or any(record[n] != note[n] for n in ("made", "of")):
+            return False
+        if record.get("retry") or record.get("seconds", math.inf) < limit:
+            return False
+        entry = record.get("entry")
+        return entry is None or self._stream_bytes(note["key"], note["stream"], entry) is not None
+
+    def _stream_bytes(self, key: str, stream: str, entry: dict) -> tuple[Path, int] | None:
+        """Where the bytes of a stream of a clip lie, as `_bytes_of`."""
+        row = self.packed.get(key)
+        packed = row.get("streams", {}).get(stream) if row else None
+        if self.index and row and packed and packed["sha256"] == entry["sha256"]:
+            return self.out / self.index["shards"][row["shard"]]["name"], packed["offset"]
+        path = self.work / "clips" / f"{key}.{ENDINGS[stream]}"
+        if path.is_file() and path.stat().st_size == entry["bytes"]:
+            return path, 0
+        return None
+
+    def _streams_of(self, source: Source, clip: dict) -> tuple[dict[str, dict], list[dict]]:
+        """The entries of a clip's further streams, and lines of the ledger on those refused."""
+        entries, refused = {}, []
+        for stream in self._wanted(source):
+            record = self.made[clip["key"], stream]
+            if "entry" in record:
+                entries[stream] = record["entry"]
+            else:
+                about = {"source": source.name, "reason": record["refused"], "stream": stream}
+                refused.append(about)
+        return entries, refused
 
     # ---- writing
 
@@ -383,8 +515,11 @@ class _Packer:
                 refused.append({"source": source.name, "reason": record["refused"]})
                 continue
             for number, clip in enumerate(record["clips"]):
-                rows.append(clip_row(source, number, clip))
-        ledger = "".join(map(json_line, sorted(refused, key=lambda r: r["source"])))
+                entries, lacking = self._streams_of(source, clip)
+                rows.append(clip_row(source, number, clip, entries))
+                self.lacking += [line for line in lacking if line not in self.lacking[-2:]]
+        lines = sorted(refused + self.lacking, key=lambda r: r["source"])
+        ledger = "".join(map(json_line, lines))
         if not rows:
             path = self.work / "refused.jsonl" if self.index else self.out / "refused.jsonl"
             write_synced(path, ledger.encode())
@@ -410,12 +545,12 @@ class _Packer:
                 sync(self.out)
                 write_synced(new / name, content)
             finish_commit(self.out)
-        self._tidy(index)
+        self._tidy(index, rows)
         return index
 
     def _shards(self, rows: list[dict]) -> list[dict]:
         """Gives every row its place, and writes each shard that is not there already."""
-        sizes = [len(around_clip(row)[0]) + row["bytes"] for row in rows]
+        sizes = [sum(512 + place["bytes"] for _, place in members(row)) for row in rows]
         total = sum(sizes)
         count = min(len(rows), max(1, round(total / self.shard_bytes)))
         parts: list[list[dict]] = [[] for _ in range(count)]
@@ -452,12 +587,14 @@ class _Packer:
         try:
             with open(aside, "wb") as file:
                 for row in rows:
-                    for data in (member_header(f"{row['key']}.mp4", row["bytes"]), self._read(row)):
+                    parts = []
+                    for ending, place in members(row):
+                        header = member_header(f"{row['key']}.{ending}", place["bytes"])
+                        padding = bytes(-place["bytes"] % 512)
+                        parts += [header, self._read(row, ending, place), padding]
+                    for data in (*parts, last_member(row)):
                         file.write(data)
                         digest.update(data)
-                    rest = around_clip(row)[1]
-                    file.write(rest)
-                    digest.update(rest)
                 file.write(bytes(1024))
                 digest.update(bytes(1024))
                 file.flush()
@@ -472,14 +609,18 @@ class _Packer:
         os.replace(aside, self.out / name)
         return {"name": name, "sha256": digest.hexdigest(), "bytes": size, "num_clips": len(rows)}
 
-    def _read(self, row: dict) -> bytes:
-        found = self._bytes_of(row)
+    def _read(self, row: dict, ending: str, place: dict) -> bytes:
+        if place is row:
+            found = self._bytes_of(row)
+        else:
+            stream = next(name for name, end in ENDINGS.items() if end == ending)
+            found = self._stream_bytes(row["key"], stream, place)
         assert found is not None, row
         path, offset = found
         with open(path, "rb") as file:
             file.seek(offset)
-            data = file.read(row["bytes"])
-        if hashlib.sha256(data).hexdigest() != row["sha256"]:
+            data = file.read(place["bytes"])
+        if hashlib.sha256(data).hexdigest() != place["sha256"]:
             path.unlink()  # so that the next run makes anew what was in it
             raise ValueError(f"{path} has changed on the disk and was deleted: pack again")
         return data
@@ -488,6 +629,8 @@ class _Packer:
         digest = hashlib.sha256(clips.encode()).hexdigest()
         hashes = [shard["sha256"] for shard in shards]
         settings = self.settings | {"shard_bytes": self.shard_bytes}
+        if self.flow:
+            settings["flow"] = self.flow
         splits = Counter(row["split"] for row in rows if row["split"] is not None)
         return {
             "format": FORMAT,
@@ -498,11 +641,12 @@ class _Packer:
             "classes": sorted({row["label"] for row in rows if row["label"] is not None}),
             "splits": dict(sorted(splits.items())),
             "shards": shards,
+            **({"streams": streams} if (streams := _summed(rows)) else {}),
             "clips_sha256": digest,
             "fingerprint": text_digest(json.dumps([FORMAT, self.settings, hashes, digest])),
         }
 
-    def _tidy(self, index: dict) -> None:
+    def _tidy(self, index: dict, rows: list[dict]) -> None:
         """Deletes shards no longer named, clips that are in shards now, and old journal lines."""
         named = {shard["name"] for shard in index["shards"]}
         for path in self.out.glob("shard-*.tar"):
@@ -511,6 +655,11 @@ class _Packer:
         for path in (self.work / "clips").iterdir():
             path.unlink()
         (self.work / "refused.jsonl").unlink(missing_ok=True)
+        noted = {(row["key"], stream) for row in rows for stream in ENDINGS}
+        if self.made.keys() - noted or self.added:
+            records = (self.made[each] for each in sorted(self.made.keys() & noted))
+            with replacing(self.streams) as aside:
+                write_synced(aside, "".join(map(json_line, records)).encode())
         current = {id: self.known[id] for id in self.ids}
         if self.stale or len(current) < len(self.known):
             with replacing(self.journal) as aside:
@@ -528,6 +677,16 @@ class _Packer:
             if done
             else f"nothing new to decode ({seconds:.1f} s)",
         ]
+        for stream, about in index.get("streams", {}).items():
+            made = ", ".join(
+                for_screen(name) for name in about.get("methods", about.get("skeletons"))
+            )
+            lines.append(f"{stream} ({made}): of {about['num_clips']} clips")
+        if self.lacking:
+            lines.append(f"{len(self.lacking)} streams were refused, most often because:")
+            named = ({"reason": f"{x['stream']}: {x['reason']}"} for x in self.lacking)
+            lines += _commonest(named)
+            lines.append(f"each of them and its reason: {self.out / 'refused.jsonl'}")
         clips = [clip for id in self.ids for clip in self.known[id].get("clips", ())]
         repeated = sum(clip.get("repeated", 0) for clip in clips) / sum(c["frames"] for c in clips)
         if repeated > 0.5:
@@ -537,7 +696,8 @@ class _Packer:
             )
         if index["num_refused"]:
             with open(self.out / "refused.jsonl", encoding="utf-8") as file:
-                lines += ["refused, most often because:", *_commonest(map(json.loads, file))]
+                files = [line for line in map(json.loads, file) if "stream" not in line]
+            lines += ["refused, most often because:", *_commonest(files)]
             lines.append(f"each refused file and its reason: {self.out / 'refused.jsonl'}")
         if skipped := self.listing.skipped:
             names = ", ".join(ascii(name)[1:-1] for name in skipped[:3]) + ", ..." * (
@@ -550,6 +710,42 @@ class _Packer:
             kept = kept[:10] + [f"{len(kept) - 10} more"] * (len(kept) > 10)
             lines.append(f"kept, but read by no recipe: {', '.join(kept)}")
         return "\n".join(lines)
+
+
+def _state(beside: Beside) -> list:
+    """What tells whether a file beside a video has changed; of a folder, each of its files."""
+    try:
+        paths = sorted(beside.path.iterdir()) if beside.path.is_dir() else [beside.path]
+        return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+    except OSError:
+        return []  # it is refused when it is opened
+
+
+def _summed(rows: list[dict]) -> dict[str, dict]:
+    """What the index says of the further streams of all clips."""
+    summed: dict[str, dict] = {}
+    for row in rows:
+        for stream, entry in row.get("streams", {}).items():
+            about = summed.setdefault(stream, {"num_clips": 0, "methods": {}})
+            about["num_clips"] += 1
+            about["methods"][entry["method"]] = about["methods"].get(entry["method"], 0) + 1
+            if stream == "pose" and entry["skeleton"] not in about.setdefault("skeletons", {}):
+                known = SKELETONS[entry["skeleton"]]
+                about["skeletons"][entry["skeleton"]] = {
+                    "joints": known.joints,
+                    "bones": known.bones,
+                    "pairs": known.pairs,
+                }
+    return summed
+
+
+@contextlib.contextmanager
+def _appending(path: Path) -> Iterator[TextIO]:
+    """A journal, opened for further lines."""
+    with open(path, "a", encoding="utf-8") as journal:
+        if journal.tell() and path.read_bytes()[-1:] != b"\n":
+            journal.write("\n")  # the last line was cut off by a kill
+        yield journal
 
 
 def _commonest(refused) -> list[str]:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 INGEST = (sys.executable, "-P", "-m", "pretrain.data.ingest")
+ACQUIRE = (sys.executable, "-P", "-m", "pretrain.data.acquire")
 START_SECONDS = 120.0  # a cold start from a slow network disk
 
 

@@ -23,10 +23,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from pretrain.data.decode import DecodeError, crop_resize, read_frames
+from pretrain.data.decode import DecodeError, crop_resize, decode_frames, read_frames
+from pretrain.data.flow import to_pixels
 from pretrain.data.index import load_index, read_lines
 from pretrain.data.lists import line_of
 from pretrain.data.sampling import (
@@ -44,15 +46,12 @@ from pretrain.data.sampling import (
 from pretrain.data.transforms import Augment
 from pretrain.files import is_file, open_regular
 from pretrain.names import for_screen
-from pretrain.spec import InputSpec
+from pretrain.spec import FLOW_LEVELS, FLOW_ZERO, InputSpec, Stream
 
 Batch = TypeVar("Batch")
 # (rng, index entry of the clip, numbers of the frames drawn) -> whatever else a training step wants to have of one
 # view, by name: token numbers of a mask, those of a caption, labels. All views give tensors of the same shapes.
 Describe = Callable[[np.random.Generator, dict, np.ndarray], dict[str, Tensor]]
-
-
-STREAMS = ("rgb",)  # what a pack holds of every clip
 
 
 class Pack:
@@ -99,25 +98,91 @@ class Pack:
         """All index entries, in sample order."""
         return (self.record(i) for i in range(len(self)))
 
-    def read(self, record: dict) -> bytes:
-        """The bytes of a clip's .mp4."""
-        shard = self.folder / self.index["shards"][record["shard"]]["name"]
-        with open_regular(shard) as file:
-            file.seek(record["offset"])
-            return file.read(record["bytes"])
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """What there is of clips: "rgb" of each, and "flow" and "pose" where there are any."""
+        return ("rgb", *self.index["streams"])
+
+    def check_streams(self, ids: np.ndarray, spec: InputSpec, who: str = "this backbone") -> None:
+        """Refuse a backbone if a clip lacks a stream that it takes, or has another kind of it.
+
+        Args:
+            ids: the samples that it is to be shown.
+            spec: the clip that it takes.
+            who: what it is called in the message.
+
+        Raises:
+            ValueError: naming the command that adds the stream, or the first clip that is wrong.
+        """
+        more = [name for name in spec.streams if name != "rgb"]
+        for name in more:
+            if name not in self.index["streams"]:
+                raise ValueError(
+                    f"{who} takes {' and '.join(spec.streams)}, and {for_screen(self.name)} has "
+                    f"{' and '.join(self.streams)}, no {name}: {_ADDS[name]}"
+                )
+        for record in map(self.record, ids) if more else ():
+            streams = record.get("streams", {})
+            clip = f"clip {record['key']} ({for_screen(record['source'])})"
+            for name in more:
+                if name not in streams:
+                    why = "a single picture" if record["frames"] == 1 else "see refused.jsonl"
+                    raise ValueError(
+                        f"{clip} has no {name} ({why}), which {who} takes: leave such files out"
+                    )
+            made = {n: streams[n]["skeleton" if n == "pose" else "method"] for n in more}
+            spec.refuse_made(made, f"{clip}: {who}")
+
+    def read(self, record: dict, stream: str = "rgb") -> bytes:
+        """The bytes of a clip's .mp4, or of the member of another stream of it."""
+        place = record if stream == "rgb" else record["streams"][stream]
+        with open_regular(self._shard(record)) as file:
+            file.seek(place["offset"])
+            return file.read(place["bytes"])
+
+    def _shard(self, record: dict) -> Path:
+        return self.folder / self.index["shards"][record["shard"]]["name"]
+
+    @contextlib.contextmanager
+    def _blaming(self, record: dict, data: bytes, sha256: str) -> Iterator[None]:
+        """Say of bytes that cannot be decoded whether they are still those that were packed."""
+        try:
+            yield
+        except DecodeError as error:
+            if hashlib.sha256(data).hexdigest() == sha256:
+                raise
+            raise DecodeError(
+                f"{self._shard(record)} has changed on the disk since it was packed: delete that "
+                f"file and pack again ({error})"
+            ) from error
 
     def frames(self, record: dict, indices: np.ndarray) -> Tensor:
         """Frames of a clip by number, uint8 (len(indices), H, W, 3); see `read_frames`."""
         data = self.read(record)
-        try:
+        with self._blaming(record, data, record["sha256"]):
             return read_frames(data, indices, (record["width"], record["height"]))
-        except DecodeError as error:
-            if hashlib.sha256(data).hexdigest() == record["sha256"]:
-                raise
-            shard = self.folder / self.index["shards"][record["shard"]]["name"]
-            raise DecodeError(
-                f"{shard} has changed on the disk since it was packed: delete that file and pack again ({error})"
-            ) from error
+
+    def levels(self, record: dict, indices: np.ndarray) -> Tensor:
+        """Flow at frames by number, uint8 (len(indices), 2, H, W); see `pretrain/data/flow.py`.
+
+        The last frame, behind which there is no motion, has the flow of the one before.
+        """
+        entry, size = record["streams"]["flow"], (record["width"], 2 * record["height"])
+        data = self.read(record, "flow")
+        with self._blaming(record, data, entry["sha256"]):
+            numbers = np.minimum(indices, record["frames"] - 2)
+            planes = decode_frames(data, numbers, size, grey=True)
+        return torch.from_numpy(planes.reshape(len(planes), 2, -1, record["width"]))
+
+    def flow(self, record: dict, indices: np.ndarray) -> Tensor:
+        """`levels` as motion in pixels of the packed frame, float32."""
+        levels = self.levels(record, indices).numpy()
+        return torch.from_numpy(to_pixels(levels, record["streams"]["flow"]["bound"]))
+
+    def clip(self, record: dict, indices: np.ndarray, spec: InputSpec) -> dict[str, Tensor]:
+        """What a backbone takes of a clip, at frames by number: `frames`, `levels` by stream."""
+        read = {"rgb": self.frames, "flow": self.levels}
+        return {name: read[name](record, indices) for name in spec.streams}
 
     def where(self, **wanted: str) -> str:
         """Where something stands in the list that the clips come from, as `LIST:LINE`; else what the data are called.
@@ -150,14 +215,73 @@ class Pack:
         return self.split(name if self.index["splits"] else "all")
 
 
+_ADDS = {
+    "flow": "python recipes/pack.py --source VIDEOS --out FOLDER --flow dis adds it, also to a "
+    "pack that is there; then give that folder",
+    "pose": "python recipes/pack.py --source LIST --out FOLDER packs the poses that a column pose "
+    "of the list names; then give that folder",
+}
+
+
+def crop_clip(
+    parts: dict[str, Tensor], record: dict, box: tuple[int, int, int, int], spec: InputSpec
+) -> dict[str, Tensor]:
+    """Cut one box out of every stream of a clip and scale it to what a backbone takes.
+
+    Args:
+        parts: of `Pack.clip`, or some of its frames.
+        record: the clip's index entry.
+        box: left, top, width and height, pixels of the packed frame.
+        spec: the clip that the backbone takes.
+
+    Returns:
+        By stream: "rgb", uint8 (3, T, size, size); "flow", uint8 (2, T, size, size), levels of the
+        backbone's bound.
+    """
+    clip = {}
+    for name, stream in spec.pictures.items():
+        if name == "flow":
+            bound = record["streams"]["flow"]["bound"]
+            clip[name] = crop_flow(parts[name], bound, box, spec.size, stream)
+        else:
+            clip[name] = crop_resize(parts[name], box, spec.size, stream.interpolation)
+    return clip
+
+
+def crop_flow(
+    levels: Tensor, bound: float, box: tuple[int, int, int, int], size: int, stream: Stream
+) -> Tensor:
+    """Cut one box out of flow and scale it, its values too.
+
+    Args:
+        levels: uint8 (T, 2, H, W), as `Pack.levels` gives them.
+        bound: pixels of the packed frame for which 127 levels stand.
+        box: left, top, width and height.
+        size: side of the result, pixels.
+        stream: what the backbone takes.
+
+    Returns:
+        Levels uint8 (2, T, size, size), of which 127 stand for the bound of `stream`; what exceeds
+        it is clipped.
+    """
+    x, y, w, h = box
+    flow = levels[:, :, y : y + h, x : x + w].float().sub_(FLOW_ZERO)
+    if (w, h) != (size, size):
+        flow = F.interpolate(flow, (size, size), mode=stream.interpolation, antialias=True)
+    # From levels of one bound, pixels of the frame, to levels of the other, pixels of the crop.
+    scale = torch.tensor([size / w, size / h]) * (bound / stream.bound)
+    flow = (flow * scale.view(1, 2, 1, 1)).round_().clamp_(-FLOW_LEVELS, FLOW_LEVELS)
+    return flow.add_(FLOW_ZERO).to(torch.uint8).transpose(0, 1).contiguous()
+
+
 KEEP_DECODED = 1 << 30  # bytes of decoded frames that a loading process may keep
 
 
-def _fit_decoded(pack: Pack, ids: np.ndarray) -> bool:
-    """Whether all frames of these clips take at most `KEEP_DECODED` bytes; large data answer early."""
-    total = 0
+def _fit_decoded(pack: Pack, ids: np.ndarray, spec: InputSpec) -> bool:
+    """Whether these clips, decoded, take at most `KEEP_DECODED` bytes; large data answer early."""
+    total, values = 0, sum(stream.channels for stream in spec.pictures.values())
     for record in map(pack.record, ids):
-        total += record["frames"] * record["height"] * record["width"] * 3
+        total += record["frames"] * record["height"] * record["width"] * values
         if total > KEEP_DECODED:
             return False
     return True
@@ -238,14 +362,16 @@ class TrainClips(Dataset):
         augment: Augment | None = None,
         spread: bool = False,
     ):
-        spec.refuse_lacking(STREAMS, "this backbone")
+        pack.check_streams(ids, spec)
         _refuse_pictures(pack, ids, spec)
+        if augment:
+            augment.check(spec)
         self.pack, self.ids, self.spec, self.seed = pack, ids, spec, seed
         self.views, self.scales, self.describe, self.augment = views, scales, describe, augment
         self.spread = spread
         self._order: tuple[int, np.ndarray] = (-1, ids)
-        self._decoded: dict[int, Tensor] = {}
-        self._keep = _fit_decoded(pack, ids)
+        self._decoded: dict[int, dict[str, Tensor]] = {}
+        self._keep = _fit_decoded(pack, ids, spec)
 
     def sample_at(self, epoch: int, place: int) -> int:
         """The sample at a place of an epoch's order, which begins again after the last."""
@@ -271,13 +397,14 @@ class TrainClips(Dataset):
             f"{len(errors)} clips in a row cannot be decoded, the last one: {errors[-1]}"
         )
 
-    def _frames(self, record: dict, sample: int, indices: np.ndarray) -> Tensor:
+    def _clip(self, record: dict, sample: int, indices: np.ndarray) -> dict[str, Tensor]:
         if not self._keep:
-            return self.pack.frames(record, indices)
+            return self.pack.clip(record, indices, self.spec)
         if sample not in self._decoded:
             everything = np.arange(record["frames"])
-            self._decoded[sample] = self.pack.frames(record, everything)
-        return self._decoded[sample][torch.from_numpy(indices)]
+            self._decoded[sample] = self.pack.clip(record, everything, self.spec)
+        chosen = torch.from_numpy(indices)
+        return {name: part[chosen] for name, part in self._decoded[sample].items()}
 
     def _views(self, record: dict, epoch: int, sample: int) -> dict:
         rngs = [counter_rng(self.seed, view, epoch, sample) for view in range(self.views)]
@@ -288,24 +415,30 @@ class TrainClips(Dataset):
         starts = [indices]
         if self.spread:
             starts = spread_starts(indices, record["frames"], self.views)
-        frames = self._frames(record, sample, np.concatenate(starts)).split(self.spec.frames)
+        whole = self._clip(record, sample, np.concatenate(starts))
+        width, height = record["width"], record["height"]
         clips, others = [], []
         for view, rng in enumerate(rngs):
-            part, shown = frames[view % len(starts)], starts[view % len(starts)]
-            if self.augment:
-                part = self.augment.before_crop(part, rng)
-            height, width = part.shape[1:3]
+            shown = starts[view % len(starts)]
+            parts = _part(whole, view % len(starts), self.spec.frames)
+            if self.augment and "rgb" in parts:
+                parts["rgb"] = self.augment.before_crop(parts["rgb"], rng, len(parts) == 1)
             if self.scales is None:
                 box = random_resized_box(width, height, rng)
             else:
                 box = multi_scale_box(width, height, self.scales, rng)
-            clip = crop_resize(part, box, self.spec.size, self.spec.pictures["rgb"].interpolation)
+            clip = crop_clip(parts, record, box, self.spec)
             others.append(self.describe(rng, record, shown))
-            clips.append(self.augment(clip, rng) if self.augment else clip)
+            clips.append(self.augment(clip, rng, self.spec) if self.augment else clip)
         return {
-            "rgb": torch.stack(clips),
+            **{name: torch.stack([clip[name] for clip in clips]) for name in clips[0]},
             **{name: torch.stack([other[name] for other in others]) for name in others[0]},
         }
+
+
+def _part(whole: dict[str, Tensor], number: int, frames: int) -> dict[str, Tensor]:
+    """So many frames of every stream, the given number of times as many behind the first."""
+    return {name: x[number * frames : (number + 1) * frames] for name, x in whole.items()}
 
 
 class Mixture(Dataset):
@@ -373,13 +506,14 @@ class EvalClips(Dataset):
         num_clips: temporal views.
         num_crops: spatial views of each.
 
-    An item is the sample id and its views by stream, {"rgb": uint8 (num_clips * num_crops, C, T, H, W)}.
+    An item is the sample id and, of each stream that the spec takes, its views (num_clips *
+    num_crops, C, T, H, W), see `crop_clip`.
     """
 
     def __init__(
         self, pack: Pack, ids: np.ndarray, spec: InputSpec, num_clips: int, num_crops: int
     ):
-        spec.refuse_lacking(STREAMS, "this backbone")
+        pack.check_streams(ids, spec)
         _refuse_pictures(pack, ids, spec)
         self.pack, self.ids, self.spec = pack, ids, spec
         self.num_clips, self.num_crops = num_clips, num_crops
@@ -400,7 +534,7 @@ class EvalClips(Dataset):
         record = self.pack.record(sample)
         views = self._views(record)
         try:
-            frames = self.pack.frames(record, np.concatenate(views))
+            whole = self.pack.clip(record, np.concatenate(views), self.spec)
         except DecodeError as error:
             # A number over a subset would not be the number that was asked for.
             raise ValueError(
@@ -408,11 +542,11 @@ class EvalClips(Dataset):
             ) from error
         boxes = test_boxes(record["width"], record["height"], self.num_crops)
         clips = [
-            crop_resize(part, box, self.spec.size, self.spec.pictures["rgb"].interpolation)
-            for part in frames.split(self.spec.frames)
+            crop_clip(_part(whole, view, self.spec.frames), record, box, self.spec)
+            for view in range(len(views))
             for box in boxes
         ]
-        return sample, {"rgb": torch.stack(clips)}
+        return sample, {name: torch.stack([clip[name] for clip in clips]) for name in clips[0]}
 
 
 class Positions:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.data.lists import (
+    BESIDE,
     IMAGES,
     SPLIT_OF,
     VIDEOS,
@@ -29,6 +30,23 @@ _NOTHING = frozenset(("", "nan", "NaN", "<NA>", "NaT"))
 
 
 @dataclass(frozen=True)
+class Beside:
+    """A file with another stream of a video.
+
+    Attributes:
+        path: The file that holds it; of poses also a folder, of a file a frame.
+        member: Offset and size in bytes inside `path`, if that is a tar.
+        name: By whose ending one knows what it is.
+        about: What it holds, where the user says so: of flow the method, of poses the skeleton.
+    """
+
+    path: Path
+    member: tuple[int, int] | None
+    name: str
+    about: str = ""
+
+
+@dataclass(frozen=True)
 class Source:
     """One video or image, as yet unchecked.
 
@@ -42,6 +60,7 @@ class Source:
         split: "train", "val", "test" or whatever the list says.
         subject: Who is seen.
         extra: Further columns.
+        beside: Its further streams that came with it, by name: "flow", "pose".
     """
 
     name: str
@@ -53,6 +72,7 @@ class Source:
     split: str | None = None
     subject: str | None = None
     extra: dict[str, str] = field(default_factory=dict)
+    beside: dict[str, Beside] = field(default_factory=dict)
 
 
 @dataclass
@@ -193,6 +213,9 @@ def _walk(folder: Path, refused: list[tuple[str, str]]) -> list[tuple[str, ...]]
 def _add_tar(listing: Listing, path: Path, name: str, split: str | None) -> None:
     """Groups the members of a WebDataset tar by key: a payload, and .json, .txt, .cls beside it.
 
+    Beside it may be its flow and its poses, too: `7.flow.npz` and `7.pose.json` beside `7.mp4`,
+    `7.left.flow.npz` beside `7.left.mp4`.
+
     A key ends at the first dot of a name, as webdataset has it: `7.left.mp4`, `7.right.mp4` and `7.cls`
     are one sample, and `7.left.txt` is about one of the two. Where a tar shows that its names are
     cut at the last dot (there is `clip.001.txt` beside `clip.001.mp4`), `clip.txt` is about `clip.mp4`
@@ -213,6 +236,10 @@ def _add_tar(listing: Listing, path: Path, name: str, split: str | None) -> None
         for key, parts in groups.items()
     }
     media_of = {key: _media(parts) for key, parts in groups.items()}
+    beside_of = {
+        key: {stem: m for stem, suffix, m in reversed(parts) if _is_beside(stem, suffix)}
+        for key, parts in groups.items()
+    }
     last_dot = any(
         stem and (stem, suffix) in texts_of[key]
         for key, media in media_of.items()
@@ -234,9 +261,22 @@ def _add_tar(listing: Listing, path: Path, name: str, split: str | None) -> None
                     if not level:
                         break
                     level = level.rpartition(".")[0]
-                used |= {payload, *mine.values()}
+                prefix = f"{stem}." if stem else ""
+                beside = {
+                    stream: beside_of[key][prefix + stream]
+                    for stream in BESIDE
+                    if prefix + stream in beside_of[key]
+                }
+                used |= {payload, *mine.values(), *beside.values()}
                 full = f"{name}/{payload.name}"
-                source = Source(full, path, payload[1:], _kind(payload.name), split=split)
+                source = Source(
+                    full,
+                    path,
+                    payload[1:],
+                    _kind(payload.name),
+                    split=split,
+                    beside={s: Beside(path, m[1:], m.name) for s, m in beside.items()},
+                )
                 try:
                     source, without_use = _with_texts(source, file, mine)
                     listing.sources.append(source)
@@ -254,12 +294,19 @@ _TEXTS = {
 }
 
 
+def _is_beside(stem: str, suffix: str) -> bool:
+    """Whether a member is another stream of a video: `flow.npz`, `left.pose.json`."""
+    return "." + suffix in BESIDE.get(stem.rpartition(".")[2], ())
+
+
 def _media(parts: list[tuple[str, str, Member]]) -> list[tuple[str, Member]]:
     """The payloads of a sample by stem: its videos, or its images if there are none."""
     for kinds in (VIDEOS, IMAGES):
         media = [(stem, member) for stem, suffix, member in parts if "." + suffix in kinds]
+        # The members of our own shards: flow drawn as a video is no second clip.
+        others = [part for part in media if part[0].rpartition(".")[2] != "flow"]
         if media:
-            return media
+            return others or media
     return []
 
 
@@ -295,6 +342,9 @@ def _with_texts(source: Source, file, texts: dict[str, Member]) -> tuple[Source,
     # A .cls beside a .json holds the number of the class that the .json names.
     roles["label"] = roles.get("label") or label
     roles["split"] = roles.get("split") or source.split
+    roles.pop("beside", None)  # members are, not files that a member names
+    about = roles.pop("about", {})
+    roles["beside"] = {n: replace(b, about=about.get(n, "")) for n, b in source.beside.items()}
     return replace(source, captions=tuple(dict.fromkeys(captions)), **roles), without_use
 
 
@@ -313,6 +363,8 @@ def _fields(row: dict, roles: dict[str, str]) -> dict:
         "split": None,
         "subject": None,
         "extra": {},
+        "beside": {},  # stream -> the file that the user named
+        "about": {},  # stream -> what that file holds
     }
     for name, value in row.items():
         role = roles.get(name)
@@ -324,8 +376,16 @@ def _fields(row: dict, roles: dict[str, str]) -> dict:
             found["captions"] += tuple(t for t in texts if t is not None)
         elif role in ("label", "split", "subject"):
             found[role] = _text(name, value)
+        elif role in ("flow_method", "skeleton"):
+            found["about"]["flow" if role == "flow_method" else "pose"] = _text(name, value) or ""
+        elif role in BESIDE and str(value).lower().endswith(("/", *BESIDE[role])):
+            found["beside"][role] = str(value).strip()
         elif role != "path":
             found["extra"][name] = value if isinstance(value, str) else json.dumps(value)
+    for name, role in roles.items():  # without a file there is nothing that they are about
+        stream = {"flow_method": "flow", "skeleton": "pose"}.get(role)
+        if stream and stream not in found["beside"] and found["about"].pop(stream, ""):
+            found["extra"][name] = str(row[name])
     if found["split"]:
         found["split"] = split_of(found["split"])
     return found
@@ -376,6 +436,11 @@ def _from_list(path: Path) -> list[Source]:
                 problems.add(line, what, "missing")
                 continue
             fields = _fields(row, roles)
+            for stream, other in fields["beside"].items():
+                where = os.path.normpath(os.path.join(folder, other))
+                if irregular(where) and not (stream == "pose" and os.path.isdir(where)):
+                    what = f"no such file of {stream}: {other} (paths are relative to the list)"
+                    problems.add(line, what, f"missing {stream}")
             found.setdefault(file, []).append((line, name, fields))
         except (ValueError, RecursionError) as error:
             what = "too deeply nested" if isinstance(error, RecursionError) else str(error)
@@ -402,6 +467,7 @@ def _missing(name: str, file: Path, first: bool, look: bool) -> str:
 def _merged(file: Path, rows: list[tuple[int, str, dict]], problems: Problems) -> Source:
     """One source of all rows of its file: captions are collected, the rest has to agree."""
     line, name, fields = rows[0]
+    folder = problems.path.parent
     if len(rows) > 1:
         given: dict[str, tuple[str, int]] = {}
         extra: dict[str, dict[str, None]] = {}
@@ -415,8 +481,22 @@ def _merged(file: Path, rows: list[tuple[int, str, dict]], problems: Problems) -
                     problems.add(line, f"{what} than line {where} gives for {name}")
             for column, value in row["extra"].items():
                 extra.setdefault(column, {})[value] = None
+        beside: dict[str, dict[str, tuple[str, int]]] = {"beside": {}, "about": {}}
+        for line, _, row in rows:
+            for kind, known in beside.items():
+                for stream, value in row[kind].items():
+                    first, where = known.setdefault(stream, (value, line))
+                    if first != value:
+                        what = f"another {stream} ({value!r}, not {first!r})"
+                        problems.add(line, f"{what} than line {where} gives for {name}")
         fields = {role: given.get(role, (None, 0))[0] for role in ("label", "split", "subject")}
+        fields |= {kind: {s: v for s, (v, _) in known.items()} for kind, known in beside.items()}
         fields["captions"] = [caption for _, _, row in rows for caption in row["captions"]]
         fields["extra"] = {column: "; ".join(values) for column, values in extra.items()}
     captions = tuple(dict.fromkeys(fields.pop("captions")))
+    about = fields.pop("about")
+    fields["beside"] = {
+        stream: Beside(Path(os.path.normpath(folder / other)), None, other, about.get(stream, ""))
+        for stream, other in fields["beside"].items()
+    }
     return Source(name, file, kind=_kind(name), captions=captions, **fields)

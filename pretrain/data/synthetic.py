@@ -290,8 +290,9 @@ def make_dataset(
     `clips/*.mp4` are H.264 yuv420p with a keyframe every 16 frames and neither B-frames nor sound.
     `flow/*.npz` hold `flow` and `camera`, `joints/*.npy` the joints, as in `Clip`. The list has one
     row for each caption of a clip, columns path, label, class_text (the action in words), caption,
-    split, subject, flow, joints; paths are relative to it. It is written last: while it is missing the dataset is not finished, and the
-    same call again makes what is missing. The bytes do not depend on the number of workers. Not for
+    split, subject, flow, joints, flow_method ("exact"), skeleton; paths are relative to it. It is
+    written last: while it is missing the dataset is not finished, and the same call again makes
+    what is missing. The bytes do not depend on the number of workers. Not for
     two callers at once on the same folder.
 
     Args:
@@ -318,8 +319,10 @@ def make_dataset(
     }
     about |= {"size": size, "frames": frames, "fps": fps}
     _claim(out, about)
-    listing = out / "clips.csv"
+    listing, text = out / "clips.csv", _list(out, specs)
     if listing.exists():
+        if listing.read_bytes() != text:  # of an earlier version, with fewer columns
+            _write(listing, text)
         return listing
     for folder in ("clips", "flow", "joints"):
         (out / folder).mkdir(exist_ok=True)
@@ -329,17 +332,23 @@ def make_dataset(
     with Bar(len(jobs), "drawing the synthetic dataset", "clip", progress) as bar:
         for _ in _work(jobs, workers):
             bar.update()
+    _write(listing, text)
+    return listing
+
+
+def _list(out: Path, specs: list[ClipSpec]) -> bytes:
+    """The content of clips.csv."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["path", "label", "class_text", "caption", "split", "subject", "flow", "joints"])
+    columns = ["path", "label", "class_text", "caption", "split", "subject", "flow", "joints"]
+    rows.writerow([*columns, "flow_method", "skeleton"])
     for i, spec in enumerate(specs):
         clip, flow, joints = (str(p.relative_to(out).as_posix()) for p in _files(out, i).values())
         subject = f"person-{spec.person:010d}"
         for caption in write_captions(spec, make_person(spec.person)):
             words = [spec.action, VERBS[spec.action][0], caption, spec.split, subject]
-            rows.writerow([clip, *words, flow, joints])
-    _write(listing, text.getvalue().encode())
-    return listing
+            rows.writerow([clip, *words, flow, joints, "exact", "synthetic20"])
+    return text.getvalue().encode()
 
 
 def _check_shape(size: int, frames: int, fps: int) -> None:

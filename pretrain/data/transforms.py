@@ -1,4 +1,8 @@
-"""Augmentations that treat a clip as one thing: every frame gets the same."""
+"""Augmentations that treat a clip as one thing: every frame, and every stream, gets the same.
+
+A clip is its streams by name: "rgb", uint8 (C, T, H, W); "flow", levels uint8 (2, T, H, W); "pose",
+float32 (K, T, P, J).
+"""
 
 import re
 from dataclasses import dataclass
@@ -7,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.data.poses import mirror_pose
+from pretrain.spec import FLOW_ZERO, InputSpec, Joints
+
 _RULE = re.compile(r"n(\d+)-m(\d+(?:\.\d+)?)")
 _GREY = [128, 128, 128]  # what turned and shifted pictures leave free
 
@@ -14,6 +21,10 @@ _GREY = [128, 128, 128]  # what turned and shifted pictures leave free
 @dataclass(frozen=True)
 class Augment:
     """Augmentation of a training clip: RandAugment before its crop, as VideoMAE is fine-tuned, the rest after it.
+
+    A mirror is of all streams. Colours are of rgb alone. Where a clip has other streams, RandAugment
+    leaves out the operations that turn, shear and shift pictures: what is seen would no longer be where
+    flow and joints say. Erasing puts noise into rgb and no motion into flow; joints stay.
 
     Attributes:
         flip: mirror half of the clips left to right; not for texts or classes that know left from right.
@@ -43,18 +54,42 @@ class Augment:
                 f"rand_augment {self.rand_augment!r} is not of the form n4-m7: how many operations, and how strong of 10"
             )
 
-    def before_crop(self, frames: Tensor, rng: np.random.Generator) -> Tensor:
-        """Augment whole frames, uint8 (T, H, W, C), as they were decoded; all randomness comes from `rng`."""
+    def check(self, spec: InputSpec) -> None:
+        """Raise ValueError if these clips have no colours, and colours are to be changed."""
+        names = ("colour", "rand_augment", "jitter", "grey")
+        if "rgb" not in spec.streams and (of := [name for name in names if getattr(self, name)]):
+            raise ValueError(
+                f"{of[0]} {getattr(self, of[0])} changes colours, and clips of "
+                f"{' and '.join(spec.streams)} have none: leave it out (0, or nothing)"
+            )
+
+    def before_crop(self, frames: Tensor, rng: np.random.Generator, alone: bool = True) -> Tensor:
+        """Augment whole frames, uint8 (T, H, W, C), as they were decoded.
+
+        Args:
+            frames: of rgb.
+            rng: of all choices.
+            alone: whether the clip has no other streams.
+        """
         if not (rule := _RULE.fullmatch(self.rand_augment)):  # none is asked for
             return frames
         num, magnitude = rule.groups()
-        clip = rand_augment(frames.permute(3, 0, 1, 2), int(num), float(magnitude), rng)
+        clip = rand_augment(frames.permute(3, 0, 1, 2), int(num), float(magnitude), rng, alone)
         return clip.permute(1, 2, 3, 0)
 
-    def __call__(self, clip: Tensor, rng: np.random.Generator) -> Tensor:
-        """Augment one cropped clip, uint8 (C, T, H, W); all randomness comes from `rng`."""
+    def __call__(
+        self, clip: dict[str, Tensor], rng: np.random.Generator, spec: InputSpec
+    ) -> dict[str, Tensor]:
+        """Augment one cropped clip; all randomness comes from `rng`."""
         if self.flip and rng.random() < 0.5:
-            clip = clip.flip(-1)
+            clip = mirror(clip, spec)
+        if "rgb" in clip:
+            clip = clip | {"rgb": self._colours(clip["rgb"], rng)}
+        if self.erase and rng.random() < self.erase:
+            clip = random_erase(clip, rng)
+        return {name: part.contiguous() for name, part in clip.items()}
+
+    def _colours(self, clip: Tensor, rng: np.random.Generator) -> Tensor:
         if self.colour:
             low, high = 1 - self.colour, 1 + self.colour
             contrast = rng.uniform(low, high) * rng.uniform(
@@ -71,9 +106,29 @@ class Augment:
             clip = jitter_colours(clip, rng)
         if self.grey and rng.random() < self.grey:
             clip = take_colours(clip)
-        if self.erase and rng.random() < self.erase:
-            clip = random_erase(clip, rng)
-        return clip.contiguous()
+        return clip
+
+
+def mirror(clip: dict[str, Tensor], spec: InputSpec) -> dict[str, Tensor]:
+    """A cropped clip as in a mirror: motion and joints to the right are to the left, and left joints right ones."""
+    out = dict(clip)
+    if "rgb" in clip:
+        out["rgb"] = clip["rgb"].flip(-1)
+    if "flow" in clip:
+        x, y = clip["flow"].flip(-1)
+        out["flow"] = torch.stack([(2 * FLOW_ZERO - x.int()).to(torch.uint8), y])
+    if "pose" in clip:
+        joints = spec.streams["pose"]
+        assert isinstance(joints, Joints)
+        values = clip["pose"].permute(1, 2, 3, 0).numpy()
+        turned = mirror_pose(values, pose_columns(joints), joints.skeleton, spec.size)
+        out["pose"] = torch.from_numpy(turned).permute(3, 0, 1, 2)
+    return out
+
+
+def pose_columns(joints: Joints) -> tuple[str, ...]:
+    """What the K values of a joint are, of `pretrain.data.poses.COLUMNS`."""
+    return ("u", "v", "confidence") if joints.coordinates == 2 else ("x", "y", "z", "confidence")
 
 
 def jitter_colours(clip: Tensor, rng: np.random.Generator) -> Tensor:
@@ -105,7 +160,9 @@ def take_colours(clip: Tensor) -> Tensor:
     return grey.expand_as(clip)
 
 
-def rand_augment(clip: Tensor, num: int, magnitude: float, rng: np.random.Generator) -> Tensor:
+def rand_augment(
+    clip: Tensor, num: int, magnitude: float, rng: np.random.Generator, turning: bool = True
+) -> Tensor:
     """Apply `num` random operations, the same to every frame (Cubuk et al. 2020, https://arxiv.org/abs/1909.13719).
 
     The operations and their ranges are those of timm's "increasing" set, with which VideoMAE is fine-tuned: each is
@@ -116,10 +173,11 @@ def rand_augment(clip: Tensor, num: int, magnitude: float, rng: np.random.Genera
         num: operations, drawn with replacement.
         magnitude: 0 to 10.
         rng: of all choices.
+        turning: whether operations that turn, shear and shift are among those drawn.
     """
     frames = clip.transpose(0, 1)  # (T, C, H, W), as torchvision takes many pictures
     height, width = frames.shape[-2:]
-    for name in rng.choice(_OPERATIONS, num):
+    for name in rng.choice(_OPERATIONS if turning else _COLOURING, num):
         level = float(np.clip(rng.normal(magnitude, 0.5), 0, 10)) / 10
         sign = rng.choice((-1, 1))
         if rng.random() < 0.5:
@@ -132,6 +190,7 @@ _OPERATIONS = (
     "auto_contrast", "equalize", "invert", "rotate", "posterize", "solarize", "solarize_add", "colour", "contrast",
     "brightness", "sharpness", "shear_x", "shear_y", "shift_x", "shift_y",
 )  # fmt: skip
+_COLOURING = tuple(n for n in _OPERATIONS if n != "rotate" and not n.startswith(("shear", "shift")))
 
 
 def apply_operation(
@@ -174,20 +233,29 @@ def apply_operation(
     return TF.affine(x, angle, shift, 1.0, shear, interpolation=bilinear, fill=_GREY)
 
 
-def random_erase(clip: Tensor, rng: np.random.Generator) -> Tensor:
-    """Replace one box of a clip, uint8 (C, T, H, W), by noise, the same box in every frame.
+def random_erase(clip: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
+    """Replace one box of a clip by noise, and its motion by none, the same box in every frame.
 
     Zhong et al. 2020, https://arxiv.org/abs/1708.04896: 2 to 33 per cent of the picture, sides at most 3.3 to 1.
     """
-    height, width = clip.shape[-2:]
+    pictures = {name: clip[name] for name in ("rgb", "flow") if name in clip}
+    if not pictures:
+        return clip
+    height, width = next(iter(pictures.values())).shape[-2:]
     for _ in range(10):
         area = rng.uniform(0.02, 1 / 3) * height * width
         ratio = np.exp(rng.uniform(np.log(0.3), np.log(1 / 0.3)))
         h, w = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
         if 0 < h < height and 0 < w < width:
             top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-            noise = rng.normal(118, 58, (*clip.shape[:2], h, w)).clip(0, 255).astype(np.uint8)
-            clip = clip.clone()
-            clip[:, :, top : top + h, left : left + w] = torch.from_numpy(noise)
+            clip = dict(clip)
+            for name, part in pictures.items():
+                clip[name] = part.clone()
+                hole = clip[name][:, :, top : top + h, left : left + w]
+                if name == "flow":
+                    hole.fill_(FLOW_ZERO)
+                else:
+                    noise = rng.normal(118, 58, hole.shape).clip(0, 255).astype(np.uint8)
+                    hole.copy_(torch.from_numpy(noise))
             break
     return clip

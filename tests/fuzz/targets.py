@@ -162,7 +162,14 @@ def _check_tar(box: Path) -> None:
 
 
 def _pack_seeds() -> list[Files]:
-    from pretrain.data.index import FORMAT, around_clip, clip_row, place_rows
+    from pretrain.data.index import (
+        FORMAT,
+        clip_row,
+        last_member,
+        member_header,
+        members,
+        place_rows,
+    )
     from pretrain.data.sources import Source
 
     rows, data = [], b"not decoded here"
@@ -176,9 +183,15 @@ def _pack_seeds() -> list[Files]:
             "frames": 16,
         }
         clip |= {"fps": 16.0, "width": 32, "height": 32, "start": 0.0}
-        rows.append(clip_row(source, 0, clip))
+        rows.append(clip_row(source, 0, clip, _stream_seeds(clip) if i < 3 else {}))
     size = place_rows(0, rows)
-    shard = b"".join(before + data + rest for before, rest in map(around_clip, rows)) + bytes(1024)
+    shard = b""
+    for row in rows:
+        for ending, place in members(row):
+            shard += member_header(f"{row['key']}.{ending}", place["bytes"])
+            shard += data + bytes(-len(data) % 512)
+        shard += last_member(row)
+    shard += bytes(1024)
     assert len(shard) == size
     digest = hashlib.sha256(shard).hexdigest()
     name = f"shard-00000-{digest[:8]}.tar"
@@ -198,6 +211,13 @@ def _pack_seeds() -> list[Files]:
             "refused.jsonl": b"",
         }
     ]
+
+
+def _stream_seeds(clip: dict) -> dict[str, dict]:
+    made = {"bytes": clip["bytes"], "sha256": clip["sha256"], "of": clip["sha256"]}
+    made |= {"method": "dis", "parameters": {"refinement": 10}}
+    pose = {"skeleton": "coco17", "columns": ["u", "v", "confidence"], "people": 0, "joints": 17}
+    return {"flow": made | {"bound": 5.5}, "pose": made | pose}
 
 
 def _repair_pack(files: Files) -> Files:

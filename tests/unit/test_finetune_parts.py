@@ -30,6 +30,8 @@ from pretrain.loop import Plan
 from pretrain.spec import InputSpec, Stream
 from pretrain.vit import VideoTransformer
 
+SPEC = InputSpec(4, 1, 8)
+
 
 def tiny_vit() -> VideoTransformer:
     return VideoTransformer(16, 3, 2, frames=4, size=16, patch=8)
@@ -388,7 +390,7 @@ def test_every_frame_gets_the_same(seed):
     for out in (
         rand_augment(still, 4, 7, np.random.default_rng(seed)),
         frames.permute(3, 0, 1, 2),
-        augment(still, np.random.default_rng(seed)),
+        augment({"rgb": still}, np.random.default_rng(seed), SPEC)["rgb"],
     ):
         assert out.dtype == torch.uint8 and out.shape == still.shape
         assert (out == out[:, :1]).all()
@@ -420,7 +422,7 @@ def test_one_box_is_erased_in_all_frames():
     clip = torch.full((3, 4, 24, 24), 7, dtype=torch.uint8)
     shares = []
     for seed in range(40):
-        out = random_erase(clip, np.random.default_rng(seed))
+        out = random_erase({"rgb": clip}, np.random.default_rng(seed))["rgb"]
         hit = (out != 7).any(0)  # (T, H, W); noise may be 7 by chance, in single channels
         rows, columns = hit.any((0, 2)).nonzero(), hit.any((0, 1)).nonzero()
         box = (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)

@@ -9,6 +9,8 @@ from pretrain.data.shards import EvalClips, Pack, TrainClips
 from pretrain.data.transforms import Augment
 from pretrain.spec import InputSpec
 
+SPEC = InputSpec(4, 1, 8)
+
 
 def clip_of(seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (3, 4, 6, 8), np.uint8))
@@ -17,7 +19,7 @@ def clip_of(seed: int = 0) -> torch.Tensor:
 def test_every_frame_gets_the_same():
     still = clip_of()[:, :1].expand(3, 5, 6, 8)
     for seed in range(8):
-        out = Augment(True, 0.5)(still, np.random.default_rng(seed))
+        out = Augment(True, 0.5)({"rgb": still}, np.random.default_rng(seed), SPEC)["rgb"]
         assert out.dtype == torch.uint8 and out.shape == still.shape
         assert (out == out[:, :1]).all()
 
@@ -25,7 +27,7 @@ def test_every_frame_gets_the_same():
 def test_half_of_the_clips_are_mirrored():
     clip, mirrored = clip_of(), 0
     for seed in range(100):
-        out = Augment(flip=True)(clip, np.random.default_rng(seed))
+        out = Augment(flip=True)({"rgb": clip}, np.random.default_rng(seed), SPEC)["rgb"]
         assert torch.equal(out, clip) or torch.equal(out, clip.flip(-1))
         mirrored += torch.equal(out, clip.flip(-1))
     assert 35 < mirrored < 65
@@ -33,15 +35,15 @@ def test_half_of_the_clips_are_mirrored():
 
 def test_colour_is_one_affine_map_of_each_channel():
     clip = clip_of()
-    out = Augment(colour=0.4)(clip, np.random.default_rng(3))
+    out = Augment(colour=0.4)({"rgb": clip}, np.random.default_rng(3), SPEC)["rgb"]
     for before, after in zip(clip, out, strict=True):
         x, y = before.flatten().double(), after.flatten().double()
         inside = (y > 0) & (y < 255)
         slope, offset = np.polyfit(x[inside], y[inside], 1)
         assert 0.3 < slope < 2
         assert (x[inside] * slope + offset - y[inside]).abs().max() < 1.1
-    assert torch.equal(Augment()(clip, np.random.default_rng(3)), clip)
-    again = Augment(colour=0.4)(clip, np.random.default_rng(3))
+    assert torch.equal(Augment()({"rgb": clip}, np.random.default_rng(3), SPEC)["rgb"], clip)
+    again = Augment(colour=0.4)({"rgb": clip}, np.random.default_rng(3), SPEC)["rgb"]
     assert torch.equal(out, again) and not torch.equal(out, clip)
 
 
@@ -87,17 +89,19 @@ def test_jittered_colours_are_torchvisions_frame_by_frame():
     import torchvision.transforms.v2.functional as TF
 
     still = clip_of()[:, :1].expand(3, 6, 6, 8).contiguous()
-    out = Augment(jitter=1.0)(still, np.random.default_rng(0))
+    out = Augment(jitter=1.0)({"rgb": still}, np.random.default_rng(0), SPEC)["rgb"]
     assert (
         out.dtype == torch.uint8 and len({bytes(f.numpy().tobytes()) for f in out.unbind(1)}) == 6
     )
     means = [out[:, t].float().mean() / still[:, t].float().mean() for t in range(6)]
     assert min(means) > 0.5 and max(means) < 1.5
-    grey = Augment(grey=1.0)(clip_of(), np.random.default_rng(0))
+    grey = Augment(grey=1.0)({"rgb": clip_of()}, np.random.default_rng(0), SPEC)["rgb"]
     theirs = TF.rgb_to_grayscale(clip_of().transpose(0, 1), 3).transpose(0, 1)
     assert (grey.int() - theirs.int()).abs().max() <= 1 and (grey[0] == grey[2]).all()
     counts = [
-        torch.equal(Augment(grey=0.2)(clip_of(), np.random.default_rng(i)), clip_of())
+        torch.equal(
+            Augment(grey=0.2)({"rgb": clip_of()}, np.random.default_rng(i), SPEC)["rgb"], clip_of()
+        )
         for i in range(200)
     ]
     assert 0.7 < np.mean(counts) < 0.9

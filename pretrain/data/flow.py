@@ -1,0 +1,233 @@
+"""Optical flow: estimated from frames, read from files, quantised and stored without loss.
+
+Of T frames there are T - 1 flows: flow k, (2, H, W), says how many pixels to the right and down
+what is seen at a pixel of frame k has moved by frame k + 1. It is stored as levels, bytes of which
+128 is no motion and 127 on either side stand for a bound in pixels, x above y in the grey plane of
+a lossless H.264 video. So quantisation is the only error, half of bound / 127, and nothing that
+rests moves. TSN's (f + 20) * 255 / 40 has no level for zero, and moves all that rests by a tenth of a pixel.
+"""
+
+import importlib
+import io
+from collections.abc import Callable, Iterable
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+from PIL import Image
+
+from pretrain.data.arrays import read_arrays
+from pretrain.data.guard import Refused
+from pretrain.data.index import GOP, PRESET
+
+ZERO, LEVELS = 128, 127  # as `pretrain.spec` has them, which processes that pack do without
+VERSION = 1  # raise it when flow of the same frames and method would be other
+
+# What was found best of each family on the synthetic dataset: see `flow_error.py`.
+METHODS: dict[str, dict] = {
+    # Kroeger et al. 2016, https://arxiv.org/abs/1603.03590, with variational refinement.
+    "dis": {"preset": "medium", "refinement": 10, "finest_scale": 0, "patch_stride": 2},
+    # Zach et al. 2007, with the defaults of OpenCV: what two-stream networks were trained on.
+    "tvl1": {"tau": 0.25, "lambda": 0.15, "theta": 0.3, "scales": 5, "warps": 5, "epsilon": 0.01},
+    # Teed & Deng 2020, https://arxiv.org/abs/2003.12039.
+    "raft_small": {"updates": 12},
+    "raft_large": {"updates": 12},
+}
+LEAST = {"dis": 12, "tvl1": 16, "raft_small": 128, "raft_large": 128}  # pixels of the short side
+
+Estimator = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def check_method(method: str) -> None:
+    """Refuse a method whose library is not there; fetches the weights of a network.
+
+    Raises:
+        ValueError: naming what to install, or that there are no weights.
+    """
+    if method.startswith("raft"):
+        from pretrain.third_party import flow_network
+
+        flow_network(method)
+        return
+    try:
+        import cv2
+    except ImportError as error:
+        raise ValueError(
+            f"flow of {method} needs OpenCV: pip install 'muybridge[flow]', or opencv-contrib-"
+            "python-headless"
+        ) from error
+    if method == "tvl1" and not hasattr(cv2, "optflow"):
+        raise ValueError(
+            "flow of tvl1 needs OpenCV's contributed modules, and another package has put its own "
+            "cv2 in their place: uninstall every opencv-python*, then pip install "
+            "opencv-contrib-python-headless"
+        )
+
+
+def estimator(method: str) -> Estimator:
+    """What estimates the flow (2, H, W) between two frames uint8 (H, W, 3), in float32.
+
+    Args:
+        method: of `METHODS`, whose parameters it has.
+    """
+    about = METHODS[method]
+    if method.startswith("raft"):
+        return _raft(method, about["updates"])
+    cv2: Any = importlib.import_module("cv2")
+    cv2.setNumThreads(1)  # the pool's workers are the parallelism
+    if method == "dis":
+        dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        dis.setVariationalRefinementIterations(about["refinement"])
+        dis.setFinestScale(about["finest_scale"])
+        dis.setPatchStride(about["patch_stride"])
+        calculate = dis.calc
+    else:
+        calculate = cv2.optflow.DualTVL1OpticalFlow.create().calc
+
+    def estimate(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        one, two = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (first, second))
+        return calculate(one, two, None).transpose(2, 0, 1)
+
+    return estimate
+
+
+def _raft(method: str, updates: int) -> Estimator:
+    import torch
+    from torch.nn import functional as F
+
+    from pretrain.third_party import flow_network
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = flow_network(method).to(device).eval()
+
+    @torch.inference_mode()
+    def estimate(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        height, width = first.shape[:2]
+        pair = torch.from_numpy(np.stack([first, second])).to(device).permute(0, 3, 1, 2)
+        pair = F.pad(pair.float() / 127.5 - 1, (0, -width % 8, 0, -height % 8), mode="replicate")
+        found = network(pair[:1], pair[1:], num_flow_updates=updates)[-1]
+        return found[0, :, :height, :width].float().cpu().numpy()
+
+    return estimate
+
+
+def refuse_size(method: str, width: int, height: int) -> None:
+    """Raises Refused where frames are too small for a method."""
+    if min(width, height) < LEAST[method]:
+        other = "give a larger --short-side, or --flow dis" if method != "dis" else "leave it out"
+        raise Refused(
+            f"{method} needs frames of {LEAST[method]} pixels or more, these are {width}x{height}: "
+            + other
+        )
+
+
+# ---- levels
+
+
+def choose_bound(flow: np.ndarray, width: int, height: int) -> float:
+    """The bound with which a clip's flow (T, 2, H, W) is stored.
+
+    20 pixels in frames of 224, in proportion: what networks are shown. Faster motion has up to four
+    times as much room, and coarser levels.
+    """
+    usual = 20 * min(width, height) / 224
+    return float(min(max(usual, float(np.abs(flow).max())), 4 * usual))
+
+
+def to_levels(flow: np.ndarray, bound: float) -> np.ndarray:
+    """Flow in pixels as bytes; what is beyond the bound is clipped."""
+    scaled = np.rint(flow.astype(np.float32) * np.float32(LEVELS / bound))
+    return (np.clip(scaled, -LEVELS, LEVELS) + ZERO).astype(np.uint8)
+
+
+def to_pixels(levels: np.ndarray, bound: float) -> np.ndarray:
+    """Levels as flow in pixels, float32."""
+    return (levels.astype(np.float32) - ZERO) * np.float32(bound / LEVELS)
+
+
+def encode_levels(levels: np.ndarray) -> bytes:
+    """Levels (T, 2, H, W) as an MP4 of frames (2 H, W) that decode to the same bytes."""
+    times, _, height, width = levels.shape
+    target = io.BytesIO()
+    bitexact = {"fflags": "+bitexact"}
+    with av.open(target, "w", format="mp4", container_options=bitexact) as container:
+        # How long a frame is shown says nothing: frames are found by their number.
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = width, 2 * height, "gray"
+        stream.codec_context.flags |= av.codec.context.Flags.bitexact
+        # As clips are encoded (`encode.py`), for the same reasons.
+        closed = (
+            f"keyint={GOP}:min-keyint={GOP}:scenecut=0:open-gop=0:threads=1:mbtree=0:"
+            "bframes=3:b-adapt=0:b-pyramid=none"
+        )
+        stream.options = {"preset": PRESET, "qp": "0", "x264-params": closed}
+        for picture in levels.reshape(times, 2 * height, width):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="gray")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return target.getvalue()
+
+
+# ---- flow that came with the data
+
+
+def read_flow(file: BinaryIO, before: int, frames: int, total: int) -> np.ndarray:
+    """The flow of a clip out of a file of the flow of its whole video.
+
+    Args:
+        file: an .npz with an array `flow`, or only one array, or an .npy: (T - 1, 2, H, W) or (T -
+            1, H, W, 2), pixels of its own frame size.
+        before: frames of the video before the clip.
+        frames: of the clip.
+        total: frames of the video, T.
+
+    Returns:
+        float32 (frames - 1, 2, H, W).
+
+    Raises:
+        Refused: there is no such array, or it cannot be the flow of so many frames.
+    """
+    arrays = read_arrays(file, ("flow",))
+    flow = arrays.get("flow", next(iter(arrays.values())) if len(arrays) == 1 else None)
+    if flow is None:
+        raise Refused(f"has no array called flow, only {', '.join(sorted(arrays))[:200]}")
+    if flow.ndim != 4 or 2 not in (flow.shape[1], flow.shape[3]) or 0 in flow.shape:
+        raise Refused(f"is an array of shape {flow.shape}, and flow is (frames - 1, 2, H, W)")
+    if len(flow) != total - 1:
+        raise Refused(
+            f"has {len(flow)} flows, and the {total} frames of the video have {total - 1} between "
+            "them"
+        )
+    if flow.shape[1] != 2:
+        flow = flow.transpose(0, 3, 1, 2)
+    flow = flow[before : before + frames - 1].astype(np.float32)
+    most = 2 * max(flow.shape[2:])
+    if not (np.abs(flow) <= most).all():  # false for NaN
+        raise Refused(f"has values that are no motion in frames of {flow.shape[3]}x{flow.shape[2]}")
+    return flow
+
+
+def resize_flow(flow: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Flow (T, 2, h, w) of frames of another size, its values scaled likewise.
+
+    Raises:
+        Refused: the frames have other proportions.
+    """
+    h, w = flow.shape[2:]
+    if (h, w) == (height, width):
+        return flow
+    if abs(width * h / (w * height) - 1) > 0.05:
+        raise Refused(f"is of frames of {w}x{h}, which are no scaled ones of {width}x{height}")
+    bilinear = Image.Resampling.BILINEAR
+    planes = [
+        np.asarray(Image.fromarray(plane).resize((width, height), bilinear))
+        for plane in flow.reshape(-1, h, w)
+    ]
+    scale = np.array([width / w, height / h], np.float32).reshape(1, 2, 1, 1)
+    return np.stack(planes).reshape(len(flow), 2, height, width) * scale
+
+
+def estimate_flow(pairs: Iterable[tuple[np.ndarray, np.ndarray]], estimate: Estimator):
+    """Flow float16 (T, 2, H, W) of pairs of frames; what is not finite becomes 0."""
+    flows = [estimate(*pair).astype(np.float16) for pair in pairs]
+    return np.nan_to_num(np.stack(flows), posinf=0.0, neginf=0.0)
