@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.data import flow
+from pretrain.data import flow, methods
 from pretrain.data.decode import DecodeError, decode_frames
 from pretrain.data.encode import DiskError
 from pretrain.data.guard import Refused
@@ -51,9 +51,9 @@ def acquire(
     """
     assert stream == "flow", stream
     if file is None:
-        flow.refuse_size(method, clip["width"], clip["height"])
+        methods.refuse_size(method, clip["width"], clip["height"])
         flows = flow.estimate_flow(_pairs(clip, beat), flow.estimator(method))
-        parameters = flow.METHODS[method]
+        parameters = methods.METHODS[method]
     else:
         with _opened(file) as given:
             flows = flow.read_flow(given, clip["before"], clip["frames"], clip["total"])

@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from pretrain.data.guard import MAX_PIXELS, too_many_pixels
-from pretrain.data.poses import COLUMNS
 from pretrain.data.sources import Source
 from pretrain.files import parse_json, read_limited, reading, sync
 
@@ -107,7 +106,7 @@ def load_index(folder: str | Path) -> dict:
             and all(_whole(shard.get(name), 0, 2**53) for name in ("bytes", "num_clips"))
         ):
             raise ValueError(f"{path} names a shard {str(shard)[:200]}: delete it and pack again")
-    streams = index.setdefault("streams", {})  # packs of frames alone say nothing of any
+    streams = index.get("streams", {})
     if not (isinstance(streams, dict) and all(type(v) is dict for v in streams.values())):
         raise ValueError(f"{path} has no usable 'streams': delete it and pack again")
     if unknown := sorted(streams.keys() - ENDINGS):
@@ -231,14 +230,14 @@ def _wrong(row: object, sizes: list[int], classes: set[str]) -> str | None:
     if type(streams := row.get("streams", {})) is not dict:
         return "streams"
     for name, entry in streams.items():
-        if what := _wrong_stream(name, entry, row):
+        if what := wrong_stream(name, entry, row):
             return f"{what} of {name!r:.80}"
         if entry["offset"] + entry["bytes"] > sizes[row["shard"]]:
             return f"offset of {name}"
     return None
 
 
-def _wrong_stream(name: str, entry: object, row: dict) -> str | None:
+def wrong_stream(name: str, entry: object, row: dict) -> str | None:
     """The implausible field of a further stream of a clip, whose line is good otherwise."""
     if name not in ENDINGS or type(entry) is not dict:
         return "stream"
@@ -260,6 +259,8 @@ def _wrong_stream(name: str, entry: object, row: dict) -> str | None:
             return "bound"
         pixels = 2 * (frames - 1) * row["width"] * row["height"]
         return "frames" if frames < 2 or too_many_pixels(pixels, size) else None
+    from pretrain.data.poses import COLUMNS  # numpy, which only poses need
+
     columns: Any = entry.get("columns")
     people: Any = entry.get("people")
     joints: Any = entry.get("joints")

@@ -23,7 +23,7 @@ from typing import TextIO
 
 from filelock import FileLock, Timeout
 
-from pretrain.data import flow as optical_flow
+from pretrain.data import methods
 from pretrain.data.index import (
     ENDINGS,
     FORMAT,
@@ -43,9 +43,9 @@ from pretrain.data.index import (
     place_rows,
     read_lines,
     text_digest,
+    wrong_stream,
 )
 from pretrain.data.pool import ACQUIRE, INGEST, run_jobs, usable_cores
-from pretrain.data.poses import SKELETONS
 from pretrain.data.progress import Bar, slow_files
 from pretrain.data.sources import Beside, Listing, Source, list_sources
 from pretrain.files import parse_json, read_limited, replacing, sync, write_synced
@@ -109,8 +109,8 @@ def pack(
     for name, given in (("source", source), ("out", out)):
         if not os.fspath(given):  # an empty variable of a shell is not the folder one stands in
             raise ValueError(f"{name} is empty: give a path, or . for this folder")
-    if flow and flow not in optical_flow.METHODS:
-        known = ", ".join(optical_flow.METHODS)
+    if flow and flow not in methods.METHODS:
+        known = ", ".join(methods.METHODS)
         raise ValueError(f"flow {flow!r:.80} is no method of optical flow: give one of {known}")
     out = Path(out)
     settings = RULES | {"short_side": int(short_side), "clip_seconds": float(clip_seconds)}
@@ -408,7 +408,7 @@ class _Packer:
         before = parse_json(read_limited(stored, 2**20))
         assert isinstance(before, dict)  # `check_same` has seen to it
         self.flow = asked or str(before.get("flow", ""))
-        if self.flow not in ("", *optical_flow.METHODS):
+        if self.flow not in ("", *methods.METHODS):
             raise ValueError(f"{stored} names the flow {self.flow!r:.80}: delete it and pack again")
         if self.flow != before.get("flow", ""):
             with replacing(stored) as aside:
@@ -421,10 +421,10 @@ class _Packer:
             if stream != "flow" or self.flow:
                 continue
             file = {"path": os.fspath(beside.path), "member": beside.member, "name": beside.name}
-            state = [optical_flow.VERSION, *file.values(), beside.about, *_state(beside)]
+            state = [methods.VERSION, *file.values(), beside.about, *_state(beside)]
             wanted[stream] = (json.dumps(state), {"file": file, "method": beside.about})
         if self.flow:
-            state = [optical_flow.VERSION, optical_flow.METHODS[self.flow]]
+            state = [methods.VERSION, methods.METHODS[self.flow]]
             wanted["flow"] = (json.dumps([self.flow, *state]), {"method": self.flow})
         return wanted
 
@@ -446,7 +446,11 @@ class _Packer:
                         "of": clip["sha256"],
                     }
                     limit = file_timeout * (1 + clip["bytes"] / 2**26)
-                    if self._is_made(note, limit):
+                    if stream == "flow" and clip["frames"] == 1:
+                        self.made[clip["key"], stream] = note | {
+                            "refused": "of one frame there is none"
+                        }
+                    if self._is_made(note, clip, limit):
                         continue
                     found = self._bytes_of(clip)
                     assert found is not None, clip  # it was just made, or looked for
@@ -457,7 +461,7 @@ class _Packer:
                     limits.append(limit)
         command: tuple[str, ...] = ACQUIRE
         if jobs and self.flow:
-            optical_flow.check_method(self.flow)
+            methods.check_method(self.flow)
             if self.flow.startswith("raft"):
                 command = (*ACQUIRE, "--unlimited")
         names = [name for name, _ in notes]
@@ -470,7 +474,7 @@ class _Packer:
                 self.made[record["key"], record["stream"]] = record
                 self.added += "entry" in answer
 
-    def _is_made(self, note: dict, limit: float) -> bool:
+    def _is_made(self, note: dict, clip: dict, limit: float) -> bool:
         """Whether what was noted of a stream of a clip still holds."""
         record = self.made.get((note["key"], note["stream"]))
         if record is None or any(record[n] != note[n] for n in ("made", "of")):
@@ -478,7 +482,10 @@ class _Packer:
         if record.get("retry") or record.get("seconds", math.inf) < limit:
             return False
         entry = record.get("entry")
-        return entry is None or self._stream_bytes(note["key"], note["stream"], entry) is not None
+        if entry is None:
+            return True
+        good = not wrong_stream(note["stream"], entry, clip)
+        return good and self._stream_bytes(note["key"], note["stream"], entry) is not None
 
     def _stream_bytes(self, key: str, stream: str, entry: dict) -> tuple[Path, int] | None:
         """Where the bytes of a stream of a clip lie, as `_bytes_of`."""
@@ -730,6 +737,8 @@ def _summed(rows: list[dict]) -> dict[str, dict]:
             about["num_clips"] += 1
             about["methods"][entry["method"]] = about["methods"].get(entry["method"], 0) + 1
             if stream == "pose" and entry["skeleton"] not in about.setdefault("skeletons", {}):
+                from pretrain.data.poses import SKELETONS  # numpy, which only poses need
+
                 known = SKELETONS[entry["skeleton"]]
                 about["skeletons"][entry["skeleton"]] = {
                     "joints": known.joints,

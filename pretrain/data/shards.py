@@ -101,7 +101,7 @@ class Pack:
     @property
     def streams(self) -> tuple[str, ...]:
         """What there is of clips: "rgb" of each, and "flow" and "pose" where there are any."""
-        return ("rgb", *self.index["streams"])
+        return ("rgb", *self.index.get("streams", {}))
 
     def check_streams(self, ids: np.ndarray, spec: InputSpec, who: str = "this backbone") -> None:
         """Refuse a backbone if a clip lacks a stream that it takes, or has another kind of it.
@@ -116,7 +116,7 @@ class Pack:
         """
         more = [name for name in spec.streams if name != "rgb"]
         for name in more:
-            if name not in self.index["streams"]:
+            if name not in self.streams:
                 raise ValueError(
                     f"{who} takes {' and '.join(spec.streams)}, and {for_screen(self.name)} has "
                     f"{' and '.join(self.streams)}, no {name}: {_ADDS[name]}"

@@ -6,6 +6,7 @@ Nothing is decoded here.
 import json
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -335,7 +336,8 @@ def _with_texts(source: Source, file, texts: dict[str, Member]) -> tuple[Source,
                 others = {
                     n for n in names if names[n] == "path" or (captions and n.lower() == "title")
                 }
-                roles = _fields(fields, {n: names[n] for n in names if n not in others})
+                names = {n: names[n] for n in names if n not in others}
+                roles = _fields(fields, names, source.beside)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"its .{suffix} cannot be read: {error}") from error
     captions += roles.pop("captions", ())
@@ -351,7 +353,7 @@ def _with_texts(source: Source, file, texts: dict[str, Member]) -> tuple[Source,
 # ---- lists -------------------------------------------------------------------------------------
 
 
-def _fields(row: dict, roles: dict[str, str]) -> dict:
+def _fields(row: dict, roles: dict[str, str], beside: Collection[str] = ()) -> dict:
     """Sorts the named values of one row into the fields of a source; everything becomes text.
 
     Raises:
@@ -384,7 +386,8 @@ def _fields(row: dict, roles: dict[str, str]) -> dict:
             found["extra"][name] = value if isinstance(value, str) else json.dumps(value)
     for name, role in roles.items():  # without a file there is nothing that they are about
         stream = {"flow_method": "flow", "skeleton": "pose"}.get(role)
-        if stream and stream not in found["beside"] and found["about"].pop(stream, ""):
+        there = {*found["beside"], *beside}
+        if stream and stream not in there and found["about"].pop(stream, ""):
             found["extra"][name] = str(row[name])
     if found["split"]:
         found["split"] = split_of(found["split"])

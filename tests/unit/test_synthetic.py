@@ -259,7 +259,7 @@ def test_make_dataset_writes_what_it_says(tmp_path):
     with open(listing, newline="") as file:
         rows = list(csv.DictReader(file))
     columns = ["path", "label", "class_text", "caption", "split", "subject", "flow", "joints"]
-    assert list(rows[0]) == columns
+    assert list(rows[0]) == [*columns, "flow_method", "skeleton"]
     assert len(rows) == 3 * num and len({r["path"] for r in rows}) == num
     assert all(value for row in rows for value in row.values())
     specs = clip_specs(0, num)

@@ -1,0 +1,56 @@
+"""The methods that estimate optical flow: names, parameters, and whether they can be used here.
+
+For the process that packs, which imports no library of numbers.
+"""
+
+from pretrain.data.guard import Refused
+
+VERSION = 1  # raise it when flow of the same frames and method would be other
+
+# What was found best of each family on the synthetic dataset: see `flow_error.py`.
+METHODS: dict[str, dict] = {
+    # Kroeger et al. 2016, https://arxiv.org/abs/1603.03590, with variational refinement.
+    "dis": {"preset": "medium", "refinement": 10, "finest_scale": 0, "patch_stride": 2},
+    # Zach et al. 2007, with the defaults of OpenCV: what two-stream networks were trained on.
+    "tvl1": {"tau": 0.25, "lambda": 0.15, "theta": 0.3, "scales": 5, "warps": 5, "epsilon": 0.01},
+    # Teed & Deng 2020, https://arxiv.org/abs/2003.12039.
+    "raft_small": {"updates": 12},
+    "raft_large": {"updates": 12},
+}
+LEAST = {"dis": 12, "tvl1": 16, "raft_small": 128, "raft_large": 128}  # pixels of the short side
+
+
+def check_method(method: str) -> None:
+    """Refuse a method whose library is not there; fetches the weights of a network.
+
+    Raises:
+        ValueError: naming what to install, or that there are no weights.
+    """
+    if method.startswith("raft"):
+        from pretrain.third_party import flow_network
+
+        flow_network(method)
+        return
+    try:
+        import cv2
+    except ImportError as error:
+        raise ValueError(
+            f"flow of {method} needs OpenCV: pip install 'muybridge[flow]', or opencv-contrib-"
+            "python-headless"
+        ) from error
+    if method == "tvl1" and not hasattr(cv2, "optflow"):
+        raise ValueError(
+            "flow of tvl1 needs OpenCV's contributed modules, and another package has put its own "
+            "cv2 in their place: uninstall every opencv-python*, then pip install "
+            "opencv-contrib-python-headless"
+        )
+
+
+def refuse_size(method: str, width: int, height: int) -> None:
+    """Raises Refused where frames are too small for a method."""
+    if min(width, height) < LEAST[method]:
+        other = "give a larger --short-side, or --flow dis" if method != "dis" else "leave it out"
+        raise Refused(
+            f"{method} needs frames of {LEAST[method]} pixels or more, these are {width}x{height}: "
+            + other
+        )
