@@ -256,7 +256,7 @@ def flow_network(name: str) -> nn.Module:
         name: "raft_small" or "raft_large".
 
     Raises:
-        ValueError: the weights cannot be fetched, or are not those of which their name has the hash.
+        ValueError: the weights cannot be fetched, or have another hash than their name says.
     """
     from torchvision.models import get_model, get_model_weights
 

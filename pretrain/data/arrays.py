@@ -1,4 +1,4 @@
-"""Arrays of .npy and .npz files that anybody may have written: no pickle, and no surprise in size."""
+"""Arrays of .npy and .npz files that may be anybody's: no pickle, no surprise in size."""
 
 import io
 import math
@@ -83,7 +83,8 @@ def _read_array(file, size: int) -> np.ndarray:
     count = math.prod(shape) * dtype.itemsize
     if not all(0 <= side < 2**40 for side in shape) or count > min(size, MAX_BYTES):
         raise Refused(
-            f"claims an array of shape {shape}, more than the {min(size, MAX_BYTES)} bytes there may be"
+            f"claims an array of shape {shape}, more than the {min(size, MAX_BYTES)} bytes there "
+            "may be"
         )
     data = file.read(count)
     if len(data) < count:

@@ -4,10 +4,10 @@ Of T frames there are T - 1 flows: flow k, (2, H, W), says how many pixels to th
 what is seen at a pixel of frame k has moved by frame k + 1. It is stored as levels, bytes of which
 128 is no motion and 127 on either side stand for a bound in pixels, x above y in the grey plane of
 a lossless H.264 video. So quantisation is the only error, half of bound / 127, and nothing that
-rests moves. TSN's (f + 20) * 255 / 40 has no level for zero, and moves all that rests by a tenth of a pixel.
+rests moves. TSN's (f + 20) * 255 / 40 has no level for zero: all that rests moves by a tenth of a
+pixel.
 """
 
-import importlib
 import io
 from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO
@@ -34,16 +34,18 @@ def estimator(method: str) -> Estimator:
     about = METHODS[method]
     if method.startswith("raft"):
         return _raft(method, about["updates"])
-    cv2: Any = importlib.import_module("cv2")
+    import cv2
+
     cv2.setNumThreads(1)  # the pool's workers are the parallelism
     if method == "dis":
         dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         dis.setVariationalRefinementIterations(about["refinement"])
         dis.setFinestScale(about["finest_scale"])
         dis.setPatchStride(about["patch_stride"])
-        calculate = dis.calc
+        calculate: Any = dis.calc
     else:
-        calculate = cv2.optflow.DualTVL1OpticalFlow.create().calc
+        contributed: Any = cv2.optflow
+        calculate = contributed.DualTVL1OpticalFlow.create().calc
 
     def estimate(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         one, two = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (first, second))

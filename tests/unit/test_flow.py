@@ -1,4 +1,4 @@
-"""Optical flow: stored without loss, packed from what the data bring or by a method, loaded as the frames are."""
+"""Optical flow: stored without loss, packed from the data or by a method, loaded as frames are."""
 
 import csv
 import io
@@ -125,12 +125,12 @@ def test_flow_of_larger_frames_is_scaled_as_they_are(dataset, packed, tmp_path):
         assert (ours - theirs).abs().mean() < 0.05
 
 
-def npz(**arrays) -> bytes:
+def npz(**arrays: np.ndarray) -> bytes:
     np.savez_compressed(data := io.BytesIO(), **arrays)
     return data.getvalue()
 
 
-def npy(array) -> bytes:
+def npy(array: np.ndarray) -> bytes:
     np.save(data := io.BytesIO(), array)
     return data.getvalue()
 
