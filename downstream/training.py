@@ -381,6 +381,48 @@ TRAINING = {
         epochs=537, batch_size=256, base_lr=0.01, drops=(0.7,), weight_decay=5e-4, dropout=0.9,
         scales=(0.875,), colour=0.1, num_clips=25,
     ),
+    # The same, the temporal network, from scratch on flow: batch 256, 1e-2, a tenth of it at 50000
+    # and 70000 of 80000 steps, which are 2147 epochs; dropout 0.9. The spatial network is trained
+    # beside it here, where both are one.
+    "two_stream_flow_ucf101": Published(
+        about="two-stream network, the temporal one (or both as one), on UCF101: 25 test stacks",
+        fits=("flow_stack", "two_stream"),
+        epochs=2147, batch_size=256, base_lr=0.01, drops=(5 / 8, 7 / 8), weight_decay=5e-4,
+        dropout=0.9, scales=(0.875,), num_clips=25,
+    ),
+    # Wang et al. 2016 (arXiv:1608.00859), the flow network, started from ImageNet: 5e-3, a tenth of
+    # it at 12000 and 18000 of 20000 steps, which are 537 epochs; dropout 0.7, corner crops.
+    "tsn_flow_ucf101": Published(
+        about="TSN's training of the temporal network, started from ImageNet, on UCF101",
+        fits=("flow_stack",),
+        epochs=537, batch_size=256, base_lr=5e-3, drops=(0.6, 0.9), weight_decay=5e-4, dropout=0.7,
+        scales=(1.0, 0.875, 0.75, 0.66), num_clips=25,
+    ),
+    # Yan et al. 2018, config/st_gcn/ntu-xsub/train.yaml of yysijie/st-gcn: SGD, momentum 0.9, batch
+    # 64, 0.1, a tenth of it after 10 and 50 of 80 epochs; weight decay 1e-4, dropout 0.5 in the
+    # blocks and none before the classifier, no augmentation. Clips are tested whole.
+    "stgcn_ntu": Published(
+        about="ST-GCN on NTU RGB+D, cross-subject: 80 epochs",
+        fits=("stgcn",),
+        epochs=80, batch_size=64, base_lr=0.4, drops=(1 / 8, 5 / 8), weight_decay=1e-4, dropout=0.0,
+        scales=(1.0,), flip=False, num_clips=1,
+    ),
+    # Das et al. 2019, and lstm_train_skeleton.py of srijandas07/LSTM_action_recognition: Adam, 5e-3
+    # at batch 200, 30 epochs, gradients clipped at 1, dropout 0.5 behind the LSTM.
+    "lstm_ntu": Published(
+        about="three LSTMs on the joints of NTU RGB+D, as the attention of Das et al. needs them",
+        fits=("skeleton_lstm",),
+        epochs=30, batch_size=200, optimizer="adamw", base_lr=6.4e-3, drops=(), weight_decay=0.0,
+        clip_grad=1.0, dropout=0.5, scales=(1.0,), flip=False, num_clips=1,
+    ),
+    # Das et al. 2019, section 5: both networks trained before (--parts I3D_RUN/backbone
+    # LSTM_RUN/backbone), then together: Adam, 1e-3, batches of 16. Epochs and dropout are ours.
+    "sta_smarthome": Published(
+        about="pose-driven attention on Toyota Smarthome: give --parts of trained networks",
+        fits=("pose_attention",),
+        epochs=30, batch_size=16, optimizer="adamw", base_lr=0.016, drops=(), weight_decay=0.0,
+        dropout=0.5, scales=(0.875,), num_clips=1,
+    ),
     # Donahue et al. 2015, and lstm_solver_RGB.prototxt of LisaAnne/lisa-caffe-public: SGD, momentum
     # 0.9, 24 videos of 16 frames, 1e-3, a tenth of it at 10000 and 20000 of 30000 steps, which are
     # 75 epochs of UCF101; weight decay 5e-3, gradients clipped at 5, dropout 0.5 behind the LSTM;
@@ -421,7 +463,7 @@ TRAINING = {
     # batch and rate are ours.
     "i3d_k400": Published(
         about="I3D on Kinetics-400, started from ImageNet",
-        fits=("i3d", "inflated", "s3d"),
+        fits=("i3d", "inflated", "s3d", "feature_fusion"),
         epochs=40, batch_size=64, base_lr=0.1, weight_decay=1e-7, scales=(0.875,),
     ),
     # Wang et al. 2018, section 4.1: SGD, momentum 0.9, weight decay 1e-4, 8 clips on 8 GPUs, 0.01,

@@ -95,6 +95,8 @@ class Config:
     weights: str | None = None
     """Of --model: imagenet, kinetics or a file, of a ViViT timm:NAME or open_clip:MODEL/WEIGHTS; of
     --backbone i3d_k400: the file."""
+    parts: tuple[str, ...] | None = None
+    """Of a --model of two networks, what each is: a name of the table, RUN/backbone, ..."""
     network: str | None = None
     """The 2-D network of a frame family: of timm, torchvision:NAME or open_clip:MODEL/WEIGHTS."""
     attention: str | None = None
@@ -106,7 +108,13 @@ class Config:
     size: OptionalCount = None
     """Height and width of a clip, pixels."""
     width: Positive | None = None
-    """Factor on the channels of c3d and i3d."""
+    """Factor on the channels of c3d, i3d and stgcn."""
+    skeleton: str | None = None
+    """Of a network of joints: a name of pretrain/data/poses.py, such as kinect25 or coco17."""
+    coordinates: OptionalCount = None
+    """Likewise: 2 (pixels) or 3 (metres) of a joint."""
+    people: OptionalCount = None
+    """Likewise: in a frame."""
     subtract_mean: bool | None = None
     """True: subtract each clip's mean frame, which removes static backgrounds."""
     freeze: bool = False
@@ -215,7 +223,10 @@ def build_backbone(cfg: Config) -> nn.Module:
             "give either --model, a name of python -m downstream.models, or --backbone"
         )
     torch.manual_seed(cfg.seed)
-    flags = ("network", "attention", "frames", "size", "width")
+    flags = (
+        "parts", "network", "attention", "frames", "size", "width", "skeleton", "coordinates",
+        "people",
+    )  # fmt: skip
     changes = {name: getattr(cfg, name) for name in flags if getattr(cfg, name)}
     if cfg.subtract_mean is not None:
         changes["subtract_mean"] = cfg.subtract_mean
