@@ -219,6 +219,54 @@ def mirror_pose(
     return out
 
 
+def clip_poses(
+    poses: Poses, part: range, total: int, seen: tuple[int, int], size: tuple[int, int]
+) -> np.ndarray:
+    """The poses in a part of a video, pixels as in its packed frames; who is not in it is left out.
+
+    Args:
+        poses: of the whole video.
+        part: numbers of the frames.
+        total: frames of the whole video.
+        seen: width and height of the video's frames.
+        size: width and height of the packed frames.
+
+    Raises:
+        ValueError: there are poses of another number of frames.
+    """
+    if len(poses.values) != total:
+        raise ValueError(f"poses of {len(poses.values)} frames, and the video has {total}")
+    values = poses.values[part.start : part.stop]
+    values = values[:, values[..., -1].any((0, 2))]
+    if not values.shape[1]:
+        values = poses.values[part.start : part.stop, :1]
+    width, height = poses.frame or seen
+    return crop_pose(values, poses.columns, (0, 0, width, height), size)
+
+
+def choose_pose(
+    values: np.ndarray, columns: Sequence[str], coordinates: int, people: int
+) -> np.ndarray:
+    """What a network takes of a clip's poses: (T, people, J, coordinates + 1).
+
+    Args:
+        values: (T, P, J, K) of these columns; of more people those are taken who are seen most, of
+            fewer the others are not seen.
+        columns: see `COLUMNS`.
+        coordinates: 2 for u and v, 3 for x, y and z.
+        people: how many.
+
+    Raises:
+        ValueError: there are no such coordinates.
+    """
+    wanted = COLUMNS[3:] if coordinates == 2 else (*COLUMNS[:3], COLUMNS[-1])
+    if missing := [name for name in wanted if name not in columns]:
+        raise ValueError(f"its poses have {', '.join(columns)}, and no {', '.join(missing)}")
+    most = np.argsort(-values[..., -1].sum((0, 2)), kind="stable")[:people]
+    values = values[:, np.sort(most)][..., [list(columns).index(name) for name in wanted]]
+    return np.pad(values, ((0, 0), (0, people - values.shape[1]), (0, 0), (0, 0)))
+
+
 # The header of a .npy file, as NumPy writes it of numbers.
 _HEADER = re.compile(
     rb"\{'descr': '([<>|](?:f[248]|[iu][1248]))', 'fortran_order': (True|False), "
