@@ -1,10 +1,14 @@
-"""Attention maps of a video transformer.
+"""Attention maps of a video transformer, and skeletons of people, over a clip.
 
     python recipes/visualize.py --backbone RUN/backbone --video clip.mp4
+    python recipes/visualize.py --pose blazepose --video clip.mp4
 
-Draws the attention of the last layer and attention rollout (Abnar & Zuidema 2020) over the clip: attention.png, a row each, and
-attention.gif, side by side. Works for the plain video transformers, also as video tower of a video-text pair or under a
-classifier.
+The first draws the attention of the last layer and attention rollout (Abnar & Zuidema 2020) over
+the clip: attention.png, a row each, and attention.gif, side by side. It works for the plain video
+transformers, also as video tower of a video-text pair or under a classifier.
+
+The second draws the joints of people: those that BlazePose finds, or those of a file that came
+with the video (see `pretrain/data/pose_files.py`): pose.png and pose.gif.
 """
 
 import tempfile
@@ -17,7 +21,11 @@ from PIL import Image
 
 from downstream.attention_maps import Attends, looked_at, overlay
 from downstream.models import load_backbone
-from pretrain.data.cache import pack_file, packing_side
+from downstream.skeletons import draw_poses
+from pretrain.data.blazepose import LiteRT, estimate_poses, find_weights
+from pretrain.data.cache import cache_folder, pack_file, packing_side
+from pretrain.data.pose_files import read_poses
+from pretrain.data.poses import COLUMNS, clip_poses
 from pretrain.data.shards import EvalClips
 from pretrain.files import is_file, no_file
 from pretrain.flags import Count
@@ -25,19 +33,27 @@ from pretrain.folders import claim, writing
 from pretrain.log import cli, reconstruction_figure
 from pretrain.names import for_screen
 
+POSE_SIDE = 256  # pixels of the short side to which a video is packed for skeletons
+
 
 @dataclass(frozen=True)
 class Config:
     """Configuration of the figure."""
 
-    backbone: str
+    backbone: str = ""
     """RUN/backbone, hf:OWNER/NAME of a VideoMAE or an official VideoMAE .pth."""
-    video: str
+    video: str = ""
     """A video file; of a long one its first 10 s."""
     out: str = "runs/visualize"
     """Where the pictures go; older ones of this recipe are replaced."""
     enlarge: Count = 4
     """Factor of the GIF's pixels."""
+    pose: str = ""
+    """Draw skeletons: "blazepose", or a file or folder with the poses of the video's frames."""
+    skeleton: str = ""
+    """The skeleton of that file, where the file leaves it open."""
+    pose_weights: str = ""
+    """BlazePose's weights: mediapipe's wheel or a folder; by default fetched once."""
 
 
 def main(config: Config) -> dict:
@@ -47,11 +63,66 @@ def main(config: Config) -> dict:
     path, out = Path(config.video), Path(config.out)
     if not is_file(path):
         raise ValueError(f"--video {config.video}: {no_file(config.video)}")
-    lock = claim(out, ("attention.png", "attention.gif"))
+    if not (config.backbone or config.pose):
+        raise ValueError("nothing to draw: give --backbone for attention, --pose for skeletons")
+    names = ["attention"] * bool(config.backbone) + ["pose"] * bool(config.pose)
+    lock = claim(out, tuple(f"{name}{end}" for name in names for end in (".png", ".gif")))
+    if config.backbone:
+        draw_attention(config, path, out)
+    if config.pose:
+        draw_skeletons(config, path, out)
+    lock.release(force=True)
+    pictures = {end: [str(out / f"{name}.{end}") for name in names] for end in ("png", "gif")}
+    return {end: files[0] for end, files in pictures.items()}
+
+
+def draw_skeletons(config: Config, path: Path, out: Path) -> None:
+    """pose.png and pose.gif."""
+    with tempfile.TemporaryDirectory() as folder:
+        pack = pack_file(path, Path(folder) / "pack", POSE_SIDE)
+        record, total = pack.record(0), sum(each["frames"] for each in pack.records())
+        frames = pack.frames(record, np.arange(record["frames"])).numpy()
+    size = (record["width"], record["height"])
+    if config.pose == "blazepose":
+        networks = LiteRT(find_weights(config.pose_weights, cache_folder()))
+        values, _ = estimate_poses(frames, record["fps"], networks)
+        columns: tuple[str, ...] = COLUMNS
+        skeleton = "blazepose33"
+    else:
+        poses = read_poses(config.pose, config.skeleton)
+        if "u" not in poses.columns:
+            raise ValueError(f"--pose {config.pose}: metres alone, which have no place in a frame")
+        columns, skeleton = poses.columns, poses.skeleton
+        values = clip_poses(poses, range(len(frames)), total, size, size)
+    drawn = draw_poses(frames, values, columns, skeleton, config.enlarge)
+    write_gif(out / "pose.gif", drawn, 1000 / record["fps"])
+    there = (values[..., -1] > 0).max(-1).sum(1)  # people of each frame
+    caption = (
+        "orange: the person's left side, blue: the right side, thin: hardly visible; "
+        f"somebody is in {np.mean(there > 0):.0%} of the frames, at most {there.max()} at once"
+    )
+    title = f"Joints of {path.name}, by {config.pose}"
+    seconds = record["start"] + np.arange(len(frames)) / record["fps"]
+    told = reconstruction_figure(out / "pose.png", [("pose", drawn)], seconds, title, caption)
+    print(f"figure   {told}\nmoving   {for_screen(out)}/pose.gif", flush=True)
+
+
+def write_gif(path: Path, frames: np.ndarray, milliseconds: float) -> None:
+    """Frames, uint8 (T, H, W, 3), as a GIF that never ends."""
+    pictures = [Image.fromarray(frame) for frame in frames]
+    with writing(path):
+        pictures[0].save(
+            path, save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0
+        )
+
+
+def draw_attention(config: Config, path: Path, out: Path) -> None:
+    """attention.png and attention.gif."""
     encoder = load_backbone(config.backbone)
     if not isinstance(encoder, Attends):
         raise ValueError(
-            f"{config.backbone} is a {type(encoder).__name__}: attention over the whole grid is what a plain video transformer has"
+            f"{config.backbone} is a {type(encoder).__name__}: attention over the whole grid is "
+            "what a plain video transformer has"
         )
     spec = encoder.input_spec
     with tempfile.TemporaryDirectory() as folder:
@@ -69,30 +140,23 @@ def main(config: Config) -> dict:
         f"red: what {by} attend to" if encoder.class_token is None else f"red: what {by} attends to"
     )
     if encoder.arguments["motion_tokens"] < 1:
-        caption += f"; the encoder uses the {encoder.arguments['motion_tokens']:.0%} of the tokens with the largest frame difference"
+        kept = encoder.arguments["motion_tokens"]
+        caption += f"; the encoder uses the {kept:.0%} of the tokens with the largest difference"
     side = spec.size * config.enlarge
-    frames = [
-        Image.fromarray(np.concatenate([p[t] for _, p in pictures], 1)).resize(
-            (side * len(pictures), side), Image.Resampling.NEAREST
-        )
-        for t in range(spec.frames)
-    ]
-    with writing(out / "attention.gif"):
-        frames[0].save(
-            out / "attention.gif", save_all=True, append_images=frames[1:], duration=100, loop=0
-        )
+    beside = [np.concatenate([p[t] for _, p in pictures], 1) for t in range(spec.frames)]
+    size = (side * len(pictures), side)
+    moving = [Image.fromarray(f).resize(size, Image.Resampling.NEAREST) for f in beside]
+    write_gif(out / "attention.gif", np.stack([np.asarray(f) for f in moving]), 100)
     title = f"Attention of {config.backbone} on {path.name}"
     meaning = "fraction of the attention, relative to the row's largest token"
     # What a grey pixel becomes under none and under most of the attention.
     ends = overlay(torch.full((3, 1, 1, 2), 128, dtype=torch.uint8), torch.tensor([[[0.0, 1.0]]]))
     bar = (meaning, [tuple(colour) for colour in (ends[:, 0, 0].T / 255).tolist()])
     drawn = reconstruction_figure(out / "attention.png", pictures, seconds, title, caption, bar)
-    lock.release(force=True)
     print(
         f"figure   {drawn}\nmoving   {for_screen(out)}/attention.gif (clip, {', '.join(maps)})",
         flush=True,
     )
-    return {"png": str(out / "attention.png"), "gif": str(out / "attention.gif")}
 
 
 if __name__ == "__main__":
