@@ -130,7 +130,7 @@ class AgainstClasses:
         assert isinstance(video, Tensor)  # mixing is of one stream
         targets = make_targets(batch["classes"], self.num_classes, self.smoothing)
         video, targets = mix(video, targets.to(self.device), self.mixup, self.cutmix, rng)
-        micro = {"video": video, "tokens": self.tokens, "targets": targets}
+        micro: dict[str, Any] = {"video": video, "tokens": self.tokens, "targets": targets}
         return micro | {name: batch[name] for name in ("visible",) if name in batch}
 
 

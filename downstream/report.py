@@ -1,14 +1,14 @@
 """Reports: the table, the protocol card, predictions and figures."""
 
 import csv
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from downstream.results import RECIPES, Metric, Predictions, Results
 from pretrain.folders import writing
-from pretrain.log import optional_figure, write_json
+from pretrain.log import blank_figure, optional_figure, write_json
 from pretrain.names import for_csv, for_figure, for_markdown, for_screen, for_title
 
 WORDS = {
@@ -26,6 +26,7 @@ WORDS = {
     **{f"t2v_r{k}": f"text to video R@{k}" for k in (1, 5, 10)},
     **{f"v2t_r{k}": f"video to text R@{k}" for k in (1, 5, 10)},
 }
+MOST_INDENT = 6  # spaces before an entry of a card: lists in lists
 RANDOM = "random_init_"  # before the names of what random weights reach
 
 
@@ -138,15 +139,24 @@ def card(results: Results) -> str:
         "run": about | results.versions,
     }  # fmt: skip
     for section, entries in sections.items():
-        said = {name: _said(f"{section} {name}", value) for name, value in entries.items()}
-        if any(said.values()):
-            lines += ["", f"## {for_markdown(section.replace('_', ' ').capitalize())}", ""]
-            lines += [
-                f"- {for_markdown(name.replace('_', ' '))}: {for_markdown(text)}"
-                for name, text in said.items()
-                if text
-            ]
+        if listed := _listed(section, entries, ""):
+            lines += ["", f"## {for_markdown(section.replace('_', ' ').capitalize())}", "", *listed]
     return "\n".join(lines) + "\n"
+
+
+def _listed(section: str, entries: Mapping[str, object], indent: str) -> list[str]:
+    """Entries of a card as a list, of which a group of more than numbers is a list again."""
+    lines = []
+    for name, value in entries.items():
+        about = f"{section} {name}"
+        head = f"{indent}- {for_markdown(name.replace('_', ' '))}:"
+        numbers = isinstance(value, dict) and {type(v) for v in value.values()} <= {int, float}
+        if isinstance(value, dict) and not numbers and len(indent) < MOST_INDENT:
+            if inner := _listed(about, value, indent + "  "):
+                lines += [head, *inner]
+        elif text := _said(about, value):
+            lines.append(f"{head} {for_markdown(text)}")
+    return lines
 
 
 def _said(name: str, value: object) -> str:
@@ -220,15 +230,11 @@ def confusion_figure(
         title: above it.
         unit: what was counted, "videos" or "frames".
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     num = len(classes)
     fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = min(max(4.0, 2.5 + 0.42 * num), 24.0)  # inches; past 50 classes the cells shrink instead
     font = 8 if num <= 50 else max(2.0, 8 * 50 / num)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(side + 1, side)
     axes = figure.add_subplot()
     image = axes.imshow(100 * fractions, cmap="Blues", vmin=0, vmax=100)
     names = [for_figure(name, 24) for name in classes]
@@ -274,15 +280,9 @@ def filmstrip_figure(
         probabilities: theirs.
         title: above it.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     num = len(frames)
     height, width = frames[0][1].shape[:2]
-    figure = Figure(
-        figsize=(1.5 * num, 1.5 * height / width + 0.35 * len(classes) + 1.0), layout="constrained"
-    )
-    FigureCanvasAgg(figure)
+    figure = blank_figure(1.5 * num, 1.5 * height / width + 0.35 * len(classes) + 1.0)
     ratios = [1.5 * height / width + 0.5, 0.35 * len(classes) + 0.5]
     above, below = figure.subfigures(2, 1, height_ratios=ratios, squeeze=False)[:, 0]
     for axis, (second, image) in zip(above.subplots(1, num, squeeze=False)[0], frames, strict=True):
@@ -314,13 +314,9 @@ def contact_sheet_figure(
         title: above all.
         columns: strips in a row.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
-    figure = Figure(figsize=(4.6 * columns, 1.9 * rows + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(4.6 * columns, 1.9 * rows + 0.6)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes[len(pictures) :]:
         axis.set_axis_off()
@@ -351,8 +347,6 @@ def timeline_figure(
         most: rows drawn; the title says how many were left out.
     """
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     shown = rows[:most]
@@ -364,10 +358,7 @@ def timeline_figure(
         c: colours(i % 20 if len(classes) <= 20 else i / len(classes))
         for i, c in enumerate(classes)
     }
-    figure = Figure(
-        figsize=(9, 1.6 + 0.45 * len(shown) + 0.12 * len(present)), layout="constrained"
-    )
-    FigureCanvasAgg(figure)
+    figure = blank_figure(9, 1.6 + 0.45 * len(shown) + 0.12 * len(present))
     axes = figure.add_subplot()
     for place, (_, parts) in enumerate(shown):
         for part in parts:
@@ -395,12 +386,9 @@ def cost_figure(
         chance: accuracy of guessing.
         title: above it.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(9, 5)
     axes = figure.add_subplot()
     for i, (name, cost, value, low, high) in enumerate(points):
         whiskers = [[100 * (value - low)], [100 * (high - value)]]
@@ -436,11 +424,7 @@ def growth_figure(
         found: name -> "gflops", "mib" and "clips_per_s", a value for each number of frames.
         title: above it.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(12, 4)
     names = {
         "gflops": "GFLOPs, forward",
         "mib": "MiB kept for the backward pass",

@@ -497,8 +497,9 @@ TINY_BACKBONE = replace(TINY_TRAINING, base_lr=0.008, layer_decay=0.75)
 
 
 def flags_of(training: Training) -> Given:
-    """A training as if every value of it had been given."""
-    return Given(**{f.name: getattr(training, f.name) for f in dataclasses.fields(Given)})
+    """A training as if every value of it had been given; no epochs where it counts steps."""
+    values = {f.name: getattr(training, f.name) for f in dataclasses.fields(Given)}
+    return Given(**values | ({"epochs": None} if training.steps else {}))
 
 
 def kind_of(backbone: nn.Module) -> str:

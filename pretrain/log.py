@@ -31,6 +31,15 @@ from pretrain.names import clean_screen, did_you_mean, for_screen, for_title
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+    from matplotlib.figure import Figure
+
+# What a curve shows, by the name of its value in log.jsonl.
+CURVES = {
+    "knn": "online kNN accuracy",
+    "video_to_text": "video to text in the batch",
+    "text_to_video": "text to video in the batch",
+    **{f"val_t2v_r{k}": f"text to video R@{k} on val" for k in (1, 5, 10)},
+}
 
 
 class Terminated(KeyboardInterrupt):
@@ -103,6 +112,10 @@ def cli(
         print("interrupted; start the same command again to continue", file=sys.stderr)
         sys.exit(128 + (signal.SIGTERM if isinstance(end, Terminated) else signal.SIGINT))
     finally:
+        try:  # not at Python's own end, which would show a traceback
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read had enough, and the work is done
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         # Python asks them with SIGTERM, which a loader's processes ignore for the sake of a run's last save, and waits.
         for left in multiprocessing.active_children():
             left.kill()
@@ -269,6 +282,17 @@ def config_differences(old: dict, new: "DataclassInstance", ignore: set[str]) ->
     ]
 
 
+def blank_figure(width: float, height: float) -> "Figure":
+    """A figure of so many inches, to be filled and saved; nothing in it touches its edges."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def optional_figure(draw: Callable[..., str | None]) -> Callable[..., str]:
     """Make a function that draws to a path warn where it fails: no number may be lost for want of a picture.
 
@@ -314,18 +338,15 @@ def reconstruction_figure(
         bar: what a colour means from 0 to 1, in words, and the colours from 0 to 1, for a bar at the right.
         max_frames: columns, evenly spread over the clip.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.figure import Figure
 
     frames = len(rows[0][1])
     columns = np.unique(np.linspace(0, frames - 1, min(max_frames, frames)).astype(int))
     width = 1.5 * len(columns) + 1.2
     title, caption = for_title(title, width), for_title(caption, width, 8)
     lines = title.count("\n") + caption.count("\n")
-    figure = Figure(figsize=(width, 1.5 * len(rows) + 0.9 + 0.2 * lines), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(width, 1.5 * len(rows) + 0.9 + 0.2 * lines)
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for line, (name, clip) in zip(axes, rows, strict=True):
         for axis, column in zip(line, columns, strict=True):
@@ -360,12 +381,10 @@ def curve_figure(
         fractions: names of values between 0 and 1 for the right axis.
         title: above it.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     lines, _ = read_log(log_file)
-    figure = Figure(figsize=(7, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(7, 4.4)
     left = figure.add_subplot()
     right = left.twinx()
     for axis, names, first, scale in ((left, losses, 0, 1), (right, fractions, len(losses), 100)):
@@ -376,12 +395,14 @@ def curve_figure(
             chances = [100 * line[f"{name}_chance"] for line in lines if line.get(f"{name}_chance")]
             if points:
                 marker = "o" if len(points) < 20 else None
-                axis.plot(*zip(*points, strict=True), label=name.replace("_", " "), color=f"C{first + i}",
+                words = CURVES.get(name, name.replace("_", " "))
+                axis.plot(*zip(*points, strict=True), label=words, color=f"C{first + i}",
                           marker=marker, markersize=3, linewidth=1)  # fmt: skip
             if chances:
                 axis.axhline(chances[-1], color=f"C{first + i}", linewidth=0.8, linestyle=":",
                              label=f"chance {chances[-1]:.1f} %")  # fmt: skip
     left.set_xlabel("step")
+    left.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     left.set_ylabel("loss")
     right.set_ylabel("per cent")
     right.set_ylim(0, 100)
@@ -393,6 +414,6 @@ def curve_figure(
             handles.append(handle)
             named = label == unit or label.startswith("chance")
             labels.append(label if named else f"{label} ({unit})")
-    figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=3)
+    figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=2)
     figure.suptitle(for_title(title, 7), fontsize=10)
     figure.savefig(path, dpi=110)

@@ -54,7 +54,7 @@ from downstream.results import (
     versions,
 )
 from pretrain.flags import Seed
-from pretrain.log import cli, optional_figure, print_table
+from pretrain.log import blank_figure, cli, optional_figure, print_table
 from pretrain.names import file_name, for_figure, for_screen, for_title
 
 MOST = 6  # runs: 15 pairs
@@ -230,17 +230,13 @@ def fusion_figure(
         classes: their names; of more than 40 those on which the runs differ most are drawn.
         text: the title.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     groups = list(dict.fromkeys(line.names for line in lines))
     methods = list(dict.fromkeys(line.method for line in lines))
     values = np.stack(list(rates.values()))
     spread = np.nan_to_num(np.ptp(values[:-1], axis=0), nan=-1)
     drawn = np.sort(np.argsort(-spread, kind="stable")[:40])
     height = 1.8 + max(0.16 * len(lines) + 0.3 * len(groups), 0.24 * len(drawn))
-    figure = Figure(figsize=(13, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank_figure(13, height)
     left, right = figure.subplots(1, 2)
     for place, names in enumerate(groups):
         own = [line for line in lines if line.names == names]

@@ -5,12 +5,14 @@ A test counts them anew. A family that is not in the file is counted on the spot
 counts all of them into the file.
 """
 
-import argparse
+import contextlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from downstream.models import MODELS, build_model
 from downstream.models.flops import count_flops, shapes_only
+from pretrain.log import cli
 from pretrain.spec import Backbone
 
 COSTS = Path(__file__).with_name("costs.json")
@@ -56,14 +58,22 @@ def main(costs: dict[str, dict[str, int]]) -> None:
     )
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        "python -m downstream.models", description="Print the model families."
-    )
-    parser.add_argument(
-        "--write", action="store_true", help="count all of them again and write costs.json"
-    )
-    if parser.parse_args().write:
+@dataclass(frozen=True)
+class Config:
+    """Print the model families."""
+
+    write: bool = False
+    """Count all of them again and write costs.json."""
+
+
+def command(config: Config) -> None:
+    """Print the families, counted again if asked for."""
+    if config.write:
         lines = [f"{json.dumps(name)}: {json.dumps(count_costs(name))}" for name in MODELS]
         COSTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    main(json.loads(COSTS.read_text()))
+    with contextlib.suppress(BrokenPipeError):  # whoever reads, such as head, has had enough
+        main(json.loads(COSTS.read_text()))
+
+
+if __name__ == "__main__":
+    cli(command, Config)

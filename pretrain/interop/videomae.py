@@ -59,7 +59,8 @@ def import_videomae(
             report["head"] = {kind: state[f"head.{kind}"] for kind in ("weight", "bias")}
         report["max_difference"] = verify(model, eps, report.get("head"))
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        named = name.removeprefix("hf:") in str(error)
+        raise ValueError(str(error) if named else f"{name}: {error}") from error
     return model, report
 
 

@@ -412,6 +412,12 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     (tmp_path / "text.pth").write_text("weights")
     with pytest.raises(ValueError, match="not a file of plain tensors"):
         build_model("frame_mean", **SMALL, weights=str(tmp_path / "text.pth"))
+    (tmp_path / "config.json").write_text("{")
+    for load in (load_backbone, load_classifier):
+        for name in (str(tmp_path / "text.pth"), f"hf:{tmp_path}"):
+            with pytest.raises(ValueError) as refused:
+                load(name)
+            assert str(refused.value).count(str(tmp_path)) == 1
     with pytest.raises(ValueError, match="takes no"):
         build_model("c3d", weights="imagenet")
 

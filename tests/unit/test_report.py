@@ -58,6 +58,11 @@ DRAWN = {
         ["probe of M on D", "8 frames", "75 %", "per cent of the true class",
          "true (number of frames)"],
     ),
+    "confusion of long names": (
+        lambda p, _: confusion_figure(p, np.eye(2, dtype=int), [f"{i} {LONG}" for i in range(2)],
+                                      LONG),
+        ["a title that is", "predicted", "100 %"],
+    ),
     "filmstrip": (
         lambda p, _: report.filmstrip_figure(
             p, [(0.5, PICTURES[0])] * 4, ["a"], np.array([1.0]), "c.mp4, by M"),
@@ -121,9 +126,29 @@ def test_figures_say_what_they_show(name, tmp_path, monkeypatch):
     apart += [legend.get_window_extent() for legend in figure.legends]
     assert not [box for box in apart if any(box.overlaps(area) for area in drawn)]
     assert not [axes for axes in figure.axes if axes.get_legend()]
-    for text in [t for t in texts if t in figure.texts or t is figure._suptitle]:
-        box = text.get_window_extent()
-        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1, text.get_text()
+    with Image.open(tmp_path / "f.png") as picture:
+        pixels = np.asarray(picture.convert("L"))
+    edges = (pixels[:4], pixels[-4:], pixels[:, :4], pixels[:, -4:])
+    assert all((edge == 255).all() for edge in edges)
+
+
+def test_curves_are_named_in_words_and_steps_are_whole(tmp_path, monkeypatch):
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a, **k)
+    )
+    names = ("video_to_text", "text_to_video", "val_t2v_r1", "val_t2v_r10", "knn")
+    for last in (1, 2, 3, 5, 7):
+        steps = range(1, last + 1)
+        lines = [{"step": i, "loss": 1.0, **dict.fromkeys(names, 0.5)} for i in steps]
+        (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        curve_figure(tmp_path / "f.png", tmp_path / "log.jsonl", ("loss",), names, "M")
+        ticks = figures[-1].axes[0].get_xticklabels()
+        assert not [t.get_text() for t in ticks if "." in t.get_text()]
+        (legend,) = figures[-1].legends
+        assert legend.get_window_extent().x0 >= 0
+        said = "\n".join(text.get_text() for text in legend.get_texts())
+        assert "text to video R@10" in said and "t2v" not in said and "knn" not in said
 
 
 def test_chance_is_named_in_the_legend_of_a_curve(tmp_path, monkeypatch):

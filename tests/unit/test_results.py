@@ -98,6 +98,23 @@ def test_a_card_says_what_says_something(tmp_path):
     assert "random" not in lines[0] and "33.3 %" in lines[0]
 
 
+def test_a_group_on_a_card_is_a_list(tmp_path):
+    """What a model is made of and where its weights come from: an entry a line, however deep."""
+    arguments = {"depth": 2, "mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3]}
+    weights = {"recipe": "videomae", "config": {"lr": 0.1, "out": "runs/a", "flip": False}}
+    for _ in range(20):
+        weights = {"from": weights, "step": 3}
+    about = dataclasses.replace(some().model, arguments=arguments, provenance=weights)
+    write_results(tmp_path, some(model=about))
+    lines = (tmp_path / "CARD.md").read_text().replace("\\", "").splitlines()
+    place = lines.index("- arguments:")
+    assert lines[place + 1 : place + 4] == [
+        "  - depth: 2", "  - mean: 0.5, 0.4, 0.3", "  - std: 0.1, 0.2, 0.3"
+    ]  # fmt: skip
+    assert "- provenance:" in lines and "  - step: 3" in lines and "    - step: 3" in lines
+    assert max(len(line) - len(line.lstrip()) for line in lines) == 6
+
+
 def test_columns_of_nothing_are_left_out():
     (heads, row) = table(some(metrics={"top1": Metric(0.5, 3)}))
     assert heads == ("", "value", "scored on") and row == ("top-1", "50.0 %", "3 videos")
@@ -126,6 +143,20 @@ BROKEN = {
     "a list": lambda c: c.update(metrics=[]),
     "notes": lambda c: c.update(notes=[1]),
     "format": lambda c: c.update(format="muybridge-results-9"),
+    "parameters": lambda c: c["model"].update(parameters=-5),
+    "operations": lambda c: c["model"].update(flops=-1),
+    "recipe": lambda c: c.update(recipe="bogus"),
+    "seed": lambda c: c.update(seed=-1),
+    "kind": lambda c: c["protocol"].update(kind=3),
+    "videos": lambda c: (c["data"].update(num_test=0), c.update(num_test=0)),
+    "subjects": lambda c: c["data"].update(subjects_in_both=-1),
+    "above one": lambda c: (c["metrics"]["top1"].update(value=1.5), c.update(top1=1.5)),
+    "interval above one": lambda c: c["metrics"]["top1"].update(interval=[0.5, 2]),
+    "chance below zero": lambda c: (c["metrics"]["top1"].update(chance=-1), c.update(chance=-1)),
+    "rank below one": lambda c: (c["metrics"]["t2v_mean_rank"].update(value=0.5),
+                                 c.update(t2v_mean_rank=0.5)),
+    "a class": lambda c: c["per_class"]["walk"].update(accuracy=2),
+    "a class of none": lambda c: c["per_class"]["walk"].update(num=0),
 }  # fmt: skip
 
 

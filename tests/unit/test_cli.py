@@ -1,0 +1,47 @@
+"""The end of every command that prints."""
+
+import subprocess
+import sys
+
+import pytest
+
+PRINTS = """
+import sys
+from dataclasses import dataclass
+from pretrain.log import cli
+
+@dataclass(frozen=True)
+class Config:
+    lines: int
+
+def main(config):
+    for _ in range(config.lines):
+        print("a line of some length")
+    if config.lines == 2:
+        raise ValueError("two")
+
+cli(main, Config)
+"""
+
+
+@pytest.mark.parametrize(
+    "command, status, words",
+    [
+        (["-c", PRINTS, "--lines", "1"], 0, ""),
+        (["-c", PRINTS, "--lines", "2"], 2, "error: two"),
+        (["-c", PRINTS, "--lines", "99999"], 141, "error: "),
+        (["-c", PRINTS, "--help"], 0, ""),
+        (["-m", "downstream.models"], 0, ""),
+    ],
+)
+def test_a_reader_that_ends_early_gets_no_traceback(command, status, words, monkeypatch):
+    """As `head` does: what was done is done, and a mistake is still said."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    with subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == status
+    assert said.startswith(words) and len(said.splitlines()) == bool(words)
