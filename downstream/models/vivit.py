@@ -247,8 +247,8 @@ class ViViT(nn.Module):
                 x = block(x, grid, split)
         return x
 
-    def _tokens(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Clips to the last tokens (B, N, D) and the class token (B, D), if there is one."""
+    def encode_all(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The tokens (B, N, D) of clips and the class token (B, D), if there is one."""
         self.input_spec.expect(video)
         x = self.patch_embed(video).flatten(3).permute(0, 2, 3, 1)  # (B, t, positions, D)
         clips = len(x)
@@ -275,11 +275,11 @@ class ViViT(nn.Module):
 
     def forward_features(self, video: Tensor) -> Tensor:
         """The tokens of the last block, without the class token."""
-        return self._tokens(video)[0]
+        return self.encode_all(video)[0]
 
     def forward(self, video: Tensor) -> Tensor:
         """The class token, or the mean token."""
-        tokens, token = self._tokens(video)
+        tokens, token = self.encode_all(video)
         return tokens.mean(1) if token is None else token
 
 

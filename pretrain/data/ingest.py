@@ -403,8 +403,8 @@ def _ingest_image(file, out: str, short_side: int) -> list[dict]:
 # ---- the worker --------------------------------------------------------------------------------
 
 
-def _limit(memory: bool) -> None:
-    """Caps memory, and asks to die with the parent, where the system can do these."""
+def limit_worker(memory: bool = True) -> None:
+    """Cap the memory, and die with the parent process, where the system can do these."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     with contextlib.suppress(ImportError, OSError, ValueError, AttributeError):
@@ -426,7 +426,7 @@ def serve(work: Callable[..., dict], memory: bool = True) -> None:
             What it returns is the answer; it may raise what `ingest` does.
         memory: Whether memory is capped.
     """
-    _limit(memory)
+    limit_worker(memory)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not be read as an answer
     last = 0.0

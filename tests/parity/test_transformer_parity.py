@@ -30,6 +30,13 @@ def excite(module: nn.Module) -> nn.Module:
 # -------------------------------------------------------------------------------------------- ViViT
 
 
+def through(blocks: nn.ModuleList, x: torch.Tensor) -> torch.Tensor:
+    """Tokens after the blocks of a ViViT that lets all attend to all."""
+    for block in blocks:
+        x = block(x, None, "joint")
+    return x
+
+
 def vivit(model: int, **changes) -> ViViT:
     small = {
         "dim": 16,
@@ -99,7 +106,7 @@ def test_model_1_is_transformers(training):
     ours.train(training)
     theirs.train(training)
     video = torch.randn(2, 3, 4, 32, 32)
-    tokens, token = ours._tokens(video)
+    tokens, token = ours.encode_all(video)
     expected = theirs(pixel_values=video.transpose(1, 2)).last_hidden_state
     assert close(torch.cat([token[:, None], tokens], 1), expected)
     assert torch.equal(ours(video), token) and torch.equal(ours.forward_features(video), tokens)
@@ -251,18 +258,13 @@ def test_a_vivit_starts_from_an_image_vit(number):
                     else video[:, :, 2 * t : 2 * t + 2].mean(2)
                 )
                 assert close(tokens[:, :, t], image.patch_embed.proj(seen))
-            if number in (
-                2,
-                3,
-            ):  # slots do not see each other at the start: each is the image ViT's
+            if number in (2, 3):  # slots do not see each other at first: each is the image ViT's
                 still = video[:, :, :1].expand(-1, -1, 4, -1, -1)
                 expected = image.forward_features(still[:, :, 0])
                 if number == 2:
                     x = fresh.patch_embed(still).flatten(3).permute(0, 2, 3, 1)[:, 0]
                     x = torch.cat([fresh.cls_token.expand(2, -1, -1), x], 1) + fresh.pos_embed
-                    assert close(
-                        fresh.norm(fresh._run(fresh.blocks, x, None, "joint")), expected, 1e-4
-                    )
+                    assert close(fresh.norm(through(fresh.blocks, x)), expected, 1e-4)
                 else:
                     image_no_class = timm.models.VisionTransformer(
                         32, 16, embed_dim=16, depth=2, num_heads=2, num_classes=0,
@@ -457,7 +459,7 @@ def test_an_open_clip_tower_starts_a_vivit(tmp_path, quick_gelu):
     with torch.no_grad():
         x = two.patch_embed(still).flatten(3).permute(0, 2, 3, 1)[:, 0]
         x = torch.cat([two.cls_token.expand(2, -1, -1), x], 1) + two.pos_embed
-        ours = two.norm(two._run(two.blocks, two.norm_pre(x), None, "joint"))[:, 0]
+        ours = two.norm(through(two.blocks, two.norm_pre(x)))[:, 0]
         assert close(ours @ model.visual.proj, expected, 1e-4)
     with pytest.raises(ValueError, match="not open_clip's own ViT"):
         build_model("vivit_1", weights="open_clip:RN50")
@@ -515,7 +517,7 @@ def test_timms_own_vits_start_a_vivit(monkeypatch):
                 x = torch.cat([ours.cls_token.expand(2, -1, -1), x], 1)
             x = x + ours.pos_embed
             x = x if ours.norm_pre is None else ours.norm_pre(x)
-            x = ours.norm(ours._run(ours.blocks, x, None, "joint"))
+            x = ours.norm(through(ours.blocks, x))
             assert close(x, net.forward_features(still[:, :, 0]), 1e-4)
 
 

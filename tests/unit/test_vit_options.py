@@ -6,6 +6,7 @@ import tracemalloc
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 
 from downstream.attention_maps import looked_at, overlay, rollout
 from pretrain.backbones import build, describe
@@ -232,12 +233,16 @@ def test_attention_maps_are_those_of_the_forward_pass(positions):
             layer.sum(-1), torch.ones(2, 32), atol=1e-5
         )
     # With them, the first block's attention can be done by hand.
-    attention, x = model.blocks[0].attn, model.blocks[0].norm1(model._embed(*model._look(video)))
-    weights = attention.weights(x, model._rotation(None))
+    attention, seen = model.blocks[0].attn, []
+    attention.register_forward_hook(lambda _, given, out: seen.append((*given, out)))
+    model(video)
+    ((x, rotation, out),) = seen
+    weights = attention.weights(x, rotation)
     assert torch.allclose(weights.mean(1), maps[0])
-    _, _, value = attention._project(x, None)
+    value = F.linear(x, attention.qkv.weight.chunk(3)[2], attention.v_bias)
+    value = value.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
     by_hand = attention.proj((weights @ value).transpose(1, 2).flatten(2))
-    assert torch.allclose(by_hand, attention(x, model._rotation(None)), atol=1e-5)
+    assert torch.allclose(by_hand, out, atol=1e-5)
 
 
 def test_rollout_is_its_product():
