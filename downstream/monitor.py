@@ -1,5 +1,6 @@
 """Scores while a training runs, which a person watches: never of the test split, and no error of theirs ends the run."""
 
+import math
 import sys
 
 import numpy as np
@@ -13,7 +14,7 @@ from downstream.probe import knn_accuracy
 from downstream.retrieval import retrieval_ranks, summarise_ranks
 from downstream.splits import choose_validation, group_by_source
 from downstream.zero_shot import embed_texts, unit
-from pretrain.clip import VideoText
+from pretrain.clip import VideoText, sits_at_chance
 from pretrain.data.sampling import counter_rng
 from pretrain.data.shards import EvalClips, Pack, eval_loader
 from pretrain.names import for_screen
@@ -21,6 +22,7 @@ from pretrain.spec import InputSpec
 
 KNN_CLIPS = 480  # clips behind the kNN score
 VAL_CLIPS = 512  # clips of a pack behind the retrieval score
+PATIENCE = 0.15  # of a run, before a loss at chance is worth a sentence
 
 
 @torch.no_grad()
@@ -113,3 +115,45 @@ def online_retrieval(
     np.add.at(videos, owner, np.concatenate(clips))
     ranks, _ = retrieval_ranks(text, unit(videos), np.arange(len(names)))
     return summarise_ranks(ranks) | {"num": len(names)}
+
+
+def retrieval_values(val: dict | None) -> dict[str, float]:
+    """A score of `online_retrieval` as a run's log has it, recalls beside those of chance."""
+    if val is None:
+        return {}
+    values = {f"val_t2v_{name}": value for name, value in val.items() if name != "num"}
+    return values | {f"val_t2v_r{k}_chance": min(1, k / val["num"]) for k in (1, 5, 10)}
+
+
+def retrieval_words(val: dict | None) -> str:
+    """The same for a person."""
+    if val is None:
+        return ""
+    first, tenth = (100 * min(1, k / val["num"]) for k in (1, 10))
+    return (
+        f"val R@1 {100 * val['r1']:.1f} % R@10 {100 * val['r10']:.1f} % of {val['num']} clips "
+        f"(chance {first:.1f} and {tenth:.1f} %)"
+    )
+
+
+def warn_of_chance(loss: float, batch: int, done: float, said: bool) -> bool:
+    """Say that an InfoNCE loss sits at chance, once until it has moved.
+
+    Args:
+        loss: of a step.
+        batch: clips that are contrasted.
+        done: fraction of the run; nothing is said in its first `PATIENCE`.
+        said: what the last call returned.
+
+    Returns:
+        whether it sits there.
+    """
+    stuck = done > PATIENCE and sits_at_chance(loss, batch)
+    if stuck and not said:
+        print(
+            f"  the loss sits at ln({batch}) = {math.log(batch):.2f}: the towers do not tell one pair from "
+            "another yet. If it stays there, check that captions belong to their clips, and try "
+            "another --base-lr",
+            flush=True,
+        )
+    return stuck

@@ -1,7 +1,7 @@
 """Pairs of a clip and a text: which texts a clip has, which are its positives, and the tensors of a micro-batch."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from downstream.finetune import make_targets, mix
 from pretrain.clip import VideoText
+from pretrain.data.cache import raw_sources
 from pretrain.data.shards import Pack
 from pretrain.prompts import load_templates, refuse_same_words, words_of
 from pretrain.spec import Selective
@@ -39,6 +40,10 @@ class Texts:
             return []
         words = record["extra"].get("class_text") or words_of(record["label"])
         return [template.format(words) for template in load_templates(self.templates)]
+
+    def has_one(self, captions: Sequence[str], label: str | None) -> bool:
+        """Whether a clip with these captions and this label has a text."""
+        return bool(captions) if self.kind == "caption" else label is not None
 
     def group(self, record: dict, text: str) -> int:
         """A number that is equal for texts that are positives of the same clips."""
@@ -134,25 +139,63 @@ class AgainstClasses:
         return micro | {name: batch[name] for name in ("visible",) if name in batch}
 
 
+def refuse_texts(texts: Texts, by_class: bool, sources: Sequence[str], split: str) -> None:
+    """Refuse, before data are packed, texts that they could not have.
+
+    Args:
+        texts: of a clip.
+        by_class: for --loss classes, which has one sentence a class.
+        sources: of the data; of raw ones the texts are known before.
+        split: of the data.
+
+    Raises:
+        ValueError: there are no such templates, several sentences a class, a source without a single
+            text, or fewer than two classes; or a source cannot be read.
+    """
+    if texts.kind == "label":
+        load_templates(texts.templates)
+    if by_class and (texts.kind != "label" or len(load_templates(texts.templates)) != 1):
+        raise ValueError(
+            "--loss classes has one sentence a class: give --text label and --templates with one "
+            "line, such as vificlip"
+        )
+    listed = {source: raw_sources(source, split) for source in sources}
+    for source, found in listed.items():
+        if found and not any(texts.has_one(s.captions, s.label) for s in found):
+            raise _without_text(texts, len(found), source)
+    classes = {s.label for found in listed.values() for s in found if s.label is not None}
+    if by_class and all(listed.values()) and len(classes) < 2:
+        raise _only_class(classes)
+
+
+def _only_class(classes: Collection[str]) -> ValueError:
+    return ValueError(
+        f"--loss classes: the only class is {min(classes)!r}, there is nothing to classify"
+    )
+
+
+def _without_text(texts: Texts, num: int, source: str) -> ValueError:
+    remedy = "add a label column, or sort the videos into one folder per class"
+    if texts.kind == "caption":
+        remedy = "add a caption column to the list, or give --text label to train on class names"
+    return ValueError(f"none of the {num} clips of {source} has a {texts.kind}: {remedy}")
+
+
 def class_prompts(
     texts: Texts, sources: Sequence[str], packs: list[Pack], chosen: list[np.ndarray]
 ) -> dict[str, str]:
     """The classes of the clips and the one sentence of each, for --loss classes.
 
     Raises:
-        ValueError: there are no class names, fewer than two classes, or several sentences each.
+        ValueError: fewer than two classes, or names that differ in spelling only.
     """
-    if texts.kind != "label" or len(load_templates(texts.templates)) != 1:
-        raise ValueError(
-            "--loss classes has one sentence a class: give --text label and --templates with one line, such as vificlip"
-        )
     records = (pack.record(i) for pack, ids in zip(packs, chosen, strict=True) for i in ids)
     prompts: dict[str, str] = {}
     for record in records:
         if record["label"] not in prompts:
             prompts[record["label"]] = texts.of(record)[0]
     if len(prompts) < 2:
-        raise ValueError(f"the only class is {min(prompts)!r}: there is nothing to classify")
+        raise _only_class(prompts)
     refuse_same_words(prompts, " + ".join(sources))
     return dict(sorted(prompts.items()))
 
@@ -173,14 +216,7 @@ def clips_with_text(
         ids = pack.split_if_any(split)
         kept = np.array([i for i in ids if texts.of(pack.record(i))], dtype=int)
         if not len(kept):
-            remedy = (
-                "add a caption column to the list, or give --text label to train on class names"
-                if texts.kind == "caption"
-                else "add a label column, or sort the videos into one folder per class"
-            )
-            raise ValueError(
-                f"none of the {len(ids)} clips of {source} has a {texts.kind}: {remedy}"
-            )
+            raise _without_text(texts, len(ids), source)
         if len(kept) < len(ids) and say:
             print(
                 f"{source}: {len(ids) - len(kept)} of {len(ids)} clips have no {texts.kind} and are left out"

@@ -11,6 +11,7 @@ from pretrain.masked import MaskedPixels
 from pretrain.videomae import VideoMAE, reconstruct
 
 
+@log.optional_figure
 def reconstruction_figure(
     path: Path, model: VideoMAE | MaskedPixels, pack: Pack, sample: int, tokens: tuple[np.ndarray, np.ndarray], title: str,
     mask: str,
@@ -36,12 +37,8 @@ def reconstruction_figure(
     model.eval()
     pictures = [views, *reconstruct(model, views.to(where), visible, masked)]
     model.train(training)
-    names = (
-        "clip",
-        "visible",
-        "reconstruction\n(true patch mean/std)",
-        "reconstruction\n(nothing leaked)",
-    )
+    rebuilt = ("reconstruction\n(true patch mean/std)", "reconstruction\n(nothing leaked)")
+    names = ("clip", "visible", *rebuilt)
     rows = [
         (n, p[0].permute(1, 2, 3, 0).cpu().numpy()) for n, p in zip(names, pictures, strict=True)
     ]

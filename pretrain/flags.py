@@ -210,6 +210,16 @@ RENAMED = {
 }  # fmt: skip
 
 
+def _own(config: type) -> set[str]:
+    """The flags of a recipe's dataclass, those of its groups too."""
+    fields = dataclasses.fields(config)
+    own = {f.name for f in fields}
+    for field in fields:
+        if dataclasses.is_dataclass(field.default) and not isinstance(field.default, type):
+            own |= flat(field.default).keys()
+    return own
+
+
 def refuse_elsewhere(words: Sequence[str], config: type, elsewhere: dict[str, str]) -> None:
     """Say of a flag that a recipe does not have what to do instead.
 
@@ -221,7 +231,7 @@ def refuse_elsewhere(words: Sequence[str], config: type, elsewhere: dict[str, st
     Raises:
         ValueError: such a flag was typed.
     """
-    own = {f.name for f in dataclasses.fields(config)}
+    own = _own(config)
     told = {name: f"is not for this recipe: {what}" for name, what in elsewhere.items()}
     told |= {old: f"is called {flag(new)} now" for old, new in RENAMED.items() if new in own}
     for name in sorted((_named(words) & told.keys()) - own):

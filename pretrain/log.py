@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import tyro
+from torch import nn
 
 from pretrain.files import open_regular, reading, replacing, sync, write_synced
 from pretrain.flags import (
@@ -173,6 +174,11 @@ def print_table(title: str, rows: Mapping[str, object]) -> None:
     print(flush=True)
 
 
+def parameters(model: nn.Module) -> str:
+    """How many a model has, in words."""
+    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
+
+
 def duration(seconds: float) -> str:
     """Seconds as 1:02:03 or 2:03."""
     minutes, seconds = divmod(round(seconds), 60)
@@ -218,6 +224,21 @@ def read_log(path: Path) -> tuple[list[dict], int]:
     return lines, damaged
 
 
+def summary_writer() -> type:
+    """TensorBoard's writer of event files.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError(
+            "--tensorboard needs the package: pip install -e '.[tensorboard]'"
+        ) from error
+    return SummaryWriter
+
+
 class RunLog:
     """log.jsonl of a run, TensorBoard if asked for, and the clock behind the progress lines.
 
@@ -244,13 +265,7 @@ class RunLog:
             _write_whole(self.path, "".join(kept))
         self.writer = None
         if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise ValueError(
-                    "--tensorboard needs the package: pip install -e '.[tensorboard]'"
-                ) from error
-            self.writer = SummaryWriter(run / "tensorboard", purge_step=start_step + 1)
+            self.writer = summary_writer()(run / "tensorboard", purge_step=start_step + 1)
         self.started = time.monotonic()
         self.start_step = start_step
 

@@ -20,7 +20,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -72,6 +72,12 @@ class Plan:
     num_clips: int
     peak: float
     final: float
+
+    @property
+    def rates(self) -> str:
+        """The learning rates in words."""
+        base = self.peak * 256 / self.batch_size
+        return f"{base:g} per 256 clips -> {self.peak:g}, {self.final:g} at the end"
 
 
 def plan_run(wanted, num_clips: int, processes: int, views: int = 1) -> Plan:
@@ -359,7 +365,7 @@ class TrainingRun:
         self.accelerator.end_training()
         return self.first
 
-    def print_plan(self, title: str, rows: dict[str, object]) -> None:
+    def print_plan(self, title: str, rows: Mapping[str, object]) -> None:
         """Print what the run resolved to, so that no number is applied silently.
 
         Args:
@@ -383,7 +389,7 @@ class TrainingRun:
             "steps": f"{plan.steps} ({plan.warmup} warm-up) = {epochs:.1f} epochs",
             "run": self.folder,
         }
-        log.print_table(title, rows | own)
+        log.print_table(title, {**rows, **own})
 
     def provenance(self, recipe: str, split: str) -> dict[str, Any]:
         """What an exported model says of the run that it comes from; the recipe adds what was measured.
@@ -398,7 +404,7 @@ class TrainingRun:
             "data": cfg.data, "split": split, **self.data, "config": flat(cfg),
         }  # fmt: skip
 
-    def print_done(self, rows: dict[str, object], then: str) -> None:
+    def print_done(self, rows: Mapping[str, object], then: str) -> None:
         """Print where everything is.
 
         Args:
@@ -411,4 +417,4 @@ class TrainingRun:
             "next": then,
         }
         print()
-        log.print_table("done", rows | own)
+        log.print_table("done", {**rows, **own})

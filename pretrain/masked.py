@@ -48,12 +48,8 @@ class MaskedPixels(nn.Module):
                 f"a clip of {spec.frames} frames of {spec.size} pixels is not a whole number of tubelets of {tubelet} frames "
                 f"of {patch} pixels: choose multiples with --tubelet and --patch"
             )
-        self.encoder, self.tubelet, self.patch, self.target_eps = (
-            encoder,
-            tubelet,
-            patch,
-            target_eps,
-        )
+        self.encoder, self.target_eps = encoder, target_eps
+        self.tubelet, self.patch = tubelet, patch
         side = spec.size // patch
         self.grid = (spec.frames // tubelet, side, side)
         lengths = (spec.frames, spec.size, spec.size)
@@ -73,6 +69,11 @@ class MaskedPixels(nn.Module):
             "encoder": encoder.arguments,
             "masked": {"tubelet": tubelet, "patch": patch, "target_eps": target_eps},
         }
+
+    @property
+    def mask_grid(self) -> tuple[int, int, int]:
+        """What masks are drawn over."""
+        return self.grid
 
     def grid_indices(self, video: Tensor, selected: Tensor) -> Tensor:
         """Indices of tubelets in the grid: as given, since none are selected by motion."""

@@ -18,6 +18,7 @@ from pretrain.flags import flag, flat
 from pretrain.folders import claim, holds_nothing, try_folder
 from pretrain.names import for_screen
 from pretrain.processes import is_first
+from pretrain.settings import RunSettings
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -26,18 +27,33 @@ if TYPE_CHECKING:
 BEGINNINGS = ("config.json", "log.jsonl", "data_errors.jsonl", "tensorboard", "checkpoints")
 
 
-def try_run(run: Path) -> None:
-    """Find out early, in the main process, whether a folder may hold a run; `open_run`, after the data, knows more.
+def try_run(run: Path, settings: RunSettings) -> None:
+    """Find out early, in the main process, whether a folder may hold a run as it is asked for.
+
+    `open_run`, after the data, knows more.
+
+    Args:
+        run: the folder.
+        settings: how the run is kept.
 
     Raises:
-        ValueError: it holds something else, or cannot be written to.
+        ValueError: it holds something else, or nothing to continue though that is asked for; it
+            cannot be written to; or TensorBoard is asked for and not installed.
     """
     if not is_first():
         return
+    if settings.tensorboard:
+        log.summary_writer()
     try_folder(run)
     begun = os.path.lexists(run / "config.json") or checkpoint.checkpoints(run)
     if not begun and not holds_nothing(run, BEGINNINGS):
         raise ValueError(f"{run} holds something that is not a run: give another --out")
+    _refuse_nothing_to_resume(run, settings.resume)
+
+
+def _refuse_nothing_to_resume(run: Path, resume: bool) -> None:
+    if resume and not checkpoint.checkpoints(run):
+        raise ValueError(f"--resume: {run} holds no checkpoint to continue from")
 
 
 def open_run(
@@ -138,8 +154,7 @@ def _refuse_other_work(
             f"{run} holds a run that differs ({'; '.join(differences)}): give the same values to "
             "continue it, or another --out to start anew; nothing was changed"
         )
-    if resume and not checkpoint.checkpoints(run):
-        raise ValueError(f"--resume: {run} holds no checkpoint to continue from")
+    _refuse_nothing_to_resume(run, resume)
     return old, note
 
 

@@ -1,6 +1,8 @@
-"""Settings that every recipe has under the same flags: of the machine, and of a training run.
+"""Settings that recipes have under the same flags.
 
-A configuration holds them as groups whose flags have no prefix: `machine: MachineFlags = MACHINE`.
+Of the machine and of a training run; of pretraining also the optimisation and the form of a video
+transformer. A configuration holds them as groups whose flags have no prefix:
+`machine: MachineFlags = MACHINE`.
 """
 
 from dataclasses import dataclass
@@ -8,7 +10,16 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pretrain.flags import Count, Fraction, NotNegative, OptionalCount, OptionalWhole
+from pretrain.flags import (
+    Count,
+    Fraction,
+    FractionBelowOne,
+    NotNegative,
+    OptionalCount,
+    OptionalWhole,
+    Positive,
+    PositiveFraction,
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,59 @@ class RunSettings:
     """Also write TensorBoard event files."""
 
 
+@dataclass(frozen=True)
+class Form:
+    """How a video transformer, vit_xs to vit_h, is built."""
+
+    depth: OptionalCount = None
+    """Blocks; by default as the size has them."""
+    patch: Count = 16
+    """Height and width of a tubelet, pixels."""
+    tubelet: Count = 2
+    """Frames of a tubelet; 1 for images."""
+    positions: Literal["flat", "separable", "learned", "rotary"] = "flat"
+    """flat, as published; separable in time, height and width, which learns sooner; learned; or rotary."""
+    init: Literal["xavier", "mimetic"] = "xavier"
+    """xavier, as published, or mimetic: attention starts local, which learns much sooner."""
+    motion_tokens: PositiveFraction = 1.0
+    """Fraction of a clip's tokens that are used: those with the largest frame difference; 1: all."""
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """The schedule and the optimizer of pretraining; what is published of VideoMAE unless given."""
+
+    epochs: Positive = 800
+    """Passes over the data; a pass decodes every clip once."""
+    steps: OptionalCount = None
+    """Optimizer steps, instead of epochs."""
+    batch_size: Count = 2048
+    """Effective batch: clips in one optimizer step, over all devices and passes."""
+    micro_batch: Count = 32
+    """Most clips a device handles at once; a larger batch takes several passes."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw, as published, or muon for the blocks' matrices: fewer steps where there is little time."""
+    base_lr: Positive = 1.5e-4
+    """Learning rate per 256 clips of effective batch."""
+    final_lr: NotNegative = 1e-5
+    """Where the cosine ends, per 256 clips likewise."""
+    warmup: Fraction = 40 / 800
+    """Fraction of the steps that warm up."""
+    weight_decay: NotNegative = 0.05
+    """The optimizer's, on matrices only."""
+    beta2: FractionBelowOne = 0.95
+    """AdamW's second beta; the first is 0.9."""
+    clip_grad: NotNegative = 0.0
+    """Largest gradient norm; 0: no clipping."""
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """AdamW's."""
+        return 0.9, self.beta2
+
+
+FormFlags = Annotated[Form, tyro.conf.arg(name="")]
+OptimFlags = Annotated[Optimisation, tyro.conf.arg(name="")]
 MachineFlags = Annotated[Machine, tyro.conf.arg(name="")]
 RunFlags = Annotated[RunSettings, tyro.conf.arg(name="")]
-MACHINE, RUN = Machine(), RunSettings()
+MACHINE, RUN, FORM, OPTIM = Machine(), RunSettings(), Form(), Optimisation()

@@ -63,8 +63,8 @@ def make_mask(
     num_masked = int(ratio * num)
     if not 0 < num_masked < num:
         raise ValueError(
-            f"mask ratio {ratio} masks {num_masked} of the {num} units of a {kind} mask over the grid "
-            f"{t}x{h}x{w}: at least one must be masked and one visible"
+            f"--mask-ratio {ratio:g} masks {num_masked} of the {num} units of a {kind} mask over the "
+            f"grid {t}x{h}x{w}: at least one must be masked and one visible"
         )
     drawn = np.zeros(num, dtype=bool)
     drawn[rng.permutation(num)[:num_masked]] = True
@@ -106,9 +106,17 @@ def draw_tokens(
     from clip to clip while a batch needs one, so it is brought to half at random.
     V2's decoder is also given mask tokens at the decoded tokens that the encoder saw, and leaves them
     out of the loss; ours never makes them.
+
+    Raises:
+        ValueError: as `make_mask` and `running_cell`; or half of the masked tokens are none.
     """
     mask = make_mask(kind, grid, ratio, rng)
     masked = np.flatnonzero(mask)
+    if dual and len(masked) < 2:
+        raise ValueError(
+            f"dual masking predicts half of the hidden tokens and --mask-ratio {ratio:g} hides one: "
+            "raise it, or give --no-dual-mask"
+        )
     if dual and grid[1:] == (1, 1):  # a list of tokens has no cells
         masked = np.sort(rng.permutation(masked)[: len(masked) // 2])
     elif dual:
@@ -228,8 +236,14 @@ class VideoMAE(nn.Module):
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """The grid that masks are drawn over, where all tokens are used."""
+        """The grid of the encoder's tokens."""
         return self.encoder.grid
+
+    @property
+    def mask_grid(self) -> tuple[int, int, int]:
+        """What masks are drawn over: the grid, or the list of motion-selected tokens."""
+        selected = self.encoder.num_motion_tokens
+        return self.grid if selected == math.prod(self.grid) else (selected, 1, 1)
 
     def grid_indices(self, video: Tensor, selected: Tensor) -> Tensor:
         """Indices in the grid (B, K) of the k-th selected tokens.
@@ -359,6 +373,32 @@ def reconstruct(
         mean, std = patch_statistics(take_tokens(patches, source))
         results.append(as_video((prediction * (std + model.target_eps) + mean).flatten(2)))
     return results[0], results[1], results[2]
+
+
+def build_videomae(
+    size: str, encoder: VideoTransformer, decoder_dim: int | None, decoder_depth: int | None, target_eps: float
+) -> VideoMAE:  # fmt: skip
+    """An encoder with the decoder that was published for its size.
+
+    Args:
+        size: of `DECODERS`.
+        encoder: the backbone to pretrain.
+        decoder_dim: another width, a multiple of 32, the width of a head.
+        decoder_depth: another number of blocks.
+        target_eps: see `normalise_target`.
+
+    Raises:
+        ValueError: another width.
+    """
+    dim, depth, heads = DECODERS[size]
+    if decoder_dim:
+        if decoder_dim % 32:
+            raise ValueError(
+                f"--decoder-dim {decoder_dim} is not a multiple of 32, the width of a head: give "
+                f"{32 * math.ceil(decoder_dim / 32)}"
+            )
+        dim, heads = decoder_dim, decoder_dim // 32
+    return VideoMAE(encoder, dim, decoder_depth or depth, heads, target_eps)
 
 
 def start_from(model: VideoMAE, loaded: nn.Module, name: str) -> None:

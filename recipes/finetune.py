@@ -307,7 +307,7 @@ def main(cfg: Config) -> dict:
     augment = Augment(training.flip, training.colour, training.rand_augment or "", training.erase)
     assert cfg.out  # `resolve` names it
     folder = Path(cfg.out)
-    try_run(folder)
+    try_run(folder, cfg.run)
 
     # ---- data: before the process group exists, which waits for nobody so long
     pack = open_data(cfg.data, packing_side(backbone.input_spec.size), say=is_first())

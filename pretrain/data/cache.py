@@ -10,7 +10,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from pretrain.data.pack import pack
-from pretrain.data.shards import Pack
+from pretrain.data.shards import Pack, no_split
+from pretrain.data.sources import Source, list_sources
 from pretrain.data.synthetic import SYNTHETIC_VERSION, make_dataset
 from pretrain.names import file_name, for_screen
 
@@ -52,6 +53,37 @@ def synthetic_clips(source: str) -> int | None:
     return int(number)
 
 
+def raw_sources(source: str, split: str) -> list[Source]:
+    """The videos and images of a split of raw data, listed but not read yet.
+
+    None of a pack or of the synthetic dataset, which open without packing files.
+
+    Args:
+        source: as `open_data` takes it.
+        split: of the data; "all", or of data without splits, everything.
+
+    Raises:
+        ValueError: there is nothing of the kind or of this split, or as `list_sources`.
+    """
+    if synthetic_clips(source) or os.path.lexists(Path(source) / "index.json"):
+        return []
+    _refuse_missing(source)
+    listed = list_sources(source).sources
+    splits = {s.split for s in listed if s.split}
+    chosen = [s for s in listed if split == "all" or not splits or s.split == split]
+    if not chosen:
+        raise no_split(source, split, splits)
+    return chosen
+
+
+def _refuse_missing(source: str) -> None:
+    if not os.path.exists(source):
+        raise ValueError(
+            f"no data at {source!r}: give a packed folder, a folder of videos, a list file, "
+            f"WebDataset tars, or {BUILT_IN!r} for the synthetic dataset"
+        )
+
+
 def open_data(source: str, short_side: int, say: bool = True) -> Pack:
     """Open a pack, packing raw data first.
 
@@ -70,11 +102,8 @@ def open_data(source: str, short_side: int, say: bool = True) -> Pack:
     path, num_clips = Path(source), synthetic_clips(source)
     if not num_clips and os.path.lexists(path / "index.json"):
         return Pack(path)
-    if not num_clips and not os.path.exists(path):
-        raise ValueError(
-            f"no data at {source!r}: give a packed folder, a folder of videos, a list file, "
-            f"WebDataset tars, or {BUILT_IN!r} for the synthetic dataset"
-        )
+    if not num_clips:
+        _refuse_missing(source)
     cache = cache_folder()
     with _writable(cache):
         (cache / "packs").mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -203,11 +203,7 @@ class Pack:
             return np.arange(len(self))
         ids = np.array([i for i, r in enumerate(self.records()) if r["split"] == name], dtype=int)
         if not len(ids):
-            names = sorted(self.index["splits"])
-            raise ValueError(
-                f"{self.name} has no clip of split {name!r}; it has "
-                f"{', '.join(names) or 'no splits at all: give --split all'}"
-            )
+            raise no_split(self.name, name, self.index["splits"])
         return ids
 
     def split_if_any(self, name: str) -> np.ndarray:
@@ -272,6 +268,18 @@ def crop_flow(
     scale = torch.tensor([size / w, size / h]) * (bound / stream.bound)
     flow = (flow * scale.view(1, 2, 1, 1)).round_().clamp_(-FLOW_LEVELS, FLOW_LEVELS)
     return flow.add_(FLOW_ZERO).to(torch.uint8).transpose(0, 1).contiguous()
+
+
+def no_split(source: str, split: str, known: Iterable[str]) -> ValueError:
+    """That data have no clip of a split, and which splits they have."""
+    names = ", ".join(sorted(known)) or "no splits at all: give --split all"
+    return ValueError(f"{source} has no clip of split {split!r}; it has {names}")
+
+
+def fingerprint(packs: list[Pack]) -> str:
+    """What identifies the clips of one pack, or of several together."""
+    prints = "".join(pack.index["fingerprint"] for pack in packs)
+    return prints if len(packs) == 1 else hashlib.sha256(prints.encode()).hexdigest()
 
 
 KEEP_DECODED = 1 << 30  # bytes of decoded frames that a loading process may keep

@@ -94,7 +94,7 @@ def train(recipe: str, given: dict[str, Any], plan: dict[str, Any]) -> None:
             file.write(f'{{"step": {step}, "lo')
 
     changes: dict[ModuleType, dict[str, Any]] = {
-        module: {"train_step": step, "draw_figure": lambda *_: ""},
+        module: {"train_step": step, "reconstruction_figure": lambda *_: ""},
         weights: {"save_file": save_file},
         log: {"curve_figure": lambda *_: ""},  # figures take longer than such runs
     }

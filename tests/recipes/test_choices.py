@@ -200,7 +200,6 @@ def test_a_sized_tower_of_the_families_takes_its_form(captioned_pack, tmp_path):
 def test_a_small_network_is_asked_for_and_not_inferred():
     """A few pixels more or less change no channel."""
     for recipe, name in ((clip, "model"), (videomae, "model")):
-        build = clip.build_video_tower if recipe is clip else videomae.build_with_mask_token
         counts = set()
         for size in (96, 128):
             for small in (False, True):
@@ -211,6 +210,10 @@ def test_a_small_network_is_asked_for_and_not_inferred():
                     motion_tokens=1.0,
                     **{name: "i3d"},
                 )
-                model = build(config, None) if recipe is clip else build(config).encoder
-                counts.add((small, model.embed_dim))
+                model = recipe.build_model(
+                    change(config, drop_tokens=0.0)
+                    if recipe is clip
+                    else change(config, dual_mask=False)
+                )
+                counts.add((small, (model.video if recipe is clip else model.encoder).embed_dim))
         assert len(counts) == 2

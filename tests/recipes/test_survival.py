@@ -32,7 +32,7 @@ from tests.recipes.test_videomae import config
 def no_pictures():
     """Which take half of the time of such short runs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(videomae, "draw_figure", lambda *_: "")
+        patch.setattr(videomae, "reconstruction_figure", lambda *_: "")
         patch.setattr(log, "curve_figure", lambda *_: "")
         yield
 

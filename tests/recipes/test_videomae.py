@@ -262,11 +262,11 @@ def test_a_run_of_another_version_is_not_told_to_repeat_flags_that_are_gone(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "xl"}, "not a name of python -m downstream.models"),
+        ({"model": "xl"}, "no model 'xl'"),
         ({"mask_ratio": 1.0}, "at least one"),
         ({"mask": "tubes"}, "not one of tube"),
         ({"size": 30}, "choose multiples"),
-        ({"size": 4, "patch": 4, "data": "synthetic:54"}, "--size 8"),
+        ({"size": 4, "patch": 2, "data": "synthetic:54"}, "--size 8"),
         ({"batch_size": 9, "views": 2}, "choose a multiple of 2"),
         ({"split": "trian"}, "no clip of split"),
         ({"precision": "fp8"}, "not one of auto"),
@@ -314,9 +314,9 @@ def test_published_presets_resolve():
     for name, (steps, lr) in expected.items():
         cfg = videomae.PRESETS[name]
         for processes in (1, 8):
-            plan = plan_run(cfg, 240_000, processes, cfg.views)
+            plan = plan_run(cfg.optim, 240_000, processes, cfg.views)
             assert plan.steps == steps
-            assert plan.micro * plan.accumulate * processes == cfg.batch_size
+            assert plan.micro * plan.accumulate * processes == plan.batch_size
             assert plan.peak == pytest.approx(lr)
 
 

@@ -199,7 +199,7 @@ def test_the_first_word_is_the_preset_and_flags_change_it():
     presets = recipe("videomae").PRESETS
     assert parse([], presets) == parse(["tiny"], presets) == presets["tiny"]
     changed = parse(["vit_b_ssv2", "--steps", "7", "--scales", "1", "0.5"], presets)
-    assert changed == dataclasses.replace(presets["vit_b_ssv2"], steps=7, scales=(1.0, 0.5))
+    assert changed == flags.replace(presets["vit_b_ssv2"], steps=7, scales=(1.0, 0.5))
 
 
 @pytest.mark.parametrize(
