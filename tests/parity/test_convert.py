@@ -398,7 +398,7 @@ def test_sixteen_heads_of_the_hugging_face_converter_are_refused():
     model = VideoTransformer(384, 1, 6, frames=2, size=16)
     state, config = to_hf(model.state_dict(), arguments_of(model))
     config["num_attention_heads"] = 16
-    with pytest.raises(ValueError, match="give heads, 6 for"):
+    with pytest.raises(ValueError, match="heads, 6"):
         from_hf(state, config)
     assert from_hf(state, config, Sizes(heads=6))[1]["encoder"]["heads"] == 6
 
@@ -479,7 +479,7 @@ def test_verify_sees_every_kind_of_wrong_conversion(monkeypatch):
         lambda s, a: lost_bias({k: v.clone() for k, v in s.items()}, a),
     ):  # fmt: skip
         monkeypatch.setattr(interop_videomae, "to_hf", wrong)
-        with pytest.raises(ValueError, match="differs from transformers' by"):
+        with pytest.raises(ValueError, match="differs"):
             verify(model)
 
 
@@ -558,7 +558,7 @@ def test_unreadable_hugging_face_folders_are_refused(tmp_path, monkeypatch):
     name = write_hf(tmp_path / "cut", *hf())
     file = tmp_path / "cut" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="not a valid safetensors file"):
+    with pytest.raises(ValueError, match="safetensors"):
         load_videomae(name)
     name = write_hf(tmp_path / "list", *hf())
     (tmp_path / "list" / "config.json").write_text("[]")
@@ -589,12 +589,12 @@ def test_a_malicious_file_is_not_executed(tmp_path):
 
     content = official() | {"args": Bomb()}
     torch.save(content, tmp_path / "bomb.pth")
-    with pytest.raises(ValueError, match="not a file of plain tensors"):
+    with pytest.raises(ValueError, match="plain tensors"):
         load_videomae(str(tmp_path / "bomb.pth"))
     folder = write_hf(tmp_path / "hf", *hf())[3:]
     Path(folder, "model.safetensors").unlink()
     torch.save(content, Path(folder, "pytorch_model.bin"))
-    with pytest.raises(ValueError, match="not a file of plain tensors"):
+    with pytest.raises(ValueError, match="plain tensors"):
         load_videomae(f"hf:{folder}")
     assert not canary.exists()
     torch.load(tmp_path / "bomb.pth", weights_only=False)
@@ -881,7 +881,7 @@ def test_official_fine_tuned_files(tmp_path, wrapper, prefix):
     )
     expected = mean @ state["head.weight"].T + state["head.bias"]
     assert torch.allclose(model(clip), expected, atol=1e-6)
-    with pytest.raises(ValueError, match="2 names for a classifier of 3"):
+    with pytest.raises(ValueError, match="2 names"):
         load_classifier(str(tmp_path / "a.pth"), names=["x", "y"])
 
 
@@ -921,7 +921,7 @@ def test_faulty_fine_tuned_files_are_refused_by_name(tmp_path):
         json.dumps({k: v for k, v in json.loads(file.read_text()).items() if "2" not in k})
     )
     assert load_classifier(name).classes == ["LABEL_0", "LABEL_1", "LABEL_2"]
-    with pytest.raises(ValueError, match="no classifier behind an fc_norm"):
+    with pytest.raises(ValueError, match="fc_norm"):
         load_classifier(write_hf(tmp_path / "plain", *hf(whole=False)))
 
 
@@ -935,7 +935,7 @@ def test_a_classifier_of_another_kind_is_named_as_dropped(tmp_path):
     means = torch.randn(2, 3, 48)
     assert torch.equal(finish_means(tuned, means), tuned.norm(means))
     assert torch.equal(finish_means(trained(whole=False), means), means)
-    with pytest.raises(ValueError, match="pool mean or class"):
+    with pytest.raises(ValueError, match="pool"):
         VideoMAE(tuned, 36, 1, 2)
     # An fc_norm without a classifier is kept: transformers' logits are then the embedding.
     encoder = trained(whole=False, pool="fc_norm")

@@ -461,7 +461,7 @@ def test_an_open_clip_tower_starts_a_vivit(tmp_path, quick_gelu):
         x = torch.cat([two.cls_token.expand(2, -1, -1), x], 1) + two.pos_embed
         ours = two.norm(through(two.blocks, two.norm_pre(x)))[:, 0]
         assert close(ours @ model.visual.proj, expected, 1e-4)
-    with pytest.raises(ValueError, match="not open_clip's own ViT"):
+    with pytest.raises(ValueError, match="own ViT"):
         build_model("vivit_1", weights="open_clip:RN50")
 
 
@@ -542,7 +542,7 @@ def test_a_file_of_an_image_vit_starts_a_vivit(tmp_path):
     assert {k: derived.arguments[k] for k in ("dim", "depth", "heads", "size", "activation")} == {
         "dim": 16, "depth": 2, "heads": 1, "size": 32, "activation": "gelu",
     }  # fmt: skip
-    with pytest.raises(ValueError, match="not an image ViT"):
+    with pytest.raises(ValueError, match="image ViT"):
         save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
         build_model("vivit_1", weights=str(tmp_path / "x.safetensors"))
     with pytest.raises(ValueError, match="no such file"):

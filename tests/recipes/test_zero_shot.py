@@ -179,7 +179,7 @@ def test_a_backbone_without_text(quick, tiny_backbone):
 def test_results_of_other_settings_are_not_overwritten(quick):
     zero_shot.main(quick)
     before = (Path(quick.out) / "results.json").read_text()
-    with pytest.raises(ValueError, match="results of other settings"):
+    with pytest.raises(ValueError, match="other settings"):
         zero_shot.main(change(quick, templates="plain"))
     assert (Path(quick.out) / "results.json").read_text() == before
     zero_shot.main(quick)
@@ -264,7 +264,7 @@ def test_an_empty_text_is_refused(tiny_pair):
 
     from downstream.models import load_video_text
 
-    with pytest.raises(ValueError, match="text number 2 of 2 is empty"):
+    with pytest.raises(ValueError, match="2 of 2"):
         embed_texts(load_video_text(str(tiny_pair)), ["a", " "], torch.device("cpu"))
 
 
@@ -320,7 +320,7 @@ def test_retrieval_scores(quick_retrieval, monkeypatch, tmp_path, capsys):
         <= results["metrics"]["t2v_r10"]["value"]
         <= 1
     )
-    with pytest.raises(ValueError, match="results of other settings"):
+    with pytest.raises(ValueError, match="other settings"):
         retrieval.main(change(quick_retrieval, num_clips=2))
 
 

@@ -410,7 +410,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
         with pytest.raises(ValueError, match=message):
             build_model("frame_mean", **SMALL, weights=weights)
     (tmp_path / "text.pth").write_text("weights")
-    with pytest.raises(ValueError, match="not a file of plain tensors"):
+    with pytest.raises(ValueError, match="plain tensors"):
         build_model("frame_mean", **SMALL, weights=str(tmp_path / "text.pth"))
     (tmp_path / "config.json").write_text("{")
     for load in (load_backbone, load_classifier):
@@ -543,7 +543,7 @@ def test_whatever_is_loaded_answers_twice_alike_and_learns_nothing_by_it(tmp_pat
 
 
 def test_a_label_a_frame_needs_a_token_a_frame():
-    with pytest.raises(ValueError, match="for every frame needs"):
+    with pytest.raises(ValueError, match="every frame"):
         Classifier(build_model("i3d", width=0.1, frames=8, size=32), ["a", "b"], per_frame=True)
     with pytest.raises(ValueError, match="the only"):
         Classifier(build_model("frame_mean", **SMALL), ["a"])
@@ -575,7 +575,7 @@ def test_names_of_classifiers(tmp_path):
     assert "i3d_k400" in PUBLISHED
     with pytest.raises(ValueError, match="needs --weights FILE"):
         load_classifier("i3d_k400")
-    with pytest.raises(ValueError, match="without a trained classifier"):
+    with pytest.raises(ValueError, match="trained classifier"):
         load_classifier("lstm")
     with pytest.raises(ValueError, match="no classifier at"):
         load_classifier(str(tmp_path / "none"))

@@ -153,5 +153,5 @@ def test_muon_follows_torchs_own(shape, bf16, monkeypatch):
 
 
 def test_an_unknown_optimizer_is_refused():
-    with pytest.raises(ValueError, match="'sgd' is neither adamw nor muon"):
+    with pytest.raises(ValueError, match="'sgd'"):
         make_optimizers("sgd", torch.nn.Linear(2, 2), 0.05, (0.9, 0.95))

