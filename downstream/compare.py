@@ -1,145 +1,208 @@
-"""Claims of the literature about the model families, checked against measured numbers."""
+"""The table of a comparison: results of several runs, read, checked to be alike, and written."""
 
-import csv
-import math
+import statistics
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from downstream.metrics import bootstrap
-from downstream.results import FEW, Results
-from pretrain.names import from_csv
+from downstream.models import load_backbone
+from downstream.report import RANDOM, markdown_table
+from downstream.results import OldResultsError, Results, read_results
+from pretrain.folders import writing
+from pretrain.names import for_html, for_markdown
 
-POOLED = ("frame_single", "frame_mean", "frame_max")
-FUSED = ("frame_late", "frame_early", "frame_slow")
-ORDERED = (
-    "rnn", "lstm", "bilstm", "gru", "tcn", "tcn_acausal", "ed_tcn", "c3d", "i3d", "inflated", "r3d_18", "mc3_18",
-    "r2plus1d_18", "s3d",
-)  # fmt: skip
-
-
-def pair_videos(results: Results) -> int:
-    """How many test videos are of an action that has a reversed twin in the synthetic dataset."""
-    from pretrain.data.figure import REVERSED_PAIRS
-
-    names = {name for pair in REVERSED_PAIRS for name in pair}
-    return sum(entry.num for name, entry in results.per_class.items() if name in names)
+STYLE = (
+    "body{font:15px/1.5 sans-serif;margin:2em;max-width:75em}"
+    "table{border-collapse:collapse;margin:1em 0}"
+    "td,th{padding:.25em .7em;border-bottom:1px solid #ccc;text-align:right}"
+    "td:first-child,th:first-child{text-align:left}img{max-width:100%}"
+)
 
 
-def claims_about(rows: dict[str, dict], runs: dict[str, list[Results]]) -> list[dict]:
-    """The claims on the reversed pairs of the synthetic dataset, each with what was measured and whether it held.
-
-    An accuracy on n pairs of chance one half differs from chance where it is more than 1.96 standard deviations from it; all
-    seeds score the same videos, so n is that of one seed.
-
-    Args:
-        rows: name -> line of the table.
-        runs: name -> results of its seeds.
-    """
-    with_pairs = {name: row for name, row in rows.items() if row["reversed_pairs"] is not None}
-    if not with_pairs:
-        return []
-    margin = {name: 1.96 * 0.5 / math.sqrt(pair_videos(runs[name][0])) for name in with_pairs}
-    accuracy = lambda name: (
-        f"{name} {100 * with_pairs[name]['reversed_pairs']:.1f} % (chance 50 ± {100 * margin[name]:.1f})"
-    )
-    claims = []
-    pooled = [n for n in POOLED if n in with_pairs]
-    fused = [n for n in FUSED if n in with_pairs]
-    ordered = [n for n in ORDERED if n in with_pairs]
-    for name in pooled:
-        held = abs(with_pairs[name]["reversed_pairs"] - 0.5) <= margin[name]
-        claims.append(_claim(f"{name} classifies reversed actions at chance", held, accuracy(name)))
-    for name in ordered:
-        held = with_pairs[name]["reversed_pairs"] - 0.5 > margin[name]
-        claims.append(
-            _claim(f"{name} classifies reversed actions above chance", held, accuracy(name))
-        )
-    if pooled and ordered:
-        floor = max(with_pairs[n]["reversed_pairs"] for n in pooled)
-        ceiling = max(with_pairs[n]["reversed_pairs"] for n in ordered)
-        for name in fused:
-            value = with_pairs[name]["reversed_pairs"]
-            held = floor <= value <= ceiling
-            measured = f"{accuracy(name)}; pooled at most {100 * floor:.1f} %, best with order {100 * ceiling:.1f} %"
-            claims.append(
-                _claim(f"{name} lies between pooled frames and models of order", held, measured)
-            )
-    return claims
-
-
-def _claim(claim: str, held: bool, measured: str) -> dict:
-    return {"claim": claim, "held": "yes" if held else "no", "measured": measured}
-
-
-def read_predictions(folder: Path) -> dict[str, bool]:
-    """Source -> whether the run of a folder got it right, from predictions.csv; empty without one.
+def refuse_different(named: list[tuple[str, Results]]) -> None:
+    """Refuse to rank results of different protocols.
 
     Raises:
-        ValueError: it is not what `write_predictions` wrote.
+        ValueError: they differ; the message says in what.
     """
-    path = folder / "predictions.csv"
-    if not path.exists():
-        return {}
-    with open(path, newline="", encoding="utf-8") as file:
-        try:
-            return {
-                from_csv(row["source"]): row["predicted"] == row["label"]
-                for row in csv.DictReader(file)
-            }
-        except (csv.Error, KeyError, UnicodeDecodeError) as error:
+    first_name, first = named[0][0], named[0][1].protocol
+    for name, results in named[1:]:
+        other = results.protocol
+        differences = [
+            f"{k}: {first.get(k)!r} and {other.get(k)!r}"
+            for k in sorted(first.keys() | other.keys())
+            if first.get(k) != other.get(k)
+        ]
+        if differences:
             raise ValueError(
-                f"{path} holds no predictions in our format: {error}; run that model again"
-            ) from error
+                f"{first_name} and {name} were measured under different protocols ({'; '.join(differences)}): they are not ranked. Run "
+                "both under one protocol"
+            )
 
 
-def difference_interval(
-    ours: list[dict[str, bool]],
-    theirs: list[dict[str, bool]],
-    people: dict[str, str],
-    seed: int = 0,
-) -> tuple[float, float, float, int]:
-    """Mean difference of accuracy on the same videos, its 95 % bootstrap interval over people, then videos, and how many.
+def read_accuracies(folder: Path) -> Results:
+    """The results of a folder that have an accuracy with an interval.
 
-    Args:
-        ours: predictions of each seed, as `read_predictions` gives them.
-        theirs: of the other model, the same seeds.
-        people: source -> who is seen in it; a source that is not there is a person of its own.
-        seed: of the draws.
+    Raises:
+        ValueError: there are none.
     """
-    sources = sorted(set.intersection(*(set(a) for a in (*ours, *theirs))))
-    right = lambda runs: np.mean([[run[s] for s in sources] for run in runs], 0)
-    difference = right(ours) - right(theirs)
-    whose = [people.get(s) or s for s in sources]
-    low, high = bootstrap(lambda times: times @ difference / len(sources), whose, seed)
-    return float(difference.mean()), low[0], high[0], len(set(whose))
-
-
-def paired_claims(
-    predictions: dict[str, list[dict[str, bool]]], people: dict[str, str]
-) -> list[dict]:
-    """Claims on pairs of models that differ in one thing: weights to start from, an attention block.
-
-    Args:
-        predictions: label of a model -> predictions of its seeds.
-        people: source -> who is seen in it.
-    """
-    claims = []
-    for label in predictions:
-        name, _, start = label.partition(":")
-        base, _, block = name.partition("_")
-        if start and name in predictions:
-            claim, other = f"{name} inflated from {start} beats {name} from scratch", name
-        elif not start and block in ("se", "cbam", "nonlocal") and base in predictions:
-            claim, other = f"{block} helps {base}", base
-        else:
-            continue
-        mean, low, high, groups = difference_interval(
-            predictions[label], predictions[other], people
+    try:
+        results = read_results(folder)
+    except OldResultsError:
+        raise
+    except ValueError as error:
+        hint = "; spaces separate folders, not commas" if "," in str(folder) else ""
+        raise ValueError(f"{folder} holds no results: {error}{hint}") from error
+    top1 = results.metrics.get("top1")
+    if top1 is None or top1.interval is None or top1.chance is None:
+        raise ValueError(
+            f"{folder} holds results of {results.recipe}, which have no top-1 to compare"
         )
-        held = "yes" if low > 0 else "no, it harms" if high < 0 else "not shown"
-        measured = f"{100 * mean:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
-        if groups < FEW:
-            measured += f" (rough: {groups} people)"
-        claims.append({"claim": claim, "held": held, "measured": measured})
-    return claims
+    return results
+
+
+def notes_of(runs: dict[str, list[Results]]) -> list[str]:
+    """The warnings on the runs' cards, such as a random test split; with the run's name where not all have them.
+
+    Args:
+        runs: label -> the results of its seeds.
+    """
+    said: dict[str, list[str]] = {}
+    for label, found in runs.items():
+        for note in dict.fromkeys(note for results in found for note in results.notes):
+            said.setdefault(note, []).append(label)
+    return [
+        note if len(labels) == len(runs) else f"{', '.join(labels)}: {note}"
+        for note, labels in said.items()
+    ]
+
+
+@torch.no_grad()
+def measure_speed(
+    folders: dict[str, str], where: torch.device, rounds: int = 3, batch: int = 8
+) -> dict[str, float]:
+    """Clips a second of each backbone's forward pass, models taken in turns, the median of the rounds."""
+    times: dict[str, list[float]] = {label: [] for label in folders}
+    for round_ in range(rounds + 1):
+        for label, folder in folders.items():
+            model = load_backbone(folder)  # one in memory at a time
+            assert isinstance(model, torch.nn.Module)
+            model.to(where)
+            clips = model.input_spec.empty(batch)
+            assert isinstance(clips, torch.Tensor)  # of one stream
+            clips = torch.randn_like(clips, device=where)
+            for _ in range(2):  # the first pass allocates
+                began = time.perf_counter()
+                model(clips).sum().item()
+            if round_:
+                times[label].append(time.perf_counter() - began)
+    return {label: batch / statistics.median(t) for label, t in times.items()}
+
+
+def summarise(label: str, start: str, runs: list[Results], speed: float | None) -> dict:
+    """One line of the table from the runs of a model, one a seed."""
+    first = runs[0]
+
+    def mean(name: str) -> float | None:
+        values = [v for r in runs if (v := r.value(name)) is not None]
+        return float(np.mean(values)) if len(values) == len(runs) else None
+
+    told = [r.detail("training", "minutes") for r in runs]
+    minutes = [m for m in told if m is not None]
+    intervals = [r.metrics["top1"].interval for r in runs]
+    low, high = np.mean([i for i in intervals if i is not None], 0).tolist()
+    return {
+        "name": label,
+        "starts_from": start,
+        "top1": mean("top1"),
+        "top1_interval": [low, high],
+        "top1_seeds": [r.value("top1") for r in runs],
+        "mean_class_accuracy": mean("mean_class_accuracy"),
+        "reversed_pairs": mean("reversed_pairs"),
+        "random_init_top1": mean(f"{RANDOM}top1"),
+        "parameters": first.model.parameters,
+        "flops": first.model.flops,
+        "clips_per_s": speed,
+        "minutes": float(np.mean(minutes)) if len(minutes) == len(runs) else None,
+        "chance": first.metrics["top1"].chance,
+        "num_test": first.data.num_test,
+    }
+
+
+def _cell(name: str, factor: float, digits: int) -> Callable[[dict], str]:
+    """The cell of a number times a factor; a dash where it was not measured."""
+    return lambda row: "-" if row[name] is None else f"{factor * row[name]:.{digits}f}"
+
+
+COLUMNS: tuple[tuple[str, Callable[[dict], str]], ...] = (
+    ("model", lambda r: r["name"]),
+    ("starts from", lambda r: r["starts_from"]),
+    ("top-1", _cell("top1", 100, 1)),
+    ("95 % interval", lambda r: "{:.1f} to {:.1f}".format(*(100 * v for v in r["top1_interval"]))),
+    ("seeds", lambda r: " ".join(f"{100 * v:.1f}" for v in r["top1_seeds"])),
+    ("mean class", _cell("mean_class_accuracy", 100, 1)),
+    ("reversed pairs", _cell("reversed_pairs", 100, 1)),
+    ("random weights", _cell("random_init_top1", 100, 1)),
+    ("M parameters", _cell("parameters", 1e-6, 2)),
+    ("GFLOPs", _cell("flops", 1e-9, 2)),
+    ("clips/s", _cell("clips_per_s", 1, 0)),
+    ("minutes", _cell("minutes", 1, 1)),
+)
+
+
+def write_tables(
+    out: Path, rows: list[dict], claims: list[dict], notes: list[str], title: str, picture: bool
+) -> str:
+    """Write compare.md and compare.html.
+
+    Args:
+        out: the folder.
+        rows: of `summarise`.
+        claims: each with `claim`, `held` and `measured`.
+        notes: sentences for the reader.
+        title: above all.
+        picture: whether there is a compare.png.
+
+    Returns:
+        the Markdown.
+    """
+    rows = sorted(rows, key=lambda r: -r["top1"])
+    columns = [c for c in COLUMNS if any(c[1](row) not in ("-", "") for row in rows)]
+    heads = [name for name, _ in columns]
+    cells = [[cell(row) for _, cell in columns] for row in rows]
+    about = ["claim", "held", "measured"]
+    measured = [[claim[name] for name in about] for claim in claims]
+    heading, caption = "Claims of the literature", "accuracy against cost"
+
+    lines = [f"# {for_markdown(title)}", "", *markdown_table(heads, cells)]
+    lines += ["", *[f"- {for_markdown(note)}" for note in notes]]
+    if claims:
+        lines += ["", f"## {heading}", "", *markdown_table(about, measured)]
+    if picture:
+        lines += ["", f"![{caption}](compare.png)"]
+    text = "\n".join(lines) + "\n"
+
+    parts = [
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{for_html(title)}</title>",
+        f"<style>{STYLE}</style>",
+        f"<h1>{for_html(title)}</h1>{_html_table(heads, cells)}",
+        "<ul>" + "".join(f"<li>{for_html(n)}</li>" for n in notes) + "</ul>",
+    ]
+    if claims:
+        parts.append(f"<h2>{heading}</h2>{_html_table(about, measured)}")
+    if picture:
+        parts.append(f'<img src="compare.png" alt="{caption}">')
+    for name, content in (("compare.md", text), ("compare.html", "\n".join(parts) + "</html>\n")):
+        with writing(out / name):
+            (out / name).write_text(content, encoding="utf-8")
+    return text
+
+
+def _html_table(heads: list[str], rows: list[list[str]]) -> str:
+    def line(row: list[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{for_html(c)}</{tag}>" for c in row) + "</tr>"
+
+    return f"<table>{line(heads, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"

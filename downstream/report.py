@@ -1,7 +1,7 @@
 """Reports: the table, the protocol card, predictions and figures."""
 
 import csv
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -131,8 +131,7 @@ def card(results: Results) -> str:
     heads, *rows = table(results)
     lines = [f"# {for_markdown(title(results))}", ""]
     lines += [f"> {for_markdown(note)}\n" for note in results.notes]
-    lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    lines += ["| " + " | ".join(map(for_markdown, row)) + " |" for row in rows]
+    lines += markdown_table(heads, rows)
     about = {"recipe": results.recipe, "seed": results.seed, "command": results.command}
     sections = {
         "data": vars(results.data), "model": vars(results.model), "protocol": results.protocol, **results.details,
@@ -142,6 +141,12 @@ def card(results: Results) -> str:
         if listed := _listed(section, entries, ""):
             lines += ["", f"## {for_markdown(section.replace('_', ' ').capitalize())}", "", *listed]
     return "\n".join(lines) + "\n"
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    line = lambda row: "| " + " | ".join(map(for_markdown, row)) + " |"
+    return [line(heads), "|" + "---|" * len(heads), *map(line, rows)]
 
 
 def _listed(section: str, entries: Mapping[str, object], indent: str) -> list[str]:

@@ -178,6 +178,19 @@ class Results:
         """The value of a metric; None where it was not measured."""
         return self.metrics[name].value if name in self.metrics else None
 
+    def detail(self, section: str, name: str) -> float | None:
+        """A number of the details that is not negative; None where it was not measured.
+
+        Raises:
+            ValueError: it is something else, such as a person wrote there.
+        """
+        value = self.details.get(section, {}).get(name)
+        if value is None or (type(value) in (int, float) and Within(0).holds(value)):
+            return value
+        raise ValueError(
+            f"{self.model.name}: {name} of {section} is {value!r:.60}, not a number of at least 0"
+        )
+
     @property
     def summary(self) -> dict[str, Any]:
         """The plain values at the top of results.json, whose names stay.

@@ -16,30 +16,32 @@ differ are not put in one table.
 
 import os
 import re
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import torch
-
-from downstream.compare import claims_about, paired_claims, read_predictions
-from downstream.models import check_name, load_backbone
-from downstream.report import RANDOM, cost_figure
-from downstream.results import OldResultsError, Results, read_results
+from downstream.claims import claims_about, paired_claims, read_predictions
+from downstream.compare import (
+    measure_speed,
+    notes_of,
+    read_accuracies,
+    refuse_different,
+    summarise,
+    write_tables,
+)
+from downstream.models import check_name
+from downstream.report import cost_figure
+from downstream.results import Results
 from downstream.training import Training
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.progress import Bar
 from pretrain.files import read_json
 from pretrain.flags import Count, OptionalCount, Positive, flat
-from pretrain.folders import claim, holds_nothing, writing
+from pretrain.folders import claim, holds_nothing
 from pretrain.log import cli, config_differences, write_json
-from pretrain.names import file_name, for_html, for_markdown, for_screen
+from pretrain.names import file_name, for_screen
 from pretrain.processes import start_evaluation
 from pretrain.settings import MACHINE, MachineFlags
 
@@ -163,11 +165,11 @@ def entries_of(config: Config) -> list[Entry]:
     return entries
 
 
-def command_of(config: Config, entry: Entry, seed: int, out: Path, runs: Path) -> list[str]:
-    """The command of one run."""
+def command_of(config: Config, entry: Entry, seed: int, out: Path) -> list[str]:
+    """The command of one run of the comparison in `out`."""
     here = Path(__file__).resolve().parent
     common = [
-        "--data", config.data, "--seed", str(seed), "--out", str(out), "--num-clips", str(config.num_clips),
+        "--data", config.data, "--seed", str(seed), "--out", str(run_folder(out, entry, seed)), "--num-clips", str(config.num_clips),
         "--num-crops", str(config.num_crops), "--train-split", config.train_split, "--test-split", config.test_split,
         "--num-workers", str(config.machine.num_workers), "--precision", config.machine.precision,
         "--threads", str(config.machine.threads),
@@ -191,10 +193,8 @@ def command_of(config: Config, entry: Entry, seed: int, out: Path, runs: Path) -
     if config.size and entry.kind == "model":
         command += ["--size", str(config.size)]
     if entry.start:
-        command += [
-            "--weights",
-            str(runs / f"{Entry(entry.start, 'model').slug}-seed{seed}" / "backbone"),
-        ]
+        other = run_folder(out, Entry(entry.start, "model"), seed)
+        command += ["--weights", str(other / "backbone")]
     return command
 
 
@@ -230,197 +230,80 @@ def run_one(command: list[str], log_file: Path, bar: Bar) -> str | None:
     )
 
 
-def refuse_different(named: list[tuple[str, Results]]) -> None:
-    """Refuse to rank results of different protocols.
+def run_folder(out: Path, entry: Entry, seed: int) -> Path:
+    """Where a run of the comparison in `out` lies."""
+    return out / "runs" / f"{entry.slug}-seed{seed}"
 
-    Raises:
-        ValueError: they differ; the message says in what.
+
+def run_all(
+    config: Config, entries: list[Entry], out: Path
+) -> tuple[dict[str, list[Results]], list[str]]:
+    """Do the runs that are missing.
+
+    Returns:
+        label -> results of its seeds, and why runs failed.
     """
-    first_name, first = named[0][0], named[0][1].protocol
-    for name, results in named[1:]:
-        other = results.protocol
-        differences = [
-            f"{k}: {first.get(k)!r} and {other.get(k)!r}"
-            for k in sorted(first.keys() | other.keys())
-            if first.get(k) != other.get(k)
-        ]
-        if differences:
-            raise ValueError(
-                f"{first_name} and {name} were measured under different protocols ({'; '.join(differences)}): they are not ranked. Run "
-                "both under one protocol"
-            )
+    runs: dict[str, list[Results]] = {}
+    failed: list[str] = []
+    todo = [(entry, seed) for seed in range(config.seeds) for entry in entries]
+    with Bar(len(todo), "runs", "run") as bar:
+        for entry, seed in todo:
+            run = run_folder(out, entry, seed)
+            bar.say(for_screen(f"{entry.label}, seed {seed}"))
+            if not (run / "results.json").exists():
+                command = command_of(config, entry, seed, out)
+                reason = run_one(command, out / "logs" / f"{run.name}.log", bar)
+                if reason:
+                    failed.append(f"{entry.label}, seed {seed}: {reason}")
+                    bar.write(for_screen(f"failed: {failed[-1]}"))
+            if (run / "results.json").exists():
+                runs.setdefault(entry.label, []).append(read_accuracies(run))
+            bar.update()
+    return runs, failed
 
 
-def read_accuracies(folder: Path) -> Results:
-    """The results of a folder that have an accuracy with an interval.
-
-    Raises:
-        ValueError: there are none.
-    """
-    try:
-        results = read_results(folder)
-    except OldResultsError:
-        raise
-    except ValueError as error:
-        hint = "; spaces separate folders, not commas" if "," in str(folder) else ""
-        raise ValueError(f"{folder} holds no results: {error}{hint}") from error
-    top1 = results.metrics.get("top1")
-    if top1 is None or top1.interval is None or top1.chance is None:
-        raise ValueError(
-            f"{folder} holds results of {results.recipe}, which have no top-1 to compare"
-        )
-    return results
-
-
-def notes_of(runs: dict[str, list[Results]]) -> list[str]:
-    """The warnings on the runs' cards, such as a random test split; with the run's name where not all have them.
-
-    Args:
-        runs: label -> the results of its seeds.
-    """
-    said: dict[str, list[str]] = {}
-    for label, found in runs.items():
-        for note in dict.fromkeys(note for results in found for note in results.notes):
-            said.setdefault(note, []).append(label)
-    return [
-        note if len(labels) == len(runs) else f"{', '.join(labels)}: {note}"
-        for note, labels in said.items()
-    ]
-
-
-def people_of(data: str, size: int) -> dict[str, str]:
-    """Source -> who is seen in it, where the data say so; from the pack for models of `size` pixels, which is there."""
-    pack = open_data(data, packing_side(size), say=False)
-    return {r["source"]: r["subject"] for r in pack.records() if r["subject"] is not None}
-
-
-@torch.no_grad()
-def measure_speed(
-    folders: dict[str, str], where: torch.device, rounds: int = 3, batch: int = 8
-) -> dict[str, float]:
-    """Clips a second of each backbone's forward pass, models taken in turns, the median of the rounds."""
-    times: dict[str, list[float]] = {label: [] for label in folders}
-    for round_ in range(rounds + 1):
-        for label, folder in folders.items():
-            model = load_backbone(folder)  # one in memory at a time
-            assert isinstance(model, torch.nn.Module)
-            model.to(where)
-            clips = model.input_spec.empty(batch)
-            assert isinstance(clips, torch.Tensor)  # of one stream
-            clips = torch.randn_like(clips, device=where)
-            for _ in range(2):  # the first pass allocates
-                began = time.perf_counter()
-                model(clips).sum().item()
-            if round_:
-                times[label].append(time.perf_counter() - began)
-    return {label: batch / statistics.median(t) for label, t in times.items()}
-
-
-def summarise(label: str, start: str, runs: list[Results], speed: float | None) -> dict:
-    """One line of the table from the runs of a model, one a seed."""
-    first = runs[0]
-
-    def mean(name: str) -> float | None:
-        values = [v for r in runs if (v := r.value(name)) is not None]
-        return float(np.mean(values)) if len(values) == len(runs) else None
-
-    told = [r.details.get("training", {}).get("minutes") for r in runs]
-    minutes = [m for m in told if m is not None]
-    intervals = [r.metrics["top1"].interval for r in runs]
-    low, high = np.mean([i for i in intervals if i is not None], 0).tolist()
-    return {
-        "name": label,
-        "starts_from": start,
-        "top1": mean("top1"),
-        "top1_interval": [low, high],
-        "top1_seeds": [r.value("top1") for r in runs],
-        "mean_class_accuracy": mean("mean_class_accuracy"),
-        "reversed_pairs": mean("reversed_pairs"),
-        "random_init_top1": mean(f"{RANDOM}top1"),
-        "parameters": first.model.parameters,
-        "flops": first.model.flops,
-        "clips_per_s": speed,
-        "minutes": float(np.mean(minutes)) if len(minutes) == len(runs) else None,
-        "chance": first.metrics["top1"].chance,
-        "num_test": first.data.num_test,
+def claims_of(
+    config: Config,
+    entries: list[Entry],
+    out: Path,
+    rows: list[dict],
+    runs: dict[str, list[Results]],
+) -> list[dict]:
+    """The claims of the literature that these runs can check."""
+    first, claims = next(iter(runs.values()))[0], []
+    if first.protocol["kind"] == "fine-tune":
+        claims = claims_about({row["name"]: row for row in rows}, runs)
+    predictions = {
+        e.label: [read_predictions(run_folder(out, e, seed)) for seed in range(config.seeds)]
+        for e in entries
     }
+    predictions = {label: found for label, found in predictions.items() if all(found)}
+    size = first.detail("views", "size")
+    if not predictions or not size:
+        return claims
+    # Who is seen in a video, where the data say so; from the pack for models of this size, which
+    # is there.
+    pack = open_data(config.data, packing_side(int(size)), say=False)
+    people = {r["source"]: r["subject"] for r in pack.records() if r["subject"] is not None}
+    return claims + paired_claims(predictions, people)
 
 
-def _cell(name: str, factor: float, digits: int) -> Callable[[dict], str]:
-    """The cell of a number times a factor; a dash where it was not measured."""
-    return lambda row: "-" if row[name] is None else f"{factor * row[name]:.{digits}f}"
-
-
-COLUMNS: tuple[tuple[str, Callable[[dict], str]], ...] = (
-    ("model", lambda r: r["name"]),
-    ("starts from", lambda r: r["starts_from"]),
-    ("top-1", _cell("top1", 100, 1)),
-    ("95 % interval", lambda r: "{:.1f} to {:.1f}".format(*(100 * v for v in r["top1_interval"]))),
-    ("seeds", lambda r: " ".join(f"{100 * v:.1f}" for v in r["top1_seeds"])),
-    ("mean class", _cell("mean_class_accuracy", 100, 1)),
-    ("reversed pairs", _cell("reversed_pairs", 100, 1)),
-    ("random weights", _cell("random_init_top1", 100, 1)),
-    ("M parameters", _cell("parameters", 1e-6, 2)),
-    ("GFLOPs", _cell("flops", 1e-9, 2)),
-    ("clips/s", _cell("clips_per_s", 1, 0)),
-    ("minutes", _cell("minutes", 1, 1)),
-)
-
-
-def write_tables(
-    out: Path, rows: list[dict], claims: list[dict], notes: list[str], title: str, picture: bool
-) -> str:
-    """Write compare.md and compare.html; returns the Markdown."""
-    rows = sorted(rows, key=lambda r: -r["top1"])
-    columns = [c for c in COLUMNS if any(c[1](row) not in ("-", "") for row in rows)]
-    cells = [[cell(row) for _, cell in columns] for row in rows]
-    heads = [name for name, _ in columns]
-    lines = [
-        f"# {for_markdown(title)}",
-        "",
-        "| " + " | ".join(heads) + " |",
-        "|" + "|".join("---" for _ in heads) + "|",
+def notes_for(
+    rows: list[dict], runs: dict[str, list[Results]], data: str, failed: list[str]
+) -> list[str]:
+    """What a reader of the table must know."""
+    first = next(iter(runs.values()))[0]
+    resampled = first.details.get("interval", {}).get("resampled", "videos")
+    shared = ", ".join(f"{k} {v}" for k, v in first.protocol.items() if k != "videos")
+    return [
+        f"{rows[0]['num_test']} test videos of {data}, chance {100 * rows[0]['chance']:.1f} %; "
+        f"intervals are over {resampled}, the mean of the seeds' ends",
+        *notes_of(runs),
+        f"protocol: {shared}",
+        "accuracies and intervals in per cent; clips/s: forward pass, batches of 8, models in turns "
+        "on this machine; minutes: one seed's training",
+        *[f"not in the table: {reason}" for reason in failed],
     ]
-    lines += ["| " + " | ".join(map(for_markdown, row)) + " |" for row in cells]
-    lines += ["", *[f"- {for_markdown(note)}" for note in notes]]
-    if claims:
-        lines += [
-            "",
-            "## Claims of the literature",
-            "",
-            "| claim | held | measured |",
-            "|---|---|---|",
-        ]
-        lines += [
-            "| " + " | ".join(for_markdown(c[k]) for k in ("claim", "held", "measured")) + " |"
-            for c in claims
-        ]
-    if picture:
-        lines += ["", "![accuracy against cost](compare.png)"]
-    text = "\n".join(lines) + "\n"
-    with writing(out / "compare.md"):
-        (out / "compare.md").write_text(text, encoding="utf-8")
-    row_html = lambda row, tag: (
-        "<tr>" + "".join(f"<{tag}>{for_html(c)}</{tag}>" for c in row) + "</tr>"
-    )
-    parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{for_html(title)}</title>",
-        "<style>body{font:15px/1.5 sans-serif;margin:2em;max-width:75em}table{border-collapse:collapse;margin:1em 0}"
-        "td,th{padding:.25em .7em;border-bottom:1px solid #ccc;text-align:right}td:first-child,th:first-child{text-align:left}"
-        "img{max-width:100%}</style>",
-        f"<h1>{for_html(title)}</h1><table>{row_html(heads, 'th')}{''.join(row_html(r, 'td') for r in cells)}</table>",
-        "<ul>" + "".join(f"<li>{for_html(n)}</li>" for n in notes) + "</ul>",
-    ]
-    if claims:
-        body = "".join(row_html([c["claim"], c["held"], c["measured"]], "td") for c in claims)
-        parts.append(
-            f"<h2>Claims of the literature</h2><table>{row_html(['claim', 'held', 'measured'], 'th')}{body}</table>"
-        )
-    if picture:
-        parts.append('<img src="compare.png" alt="accuracy against cost">')
-    with writing(out / "compare.html"):
-        (out / "compare.html").write_text("\n".join(parts) + "</html>\n", encoding="utf-8")
-    return text
 
 
 # ------------------------------------------------------------------------------------------- main
@@ -472,8 +355,6 @@ def _refuse_other_comparison(out: Path, config: Config) -> str:
 
 def main(config: Config) -> dict:
     """Run what is missing and write the tables; returns what compare.json holds."""
-    if config.seeds < 1:
-        raise ValueError(f"--seeds {config.seeds}: give at least 1")
     entries = entries_of(config)
     given = [(folder, read_accuracies(Path(folder))) for folder in config.results]
     if len(given) > 1:
@@ -485,24 +366,7 @@ def main(config: Config) -> dict:
     if note:
         print(f"warning: {for_screen(note)}", file=sys.stderr, flush=True)
     write_json(out / "config.json", flat(config))
-
-    # ---- the runs
-    runs_folder, failed = out / "runs", []
-    runs: dict[str, list[Results]] = {}
-    todo = [(entry, seed) for seed in range(config.seeds) for entry in entries]
-    with Bar(len(todo), "runs", "run") as bar:
-        for entry, seed in todo:
-            run = runs_folder / f"{entry.slug}-seed{seed}"
-            bar.say(for_screen(f"{entry.label}, seed {seed}"))
-            if not (run / "results.json").exists():
-                command = command_of(config, entry, seed, run, runs_folder)
-                reason = run_one(command, out / "logs" / f"{run.name}.log", bar)
-                if reason:
-                    failed.append(f"{entry.label}, seed {seed}: {reason}")
-                    bar.write(for_screen(f"failed: {failed[-1]}"))
-            if (run / "results.json").exists():
-                runs.setdefault(entry.label, []).append(read_accuracies(run))
-            bar.update()
+    runs, failed = run_all(config, entries, out)
     starts = {
         e.label: e.start or ("pretrained" if e.kind == "backbone" else "scratch") for e in entries
     }
@@ -520,7 +384,7 @@ def main(config: Config) -> dict:
     folders = {}
     for entry in entries:
         if entry.label in runs:
-            trained = runs_folder / f"{entry.slug}-seed0" / "backbone"
+            trained = run_folder(out, entry, 0) / "backbone"
             folders[entry.label] = str(trained) if trained.exists() else entry.name
     speeds = measure_speed(folders, start_evaluation(config.machine)) if folders else {}
 
@@ -528,40 +392,19 @@ def main(config: Config) -> dict:
     rows = [
         summarise(label, starts[label], found, speeds.get(label)) for label, found in runs.items()
     ]
-    first_run = next(iter(runs.values()))[0]
-    first = first_run.protocol
-    claims = (
-        claims_about({r["name"]: r for r in rows}, runs) if first["kind"] == "fine-tune" else []
-    )
-    every = [results for found in runs.values() for results in found]
+    claims = claims_of(config, entries, out, rows, runs)
+    protocol = next(iter(runs.values()))[0].protocol
     # By the cards: --data says nothing about results that were there already.
-    data = " and ".join(dict.fromkeys(results.data.name for results in every))
-    predictions = {
-        e.label: [
-            read_predictions(runs_folder / f"{e.slug}-seed{seed}") for seed in range(config.seeds)
-        ]
-        for e in entries
-    }
-    predictions = {label: found for label, found in predictions.items() if all(found)}
-    people = people_of(config.data, first_run.details["views"]["size"]) if predictions else {}
-    claims += paired_claims(predictions, people)
-    notes = [
-        f"{rows[0]['num_test']} test videos of {data}, chance {100 * rows[0]['chance']:.1f} %; intervals are over "
-        f"{first_run.details.get('interval', {}).get('resampled', 'videos')}, the mean of the seeds' ends",
-        *notes_of(runs),
-        "protocol: " + ", ".join(f"{k} {v}" for k, v in first.items() if k != "videos"),
-        "accuracies and intervals in per cent; clips/s: forward pass, batches of 8, models in turns on this machine; "
-        "minutes: one seed's training",
-        *[f"not in the table: {reason}" for reason in failed],
-    ]
-    points = [(r["name"], r["flops"], r["top1"], *r["top1_interval"]) for r in rows if r["flops"]]
-    on = f"{first['kind']} on {data}, {rows[0]['num_test']} test videos"
+    data = " and ".join(dict.fromkeys(r.data.name for found in runs.values() for r in found))
+    notes = notes_for(rows, runs, data, failed)
+    on = f"{protocol['kind']} on {data}, {rows[0]['num_test']} test videos"
     title = f"{on}: {len(rows)} models, {max(map(len, runs.values()))} seed(s)"
-    found = {"rows": rows, "claims": claims, "notes": notes, "protocol": first}
+    found = {"rows": rows, "claims": claims, "notes": notes, "protocol": protocol}
     write_json(out / "compare.json", found)
     text = write_tables(out, rows, claims, notes, title, False)
     print("\n" + text)
     print(f"tables   {for_screen(out)}/compare.md, {for_screen(out)}/compare.html")
+    points = [(r["name"], r["flops"], r["top1"], *r["top1_interval"]) for r in rows if r["flops"]]
     if points:  # after the numbers, since a picture may fail
         print(f"figure   {cost_figure(out / 'compare.png', points, rows[0]['chance'], on)}")
         write_tables(out, rows, claims, notes, title, (out / "compare.png").exists())

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from downstream.compare import difference_interval
+from downstream.claims import difference_interval
 from downstream.fusion import (
     Run,
     fit_weights,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from downstream.compare import difference_interval
+from downstream.claims import difference_interval
 from downstream.fusion import (
     Scored,
     fit_weights,

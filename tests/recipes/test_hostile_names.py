@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from downstream.compare import read_predictions
+from downstream.claims import read_predictions
 from recipes import compare, finetune, linear_probe, predict, retrieval, visualize, zero_shot
 from tests.conftest import MOTIONS, draw_motion, write_video
 from tests.recipes.runs import configure

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from downstream.claims import claims_about, difference_interval, paired_claims
 from downstream.classifier import Classifier
-from downstream.compare import claims_about, difference_interval, paired_claims
 from downstream.finetune import (
     Learner,
     balanced_weights,

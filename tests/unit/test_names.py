@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from downstream import report
-from downstream.compare import read_predictions
+from downstream.claims import read_predictions
 from downstream.results import Data, Metric, Model, Results
 from pretrain import log
 from pretrain.names import (
