@@ -29,8 +29,8 @@ def pair_videos(results: Results) -> int:
 def claims_about(rows: dict[str, dict], runs: dict[str, list[Results]]) -> list[dict]:
     """The claims on the reversed pairs of the synthetic dataset, each with what was measured and whether it held.
 
-    An accuracy on n pairs of chance one half differs from chance where it is more than 1.96 standard deviations from it; all
-    seeds score the same videos, so n is that of one seed.
+    An accuracy on n pairs of chance one half differs from chance where it is more than 1.96
+    standard deviations from it; all seeds score the same videos, so n is that of one seed.
 
     Args:
         rows: name -> line of the table.

@@ -25,7 +25,8 @@ class Texts:
     Attributes:
         kind: its captions, or its class name ("label") in each of the templates.
         templates: as `pretrain.prompts.load_templates` takes them.
-        positives: texts that are positives of the same clips: "pair" and "caption": equal ones; "label": those of a class.
+        positives: texts that are positives of the same clips: "pair" and "caption": equal ones;
+            "label": those of a class.
     """
 
     kind: Literal["caption", "label"]

@@ -1,7 +1,7 @@
 """How good frozen features are: logistic regression and nearest neighbours.
 
-Nothing here sees the test part before the one time it is scored: fitting takes training videos only.
-N videos, D features, C classes; labels are class numbers 0..C-1.
+Nothing here sees the test part before the one time it is scored: fitting takes training videos
+only. N videos, D features, C classes; labels are class numbers 0..C-1.
 """
 
 import dataclasses
@@ -26,18 +26,20 @@ if TYPE_CHECKING:
     from sklearn.svm import LinearSVC
 
 MAX_ITER = 1000
-# Inverse strengths of the L2 regularisation, half a decade apart; widened when the best is at an end.
+# Inverse strengths of the L2 regularisation, half a decade apart; widened when the best is at an
+# end.
 GRID = tuple(float(f"{10**e:.3g}") for e in np.arange(-4, 2.1, 0.5))
 LIMITS = (1e-8, 1e6)
 # Sets of validation videos on which the linear probe's regularisation strength is chosen. One where
 # subjects are left out in turn: every subject has a fit of its own there, over which the chance in
 # the choice evens out.
 VALIDATIONS = 4
-# Added to the variance of every principal direction before it is scaled to one; the mean variance of
-# standardised features is one.
+# Added to the variance of every principal direction before it is scaled to one; the mean variance
+# of standardised features is one.
 WHITENING = 0.1
 # Feature values up to which one thread fits. Measured: two threads, which wait for each other when
-# something else has the cores, needed minutes for what one does in 5 s (2,000 videos, 192 features).
+# something else has the cores, needed minutes for what one does in 5 s (2,000 videos, 192
+# features).
 ONE_THREAD = 2**22
 
 
@@ -76,7 +78,8 @@ class LinearProbe:
 
 def _standardiser(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean, std = features.mean(0), features.std(0)
-    # A constant feature has rounding errors for a standard deviation; dividing by them would make noise of it.
+    # A constant feature has rounding errors for a standard deviation; dividing by them would make
+    # noise of it.
     return mean, np.where(std > 1e-6 * np.maximum(1, np.abs(mean)), std, 1.0)
 
 
@@ -155,7 +158,8 @@ def _sweep(
         right = dict.fromkeys(sorted(values), 0)
         for validation in validations:  # scaled one fold at a time: all would lie in memory
             scaled = _scaled(features, *_scale(features[~validation], whitened))
-            # From strong to weak regularisation, each from where the last one ended: several times faster.
+            # From strong to weak regularisation, each from where the last one ended: several times
+            # faster.
             model = _make(svm, 1.0)
             for value in right:
                 model.set_params(C=value)
@@ -175,16 +179,18 @@ def fit_linear(
 ) -> LinearProbe:
     """Choose the regularisation on the validation folds, then fit on all training videos.
 
-    Validation chooses the regularisation strength and whether features are whitened first. Frozen features vary
-    most along a few directions that do not depend on the class (subject, background), and regularising plain
-    weights mostly limits these. Whitened, all directions are regularised equally, as in linear discriminant analysis.
+    Validation chooses the regularisation strength and whether features are whitened first. Frozen
+    features vary most along a few directions that do not depend on the class (subject, background),
+    and regularising plain weights mostly limits these. Whitened, all directions are regularised
+    equally, as in linear discriminant analysis.
 
     Args:
         features: (N, D) of the training videos.
         labels: (N,), every class 0..C-1 at least once.
-        validations: (P, N) True = held out from fitting, to validate on; several folds, each a row from
-            `downstream.splits.choose_validation`, count together: one of a few people may prefer any strength by a
-            single video. All False: nothing can be judged, C is 1 and nothing is whitened.
+        validations: (P, N) True = held out from fitting, to validate on; several folds, each a row
+            from `downstream.splits.choose_validation`, count together: one of a few people may
+            prefer any strength by a single video. All False: nothing can be judged, C is 1 and
+            nothing is whitened.
         svm: a linear support vector machine instead of the logistic regression.
     """
     features = features.astype(np.float64)  # float32 stops L-BFGS early under weak regularisation
@@ -249,8 +255,8 @@ def knn_scores(
 ) -> np.ndarray:
     """Votes of the k nearest training videos by cosine, each weighted by exp(cosine / temperature).
 
-    The weighting of instance discrimination (Wu et al. 2018, https://arxiv.org/abs/1805.01978), with
-    DINO's k.
+    The weighting of instance discrimination (Wu et al. 2018, https://arxiv.org/abs/1805.01978),
+    with DINO's k.
 
     Args:
         train: (N, D) features.
@@ -385,8 +391,8 @@ def probe_features(
 ) -> tuple[dict, list[LinearProbe], np.ndarray]:
     """Fit on the training videos of every fold and score its test videos.
 
-    The segments of a video (S, D) are one long feature for the linear probe and for kNN; `mean_token`
-    numbers are of their mean.
+    The segments of a video (S, D) are one long feature for the linear probe and for kNN;
+    `mean_token` numbers are of their mean.
 
     Args:
         features: (N, S, D) of all videos.
@@ -394,8 +400,8 @@ def probe_features(
         svm: fit a linear support vector machine instead.
 
     Returns:
-        the numbers over all tested videos, the linear probe of each fold, and the linear probes' class
-        probabilities of the tested videos (M, C).
+        the numbers over all tested videos, the linear probe of each fold, and the linear probes'
+        class probabilities of the tested videos (M, C).
     """
     labels, num_classes = given.labels, len(given.classes)
     scores, mean_scores, votes, mean_votes = (

@@ -387,7 +387,8 @@ def cost_figure(
 
     Args:
         path: the .png to write.
-        points: name, operations of a clip, accuracy and the ends of its interval (fractions) of each model.
+        points: name, operations of a clip, accuracy and the ends of its interval (fractions) of
+            each model.
         chance: accuracy of guessing.
         title: above it.
     """

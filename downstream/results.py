@@ -150,7 +150,8 @@ class Results:
         recipe: its name, in `RECIPES`.
         data: what was scored.
         model: what was measured.
-        protocol: what has to be equal before two numbers may stand side by side; its `kind` is a word.
+        protocol: what has to be equal before two numbers may stand side by side; its `kind` is a
+            word.
         settings: what decides the numbers.
         metrics: name -> number; the first is the headline.
         seed: of all that was drawn; None: nothing was.
@@ -195,8 +196,8 @@ class Results:
     def summary(self) -> dict[str, Any]:
         """The plain values at the top of results.json, whose names stay.
 
-        Every metric (`top5` is null where there are five classes or fewer), `chance`, `num_test` and, of a zero-shot
-        score, `templates`: the accuracy of each.
+        Every metric (`top5` is null where there are five classes or fewer), `chance`, `num_test`
+        and, of a zero-shot score, `templates`: the accuracy of each.
         """
         values: dict[str, Any] = {n: m.value for n, m in self.metrics.items()}
         if "top1" in values:
@@ -457,7 +458,8 @@ def claim_results(out: Path, settings: dict) -> FileLock:
         the lock that keeps others from writing there, to be released when all is written.
 
     Raises:
-        ValueError: the folder holds something else, cannot be written to, or another process has it.
+        ValueError: the folder holds something else, cannot be written to, or another process has
+            it.
     """
     _refuse_other_results(out, settings)
     lock = claim(out)

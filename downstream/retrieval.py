@@ -15,12 +15,12 @@ def retrieval_ranks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rank of the correct item for every text and for every video, 1 = first.
 
-    The similarity is the dot product. Of equal similarities the average place counts (ranks of 1.5 and the
-    like), so that a model that scores everything alike scores chance and not everything, as in the code
-    of Collaborative Experts (Liu et al. 2019, https://arxiv.org/abs/1907.13487). For a video with several
-    texts the best-ranked of them counts, as for MSVD and Flickr30k, and the others are no rivals of it: places
-    are counted among the texts of other videos. Nothing is approximated, and no more than
-    `chunk` rows of the matrix of similarities exist at a time.
+    The similarity is the dot product. Of equal similarities the average place counts (ranks of 1.5
+    and the like), so that a model that scores everything alike scores chance and not everything, as
+    in the code of Collaborative Experts (Liu et al. 2019, https://arxiv.org/abs/1907.13487). For a
+    video with several texts the best-ranked of them counts, as for MSVD and Flickr30k, and the
+    others are no rivals of it: places are counted among the texts of other videos. Nothing is
+    approximated, and no more than `chunk` rows of the matrix of similarities exist at a time.
 
     Args:
         texts: (Q, D).
@@ -29,8 +29,8 @@ def retrieval_ranks(
         chunk: rows at a time; changes memory only.
 
     Returns:
-        ranks of each text's video among all videos (Q,), ranks of each video's best text among it and the texts of
-        all other videos (V,), NaN for a video without a text.
+        ranks of each text's video among all videos (Q,), ranks of each video's best text among it
+        and the texts of all other videos (V,), NaN for a video without a text.
     """
     assert len(texts) == len(owner)
     to_video = np.empty(len(texts))
@@ -58,8 +58,8 @@ def retrieval_ranks(
 def same_texts(texts: list[str], tokenizer: Callable) -> np.ndarray:
     """For each text the number of the first one that is the same (Q,).
 
-    The same are texts that differ in case and spacing only, and those that a text tower encodes equally, whose
-    tokens are equal. A cut text is the same as another only by its words.
+    The same are texts that differ in case and spacing only, and those that a text tower encodes
+    equally, whose tokens are equal. A cut text is the same as another only by its words.
 
     Args:
         texts: sentences.

@@ -150,8 +150,8 @@ def choose_splits(
         training videos, test videos, and sentences a reader of the result must see.
 
     Raises:
-        ValueError: a split is not there or holds no labels, all labels are one class, the splits are
-            the same, or a class of the test split never occurs in training.
+        ValueError: a split is not there or holds no labels, all labels are one class, the splits
+            are the same, or a class of the test split never occurs in training.
     """
     records, labelled = _labelled(pack, labels)
     notes = []
@@ -244,11 +244,12 @@ def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[st
     and the predictions are pooled. Splits are ignored.
 
     Returns:
-        the videos; for each subject, in order of name, (N,) True = its videos; and sentences a reader of
-        the result must see.
+        the videos; for each subject, in order of name, (N,) True = its videos; and sentences a
+        reader of the result must see.
 
     Raises:
-        ValueError: a labelled video has no subject, there is only one, or a class is one subject's alone.
+        ValueError: a labelled video has no subject, there is only one, or a class is one subject's
+            alone.
     """
     records, labelled = _labelled(pack)
     videos = _collect(labelled, pack.name)
@@ -290,8 +291,8 @@ def choose_validation(
         seed: of the choice.
 
     Returns:
-        (N,) True = held out, and a description of the rule that was followed. Nothing is held out where every
-        class has a single video.
+        (N,) True = held out, and a description of the rule that was followed. Nothing is held out
+        where every class has a single video.
     """
     rng = np.random.default_rng(seed)
     classes = np.unique(labels, return_inverse=True)[1]

@@ -28,8 +28,8 @@ def embed_texts(
     if empty:
         raise ValueError(f"text number {empty[0] + 1} of {len(texts)} is empty")
     dtype = autocast_dtype(device, precision)
-    # Moved outside of inference mode: buffers that it copies could not be trained with afterwards, and from "cpu" to
-    # "cpu:0", as a process among several calls it, they are copied.
+    # Moved outside of inference mode: buffers that it copies could not be trained with afterwards,
+    # and from "cpu" to "cpu:0", as a process among several calls it, they are copied.
     model.to(device)
     rows, num_cut = [], 0
     with (
@@ -84,8 +84,8 @@ def template_sensitivity(
         templates: the M sentences.
 
     Returns:
-        `per_template` (sentence -> top-1), their `mean`, `std`, `worst` and `best`, `ensemble`, and `gain`, what
-        the ensemble has over the mean.
+        `per_template` (sentence -> top-1), their `mean`, `std`, `worst` and `best`, `ensemble`, and
+        `gain`, what the ensemble has over the mean.
     """
     single = [float(((videos @ v.T).argmax(1) == labels).mean()) for v in vectors]
     together = float(((videos @ ensemble(vectors).T).argmax(1) == labels).mean())

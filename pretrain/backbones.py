@@ -1,7 +1,7 @@
 """Backbones in folders of their own: describe, build, export and load.
 
-RUN/backbone/    model.safetensors, config.json, manifest.json: the exported encoder, or the pair of towers of
-a video-text run
+RUN/backbone/    model.safetensors, config.json, manifest.json: the exported encoder, or the pair of
+towers of a video-text run
 """
 
 import os
@@ -38,8 +38,9 @@ from pretrain.weights import (
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# What a config.json may name: class name -> class. These are the ones in this package; `downstream.models.builders` adds the
-# model families, and who loads one of those hands its table to the functions here.
+# What a config.json may name: class name -> class. These are the ones in this package;
+# `downstream.models.builders` adds the model families, and who loads one of those hands its table
+# to the functions here.
 Builders = Mapping[str, Callable[..., nn.Module]]
 BUILDERS: Builders = {
     builder.__name__: builder
@@ -49,7 +50,8 @@ BUILDERS: Builders = {
 # A classifier on two networks, of which one is of two itself.
 MOST_NESTED = 2
 
-# Arguments of older exports: old name -> current name, and of old values the current ones where they differ.
+# Arguments of older exports: old name -> current name, and of old values the current ones where
+# they differ.
 RENAMED: dict[str, tuple[str, dict[str, object]]] = {
     "moving": ("motion_tokens", {}),
     "still": ("subtract_mean", {"keep": False, "subtract": True}),
@@ -226,11 +228,13 @@ def load_export(folder: Path, builders: Builders = BUILDERS) -> nn.Module:
 def load_backbone(name: str, builders: Builders = BUILDERS) -> Backbone:
     """The backbone that lies at a place, with its weights, in evaluation mode.
 
-    `downstream.models.load_backbone`, which recipes call, hands its table of families to this one, and knows their names besides.
+    `downstream.models.load_backbone`, which recipes call, hands its table of families to this one,
+    and knows their names besides.
 
     Args:
-        name: a folder exported by us (of a video-text pair, its video tower); `hf:` and a hub name or
-            folder of a Hugging Face VideoMAE; or an official VideoMAE `.pth` file, pretrained or fine-tuned.
+        name: a folder exported by us (of a video-text pair, its video tower); `hf:` and a hub name
+            or folder of a Hugging Face VideoMAE; or an official VideoMAE `.pth` file, pretrained or
+            fine-tuned.
         builders: what a folder may name.
 
     Raises:
@@ -258,8 +262,8 @@ def load_backbone(name: str, builders: Builders = BUILDERS) -> Backbone:
 def load_video_text(name: str, builders: Builders = BUILDERS) -> VideoText:
     """The pair of towers in a folder, with its weights, in evaluation mode.
 
-    `downstream.models.load_video_text`, which recipes call, hands its table of families to this one, and knows open_clip's
-    pairs besides.
+    `downstream.models.load_video_text`, which recipes call, hands its table of families to this
+    one, and knows open_clip's pairs besides.
 
     Args:
         name: a folder exported by recipes/clip.py.

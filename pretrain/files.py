@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MAX_JSON = 64 * 2**20  # bytes; the largest of ours are results with a score for every class
-# What the system answers to a name that no file can have: too long, in a circle of links, with letters it lacks.
+# What the system answers to a name that no file can have: too long, in a circle of links, with
+# letters it lacks.
 NO_NAME = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ}
 
 
@@ -135,7 +136,8 @@ def read_limited(path: Path, limit: int) -> bytes:
         OSError: it cannot be read, is longer, or is not a regular file.
     """
     with open_regular(path) as file:
-        # Python sets aside all that is asked for, so no more than there is and one byte, by which a growing file shows.
+        # Python sets aside all that is asked for, so no more than there is and one byte, by which a
+        # growing file shows.
         data = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
     if len(data) > limit:
         raise OSError(errno.EFBIG, f"longer than {limit:,} bytes", os.fspath(path))
@@ -155,8 +157,8 @@ def read_json(path: Path) -> dict:
     """A JSON object from a file, which may be anybody's; NaN and Infinity are numbers, as Python writes them.
 
     Raises:
-        ValueError: the file cannot be read, is no regular file, is larger than any of ours, or holds
-            something else.
+        ValueError: the file cannot be read, is no regular file, is larger than any of ours, or
+            holds something else.
     """
     with reading(path):
         raw = read_limited(path, MAX_JSON)
@@ -190,8 +192,8 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
 
     Args:
         path: the file.
-        shared: others may write it at this moment. Otherwise the name is the same each time, so that what a killed
-            process left is written over.
+        shared: others may write it at this moment. Otherwise the name is the same each time, so
+            that what a killed process left is written over.
 
     Raises:
         OSError: it cannot be renamed; an older file is untouched.

@@ -1,8 +1,9 @@
 """Validation of a recipe's flags: bounds of numbers, and flags without effect under the rest of the command.
 
-A configuration says the bounds where it says the type, `batch_size: Count = 64`, and `refuse_numbers` reads them
-there. A recipe with choices (a tower, a protocol) lists in a function of its own, `unused`, what its choice leaves
-without effect; `cli` refuses such a flag by name when it was typed, and `settle` takes a preset's value away.
+A configuration says the bounds where it says the type, `batch_size: Count = 64`, and
+`refuse_numbers` reads them there. A recipe with choices (a tower, a protocol) lists in a function
+of its own, `unused`, what its choice leaves without effect; `cli` refuses such a flag by name when
+it was typed, and `settle` takes a preset's value away.
 """
 
 import dataclasses

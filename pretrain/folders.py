@@ -46,7 +46,8 @@ def writing(path: Path) -> Iterator[None]:
     """Raise ValueError where `path` cannot be written.
 
     Raises:
-        ValueError: instead of an OSError or SafetensorError, which after `open` does not know the file's name.
+        ValueError: instead of an OSError or SafetensorError, which after `open` does not know the
+            file's name.
     """
     try:
         yield
@@ -83,18 +84,20 @@ def claim(folder: Path, ours: tuple[str, ...] | None = None) -> FileLock:
         ours: what will be written, so that nobody else's files are; None: the caller has looked.
 
     Returns:
-        the lock, to be released when all is written; it ends with the process too, however that ends. The
-        same process may claim a folder again.
+        the lock, to be released when all is written; it ends with the process too, however that
+        ends. The same process may claim a folder again.
 
     Raises:
-        ValueError: the folder cannot be made or written to, holds something else, or another process has it.
+        ValueError: the folder cannot be made or written to, holds something else, or another
+            process has it.
     """
     try_folder(folder)
     if ours is not None and not holds_nothing(folder, ours):
         raise ValueError(f"{folder} holds something else: give another folder with --out")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    # A singleton: a caller that catches an error and calls again is not locked out by what it caught.
+    # A singleton: a caller that catches an error and calls again is not locked out by what it
+    # caught.
     lock, amiss = FileLock(folder / LOCK, is_singleton=True), ""
     try:
         with warnings.catch_warnings(record=True) as told:

@@ -60,13 +60,14 @@ def cli(
 ) -> None:
     """Parse the command line into a config, run `main` and turn a user's or a disk's mistake into one line.
 
-    Nothing that is printed from then on can steer the terminal (pretrain/names.py). An error's notes get lines of their
-    own; whatever names are in it, it has no other line ends.
+    Nothing that is printed from then on can steer the terminal (pretrain/names.py). An error's
+    notes get lines of their own; whatever names are in it, it has no other line ends.
 
     Args:
         main: takes the config.
         config: as `parse` takes it.
-        unused: of a config: the fields that its choices leave without effect, and why. Typed ones are refused.
+        unused: of a config: the fields that its choices leave without effect, and why. Typed ones
+            are refused.
         about: as `parse` takes it.
         elsewhere: flags that other recipes have and this one has not, and what to do instead.
     """
@@ -117,7 +118,8 @@ def cli(
             sys.stdout.flush()
         except BrokenPipeError:  # whoever read had enough, and the work is done
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        # Python asks them with SIGTERM, which a loader's processes ignore for the sake of a run's last save, and waits.
+        # Python asks them with SIGTERM, which a loader's processes ignore for the sake of a run's
+        # last save, and waits.
         for left in multiprocessing.active_children():
             left.kill()
 
@@ -133,8 +135,9 @@ def parse(
 
     Args:
         words: of the command line, without the program's name.
-        config: a dataclass; or presets, name -> instance, of which the first word chooses one (the first preset if
-            there is none) and the flags change single values. Help shows the values of the chosen one.
+        config: a dataclass; or presets, name -> instance, of which the first word chooses one (the
+            first preset if there is none) and the flags change single values. Help shows the values
+            of the chosen one.
         about: of each preset a line for the help.
 
     Raises:
@@ -248,7 +251,8 @@ class RunLog:
         tensorboard: also write event files to RUN/tensorboard.
 
     Raises:
-        ValueError: TensorBoard is asked for and not installed, or the log cannot be read or written.
+        ValueError: TensorBoard is asked for and not installed, or the log cannot be read or
+            written.
     """
 
     def __init__(self, run: Path, start_step: int, tensorboard: bool):
@@ -311,8 +315,9 @@ def blank_figure(width: float, height: float) -> "Figure":
 def optional_figure(draw: Callable[..., str | None]) -> Callable[..., str]:
     """Make a function that draws to a path warn where it fails: no number may be lost for want of a picture.
 
-    The new one takes the same arguments, by place, and returns what to print of the figure: what `draw` returned, else its
-    path, or that there is none. Letters that the font lacks are boxes, of which nothing is said.
+    The new one takes the same arguments, by place, and returns what to print of the figure: what
+    `draw` returned, else its path, or that there is none. Letters that the font lacks are boxes, of
+    which nothing is said.
     """
 
     @functools.wraps(draw)
@@ -350,7 +355,8 @@ def reconstruction_figure(
         seconds: (T,) when the frames were.
         title: above the picture: of what it is, and by whom.
         caption: what a reader must know, below the picture.
-        bar: what a colour means from 0 to 1, in words, and the colours from 0 to 1, for a bar at the right.
+        bar: what a colour means from 0 to 1, in words, and the colours from 0 to 1, for a bar at
+            the right.
         max_frames: columns, evenly spread over the clip.
     """
     from matplotlib.cm import ScalarMappable

@@ -1,8 +1,9 @@
 """Names from outside - of files, classes, people, captions - on the screen, in csv, cards, figures and file names.
 
-A name may hold anything: sequences that move a terminal's cursor, formulas that a spreadsheet runs, Markdown, HTML,
-bytes that are no UTF-8 (Python's lone surrogates). JSON files keep names as they are; everywhere else they pass
-through the function here that knows what is dangerous there. Our own numbers and words come out unchanged.
+A name may hold anything: sequences that move a terminal's cursor, formulas that a spreadsheet runs,
+Markdown, HTML, bytes that are no UTF-8 (Python's lone surrogates). JSON files keep names as they
+are; everywhere else they pass through the function here that knows what is dangerous there. Our own
+numbers and words come out unchanged.
 """
 
 import hashlib
@@ -116,8 +117,8 @@ def for_title(text: object, inches: float, points: float = 10) -> str:
 def file_name(text: str, most: int = 100) -> str:
     """A name for a file or folder of ours, without separators and neither hidden nor an option.
 
-    Colons, slashes and spaces, which names of models and data have, become dashes; another change, or a cut, adds a
-    short hash, so that different names stay different.
+    Colons, slashes and spaces, which names of models and data have, become dashes; another change,
+    or a cut, adds a short hash, so that different names stay different.
 
     Args:
         text: what it is called after.
@@ -147,7 +148,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 class _Screen:
     """A stream of text that hands everything on, what could steer a terminal as visible escapes.
 
-    Lines end and tqdm moves its bars as ever. A letter that the terminal's encoding lacks is escaped too.
+    Lines end and tqdm moves its bars as ever. A letter that the terminal's encoding lacks is
+    escaped too.
     """
 
     def __init__(self, stream: TextIO):

@@ -5,18 +5,22 @@
     python recipes/benchmark.py --what step          a training step against transformers' model
     python recipes/benchmark.py --what frames        which attention over space and time pays when
 
-Loader: one clip of 16 frames at stride 4 with a random multi-scale crop to 224, from videos of 10 s,
-340x256, 30 fps (drawn here, since nothing is downloaded). The other side is what VideoMAE's and most
-users' code does: decord decodes, every frame becomes a Pillow image that is cropped and resized, and
-the clip becomes normalised float32. It is measured on the raw files, as it would be used, and on our
-packed ones. Time is CPU time of one thread, so it is per core.
+Loader: one clip of 16 frames at stride 4 with a random multi-scale crop to 224, from videos of 10
+    s,
+340x256, 30 fps (drawn here, since nothing is downloaded). The other side is what VideoMAE's and
+most users' code does: decord decodes, every frame becomes a Pillow image that is cropped and
+resized, and the clip becomes normalised float32. It is measured on the raw files, as it would be
+used, and on our packed ones. Time is CPU time of one thread, so it is per core.
 
-Step: forward, backward and AdamW of a VideoMAE and of transformers' VideoMAEForPreTraining with the same
+Step: forward, backward and AdamW of a VideoMAE and of transformers' VideoMAEForPreTraining with the
+    same
 weights, mask and precision; the first losses are compared, so both do the same work. On a GPU also
 memory and the fraction of what a plain bf16 matrix product reaches there, with and without compile.
 
-Frames: FLOPs, bytes kept for the backward pass, and clips/s of a training step for ViViT's four models and Video Swin as clips
-grow from 8 to 64 frames, with a figure. Widths are equal (192, twelve blocks, 112 pixels), Video Swin is the tiny one of ours.
+Frames: FLOPs, bytes kept for the backward pass, and clips/s of a training step for ViViT's four
+    models and Video Swin as clips
+grow from 8 to 64 frames, with a figure. Widths are equal (192, twelve blocks, 112 pixels), Video
+Swin is the tiny one of ours.
 """
 
 import dataclasses

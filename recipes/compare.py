@@ -5,12 +5,14 @@
     python recipes/compare.py --data clips.csv --protocol probe --models vit_xs --backbones runs/videomae-tiny/backbone
     python recipes/compare.py --results runs/finetune-i3d runs/finetune-lstm       what there is already
 
-Every model is a run of recipes/finetune.py (or recipes/linear_probe.py) of its own, with its own folder, log and
-protocol card; a run that is finished is not repeated, one that was interrupted continues, so the same command goes on
-where it stopped. `inflated:frame_mean` starts the 3-D network `inflated` from the 2-D weights that this comparison's
-`frame_mean` of the same seed has learned.
+Every model is a run of recipes/finetune.py (or recipes/linear_probe.py) of its own, with its own
+folder, log and protocol card; a run that is finished is not repeated, one that was interrupted
+continues, so the same command goes on where it stopped. `inflated:frame_mean` starts the 3-D
+network `inflated` from the 2-D weights that this comparison's `frame_mean` of the same seed has
+learned.
 
-Written: compare.md, compare.html, compare.png (accuracy against cost) and compare.json. Numbers whose protocol cards
+Written: compare.md, compare.html, compare.png (accuracy against cost) and compare.json. Numbers
+    whose protocol cards
 differ are not put in one table.
 """
 
@@ -51,9 +53,11 @@ class Config:
     """Configuration of the comparison."""
 
     data: str = "synthetic:3600"
-    """The data that new runs train on and are scored on; as recipes/finetune.py takes it, with labels."""
+    """The data that new runs train on and are scored on; as recipes/finetune.py takes it, with
+    labels."""
     models: str | None = None
-    """Names of python -m downstream.models, separated by commas; `inflated:frame_mean` starts from another's weights."""
+    """Names of python -m downstream.models, separated by commas; `inflated:frame_mean` starts from
+    another's weights."""
     backbones: tuple[str, ...] = ()
     """Trained backbones to fine-tune or probe beside them."""
     results: tuple[str, ...] = ()
@@ -104,7 +108,8 @@ class Entry:
         return file_name(self.label)
 
 
-# Flags that the recipes of the runs have and a comparison has not: it would have to be the same for all models.
+# Flags that the recipes of the runs have and a comparison has not: it would have to be the same for
+# all models.
 OF_RUNS = dict.fromkeys(
     (
         *(field.name for field in fields(Training)), "weights", "network", "attention", "frames", "stride", "width",
@@ -355,6 +360,8 @@ def _refuse_other_comparison(out: Path, config: Config) -> str:
 
 def main(config: Config) -> dict:
     """Run what is missing and write the tables; returns what compare.json holds."""
+    if config.seeds < 1:
+        raise ValueError(f"--seeds {config.seeds}: give at least 1")
     entries = entries_of(config)
     given = [(folder, read_accuracies(Path(folder))) for folder in config.results]
     if len(given) > 1:

@@ -4,11 +4,14 @@
     python recipes/convert.py --source runs/videomae-tiny/backbone --to official --out backbone.pth
     python recipes/convert.py --source hf:MCG-NJU/videomae-base --to ours --out backbone/
 
-A run gives its whole model, encoder and decoder; RUN/backbone the encoder alone. A fine-tuned VideoMAE is converted with its
-classifier: of transformers, official, or of recipes/finetune.py with --pool fc_norm. What is written is read
-back and compared with the source, weight by weight and by its outputs in transformers' model. Nothing
-that exists is overwritten. What neither the official code nor transformers can represent is refused: models of
-the presets `tiny` and `shrec` convert if they were pretrained with --positions flat --motion-tokens 1.
+A run gives its whole model, encoder and decoder; RUN/backbone the encoder alone. A fine-tuned
+VideoMAE is converted with its
+classifier: of transformers, official, or of recipes/finetune.py with --pool fc_norm. What is
+    written is read
+back and compared with the source, weight by weight and by its outputs in transformers' model.
+Nothing that exists is overwritten. What neither the official code nor transformers can represent is
+refused: models of the presets `tiny` and `shrec` convert if they were pretrained with --positions
+flat --motion-tokens 1.
 """
 
 import os
@@ -42,7 +45,8 @@ class Config:
     source: str
     """A run, RUN/backbone, hf:OWNER/NAME, hf:FOLDER, or an official .pth file."""
     to: Literal["hf", "official", "ours"]
-    """hf: a folder for transformers; official: a .pth file; ours: a backbone folder (encoder only)."""
+    """hf: a folder for transformers; official: a .pth file; ours: a backbone folder (encoder
+    only)."""
     out: str
     """The folder or file to write; it must not exist."""
     frames: Count | None = None
@@ -67,7 +71,8 @@ def load_theirs(source: str, sizes: Sizes) -> tuple[Model, dict]:
 def load_ours(source: str) -> tuple[torch.nn.Module, list[str]]:
     """An exported model of ours, and which of its weights are left out.
 
-    A classifier is kept where it stands behind the norm of the mean, as the others have it; else its backbone goes alone.
+    A classifier is kept where it stands behind the norm of the mean, as the others have it; else
+    its backbone goes alone.
     """
     folder = Path(source)
     if is_folder(folder) and read_backbone_config(folder)["builder"] == "Classifier":
@@ -106,7 +111,8 @@ def read(config: Config, problems: list[str]) -> tuple[Model, dict]:
         problems: what is amiss with its other flags.
 
     Raises:
-        ValueError: there are problems, or it cannot be read or converted; the message names them all.
+        ValueError: there are problems, or it cannot be read or converted; the message names them
+            all.
     """
     path = Path(config.source)
     sizes = Sizes(config.frames, config.size, config.heads, config.decoder_heads)

@@ -79,8 +79,8 @@ class Config:
     """Configuration of the probe."""
 
     backbone: str
-    """RUN/backbone, hf:OWNER/NAME of a VideoMAE, an official VideoMAE .pth, open_clip:MODEL/WEIGHTS,
-    i3d_k400, or a name of python -m downstream.models."""
+    """RUN/backbone, hf:OWNER/NAME of a VideoMAE, an official VideoMAE .pth,
+    open_clip:MODEL/WEIGHTS, i3d_k400, or a name of python -m downstream.models."""
     data: str
     """A packed folder, a folder of videos, a list file, tars, or `synthetic`: with labels."""
     out: str | None = None

@@ -6,10 +6,10 @@
     python recipes/predict.py --backbone hf:MCG-NJU/videomae-base-finetuned-kinetics --video clip.mp4
     python recipes/predict.py --backbone finetuned_ssv2.pth --classes names.txt --sampling uniform --video clip.mp4
 
-RUN is a run of recipes/finetune.py; `downstream.models.PUBLISHED` lists the classifiers of others. Written to the
-results folder: predictions.json (file -> ranked labels and probabilities; files in alphabetical order), predictions.csv
-(the same, a line a file), refused.json (file -> reason), and of a per-frame classifier also
-segments.json, segments.csv (what happens when) and timeline.png.
+RUN is a run of recipes/finetune.py; `downstream.models.PUBLISHED` lists the classifiers of others.
+Written to the results folder: predictions.json (file -> ranked labels and probabilities; files in
+alphabetical order), predictions.csv (the same, a line a file), refused.json (file -> reason), and
+of a per-frame classifier also segments.json, segments.csv (what happens when) and timeline.png.
 """
 
 import json
@@ -46,18 +46,18 @@ class Config:
     """Configuration of prediction."""
 
     backbone: str
-    """RUN/backbone of recipes/finetune.py, a fine-tuned VideoMAE (hf:OWNER/NAME, hf:FOLDER or an official .pth), i3d_k400, or
-    r3d_18_k400 and the like of torchvision."""
+    """RUN/backbone of recipes/finetune.py, a fine-tuned VideoMAE (hf:OWNER/NAME, hf:FOLDER or an
+    official .pth), i3d_k400, or r3d_18_k400 and the like of torchvision."""
     video: str
     """A file, or a folder of files."""
     weights: str | None = None
     """The file behind i3d_k400; of torchvision's networks, if not to be downloaded."""
     classes: str | None = None
-    """Names of the classes in the order of the classifier, separated by commas, or a text file with one a line: an official
-    .pth has none."""
+    """Names of the classes in the order of the classifier, separated by commas, or a text file with
+    one a line: an official .pth has none."""
     sampling: Literal["dense", "uniform"] | None = None
-    """dense: frames at a stride; uniform: a frame of each equal part of a clip, as for VideoMAEs of Something-Something;
-    by default what the weights record, else dense."""
+    """dense: frames at a stride; uniform: a frame of each equal part of a clip, as for VideoMAEs of
+    Something-Something; by default what the weights record, else dense."""
     stride: OptionalCount = None
     """Source frames between two sampled ones, if not those that the weights record."""
     top_k: Count = 5

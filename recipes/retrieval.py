@@ -3,10 +3,11 @@
     python recipes/retrieval.py --backbone runs/clip-tiny/backbone --data synthetic
     python recipes/retrieval.py --backbone runs/clip-tiny/backbone --data my_videos/ --query "a person sits down"
 
-Scored on a data set with captions: every caption of the split is a query for its video among all videos of the
-split (text to video), every video one for its captions among all captions. R@k is the fraction of queries whose
-correct item is among the k best; equal similarities share their average rank, and of several captions
-of a video the best-placed counts, whose only rivals are captions of other videos (downstream/retrieval.py). The ranking is exact. Written: results.json, CARD.md.
+Scored on a data set with captions: every caption of the split is a query for its video among all
+videos of the split (text to video), every video one for its captions among all captions. R@k is the
+fraction of queries whose correct item is among the k best; equal similarities share their average
+rank, and of several captions of a video the best-placed counts, whose only rivals are captions of
+other videos (downstream/retrieval.py). The ranking is exact. Written: results.json, CARD.md.
 
 With --query the best videos are listed, and drawn on a contact sheet.
 """
@@ -48,8 +49,8 @@ from pretrain.processes import loader_workers, start_evaluation
 from pretrain.settings import MACHINE, MachineFlags
 from pretrain.weights import weights_hash
 
-# A best video that is no more above the mean of all is called flat. Of CLIP's pairs a sentence and what shows it are 0.1
-# or more above others.
+# A best video that is no more above the mean of all is called flat. Of CLIP's pairs a sentence and
+# what shows it are 0.1 or more above others.
 FLAT = 0.05
 
 

@@ -4,11 +4,12 @@
     python recipes/zero_shot.py --backbone runs/clip-tiny/backbone --video clip.mp4 --classes "walks, sits down"
     python recipes/zero_shot.py --backbone open_clip:ViT-B-32/laion2b_s34b_b79k --video clip.mp4 --classes "drinking water, reading"
 
-On a data set the classes are those of its labels (or --classes); every class name is put into every template
-of a set, the unit vectors of the sentences are averaged and normalised (Radford et al. 2021,
-https://arxiv.org/abs/2103.00020), and the nearest one is predicted. How much the wording decides is
-measured too: the accuracy of every single template is printed beside that of their ensemble. Nothing is fitted, so
-only the tested split is read. Written: results.json, CARD.md, confusion.png, predictions.csv, scores.csv (of every class).
+On a data set the classes are those of its labels (or --classes); every class name is put into every
+template of a set, the unit vectors of the sentences are averaged and normalised (Radford et al.
+2021, https://arxiv.org/abs/2103.00020), and the nearest one is predicted. How much the wording
+decides is measured too: the accuracy of every single template is printed beside that of their
+ensemble. Nothing is fitted, so only the tested split is read. Written: results.json, CARD.md,
+confusion.png, predictions.csv, scores.csv (of every class).
 
 On one file, a ranked table and a filmstrip.
 """
@@ -81,8 +82,9 @@ class Config:
     classes: str | None = None
     """Class names separated by commas, or a file: a name a line, or csv with label,text."""
     templates: str = "auto"
-    """plain, vificlip, openai_kinetics, openai_ucf101, third_person, or a file with a template a line; auto: third_person if
-    the data have texts for their classes (a class_text column), else openai_kinetics."""
+    """plain, vificlip, openai_kinetics, openai_ucf101, third_person, or a file with a template a
+    line; auto: third_person if the data have texts for their classes (a class_text column), else
+    openai_kinetics."""
     out: str | None = None
     """Results folder; by default zero-shot-DATA beside the backbone."""
     test_split: str = "test"

@@ -68,8 +68,9 @@ class Family:
         k400: loads the classifier of Kinetics-400 that was published with it, from a file ("":
             downloaded where that is possible); None: there is none.
 
-    A class of several networks (`parts`) has the names of families as their arguments. A class whose networks can start from third-party weights has `with_weights(weights, arguments,
-    given)`, which builds it and loads them; `given` are the arguments that weights may not change.
+    A class of several networks (`parts`) has the names of families as their arguments. A class
+    whose networks can start from third-party weights has `with_weights(weights, arguments, given)`,
+    which builds it and loads them; `given` are the arguments that weights may not change.
     """
 
     build: Callable[..., nn.Module]
