@@ -12,14 +12,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from downstream.classifier import Classifier
-from downstream.models import load_backbone
+from downstream.models import build_model, load_backbone
+from downstream.models.flops import count_flops
+from downstream.results import Model
 from downstream.segments import NOTHING
+from pretrain.backbones import provenance_of
 from pretrain.data.sampling import counter_rng
 from pretrain.ema import start_average, update_average
 from pretrain.flags import flag
 from pretrain.loop import Plan
 from pretrain.optim import decays, learning_rate
 from pretrain.spec import Backbone, Clip
+from pretrain.weights import weights_hash
 
 STEP_STREAM = 6  # of counter_rng: dropout, drop path and mixing of one step
 
@@ -27,18 +31,29 @@ STEP_STREAM = 6  # of counter_rng: dropout, drop path and mixing of one step
 # ------------------------------------------------------------------------------------- the backbone
 
 
-def start_from(name: str, weights: str, changes: dict[str, Any]) -> nn.Module:
-    """The trained backbone that `--backbone` names, of other frames or another size if asked for.
+def start_from(
+    model: str | None, trained: str | None, weights: str, small: bool, changes: dict[str, Any]
+) -> nn.Module:
+    """What is trained: a model of a family, or a trained backbone.
 
     Args:
-        name: see `downstream.models.load_backbone`.
-        weights: likewise.
-        changes: arguments that are to differ; only "frames" and "size" can, of a video transformer.
+        model: a name in `MODELS`, see `build_model`; likewise `weights` and `small`.
+        trained: or a backbone, see `load_backbone`.
+        weights: of either.
+        small: the model's form for a CPU.
+        changes: arguments that are to differ, by name; of a backbone only "frames" and "size" can,
+            of a video transformer.
 
     Raises:
-        ValueError: nothing of the kind is there, or another argument was given.
+        ValueError: neither or both of the names; nothing of the kind is there, or it cannot be so.
     """
-    backbone = load_backbone(name, weights)
+    if model and not trained:
+        return build_model(model, small, weights, **changes)
+    if model or not trained:
+        raise ValueError(
+            "give either --model, a name of python -m downstream.models, or --backbone"
+        )
+    backbone = load_backbone(trained, weights)
     resized = getattr(backbone, "resized", None)
     if resized and changes and changes.keys() <= {"frames", "size"}:
         backbone = resized(changes.get("frames", 0), changes.get("size", 0))
@@ -342,3 +357,21 @@ class StepLoss:
         known = targets.sum(-1) > 0
         hits = (logits.argmax(-1) == targets.argmax(-1)) & known
         return [loss, mass, hits.sum().float(), known.sum().float()]
+
+
+def describe_classifier(model: Classifier, name: str, trained: str | None) -> Model:
+    """A fine-tuned classifier, for its results.
+
+    Numbers of parameters and operations are its backbone's.
+
+    Args:
+        model: moved to the CPU.
+        name: of what was trained, as the user gave it.
+        trained: the backbone that it started from; None: from a fresh one.
+    """
+    backbone = model.backbone.cpu()
+    parameters = sum(p.numel() for p in backbone.parameters())
+    provenance = provenance_of(trained) if trained else "from scratch"
+    return Model(
+        name, weights_hash(model), parameters, backbone.arguments, provenance, count_flops(backbone)
+    )

@@ -6,6 +6,7 @@ Another task is another class with these methods and one line in `TASKS`; the re
 and not which one it is.
 """
 
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -165,11 +166,32 @@ class LabelOfView:
         return {"labels": self.task.label(record, frames, self.numbers)}
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """The videos of a run.
+
+    Attributes:
+        train: to learn from.
+        val: for validation; None: there are none.
+        test: to be scored.
+        classes: names of the classes.
+        rule: which are for validation, in words.
+        notes: sentences a reader of the result must see.
+    """
+
+    train: Videos
+    val: Videos | None
+    test: Videos
+    classes: list[str]
+    rule: str
+    notes: list[str]
+
+
 def choose_videos(
     task: Task, pack: Pack, train_split: str, test_split: str, shots: int | None,
     validation: Literal["auto", "hold-out", "off"], seed: int,
-) -> tuple[Videos, Videos | None, Videos, list[str], str, list[str]]:  # fmt: skip
-    """Training, validation and test videos, classes, the rule of validation, notes for the reader.
+) -> Chosen:  # fmt: skip
+    """Choose training, validation and test videos.
 
     Args:
         task: whose labels count.
@@ -195,7 +217,6 @@ def choose_videos(
         )
         train = subset(train, keep)
     val, rule = None, "none: the exported weights are the last ones"
-    splits = pack.index["splits"]
     if validation == "hold-out":
         if None in train.labels:
             raise ValueError(
@@ -204,16 +225,17 @@ def choose_videos(
         held, how = choose_validation(train.known_labels, train.subjects, seed)
         if not held.any():
             raise ValueError(f"--val hold-out: nothing can be held out, {how}")
-        train, val, rule = (
-            subset(train, ~held),
-            subset(train, held),
-            f"{held.sum()} training videos, {how}",
-        )
-    elif validation == "auto" and "val" in splits and "val" not in (train_split, test_split):
+        rule = f"{held.sum()} training videos, {how}"
+        train, val = subset(train, ~held), subset(train, held)
+    elif (
+        validation == "auto"
+        and "val" in pack.index["splits"]
+        and "val" not in (train_split, test_split)
+    ):
         _, val, _, more = task.split(pack, train_split, "val", seed)
         rule = f"the split val, {len(val)} videos"
         notes += [n for n in more if n not in notes]
-    return train, val, test, classes, rule, notes
+    return Chosen(train, val, test, classes, rule, notes)
 
 
 def validate(

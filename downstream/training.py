@@ -16,7 +16,7 @@ from pretrain.flags import (
     Positive,
     PositiveFraction,
 )
-from pretrain.spec import Backbone
+from pretrain.spec import Backbone, InputSpec
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,25 @@ class Training(Given):
         # A given number of epochs is not to be overruled by steps of ours.
         instead = {"steps": given.steps} if given.epochs else {}
         return replace(self, **values | instead)
+
+    def check(self, spec: InputSpec, whole: bool) -> None:
+        """Raise ValueError if clips of this kind, or labels of frames, cannot be trained so.
+
+        Args:
+            spec: the backbone's clip.
+            whole: a clip has one label.
+        """
+        mixed = self.mixup or self.cutmix
+        if mixed and (joints := spec.streams.keys() - spec.pictures.keys()):
+            raise ValueError(
+                f"--mixup and --cutmix mix pixels, and this backbone takes {', '.join(joints)}: "
+                "give 0 for both"
+            )
+        if not whole and (mixed or self.views > 1):
+            raise ValueError(
+                "--mixup and --cutmix mix whole clips and --views repeats them, not labels of "
+                "frames: with --per-frame give 0, 0 and 1"
+            )
 
     def in_words(self) -> dict[str, str]:
         """Rows of the table at the start: what regularises and what augments."""

@@ -38,34 +38,26 @@ from downstream.finetune import (
     StepLoss,
     adapt,
     balanced_weights,
+    describe_classifier,
     freeze,
     make_optimizer,
     scheduled_rate,
     start_from,
 )
 from downstream.fusion import scored, write_scores
-from downstream.models import build_model, choose_sampling, load_classifier
-from downstream.models.flops import count_flops
+from downstream.models import choose_sampling, load_classifier
 from downstream.report import publish
 from downstream.results import (
     Metric,
-    Model,
     accuracies,
     build_results,
     describe_data,
     describe_views,
     versions,
 )
-from downstream.splits import Videos, videos_digest
-from downstream.tasks import TASKS, LabelOfView, choose_videos, validate
-from downstream.training import (
-    GIVEN,
-    TRAINING,
-    Training,
-    TrainingFlags,
-    flags_of,
-    resolve_training,
-)
+from downstream.splits import videos_digest
+from downstream.tasks import TASKS, Chosen, LabelOfView, choose_videos, validate
+from downstream.training import GIVEN, TRAINING, Training, TrainingFlags, flags_of, resolve_training
 from pretrain import backbones, log
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack, TrainClips, warn_of_clips
@@ -78,7 +70,6 @@ from pretrain.processes import is_first, loader_workers, start_accelerator
 from pretrain.run import try_run
 from pretrain.settings import MACHINE, RUN, MachineFlags, RunFlags
 from pretrain.spec import Backbone
-from pretrain.weights import weights_hash
 
 
 @dataclass(frozen=True)
@@ -167,31 +158,20 @@ ABOUT = {
 }
 
 
-def resolve(cfg: Config, backbone: nn.Module) -> tuple[Config, Training]:
-    """The configuration with all that was not given filled in, and the training that it says.
-
-    Raises:
-        ValueError: the preset does not fit the backbone, or a value was given that others leave
-            without effect.
-    """
+def resolve(cfg: Config, backbone: nn.Module) -> tuple[Config, Training, nn.Module]:
+    """The configuration with all of it filled in, the training that it says, the backbone for it."""
     training = resolve_training(cfg.preset, cfg.training, backbone, cfg.name, bool(cfg.model))
-    assert isinstance(backbone, Backbone)
-    spec, mixed = backbone.input_spec, training.mixup or training.cutmix
-    if mixed and (joints := spec.streams.keys() - spec.pictures.keys()):
-        raise ValueError(
-            f"--mixup and --cutmix mix pixels, and {cfg.name} takes {', '.join(joints)}: give 0 "
-            "for both"
-        )
-    if cfg.per_frame and (mixed or training.views > 1):
-        raise ValueError(
-            "--mixup and --cutmix mix whole clips and --views repeats them, not labels of frames: "
-            "with --per-frame give 0, 0 and 1"
-        )
     named = cfg.model or Path(cfg.name).resolve().parent.name or "backbone"
     out = cfg.out or f"runs/finetune-{file_name(named)}"
     filled = replace(cfg, training=flags_of(training), out=out)
     refuse_given(cfg, unused(filled), PRESETS.get(cfg.preset, Config()))
-    return filled, training
+    choose_sampling(backbone, training.sampling, cfg.stride)
+    backbone, task = adapt(backbone, training.pool, training.drop_path), TASKS[cfg.per_frame]
+    assert isinstance(backbone, Backbone)
+    training.check(backbone.input_spec, task.whole)
+    if not task.whole:
+        refuse_per_frame(backbone)
+    return filled, training, backbone
 
 
 def unused(cfg: Config) -> dict[str, str]:
@@ -212,31 +192,11 @@ def unused(cfg: Config) -> dict[str, str]:
 
 
 def build_backbone(cfg: Config) -> nn.Module:
-    """The backbone of a configuration, fresh from its seed or with the weights it names.
-
-    Raises:
-        ValueError: neither or both of --model and --backbone; it cannot be built, or it takes a
-            stream that the data do not have.
-    """
-    if bool(cfg.model) == bool(cfg.backbone):
-        raise ValueError(
-            "give either --model, a name of python -m downstream.models, or --backbone"
-        )
+    """The backbone of a configuration, fresh from its seed or with the weights it names."""
+    names = ("network", "attention", "frames", "size", "width", "subtract_mean")
+    given = {n: getattr(cfg, n) for n in names if getattr(cfg, n) is not None}
     torch.manual_seed(cfg.seed)
-    flags = (
-        "parts", "network", "attention", "frames", "size", "width", "skeleton", "coordinates",
-        "people",
-    )  # fmt: skip
-    changes = {name: getattr(cfg, name) for name in flags if getattr(cfg, name)}
-    if cfg.subtract_mean is not None:
-        changes["subtract_mean"] = cfg.subtract_mean
-    if cfg.model:
-        backbone = build_model(cfg.model, cfg.preset == "tiny", cfg.weights or "", **changes)
-    else:
-        assert cfg.backbone
-        backbone = start_from(cfg.backbone, cfg.weights or "", changes)
-    assert isinstance(backbone, Backbone)
-    return backbone
+    return start_from(cfg.model, cfg.backbone, cfg.weights or "", cfg.preset == "tiny", given)
 
 
 # ---------------------------------------------------------------------------------------- the step
@@ -245,12 +205,9 @@ def build_backbone(cfg: Config) -> nn.Module:
 def train_step(model, optimizer, batches, accumulate, accelerator, loss_of, clip_grad):
     """One optimizer step over `accumulate` micro-batches.
 
-    The loss is the mean over everything in the step that has a target, whatever the number of
-    micro-batches and of processes: sums are added up, and their gradient is divided once.
-
-    Returns:
-        mean loss, accuracy and gradient norm, all over all processes; if the norm is not finite the
-        weights were left alone.
+    The loss is the mean over everything in the step that has a target, in all micro-batches and
+    processes: sums are added up, and their gradient is divided once. Returned are mean loss,
+    accuracy and gradient norm; if that is not finite the weights were left alone.
     """
     sums = torch.zeros(4, device=accelerator.device)
     for i in range(accumulate):
@@ -268,23 +225,24 @@ def train_step(model, optimizer, batches, accumulate, accelerator, loss_of, clip
 
 
 def print_plan(
-    cfg: Config, training: Training, run: TrainingRun, model: Classifier, data: str, rule: str
+    cfg: Config, training: Training, run: TrainingRun, model: Classifier, videos: Chosen
 ) -> None:
     """Print what the run resolved to, so that no number is applied silently."""
-    spec, unit = model.input_spec, TASKS[cfg.per_frame].unit
+    spec, plan, unit = model.input_spec, run.plan, TASKS[cfg.per_frame].unit
     parameters = sum(p.numel() for p in model.backbone.parameters()) / 1e6
     learns = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
     run.print_plan(
         f"fine-tune {cfg.preset}",
         {
-            "data": f"{data} of {cfg.data}",
-            "validation": rule,
-            "model": f"{cfg.name}, {parameters:.2f} M parameters, {learns:.2f} M "
-            f"learn, {len(model.classes)} classes of {unit}",
+            "data": f"{len(videos.train)} training videos ({plan.num_clips} clips), "
+            f"{len(videos.test)} test videos of {cfg.data}",
+            "validation": videos.rule,
+            "model": f"{cfg.name}, {parameters:.2f} M parameters, {learns:.2f} M learn, "
+            f"{len(model.classes)} classes of {unit}",
             "clip": f"{spec.frames} frames of {spec.size} px, {spec.pace}"
             + (", mean frame subtracted" if spec.subtracts_mean else ""),
             "optimizer": f"{training.optimizer}, {training.base_lr:g} per 256 clips -> "
-            f"{run.plan.peak:g}, {training.schedule}",
+            f"{plan.peak:g}, {training.schedule}",
             **training.in_words(),
         },
     )
@@ -297,13 +255,8 @@ def main(cfg: Config) -> dict:
     """Train and test; returns what results.json holds."""
     # ---- what to train and how: mistakes are named before hours of packing
     backbone = build_backbone(cfg)
-    cfg, training = resolve(cfg, backbone)
-    choose_sampling(backbone, training.sampling, cfg.stride)
-    backbone = adapt(backbone, training.pool, training.drop_path)
+    cfg, training, backbone = resolve(cfg, backbone)
     assert isinstance(backbone, Backbone)
-    task = TASKS[cfg.per_frame]
-    if not task.whole:
-        refuse_per_frame(backbone)
     augment = Augment(training.flip, training.colour, training.rand_augment or "", training.erase)
     assert cfg.out  # `resolve` names it
     folder = Path(cfg.out)
@@ -311,11 +264,13 @@ def main(cfg: Config) -> dict:
 
     # ---- data: before the process group exists, which waits for nobody so long
     pack = open_data(cfg.data, packing_side(backbone.input_spec.size), say=is_first())
-    train, val, test, classes, rule, notes = choose_videos(
+    task = TASKS[cfg.per_frame]
+    videos = choose_videos(
         task, pack, cfg.train_split, cfg.test_split, cfg.shots, cfg.val, cfg.seed
     )
+    train, classes = videos.train, videos.classes
     pack.check_streams(train.samples, backbone.input_spec, cfg.name)
-    if training.patience and val is None:
+    if training.patience and videos.val is None:
         raise ValueError(
             "--patience needs validation videos: name a split val in the list, or give "
             "--val hold-out"
@@ -333,10 +288,9 @@ def main(cfg: Config) -> dict:
     )
     plan = plan_run(training, len(train.samples), accelerator.num_processes, training.views)
     with TrainingRun(folder, cfg, pack.index["fingerprint"], plan, accelerator, set()) as run:
-        data = f"{len(train)} training videos ({plan.num_clips} clips), {len(test)} test videos"
-        print_plan(cfg, training, run, model, data, rule)
+        print_plan(cfg, training, run, model, videos)
         if run.first:
-            for note in notes:
+            for note in videos.notes:
                 print(f"note: {for_screen(note)}", flush=True)
             warn_of_clips(pack, train.samples, model.input_spec)
         beginning = {"loss": None, "val": None, "best": None, "best_step": 0, "since_best": 0}
@@ -348,9 +302,8 @@ def main(cfg: Config) -> dict:
             None if training.crop == "resized" else training.scales, LabelOfView(task, classes),
             augment,
         )  # fmt: skip
-        weights = None
-        if training.class_weights == "balanced":
-            weights = balanced_weights(task.counts(pack, train, classes))
+        balanced = training.class_weights == "balanced"
+        weights = balanced_weights(task.counts(pack, train, classes)) if balanced else None
         loss_of = StepLoss(
             accelerator, len(classes), weights, training.smoothing, training.mixup, training.cutmix,
             cfg.seed,
@@ -358,7 +311,7 @@ def main(cfg: Config) -> dict:
         wrapped = accelerator.prepare_model(model)
         wrapped.train()  # what was loaded is in evaluation mode
         epoch = math.ceil(plan.num_clips / plan.decodes_per_step)
-        val_every = cfg.val_every or max(1, epoch, plan.steps // 20)
+        val_every = cfg.val_every or max(epoch, plan.steps // 20)
 
         # ---- loop
         patient = lambda: not training.patience or run.state["since_best"] < training.patience
@@ -377,9 +330,9 @@ def main(cfg: Config) -> dict:
                     learner.update_average()
                 run.agree(norm)
                 values = {"loss": loss, "train_top1": right, "lr": lr, "grad_norm": norm}
-                if val is not None and run.due(val_every):
+                if videos.val is not None and run.due(val_every):
                     now = validate(
-                        task, learner.best_guess, pack, val, training.micro_batch,
+                        task, learner.best_guess, pack, videos.val, training.micro_batch,
                         cfg.machine.precision, accelerator,
                     )  # fmt: skip
                     wrapped.train()
@@ -395,15 +348,12 @@ def main(cfg: Config) -> dict:
                     run.log(values, *progress(values, run.state, len(classes)))
                 run.finish_step({"loss": loss})
         if not patient() and run.first:
-            print(
-                f"stopped early: no better validation in {training.patience} rounds; best at step "
-                f"{run.state['best_step']}"
-            )
+            rounds = f"no better validation in {training.patience} rounds"
+            print(f"stopped early: {rounds}; best at step {run.state['best_step']}")
 
         # ---- end: one process tests
-        if not run.end():
-            return {}
-        return finish(cfg, training, learner, pack, train, val, test, rule, notes, run)
+        last = learner.best_guess
+        return finish(cfg, training, last, pack, videos, run) if run.end() else {}
 
 
 def progress(values: dict, state: dict, num_classes: int) -> tuple[str, str]:
@@ -423,72 +373,67 @@ def export(run: TrainingRun, model: nn.Module, folder: Path) -> None:
 
 
 def finish(
-    cfg: Config, training: Training, learner: Learner, pack: Pack, train: Videos, val: Videos | None, test: Videos, rule: str,
-    notes: list[str], run: TrainingRun,
-) -> dict:  # fmt: skip
+    cfg: Config, training: Training, last: Classifier, pack: Pack, videos: Chosen, run: TrainingRun
+) -> dict:
     """Export, score the test split once and write what was found."""
-    folder, plan, state, accelerator = run.folder, run.plan, run.state, run.accelerator
-    last = learner.best_guess
+    folder, plan, state, task = run.folder, run.plan, run.state, TASKS[cfg.per_frame]
     export(run, last, folder / "last")
-    if val is None:
+    if videos.val is None:
         export(run, last, folder / "backbone")
     model = load_classifier(str(folder / "backbone"))
-    classes = model.classes
+
+    # ---- predictions
     how = Extraction(
-        training.num_clips,
-        training.num_crops,
-        1,
-        training.micro_batch,
-        min(loader_workers(cfg.machine, 1), 1),
-        accelerator.device,
-        cfg.machine.precision,
-    )
-    task = TASKS[cfg.per_frame]
-    said = task.predict(model, pack, test, how, "test videos")
+        training.num_clips, training.num_crops, 1, training.micro_batch,
+        min(loader_workers(cfg.machine, 1), 1), run.accelerator.device, cfg.machine.precision,
+    )  # fmt: skip
+    said = task.predict(model, pack, videos.test, how, "test videos")
     if not len(said.truth):
         raise ValueError(f"{cfg.data}: nothing of the test videos has a label")
-    metrics, interval, more = accuracies(said, cfg.seed, task.counts(pack, train, classes))
-    metrics |= {name: Metric(value, len(test)) for name, value in said.more.items()}
-    spec = model.input_spec
-    # Steps that were meant, not those of an early stop, which is part of the protocol.
+    learned = task.counts(pack, videos.train, model.classes)
+    metrics, interval, notes = accuracies(said, cfg.seed, learned)
+    metrics |= {name: Metric(value, len(videos.test)) for name, value in said.more.items()}
+
+    # ---- results
+    splits = (cfg.train_split, videos.train), (cfg.test_split, videos.test)
     protocol = {
-        "kind": task.kind, "videos": videos_digest(train, test),
-        "train_split": cfg.train_split, "test_split": cfg.test_split, "num_train": len(train), "num_test": len(test),
-        "shots": cfg.shots, "num_clips": training.num_clips, "num_crops": training.num_crops, "validation": rule,
-        "preset": cfg.preset, "training_clips": plan.steps * training.batch_size, "patience": training.patience,
+        "kind": task.kind, "videos": videos_digest(videos.train, videos.test),
+        "train_split": cfg.train_split, "test_split": cfg.test_split,
+        "num_train": len(videos.train), "num_test": len(videos.test), "shots": cfg.shots,
+        "num_clips": training.num_clips, "num_crops": training.num_crops,
+        "validation": videos.rule, "preset": cfg.preset, "patience": training.patience,
+        # Those that were meant, not those of an early stop, which is part of the protocol.
+        "training_clips": plan.steps * plan.batch_size,
     }  # fmt: skip
     unset = flat(Config())
     details = {
-        "views": describe_views(spec, how, task.pooling),
+        "views": describe_views(model.input_spec, how, task.pooling),
         "training": {
-            **{k: v for k, v in flat(cfg).items() if v or v != unset[k]},  # a falsy default: off, or the model's own
+            # A falsy default: off, or the model's own.
+            **{k: v for k, v in flat(cfg).items() if v or v != unset[k]},
             "weights": cfg.weights or ("of the backbone" if cfg.backbone else "from scratch"),
-            "steps": state["step"], "of": plan.steps, "clips": state["step"] * training.batch_size,
-            "minutes": state["seconds"] / 60, "best_step": state["best_step"] or state["step"],
-            "best_validation_accuracy": state["best"], "skipped_steps": state["skipped"], "bad_clips": state["bad_clips"],
+            "steps": run.step, "of": plan.steps, "clips": run.step * plan.batch_size,
+            "minutes": state["seconds"] / 60, "best_step": state["best_step"] or run.step,
+            "best_validation_accuracy": state["best"], "skipped_steps": state["skipped"],
+            "bad_clips": state["bad_clips"],
         },
         "interval": interval,
     }  # fmt: skip
-    provenance = backbones.provenance_of(cfg.backbone) if cfg.backbone else "from scratch"
-    described = Model(
-        cfg.name, weights_hash(model), sum(p.numel() for p in model.backbone.parameters()),
-        model.backbone.arguments, provenance, count_flops(model.backbone.cpu()),
-    )  # fmt: skip
-    data = describe_data(cfg.data, pack, (cfg.train_split, train), (cfg.test_split, test), classes)
     results = build_results(
-        "finetune", data, described, protocol, flat(cfg), metrics, cfg.seed,
-        versions(how.device, how.dtype_name), [*notes, *more], details, said,
+        "finetune", describe_data(cfg.data, pack, *splits, model.classes),
+        describe_classifier(model, cfg.name, cfg.backbone), protocol, flat(cfg), metrics, cfg.seed,
+        versions(how.device, how.dtype_name), [*videos.notes, *notes], details, said,
     )  # fmt: skip
-    written = publish(folder, results, said, notes)
+    written = publish(folder, results, said, videos.notes)
     if said.scores is not None:
-        parts = {"test": scored(test, said.scores)}
-        if val is not None:
-            seen = task.predict(model, pack, val, how, "validation videos").scores
-            assert seen is not None  # as of the test videos
-            parts["val"] = scored(val, seen)
-        written["scores"] = write_scores(folder, parts, classes)
-    predict = f"python recipes/predict.py --backbone {for_shell(folder / 'backbone')}"
+        parts = {"test": scored(videos.test, said.scores)}
+        if videos.val is not None:
+            scores = task.predict(model, pack, videos.val, how, "validation videos").scores
+            assert scores is not None  # as of the test videos
+            parts["val"] = scored(videos.val, scores)
+        written["scores"] = write_scores(folder, parts, model.classes)
     written["classifier"] = folder / "backbone"
+    predict = f"python recipes/predict.py --backbone {for_shell(folder / 'backbone')}"
     run.print_done(written, f"{predict} --video FILE_OR_FOLDER")
     return results.as_dict()
 

@@ -16,8 +16,7 @@ from safetensors.torch import load_file
 
 from downstream.classifier import class_probabilities, frame_probabilities
 from downstream.features import Extraction
-from downstream.finetune import adapt
-from downstream.models import build_model, choose_sampling, load_backbone, load_classifier
+from downstream.models import build_model, load_backbone, load_classifier
 from downstream.results import read_results
 from downstream.splits import choose_splits, videos_digest
 from downstream.tasks import TASKS, Clips
@@ -208,10 +207,10 @@ def test_the_best_validated_weights_are_exported(tiny_pack, tmp_path, monkeypatc
 def test_from_a_backbone_and_frozen(tiny_pack, tiny_backbone, tmp_path, monkeypatch):
     given = {
         "model": "",
-        "network": "",
-        "frames": 0,
-        "stride": 0,
-        "size": 0,
+        "network": None,
+        "frames": None,
+        "stride": None,
+        "size": None,
         "backbone": str(tiny_backbone),
     }
     before = load_backbone(str(tiny_backbone)).state_dict()
@@ -339,9 +338,7 @@ def test_paper_resolves_for_any_family():
         with torch.device("meta"):
             backbone = build_model(name, small=not name.startswith("vi"))
             paper = configure(finetune.Config, preset="paper", model=name)
-            cfg, training = finetune.resolve(paper, backbone)
-            choose_sampling(backbone, training.sampling, None)
-            backbone = adapt(backbone, training.pool, training.drop_path)
+            cfg, training, backbone = finetune.resolve(paper, backbone)
         assert training.epochs and training.batch_size and training.num_clips > 1
         assert training.crop and training.scales
         known = flat(cfg)  # nothing but these is left to be filled in
@@ -563,7 +560,7 @@ def test_predictions_of_a_file_and_a_folder(undisturbed, tmp_path, capsys):
         ({"model": ""}, "give either --model"),
         ({"backbone": "x"}, "give either --model"),
         ({"model": "lstn"}, "did you mean lstm"),
-        ({"model": "i3d_flow", "network": "", "frames": 8}, "takes flow"),
+        ({"model": "i3d_flow", "network": None, "frames": 8}, "takes flow"),
         ({"patience": 2}, "--patience needs validation videos"),
         ({"patience": 2, "val": "off"}, "without effect.*--patience with --val off"),
         ({"model": "lstm", "per_frame": True, "views": 2}, "mix whole clips"),
@@ -589,7 +586,7 @@ def test_predictions_of_a_file_and_a_folder(undisturbed, tmp_path, capsys):
         ),
         ({"sampling": "uniform"}, "leave out --stride 4"),
         (
-            {"model": "lstm", "per_frame": True, "sampling": "uniform", "stride": 0},
+            {"model": "lstm", "per_frame": True, "sampling": "uniform", "stride": None},
             "give --sampling dense",
         ),
         ({"erase": 2.0}, "not between 0 and 1"),

@@ -69,7 +69,7 @@ def test_a_family_is_one_file_and_one_row(tmp_path, monkeypatch, tiny_pack, capt
     again = load_backbone(str(pretrained / "backbone"))
     assert type(again) is boxes.Boxes and again(torch.zeros(1, 3, 8, 32, 32)).shape == (1, 32)
     cfg = test_finetune.config(
-        tiny_pack, tuned, preset="tiny", network="", frames=0, stride=0, size=0, steps=1
+        tiny_pack, tuned, preset="tiny", network=None, frames=None, stride=None, size=None, steps=1
     )
     trained = str(pretrained / "backbone")
     finetune.main(dataclasses.replace(cfg, model="", backbone=trained))
