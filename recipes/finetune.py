@@ -34,6 +34,8 @@ from torch import nn
 from downstream.classifier import Classifier, refuse_per_frame
 from downstream.features import Extraction
 from downstream.finetune import (
+    CHANGES,
+    ChangesFlags,
     Learner,
     StepLoss,
     adapt,
@@ -62,7 +64,7 @@ from pretrain import backbones, log
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack, TrainClips, warn_of_clips
 from pretrain.data.transforms import Augment
-from pretrain.flags import OptionalCount, Positive, Seed, flat, refuse_given
+from pretrain.flags import OptionalCount, Seed, flat, refuse_given
 from pretrain.loop import TrainingRun, plan_run
 from pretrain.names import file_name, for_screen, for_shell
 from pretrain.optim import set_rate, update
@@ -86,28 +88,9 @@ class Config:
     weights: str | None = None
     """Of --model: imagenet, kinetics or a file, of a ViViT timm:NAME or open_clip:MODEL/WEIGHTS; of
     --backbone i3d_k400: the file."""
-    parts: tuple[str, ...] | None = None
-    """Of a --model of two networks, what each is: a name of the table, RUN/backbone, ..."""
-    network: str | None = None
-    """The 2-D network of a frame family: of timm, torchvision:NAME or open_clip:MODEL/WEIGHTS."""
-    attention: str | None = None
-    """Blocks to insert: se@sums, nonlocal@*.layer3, ...; see downstream/models/attention.py."""
-    frames: OptionalCount = None
-    """Frames of a clip."""
     stride: OptionalCount = None
     """Source frames between two sampled ones."""
-    size: OptionalCount = None
-    """Height and width of a clip, pixels."""
-    width: Positive | None = None
-    """Factor on the channels of c3d, i3d and stgcn."""
-    skeleton: str | None = None
-    """Of a network of joints: a name of pretrain/data/poses.py, such as kinect25 or coco17."""
-    coordinates: OptionalCount = None
-    """Likewise: 2 (pixels) or 3 (metres) of a joint."""
-    people: OptionalCount = None
-    """Likewise: in a frame."""
-    subtract_mean: bool | None = None
-    """True: subtract each clip's mean frame, which removes static backgrounds."""
+    changes: ChangesFlags = CHANGES
     freeze: bool = False
     """Train the classifier and, in frame families, what follows the 2-D network; not the rest."""
     per_frame: bool = False
@@ -193,10 +176,9 @@ def unused(cfg: Config) -> dict[str, str]:
 
 def build_backbone(cfg: Config) -> nn.Module:
     """The backbone of a configuration, fresh from its seed or with the weights it names."""
-    names = ("network", "attention", "frames", "size", "width", "subtract_mean")
-    given = {n: getattr(cfg, n) for n in names if getattr(cfg, n) is not None}
     torch.manual_seed(cfg.seed)
-    return start_from(cfg.model, cfg.backbone, cfg.weights or "", cfg.preset == "tiny", given)
+    small = cfg.preset == "tiny"
+    return start_from(cfg.model, cfg.backbone, cfg.weights or "", small, cfg.changes.given())
 
 
 # ---------------------------------------------------------------------------------------- the step
@@ -257,6 +239,7 @@ def main(cfg: Config) -> dict:
     backbone = build_backbone(cfg)
     cfg, training, backbone = resolve(cfg, backbone)
     assert isinstance(backbone, Backbone)
+    backbone.input_spec.refuse_lacking(STREAMS, cfg.name)
     augment = Augment(training.flip, training.colour, training.rand_augment or "", training.erase)
     assert cfg.out  # `resolve` names it
     folder = Path(cfg.out)

@@ -2,7 +2,6 @@
 recipe takes it.
 """
 
-import dataclasses
 import importlib
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from downstream.models import MODELS, Family, build_model, load_backbone, load_classifier
 from recipes import clip, finetune, videomae
 from tests.recipes import test_clip, test_finetune, test_videomae
+from tests.recipes.runs import change
 
 FILE = '''
 """Means of boxes of pixels, and a linear layer on them."""
@@ -72,9 +72,9 @@ def test_a_family_is_one_file_and_one_row(tmp_path, monkeypatch, tiny_pack, capt
         tiny_pack, tuned, preset="tiny", network=None, frames=None, stride=None, size=None, steps=1
     )
     trained = str(pretrained / "backbone")
-    finetune.main(dataclasses.replace(cfg, model="", backbone=trained))
+    finetune.main(change(cfg, model="", backbone=trained))
     assert load_classifier(str(tuned / "backbone")).classes == ["down", "left", "right", "up"]
-    finetune.main(dataclasses.replace(cfg, model="boxes", out=str(tmp_path / "fresh")))
+    finetune.main(change(cfg, model="boxes", out=str(tmp_path / "fresh")))
     clip.main(
         test_clip.config(
             captioned_pack,
