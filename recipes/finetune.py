@@ -239,7 +239,6 @@ def main(cfg: Config) -> dict:
     backbone = build_backbone(cfg)
     cfg, training, backbone = resolve(cfg, backbone)
     assert isinstance(backbone, Backbone)
-    backbone.input_spec.refuse_lacking(STREAMS, cfg.name)
     augment = Augment(training.flip, training.colour, training.rand_augment or "", training.erase)
     assert cfg.out  # `resolve` names it
     folder = Path(cfg.out)
