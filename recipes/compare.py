@@ -33,10 +33,11 @@ from downstream.compare import (
     summarise,
     write_tables,
 )
+from downstream.finetune import Changes
 from downstream.models import check_name
 from downstream.report import cost_figure
 from downstream.results import Results
-from downstream.training import Training
+from downstream.training import Given
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.progress import Bar
 from pretrain.files import read_json
@@ -45,7 +46,7 @@ from pretrain.folders import claim, holds_nothing
 from pretrain.log import cli, config_differences, write_json
 from pretrain.names import file_name, for_screen
 from pretrain.processes import start_evaluation
-from pretrain.settings import MACHINE, MachineFlags
+from pretrain.settings import MACHINE, MachineFlags, RunSettings
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,8 @@ class Entry:
 # all models.
 OF_RUNS = dict.fromkeys(
     (
-        *(field.name for field in fields(Training)), "weights", "network", "attention", "frames", "stride", "width",
-        "subtract_mean", "freeze", "per_frame", "val", "shots", "micro_batch", "class_weights", "ema", "patience",
-        "resume", "save_every", "val_every", "log_seconds", "max_bad_clips", "tensorboard", "leave_one_out",
+        *(field.name for group in (Changes, Given, RunSettings) for field in fields(group)),
+        "weights", "stride", "freeze", "per_frame", "val", "shots", "val_every", "leave_one_out",
         "time_segments", "classifier", "attentive",
     ),
     "each run takes it from --preset of recipes/finetune.py, or has recipes/linear_probe.py's default. To set it, run these "
