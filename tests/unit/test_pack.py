@@ -975,6 +975,15 @@ worker.main()
 """
 
 
+def decode_by(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Let packing decode by processes that run `code`."""
+    command = (sys.executable, "-c", code)
+    monkeypatch.setattr(
+        "pretrain.data.pack.run_jobs",
+        lambda jobs, workers, timeout, _, *rest: run_jobs(jobs, workers, timeout, command, *rest),
+    )
+
+
 def test_a_stopped_and_a_crashed_decoder_cost_one_file_each(tmp_path, monkeypatch):
     folder, out = tmp_path / "videos", tmp_path / "out"
     folder.mkdir()
@@ -983,13 +992,7 @@ def test_a_stopped_and_a_crashed_decoder_cost_one_file_each(tmp_path, monkeypatc
     for name in names[:2]:
         shutil.copy(folder / "third.mp4", folder / f"{name}.mp4")
     with monkeypatch.context() as patch:
-        command = (sys.executable, "-c", HURT)
-        patch.setattr(
-            "pretrain.data.pack.run_jobs",
-            lambda jobs, workers, timeout, _, *rest: run_jobs(
-                jobs, workers, timeout, command, *rest
-            ),
-        )
+        decode_by(patch, HURT)
         assert quick(folder, out, timeout=3.0)["num_refused"] == 2
     lines = map(json.loads, (out / ".pack/journal.jsonl").read_text().splitlines())
     said = {line["name"]: line.get("refused", "") for line in lines}
@@ -1021,16 +1024,19 @@ def test_beats_keep_no_file_alive_beyond_its_time():
     assert any(jobs.get(0, 0) >= 1 for jobs in seen)
 
 
-def test_a_file_that_takes_too_long_is_tried_again_with_more_time_only(tmp_path):
-    # Several seconds of work on any processor, so that the time in all is noticed before it is
-    # done.
-    write_video(tmp_path / "long.mp4", 2000, codec="mpeg4", size=(640, 480))
+ENDLESS = "import sys, time; print('{\"ready\": 1}', flush=True); time.sleep(600)"
+
+
+def test_a_file_that_takes_too_long_is_tried_again_with_more_time_only(tmp_path, monkeypatch):
+    write_video(tmp_path / "long.mp4", 20)
     out = tmp_path / "out"
-    for file_timeout in (0.2, 0.2, 0.1):
-        with pytest.raises(ValueError, match="--file-timeout"):
-            quick(tmp_path / "long.mp4", out, file_timeout=file_timeout)
-        assert len((out / ".pack/journal.jsonl").read_bytes().splitlines()) == 1
-        assert not list(out.glob(".pack/clips/*"))
+    with monkeypatch.context() as patch:
+        decode_by(patch, ENDLESS)
+        for file_timeout in (0.2, 0.2, 0.1):
+            with pytest.raises(ValueError, match="--file-timeout"):
+                quick(tmp_path / "long.mp4", out, file_timeout=file_timeout)
+            assert len((out / ".pack/journal.jsonl").read_bytes().splitlines()) == 1
+            assert not list(out.glob(".pack/clips/*"))
     assert quick(tmp_path / "long.mp4", out)["num_refused"] == 0
 
 
