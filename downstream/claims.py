@@ -13,8 +13,8 @@ from pretrain.names import from_csv
 POOLED = ("frame_single", "frame_mean", "frame_max")
 FUSED = ("frame_late", "frame_early", "frame_slow")
 ORDERED = (
-    "rnn", "lstm", "bilstm", "gru", "tcn", "tcn_acausal", "ed_tcn", "c3d", "i3d", "inflated", "r3d_18", "mc3_18",
-    "r2plus1d_18", "s3d",
+    "rnn", "lstm", "bilstm", "gru", "tcn", "tcn_acausal", "ed_tcn", "c3d", "i3d", "inflated",
+    "r3d_18", "mc3_18", "r2plus1d_18", "s3d",
 )  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def pair_videos(results: Results) -> int:
 
 
 def claims_about(rows: dict[str, dict], runs: dict[str, list[Results]]) -> list[dict]:
-    """The claims on the reversed pairs of the synthetic dataset, each with what was measured and whether it held.
+    """Claims on the reversed pairs of the synthetic dataset: each measured, and whether it held.
 
     An accuracy on n pairs of chance one half differs from chance where it is more than 1.96
     standard deviations from it; all seeds score the same videos, so n is that of one seed.
@@ -42,7 +42,8 @@ def claims_about(rows: dict[str, dict], runs: dict[str, list[Results]]) -> list[
     }
     margin = {name: 1.96 * 0.5 / math.sqrt(num[name]) for name in with_pairs}
     accuracy = lambda name: (
-        f"{name} {100 * with_pairs[name]['reversed_pairs']:.1f} % (chance 50 ± {100 * margin[name]:.1f})"
+        f"{name} {100 * with_pairs[name]['reversed_pairs']:.1f} % (chance 50 ± "
+        f"{100 * margin[name]:.1f})"
     )
     claims = []
     pooled = [n for n in POOLED if n in with_pairs]
@@ -62,7 +63,10 @@ def claims_about(rows: dict[str, dict], runs: dict[str, list[Results]]) -> list[
         for name in fused:
             value = with_pairs[name]["reversed_pairs"]
             held = floor <= value <= ceiling
-            measured = f"{accuracy(name)}; pooled at most {100 * floor:.1f} %, best with order {100 * ceiling:.1f} %"
+            measured = (
+                f"{accuracy(name)}; pooled at most {100 * floor:.1f} %, best with order "
+                f"{100 * ceiling:.1f} %"
+            )
             claims.append(
                 _claim(f"{name} lies between pooled frames and models of order", held, measured)
             )
@@ -100,7 +104,9 @@ def difference_interval(
     people: dict[str, str],
     seed: int = 0,
 ) -> tuple[float, float, float, int]:
-    """Mean difference of accuracy on the same videos, its 95 % bootstrap interval over people, then videos, and how many.
+    """Mean difference of accuracy on the same videos, its 95 % interval, and their number.
+
+    The bootstrap draws people, then videos of each.
 
     Args:
         ours: predictions of each seed, as `read_predictions` gives them.
@@ -119,7 +125,7 @@ def difference_interval(
 def paired_claims(
     predictions: dict[str, list[dict[str, bool]]], people: dict[str, str]
 ) -> list[dict]:
-    """Claims on pairs of models that differ in one thing: weights to start from, an attention block.
+    """Claims on pairs of models that differ in initial weights or in an attention block.
 
     Args:
         predictions: label of a model -> predictions of its seeds.
