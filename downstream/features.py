@@ -19,11 +19,10 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from pretrain.clip import VideoText
-from pretrain.data.cache import cache_folder
 from pretrain.data.progress import Bar
 from pretrain.data.shards import EvalClips, Pack, eval_loader
 from pretrain.device import autocast_dtype
-from pretrain.files import replacing, share
+from pretrain.files import cache_folder, replacing, share
 from pretrain.modes import evaluating
 from pretrain.spec import Backbone, InputSpec
 from pretrain.weights import read_safetensors, weights_hash

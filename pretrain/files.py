@@ -232,3 +232,8 @@ def share(path: Path) -> None:
     beside.touch()
     path.chmod(stat.S_IMODE(beside.stat().st_mode))
     beside.unlink()
+
+
+def cache_folder() -> Path:
+    """Where derived data live: MUYBRIDGE_CACHE, or ~/.cache/muybridge."""
+    return Path(os.environ.get("MUYBRIDGE_CACHE", "~/.cache/muybridge")).expanduser()

@@ -44,6 +44,8 @@ class Config:
     """Seconds that a file may take in all, and as many again for every 64 MiB of it."""
     flow: Literal["", "dis", "tvl1", "raft_small", "raft_large"] = ""
     """Estimate optical flow by this method (needs the extra `flow`; RAFT a GPU for speed); by default as before."""
+    pose: Literal["", "blazepose", "blazepose_raw"] = ""
+    """Estimate the joints of people (needs the extra `pose`), smoothed over time or not; by default as before."""
 
 
 def main(config: Config) -> dict:
@@ -57,6 +59,7 @@ def main(config: Config) -> dict:
         timeout=config.timeout,
         file_timeout=config.file_timeout,
         flow=config.flow,
+        pose=config.pose,
     )
     print(f"packed: {for_screen(config.out)}")
     print(f"next: python recipes/videomae.py --data {for_shell(config.out)}")

@@ -23,11 +23,11 @@ from downstream.attention_maps import Attends, looked_at, overlay
 from downstream.models import load_backbone
 from downstream.skeletons import draw_poses
 from pretrain.data.blazepose import LiteRT, estimate_poses, find_weights
-from pretrain.data.cache import cache_folder, pack_file, packing_side
+from pretrain.data.cache import pack_file, packing_side
 from pretrain.data.pose_files import read_poses
 from pretrain.data.poses import COLUMNS, clip_poses
 from pretrain.data.shards import EvalClips
-from pretrain.files import is_file, no_file
+from pretrain.files import cache_folder, is_file, no_file
 from pretrain.flags import Count
 from pretrain.folders import claim, writing
 from pretrain.log import cli, reconstruction_figure

@@ -32,9 +32,9 @@ from downstream.models.attention import insert
 from downstream.models.images import over_colour
 from downstream.models.torchvision3d import kinetics_classes
 from pretrain.backbones import load_backbone
-from pretrain.data.cache import cache_folder
 from pretrain.data.tar import list_members
 from pretrain.files import (
+    cache_folder,
     is_file,
     is_folder,
     no_file,

@@ -13,15 +13,11 @@ from pretrain.data.pack import pack
 from pretrain.data.shards import Pack, no_split
 from pretrain.data.sources import Source, list_sources
 from pretrain.data.synthetic import SYNTHETIC_VERSION, make_dataset
+from pretrain.files import cache_folder
 from pretrain.names import file_name, for_screen
 
 BUILT_IN = "synthetic"
 NUM_CLIPS = 900  # of the synthetic dataset: 50 of each action
-
-
-def cache_folder() -> Path:
-    """Where derived data live: MUYBRIDGE_CACHE, or ~/.cache/muybridge."""
-    return Path(os.environ.get("MUYBRIDGE_CACHE", "~/.cache/muybridge")).expanduser()
 
 
 def packing_side(size: int) -> int:

@@ -29,9 +29,9 @@ def estimator(method: str) -> Estimator:
     """What estimates the flow (2, H, W) between two frames uint8 (H, W, 3), in float32.
 
     Args:
-        method: of `METHODS`, whose parameters it has.
+        method: of `METHODS["flow"]`, whose parameters it has.
     """
-    about = METHODS[method]
+    about = METHODS["flow"][method]
     if method.startswith("raft"):
         return _raft(method, about["updates"])
     import cv2

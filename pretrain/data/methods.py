@@ -1,21 +1,28 @@
-"""The methods that estimate optical flow: names, parameters, and whether they can be used here.
+"""The methods that estimate flow and poses: names, parameters, and whether they can be used here.
 
 For the process that packs, which imports no library of numbers.
 """
 
+from pathlib import Path
+
 from pretrain.data.guard import Refused
+from pretrain.files import cache_folder
 
-VERSION = 1  # raise it when flow of the same frames and method would be other
+VERSION = 1  # raise it when the same frames and method would give other flow or poses
 
-# What was found best of each family on the synthetic dataset: see `flow_error.py`.
-METHODS: dict[str, dict] = {
-    # Kroeger et al. 2016, https://arxiv.org/abs/1603.03590, with variational refinement.
-    "dis": {"preset": "medium", "refinement": 10, "finest_scale": 0, "patch_stride": 2},
-    # Zach et al. 2007, with the defaults of OpenCV: what two-stream networks were trained on.
-    "tvl1": {"tau": 0.25, "lambda": 0.15, "theta": 0.3, "scales": 5, "warps": 5, "epsilon": 0.01},
-    # Teed & Deng 2020, https://arxiv.org/abs/2003.12039.
-    "raft_small": {"updates": 12},
-    "raft_large": {"updates": 12},
+METHODS: dict[str, dict[str, dict]] = {
+    # The settings of each family that were best on the synthetic dataset, see `flow_error.py`.
+    "flow": {
+        # Kroeger et al. 2016, https://arxiv.org/abs/1603.03590, with variational refinement.
+        "dis": {"preset": "medium", "refinement": 10, "finest_scale": 0, "patch_stride": 2},
+        # Zach et al. 2007, with OpenCV's defaults: what two-stream networks were trained on.
+        "tvl1": {"tau": 0.25, "lambda": 0.15, "theta": 0.3, "warps": 5, "epsilon": 0.01},
+        # Teed & Deng 2020, https://arxiv.org/abs/2003.12039.
+        "raft_small": {"updates": 12},
+        "raft_large": {"updates": 12},
+    },
+    # Of several people, tracked, see `blazepose.py`.
+    "pose": {"blazepose": {"smooth": True}, "blazepose_raw": {"smooth": False}},
 }
 LEAST = {"dis": 12, "tvl1": 16, "raft_small": 128, "raft_large": 128}  # pixels of the short side
 
@@ -26,6 +33,11 @@ def check_method(method: str) -> None:
     Raises:
         ValueError: naming what to install, or that there are no weights.
     """
+    if method.startswith("blazepose"):
+        from pretrain.data.blazepose import LiteRT
+
+        LiteRT(pose_weights())
+        return
     if method.startswith("raft"):
         from pretrain.third_party import flow_network
 
@@ -54,3 +66,17 @@ def refuse_size(method: str, width: int, height: int) -> None:
             f"{method} needs frames of {LEAST[method]} pixels or more, these are {width}x{height}: "
             + other
         )
+
+
+def pose_weights(given: str = "") -> Path:
+    """The folder of BlazePose's two networks; they are fetched once.
+
+    Args:
+        given: where they are, see `blazepose.find_weights`; "": in the cache.
+
+    Raises:
+        ValueError: they are not there, or cannot be fetched.
+    """
+    from pretrain.data.blazepose import find_weights
+
+    return find_weights(given, cache_folder() / "blazepose")

@@ -68,6 +68,7 @@ def pack(
     progress: bool = True,
     anew: bool = False,
     flow: str = "",
+    pose: str = "",
 ) -> dict:
     """Decodes every source fully, and writes what is good as clips in shards.
 
@@ -86,8 +87,9 @@ def pack(
         file_timeout: Seconds that a file may take in all, and as many again for every 64 MiB of it.
         progress: Whether to show progress and a summary on standard error.
         anew: Whether an earlier pack of other settings, or of other files altogether, may be replaced.
-        flow: Method that estimates the optical flow of every clip, see `flow.METHODS`; "": that of the earlier
-            pack, or else what flow comes with the data. Frames are not encoded again for it.
+        flow: Method that estimates the optical flow of every clip, of `METHODS["flow"]`; "": that of
+            the earlier pack, or else what flow comes with the data. Frames are not encoded again.
+        pose: Likewise the joints of people, of `METHODS["pose"]`.
 
     Returns:
         The index, the content of index.json.
@@ -109,9 +111,11 @@ def pack(
     for name, given in (("source", source), ("out", out)):
         if not os.fspath(given):  # an empty variable of a shell is not the folder one stands in
             raise ValueError(f"{name} is empty: give a path, or . for this folder")
-    if flow and flow not in methods.METHODS:
-        known = ", ".join(methods.METHODS)
-        raise ValueError(f"flow {flow!r:.80} is no method of optical flow: give one of {known}")
+    asked = {"flow": flow, "pose": pose}
+    for stream, method in asked.items():
+        if method and method not in methods.METHODS[stream]:
+            known = ", ".join(methods.METHODS[stream])
+            raise ValueError(f"{stream} {method!r:.80} is no method: give one of {known}")
     out = Path(out)
     settings = RULES | {"short_side": int(short_side), "clip_seconds": float(clip_seconds)}
     listing = list_sources(source)
@@ -123,7 +127,7 @@ def pack(
             finish_commit(out)
             packer = _Packer(out, listing, settings, shard_bytes, progress)
             packer.check_same(source, anew)
-            packer.choose_flow(flow)
+            packer.choose_methods(asked)
             packer.ingest(workers or usable_cores(), timeout, file_timeout)
             packer.add_streams(workers or usable_cores(), timeout, file_timeout)
             index = packer.write()
@@ -189,7 +193,7 @@ class _Packer:
         self.made: dict[tuple[str, str], dict] = {}  # clip and stream -> what became of it
         self.streams = self.work / "streams.jsonl"
         self._read_streams()
-        self.flow = ""  # the method that is asked for
+        self.methods: dict[str, str] = {}  # those asked for, by stream
         self.index = load_index(out) if os.path.lexists(out / "index.json") else None
         self.packed: dict[str, dict] = {}  # key -> line of the present pack, its bytes at hand
         self.lines: list[str] = []
@@ -402,30 +406,38 @@ class _Packer:
 
     # ---- further streams
 
-    def choose_flow(self, asked: str) -> None:
-        """Which flow the clips get: the one asked for now, or else the one asked for before."""
+    def choose_methods(self, asked: dict[str, str]) -> None:
+        """By which methods streams are estimated: those asked for now, or else before."""
         stored = self.work / "settings.json"
         before = parse_json(read_limited(stored, 2**20))
         assert isinstance(before, dict)  # `check_same` has seen to it
-        self.flow = asked or str(before.get("flow", ""))
-        if self.flow not in ("", *methods.METHODS):
-            raise ValueError(f"{stored} names the flow {self.flow!r:.80}: delete it and pack again")
-        if self.flow != before.get("flow", ""):
+        for stream, method in asked.items():
+            method = method or str(before.get(stream, ""))
+            if method and method not in methods.METHODS[stream]:
+                raise ValueError(f"{stored} has {stream} {method!r:.80}: delete it and pack again")
+            if method:
+                self.methods[stream] = method
+        if self.methods != {stream: before[stream] for stream in asked if stream in before}:
             with replacing(stored) as aside:
-                write_synced(aside, json.dumps(self.settings | {"flow": self.flow}).encode())
+                write_synced(aside, json.dumps(self.settings | self.methods).encode())
 
     def _wanted(self, source: Source) -> dict[str, tuple[str, dict]]:
         """The further streams of a source: by name, what decides what they will be, and a job."""
         wanted = {}
         for stream, beside in source.beside.items():
-            if stream != "flow" or self.flow:
-                continue
-            file = {"path": os.fspath(beside.path), "member": beside.member, "name": beside.name}
-            state = [methods.VERSION, *file.values(), beside.about, *_state(beside)]
-            wanted[stream] = (json.dumps(state), {"file": file, "method": beside.about})
-        if self.flow:
-            state = [methods.VERSION, methods.METHODS[self.flow]]
-            wanted["flow"] = (json.dumps([self.flow, *state]), {"method": self.flow})
+            files = {"file": beside}
+            if stream == "pose" and "flow" in source.beside:
+                files["camera"] = source.beside["flow"]
+            jobs = {
+                name: {"path": os.fspath(each.path), "member": each.member}
+                for name, each in files.items()
+            }
+            states = [[*map(_state, files.values())], *jobs.values(), beside.about]
+            state = json.dumps([methods.VERSION, stream, *states])
+            wanted[stream] = (state, jobs | {"about": beside.about})
+        for stream, method in self.methods.items():
+            state = json.dumps([methods.VERSION, method, methods.METHODS[stream][method]])
+            wanted[stream] = (state, {"method": method})
         return wanted
 
     def add_streams(self, workers: int, timeout: float, file_timeout: float) -> None:
@@ -436,6 +448,8 @@ class _Packer:
             total, before = sum(clip["frames"] for clip in clips), 0
             for clip in clips:
                 about = clip | {"before": before, "total": total}
+                if min(clip["width"], clip["height"]) < self.settings["short_side"]:
+                    about.setdefault("seen", (clip["width"], clip["height"]))  # never scaled
                 before += clip["frames"]
                 for stream, (state, more) in self._wanted(source).items():
                     made = text_digest(state)
@@ -460,9 +474,9 @@ class _Packer:
                     notes.append((source.name, note))
                     limits.append(limit)
         command: tuple[str, ...] = ACQUIRE
-        if jobs and self.flow:
-            methods.check_method(self.flow)
-            if self.flow.startswith("raft"):
+        for method in {job["method"] for job in jobs if "method" in job}:
+            methods.check_method(method)
+            if method.startswith("raft"):
                 command = (*ACQUIRE, "--unlimited")
         names = [name for name, _ in notes]
         answers = self._run(jobs, names, limits, workers, timeout, command, "adding streams", "job")
@@ -636,8 +650,7 @@ class _Packer:
         digest = hashlib.sha256(clips.encode()).hexdigest()
         hashes = [shard["sha256"] for shard in shards]
         settings = self.settings | {"shard_bytes": self.shard_bytes}
-        if self.flow:
-            settings["flow"] = self.flow
+        settings |= self.methods
         splits = Counter(row["split"] for row in rows if row["split"] is not None)
         return {
             "format": FORMAT,

@@ -31,6 +31,7 @@ from pretrain.data.decode import DecodeError, crop_resize, decode_frames, read_f
 from pretrain.data.flow import to_pixels
 from pretrain.data.index import load_index, read_lines
 from pretrain.data.lists import line_of
+from pretrain.data.poses import crop_pose, read_array
 from pretrain.data.sampling import (
     PLACES,
     counter_rng,
@@ -43,10 +44,10 @@ from pretrain.data.sampling import (
     test_indices,
     uniform_indices,
 )
-from pretrain.data.transforms import Augment
+from pretrain.data.transforms import Augment, pose_columns
 from pretrain.files import is_file, open_regular
 from pretrain.names import for_screen
-from pretrain.spec import FLOW_LEVELS, FLOW_ZERO, InputSpec, Stream
+from pretrain.spec import FLOW_LEVELS, FLOW_ZERO, InputSpec, Joints, Stream
 
 Batch = TypeVar("Batch")
 # (rng, index entry of the clip, numbers of the frames drawn) -> whatever else a training step wants to have of one
@@ -132,6 +133,14 @@ class Pack:
                     )
             made = {n: streams[n]["skeleton" if n == "pose" else "method"] for n in more}
             spec.refuse_made(made, f"{clip}: {who}")
+            for name, joints in spec.streams.items():
+                if isinstance(joints, Joints):
+                    wanted, entry = pose_columns(joints), streams[name]
+                    if not {*wanted} <= {*entry["columns"]} or entry["joints"] != joints.joints:
+                        raise ValueError(
+                            f"{clip} has {entry['joints']} joints with {', '.join(entry['columns'])}, "
+                            f"and {who} takes {joints.joints} with {', '.join(wanted)}"
+                        )
 
     def read(self, record: dict, stream: str = "rgb") -> bytes:
         """The bytes of a clip's .mp4, or of the member of another stream of it."""
@@ -179,9 +188,28 @@ class Pack:
         levels = self.levels(record, indices).numpy()
         return torch.from_numpy(to_pixels(levels, record["streams"]["flow"]["bound"]))
 
+    def poses(self, record: dict, indices: np.ndarray) -> Tensor:
+        """Joints at frames by number, float32 (len(indices), P, J, K), K as `columns` of the entry.
+
+        See `pretrain/data/poses.py`; u and v are pixels of the packed frame.
+        """
+        entry = record["streams"]["pose"]
+        data = self.read(record, "pose")
+        shape = (record["frames"], entry["people"], entry["joints"], len(entry["columns"]))
+        with self._blaming(record, data, entry["sha256"]):
+            try:
+                values = read_array(data)
+            except ValueError as error:
+                raise DecodeError(str(error)) from error
+            if values.shape != shape or values.dtype != np.float32:
+                raise DecodeError(f"poses of {values.dtype} {values.shape}, not float32 {shape}")
+            if not np.isfinite(values).all():
+                raise DecodeError("poses with a joint that is nowhere")
+        return torch.from_numpy(values[indices])
+
     def clip(self, record: dict, indices: np.ndarray, spec: InputSpec) -> dict[str, Tensor]:
-        """What a backbone takes of a clip, at frames by number: `frames`, `levels` by stream."""
-        read = {"rgb": self.frames, "flow": self.levels}
+        """What a backbone takes of a clip at frames by number: `frames`, `levels`, `poses`."""
+        read = {"rgb": self.frames, "flow": self.levels, "pose": self.poses}
         return {name: read[name](record, indices) for name in spec.streams}
 
     def where(self, **wanted: str) -> str:
@@ -214,8 +242,8 @@ class Pack:
 _ADDS = {
     "flow": "python recipes/pack.py --source VIDEOS --out FOLDER --flow dis adds it, also to a "
     "pack that is there; then give that folder",
-    "pose": "python recipes/pack.py --source LIST --out FOLDER packs the poses that a column pose "
-    "of the list names; then give that folder",
+    "pose": "python recipes/pack.py --source VIDEOS --out FOLDER --pose blazepose adds it, and keeps "
+    "poses that a column pose of a list names; then give that folder",
 }
 
 
@@ -232,7 +260,8 @@ def crop_clip(
 
     Returns:
         By stream: "rgb", uint8 (3, T, size, size); "flow", uint8 (2, T, size, size), levels of the
-        backbone's bound.
+        backbone's bound; "pose", float32 (K, T, P, J), see `pretrain.spec.Joints`. Of more people
+        than it takes these are those who are seen most.
     """
     clip = {}
     for name, stream in spec.pictures.items():
@@ -241,7 +270,21 @@ def crop_clip(
             clip[name] = crop_flow(parts[name], bound, box, spec.size, stream)
         else:
             clip[name] = crop_resize(parts[name], box, spec.size, stream.interpolation)
+    for name, joints in spec.streams.items():
+        if isinstance(joints, Joints):
+            columns = record["streams"][name]["columns"]
+            clip[name] = _crop_joints(parts[name], columns, box, spec.size, joints)
     return clip
+
+
+def _crop_joints(
+    values: Tensor, columns: list[str], box: tuple[int, int, int, int], size: int, stream: Joints
+) -> Tensor:
+    """Joints (T, P, J, K) as a backbone takes them in a crop: its K, of its number of people."""
+    cropped = torch.from_numpy(crop_pose(values.numpy(), columns, box, (size, size)))
+    chosen = cropped[:, : stream.people, :, [columns.index(c) for c in pose_columns(stream)]]
+    lacking = stream.people - chosen.shape[1]
+    return F.pad(chosen, (0, 0, 0, 0, 0, lacking)).permute(3, 0, 1, 2).contiguous()
 
 
 def crop_flow(

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 GAP = 15  # frames that a person may be out of view and is the same afterwards
 LEAST = 0.1  # of overlap, for two regions to be of one person
@@ -53,6 +52,8 @@ class Tracks:
         if names and len(regions):
             expected = np.stack([self.expected(name) for name in names])
             overlap = overlaps(expected, regions)
+            from scipy.optimize import linear_sum_assignment  # a third of a second
+
             for i, j in zip(*linear_sum_assignment(-overlap), strict=True):
                 if overlap[i, j] > LEAST:
                     found[j] = names[i]

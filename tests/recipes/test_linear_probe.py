@@ -21,8 +21,8 @@ from downstream.probe import fit_linear
 from downstream.results import read_results
 from downstream.splits import choose_validation
 from pretrain.backbones import export_backbone
-from pretrain.data.cache import cache_folder
 from pretrain.data.shards import Pack
+from pretrain.files import cache_folder
 from pretrain.weights import weights_hash
 from recipes import linear_probe
 from recipes.linear_probe import Config, main
