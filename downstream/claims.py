@@ -104,7 +104,7 @@ def difference_interval(
     people: dict[str, str],
     seed: int = 0,
 ) -> tuple[float, float, float, int]:
-    """Mean difference of accuracy on the same videos, its 95 % interval, and their number.
+    """Mean accuracy difference on the same videos, its 95 % interval, and the number of people.
 
     The bootstrap draws people, then videos of each.
 
