@@ -85,7 +85,7 @@ def running_cell(grid: tuple[int, int, int], rng: np.random.Generator) -> np.nda
     t, h, w = grid
     if h % 2 or w % 2:
         raise ValueError(
-            f"dual masking needs an even token grid, got {h}x{w}: change size or patch"
+            f"dual masking needs an even token grid, got {h}x{w}: change --size or --patch"
         )
     first = (rng.integers(4) + np.arange(t)) % 4
     position = np.arange(h)[:, None] % 2 * 2 + np.arange(w)[None, :] % 2  # (h, w), 0..3 in a cell

@@ -435,8 +435,8 @@ class VideoTransformer(nn.Module):
         self.num_motion_tokens = round(motion_tokens * num_tokens)
         if not 1 <= self.num_motion_tokens <= num_tokens or (motion_tokens < 1 and frames == 1):
             raise ValueError(
-                f"motion_tokens {motion_tokens}: the fraction selects no valid number of the "
-                f"{num_tokens} tokens of {frames} frames; give 1 for a single frame, else at least "
+                f"motion_tokens {motion_tokens} selects no valid number of the {num_tokens} tokens "
+                f"of {frames} frames: give --motion-tokens 1 for a single frame, else at least "
                 f"{1 / num_tokens:.2g} and at most 1"
             )
         self.input_spec = InputSpec(frames, stride, size, {"rgb": Stream(tuple(mean), tuple(std))})
