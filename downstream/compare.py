@@ -38,7 +38,8 @@ def refuse_different(named: list[tuple[str, Results]]) -> None:
         ]
         if differences:
             raise ValueError(
-                f"{first_name} and {name} were measured under different protocols ({'; '.join(differences)}): they are not ranked. Run "
+                f"{first_name} and {name} were measured under different protocols "
+                f"({'; '.join(differences)}): they are not ranked. Run "
                 "both under one protocol"
             )
 
@@ -65,7 +66,7 @@ def read_accuracies(folder: Path) -> Results:
 
 
 def notes_of(runs: dict[str, list[Results]]) -> list[str]:
-    """The warnings on the runs' cards, such as a random test split; with the run's name where not all have them.
+    """The warnings on the runs' cards; with the run's name where not all have them.
 
     Args:
         runs: label -> the results of its seeds.
@@ -84,7 +85,7 @@ def notes_of(runs: dict[str, list[Results]]) -> list[str]:
 def measure_speed(
     folders: dict[str, str], where: torch.device, rounds: int = 3, batch: int = 8
 ) -> dict[str, float]:
-    """Clips a second of each backbone's forward pass, models taken in turns, the median of the rounds."""
+    """Clips a second of each forward pass, models taken in turns, the median of the rounds."""
     times: dict[str, list[float]] = {label: [] for label in folders}
     for round_ in range(rounds + 1):
         for label, folder in folders.items():

@@ -1,4 +1,4 @@
-"""Scores while a training runs, which a person watches: never of the test split, and no error of theirs ends the run."""
+"""Scores to watch while a training runs: never of the test split, and none ends the run."""
 
 import math
 import sys
@@ -34,7 +34,7 @@ def online_knn(
     seed: int,
     accelerator: Accelerator,
 ) -> tuple[float, float] | None:
-    """KNN accuracy of features on held-out subjects of the training split, and chance; None without labels.
+    """KNN accuracy on held-out subjects of the training split, and chance; None without labels.
 
     Args:
         encoder: a `Backbone` in training mode, to which it returns.
@@ -79,7 +79,7 @@ def online_retrieval(
     device: torch.device,
     precision: str,
 ) -> dict | None:
-    """Text-to-video retrieval among videos of the split "val" (first text, one view a clip); None without.
+    """Text-to-video retrieval in the split "val" (first text, one view a clip); None without.
 
     Args:
         model: the pair of towers.
@@ -151,9 +151,9 @@ def warn_of_chance(loss: float, batch: int, done: float, said: bool) -> bool:
     stuck = done > PATIENCE and sits_at_chance(loss, batch)
     if stuck and not said:
         print(
-            f"  the loss sits at ln({batch}) = {math.log(batch):.2f}: the towers do not tell one pair from "
-            "another yet. If it stays there, check that captions belong to their clips, and try "
-            "another --base-lr",
+            f"  the loss sits at ln({batch}) = {math.log(batch):.2f}: the towers do not tell one "
+            "pair from another yet. If it stays there, check that captions belong to their "
+            "clips, and try another --base-lr",
             flush=True,
         )
     return stuck

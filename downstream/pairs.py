@@ -1,4 +1,4 @@
-"""Pairs of a clip and a text: which texts a clip has, which are its positives, and the tensors of a micro-batch."""
+"""Pairs of clip and text: a clip's texts, its positives, and the tensors of a micro-batch."""
 
 import hashlib
 from collections.abc import Collection, Sequence
@@ -91,7 +91,7 @@ class TextOfView:
 
 
 def micro_batch(model: VideoText, trim_text: bool, batch: dict) -> dict[str, Tensor]:
-    """The tensors of a loaded batch that the model and the loss take; `trim_text`: to the longest caption."""
+    """What of a loaded batch model and loss take; `trim_text`: to the longest caption."""
     names = ("tokens", "groups", "visible")
     micro: dict[str, Any] = {"video": model.video.input_spec.take(batch)}
     micro |= {name: batch[name] for name in names if name in batch}
@@ -101,7 +101,7 @@ def micro_batch(model: VideoText, trim_text: bool, batch: dict) -> dict[str, Ten
 
 
 class AgainstClasses:
-    """The tensors of a loaded batch that are scored against all classes: mixed clips, all prompts, soft targets.
+    """A loaded batch to be scored against all classes: mixed clips, all prompts, soft targets.
 
     Args:
         model: whose tokenizer and clip they go by.
@@ -117,7 +117,8 @@ class AgainstClasses:
     """
 
     def __init__(
-        self, model: VideoText, prompts: list[str], trim_text: bool, smoothing: float, mixup: float, cutmix: float,
+        self, model: VideoText, prompts: list[str], trim_text: bool, smoothing: float, mixup: float,
+        cutmix: float,
         device: torch.device,
     ):  # fmt: skip
         self.spec, self.device = model.video.input_spec, device
@@ -126,7 +127,8 @@ class AgainstClasses:
         tokens, cut = model.text.tokenizer(prompts)
         if any(cut):
             raise ValueError(
-                f"the prompt of a class is longer than the text tower's context: {prompts[cut.index(True)]!r}"
+                "the prompt of a class is longer than the text tower's context: "
+                f"{prompts[cut.index(True)]!r}"
             )
         self.tokens = trim(tokens, model.text) if trim_text else tokens
 
@@ -150,8 +152,8 @@ def refuse_texts(texts: Texts, by_class: bool, sources: Sequence[str], split: st
         split: of the data.
 
     Raises:
-        ValueError: there are no such templates, several sentences a class, a source without a single
-            text, or fewer than two classes; or a source cannot be read.
+        ValueError: there are no such templates, several sentences a class, a source without a
+            single text, or fewer than two classes; or a source cannot be read.
     """
     if texts.kind == "label":
         load_templates(texts.templates)
@@ -220,7 +222,8 @@ def clips_with_text(
             raise _without_text(texts, len(ids), source)
         if len(kept) < len(ids) and say:
             print(
-                f"{source}: {len(ids) - len(kept)} of {len(ids)} clips have no {texts.kind} and are left out"
+                f"{source}: {len(ids) - len(kept)} of {len(ids)} clips have no {texts.kind} and "
+                "are left out"
             )
         chosen.append(kept)
     return chosen

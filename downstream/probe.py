@@ -72,7 +72,7 @@ class LinearProbe:
     converged: bool
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """Class probabilities (N, C) of features (N, D); of an SVM, the softmax of its margins, which ranks alike."""
+        """Class probabilities (N, C) of features (N, D); of an SVM, the softmax of its margins."""
         return softmax((features - self.mean) / self.std @ self.weight.T + self.bias)
 
 
@@ -107,7 +107,7 @@ def _fit(model: "LogisticRegression | LinearSVC", features: np.ndarray, labels: 
 
 
 def whitener(scaled: np.ndarray) -> np.ndarray:
-    """(D, D) map to principal directions of about equal variance, for standardised features (N, D)."""
+    """(D, D) map of standardised features (N, D) to principal directions of equal variance."""
     with threadpool_limits(1 if scaled.size <= ONE_THREAD else None):
         variance, directions = np.linalg.eigh(scaled.T @ scaled / len(scaled))
     return directions / np.sqrt(np.maximum(variance, 0) + WHITENING)
@@ -118,7 +118,7 @@ def _best(sweep: dict[float, float]) -> float:
 
 
 def _edge(sweep: dict[float, float]) -> str:
-    """Say "low" or "high" if the best value is the smallest or largest tried and better than all others."""
+    """Say "low" or "high" if the only best value is the smallest or largest tried."""
     top = [value for value in sweep if sweep[value] == max(sweep.values())]
     if len(top) != 1:
         return ""  # a plateau: going further gains nothing
@@ -128,7 +128,7 @@ def _edge(sweep: dict[float, float]) -> str:
 def _scale(
     features: np.ndarray, whitened: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Mean and standard deviation (D,) of features (N, D), and the map (D, D) that whitens them, if asked for."""
+    """Mean and deviation (D,) of features (N, D), and the map (D, D) that whitens, if asked for."""
     mean, std = _standardiser(features)
     return mean, std, whitener((features - mean) / std) if whitened else None
 
@@ -143,7 +143,7 @@ def _scaled(
 def _sweep(
     features: np.ndarray, labels: np.ndarray, validations: np.ndarray, whitened: bool, svm: bool
 ) -> dict[float, float]:
-    """Validation accuracy for every inverse regularisation strength of `GRID`, and beyond it while that gains.
+    """Validation accuracy for the inverse strengths of `GRID`, and beyond while that gains.
 
     Args:
         features: (N, D).
@@ -213,7 +213,7 @@ def fit_linear(
 def _final(
     features: np.ndarray, labels: np.ndarray, chosen: float, whitened: bool, svm: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:
-    """Mean, standard deviation, weight, bias and convergence of a fit as it was chosen; see `LinearProbe`."""
+    """Mean, deviation, weight, bias and convergence of a fit as chosen; see `LinearProbe`."""
     mean, std, white = _scale(features, whitened)
     model = _make(svm, chosen)
     converged = _fit(model, _scaled(features, mean, std, white), labels)
@@ -228,7 +228,7 @@ def _final(
 def held_out_probabilities(
     probe: LinearProbe, features: np.ndarray, labels: np.ndarray, held: np.ndarray, svm: bool
 ) -> np.ndarray:
-    """Class probabilities (M, C) of training videos, from a probe like this one that was fitted on the others.
+    """Class probabilities (M, C) of training videos, from a probe fitted on the others.
 
     Args:
         probe: as `fit_linear` chose it.

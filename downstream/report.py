@@ -33,12 +33,13 @@ RANDOM = "random_init_"  # before the names of what random weights reach
 def title(results: Results) -> str:
     """Title of a card: model, data and the first metric."""
     name, metric = next(iter(results.metrics.items()))
-    head = f"{RECIPES.get(results.recipe, results.recipe)}, {results.model.name} on {results.data.name}"
+    recipe = RECIPES.get(results.recipe, results.recipe)
+    head = f"{recipe}, {results.model.name} on {results.data.name}"
     return f"{head}: {_words(name)} {_value(metric)}"
 
 
 def table(results: Results) -> list[tuple[str, ...]]:
-    """The metrics as rows of words, the heads first; columns in which nothing stands are left out."""
+    """The metrics as rows of words, the heads first; empty columns are left out."""
     rows = [("", "value", "95 % interval", "chance", "random weights", "scored on")]
     for name, metric in results.metrics.items():
         if name.startswith(RANDOM):
@@ -58,7 +59,8 @@ def table(results: Results) -> list[tuple[str, ...]]:
 
 
 def _words(name: str) -> str:
-    return WORDS.get(name, name.replace("_", " ").replace("t2v", "text to video").replace("v2t", "video to text"))  # fmt: skip
+    words = name.replace("_", " ").replace("t2v", "text to video").replace("v2t", "video to text")
+    return WORDS.get(name, words)
 
 
 def _value(metric: Metric) -> str:
@@ -134,7 +136,8 @@ def card(results: Results) -> str:
     lines += markdown_table(heads, rows)
     about = {"recipe": results.recipe, "seed": results.seed, "command": results.command}
     sections = {
-        "data": vars(results.data), "model": vars(results.model), "protocol": results.protocol, **results.details,
+        "data": vars(results.data), "model": vars(results.model), "protocol": results.protocol,
+        **results.details,
         "run": about | results.versions,
     }  # fmt: skip
     for section, entries in sections.items():
@@ -165,7 +168,7 @@ def _listed(section: str, entries: Mapping[str, object], indent: str) -> list[st
 
 
 def _said(name: str, value: object) -> str:
-    """A value of a card in words; nothing for none, for zeros that count nothing, and for what is empty."""
+    """A value of a card in words; nothing for None, what is empty, and counts of zero."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None or (
@@ -185,7 +188,7 @@ def _said(name: str, value: object) -> str:
 def write_predictions(
     path: Path, sources: list[str], labels: list[str], scores: np.ndarray, classes: list[str]
 ) -> None:
-    r"""Write a csv line for each video: source, label, predicted, and the five best with their scores.
+    r"""Write a csv line for each video: source, label, predicted, the five best and their scores.
 
     Names are written as `for_csv` makes them safe; among the five best, a `|` in a name is `\x7c`.
 
@@ -399,12 +402,14 @@ def cost_figure(
     for i, (name, cost, value, low, high) in enumerate(points):
         whiskers = [[100 * (value - low)], [100 * (high - value)]]
         axes.errorbar(
-            cost / 1e9, 100 * value, whiskers, fmt="os^Dv"[i // 10 % 5], color=f"C{i % 10}", capsize=2, linewidth=0.8,
+            cost / 1e9, 100 * value, whiskers, fmt="os^Dv"[i // 10 % 5], color=f"C{i % 10}",
+            capsize=2, linewidth=0.8,
             label=for_figure(name, 40),
         )  # fmt: skip
     axes.axhline(100 * chance, color="grey", linewidth=0.8, linestyle=":")
     axes.annotate(
-        f"chance\n{100 * chance:.1f} %", (1.01, 100 * chance), xycoords=("axes fraction", "data"), va="center",
+        f"chance\n{100 * chance:.1f} %", (1.01, 100 * chance), xycoords=("axes fraction", "data"),
+        va="center",
         fontsize=8, color="grey", annotation_clip=False,
     )  # fmt: skip
     axes.set_xscale("log")

@@ -218,7 +218,8 @@ class Results:
 
 
 def describe_data(
-    name: str, pack: Pack, train: tuple[str, Videos] | None, test: tuple[str, Videos], classes: list[str],
+    name: str, pack: Pack, train: tuple[str, Videos] | None, test: tuple[str, Videos],
+    classes: list[str],
 ) -> Data:  # fmt: skip
     """The data of a score.
 
@@ -237,7 +238,8 @@ def describe_data(
     if train is None:
         return about
     return dataclasses.replace(
-        about, train_split=train[0], num_train=len(train[1]), train_subjects=len(_people(train[1])) or None,
+        about, train_split=train[0], num_train=len(train[1]),
+        train_subjects=len(_people(train[1])) or None,
         subjects_in_both=len(_people(train[1]) & _people(videos)),
         videos_in_both=len(set(train[1].sources) & set(videos.sources)),
     )  # fmt: skip
@@ -319,7 +321,8 @@ def accuracies(
         most = float((truth == train_counts.argmax()).mean())
         metrics["majority"] = Metric(most, num, of=unit)
     groups = len(set(said.subjects)) if drawn == "subjects" else num
-    about = {"kind": "95 % percentile bootstrap", "resamples": RESAMPLES, "resampled": drawn, "groups": groups}  # fmt: skip
+    about = {"kind": "95 % percentile bootstrap", "resamples": RESAMPLES}
+    about |= {"resampled": drawn, "groups": groups}
     notes = []
     if groups < FEW:
         who = "people" if drawn == "subjects" else unit
@@ -377,7 +380,7 @@ def build_results(
 
 
 def seen_in_training(provenance: dict | str, name: str, index: dict) -> str | None:
-    """Which split of these very data a backbone was trained on, as its export says; None if it says of none.
+    """Which split of these data a backbone was trained on, as its export says; None: of none.
 
     Args:
         provenance: of the backbone.
@@ -394,7 +397,7 @@ def seen_in_training(provenance: dict | str, name: str, index: dict) -> str | No
 
 
 def versions(device: torch.device, precision: str) -> dict[str, str | None]:
-    """Versions of what computed a number, the commit of this project if it runs from a checkout, and on what."""
+    """Versions of what computed a number, this project's commit where known, and the device."""
     root = Path(__file__).resolve().parents[1]
     commit = None
     if (root / ".git").exists():
@@ -419,7 +422,7 @@ def versions(device: torch.device, precision: str) -> dict[str, str | None]:
 
 
 def default_folder(kind: str, backbone: str, data: str) -> Path:
-    """Where results go by default: beside an exported backbone, else in runs/; named after the data.
+    """Where results go by default: beside an exported backbone, else in runs/.
 
     Args:
         kind: what was measured, such as "probe".
@@ -437,7 +440,7 @@ def default_folder(kind: str, backbone: str, data: str) -> Path:
 
 
 def try_results(out: Path) -> None:
-    """Find out early whether a folder may hold results; see `claim_results`, which knows more and comes after the data.
+    """Find out early whether a folder may hold results; `claim_results` knows more, and later.
 
     Raises:
         ValueError: it holds something else, or cannot be written to.
@@ -481,13 +484,13 @@ def _refuse_other_results(out: Path, settings: dict) -> None:
     differences = _differences(old, json.loads(json.dumps(settings)))
     if differences:
         raise ValueError(
-            f"{out} holds results of other settings ({'; '.join(differences)}): give another folder with --out, or "
-            "remove it"
+            f"{out} holds results of other settings ({'; '.join(differences)}): give another "
+            "folder with --out, or remove it"
         )
 
 
 def _differences(old: dict, new: dict) -> list[str]:
-    """What differs between two groups of settings, by name; of groups within them, only what differs there."""
+    """What differs between two groups of settings, by name; of inner groups only what differs."""
     differences = []
     for name in sorted(new.keys() | old.keys()):
         before, now = old.get(name), new.get(name)
@@ -519,8 +522,8 @@ def read_results(folder: Path) -> Results:
         old = about.get("command") if isinstance(about, dict) else None
         again = f": python {for_screen(old, 500)}" if isinstance(old, str) else ""
         raise OldResultsError(
-            f"{path} is of an older version, which wrote another form: give another folder with --out, or remove this one, "
-            f"and run its command again{again}"
+            f"{path} is of an older version, which wrote another form: give another folder with "
+            f"--out, or remove this one, and run its command again{again}"
         )
     if content.get("format") != FORMAT:
         found = str(content.get("format"))[:60]

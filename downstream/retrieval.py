@@ -79,7 +79,7 @@ def same_texts(texts: list[str], tokenizer: Callable) -> np.ndarray:
 
 
 def _place(similar: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Mean place (N,) of the value `right` (N,) in each row of `similar` (N, M), largest first, from 1."""
+    """Mean place (N,) from 1 of `right` (N,) in each row of `similar` (N, M), largest first."""
     above = (similar > right[:, None]).sum(1)
     equal = (similar == right[:, None]).sum(1)
     return above + (equal + 1) / 2

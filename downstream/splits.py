@@ -59,13 +59,13 @@ class Videos:
 
 
 def videos_digest(*parts: Videos) -> str:
-    """A hash of which videos with which labels are in which part, whatever size they were packed at."""
+    """A hash of which videos with which labels are in which part, at any packed size."""
     listed = [sorted(zip(p.sources, p.labels, strict=True), key=str) for p in parts]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 def group_by_source(sources: list[str]) -> tuple[list[str], np.ndarray]:
-    """The different sources in order of their first clip, and the number of each clip's source (K,)."""
+    """The different sources in order of their first clip, and each clip's number of them (K,)."""
     numbers: dict[str, int] = {}
     owner = [numbers.setdefault(source, len(numbers)) for source in sources]
     return list(numbers), np.array(owner, dtype=np.int64)
@@ -85,8 +85,8 @@ def _collect(records: dict[int, dict], where: str) -> Videos:
             subjects.append(record["subject"])
         elif labels[numbers[source]] != label:
             raise ValueError(
-                f"{where}: {for_screen(source)} has two labels, {labels[numbers[source]]!r} and {label!r}: this "
-                "protocol measures one label a video, so keep one"
+                f"{where}: {for_screen(source)} has two labels, {labels[numbers[source]]!r} and "
+                f"{label!r}: this protocol measures one label a video, so keep one"
             )
         owner.append(numbers[source])
     samples = np.array(list(records), dtype=np.int64)
@@ -94,7 +94,7 @@ def _collect(records: dict[int, dict], where: str) -> Videos:
 
 
 def _labelled(pack: Pack, labels: bool = True) -> tuple[dict[int, dict], dict[int, dict]]:
-    """All index entries by sample id, and those with a label (or segments), of which there must be some.
+    """All index entries by sample id, and those with a label (or segments); there must be some.
 
     No two labels may be the same but for spelling.
     """
@@ -103,8 +103,8 @@ def _labelled(pack: Pack, labels: bool = True) -> tuple[dict[int, dict], dict[in
     labelled = {i: r for i, r in records.items() if has(r)}
     if not labelled:
         raise ValueError(
-            f"{pack.name}: no clip has a label, and a probe measures against labels: give a list file "
-            "with a label column, or a folder with one subfolder a class"
+            f"{pack.name}: no clip has a label, and a probe measures against labels: give a list "
+            "file with a label column, or a folder with one subfolder a class"
         )
     names = sorted({r["label"] for r in labelled.values() if r["label"] is not None})
     refuse_same_words(dict(zip(names, names, strict=True)), lambda name: pack.where(label=name))
@@ -158,7 +158,8 @@ def choose_splits(
     if all(record["split"] is None for record in records.values()):
         if any(record["label"] is None for record in labelled.values()):
             raise ValueError(
-                f"{pack.name}: videos with segments and no label cannot be divided here: add a column split to the list"
+                f"{pack.name}: videos with segments and no label cannot be divided here: add a "
+                "column split to the list"
             )
         videos = _collect(labelled, pack.name)
         held, rule = choose_validation(videos.known_labels, videos.subjects, seed)
@@ -166,8 +167,8 @@ def choose_splits(
             raise ValueError(f"{pack.name}: no test part can be made, {rule}: label more videos")
         train, test = subset(videos, ~held), subset(videos, held)
         notes.append(
-            f"the data name no splits: {len(test)} of {len(videos)} videos were held out for testing, "
-            f"seed {seed}, {rule}; compare only with results on this very split"
+            f"the data name no splits: {len(test)} of {len(videos)} videos were held out for "
+            f"testing, seed {seed}, {rule}; compare only with results on this very split"
         )
         ignored = len(records) - len(labelled)
     else:
@@ -178,8 +179,9 @@ def choose_splits(
         for flag, name in (("--train-split", train_split), ("--test-split", test_split)):
             if name not in names:
                 raise ValueError(
-                    f"{pack.name} has no split {name!r}; it has {', '.join(names)}: name one of them "
-                    f"with {flag}, or leave the split column out to have a test part held out for you"
+                    f"{pack.name} has no split {name!r}; it has {', '.join(names)}: name one of "
+                    f"them with {flag}, or leave the split column out to have a test part held out "
+                    "for you"
                 )
             part = {i: r for i, r in labelled.items() if r["split"] == name}
             if not part:
@@ -189,8 +191,8 @@ def choose_splits(
         both = set(train.sources) & set(test.sources)
         if both:
             notes.append(
-                f"WARNING: {len(both)} videos are in both splits (first: {for_screen(min(both))}): the numbers are "
-                "too good"
+                f"WARNING: {len(both)} videos are in both splits (first: {for_screen(min(both))}): "
+                "the numbers are too good"
             )
         used = {train_split, test_split}
         ignored = sum(i not in labelled and r["split"] in used for i, r in records.items())
@@ -199,7 +201,8 @@ def choose_splits(
     shared = set(train.subjects) & set(test.subjects) - {None}
     if shared:
         notes.append(
-            f"WARNING: {len(shared)} subjects are in both splits: the numbers say little about new people"
+            f"WARNING: {len(shared)} subjects are in both splits: the numbers say little about new "
+            "people"
         )
     if not labels:
         return train, test, notes
@@ -207,8 +210,10 @@ def choose_splits(
     _refuse_one_class(pack, classes | tested)
     if tested - classes:
         raise ValueError(
-            f"{pack.where(label=min(tested - classes))}: {len(tested - classes)} classes are tested but never trained: "
-            f"{', '.join(map(for_screen, sorted(tested - classes)[:10]))}; correct the labels or the splits"
+            f"{pack.where(label=min(tested - classes))}: {len(tested - classes)} classes are "
+            "tested but never trained: "
+            f"{', '.join(map(for_screen, sorted(tested - classes)[:10]))}; correct the labels or "
+            "the splits"
         )
     return train, test, notes
 
@@ -256,9 +261,10 @@ def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[st
     nameless = [s for s, who in zip(videos.sources, videos.subjects, strict=True) if who is None]
     names = sorted({who for who in videos.subjects if who is not None})
     if nameless or len(names) < 2:
-        found = f"{len(nameless)} of {len(videos)} labelled videos name no subject and {len(names)} subjects"
         raise ValueError(
-            f"{pack.name}: {found} are named: leaving one out needs a list file with a subject column"
+            f"{pack.name}: {len(nameless)} of {len(videos)} labelled videos name no subject and "
+            f"{len(names)} subjects are named: leaving one out needs a list file with a subject "
+            "column"
         )
     _refuse_one_class(pack, set(videos.known_labels))
     folds = [np.array([who == name for who in videos.subjects]) for name in names]
@@ -267,7 +273,8 @@ def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[st
         missing = set(labels[fold]) - set(labels[~fold])
         if missing:
             raise ValueError(
-                f"{pack.where(subject=name)}: only subject {for_screen(name)} has {', '.join(map(for_screen, sorted(missing)[:10]))}, so no "
+                f"{pack.where(subject=name)}: only subject {for_screen(name)} has "
+                f"{', '.join(map(for_screen, sorted(missing)[:10]))}, so no "
                 "training subject has it: leave that class out of the list"
             )
     notes = [f"every one of {len(names)} subjects was left out in turn; splits were ignored"]

@@ -19,7 +19,7 @@ POOLING = "mean of the views' unit vectors, over the clips of a video, then norm
 def embed_texts(
     model: VideoText, texts: list[str], device: torch.device, precision: str = "auto"
 ) -> tuple[np.ndarray, int]:
-    """Unit vectors (len(texts), D) of sentences, and how many of them were cut to the context length.
+    """Unit vectors (len(texts), D) of sentences, and how many were cut to the context length.
 
     Raises:
         ValueError: a sentence is empty, or an embedding is not finite.
@@ -68,14 +68,14 @@ def class_vectors(
 
 
 def ensemble(vectors: np.ndarray) -> np.ndarray:
-    """One unit vector a class (C, D): the mean over the templates of (M, C, D), as CLIP publishes it."""
+    """One unit vector a class (C, D): the mean over the templates of (M, C, D), as CLIP has it."""
     return unit(vectors.mean(0))
 
 
 def template_sensitivity(
     videos: np.ndarray, vectors: np.ndarray, labels: np.ndarray, templates: tuple[str, ...]
 ) -> dict:
-    """How much the wording decides: the accuracy of each single template against that of their ensemble.
+    """How much the wording decides: the accuracy of each template against their ensemble's.
 
     Args:
         videos: (N, D) unit vectors.

@@ -59,19 +59,19 @@ RENAMED: dict[str, tuple[str, dict[str, object]]] = {
 
 
 def parts_of(builder: Callable[..., nn.Module]) -> tuple[str, ...]:
-    """The arguments of a class that are models themselves; the backbone of a pair or a classifier comes first."""
+    """The arguments of a class that are models; the backbone of a pair or a classifier is first."""
     return getattr(builder, "parts", ())
 
 
 def describe(model: nn.Module) -> dict:
-    """The description from which `build` makes the same architecture: a class's name and its arguments."""
+    """What `build` makes the same architecture from: a class's name and its arguments."""
     assert isinstance(model, Rebuildable)
     parts = {part: describe(getattr(model, part)) for part in parts_of(type(model))}
     return {"builder": type(model).__name__, "arguments": model.arguments | parts}
 
 
 def current_arguments(builder: Callable[..., nn.Module], arguments: object) -> object:
-    """Arguments as an older version wrote them, under the names that they have now; see the changelog."""
+    """Arguments as an older version wrote them, under the names that they have now."""
     if not isinstance(arguments, dict):
         return arguments
     takes, arguments = signature(builder).parameters, dict(arguments)
@@ -106,8 +106,8 @@ def check_description(
         raise ValueError(f"{where} names no builder of ours but {name!r:.80}")
     if name not in builders:
         raise ValueError(
-            f"{where} names {name!r:.80}, which is none of {', '.join(builders)}; model families are loaded by "
-            "downstream.models.load_backbone"
+            f"{where} names {name!r:.80}, which is none of {', '.join(builders)}; model families "
+            "are loaded by downstream.models.load_backbone"
         )
     parts = parts_of(builders[name])
     arguments = current_arguments(builders[name], description.get("arguments"))
@@ -164,7 +164,7 @@ def export_backbone(model: nn.Module, folder: Path, provenance: dict) -> None:
 
 
 def read_backbone_config(folder: Path) -> dict:
-    """The config.json of an exported backbone; whether its architecture can be built is not checked.
+    """The config.json of an exported backbone; whether it can be built is not checked.
 
     Raises:
         ValueError: the folder is no exported backbone, or is damaged.
@@ -188,12 +188,12 @@ def read_backbone_config(folder: Path) -> dict:
 
 
 def provenance_of(name: str) -> dict | str:
-    """Provenance of the weights of `--backbone`: that of an exported folder, or else the name itself."""
+    """Where the weights of `--backbone` come from: as an exported folder says, else the name."""
     return read_backbone_config(Path(name))["provenance"] if is_folder(name) else name
 
 
 def _build_to_fit(make: Callable[[], Model], folder: Path) -> Model:
-    """Build a model for the weights in `folder`, once its shapes are known to be theirs, and load them."""
+    """Build a model, once its shapes are known to be those in `folder`, and load the weights."""
     with weights_follow():
         try:
             shapes = dry_state(make)
@@ -206,7 +206,7 @@ def _build_to_fit(make: Callable[[], Model], folder: Path) -> Model:
 
 
 def load_export(folder: Path, builders: Builders = BUILDERS) -> nn.Module:
-    """The exported model of a folder, in evaluation mode: an encoder, a pair of towers or a classifier.
+    """The exported model of a folder, in evaluation mode: an encoder, a pair or a classifier.
 
     Raises:
         ValueError: the folder is no export, does not verify, or names none of `builders`.
@@ -217,8 +217,8 @@ def load_export(folder: Path, builders: Builders = BUILDERS) -> nn.Module:
         model = _build_to_fit(lambda: build(description, builders), folder)
     except MisfitError as error:  # although it verifies
         raise CheckpointError(
-            f"{error}. It was exported by another version of this program, which understood by the same names another "
-            "network: train it again, or read it with that version"
+            f"{error}. It was exported by another version of this program, which understood by the "
+            "same names another network: train it again, or read it with that version"
         ) from error
     if weights_hash(model) != config.get("weights_sha256"):
         raise CheckpointError(f"{folder}: the weights are not those that were exported")
@@ -245,9 +245,10 @@ def load_backbone(name: str, builders: Builders = BUILDERS) -> Backbone:
     folder = Path(name)
     if not is_folder(name):
         raise ValueError(
-            f"no backbone at {shown(name)} ({no_folder(name)}): give a folder exported by a recipe (RUN/backbone), "
-            "hf:OWNER/NAME or hf:FOLDER, or an official VideoMAE .pth file; downstream.models.load_backbone also takes "
-            "open_clip:MODEL/WEIGHTS and names of model families"
+            f"no backbone at {shown(name)} ({no_folder(name)}): give a folder exported by a recipe "
+            "(RUN/backbone), hf:OWNER/NAME or hf:FOLDER, or an official VideoMAE .pth file; "
+            "downstream.models.load_backbone also takes open_clip:MODEL/WEIGHTS and names of "
+            "model families"
         )
     model = load_export(folder, builders)
     parts = parts_of(type(model))
@@ -277,8 +278,8 @@ def load_video_text(name: str, builders: Builders = BUILDERS) -> VideoText:
         raise ValueError(f"{name} is a VideoMAE and has no text tower; {remedy}")
     if not is_folder(name):
         raise ValueError(
-            f"no backbone at {shown(name)} ({no_folder(name)}): give the folder of a video-text run (RUN/backbone) or "
-            "open_clip:MODEL/WEIGHTS"
+            f"no backbone at {shown(name)} ({no_folder(name)}): give the folder of a video-text "
+            "run (RUN/backbone) or open_clip:MODEL/WEIGHTS"
         )
     if read_backbone_config(Path(name))["builder"] != "VideoText":
         raise ValueError(f"{name} has no text tower; {remedy}")
@@ -288,7 +289,7 @@ def load_video_text(name: str, builders: Builders = BUILDERS) -> VideoText:
 
 
 def fresh_like(model: nn.Module, seed: int) -> nn.Module:
-    """The same architecture with newly drawn weights, in evaluation mode: the baseline every probe is shown beside."""
+    """The same architecture with fresh weights, in evaluation mode: the baseline of every probe."""
 
     def again(model: nn.Module) -> nn.Module:
         assert isinstance(model, Rebuildable)

@@ -13,7 +13,8 @@ from pretrain.videomae import VideoMAE, reconstruct
 
 @log.optional_figure
 def reconstruction_figure(
-    path: Path, model: VideoMAE | MaskedPixels, pack: Pack, sample: int, tokens: tuple[np.ndarray, np.ndarray], title: str,
+    path: Path, model: VideoMAE | MaskedPixels, pack: Pack, sample: int,
+    tokens: tuple[np.ndarray, np.ndarray], title: str,
     mask: str,
 ) -> str:  # fmt: skip
     """Draw one clip, its visible tokens and the predictions.
@@ -43,8 +44,8 @@ def reconstruction_figure(
         (n, p[0].permute(1, 2, 3, 0).cpu().numpy()) for n, p in zip(names, pictures, strict=True)
     ]
     caption = (
-        f"{mask}. Row 3 borrows the true mean and standard deviation of every hidden tubelet, row 4 those of the "
-        "nearest visible one."
+        f"{mask}. Row 3 borrows the true mean and standard deviation of every hidden tubelet, row "
+        "4 those of the nearest visible one."
     )
     if model.encoder.arguments.get("motion_tokens", 1) < 1:
         caption += " Grey in all rows: tokens that were not selected for their motion."

@@ -1,4 +1,4 @@
-"""Files and names from outside, read with care: regular files only, JSON as large as it is, everything synced.
+"""Files from outside, read with care: regular files only, bounded JSON, everything synced.
 
 Nothing here needs torch: decoding processes import it too.
 """
@@ -77,7 +77,7 @@ def not_regular(mode: int) -> str:
 
 
 def no_file(name: str | Path) -> str:
-    """Why a name, which may be anything, is not that of a regular file: there is none, or something else in its place.
+    """Why a name, which may be anything, is not that of a regular file.
 
     Raises:
         ValueError: the system does not say.
@@ -115,7 +115,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def open_regular(path: str | Path) -> io.BufferedReader:
-    """Open a regular file, or a link to one, for reading: a pipe would be waited for, a device never ends.
+    """Open a regular file, or a link to one, for reading: a pipe may block, a device never ends.
 
     Raises:
         OSError: it cannot be opened, or is not a regular file.
@@ -154,7 +154,7 @@ def parse_json(text: str | bytes, lax: bool = False) -> object:
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object from a file, which may be anybody's; NaN and Infinity are numbers, as Python writes them.
+    """A JSON object from a file, which may be anybody's; NaN and Infinity are numbers.
 
     Raises:
         ValueError: the file cannot be read, is no regular file, is larger than any of ours, or
@@ -188,7 +188,7 @@ _STANDARD, _PYTHON = json.JSONDecoder(parse_constant=_no_number), json.JSONDecod
 
 @contextlib.contextmanager
 def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
-    """A name beside `path` to write to, renamed to it at the end: the file is there whole or not at all.
+    """A name beside `path` to write to, renamed to it at the end: the file is whole or not there.
 
     Args:
         path: the file.
@@ -227,7 +227,7 @@ def sync(path: Path) -> None:
 
 
 def share(path: Path) -> None:
-    """Let a file be read by whoever may read others that are written there: safetensors keeps its own for the owner alone."""
+    """Let others read a file as they may read its neighbours; safetensors lets the owner alone."""
     beside = path.with_name(f"tmp-mode-{path.name}")
     beside.touch()
     path.chmod(stat.S_IMODE(beside.stat().st_mode))

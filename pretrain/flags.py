@@ -1,4 +1,4 @@
-"""Validation of a recipe's flags: bounds of numbers, and flags without effect under the rest of the command.
+"""Validation of a recipe's flags: bounds of numbers, and flags without effect.
 
 A configuration says the bounds where it says the type, `batch_size: Count = 64`, and
 `refuse_numbers` reads them there. A recipe with choices (a tower, a protocol) lists in a function
@@ -60,7 +60,8 @@ _WORDS = PrimitiveConstructorSpec(
     str_from_instance=lambda x: [str(x)],
 )  # fmt: skip
 _NONE_OR_WORDS = PrimitiveConstructorSpec(
-    nargs=1, metavar="{None}|INT", instance_from_str=lambda words: None if words == ["None"] else _whole(words),
+    nargs=1, metavar="{None}|INT",
+    instance_from_str=lambda words: None if words == ["None"] else _whole(words),
     is_instance=lambda x: x is None or isinstance(x, int), str_from_instance=lambda x: [str(x)],
 )  # fmt: skip
 Count = Annotated[int, Within(1), _WORDS]
@@ -109,7 +110,7 @@ def flat(config: "DataclassInstance") -> dict[str, object]:
 
 
 def replace(config: Config, **values: object) -> Config:
-    """`dataclasses.replace` by flag: a value may belong to the configuration itself or to one of its groups."""
+    """`dataclasses.replace` by flag: a value may belong to the configuration or to a group."""
     for name, group in groups(config).items():
         own = {k: values.pop(k) for k in list(values) if hasattr(group, k)}
         config = dataclasses.replace(config, **{name: dataclasses.replace(group, **own)})
@@ -156,7 +157,7 @@ def _named(words: Sequence[str]) -> set[str]:
 
 
 def refuse_empty(words: Sequence[str], config: "DataclassInstance") -> None:
-    """Refuse flags that were typed with nothing behind them: an unset variable of the shell, a forgotten value.
+    """Refuse flags with nothing behind them: an unset variable of the shell, a forgotten value.
 
     Args:
         words: of the command line.
@@ -178,7 +179,7 @@ def _is_blank(value: object) -> bool:
 
 
 def go_by_epochs(words: Sequence[str], config: Config) -> Config:
-    """A configuration without its preset's number of steps where a number of epochs was typed instead.
+    """A configuration without its preset's steps where a number of epochs was typed instead.
 
     Args:
         words: of the command line.
@@ -268,7 +269,7 @@ def refuse_given(config: Config, unused: dict[str, str], preset: Config) -> None
 
 
 def settle(config: Config, unused: dict[str, str], preset: Config | None) -> Config:
-    """A configuration without the values of its preset that have no effect: they are as if not given.
+    """A configuration without its preset's values that have no effect: as if not given.
 
     Args:
         config: a dataclass.

@@ -1,4 +1,4 @@
-"""Folders that runs and results go to: whose they are, one writer at a time, and what a disk refuses, in words."""
+"""Folders of runs and results: whose they are, one writer at a time, a disk's refusals."""
 
 import contextlib
 import errno
@@ -53,13 +53,13 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise ValueError(
-            f"cannot write {path}: {getattr(error, 'strerror', None) or error}. What was written before is intact: mend that "
-            "or give another --out, and start the same command again"
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}. What was written "
+            "before is intact: mend that or give another --out, and start the same command again"
         ) from error
 
 
 def try_folder(folder: Path) -> None:
-    """Find out whether a folder can be made and written to, before the work whose results it is to hold; leaves nothing.
+    """Find out whether a folder can be made and written to, before the work; leaves nothing.
 
     Raises:
         ValueError: it cannot.
@@ -106,8 +106,8 @@ def claim(folder: Path, ours: tuple[str, ...] | None = None) -> FileLock:
         amiss = "; ".join(str(w.message) for w in told)
     except Timeout as error:
         raise ValueError(
-            f"{folder} is in use: another process writes to it at this moment. Wait until it has ended, or give "
-            "another --out"
+            f"{folder} is in use: another process writes to it at this moment. Wait until it has "
+            "ended, or give another --out"
         ) from error
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in NO_LOCKS:
@@ -116,7 +116,8 @@ def claim(folder: Path, ours: tuple[str, ...] | None = None) -> FileLock:
         amiss = str(error)
     if amiss:
         print(
-            f"warning: {folder} lies on a file system without locks ({amiss}): see to it that nothing else writes there",
+            f"warning: {folder} lies on a file system without locks ({amiss}): see to it that "
+            "nothing else writes there",
             file=sys.stderr,
             flush=True,
         )
@@ -124,7 +125,7 @@ def claim(folder: Path, ours: tuple[str, ...] | None = None) -> FileLock:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link (never what it points to) or a whole folder; nothing is there afterwards."""
+    """Remove a file, a link (never what it points to) or a whole folder."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

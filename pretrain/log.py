@@ -44,7 +44,7 @@ CURVES = {
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which like Ctrl-C unwinds what is at work: locks, decoders and what a recipe started."""
+    """SIGTERM, which like Ctrl-C unwinds what is at work: locks, decoders, processes."""
 
 
 def _terminate(*_) -> None:
@@ -58,7 +58,7 @@ def cli(
     about: dict[str, str] | None = None,
     elsewhere: dict[str, str] | None = None,
 ) -> None:
-    """Parse the command line into a config, run `main` and turn a user's or a disk's mistake into one line.
+    """Parse the command line, run `main` and turn a user's or a disk's mistake into one line.
 
     Nothing that is printed from then on can steer the terminal (pretrain/names.py). An error's
     notes get lines of their own; whatever names are in it, it has no other line ends.
@@ -96,7 +96,8 @@ def cli(
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if not {"-h", "--help"} & set(arguments):
             print(
-                "error: whoever read this output has ended; start the same command again to continue",
+                "error: whoever read this output has ended; start the same command again to "
+                "continue",
                 file=sys.stderr,
             )
         sys.exit(128 + signal.SIGPIPE)
@@ -151,14 +152,16 @@ def parse(
         chosen, *words = words
     if chosen not in config:
         raise ValueError(
-            f"there is no preset {chosen!r}{did_you_mean(chosen, config)}; the first word is one of {', '.join(config)}"
+            f"there is no preset {chosen!r}{did_you_mean(chosen, config)}; the first word is one "
+            f"of {', '.join(config)}"
         )
     width = max(map(len, config))
     lines = [f"    {name:<{width}}  {(about or {}).get(name, '')}" for name in config]
     presets = f"Presets (the values below are those of {chosen}):\n\n" + "\n".join(lines)
     try:
         return tyro.cli(
-            type(config[chosen]), default=config[chosen], args=words, prog=f"{Path(sys.argv[0]).name} [PRESET]",
+            type(config[chosen]), default=config[chosen], args=words,
+            prog=f"{Path(sys.argv[0]).name} [PRESET]",
             description=f"{description}\n\n{presets}",
         )  # fmt: skip
     except SystemExit as stop:
@@ -190,7 +193,7 @@ def duration(seconds: float) -> str:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON aside, sync and rename, so that neither a reader nor a power cut meets half a file.
+    """Write JSON aside, sync and rename: neither a reader nor a power cut meets half a file.
 
     Raises:
         ValueError: the disk does not take it; an older file is untouched.
@@ -261,7 +264,8 @@ class RunLog:
             lines, damaged = read_log(self.path)
             if damaged:
                 print(
-                    f"warning: {self.path}: {damaged} damaged lines dropped (a kill or a full disk leaves such)",
+                    f"warning: {self.path}: {damaged} damaged lines dropped (a kill or a full disk "
+                    "leaves such)",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -313,7 +317,7 @@ def blank_figure(width: float, height: float) -> "Figure":
 
 
 def optional_figure(draw: Callable[..., str | None]) -> Callable[..., str]:
-    """Make a function that draws to a path warn where it fails: no number may be lost for want of a picture.
+    """Make a function that draws to a path warn where it fails: no number is lost for a picture.
 
     The new one takes the same arguments, by place, and returns what to print of the figure: what
     `draw` returned, else its path, or that there is none. Letters that the font lacks are boxes, of

@@ -1,4 +1,4 @@
-"""Names from outside - of files, classes, people, captions - on the screen, in csv, cards, figures and file names.
+"""Names from outside (files, classes, people, captions) on screen, in csv, cards and figures.
 
 A name may hold anything: sequences that move a terminal's cursor, formulas that a spreadsheet runs,
 Markdown, HTML, bytes that are no UTF-8 (Python's lone surrogates). JSON files keep names as they
@@ -25,7 +25,7 @@ NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
 
 
 def _escape(text: str, kept: str) -> str:
-    r"""Control, format, private and unassigned characters, line ends and surrogates as `\x1b`; `kept` stay."""
+    r"""Control, format, private and unassigned characters and line ends as `\x1b`; `kept` stay."""
     if text.isprintable():
         return text
     safe = []
@@ -55,12 +55,12 @@ def for_screen(text: object, most: int | None = None) -> str:
 
 
 def for_shell(path: object) -> str:
-    """A path, or whatever else a person is to copy into a command, quoted where a shell would take it apart."""
+    """A path, or what else is to be copied into a command, quoted where a shell needs it."""
     return shlex.quote(for_screen(path))
 
 
 def for_csv(value: object) -> object:
-    """A csv cell that no spreadsheet takes for a formula; `from_csv` makes the same text of it again.
+    """A csv cell that no spreadsheet takes for a formula; `from_csv` reads it back.
 
     Numbers, also those written as text, stay numbers.
     """
@@ -93,7 +93,7 @@ def for_html(text: object) -> str:
 
 
 def for_figure(text: object, most: int = 120) -> str:
-    r"""One line that matplotlib draws as it stands; `\$`, as it reads it, is a dollar and starts no formula.
+    r"""One line that matplotlib draws as it stands; `\$` is a dollar there and starts no formula.
 
     Args:
         text: a name, or a title that holds one.
@@ -171,7 +171,7 @@ class _Screen:
 
 
 def clean_screen() -> None:
-    """From now on nothing that is printed steers the terminal, or fails for a letter it cannot show."""
+    """From now on nothing printed steers the terminal, or fails for a letter it cannot show."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, _Screen):

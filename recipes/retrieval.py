@@ -1,7 +1,7 @@
 """Find videos by sentences, and sentences by videos.
 
     python recipes/retrieval.py --backbone runs/clip-tiny/backbone --data synthetic
-    python recipes/retrieval.py --backbone runs/clip-tiny/backbone --data my_videos/ --query "a person sits down"
+    python recipes/retrieval.py --backbone RUN/backbone --data my_videos/ --query "sits down"
 
 Scored on a data set with captions: every caption of the split is a query for its video among all
 videos of the split (text to video), every video one for its captions among all captions. R@k is the
@@ -89,7 +89,7 @@ def unused(config: Config) -> dict[str, str]:
 def embed_sources(
     config: Config, model: VideoText, pack: Pack, samples: np.ndarray, how: Extraction
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names of the videos that the clips were cut from, their unit vectors (V, D), and whose each clip is."""
+    """Names of the videos, their unit vectors (V, D), and the video of each clip."""
     names, owner = group_by_source([pack.record(i)["source"] for i in samples])
     clips = cached_embeddings(model, pack, samples, how, "videos")
     total = np.zeros((len(names), clips.shape[1]))
@@ -103,14 +103,15 @@ def search_notes(config: Config, pack: Pack, similar: np.ndarray) -> list[str]:
     above = float(similar.max() - similar.mean())
     if len(similar) > 1 and above < FLAT:
         notes.append(
-            f"the scores are flat: the best is only {above:.3f} above the mean of all videos, so either none shows what the "
-            "sentence says, or all do, or this model cannot rank them"
+            f"the scores are flat: the best is only {above:.3f} above the mean of all videos, so "
+            "either none shows what the sentence says, or all do, or this model cannot rank them"
         )
     split = seen_in_training(provenance_of(config.backbone), config.data, pack.index)
     if split:
         num = len(pack) if split == "all" else pack.index["splits"].get(split, 0)
         notes.append(
-            f"{num} of the {len(pack)} clips searched are training clips (split {split}): on new videos expect less"
+            f"{num} of the {len(pack)} clips searched are training clips (split {split}): on new "
+            "videos expect less"
         )
     return notes
 
@@ -154,7 +155,8 @@ def search(config: Config, model: VideoText, how: Extraction) -> dict:
         frames = pack.frames(record, chosen).numpy()
         seconds = record["start"] + chosen / record["fps"]
         pictures.append((f"similarity {similar[i]:.3f}, {names[i]}", frames, seconds))
-    title = f'"{config.query}": the best {len(best)} of {len(names)} videos of {config.data}, by {config.backbone}'
+    found_in = f"{len(names)} videos of {config.data}, by {config.backbone}"
+    title = f'"{config.query}": the best {len(best)} of {found_in}'
     picture = contact_sheet_figure(out / "contact_sheet.png", pictures, title)
     print(f"\nfigure   {picture}\nanswer   {for_screen(out)}/search.json", flush=True)
     lock.release(force=True)
@@ -176,8 +178,8 @@ def captioned(pack: Pack, split: str) -> tuple[np.ndarray, list[str]]:
     kept = np.array([i for i in ids if pack.record(i)["captions"]], dtype=int)
     if not len(kept):
         raise ValueError(
-            f"none of the {len(ids)} clips of split {split!r} has a caption: retrieval is scored against "
-            "captions; add a caption column, or give --query to search"
+            f"none of the {len(ids)} clips of split {split!r} has a caption: retrieval is scored "
+            "against captions; add a caption column, or give --query to search"
         )
     if len(kept) < len(ids):
         notes.append(f"{len(ids) - len(kept)} clips without a caption were left out")
@@ -214,7 +216,8 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
     texts = vectors[place]
     if num_cut:
         notes.append(
-            f"{num_cut} of {len(different)} different captions were longer than the context and were cut"
+            f"{num_cut} of {len(different)} different captions were longer than the context and "
+            "were cut"
         )
     videos_of = np.unique(
         np.stack([place, whose]), axis=1
@@ -239,14 +242,16 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
     if seen and (seen == config.test_split or "all" in (seen, config.test_split)):
         notes.append(f"WARNING: the towers were trained on these very videos (split {seen})")
     protocol = {
-        "kind": "retrieval", "test_split": config.test_split, "num_videos": len(names), "num_captions": len(sentences),
+        "kind": "retrieval", "test_split": config.test_split, "num_videos": len(names),
+        "num_captions": len(sentences),
         "num_clips": config.num_clips, "num_crops": config.num_crops,
     }  # fmt: skip
     details: dict[str, dict[str, Any]] = {
         "views": describe_views(model.video.input_spec, how, POOLING),
         "ranking": {
             "similarity": "cosine, exact", "ties": "average place",
-            "several_captions": "each is a query; of a video's own the best-placed counts, and they are no rivals",
+            "several_captions": "each is a query; of a video's own the best-placed counts, and "
+            "they are no rivals",
             "chance": "a random order",
         },
     }  # fmt: skip
@@ -276,7 +281,8 @@ def main(config: Config) -> dict:
         raise ValueError("this runs in one process: start it with python, not with a launcher")
     device = start_evaluation(config.machine)
     how = Extraction(
-        config.num_clips, config.num_crops, 1, config.batch_size, loader_workers(config.machine, 1), device,
+        config.num_clips, config.num_crops, 1, config.batch_size, loader_workers(config.machine, 1),
+        device,
         config.machine.precision,
     )  # fmt: skip
     model = load_video_text(config.backbone)

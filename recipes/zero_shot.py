@@ -1,8 +1,8 @@
 """Classify videos by the names of the classes, with no training.
 
     python recipes/zero_shot.py --backbone runs/clip-tiny/backbone --data synthetic
-    python recipes/zero_shot.py --backbone runs/clip-tiny/backbone --video clip.mp4 --classes "walks, sits down"
-    python recipes/zero_shot.py --backbone open_clip:ViT-B-32/laion2b_s34b_b79k --video clip.mp4 --classes "drinking water, reading"
+    python recipes/zero_shot.py --backbone RUN/backbone --video clip.mp4 --classes "walks, sits"
+    python recipes/zero_shot.py --backbone open_clip:ViT-B-32/laion2b_s34b_b79k --data clips.csv
 
 On a data set the classes are those of its labels (or --classes); every class name is put into every
 template of a set, the unit vectors of the sentences are averaged and normalised (Radford et al.
@@ -106,7 +106,7 @@ class Config:
 def classes_of_data(
     config: Config, pack: Pack, videos: Videos
 ) -> tuple[list[str], list[str], bool]:
-    """Names and words of the classes to choose from, and whether the data or the user gave the words.
+    """Names and words of the classes to choose from, and whether data or user gave the words.
 
     Raises:
         ValueError: a video's label is not among --classes, or there are fewer than two classes.
@@ -205,12 +205,14 @@ def classify_video(config: Config, model: VideoText, how: Extraction) -> dict:
         records = list(pack.records())
         best = order[:5]
         picture = filmstrip_figure(
-            out / "filmstrip.png", filmstrip_frames(pack, records), [names[i] for i in best], probabilities[best],
+            out / "filmstrip.png", filmstrip_frames(pack, records), [names[i] for i in best],
+            probabilities[best],
             f"{path.name}, by {config.backbone}: the best {len(best)} of {len(names)} classes",
         )  # fmt: skip
     seconds = sum(r["frames"] / r["fps"] for r in records)
     print(
-        f"\n{for_screen(path.name)}: {seconds:.1f} s in {len(records)} clips, {len(templates)} templates"
+        f"\n{for_screen(path.name)}: {seconds:.1f} s in {len(records)} clips, {len(templates)} "
+        "templates"
     )
     shown = [for_screen(name, 60) for name in names]
     width = max(map(len, shown))
@@ -261,8 +263,10 @@ def print_details(results: Results) -> None:
     if len(templates) > 1:
         print(
             f"\nprompt sensitivity over {len(templates)} templates: single ones "
-            f"{100 * over['worst']:.1f} to {100 * over['best']:.1f} %, mean {100 * over['mean']:.1f} %, "
-            f"std {100 * over['std']:.1f}; together {100 * over['ensemble']:.1f} % ({100 * over['gain']:+.1f})"
+            f"{100 * over['worst']:.1f} to {100 * over['best']:.1f} %, mean "
+            f"{100 * over['mean']:.1f} %, "
+            f"std {100 * over['std']:.1f}; together {100 * over['ensemble']:.1f} % "
+            f"({100 * over['gain']:+.1f})"
         )
         ranked = sorted(templates.items(), key=lambda item: -item[1])
         for text, value in (ranked[0], ranked[-1]):
@@ -296,8 +300,8 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
     # ---- embed
     print(
         for_screen(
-            f"{config.backbone}: {len(videos)} videos of {config.data} ({config.test_split}), {len(classes)} classes, "
-            f"{len(templates)} templates ({template_set})"
+            f"{config.backbone}: {len(videos)} videos of {config.data} ({config.test_split}), "
+            f"{len(classes)} classes, {len(templates)} templates ({template_set})"
         ),
         flush=True,
     )
@@ -306,8 +310,8 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
     vectors, num_cut = class_vectors(model, words, templates, how.device, config.machine.precision)
     if num_cut:
         notes.append(
-            f"{num_cut} of {vectors.shape[0] * vectors.shape[1]} sentences were longer than the text tower's "
-            "context and were cut"
+            f"{num_cut} of {vectors.shape[0] * vectors.shape[1]} sentences were longer than the "
+            "text tower's context and were cut"
         )
 
     # ---- score
@@ -336,11 +340,12 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
             trained.get("positives"),
         ):
             notes.append(
-                "training used the class labels, as texts or to tell which captions mean the same: these classes are "
-                "not unseen, only these videos are"
+                "training used the class labels, as texts or to tell which captions mean the "
+                "same: these classes are not unseen, only these videos are"
             )
     protocol = {
-        "kind": "zero-shot", "videos": videos_digest(videos), "test_split": config.test_split, "num_test": len(videos),
+        "kind": "zero-shot", "videos": videos_digest(videos), "test_split": config.test_split,
+        "num_test": len(videos),
         "template_set": template_set, "words": settings["classes"], "num_clips": config.num_clips,
         "num_crops": config.num_crops,
     }  # fmt: skip
@@ -378,7 +383,8 @@ def main(config: Config) -> dict:
     refuse_confusion(config)
     device = start_evaluation(config.machine)
     how = Extraction(
-        config.num_clips, config.num_crops, 1, config.batch_size, loader_workers(config.machine, 1), device,
+        config.num_clips, config.num_crops, 1, config.batch_size, loader_workers(config.machine, 1),
+        device,
         config.machine.precision,
     )  # fmt: skip
     model = load_video_text(config.backbone)

@@ -225,7 +225,7 @@ FRAMES = (8, 8)  # frames and stride of an image tower that comes without a clip
 
 
 def builders() -> dict[str, Callable[..., nn.Module]]:
-    """The classes that a config.json may name: those of `pretrain.backbones`, families, the classifier."""
+    """What a config.json may name: `pretrain.backbones.BUILDERS`, families, the classifier."""
     families = {family.build.__name__: family.build for family in MODELS.values()}
     return {**backbones.BUILDERS, **families, "Classifier": Classifier}
 
