@@ -23,10 +23,10 @@ from pretrain.data.arrays import read_arrays
 from pretrain.data.decode import DecodeError, decode_frames
 from pretrain.data.encode import DiskError
 from pretrain.data.guard import Refused
-from pretrain.data.index import GOP, MOST_JOINTS, MOST_PEOPLE
+from pretrain.data.index import GOP
 from pretrain.data.ingest import OURS, open_part, serve
 from pretrain.data.pose_files import MAX_BYTES, parse_poses, read_poses
-from pretrain.data.poses import COLUMNS, crop_pose, write_array
+from pretrain.data.poses import COLUMNS, crop_pose, pose_member
 
 
 def acquire(
@@ -113,15 +113,8 @@ def _make_pose(
         columns: tuple[str, ...] = COLUMNS
     else:
         values, columns, skeleton = _given_poses(clip, file, camera, about)
-    # Who is seen most comes first: models of fewer people take the first ones.
-    order = np.argsort(-values[..., -1].sum((0, 2)), kind="stable")
-    values = values[:, order]
-    people, joints = values.shape[1:3]
-    if people > MOST_PEOPLE or joints > MOST_JOINTS:
-        raise Refused(f"has {people} people of {joints} joints, which are too many")
-    entry = {"method": method or "given", "parameters": parameters, "skeleton": skeleton}
-    entry |= {"columns": list(columns), "people": people, "joints": joints}
-    return write_array(values), entry
+    data, entry = pose_member(values, columns, skeleton)
+    return data, {"method": method or "given", "parameters": parameters} | entry
 
 
 @functools.cache

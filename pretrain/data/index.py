@@ -19,6 +19,9 @@ the data, and nothing says of what method it is) and parameters (of the method),
 
     flow    bound: the pixels of a frame that 127 levels stand for, see `pretrain/data/flow.py`
     pose    skeleton, columns, people, joints: see `pretrain/data/poses.py`
+
+A recording of poses without a video is a clip without an .mp4: its line has "main": "pose", and
+offset, bytes and sha256 are those of <key>.pose.npy.
 """
 
 import hashlib
@@ -229,6 +232,12 @@ def _wrong(row: object, sizes: list[int], classes: set[str]) -> str | None:
         return "offset"
     if type(streams := row.get("streams", {})) is not dict:
         return "streams"
+    if "main" in row:
+        entry = streams.get("pose")
+        if row["main"] != "pose" or type(entry) is not dict:
+            return "main"
+        if any(entry.get(name) != row[name] for name in ("offset", "bytes", "sha256")):
+            return "offset of pose"
     for name, entry in streams.items():
         if what := wrong_stream(name, entry, row):
             return f"{what} of {name!r:.80}"
@@ -315,7 +324,17 @@ def is_journal_line(record: object) -> TypeGuard[dict]:
         seconds = type(record.get("seconds", 0)) in (int, float)
         return seconds and type(record["refused"]) is str
     clips = record.get("clips")
-    return type(clips) is list and all(type(c) is dict and not _wrong_clip(c) for c in clips)
+    return type(clips) is list and all(type(c) is dict and not _wrong_noted(c) for c in clips)
+
+
+def _wrong_noted(clip: dict) -> str | None:
+    """The implausible field of a clip in the journal."""
+    if (what := _wrong_clip(clip)) or "main" not in clip:
+        return what
+    if clip["main"] != "pose" or type(clip.get("entry")) is not dict:
+        return "main"
+    place = {"bytes": clip["bytes"], "sha256": clip["sha256"], "of": clip["sha256"]}
+    return wrong_stream("pose", place | clip["entry"], clip)
 
 
 def _texts(values: object, kind: type) -> bool:
@@ -377,6 +396,10 @@ def clip_row(source: Source, number: int, clip: dict, streams: dict[str, dict]) 
         "subject": source.subject,
         "extra": source.extra,
     }
+    if "main" in clip:
+        row["main"] = clip["main"]
+        place = {"bytes": clip["bytes"], "sha256": clip["sha256"], "of": clip["sha256"]}
+        streams = {clip["main"]: place | clip["entry"]}
     if streams:
         places = {"offset": -1}
         row["streams"] = {name: places | entry for name, entry in sorted(streams.items())}
@@ -386,7 +409,8 @@ def clip_row(source: Source, number: int, clip: dict, streams: dict[str, dict]) 
 def members(row: dict) -> list[tuple[str, dict]]:
     """A clip's files in a shard before its .json: endings, and what holds offset and bytes."""
     streams = row.get("streams", {})
-    return [("mp4", row), *((ENDINGS[name], entry) for name, entry in streams.items())]
+    frames = [] if "main" in row else [("mp4", row)]
+    return [*frames, *((ENDINGS[name], entry) for name, entry in streams.items())]
 
 
 def place_rows(shard: int, rows: list[dict]) -> int:
@@ -397,6 +421,8 @@ def place_rows(shard: int, rows: list[dict]) -> int:
         for _, place in members(row):
             place["offset"] = at + 512
             at += 512 + place["bytes"] + -place["bytes"] % 512
+        if "main" in row:
+            row["offset"] = row["streams"][row["main"]]["offset"]
         at += len(last_member(row))
     return at + 1024
 

@@ -29,7 +29,9 @@ taken for a broken clock.
 
 import contextlib
 import errno
+import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -63,6 +65,7 @@ OURS = (errno.EMFILE, errno.ENFILE)  # said on opening a file, and no fault of t
 COMPLETE = 0.9  # of the packets of a good MP4 or Matroska file give a frame, one more or less
 SLOW = 2  # frames a second; a series slower than this is cut by frames, as if it had `SHOWN`
 SHOWN = 25
+POSE_FPS = 30  # of poses where nothing says it: a Kinect's
 COPY_GOP = 32  # the longest keyframe distance with which a file is copied as it is
 
 
@@ -74,17 +77,23 @@ def ingest(
     short_side: int,
     clip_seconds: float,
     beat: Callable[[], None] = lambda: None,
+    skeleton: str = "",
+    fps: str | None = None,
 ) -> list[dict]:
     """Decodes one source fully and writes its clips to `out-0000.mp4`, `out-0001.mp4`, ...
+
+    Of poses without a video the clips are `out-0000.pose.npy` and so on, see `_ingest_poses`.
 
     Args:
         path: The file.
         member: Offset and size in bytes of the payload inside the file, if it is an archive.
-        kind: "video" or "image".
+        kind: "video", "image" or "pose".
         out: Where to write, up to the ordinal.
         short_side: Pixels; larger frames are scaled down to it, smaller ones are left.
         clip_seconds: A longer video is cut into equal parts.
         beat: Called whenever there was progress.
+        skeleton: Of poses: their skeleton, where the file leaves it open.
+        fps: Of poses: frames a second as the list has it; None: as the file says, or `POSE_FPS`.
 
     Returns:
         For each clip its file, frames, fps, width, height, start (seconds), bytes, `copied` and
@@ -95,6 +104,8 @@ def ingest(
         DiskError: A clip could not be written, or this process may not open more files.
         MemoryError: The file needs more than this process may have.
     """
+    if kind == "pose":
+        return _ingest_poses(path, out, clip_seconds, skeleton, fps)
     try:
         raw = _Source(path, member)
     except OSError as error:
@@ -398,6 +409,57 @@ def _ingest_image(file, out: str, short_side: int) -> list[dict]:
     with Clips(out, scan, 1, short_side, write=True) as clips:
         clips.add(av.VideoFrame.from_ndarray(pixels, format="rgb24"), 1)
     return clips.done
+
+
+def _ingest_poses(
+    path: str, out: str, clip_seconds: float, skeleton: str, fps: str | None
+) -> list[dict]:
+    """A recording of joints without a video, cut into clips as a video is.
+
+    Of more than `MAX_FPS` frames a second every second one is kept, or every third, and so on. Where
+    nothing says how large the picture was, it is as large as what is in it.
+    """
+    from pretrain.data.pose_files import read_poses
+    from pretrain.data.poses import pose_member
+
+    try:
+        poses = read_poses(path, skeleton)
+        rate = float(fps) if fps else poses.fps or POSE_FPS
+    except ValueError as error:
+        raise Refused(str(error).removeprefix(f"{path}: ")) from error
+    if not 0 < rate < 10_000:
+        raise Refused(f"its list says {fps} frames a second")
+    step = math.ceil(rate / MAX_FPS)
+    rate /= step
+    values, size = poses.in_pixels()
+    values = values[::step]
+    longest = max(1, round(clip_seconds * (SHOWN if rate < SLOW else rate)))
+    parts = max(1, math.ceil(len(values) / longest - LONGER))
+    cuts = [len(values) * i // parts for i in range(parts + 1)]
+    clips = []
+    for number, (start, end) in enumerate(itertools.pairwise(cuts)):
+        data, about = pose_member(values[start:end], poses.columns, poses.skeleton)
+        file = Path(f"{out}-{number:04d}.pose.npy")
+        try:
+            file.write_bytes(data)
+        except OSError as error:
+            raise DiskError(f"{file}: {error.strerror or error}") from error
+        clips.append(
+            {
+                "file": file.name,
+                "frames": end - start,
+                "fps": round(rate, 6),
+                "width": size[0],
+                "height": size[1],
+                "start": round(start / rate, 6),
+                "bytes": len(data),
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "copied": True,
+                "main": "pose",
+                "entry": {"method": "given", "parameters": {}} | about,
+            }
+        )
+    return clips
 
 
 # ---- the worker --------------------------------------------------------------------------------

@@ -375,7 +375,7 @@ def _header(first: str, folder: Path) -> tuple[list[str], str]:
         media = any(PurePosixPath(name).suffix.lower() in VIDEOS | IMAGES for name in names)
         if not roles or media or not irregular(folder / names[0]):
             continue
-        if "path" in roles or (len(names) > 1 and len(roles) > 1):
+        if roles & {"path", "pose"} or (len(names) > 1 and len(roles) > 1):
             return names, separator
     return [], ""
 
@@ -388,7 +388,7 @@ def _check_columns(path: Path, columns: list[str]) -> None:
         what = f"two columns called {again[0]}"
     if "" in columns:
         what = "a column without name"
-    if "path" not in roles.values():
+    if not {"path", "pose"} & {*roles.values()}:
         what = f"no column names the files, among {', '.join(columns)}"
     if what:
         raise ValueError(f"{path}:1: {what}; {_HEADER_HELP}")

@@ -259,9 +259,11 @@ class _Packer:
     def _identity(self, source: Source) -> str:
         try:
             status = source.path.stat()
-            state = [status.st_size, status.st_mtime_ns]
+            state: list = [status.st_size, status.st_mtime_ns]
         except OSError:
             state = []
+        more = _pose_job(source) if source.kind == "pose" else {}
+        state += [_state(source.beside["pose"]), more] if more else []
         return text_digest(
             json.dumps([source.name, source.kind, *state, source.member, self.settings])
         )
@@ -325,7 +327,7 @@ class _Packer:
         row = self.packed.get(clip["key"])
         if self.index and row and row["sha256"] == clip["sha256"]:
             return self.out / self.index["shards"][row["shard"]]["name"], row["offset"]
-        path = self.work / "clips" / f"{clip['key']}.mp4"
+        path = self.work / "clips" / f"{clip['key']}.{ENDINGS.get(clip.get('main', ''), 'mp4')}"
         if path.is_file() and path.stat().st_size == clip["bytes"]:
             return path, 0
         return None
@@ -348,6 +350,7 @@ class _Packer:
                     "short_side": self.settings["short_side"],
                     "clip_seconds": self.settings["clip_seconds"],
                 }
+                | (_pose_job(source) if source.kind == "pose" else {})
             )
         names = [self.listing.sources[number].name for number in todo]
         times = [limits[number] for number in todo]
@@ -356,11 +359,11 @@ class _Packer:
             for job, answer in answers:
                 if "retry" in answer or "seconds" in answer:  # a killed worker tidies nothing up
                     left = Path(jobs[job]["out"])
-                    for path in left.parent.glob(f"{left.name}-*.mp4"):
+                    for path in left.parent.glob(f"{left.name}-*"):
                         path.unlink()
                 record = {"id": self.ids[todo[job]], "name": names[job], "timing": TIMING} | answer
                 for clip in record.get("clips", ()):
-                    clip["key"] = clip.pop("file").removesuffix(".mp4")
+                    clip["key"] = clip.pop("file").partition(".")[0]
                     self.copied += clip["copied"]
                     self.encoded += not clip["copied"]
                 journal.write(json_line(record))
@@ -423,7 +426,9 @@ class _Packer:
 
     def _wanted(self, source: Source) -> dict[str, tuple[str, dict]]:
         """The further streams of a source: by name, what decides what they will be, and a job."""
-        wanted = {}
+        wanted: dict[str, tuple[str, dict]] = {}
+        if source.kind == "pose":  # has no frames, and was packed as it is
+            return wanted
         for stream, beside in source.beside.items():
             files = {"file": beside}
             if stream == "pose" and "flow" in source.beside:
@@ -732,6 +737,11 @@ class _Packer:
         return "\n".join(lines)
 
 
+def _pose_job(source: Source) -> dict:
+    """What is said of a recording of poses without a video."""
+    return {"skeleton": source.beside["pose"].about, "fps": source.extra.get("fps")}
+
+
 def _state(beside: Beside) -> list:
     """What tells whether a file beside a video has changed; of a folder, each of its files."""
     try:
@@ -748,6 +758,8 @@ def _summed(rows: list[dict]) -> dict[str, dict]:
         for stream, entry in row.get("streams", {}).items():
             about = summed.setdefault(stream, {"num_clips": 0, "methods": {}})
             about["num_clips"] += 1
+            if "main" in row:
+                about["alone"] = about.get("alone", 0) + 1
             about["methods"][entry["method"]] = about["methods"].get(entry["method"], 0) + 1
             if stream == "pose" and entry["skeleton"] not in about.setdefault("skeletons", {}):
                 from pretrain.data.poses import SKELETONS  # numpy, which only poses need

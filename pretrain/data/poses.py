@@ -172,6 +172,22 @@ class Poses:
     people: tuple[str, ...]
     frame: tuple[float, float] | None = None
 
+    def in_pixels(self) -> tuple[np.ndarray, tuple[int, int]]:
+        """The values where there is no video, u and v in pixels of a frame of the given size.
+
+        Fractions become pixels of a square frame; where nothing says how large the frame was, it
+        ends behind the last joint.
+        """
+        side = (256.0, 256.0)
+        if "u" not in self.columns:
+            return self.values, (256, 256)
+        if self.frame == (1, 1):
+            return crop_pose(self.values, self.columns, (0, 0, 1, 1), side), (256, 256)
+        u = self.columns.index("u")
+        size = self.frame or np.ceil(self.values[..., u : u + 2].max((0, 1, 2))) + 1
+        width, height = (int(min(max(side, 8), 2**14)) for side in size)
+        return self.values, (width, height)
+
 
 def crop_pose(
     values: np.ndarray,
@@ -222,7 +238,7 @@ def mirror_pose(
 def clip_poses(
     poses: Poses, part: range, total: int, seen: tuple[int, int], size: tuple[int, int]
 ) -> np.ndarray:
-    """The poses in a part of a video, pixels as in its packed frames; who is not in it is left out.
+    """The poses in a part of a video, pixels as in its packed frames.
 
     Args:
         poses: of the whole video.
@@ -237,34 +253,26 @@ def clip_poses(
     if len(poses.values) != total:
         raise ValueError(f"poses of {len(poses.values)} frames, and the video has {total}")
     values = poses.values[part.start : part.stop]
-    values = values[:, values[..., -1].any((0, 2))]
-    if not values.shape[1]:
-        values = poses.values[part.start : part.stop, :1]
     width, height = poses.frame or seen
     return crop_pose(values, poses.columns, (0, 0, width, height), size)
 
 
-def choose_pose(
-    values: np.ndarray, columns: Sequence[str], coordinates: int, people: int
-) -> np.ndarray:
-    """What a network takes of a clip's poses: (T, people, J, coordinates + 1).
+def pose_member(values: np.ndarray, columns: Sequence[str], skeleton: str) -> tuple[bytes, dict]:
+    """A clip's poses as a pack keeps them: the member's bytes, and what the index says of it.
+
+    Who is seen most comes first: models of fewer people take the first ones.
 
     Args:
-        values: (T, P, J, K) of these columns; of more people those are taken who are seen most, of
-            fewer the others are not seen.
+        values: (T, P, J, K) of these columns; who is nowhere in it is left out.
         columns: see `COLUMNS`.
-        coordinates: 2 for u and v, 3 for x, y and z.
-        people: how many.
-
-    Raises:
-        ValueError: there are no such coordinates.
+        skeleton: a name in `SKELETONS`.
     """
-    wanted = COLUMNS[3:] if coordinates == 2 else (*COLUMNS[:3], COLUMNS[-1])
-    if missing := [name for name in wanted if name not in columns]:
-        raise ValueError(f"its poses have {', '.join(columns)}, and no {', '.join(missing)}")
-    most = np.argsort(-values[..., -1].sum((0, 2)), kind="stable")[:people]
-    values = values[:, np.sort(most)][..., [list(columns).index(name) for name in wanted]]
-    return np.pad(values, ((0, 0), (0, people - values.shape[1]), (0, 0), (0, 0)))
+    seen = values[..., -1].sum((0, 2))
+    order = np.argsort(-seen, kind="stable")[: max(1, np.count_nonzero(seen))]
+    values = values[:, order]
+    people, joints = values.shape[1:3]
+    about = {"skeleton": skeleton, "columns": list(columns), "people": people, "joints": joints}
+    return write_array(values), about
 
 
 # The header of a .npy file, as NumPy writes it of numbers.

@@ -102,7 +102,14 @@ class Pack:
     @property
     def streams(self) -> tuple[str, ...]:
         """What there is of clips: "rgb" of each, and "flow" and "pose" where there are any."""
-        return ("rgb", *self.index.get("streams", {}))
+        frames = ("rgb",) * (self._alone < len(self))
+        return (*frames, *self.index.get("streams", {}))
+
+    @property
+    def _alone(self) -> int:
+        """How many clips are poses without frames."""
+        alone = self.index.get("streams", {}).get("pose", {}).get("alone", 0)
+        return alone if type(alone) is int else 0
 
     def check_streams(self, ids: np.ndarray, spec: InputSpec, who: str = "this backbone") -> None:
         """Refuse a backbone if a clip lacks a stream that it takes, or has another kind of it.
@@ -115,7 +122,7 @@ class Pack:
         Raises:
             ValueError: naming the command that adds the stream, or the first clip that is wrong.
         """
-        more = [name for name in spec.streams if name != "rgb"]
+        more = [name for name in spec.streams if name != "rgb" or self._alone]
         for name in more:
             if name not in self.streams:
                 raise ValueError(
@@ -125,13 +132,16 @@ class Pack:
         for record in map(self.record, ids) if more else ():
             streams = record.get("streams", {})
             clip = f"clip {record['key']} ({for_screen(record['source'])})"
-            for name in more:
+            if "rgb" in more and "main" in record:
+                raise ValueError(f"{clip} is of poses alone, and {who} takes rgb: leave it out")
+            others = [name for name in more if name != "rgb"]
+            for name in others:
                 if name not in streams:
                     why = "a single picture" if record["frames"] == 1 else "see refused.jsonl"
                     raise ValueError(
                         f"{clip} has no {name} ({why}), which {who} takes: leave such files out"
                     )
-            made = {n: streams[n]["skeleton" if n == "pose" else "method"] for n in more}
+            made = {n: streams[n]["skeleton" if n == "pose" else "method"] for n in others}
             spec.refuse_made(made, f"{clip}: {who}")
             for name, joints in spec.streams.items():
                 if isinstance(joints, Joints):
@@ -167,6 +177,8 @@ class Pack:
 
     def frames(self, record: dict, indices: np.ndarray) -> Tensor:
         """Frames of a clip by number, uint8 (len(indices), H, W, 3); see `read_frames`."""
+        if "main" in record:
+            raise DecodeError("a recording of poses alone has no frames")
         data = self.read(record)
         with self._blaming(record, data, record["sha256"]):
             return read_frames(data, indices, (record["width"], record["height"]))
@@ -240,6 +252,7 @@ class Pack:
 
 
 _ADDS = {
+    "rgb": "these are poses without videos; name the videos in a column path of the list",
     "flow": "python recipes/pack.py --source VIDEOS --out FOLDER --flow dis adds it, also to a "
     "pack that is there; then give that folder",
     "pose": "python recipes/pack.py --source VIDEOS --out FOLDER --pose blazepose adds it, and keeps "

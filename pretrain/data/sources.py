@@ -55,7 +55,7 @@ class Source:
         name: As the user wrote it, relative to the folder or list; unique.
         path: The file that holds it.
         member: Offset and size in bytes inside `path`, if that is a tar.
-        kind: "video" or "image", by the file's name.
+        kind: "video" or "image", by the file's name; "pose": a recording of joints, without a video.
         label: Class name.
         captions: Sentences about it.
         split: "train", "val", "test" or whatever the list says.
@@ -427,6 +427,10 @@ def _from_list(path: Path) -> list[Source]:
                 raise ValueError(f"two values for {', '.join(twice)}")
             key = next((key for key, role in roles.items() if role == "path"), None)
             name = _text(key, row[key]) if key is not None else None
+            fields = _fields(row, roles)
+            alone = name is None and "pose" in fields["beside"]
+            if alone:
+                name = fields["beside"]["pose"]
             if name is None:
                 among = f", only {', '.join(row)}"[:200] if key is None and row else ""
                 problems.add(line, f"no path in this line{among}", "pathless")
@@ -434,11 +438,10 @@ def _from_list(path: Path) -> list[Source]:
             file = os.path.normpath(os.path.join(folder, name))
             if file not in found and irregular(file) and "\\" in name:  # as Windows writes it
                 file = os.path.normpath(os.path.join(folder, name.replace("\\", "/")))
-            if file not in found and irregular(file):
+            if file not in found and irregular(file) and not (alone and os.path.isdir(file)):
                 what = _missing(name, Path(file), rows == 1, len(problems.found) < 50)
                 problems.add(line, what, "missing")
                 continue
-            fields = _fields(row, roles)
             for stream, other in fields["beside"].items():
                 where = os.path.normpath(os.path.join(folder, other))
                 if irregular(where) and not (stream == "pose" and os.path.isdir(where)):
@@ -502,4 +505,6 @@ def _merged(file: Path, rows: list[tuple[int, str, dict]], problems: Problems) -
         stream: Beside(Path(os.path.normpath(folder / other)), None, other, about.get(stream, ""))
         for stream, other in fields["beside"].items()
     }
-    return Source(name, file, kind=_kind(name), captions=captions, **fields)
+    pose = fields["beside"].get("pose")
+    kind = "pose" if pose and pose.path == file else _kind(name)
+    return Source(name, file, kind=kind, captions=captions, **fields)
