@@ -38,7 +38,7 @@ def rollout(maps: list[Tensor]) -> Tensor:
     return total
 
 
-def looked_at(encoder: Attends, video: Tensor) -> dict[str, Tensor]:
+def attention_on_grid(encoder: Attends, video: Tensor) -> dict[str, Tensor]:
     """Attention (B, t, h, w) from the class token, or the mean over all tokens.
 
     Args:

@@ -1,1 +1,1 @@
-"""How a backbone learns without labels."""
+"""Pretraining of video backbones without labels."""

@@ -24,7 +24,7 @@ from pretrain.spec import Backbone, Rebuildable
 from pretrain.text import HuggingFaceText, OpenClipText
 from pretrain.third_party import check_arguments, dry_state, shown
 from pretrain.videomae import VideoMAE
-from pretrain.vit import VideoTransformer, weights_follow
+from pretrain.vit import VideoTransformer, without_init
 from pretrain.weights import (
     CheckpointError,
     MisfitError,
@@ -194,7 +194,7 @@ def provenance_of(name: str) -> dict | str:
 
 def _build_to_fit(make: Callable[[], Model], folder: Path) -> Model:
     """Build a model, once its shapes are known to be those in `folder`, and load the weights."""
-    with weights_follow():
+    with without_init():
         try:
             shapes = dry_state(make)
         except ValueError as error:

@@ -318,7 +318,7 @@ _DRAWS: ContextVar[bool] = ContextVar("_DRAWS", default=True)
 
 
 @contextmanager
-def weights_follow() -> Iterator[None]:
+def without_init() -> Iterator[None]:
     """Inside, transformer blocks are built without initialising their weights.
 
     For weights that are loaded at once: `mimetic_init` would take long for nothing.
@@ -466,7 +466,7 @@ class VideoTransformer(nn.Module):
 
     @property
     def kind(self) -> str:
-        """Its name in the presets of published training, see `downstream.finetune.kind_of`."""
+        """Its name in the presets of published training, see `downstream.training.kind_of`."""
         sizes = {SIZES[size][0]: size for size in ("s", "b", "l", "h")}
         return f"videomae_{sizes.get(self.embed_dim, '')}"
 
@@ -511,7 +511,7 @@ class VideoTransformer(nn.Module):
             "stride": given["stride"] if stride is None else stride,
         }
         trained = given["trained_grid"] or list(self.grid)
-        with weights_follow(), torch.random.fork_rng(devices=[]):
+        with without_init(), torch.random.fork_rng(devices=[]):
             other = VideoTransformer(**{**given, **changed, "trained_grid": trained})
         state = dict(self.state_dict())
         if given["positions"] == "learned":
@@ -561,7 +561,7 @@ class VideoTransformer(nn.Module):
         """
         return self.encode_all(patches, index)[0]
 
-    def _look(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _select(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
         """The selected tokens' pixels (B, K, P) and indices (B, K); None: all tokens."""
         self.input_spec.expect(video)
         patches = patchify(video, self.tubelet, self.patch)
@@ -576,7 +576,7 @@ class VideoTransformer(nn.Module):
         Tokens that were not selected (`motion_tokens` below 1) are the mean of those that were, so
         that the mean over all remains the embedding.
         """
-        patches, index = self._look(video)
+        patches, index = self._select(video)
         tokens = self.encode(patches, index)
         if index is None:
             return tokens
@@ -585,7 +585,7 @@ class VideoTransformer(nn.Module):
 
     def forward(self, video: Tensor) -> Tensor:
         """The mean token, or the class token."""
-        return self._pooled(*self.encode_all(*self._look(video)))
+        return self._pooled(*self.encode_all(*self._select(video)))
 
     def forward_visible(self, video: Tensor, visible: Tensor) -> Tensor:
         """One embedding of each clip (B, D) from a part of its tokens.
@@ -620,7 +620,7 @@ class VideoTransformer(nn.Module):
             for each block (B, K, K), rows sum to one, the class token first if there is one; and
             the tokens' indices in the grid (B, K); None: all, in order.
         """
-        patches, index = self._look(video)
+        patches, index = self._select(video)
         x, rotation, maps = self._embed(patches, index), self._rotation(index), []
         for block in self.blocks:
             assert isinstance(block, Block)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from downstream.attention_maps import Attends, looked_at, overlay
+from downstream.attention_maps import Attends, attention_on_grid, overlay
 from downstream.models import load_backbone
 from downstream.skeletons import draw_poses
 from pretrain.data.blazepose import LiteRT, estimate_poses, find_weights
@@ -130,7 +130,7 @@ def draw_attention(config: Config, path: Path, out: Path) -> None:
         clips = EvalClips(pack, np.array([0]), spec, 1, 1)
         (_, views), seconds = clips[0], clips.seconds(0)[0]
     clip = views["rgb"][0]
-    maps = looked_at(encoder, spec.normalise(clip[None]))
+    maps = attention_on_grid(encoder, spec.normalise(clip[None]))
     rows = [("clip", clip)]
     for name, seen in maps.items():
         rows.append((f"{name}\n(largest {100 * seen.max():.1f} %)", overlay(clip, seen[0])))

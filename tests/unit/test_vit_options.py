@@ -8,7 +8,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from downstream.attention_maps import looked_at, overlay, rollout
+from downstream.attention_maps import attention_on_grid, overlay, rollout
 from pretrain.backbones import build, describe
 from pretrain.videomae import VideoMAE
 from pretrain.vit import (
@@ -257,7 +257,7 @@ def test_rollout_is_its_product():
 @pytest.mark.parametrize("changes", [{}, {"pool": "class"}, {"motion_tokens": 0.25}])
 def test_what_is_looked_at_lies_on_the_grid(changes):
     model = encoder(**changes)
-    for seen in looked_at(model, clips()).values():
+    for seen in attention_on_grid(model, clips()).values():
         assert seen.shape == (2, 2, 4, 4) and torch.allclose(
             seen.sum((1, 2, 3)), torch.ones(2), atol=1e-5
         )
