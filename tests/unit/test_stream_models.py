@@ -257,6 +257,8 @@ def test_st_gcn_sees_joints_bones_or_both():
 def test_the_stacked_lstm_is_its_equations_on_joints_around_the_root():
     torch.manual_seed(0)
     model = SkeletonLSTM("kinect20", people=2, hidden=6, frames=4).eval()
+    nn.init.uniform_(model.norm.running_mean, -1, 1)
+    nn.init.uniform_(model.norm.running_var, 0.5, 2)
     pose = random_pose(model)
     root = SKELETONS["kinect20"].root
     pose[0, :, :2, 0, root] = 0  # first seen in the third frame
@@ -273,7 +275,8 @@ def test_the_stacked_lstm_is_its_equations_on_joints_around_the_root():
                     for j in range(20):
                         seen = pose[clip, -1, t, p, j] > 0
                         values.append((pose[clip, :-1, t, p, j] - origin) * seen)
-                frames.append(torch.cat(values))
+                spread = (model.norm.running_var + 1e-5).sqrt()
+                frames.append((torch.cat(values) - model.norm.running_mean) / spread)
             for layer in range(3):
                 w, u, b, c = (getattr(model.rnn, f"{name}_l{layer}") for name in
                               ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))  # fmt: skip
