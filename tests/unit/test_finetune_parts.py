@@ -22,6 +22,7 @@ from downstream.finetune import (
     soft_cross_entropy,
 )
 from downstream.models import MODELS, build_model
+from downstream.results import ClassScore
 from downstream.segments import NOTHING, frame_classes, parse_segments
 from downstream.splits import few_shots
 from downstream.training import TRAINING, fitting
@@ -455,7 +456,8 @@ def test_temporal_mean_subtraction():
 
 
 def result(pairs: float) -> tuple[dict, list[SimpleNamespace]]:
-    per_class = {"sit_down": {"num": 50}, "stand_up": {"num": 50}, "walk": {"num": 70}}
+    counts = {"sit_down": 50, "stand_up": 50, "walk": 70}
+    per_class = {name: ClassScore(0.5, num, None) for name, num in counts.items()}
     return {"reversed_pairs": pairs}, [SimpleNamespace(per_class=per_class)]
 
 
