@@ -142,8 +142,8 @@ def scheduled_rate(step: int, plan: Plan, schedule: str, drops: tuple[float, ...
         step: of the plan.
         plan: its steps, those that warm up, and the highest and the last rate.
         schedule: "cosine", to the last rate; or "step", a tenth after each of `drops`.
-        drops: fractions of the run; quarters are what divisions by ten "when validation stalls" come
-            to.
+        drops: fractions of the run; quarters are what divisions by ten "when validation stalls"
+            come to.
     """
     if schedule == "cosine" or step < plan.warmup:
         return learning_rate(step, plan.steps, plan.warmup, plan.peak, plan.final)

@@ -25,7 +25,9 @@ from downstream.segments import (
     segment_scores,
 )
 from downstream.splits import Videos, choose_splits, choose_validation, few_shots, subset
-from pretrain.data.shards import Pack
+from pretrain.data.cache import raw_sources
+from pretrain.data.shards import Pack, no_split, refuse_streams
+from pretrain.spec import InputSpec
 
 
 class Task(Protocol):
@@ -166,6 +168,51 @@ class LabelOfView:
         return {"labels": self.task.label(record, frames, self.numbers)}
 
 
+NO_VALIDATION = (
+    "--patience needs validation videos: name a split val in the list, or give --val hold-out"
+)
+
+
+def refuse_raw(
+    task: Task, source: str, train_split: str, test_split: str,
+    validation: Literal["auto", "hold-out", "off"], patience: int | None, spec: InputSpec, who: str,
+) -> None:  # fmt: skip
+    """Refuse raw data that cannot be trained on, before they are packed; packed ones pass.
+
+    Args:
+        task: whose labels count.
+        source: the data, as `open_data` takes them.
+        train_split: to learn from.
+        test_split: to be scored.
+        validation: see `choose_videos`.
+        patience: of early stopping.
+        spec: the clip that the backbone takes.
+        who: what it is called in a message.
+
+    Raises:
+        ValueError: there is nothing of the kind, a split is not there, nothing has a label, a
+            stream does not come with it, or there are no validation videos to be patient with.
+    """
+    listed = raw_sources(source, "all")
+    if not listed:
+        return
+    splits = {s.split for s in listed if s.split}
+    for name in (train_split, test_split) if splits else ():
+        if name not in splits:
+            raise no_split(source, name, splits)
+    has = lambda s: s.label is not None or (not task.whole and s.extra.get("segments"))
+    if not any(map(has, listed)):
+        raise ValueError(
+            f"{source}: no video has a label: give a list file with a label column, or a folder "
+            "with one subfolder a class"
+        )
+    if patience and validation == "auto" and "val" not in splits:
+        raise ValueError(NO_VALIDATION)
+    frames = {"pose" if s.kind == "pose" else "rgb" for s in listed}
+    more = {name for s in listed for name in s.beside}
+    refuse_streams(spec, sorted(frames | more, reverse=True), source, who)
+
+
 @dataclass(frozen=True)
 class Chosen:
     """The videos of a run.
@@ -186,10 +233,16 @@ class Chosen:
     rule: str
     notes: list[str]
 
+    @property
+    def samples(self) -> np.ndarray:
+        """The clips of all of them."""
+        parts = [self.train, self.test, *([self.val] if self.val else [])]
+        return np.concatenate([part.samples for part in parts])
+
 
 def choose_videos(
     task: Task, pack: Pack, train_split: str, test_split: str, shots: int | None,
-    validation: Literal["auto", "hold-out", "off"], seed: int,
+    validation: Literal["auto", "hold-out", "off"], patience: int | None, seed: int,
 ) -> Chosen:  # fmt: skip
     """Choose training, validation and test videos.
 
@@ -201,6 +254,7 @@ def choose_videos(
         shots: training videos of each class, drawn; None: all.
         validation: "auto": the split "val" if there is one; "hold-out": about a quarter of the
             training videos, subjects apart; "off".
+        patience: of early stopping, which needs validation videos.
         seed: of both draws.
 
     Raises:
@@ -235,6 +289,8 @@ def choose_videos(
         _, val, _, more = task.split(pack, train_split, "val", seed)
         rule = f"the split val, {len(val)} videos"
         notes += [n for n in more if n not in notes]
+    if patience and val is None:
+        raise ValueError(NO_VALIDATION)
     return Chosen(train, val, test, classes, rule, notes)
 
 

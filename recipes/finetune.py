@@ -58,7 +58,7 @@ from downstream.results import (
     versions,
 )
 from downstream.splits import videos_digest
-from downstream.tasks import TASKS, Chosen, LabelOfView, choose_videos, validate
+from downstream.tasks import TASKS, Chosen, LabelOfView, choose_videos, refuse_raw, validate
 from downstream.training import GIVEN, TRAINING, Training, TrainingFlags, flags_of, resolve_training
 from pretrain import backbones, log
 from pretrain.data.cache import open_data, packing_side
@@ -68,7 +68,7 @@ from pretrain.flags import OptionalCount, Seed, flat, refuse_given
 from pretrain.loop import TrainingRun, plan_run
 from pretrain.names import file_name, for_screen, for_shell
 from pretrain.optim import set_rate, update
-from pretrain.processes import is_first, loader_workers, start_accelerator
+from pretrain.processes import asked_processes, is_first, loader_workers, start_accelerator
 from pretrain.run import try_run
 from pretrain.settings import MACHINE, RUN, MachineFlags, RunFlags
 from pretrain.spec import Backbone
@@ -142,7 +142,7 @@ ABOUT = {
 
 
 def resolve(cfg: Config, backbone: nn.Module) -> tuple[Config, Training, nn.Module]:
-    """The configuration with all of it filled in, the training that it says, the backbone for it."""
+    """The configuration with all of it filled in, the training it says, and the backbone for it."""
     training = resolve_training(cfg.preset, cfg.training, backbone, cfg.name, bool(cfg.model))
     named = cfg.model or Path(cfg.name).resolve().parent.name or "backbone"
     out = cfg.out or f"runs/finetune-{file_name(named)}"
@@ -240,23 +240,24 @@ def main(cfg: Config) -> dict:
     cfg, training, backbone = resolve(cfg, backbone)
     assert isinstance(backbone, Backbone)
     augment = Augment(training.flip, training.colour, training.rand_augment or "", training.erase)
+    augment.check(backbone.input_spec)
+    plan_run(training, 1, asked_processes(), training.views)
+    task = TASKS[cfg.per_frame]
+    refuse_raw(
+        task, cfg.data, cfg.train_split, cfg.test_split, cfg.val, training.patience,
+        backbone.input_spec, cfg.name,
+    )  # fmt: skip
     assert cfg.out  # `resolve` names it
     folder = Path(cfg.out)
     try_run(folder, cfg.run)
 
     # ---- data: before the process group exists, which waits for nobody so long
     pack = open_data(cfg.data, packing_side(backbone.input_spec.size), say=is_first())
-    task = TASKS[cfg.per_frame]
     videos = choose_videos(
-        task, pack, cfg.train_split, cfg.test_split, cfg.shots, cfg.val, cfg.seed
+        task, pack, cfg.train_split, cfg.test_split, cfg.shots, cfg.val, training.patience, cfg.seed
     )
     train, classes = videos.train, videos.classes
-    pack.check_streams(train.samples, backbone.input_spec, cfg.name)
-    if training.patience and videos.val is None:
-        raise ValueError(
-            "--patience needs validation videos: name a split val in the list, or give "
-            "--val hold-out"
-        )
+    pack.check_streams(videos.samples, backbone.input_spec, cfg.name)
 
     # ---- processes, model and optimizer
     accelerator = start_accelerator(cfg.machine)

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -122,13 +122,8 @@ class Pack:
         Raises:
             ValueError: naming the command that adds the stream, or the first clip that is wrong.
         """
+        refuse_streams(spec, self.streams, self.name, who)
         more = [name for name in spec.streams if name != "rgb" or self._alone]
-        for name in more:
-            if name not in self.streams:
-                raise ValueError(
-                    f"{who} takes {' and '.join(spec.streams)}, and {for_screen(self.name)} has "
-                    f"{' and '.join(self.streams)}, no {name}: {_ADDS[name]}"
-                )
         for record in map(self.record, ids) if more else ():
             streams = record.get("streams", {})
             clip = f"clip {record['key']} ({for_screen(record['source'])})"
@@ -324,6 +319,26 @@ def crop_flow(
     scale = torch.tensor([size / w, size / h]) * (bound / stream.bound)
     flow = (flow * scale.view(1, 2, 1, 1)).round_().clamp_(-FLOW_LEVELS, FLOW_LEVELS)
     return flow.add_(FLOW_ZERO).to(torch.uint8).transpose(0, 1).contiguous()
+
+
+def refuse_streams(spec: InputSpec, has: Collection[str], data: str, who: str) -> None:
+    """Refuse a backbone that takes a stream which data do not have.
+
+    Args:
+        spec: the clip that it takes.
+        has: names of the data's streams.
+        data: as the user named them.
+        who: what the backbone is called in the message.
+
+    Raises:
+        ValueError: naming the command that adds the stream.
+    """
+    for name in spec.streams:
+        if name not in has:
+            raise ValueError(
+                f"{who} takes {' and '.join(spec.streams)}, and {for_screen(data)} has "
+                f"{' and '.join(has)}, no {name}: {_ADDS[name]}"
+            )
 
 
 def no_split(source: str, split: str, known: Iterable[str]) -> ValueError:

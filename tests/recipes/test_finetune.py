@@ -602,24 +602,40 @@ def test_mistakes_are_named_before_anything_is_written(tiny_pack, tmp_path, chan
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "named"),
     [
-        {"model": "lstm", "per_frame": True, "mixup": 0.5},
-        {"model": "lstm", "per_frame": True, "views": 2},
-        {"per_frame": True},
-        {"patience": 2, "val": "off"},
-        {"rand_augment": "hard"},
-        {"erase": 2.0},
-        {"drop_path": 0.1},
-        {"pool": "fc_norm"},
-        {"sampling": "uniform"},
+        ({"model": "lstm", "per_frame": True, "mixup": 0.5}, "--mixup"),
+        ({"model": "lstm", "per_frame": True, "views": 2}, "--views"),
+        ({"per_frame": True}, "for every frame"),
+        ({"patience": 2, "val": "off"}, "--patience"),
+        ({"patience": 2}, "--patience"),
+        ({"rand_augment": "hard"}, "rand_augment"),
+        ({"erase": 2.0}, "erase"),
+        ({"drop_path": 0.1}, "--drop-path"),
+        ({"pool": "fc_norm"}, "--pool"),
+        ({"sampling": "uniform"}, "--stride"),
+        ({"batch_size": 9, "views": 2}, "--batch-size 9"),
+        ({"test_split": "exam"}, "exam"),
+        ({"train_split": "trian"}, "trian"),
+        ({"data": "unlabelled.csv"}, "label"),
+        ({"data": "nowhere.csv"}, "nowhere.csv"),
+        ({"model": "i3d_flow", "network": None, "frames": 8, "colour": 0.0}, "no flow.*pack.py"),
+        ({"model": "i3d_flow", "network": None, "frames": 8, "colour": 0.4}, "colour"),
+        ({"resume": True}, "--resume"),
     ],
     ids=str,
 )
-def test_mistakes_are_named_before_the_data_are_packed(tmp_path, monkeypatch, changes):
+def test_mistakes_are_named_before_the_data_are_packed(tmp_path, monkeypatch, changes, named):
+    """Also those that a list shows, whose files here are not even videos."""
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_bytes(b"not a video")
+    (tmp_path / "list.csv").write_text("path,label,split\na.mp4,run,train\nb.mp4,run,test\n")
+    (tmp_path / "unlabelled.csv").write_text("path,split\na.mp4,train\nb.mp4,test\n")
     monkeypatch.setattr(finetune, "open_data", lambda *_, **__: pytest.fail("packed"))
-    with pytest.raises(ValueError):
-        finetune.main(config("nowhere", tmp_path / "run", **changes))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=named):
+        finetune.main(change(config("list.csv", tmp_path / "run"), **changes))
+    assert not (tmp_path / "run").exists()
 
 
 def test_hard_data(make_pack, tmp_path):
