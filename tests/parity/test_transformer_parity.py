@@ -421,22 +421,6 @@ def test_recomputing_saves_memory_and_changes_nothing():
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("name", "changes", "message"),
-    [
-        ("vivit_1", {"model": 5}, "models 1 to 4"),
-        ("vivit_4", {"heads": 3, "dim": 96}, "3 is odd"),
-        ("vivit_3", {"class_token": True}, "no place for a class token"),
-        ("vivit_1", {"size": 100}, "cannot be cut"),
-        ("video_swin_t", {"variant": "m"}, "not one of"),
-        ("video_swin_t", {"size": 24}, "at least 2 of 32"),
-    ],
-)
-def test_mistakes_are_named(name, changes, message):
-    with pytest.raises(ValueError, match=message):
-        build_model(name, **changes)
-
-
 @pytest.mark.parametrize("quick_gelu", [False, True])
 def test_an_open_clip_tower_starts_a_vivit(tmp_path, quick_gelu):
     """Every slot of a still clip is encoded as open_clip's image tower encodes the picture."""
