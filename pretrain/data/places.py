@@ -1,4 +1,4 @@
-"""The scenes of the synthetic dataset: drawn backdrops, objects that stand there and distractors that pass by."""
+"""The scenes of the synthetic dataset: drawn backdrops, objects in them, passing distractors."""
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -10,12 +10,35 @@ PLACES = ("kitchen", "living room", "office", "street", "park", "gym", "beach")
 
 
 class _Brush:
-    """PIL drawing in metres, y down, (0, 0) in the middle of the canvas."""
+    """PIL drawing in metres, y down, (0, 0) in the middle of the canvas.
 
-    def __init__(self, metres: float, density: float, colour: tuple):
+    Args:
+        metres: width and height of the canvas.
+        density: pixels per metre.
+        colour: of the canvas.
+        edge: y where the wall meets the floor.
+        rng: all random numbers come from it; their order decides every pixel.
+    """
+
+    def __init__(
+        self,
+        metres: float,
+        density: float,
+        colour: np.ndarray,
+        edge: float,
+        rng: np.random.Generator,
+    ):
         self.size, self.density = round(metres * density), density
+        self.half, self.edge, self.rng = metres / 2, edge, rng
         self.image = Image.new("RGB", (self.size, self.size), _ints(colour))
         self.pen = ImageDraw.Draw(self.image)
+
+    def tone(self, base, spread=30) -> np.ndarray:
+        return _tone(self.rng, base, spread)
+
+    def spots(self, num: int) -> np.ndarray:
+        """Random x of so many objects, from left to right."""
+        return np.sort(self.rng.uniform(-self.half, self.half, num))
 
     def xy(self, *values: float) -> list[float]:
         return [v * self.density + self.size / 2 for v in values]
@@ -36,131 +59,156 @@ def _ints(colour) -> tuple[int, ...]:
     return tuple(int(c) for c in np.clip(colour, 0, 255))
 
 
+def _tone(rng: np.random.Generator, base, spread: float) -> np.ndarray:
+    """A random colour near `base`."""
+    light, hue = rng.normal(0, spread / 2), rng.normal(0, spread / 2, 3)
+    return np.clip(np.asarray(base) + light + hue, 10, 245)
+
+
 def paint_place(number: int, metres: float, density: float, tilt: float) -> np.ndarray:
-    """The backdrop of place `number`, float32 (N, N, 3), N = metres * density, stage origin central.
+    """The backdrop of place `number`, float32 (N, N, 3), N = metres * density, origin central.
 
     `PLACES[number % len(PLACES)]` is its kind. The floor starts a metre or so behind the figure,
     which a camera looking down by `tilt` radians sees above the figure's feet.
     """
     rng = np.random.default_rng([number, 78])
     kind = PLACES[number % len(PLACES)]
-    outdoor = kind in ("street", "park", "beach")
-
-    def tone(base, spread=30):
-        return np.clip(
-            np.asarray(base) + rng.normal(0, spread / 2) + rng.normal(0, spread / 2, 3), 10, 245
-        )
-
     walls = {"street": (150, 160, 175), "park": (150, 190, 225), "beach": (160, 200, 230)}
-    wall = tone(walls.get(kind, (165, 160, 150)), 30 if outdoor else 70)
-    half = metres / 2
-    edge = -rng.uniform(0.9, 2.2) * np.sin(tilt)  # where floor meets wall
-    brush = _Brush(metres, density, wall)
-
-    def spots(num):
-        return np.sort(rng.uniform(-half, half, num))
-
-    # --- what stands at the back
+    wall = _tone(rng, walls.get(kind, (165, 160, 150)), 30 if kind in walls else 70)
+    edge = -rng.uniform(0.9, 2.2) * np.sin(tilt)
+    brush = _Brush(metres, density, wall, edge, rng)
     if kind == "street":
-        x = -half
-        while x < half:
-            width, top = rng.uniform(0.7, 1.5), -rng.uniform(1.3, 2.6)
-            colour = tone((140, 110, 95), 60)
-            brush.box(x, top, x + width, edge, colour)
-            for wx in np.arange(x + 0.12, x + width - 0.15, 0.3):
-                for wy in np.arange(top + 0.15, edge - 0.3, 0.4):
-                    brush.box(wx, wy, wx + 0.16, wy + 0.22, tone((70, 80, 95), 50))
-            x += width
+        _houses(brush)
     elif kind == "park":
-        brush.box(-half, edge - 0.35, half, edge, tone((70, 120, 60)))
-        for x in spots(5):
-            brush.line(x, edge - 1.2, x, edge, tone((90, 65, 45)), 0.12)
-            for _ in range(7):
-                dx, dy, radius = rng.normal(0, 0.3), rng.normal(0, 0.25), rng.uniform(0.15, 0.35)
-                brush.blob(x + dx, edge - 1.4 + dy, radius, radius, tone((60, 125, 50), 50))
+        _trees(brush)
     elif kind == "beach":
-        brush.box(-half, edge - 0.5, half, edge, tone((50, 110, 160)))
-        for y in np.arange(edge - 0.5, edge, 0.08):
-            brush.line(-half, y, half, y, tone((80, 140, 185), 40), 0.02)
-        for x in spots(2):
-            brush.blob(x, edge - 1.8, 0.5, 0.12, (240, 240, 245))
+        _sea(brush)
     else:
-        style = rng.integers(4)
-        step = rng.uniform(0.12, 0.4)
-        other = tone(wall, 40)
-        for i, a in enumerate(np.arange(-half, half, step)):
-            if style == 0:  # wallpaper
-                brush.box(a, -half, a + step / 2, edge, other)
-            elif style == 1:  # tiles
-                brush.line(a, -half, a, edge, other, 0.025)
-                brush.line(-half, a, half, a, other, 0.025)
-            elif style == 2:  # bricks
-                brush.line(-half, a, half, a, other, 0.03)
-                for b in np.arange(-half + step * (i % 2), half, 2 * step):
-                    brush.line(b, a, b, a + step, other, 0.03)
-            else:  # dots
-                for b in np.arange(-half, half, step):
-                    brush.blob(b, a, step / 5, step / 5, other)
-        for x in spots(int(rng.integers(2, 6))):
-            width, height, y = (
-                rng.uniform(0.25, 0.7),
-                rng.uniform(0.25, 0.8),
-                rng.uniform(-1.9, -0.8),
-            )
-            frame = tone((120, 90, 70), 80)
-            brush.box(x, y - height / 2, x + width, y + height / 2, frame)
-            pane = tone((170, 200, 220) if rng.random() < 0.5 else (120, 120, 120), 120)
-            brush.box(
-                x + 0.04, y - height / 2 + 0.04, x + width - 0.04, y + height / 2 - 0.04, pane
-            )
-        if kind == "kitchen":
-            top = tone((200, 195, 185), 60)
-            for x in np.arange(-half, half, 0.5):
-                brush.box(x, edge - 0.75, x + 0.48, edge, top, tone((90, 80, 70)))
-        elif kind == "office":
-            for x in spots(3):
-                brush.box(x, edge - 1.3, x + 0.6, edge, tone((110, 90, 75), 60))
-                for y in np.arange(edge - 1.25, edge, 0.26):
-                    for b in np.arange(x + 0.03, x + 0.55, 0.08):
-                        brush.box(b, y, b + 0.06, y + 0.2, tone((130, 110, 110), 150))
-        elif kind == "gym":
-            for y in np.arange(edge - 1.8, edge, 0.16):
-                brush.line(-half, y, half, y, tone((190, 140, 85)), 0.05)
-        else:  # a sofa and a lamp
-            x = rng.uniform(-half, half / 2)
-            brush.box(x, edge - 0.5, x + 1.2, edge + 0.05, tone((130, 90, 90), 120), (40, 35, 35))
-            brush.line(-x, edge - 1.4, -x, edge, (60, 55, 50), 0.04)
-            brush.blob(-x, edge - 1.4, 0.2, 0.15, (240, 225, 170))
+        _wallpaper(brush, wall)
+        _windows(brush)
+        _furniture(brush, kind)
+    _floor(brush, kind, kind in walls, tilt)
+    return np.asarray(brush.image, np.float32) + _grain(rng, brush.size)
 
-    # --- the floor
-    floors = {
+
+def _houses(brush: _Brush) -> None:
+    rng, edge = brush.rng, brush.edge
+    x = -brush.half
+    while x < brush.half:
+        width, top = rng.uniform(0.7, 1.5), -rng.uniform(1.3, 2.6)
+        brush.box(x, top, x + width, edge, brush.tone((140, 110, 95), 60))
+        for wx in np.arange(x + 0.12, x + width - 0.15, 0.3):
+            for wy in np.arange(top + 0.15, edge - 0.3, 0.4):
+                brush.box(wx, wy, wx + 0.16, wy + 0.22, brush.tone((70, 80, 95), 50))
+        x += width
+
+
+def _trees(brush: _Brush) -> None:
+    rng, edge = brush.rng, brush.edge
+    brush.box(-brush.half, edge - 0.35, brush.half, edge, brush.tone((70, 120, 60)))
+    for x in brush.spots(5):
+        brush.line(x, edge - 1.2, x, edge, brush.tone((90, 65, 45)), 0.12)
+        for _ in range(7):
+            dx, dy, radius = rng.normal(0, 0.3), rng.normal(0, 0.25), rng.uniform(0.15, 0.35)
+            leaves = brush.tone((60, 125, 50), 50)
+            brush.blob(x + dx, edge - 1.4 + dy, radius, radius, leaves)
+
+
+def _sea(brush: _Brush) -> None:
+    edge, half = brush.edge, brush.half
+    brush.box(-half, edge - 0.5, half, edge, brush.tone((50, 110, 160)))
+    for y in np.arange(edge - 0.5, edge, 0.08):
+        brush.line(-half, y, half, y, brush.tone((80, 140, 185), 40), 0.02)
+    for x in brush.spots(2):
+        brush.blob(x, edge - 1.8, 0.5, 0.12, (240, 240, 245))
+
+
+def _wallpaper(brush: _Brush, wall: np.ndarray) -> None:
+    """Stripes, tiles, bricks or dots."""
+    edge, half = brush.edge, brush.half
+    style = brush.rng.integers(4)
+    step = brush.rng.uniform(0.12, 0.4)
+    other = brush.tone(wall, 40)
+    for i, a in enumerate(np.arange(-half, half, step)):
+        if style == 0:  # stripes
+            brush.box(a, -half, a + step / 2, edge, other)
+        elif style == 1:  # tiles
+            brush.line(a, -half, a, edge, other, 0.025)
+            brush.line(-half, a, half, a, other, 0.025)
+        elif style == 2:  # bricks
+            brush.line(-half, a, half, a, other, 0.03)
+            for b in np.arange(-half + step * (i % 2), half, 2 * step):
+                brush.line(b, a, b, a + step, other, 0.03)
+        else:  # dots
+            for b in np.arange(-half, half, step):
+                brush.blob(b, a, step / 5, step / 5, other)
+
+
+def _windows(brush: _Brush) -> None:
+    """Windows, or pictures on the wall."""
+    rng = brush.rng
+    for x in brush.spots(int(rng.integers(2, 6))):
+        width, height = rng.uniform(0.25, 0.7), rng.uniform(0.25, 0.8)
+        y = rng.uniform(-1.9, -0.8)
+        top, bottom = y - height / 2, y + height / 2
+        brush.box(x, top, x + width, bottom, brush.tone((120, 90, 70), 80))
+        pane = brush.tone((170, 200, 220) if rng.random() < 0.5 else (120, 120, 120), 120)
+        brush.box(x + 0.04, top + 0.04, x + width - 0.04, bottom - 0.04, pane)
+
+
+def _furniture(brush: _Brush, kind: str) -> None:
+    edge, half = brush.edge, brush.half
+    if kind == "kitchen":
+        top = brush.tone((200, 195, 185), 60)
+        for x in np.arange(-half, half, 0.5):
+            brush.box(x, edge - 0.75, x + 0.48, edge, top, brush.tone((90, 80, 70)))
+    elif kind == "office":
+        for x in brush.spots(3):
+            brush.box(x, edge - 1.3, x + 0.6, edge, brush.tone((110, 90, 75), 60))
+            for y in np.arange(edge - 1.25, edge, 0.26):
+                for b in np.arange(x + 0.03, x + 0.55, 0.08):
+                    brush.box(b, y, b + 0.06, y + 0.2, brush.tone((130, 110, 110), 150))
+    elif kind == "gym":
+        for y in np.arange(edge - 1.8, edge, 0.16):
+            brush.line(-half, y, half, y, brush.tone((190, 140, 85)), 0.05)
+    else:  # a sofa and a lamp
+        x = brush.rng.uniform(-half, half / 2)
+        sofa = brush.tone((130, 90, 90), 120)
+        brush.box(x, edge - 0.5, x + 1.2, edge + 0.05, sofa, (40, 35, 35))
+        brush.line(-x, edge - 1.4, -x, edge, (60, 55, 50), 0.04)
+        brush.blob(-x, edge - 1.4, 0.2, 0.15, (240, 225, 170))
+
+
+def _floor(brush: _Brush, kind: str, outdoor: bool, tilt: float) -> None:
+    rng, edge, half = brush.rng, brush.edge, brush.half
+    colours = {
         "street": (110, 110, 112),
         "park": (95, 145, 70),
         "beach": (215, 195, 150),
         "gym": (180, 140, 90),
     }
-    floor = tone(floors.get(kind, (140, 115, 90)), 30 if outdoor else 60)
+    floor = brush.tone(colours.get(kind, (140, 115, 90)), 30 if outdoor else 60)
     brush.box(-half, edge, half, half, floor)
-    lines = tone(floor, 35)
-    squash = max(np.sin(tilt), 0.1)
+    lines = brush.tone(floor, 35)
     if outdoor:
         for _ in range(160):
             x, y = rng.uniform(-half, half), rng.uniform(edge, edge + 1.6)
-            brush.blob(x, y, rng.uniform(0.02, 0.12), rng.uniform(0.01, 0.03), tone(floor, 35))
-    else:
-        for y in np.arange(edge, half, rng.uniform(0.25, 0.5) * squash):
-            brush.line(-half, y, half, y, lines, 0.02)
-        for x in np.arange(-half, half, rng.uniform(0.2, 0.6)):
-            brush.line(x, edge, x, half, lines, 0.02)
-    canvas = np.asarray(brush.image, np.float32)
+            rx, ry = rng.uniform(0.02, 0.12), rng.uniform(0.01, 0.03)
+            brush.blob(x, y, rx, ry, brush.tone(floor, 35))
+        return
+    squash = max(np.sin(tilt), 0.1)
+    for y in np.arange(edge, half, rng.uniform(0.25, 0.5) * squash):
+        brush.line(-half, y, half, y, lines, 0.02)
+    for x in np.arange(-half, half, rng.uniform(0.2, 0.6)):
+        brush.line(x, edge, x, half, lines, 0.02)
+
+
+def _grain(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Smooth noise, float32 (size, size, 3)."""
     coarse = rng.normal(0, 7, (24, 24, 1)) + rng.normal(0, 3, (24, 24, 3))
-    noise = [
-        Image.fromarray(coarse[..., i].astype(np.float32)).resize(
-            canvas.shape[:2][::-1], Image.Resampling.BICUBIC
-        )
-        for i in range(3)
-    ]
-    return canvas + np.stack([np.asarray(n) for n in noise], -1)
+    channels = [Image.fromarray(c.astype(np.float32)) for c in np.moveaxis(coarse, 2, 0)]
+    smooth = [c.resize((size, size), Image.Resampling.BICUBIC) for c in channels]
+    return np.stack([np.asarray(c) for c in smooth], -1)
 
 
 def look_at(canvas: np.ndarray, density: float, camera: np.ndarray, size: int) -> np.ndarray:
@@ -250,7 +298,7 @@ def dress(rng: np.random.Generator, frames: int, fps: int, body_to_stage: np.nda
 
 
 def cast_shadow(backdrop: np.ndarray, root: np.ndarray, camera: np.ndarray, tilt: float) -> None:
-    """Darkens the floor under the figure, softly, in place; a shadow is no surface and has no flow."""
+    """Darken the floor under the figure, in place; a shadow is no surface and has no flow."""
     grid = np.arange(backdrop.shape[1])
     u = (grid - camera[:, 1:2]) / camera[:, :1] - root[:, :1]
     v = (grid - camera[:, 2:]) / camera[:, :1] - root[:, 1:2]
