@@ -1,16 +1,18 @@
-"""Pack videos or images into checked clips, the only thing the other recipes read.
+"""Pack videos, images or poses into checked clips, the only thing the other recipes read.
 
     python recipes/pack.py --source videos/ --out packs/mine
     python recipes/pack.py --source clips.csv --out packs/mine --short-side 128
-    python recipes/pack.py --source videos/ --out packs/mine --flow dis
+    python recipes/pack.py --source videos/ --out packs/mine --flow dis --pose blazepose
 
-SOURCE is a folder (its subfolders are classes, with train/val/test folders above them if there are),
-a list (csv, tsv, space-separated, jsonl or a JSON array, with columns such as path,label,caption,split,
-subject), a WebDataset tar or a folder of these, or images. Every file is decoded once, fully, in a process that
-may crash or hang without harm; what cannot be used is named in OUT/refused.jsonl with the reason.
+SOURCE is a folder (its subfolders are classes, with train/val/test folders above them if there
+are), a list (csv, tsv, space-separated, jsonl or a JSON array, with columns such as path, label,
+caption, split, subject), a WebDataset tar or a folder of these, or images. Every file is decoded
+once, fully, in a process that may crash or hang without harm; what cannot be used is named in
+OUT/refused.jsonl with the reason.
 
-Optical flow and poses that come with the data are kept beside the frames (columns flow and pose of a list,
-members 7.flow.npz and 7.pose.json of a tar); --flow estimates the flow of every clip, also of a pack that is there.
+Optical flow and poses that come with the data are kept beside the frames (columns flow and pose of
+a list, members 7.flow.npz and 7.pose.json of a tar); --flow and --pose estimate them for each clip,
+also of a pack that is there. A list with a column pose and no path is of recordings of poses alone.
 
 Running the same command again does only what has changed, and goes on after an interruption.
 """
@@ -18,6 +20,7 @@ Running the same command again does only what has changed, and goes on after an 
 from dataclasses import dataclass
 from typing import Literal
 
+from pretrain.data.methods import pose_weights
 from pretrain.data.pack import pack
 from pretrain.flags import Count, Positive
 from pretrain.log import cli
@@ -35,7 +38,8 @@ class Config:
     short_side: Count = 256
     """Larger videos are scaled down to this many pixels; smaller ones are left as they are."""
     clip_seconds: Positive = 10.0
-    """Longer videos are cut into equal parts of about this length at most; of a slow series, 25 pictures count as a second."""
+    """Longer videos are cut into equal parts of about this length at most; of a slow series, 25
+    pictures count as a second."""
     workers: Count | None = None
     """Decoding processes; by default one a core."""
     timeout: Positive = 60.0
@@ -43,13 +47,19 @@ class Config:
     file_timeout: Positive = 1800.0
     """Seconds that a file may take in all, and as many again for every 64 MiB of it."""
     flow: Literal["", "dis", "tvl1", "raft_small", "raft_large"] = ""
-    """Estimate optical flow by this method (needs the extra `flow`; RAFT a GPU for speed); by default as before."""
+    """Estimate optical flow by this method (needs the extra `flow`; RAFT a GPU for speed); by
+    default as before."""
     pose: Literal["", "blazepose", "blazepose_raw"] = ""
-    """Estimate the joints of people (needs the extra `pose`), smoothed over time or not; by default as before."""
+    """Estimate the joints of people (needs the extra `pose`), smoothed over time or not; by default
+    as before."""
+    pose_weights: str = ""
+    """Weights for that: a folder of two networks, or the wheel of mediapipe; by default fetched."""
 
 
 def main(config: Config) -> dict:
     """Packs, and says what to do next."""
+    if config.pose_weights:
+        pose_weights(config.pose_weights)  # from now on they are in the cache
     index = pack(
         config.source,
         config.out,
@@ -62,7 +72,9 @@ def main(config: Config) -> dict:
         pose=config.pose,
     )
     print(f"packed: {for_screen(config.out)}")
-    print(f"next: python recipes/videomae.py --data {for_shell(config.out)}")
+    alone = index.get("streams", {}).get("pose", {}).get("alone") == index["num_clips"]
+    command = "finetune.py --model stgcn" if alone else "videomae.py"
+    print(f"next: python recipes/{command} --data {for_shell(config.out)}")
     return index
 
 

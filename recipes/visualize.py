@@ -22,12 +22,13 @@ from PIL import Image
 from downstream.attention_maps import Attends, attention_on_grid, overlay
 from downstream.models import load_backbone
 from downstream.skeletons import draw_poses
-from pretrain.data.blazepose import LiteRT, estimate_poses, find_weights
+from pretrain.data.blazepose import LiteRT, estimate_poses
 from pretrain.data.cache import pack_file, packing_side
+from pretrain.data.methods import pose_weights
 from pretrain.data.pose_files import read_poses
 from pretrain.data.poses import COLUMNS, clip_poses
 from pretrain.data.shards import EvalClips
-from pretrain.files import cache_folder, is_file, no_file
+from pretrain.files import is_file, no_file
 from pretrain.flags import Count
 from pretrain.folders import claim, writing
 from pretrain.log import cli, reconstruction_figure
@@ -84,7 +85,7 @@ def draw_skeletons(config: Config, path: Path, out: Path) -> None:
         frames = pack.frames(record, np.arange(record["frames"])).numpy()
     size = (record["width"], record["height"])
     if config.pose == "blazepose":
-        networks = LiteRT(find_weights(config.pose_weights, cache_folder()))
+        networks = LiteRT(pose_weights(config.pose_weights))
         values, _ = estimate_poses(frames, record["fps"], networks)
         columns: tuple[str, ...] = COLUMNS
         skeleton = "blazepose33"

