@@ -198,6 +198,15 @@ def test_the_guide_to_the_tests_names_tests_that_exist():
         assert word in text
 
 
+def test_guides_have_no_line_over_100_columns():
+    """But in tables, and words that cannot be broken; ruff looks at the Python."""
+    rooms = (*ROOMS, "tests", "launch")
+    for path in (*ROOT.glob("*.md"), *(p for room in rooms for p in (ROOT / room).rglob("*.md"))):
+        lines = [line for line in path.read_text().splitlines() if not line.startswith("|")]
+        broken = [line for line in lines if max(map(len, line.split()), default=0) < 90]
+        assert not [line for line in broken if len(line) > 100], path
+
+
 def private_names(source: str) -> list[str]:
     """Names of ours that begin with _ and are imported, read or replaced by a test."""
 
