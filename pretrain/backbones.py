@@ -16,13 +16,12 @@ from torch import nn
 
 from pretrain.checkpoint import newest_valid, read_state
 from pretrain.clip import VideoText
-from pretrain.files import is_folder, no_folder, read_json, sync
+from pretrain.files import is_folder, read_json, sync
 from pretrain.folders import remove, writing
-from pretrain.interop.videomae import load_videomae
 from pretrain.names import for_screen
 from pretrain.spec import Backbone, Rebuildable
 from pretrain.text import HuggingFaceText, OpenClipText
-from pretrain.third_party import check_arguments, dry_state, shown
+from pretrain.third_party import check_arguments, dry_state
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer, without_init
 from pretrain.weights import (
@@ -38,9 +37,8 @@ from pretrain.weights import (
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# What a config.json may name: class name -> class. These are the ones in this package;
-# `downstream.models.builders` adds the model families, and who loads one of those hands its table
-# to the functions here.
+# What a config.json may name: class name -> class. These are the ones in this package, to which
+# `downstream.models.builders` adds the model families.
 Builders = Mapping[str, Callable[..., nn.Module]]
 BUILDERS: Builders = {
     builder.__name__: builder
@@ -83,9 +81,7 @@ def current_arguments(builder: Callable[..., nn.Module], arguments: object) -> o
     return arguments
 
 
-def check_description(
-    description: object, where: str, builders: Builders = BUILDERS, depth: int = 0
-) -> dict:
+def check_description(description: object, where: str, builders: Builders, depth: int = 0) -> dict:
     """Validate a description from a file.
 
     Args:
@@ -105,10 +101,7 @@ def check_description(
     if not isinstance(name, str):
         raise ValueError(f"{where} names no builder of ours but {name!r:.80}")
     if name not in builders:
-        raise ValueError(
-            f"{where} names {name!r:.80}, which is none of {', '.join(builders)}; model families "
-            "are loaded by downstream.models.load_backbone"
-        )
+        raise ValueError(f"{where} names {name!r:.80}, which is none of {', '.join(builders)}")
     parts = parts_of(builders[name])
     arguments = current_arguments(builders[name], description.get("arguments"))
     if parts and depth > MOST_NESTED:
@@ -122,7 +115,7 @@ def check_description(
     return {"builder": name, "arguments": arguments | checked}
 
 
-def build(description: dict, builders: Builders = BUILDERS) -> nn.Module:
+def build(description: dict, builders: Builders) -> nn.Module:
     """The architecture that `describe` described, with fresh weights.
 
     What comes from a file passes `check_description` first.
@@ -205,8 +198,10 @@ def _build_to_fit(make: Callable[[], Model], folder: Path) -> Model:
     return model.eval()
 
 
-def load_export(folder: Path, builders: Builders = BUILDERS) -> nn.Module:
+def load_export(folder: Path, builders: Builders) -> nn.Module:
     """The exported model of a folder, in evaluation mode: an encoder, a pair or a classifier.
+
+    `downstream.models.load_backbone` and its neighbours hand their table of families to this one.
 
     Raises:
         ValueError: the folder is no export, does not verify, or names none of `builders`.
@@ -223,69 +218,6 @@ def load_export(folder: Path, builders: Builders = BUILDERS) -> nn.Module:
     if weights_hash(model) != config.get("weights_sha256"):
         raise CheckpointError(f"{folder}: the weights are not those that were exported")
     return model
-
-
-def load_backbone(name: str, builders: Builders = BUILDERS) -> Backbone:
-    """The backbone that lies at a place, with its weights, in evaluation mode.
-
-    `downstream.models.load_backbone`, which recipes call, hands its table of families to this one,
-    and knows their names besides.
-
-    Args:
-        name: a folder exported by us (of a video-text pair, its video tower); `hf:` and a hub name
-            or folder of a Hugging Face VideoMAE; or an official VideoMAE `.pth` file, pretrained or
-            fine-tuned.
-        builders: what a folder may name.
-
-    Raises:
-        ValueError: nothing of the kind is there, it does not verify, or names none of `builders`.
-    """
-    if name.startswith("hf:") or name.endswith((".pth", ".pt")):
-        return load_videomae(name)
-    folder = Path(name)
-    if not is_folder(name):
-        raise ValueError(
-            f"no backbone at {shown(name)} ({no_folder(name)}): give a folder exported by a recipe "
-            "(RUN/backbone), hf:OWNER/NAME or hf:FOLDER, or an official VideoMAE .pth file; "
-            "downstream.models.load_backbone also takes open_clip:MODEL/WEIGHTS and names of "
-            "model families"
-        )
-    model = load_export(folder, builders)
-    parts = parts_of(type(model))
-    encoder = model if isinstance(model, Backbone) else getattr(model, parts[0]) if parts else model
-    if not isinstance(encoder, Backbone):
-        raise ValueError(
-            f"{name} holds a {type(encoder).__name__}, which takes no clips; give a video backbone"
-        )
-    return encoder
-
-
-def load_video_text(name: str, builders: Builders = BUILDERS) -> VideoText:
-    """The pair of towers in a folder, with its weights, in evaluation mode.
-
-    `downstream.models.load_video_text`, which recipes call, hands its table of families to this
-    one, and knows open_clip's pairs besides.
-
-    Args:
-        name: a folder exported by recipes/clip.py.
-        builders: what a folder may name.
-
-    Raises:
-        ValueError: nothing of the kind is there, or it has no text tower.
-    """
-    remedy = f"train one: python recipes/clip.py --backbone {name} --data VIDEOS_WITH_CAPTIONS"
-    if name.startswith("hf:") or name.endswith((".pth", ".pt")):
-        raise ValueError(f"{name} is a VideoMAE and has no text tower; {remedy}")
-    if not is_folder(name):
-        raise ValueError(
-            f"no backbone at {shown(name)} ({no_folder(name)}): give the folder of a video-text "
-            "run (RUN/backbone) or open_clip:MODEL/WEIGHTS"
-        )
-    if read_backbone_config(Path(name))["builder"] != "VideoText":
-        raise ValueError(f"{name} has no text tower; {remedy}")
-    towers = load_export(Path(name), builders)
-    assert isinstance(towers, VideoText)
-    return towers
 
 
 def fresh_like(model: nn.Module, seed: int) -> nn.Module:

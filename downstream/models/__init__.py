@@ -34,7 +34,7 @@ from pretrain.clip import VideoText
 from pretrain.files import is_folder, no_folder
 from pretrain.interop.openclip import PREFIX as OPEN_CLIP
 from pretrain.interop.openclip import load_open_clip, video_text
-from pretrain.interop.videomae import import_videomae
+from pretrain.interop.videomae import import_videomae, load_videomae
 from pretrain.names import did_you_mean
 from pretrain.spec import Backbone
 from pretrain.third_party import shown
@@ -335,10 +335,11 @@ def load_backbone(name: str, weights: str = "") -> Backbone:
     """The backbone that `--backbone` names, with its weights, in evaluation mode.
 
     Args:
-        name: a name in `MODELS` (fresh weights unless `weights` is given) or in `PUBLISHED`, or
-            whatever `pretrain.backbones.load_backbone` knows; of a classifier, what is under its
-            head. Or `open_clip:MODEL/WEIGHTS`, see `pretrain/interop/openclip.py`, whose image
-            tower sees `FRAMES`, their embeddings averaged.
+        name: a folder that a recipe exported (of a pair its video tower, of a classifier what is
+            under its head); `hf:` and a hub name or folder of a VideoMAE, or an official VideoMAE
+            `.pth` file, pretrained or fine-tuned; `open_clip:MODEL/WEIGHTS`, whose image tower sees
+            `FRAMES`, their embeddings averaged; a name in `PUBLISHED`; or one in `MODELS` (fresh
+            weights unless `weights` is given).
         weights: for a name in `MODELS`, see `build_model`; for one in `PUBLISHED`, its file.
 
     Raises:
@@ -346,8 +347,6 @@ def load_backbone(name: str, weights: str = "") -> Backbone:
     """
     if name in PUBLISHED:
         return PUBLISHED[name](weights).backbone
-    if name.startswith(OPEN_CLIP) and not weights:
-        return frame_tower(load_open_clip(name), *FRAMES)
     if name in MODELS:
         backbone = build_model(name, weights=weights)
         assert isinstance(backbone, Backbone)
@@ -356,7 +355,29 @@ def load_backbone(name: str, weights: str = "") -> Backbone:
         raise ValueError(
             f"--weights takes effect with a name of MODELS or i3d_k400 only, not with {name}"
         )
-    return backbones.load_backbone(name, builders())
+    if name.startswith(OPEN_CLIP):
+        return frame_tower(load_open_clip(name), *FRAMES)
+    if _is_videomae(name):
+        return load_videomae(name)
+    if not is_folder(name):
+        raise ValueError(
+            f"no backbone at {shown(name)} ({no_folder(name)}){did_you_mean(name, MODELS)}; give a "
+            "folder exported by a recipe (RUN/backbone), hf:OWNER/NAME or hf:FOLDER, an official "
+            "VideoMAE .pth file, open_clip:MODEL/WEIGHTS, or a name of python -m downstream.models"
+        )
+    model = backbones.load_export(Path(name), builders())
+    parts = backbones.parts_of(type(model))
+    encoder = model if isinstance(model, Backbone) else getattr(model, parts[0]) if parts else model
+    if not isinstance(encoder, Backbone):
+        raise ValueError(
+            f"{name} holds a {type(encoder).__name__}, which takes no clips; give a video backbone"
+        )
+    return encoder
+
+
+def _is_videomae(name: str) -> bool:
+    """Whether this is how a VideoMAE of others is named: on the hub, in a folder or in a file."""
+    return name.startswith("hf:") or name.endswith((".pth", ".pt"))
 
 
 def load_video_text(name: str) -> VideoText:
@@ -369,14 +390,26 @@ def load_video_text(name: str) -> VideoText:
     Raises:
         ValueError: nothing of the kind is there, or it has no text tower.
     """
-    if not name.startswith(OPEN_CLIP):
-        return backbones.load_video_text(name, builders())
-    pair = load_open_clip(name)
-    if not pair.trained:
+    if name.startswith(OPEN_CLIP):
+        pair = load_open_clip(name)
+        if not pair.trained:
+            raise ValueError(
+                f"{name} names no weights: write {name}/WEIGHTS, a tag of open_clip or a file"
+            )
+        return video_text(pair, frame_tower(pair, *FRAMES))
+    remedy = f"train one: python recipes/clip.py --backbone {name} --data VIDEOS_WITH_CAPTIONS"
+    if _is_videomae(name):
+        raise ValueError(f"{name} is a VideoMAE and has no text tower; {remedy}")
+    if not is_folder(name):
         raise ValueError(
-            f"{name} names no weights: write {name}/WEIGHTS, a tag of open_clip or a file"
+            f"no backbone at {shown(name)} ({no_folder(name)}): give the folder of a video-text "
+            "run (RUN/backbone) or open_clip:MODEL/WEIGHTS"
         )
-    return video_text(pair, frame_tower(pair, *FRAMES))
+    if backbones.read_backbone_config(Path(name))["builder"] != "VideoText":
+        raise ValueError(f"{name} has no text tower; {remedy}")
+    towers = backbones.load_export(Path(name), builders())
+    assert isinstance(towers, VideoText)
+    return towers
 
 
 def choose_sampling(backbone: nn.Module, sampling: str | None, stride: int | None) -> None:
@@ -442,23 +475,19 @@ def load_classifier(name: str, weights: str = "", names: list[str] | None = None
         ValueError: nothing of the kind is there, it does not verify, it has no classifier, or
             another number of classes.
     """
-    if name.startswith("hf:") or name.endswith((".pth", ".pt")):
-        if weights:
-            raise ValueError(
-                f"--weights takes effect with {', '.join(PUBLISHED)} only, not with {name}"
-            )
+    if weights and name not in PUBLISHED:
+        raise ValueError(
+            f"--weights takes effect with {', '.join(PUBLISHED)} only, not with {name}"
+        )
+    if _is_videomae(name):
         return classifier_of(*import_videomae(name), names)
-    model = PUBLISHED[name](weights) if name in PUBLISHED else _load_own(name, weights)
+    model = PUBLISHED[name](weights) if name in PUBLISHED else _load_own(name)
     _check_names(names, len(model.classes))
     model.arguments["classes"] = names or model.classes
     return model
 
 
-def _load_own(name: str, weights: str) -> Classifier:
-    if weights:
-        raise ValueError(
-            f"--weights takes effect with {', '.join(PUBLISHED)} only, not with {name}"
-        )
+def _load_own(name: str) -> Classifier:
     folder = Path(name)
     remedy = f"train one: python recipes/finetune.py --backbone {name} --data LABELLED_VIDEOS"
     if not is_folder(name):

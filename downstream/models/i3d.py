@@ -31,7 +31,7 @@ from downstream.classifier import Classifier
 from downstream.models.attention import insert
 from downstream.models.images import over_colour, read_weights
 from downstream.models.torchvision3d import kinetics_classes
-from pretrain.backbones import load_backbone
+from pretrain.backbones import load_export
 from pretrain.data.tar import list_members
 from pretrain.files import (
     cache_folder,
@@ -278,9 +278,11 @@ class I3D(nn.Module):
 def _i3d_of(weights: str) -> I3D:
     """The I3D of colour in a file or folder, see `I3D.with_weights`."""
     if is_folder(weights):
-        loaded: object = load_backbone(weights, {"I3D": I3D, "Classifier": Classifier})
+        loaded = load_export(Path(weights), {"I3D": I3D, "Classifier": Classifier})
     else:
-        loaded = load_i3d_k400(weights).backbone
+        loaded = load_i3d_k400(weights)
+    if isinstance(loaded, Classifier):
+        loaded = loaded.backbone
     if not isinstance(loaded, I3D) or loaded.arguments["channels"] != 3:
         raise ValueError(f"--weights {shown(weights)} is no I3D of colour")
     return loaded

@@ -536,7 +536,7 @@ def _hf_seeds() -> list[Files]:
 
 
 def _check_hf(box: Path) -> None:
-    from pretrain.backbones import load_backbone
+    from downstream.models import load_backbone
 
     load_backbone(f"hf:{box}")
 

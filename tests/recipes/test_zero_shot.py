@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from downstream.metrics import reversed_pairs_accuracy
+from downstream.models import load_video_text
 from downstream.zero_shot import embed_texts, ensemble, template_sensitivity, unit
-from pretrain.backbones import export_backbone, load_video_text
+from pretrain.backbones import export_backbone
 from pretrain.data.figure import REVERSED_PAIRS
 from pretrain.data.shards import Pack
 from recipes import clip, finetune, linear_probe, retrieval, zero_shot
@@ -74,7 +75,6 @@ def test_a_data_set(quick, capsys):
 def test_numbers_against_a_literal_computation(quick, tiny_pair):
     import torch
 
-    from downstream.models import load_video_text
     from pretrain.data.shards import EvalClips
 
     results = zero_shot.main(change(quick, templates="openai_ucf101"))
@@ -261,8 +261,6 @@ def test_reversed_pairs_are_chance_for_whoever_knows_no_order():
 
 def test_an_empty_text_is_refused(tiny_pair):
     import torch
-
-    from downstream.models import load_video_text
 
     with pytest.raises(ValueError, match="2 of 2"):
         embed_texts(load_video_text(str(tiny_pair)), ["a", " "], torch.device("cpu"))

@@ -10,12 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from downstream import models as families
 from downstream.classifier import Classifier
-from downstream.models import build_model, builders
+from downstream.models import build_model, load_backbone, load_classifier, load_video_text
 from pretrain import backbones, checkpoint
 from pretrain import weights as weights_module
-from pretrain.backbones import describe, export_backbone, load_backbone, load_video_text
+from pretrain.backbones import BUILDERS, describe, export_backbone, load_export
 from pretrain.checkpoint import checkpoints, load_checkpoint, newest_valid, save_checkpoint
 from pretrain.clip import VideoText
 from pretrain.optim import make_optimizers
@@ -254,32 +253,29 @@ def test_arguments_under_older_names(tmp_path):
         model = Classifier(family, ["nods", "waves"])  # under a head, as fine-tuning exports them
         export_backbone(model, tmp_path / "still", {})
         if old in ("subtract", "keep"):
-            again = families.load_classifier(str(tmp_path / "still")).backbone
+            again = load_classifier(str(tmp_path / "still")).backbone
             assert again.input_spec.streams["rgb"].subtract_mean is (old == "subtract")
         else:
             with pytest.raises(ValueError, match="still"):
-                families.load_classifier(str(tmp_path / "still"))
+                load_classifier(str(tmp_path / "still"))
 
 
-def test_a_family_is_not_taken_for_a_folder_of_others(tmp_path):
-    """Families are not of this package: their folders are ours all the same, and who loads them is
-    named.
-    """
+def test_a_family_is_loaded_by_who_knows_it(tmp_path):
+    """Families are not of this package: who does not hand over their table is told what it has."""
     folder, pair = tmp_path / "backbone", tmp_path / "pair"
     family = build_model("frame_mean", network="test_resnet", size=32, frames=2)
     export_backbone(family, folder, {"recipe": "test"})
     text = fresh_text("xs", 8)
     export_backbone(VideoText(family, text, 8, project=True, loss="infonce"), pair, {})
-    for load, place in ((load_backbone, folder), (load_backbone, pair), (load_video_text, pair)):
-        with pytest.raises(ValueError, match=r"FrameNetwork.*downstream\.models") as caught:
-            load(str(place))
-        assert "hf:" not in str(caught.value)
-        assert load(str(place), builders()).state_dict().keys()
+    for place in (folder, pair):
+        with pytest.raises(ValueError, match=r"FrameNetwork.*none of VideoTransformer"):
+            load_export(place, BUILDERS)
     clip = family.input_spec.normalise(torch.zeros(1, 3, 2, 32, 32, dtype=torch.uint8))
     for place in (folder, pair):
-        assert torch.equal(families.load_backbone(str(place))(clip), family(clip))
-    with pytest.raises(ValueError, match=r"downstream\.models"):
-        load_backbone("r3d_18")
+        assert torch.equal(load_backbone(str(place))(clip), family(clip))
+    assert torch.equal(load_video_text(str(pair)).video(clip), family(clip))
+    with pytest.raises(ValueError, match=r"did you mean r3d_18"):
+        load_backbone("r3d_81")
     (folder / "config.json").write_text('{"model_type": "videomae"}')
     with pytest.raises(ValueError, match=f"hf:{folder}"):
         load_backbone(str(folder))
@@ -289,9 +285,8 @@ def test_what_is_no_backbone_is_not_loaded_as_one(tmp_path):
     """A text tower alone, under a classifier's head and beside itself; and two video towers."""
     text, video = fresh_text("xs", 8), trained(1)[0].encoder
     export_backbone(text, tmp_path / "text", {})
-    for load in (load_backbone, families.load_backbone):
-        with pytest.raises(ValueError, match="OpenClipText"):
-            load(str(tmp_path / "text"))
+    with pytest.raises(ValueError, match="OpenClipText"):
+        load_backbone(str(tmp_path / "text"))
     head = {"classes": ["nods", "waves"], "dropout": 0.0, "per_frame": False}
     joined = {"dim": 8, "project": True, "loss": "infonce"}
     for name, arguments in (
@@ -303,7 +298,7 @@ def test_what_is_no_backbone_is_not_loaded_as_one(tmp_path):
         config |= {"builder": name, "arguments": arguments}
         rewrite(tmp_path / "text", "config.json", json.dumps(config).encode())
         with pytest.raises(ValueError, match="cannot be that"):
-            families.load_backbone(str(tmp_path / "text"))
+            load_backbone(str(tmp_path / "text"))
 
 
 @pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])

@@ -11,15 +11,19 @@ import open_clip
 import pytest
 import torch
 
-from downstream import models as families
 from downstream.classifier import Classifier
-from downstream.models import build_model, builders, load_classifier, load_video_text
+from downstream.models import (
+    build_model,
+    builders,
+    load_backbone,
+    load_classifier,
+    load_video_text,
+)
 from downstream.models.frames import FrameNetwork
 from pretrain import third_party
 from pretrain.backbones import (
     export_backbone,
     fresh_like,
-    load_backbone,
     load_export,
 )
 from pretrain.clip import VideoText
@@ -229,7 +233,7 @@ def test_a_clip_that_no_weight_knows_costs_nothing_to_load(exports, tmp_path, ki
 
     folder = forged(exports / kind, tmp_path / "forged", apply)
     before, began = peak(reset=True), time.process_time()
-    assert families.load_backbone(str(folder)).input_spec.frames == change.get("frames", 16)
+    assert load_backbone(str(folder)).input_spec.frames == change.get("frames", 16)
     assert peak() - before < 150_000  # kB
     assert time.process_time() - began < 5
 
@@ -250,7 +254,7 @@ LONG = "x" * 5000
 
 
 @pytest.mark.parametrize("load", [
-    load_backbone, load_video_text, load_classifier, families.load_backbone,
+    load_backbone, load_video_text, load_classifier,
     lambda name: load_videomae(f"hf:{name}"),
     lambda name: load_videomae(f"{name}.pth"),
     HuggingFaceText.from_name,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from downstream.attention_maps import attention_on_grid, overlay, rollout
-from pretrain.backbones import build, describe
+from pretrain.backbones import BUILDERS, build, describe
 from pretrain.videomae import VideoMAE
 from pretrain.vit import (
     POSITIONS,
@@ -45,7 +45,7 @@ def test_every_kind_keeps_the_contract(positions, pool):
     assert tokens.shape == (2, 32, 24) and embedding.shape == (2, 24)
     if pool == "mean":
         assert torch.allclose(embedding, tokens.mean(1), atol=1e-6)
-    again = build(describe(model))
+    again = build(describe(model), BUILDERS)
     load_strict(again, model.state_dict(), "itself")
     assert torch.equal(again.eval()(video), embedding)
     model.train()
@@ -184,7 +184,7 @@ def test_another_clip(positions):
         back = larger.resized(4, 32, 4)
         if positions != "learned":
             assert torch.allclose(back(video), model(video), atol=1e-5)
-    again = build(describe(larger))
+    again = build(describe(larger), BUILDERS)
     load_strict(again, larger.state_dict(), "itself")
     assert torch.equal(again.eval()(clips(2, 8, 48)), larger(clips(2, 8, 48)))
     with pytest.raises(ValueError, match="cannot be cut"):
