@@ -1,7 +1,8 @@
-"""Attention maps of a video transformer, and skeletons of people, over a clip.
+"""Attention maps of a video transformer, skeletons of people, and optical flow, over a clip.
 
     python recipes/visualize.py --backbone RUN/backbone --video clip.mp4
     python recipes/visualize.py --pose blazepose --video clip.mp4
+    python recipes/visualize.py --flow dis --video clip.mp4
 
 The first draws the attention of the last layer and attention rollout (Abnar & Zuidema 2020) over
 the clip: attention.png, a row each, and attention.gif, side by side. It works for the plain video
@@ -9,17 +10,22 @@ transformers, also as video tower of a video-text pair or under a classifier.
 
 The second draws the joints of people: those that BlazePose finds, or those of a file that came
 with the video (see `pretrain/data/pose_files.py`): pose.png and pose.gif.
+
+The third draws optical flow, its direction as hue and its speed as saturation: flow.png, flow.gif.
 """
 
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
 from downstream.attention_maps import Attends, attention_on_grid, overlay
+from downstream.flow_colours import draw_flow
 from downstream.models import load_backbone
 from downstream.skeletons import draw_poses
 from pretrain.data.blazepose import LiteRT, estimate_poses
@@ -34,7 +40,7 @@ from pretrain.folders import claim, writing
 from pretrain.log import cli, reconstruction_figure
 from pretrain.names import for_screen
 
-POSE_SIDE = 256  # pixels of the short side to which a video is packed for skeletons
+SIDE = 256  # pixels of the short side to which a video is packed
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,8 @@ class Config:
     """The skeleton of that file, where the file leaves it open."""
     pose_weights: str = ""
     """BlazePose's weights: mediapipe's wheel or a folder; by default fetched once."""
+    flow: Literal["", "dis", "tvl1", "raft_small", "raft_large"] = ""
+    """Draw the optical flow that this method estimates (needs the extra `flow`)."""
 
 
 def main(config: Config) -> dict:
@@ -64,14 +72,20 @@ def main(config: Config) -> dict:
     path, out = Path(config.video), Path(config.out)
     if not is_file(path):
         raise ValueError(f"--video {config.video}: {no_file(config.video)}")
-    if not (config.backbone or config.pose):
-        raise ValueError("nothing to draw: give --backbone for attention, --pose for skeletons")
-    names = ["attention"] * bool(config.backbone) + ["pose"] * bool(config.pose)
+    given = {"attention": config.backbone, "pose": config.pose, "flow": config.flow}
+    names = [name for name, value in given.items() if value]
+    if not names:
+        raise ValueError(
+            "nothing to draw: give --backbone for attention, --pose for skeletons, or --flow for "
+            "motion"
+        )
     lock = claim(out, tuple(f"{name}{end}" for name in names for end in (".png", ".gif")))
     if config.backbone:
         draw_attention(config, path, out)
     if config.pose:
         draw_skeletons(config, path, out)
+    if config.flow:
+        draw_motion(config, path, out)
     lock.release(force=True)
     pictures = {end: [str(out / f"{name}.{end}") for name in names] for end in ("png", "gif")}
     return {end: files[0] for end, files in pictures.items()}
@@ -80,7 +94,7 @@ def main(config: Config) -> dict:
 def draw_skeletons(config: Config, path: Path, out: Path) -> None:
     """pose.png and pose.gif."""
     with tempfile.TemporaryDirectory() as folder:
-        pack = pack_file(path, Path(folder) / "pack", POSE_SIDE)
+        pack = pack_file(path, Path(folder) / "pack", SIDE)
         record, total = pack.record(0), sum(each["frames"] for each in pack.records())
         frames = pack.frames(record, np.arange(record["frames"])).numpy()
     size = (record["width"], record["height"])
@@ -106,6 +120,31 @@ def draw_skeletons(config: Config, path: Path, out: Path) -> None:
     seconds = record["start"] + np.arange(len(frames)) / record["fps"]
     told = reconstruction_figure(out / "pose.png", [("pose", drawn)], seconds, title, caption)
     print(f"figure   {told}\nmoving   {for_screen(out)}/pose.gif", flush=True)
+
+
+def draw_motion(config: Config, path: Path, out: Path) -> None:
+    """flow.png and flow.gif."""
+    with tempfile.TemporaryDirectory() as folder:
+        pack = pack_file(path, Path(folder) / "pack", SIDE, config.flow)
+        record = pack.record(0)
+        if "flow" not in record.get("streams", {}):
+            reason = (Path(folder) / "pack" / "refused.jsonl").read_text().splitlines()[0]
+            raise ValueError(f"--flow {config.flow}: {json.loads(reason)['reason']}")
+        numbers = np.arange(record["frames"])
+        frames, flow = pack.frames(record, numbers).numpy(), pack.flow(record, numbers).numpy()
+    drawn = draw_flow(flow)
+    speed = np.hypot(flow[:, 0], flow[:, 1])
+    caption = (
+        "white: no motion; red: to the right, yellow green: down, cyan: left, violet: up; "
+        f"mean speed {speed.mean():.2f} pixels a frame, largest {speed.max():.1f}"
+    )
+    both = np.concatenate([frames, drawn], 2).repeat(config.enlarge, 1).repeat(config.enlarge, 2)
+    write_gif(out / "flow.gif", both, 1000 / record["fps"])
+    seconds = record["start"] + numbers / record["fps"]
+    rows = [("clip", frames), ("flow", drawn)]
+    title = f"Optical flow of {path.name}, by {config.flow}"
+    told = reconstruction_figure(out / "flow.png", rows, seconds, title, caption)
+    print(f"figure   {told}\nmoving   {for_screen(out)}/flow.gif", flush=True)
 
 
 def write_gif(path: Path, frames: np.ndarray, milliseconds: float) -> None:

@@ -133,14 +133,14 @@ def _writable(cache: Path) -> Iterator[None]:
         ) from error
 
 
-def pack_file(path: Path, folder: Path, short_side: int) -> Pack:
-    """Pack a single file into a new folder.
+def pack_file(path: Path, folder: Path, short_side: int, flow: str = "") -> Pack:
+    """Pack a single file into a new folder, with optical flow by this method, if any.
 
     Raises:
         ValueError: it cannot be used; the message says why.
     """
     try:
-        pack(path, folder, short_side=short_side, workers=1, progress=False)
+        pack(path, folder, short_side=short_side, workers=1, progress=False, flow=flow)
     except ValueError as error:
         ledger = folder / "refused.jsonl"
         if not ledger.exists():

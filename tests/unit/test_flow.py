@@ -1,6 +1,7 @@
 """Optical flow: stored without loss, packed from the data or by a method, loaded as frames are."""
 
 import csv
+import dataclasses
 import io
 import json
 import shutil
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain.data import flow
+from downstream.flow_colours import draw_flow
+from pretrain.data import flow, flow_error
 from pretrain.data import pack as packing
 from pretrain.data.acquire import acquire
 from pretrain.data.arrays import read_arrays
@@ -34,6 +36,7 @@ from pretrain.data.shards import (
 from pretrain.data.synthetic import make_dataset
 from pretrain.data.transforms import Augment, mirror
 from pretrain.spec import InputSpec, Stream, flow_stream
+from recipes import visualize
 from tests.unit.media import write_video
 
 BOTH = InputSpec(4, 2, 32, {"rgb": Stream(), "flow": flow_stream(32)})
@@ -530,3 +533,55 @@ def test_the_worker_starts_without_torch():
     code = "import sys, pretrain.data.acquire; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "False", result
+
+
+# ---- told and shown
+
+
+def test_the_table_of_errors_is_of_the_methods(capsys):
+    """Estimating is better than saying that nothing moves; what cannot be used is named."""
+    pytest.importorskip("cv2")
+    config = flow_error.Config(methods=("dis", "raft_small"), num_clips=2, frames=8)
+    table = flow_error.main(config)
+    assert set(table) == {"no motion", "dis"}
+    assert table["dis"]["moving"] < 0.7 * table["no motion"]["moving"]
+    assert table["dis"]["stored"] < 0.05 < table["dis"]["moving"]
+    assert "128 pixels" in capsys.readouterr().out
+    for wrong in ({"methods": ("lucas",)}, {"frames": 1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            flow_error.main(dataclasses.replace(config, **wrong))
+
+
+def test_raft_pads_its_frames_and_finds_what_moves(monkeypatch):
+    """Of frames whose sides are no multiples of 8 comes flow of their size, right side up."""
+
+    def network(first: torch.Tensor, second: torch.Tensor, num_flow_updates: int) -> list:
+        assert first.shape == (1, 3, 136, 144) and first.abs().max() <= 1 and num_flow_updates == 12
+        return [torch.stack([first[:, 0], second[:, 1]], 1)]
+
+    network.to = lambda device: network
+    network.eval = lambda: network
+    monkeypatch.setattr("pretrain.third_party.flow_network", lambda name: network)
+    frames = np.random.default_rng(0).integers(0, 256, (2, 130, 140, 3), np.uint8)
+    found = flow.estimator("raft_small")(*frames)
+    assert found.shape == (2, 130, 140)
+    assert np.allclose(found[0], frames[0, ..., 0] / 127.5 - 1, atol=1e-6)
+    assert np.allclose(found[1], frames[1, ..., 1] / 127.5 - 1, atol=1e-6)
+
+
+def test_flow_is_drawn_in_the_colour_of_its_direction(tmp_path, capsys):
+    motion = np.zeros((1, 2, 2, 2), np.float32)
+    motion[0, :, 0, 0], motion[0, :, 0, 1], motion[0, :, 1, 0] = (4, 0), (-4, 0), (1, 0)
+    drawn = draw_flow(motion, 4.0)[0]
+    assert drawn[0, 0].tolist() == [255, 0, 0] and drawn[0, 1].tolist() == [0, 255, 255]
+    assert drawn[1, 1].tolist() == [255, 255, 255] and 0 < drawn[1, 0, 1] < 255
+    assert draw_flow(motion * 0).min() == 255
+    pytest.importorskip("cv2")
+    write_video(tmp_path / "a.mp4", 6, size=(64, 48))
+    write_video(tmp_path / "tiny.mp4", 6, size=(10, 8))
+    out = tmp_path / "out"
+    visualize.main(visualize.Config(video=str(tmp_path / "a.mp4"), flow="dis", out=str(out)))
+    assert (out / "flow.png").is_file() and (out / "flow.gif").is_file()
+    assert "flow.png" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="12 pixels"):
+        visualize.main(visualize.Config(video=str(tmp_path / "tiny.mp4"), flow="dis", out=str(out)))
