@@ -4,7 +4,8 @@ CLIP (Radford et al. 2021, https://arxiv.org/abs/2103.00020), SigLIP (Zhai et al
 https://arxiv.org/abs/2303.15343), several positives as in SupCon (Khosla et al. 2020,
 https://arxiv.org/abs/2004.11362, "out") and ActionCLIP, cached gradients (Gao et al. 2021,
 https://arxiv.org/abs/2101.06983); all class prompts as ViFi-CLIP has them (Rasheed et al. 2022,
-https://arxiv.org/abs/2212.03640). Shapes: b clips of one process, G of all, D width of the joint space, K classes.
+https://arxiv.org/abs/2212.03640). Shapes: b clips of one process, G of all, D width of the joint
+space, K classes.
 """
 
 import math
@@ -39,11 +40,12 @@ class VideoText(nn.Module):
         text: a tower of `pretrain/text.py`.
         dim: width of the joint space.
         project: a linear layer after each tower; without one both must already have `dim` outputs.
-        loss: "infonce", "siglip" or "classes", which decides how scale and bias start and whether the scale is kept
-            below `MAX_LOG_SCALE`: ViFi-CLIP ("classes") does not clamp it.
+        loss: "infonce", "siglip" or "classes", which decides how scale and bias start and whether
+            the scale is kept below `MAX_LOG_SCALE`: ViFi-CLIP ("classes") does not clamp it.
 
     Raises:
-        ValueError: the towers' outputs differ in width without a projection, or the loss is unknown.
+        ValueError: the towers' outputs differ in width without a projection, or the loss is
+            unknown.
     """
 
     parts = ("video", "text")  # arguments that are models, see `pretrain.backbones`
@@ -55,7 +57,8 @@ class VideoText(nn.Module):
         assert isinstance(video, Backbone)
         if not project and not video.embed_dim == text.embed_dim == dim:
             raise ValueError(
-                f"towers of {video.embed_dim} and {text.embed_dim} outputs need a projection: give project=True"
+                f"towers of {video.embed_dim} and {text.embed_dim} outputs need a projection: give "
+                "project=True"
             )
         self.arguments: dict[str, Any] = {"dim": dim, "project": project, "loss": loss}
         self.video, self.text = video, text
@@ -76,7 +79,8 @@ class VideoText(nn.Module):
 
         Args:
             video: the clips.
-            visible: (B, K), of a tower with `forward_visible`: indices of the tokens to use, of those it selects; None: all.
+            visible: (B, K), of a tower with `forward_visible`: indices of the tokens to use, of
+                those it selects; None: all.
         """
         if visible is None:
             pooled = self.video(video)
@@ -92,16 +96,16 @@ class VideoText(nn.Module):
     def forward(
         self, video: Tensor, tokens: Tensor, visible: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Clips (B, C, T, H, W) and tokens (B, L) to the arguments of `contrast`, or prompts (K, L) to what `against_classes` does.
+        """Clips (B, C, T, H, W) and tokens to the arguments of `contrast` or `against_classes`.
 
         Args:
             video: uint8; or floats that are normalised already, because they were mixed.
-            tokens: of the captions, or of all class prompts.
+            tokens: of the captions (B, L), or of all class prompts (K, L).
             visible: see `encode_video`.
 
         Returns:
-            unit vectors of the clips (B, D) and of the texts (B or K, D), scale and bias (scalars; the bias is 0
-            for InfoNCE and classes, which have none).
+            unit vectors of the clips (B, D) and of the texts (B or K, D), scale and bias (scalars;
+            the bias is 0 for InfoNCE and classes, which have none).
         """
         clips = video if video.is_floating_point() else self.video.input_spec.normalise(video)
         if self.log_scale.dtype == torch.float64:
@@ -136,8 +140,8 @@ def has_batch_norm(model: nn.Module) -> bool:
 class _Gather(torch.autograd.Function):
     """Rows of all processes, with gradients: those of every process's loss come back to the owner.
 
-    Not `torch.distributed.nn.functional.all_gather`: newer versions of torch warn at every call of it and point
-    to a private module.
+    Not `torch.distributed.nn.functional.all_gather`: newer versions of torch warn at every call of
+    it and point to a private module.
     """
 
     @staticmethod
@@ -192,8 +196,8 @@ def contrast(
 ) -> Contrast:
     """Score every clip of this process against all captions of the batch, and the other way round.
 
-    Each process computes its own rows against the gathered other side. Averaged over the processes, as
-    DDP averages gradients, that is exactly the loss of the global batch.
+    Each process computes its own rows against the gathered other side. Averaged over the processes,
+    as DDP averages gradients, that is exactly the loss of the global batch.
 
     Args:
         video: (b, D) unit vectors.
@@ -203,8 +207,8 @@ def contrast(
         groups: (b,) integers, equal where two captions (or labels) are.
         loss: "infonce": mean of both directions' cross-entropies; "siglip": sum over all pairs of
             -log sigmoid(+-logit), over the number of clips.
-        several_positives: every pair of a group counts as a positive: in InfoNCE the target is spread
-            evenly over them.
+        several_positives: every pair of a group counts as a positive: in InfoNCE the target is
+            spread evenly over them.
     """
     rank = dist.get_rank() if dist.is_initialized() else 0
     all_video, all_text = gather(video), gather(text)
@@ -241,7 +245,8 @@ def contrast(
 def against_classes(video: Tensor, text: Tensor, scale: Tensor, targets: Tensor) -> Contrast:
     """Score every clip of this process against the prompts of all classes, as ViFi-CLIP is trained.
 
-    The mean over clips of the cross entropy with their targets; nothing depends on which clips share a batch.
+    The mean over clips of the cross entropy with their targets; nothing depends on which clips
+    share a batch.
 
     Args:
         video: (b, D) unit vectors.
@@ -265,7 +270,9 @@ def against_classes(video: Tensor, text: Tensor, scale: Tensor, targets: Tensor)
 def backward_classes(
     model: nn.Module, micro_batches: Iterable[dict], count: int, accelerator
 ) -> Contrast:
-    """Gradients of `against_classes` over a whole batch, by plain accumulation: exact, since no term depends on two clips.
+    """Gradients of `against_classes` over a whole batch, by plain accumulation.
+
+    That is exact, since no term depends on two clips.
 
     Args:
         model: `VideoText`, or its distributed wrapper.
@@ -297,10 +304,10 @@ def backward_step(
 ) -> Contrast:
     """Gradients of the loss of the whole batch, however small the micro-batches.
 
-    One micro-batch: plainly. Several: all are embedded without gradients, the loss over all embeddings
-    gives the gradient of each, and every micro-batch is embedded again to carry it back. Two forward
-    passes for one, the same loss and gradients as with all in one, and the memory of a micro-batch.
-    Random numbers drawn in a forward pass (dropout) are the same in both.
+    One micro-batch: plainly. Several: all are embedded without gradients, the loss over all
+    embeddings gives the gradient of each, and every micro-batch is embedded again to carry it back.
+    Two forward passes for one, the same loss and gradients as with all in one, and the memory of a
+    micro-batch. Random numbers drawn in a forward pass (dropout) are the same in both.
 
     Args:
         model: `VideoText`, or its distributed wrapper.
@@ -333,7 +340,9 @@ def backward_step(
     wanted = torch.autograd.grad(result.loss, [video, text, scale, bias], allow_unused=True)
     sizes = [len(o[0]) for o in outputs]
     video_grads, text_grads = (g.split(sizes) for g in wanted[:2])
-    scalar_grads = [torch.zeros_like(s) if g is None else g for s, g in zip(scalars, wanted[2:], strict=True)]  # fmt: skip
+    scalar_grads = [
+        torch.zeros_like(s) if g is None else g for s, g in zip(scalars, wanted[2:], strict=True)
+    ]
     # ---- carry it back, micro-batch by micro-batch
     after = _random_state(device)
     for i, batch in enumerate(batches):

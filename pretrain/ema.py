@@ -1,7 +1,7 @@
 """A moving average of a model's weights, by torch's own update.
 
-Not `torch.optim.swa_utils.AveragedModel`: its first update copies the weights, so the average would not begin where
-the model did, and it saves a counter and longer names.
+Not `torch.optim.swa_utils.AveragedModel`: its first update copies the weights, so the average would
+not begin where the model did, and it saves a counter and longer names.
 """
 
 import copy

@@ -14,8 +14,7 @@ from pretrain.videomae import VideoMAE, reconstruct
 @log.optional_figure
 def reconstruction_figure(
     path: Path, model: VideoMAE | MaskedPixels, pack: Pack, sample: int,
-    tokens: tuple[np.ndarray, np.ndarray], title: str,
-    mask: str,
+    tokens: tuple[np.ndarray, np.ndarray], title: str, mask: str,
 ) -> str:  # fmt: skip
     """Draw one clip, its visible tokens and the predictions.
 

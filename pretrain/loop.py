@@ -1,7 +1,8 @@
 """The loop of a training run: what is the same whatever is learned.
 
-A recipe keeps its model, its loss and its evaluations; `TrainingRun` has the run's folder, how it continues, the stream
-of batches, what the processes agree on, counters, log, checkpoints and how it stops:
+A recipe keeps its model, its loss and its evaluations; `TrainingRun` has the run's folder, how it
+continues, the stream of batches, what the processes agree on, counters, log, checkpoints and how it
+stops:
 
     plan = plan_run(cfg, len(clips), accelerator.num_processes)
     with TrainingRun(folder, cfg, fingerprint, plan, accelerator, MAY_CHANGE) as run:
@@ -84,9 +85,10 @@ def plan_run(wanted, num_clips: int, processes: int, views: int = 1) -> Plan:
     """Steps, accumulation, learning rates and the sizes between them.
 
     Args:
-        wanted: `batch_size` (effective, counted in views), `micro_batch` (most views that a process handles at once),
-            `steps` or, where that is None, `epochs`, `warmup` (fraction of the steps), `base_lr` and `final_lr` (per 256
-            clips of the batch): `pretrain.settings.Optimisation`, or a configuration that has these flags itself.
+        wanted: `batch_size` (effective, counted in views), `micro_batch` (most views that a process
+            handles at once), `steps` or, where that is None, `epochs`, `warmup` (fraction of the
+            steps), `base_lr` and `final_lr` (per 256 clips of the batch):
+            `pretrain.settings.Optimisation`, or a configuration that has these flags itself.
         num_clips: of one epoch.
         processes: that share a batch.
         views: crops taken from one decode.
@@ -109,8 +111,8 @@ def plan_run(wanted, num_clips: int, processes: int, views: int = 1) -> Plan:
         raise ValueError(f"--steps {wanted.steps} and --epochs {wanted.epochs} make no step at all")
     peak, final = (rate * batch_size / 256 for rate in (wanted.base_lr, wanted.final_lr))
     return Plan(
-        steps, round(wanted.warmup * steps), micro, per_process // micro, per_step, batch_size, views, num_clips,
-        peak, final,
+        steps, round(wanted.warmup * steps), micro, per_process // micro, per_step, batch_size,
+        views, num_clips, peak, final,
     )  # fmt: skip
 
 
@@ -147,8 +149,8 @@ def refuse_to_go_on(run: Path, state: dict, decodes_per_step: int, max_bad_clips
         saved = checkpoint.checkpoints(run)
         left = f"{saved[0]} holds an earlier state" if saved else "nothing was saved yet"
         raise ValueError(
-            f"the gradient was not finite in {MAX_SKIPPED} steps in a row, the last one {state['step']}: "
-            f"lower --base-lr or try --precision fp32; {left}"
+            f"the gradient was not finite in {MAX_SKIPPED} steps in a row, the last one "
+            f"{state['step']}: lower --base-lr or try --precision fp32; {left}"
         )
     seen = state["step"] * decodes_per_step
     # At least 10, so that one bad clip does not end a short run.
@@ -166,24 +168,27 @@ class TrainingRun:
 
     Args:
         folder: the run's.
-        config: the recipe's resolved configuration, a dataclass with `machine` and `run` (of `pretrain.settings`).
+        config: the recipe's resolved configuration, a dataclass with `machine` and `run` (of
+            `pretrain.settings`).
         fingerprint: of the data.
         plan: of `plan_run`.
         accelerator: the processes of this launch.
-        may_change: names of more flags than `--out`, `--num-workers` and those of `RunSettings` that decide no number.
+        may_change: names of more flags than `--out`, `--num-workers` and those of `RunSettings`
+            that decide no number.
 
     Attributes:
         first: whether this is the main process, which logs, saves and evaluates.
         data: what identifies the data: `data_fingerprint` and `num_clips`.
-        state: what a checkpoint holds beside weights: `step`, `skipped`, `skipped_in_row`, `bad_clips`, `seconds` and
-            what the recipe adds.
+        state: what a checkpoint holds beside weights: `step`, `skipped`, `skipped_in_row`,
+            `bad_clips`, `seconds` and what the recipe adds.
 
     Raises:
         ValueError: as `open_run`.
     """
 
     def __init__(
-        self, folder: Path, config, fingerprint: str, plan: Plan, accelerator: Accelerator, may_change: set[str]
+        self, folder: Path, config, fingerprint: str, plan: Plan, accelerator: Accelerator,
+        may_change: set[str],
     ):  # fmt: skip
         self.folder, self.config, self.plan, self.accelerator = folder, config, plan, accelerator
         self.first = accelerator.is_main_process
@@ -192,7 +197,8 @@ class TrainingRun:
             folder, config, self.data, FREE | may_change, config.run.resume, accelerator
         )
         self.state: dict[str, Any] = {
-            "run": self._described, "step": 0, "skipped": 0, "skipped_in_row": 0, "bad_clips": 0, "seconds": 0.0,
+            "run": self._described, "step": 0, "skipped": 0, "skipped_in_row": 0, "bad_clips": 0,
+            "seconds": 0.0,
         }  # fmt: skip
         self._stop, self._stopping, self._early = StopFlag(), False, False
 
@@ -237,7 +243,8 @@ class TrainingRun:
         """
         plan, group = self.plan, self.accelerator
         positions = Positions(
-            self.step, plan.steps, plan.micro, plan.accumulate, group.num_processes, group.process_index
+            self.step, plan.steps, plan.micro, plan.accumulate, group.num_processes,
+            group.process_index,
         )  # fmt: skip
         if self.first:
             self._log: log.RunLog = begin_run(
@@ -270,8 +277,8 @@ class TrainingRun:
             the means, then the sums.
 
         Raises:
-            ValueError: too many steps in a row without a finite gradient, or too many bad clips; the ledger of bad
-                clips cannot be written.
+            ValueError: too many steps in a row without a finite gradient, or too many bad clips;
+                the ledger of bad clips cannot be written.
         """
         where, errors = self.accelerator.device, self._batches.errors
         counts = [bool(self._stop.signal or self._batches.lost), len(errors), *sums]
@@ -313,7 +320,7 @@ class TrainingRun:
         self._early = True
 
     def log_due(self) -> bool:
-        """Whether this process has a line to write: after what was `due`, a skipped step, or some seconds."""
+        """Whether to write a line: after what was `due`, a skipped step, or some seconds."""
         late = self._now - self._shown >= self.config.run.log_seconds
         return self.first and (self._measured or self._skipped or not self.unfinished or late)
 
@@ -331,7 +338,8 @@ class TrainingRun:
         self._log.write(self.step, values | speed | counts)
         parts = [
             f"step {self.step}/{self.plan.steps}", text,
-            f"{speed['clips_per_s']:.0f} clips/s (waiting for data {self._batches.waited / took:.0%})",
+            f"{speed['clips_per_s']:.0f} clips/s (waiting for data "
+            f"{self._batches.waited / took:.0%})",
             f"{self._log.time_left(self.step, self.plan.steps)} left", after,
             f"{state['skipped']} steps skipped" if state["skipped"] else "",
             f"{state['bad_clips']} bad clips replaced" if state["bad_clips"] else "",
@@ -377,8 +385,8 @@ class TrainingRun:
         plan, group = self.plan, self.accelerator
         half = "bf16" if group.mixed_precision == "bf16" else "fp32"
         factors = (
-            (group.num_processes, "processes"), (plan.accumulate, "micro-batches"), (plan.micro, "clips decoded"),
-            (plan.views, "views"),
+            (group.num_processes, "processes"), (plan.accumulate, "micro-batches"),
+            (plan.micro, "clips decoded"), (plan.views, "views"),
         )  # fmt: skip
         product = " x ".join(f"{n} {what}" for n, what in factors if n > 1)
         epochs = plan.steps * plan.decodes_per_step / plan.num_clips
@@ -392,7 +400,7 @@ class TrainingRun:
         log.print_table(title, {**rows, **own})
 
     def provenance(self, recipe: str, split: str) -> dict[str, Any]:
-        """What an exported model says of the run that it comes from; the recipe adds what was measured.
+        """What an exported model says of its run; the recipe adds what was measured.
 
         Args:
             recipe: its name.
@@ -400,8 +408,8 @@ class TrainingRun:
         """
         cfg = self.config
         return {
-            "recipe": recipe, "preset": cfg.preset, "step": self.step, "steps": self.plan.steps, "seed": cfg.seed,
-            "data": cfg.data, "split": split, **self.data, "config": flat(cfg),
+            "recipe": recipe, "preset": cfg.preset, "step": self.step, "steps": self.plan.steps,
+            "seed": cfg.seed, "data": cfg.data, "split": split, **self.data, "config": flat(cfg),
         }  # fmt: skip
 
     def print_done(self, rows: Mapping[str, object], then: str) -> None:

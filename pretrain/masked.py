@@ -1,9 +1,9 @@
-"""Masked reconstruction for any backbone, which sees the whole grid: masked tubelets are replaced by the mask token.
+"""Masked reconstruction for any backbone: hidden tubelets are replaced by a mask token.
 
-SimMIM (Xie et al. 2022, https://arxiv.org/abs/2111.09886) for clips. VideoMAE leaves hidden tokens out, so its encoder costs
-a tenth; windows (Swin), factorised attention (ViViT) and convolutions need the full grid, so here hidden tubelets are
-replaced by a learned one and every step costs a whole forward and backward pass of the backbone. Shapes as in
-`pretrain/videomae.py`.
+SimMIM (Xie et al. 2022, https://arxiv.org/abs/2111.09886) for clips. VideoMAE leaves hidden tokens
+out, so its encoder costs a tenth; windows (Swin), factorised attention (ViViT) and convolutions
+need the full grid, so here hidden tubelets are replaced by a learned one and every step costs a
+whole forward and backward pass of the backbone. Shapes as in `pretrain/videomae.py`.
 """
 
 import math
@@ -21,7 +21,7 @@ MOST_DECODER = 200_000_000  # parameters of the linear decoder
 
 
 class MaskedPixels(nn.Module):
-    """A backbone and a linear pixel decoder, which predicts from each token the pixels of its part of the clip.
+    """A backbone and a linear decoder, from each token to the pixels of its part of the clip.
 
     Args:
         encoder: a `Backbone` of colour, without temporal-mean subtraction.
@@ -30,8 +30,8 @@ class MaskedPixels(nn.Module):
         target_eps: see `normalise_target`.
 
     Raises:
-        ValueError: the clip is not a whole number of tubelets, or one token covers so many pixels that the decoder would
-            be larger than any backbone.
+        ValueError: the clip is not a whole number of tubelets, or one token covers so many pixels
+            that the decoder would be larger than any backbone.
     """
 
     def __init__(self, encoder: nn.Module, tubelet: int, patch: int, target_eps: float = 1e-6):
@@ -40,13 +40,14 @@ class MaskedPixels(nn.Module):
         spec = encoder.input_spec
         if set(spec.streams) != {"rgb"} or spec.subtracts_mean:
             raise ValueError(
-                "masked reconstruction needs colour without subtract_mean, since a clip's mean frame shows masked pixels "
-                "to the encoder: give subtract_mean False"
+                "masked reconstruction needs colour without subtract_mean, since a clip's mean "
+                "frame shows masked pixels to the encoder: give subtract_mean False"
             )
         if spec.size % patch or spec.frames % tubelet:
             raise ValueError(
-                f"a clip of {spec.frames} frames of {spec.size} pixels is not a whole number of tubelets of {tubelet} frames "
-                f"of {patch} pixels: choose multiples with --tubelet and --patch"
+                f"a clip of {spec.frames} frames of {spec.size} pixels is not a whole number of "
+                f"tubelets of {tubelet} frames of {patch} pixels: choose multiples with --tubelet "
+                "and --patch"
             )
         self.encoder, self.target_eps = encoder, target_eps
         self.tubelet, self.patch = tubelet, patch
@@ -58,8 +59,9 @@ class MaskedPixels(nn.Module):
         values = 3 * math.prod(self.cell)
         if encoder.embed_dim * values > MOST_DECODER:
             raise ValueError(
-                f"a token of this backbone covers {self.cell[0]} frames of {self.cell[1]} x {self.cell[2]} pixels: a decoder "
-                f"from {encoder.embed_dim} to {values} values is not worth training; take a smaller clip or another family"
+                f"a token of this backbone covers {self.cell[0]} frames of {self.cell[1]} x "
+                f"{self.cell[2]} pixels: a decoder from {encoder.embed_dim} to {values} values is "
+                "not worth training; take a smaller clip or another family"
             )
         self.head = nn.Linear(encoder.embed_dim, values)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
@@ -117,7 +119,7 @@ class MaskedPixels(nn.Module):
 def unpatchify_cells(
     values: Tensor, grid: tuple[int, int, int], cell: tuple[int, int, int]
 ) -> Tensor:
-    """Lay out the pixels that each token of a grid predicts: (B, N, t h w C), channel fastest, to (B, C, T, H, W)."""
+    """Lay out what tokens predict: (B, N, t h w C), channel fastest, to (B, C, T, H, W)."""
     x = values.unflatten(1, grid).unflatten(-1, (*cell, 3))  # (B, gt, gh, gw, t, h, w, C)
     x = x.permute(0, 7, 1, 4, 2, 5, 3, 6)
     return x.flatten(2, 3).flatten(3, 4).flatten(4, 5)

@@ -11,7 +11,7 @@ from pretrain.device import has_bf16
 
 
 def decays(parameter: Tensor) -> bool:
-    """Whether weight decay is for this parameter: matrices and filters, not vectors, nor the (1, 1, D) mask token."""
+    """Whether a parameter decays: matrices and filters, not vectors or the (1, 1, D) mask token."""
     return parameter.squeeze().ndim > 1
 
 
@@ -37,10 +37,10 @@ _LINEAR, _CUBIC, _QUINTIC = 3.4445, -4.775, 2.0315  # of a Newton-Schulz step (J
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """Set all singular values of a matrix (M, N) to about 1 (0.5 to 1.5), its singular vectors kept.
+    """Set all singular values of a matrix (M, N) to about 1 (0.5 to 1.5), and keep its vectors.
 
-    Five Newton-Schulz steps of the odd quintic 3.4445 x - 4.775 x^3 + 2.0315 x^5 (Jordan et al. 2024), in
-    bfloat16 where the device has it, else in float32.
+    Five Newton-Schulz steps of the odd quintic 3.4445 x - 4.775 x^3 + 2.0315 x^5 (Jordan et al.
+    2024), in bfloat16 where the device has it, else in float32.
     """
     x = matrix.bfloat16() if has_bf16(matrix.device) else matrix.float()
     if matrix.shape[0] > matrix.shape[1]:
@@ -55,10 +55,10 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 
 def _steps_of_gram(gram: Tensor) -> Tensor:
-    """The five steps' product, of the Gram matrix (M, M) alone: every step multiplies by a polynomial of it.
+    """The five steps' product, of the Gram matrix (M, M) alone: each multiplies by a polynomial.
 
-    For matrices two or more times as long as wide that is less work. Squared singular values need float32: in bfloat16
-    the rounding errors of small ones would grow.
+    For matrices two or more times as long as wide that is less work. Squared singular values need
+    float32: in bfloat16 the rounding errors of small ones would grow.
     """
     product = factor = _factor(gram)
     for _ in range(4):
@@ -81,10 +81,11 @@ def _factor(gram: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum steps of orthogonalised matrices (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
 
-    Nesterov momentum 0.95, decoupled weight decay, steps scaled to the size of AdamW's (Liu et al. 2025,
-    https://arxiv.org/abs/2502.16982). torch.optim.Muon does the same but always in bfloat16, which takes 26
-    times as long on a CPU without it (24 matrices of width 192 on Zen 3). Of several processes, which hold the same
-    gradients, each orthogonalises its part of the matrices and sends it to the others.
+    Nesterov momentum 0.95, decoupled weight decay, steps scaled to the size of AdamW's (Liu et al.
+    2025, https://arxiv.org/abs/2502.16982). torch.optim.Muon does the same but always in bfloat16,
+    which takes 26 times as long on a CPU without it (24 matrices of width 192 on Zen 3). Of several
+    processes, which hold the same gradients, each orthogonalises its part of the matrices and sends
+    it to the others.
 
     Args:
         params: matrices.
@@ -116,7 +117,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def shared_out(matrices: list[nn.Parameter]) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    """Every matrix with its orthogonalised gradient, to the bit the same whatever the number of processes."""
+    """Every matrix with its orthogonalised gradient, the same bits for any number of processes."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         yield from ((p, orthogonalise(_gradient(p))) for p in matrices)
         return
@@ -140,15 +141,16 @@ def make_optimizers(
     """The optimizers that together train every parameter of `model` once.
 
     Args:
-        name: "adamw", or "muon": Muon for the matrices of the transformer blocks, AdamW for everything
-            else (convolutions are all of that kind).
-        model: its blocks are in module lists named `blocks` or `..._blocks`, or their parts are named `attn` and `mlp`.
+        name: "adamw", or "muon": Muon for the matrices of the transformer blocks, AdamW for
+            everything else (convolutions are all of that kind).
+        model: its blocks are in module lists named `blocks` or `..._blocks`, or their parts are
+            named `attn` and `mlp`.
         weight_decay: of matrices.
         betas: AdamW's.
 
     Returns:
-        optimizers whose groups may have an "lr_scale", a factor on the scheduled rate: Muon stands, and
-        wants, a rate some five times AdamW's.
+        optimizers whose groups may have an "lr_scale", a factor on the scheduled rate: Muon stands,
+        and wants, a rate some five times AdamW's.
 
     Raises:
         ValueError: another name.
@@ -158,7 +160,7 @@ def make_optimizers(
     if name != "muon":
         raise ValueError(f"--optimizer {name!r} is neither adamw nor muon")
     in_blocks = {id(p) for n, p in model.named_parameters() if "blocks." in n and p.ndim == 2}
-    in_blocks |= {  # Swin's stages, where tables of relative positions are no matrices in this sense
+    in_blocks |= {  # Swin's stages; its tables of relative positions are no such matrices
         id(m.weight) for n, m in model.named_modules()
         if isinstance(m, nn.Linear) and (".attn." in n or ".mlp." in n)
     }  # fmt: skip
@@ -173,7 +175,8 @@ def make_optimizers(
 def learning_rate(step: int, num_steps: int, warmup: int, peak: float, final: float) -> float:
     """Linear warm-up from zero to `peak`, then half a cosine to `final`: VideoMAE's, step for step.
 
-    The first step of a warm-up has rate 0, its last one the peak rate. A pure function of the step (0-based), so resuming needs no scheduler state.
+    The first step of a warm-up has rate 0, its last one the peak rate. A pure function of the step
+    (0-based), so resuming needs no scheduler state.
     """
     if step < warmup:
         return peak * step / max(warmup - 1, 1)
@@ -182,9 +185,10 @@ def learning_rate(step: int, num_steps: int, warmup: int, peak: float, final: fl
 
 
 def counting_rate(step: int, num_steps: int, warmup: int, peak: float, final: float) -> float:
-    """Linear warm-up from zero, then a cosine that counted all along: timm's schedule, as ViFi-CLIP calls it.
+    """Linear warm-up from zero, then a cosine that counted all along (timm's; ViFi-CLIP's).
 
-    After half of the steps the warm-up has reached `peak`, and the cosine goes on from its middle, (peak + final) / 2.
+    After half of the steps the warm-up has reached `peak`, and the cosine goes on from its middle,
+    (peak + final) / 2.
     """
     if step < warmup:
         return peak * step / warmup
@@ -192,7 +196,7 @@ def counting_rate(step: int, num_steps: int, warmup: int, peak: float, final: fl
 
 
 def set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
-    """Give every group of parameters its learning rate: `rate`, times the group's "lr_scale" where it has one."""
+    """Give every group of parameters its rate: `rate`, times its "lr_scale" if it has one."""
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["lr"] = rate * group.get("lr_scale", 1.0)
 
@@ -204,7 +208,8 @@ def update(
 
     Args:
         optimizers: over the parameters.
-        parameters: with gradients that are averaged over the processes, so that every process decides alike.
+        parameters: with gradients that are averaged over the processes, so that every process
+            decides alike.
         clip_grad: the largest gradient norm; 0: no clipping.
 
     Returns:

@@ -64,10 +64,10 @@ def open_run(
     resume: bool,
     accelerator: Accelerator,
 ) -> tuple[FileLock | None, dict]:
-    """Take a folder for a run: nothing else may be in it, and nothing else may run in it until this ends.
+    """Take a folder for a run: nothing else may be in it, nor run in it until this ends.
 
-    The main process does so for all; the others wait for its word and end without one of their own where
-    the folder is refused.
+    The main process does so for all; the others wait for its word and end without one of their own
+    where the folder is refused.
 
     Args:
         run: the folder.
@@ -78,13 +78,14 @@ def open_run(
         accelerator: the processes of this launch.
 
     Returns:
-        the lock, which the main process releases at the end; and what config.json is to say, see `begin_run`, to
-        be kept in the state of the run, from which a damaged config.json is written again.
+        the lock, which the main process releases at the end; and what config.json is to say, see
+        `begin_run`, to be kept in the state of the run, from which a damaged config.json is written
+        again.
 
     Raises:
-        ValueError: the folder holds something else, a run of another configuration or of other data,
-            or nothing to continue though that was asked for; it cannot be written to, or another process
-            trains there.
+        ValueError: the folder holds something else, a run of another configuration or of other
+            data, or nothing to continue though that was asked for; it cannot be written to, or
+            another process trains there.
     """
     lock: FileLock | None = None
     described: dict[str, Any] = {}
@@ -110,7 +111,7 @@ def open_run(
 
 
 def begin_run(run: Path, described: dict, step: int, tensorboard: bool) -> log.RunLog:
-    """Open the log of a run and write its config.json, when nothing is left that could refuse the run.
+    """Open the log of a run and write its config.json, when nothing could refuse it any more.
 
     Args:
         run: the folder.
@@ -134,7 +135,7 @@ def begin_run(run: Path, described: dict, step: int, tensorboard: bool) -> log.R
 def _refuse_other_work(
     run: Path, config: "DataclassInstance", data: dict, may_change: set[str], resume: bool
 ) -> tuple[dict, str]:
-    """The description of a run that may be continued, empty for a new one; and a note of what was damaged."""
+    """The description of a run to continue, empty for a new one; and a note of what is damaged."""
     old, note = _describe_run(run)
     differences = log.config_differences(old["config"], config, may_change) if old else []
     if old and old["data_fingerprint"] != data["data_fingerprint"]:
@@ -146,8 +147,9 @@ def _refuse_other_work(
         return {}, f"{run} holds a run that came to no step; this one takes its place"
     if old and (gone := sorted(old["config"].keys() - flat(config).keys())):
         raise ValueError(
-            f"{run} holds a run of another version of this recipe, which had {', '.join(map(flag, gone))}: only that "
-            "version continues it; give another --out to start anew, from its weights with --backbone if you like"
+            f"{run} holds a run of another version of this recipe, which had "
+            f"{', '.join(map(flag, gone))}: only that version continues it; give another --out to "
+            "start anew, from its weights with --backbone if you like"
         )
     if differences:
         raise ValueError(
@@ -159,13 +161,13 @@ def _refuse_other_work(
 
 
 def _logged(run: Path) -> bool:
-    """Whether a run in this folder has said anything of a step, or has more than a run begins with."""
+    """Whether a run here has logged a step, or has more than a run begins with."""
     path = run / "log.jsonl"
     return not holds_nothing(run, BEGINNINGS) or (path.exists() and bool(log.read_log(path)[0]))
 
 
 def _describe_run(run: Path) -> tuple[dict, str]:
-    """The description of the run in a folder, empty where none has begun; and what is amiss with it.
+    """The description of a folder's run, empty where none has begun; and what is amiss with it.
 
     Raises:
         ValueError: the folder holds something else, or a run that nothing describes.
@@ -192,7 +194,8 @@ def _describe_run(run: Path) -> tuple[dict, str]:
         return kept, f"{note}; it is written again from what {found} says"
     if checkpoint.checkpoints(run):
         raise ValueError(
-            f"{note}, and no checkpoint beside it says of what run: put the file back, or give another --out"
+            f"{note}, and no checkpoint beside it says of what run: put the file back, or give "
+            "another --out"
         )
     if not holds_nothing(run, BEGINNINGS):
         raise ValueError(f"{note}: put it back, or give another --out") if note else occupied
@@ -225,8 +228,8 @@ def restore(
         the state to go on from.
 
     Raises:
-        ValueError: there are checkpoints and none of them verifies, or the state of the newest is of other
-            kinds than a run's.
+        ValueError: there are checkpoints and none of them verifies, or the state of the newest is
+            of other kinds than a run's.
     """
     found, problems = checkpoint.newest_valid(run)
     for problem in problems if say else []:
@@ -236,8 +239,8 @@ def restore(
         for name, fresh in state.items():
             if name in loaded and not _same_kind(fresh, loaded[name]):
                 raise ValueError(
-                    f"{found}/state.json is damaged: {name} is {loaded[name]!r:.40}; remove that folder, and the same "
-                    "command continues from an older checkpoint"
+                    f"{found}/state.json is damaged: {name} is {loaded[name]!r:.40}; remove that "
+                    "folder, and the same command continues from an older checkpoint"
                 )
         state = state | loaded
         if say:
@@ -248,7 +251,7 @@ def restore(
 
 
 def _same_kind(fresh: object, found: object) -> bool:
-    """Whether a value may stand where a beginning run has `fresh`: a count, seconds, or nothing yet."""
+    """Whether a value may replace `fresh` of a new run: a count, seconds, or nothing yet."""
     if type(fresh) is int:
         return type(found) is int and 0 <= found < 2**63
     if isinstance(fresh, dict):

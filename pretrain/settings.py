@@ -29,15 +29,15 @@ class Machine:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 where the device has it, else fp32."""
     num_workers: OptionalWhole = None
-    """Decoding processes of each process; 0: decode in between; by default up to 8 beside a GPU, and on the CPU none in
-    training, one in evaluation."""
+    """Decoding processes of each process; 0: decode in between; by default up to 8 beside a GPU,
+    and on the CPU none in training, one in evaluation."""
     threads: OptionalCount = None
     """CPU threads of each process; by default all cores, shared by the processes."""
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How a training run is kept; none of it decides a number, so all of it may change when a run is continued."""
+    """How a training run is kept: it decides no number and may change when a run is continued."""
 
     resume: bool = False
     """Insist on continuing: an error if the run's folder holds no checkpoint."""
@@ -62,11 +62,12 @@ class Form:
     tubelet: Count = 2
     """Frames of a tubelet; 1 for images."""
     positions: Literal["flat", "separable", "learned", "rotary"] = "flat"
-    """flat, as published; separable in time, height and width, which learns sooner; learned; or rotary."""
+    """flat, as published; separable in time, height and width, which learns sooner; learned; or
+    rotary."""
     init: Literal["xavier", "mimetic"] = "xavier"
     """xavier, as published, or mimetic: attention starts local, which learns much sooner."""
     motion_tokens: PositiveFraction = 1.0
-    """Fraction of a clip's tokens that are used: those with the largest frame difference; 1: all."""
+    """Fraction of the tokens that are used: those with the largest frame difference; 1: all."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Optimisation:
     micro_batch: Count = 32
     """Most clips a device handles at once; a larger batch takes several passes."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw, as published, or muon for the blocks' matrices: fewer steps where there is little time."""
+    """adamw, as published, or muon for the blocks' matrices, for fewer steps in little time."""
     base_lr: Positive = 1.5e-4
     """Learning rate per 256 clips of effective batch."""
     final_lr: NotNegative = 1e-5

@@ -47,7 +47,8 @@ def make_mask(
 
     Args:
         kind: "tube": one spatial map repeated over time, so that a still object cannot be copied
-            from a neighbouring frame; "random": every token by itself; "frame": whole temporal slots.
+            from a neighbouring frame; "random": every token by itself; "frame": whole temporal
+            slots.
         grid: (t, h, w).
         ratio: fraction to mask; the count is rounded down, so it is the same for every clip.
         rng: the source of randomness.
@@ -63,8 +64,8 @@ def make_mask(
     num_masked = int(ratio * num)
     if not 0 < num_masked < num:
         raise ValueError(
-            f"--mask-ratio {ratio:g} masks {num_masked} of the {num} units of a {kind} mask over the "
-            f"grid {t}x{h}x{w}: at least one must be masked and one visible"
+            f"--mask-ratio {ratio:g} masks {num_masked} of the {num} units of a {kind} mask over "
+            f"the grid {t}x{h}x{w}: at least one must be masked and one visible"
         )
     drawn = np.zeros(num, dtype=bool)
     drawn[rng.permutation(num)[:num_masked]] = True
@@ -101,10 +102,10 @@ def draw_tokens(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw one clip's visible (V,) and to-be-predicted (M,) token indices, both ascending.
 
-    With `dual`, the predicted tokens are the masked ones that the running cell decodes: exactly half
-    of them under a tube mask over a multiple of four slots. Elsewhere the number varies a little
-    from clip to clip while a batch needs one, so it is brought to half at random.
-    V2's decoder is also given mask tokens at the decoded tokens that the encoder saw, and leaves them
+    With `dual`, the predicted tokens are the masked ones that the running cell decodes: exactly
+    half of them under a tube mask over a multiple of four slots. Elsewhere the number varies a
+    little from clip to clip while a batch needs one, so it is brought to half at random. V2's
+    decoder is also given mask tokens at the decoded tokens that the encoder saw, and leaves them
     out of the loss; ours never makes them.
 
     Raises:
@@ -114,8 +115,8 @@ def draw_tokens(
     masked = np.flatnonzero(mask)
     if dual and len(masked) < 2:
         raise ValueError(
-            f"dual masking predicts half of the hidden tokens and --mask-ratio {ratio:g} hides one: "
-            "raise it, or give --no-dual-mask"
+            f"dual masking predicts half of the hidden tokens and --mask-ratio {ratio:g} hides "
+            "one: raise it, or give --no-dual-mask"
         )
     if dual and grid[1:] == (1, 1):  # a list of tokens has no cells
         masked = np.sort(rng.permutation(masked)[: len(masked) // 2])
@@ -141,7 +142,7 @@ def mask_of_view(
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased standard deviation of tubelets (B, M, P), per colour channel: (B, M, 1, 3)."""
+    """Mean and unbiased standard deviation of tubelets (B, M, P) per channel: (B, M, 1, 3)."""
     x = rearrange(patches, "b m (s c) -> b m s c", c=3)
     return x.mean(2, keepdim=True), x.var(dim=2, unbiased=True, keepdim=True).sqrt()
 
@@ -152,8 +153,8 @@ def normalise_target(patches: Tensor, eps: float = 1e-6) -> Tensor:
     Args:
         patches: (B, M, P) in [0, 1], channel fastest.
         eps: added to the standard deviation, outside the root. 1e-6 is the original's; with it a
-            flat tubelet's sensor and compression noise is blown up to unit variance, so footage with
-            plain backgrounds wants some hundredths.
+            flat tubelet's sensor and compression noise is blown up to unit variance, so footage
+            with plain backgrounds wants some hundredths.
 
     Returns:
         (B, M, P).
@@ -189,7 +190,8 @@ class VideoMAE(nn.Module):
         super().__init__()
         if encoder.fc_norm:
             raise ValueError(
-                "this encoder's tokens have no norm, as a fine-tuned one's (pool fc_norm): a decoder needs pool mean or class"
+                "this encoder's tokens have no norm, as a fine-tuned one's (pool fc_norm): a "
+                "decoder needs pool mean or class"
             )
         self.target_eps = target_eps
         # What rebuilds it all; written into checkpoints.
@@ -216,7 +218,8 @@ class VideoMAE(nn.Module):
         start_blocks(encoder.arguments["init"], self.decoder_blocks)
         for module in (self.decoder_norm, self.head):
             module.apply(init_weights)
-        # The authors' code starts `encoder_to_decoder` as torch does, and cuts the mask token at one standard deviation.
+        # The authors' code starts `encoder_to_decoder` as torch does, and cuts the mask token at
+        # one standard deviation.
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
         rgb = encoder.input_spec.pictures["rgb"]
         mean, std = torch.tensor(rgb.mean), torch.tensor(rgb.std)
@@ -250,8 +253,9 @@ class VideoMAE(nn.Module):
 
         Args:
             video: uint8 clips (B, C, T, H, W).
-            selected: (B, K), indices among the encoder's motion-selected tokens, below `num_motion_tokens`;
-                if it selects none, indices in the grid, which are returned as they are.
+            selected: (B, K), indices among the encoder's motion-selected tokens, below
+                `num_motion_tokens`; if it selects none, indices in the grid, which are returned as
+                they are.
         """
         encoder = self.encoder
         if encoder.num_motion_tokens == math.prod(encoder.grid):
@@ -267,8 +271,9 @@ class VideoMAE(nn.Module):
 
         Args:
             video: uint8 clips (B, C, T, H, W); uint8, so that only the tokens in use become floats.
-            visible: (B, V), indices of the tokens that the encoder sees: in the grid, or, of an encoder with
-                `motion_tokens` below 1, among the motion-selected tokens (see `grid_indices`).
+            visible: (B, V), indices of the tokens that the encoder sees: in the grid, or, of an
+                encoder with `motion_tokens` below 1, among the motion-selected tokens (see
+                `grid_indices`).
             masked: (B, M), indices of the tokens to predict, likewise.
 
         Returns:
@@ -334,9 +339,9 @@ def reconstruct(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Visible tokens and reconstructions as pixels, for figures.
 
-    The model predicts normalised tubelets, so pixels need each tubelet's mean and standard deviation. The true
-    ones, which published figures use, leak the target's colours. The second reconstruction uses those of the
-    nearest visible tubelet instead.
+    The model predicts normalised tubelets, so pixels need each tubelet's mean and standard
+    deviation. The true ones, which published figures use, leak the target's colours. The second
+    reconstruction uses those of the nearest visible tubelet instead.
 
     Args:
         model: a `VideoMAE` or a `MaskedPixels`, in evaluation mode.
@@ -345,9 +350,9 @@ def reconstruct(
         masked: (B, M) all other tokens that the encoder uses.
 
     Returns:
-        the visible tokens, the others grey; the reconstruction with true statistics; the one with statistics of
-        visible tokens; each uint8 (B, C, T, H, W). Tokens that the encoder
-        does not use are grey.
+        the visible tokens, the others grey; the reconstruction with true statistics; the one with
+        statistics of visible tokens; each uint8 (B, C, T, H, W). Tokens that the encoder does not
+        use are grey.
     """
     tubelet, patch, grid = model.tubelet, model.patch, model.grid
     _, prediction = model(video, visible, masked)
@@ -376,7 +381,8 @@ def reconstruct(
 
 
 def build_videomae(
-    size: str, encoder: VideoTransformer, decoder_dim: int | None, decoder_depth: int | None, target_eps: float
+    size: str, encoder: VideoTransformer, decoder_dim: int | None, decoder_depth: int | None,
+    target_eps: float,
 ) -> VideoMAE:  # fmt: skip
     """An encoder with the decoder that was published for its size.
 
@@ -416,8 +422,8 @@ def start_from(model: VideoMAE, loaded: nn.Module, name: str) -> None:
     theirs = loaded.encoder if isinstance(loaded, VideoMAE) else loaded
     if type(theirs) is not type(model.encoder):
         raise ValueError(
-            f"{name} is a {type(theirs).__name__}, and this run trains a {type(model.encoder).__name__}: give --model "
-            "the network that it has"
+            f"{name} is a {type(theirs).__name__}, and this run trains a "
+            f"{type(model.encoder).__name__}: give --model the network that it has"
         )
     # What no shape shows: every token would get another position, every head other channels.
     for what in ("positions", "heads"):

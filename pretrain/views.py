@@ -1,8 +1,9 @@
 """Views of one clip contrasted with all other clips, beside masked reconstruction.
 
-CAN (Mishra et al. 2022, https://arxiv.org/abs/2210.16870): reconstruction trains single tokens and little their
-mean. A contrastive loss between the mean tokens of two differently masked, cropped and coloured views makes the mean
-token distinguish clips, at no further encoder pass. The paper's noise prediction is left out. Shapes: b views of one process, G of all; D width.
+CAN (Mishra et al. 2022, https://arxiv.org/abs/2210.16870): reconstruction trains single tokens and
+little their mean. A contrastive loss between the mean tokens of two differently masked, cropped and
+coloured views makes the mean token distinguish clips, at no further encoder pass. The paper's noise
+prediction is left out. Shapes: b views of one process, G of all; D width.
 """
 
 import torch
@@ -19,16 +20,18 @@ HIDDEN, OUT = 512, 128  # widths of the head, which is not exported
 
 
 def match_views(embeddings: Tensor, clips: Tensor) -> tuple[Tensor, Tensor]:
-    """InfoNCE of every view against all others of the global batch; those of its own clip are the positives.
+    """InfoNCE of every view against all others of the global batch; its clip's are positives.
 
     Args:
         embeddings: (b, D) unit vectors.
-        clips: (b,) integers, equal where the clip is: two views at least, more where an epoch's end and the beginning
-            of the next one meet in a batch. The target is spread evenly over the others.
+        clips: (b,) integers, equal where the clip is: two views at least, more where an epoch's end
+            and the beginning of the next one meet in a batch. The target is spread evenly over the
+            others.
 
     Returns:
-        the loss of this process's rows, whose mean over the processes is that of the global batch, gradients included;
-        and the view-retrieval accuracy: the fraction of views nearest to one of their own clip.
+        the loss of this process's rows, whose mean over the processes is that of the global batch,
+        gradients included; and the view-retrieval accuracy: the fraction of views nearest to one of
+        their own clip.
     """
     everything = gather(embeddings)
     with torch.no_grad():
@@ -61,7 +64,8 @@ class ViewContrast(nn.Module):
         super().__init__()
         if views < 2:
             raise ValueError(
-                f"--contrast {weight:g} compares the views of a clip and there is {views}: give --views 2"
+                f"--contrast {weight:g} compares the views of a clip and there is {views}: give "
+                "--views 2"
             )
         if weight <= 0:
             raise ValueError(f"--contrast {weight:g} is not positive: give 0 for none")
@@ -76,7 +80,7 @@ class ViewContrast(nn.Module):
     def forward(
         self, video: Tensor, visible: Tensor, masked: Tensor, clips: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The loss of views; all arguments but `clips`, see `match_views`, are those of what reconstructs.
+        """The loss of views; for `clips` see `match_views`, for the rest what reconstructs.
 
         Returns:
             the sum of both losses, and the view-retrieval accuracy.

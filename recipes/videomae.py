@@ -7,8 +7,9 @@ score on held-out subjects of the training split shows whether the features get 
     python recipes/videomae.py                              the synthetic dataset
     python recipes/videomae.py --data my_videos/            your own clips
     python recipes/videomae.py shrec --data clips.csv       small clips, 2 CPU cores
-    python recipes/videomae.py shrec_apart --data clips.csv --backbone RUN/backbone     a second step
-    accelerate launch --config_file launch/gpus.yaml recipes/videomae.py vit_b_k400 --data k400.csv
+    python recipes/videomae.py shrec_apart --data clips.csv --backbone RUN/backbone     a second
+    step accelerate launch --config_file launch/gpus.yaml recipes/videomae.py vit_b_k400 --data
+    k400.csv
 
 The first word chooses a preset, flags change single values, `--help` lists them. Starting the same
 command again continues an interrupted run.
