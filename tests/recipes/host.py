@@ -9,6 +9,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 import time
@@ -109,6 +110,12 @@ def train(recipe: str, given: dict[str, Any], plan: dict[str, Any]) -> None:
     module.main(configure(module.Config, **values))
     if "operations" in plan:
         Path(plan["operations"]).write_text(json.dumps(operations))
+
+
+def command(words: list[str]) -> None:
+    """Run a recipe as `python recipes/NAME.py ...` does, without another import of everything."""
+    sys.argv = words
+    runpy.run_path(words[0], run_name="__main__")
 
 
 def call(module: str, function: str, arguments: list[Any]) -> int:
