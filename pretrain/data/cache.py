@@ -83,12 +83,12 @@ def _refuse_missing(source: str) -> None:
 def open_data(source: str, short_side: int, say: bool = True) -> Pack:
     """Open a pack, packing raw data first.
 
-    Packing is incremental and locked, so every process of a run may call this: one works, the others
-    wait and find it done.
+    Packing is incremental and locked, so every process of a run may call this: one works, the
+    others wait and find it done.
 
     Args:
-        source: a packed folder; anything `pretrain/data/sources.py` reads; "synthetic", the synthetic
-            dataset; or "synthetic:3600", one of that many clips.
+        source: a packed folder; anything `pretrain/data/sources.py` reads; "synthetic", the
+            synthetic dataset; or "synthetic:3600", one of that many clips.
         short_side: pixels to which raw data are packed.
         say: print what is done and show progress.
 
@@ -128,7 +128,8 @@ def _writable(cache: Path) -> Iterator[None]:
     except (OSError, NotImplementedError) as error:  # the latter: a disk that knows no locks
         where = getattr(error, "filename", None) or cache
         raise ValueError(
-            f"cannot write to the cache {cache}: {where}: {getattr(error, 'strerror', None) or error}; "
+            f"cannot write to the cache {cache}: {where}: "
+            f"{getattr(error, 'strerror', None) or error}; "
             "set MUYBRIDGE_CACHE to a folder that can be written to and has room"
         ) from error
 

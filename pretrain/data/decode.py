@@ -57,7 +57,8 @@ def decode_frames(
     """
     if not isinstance(data, bytes | bytearray | memoryview):
         raise ValueError(
-            f"frames are read from the bytes of a packed .mp4, got {data!r:.80}: give Path(...).read_bytes(). Raw files "
+            f"frames are read from the bytes of a packed .mp4, got {data!r:.80}: give "
+            "Path(...).read_bytes(). Raw files "
             "are packed first (recipes/pack.py)"
         )
     wanted = np.unique(indices)
@@ -82,8 +83,9 @@ def _decode(
     """Frames by number, those of `wanted` that are there."""
     numbers = set(wanted.tolist())
     found: dict[int, np.ndarray] = {}
-    # A stream may change its size on the way. A frame in memory is larger than what is seen of it: whole blocks of 16
-    # pixels, and rows that FFmpeg widens to up to 128 where the processor has long vectors (AVX-512).
+    # A stream may change its size on the way. A frame in memory is larger than what is seen of it:
+    # whole blocks of 16 pixels, and rows that FFmpeg widens to up to 128 where the processor has
+    # long vectors (AVX-512).
     most = (size[0] + 144) * (size[1] + 64) if size else MAX_PIXELS
     limits = {"max_pixels": str(most)}
     alone = {"format_whitelist": "mov", "protocol_whitelist": "none"}

@@ -1,9 +1,10 @@
 """Draws the solids of the synthetic dataset with a depth buffer, and their exact optical flow.
 
-Camera axes are x right, y down, z away from the viewer, in metres. The projection is parallel with a
-scale (weak perspective): `u = scale * x + u0`, `v = scale * y + v0`, pixel centres at whole numbers.
-Scale and offset may change from frame to frame (zoom, pan, shake); the viewing direction may not.
-Under it a static backdrop moves by a similarity and every solid's surface is found in closed form.
+Camera axes are x right, y down, z away from the viewer, in metres. The projection is parallel with
+a scale (weak perspective): `u = scale * x + u0`, `v = scale * y + v0`, pixel centres at whole
+numbers. Scale and offset may change from frame to frame (zoom, pan, shake); the viewing direction
+may not. Under it a static backdrop moves by a similarity and every solid's surface is found in
+closed form.
 """
 
 from dataclasses import dataclass
@@ -20,10 +21,11 @@ _AMBIENT, _DIFFUSE = 0.52, 0.55
 class Part:
     """One rigid solid through time: a capsule, an ellipsoid or a box.
 
-    `origin` (T, 3) and `rotation` (T, 3, 3) place its own axes. A capsule runs from the origin along
-    its own y, `size` is (length, radius); the others are centred, `size` is the three half-sizes.
-    `pattern` says where each of its one to three `colours` (0..255) goes: "plain", "bands" (capsule),
-    "head", "ball" (ellipsoid) or "front" (box: the +z face has the second colour).
+    `origin` (T, 3) and `rotation` (T, 3, 3) place its own axes. A capsule runs from the origin
+    along its own y, `size` is (length, radius); the others are centred, `size` is the three
+    half-sizes. `pattern` says where each of its one to three `colours` (0..255) goes: "plain",
+    "bands" (capsule), "head", "ball" (ellipsoid) or "front" (box: the +z face has the second
+    colour).
     """
 
     shape: str
@@ -40,8 +42,8 @@ class Part:
 def _along(direction: np.ndarray) -> np.ndarray:
     """Frames (T, L, 3, 3) whose y is the unit `direction` (T, L, 3), turning without twist.
 
-    A limb's twist about its own axis cannot be seen, so we choose none: each frame is the one before
-    it turned by the smallest rotation that takes the old direction to the new.
+    A limb's twist about its own axis cannot be seen, so we choose none: each frame is the one
+    before it turned by the smallest rotation that takes the old direction to the new.
     """
     frames = np.empty((*direction.shape, 3))
     y = direction[0]
@@ -77,12 +79,17 @@ def figure_parts(pose: Pose, person: Person) -> list[Part]:
 
     h = 0.145 * person.head
     parts = [
-        fixed("capsule", joint["pelvis"], pelvis, (-0.06, 0.0, 0), (0.12, 0.115 * b), (trousers,), turn=sideways),
-        fixed("capsule", joint["spine"], chest, (0, -0.05, 0), (0.3 * person.trunk, 0.125 * b), (shirt, second), "bands"),
-        fixed("capsule", joint["neck"], chest, (-0.13, -0.06, 0), (0.26, 0.075 * b), (shirt,), turn=sideways),
+        fixed("capsule", joint["pelvis"], pelvis, (-0.06, 0.0, 0), (0.12, 0.115 * b), (trousers,),
+              turn=sideways),
+        fixed("capsule", joint["spine"], chest, (0, -0.05, 0), (0.3 * person.trunk, 0.125 * b),
+              (shirt, second), "bands"),
+        fixed("capsule", joint["neck"], chest, (-0.13, -0.06, 0), (0.26, 0.075 * b), (shirt,),
+              turn=sideways),
         fixed("capsule", joint["neck"], head, (0, -0.02, 0), (0.1, 0.055), (person.skin,)),
-        fixed("ellipsoid", joint["head"], head, (0, 0, 0), (h * 0.88, h * 1.08, h), (person.skin, person.hair, (25, 20, 20)), "head"),
-        fixed("ellipsoid", joint["head"], head, (0, -0.01, h), (0.025, 0.03, 0.035), (tuple(0.9 * c for c in person.skin),)),
+        fixed("ellipsoid", joint["head"], head, (0, 0, 0), (h * 0.88, h * 1.08, h),
+              (person.skin, person.hair, (25, 20, 20)), "head"),
+        fixed("ellipsoid", joint["head"], head, (0, -0.01, h), (0.025, 0.03, 0.035),
+              (tuple(0.9 * c for c in person.skin),)),
     ]  # fmt: skip
     if person.long_hair:
         parts.append(
@@ -240,8 +247,8 @@ def draw(
         size: Side of the square frames in pixels.
 
     Returns:
-        Frames uint8 (T, size, size, 3) and forward flow float32 (T - 1, 2, size, size): where what is
-        seen at a pixel's centre at t is at t + 1, less the pixel, as (u, v).
+        Frames uint8 (T, size, size, 3) and forward flow float32 (T - 1, 2, size, size): where what
+        is seen at a pixel's centre at t is at t + 1, less the pixel, as (u, v).
     """
     num = len(camera)
     light = np.array([-0.45, -0.7, -0.55])

@@ -31,7 +31,8 @@ from pretrain.data.index import CRF, GOP, PRESET
 LONGER = 0.05  # a clip may be this much longer than asked, so that 10.01 s stay one clip of 10 s
 
 
-# One hostile file must not fill the disk, or the pack. A clip of 10 s from 1 KB is 800 bits a second.
+# One hostile file must not fill the disk, or the pack. A clip of 10 s from 1 KB is 800 bits a
+# second.
 FREE_CLIPS, BYTES_A_CLIP = 1000, 1024  # so many clips, and one more for so many bytes of the file
 FREE_BYTES, GROWTH = 2**30, 64  # bytes of all clips, and so many more for each byte of the file
 
@@ -211,7 +212,7 @@ def target_size(width: int, height: int, aspect: Fraction | None, short: int) ->
 
 
 def _turn(frame: av.VideoFrame) -> tuple[bool, bool, bool] | None:
-    """The display matrix as (transpose, flip rows, flip columns); None if there is nothing to do."""
+    """The display matrix as (transpose, flip rows, flip columns); None: nothing to do."""
     about: SideDataContainer = frame.side_data  # type: ignore[assignment]  # PyAV's stub has a dict
     data = next((d for d in about if d.type.name == "DISPLAYMATRIX"), None)
     if data is None:

@@ -16,15 +16,15 @@ class Refused(Exception):
 
 
 MAX_PIXELS = 4096 * 4096  # in a frame
-# A black video of 3840x2160 has 30,000 pixels a byte, black or still slides of 1920x1080 have 6,000 to
-# 20,000 (x264, a keyframe every 250 frames); real clips have 20 to 130. A GIF of 4000x4000 whose
+# A black video of 3840x2160 has 30,000 pixels a byte, black or still slides of 1920x1080 have 6,000
+# to 20,000 (x264, a keyframe every 250 frames); real clips have 20 to 130. A GIF of 4000x4000 whose
 # frames change one pixel has 700,000.
 PIXELS_A_BYTE = 100_000
 FREE_PIXELS = 2**35  # half a minute of decoding
 
 
 def too_many_pixels(pixels: int, size: int) -> bool:
-    """Whether all frames together have far more pixels than so many bytes can plausibly describe."""
+    """Whether all frames together have far more pixels than so many bytes can describe."""
     return pixels > FREE_PIXELS + PIXELS_A_BYTE * size
 
 

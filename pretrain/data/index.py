@@ -2,7 +2,7 @@
 
 A pack is a folder:
 
-    index.json             what there is: counts, settings, classes, splits, shards with their hashes
+    index.json             counts, settings, classes, splits, shards with their hashes
     clips.jsonl            one object a clip; its line number is the sample's id
     refused.jsonl          one object a refused file: {"source", "reason"}; of a refused stream of
                            a file that was packed, "stream" too
@@ -39,8 +39,9 @@ from pretrain.files import parse_json, read_limited, reading, sync
 
 FORMAT = "muybridge-pack-1"
 # What a packed clip is. Changing any of these makes other clips out of the same files; so does
-# changing how they are cut, timed or turned, for which "rules" is to be counted up, or, where videos alone
-# are concerned that were not copied as they are, TIMING: then packing again makes anew just these.
+# changing how they are cut, timed or turned, for which "rules" is to be counted up, or, where
+# videos alone are concerned that were not copied as they are, TIMING: then packing again makes anew
+# just these.
 GOP, CRF, PRESET, MAX_FPS = 16, 18, "veryfast", 60
 RULES = {"codec": "h264", "crf": CRF, "preset": PRESET, "gop": GOP, "max_fps": MAX_FPS, "rules": 1}
 TIMING = 2
@@ -163,8 +164,9 @@ def read_lines(folder: Path, index: dict) -> bytes:
     return data
 
 
-# The lines of a million clips are looked at by one expression, several times faster than by parsing them. It admits what
-# `clip_row` writes of an ordinary clip, for which everything `_wrong` asks is so, but for a label and a place in a shard.
+# The lines of a million clips are looked at by one expression, several times faster than by parsing
+# them. It admits what `clip_row` writes of an ordinary clip, for which everything `_wrong` asks is
+# so, but for a label and a place in a shard.
 _TEXT = rb'"[ !#-\[\]-~]*+(?:\\(?:["\\/bfnrt]|u[0-9a-f]{4})[ !#-\[\]-~]*+)*+"'
 _TEXT_OR_NULL = rb"(?:null|" + _TEXT + rb")"
 _PLAIN_VALUES = {
@@ -196,7 +198,7 @@ _PLAIN = re.compile(
 
 
 def _all_plain(lines: bytes, count: int, sizes: list[int], labels: set[bytes]) -> bool:
-    """Whether all of so many lines are of an ordinary clip, and true; if not, each has to be parsed to be told."""
+    """Whether so many lines are of ordinary clips, and true; if not, each has to be parsed."""
     found = _PLAIN.findall(lines)
     if len(found) != count:
         return False
@@ -208,7 +210,7 @@ def _all_plain(lines: bytes, count: int, sizes: list[int], labels: set[bytes]) -
 
 
 def _wrong(row: object, sizes: list[int], classes: set[str]) -> str | None:
-    """The implausible field of a clip's line; None if there is none. `sizes` are the shards', in bytes."""
+    """The implausible field of a clip's line; None if there is none. `sizes`: of shards, bytes."""
     if type(row) is not dict:
         return "object"
     if what := _wrong_clip(row):

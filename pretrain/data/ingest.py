@@ -13,18 +13,19 @@ Guards, in this order:
 3. more than `MAX_PIXELS` in a frame is refused from the header, and the process may not map more
    than `MEMORY_LIMIT` bytes;
 4. all frames together may have so many pixels for each byte of the file, and the
-   clips made of it may be so many and so large (`encode.py`): a small file costs no hours, and fills no disk. How long a file may take in all, `pool.py` watches.
+   clips made of it may be so many and so large (`encode.py`): a small file costs no hours, and
+   fills no disk. How long a file may take in all, `pool.py` watches.
 
 Every frame is then decoded once, strictly: an error of the decoder, or one that libavformat only
 writes into its log before it skips to the next thing it understands, refuses the file. A clip that
-is silently shorter or smeared is worse than one that is missing and named. What cannot be noticed is
-a clean cut in a format that has no length (MPEG-TS and PS, WMV, FLV).
+is silently shorter or smeared is worse than one that is missing and named. What cannot be noticed
+is a clean cut in a format that has no length (MPEG-TS and PS, WMV, FLV).
 
 Time: the clip has a constant frame rate, at most `MAX_FPS`, which the timestamps decide and not the
-header (`timing.py`). Each decoded frame goes to the nearest tick of that clock; of several on a tick the
-last is kept, and a tick without a frame repeats the one before. AVI has no presentation times, but
-places in which frames may be missing. A gap of more than `MAX_GAP` seconds, or a step backwards, is
-taken for a broken clock.
+header (`timing.py`). Each decoded frame goes to the nearest tick of that clock; of several on a
+tick the last is kept, and a tick without a frame repeats the one before. AVI has no presentation
+times, but places in which frames may be missing. A gap of more than `MAX_GAP` seconds, or a step
+backwards, is taken for a broken clock.
 """
 
 import contextlib
@@ -416,8 +417,8 @@ def _ingest_poses(
 ) -> list[dict]:
     """A recording of joints without a video, cut into clips as a video is.
 
-    Of more than `MAX_FPS` frames a second every second one is kept, or every third, and so on. Where
-    nothing says how large the picture was, it is as large as what is in it.
+    Of more than `MAX_FPS` frames a second every second one is kept, or every third, and so on.
+    Where nothing says how large the picture was, it is as large as what is in it.
     """
     from pretrain.data.pose_files import read_poses
     from pretrain.data.poses import pose_member
@@ -484,8 +485,8 @@ def serve(work: Callable[..., dict], memory: bool = True) -> None:
     """Serves jobs until standard input ends.
 
     Args:
-        work: What a job's values are given to, and `beat`, to be called whenever there was progress.
-            What it returns is the answer; it may raise what `ingest` does.
+        work: What a job's values are given to, and `beat`, to be called whenever there was
+            progress. What it returns is the answer; it may raise what `ingest` does.
         memory: Whether memory is capped.
     """
     limit_worker(memory)

@@ -18,19 +18,21 @@ from pathlib import Path, PurePosixPath
 from pretrain.files import not_regular, open_regular
 
 # fmt: off
-VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts",
-                    ".mts", ".m2ts", ".wmv", ".asf", ".flv", ".ogv", ".gif", ".h264", ".264"))
+VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".mpg", ".mpeg",
+                    ".vob", ".ts", ".mts", ".m2ts", ".wmv", ".asf", ".flv", ".ogv", ".gif",
+                    ".h264", ".264"))
 IMAGES = frozenset((".jpg", ".jpeg", ".png", ".webp"))
 SPLITS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "validate", "dev", "eval", "evaluation"),
     "test": ("test", "testing"),
 }
-# Column names (and keys of JSON) for each role; any other is kept in `extra`. Capitals, spaces, - and _
-# make no difference. The second table is for lists in which no name of the first has the role.
+# Column names (and keys of JSON) for each role; any other is kept in `extra`. Capitals, spaces, -
+# and _ make no difference. The second table is for lists in which no name of the first has the
+# role.
 ROLES = {
-    "path": ("path", "video", "video_path", "image", "image_path", "file", "filename", "filepath", "video_file",
-             "image_file", "video_filename", "image_filename"),
+    "path": ("path", "video", "video_path", "image", "image_path", "file", "filename", "filepath",
+             "video_file", "image_file", "video_filename", "image_filename"),
     "label": ("label", "class", "class_name", "label_name", "category", "action"),
     "caption": ("caption", "captions", "text", "sentence", "sentences"),
     "split": ("split", "set", "subset"),
@@ -40,11 +42,15 @@ ROLES = {
     "flow_method": ("flow_method",),
     "skeleton": ("skeleton", "skeleton_name"),
 }
-# Endings of the files of further streams; a column of that name that holds other words is an ordinary one.
-BESIDE = {"flow": (".npz", ".npy"), "pose": (".npy", ".npz", ".json", ".jsonl", ".skeleton", ".txt")}
+# Endings of the files of further streams; a column of that name that holds other words is an
+# ordinary one.
+BESIDE = {
+    "flow": (".npz", ".npy"),
+    "pose": (".npy", ".npz", ".json", ".jsonl", ".skeleton", ".txt"),
+}
 ELSE = {
-    "path": ("name", "video_name", "image_name", "clip", "clip_name", "clip_path", "video_id", "image_id", "clip_id",
-             "youtube_id", "id"),
+    "path": ("name", "video_name", "image_name", "clip", "clip_name", "clip_path", "video_id",
+             "image_id", "clip_id", "youtube_id", "id"),
     "caption": ("title",),
 }
 # fmt: on
@@ -116,7 +122,7 @@ class Problems:
         self.found: list[tuple[int, str, str]] = []
 
     def add(self, line: int, what: str, kind: str = "") -> None:
-        """Notes what is wrong with a line; where all lines have one kind of problem it is told once."""
+        """Notes what is wrong with a line; a kind that all lines have is told once."""
         self.found.append((line, what, kind))
 
     def stop(self, rows: int) -> None:
@@ -197,8 +203,8 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise ValueError(
-            f"{path}:{line}: not {'UTF-16' if wide else 'UTF-8'} text; save the list as UTF-8 (in a "
-            "spreadsheet: CSV UTF-8)"
+            f"{path}:{line}: not {'UTF-16' if wide else 'UTF-8'} text; save the list as UTF-8 (in "
+            "a spreadsheet: CSV UTF-8)"
         ) from error
     if "\0" in text:
         raise ValueError(f"{path} is not a list: there are NUL characters in its text")
@@ -276,13 +282,14 @@ def _objects(line: int, row: object, problems: Problems) -> Iterator[tuple[int, 
 
 
 def _document_rows(row: dict, line: int) -> list[dict]:
-    """The rows of the images and videos of an interleaved document, each captioned by its neighbours.
+    """The rows of the visuals of an interleaved document, each captioned by its neighbours.
 
-    A document is {"document": [{"text": "..."}, {"image": "a.jpg"}, {"video": "b.mp4"}, ...]}, or two lists
-    `images` and `texts` of one length with nulls, as OBELICS has them (Laurencon et al. 2023,
-    https://arxiv.org/abs/2306.16527). A visual is paired with the nearest paragraph before it and the nearest
-    after it; training draws one of the two, each as often as the other (Flamingo, Alayrac et al. 2022,
-    https://arxiv.org/abs/2204.14198). Further keys of the document go to each of its visuals.
+    A document is {"document": [{"text": "..."}, {"image": "a.jpg"}, {"video": "b.mp4"}, ...]}, or
+    two lists `images` and `texts` of one length with nulls, as OBELICS has them (Laurencon et al.
+    2023, https://arxiv.org/abs/2306.16527). A visual is paired with the nearest paragraph before it
+    and the nearest after it; training draws one of the two, each as often as the other (Flamingo,
+    Alayrac et al. 2022, https://arxiv.org/abs/2204.14198). Further keys of the document go to each
+    of its visuals.
 
     Raises:
         ValueError: the parts are not such, or there is no visual or no text among them.
@@ -403,7 +410,8 @@ def _split(
         return
     lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     if separator == "\t" and '"' in text and len({line.count("\t") for _, line in lines}) > 1:
-        # Quoted values with tabs or line ends, as pandas writes them, or sentences with a " and a mistake.
+        # Quoted values with tabs or line ends, as pandas writes them, or sentences with a " and a
+        # mistake.
         broken = Problems(problems.path)
         rows = list(_quoted(text, separator, broken))
         if not broken.found and len({len(values) for _, values in rows}) == 1:
@@ -419,7 +427,7 @@ def _split(
 
 
 def _quoted(text: str, separator: str, problems: Problems) -> Iterator[tuple[int, list[str]]]:
-    """Rows of RFC 4180: a quoted value may hold the separator, line ends, and quotes written twice."""
+    """Rows of RFC 4180: quoted values may hold separators, line ends, and quotes written twice."""
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True
     )

@@ -79,16 +79,18 @@ def pack(
         source: A folder, a list file, a tar, or a video; see `pretrain/data/sources.py`.
         out: The pack's folder, new or an earlier pack of the same source and settings.
         short_side: Larger frames are scaled down to it, pixels; smaller ones stay as they are.
-        clip_seconds: Longer videos are cut into equal parts of at most 1.05 times this; of a series of pictures that
-            are over half a second apart, 25 count as a second.
+        clip_seconds: Longer videos are cut into equal parts of at most 1.05 times this; of a series
+            of pictures that are over half a second apart, 25 count as a second.
         shard_bytes: About how large a shard is.
         workers: Processes that decode; None for one a core.
         timeout: Seconds without progress before a decoder is killed and its file refused.
         file_timeout: Seconds that a file may take in all, and as many again for every 64 MiB of it.
         progress: Whether to show progress and a summary on standard error.
-        anew: Whether an earlier pack of other settings, or of other files altogether, may be replaced.
-        flow: Method that estimates the optical flow of every clip, of `METHODS["flow"]`; "": that of
-            the earlier pack, or else what flow comes with the data. Frames are not encoded again.
+        anew: Whether an earlier pack of other settings, or of other files altogether, may be
+            replaced.
+        flow: Method that estimates the optical flow of every clip, of `METHODS["flow"]`; "": that
+            of the earlier pack, or else what flow comes with the data. Frames are not encoded
+            again.
         pose: Likewise the joints of people, of `METHODS["pose"]`.
 
     Returns:
@@ -96,7 +98,8 @@ def pack(
 
     Raises:
         ValueError: The source, the folder or a setting cannot be used, every file was refused, or
-            the folder cannot be written to; the message says what to do. An earlier pack stays as it was.
+            the folder cannot be written to; the message says what to do. An earlier pack stays as
+            it was.
     """
     for name, value, least in (
         ("short_side", short_side, 8),
@@ -136,7 +139,8 @@ def pack(
         where = getattr(error, "filename", None) or out
         raise ValueError(
             f"cannot write the pack {out}: {where}: {what}; --out has to be a folder that can be "
-            "written to and has room. An earlier pack is intact, and the same command goes on from here"
+            "written to and has room. An earlier pack is intact, and the same command goes on from "
+            "here"
         ) from error
     if progress:
         print(packer.summary(index, time.monotonic() - started), file=sys.stderr)
@@ -269,7 +273,7 @@ class _Packer:
         )
 
     def check_same(self, source: str | Path, anew: bool) -> None:
-        """Refuses to turn a pack into one of other settings or of something else altogether, unless it may be."""
+        """Refuses to turn a pack into one of other settings or sources, unless it may be."""
         stored = self.work / "settings.json"
         old = self.index and self.index["settings"]
         try:
@@ -333,7 +337,7 @@ class _Packer:
         return None
 
     def ingest(self, workers: int, timeout: float, file_timeout: float) -> None:
-        """Decodes every source of which the present state is not known yet, and notes the result."""
+        """Decodes every source whose present state is not known yet, and notes the result."""
         limits = [self._limit(source, file_timeout) for source in self.listing.sources]
         known = [self.known.get(id) for id in self.ids]
         about = list(zip(known, self.listing.sources, limits, strict=True))
@@ -697,8 +701,8 @@ class _Packer:
         lines = [
             f"{index['num_sources']} sources, {index['num_clips']} clips, "
             f"{index['num_refused']} refused, {len(index['shards'])} shards, {size / 1e6:.1f} MB",
-            f"{done} clips made in {seconds:.1f} s: {self.encoded} encoded, {self.copied} copied as "
-            f"they were; {index['num_clips'] - done} were there already"
+            f"{done} clips made in {seconds:.1f} s: {self.encoded} encoded, {self.copied} copied "
+            f"as they were; {index['num_clips'] - done} were there already"
             if done
             else f"nothing new to decode ({seconds:.1f} s)",
         ]
@@ -716,8 +720,8 @@ class _Packer:
         repeated = sum(clip.get("repeated", 0) for clip in clips) / sum(c["frames"] for c in clips)
         if repeated > 0.5:
             lines.append(
-                f"warning: {repeated:.0%} of all frames repeat the one before, because videos rest or their frames "
-                "come unevenly; what is trained on them sees mostly stills"
+                f"warning: {repeated:.0%} of all frames repeat the one before, because videos rest "
+                "or their frames come unevenly; what is trained on them sees mostly stills"
             )
         if index["num_refused"]:
             with open(self.out / "refused.jsonl", encoding="utf-8") as file:

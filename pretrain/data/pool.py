@@ -68,7 +68,7 @@ class _Worker:
             self.process.stdin.write(json.dumps(job) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # it has ended: its listener hears that too, and the job is answered "decoder died"
+            pass  # it has ended: its listener hears that too, and answers "decoder died"
 
     def stop(self) -> None:
         self.process.kill()
@@ -97,13 +97,14 @@ def run_jobs(
         workers: How many processes.
         timeout: Seconds without a sign of progress before a worker is killed.
         command: The worker program.
-        limits: Seconds that each job may take in all, however lively its worker is; None for no limit.
+        limits: Seconds that each job may take in all, however lively its worker is; None for no
+            limit.
         at_work: Called about once a second with the jobs at work and their seconds so far.
 
     Yields:
         (number of the job, answer), in the order in which they finish. Where the worker had to be
-        killed, or died, the answer is {"refused": reason, "retry": True}; after its whole time it is
-        {"refused": reason, "seconds": that time}.
+        killed, or died, the answer is {"refused": reason, "retry": True}; after its whole time it
+        is {"refused": reason, "seconds": that time}.
 
     Raises:
         RuntimeError: The worker program does not start.
@@ -160,7 +161,10 @@ def run_jobs(
                 elif worker.job is not None and now - worker.began > limit:
                     worker.stop()
                     crew.discard(worker)
-                    reason = f"was not decoded within {limit:.4g} s: if the file is good, raise --file-timeout"
+                    reason = (
+                        f"was not decoded within {limit:.4g} s: if the file is good, raise "
+                        "--file-timeout"
+                    )
                     yield worker.job, {"refused": reason, "seconds": limit}
                 elif not worker.ready and silent > max(timeout, START_SECONDS):
                     raise RuntimeError("the ingest worker does not start: no sign of life")

@@ -35,8 +35,8 @@ def dense_indices(
 ) -> np.ndarray:
     """`frames` frame numbers, `stride` apart, from a random start: VideoMAE's, number for number.
 
-    A start leaves room for `frames * stride` frames: 237 of them in 300, for 16 at stride 4. A clip without that room
-    starts at 0 and repeats the last number that has a frame behind it.
+    A start leaves room for `frames * stride` frames: 237 of them in 300, for 16 at stride 4. A clip
+    without that room starts at 0 and repeats the last number that has a frame behind it.
     """
     room = num_frames - frames * stride + 1
     if room > 0:
@@ -45,10 +45,12 @@ def dense_indices(
 
 
 def uniform_indices(num_frames: int, frames: int, rng: np.random.Generator) -> np.ndarray:
-    """One random frame number of each of `frames` equal parts of a clip (TSN, Wang et al. 2016, arXiv:1608.00859).
+    """One random frame number of each of `frames` equal parts of a clip.
 
-    VideoMAE is fine-tuned so on Something-Something. Parts are whole frames long, what is left over at the end is not
-    seen; a clip of fewer frames than parts shows its first frame only. Both as officially.
+    TSN, Wang et al. 2016, https://arxiv.org/abs/1608.00859.
+    VideoMAE is fine-tuned so on Something-Something. Parts are whole frames long, what is left over
+    at the end is not seen; a clip of fewer frames than parts shows its first frame only. Both as
+    officially.
     """
     part = num_frames // frames
     if not part:
@@ -57,9 +59,10 @@ def uniform_indices(num_frames: int, frames: int, rng: np.random.Generator) -> n
 
 
 def spread_starts(indices: np.ndarray, num_frames: int, views: int) -> list[np.ndarray]:
-    """Frame numbers of several views of one video: those given, and others at starts spread over the rest of it.
+    """Frame numbers of several views of one video, at starts spread over it.
 
-    View k starts k / views of all possible starts later, round the end to the beginning.
+    The first is the one given; view k starts k / views of all possible starts later, round the end
+    to the beginning.
 
     Args:
         indices: of the first view.
@@ -72,11 +75,12 @@ def spread_starts(indices: np.ndarray, num_frames: int, views: int) -> list[np.n
 
 
 def test_indices(num_frames: int, frames: int, stride: int, num_views: int) -> list[np.ndarray]:
-    """Frame numbers of `num_views` clips of a test protocol, spread over the video; one view is the centre.
+    """Frame numbers of the clips of a test protocol, spread over the video; one is its centre.
 
-    Both formulas are VideoMAE's. Dense, for K400: of every `stride`-th frame, starts evenly from the first to the last
-    possible one; a clip too short repeats the last of them. Uniform (`stride` 0), for Something-Something: the middle
-    of each of `frames` equal parts, at several offsets: of two views, their beginnings and middles.
+    Both formulas are VideoMAE's. Dense, for K400: of every `stride`-th frame, starts evenly from
+    the first to the last possible one; a clip too short repeats the last of them. Uniform (`stride`
+    0), for Something-Something: the middle of each of `frames` equal parts, at several offsets: of
+    two views, their beginnings and middles.
     """
     if not stride:
         part = num_frames / frames
@@ -116,8 +120,9 @@ def random_resized_box(
 ) -> tuple[int, int, int, int]:
     """RandomResizedCrop: left, top, width, height of one random box for the whole clip.
 
-    8 to 100 per cent of the area, sides 3:4 to 4:3, as VideoMAE and Video Swin are fine-tuned (Szegedy et al. 2015,
-    https://arxiv.org/abs/1409.4842). Where ten draws do not fit, the largest centred box whose sides do.
+    8 to 100 per cent of the area, sides 3:4 to 4:3, as VideoMAE and Video Swin are fine-tuned
+    (Szegedy et al. 2015, https://arxiv.org/abs/1409.4842). Where ten draws do not fit, the largest
+    centred box whose sides do.
     """
     low, high = 3 / 4, 4 / 3
     for _ in range(10):

@@ -1,8 +1,8 @@
 """Packed shards -> samples, in an order that is a pure function of (seed, epoch).
 
-Training is one endless stream of positions. Position p is epoch p // n and place p % n in that epoch's
-permutation, so every epoch holds every clip exactly once, batches never change size, and a resumed
-run needs one number: how many positions it has consumed.
+Training is one endless stream of positions. Position p is epoch p // n and place p % n in that
+epoch's permutation, so every epoch holds every clip exactly once, batches never change size, and a
+resumed run needs one number: how many positions it has consumed.
 """
 
 import contextlib
@@ -50,8 +50,9 @@ from pretrain.names import for_screen
 from pretrain.spec import FLOW_LEVELS, FLOW_ZERO, InputSpec, Joints, Stream
 
 Batch = TypeVar("Batch")
-# (rng, index entry of the clip, numbers of the frames drawn) -> whatever else a training step wants to have of one
-# view, by name: token numbers of a mask, those of a caption, labels. All views give tensors of the same shapes.
+# (rng, index entry of the clip, numbers of the frames drawn) -> whatever else a training step wants
+# to have of one view, by name: token numbers of a mask, those of a caption, labels. All views give
+# tensors of the same shapes.
 Describe = Callable[[np.random.Generator, dict, np.ndarray], dict[str, Tensor]]
 
 
@@ -65,7 +66,8 @@ class Pack:
         classes: label names, sorted; a label's number is its place here.
 
     Raises:
-        ValueError: no pack there, its files are not those the index names, or a line about a clip cannot be true.
+        ValueError: no pack there, its files are not those the index names, or a line about a clip
+            cannot be true.
     """
 
     def __init__(self, folder: str | Path, name: str | None = None):
@@ -82,8 +84,8 @@ class Pack:
                     f"{path} {'is missing' if size < 0 else f'has {size} bytes'}, the index says "
                     f"{shard['bytes']}: pack again"
                 )
-        # One buffer and its line ends, not a list of dicts: a million Python objects would be copied
-        # into every worker as reference counts touch their pages.
+        # One buffer and its line ends, not a list of dicts: a million Python objects would be
+        # copied into every worker as reference counts touch their pages.
         self._lines = np.frombuffer(lines, np.uint8)
         self._ends = np.flatnonzero(self._lines == ord("\n"))
 
@@ -143,7 +145,8 @@ class Pack:
                     wanted, entry = pose_columns(joints), streams[name]
                     if not {*wanted} <= {*entry["columns"]} or entry["joints"] != joints.joints:
                         raise ValueError(
-                            f"{clip} has {entry['joints']} joints with {', '.join(entry['columns'])}, "
+                            f"{clip} has {entry['joints']} joints with "
+                            f"{', '.join(entry['columns'])}, "
                             f"and {who} takes {joints.joints} with {', '.join(wanted)}"
                         )
 
@@ -220,7 +223,7 @@ class Pack:
         return {name: read[name](record, indices) for name in spec.streams}
 
     def where(self, **wanted: str) -> str:
-        """Where something stands in the list that the clips come from, as `LIST:LINE`; else what the data are called.
+        """Where something stands in the list of the clips, `LIST:LINE`; else the data's name.
 
         Args:
             wanted: as `pretrain.data.lists.line_of` takes it.
@@ -250,8 +253,8 @@ _ADDS = {
     "rgb": "these are poses without videos; name the videos in a column path of the list",
     "flow": "python recipes/pack.py --source VIDEOS --out FOLDER --flow dis adds it, also to a "
     "pack that is there; then give that folder",
-    "pose": "python recipes/pack.py --source VIDEOS --out FOLDER --pose blazepose adds it, and keeps "
-    "poses that a column pose of a list names; then give that folder",
+    "pose": "python recipes/pack.py --source VIDEOS --out FOLDER --pose blazepose adds it, and "
+    "keeps poses that a column pose of a list names; then give that folder",
 }
 
 
@@ -367,25 +370,27 @@ def _fit_decoded(pack: Pack, ids: np.ndarray, spec: InputSpec) -> bool:
 
 
 def _refuse_pictures(pack: Pack, ids: np.ndarray, spec: InputSpec) -> None:
-    """Raise ValueError if clips of a backbone with temporal-mean subtraction hold single pictures."""
+    """Raise ValueError if there are single pictures, and the mean frame is subtracted."""
     if not spec.subtracts_mean:
         return
     for record in map(pack.record, ids):
         if record["frames"] == 1:
             raise ValueError(
-                f"clip {record['key']} ({for_screen(record['source'])}) is a single picture, of which this backbone's temporal-mean "
+                f"clip {record['key']} ({for_screen(record['source'])}) is a single picture, of "
+                "which this backbone's temporal-mean "
                 "subtraction leaves nothing: choose another backbone, or leave pictures out"
             )
 
 
 def warn_of_clips(pack: Pack, ids: np.ndarray, spec: InputSpec) -> None:
-    """Say on standard error if a backbone would see little of these clips but repeats, or one clip again and again.
+    """Say on standard error if a backbone would see little but repeats, or one single clip.
 
     Single pictures are repeated on purpose and are not counted.
     """
     if len(ids) == 1:
         _warn(
-            "there is one single clip: every batch shows it, and what is learned holds for nothing else"
+            "there is one single clip: every batch shows it, and what is learned holds for nothing "
+            "else"
         )
     some = ids[:: max(1, len(ids) // 1000)]  # enough to estimate a fraction
     lengths = [n for n in (pack.record(i)["frames"] for i in some) if n > 1]
@@ -400,9 +405,10 @@ def warn_of_clips(pack: Pack, ids: np.ndarray, spec: InputSpec) -> None:
     repeated = 1 - float(np.mean([len(np.unique(indices)) for indices in shown])) / spec.frames
     if repeated > 0.5 or np.median(lengths) < spec.frames:
         _warn(
-            f"{repeated:.0%} of what the model sees is repeated frames: it is shown {spec.frames} frames at a time, "
-            f"{spec.pace}, and half of the clips have {int(np.median(lengths))} frames or fewer. Give fewer frames or a "
-            "smaller stride, or pack longer clips"
+            f"{repeated:.0%} of what the model sees is repeated frames: it is shown {spec.frames} "
+            "frames at a time, "
+            f"{spec.pace}, and half of the clips have {int(np.median(lengths))} frames or fewer. "
+            "Give fewer frames or a smaller stride, or pack longer clips"
         )
 
 
@@ -419,14 +425,15 @@ class TrainClips(Dataset):
         spec: the clip the model wants.
         seed: of order, frames, crops and masks.
         views: crops taken from one decode (repeated augmentation).
-        spread: give every view other frames, see `spread_starts`, which have to be decoded too; else the views of
-            a clip share theirs.
-        scales: crop sides as fractions of the short side, see `multi_scale_box`; None: `random_resized_box`.
+        spread: give every view other frames, see `spread_starts`, which have to be decoded too;
+            else the views of a clip share theirs.
+        scales: crop sides as fractions of the short side, see `multi_scale_box`; None:
+            `random_resized_box`.
         describe: what else a view has: its mask, or its caption.
         augment: what is done to a view before and after its crop; None: nothing.
 
-    Decoded frames are kept in memory, by every loading process for itself, if those of all clips fit in
-    `KEEP_DECODED` bytes: small data are then decoded once, not once in every epoch.
+    Decoded frames are kept in memory, by every loading process for itself, if those of all clips
+    fit in `KEEP_DECODED` bytes: small data are then decoded once, not once in every epoch.
     """
 
     def __init__(
@@ -523,9 +530,9 @@ def _part(whole: dict[str, Tensor], number: int, frames: int) -> dict[str, Tenso
 class Mixture(Dataset):
     """Training clips of several data sets, a fixed number of each in every global batch.
 
-    The batch of step s holds, of part i, the positions [s counts[i], (s + 1) counts[i]) of its own endless
-    stream: each part has epochs of its own in which every clip occurs once, and nothing but the step
-    decides what a batch holds. The order inside a batch is shuffled, so that processes and
+    The batch of step s holds, of part i, the positions [s counts[i], (s + 1) counts[i]) of its own
+    endless stream: each part has epochs of its own in which every clip occurs once, and nothing but
+    the step decides what a batch holds. The order inside a batch is shuffled, so that processes and
     micro-batches share the parts evenly.
 
     Args:
@@ -569,8 +576,8 @@ def batch_counts(weights: tuple[float, ...], batch: int) -> list[int]:
         counts[i] += 1
     if 0 in counts:
         raise ValueError(
-            f"weight {weights[counts.index(0)]:g} of {total:g} gives less than one clip in a batch of {batch}: "
-            "raise it or --batch-size"
+            f"weight {weights[counts.index(0)]:g} of {total:g} gives less than one clip in a batch "
+            f"of {batch}: raise it or --batch-size"
         )
     return counts
 
@@ -617,7 +624,8 @@ class EvalClips(Dataset):
         except DecodeError as error:
             # A number over a subset would not be the number that was asked for.
             raise ValueError(
-                f"clip {record['key']} ({for_screen(record['source'])}) cannot be decoded: {error}; pack again"
+                f"clip {record['key']} ({for_screen(record['source'])}) cannot be decoded: "
+                f"{error}; pack again"
             ) from error
         boxes = test_boxes(record["width"], record["height"], self.num_crops)
         clips = [
@@ -660,7 +668,7 @@ class Positions:
 
 
 def collate_views(items: list[dict]) -> dict:
-    """Stack training items; the views of one clip become neighbouring rows of the batch, `clips` says whose they are."""
+    """Stack training items: views of a clip become neighbouring rows, `clips` says whose."""
     names = [name for name, value in items[0].items() if isinstance(value, Tensor)]
     batch: dict[str, Any] = {name: torch.cat([item[name] for item in items]) for name in names}
     batch["samples"] = [item["sample"] for item in items]
@@ -668,8 +676,8 @@ def collate_views(items: list[dict]) -> dict:
     batch["clips"] = torch.tensor(batch["samples"]).repeat_interleave(views)
     batch["errors"] = [error for item in items for error in item["errors"]]
     if get_worker_info():
-        # Where the others see it, as torch's own collation does: left to the thread that sends it, a failure would
-        # lose the batch, and who waits for it would wait for ever.
+        # Where the others see it, as torch's own collation does: left to the thread that sends it,
+        # a failure would lose the batch, and who waits for it would wait for ever.
         for name in [*names, "clips"]:
             batch[name].share_memory_()
     return batch
@@ -693,8 +701,8 @@ def _start(loader: DataLoader) -> Iterator:
     """Start the processes of a loader, if it has any."""
     batches = iter(loader)
     if loader.num_workers and threading.current_thread() is threading.main_thread():
-        # torch's handler raises as soon as a worker dies, in the middle of a step or of a save. Without it, the next
-        # batch that is waited for says so.
+        # torch's handler raises as soon as a worker dies, in the middle of a step or of a save.
+        # Without it, the next batch that is waited for says so.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     return batches
 
@@ -703,7 +711,8 @@ def _next(batches: Iterator[Batch]) -> Batch:
     """The next batch of what `_start` returned.
 
     Raises:
-        NoSharedMemory: one of its processes finds no room in the memory that it shares with this one.
+        NoSharedMemory: one of its processes finds no room in the memory that it shares with this
+            one.
         WorkerKilled: one of its processes is dead.
     """
     try:
@@ -711,8 +720,10 @@ def _next(batches: Iterator[Batch]) -> Batch:
     except (RuntimeError, OSError, EOFError) as error:
         if full := re.search(r"</?torch_\w+>.*: ([^:\n]+) \(\d+\)", str(error)):
             raise NoSharedMemory(
-                f"the memory that decoding processes share (/dev/shm) takes no batch: {full[1]}. Give --num-workers 0 or "
-                "a smaller --batch-size, or make it larger (a container: --shm-size), and start the same command again"
+                f"the memory that decoding processes share (/dev/shm) takes no batch: {full[1]}. "
+                "Give --num-workers 0 or "
+                "a smaller --batch-size, or make it larger (a container: --shm-size), and start "
+                "the same command again"
             ) from error
         workers = getattr(batches, "_workers", [])
         deadline = time.monotonic() + 1  # a pipe breaks before its process is known to have ended
@@ -725,7 +736,8 @@ def _next(batches: Iterator[Batch]) -> Batch:
             raise
         how = signal.Signals(-ends[0]).name if ends[0] < 0 else f"exit status {ends[0]}"
         raise WorkerKilled(
-            f"a process that decodes clips was killed ({how}); most often the machine ran out of memory. Give fewer "
+            f"a process that decodes clips was killed ({how}); most often the machine ran out of "
+            "memory. Give fewer "
             "--num-workers (0: none) or make memory free, and start the same command again"
         ) from error
 
@@ -733,8 +745,8 @@ def _next(batches: Iterator[Batch]) -> Batch:
 class TrainBatches:
     """The batches of the whole rest of a run, as `collate_views` makes them.
 
-    If a process that loads them is killed, another one takes over, once, so that the step at hand can be ended and
-    saved; this process itself, if there is no room for handing them over.
+    If a process that loads them is killed, another one takes over, once, so that the step at hand
+    can be ended and saved; this process itself, if there is no room for handing them over.
 
     Attributes:
         lost: that it happened, in words; empty before.
@@ -777,8 +789,8 @@ class TrainBatches:
             self.lost = str(error)
             alone = isinstance(error, NoSharedMemory)
             what = "hands none over" if alone else "was killed"
-            print(f"a process that decodes clips {what}: saving at the end of this step ...", file=sys.stderr,
-                  flush=True)  # fmt: skip
+            told = f"a process that decodes clips {what}: saving at the end of this step ..."
+            print(told, file=sys.stderr, flush=True)
             self.close()
             rest = itertools.islice(self._positions, self._given, None)
             workers = 0 if alone else 1

@@ -55,7 +55,8 @@ class Source:
         name: As the user wrote it, relative to the folder or list; unique.
         path: The file that holds it.
         member: Offset and size in bytes inside `path`, if that is a tar.
-        kind: "video" or "image", by the file's name; "pose": a recording of joints, without a video.
+        kind: "video" or "image", by the file's name; "pose": a recording of joints, without a
+            video.
         label: Class name.
         captions: Sentences about it.
         split: "train", "val", "test" or whatever the list says.
@@ -217,10 +218,10 @@ def _add_tar(listing: Listing, path: Path, name: str, split: str | None) -> None
     Beside it may be its flow and its poses, too: `7.flow.npz` and `7.pose.json` beside `7.mp4`,
     `7.left.flow.npz` beside `7.left.mp4`.
 
-    A key ends at the first dot of a name, as webdataset has it: `7.left.mp4`, `7.right.mp4` and `7.cls`
-    are one sample, and `7.left.txt` is about one of the two. Where a tar shows that its names are
-    cut at the last dot (there is `clip.001.txt` beside `clip.001.mp4`), `clip.txt` is about `clip.mp4`
-    alone if there is one.
+    A key ends at the first dot of a name, as webdataset has it: `7.left.mp4`, `7.right.mp4` and
+    `7.cls` are one sample, and `7.left.txt` is about one of the two. Where a tar shows that its
+    names are cut at the last dot (there is `clip.001.txt` beside `clip.001.mp4`), `clip.txt` is
+    about `clip.mp4` alone if there is one.
     """
     members, problems = list_members(path)
     listing.refused += [(f"{name}/{member}" if member else name, why) for member, why in problems]
@@ -287,7 +288,8 @@ def _add_tar(listing: Listing, path: Path, name: str, split: str | None) -> None
             listing.skipped += [f"{name}/{m.name}" for _, _, m in parts if m not in used]
 
 
-# What is beside a payload by its ending: a caption, named values, or the name or number of the class.
+# What is beside a payload by its ending: a caption, named values, or the name or number of the
+# class.
 _TEXTS = {
     **dict.fromkeys(("txt", "text", "caption"), "txt"),
     **dict.fromkeys(("json", "jsn"), "json"),
@@ -332,7 +334,8 @@ def _with_texts(source: Source, file, texts: dict[str, Member]) -> tuple[Source,
                     without_use.add(member)
                     continue
                 names = roles_of(tuple(fields))[0]
-                # The payload is the file, whatever is said; a title is a caption where there is no other.
+                # The payload is the file, whatever is said; a title is a caption where there is no
+                # other.
                 others = {
                     n for n in names if names[n] == "path" or (captions and n.lower() == "title")
                 }
@@ -398,7 +401,8 @@ def _text(name: str, value: object) -> str | None:
     """A value as text; None for those that mean that there is none.
 
     Raises:
-        ValueError: It is neither text nor a whole number: str() would make a class of a list or of True.
+        ValueError: It is neither text nor a whole number: str() would make a class of a list or of
+            True.
     """
     if isinstance(value, str):
         value = value.strip()

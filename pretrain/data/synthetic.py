@@ -6,9 +6,9 @@ It needs no download.
     render(spec)                 one clip in memory
     make_dataset(out)            all as files, with a list `clips.csv` that the packer reads
 
-The dataset is a pure function of its parameters. It is meant to be hard from one frame: the two actions
-of a reversed pair hold the same frames in another order, the others share postures, props, places and
-camera moves, so that what happens has to be read from the motion.
+The dataset is a pure function of its parameters. It is meant to be hard from one frame: the two
+actions of a reversed pair hold the same frames in another order, the others share postures, props,
+places and camera moves, so that what happens has to be read from the motion.
 """
 
 import contextlib
@@ -60,24 +60,81 @@ _HELD = 5  # of so many people, and of so many places, a training clip of an act
 _PLAYED_BACKWARDS = tuple(second for _, second in REVERSED_PAIRS)
 
 VERBS = {
-    "sit_down": ("sits down", "takes a seat", "lowers onto a chair", "goes from standing to sitting", "has a seat on a chair", "settles down on a chair"),
-    "stand_up": ("stands up", "gets up", "rises from a chair", "goes from sitting to standing", "leaves the chair and stands", "gets to their feet"),
-    "pick_up": ("picks up a box", "lifts a box off the floor", "bends down and takes a box", "raises a box from the ground", "collects a box from the floor", "grabs a box and straightens up"),
-    "put_down": ("puts down a box", "sets a box on the floor", "bends down and leaves a box there", "lowers a box to the ground", "places a box on the floor", "drops off a box"),
-    "put_on": ("puts on a hat", "places a hat on their head", "starts wearing a hat", "raises a hat and wears it", "covers their head with a hat", "dons a hat"),
-    "take_off": ("takes off a hat", "removes a hat from their head", "stops wearing a hat", "lifts a hat off and lowers it", "uncovers their head", "doffs a hat"),
-    "open": ("opens a cupboard", "pulls a cupboard door open", "swings open a door", "opens up a wall cupboard", "unlatches a cupboard and opens it", "draws a small door open"),
-    "close": ("closes a cupboard", "pushes a cupboard door shut", "swings a door shut", "shuts a wall cupboard", "closes an open cupboard door", "presses a small door closed"),
-    "nod": ("nods", "nods their head", "says yes with their head", "moves their head up and down", "gives a nod", "agrees with a nod"),
-    "shake_head": ("shakes their head", "says no with their head", "turns their head from side to side", "moves their head left and right", "disagrees with a shake of the head", "gives a shake of the head"),
-    "drink": ("drinks from a cup", "takes a sip", "raises a cup to their mouth and drinks", "has a drink", "sips from a cup", "drinks something"),
-    "answer_phone": ("answers a phone", "holds a phone to their ear", "takes a call", "raises a phone to their ear", "listens to a phone", "makes a phone call"),
-    "wave": ("waves", "waves a hand", "waves hello", "greets with a raised hand", "moves a raised hand from side to side", "gives a wave"),
-    "clap": ("claps", "claps their hands", "applauds", "brings both hands together again and again", "gives a round of applause", "beats their hands together"),
-    "stir": ("stirs", "stirs with a spoon", "moves a spoon in circles", "mixes something in a bowl", "stirs a pot", "turns a spoon round and round"),
-    "walk": ("walks", "takes a walk", "walks along", "steps forward at a walk", "strolls", "goes for a stroll"),
-    "jog": ("jogs", "jogs on the spot", "runs in place", "lifts their knees running", "trots without moving ahead", "does a running exercise"),
-    "jump": ("jumps", "jumps up and down", "hops on both feet", "leaps into the air", "springs up from the ground", "bounces on both legs"),
+    "sit_down": (
+        "sits down", "takes a seat", "lowers onto a chair",
+        "goes from standing to sitting", "has a seat on a chair", "settles down on a chair",
+    ),
+    "stand_up": (
+        "stands up", "gets up", "rises from a chair",
+        "goes from sitting to standing", "leaves the chair and stands", "gets to their feet",
+    ),
+    "pick_up": (
+        "picks up a box", "lifts a box off the floor", "bends down and takes a box",
+        "raises a box from the ground", "collects a box from the floor",
+        "grabs a box and straightens up",
+    ),
+    "put_down": (
+        "puts down a box", "sets a box on the floor", "bends down and leaves a box there",
+        "lowers a box to the ground", "places a box on the floor", "drops off a box",
+    ),
+    "put_on": (
+        "puts on a hat", "places a hat on their head", "starts wearing a hat",
+        "raises a hat and wears it", "covers their head with a hat", "dons a hat",
+    ),
+    "take_off": (
+        "takes off a hat", "removes a hat from their head", "stops wearing a hat",
+        "lifts a hat off and lowers it", "uncovers their head", "doffs a hat",
+    ),
+    "open": (
+        "opens a cupboard", "pulls a cupboard door open", "swings open a door",
+        "opens up a wall cupboard", "unlatches a cupboard and opens it", "draws a small door open",
+    ),
+    "close": (
+        "closes a cupboard", "pushes a cupboard door shut", "swings a door shut",
+        "shuts a wall cupboard", "closes an open cupboard door", "presses a small door closed",
+    ),
+    "nod": (
+        "nods", "nods their head", "says yes with their head",
+        "moves their head up and down", "gives a nod", "agrees with a nod",
+    ),
+    "shake_head": (
+        "shakes their head", "says no with their head", "turns their head from side to side",
+        "moves their head left and right", "disagrees with a shake of the head",
+        "gives a shake of the head",
+    ),
+    "drink": (
+        "drinks from a cup", "takes a sip", "raises a cup to their mouth and drinks",
+        "has a drink", "sips from a cup", "drinks something",
+    ),
+    "answer_phone": (
+        "answers a phone", "holds a phone to their ear", "takes a call",
+        "raises a phone to their ear", "listens to a phone", "makes a phone call",
+    ),
+    "wave": (
+        "waves", "waves a hand", "waves hello",
+        "greets with a raised hand", "moves a raised hand from side to side", "gives a wave",
+    ),
+    "clap": (
+        "claps", "claps their hands", "applauds",
+        "brings both hands together again and again", "gives a round of applause",
+        "beats their hands together",
+    ),
+    "stir": (
+        "stirs", "stirs with a spoon", "moves a spoon in circles",
+        "mixes something in a bowl", "stirs a pot", "turns a spoon round and round",
+    ),
+    "walk": (
+        "walks", "takes a walk", "walks along",
+        "steps forward at a walk", "strolls", "goes for a stroll",
+    ),
+    "jog": (
+        "jogs", "jogs on the spot", "runs in place",
+        "lifts their knees running", "trots without moving ahead", "does a running exercise",
+    ),
+    "jump": (
+        "jumps", "jumps up and down", "hops on both feet",
+        "leaps into the air", "springs up from the ground", "bounces on both legs",
+    ),
 }  # fmt: skip
 _SENTENCES = (
     "{who} {verb}",
@@ -91,7 +148,7 @@ _SENTENCES = (
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """The content of a clip, for `render`. Person and place are numbers that determine appearance."""
+    """The content of a clip, for `render`; person and place are numbers that fix appearance."""
 
     action: str
     person: int
@@ -107,12 +164,13 @@ class Clip:
     Attributes:
         frames: uint8 (T, H, W, 3), RGB.
         flow: float16 (T - 1, 2, H, W), pixels per frame, channel 0 to the right, 1 downwards: the
-            surface seen at a pixel's centre at t is at pixel + flow at t + 1 (there it may be hidden).
-            Exact up to rounding to 1/256 pixel.
+            surface seen at a pixel's centre at t is at pixel + flow at t + 1 (there it may be
+            hidden). Exact up to rounding to 1/256 pixel.
         joints: float32 (T, J, 3) in the order of `JOINTS`, metres, camera axes (x right, y down, z
             away), origin on the floor where the figure stands.
-        camera: float32 (T, 3), scale (pixels per metre), u0, v0. The projection is parallel: a point
-            is seen at column `scale * x + u0`, row `scale * y + v0`, pixel centres at whole numbers.
+        camera: float32 (T, 3), scale (pixels per metre), u0, v0. The projection is parallel: a
+            point is seen at column `scale * x + u0`, row `scale * y + v0`, pixel centres at whole
+            numbers.
         captions: What the clip shows, in several wordings.
     """
 
@@ -129,9 +187,9 @@ class Clip:
 def clip_specs(seed: int, num_clips: int) -> list[ClipSpec]:
     """Lists the clips of a dataset: balanced over actions, with three ways to be tested.
 
-    "train", about 55 %; "val", 10 %, and "test", 25 %, of other people; and "compose", 10 %: people and
-    places that occur in training, but neither this person nor this place ever with this action. From
-    three clips per action on every action is in val and test, from five on also in compose.
+    "train", about 55 %; "val", 10 %, and "test", 25 %, of other people; and "compose", 10 %: people
+    and places that occur in training, but neither this person nor this place ever with this action.
+    From three clips per action on every action is in val and test, from five on also in compose.
 
     Raises:
         ValueError: if `num_clips` is not positive or `seed` is negative.
@@ -175,7 +233,8 @@ def clip_specs(seed: int, num_clips: int) -> list[ClipSpec]:
 def write_captions(spec: ClipSpec, person: Person, num: int = 3) -> list[str]:
     rng = np.random.default_rng([spec.seed, 4])
     kind = PLACES[spec.place % len(PLACES)]
-    where = f"{'on' if kind in ('street', 'beach') else 'in'} {'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+    article = "an" if kind[0] in "aeiou" else "a"
+    where = f"{'on' if kind in ('street', 'beach') else 'in'} {article} {kind}"
     article = "an" if person.shirt[0] in "aeiou" else "a"
     who = (
         f"a {person.noun}",
@@ -211,8 +270,8 @@ def render(spec: ClipSpec, size: int = 64, frames: int = 32, fps: int = 16) -> C
     facing = float(rng.choice((-1, 1)) * np.radians(rng.uniform(10, 75)))
     tilt = float(np.radians(rng.uniform(6, 20)))
     pose = make_pose(spec.action, person, spec.seed, frames, fps, side=int(np.sign(facing)))
-    # Body axes, turned to where the figure faces: stage axes (x right, y up, z to the viewer). Tipped
-    # by the camera's tilt, and y and z flipped: camera axes.
+    # Body axes, turned to where the figure faces: stage axes (x right, y up, z to the viewer).
+    # Tipped by the camera's tilt, and y and z flipped: camera axes.
     stage_to_camera = rotation(0, tilt) @ np.diag([1.0, -1, -1])
     body_to_stage = rotation(1, facing)
     view = stage_to_camera @ body_to_stage
@@ -231,7 +290,8 @@ def render(spec: ClipSpec, size: int = 64, frames: int = 32, fps: int = 16) -> C
     density = 1.15 * float(camera[:, 0].max())
     canvas = paint_place(spec.place, 2 * size / float(camera[:, 0].min()) + 1.0, density, tilt)
     gain = rng.uniform(0.8, 1.15) * rng.uniform(0.94, 1.06, 3)
-    # The place is paler than the figure, as if out of focus: moving parts should stand out from the background.
+    # The place is paler than the figure, as if out of focus: moving parts should stand out from the
+    # background.
     middle = canvas.mean((0, 1))
     canvas = middle + (canvas - middle) * rng.uniform(0.25, 0.65)
     canvas = np.clip(canvas * rng.uniform(0.75, 1.0) + rng.uniform(0, 30), 0, 255)
@@ -415,7 +475,10 @@ def _work(jobs: list[tuple], workers: int):
 
 @contextlib.contextmanager
 def _without_interrupts():
-    """Processes started meanwhile never see Ctrl-C: one that ended at its queue would leave the others waiting for ever."""
+    """Hide Ctrl-C from processes started meanwhile.
+
+    One that ended at its queue would leave the others waiting for ever.
+    """
     if threading.current_thread() is not threading.main_thread():  # where signals cannot be set
         yield
         return

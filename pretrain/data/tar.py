@@ -1,10 +1,11 @@
 """Finds the members of a tar archive, and says so when some of it cannot be read.
 
-Not by `tarfile.TarFile`, which is made for archives of one's own: it ends silently at the first damaged header, and
-loses every sample behind; takes a size that is no number for 0; recurses once a long name, up to a RecursionError; reads
-an extended header of any length into memory; fails or hangs on sizes below 0; and takes three times as long (22 us a
-member, ours 8). Here all of that is a problem with an offset. Members are never extracted: only where their bytes lie is
-returned, and names are only names.
+Not by `tarfile.TarFile`, which is made for archives of one's own: it ends silently at the first
+damaged header, and loses every sample behind; takes a size that is no number for 0; recurses once a
+long name, up to a RecursionError; reads an extended header of any length into memory; fails or
+hangs on sizes below 0; and takes three times as long (22 us a member, ours 8). Here all of that is
+a problem with an offset. Members are never extracted: only where their bytes lie is returned, and
+names are only names.
 """
 
 import re

@@ -1,9 +1,9 @@
 """When frames are shown: from the timestamps of a file to the ticks of a constant clock.
 
 A header's frame rate is a claim, and libavformat's is a guess, so the timestamps themselves decide.
-They jitter, are rounded to milliseconds, come twice, rest for a minute and jump; frames are left out
-where nothing moved. The clock ticks as fast as frames follow each other where they do, so that a rest
-makes nobody's movements faster or coarser: in a rest the frame before is repeated.
+They jitter, are rounded to milliseconds, come twice, rest for a minute and jump; frames are left
+out where nothing moved. The clock ticks as fast as frames follow each other where they do, so that
+a rest makes nobody's movements faster or coarser: in a rest the frame before is repeated.
 """
 
 import math
@@ -29,7 +29,7 @@ _USUAL += [Fraction(n * 1000, 1001) for n in (24, 30, 60)]
 def frame_rate(
     times: np.ndarray, base: Fraction, count: int, claims: Iterable[Fraction | None]
 ) -> Fraction:
-    """Ticks a second of a clock on which the frames of a file have a tick each, where there are many.
+    """Ticks a second of a clock on which frames have a tick each, where there are many.
 
     Args:
         times: Timestamps of the frames, in any order, unit `base`.
@@ -49,8 +49,8 @@ def frame_rate(
         step = float(near.mean())
         parts = np.diff(seconds) / step
         if np.mean(np.abs(parts - np.round(parts)) > 0.1) > 0.1:
-            # No step is usual, as in a GIF of pictures with delays: a clock that fits all of them, if
-            # there is one.
+            # No step is usual, as in a GIF of pictures with delays: a clock that fits all of them,
+            # if there is one.
             grid = int(np.gcd.reduce(np.diff(np.unique(times)))) * base
             if 1 / grid <= MAX_FPS and seconds[-1] - seconds[0] <= REPEATS * len(seconds) * grid:
                 return plain_rate(1 / grid)
@@ -62,7 +62,7 @@ def frame_rate(
 
 
 def _usual_steps(seconds: np.ndarray) -> np.ndarray:
-    """The times from a frame to the next of those steps that are like what is usual, where frames are dense."""
+    """The usual ones among the steps from a frame to the next, where frames are dense."""
     buckets = np.floor(seconds * 2 * MAX_FPS)  # two that no clock of ours can distinguish are one
     seconds = seconds[np.append(True, np.diff(buckets) > 0)]
     steps = np.diff(seconds)
@@ -117,7 +117,8 @@ def on_ticks(
     Args:
         frames: In the order in which they are shown.
         fps: Ticks a second.
-        clock: Which number of a frame tells when it is shown, "pts" or "dts"; None: they are counted.
+        clock: Which number of a frame tells when it is shown, "pts" or "dts"; None: they are
+            counted.
         ticks: How many the packets' timestamps make.
         last: Ticks of the last one.
 

@@ -20,18 +20,22 @@ _GREY = [128, 128, 128]  # what turned and shifted pictures leave free
 
 @dataclass(frozen=True)
 class Augment:
-    """Augmentation of a training clip: RandAugment before its crop, as VideoMAE is fine-tuned, the rest after it.
+    """Augmentation of a training clip: RandAugment before its crop, the rest after it.
 
-    A mirror is of all streams. Colours are of rgb alone. Where a clip has other streams, RandAugment
-    leaves out the operations that turn, shear and shift pictures: what is seen would no longer be where
-    flow and joints say. Erasing puts noise into rgb and no motion into flow; joints stay.
+    A mirror is of all streams. Colours are of rgb alone. Where a clip has other streams,
+    RandAugment leaves out the operations that turn, shear and shift pictures: what is seen would no
+    longer be where flow and joints say. Erasing puts noise into rgb and no motion into flow; joints
+    stay.
 
     Attributes:
-        flip: mirror half of the clips left to right; not for texts or classes that know left from right.
-        colour: strength of random brightness, contrast and colour balance, each by up to this fraction; 0: none.
+        flip: mirror half of the clips left to right; not for texts or classes that know left from
+            right.
+        colour: strength of random brightness, contrast and colour balance, each by up to this
+            fraction; 0: none.
         rand_augment: "" or "nN-mM": N of RandAugment's operations at magnitude M of 10.
         erase: fraction of the clips of which one box is replaced by noise, in all frames alike.
-        jitter: fraction of the clips whose frames are coloured otherwise, each by itself, see `jitter_colours`.
+        jitter: fraction of the clips whose frames are coloured otherwise, each by itself, see
+            `jitter_colours`.
         grey: fraction of the clips that become grey.
 
     Raises:
@@ -51,7 +55,8 @@ class Augment:
                 raise ValueError(f"{name} {getattr(self, name)} is not between 0 and 1")
         if self.rand_augment and not _RULE.fullmatch(self.rand_augment):
             raise ValueError(
-                f"rand_augment {self.rand_augment!r} is not of the form n4-m7: how many operations, and how strong of 10"
+                f"rand_augment {self.rand_augment!r} is not of the form n4-m7: how many "
+                "operations, and how strong of 10"
             )
 
     def check(self, spec: InputSpec) -> None:
@@ -110,7 +115,7 @@ class Augment:
 
 
 def mirror(clip: dict[str, Tensor], spec: InputSpec) -> dict[str, Tensor]:
-    """A cropped clip as in a mirror: motion and joints to the right are to the left, and left joints right ones."""
+    """A cropped clip as in a mirror: what is right is left, and so are motion and joints."""
     out = dict(clip)
     if "rgb" in clip:
         out["rgb"] = clip["rgb"].flip(-1)
@@ -132,9 +137,10 @@ def pose_columns(joints: Joints) -> tuple[str, ...]:
 
 
 def jitter_colours(clip: Tensor, rng: np.random.Generator) -> Tensor:
-    """Change brightness, contrast, saturation and hue of a clip, uint8 (C, T, H, W), of every frame by itself.
+    """Change the colours of a clip, uint8 (C, T, H, W), of every frame by itself.
 
-    torchvision's ColorJitter(0.4, 0.4, 0.2, 0.1) on one frame after the other, as ViFi-CLIP has it: its frames flicker.
+    torchvision's ColorJitter(0.4, 0.4, 0.2, 0.1) on one frame after the other, as ViFi-CLIP has it:
+    its frames flicker.
     """
     import torchvision.transforms.v2.functional as TF
 
@@ -154,7 +160,7 @@ def jitter_colours(clip: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def take_colours(clip: Tensor) -> Tensor:
-    """A clip, uint8 (C, T, H, W), in shades of grey, by ITU-R 601's weights of red, green and blue."""
+    """A clip, uint8 (C, T, H, W), in shades of grey, by ITU-R 601's weights of the colours."""
     weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1, 1)
     grey = (clip.float() * weights).sum(0, keepdim=True).round().to(torch.uint8)
     return grey.expand_as(clip)
@@ -163,10 +169,13 @@ def take_colours(clip: Tensor) -> Tensor:
 def rand_augment(
     clip: Tensor, num: int, magnitude: float, rng: np.random.Generator, turning: bool = True
 ) -> Tensor:
-    """Apply `num` random operations, the same to every frame (Cubuk et al. 2020, https://arxiv.org/abs/1909.13719).
+    """Apply `num` random operations, the same to every frame.
 
-    The operations and their ranges are those of timm's "increasing" set, with which VideoMAE is fine-tuned: each is
-    left out half of the time, and magnitudes vary around `magnitude` with standard deviation 0.5.
+    Cubuk et al. 2020, https://arxiv.org/abs/1909.13719.
+
+    The operations and their ranges are those of timm's "increasing" set, with which VideoMAE is
+    fine-tuned: each is left out half of the time, and magnitudes vary around `magnitude` with
+    standard deviation 0.5.
 
     Args:
         clip: uint8 (C, T, H, W).
@@ -187,8 +196,8 @@ def rand_augment(
 
 
 _OPERATIONS = (
-    "auto_contrast", "equalize", "invert", "rotate", "posterize", "solarize", "solarize_add", "colour", "contrast",
-    "brightness", "sharpness", "shear_x", "shear_y", "shift_x", "shift_y",
+    "auto_contrast", "equalize", "invert", "rotate", "posterize", "solarize", "solarize_add",
+    "colour", "contrast", "brightness", "sharpness", "shear_x", "shear_y", "shift_x", "shift_y",
 )  # fmt: skip
 _COLOURING = tuple(n for n in _OPERATIONS if n != "rotate" and not n.startswith(("shear", "shift")))
 
@@ -196,7 +205,7 @@ _COLOURING = tuple(n for n in _OPERATIONS if n != "rotate" and not n.startswith(
 def apply_operation(
     name: str, x: Tensor, level: float, sign: int, height: int, width: int
 ) -> Tensor:
-    """One of RandAugment's operations, by name, on frames (T, C, H, W); level 0 to 1, sign 1 or -1."""
+    """One of RandAugment's operations on frames (T, C, H, W); level 0 to 1, sign 1 or -1."""
     import torchvision.transforms.v2.functional as TF  # seconds, and only RandAugment needs it
 
     factor = 1 + 0.9 * level * sign
@@ -236,7 +245,8 @@ def apply_operation(
 def random_erase(clip: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
     """Replace one box of a clip by noise, and its motion by none, the same box in every frame.
 
-    Zhong et al. 2020, https://arxiv.org/abs/1708.04896: 2 to 33 per cent of the picture, sides at most 3.3 to 1.
+    Zhong et al. 2020, https://arxiv.org/abs/1708.04896: 2 to 33 per cent of the picture, sides at
+    most 3.3 to 1.
     """
     pictures = {name: clip[name] for name in ("rgb", "flow") if name in clip}
     if not pictures:
