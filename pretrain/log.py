@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import tyro
-from torch import nn
 
 from pretrain.files import open_regular, reading, replacing, sync, write_synced
 from pretrain.flags import (
@@ -30,9 +29,10 @@ from pretrain.flags import (
 from pretrain.folders import writing
 from pretrain.names import clean_screen, did_you_mean, for_screen, for_title
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # not imported here: packing needs none of them
     from _typeshed import DataclassInstance
     from matplotlib.figure import Figure
+    from torch import nn
 
 # What a curve shows, by the name of its value in log.jsonl.
 CURVES = {
@@ -180,7 +180,7 @@ def print_table(title: str, rows: Mapping[str, object]) -> None:
     print(flush=True)
 
 
-def parameters(model: nn.Module) -> str:
+def parameters(model: "nn.Module") -> str:
     """How many a model has, in words."""
     return f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
 

@@ -4,8 +4,6 @@ import csv
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +25,7 @@ from pretrain.weights import weights_hash
 from recipes import linear_probe
 from recipes.linear_probe import Config, main
 from tests.conftest import motion_rows
-from tests.recipes.runs import change, configure
+from tests.recipes.runs import change, configure, in_processes
 
 FP32 = Extraction(num_clips=2, precision="fp32")
 
@@ -405,18 +403,8 @@ def test_several_processes_are_refused(quick, monkeypatch):
 
 
 def test_the_command_shows_a_mistake_in_one_line(tiny_pack, tmp_path):
-    root = Path(__file__).parents[2]
-    command = [
-        sys.executable,
-        "recipes/linear_probe.py",
-        "--backbone",
-        str(tmp_path),
-        "--data",
-        str(tiny_pack),
-    ]
-    run = subprocess.run(
-        command, cwd=root, env={"PYTHONPATH": str(root)}, capture_output=True, text=True
-    )
+    words = ["recipes/linear_probe.py", "--backbone", str(tmp_path), "--data", str(tiny_pack)]
+    run = in_processes(tmp_path, 1, "tests.recipes.host", "command", words)
     assert run.returncode == 2 and run.stderr.startswith("error: ") and run.stderr.count("\n") == 1
 
 

@@ -1,8 +1,6 @@
 """Zero-shot classification and retrieval as a person meets them."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,7 @@ from pretrain.data.figure import REVERSED_PAIRS
 from pretrain.data.shards import Pack
 from recipes import clip, finetune, linear_probe, retrieval, zero_shot
 from tests.conftest import draw_motion, write_video
-from tests.recipes.runs import change, configure
+from tests.recipes.runs import change, configure, in_processes
 
 ROOT = Path(__file__).parents[2]
 
@@ -215,18 +213,9 @@ def test_a_text_file_named_mp4(quick, tmp_path):
     assert "refused.jsonl" not in str(caught.value)  # a folder that is gone
 
 
-def test_the_command_shows_a_mistake_in_one_line(tiny_backbone, tiny_pack):
-    command = [
-        sys.executable,
-        "recipes/zero_shot.py",
-        "--backbone",
-        str(tiny_backbone),
-        "--data",
-        str(tiny_pack),
-    ]
-    run = subprocess.run(
-        command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
+def test_the_command_shows_a_mistake_in_one_line(tiny_backbone, tiny_pack, tmp_path):
+    words = ["recipes/zero_shot.py", "--backbone", str(tiny_backbone), "--data", str(tiny_pack)]
+    run = in_processes(tmp_path, 1, "tests.recipes.host", "command", words)
     assert run.returncode == 2 and run.stderr.startswith("error: ") and run.stderr.count("\n") == 1
 
 

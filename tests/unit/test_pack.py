@@ -1460,9 +1460,12 @@ def test_clips_are_decoded_only_as_what_the_index_says(tmp_path):
 
 def test_packing_imports_no_decoder():
     heavy = "[m for m in ('torch', 'av', 'numpy') if m in sys.modules]"
-    code = f"import sys, pretrain.data.pack; print({heavy})"
+    code = (
+        f"import sys, pretrain.data.pack; print({heavy});"
+        "import recipes.pack; print('torch' in sys.modules)"
+    )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert result.stdout.strip() == "[]", result
+    assert result.stdout.split() == ["[]", "False"], result
 
 
 def test_command_line(videos, tmp_path):
