@@ -72,8 +72,10 @@ def main(config: Config) -> dict:
         pose=config.pose,
     )
     print(f"packed: {for_screen(config.out)}")
-    alone = index.get("streams", {}).get("pose", {}).get("alone") == index["num_clips"]
-    command = "finetune.py --model stgcn" if alone else "videomae.py"
+    pose = index.get("streams", {}).get("pose", {})
+    command = "videomae.py"
+    if pose.get("alone") == index["num_clips"]:
+        command = f"finetune.py --model stgcn --skeleton {next(iter(pose['skeletons']))}"
     print(f"next: python recipes/{command} --data {for_shell(config.out)}")
     return index
 
