@@ -28,7 +28,7 @@ from downstream.attention_maps import Attends, attention_on_grid, overlay
 from downstream.flow_colours import draw_flow
 from downstream.models import load_backbone
 from downstream.skeletons import draw_poses
-from pretrain.data.blazepose import LiteRT, estimate_poses
+from pretrain.data.blazepose import LiteRT, check_installed, estimate_poses
 from pretrain.data.cache import pack_file, packing_side
 from pretrain.data.methods import pose_weights
 from pretrain.data.pose_files import read_poses
@@ -99,6 +99,7 @@ def draw_skeletons(config: Config, path: Path, out: Path) -> None:
         frames = pack.frames(record, np.arange(record["frames"])).numpy()
     size = (record["width"], record["height"])
     if config.pose == "blazepose":
+        check_installed()
         networks = LiteRT(pose_weights(config.pose_weights))
         values, _ = estimate_poses(frames, record["fps"], networks)
         columns: tuple[str, ...] = COLUMNS

@@ -16,6 +16,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -163,6 +164,16 @@ class Networks(Protocol):
         ...
 
 
+def check_installed() -> None:
+    """Refuse to go on without LiteRT, before anything is fetched.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    if find_spec("ai_edge_litert") is None:
+        raise ValueError("--pose blazepose needs LiteRT: pip install -e '.[pose]'")
+
+
 class LiteRT:
     """The networks on one core of the CPU.
 
@@ -175,10 +186,9 @@ class LiteRT:
 
     def __init__(self, folder: Path):
         weights = read_weights(folder)
-        try:
-            from ai_edge_litert.interpreter import Interpreter
-        except ImportError as error:
-            raise ValueError("--pose blazepose needs LiteRT: pip install -e '.[pose]'") from error
+        check_installed()
+        from ai_edge_litert.interpreter import Interpreter
+
         self.detector, self.finder = (
             Interpreter(model_content=weights[name], num_threads=1) for name in SHA256
         )

@@ -243,7 +243,7 @@ def _wrong(row: object, sizes: list[int], classes: set[str]) -> str | None:
     for name, entry in streams.items():
         if what := wrong_stream(name, entry, row):
             return f"{what} of {name!r:.80}"
-        if entry["offset"] + entry["bytes"] > sizes[row["shard"]]:
+        if entry.get("offset", 2**53) + entry["bytes"] > sizes[row["shard"]]:
             return f"offset of {name}"
     return None
 

@@ -34,8 +34,9 @@ def check_method(method: str) -> None:
         ValueError: naming what to install, or that there are no weights.
     """
     if method.startswith("blazepose"):
-        from pretrain.data.blazepose import LiteRT
+        from pretrain.data.blazepose import LiteRT, check_installed
 
+        check_installed()
         LiteRT(pose_weights())
         return
     if method.startswith("raft"):

@@ -183,6 +183,8 @@ def _pack_seeds() -> list[Files]:
             "frames": 16,
         }
         clip |= {"fps": 16.0, "width": 32, "height": 32, "start": 0.0}
+        if i == 3:  # poses without a video
+            clip |= {"main": "pose", "entry": _stream_seeds(clip)["pose"]}
         rows.append(clip_row(source, 0, clip, _stream_seeds(clip) if i < 3 else {}))
     size = place_rows(0, rows)
     shard = b""
@@ -237,8 +239,10 @@ def _check_pack(box: Path) -> None:
     from pretrain.data.shards import Pack
 
     pack = Pack(box)
+    assert {*pack.streams} <= {"rgb", "flow", "pose"}
     for record in pack.records():
         assert len(pack.read(record)) <= 2**20
+        assert "main" not in record or pack.read(record) == pack.read(record, "pose")
         frames = frame_classes(record, {"walk": 0, "run": 1})
         assert frames.shape == (record["frames"],)
     pack.split("train")

@@ -8,6 +8,7 @@ import tarfile
 import numpy as np
 import pytest
 
+from pretrain.data import blazepose
 from pretrain.data.guard import Refused
 from pretrain.data.ingest import ingest
 from pretrain.data.pack import pack
@@ -175,10 +176,23 @@ def test_a_line_that_claims_another_place_is_damaged(tmp_path):
     packed(recordings(tmp_path, 1), tmp_path / "pack")
     lines = (tmp_path / "pack" / "clips.jsonl").read_text()
     index = json.loads((tmp_path / "pack" / "index.json").read_text())
-    for old, new in (('"main": "pose"', '"main": "flow"'), ('"offset": 512', '"offset": 600')):
+    for old, new in (
+        ('"main": "pose"', '"main": "flow"'),
+        ('"offset": 512', '"offset": 600'),
+        ('"pose": {"offset": 512, ', '"pose": {'),
+    ):
         changed = lines.replace(old, new, 1)
         (tmp_path / "pack" / "clips.jsonl").write_text(changed)
         index["clips_sha256"] = hashlib.sha256(changed.encode()).hexdigest()
         (tmp_path / "pack" / "index.json").write_text(json.dumps(index))
         with pytest.raises(ValueError, match=r"main|offset"):
             Pack(tmp_path / "pack")
+
+
+def test_without_litert_nothing_is_fetched_and_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(blazepose, "find_spec", lambda name: None)
+    monkeypatch.setattr(blazepose, "fetch_wheel", lambda folder: pytest.fail("fetched"))
+    monkeypatch.setenv("MUYBRIDGE_CACHE", str(tmp_path / "cache"))
+    write_video(tmp_path / "v.mp4", 12, size=(64, 64))
+    with pytest.raises(ValueError, match=r"\[pose\]"):
+        pack(tmp_path / "v.mp4", tmp_path / "pack", pose="blazepose", progress=False, workers=1)

@@ -1,7 +1,9 @@
 """The streams of a clip are one: after any crop, mirror and resize, rgb, flow and joints agree."""
 
+import hashlib
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -274,3 +276,19 @@ def test_the_most_seen_people_come_first(tmp_path):
     spec = InputSpec(6, 1, 64, {"pose": Joints("coco17", 17, 2, people=1)})
     pose = EvalClips(packed, np.arange(1), spec, 1, 1)[0][1]["pose"][0]
     assert pose[2].sum() == 4 * 17
+
+
+def test_a_stream_without_a_place_is_damaged(packed, tmp_path):
+    """It crashed with a KeyError; found by fuzzing."""
+    shutil.copytree(packed.folder, tmp_path / "pack")
+    lines = [
+        json.loads(line) for line in (tmp_path / "pack" / "clips.jsonl").read_text().splitlines()
+    ]
+    del lines[0]["streams"]["flow"]["offset"]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    index = json.loads((tmp_path / "pack" / "index.json").read_text())
+    index["clips_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    (tmp_path / "pack" / "clips.jsonl").write_text(text)
+    (tmp_path / "pack" / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="offset"):
+        Pack(tmp_path / "pack")
