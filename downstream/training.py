@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 from torch import nn
 
+from pretrain.data.transforms import Augment
 from pretrain.flags import (
     Count,
     Fraction,
@@ -149,6 +150,11 @@ class Training(Given):
         instead = {"steps": given.steps} if given.epochs else {}
         return replace(self, **values | instead)
 
+    @property
+    def augment(self) -> Augment:
+        """What is done to a clip in training, beside its crop and mixing."""
+        return Augment(self.flip, self.colour, self.rand_augment or "", self.erase)
+
     def check(self, spec: InputSpec, whole: bool) -> None:
         """Raise ValueError if clips of this kind, or labels of frames, cannot be trained so.
 
@@ -156,6 +162,7 @@ class Training(Given):
             spec: the backbone's clip.
             whole: a clip has one label.
         """
+        self.augment.check(spec)
         mixed = self.mixup or self.cutmix
         if mixed and (joints := spec.streams.keys() - spec.pictures.keys()):
             raise ValueError(

@@ -63,7 +63,6 @@ from downstream.training import GIVEN, TRAINING, Training, TrainingFlags, flags_
 from pretrain import backbones, log
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack, TrainClips, warn_of_clips
-from pretrain.data.transforms import Augment
 from pretrain.flags import OptionalCount, Seed, flat, refuse_given
 from pretrain.loop import TrainingRun, plan_run
 from pretrain.names import file_name, for_screen, for_shell
@@ -152,6 +151,7 @@ def resolve(cfg: Config, backbone: nn.Module) -> tuple[Config, Training, nn.Modu
     backbone, task = adapt(backbone, training.pool, training.drop_path), TASKS[cfg.per_frame]
     assert isinstance(backbone, Backbone)
     training.check(backbone.input_spec, task.whole)
+    plan_run(training, 1, asked_processes(), training.views)
     if not task.whole:
         refuse_per_frame(backbone)
     return filled, training, backbone
@@ -239,9 +239,6 @@ def main(cfg: Config) -> dict:
     backbone = build_backbone(cfg)
     cfg, training, backbone = resolve(cfg, backbone)
     assert isinstance(backbone, Backbone)
-    augment = Augment(training.flip, training.colour, training.rand_augment or "", training.erase)
-    augment.check(backbone.input_spec)
-    plan_run(training, 1, asked_processes(), training.views)
     task = TASKS[cfg.per_frame]
     refuse_raw(
         task, cfg.data, cfg.train_split, cfg.test_split, cfg.val, training.patience,
@@ -283,7 +280,7 @@ def main(cfg: Config) -> dict:
         dataset = TrainClips(
             pack, train.samples, model.input_spec, cfg.seed, training.views,
             None if training.crop == "resized" else training.scales, LabelOfView(task, classes),
-            augment,
+            training.augment,
         )  # fmt: skip
         balanced = training.class_weights == "balanced"
         weights = balanced_weights(task.counts(pack, train, classes)) if balanced else None
@@ -335,8 +332,7 @@ def main(cfg: Config) -> dict:
             print(f"stopped early: {rounds}; best at step {run.state['best_step']}")
 
         # ---- end: one process tests
-        last = learner.best_guess
-        return finish(cfg, training, last, pack, videos, run) if run.end() else {}
+        return finish(cfg, training, learner.best_guess, pack, videos, run) if run.end() else {}
 
 
 def progress(values: dict, state: dict, num_classes: int) -> tuple[str, str]:
