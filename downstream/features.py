@@ -37,8 +37,9 @@ class Extraction:
     Attributes:
         num_clips: temporal views of a clip.
         num_crops: spatial views of each.
-        time_segments: parts of a view's time whose tokens are averaged apart, see `segment_means`; 1:
-            the mean token; 0: the backbone's own embedding (an LSTM's last state, a maximum over frames).
+        time_segments: parts of a view's time whose tokens are averaged apart, see `segment_means`;
+            1: the mean token; 0: the backbone's own embedding (an LSTM's last state, a maximum over
+            frames).
         batch_size: views in one forward pass.
         num_workers: decoding processes.
         device: where the backbone runs.
@@ -76,7 +77,7 @@ class Extraction:
 
 
 def num_segments(grid: tuple[int, int, int], wanted: int) -> int:
-    """The most equal parts of a token grid's time, at most `wanted` (at least 1): 4 of 8 slots, 3 of 6, 1 of 1."""
+    """The number of equal parts of a token grid's time, at most `wanted`: 4 of 8 slots, 3 of 6."""
     wanted = max(wanted, 1)
     return max(n for n in range(1, min(wanted, grid[0]) + 1) if grid[0] % n == 0)
 
@@ -84,9 +85,9 @@ def num_segments(grid: tuple[int, int, int], wanted: int) -> int:
 def segment_means(tokens: Tensor, grid: tuple[int, int, int], wanted: int) -> Tensor:
     """Average tokens (B, N, D) over space and over equal parts of time: (B, S, D).
 
-    The mean over all tokens forgets what came first, so that of two actions that hold the same frames
-    in another order it keeps only what the encoder wrote into single tokens; a few parts in a row keep
-    the order, and their mean is the mean token.
+    The mean over all tokens forgets what came first, so that of two actions that hold the same
+    frames in another order it keeps only what the encoder wrote into single tokens; a few parts in
+    a row keep the order, and their mean is the mean token.
 
     Args:
         tokens: in the order of `grid`.
@@ -97,7 +98,7 @@ def segment_means(tokens: Tensor, grid: tuple[int, int, int], wanted: int) -> Te
 
 
 def finish_means(encoder: nn.Module, means: Tensor) -> Tensor:
-    """Mean tokens (..., D) as the encoder's own embedding has them: behind its norm where that follows the mean.
+    """Mean tokens (..., D) after the encoder's norm, where the norm follows the mean.
 
     So it does in a fine-tuned VideoMAE (pool "fc_norm"), whose tokens have no norm.
     """
@@ -113,7 +114,7 @@ def show_views(
     how: Extraction,
     title: str | None,
 ) -> Iterator[np.ndarray]:
-    """Yield `function` of all views of each clip, float32 (B, V, ...), in the order of `samples`."""
+    """Yield `function` of all views of each clip, float32 (B, V, ...), in order of `samples`."""
     # A pair of towers sees what its video tower sees.
     spec = getattr(encoder, "video", encoder).input_spec
     assert isinstance(spec, InputSpec)
@@ -151,7 +152,8 @@ def extract(
 ) -> np.ndarray:
     """Embed clips: `segment_means` of the last tokens, averaged over the views.
 
-    The encoder's weights, buffers and training mode are left as they are; it is moved to the device.
+    The encoder's weights, buffers and training mode are left as they are; it is moved to the
+    device.
 
     Args:
         encoder: a `Backbone`.
@@ -186,8 +188,8 @@ def cached_features(
 ) -> np.ndarray:
     """`extract`, or what it returned last time for the same weights, clips, views and precision.
 
-    Files lie in `features/` of the cache folder and carry a hash of their content; one that does not
-    match is computed again, and that is said. Arguments and errors as of `extract`.
+    Files lie in `features/` of the cache folder and carry a hash of their content; one that does
+    not match is computed again, and that is said. Arguments and errors as of `extract`.
     """
     assert isinstance(encoder, Backbone)
     segments = num_segments(encoder.grid, how.time_segments)
@@ -241,8 +243,9 @@ def _refuse_non_finite(features: np.ndarray, pack: Pack, samples: np.ndarray) ->
     finite = np.isfinite(features.reshape(len(features), -1)).all(1)
     if not finite.all():
         raise ValueError(
-            f"the embedding of clip {pack.record(samples[~finite][0])['key']} is not finite: the backbone's "
-            "weights are damaged, or its values overflow in this precision (try --precision fp32)"
+            f"the embedding of clip {pack.record(samples[~finite][0])['key']} is not finite: the "
+            "backbone's weights are damaged, or its values overflow in this precision (try "
+            "--precision fp32)"
         )
 
 
@@ -317,8 +320,8 @@ def extract_tokens(
     process ends. Arguments as of `extract`.
 
     Raises:
-        ValueError: the disk has not enough room for them, a token does not fit float16, or a clip cannot
-            be decoded.
+        ValueError: the disk has not enough room for them, a token does not fit float16, or a clip
+            cannot be decoded.
     """
     assert isinstance(encoder, Backbone)
     folder = cache_folder()
@@ -326,8 +329,8 @@ def extract_tokens(
     needed, free = token_bytes(encoder, len(samples), how), shutil.disk_usage(folder).free
     if needed > 0.9 * free:
         raise ValueError(
-            f"the tokens of {len(samples)} clips take {needed:,} bytes and {folder} has {free:,} free: "
-            "make room, set MUYBRIDGE_CACHE to another disk, or give --attentive off"
+            f"the tokens of {len(samples)} clips take {needed:,} bytes and {folder} has {free:,} "
+            "free: make room, set MUYBRIDGE_CACHE to another disk, or give --attentive off"
         )
     shape = (len(samples), how.num_views, int(np.prod(encoder.grid)), encoder.embed_dim)
     # Written as a stream, mapped afterwards: a full disk is then an OSError and not a SIGBUS.
@@ -335,8 +338,8 @@ def extract_tokens(
         for tokens in show_views(encoder, encoder.forward_features, pack, samples, how, title):
             if not (np.abs(tokens) < np.finfo(np.float16).max).all():
                 raise ValueError(
-                    "a token is not finite or does not fit float16: the backbone's weights are damaged, or "
-                    "it ends without a normalisation; give --attentive off"
+                    "a token is not finite or does not fit float16: the backbone's weights are "
+                    "damaged, or it ends without a normalisation; give --attentive off"
                 )
             try:
                 file.write(tokens.astype(np.float16).tobytes())

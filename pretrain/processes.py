@@ -39,7 +39,10 @@ def asked_processes() -> int:
 
 
 def is_first() -> bool:
-    """Whether this is the main process of its launch; known before `start_accelerator`, which waits for no packing."""
+    """Whether this is the main process of its launch, known before `start_accelerator`.
+
+    Data are packed in between, and the process group would not wait that long.
+    """
     return os.environ.get("RANK", "0") == "0"
 
 
