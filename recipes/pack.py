@@ -57,7 +57,7 @@ class Config:
 
 
 def main(config: Config) -> dict:
-    """Packs, and says what to do next."""
+    """Pack, and say what to do next."""
     if config.pose_weights:
         pose_weights(config.pose_weights)  # from now on they are in the cache
     index = pack(

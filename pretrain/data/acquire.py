@@ -39,26 +39,26 @@ def acquire(
     camera: dict[str, Any] | None = None,
     about: str = "",
 ) -> dict:
-    """Makes one stream of one clip.
+    """Make one stream of one clip.
 
     Args:
         stream: "flow" or "pose".
-        clip: Of the clip: path, offset and bytes of its .mp4, sha256, frames, fps, width, height,
+        clip: of the clip: path, offset and bytes of its .mp4, sha256, frames, fps, width, height,
             and `seen`, width and height before they were scaled; of its video: before (frames that
             precede the clip) and total (all its frames).
-        out: The file to write.
-        beat: Called whenever there was progress.
-        method: What estimates it from the frames.
-        file: Or else path and member of the file that came with the video.
-        camera: Of poses: a file that may say where joints are in the picture, see `_project`.
-        about: What the file holds: the method of its flow, the skeleton of its poses.
+        out: the file to write.
+        beat: called whenever there was progress.
+        method: what estimates it from the frames.
+        file: or else path and member of the file that came with the video.
+        camera: of poses: a file that may say where joints are in the picture, see `_project`.
+        about: what the file holds: the method of its flow, the skeleton of its poses.
 
     Returns:
         The entry in the index, without an offset.
 
     Raises:
-        Refused: It cannot be made; the message is the reason.
-        DiskError: It could not be written.
+        Refused: it cannot be made; the message is the reason.
+        DiskError: it could not be written.
     """
     make = {"flow": _make_flow, "pose": _make_pose}[stream]
     given = {"method": method} if file is None else {"file": file, "camera": camera, "about": about}
@@ -159,7 +159,7 @@ def _given_poses(
 def _project(
     values: np.ndarray, columns: tuple[str, ...], camera: dict
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Adds to joints in metres where they are in the picture, if the file beside them says.
+    """Add to joints in metres where they are in the picture, if the file beside them says.
 
     That is an array `camera` (T, 3), as the synthetic dataset has: pixels a metre, and column and
     row of the origin, pixel centres at whole numbers; the projection is parallel.

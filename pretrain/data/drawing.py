@@ -237,14 +237,14 @@ _SHAPES = {"capsule": _capsule, "ellipsoid": _ellipsoid, "box": _box}
 def draw(
     parts: list[Part], view: np.ndarray, camera: np.ndarray, backdrop: np.ndarray, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws solids over a moving backdrop.
+    """Draw solids over a moving backdrop.
 
     Args:
-        parts: Solids in body axes over T frames.
-        view: Rotation (3, 3) from body axes to camera axes.
+        parts: solids in body axes over T frames.
+        view: rotation (3, 3) from body axes to camera axes.
         camera: (T, 3), each row scale (pixels per metre), u0, v0.
         backdrop: float32 (T, size, size, 3) in 0..255, already seen by the camera.
-        size: Side of the square frames in pixels.
+        size: side of the square frames in pixels.
 
     Returns:
         Frames uint8 (T, size, size, 3) and forward flow float32 (T - 1, 2, size, size): where what
@@ -321,7 +321,7 @@ def _extent(parts, origin, rotate):
 
 
 def _resolve(paint, shade, palette, backdrop, out, window):
-    """Averages samples to pixels and lays them over the backdrop."""
+    """Average samples to pixels and lay them over the backdrop."""
     x0, y0, x1, y1 = window
     box = (slice(y0 * _SUB, y1 * _SUB), slice(x0 * _SUB, x1 * _SUB))
     out[:] = backdrop

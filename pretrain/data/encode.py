@@ -82,7 +82,7 @@ class Clips:
         return f"{self.out}-{number:04d}.mp4"
 
     def add(self, frame: av.VideoFrame, repeats: int) -> None:
-        """Takes the next frame, which lasts this many ticks."""
+        """Take the next frame, which lasts this many ticks."""
         self.decoded += 1
         tag = (frame.width, frame.height, frame.format.name)
         if self.first is None:
@@ -250,7 +250,7 @@ def _writing(path: str | Path) -> Iterator[None]:
 
 
 def copy_clip(file, out: str, scan: dict, clips: Clips) -> dict:
-    """Writes the payload as it is, as the one clip of its source."""
+    """Write the payload as it is, as the one clip of its source."""
     path = Path(f"{out}-0000.mp4")
     assert clips.first is not None  # it was decoded
     file.seek(0)

@@ -32,13 +32,13 @@ def check_container(file: io.BufferedIOBase) -> str:
     """The name of the one demuxer that may read this file.
 
     Args:
-        file: The payload, seekable.
+        file: the payload, seekable.
 
     Returns:
         A libavformat name: mov, matroska, avi, mpeg, mpegvideo, h264, mpegts, gif, flv, asf or ogg.
 
     Raises:
-        Refused: It is no video we know, it is cut short, or it claims more than it holds.
+        Refused: it is no video we know, it is cut short, or it claims more than it holds.
     """
     total = file.seek(0, io.SEEK_END)
     file.seek(0)
@@ -113,7 +113,7 @@ _MP4_PARENTS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf")
 
 
 def _check_boxes(file, start: int, end: int, total: int, budget: list[int] | None = None) -> None:
-    """Walks the boxes of an MP4 from `start` to `end` before libavformat builds its tables.
+    """Walk the boxes of an MP4 from `start` to `end` before libavformat builds its tables.
 
     libavformat allocates some 22 bytes a claimed frame, so a 2 kB file can ask for gigabytes.
     """
@@ -153,7 +153,7 @@ def _check_boxes(file, start: int, end: int, total: int, budget: list[int] | Non
 
 
 def _check_ebml(head: bytes, total: int) -> None:
-    """Compares the size of the Matroska segment, where it is known, with the bytes there are."""
+    """Compare the size of the Matroska segment, where it is known, with the bytes there are."""
 
     def number(at: int) -> tuple[int | None, int]:
         width = 9 - head[at].bit_length() if at < len(head) and head[at] else 0

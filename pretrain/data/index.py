@@ -65,16 +65,16 @@ SHARD_NAME = re.compile(r"shard-\d{5}-[0-9a-f]{8}\.tar")
 
 
 def load_index(folder: str | Path) -> dict:
-    """Reads and checks the index of a pack.
+    """Read and check the index of a pack.
 
     Args:
-        folder: The pack.
+        folder: the pack.
 
     Returns:
         The content of its index.json.
 
     Raises:
-        ValueError: There is no finished pack, or the index is not one we can read.
+        ValueError: there is no finished pack, or the index is not one we can read.
     """
     path = Path(folder) / "index.json"
     if not os.path.lexists(path):
@@ -123,14 +123,14 @@ def _whole(value: object, least: int, most: int) -> bool:
 
 
 def read_lines(folder: Path, index: dict) -> bytes:
-    """Reads and checks clips.jsonl: whoever reads its lines later may trust them.
+    """Read and check clips.jsonl: whoever reads its lines later may trust them.
 
     Args:
-        folder: The pack.
-        index: Its index, as `load_index` gives it.
+        folder: the pack.
+        index: its index, as `load_index` gives it.
 
     Raises:
-        ValueError: It is not the file that the index describes, or a line of it cannot be true.
+        ValueError: it is not the file that the index describes, or a line of it cannot be true.
     """
     path = folder / "clips.jsonl"
     with reading(path):
@@ -349,7 +349,7 @@ def _texts(values: object, kind: type) -> bool:
 
 
 def finish_commit(out: Path) -> None:
-    """Moves a complete set of new files into place, now or after an interruption.
+    """Move a complete set of new files into place, now or after an interruption.
 
     Three files cannot be replaced at once, so the old index goes first and the new one comes last:
     in between there is no index, and whoever packs next finishes the job.
@@ -416,7 +416,7 @@ def members(row: dict) -> list[tuple[str, dict]]:
 
 
 def place_rows(shard: int, rows: list[dict]) -> int:
-    """Fills in where each clip will lie; returns the size of the shard."""
+    """Fill in where each clip will lie; return the size of the shard."""
     at = 0
     for row in rows:
         row["shard"] = shard

@@ -81,29 +81,29 @@ def ingest(
     skeleton: str = "",
     fps: str | None = None,
 ) -> list[dict]:
-    """Decodes one source fully and writes its clips to `out-0000.mp4`, `out-0001.mp4`, ...
+    """Decode one source fully and write its clips to `out-0000.mp4`, `out-0001.mp4`, ...
 
     Of poses without a video the clips are `out-0000.pose.npy` and so on, see `_ingest_poses`.
 
     Args:
-        path: The file.
-        member: Offset and size in bytes of the payload inside the file, if it is an archive.
+        path: the file.
+        member: offset and size in bytes of the payload inside the file, if it is an archive.
         kind: "video", "image" or "pose".
-        out: Where to write, up to the ordinal.
-        short_side: Pixels; larger frames are scaled down to it, smaller ones are left.
-        clip_seconds: A longer video is cut into equal parts.
-        beat: Called whenever there was progress.
-        skeleton: Of poses: their skeleton, where the file leaves it open.
-        fps: Of poses: frames a second as the list has it; None: as the file says, or `POSE_FPS`.
+        out: where to write, up to the ordinal.
+        short_side: pixels; larger frames are scaled down to it, smaller ones are left.
+        clip_seconds: a longer video is cut into equal parts.
+        beat: called whenever there was progress.
+        skeleton: of poses: their skeleton, where the file leaves it open.
+        fps: of poses: frames a second as the list has it; None: as the file says, or `POSE_FPS`.
 
     Returns:
         For each clip its file, frames, fps, width, height, start (seconds), bytes, `copied` and
         `seen`, width and height of the upright frames before they were scaled.
 
     Raises:
-        Refused: The file is not usable; the message is the reason.
-        DiskError: A clip could not be written, or this process may not open more files.
-        MemoryError: The file needs more than this process may have.
+        Refused: the file is not usable; the message is the reason.
+        DiskError: a clip could not be written, or this process may not open more files.
+        MemoryError: the file needs more than this process may have.
     """
     if kind == "pose":
         return _ingest_poses(path, out, clip_seconds, skeleton, fps)
@@ -212,14 +212,14 @@ class _Source(io.RawIOBase):
 
 
 def open_part(path: str, member: tuple[int, int] | None) -> io.BufferedReader:
-    """Opens a regular file, or a part of one as if it were the whole."""
+    """Open a regular file, or a part of one as if it were the whole."""
     raw: Any = _Source(path, member)
     return io.BufferedReader(raw)
 
 
 @contextlib.contextmanager
 def _demuxer(file, name: str) -> Iterator[tuple]:
-    """Opens the payload with one demuxer; yields the container and its first real video stream."""
+    """Open the payload with one demuxer; yield the container and its first real video stream."""
     file.seek(0)
     # libavformat probes by decoding, so the decoder's limit has to be set already here.
     options = {"max_pixels": str(MAX_PIXELS), "err_detect": "explode"}
@@ -313,7 +313,7 @@ def _decode(file, name: str, size: int, beat) -> Generator[av.VideoFrame, None, 
 
 
 def _scan(file, name: str, beat) -> dict:
-    """Reads the packets without decoding: the frame rate, the length, and whether to copy."""
+    """Read the packets without decoding: the frame rate, the length, and whether to copy."""
     stamps, keys, count, idr, skipped = [], [], 0, True, 0
     with _demuxer(file, name) as (container, stream, logs):
         codec, base = stream.codec_context, stream.time_base or Fraction(1, 1000)
@@ -482,12 +482,12 @@ def limit_worker(memory: bool = True) -> None:
 
 
 def serve(work: Callable[..., dict], memory: bool = True) -> None:
-    """Serves jobs until standard input ends.
+    """Serve jobs until standard input ends.
 
     Args:
-        work: What a job's values are given to, and `beat`, to be called whenever there was
+        work: what a job's values are given to, and `beat`, to be called whenever there was
             progress. What it returns is the answer; it may raise what `ingest` does.
-        memory: Whether memory is capped.
+        memory: whether memory is capped.
     """
     limit_worker(memory)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -517,7 +517,7 @@ def serve(work: Callable[..., dict], memory: bool = True) -> None:
 
 
 def main() -> None:
-    """Serves jobs of decoding raw files."""
+    """Serve jobs of decoding raw files."""
     serve(lambda **job: {"clips": ingest(**job)})
 
 

@@ -122,11 +122,11 @@ class Problems:
         self.found: list[tuple[int, str, str]] = []
 
     def add(self, line: int, what: str, kind: str = "") -> None:
-        """Notes what is wrong with a line; a kind that all lines have is told once."""
+        """Note what is wrong with a line; a kind that all lines have is told once."""
         self.found.append((line, what, kind))
 
     def stop(self, rows: int) -> None:
-        """Raises ValueError if there were any, in so many rows that could be read."""
+        """Raise ValueError if there were any, in so many rows that could be read."""
         if not self.found:
             return
         kinds = Counter(kind for _, _, kind in self.found)
@@ -153,7 +153,7 @@ def read_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
     """The rows of a list as (line, {column: value}); empty lines are none.
 
     Raises:
-        ValueError: It is no list, or the meaning of its columns cannot be inferred.
+        ValueError: it is no list, or the meaning of its columns cannot be inferred.
     """
     text = _read_text(path)
     if not text.strip():

@@ -60,7 +60,7 @@ def check_method(method: str) -> None:
 
 
 def refuse_size(method: str, width: int, height: int) -> None:
-    """Raises Refused where frames are too small for a method."""
+    """Raise Refused where frames are too small for a method."""
     if min(width, height) < LEAST[method]:
         other = "give a larger --short-side, or --flow dis" if method != "dis" else "leave it out"
         raise Refused(

@@ -70,34 +70,34 @@ def pack(
     flow: str = "",
     pose: str = "",
 ) -> dict:
-    """Decodes every source fully, and writes what is good as clips in shards.
+    """Decode every source fully, and write what is good as clips in shards.
 
     Running it again does only what has changed; after an interruption it goes on. Several processes
     may call it at once on the same folder: one works, the others wait and find nothing to do.
 
     Args:
-        source: A folder, a list file, a tar, or a video; see `pretrain/data/sources.py`.
-        out: The pack's folder, new or an earlier pack of the same source and settings.
-        short_side: Larger frames are scaled down to it, pixels; smaller ones stay as they are.
-        clip_seconds: Longer videos are cut into equal parts of at most 1.05 times this; of a series
+        source: a folder, a list file, a tar, or a video; see `pretrain/data/sources.py`.
+        out: the pack's folder, new or an earlier pack of the same source and settings.
+        short_side: larger frames are scaled down to it, pixels; smaller ones stay as they are.
+        clip_seconds: longer videos are cut into equal parts of at most 1.05 times this; of a series
             of pictures that are over half a second apart, 25 count as a second.
-        shard_bytes: About how large a shard is.
-        workers: Processes that decode; None for one a core.
-        timeout: Seconds without progress before a decoder is killed and its file refused.
-        file_timeout: Seconds that a file may take in all, and as many again for every 64 MiB of it.
-        progress: Whether to show progress and a summary on standard error.
-        anew: Whether an earlier pack of other settings, or of other files altogether, may be
+        shard_bytes: about how large a shard is.
+        workers: processes that decode; None for one a core.
+        timeout: seconds without progress before a decoder is killed and its file refused.
+        file_timeout: seconds that a file may take in all, and as many again for every 64 MiB of it.
+        progress: whether to show progress and a summary on standard error.
+        anew: whether an earlier pack of other settings, or of other files altogether, may be
             replaced.
-        flow: Method that estimates the optical flow of every clip, of `METHODS["flow"]`; "": that
+        flow: method that estimates the optical flow of every clip, of `METHODS["flow"]`; "": that
             of the earlier pack, or else what flow comes with the data. Frames are not encoded
             again.
-        pose: Likewise the joints of people, of `METHODS["pose"]`.
+        pose: likewise the joints of people, of `METHODS["pose"]`.
 
     Returns:
         The index, the content of index.json.
 
     Raises:
-        ValueError: The source, the folder or a setting cannot be used, every file was refused, or
+        ValueError: the source, the folder or a setting cannot be used, every file was refused, or
             the folder cannot be written to; the message says what to do. An earlier pack stays as
             it was.
     """
@@ -273,7 +273,7 @@ class _Packer:
         )
 
     def check_same(self, source: str | Path, anew: bool) -> None:
-        """Refuses to turn a pack into one of other settings or sources, unless it may be."""
+        """Refuse to turn a pack into one of other settings or sources, unless it may be."""
         stored = self.work / "settings.json"
         old = self.index and self.index["settings"]
         try:
@@ -337,7 +337,7 @@ class _Packer:
         return None
 
     def ingest(self, workers: int, timeout: float, file_timeout: float) -> None:
-        """Decodes every source whose present state is not known yet, and notes the result."""
+        """Decode every source whose present state is not known yet, and note the result."""
         limits = [self._limit(source, file_timeout) for source in self.listing.sources]
         known = [self.known.get(id) for id in self.ids]
         about = list(zip(known, self.listing.sources, limits, strict=True))
@@ -385,7 +385,7 @@ class _Packer:
         title: str,
         unit: str,
     ) -> Generator[tuple[int, dict], None, None]:
-        """Yields the answers of `run_jobs`, with progress; a full disk stops everything."""
+        """Yield the answers of `run_jobs`, with progress; a full disk stops everything."""
         done, refused, slow = 0, 0, ""
 
         def words() -> str:
@@ -450,7 +450,7 @@ class _Packer:
         return wanted
 
     def add_streams(self, workers: int, timeout: float, file_timeout: float) -> None:
-        """Makes the further streams of every clip that are not there yet, and notes the result."""
+        """Make the further streams of every clip that are not there yet, and note the result."""
         jobs, notes, limits = [], [], []
         for source, id in zip(self.listing.sources, self.ids, strict=True):
             clips = self.known[id].get("clips", ())
@@ -536,7 +536,7 @@ class _Packer:
     # ---- writing
 
     def write(self) -> dict:
-        """Lays the clips out in shards, writes those that are new, and replaces the index."""
+        """Lay the clips out in shards, write those that are new, and replace the index."""
         refused = [{"source": name, "reason": reason} for name, reason in self.listing.refused]
         rows = []
         for source, id in zip(self.listing.sources, self.ids, strict=True):
@@ -579,7 +579,7 @@ class _Packer:
         return index
 
     def _shards(self, rows: list[dict]) -> list[dict]:
-        """Gives every row its place, and writes each shard that is not there already."""
+        """Give every row its place, and write each shard that is not there already."""
         sizes = [sum(512 + place["bytes"] for _, place in members(row)) for row in rows]
         total = sum(sizes)
         count = min(len(rows), max(1, round(total / self.shard_bytes)))
@@ -676,7 +676,7 @@ class _Packer:
         }
 
     def _tidy(self, index: dict, rows: list[dict]) -> None:
-        """Deletes shards no longer named, clips that are in shards now, and old journal lines."""
+        """Delete shards no longer named, clips that are in shards now, and old journal lines."""
         named = {shard["name"] for shard in index["shards"]}
         for path in self.out.glob("shard-*.tar"):
             if SHARD_NAME.fullmatch(path.name) and path.name not in named:

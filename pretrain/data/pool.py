@@ -90,16 +90,16 @@ def run_jobs(
     limits: list[float] | None = None,
     at_work: Callable[[dict[int, float]], None] = lambda seconds: None,
 ) -> Generator[tuple[int, dict], None, None]:
-    """Runs every job once, whatever becomes of the process that runs it.
+    """Run every job once, whatever becomes of the process that runs it.
 
     Args:
-        jobs: What to send, one JSON object a job.
-        workers: How many processes.
-        timeout: Seconds without a sign of progress before a worker is killed.
-        command: The worker program.
-        limits: Seconds that each job may take in all, however lively its worker is; None for no
+        jobs: what to send, one JSON object a job.
+        workers: how many processes.
+        timeout: seconds without a sign of progress before a worker is killed.
+        command: the worker program.
+        limits: seconds that each job may take in all, however lively its worker is; None for no
             limit.
-        at_work: Called about once a second with the jobs at work and their seconds so far.
+        at_work: called about once a second with the jobs at work and their seconds so far.
 
     Yields:
         (number of the job, answer), in the order in which they finish. Where the worker had to be
@@ -107,8 +107,8 @@ def run_jobs(
         is {"refused": reason, "seconds": that time}.
 
     Raises:
-        RuntimeError: The worker program does not start.
-        ValueError: The machine has no room for another process.
+        RuntimeError: the worker program does not start.
+        ValueError: the machine has no room for another process.
     """
     messages: queue.SimpleQueue = queue.SimpleQueue()
     waiting = list(reversed(range(len(jobs))))
@@ -182,6 +182,6 @@ def _death(worker: _Worker) -> str:
 
 
 def _complaint(command: tuple[str, ...]) -> str:
-    """Runs the worker once more without a job, to hear why it does not start."""
+    """Run the worker once more without a job, to hear why it does not start."""
     result = subprocess.run(command, input="", capture_output=True, text=True, env=_environment())
     return result.stderr.strip()[-2000:] or f"exit code {result.returncode}"

@@ -178,7 +178,7 @@ def _linked(there: list[list[np.ndarray]], order: list[int]) -> list[list[int]]:
 
 
 def _clean(joints: np.ndarray) -> None:
-    """Makes 0 of what is not seen, in place, and confidences 0 to 1."""
+    """Make 0 of what is not seen, in place, and confidences 0 to 1."""
     with np.errstate(invalid="ignore"):
         bad = ~(np.abs(joints) <= LARGEST).all(-1)
     bad |= ~(joints[:, -1] > 0)

@@ -22,9 +22,9 @@ class Bar:
     """Counts on standard error: a bar on a terminal, a line now and then in a file.
 
     Args:
-        total: How many there are to do.
-        title: What is done.
-        unit: What is counted.
+        total: how many there are to do.
+        title: what is done.
+        unit: what is counted.
         shown: False to print nothing.
     """
 
@@ -45,7 +45,7 @@ class Bar:
             self.bar.close()
 
     def update(self, done: int = 1, about: str | None = None) -> None:
-        """Takes note of so many more, and shows other words behind the count, if given."""
+        """Take note of so many more, and show other words behind the count, if given."""
         self.done += done
         self.about = self.about if about is None else about
         if self.bar is not None:
@@ -54,7 +54,7 @@ class Bar:
         self._line(self.done >= self.total)
 
     def say(self, title: str | None = None, about: str = "") -> None:
-        """Shows other words before and after the count."""
+        """Show other words before and after the count."""
         self.title, self.about = self.title if title is None else title, about
         if self.bar is not None:
             self.bar.set_description(self.title, refresh=False)

@@ -35,10 +35,10 @@ class Beside:
     """A file with another stream of a video.
 
     Attributes:
-        path: The file that holds it; of poses also a folder, of a file a frame.
-        member: Offset and size in bytes inside `path`, if that is a tar.
-        name: By whose ending one knows what it is.
-        about: What it holds, where the user says so: of flow the method, of poses the skeleton.
+        path: the file that holds it; of poses also a folder, of a file a frame.
+        member: offset and size in bytes inside `path`, if that is a tar.
+        name: by whose ending one knows what it is.
+        about: what it holds, where the user says so: of flow the method, of poses the skeleton.
     """
 
     path: Path
@@ -52,17 +52,17 @@ class Source:
     """One video or image, as yet unchecked.
 
     Attributes:
-        name: As the user wrote it, relative to the folder or list; unique.
-        path: The file that holds it.
-        member: Offset and size in bytes inside `path`, if that is a tar.
+        name: as the user wrote it, relative to the folder or list; unique.
+        path: the file that holds it.
+        member: offset and size in bytes inside `path`, if that is a tar.
         kind: "video" or "image", by the file's name; "pose": a recording of joints, without a
             video.
-        label: Class name.
-        captions: Sentences about it.
+        label: class name.
+        captions: sentences about it.
         split: "train", "val", "test" or whatever the list says.
-        subject: Who is seen.
-        extra: Further columns.
-        beside: Its further streams that came with it, by name: "flow", "pose".
+        subject: who is seen.
+        extra: further columns.
+        beside: its further streams that came with it, by name: "flow", "pose".
     """
 
     name: str
@@ -87,16 +87,16 @@ class Listing:
 
 
 def list_sources(source: str | Path) -> Listing:
-    """Finds the videos and images of a folder, a list file, a tar, or a single file.
+    """Find the videos and images of a folder, a list file, a tar, or a single file.
 
     Args:
-        source: What the user gave.
+        source: what the user gave.
 
     Returns:
         The sources in order of their names (folder, tar) or of the list.
 
     Raises:
-        ValueError: There is nothing usable, or a list has mistakes (all are named).
+        ValueError: there is nothing usable, or a list has mistakes (all are named).
     """
     path = Path(source)
     why = irregular(path)
@@ -213,7 +213,7 @@ def _walk(folder: Path, refused: list[tuple[str, str]]) -> list[tuple[str, ...]]
 
 
 def _add_tar(listing: Listing, path: Path, name: str, split: str | None) -> None:
-    """Groups the members of a WebDataset tar by key: a payload, and .json, .txt, .cls beside it.
+    """Group the members of a WebDataset tar by key: a payload, and .json, .txt, .cls beside it.
 
     Beside it may be its flow and its poses, too: `7.flow.npz` and `7.pose.json` beside `7.mp4`,
     `7.left.flow.npz` beside `7.left.mp4`.
@@ -357,10 +357,10 @@ def _with_texts(source: Source, file, texts: dict[str, Member]) -> tuple[Source,
 
 
 def _fields(row: dict, roles: dict[str, str], beside: Collection[str] = ()) -> dict:
-    """Sorts the named values of one row into the fields of a source; everything becomes text.
+    """Sort the named values of one row into the fields of a source; everything becomes text.
 
     Raises:
-        ValueError: A value of a role is no text, such as a list of labels.
+        ValueError: a value of a role is no text, such as a list of labels.
     """
     found: dict[str, Any] = {
         "label": None,
@@ -401,7 +401,7 @@ def _text(name: str, value: object) -> str | None:
     """A value as text; None for those that mean that there is none.
 
     Raises:
-        ValueError: It is neither text nor a whole number: str() would make a class of a list or of
+        ValueError: it is neither text nor a whole number: str() would make a class of a list or of
             True.
     """
     if isinstance(value, str):

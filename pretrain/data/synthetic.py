@@ -171,7 +171,7 @@ class Clip:
         camera: float32 (T, 3), scale (pixels per metre), u0, v0. The projection is parallel: a
             point is seen at column `scale * x + u0`, row `scale * y + v0`, pixel centres at whole
             numbers.
-        captions: What the clip shows, in several wordings.
+        captions: what the clip shows, in several wordings.
     """
 
     frames: np.ndarray
@@ -185,7 +185,7 @@ class Clip:
 
 
 def clip_specs(seed: int, num_clips: int) -> list[ClipSpec]:
-    """Lists the clips of a dataset: balanced over actions, with three ways to be tested.
+    """List the clips of a dataset: balanced over actions, with three ways to be tested.
 
     "train", about 55 %; "val", 10 %, and "test", 25 %, of other people; and "compose", 10 %: people
     and places that occur in training, but neither this person nor this place ever with this action.
@@ -256,7 +256,7 @@ def write_captions(spec: ClipSpec, person: Person, num: int = 3) -> list[str]:
 
 
 def render(spec: ClipSpec, size: int = 64, frames: int = 32, fps: int = 16) -> Clip:
-    """Renders one clip; the same arguments give the same bits on the same machine.
+    """Render one clip; the same arguments give the same bits on the same machine.
 
     Raises:
         ValueError: if the action is not one of `ACTIONS`, `size` is odd or below 16, or `frames` is
@@ -345,7 +345,7 @@ def make_dataset(
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Writes a dataset to a folder and returns the path of its list, `out/clips.csv`.
+    """Write a dataset to a folder and return the path of its list, `out/clips.csv`.
 
     `clips/*.mp4` are H.264 yuv420p with a keyframe every 16 frames and neither B-frames nor sound.
     `flow/*.npz` hold `flow` and `camera`, `joints/*.npy` the joints, as in `Clip`. The list has one
@@ -356,14 +356,14 @@ def make_dataset(
     two callers at once on the same folder.
 
     Args:
-        out: Folder; made if missing.
-        num_clips: How many clips.
-        seed: Another seed gives other people, places and performances.
-        size: Side of the frames in pixels, even.
-        frames: Frames per clip.
-        fps: Frames per second.
-        workers: Processes; None is one per core.
-        progress: Whether to show progress on standard error.
+        out: folder; made if missing.
+        num_clips: how many clips.
+        seed: another seed gives other people, places and performances.
+        size: side of the frames in pixels, even.
+        frames: frames per clip.
+        fps: frames per second.
+        workers: processes; None is one per core.
+        progress: whether to show progress on standard error.
 
     Raises:
         ValueError: if `out` holds another dataset or anything else, or a number makes no sense.
@@ -420,7 +420,7 @@ def _check_shape(size: int, frames: int, fps: int) -> None:
 
 
 def _claim(out: Path, about: dict) -> None:
-    """Makes `out` the folder of the dataset `about`, or finds that it already is."""
+    """Make `out` the folder of the dataset `about`, or find that it already is."""
     remedy = "give another folder, or delete this one if it is no longer needed"
     stated = out / "synthetic.json"
     if stated.exists():
@@ -457,7 +457,7 @@ def _files(out: Path, index: int) -> dict[str, Path]:
 
 
 def _work(jobs: list[tuple], workers: int):
-    """Runs the jobs, yielding as each ends."""
+    """Run the jobs, yielding as each ends."""
     if workers == 1:
         yield from map(_make_clip, jobs)
         return

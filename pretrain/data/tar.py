@@ -1,4 +1,4 @@
-"""Finds the members of a tar archive, and says so when some of it cannot be read.
+"""Find the members of a tar archive, and say when some of it cannot be read.
 
 Not by `tarfile.TarFile`, which is made for archives of one's own: it ends silently at the first
 damaged header, and loses every sample behind; takes a size that is no number for 0; recurses once a
@@ -34,17 +34,17 @@ class Member(NamedTuple):
 
 
 def list_members(path: str | Path) -> tuple[list[Member], list[tuple[str, str]]]:
-    """Reads the headers of an uncompressed tar (ustar, GNU long names, pax).
+    """Read the headers of an uncompressed tar (ustar, GNU long names, pax).
 
     Args:
-        path: The archive.
+        path: the archive.
 
     Returns:
         The regular files in their order, and problems as (member name or "", reason). A problem
         without a name is about the archive: what lies behind the named byte is lost.
 
     Raises:
-        OSError: The archive cannot be read, or is not a regular file.
+        OSError: the archive cannot be read, or is not a regular file.
     """
     members: list[Member] = []
     problems: list[tuple[str, str]] = []

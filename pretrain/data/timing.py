@@ -32,10 +32,10 @@ def frame_rate(
     """Ticks a second of a clock on which frames have a tick each, where there are many.
 
     Args:
-        times: Timestamps of the frames, in any order, unit `base`.
-        base: Seconds of one unit.
-        count: Frames, with those that have no timestamp.
-        claims: What the header says of the rate; taken where the timestamps do not contradict.
+        times: timestamps of the frames, in any order, unit `base`.
+        base: seconds of one unit.
+        count: frames, with those that have no timestamp.
+        claims: what the header says of the rate; taken where the timestamps do not contradict.
     """
     told = [Fraction(c) for c in claims if c and 0 < c <= 1000]
     seconds = np.unique(times).astype(np.float64) * float(base)
@@ -112,18 +112,18 @@ def count_ticks(times: np.ndarray, base: Fraction, fps: Fraction) -> int:
 def on_ticks(
     frames: Iterable[av.VideoFrame], fps: Fraction, clock: str | None, ticks: int, last: int
 ) -> Iterator[tuple[av.VideoFrame, int]]:
-    """Puts frames on a constant clock; yields each kept frame and how many ticks it lasts.
+    """Put frames on a constant clock; yield each kept frame and how many ticks it lasts.
 
     Args:
-        frames: In the order in which they are shown.
-        fps: Ticks a second.
-        clock: Which number of a frame tells when it is shown, "pts" or "dts"; None: they are
+        frames: in the order in which they are shown.
+        fps: ticks a second.
+        clock: which number of a frame tells when it is shown, "pts" or "dts"; None: they are
             counted.
-        ticks: How many the packets' timestamps make.
-        last: Ticks of the last one.
+        ticks: how many the packets' timestamps make.
+        last: ticks of the last one.
 
     Raises:
-        Refused: There are far more ticks than that.
+        Refused: there are far more ticks than that.
     """
     held: av.VideoFrame | None = None
     start: Fraction | None = None
