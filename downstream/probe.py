@@ -88,9 +88,8 @@ def _make(svm: bool, c: float) -> "LogisticRegression | LinearSVC":
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
 
-    if (
-        svm
-    ):  # one against the rest, squared hinge; the primal where there are more videos than features
+    # One against the rest, squared hinge; the primal where there are more videos than features.
+    if svm:
         return LinearSVC(C=c, dual="auto", max_iter=10 * MAX_ITER, random_state=0)
     return LogisticRegression(C=c, max_iter=MAX_ITER, warm_start=True)
 
@@ -102,6 +101,7 @@ def _fit(model: "LogisticRegression | LinearSVC", features: np.ndarray, labels: 
     threads = 1 if features.size <= ONE_THREAD else None
     with warnings.catch_warnings(), threadpool_limits(threads):
         warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", "The number of unique classes")  # of few videos
         model.fit(features, labels)
     return bool(np.max(model.n_iter_) < model.max_iter)
 
@@ -373,7 +373,7 @@ def choose_folds(
     return Folds(
         parts, folds, classes, np.concatenate([part.numbers(classes) for part in parts]), subjects,
         [source for part in parts for source in part.sources],
-        f"{_in_words(folds[0][1])} for validation: {rule}", notes,
+        f"{_in_words(folds[0][1])}: {rule}", notes,
     )  # fmt: skip
 
 

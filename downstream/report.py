@@ -156,6 +156,8 @@ def _listed(section: str, entries: Mapping[str, object], indent: str) -> list[st
     """Entries of a card as a list, of which a group of more than numbers is a list again."""
     lines = []
     for name, value in entries.items():
+        if name == "epochs" and entries.get("steps"):
+            continue  # overruled
         about = f"{section} {name}"
         head = f"{indent}- {for_markdown(name.replace('_', ' '))}:"
         numbers = isinstance(value, dict) and {type(v) for v in value.values()} <= {int, float}

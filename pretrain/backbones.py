@@ -139,11 +139,7 @@ def export_backbone(model: nn.Module, folder: Path, provenance: dict) -> None:
         folder: where to; an older export there is replaced as a whole.
         provenance: where the weights come from, JSON-able, for the cards of later measurements.
     """
-    config = {
-        **describe(model),
-        "provenance": provenance,
-        "weights_sha256": weights_hash(model),
-    }
+    config = {**describe(model), "provenance": provenance, "weights_sha256": weights_hash(model)}
     aside = folder.with_name(f"tmp-{folder.name}")
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     with writing(folder):

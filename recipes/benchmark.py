@@ -221,10 +221,7 @@ def benchmark_step(cfg: Config) -> dict[str, float]:
             f"--model {cfg.model!r} is not one of {', '.join(VITS)}{did_you_mean(cfg.model, VITS)}"
         )
     size = VITS[cfg.model]
-    ours = VideoMAE(
-        VideoTransformer(*SIZES[size]),
-        *DECODERS[size],
-    )
+    ours = VideoMAE(VideoTransformer(*SIZES[size]), *DECODERS[size])
     theirs = to_transformers(ours).to(where).train()
     ours.to(where)
     rng = np.random.default_rng(cfg.seed)

@@ -190,13 +190,9 @@ def command_of(config: Config, entry: Entry, seed: int, out: Path) -> list[str]:
             "off", *common
         ]  # fmt: skip
     command = [
-        sys.executable,
-        str(here / "finetune.py"),
-        config.preset,
-        f"--{entry.kind}",
-        entry.name,
+        sys.executable, str(here / "finetune.py"), config.preset, f"--{entry.kind}", entry.name,
         *common,
-    ]
+    ]  # fmt: skip
     command += ["--flip" if config.flip else "--no-flip"]
     for flag in ("epochs", "steps"):
         if getattr(config, flag):
@@ -323,14 +319,8 @@ def notes_for(
 
 # What else is in the folder of a comparison.
 CONTENTS = (
-    "config.json",
-    "runs",
-    "logs",
-    "compare.md",
-    "compare.html",
-    "compare.png",
-    "compare.json",
-)
+    "config.json", "runs", "logs", "compare.md", "compare.html", "compare.png", "compare.json",
+)  # fmt: skip
 
 
 def _refuse_other_comparison(out: Path, config: Config) -> str:

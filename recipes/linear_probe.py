@@ -264,7 +264,8 @@ def main(config: Config) -> dict:
     model, tested = describe_model(config.backbone, encoder), given.tested
     turns = f", {len(given.folds)} subjects left out in turn" if config.leave_one_out else ""
     print(
-        f"{given.num_train} training videos ({given.validation}), {len(tested)} test videos{turns}"
+        f"{given.num_train} training videos (for validation {given.validation}), "
+        f"{len(tested)} test videos{turns}"
     )
     notes = list(given.notes)
     if config.leave_one_out and seen_in_training(model.provenance, config.data, pack.index):

@@ -42,13 +42,7 @@ from downstream.results import (
     versions,
 )
 from downstream.splits import Videos, labelled_videos, videos_digest
-from downstream.zero_shot import (
-    POOLING,
-    class_vectors,
-    ensemble,
-    template_sensitivity,
-    unit,
-)
+from downstream.zero_shot import POOLING, class_vectors, ensemble, template_sensitivity, unit
 from pretrain.clip import VideoText
 from pretrain.data.cache import open_data, pack_file, packing_side
 from pretrain.data.shards import Pack
@@ -58,13 +52,7 @@ from pretrain.folders import claim
 from pretrain.log import cli, print_table, write_json
 from pretrain.names import file_name, for_screen
 from pretrain.processes import loader_workers, start_evaluation
-from pretrain.prompts import (
-    load_classes,
-    load_templates,
-    refuse_same_words,
-    same_words,
-    words_of,
-)
+from pretrain.prompts import load_classes, load_templates, refuse_same_words, same_words, words_of
 from pretrain.settings import MACHINE, MachineFlags
 from pretrain.weights import weights_hash
 
@@ -285,16 +273,11 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
     template_set = auto if config.templates == "auto" else config.templates
     templates = load_templates(template_set)
     settings = {
-        "weights_sha256": weights_hash(model),
-        "data_fingerprint": pack.index["fingerprint"],
-        "test_split": config.test_split,
-        "classes": dict(zip(classes, words, strict=True)),
-        "templates": list(templates),
-        "num_clips": config.num_clips,
-        "num_crops": config.num_crops,
-        "precision": how.dtype_name,
-        "seed": config.seed,
-    }
+        "weights_sha256": weights_hash(model), "data_fingerprint": pack.index["fingerprint"],
+        "test_split": config.test_split, "classes": dict(zip(classes, words, strict=True)),
+        "templates": list(templates), "num_clips": config.num_clips, "num_crops": config.num_crops,
+        "precision": how.dtype_name, "seed": config.seed,
+    }  # fmt: skip
     lock = claim_results(out, settings)
 
     # ---- embed
@@ -335,10 +318,7 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
             )
         )
         trained = provenance.get("config") if isinstance(provenance, dict) else None
-        if isinstance(trained, dict) and "label" in (
-            trained.get("text"),
-            trained.get("positives"),
-        ):
+        if isinstance(trained, dict) and "label" in (trained.get("text"), trained.get("positives")):
             notes.append(
                 "training used the class labels, as texts or to tell which captions mean the "
                 "same: these classes are not unseen, only these videos are"

@@ -1,6 +1,7 @@
 """Linear, nearest-neighbour and attentive probes on features whose structure is known."""
 
 import inspect
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from sklearn.svm import LinearSVC
 from torch import nn
 
 from downstream.attentive import AttentiveHead, classify, fit_attentive
-from downstream.probe import GRID, fit_linear, knn_accuracy, knn_scores
+from downstream.probe import GRID, choose_folds, fit_linear, knn_accuracy, knn_scores
 
 
 def blobs(
@@ -240,3 +241,31 @@ def test_a_linear_svm_is_sklearns():
         assert (theirs.predict(scaled) == probe.probabilities(x).argmax(1)).all()
         assert np.allclose(theirs.coef_, probe.weight)
     assert (probe.probabilities(x).argmax(1) == y).mean() > 0.7
+
+
+def test_videos_as_few_as_classes_are_fitted_in_silence(recwarn):
+    """Of scikit-learn's own doubts nobody is told once a fit."""
+    rng = np.random.default_rng(0)
+    fit_linear(rng.normal(size=(12, 4)), np.arange(12) % 9, np.zeros((1, 12), bool))
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    "labels, people, words",
+    [
+        (list("abab") * 4, list("pqrs") * 4, "4 times 4: "),
+        (list("abcd"), [None] * 4, "none: every class has a single video"),
+    ],
+)
+def test_how_many_videos_validate_is_said(labels, people, words):
+    videos = [f"{i}.mp4" for i in range(len(labels))]
+    rows = [("train", *row) for row in zip(videos, labels, people, strict=True)]
+    rows += [("test", f"t{name}", label, who) for _, name, label, who in rows]
+    records = [
+        {"split": split, "source": name, "label": label, "subject": who, "extra": {}}
+        for split, name, label, who in rows
+    ]
+    pack = SimpleNamespace(name="clips", records=lambda: iter(records))
+    given = choose_folds(pack, "train", "test", False, 0)
+    assert given.validation.startswith(words) and given.num_train == len(videos)
+    assert given.tested.tolist() == list(range(len(videos), 2 * len(videos)))

@@ -101,7 +101,12 @@ def test_a_card_says_what_says_something(tmp_path):
 def test_a_group_on_a_card_is_a_list(tmp_path):
     """What a model is made of and where its weights come from: an entry a line, however deep."""
     arguments = {"depth": 2, "mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3]}
-    weights = {"recipe": "videomae", "config": {"lr": 0.1, "out": "runs/a", "flip": False}}
+    config = {"lr": 0.1, "out": "runs/a", "flip": False, "epochs": 800, "steps": 3}
+    weights = {"recipe": "videomae", "config": config}
+    about = dataclasses.replace(some().model, provenance=weights)
+    write_results(tmp_path, some(model=about))
+    text = (tmp_path / "CARD.md").read_text()
+    assert "    - out: runs/a" in text and "steps: 3" in text and "epochs" not in text
     for _ in range(20):
         weights = {"from": weights, "step": 3}
     about = dataclasses.replace(some().model, arguments=arguments, provenance=weights)
