@@ -316,12 +316,9 @@ def main(cfg: Config) -> dict:
                         cfg.machine.precision, accelerator,
                     )  # fmt: skip
                     wrapped.train()
-                    values["val_top1"] = run.state["val"] = now
-                    run.state["since_best"] += 1
-                    if run.state["best"] is None or now > run.state["best"]:
-                        run.state |= {"best": now, "best_step": run.step, "since_best": 0}
-                        if run.first:
-                            export(run, learner.best_guess, folder / "backbone")
+                    values["val_top1"] = now
+                    if is_best(run.state, now, run.step) and run.first:
+                        export(run, learner.best_guess, folder / "backbone")
                     if not patient():
                         run.end_early()
                 if run.log_due():
@@ -333,6 +330,15 @@ def main(cfg: Config) -> dict:
 
         # ---- end: one process tests
         return finish(cfg, training, learner.best_guess, pack, videos, run) if run.end() else {}
+
+
+def is_best(state: dict, now: float, step: int) -> bool:
+    """Note a validation accuracy in the state of a run; whether it is the best so far."""
+    state |= {"val": now, "since_best": state["since_best"] + 1}
+    if state["best"] is not None and now <= state["best"]:
+        return False
+    state |= {"best": now, "best_step": step, "since_best": 0}
+    return True
 
 
 def progress(values: dict, state: dict, num_classes: int) -> tuple[str, str]:

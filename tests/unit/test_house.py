@@ -198,6 +198,13 @@ def test_the_guide_to_the_tests_names_tests_that_exist():
         assert word in text
 
 
+def test_no_function_is_over_100_lines():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 100, f"{path}: {node.name}"
+
+
 def test_guides_have_no_line_over_100_columns():
     """But in tables, and words that cannot be broken; ruff looks at the Python."""
     rooms = (*ROOMS, "tests", "launch")
