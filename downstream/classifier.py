@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from downstream.features import Extraction, finish_means, show_views
 from downstream.segments import NOTHING, frame_classes
 from downstream.splits import Videos
+from downstream.windows import window_scores
 from pretrain.data.decode import DecodeError
 from pretrain.data.sampling import test_boxes
 from pretrain.data.shards import Pack, crop_clip
@@ -161,13 +162,9 @@ def frame_probabilities(
     Raises:
         ValueError: the clip cannot be decoded.
     """
-    spec, num = model.input_spec, record["frames"]
-    span = spec.frames * spec.stride
-    last = max(num - span, 0)
-    starts = sorted({*range(0, last, max(span // 2, 1)), last})
-    total, counts = np.zeros((num, len(model.classes))), np.zeros((num, 1))
+    spec = model.input_spec
     try:
-        parts = pack.clip(record, np.arange(num), spec)
+        parts = pack.clip(record, np.arange(record["frames"]), spec)
     except DecodeError as error:
         raise ValueError(f"{for_screen(record['source'])} cannot be decoded: {error}") from error
     box = test_boxes(record["width"], record["height"], 1)[0]
@@ -175,15 +172,12 @@ def frame_probabilities(
     dtype = autocast_dtype(device, precision)
     model.to(device)
     with evaluating(model), torch.autocast(device.type, dtype, enabled=dtype is not None):
-        for start in starts:
-            seen = np.minimum(start + spec.stride * np.arange(spec.frames), num - 1)
-            window = {n: part[:, torch.from_numpy(seen)][None] for n, part in clip.items()}
-            video = spec.normalise(spec.take(window, device))
-            predicted = model(video)[0].float().softmax(-1).cpu().numpy()
-            covered = np.arange(start, min(start + span, num))
-            total[covered] += predicted[(covered - start) // spec.stride]
-            counts[covered] += 1
-    return total / counts
+        predict = lambda window: (
+            model(spec.normalise(spec.take(window, device))).float().softmax(-1)
+        )
+        hop = max(spec.frames * spec.stride // 2, 1)
+        windows = window_scores([clip], spec.frames, spec.stride, hop, 1, predict)
+        return np.concatenate(list(windows))
 
 
 def score(

@@ -145,3 +145,64 @@ def reversed_pairs_accuracy(
         difference = scores[:, a] - scores[:, b]
         right += [*(difference[labels == a] > 0), *(difference[labels == b] < 0)]
     return float(np.mean(right)) if right else None
+
+
+# Class, start, end (seconds) of what is true of a video, and with a score of what was found.
+Event = tuple[str, float, float]
+Found = tuple[str, float, float, float]
+
+
+def detection_precision(
+    true: dict[str, list[Event]], found: dict[str, list[Found]], overlap: float
+) -> dict[str, float]:
+    """Average precision of detected events, by class, as ActivityNet measures it.
+
+    Events of a class, of all videos, in falling order of their score: each takes the true one of its video that it overlaps
+    most among those that it overlaps enough and that no better one took. Precision is the largest at this or a higher
+    recall (Heilbron et al. 2015; the challenge's evaluation).
+
+    Args:
+        true: video -> its events.
+        found: video -> what was found there.
+        overlap: the least intersection over union in time.
+
+    Returns:
+        of the classes that occur in `true`.
+    """
+    return {
+        name: _average_precision(
+            {v: [e[1:] for e in events if e[0] == name] for v, events in true.items()},
+            [
+                (score, v, start, end)
+                for v, events in found.items()
+                for label, start, end, score in events
+                if label == name
+            ],
+            overlap,
+        )
+        for name in sorted({event[0] for events in true.values() for event in events})
+    }
+
+
+def _average_precision(
+    true: dict[str, list[tuple[float, float]]],
+    found: list[tuple[float, str, float, float]],
+    overlap: float,
+) -> float:
+    total = sum(map(len, true.values()))
+    taken: set[tuple[str, int]] = set()
+    hits = []
+    for _, video, start, end in sorted(found, key=lambda event: -event[0]):
+        overlaps = [
+            (max(min(end, b) - max(start, a), 0) / max(max(end, b) - min(start, a), 1e-12), i)
+            for i, (a, b) in enumerate(true.get(video, ()))
+            if (video, i) not in taken
+        ]
+        best, place = max(overlaps, default=(-1.0, -1))
+        hits.append(best >= overlap)
+        if hits[-1]:
+            taken.add((video, place))
+    caught = np.cumsum(hits) if hits else np.zeros(0)
+    precision, recall = caught / np.arange(1, len(caught) + 1), caught / total
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float((np.diff(recall, prepend=0) * envelope).sum())

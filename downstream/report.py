@@ -23,6 +23,9 @@ WORDS = {
     "reversed_pairs": "pairs that differ in order only",
     "edit": "edit score of segments",
     **{f"f1_{k}": f"F1 of segments at {k} % overlap" for k in (10, 25, 50)},
+    "map": "mAP, mean over the overlaps",
+    "frame_map": "mAP of frames",
+    **{f"map_{k}0": f"mAP of events at {k}0 % overlap" for k in range(1, 8)},
     **{f"t2v_r{k}": f"text to video R@{k}" for k in (1, 5, 10)},
     **{f"v2t_r{k}": f"video to text R@{k}" for k in (1, 5, 10)},
 }
@@ -381,6 +384,67 @@ def timeline_figure(
     axes.set_title(for_title(title, 7), fontsize=10)
     handles = [Patch(color=colour[c], label=for_figure(c, 40)) for c in present]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+@optional_figure
+def events_figure(
+    path: Path,
+    rows: list[tuple[str, list[tuple], list[tuple] | None]],
+    title: str,
+    most: int = 6,
+    lanes: int = 16,
+) -> None:
+    """Draw the events of videos, a lane a label, since they may overlap; below them what is true.
+
+    Args:
+        path: the .png to write.
+        rows: name of a video, (label, start, end, score) of what was found, (label, start, end) of
+            what is true or None.
+        title: above it.
+        most: videos drawn; the title says how many were left out.
+        lanes: labels drawn of a video, those that take most of its time.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    shown = rows[:most]
+    if len(rows) > most:
+        title += f" ({len(rows) - most} more videos not drawn)"
+    chosen, dropped = [], 0
+    for _, found, true in shown:
+        time: dict[str, float] = {}
+        for event in [*found, *(true or [])]:
+            time[event[0]] = time.get(event[0], 0.0) + event[2] - event[1]
+        names = sorted(time, key=lambda name: (-time[name], name))
+        dropped += max(len(names) - lanes, 0)
+        chosen.append(sorted(names[:lanes]))
+    if dropped:
+        title += f" ({dropped} lanes not drawn)"
+    heights = [max(len(names), 1) for names in chosen]
+    height = 1.3 + 0.7 * len(shown) + 0.28 * sum(heights)
+    figure = Figure(figsize=(11, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axis, names, (video, found, true) in zip(axes, chosen, shown, strict=True):
+        for lane, label in enumerate(names):
+            for _, start, end, score in (e for e in found if e[0] == label):
+                axis.barh(lane - 0.18, end - start, left=start, height=0.34, color="C0",
+                          alpha=0.25 + 0.75 * min(max(score, 0), 1))  # fmt: skip
+            for _, start, end in (e for e in true or [] if e[0] == label):
+                axis.barh(lane + 0.2, end - start, left=start, height=0.2, color="0.35")
+        axis.set_yticks(range(len(names)), [for_figure(n, 32) for n in names], fontsize=8)
+        axis.set_ylim(len(names) - 0.4, -0.6)
+        axis.set_xlim(left=0)
+        axis.grid(axis="x", linewidth=0.4)
+        axis.set_title(for_figure(Path(video).name, 60), fontsize=8, loc="left")
+    axes[-1].set_xlabel("seconds")
+    handles = [Patch(color="C0", label="found, the darker the higher its score")]
+    if any(true is not None for _, _, true in shown):
+        handles.append(Patch(color="0.35", label="true"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
+    figure.suptitle(for_title(title, 11), fontsize=10)
     figure.savefig(path, dpi=110)
 
 

@@ -48,6 +48,7 @@ RECIPES = {
     "zero_shot": "Zero-shot classification",
     "retrieval": "Retrieval",
     "fuse": "Late fusion",
+    "detect": "Events",
 }
 FEW = 10  # people, or videos, below which a bootstrap's interval is called rough
 

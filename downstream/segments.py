@@ -6,7 +6,9 @@ A list's column `segments` holds them as `start-end label; start-end label`, sec
 
 import math
 import re
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -160,6 +162,11 @@ def edit_score(truth: np.ndarray, predicted: np.ndarray) -> float:
         0 to 1; 1 where both have no segment.
     """
     ours, theirs = ([c for c, _, _ in _pieces(frames)] for frames in (predicted, truth))
+    return order_score(ours, theirs)
+
+
+def order_score(ours: Sequence[object], theirs: Sequence[object]) -> float:
+    """1 minus the edit distance of two sequences of classes, of which the longer one has length 1; 1 where both are empty."""
     row = list(range(len(theirs) + 1))
     for i, a in enumerate(ours, 1):
         diagonal, row[0] = row[0], i
@@ -182,8 +189,15 @@ def segment_hits(truth: np.ndarray, predicted: np.ndarray, overlap: float) -> tu
     Returns:
         true positives, false positives, false negatives; add them up over sequences before taking F1.
     """
-    true, found = _pieces(truth), set()
-    ours = _pieces(predicted)
+    return piece_hits(_pieces(truth), _pieces(predicted), overlap)
+
+
+Pieces = Sequence[tuple[Any, float, float]]  # class, start and end of each
+
+
+def piece_hits(true: Pieces, ours: Pieces, overlap: float) -> tuple[int, int, int]:
+    """`segment_hits` of segments that are known by class, start and end; those of one class or of several may overlap."""
+    found = set()
     for number, start, end in ours:
         overlaps = [
             max(min(end, b) - max(start, a), 0) / (max(end, b) - min(start, a)) * (number == c)
@@ -204,9 +218,25 @@ def segment_scores(sequences: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, 
     Returns:
         "edit", the mean over videos, and "f1_10", "f1_25", "f1_50", of all segments together.
     """
-    scores = {"edit": float(np.mean([edit_score(*pair) for pair in sequences]))}
+    edit = [edit_score(*pair) for pair in sequences]
+    return _summary(edit, lambda overlap: [segment_hits(*pair, overlap) for pair in sequences])
+
+
+def piece_scores(videos: Sequence[tuple[Pieces, Pieces]]) -> dict[str, float]:
+    """`segment_scores` of segments that may overlap, from what is true and what was found in each video.
+
+    For the edit score they are in order of their starts.
+    """
+    order = lambda pieces: [p[0] for p in sorted(pieces, key=lambda p: (p[1], p[2], str(p[0])))]
+    edit = [order_score(order(found), order(true)) for true, found in videos]
+    return _summary(edit, lambda overlap: [piece_hits(*pair, overlap) for pair in videos])
+
+
+def _summary(
+    edit: list[float], hits: Callable[[float], list[tuple[int, int, int]]]
+) -> dict[str, float]:
+    scores = {"edit": float(np.mean(edit))}
     for overlap in OVERLAPS:
-        hits = np.sum([segment_hits(*pair, overlap) for pair in sequences], axis=0)
-        found, invented, missed = hits.tolist()
+        found, invented, missed = np.sum(hits(overlap), axis=0).tolist()
         scores[f"f1_{overlap * 100:.0f}"] = 2 * found / max(2 * found + invented + missed, 1)
     return scores

@@ -100,7 +100,7 @@ class Clips:
         self.plain = self.plain and frame.colorspace in DEFAULT_COLOURS
         if not self.write:
             return
-        frame = self._convert(frame)
+        frame = self.convert(frame)
         for repeat in range(repeats):
             if self.tick in self.cuts or self.frames >= self.longest:
                 self._finish()
@@ -112,7 +112,8 @@ class Clips:
             self.tick += 1
             self.repeated += repeat > 0
 
-    def _convert(self, frame: av.VideoFrame) -> av.VideoFrame:
+    def convert(self, frame: av.VideoFrame) -> av.VideoFrame:
+        """A frame as it is written, scaled and upright; one had to be added before."""
         full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
         rgb = frame.format.is_rgb or frame.format.name == "pal8"
         space = Colorspace.ITU601 if rgb or frame.colorspace not in _SPACES else frame.colorspace

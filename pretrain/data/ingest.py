@@ -39,6 +39,7 @@ import os
 import signal
 import sys
 import time
+from array import array
 from collections.abc import Callable, Generator, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -46,6 +47,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps
 
 from pretrain.data.encode import LONGER, Clips, DiskError, copy_clip
@@ -107,6 +109,52 @@ def ingest(
     """
     if kind == "pose":
         return _ingest_poses(path, out, clip_seconds, skeleton, fps)
+    with _payload(path, member) as file:
+        return _ingest(file, kind, out, short_side, clip_seconds, beat)
+
+
+def stream(
+    path: str, member: tuple[int, int] | None, short_side: int, beat: Callable[[], None]
+) -> Iterator[dict | tuple[np.ndarray, int]]:
+    """Decodes a video once, from front to back, and keeps nothing of it.
+
+    Args:
+        path: The file.
+        member: Offset and size in bytes of the payload inside the file, if it is an archive.
+        short_side: Pixels; larger frames are scaled down to it, as `ingest` does.
+        beat: Called whenever there was progress.
+
+    Yields:
+        First {"fps": ticks a second as a ratio, "ticks": about how many}; then uint8 frames
+        (H, W, 3) with the ticks that each lasts.
+
+    Raises:
+        Refused: The file is not usable, or not from here on.
+        MemoryError: The file needs more than this process may have.
+    """
+    with _payload(path, member) as file:
+        name = check_container(file)
+        size = file.seek(0, io.SEEK_END)
+        # Damage further on is for `_decode` to find: what comes before it is of use.
+        scan = _scan(file, name, beat, whole=False) | {"size": size}
+        _check_pixels(scan["pixels"], size)
+        yield {"fps": scan["fps"].as_integer_ratio(), "ticks": scan["ticks"]}
+        uniform = Clips("", scan, scan["ticks"], short_side, write=False)
+        to_rgb = VideoReformatter()
+        with contextlib.closing(_decode(file, name, size, beat)) as frames:
+            for frame, repeats in on_ticks(
+                frames, scan["fps"], scan["clock"], scan["ticks"], scan["last"]
+            ):
+                uniform.add(frame, repeats)
+                rgb = to_rgb.reformat(uniform.convert(frame), format="rgb24", threads=1)
+                yield rgb.to_ndarray(), repeats
+        if not uniform.decoded:
+            raise Refused("holds no frame that can be decoded")
+
+
+@contextlib.contextmanager
+def _payload(path: str, member: tuple[int, int] | None) -> Iterator[io.BufferedReader]:
+    """Opens the payload; what goes wrong with it is Refused, unless this machine is to blame."""
     try:
         raw = _Source(path, member)
     except OSError as error:
@@ -115,10 +163,9 @@ def ingest(
         raise Refused(f"cannot be read: {error.strerror or error}", retry=True) from error
     with raw:
         try:
-            clips = _ingest(io.BufferedReader(raw), kind, out, short_side, clip_seconds, beat)
-            if raw.error is None:
-                return clips
-            raise raw.error
+            yield io.BufferedReader(raw)
+            if raw.error is not None:
+                raise raw.error
         except (DiskError, MemoryError):
             raise
         except Exception as error:
@@ -267,7 +314,20 @@ def _out_of_memory(error: Exception) -> None:
         raise MemoryError from error
 
 
-def _packets(container, stream, logs: list, beat) -> Iterator[av.Packet]:
+def _packets(container, stream, logs: list, beat, whole: bool = True) -> Iterator[av.Packet]:
+    """The packets; of a damaged file that need not be `whole` those before the damage."""
+    packets = _checked_packets(container, stream, logs, beat)
+    count = 0
+    try:
+        for packet in packets:
+            yield packet
+            count += 1
+    except Refused:
+        if whole or not count:
+            raise
+
+
+def _checked_packets(container, stream, logs: list, beat) -> Iterator[av.Packet]:
     # What an audio stream's decoder says is not our business; names are like "matroska,webm".
     speakers = {*container.format.name.split(","), stream.codec_context.name}
     packets, count = container.demux(stream), 0
@@ -312,9 +372,14 @@ def _decode(file, name: str, size: int, beat) -> Generator[av.VideoFrame, None, 
         raise Refused(f"only {count} of {expected} packets give a frame")
 
 
-def _scan(file, name: str, beat) -> dict:
-    """Read the packets without decoding: the frame rate, the length, and whether to copy."""
-    stamps, keys, count, idr, skipped = [], [], 0, True, 0
+def _scan(file, name: str, beat, whole: bool = True) -> dict:
+    """Read the packets without decoding: the frame rate, the length, and whether to copy.
+
+    Of a file that need not be `whole` it reads those before the first damage.
+    """
+    # Numbers, not objects: of a day there are millions.
+    stamps, lasts = array("q"), array("q")
+    keys, count, idr, skipped = [], 0, True, 0
     with _demuxer(file, name) as (container, stream, logs):
         codec, base = stream.codec_context, stream.time_base or Fraction(1, 1000)
         # An AVI's frames have a place each, some are empty: a frame that was dropped. libavformat's
@@ -322,18 +387,19 @@ def _scan(file, name: str, beat) -> dict:
         when = "dts" if name == "avi" else "pts"
         h264 = name == "mov" and codec.name == "h264"
         prefix = (codec.extradata[4] & 3) + 1 if h264 and len(codec.extradata or b"") > 4 else 0
-        for packet in _packets(container, stream, logs, beat):
+        for packet in _packets(container, stream, logs, beat, whole):
             if not packet.size:
                 continue
             if (stamp := getattr(packet, when)) is not None and not packet.is_discard:
-                stamps.append((stamp, packet.duration or 0))
+                stamps.append(stamp)
+                lasts.append(packet.duration or 0)
             if packet.is_keyframe:
                 keys.append(count)
                 headers = unit_headers(bytes(packet), prefix) if prefix else ()
                 idr = idr and any(header & 31 == 5 for header in headers)
             count += 1
             skipped += packet.is_discard
-        times = np.array([stamp for stamp, _ in stamps], dtype=np.int64)
+        times = np.array(stamps, dtype=np.int64)
         steps = np.unique(np.diff(np.sort(times)))
         regular = len(times) == count and len(steps) == 1 and times.min() == 0 and steps[0] > 0
         claims = [stream.average_rate, stream.guessed_rate]
@@ -364,7 +430,8 @@ def _scan(file, name: str, beat) -> dict:
         ticks = count_ticks(times, base, fps) if timed else count - skipped
         last, told = 1, name in ("gif", "matroska") or (name == "mov" and not codec.has_b_frames)
         if timed and told and not regular:  # for so long the last frame is shown
-            last = max(1, math.floor(min(max(stamps)[1] * base, MAX_GAP) * fps + HALF))
+            longest = max(zip(stamps, lasts, strict=True))[1]
+            last = max(1, math.floor(min(longest * base, MAX_GAP) * fps + HALF))
         return {
             "fps": fps,
             "ticks": max(1, ticks + last - 1),

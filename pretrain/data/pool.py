@@ -39,7 +39,7 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env=_environment(),
+                env=worker_environment(),
                 text=True,
             )
         except OSError as error:
@@ -75,7 +75,7 @@ class _Worker:
         self.process.wait()
 
 
-def _environment() -> dict[str, str]:
+def worker_environment() -> dict[str, str]:
     """Ours, so that the worker finds this package, and with no threads beside those of the pool."""
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
@@ -183,5 +183,7 @@ def _death(worker: _Worker) -> str:
 
 def _complaint(command: tuple[str, ...]) -> str:
     """Run the worker once more without a job, to hear why it does not start."""
-    result = subprocess.run(command, input="", capture_output=True, text=True, env=_environment())
+    result = subprocess.run(
+        command, input="", capture_output=True, text=True, env=worker_environment()
+    )
     return result.stderr.strip()[-2000:] or f"exit code {result.returncode}"

@@ -35,7 +35,7 @@ GUIDES = [
 # Data that commands name, beside those that `home` has.
 DATA = dict.fromkeys(
     ("synthetic", "synthetic:90", "synthetic:3600", "clips.csv", "images.csv", "photos.csv",
-     "packs/k400"), "packs/mine",
+     "packs/k400", "untrimmed/videos.csv"), "packs/mine",
 )  # fmt: skip
 _TRAIN = "--steps 2 --batch-size 8 --micro-batch 8 --num-workers 0 --threads 1 --precision fp32"
 _SCORE = "--num-workers 0 --precision fp32"
@@ -48,6 +48,7 @@ SMALL = {
     "zero_shot": f"{_SCORE} --num-clips 1",
     "retrieval": f"{_SCORE} --num-clips 1",
     "predict": _SCORE,
+    "detect": _SCORE,
 }
 
 
@@ -76,11 +77,13 @@ RULES = [
     Rule(r"^pip download", listed="needs the network"),
     Rule(r"^python tests/fuzz/run\.py", listed="tests/fuzz runs it"),
     Rule(r"^python -m downstream\.models", listed="tests/unit/test_models.py runs it"),
+    Rule(r"^python -m pretrain\.data\.untrimmed", listed="tests/recipes/test_detect.py runs it"),
     Rule(r"hf:|open_clip:|--weights imagenet|i3d_k400|_18_k400", parsed="downloads"),
     Rule(r"^accelerate .*gpus\.yaml", parsed="wants GPUs"),
     Rule(r"benchmark\.py", parsed="measures for minutes"),
     Rule(r"compare\.py .*--models", parsed="starts a process for every model"),
     Rule(r"finetune.py paper --model i3d", "--frames 16 --size 32 --width 0.1"),
+    Rule(r"detect\.py .*--background other", "--background up"),
     Rule(r"videomae\.py .*--model", slow=True),
     Rule(r"videomae\.py shrec", slow=True),
     Rule(r"clip\.py (motion|--model)", slow=True),

@@ -1,0 +1,329 @@
+"""Scores of every frame of videos, raw or packed: decoded once, forward, at flat memory."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from downstream.events import Kept, cut, smooth
+from downstream.metrics import Found
+from downstream.windows import window_scores
+from pretrain.data.cache import packing_side
+from pretrain.data.decode import DecodeError, crop_resize
+from pretrain.data.guard import Refused
+from pretrain.data.progress import Bar
+from pretrain.data.sampling import test_boxes
+from pretrain.data.shards import Pack, crop_clip
+from pretrain.data.sources import Source, list_sources
+from pretrain.data.stream import Frames
+from pretrain.device import autocast_dtype
+from pretrain.files import is_there
+from pretrain.modes import evaluating
+from pretrain.names import for_screen
+from pretrain.prompts import same_words
+from pretrain.spec import InputSpec
+
+# ---- videos
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video, raw or packed.
+
+    Attributes:
+        name: what the results call it.
+        split: of the list, if any.
+        segments: its column `segments`, empty without.
+        source: where its file is; None if it is packed.
+        pack: where its clips are.
+        records: index entries of them, in order of time.
+    """
+
+    name: str
+    split: str | None
+    segments: str
+    source: Source | None = None
+    pack: Pack | None = None
+    records: tuple[dict, ...] = ()
+
+
+def list_videos(given: tuple[str, ...]) -> tuple[list[Video], dict[str, str]]:
+    """The videos of files, folders, lists, tars and packs, and why some cannot be used.
+
+    Raises:
+        ValueError: there is nothing at a path.
+    """
+    videos: list[Video] = []
+    refused: dict[str, str] = {}
+    for name in given:
+        if not is_there(name):
+            raise ValueError(f"--video {name}: there is no such file or folder")
+        if os.path.lexists(Path(name) / "index.json"):
+            pack = Pack(name)
+            groups: dict[str, list[dict]] = {}
+            for record in pack.records():
+                groups.setdefault(record["source"], []).append(record)
+            for source, records in groups.items():
+                records.sort(key=lambda record: record["start"])
+                about = records[0]
+                text = about["extra"].get("segments", "")
+                videos.append(Video(source, about["split"], text, None, pack, tuple(records)))
+            continue
+        listing = list_sources(name)
+        refused |= dict(listing.refused)
+        for found in listing.sources:
+            if found.kind != "video":
+                refused[found.name] = "is a picture, in which nothing happens"
+                continue
+            videos.append(Video(found.name, found.split, found.extra.get("segments", ""), found))
+    names = [video.name for video in videos]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(
+            f"two videos are called {twice}: give them by a list, or one folder above both"
+        )
+    return videos, refused
+
+
+def refuse_streams(videos: list[Video], spec: InputSpec, who: str) -> None:
+    """Refuse a model if it takes a stream that packed videos lack, or that raw videos never have.
+
+    Raises:
+        ValueError: naming the remedy.
+    """
+    if any(video.source is not None for video in videos):
+        spec.refuse_lacking(("rgb",), who)
+    for pack in {id(video.pack): video.pack for video in videos if video.pack}.values():
+        named = {video.name for video in videos}
+        ids = [i for i, record in enumerate(pack.records()) if record["source"] in named]
+        pack.check_streams(np.array(ids, dtype=int), spec, who)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A video that is being read.
+
+    Attributes:
+        fps: frames a second.
+        chunks: its frames, the streams that a model takes at its size.
+        reason: says afterwards why they end too early; nothing if they do not.
+    """
+
+    fps: float
+    chunks: Iterator[dict[str, Tensor]]
+    reason: Callable[[], str]
+
+
+@contextlib.contextmanager
+def opened(video: Video, spec: InputSpec) -> Iterator[Opened]:
+    """A video, decoded from front to back while it is read.
+
+    Raises:
+        Refused: it cannot be used.
+    """
+    if video.source is None:
+        reasons: list[str] = []
+        yield Opened(
+            float(video.records[0]["fps"]), _packed(video, spec, reasons), lambda: "".join(reasons)
+        )
+        return
+    source = video.source
+    with Frames(os.fspath(source.path), source.member, packing_side(spec.size)) as frames:
+        clips = (_cropped(torch.from_numpy(chunk), spec) for chunk in frames.chunks())
+        yield Opened(float(frames.fps), clips, lambda: frames.reason)
+
+
+def _cropped(frames: Tensor, spec: InputSpec) -> dict[str, Tensor]:
+    """The centre of frames (n, H, W, 3) at a model's size, (3, n, S, S)."""
+    box = test_boxes(frames.shape[2], frames.shape[1], 1)[0]
+    return {"rgb": crop_resize(frames, box, spec.size, spec.pictures["rgb"].interpolation)}
+
+
+def _packed(video: Video, spec: InputSpec, reasons: list[str]) -> Iterator[dict[str, Tensor]]:
+    """The clips of a packed video; where one is damaged they end, and the reason is added."""
+    assert video.pack is not None
+    for record in video.records:
+        try:
+            parts = video.pack.clip(record, np.arange(record["frames"]), spec)
+        except DecodeError as error:
+            reasons.append(str(error))
+            return
+        box = test_boxes(record["width"], record["height"], 1)[0]
+        yield crop_clip(parts, record, box, spec)
+
+
+# ---- scores
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A model that scores windows.
+
+    Attributes:
+        model: it.
+        spec: the clip that it takes.
+        names: of the K classes.
+        hop: frames from a window to the next.
+        score: clips to scores of the classes, (B, T, K) or (B, K).
+    """
+
+    model: nn.Module
+    spec: InputSpec
+    names: list[str]
+    hop: int
+    score: Callable[[Any], Tensor]
+
+
+@dataclass(frozen=True)
+class How:
+    """How videos are scored.
+
+    Attributes:
+        smooth: seconds over which scores are averaged.
+        batch_size: windows in one forward pass.
+        device: where to compute.
+        precision: "auto", "bf16" or "fp32".
+    """
+
+    smooth: float
+    batch_size: int
+    device: torch.device
+    precision: str
+
+
+def video_scores(
+    video: Video, scorer: Scorer, shown: list[int], how: How,
+    use: Callable[[Iterator[np.ndarray], float], None],
+) -> tuple[float, str]:  # fmt: skip
+    """Score the frames of a video once.
+
+    Args:
+        video: it.
+        scorer: the model.
+        shown: numbers of the classes that are wanted.
+        how: how.
+        use: takes the smoothed scores (n, len(shown)), in parts, and the frames a second.
+
+    Returns:
+        its seconds, and why it could not be read any further; nothing if it was read to its end.
+
+    Raises:
+        Refused: nothing of it can be read.
+        ValueError: a prediction is not finite.
+    """
+    spec, rows = scorer.spec, 0
+    dtype = autocast_dtype(how.device, how.precision)
+
+    def predict(window: dict[str, Tensor]) -> Tensor:
+        with (
+            evaluating(scorer.model),
+            torch.inference_mode(),
+            torch.autocast(how.device.type, dtype, enabled=dtype is not None),
+        ):
+            return scorer.score(spec.normalise(spec.take(window, how.device)))[..., shown]
+
+    def counted(parts: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        nonlocal rows
+        for part in parts:
+            rows += len(part)
+            yield part
+
+    with opened(video, spec) as stream:
+        windows = window_scores(
+            stream.chunks, spec.frames, spec.stride, scorer.hop, how.batch_size, predict
+        )
+        use(smooth(counted(windows), round(how.smooth * stream.fps / 2)), stream.fps)
+        reason = stream.reason()
+    if not rows:
+        raise Refused(reason or "holds no frame that can be decoded")
+    return rows / stream.fps, reason
+
+
+class Detection:
+    """Finds the events of videos, one after the other.
+
+    Args:
+        scorer: the model.
+        background: names of classes that are no events.
+        how: how frames are scored.
+        shortest: seconds; shorter events are left out.
+        refused: video -> why it cannot be used, or from when on; more are added.
+
+    Attributes:
+        names: of the classes that are looked for.
+
+    Raises:
+        ValueError: a class of the background is not there, or nothing is left.
+    """
+
+    def __init__(
+        self, scorer: Scorer, background: tuple[str, ...], how: How, shortest: float,
+        refused: dict[str, str],
+    ):  # fmt: skip
+        hidden = {same_words(name) for name in background}
+        if missing := hidden - {same_words(name) for name in scorer.names}:
+            raise ValueError(
+                f"--background {min(missing)!r} is no class of this model: it has "
+                f"{', '.join(map(for_screen, scorer.names[:10]))}"
+            )
+        self.shown = [k for k, name in enumerate(scorer.names) if same_words(name) not in hidden]
+        if not self.shown:
+            raise ValueError("every class is --background: nothing is looked for")
+        self.names = [scorer.names[k] for k in self.shown]
+        self.scorer, self.how, self.shortest, self.refused = scorer, how, shortest, refused
+
+    def _score(
+        self, videos: list[Video], title: str,
+        use: Callable[[Video, Iterator[np.ndarray], float], None],
+    ) -> set[str]:  # fmt: skip
+        """Hands the scores of each video to `use`; returns the names of those that were read."""
+        done = set()
+        with Bar(len(videos), title, "video") as bar:
+            for video in videos:
+                one = lambda parts, fps, video=video: use(video, parts, fps)
+                try:
+                    seconds, reason = video_scores(video, self.scorer, self.shown, self.how, one)
+                except Refused as error:
+                    self.refused[video.name] = str(error)
+                else:
+                    done.add(video.name)
+                    if reason:
+                        self.refused[video.name] = f"read to {seconds:.1f} s: {reason}"
+                bar.update(about=for_screen(video.name, 60))
+        return done
+
+    def keep(self, videos: list[Video]) -> dict[str, Kept]:
+        """The scores of videos, on which thresholds are to be chosen."""
+        kept: dict[str, Kept] = {}
+
+        def use(video: Video, parts: Iterator[np.ndarray], fps: float) -> None:
+            kept[video.name] = Kept(fps)
+            for _ in kept[video.name].tee(parts):
+                pass
+
+        done = self._score(videos, "validation", use)
+        return {name: scores for name, scores in kept.items() if name in done}
+
+    def find(
+        self, videos: list[Video], thresholds: np.ndarray, measured: set[str]
+    ) -> tuple[dict[str, list[Found]], dict[str, Kept]]:
+        """The events of the videos that can be read, and the scores of those that are measured."""
+        found: dict[str, list[Found]] = {}
+        kept: dict[str, Kept] = {}
+
+        def use(video: Video, parts: Iterator[np.ndarray], fps: float) -> None:
+            if video.name in measured:
+                kept[video.name] = Kept(fps)
+                parts = kept[video.name].tee(parts)
+            found[video.name] = cut(parts, self.names, thresholds, fps, self.shortest)
+
+        done = self._score(videos, "detection", use)
+        for name in found.keys() - done:
+            del found[name]
+            kept.pop(name, None)
+        return found, kept

@@ -1,0 +1,384 @@
+"""Find events in long video: what happens from when to when, also at the same time.
+
+    python recipes/detect.py --backbone RUN/backbone --video day1.mp4 day2.mkv
+    python recipes/detect.py --backbone RUN/backbone --video videos.csv
+    python recipes/detect.py --backbone RUN/backbone --video folder/ --truth activity_net.json
+    python recipes/detect.py --backbone open_clip:ViT-B-32/laion2b_s34b_b79k --video day1.mp4 \
+        --text "a person drinks" "a person opens a door" --background "an empty room"
+
+RUN is a run of recipes/finetune.py: a classifier of frames (--per-frame), whose windows slide by
+half their length, or one of clips, which slide by a quarter. With --text a pair of recipes/clip.py
+or open_clip, and nothing is trained: each sentence competes with the others and with those of
+--background (of a sigmoid pair each stands by itself).
+
+A raw video is decoded once, forward, in a process that may be killed, and nothing of it is kept:
+memory does not grow with its length. Every frame gets a score for every class; scores are smoothed,
+and a class's stretch of frames at or above its threshold is an event. Each class has a threshold of
+its own, so events may overlap. Where a list has a column `segments`, or --truth names a file
+(ActivityNet's JSON, or a table with video, start, end, label), the events of the tested split are
+measured; thresholds are chosen on the videos of the split val, never on tested ones.
+
+Written: events.csv, events.json (ActivityNet's layout), thresholds.json, refused.json and
+timeline.png; with truth also results.json and CARD.md.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from downstream.detect import Detection, How, Scorer, Video, list_videos, refuse_streams
+from downstream.events import (
+    OVERLAPS,
+    Kept,
+    Truth,
+    choose_thresholds,
+    detection_scores,
+    find_truth,
+    frame_precision,
+    named_alike,
+    read_thresholds,
+    read_truth,
+    truth_of_segments,
+)
+from downstream.metrics import Event, Found
+from downstream.models import choose_sampling, load_classifier, load_video_text
+from downstream.report import events_figure, print_results, write_csv, write_results
+from downstream.results import Data, Metric, Results, build_results, describe_model, versions
+from downstream.zero_shot import embed_texts
+from pretrain.device import autocast_dtype
+from pretrain.files import is_file
+from pretrain.flags import Count, Fraction, NotNegative, OptionalCount
+from pretrain.folders import claim, holds_nothing
+from pretrain.log import cli, print_table, write_json
+from pretrain.names import for_csv, for_screen
+from pretrain.processes import start_evaluation
+from pretrain.prompts import load_classes, refuse_same_words, same_words
+from pretrain.settings import MACHINE, MachineFlags
+from pretrain.spec import InputSpec
+
+THRESHOLD = 0.5  # where nothing else is known
+
+
+@dataclass(frozen=True)
+class Config:
+    """Configuration of detection."""
+
+    backbone: str
+    """RUN/backbone of recipes/finetune.py, or another classifier that recipes/predict.py takes;
+    with --text RUN/backbone of recipes/clip.py, or open_clip:MODEL/WEIGHTS."""
+    video: tuple[str, ...]
+    """Files, folders, lists or tars of raw videos, or packs."""
+    text: tuple[str, ...] = ()
+    """Sentences, each a class; or a file: a sentence a line, or csv with label,text."""
+    background: tuple[str, ...] = ()
+    """Classes (with --text: sentences) that compete with the others and are no events."""
+    weights: str | None = None
+    """The file behind i3d_k400; of torchvision's networks, if not to be downloaded."""
+    classes: str | None = None
+    """Names of the classes in the order of the classifier, as recipes/predict.py takes them."""
+    truth: str | None = None
+    """ActivityNet's JSON, or a table with columns video, start, end, label and perhaps split."""
+    test_split: str = "test"
+    """The split that is measured, where the videos have splits."""
+    stride: OptionalCount = None
+    """Source frames between two sampled ones, if not those that the weights record."""
+    smooth: NotNegative = 0.5
+    """Seconds over which scores are averaged."""
+    shortest: NotNegative = 0.2
+    """Seconds; shorter events are left out."""
+    threshold: Fraction | None = None
+    """Of every class; by default chosen on validation videos, without any 0.5."""
+    thresholds: str | None = None
+    """Instead: thresholds.json of an earlier run, such as one with validation videos."""
+    out: str = "runs/detect"
+    """Folder of the results; older results there are replaced, other files are refused."""
+    batch_size: Count = 8
+    """Windows in one forward pass; changes speed and memory only."""
+    machine: MachineFlags = MACHINE
+
+
+def unused(config: Config) -> dict[str, str]:
+    """Values that others leave without effect, and why."""
+    why = dict.fromkeys(("weights", "classes"), "with --text") if config.text else {}
+    return why | ({"threshold": "with --thresholds"} if config.thresholds else {})
+
+
+# -------------------------------------------------------------------------------------- the model
+
+
+def load_scorer(config: Config, where: torch.device) -> Scorer:
+    """The model of a configuration, on its device.
+
+    Raises:
+        ValueError: there is none of the kind, or it needs a stride.
+    """
+    if config.text:
+        pair = load_video_text(config.backbone)
+        backbone: nn.Module = pair.video
+    else:
+        names = list(load_classes(config.classes)) if config.classes else None
+        classifier = load_classifier(config.backbone, config.weights or "", names)
+        backbone = classifier.backbone
+    choose_sampling(backbone, None, config.stride)
+    spec = backbone.input_spec
+    assert isinstance(spec, InputSpec)
+    if not spec.stride:
+        raise ValueError(
+            "this model takes frames of the whole of a clip, which a long video has not: give "
+            "--stride, source frames between two that it sees"
+        )
+    span = spec.frames * spec.stride
+    if not config.text:
+        classifier.to(where)
+        hop = max(span // 2 if classifier.per_frame else span // 4, 1)
+        score = lambda clips: classifier(clips).float().softmax(-1)
+        return Scorer(classifier, spec, classifier.classes, hop, score)
+    sentences = sentences_of(config)
+    vectors, num_cut = embed_texts(pair, list(sentences.values()), where, config.machine.precision)
+    if num_cut:
+        print(f"note: {num_cut} sentences were longer than the text tower's context and were cut")
+    texts = torch.from_numpy(vectors).to(where)
+
+    def compare(clips: Tensor) -> Tensor:
+        similar = pair.scale() * (pair.encode_video(clips).float() @ texts.T)
+        return similar.softmax(-1) if pair.bias is None else (similar + pair.bias).sigmoid()
+
+    return Scorer(pair, spec, list(sentences), max(span // 4, 1), compare)
+
+
+def sentences_of(config: Config) -> dict[str, str]:
+    """Label -> sentence of what is looked for, and then of the background.
+
+    Raises:
+        ValueError: two are the same, or there is only one.
+    """
+    if len(config.text) == 1 and is_file(config.text[0]):
+        found = load_classes(config.text[0])
+    else:
+        found = {text: text for text in config.text}
+    all_of_them = [*found, *config.background]
+    if len({same_words(name) for name in all_of_them}) < len(all_of_them) or len(found) < len(
+        config.text
+    ):
+        raise ValueError("two of --text and --background are the same sentence")
+    refuse_same_words(found, "--text")
+    sentences = found | {text: text for text in config.background}
+    if len(sentences) < 2:
+        raise ValueError(
+            "a sentence needs another one to compete with: give a second, or what else there is "
+            "as --background"
+        )
+    return sentences
+
+
+# ------------------------------------------------------------------------------------- the events
+
+
+def truth_of(config: Config, videos: list[Video]) -> dict[str, tuple[str, Truth]]:
+    """Video -> its name in the file of truth, and what is true, where anything is known.
+
+    Raises:
+        ValueError: the truth cannot be read, or is that of other videos.
+    """
+    if config.truth is None:
+        return {
+            v.name: (v.name, Truth(truth_of_segments(v.segments, v.name), v.split))
+            for v in videos
+            if v.segments
+        }
+    truth = read_truth(Path(config.truth))
+    names = {v.name: find_truth(truth, v.name) for v in videos}
+    found = {video: (name, truth[name]) for video, name in names.items() if name is not None}
+    if not found:
+        raise ValueError(
+            f"--truth {config.truth} has none of these {len(videos)} videos: it has "
+            f"{for_screen(min(truth), 60)} and the like, and they are called "
+            f"{for_screen(videos[0].name, 60)} and the like"
+        )
+    return found
+
+
+def choose_parts(
+    config: Config, videos: list[Video], truth: dict[str, tuple[str, Truth]], notes: list[str]
+) -> tuple[list[Video], list[Video]]:
+    """Validation videos, on which thresholds are chosen, and those in which events are looked for.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    splits = {
+        v.name: (truth[v.name][1].split if v.name in truth else None) or v.split for v in videos
+    }
+    known = {split for split in splits.values() if split}
+    if not known:
+        return [], videos
+    tested = [v for v in videos if splits[v.name] == config.test_split]
+    if not tested:
+        raise ValueError(
+            f"no video is of split {config.test_split!r}; there are {', '.join(sorted(known))}: "
+            "name one with --test-split"
+        )
+    fixed = config.threshold is not None or config.thresholds is not None
+    choosing = not fixed and config.test_split != "val"
+    val = [v for v in videos if choosing and splits[v.name] == "val" and v.name in truth]
+    if left := len(videos) - len(tested) - len(val):
+        notes.append(f"{left} videos of other splits were left out")
+    return val, tested
+
+
+def measure(
+    config: Config, detection: Detection, true: dict[str, list[Event]],
+    found: dict[str, list[Found]], kept: dict[str, Kept], chosen: str, notes: list[str],
+) -> Results:  # fmt: skip
+    """The numbers of the tested videos of which the truth is known."""
+    scorer, num = detection.scorer, sum(map(len, true.values()))
+    scores, each = detection_scores(true, {v: found[v] for v in true})
+    of_frames = frame_precision(kept, true, detection.names)
+    frames = sum(k.rows for k in kept.values())
+    order = ["map_50", "map", *(f"map_{100 * o:.0f}" for o in OVERLAPS if o != 0.5)]
+    metrics = {name: Metric(scores[name], num, of="events") for name in order}
+    metrics["frame_map"] = Metric(float(np.mean(list(of_frames.values()))), frames, of="frames")
+    metrics |= {n: Metric(v, num, of="events") for n, v in scores.items() if n not in metrics}
+    digest = hashlib.sha256(json.dumps(sorted(true.items())).encode()).hexdigest()
+    data = Data(
+        ", ".join(config.video),
+        digest,
+        config.test_split,
+        len(true),
+        len(true),
+        len(detection.names),
+    )
+    protocol = {
+        "kind": "detection", "videos": digest, "test_split": config.test_split,
+        "num_test": len(true), "thresholds": chosen,
+    }  # fmt: skip
+    spec, how = scorer.spec, detection.how
+    details: dict[str, dict] = {
+        "views": {
+            "frames": spec.frames, "stride": spec.stride, "size": spec.size, "hop": scorer.hop,
+            "smooth_seconds": config.smooth, "shortest_seconds": config.shortest,
+            "pooling": "mean over the windows that show a frame",
+        },
+        "average_precision_at_50": each,
+        "average_precision_of_frames": of_frames,
+    }  # fmt: skip
+    settings = {
+        "smooth": config.smooth,
+        "shortest": config.shortest,
+        "background": list(config.background),
+    }
+    precision = str(autocast_dtype(how.device, how.precision) or torch.float32)
+    return build_results(
+        "detect", data, describe_model(config.backbone, scorer.model), protocol, settings, metrics,
+        None, versions(how.device, precision.removeprefix("torch.")), notes, details,
+    )  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------- main
+
+
+def write_events(
+    out: Path, found: dict[str, list[Found]], truth: dict[str, tuple[str, Truth]], model: str
+) -> dict:
+    """Write events.csv and events.json, with the names of the truth; returns the latter."""
+    rows = [[v, *e[1:3], e[0], e[3]] for v, events in found.items() for e in events]
+    columns = ["video", "start", "end", "label", "score"]
+    write_csv(out / "events.csv", columns, (list(map(for_csv, row)) for row in rows))
+    results = {
+        truth[v][0] if v in truth else v: [
+            {"label": label, "score": score, "segment": [start, end]}
+            for label, start, end, score in events
+        ]
+        for v, events in found.items()
+    }
+    content = {"version": "muybridge 1", "results": results, "external_data": {"model": model}}
+    write_json(out / "events.json", content)
+    return content
+
+
+def main(config: Config) -> dict:
+    """Find the events; returns what events.json holds."""
+    if not all(config.video):
+        raise ValueError("--video is empty: give files or folders")
+    out = Path(config.out)
+    if not holds_nothing(out) and not (out / "events.json").is_file():
+        raise ValueError(f"{out} holds something else: give another folder with --out")
+    lock = claim(out)
+    videos, refused = list_videos(config.video)
+    notes: list[str] = []
+    truth = truth_of(config, videos)
+    val, tested = choose_parts(config, videos, truth, notes)
+    where = start_evaluation(config.machine)
+    how = How(config.smooth, config.batch_size, where, config.machine.precision)
+    scorer = load_scorer(config, where)
+    refuse_streams(tested, scorer.spec, config.backbone)
+    detection = Detection(scorer, config.background, how, config.shortest, refused)
+    names = detection.names
+
+    # ---- what is true, in the model's words
+    true: dict[str, list[Event]] = {}
+    unknown: set[str] = set()
+    for video, (_, about) in truth.items():
+        true[video], left_out = named_alike(about.events, names)
+        unknown |= left_out
+    hidden = {same_words(name) for name in config.background}
+    if others := sorted(name for name in unknown if same_words(name) not in hidden):
+        notes.append(
+            f"{len(others)} classes of the truth are not looked for and are not measured: "
+            f"{', '.join(map(for_screen, others[:10]))}"
+        )
+
+    # ---- thresholds, then events
+    thresholds, chosen = np.full(len(names), THRESHOLD), f"{THRESHOLD:g}, as nothing else is known"
+    if config.thresholds:
+        thresholds, chosen = read_thresholds(Path(config.thresholds), names), "of a file"
+    elif config.threshold is not None:
+        thresholds, chosen = np.full(len(names), config.threshold), f"{config.threshold:g}, given"
+    elif val:
+        scores = detection.keep(val)
+        thresholds = choose_thresholds(scores, {v: true[v] for v in scores}, names, config.shortest)
+        chosen = f"chosen on {len(scores)} videos of split val"
+    found, kept = detection.find(tested, thresholds, {v.name for v in tested if v.name in true})
+    if not found:
+        reasons = "; ".join(for_screen(f"{v}: {why}") for v, why in list(refused.items())[:3])
+        raise ValueError(f"nothing at {' '.join(config.video)} can be used: {reasons}")
+    content = write_events(out, found, truth, config.backbone)
+    by_name = dict(zip(names, thresholds.tolist(), strict=True))
+    write_json(out / "thresholds.json", {"thresholds": by_name, "chosen": chosen})
+    write_json(out / "refused.json", refused)
+
+    # ---- the truth
+    measured = {v: true[v] for v in found if v in true}
+    (out / "results.json").unlink(missing_ok=True)  # of an earlier run
+    (out / "CARD.md").unlink(missing_ok=True)
+    if any(measured.values()):
+        if len(measured) < len(tested):
+            notes.append(
+                f"{len(tested) - len(measured)} of the videos have no truth or cannot be read"
+            )
+        results = measure(config, detection, measured, found, kept, chosen, notes)
+        write_results(out, results)
+        print_results(results)
+    else:
+        for note in notes:
+            print(f"note: {for_screen(note)}")
+    total = sum(map(len, found.values()))
+    print(f"\n{total} events in {len(found)} videos, thresholds {chosen}")
+    for video, reason in refused.items():
+        print(f"refused {for_screen(video)}: {for_screen(reason)}")
+    rows = [(v, events, measured.get(v)) for v, events in found.items()]
+    title = f"events in {len(found)} videos, by {config.backbone}"
+    picture = events_figure(out / "timeline.png", rows, title)
+    names_of = {"events": out / "events.csv", "as ActivityNet has them": out / "events.json"}
+    print_table("done", names_of | {"figure": picture})
+    lock.release(force=True)
+    return content
+
+
+if __name__ == "__main__":
+    cli(main, Config, unused)

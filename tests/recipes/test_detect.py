@@ -1,0 +1,322 @@
+"""Events in long video: found where they are, from files and packs, and measured by the truth."""
+
+import csv
+import dataclasses
+import json
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from downstream.classifier import Classifier, frame_probabilities
+from downstream.detect import Scorer
+from downstream.events import cut, smooth, truth_of_segments
+from downstream.models import build_model, load_backbone, load_classifier
+from downstream.results import read_results
+from pretrain.backbones import export_backbone
+from pretrain.data.pack import pack
+from pretrain.data.shards import Pack
+from pretrain.data.stream import Frames
+from pretrain.data.untrimmed import OTHER, SPLITS
+from pretrain.data.untrimmed import Config as Untrimmed
+from pretrain.data.untrimmed import main as make_untrimmed
+from pretrain.names import from_csv
+from recipes import detect
+from recipes.detect import Config, main
+from tests.conftest import draw_motion, write_video
+from tests.recipes.runs import configure
+
+FPS = 16
+COLOURS = ["red", "green", "blue"]
+# Label and seconds; between 3 and 4 s two things happen at once.
+PLAN = {
+    "a.mp4": [("red", 1, 4), ("blue", 3, 5), ("green", 6, 7)],
+    "b.mp4": [("green", 0, 2), ("red", 4, 6)],
+    "val.mp4": [("red", 1, 2), ("green", 3, 5), ("blue", 4, 6)],
+}
+
+
+def paint(events: list[tuple], seconds: int = 8) -> np.ndarray:
+    """Frames (T, 32, 32, 3) whose red, green and blue say what happens."""
+    video = np.zeros((seconds * FPS, 32, 32, 3), np.uint8)
+    for label, start, end in events:
+        video[start * FPS : end * FPS, ..., COLOURS.index(label)] = 200
+    return video
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("films")
+    for name, events in PLAN.items():
+        write_video(folder / name, paint(events), FPS)
+    with open(folder / "truth.csv", "w", newline="") as file:
+        rows = [[name, *e[1:], e[0]] for name, events in PLAN.items() for e in events]
+        csv.writer(file).writerows([["video", "start", "end", "label"], *rows])
+    return folder
+
+
+@pytest.fixture
+def colours(monkeypatch, tiny_backbone):
+    """A model that sees colours: scores of each frame of a window of 8."""
+    model = load_backbone(str(tiny_backbone))
+    spec = dataclasses.replace(model.input_spec, stride=1)
+
+    def score(clips: torch.Tensor) -> torch.Tensor:
+        stream = spec.pictures["rgb"]
+        std, mean = (torch.tensor(x).view(1, 3, 1, 1, 1) for x in (stream.std, stream.mean))
+        return (clips * std + mean).mean((3, 4)).transpose(1, 2)  # 200 of 255, or nothing
+
+    monkeypatch.setattr(detect, "load_scorer", lambda *_: Scorer(model, spec, COLOURS, 4, score))
+
+
+def config(video, out, backbone: str = "colours", **values) -> Config:
+    given = [video] if isinstance(video, str | Path) else video
+    machine = {"precision": "fp32", "num_workers": 0}
+    return configure(
+        Config, backbone, tuple(map(str, given)), out=str(out), smooth=0.0, **(machine | values)
+    )
+
+
+def within(found: list[dict], events: list[tuple], slack: float = 0.3) -> bool:
+    """Whether exactly these events were found, up to so many seconds."""
+    ours = sorted((f["label"], *f["segment"]) for f in found)
+    return len(ours) == len(events) and all(
+        a[0] == b[0] and abs(a[1] - b[1]) < slack and abs(a[2] - b[2]) < slack
+        for a, b in zip(ours, sorted(events), strict=True)
+    )
+
+
+def test_events_are_found_where_they_are(films, colours, tmp_path):
+    out = tmp_path / "out"
+    content = main(config([films / "a.mp4", films / "b.mp4"], out, threshold=0.4))
+    for name in ("a.mp4", "b.mp4"):
+        assert within(content["results"][name], PLAN[name])
+    assert json.loads((out / "events.json").read_text()) == content
+    assert content.keys() == {"version", "results", "external_data"}
+    with open(out / "events.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 5 and rows[0].keys() == {"video", "start", "end", "label", "score"}
+    assert (out / "timeline.png").exists() and not (out / "results.json").exists()
+    assert json.loads((out / "refused.json").read_text()) == {}
+
+
+def test_a_pack_has_the_events_of_its_files(films, colours, tmp_path):
+    files = main(config(films / "a.mp4", tmp_path / "files", threshold=0.4))["results"]["a.mp4"]
+    pack(
+        films / "a.mp4", tmp_path / "pack", short_side=36, clip_seconds=3, workers=1, progress=False
+    )
+    assert len(Pack(tmp_path / "pack")) > 2
+    packed = main(config(tmp_path / "pack", tmp_path / "packed", threshold=0.4))["results"]["a.mp4"]
+    assert [f["label"] for f in packed] == [f["label"] for f in files]
+    assert np.allclose([f["segment"] for f in packed], [f["segment"] for f in files])
+    assert np.allclose([f["score"] for f in packed], [f["score"] for f in files], atol=0.02)
+
+
+def test_batches_of_windows_do_not_matter(films, colours, tmp_path):
+    found = [
+        main(config(films / "a.mp4", tmp_path / "out", threshold=0.4, batch_size=n))["results"]
+        for n in (1, 5)
+    ]
+    assert within(found[0]["a.mp4"], PLAN["a.mp4"])
+    for one, two in zip(*(f["a.mp4"] for f in found), strict=True):
+        assert one["segment"] == two["segment"] and one["score"] == pytest.approx(two["score"])
+
+
+def listed(folder: Path, films: Path, splits: dict[str, str]) -> Path:
+    """A list of the films with a column segments."""
+    folder.mkdir()
+    with open(folder / "list.csv", "w", newline="") as file:
+        rows = [["path", "split", "segments"]]
+        for name, split in splits.items():
+            shutil.copy(films / name, folder / name)
+            parts = [f"{a}-{b} {label}" for label, a, b in PLAN[name] if label != "blue"]
+            rows.append([name, split, "; ".join(parts)])
+        csv.writer(file).writerows(rows)
+    return folder / "list.csv"
+
+
+def test_thresholds_are_chosen_on_validation_videos(films, colours, tmp_path):
+    path = listed(tmp_path / "data", films, {"a.mp4": "test", "b.mp4": "train", "val.mp4": "val"})
+    out = tmp_path / "out"
+    content = main(config(path, out))
+    assert list(content["results"]) == ["a.mp4"]  # neither of val nor of train
+    about = json.loads((out / "thresholds.json").read_text())
+    assert "1 videos of split val" in about["chosen"]
+    assert all(0.1 < about["thresholds"][name] < 0.8 for name in COLOURS)
+    results = read_results(out)
+    assert results.recipe == "detect" and results.protocol["thresholds"] == about["chosen"]
+    # Blue is not in this truth, and the event of it is a third one that should not be there.
+    assert results.value("map_50") == 1 and results.value("f1_50") == pytest.approx(4 / 5)
+    assert results.value("edit") == pytest.approx(2 / 3)
+    assert results.value("frame_map") > 0.9 and results.data.num_test == 1
+    # The test videos' truth decides nothing: another one, the same thresholds.
+    text = path.read_text().replace("1-4 red", "0-6 red")
+    path.write_text(text)
+    main(config(path, tmp_path / "other"))
+    other = json.loads((tmp_path / "other" / "thresholds.json").read_text())
+    assert other == about and read_results(tmp_path / "other").value("map_70") < 1
+    # And they are taken from there for other videos.
+    again = main(config(films / "b.mp4", tmp_path / "b", thresholds=str(out / "thresholds.json")))
+    assert within(again["results"]["b.mp4"], PLAN["b.mp4"])
+
+
+def test_truth_from_a_file(films, colours, tmp_path):
+    files = [films / "a.mp4", films / "b.mp4"]
+    given = config(files, tmp_path / "csv", threshold=0.4, truth=str(films / "truth.csv"))
+    main(given)
+    first = read_results(tmp_path / "csv")
+    assert first.value("map") == first.value("map_70") == first.value("f1_50") == 1
+    assert first.metrics["map_50"].n == 5 and first.metrics["map_50"].of == "events"
+    database = {
+        name.removesuffix(".mp4"): {
+            "subset": "validation",
+            "annotations": [{"label": e[0].upper(), "segment": list(e[1:])} for e in events],
+        }
+        for name, events in PLAN.items()
+    }
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps({"database": database}))
+    values = {"threshold": 0.4, "truth": str(path)}
+    with pytest.raises(ValueError, match=r"no video is of split 'test'; there are val"):
+        main(config(files, tmp_path / "json", **values))
+    content = main(config(files, tmp_path / "json", test_split="val", **values))
+    assert content["results"].keys() == {"a", "b"}  # as the truth calls them
+    second = read_results(tmp_path / "json")
+    assert second.value("map") == 1 and second.metrics["map_50"].n == 5
+    with pytest.raises(ValueError, match="none of these 1 videos"):
+        write_video(tmp_path / "other.mp4", paint([]), FPS)
+        main(config(tmp_path / "other.mp4", tmp_path / "no", **values))
+
+
+def test_background_is_no_event(films, colours, tmp_path):
+    values = {"threshold": 0.4, "background": ("Blue",), "truth": str(films / "truth.csv")}
+    content = main(config(films / "a.mp4", tmp_path / "out", **values))
+    assert within(content["results"]["a.mp4"], [e for e in PLAN["a.mp4"] if e[0] != "blue"])
+    assert read_results(tmp_path / "out").value("map_50") == 1
+    with pytest.raises(ValueError, match="no class of"):
+        main(config(films / "a.mp4", tmp_path / "no", background=("purple",)))
+    with pytest.raises(ValueError, match="every class"):
+        main(config(films / "a.mp4", tmp_path / "no", background=tuple(COLOURS)))
+
+
+def test_bad_files_are_named_and_the_others_scored(films, colours, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    shutil.copy(films / "a.mp4", folder / "=cmd().mp4")
+    (folder / "text.mp4").write_text("hello " * 50)
+    grain = np.random.default_rng(0).integers(0, 30, (8 * FPS, 32, 32, 3), np.uint8)
+    write_video(folder / "torn.mp4", paint(PLAN["b.mp4"]) + grain, FPS)
+    data = bytearray((folder / "torn.mp4").read_bytes())
+    start = data.index(b"mdat") + 4
+    middle = start + (len(data) - start) // 2
+    data[middle : middle + 300] = b"\xff" * 300
+    (folder / "torn.mp4").write_bytes(data)
+    out = tmp_path / "out"
+    content = main(config(folder, out, threshold=0.4))
+    assert content["results"].keys() == {"=cmd().mp4", "torn.mp4"}
+    assert within(content["results"]["=cmd().mp4"], PLAN["a.mp4"])
+    assert content["results"]["torn.mp4"][0]["label"] == "green"
+    refused = json.loads((out / "refused.json").read_text())
+    assert "not a video" in refused["text.mp4"] and refused["torn.mp4"].startswith("read to ")
+    with open(out / "events.csv", newline="") as file:
+        names = {row["video"] for row in csv.DictReader(file)}
+    assert "'=cmd().mp4" in names and from_csv("'=cmd().mp4") == "=cmd().mp4"
+    with pytest.raises(ValueError, match=r"nothing at .* can be used.*not a video"):
+        main(config(folder / "text.mp4", tmp_path / "none"))
+
+
+def test_what_is_wrong_is_said(films, colours, tmp_path):
+    for values, words in (
+        ({"video": tmp_path / "none"}, "no such file"),
+        ({"video": [films / "a.mp4", films / "a.mp4"]}, "two videos are called a.mp4"),
+        ({"video": films / "a.mp4", "out": films}, "holds something else"),
+        ({"video": films / "a.mp4", "thresholds": str(films / "truth.csv")}, "truth.csv"),
+    ):
+        given = {"out": tmp_path / "out"} | values
+        with pytest.raises(ValueError, match=words.replace(".", r"\.")):
+            main(config(**given))
+
+
+# -------------------------------------------------------------------------------------- real models
+
+
+def export(folder: Path, model: str, **arguments) -> str:
+    """A classifier of motions with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone = build_model(model, True, size=32, network="test_resnet", **arguments)
+        frames = model == "tcn"
+        export_backbone(Classifier(backbone, ["a", "b", "c", "d"], per_frame=frames), folder, {})
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def long_film(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("long") / "long.mp4"
+    moves = ("right", "down", "left", "up", "right")
+    write_video(path, np.concatenate([draw_motion(m, 1, 1, 16, 32) for m in moves]), FPS)
+    return path
+
+
+def test_a_classifier_of_frames(long_film, tmp_path):
+    run = export(tmp_path / "run", "tcn", frames=8)
+    given = config(long_film, tmp_path / "out", run, threshold=0.25, shortest=0.0)
+    found = main(given)["results"]["long.mp4"]
+    assert found == main(dataclasses.replace(given, batch_size=1))["results"]["long.mp4"]
+    # The scores are those that fine-tuning and recipes/predict.py see of the packed file.
+    model = load_classifier(run)
+    pack(long_film, tmp_path / "pack", short_side=36, workers=1, progress=False)
+    packed = Pack(tmp_path / "pack")
+    scores = frame_probabilities(model, packed, packed.record(0), torch.device("cpu"), "fp32")
+    direct = cut(smooth([scores], 0), model.classes, np.full(4, 0.25), FPS, 0)
+    through = main(config(tmp_path / "pack", tmp_path / "packed", run,
+                          threshold=0.25, shortest=0.0))["results"]["long.mp4"]  # fmt: skip
+    assert [(f["label"], *f["segment"]) for f in through] == [e[:3] for e in direct]
+
+
+def test_a_classifier_of_clips_and_sentences(tiny_pair, long_film, tmp_path):
+    run = export(tmp_path / "run", "frame_early", frames=4)
+    clips = config(long_film, tmp_path / "clips", run, threshold=0.0, stride=1)
+    found = main(clips)["results"]["long.mp4"]
+    assert {f["label"] for f in found} == {"a", "b", "c", "d"}  # all are at least 0
+    assert all(f["segment"] == [0.0, 5.0] for f in found)
+    texts = ("a square moves right", "a square moves up")
+    pair = config(long_film, tmp_path / "pair", str(tiny_pair), threshold=0.0, stride=1, text=texts)
+    found = main(pair)["results"]["long.mp4"]
+    assert [f["label"] for f in found] == sorted(texts)
+    assert sum(f["score"] for f in found) == pytest.approx(1, abs=1e-4)  # they compete
+    (tmp_path / "list.csv").write_text("label,text\nr,a square moves right\nu,it moves up\n")
+    named = dataclasses.replace(
+        pair, text=(str(tmp_path / "list.csv"),), background=("nothing moves",)
+    )
+    found = main(named)["results"]["long.mp4"]
+    assert [f["label"] for f in found] == ["r", "u"] and sum(f["score"] for f in found) < 1
+    for words, match in (
+        (("one",), "another one to compete"),
+        (("one", "One"), "same sentence"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            main(dataclasses.replace(pair, text=words))
+
+
+def test_long_videos_with_known_events(tmp_path):
+    out = tmp_path / "long"
+    listing = make_untrimmed(Untrimmed(str(out), clips=54, per_video=6, size=32, frames=8, fps=8))
+    with open(listing, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["split"] for row in rows} == set(SPLITS)
+    with open(listing, newline="") as file:
+        digest = file.read()
+    for row in rows:
+        events = truth_of_segments(row["segments"], row["path"])
+        with Frames(str(out / row["path"]), None, 32) as frames:
+            num = sum(len(chunk) for chunk in frames.chunks())
+        assert num == 8 * events[-1][2] and events[0][1] == 0
+        # Neighbours touch and differ.
+        assert all(a[2] == b[1] and a[0] != b[0] for a, b in pairwise(events))
+    assert OTHER in digest
+    with pytest.raises(ValueError, match="something else"):
+        make_untrimmed(Untrimmed(str(out)))
