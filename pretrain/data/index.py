@@ -7,7 +7,7 @@ A pack is a folder:
     refused.jsonl          one object a refused file: {"source", "reason"}; of a refused stream of
                            a file that was packed, "stream" too
     shard-00000-<hash>.tar <key>.mp4 and <key>.json of each clip, a WebDataset shard; where there
-                           are such streams, <key>.flow.mp4 and <key>.pose.npy between the two
+                           are such streams, <key>.flow (an MP4) and <key>.pose.npy between the two
     .pack/                 what makes packing again cheap: journals, and clips not yet in a shard
 
 A line of clips.jsonl has: key, shard (number), offset and bytes (of the .mp4 inside the shard),
@@ -48,7 +48,8 @@ TIMING = 2
 MAX_INDEX = 2**28  # bytes of index.json: 1.5 million shards
 MAX_LINES = 2**33  # bytes of clips.jsonl: some 15 million clips
 KEY = re.compile(r"[\w-]{1,100}")  # a clip's key is part of a file's name
-ENDINGS = {"flow": "flow.mp4", "pose": "pose.npy"}  # of the members of a clip's further streams
+# Of the members of a clip's further streams. Flow is an MP4, but none to be taken for a clip.
+ENDINGS = {"flow": "flow", "pose": "pose.npy"}
 MOST_PEOPLE, MOST_JOINTS = 64, 1024  # in a clip, and of a person
 FIELDS = {
     "num_sources": int,

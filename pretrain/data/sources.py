@@ -306,10 +306,8 @@ def _media(parts: list[tuple[str, str, Member]]) -> list[tuple[str, Member]]:
     """The payloads of a sample by stem: its videos, or its images if there are none."""
     for kinds in (VIDEOS, IMAGES):
         media = [(stem, member) for stem, suffix, member in parts if "." + suffix in kinds]
-        # The members of our own shards: flow drawn as a video is no second clip.
-        others = [part for part in media if part[0].rpartition(".")[2] != "flow"]
         if media:
-            return others or media
+            return media
     return []
 
 

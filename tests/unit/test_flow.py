@@ -164,6 +164,17 @@ def test_members_of_a_tar_beside_the_video_are_its_flow(tmp_path):
     assert methods == {"t.tar/1.mp4": "farneback", "t.tar/2.left.mp4": "given"}
 
 
+def test_our_own_shards_are_read_as_webdataset_and_hold_no_clip_twice(packed, tmp_path):
+    (shard,) = packed.folder.glob("shard-*.tar")
+    with tarfile.open(shard) as tar:
+        names = sorted(name.partition(".")[2] for name in tar.getnames())
+    assert names == sorted(4 * ["mp4", "flow", "pose.npy", "json"])
+    quick(shard, tmp_path / "out")
+    again = Pack(tmp_path / "out")
+    assert {r["sha256"] for r in again.records()} == {r["sha256"] for r in packed.records()}
+    assert len(again) == 4
+
+
 def test_a_video_cut_into_clips_shares_its_flow_out(tmp_path):
     write_video(tmp_path / "a.mp4", 40, size=(32, 24))
     true = np.zeros((39, 2, 24, 32), np.float32)
