@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+MOST_NESTED = 100  # levels of a JSON file; ours have ten
 MAX_JSON = 64 * 2**20  # bytes; the largest of ours are results with a score for every class
 # What the system answers to a name that no file can have: too long, in a circle of links, with
 # letters it lacks.
@@ -164,6 +165,7 @@ def read_json(path: Path) -> dict:
         raw = read_limited(path, MAX_JSON)
     try:
         content = _parse(raw, _PYTHON)
+        _refuse_deep(content)
     except ValueError as error:
         raise ValueError(f"{path} is damaged or no JSON: {error}") from error
     if not isinstance(content, dict):
@@ -176,6 +178,19 @@ def _parse(text: str | bytes, parser: json.JSONDecoder) -> object:
         return parser.decode(text.decode() if isinstance(text, bytes) else text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def _refuse_deep(content: object) -> None:
+    """Refuse what is parsed and yet nested too deeply to be walked through and written again."""
+    level, depth = [content], 0
+    while level:
+        depth += 1
+        if depth > MOST_NESTED:
+            raise ValueError("it is nested too deeply")
+        inside = (
+            v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)
+        )
+        level = [value for values in inside for value in values]
 
 
 def _no_number(name: str) -> None:

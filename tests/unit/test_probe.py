@@ -246,7 +246,7 @@ def test_a_linear_svm_is_sklearns():
 def test_videos_as_few_as_classes_are_fitted_in_silence(recwarn):
     """Of scikit-learn's own doubts nobody is told once a fit."""
     rng = np.random.default_rng(0)
-    fit_linear(rng.normal(size=(12, 4)), np.arange(12) % 9, np.zeros((1, 12), bool))
+    fit_linear(rng.normal(size=(24, 4)), np.arange(24) % 18, np.zeros((1, 24), bool))
     assert not recwarn.list
 
 

@@ -299,3 +299,17 @@ def test_a_comparison_reads_results_of_any_recipe_with_an_accuracy(tmp_path, cap
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             show("zero", name)
+
+
+def test_results_nested_beyond_all_bounds_are_refused(tmp_path):
+    """What could be read and not be written again: a folder of weights has its words on a card."""
+    deep = "0"
+    for _ in range(900):
+        deep = f'{{"a": {deep}}}'
+    whole = json.dumps(some().as_dict())
+    (tmp_path / "results.json").write_text(whole.replace('"hf:a/b"', deep))
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_results(tmp_path)
+    inner = '{"a": [0, {"b": 1}]}'
+    (tmp_path / "results.json").write_text(whole.replace('"hf:a/b"', inner))
+    assert read_results(tmp_path).model.provenance == json.loads(inner)
