@@ -16,6 +16,7 @@ The third draws optical flow, its direction as hue and its speed as saturation: 
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -119,7 +120,9 @@ def draw_skeletons(config: Config, path: Path, out: Path) -> None:
     )
     title = f"Joints of {path.name}, by {config.pose}"
     seconds = record["start"] + np.arange(len(frames)) / record["fps"]
-    told = reconstruction_figure(out / "pose.png", [("pose", drawn)], seconds, title, caption)
+    left, top, right, bottom = (config.enlarge * side for side in around(values, columns, size))
+    rows = [("pose", drawn[:, top:bottom, left:right])]
+    told = reconstruction_figure(out / "pose.png", rows, seconds, title, caption)
     print(f"figure   {told}\nmoving   {for_screen(out)}/pose.gif", flush=True)
 
 
@@ -146,6 +149,19 @@ def draw_motion(config: Config, path: Path, out: Path) -> None:
     title = f"Optical flow of {path.name}, by {config.flow}"
     told = reconstruction_figure(out / "flow.png", rows, seconds, title, caption)
     print(f"figure   {told}\nmoving   {for_screen(out)}/flow.gif", flush=True)
+
+
+def around(values: np.ndarray, columns: Sequence[str], size: tuple[int, int]) -> list[int]:
+    """The part of the frame that people are in: left, top, right and bottom, whole pixels."""
+    u = columns.index("u")
+    points = values[values[..., -1] > 0][:, u : u + 2]
+    if not len(points):
+        return [0, 0, *size]
+    low, high = points.min(0), points.max(0)
+    margin = 8 + 0.1 * (high - low).max()
+    box = np.concatenate([np.floor(low - margin), np.ceil(high + margin)])
+    box = box.clip(0, [*size, *size]).astype(int).tolist()
+    return box if box[0] < box[2] and box[1] < box[3] else [0, 0, *size]
 
 
 def write_gif(path: Path, frames: np.ndarray, milliseconds: float) -> None:

@@ -734,6 +734,8 @@ class _Packer:
             )
             lines.append(f"{len(skipped)} files were skipped, no use for what they are: {names}")
         columns = {name for source in self.listing.sources for name in source.extra} - READ_EXTRA
+        if any(source.kind == "pose" for source in self.listing.sources):
+            columns.discard("fps")
         if columns:
             kept = sorted(map(for_screen, columns))
             kept = kept[:10] + [f"{len(kept) - 10} more"] * (len(kept) > 10)

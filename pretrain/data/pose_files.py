@@ -52,9 +52,10 @@ def read_poses(path: str | Path, skeleton: str = "", people: int = 4) -> Poses:
     Kinect's metres are turned to camera axes: its x is to the left of the picture, its y up. Not
     seen are joints with confidence 0, or with a number that is not finite or beyond a million;
     where no confidence is given, those at exactly 0, but for the root, on which others may be
-    centred. Frames that are missing in a numbering are frames in which nobody is; of frames with
-    the same number the first is read. Of more than `people` those stay that are seen most. Where
-    nothing tells people apart, overlap from frame to frame does.
+    centred. Pixels that are all between 0 and 1 are fractions of the frame. Frames that are missing
+    in a numbering are frames in which nobody is; of frames with the same number the first is read.
+    Of more than `people` those stay that are seen most. Where nothing tells people apart, overlap
+    from frame to frame does.
 
     Args:
         path: the file or folder, which may be anybody's.
@@ -161,7 +162,12 @@ def _poses(found: _Found, skeleton: str, most: int) -> Poses:
         for name, joints in reversed(found.frames[t]):  # of one who is there twice, the first
             if name in chosen:
                 values[t, kept.index(name)] = joints
-    return Poses(values, found.columns, fits[0], found.fps, tuple(kept) or ("",), found.frame)
+    frame = found.frame
+    if frame is None and "u" in found.columns:
+        u = found.columns.index("u")
+        if values[..., u : u + 2].min() >= 0 and 0 < values[..., u : u + 2].max() <= 1:
+            frame = (1.0, 1.0)
+    return Poses(values, found.columns, fits[0], found.fps, tuple(kept) or ("",), frame)
 
 
 def _linked(there: list[list[np.ndarray]], order: list[int]) -> list[list[int]]:

@@ -60,7 +60,7 @@ def test_a_detection_is_read_relative_to_its_anchor():
     raw, scores = raw_of((100, 60), ((101, 90), (101, 50)), nearest((100, 60)), 2.0)
     (found,) = decode_people(raw, scores)
     np.testing.assert_allclose(found, [(101, 90), (101, 50)], atol=1e-4)
-    assert decode_people(raw, np.full(NUM, -0.01, np.float32)) == []
+    assert decode_people(raw, np.full(NUM, -1, np.float32)) == []
 
 
 def test_detections_of_one_person_are_averaged_and_others_are_others():

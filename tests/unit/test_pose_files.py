@@ -338,6 +338,16 @@ def test_the_order_of_cocos_images_is_that_of_their_numbers(tmp_path):
     assert found.frame == (640, 480)
 
 
+def test_pixels_that_are_all_below_one_are_fractions(tmp_path):
+    pose = layouts.people(4, 1, "openpose25")
+    (inside := tmp_path / "inside").mkdir()
+    assert read(tmp_path, layouts.openpose(pose)).frame is None
+    pose[..., 3:5] /= (640, 480)
+    found = read(inside, layouts.openpose(pose))
+    assert found.frame == (1, 1)
+    np.testing.assert_allclose(found.values, pose[..., 3:], atol=1e-5)
+
+
 def test_results_without_images_count_from_0_or_1(tmp_path):
     pose = layouts.people(6, 1, "coco17")
     pose[:2] = 0
