@@ -1,7 +1,7 @@
-"""Backbones in folders of their own: describe, build, export and load.
+"""Exported backbones: describe, build, write and read.
 
-RUN/backbone/    model.safetensors, config.json, manifest.json: the exported encoder, or the pair of
-towers of a video-text run
+RUN/backbone/ holds model.safetensors, config.json and manifest.json of the encoder, or of the pair
+of towers of a video-text run.
 """
 
 import os

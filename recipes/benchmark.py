@@ -1,26 +1,24 @@
-"""How fast, and compared with what? Ratios, interleaved in one run on this machine.
+"""Benchmark loading and training against other implementations, on this machine.
 
     python recipes/benchmark.py                      both halves below
     python recipes/benchmark.py --what loader        clips per second per core
     python recipes/benchmark.py --what step          a training step against transformers' model
     python recipes/benchmark.py --what frames        which attention over space and time pays when
 
-Loader: one clip of 16 frames at stride 4 with a random multi-scale crop to 224, from videos of 10
-    s,
-340x256, 30 fps (drawn here, since nothing is downloaded). The other side is what VideoMAE's and
-most users' code does: decord decodes, every frame becomes a Pillow image that is cropped and
-resized, and the clip becomes normalised float32. It is measured on the raw files, as it would be
-used, and on our packed ones. Time is CPU time of one thread, so it is per core.
+Loader: one clip of 16 frames at stride 4 with a random multi-scale crop to 224 pixels, from videos
+of 10 s, 340x256 pixels and 30 fps (rendered here, without a download). It is compared with what
+VideoMAE's and most users' code does: decord decodes, every frame becomes a Pillow image that is
+cropped and resized, and the clip becomes normalised float32. Both read the raw files, and ours also
+packed ones. Times are CPU times of one thread, so they are per core.
 
 Step: forward, backward and AdamW of a VideoMAE and of transformers' VideoMAEForPreTraining with the
-    same
-weights, mask and precision; the first losses are compared, so both do the same work. On a GPU also
-memory and the fraction of what a plain bf16 matrix product reaches there, with and without compile.
+same weights, mask and precision; the first losses are compared, so that both do the same work. On a
+GPU also memory, and the fraction of the rate of a plain bf16 matrix product, with and without
+compilation.
 
 Frames: FLOPs, bytes kept for the backward pass, and clips/s of a training step for ViViT's four
-    models and Video Swin as clips
-grow from 8 to 64 frames, with a figure. Widths are equal (192, twelve blocks, 112 pixels), Video
-Swin is the tiny one of ours.
+models and Video Swin as clips grow from 8 to 64 frames, with a figure. All widths are 192, with
+twelve blocks and 112 pixels; the Video Swin is our tiny one.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Video-text contrast: train a video tower and a text tower to meet in one space.
+"""Video-text contrast: train a video tower and a text tower with one embedding space.
 
 CLIP (Radford et al. 2021, https://arxiv.org/abs/2103.00020) for clips and their captions: the
 result is prompted with class names (recipes/zero_shot.py), searched (recipes/retrieval.py) or

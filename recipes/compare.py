@@ -12,8 +12,7 @@ network `inflated` from the 2-D weights that this comparison's `frame_mean` of t
 learned.
 
 Written: compare.md, compare.html, compare.png (accuracy against cost) and compare.json. Numbers
-    whose protocol cards
-differ are not put in one table.
+whose protocol cards differ are not put in one table.
 """
 
 import os

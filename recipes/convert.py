@@ -5,13 +5,11 @@
     python recipes/convert.py --source hf:MCG-NJU/videomae-base --to ours --out backbone/
 
 A run gives its whole model, encoder and decoder; RUN/backbone the encoder alone. A fine-tuned
-VideoMAE is converted with its
-classifier: of transformers, official, or of recipes/finetune.py with --pool fc_norm. What is
-    written is read
-back and compared with the source, weight by weight and by its outputs in transformers' model.
-Nothing that exists is overwritten. What neither the official code nor transformers can represent is
-refused: models of the presets `tiny` and `shrec` convert if they were pretrained with --positions
-flat --motion-tokens 1.
+VideoMAE, of transformers, of the official code or of recipes/finetune.py with --pool fc_norm, is
+converted with its classifier. What is written is read back and compared with the source, weight by
+weight and by its outputs in transformers' model. No existing file is overwritten. What neither the
+official code nor transformers can represent is refused: models of the presets `tiny` and `shrec`
+convert if they were pretrained with --positions flat --motion-tokens 1.
 """
 
 import os

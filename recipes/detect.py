@@ -3,8 +3,7 @@
     python recipes/detect.py --backbone RUN/backbone --video day1.mp4 day2.mkv
     python recipes/detect.py --backbone RUN/backbone --video videos.csv
     python recipes/detect.py --backbone RUN/backbone --video folder/ --truth activity_net.json
-    python recipes/detect.py --backbone open_clip:ViT-B-32/laion2b_s34b_b79k --video day1.mp4 \
-        --text "a person drinks" "a person opens a door" --background "an empty room"
+    python recipes/detect.py --backbone runs/clip-tiny/backbone --video day1.mp4 --text "drinks"
 
 RUN is a run of recipes/finetune.py: a classifier of frames (--per-frame), whose windows slide by
 half their length, or one of clips, which slide by a quarter. With --text a pair of recipes/clip.py

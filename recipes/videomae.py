@@ -1,4 +1,4 @@
-"""VideoMAE: pretrain a video transformer by reconstructing what it did not see.
+"""VideoMAE: pretrain a video transformer by masked reconstruction.
 
 Tong et al. 2022, https://arxiv.org/abs/2203.12602; dual masking of VideoMAE V2,
 https://arxiv.org/abs/2303.16727. Labels are never used for training; where there are any, a kNN
@@ -7,9 +7,8 @@ score on held-out subjects of the training split shows whether the features get 
     python recipes/videomae.py                              the synthetic dataset
     python recipes/videomae.py --data my_videos/            your own clips
     python recipes/videomae.py shrec --data clips.csv       small clips, 2 CPU cores
-    python recipes/videomae.py shrec_apart --data clips.csv --backbone RUN/backbone     a second
-    step accelerate launch --config_file launch/gpus.yaml recipes/videomae.py vit_b_k400 --data
-    k400.csv
+    python recipes/videomae.py shrec_apart --data clips.csv --backbone RUN/backbone    second step
+    accelerate launch --config_file launch/gpus.yaml recipes/videomae.py vit_b_k400 --data k400.csv
 
 The first word chooses a preset, flags change single values, `--help` lists them. Starting the same
 command again continues an interrupted run.
