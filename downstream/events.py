@@ -214,6 +214,8 @@ def _from_activitynet(path: Path) -> dict[str, Truth]:
         raise ValueError(f'{path} has no "database" of videos, as ActivityNet\'s files have')
     found = {}
     for name, about in videos.items():
+        if not name.strip():
+            raise ValueError(f"{path}: a video has no name")
         where = f"{path}: {for_screen(name, 60)}"
         marks = about.get("annotations", []) if isinstance(about, dict) else None
         if not isinstance(marks, list) or not all(isinstance(mark, dict) for mark in marks):

@@ -111,7 +111,7 @@ def read_runs(folders: list[Path]) -> list[Run]:
     twice = [f for i, f in enumerate(folders) if f.resolve() in [g.resolve() for g in folders[:i]]]
     if twice:
         raise ValueError(f"{twice[0]} is given twice: name different runs")
-    found = [(folder, read_results(folder), _read_scores(folder)) for folder in folders]
+    found = [(folder, read_results(folder), read_scores(folder)) for folder in folders]
     names = [results.model.name for _, results, _ in found]
     runs = []
     for folder, results, scores in found:
@@ -123,7 +123,12 @@ def read_runs(folders: list[Path]) -> list[Run]:
     return runs
 
 
-def _read_scores(folder: Path) -> tuple[list[str], dict[str, Scored], str]:
+def read_scores(folder: Path) -> tuple[list[str], dict[str, Scored], str]:
+    """The classes, the scores of each part, and the sha256 of a run's scores.csv.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
     path = folder / NAME
     if not path.exists():
         raise ValueError(

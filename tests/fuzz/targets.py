@@ -279,6 +279,44 @@ def _check_segments(box: Path) -> None:
     assert frames.shape == (64,) and frames.dtype == np.int64
 
 
+def _truth_seeds() -> list[Files]:
+    mark = b'{"segment": [1, 2.5], "label": "walk"}'
+    json_file = b'{"database": {"abc": {"subset": "testing", "annotations": [' + mark + b"]}}}"
+    return [
+        {"truth.json": json_file},
+        {"truth.csv": b"video,start,end,label,split\nabc.mp4,1,2.5,walk,test\nd.mp4,,,,val\n"},
+    ]
+
+
+def _check_truth(box: Path) -> None:
+    from downstream.events import read_truth
+
+    for path in box.iterdir():
+        found = read_truth(path)
+        assert found and all(isinstance(name, str) and name for name in found)
+        for about in found.values():
+            assert all(label and 0 <= a < b <= 1e7 for label, a, b in about.events)
+            assert about.split is None or isinstance(about.split, str)
+
+
+def _score_seeds() -> list[Files]:
+    head, row = b"part,source,subject,label,walk,'=run\n", b"test,a.mp4,p1,walk,0.75,0.25\n"
+    return [{"scores.csv": head + row + b"val,b.mp4,,'=run,0.5,5e-1\n"}]
+
+
+def _check_scores(box: Path) -> None:
+    import numpy as np
+
+    from downstream.fusion import read_scores
+
+    classes, parts, _ = read_scores(box)
+    assert len(set(classes)) == len(classes) > 1 and "test" in parts
+    for part in parts.values():
+        values = part.probabilities
+        assert values.shape == (len(part.sources), len(classes)) and np.isfinite(values).all()
+        assert set(part.labels) <= set(classes) and len(set(part.sources)) == len(part.sources)
+
+
 def _class_seeds() -> list[Files]:
     return [
         {"classes.txt": b"walk\nsit_down\nJumpJack\n"},
@@ -677,6 +715,8 @@ TARGETS = {
     "tars": Target(_tar_seeds, _check_tar),
     "packs": Target(_pack_seeds, _check_pack, _repair_pack),
     "segments": Target(_segment_seeds, _check_segments),
+    "truth": Target(_truth_seeds, _check_truth),
+    "scores": Target(_score_seeds, _check_scores),
     "classes": Target(_class_seeds, _check_classes),
     "poses": Target(_pose_seeds, _check_poses),
     "backbones": Target(_backbone_seeds, _check_backbone, _repair_manifest),

@@ -321,6 +321,7 @@ def test_truth_as_activitynet_and_as_a_table(tmp_path):
         "video,start,end,label\na,1,1e99,b\n",
         '{"database": []}',
         '{"database": {"a": 3}}',
+        '{"database": {" ": {"annotations": []}}}',
         '{"database": {"a": {"annotations": [3]}}}',
         "[" * 9999,
         '{"database": {"a": {"annotations": [{"segment": [1], "label": "b"}]}}}',
