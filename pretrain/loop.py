@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,7 @@ from pretrain.folders import writing
 from pretrain.names import for_screen
 from pretrain.processes import StopFlag, loader_workers
 from pretrain.run import begin_run, open_run, restore
-from pretrain.settings import RunSettings
 
-# What may change when a run is continued, since it decides no number.
-FREE = {"out", "num_workers", *(field.name for field in fields(RunSettings))}
 MAX_SKIPPED = 5  # non-finite steps in a row that stop the run
 
 
@@ -193,9 +190,7 @@ class TrainingRun:
         self.folder, self.config, self.plan, self.accelerator = folder, config, plan, accelerator
         self.first = accelerator.is_main_process
         self.data = {"data_fingerprint": fingerprint, "num_clips": plan.num_clips}
-        self._lock, self._described = open_run(
-            folder, config, self.data, FREE | may_change, config.run.resume, accelerator
-        )
+        self._lock, self._described = open_run(folder, config, self.data, may_change, accelerator)
         self.state: dict[str, Any] = {
             "run": self._described, "step": 0, "skipped": 0, "skipped_in_row": 0, "bad_clips": 0,
             "seconds": 0.0,

@@ -3,8 +3,9 @@
 import math
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from accelerate import Accelerator
@@ -20,48 +21,40 @@ from pretrain.names import for_screen
 from pretrain.processes import is_first
 from pretrain.settings import RunSettings
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
 # What a run has in its folder before its first checkpoint.
 BEGINNINGS = ("config.json", "log.jsonl", "data_errors.jsonl", "tensorboard", "checkpoints")
+# What may change when a run is continued, since it decides no number.
+FREE = {"out", "num_workers", *(field.name for field in fields(RunSettings))}
 
 
-def try_run(run: Path, settings: RunSettings) -> None:
+def try_run(run: Path, config: Any, may_change: set[str]) -> None:
     """Find out early, in the main process, whether a folder may hold a run as it is asked for.
 
-    `open_run`, after the data, knows more.
+    `open_run`, after the data, knows these too.
 
     Args:
         run: the folder.
-        settings: how the run is kept.
+        config: the resolved configuration, a dataclass with `run`, its `RunSettings`.
+        may_change: see `open_run`.
 
     Raises:
-        ValueError: it holds something else, or nothing to continue though that is asked for; it
-            cannot be written to; or TensorBoard is asked for and not installed.
+        ValueError: it holds something else, a run of another configuration, or nothing to continue
+            though that is asked for; it cannot be written to; or TensorBoard is asked for and not
+            installed.
     """
     if not is_first():
         return
-    if settings.tensorboard:
+    if config.run.tensorboard:
         log.summary_writer()
     try_folder(run)
-    begun = os.path.lexists(run / "config.json") or checkpoint.checkpoints(run)
-    if not begun and not holds_nothing(run, BEGINNINGS):
-        raise ValueError(f"{run} holds something that is not a run: give another --out")
-    _refuse_nothing_to_resume(run, settings.resume)
-
-
-def _refuse_nothing_to_resume(run: Path, resume: bool) -> None:
-    if resume and not checkpoint.checkpoints(run):
-        raise ValueError(f"--resume: {run} holds no checkpoint to continue from")
+    _refuse_other_work(run, config, None, may_change)
 
 
 def open_run(
     run: Path,
-    config: "DataclassInstance",
+    config: Any,
     data: dict,
     may_change: set[str],
-    resume: bool,
     accelerator: Accelerator,
 ) -> tuple[FileLock | None, dict]:
     """Take a folder for a run: nothing else may be in it, nor run in it until this ends.
@@ -71,10 +64,9 @@ def open_run(
 
     Args:
         run: the folder.
-        config: the resolved configuration, a dataclass.
+        config: the resolved configuration, a dataclass with `run`, its `RunSettings`.
         data: what identifies the data: `data_fingerprint` and `num_clips`.
-        may_change: names of values that do not decide the numbers.
-        resume: there has to be something to continue.
+        may_change: names of further values that do not decide the numbers, beside `FREE`.
         accelerator: the processes of this launch.
 
     Returns:
@@ -92,10 +84,10 @@ def open_run(
     refusal: ValueError | None = None
     if accelerator.is_main_process:
         try:
-            _refuse_other_work(run, config, data, may_change, resume)
+            _refuse_other_work(run, config, data, may_change)
             lock = claim(run)
             # Again, for it may have changed before it was ours.
-            described, note = _refuse_other_work(run, config, data, may_change, resume)
+            described, note = _refuse_other_work(run, config, data, may_change)
             if note:
                 print(f"warning: {for_screen(note)}", file=sys.stderr, flush=True)
             if not described:
@@ -133,12 +125,15 @@ def begin_run(run: Path, described: dict, step: int, tensorboard: bool) -> log.R
 
 
 def _refuse_other_work(
-    run: Path, config: "DataclassInstance", data: dict, may_change: set[str], resume: bool
+    run: Path, config: Any, data: dict | None, may_change: set[str]
 ) -> tuple[dict, str]:
-    """The description of a run to continue, empty for a new one; and a note of what is damaged."""
+    """The description of a run to continue, empty for a new one; and a note of what is damaged.
+
+    `data` as `open_run` has them; None: not known yet.
+    """
     old, note = _describe_run(run)
-    differences = log.config_differences(old["config"], config, may_change) if old else []
-    if old and old["data_fingerprint"] != data["data_fingerprint"]:
+    differences = log.config_differences(old["config"], config, FREE | may_change) if old else []
+    if old and data and old["data_fingerprint"] != data["data_fingerprint"]:
         differences.append(
             f"data: {old['num_clips']} clips, fingerprint {old['data_fingerprint'][:12]} -> "
             f"{data['num_clips']} clips, fingerprint {data['data_fingerprint'][:12]}"
@@ -156,7 +151,8 @@ def _refuse_other_work(
             f"{run} holds a run that differs ({'; '.join(differences)}): give the same values to "
             "continue it, or another --out to start anew; nothing was changed"
         )
-    _refuse_nothing_to_resume(run, resume)
+    if config.run.resume and not checkpoint.checkpoints(run):
+        raise ValueError(f"--resume: {run} holds no checkpoint to continue from")
     return old, note
 
 

@@ -308,7 +308,7 @@ def main(cfg: Config) -> dict:
     texts = pairs.Texts(cfg.text, cfg.templates, cfg.positives)
     refuse_early(cfg, texts, model)
     folder = Path(cfg.out or f"runs/clip-{cfg.preset}")
-    try_run(folder, cfg.run)
+    try_run(folder, cfg, {"val_every"})
 
     # ---- data: before the process group exists, which does not wait so long
     side, say = packing_side(spec.size), is_first()

@@ -246,7 +246,7 @@ def main(cfg: Config) -> dict:
     )  # fmt: skip
     assert cfg.out  # `resolve` names it
     folder = Path(cfg.out)
-    try_run(folder, cfg.run)
+    try_run(folder, cfg, set())
 
     # ---- data: before the process group exists, which waits for nobody so long
     pack = open_data(cfg.data, packing_side(backbone.input_spec.size), say=is_first())

@@ -293,7 +293,7 @@ def main(cfg: Config) -> dict:
     spec = masked.encoder.input_spec
     refuse_early(cfg, masked.mask_grid)
     folder = Path(cfg.out or f"runs/videomae-{cfg.preset}")
-    try_run(folder, cfg.run)
+    try_run(folder, cfg, {"knn_every"})
 
     # ---- data: before the process group exists, which does not wait so long
     pack = open_data(cfg.data, packing_side(cfg.size), say=is_first())

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pretrain.settings import RUN, RunSettings
 from tests.fuzz.mutate import Files, mutated
 
 FOUND = Path(__file__).parent / "found"  # TARGET/NAME/: inputs that were once answered wrongly
@@ -443,6 +444,7 @@ def _run_seeds() -> list[Files]:
 @dataclass
 class _Settings:
     steps: int = 3
+    run: RunSettings = RUN
 
 
 def _check_run(box: Path) -> None:
@@ -460,7 +462,7 @@ def _check_run(box: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     data = {"data_fingerprint": "f" * 64, "num_clips": 4}
     for read in (
-        lambda: open_run(box, _Settings(), data, set(), False, Accelerator(cpu=True)),
+        lambda: open_run(box, _Settings(), data, set(), Accelerator(cpu=True)),
         lambda: restore(box, model, [optimizer], {"step": 0}, say=False),
         lambda: load_pretrained_videomae(box),
         lambda: RunLog(box, 2, tensorboard=False),

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from pretrain import checkpoint, log, weights
 from pretrain.data.shards import Pack
+from pretrain.flags import flat
 from recipes import clip, compare, finetune, linear_probe, predict, retrieval, videomae, zero_shot
 from tests.recipes import test_clip, test_finetune, test_videomae
 from tests.recipes.runs import BESIDE, ROOT, change, configure, wait_until
@@ -89,6 +90,30 @@ def test_two_evaluations_into_one_folder(commands, tiny_pack, tiny_backbone, tmp
     module, config = commands["search"]
     module.main(change(config, out=str(tmp_path / "out")))
     assert (tmp_path / "out" / "search.json").exists()
+
+
+@pytest.mark.parametrize("name", ["videomae", "clip", "finetune"])
+def test_another_run_is_noticed_before_the_data_are_touched(commands, tmp_path, monkeypatch, name):
+    """What may change, such as --save-every, and a run that came to no step are passed by."""
+    module, config = commands[name]
+    reached = "data were opened"
+    monkeypatch.setattr(module, "open_data", lambda *_, **__: pytest.fail(reached))
+    config = change(config, out=str(tmp_path / "run"))
+    with pytest.raises(pytest.fail.Exception, match=reached):
+        module.main(config)
+    resolved = config
+    if name == "finetune":
+        resolved = finetune.resolve(config, finetune.build_backbone(config))[0]
+    (tmp_path / "run").mkdir(exist_ok=True)
+    described = {"config": flat(resolved) | {"seed": 5}, "data_fingerprint": "a", "num_clips": 1}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(described))
+    with pytest.raises(pytest.fail.Exception, match=reached):
+        module.main(config)
+    (tmp_path / "run" / "log.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    with pytest.raises(ValueError, match=r"holds a run that differs.*seed: 5 -> 0"):
+        module.main(config)
+    with pytest.raises(pytest.fail.Exception, match=reached):
+        module.main(change(config, seed=5, save_every=7))
 
 
 @pytest.mark.parametrize("name", ["videomae", "clip", "finetune"])
