@@ -4,7 +4,7 @@ B clips, K classes.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from pretrain.ema import start_average, update_average
 from pretrain.flags import OptionalCount, Positive, flag
 from pretrain.loop import Plan
 from pretrain.optim import decays, learning_rate
-from pretrain.spec import Backbone, Clip
+from pretrain.spec import Backbone, Clip, InputSpec
 from pretrain.weights import weights_hash
 
 STEP_STREAM = 6  # of counter_rng: dropout, drop path and mixing of one step
@@ -99,6 +99,30 @@ def start_from(
         )
     assert isinstance(backbone, nn.Module)
     return backbone
+
+
+def record_method(backbone: nn.Module, index: dict[str, Any]) -> None:
+    """Let a backbone refuse flow of another method than the one it learns from, in place.
+
+    Args:
+        backbone: with the backbones that it is made of; those that take no flow are left alone, and
+            so are those that name a method already.
+        index: of the training data; of flow by several methods none is recorded.
+    """
+    methods = index.get("streams", {}).get("flow", {}).get("methods", {})
+    (method,) = methods if len(methods) == 1 else ("",)
+    for part in backbone.modules():
+        spec = getattr(part, "input_spec", None)
+        if not isinstance(spec, InputSpec) or "flow" not in spec.pictures:
+            continue
+        flow = spec.pictures["flow"]
+        if method and not flow.method:
+            part.input_spec = replace(
+                spec, streams={**spec.streams, "flow": replace(flow, method=method)}
+            )
+            assert isinstance(part, Backbone)
+            if "method" in part.arguments:  # a model of others has it from them
+                part.arguments["method"] = method
 
 
 def adapt(backbone: nn.Module, pool: str | None, drop_path: float) -> nn.Module:

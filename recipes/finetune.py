@@ -43,6 +43,7 @@ from downstream.finetune import (
     describe_classifier,
     freeze,
     make_optimizer,
+    record_method,
     scheduled_rate,
     start_from,
 )
@@ -255,6 +256,7 @@ def main(cfg: Config) -> dict:
     )
     train, classes = videos.train, videos.classes
     pack.check_streams(videos.samples, backbone.input_spec, cfg.name)
+    record_method(backbone, pack.index)
 
     # ---- processes, model and optimizer
     accelerator = start_accelerator(cfg.machine)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from downstream.classifier import Classifier
-from downstream.finetune import StepLoss
+from downstream.finetune import StepLoss, record_method
 from downstream.models import build_model, builders, load_backbone, load_classifier
 from downstream.models.i3d import I3D
 from downstream.models.images import ImageNetwork
@@ -187,6 +187,24 @@ def test_the_method_of_flow_travels_with_the_weights(tmp_path):
     assert (spec.streams["flow"].method, spec.streams["flow"].bound) == ("tvl1", 7.5)
     with pytest.raises(ValueError, match=r"tvl1.*dis"):
         spec.refuse_made({"flow": "dis"}, "it")
+
+
+def test_a_network_refuses_flow_of_another_method_than_it_learned_from(tmp_path):
+    index = {"streams": {"flow": {"methods": {"dis": 7}}}}
+    model = build_model("two_stream", **SMALL, frames=2)
+    record_method(model, index)
+    export_backbone(model, tmp_path / "backbone", {})
+    spec = load_backbone(str(tmp_path / "backbone")).input_spec
+    assert spec == model.input_spec and spec.streams["flow"].method == "dis"
+    with pytest.raises(ValueError, match="raft"):
+        spec.refuse_made({"flow": "raft_small"}, "it")
+    record_method(model, {"streams": {"flow": {"methods": {"raft_small": 7}}}})
+    assert model.input_spec == spec  # what it has learned from first
+    for several in ({"dis": 1, "tvl1": 2}, {}):
+        plain = build_model("flow_stack", **SMALL, frames=2)
+        record_method(plain, {"streams": {"flow": {"methods": several}}})
+        record_method(build_model("frame_mean", **SMALL, frames=2), index)
+        assert not plain.input_spec.streams["flow"].method
 
 
 # ---- skeletons
