@@ -21,13 +21,14 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def topk_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
     """Fraction of the videos whose label is among the k best-scored classes.
 
-    Not scikit-learn's: of equal scores it prefers the higher class number, where `argmax`, and so the
-    prediction, is the lower one, and it takes two classes in another form.
+    Not scikit-learn's: of equal scores it prefers the higher class number, where `argmax`, and so
+    the prediction, is the lower one, and it takes two classes in another form.
 
     Args:
         scores: (N, C), larger is better; of equal scores the lower class number comes first.
         labels: (N,).
-        k: with k >= C every prediction counts as correct, so say so wherever such a number is shown.
+        k: with k >= C every prediction counts as correct, so say so wherever such a number is
+            shown.
     """
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return float((best == labels[:, None]).any(1).mean())
@@ -48,11 +49,11 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int
 
 
 def per_class_accuracy(counts: np.ndarray, classes: list[str]) -> dict[str, dict]:
-    """Accuracy and most frequent confusion of each class that occurs, from a confusion matrix (C, C).
+    """Accuracy and most frequent confusion of each class, from a confusion matrix (C, C).
 
     Returns:
-        class name -> `accuracy`, `num` (its videos) and `most_confused`, the class it is most often taken
-        for (None if it never is).
+        class name -> `accuracy`, `num` (its videos) and `most_confused`, the class it is most often
+        taken for (None if it never is).
     """
     wrong = counts - np.diag(np.diag(counts))
     return {
@@ -73,9 +74,9 @@ def bootstrap(
 ) -> tuple[list[float], list[float]]:
     """95 % percentile intervals of numbers about N videos.
 
-    Clips of one person are not independent: groups are drawn with replacement and then, from each, as many
-    videos as it has. Without the second draw, a few groups of equal accuracy would give an interval of no
-    width at all. (`scipy.stats.bootstrap` knows no groups.)
+    Clips of one person are not independent: groups are drawn with replacement and then, from each,
+    as many videos as it has. Without the second draw, a few groups of equal accuracy would give an
+    interval of no width at all. (`scipy.stats.bootstrap` knows no groups.)
 
     Args:
         statistic: how often each video was drawn (N,) -> a number, or several.
@@ -114,7 +115,8 @@ def bootstrap_intervals(
         seed: of the draws.
 
     Returns:
-        the interval of top-1, that of mean class accuracy, and what was drawn: "subjects" or "videos".
+        the interval of top-1, that of mean class accuracy, and what was drawn: "subjects" or
+        "videos".
     """
     by_subject = None not in subjects and len(set(subjects)) > 1
     correct = labels == predicted
@@ -132,10 +134,10 @@ def bootstrap_intervals(
 def reversed_pairs_accuracy(
     scores: np.ndarray, labels: np.ndarray, classes: list[str]
 ) -> float | None:
-    """Accuracy on the synthetic dataset's pairs of actions that hold the same frames in reversed order.
+    """Accuracy on the synthetic dataset's pairs of actions that are each other's reversal.
 
-    Of the scores (N, C) only those of the two actions of a pair are compared, so 0.5 is what looking
-    at frames without their order gives. None where the data have no such classes.
+    Of the scores (N, C) only those of the two actions of a pair are compared, so 0.5 is what
+    looking at frames without their order gives. None where the data have no such classes.
     """
     right = []
     for first, second in REVERSED_PAIRS:
@@ -157,9 +159,10 @@ def detection_precision(
 ) -> dict[str, float]:
     """Average precision of detected events, by class, as ActivityNet measures it.
 
-    Events of a class, of all videos, in falling order of their score: each takes the true one of its video that it overlaps
-    most among those that it overlaps enough and that no better one took. Precision is the largest at this or a higher
-    recall (Heilbron et al. 2015; the challenge's evaluation).
+    Events of a class, of all videos, in falling order of their score: each takes the true one of
+    its video that it overlaps most among those that it overlaps enough and that no better one took.
+    Precision is the largest at this or a higher recall (Heilbron et al. 2015; the challenge's
+    evaluation).
 
     Args:
         true: video -> its events.

@@ -1,7 +1,7 @@
 """Temporal segments: labels of parts of a video, for models that predict for every frame.
 
-A list's column `segments` holds them as `start-end label; start-end label`, seconds in the source video:
-`0-1.5 sit down; 2.25-4 stand up`. Rows of one file add up.
+A list's column `segments` holds them as `start-end label; start-end label`, seconds in the source
+video: `0-1.5 sit down; 2.25-4 stand up`. Rows of one file add up.
 """
 
 import math
@@ -25,14 +25,16 @@ def parse_segments(text: str, where: str) -> list[tuple[float, float, str]]:
     """(start, end, label) of every segment.
 
     Raises:
-        ValueError: a part is not of the form above, ends after any video does, ends before it starts, or overlaps another.
+        ValueError: a part is not of the form above, ends after any video does, ends before it
+            starts, or overlaps another.
     """
     segments = []
     for part in filter(str.strip, text.split(";")):
         match = _SEGMENT.fullmatch(part.rstrip())
         if not match:
             raise ValueError(
-                f"{where}: segment {part.strip()!r} is not of the form 'start-end label', such as '0-1.5 sit down'"
+                f"{where}: segment {part.strip()!r} is not of the form 'start-end label', such as "
+                "'0-1.5 sit down'"
             )
         start, end, label = float(match[1]), float(match[2]), match[3].strip()
         if end >= 2**53:  # its last frame would have no number
@@ -67,7 +69,8 @@ def frame_classes(record: dict, classes: dict[str, int]) -> np.ndarray:
         frames[:] = classes.get(record["label"], NOTHING)
         return frames
     for start, end, label in segments:
-        # A frame belongs to the segment that its time lies in; rounding first, since 0.3 * 10 is above 3.
+        # A frame belongs to the segment that its time lies in; rounding first, since 0.3 * 10 is
+        # above 3.
         first = math.ceil(round((start - record["start"]) * record["fps"], 6))
         last = math.ceil(round((end - record["start"]) * record["fps"], 6))
         frames[max(first, 0) : max(last, 0)] = classes.get(label, NOTHING)
@@ -75,7 +78,7 @@ def frame_classes(record: dict, classes: dict[str, int]) -> np.ndarray:
 
 
 def _broken(pack: Pack, record: dict) -> str:
-    """Where the list has the first segment of a video that cannot be read by itself, else where it has the video."""
+    """The list's line with the first segment of a video that cannot be read, else the video's."""
     text = record["extra"]["segments"]
     for part in filter(None, map(str.strip, text.split(";"))):
         try:
@@ -95,7 +98,8 @@ def classes_of_frames(pack: Pack, train: Videos, test: Videos) -> list[str]:
     """The classes that frames of the training clips have.
 
     Raises:
-        ValueError: fewer than two, two that differ in spelling only, or one that is tested and never trained.
+        ValueError: fewer than two, two that differ in spelling only, or one that is tested and
+            never trained.
     """
     found = []
     for videos in (train, test):
@@ -115,12 +119,14 @@ def classes_of_frames(pack: Pack, train: Videos, test: Videos) -> list[str]:
     )
     if len(trained) < 2:
         raise ValueError(
-            f"{pack.name}: the only class of the frames is {', '.join(trained) or 'none'}: classification needs at least two"
+            f"{pack.name}: the only class of the frames is {', '.join(trained) or 'none'}: "
+            "classification needs at least two"
         )
     if tested - trained:
         raise ValueError(
-            f"{_place(pack, min(tested - trained))}: {len(tested - trained)} classes are tested but never trained: "
-            f"{', '.join(map(for_screen, sorted(tested - trained)[:10]))}; correct the segments or the splits"
+            f"{_place(pack, min(tested - trained))}: {len(tested - trained)} classes are tested "
+            f"but never trained: {', '.join(map(for_screen, sorted(tested - trained)[:10]))}; "
+            "correct the segments or the splits"
         )
     return sorted(trained)
 
@@ -135,24 +141,25 @@ def stretches(frames: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _pieces(frames: np.ndarray) -> list[tuple[int, int, int]]:
-    """(class, first frame, end) of every stretch; those of `NOTHING` part others and are left out."""
+    """(class, first frame, end) of every stretch but those of `NOTHING`, which separate others."""
     return [(int(frames[a]), a, b) for a, b in stretches(frames) if frames[a] != NOTHING]
 
 
 def labelled_frames(
     sequences: list[tuple[np.ndarray, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(truth, predicted) of the labelled frames of all sequences (perhaps none), one after the other."""
+    """(truth, predicted) of the labelled frames of all sequences, one after the other."""
     none = np.empty(0, np.int64)
     truth, predicted = (np.concatenate([none, *(pair[i] for pair in sequences)]) for i in (0, 1))
     return truth[truth != NOTHING], predicted[truth != NOTHING]
 
 
 def edit_score(truth: np.ndarray, predicted: np.ndarray) -> float:
-    """How well the order of segments was found, however long they are: 1 minus the normalised edit distance.
+    """Edit score: 1 minus the normalised edit distance of the order of segments.
 
     Lea et al. 2016, "Segmental spatiotemporal CNNs for fine-grained action segmentation",
-    https://arxiv.org/abs/1602.02995. Frames that differ in class here and there cost little in frame accuracy and much here.
+    https://arxiv.org/abs/1602.02995. Scattered frames of a wrong class cost little in frame
+    accuracy and much here.
 
     Args:
         truth: class numbers of one sequence of frames (T,), `NOTHING` where there is no label.
@@ -166,7 +173,10 @@ def edit_score(truth: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def order_score(ours: Sequence[object], theirs: Sequence[object]) -> float:
-    """1 minus the edit distance of two sequences of classes, of which the longer one has length 1; 1 where both are empty."""
+    """1 minus the edit distance of two sequences of classes over the longer one's length.
+
+    1 where both are empty.
+    """
     row = list(range(len(theirs) + 1))
     for i, a in enumerate(ours, 1):
         diagonal, row[0] = row[0], i
@@ -178,8 +188,9 @@ def order_score(ours: Sequence[object], theirs: Sequence[object]) -> float:
 def segment_hits(truth: np.ndarray, predicted: np.ndarray, overlap: float) -> tuple[int, int, int]:
     """Segments found, invented and missed in one sequence, for the F1 of Lea et al. 2017, https://arxiv.org/abs/1611.05267.
 
-    Each predicted segment takes the true one of its class that it overlaps most, and has found it if their intersection
-    over union is at least `overlap`; a true one is found once, and who finds it again has invented.
+    Each predicted segment is matched with the true one of its class that it overlaps most, if their
+    intersection over union is at least `overlap`. A true segment is matched once; a second match
+    is a false positive.
 
     Args:
         truth: class numbers (T,), `NOTHING` where there is no label.
@@ -187,7 +198,8 @@ def segment_hits(truth: np.ndarray, predicted: np.ndarray, overlap: float) -> tu
         overlap: in (0, 1].
 
     Returns:
-        true positives, false positives, false negatives; add them up over sequences before taking F1.
+        true positives, false positives, false negatives; add them up over sequences before taking
+        F1.
     """
     return piece_hits(_pieces(truth), _pieces(predicted), overlap)
 
@@ -196,7 +208,7 @@ Pieces = Sequence[tuple[Any, float, float]]  # class, start and end of each
 
 
 def piece_hits(true: Pieces, ours: Pieces, overlap: float) -> tuple[int, int, int]:
-    """`segment_hits` of segments that are known by class, start and end; those of one class or of several may overlap."""
+    """`segment_hits` of segments by class, start and end, which may overlap."""
     found = set()
     for number, start, end in ours:
         overlaps = [
@@ -210,7 +222,7 @@ def piece_hits(true: Pieces, ours: Pieces, overlap: float) -> tuple[int, int, in
 
 
 def segment_scores(sequences: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-    """Edit score and segment F1, as papers on action segmentation report beside frame accuracy; fractions.
+    """Edit score and segment F1, as in papers on action segmentation; fractions.
 
     Args:
         sequences: (truth, predicted) of each video, see `edit_score`.
@@ -223,7 +235,7 @@ def segment_scores(sequences: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, 
 
 
 def piece_scores(videos: Sequence[tuple[Pieces, Pieces]]) -> dict[str, float]:
-    """`segment_scores` of segments that may overlap, from what is true and what was found in each video.
+    """`segment_scores` of segments that may overlap, by the true and found ones of each video.
 
     For the edit score they are in order of their starts.
     """

@@ -3,19 +3,22 @@
     python recipes/fuse.py --results runs/rgb runs/flow
     python recipes/fuse.py --results runs/rgb runs/flow runs/pose --out runs/fused
 
-The runs are those of recipes/finetune.py (a label a video), linear_probe.py and zero_shot.py: folders with
-results.json and scores.csv. They have to classify the same test videos into the same classes under one protocol.
-Every run by itself, every pair, and all are scored, in four ways:
+The runs are those of recipes/finetune.py (a label a video), linear_probe.py and zero_shot.py:
+folders with results.json and scores.csv. They have to classify the same test videos into the same
+classes under one protocol. Every run by itself, every pair, and all are scored, in four ways:
 
 - the mean of the probabilities (the headline: chosen before anything was measured);
-- the mean of the logits, as two-stream networks add them. What is saved are probabilities; their logarithms are the
-  logits up to a constant that decides nothing where a video was scored in one view, else those of the views' mean;
-- the mean of the probabilities with the weights under which the labels of the validation videos are likeliest;
-- a linear support vector machine on the probabilities of the validation videos (Simonyan and Zisserman 2014,
-  https://arxiv.org/abs/1406.2199).
+- the mean of the logits, as two-stream networks add them. What is saved are probabilities; their
+  logarithms are the logits up to a constant that decides nothing where a video was scored in one
+  view, else those of the views' mean;
+- the mean of the probabilities with the weights that maximise the likelihood of the labels of the
+  validation videos;
+- a linear support vector machine on the probabilities of the validation videos (Simonyan and
+  Zisserman 2014, https://arxiv.org/abs/1406.2199).
 
-The last two learn from validation videos that no run was fitted on, never from test videos, and are left out where
-the runs share none. Differences to the best single run come with intervals over people: both are drawn together.
+The last two learn from validation videos that no run was fitted on, never from test videos, and are
+left out where the runs share none. Differences to the best single run come with intervals over
+people: both are drawn together.
 
 Written: results.json, CARD.md, fusion.png.
 """
@@ -81,7 +84,7 @@ WEIGHTS, SVM = "learned weights", "linear SVM"
 
 
 def methods_of(runs: list[Run], notes: list[str]) -> tuple[dict[str, Fusion], dict]:
-    """The methods that these runs allow, fitted where they learn, and what was learned; notes say what is left out.
+    """The methods that these runs allow, fitted where they learn, and what was learned.
 
     Args:
         runs: all alike.
@@ -92,16 +95,16 @@ def methods_of(runs: list[Run], notes: list[str]) -> tuple[dict[str, Fusion], di
     without = [run.name for run in runs if "val" not in run.parts]
     if without:
         notes.append(
-            f"{left_out}{', '.join(without)} saved no scores of validation videos (a split val, or finetune.py's --val "
-            "hold-out, gives them), and test videos are not learned from"
+            f"{left_out}{', '.join(without)} saved no scores of validation videos (a split val, or "
+            "finetune.py's --val hold-out, gives them), and test videos are not learned from"
         )
         return found, {}
     sources, _, labels, scores = in_order(runs, "val")
     missing = len(runs[0].classes) - len(set(labels.tolist()))
     if missing:
         notes.append(
-            f"{left_out}the {len(sources)} validation videos that all runs have lack {missing} of the "
-            f"{len(runs[0].classes)} classes"
+            f"{left_out}the {len(sources)} validation videos that all runs have lack {missing} of "
+            f"the {len(runs[0].classes)} classes"
         )
         return found, {}
     weights = fit_weights(scores, labels)
@@ -129,7 +132,8 @@ class Line:
         top1: accuracy.
         interval: its 95 % interval.
         mean_class: mean class accuracy.
-        gain: to the best of the runs by itself: mean and the ends of its paired interval; None for one run.
+        gain: to the best of the runs by itself: mean and the ends of its paired interval; None for
+            one run.
     """
 
     names: tuple[str, ...]
@@ -142,7 +146,7 @@ class Line:
 
 
 def measure(runs: list[Run], seed: int, notes: list[str]) -> tuple[list[Line], dict]:
-    """Every run by itself, every pair and all, in every way; and what was learned of all runs' validation videos.
+    """Every run alone, every pair and all, by every method; and what was learned on all runs.
 
     Args:
         runs: all alike.
@@ -172,7 +176,8 @@ def measure(runs: list[Run], seed: int, notes: list[str]) -> tuple[list[Line], d
     learned: dict = {}
     for size in sorted({2, len(runs)}):
         for chosen in combinations(range(len(runs)), size):
-            # What is left out of one pair and why is said of all runs; a pair may have more validation videos.
+            # What is left out of one pair and why is said of all runs; a pair may have more
+            # validation videos.
             told = notes if size == len(runs) else []
             methods, learned = methods_of([runs[i] for i in chosen], told)
             for name, fuse in methods.items():
@@ -221,7 +226,7 @@ def print_lines(lines: list[Line], won: dict[str, list[str]]) -> None:
 def fusion_figure(
     path: Path, lines: list[Line], rates: dict[str, np.ndarray], classes: list[str], text: str
 ) -> None:
-    """Draw what every combination reaches, and beside it the accuracy of each class by each run and by all together.
+    """Draw the accuracy of every combination, and that of each class by each run and by all.
 
     Args:
         path: the .png to write.
@@ -244,8 +249,10 @@ def fusion_figure(
             at = place + 0.16 * (i - (len(own) - 1) / 2)
             low, high = line.interval
             left.errorbar(
-                100 * line.top1, at, xerr=[[100 * max(line.top1 - low, 0)], [100 * max(high - line.top1, 0)]],
-                fmt="o", color=f"C{methods.index(line.method)}", capsize=2, markersize=4, linewidth=1,
+                100 * line.top1, at,
+                xerr=[[100 * max(line.top1 - low, 0)], [100 * max(high - line.top1, 0)]],
+                fmt="o", color=f"C{methods.index(line.method)}", capsize=2, markersize=4,
+                linewidth=1,
             )  # fmt: skip
     for i, method in enumerate(methods):
         left.plot([], [], "o", color=f"C{i}", label=method or "alone")
@@ -258,8 +265,8 @@ def fusion_figure(
     for i, (name, rate) in enumerate(rates.items()):
         right.plot(
             100 * rate[drawn], np.arange(len(drawn)), "D" if i == len(rates) - 1 else "o",
-            color="black" if i == len(rates) - 1 else f"C{i + 5}", markersize=5, alpha=0.8, label=for_figure(name, 34),
-            fillstyle="none" if i == len(rates) - 1 else "full",
+            color="black" if i == len(rates) - 1 else f"C{i + 5}", markersize=5, alpha=0.8,
+            label=for_figure(name, 34), fillstyle="none" if i == len(rates) - 1 else "full",
         )  # fmt: skip
     right.set_yticks(range(len(drawn)), [for_figure(classes[k], 24) for k in drawn], fontsize=8)
     right.set_ylim(len(drawn) - 0.5, -0.5)
@@ -316,7 +323,8 @@ def main(config: Config) -> dict:
     described = Model(
         " + ".join(run.name for run in runs), hashlib.sha256(hashes.encode()).hexdigest(),
         sum(model.parameters for model in models), {"results": list(config.results)},
-        {run.name: run.results.recipe for run in runs}, sum(counted) if len(counted) == len(runs) else None,
+        {run.name: run.results.recipe for run in runs},
+        sum(counted) if len(counted) == len(runs) else None,
     )  # fmt: skip
     protocol = first.protocol | {"kind": "late fusion of " + ", ".join(
         sorted({str(run.results.protocol.get("kind")) for run in runs})
@@ -326,13 +334,16 @@ def main(config: Config) -> dict:
             f"{' + '.join(line.names)}, {line.method or 'alone'}": {
                 "top1_accuracy": line.top1, "top1_interval": list(line.interval),
                 "mean_class_accuracy": line.mean_class,
-                "gain": line.gain and list(line.gain[:1]), "gain_interval": line.gain and list(line.gain[1:]),
+                "gain": line.gain and list(line.gain[:1]),
+                "gain_interval": line.gain and list(line.gain[1:]),
             }
             for line in lines
         },
         "methods": {
-            "headline": PROBABILITIES, LOGITS: "of the logarithms of the probabilities that were saved",
-            WEIGHTS: "likeliest labels of validation videos", SVM: "C = 1, each run's probabilities of length 1",
+            "headline": PROBABILITIES,
+            LOGITS: "of the logarithms of the probabilities that were saved",
+            WEIGHTS: "likeliest labels of validation videos",
+            SVM: "C = 1, each run's probabilities of length 1",
         },
         "learned": learned,
         "best_alone": {name: ", ".join(own) for name, own in won.items()},
@@ -345,7 +356,8 @@ def main(config: Config) -> dict:
     written = publish(out, results)
     print_lines(lines, won)
     rates = {}
-    for name, scores in [*((x.names[0], x.scores) for x in lines[: len(runs)]), ("all", whole.scores)]:  # fmt: skip
+    alone = [(line.names[0], line.scores) for line in lines[: len(runs)]]
+    for name, scores in [*alone, ("all", whole.scores)]:
         own = confusion_matrix(labels, scores.argmax(1), len(classes))
         with np.errstate(invalid="ignore"):
             rates[name] = np.diag(own) / own.sum(1)
