@@ -2,17 +2,23 @@
 
 import io
 import math
+import re
 import zipfile
-from typing import BinaryIO
+import zlib
+from typing import IO, BinaryIO
 
 import numpy as np
-from numpy.lib import format as npy
 
 from pretrain.data.guard import Refused
 
 MAX_BYTES = 2**30  # of one array
 MAX_MEMBERS = 100  # of an .npz
-_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+MAX_HEADER = 10_000  # bytes
+# The header of a .npy file, as NumPy writes it of numbers. NumPy itself reads any expression there.
+_HEADER = re.compile(
+    rb"\{'descr': '([<>|](?:f[248]|[iu][1248]))', 'fortran_order': (True|False), "
+    rb"'shape': \(((?:\d{1,9}, ?)*(?:\d{1,9})?)\), ?\}\s*"
+)
 
 
 def read_arrays(file: BinaryIO, wanted: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
@@ -35,7 +41,7 @@ def read_arrays(file: BinaryIO, wanted: tuple[str, ...] = ()) -> dict[str, np.nd
             return _read_archive(file, wanted)
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
-        return {"": _read_array(file, size)}
+        return {"": read_numbers(file, size)}
     except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, RuntimeError) as error:
         # RuntimeError: an encrypted member; NotImplementedError: a compression of its own.
         raise Refused(f"is a damaged archive of arrays: {error}") from error
@@ -51,8 +57,6 @@ def read_arrays(file: BinaryIO, wanted: tuple[str, ...] = ()) -> dict[str, np.nd
 
 
 def _read_archive(file: BinaryIO, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
-    import zlib
-
     found: dict[str, np.ndarray] = {}
     with zipfile.ZipFile(file) as archive:
         inside = archive.infolist()
@@ -67,26 +71,37 @@ def _read_archive(file: BinaryIO, wanted: tuple[str, ...]) -> dict[str, np.ndarr
                 raise Refused("is compressed in a way that numpy does not use")
             try:
                 with archive.open(info) as member:  # gives no more bytes than `file_size`
-                    found[name] = _read_array(member, info.file_size)
+                    found[name] = read_numbers(member, info.file_size)
             except zlib.error as error:
                 raise Refused(f"is a damaged archive of arrays: {error}") from error
     return found
 
 
-def _read_array(file, size: int) -> np.ndarray:
-    version = npy.read_magic(file)
-    if version not in _HEADERS:
-        raise Refused(f"is an array of an unknown version {version}")
-    shape, by_columns, dtype = _HEADERS[version](file, max_header_size=10_000)
-    if dtype.kind not in "fiu" or dtype.itemsize > 8:
-        raise Refused(f"holds {dtype}, it has to hold plain numbers")
-    count = math.prod(shape) * dtype.itemsize
-    if not all(0 <= side < 2**40 for side in shape) or count > min(size, MAX_BYTES):
-        raise Refused(
-            f"claims an array of shape {shape}, more than the {min(size, MAX_BYTES)} bytes there "
-            "may be"
-        )
-    data = file.read(count)
-    if len(data) < count:
-        raise Refused(f"is cut short: {len(data)} bytes of an array of {count}")
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if by_columns else "C")
+def read_numbers(file: IO[bytes], size: int) -> np.ndarray:
+    """The array of a .npy file, which may be anybody's: of numbers, and as large as it says.
+
+    Args:
+        file: at its start.
+        size: bytes of it.
+
+    Raises:
+        ValueError: it is damaged, cut off, too large, or of something else than numbers.
+    """
+    head = file.read(12)
+    start = 12 if head[6:7] > b"\1" else 10  # the first version has two bytes for a length
+    length = int.from_bytes(head[8:start], "little")
+    header = head[start:] + file.read(max(0, min(length, MAX_HEADER) - (12 - start)))
+    found = _HEADER.fullmatch(header)
+    if not head.startswith(b"\x93NUMPY") or not found:
+        raise ValueError("a .npy with a damaged header, or of something else than numbers")
+    dtype, columns_first = np.dtype(found[1].decode()), found[2] == b"True"
+    shape = tuple(int(n) for n in found[3].split(b",") if n.strip())
+    claimed, there = math.prod(shape) * dtype.itemsize, size - start - length
+    if claimed != there:
+        raise ValueError(f"a .npy of {claimed} bytes, of which {there} are there")
+    if claimed > MAX_BYTES:
+        raise ValueError(f"a .npy of {claimed} bytes, over {MAX_BYTES}")
+    data = file.read(claimed)
+    if len(data) < claimed:
+        raise ValueError(f"a .npy of {claimed} bytes, of which {len(data)} are there")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if columns_first else "C")

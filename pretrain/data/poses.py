@@ -1,12 +1,12 @@
 """Poses: people's joints, frame by frame; skeletons; what crops and mirrors do to them."""
 
 import io
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from pretrain.data.arrays import read_numbers
 
 
 @dataclass(frozen=True)
@@ -275,31 +275,13 @@ def pose_member(values: np.ndarray, columns: Sequence[str], skeleton: str) -> tu
     return write_array(values), about
 
 
-# The header of a .npy file, as NumPy writes it of numbers.
-_HEADER = re.compile(
-    rb"\{'descr': '([<>|](?:f[248]|[iu][1248]))', 'fortran_order': (True|False), "
-    rb"'shape': \(((?:\d{1,9}, ?)*(?:\d{1,9})?)\), ?\}\s*"
-)
-
-
 def read_array(data: bytes) -> np.ndarray:
     """The numbers of a .npy file in memory, which may be anybody's.
 
     Raises:
         ValueError: it is damaged, cut off, or of something else than numbers.
     """
-    start = 12 if data[6:7] > b"\1" else 10  # the first version has two bytes for a length
-    length = int.from_bytes(data[8:start], "little")
-    found = _HEADER.fullmatch(data, start, start + length)
-    if not data.startswith(b"\x93NUMPY") or not found or len(data) < start + length:
-        raise ValueError("a .npy with a damaged header, or of something else than numbers")
-    dtype, columns_first = np.dtype(found[1].decode()), found[2] == b"True"
-    shape = tuple(int(n) for n in found[3].split(b",") if n.strip())
-    size, there = math.prod(shape) * dtype.itemsize, len(data) - start - length
-    if size != there:
-        raise ValueError(f"a .npy of {size} bytes, of which {there} are there")
-    values = np.frombuffer(data, dtype, offset=start + length)
-    return values.reshape(shape, order="F" if columns_first else "C")
+    return read_numbers(io.BytesIO(data), len(data))
 
 
 def write_array(values: np.ndarray) -> bytes:

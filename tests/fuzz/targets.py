@@ -697,6 +697,35 @@ def _pose_seeds() -> list[Files]:
     return [{f"poses/{name}": data for name, data in files.items()} for files in written]
 
 
+def _flow_seeds() -> list[Files]:
+    import numpy as np
+
+    flow = np.zeros((3, 2, 6, 8), np.float16)
+    seeds: list[Files] = []
+    for name, arrays in {"a": {"flow": flow, "camera": flow[0, 0]}, "b": {"x": flow}}.items():
+        for save in (np.savez, np.savez_compressed):
+            save(file := io.BytesIO(), **arrays)
+            seeds.append({f"{name}.npz": file.getvalue()})
+    for array in (flow.astype(">f4"), np.asfortranarray(flow.transpose(0, 2, 3, 1))):
+        np.save(file := io.BytesIO(), array)
+        seeds.append({"a.npy": file.getvalue()})
+    return seeds
+
+
+def _check_flow(box: Path) -> None:
+    import numpy as np
+
+    from pretrain.data.flow import choose_bound, read_flow, resize_flow, to_levels
+
+    (path,) = (path for path in box.iterdir() if path.is_file())
+    with open(path, "rb") as file:
+        flow = read_flow(file, 1, 3, 4)
+    assert flow.shape[:2] == (2, 2) and flow.dtype == np.float32 and np.isfinite(flow).all()
+    flow = resize_flow(flow, 16, 12)
+    levels = to_levels(flow, choose_bound(flow, 16, 12))
+    assert levels.shape == (2, 2, 12, 16) and levels.min() >= 1
+
+
 def _check_poses(box: Path) -> None:
     import numpy as np
 
@@ -720,6 +749,7 @@ TARGETS = {
     "truth": Target(_truth_seeds, _check_truth),
     "scores": Target(_score_seeds, _check_scores),
     "classes": Target(_class_seeds, _check_classes),
+    "flow": Target(_flow_seeds, _check_flow, allowed=("Refused",)),
     "poses": Target(_pose_seeds, _check_poses),
     "backbones": Target(_backbone_seeds, _check_backbone, _repair_manifest),
     "runs": Target(_run_seeds, _check_run, _repair_manifest),

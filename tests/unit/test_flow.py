@@ -216,12 +216,13 @@ HOSTILE = {
     "other proportions": (npz(flow=np.zeros((11, 2, 32, 24), np.float32)), "no scaled ones"),
     "other array": (npz(a=np.zeros(3), b=np.zeros(4)), "no array called flow"),
     "other shape": (npz(flow=np.zeros((11, 3, 24, 32), np.float32)), "shape"),
-    "pickle": (npz(flow=np.array([{}], object)), "plain numbers"),
-    "text": (npz(flow=np.array(["a"])), "plain numbers"),
+    "pickle": (npz(flow=np.array([{}], object)), "else than numbers"),
+    "text": (npz(flow=np.array(["a"])), "else than numbers"),
     "no zip": (b"PK\x03\x04" + bytes(60), "damaged"),
-    "nothing": (b"", "no array"),
-    "cut": (npy(np.zeros((11, 2, 24, 32), np.float32))[:-5], "cut short"),
-    "bomb": (bomb(), "more than"),
+    "nothing": (b"", "damaged header"),
+    "cut": (npy(np.zeros((11, 2, 24, 32), np.float32))[:-5], "are there"),
+    "bomb": (bomb(), "are there"),
+    "odd header": (b"\x93NUMPY\x01\0\x10\0" + b"{'a': (((((((((((", "damaged header"),
     "empty": (npz(flow=np.zeros((0, 2, 24, 32), np.float32)), "shape"),
 }
 
