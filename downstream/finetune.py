@@ -117,10 +117,10 @@ def record_method(backbone: nn.Module, index: dict[str, Any]) -> None:
             continue
         flow = spec.pictures["flow"]
         if method and not flow.method:
+            assert isinstance(part, Backbone)
             part.input_spec = replace(
                 spec, streams={**spec.streams, "flow": replace(flow, method=method)}
             )
-            assert isinstance(part, Backbone)
             if "method" in part.arguments:  # a model of others has it from them
                 part.arguments["method"] = method
 

@@ -1,8 +1,8 @@
 """Late fusion: class scores that runs saved, read with care, brought into one order and combined.
 
-N videos, C classes, R runs. The scores of a run are class probabilities, averaged over views and clips. Their logarithms are the
-logits up to a constant of each video, which decides nothing, where one view of one clip was scored; else they are the
-logarithms of the mean.
+N videos, C classes, R runs. The scores of a run are class probabilities, averaged over views and
+clips. Their logarithms are the logits up to a constant of each video, which decides nothing, where
+one view of one clip was scored; else they are the logarithms of the mean.
 """
 
 import csv
@@ -132,8 +132,9 @@ def read_scores(folder: Path) -> tuple[list[str], dict[str, Scored], str]:
     path = folder / NAME
     if not path.exists():
         raise ValueError(
-            f"{folder} has no {NAME}: fine-tuning with a label a video, the linear probe and zero-shot classification of "
-            "this version write it. Run its command again with another --out"
+            f"{folder} has no {NAME}: fine-tuning with a label a video, the linear probe and "
+            "zero-shot classification of this version write it. Run its command again with "
+            "another --out"
         )
     with reading(path):
         data = read_limited(path, MAX_SCORES)
@@ -242,9 +243,12 @@ def _only(one: Run, two: Run, mine, theirs) -> str:
 
 
 def in_order(runs: list[Run], part: str) -> tuple[list[str], list[str | None], np.ndarray, list]:
-    """The videos of a part that all runs have: names, people, class numbers (N,), and each run's probabilities (N, C).
+    """The videos of a part that all runs have.
 
     Classes and videos come in the order of the first run.
+
+    Returns:
+        names, people, class numbers (N,), and each run's probabilities (N, C).
     """
     first, classes = runs[0].parts[part], runs[0].classes
     places = [{s: i for i, s in enumerate(run.parts[part].sources)} for run in runs]
@@ -273,7 +277,7 @@ def mean_of_logits(scores: list[np.ndarray]) -> np.ndarray:
 
 
 def fit_weights(scores: list[np.ndarray], labels: np.ndarray) -> np.ndarray:
-    """Weights (R,), not negative and of sum 1, of the weighted mean of probabilities under which the labels are likeliest.
+    """Weights (R,), not negative and of sum 1, that maximise the likelihood of the labels.
 
     The likelihood has no other maxima; each round of expectation and maximisation raises it.
 
@@ -297,10 +301,10 @@ def weighted_mean(scores: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
 def svm_scores(
     validation: list[np.ndarray], labels: np.ndarray, scores: list[np.ndarray]
 ) -> np.ndarray:
-    """Scores (N, C) of a linear support vector machine on the runs' probabilities, as two-stream networks were fused.
+    """Scores (N, C) of a linear SVM on the runs' probabilities, as two-stream networks were fused.
 
-    Simonyan and Zisserman 2014 (https://arxiv.org/abs/1406.2199): the runs' probabilities one behind the other, each run's of
-    length 1.
+    Simonyan and Zisserman 2014 (https://arxiv.org/abs/1406.2199): the runs' probabilities one
+    behind the other, each run's of length 1.
 
     Args:
         validation: each run's probabilities (M, C) of the videos that it learns from.
