@@ -78,6 +78,7 @@ RULES = [
     Rule(r"^python tests/fuzz/run\.py", listed="tests/fuzz runs it"),
     Rule(r"^python -m downstream\.models", listed="tests/unit/test_models.py runs it"),
     Rule(r"^python -m pretrain\.data\.untrimmed", listed="tests/recipes/test_detect.py runs it"),
+    Rule(r"^python -m pretrain\.data\.flow_error", listed="tests/unit/test_flow.py runs it"),
     Rule(r"hf:|open_clip:|--weights imagenet|i3d_k400|_18_k400", parsed="downloads"),
     Rule(r"^accelerate .*gpus\.yaml", parsed="wants GPUs"),
     Rule(r"benchmark\.py", parsed="measures for minutes"),
