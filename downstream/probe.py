@@ -128,7 +128,7 @@ def _edge(sweep: dict[float, float]) -> str:
 def _scale(
     features: np.ndarray, whitened: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Mean and deviation (D,) of features (N, D), and the map (D, D) that whitens, if asked for."""
+    """Mean and std (D,) of features (N, D), and the whitening map (D, D) if asked for."""
     mean, std = _standardiser(features)
     return mean, std, whitener((features - mean) / std) if whitened else None
 
@@ -213,7 +213,7 @@ def fit_linear(
 def _final(
     features: np.ndarray, labels: np.ndarray, chosen: float, whitened: bool, svm: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:
-    """Mean, deviation, weight, bias and convergence of a fit as chosen; see `LinearProbe`."""
+    """Mean, std, weight, bias and convergence of a fit as chosen; see `LinearProbe`."""
     mean, std, white = _scale(features, whitened)
     model = _make(svm, chosen)
     converged = _fit(model, _scaled(features, mean, std, white), labels)

@@ -1,6 +1,6 @@
 """Retrieval between texts and videos: ranks, exact and in chunks.
 
-Q queries, V videos, D width. A text has one right video; a video may have several right texts.
+Q queries, V videos, D width. A text belongs to one video; a video may have several texts.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,11 @@ def retrieval_ranks(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rank of the correct item for every text and for every video, 1 = first.
 
-    The similarity is the dot product. Of equal similarities the average place counts (ranks of 1.5
+    The similarity is the dot product. Equal similarities share their average rank (1.5
     and the like), so that a model that scores everything alike scores chance and not everything, as
     in the code of Collaborative Experts (Liu et al. 2019, https://arxiv.org/abs/1907.13487). For a
     video with several texts the best-ranked of them counts, as for MSVD and Flickr30k, and the
-    others are no rivals of it: places are counted among the texts of other videos. Nothing is
+    others are left out: it is ranked among the texts of other videos. Nothing is
     approximated, and no more than `chunk` rows of the matrix of similarities exist at a time.
 
     Args:
@@ -37,8 +37,7 @@ def retrieval_ranks(
     for start in range(0, len(texts), chunk):
         rows = slice(start, start + chunk)
         similar = texts[rows] @ videos.T
-        right = similar[np.arange(len(similar)), owner[rows]]
-        to_video[rows] = _place(similar, right)
+        to_video[rows] = _rank(similar, similar[np.arange(len(similar)), owner[rows]])
     to_text = np.full(len(videos), np.nan)
     order = np.argsort(owner, kind="stable")
     bounds = np.searchsorted(owner[order], np.arange(len(videos) + 1))
@@ -51,7 +50,7 @@ def retrieval_ranks(
                 best = similar[i - start, own].max()
                 similar[i - start, own[1:]] = -np.inf  # one stands for all its own
                 similar[i - start, own[0]] = best
-                to_text[i] = _place(similar[None, i - start], best[None])[0]
+                to_text[i] = _rank(similar[None, i - start], best[None])[0]
     return to_video, to_text
 
 
@@ -78,10 +77,10 @@ def same_texts(texts: list[str], tokenizer: Callable) -> np.ndarray:
     return np.array([same[i] for i in number], dtype=np.int64)
 
 
-def _place(similar: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Mean place (N,) from 1 of `right` (N,) in each row of `similar` (N, M), largest first."""
-    above = (similar > right[:, None]).sum(1)
-    equal = (similar == right[:, None]).sum(1)
+def _rank(similar: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Mean rank (N,) from 1 of `value` (N,) in each row of `similar` (N, M), largest first."""
+    above = (similar > value[:, None]).sum(1)
+    equal = (similar == value[:, None]).sum(1)
     return above + (equal + 1) / 2
 
 
@@ -95,20 +94,20 @@ def summarise_ranks(ranks: np.ndarray) -> dict[str, float]:
     }
 
 
-def chance_ranks(right: np.ndarray, num: int) -> dict[str, float]:
-    """What a random order of `num` items reaches, as `summarise_ranks` has it.
+def chance_ranks(correct: np.ndarray, num: int) -> dict[str, float]:
+    """The values of `summarise_ranks` for a random order of `num` items.
 
     Args:
-        right: (N,) how many items are right for each query; as in `retrieval_ranks` the best-placed
-            counts, and places are counted among the wrong ones.
+        correct: (N,) the number of correct items of each query; as in `retrieval_ranks` the best of
+            them is ranked among the wrong ones.
         num: of all items.
     """
-    # Of places 0, 1, ...: the probability that so many wrong items come before the first right one.
+    # The probability that 0, 1, ... wrong items come before the first correct one.
     before = np.zeros(num + 1)
-    for own, count in zip(*np.unique(right[right > 0], return_counts=True), strict=True):
+    for own, count in zip(*np.unique(correct[correct > 0], return_counts=True), strict=True):
         wrong = num - own - np.arange(num - own)
         before[: num - own + 1] += count * np.cumprod([1, *wrong / (wrong + own)])
-    before /= (right > 0).sum()
+    before /= (correct > 0).sum()
     at_most = 1 - before[1:]  # of ranks 1, 2, ...
     median = [np.searchsorted(at_most.round(12), 0.5, side) + 1 for side in ("left", "right")]
     return {

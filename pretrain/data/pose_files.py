@@ -22,7 +22,7 @@ INFERRED = 0.5  # confidence of joints that a Kinect did not see but guessed
 _XYZ, _UV = ("x", "y", "z", "confidence"), ("u", "v", "confidence")
 _OPENPOSE_NAME = re.compile(r"(.*?)_?(\d+)(_keypoints)?\.json", re.IGNORECASE)
 
-# The people of one frame: a name, or None where the file does not tell them apart, and (J, K).
+# The people of one frame: a name, or None where the file gives no identities, and (J, K).
 _People = list[tuple[str | None, np.ndarray]]
 
 
@@ -54,7 +54,7 @@ def read_poses(path: str | Path, skeleton: str = "", people: int = 4) -> Poses:
     where no confidence is given, those at exactly 0, but for the root, on which others may be
     centred. Pixels that are all between 0 and 1 are fractions of the frame. Frames that are missing
     in a numbering are frames in which nobody is; of frames with the same number the first is read.
-    Of more than `people` those stay that are seen most. Where nothing tells people apart, overlap
+    Of more than `people` those stay that are seen most. Where the file gives no identities, overlap
     from frame to frame does.
 
     Args:

@@ -41,7 +41,7 @@ class Tracks:
     together are largest (Kuhn 1955). Who is out of view for more than `GAP` frames is a new person.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.count = 0
         self.known: dict[int, tuple[np.ndarray, np.ndarray, int]] = {}  # region, velocity, missed
 
