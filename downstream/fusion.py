@@ -8,6 +8,7 @@ one view of one clip was scored; else they are the logarithms of the mean.
 import csv
 import hashlib
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from pretrain.names import for_csv, for_screen, from_csv
 NAME = "scores.csv"
 COLUMNS = ["part", "source", "subject", "label"]  # and then one a class
 PARTS = ("val", "test")
-MAX_SCORES = 2**31  # bytes: a million videos of 200 classes
+MAX_SCORES = 2**29  # bytes: 100,000 videos of 400 classes
 SMALLEST = float(np.finfo(np.float32).tiny)  # a probability of zero has no logarithm
 ROUNDS = 1000  # of the weights' fit
 
@@ -146,34 +147,40 @@ def read_scores(folder: Path) -> tuple[list[str], dict[str, Scored], str]:
             raise ValueError(f"its first line is not {', '.join(COLUMNS)} and the classes")
         if len(set(classes)) < len(classes):
             raise ValueError("it has a class twice")
-        return classes, _parts(list(rows), classes), hashlib.sha256(data).hexdigest()
+        return classes, _parts(rows, classes), hashlib.sha256(data).hexdigest()
     except (ValueError, csv.Error) as error:  # no UTF-8, too
         raise ValueError(
             f"{path} holds no scores in our form: {error}; run that model again"
         ) from error
 
 
-def _parts(rows: list[list[str]], classes: list[str]) -> dict[str, Scored]:
-    known, parts = set(classes), {}
+def _parts(rows: Iterable[list[str]], classes: list[str]) -> dict[str, Scored]:
+    """The scores of each part; rows become numbers one by one, which take a tenth of their text."""
+    known = set(classes)
+    names: dict[str, list[tuple[str, str | None, str]]] = {part: [] for part in PARTS}
+    values: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
     for number, row in enumerate(rows, 2):
         if len(row) != len(COLUMNS) + len(classes):
             raise ValueError(f"row {number} has {len(row)} cells")
-        if row[0] not in PARTS:
-            raise ValueError(f"row {number} is of part {row[0]!r:.60}")
-        if from_csv(row[3]) not in known:
-            raise ValueError(f"row {number} has a label that is no class: {row[3]!r:.60}")
+        part, source, subject, label = row[0], *map(from_csv, row[1:4])
+        if part not in PARTS:
+            raise ValueError(f"row {number} is of part {part!r:.60}")
+        if label not in known:
+            raise ValueError(f"row {number} has a label that is no class: {label!r:.60}")
+        scores = np.array(row[len(COLUMNS) :], dtype=np.float64)
+        if not ((scores >= 0).all() and abs(scores.sum() - 1) < 1e-3):  # NaN is neither
+            raise ValueError(f"row {number} does not hold the probabilities of classes")
+        names[part].append((source, subject or None, label))
+        values[part].append(scores)
+    parts = {}
     for part in PARTS:
-        mine = [row for row in rows if row[0] == part]
-        if not mine:
-            continue
-        sources, subjects, labels = ([from_csv(row[i]) for row in mine] for i in (1, 2, 3))
+        sources = [source for source, _, _ in names[part]]
+        subjects = [subject for _, subject, _ in names[part]]
+        labels = [label for _, _, label in names[part]]
         if len(set(sources)) < len(sources):
             raise ValueError(f"it has a video of part {part} twice")
-        values = np.array([row[len(COLUMNS) :] for row in mine], dtype=np.float64)
-        # NaN is neither.
-        if not ((values >= 0).all() and (np.abs(values.sum(1) - 1) < 1e-3).all()):
-            raise ValueError("its numbers are not the probabilities of classes")
-        parts[part] = Scored(sources, [who or None for who in subjects], labels, values)
+        if sources:
+            parts[part] = Scored(sources, subjects, labels, np.stack(values[part]))
     if "test" not in parts:
         raise ValueError("it has no test videos")
     return parts

@@ -25,6 +25,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ from downstream.results import Data, Metric, Results, build_results, describe_mo
 from downstream.zero_shot import embed_texts
 from pretrain.device import autocast_dtype
 from pretrain.files import is_file
-from pretrain.flags import Count, Fraction, NotNegative, OptionalCount
+from pretrain.flags import Count, Fraction, NotNegative, OptionalCount, Within
 from pretrain.folders import claim, holds_nothing
 from pretrain.log import cli, print_table, write_json
 from pretrain.names import for_csv, for_screen
@@ -86,7 +87,7 @@ class Config:
     """The split that is measured, where the videos have splits."""
     stride: OptionalCount = None
     """Source frames between two sampled ones, if not those that the weights record."""
-    smooth: NotNegative = 0.5
+    smooth: Annotated[float, Within(0, 60)] = 0.5
     """Seconds over which scores are averaged."""
     shortest: NotNegative = 0.2
     """Seconds; shorter events are left out."""

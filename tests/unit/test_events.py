@@ -29,10 +29,12 @@ from downstream.events import (
     smooth,
 )
 from downstream.metrics import detection_precision
+from downstream.report import events_figure
 from downstream.segments import piece_scores, segment_scores
 from downstream.windows import window_scores
 from pretrain.data.guard import Refused
 from pretrain.data.stream import FRAME, HEAD, Frames
+from recipes.fuse import Line, fusion_figure
 from tests.conftest import draw_motion, write_video
 
 # ------------------------------------------------------------------------------- frames of a stream
@@ -440,6 +442,30 @@ def test_thresholds_are_those_that_find_most():
     assert frame_precision({"v": kept(scores)}, true, ["a", "b", "c"]) == {"a": 1.0, "b": 1.0}
     with pytest.raises(ValueError, match="no event"):
         choose_thresholds({"v": kept(scores)}, {"v": []}, ["a", "b", "c"], 0)
+
+
+def test_figures_are_drawn_whatever_there_is(tmp_path):
+    odd = ["$x_1$", "=a|b", "\x1b[2J", "walk" * 30]
+    found = [(name, i, i + 1.5, 0.5) for i, name in enumerate(odd)]
+    rows = [("a.mp4", found, [(odd[0], 0.0, 1.0)]), ("none.mp4", [], None), ("b$.mp4", [], [])]
+    many = [(f"c{i}", 0.0, 1.0, 2.0) for i in range(40)]
+    for i, shown in enumerate((rows, rows * 4, [("many", many, None)])):
+        events_figure(tmp_path / f"events{i}.png", shown, "a $title")
+    lines = [
+        Line(("a",), "", np.eye(3), 0.5, (0.4, 0.6), 0.5),
+        Line(("b$",), "", np.eye(3), 0.5, (0.5, 0.5), 0.5),
+        Line(("a", "b$"), "mean", np.eye(3), 1.0, (1.0, 1.0), 0.5, (0.1, 0.0, 0.2)),
+    ]
+    for num in (3, 90):
+        rate = np.linspace(0, 1, num)
+        rate[0] = np.nan  # a class without videos
+        names = [f"$c_{i}" for i in range(num)]
+        fusion_figure(
+            tmp_path / f"f{num}.png", lines, {"a": rate, "b$": rate, "all": rate}, names, "$"
+        )
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "events0.png", "events1.png", "events2.png", "f3.png", "f90.png",
+    }  # fmt: skip
 
 
 @pytest.mark.slow
