@@ -112,7 +112,12 @@ def start_evaluation(machine: Machine) -> torch.device:
     """The device on which a recipe of one process evaluates: the GPU if there is one, else the CPU.
 
     On the CPU, the threads of `machine` are set.
+
+    Raises:
+        ValueError: a launcher started several processes.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("this runs in one process: start it with python, not with a launcher")
     if torch.cuda.is_available():
         return torch.device("cuda")
     if machine.threads:

@@ -19,7 +19,6 @@ validation fold from a probe that did not see it) and linear.safetensors (the fi
 """
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -238,8 +237,6 @@ def main(config: Config) -> dict:
         raise ValueError(
             "--leave-one-out does not offer the attentive probe: leave --attentive on out"
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("the probe runs in one process: start it with python, not with a launcher")
     how = Extraction(
         config.num_clips, config.num_crops, config.time_segments, config.batch_size,
         loader_workers(config.machine, 1), start_evaluation(config.machine),

@@ -13,7 +13,6 @@ of a per-frame classifier also segments.json, segments.csv (what happens when) a
 """
 
 import json
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,8 +172,7 @@ def main(config: Config) -> dict:
         raise ValueError("--video is empty: give a file or a folder, . for this one")
     if config.top_k < 1:
         raise ValueError(f"--top-k {config.top_k}: give at least 1")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("this runs in one process: start it with python, not with a launcher")
+    where = start_evaluation(config.machine)
     out = Path(config.out)
     if not holds_nothing(out) and not (out / "predictions.json").is_file():
         raise ValueError(f"{out} holds something else: give another folder with --out")
@@ -186,7 +184,6 @@ def main(config: Config) -> dict:
         raise ValueError(
             "--sampling uniform: this classifier predicts every frame; leave the flag out"
         )
-    where = start_evaluation(config.machine)
     how = Extraction(
         config.num_clips,
         config.num_crops,

@@ -12,7 +12,6 @@ other videos (downstream/retrieval.py). The ranking is exact. Written: results.j
 With --query the best videos are listed, and drawn on a contact sheet.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -277,8 +276,6 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
 
 def main(config: Config) -> dict:
     """Score a data set or search it."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("this runs in one process: start it with python, not with a launcher")
     device = start_evaluation(config.machine)
     how = Extraction(
         config.num_clips, config.num_crops, 1, config.batch_size, loader_workers(config.machine, 1),

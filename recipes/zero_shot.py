@@ -14,7 +14,6 @@ confusion.png, predictions.csv, scores.csv (of every class).
 On one file, a ranked table and a filmstrip.
 """
 
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,8 +150,6 @@ def refuse_confusion(config: Config) -> None:
         )
     if config.video and not config.classes:
         raise ValueError('--video needs --classes, such as --classes "drinking water, reading"')
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("this runs in one process: start it with python, not with a launcher")
 
 
 # ------------------------------------------------------------------------------------- one video

@@ -100,3 +100,12 @@ def test_kept_memory_is_not_cleared_again():
         return int(answer.stdout)
 
     assert faults("keep") < 100 < faults("give back")
+
+
+def test_an_evaluation_under_a_launcher_is_refused(monkeypatch):
+    """Every process would score the same videos and write the same files."""
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert processes.start_evaluation(Machine()).type in ("cpu", "cuda")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="one process"):
+        processes.start_evaluation(Machine())
