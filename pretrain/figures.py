@@ -4,11 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
+from torch import Tensor
 
 from pretrain import log
 from pretrain.data.shards import EvalClips, Pack
 from pretrain.masked import MaskedPixels
-from pretrain.videomae import VideoMAE, reconstruct
+from pretrain.videomae import VideoMAE, patch_statistics
+from pretrain.vit import patchify, take_tokens, unpatchify
 
 
 @log.optional_figure
@@ -49,3 +52,50 @@ def reconstruction_figure(
     if model.encoder.arguments.get("motion_tokens", 1) < 1:
         caption += " Grey in all rows: tokens that were not selected for their motion."
     return log.reconstruction_figure(path, rows, clips.seconds(0)[0], title, caption)
+
+
+@torch.no_grad()
+def reconstruct(
+    model: VideoMAE | MaskedPixels, video: Tensor, visible: Tensor, masked: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Visible tokens and reconstructions as pixels, for figures.
+
+    The model predicts normalised tubelets, so pixels need each tubelet's mean and standard
+    deviation. The true ones, which published figures use, leak the target's colours. The second
+    reconstruction uses those of the nearest visible tubelet instead.
+
+    Args:
+        model: in evaluation mode.
+        video: uint8 clips (B, C, T, H, W).
+        visible: (B, V) tokens, as `VideoMAE.forward` takes them.
+        masked: (B, M) all other tokens that the encoder uses.
+
+    Returns:
+        the visible tokens, the others grey; the reconstruction with true statistics; the one with
+        statistics of visible tokens; each uint8 (B, C, T, H, W). Tokens that the encoder does not
+        use are grey.
+    """
+    tubelet, patch, grid = model.tubelet, model.patch, model.grid
+    _, prediction = model(video, visible, masked)
+    visible, masked = model.grid_indices(video, visible), model.grid_indices(video, masked)
+    prediction = rearrange(prediction.float(), "b m (s c) -> b m s c", c=3)
+    patches = patchify(video, tubelet, patch).float() / 255
+
+    positions = torch.cartesian_prod(*(torch.arange(n, device=video.device) for n in grid)).float()
+    distance = torch.cdist(positions[masked], positions[visible])  # (B, M, V)
+    nearest = visible.gather(1, distance.argmin(2))
+
+    shown = torch.full_like(patches, 0.5)
+    for known in (visible, masked):
+        index = known[..., None].expand(-1, -1, patches.shape[2])
+        shown = shown.scatter(1, index, take_tokens(patches, known))
+
+    def as_video(values: Tensor) -> Tensor:
+        canvas = shown.scatter(1, masked[..., None].expand_as(values), values)
+        return (unpatchify(canvas, grid, tubelet, patch).clamp(0, 1) * 255).round().byte()
+
+    results = [as_video(torch.full_like(take_tokens(patches, masked), 0.5))]
+    for source in (masked, nearest):
+        mean, std = patch_statistics(take_tokens(patches, source))
+        results.append(as_video((prediction * (std + model.target_eps) + mean).flatten(2)))
+    return results[0], results[1], results[2]

@@ -52,7 +52,7 @@ class MaskedPixels(nn.Module):
         self.encoder, self.target_eps = encoder, target_eps
         self.tubelet, self.patch = tubelet, patch
         side = spec.size // patch
-        self.grid = (spec.frames // tubelet, side, side)
+        self.grid = self.mask_grid = (spec.frames // tubelet, side, side)
         lengths = (spec.frames, spec.size, spec.size)
         t, h, w = (-(-n // g) for n, g in zip(lengths, encoder.grid, strict=True))
         self.cell = (t, h, w)
@@ -71,11 +71,6 @@ class MaskedPixels(nn.Module):
             "encoder": encoder.arguments,
             "masked": {"tubelet": tubelet, "patch": patch, "target_eps": target_eps},
         }
-
-    @property
-    def mask_grid(self) -> tuple[int, int, int]:
-        """What masks are drawn over."""
-        return self.grid
 
     def grid_indices(self, video: Tensor, selected: Tensor) -> Tensor:
         """Indices of tubelets in the grid: as given, since none are selected by motion."""

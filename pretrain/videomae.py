@@ -8,7 +8,7 @@ are seen by the encoder, M masked tokens are predicted. In a mask True means mas
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from pretrain.vit import (
     position_table,
     start_blocks,
     take_tokens,
-    unpatchify,
 )
 from pretrain.weights import load_strict
 
@@ -64,7 +63,7 @@ def make_mask(
     num_masked = int(ratio * num)
     if not 0 < num_masked < num:
         raise ValueError(
-            f"--mask-ratio {ratio:g} masks {num_masked} of the {num} units of a {kind} mask over "
+            f"--mask-ratio {ratio} masks {num_masked} of the {num} units of a {kind} mask over "
             f"the grid {t}x{h}x{w}: at least one must be masked and one visible"
         )
     drawn = np.zeros(num, dtype=bool)
@@ -302,82 +301,6 @@ class VideoMAE(nn.Module):
             x = block(x)
         prediction = self.head(self.decoder_norm(x[:, visible.shape[1] :]))
         return F.mse_loss(prediction.float(), target), prediction, tokens
-
-
-class Reconstructs(Protocol):
-    """A model for `reconstruct`: a `VideoMAE`, or another objective with masked tubelets."""
-
-    target_eps: float
-
-    @property
-    def tubelet(self) -> int:
-        """Frames of what is hidden at once."""
-        ...
-
-    @property
-    def patch(self) -> int:
-        """Its height and width, pixels."""
-        ...
-
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        """The grid that masks are drawn over."""
-        ...
-
-    def grid_indices(self, video: Tensor, selected: Tensor) -> Tensor:
-        """Indices of tokens in the grid."""
-        ...
-
-    def __call__(self, video: Tensor, visible: Tensor, masked: Tensor, /) -> tuple[Tensor, Tensor]:
-        """The loss, and what is predicted."""
-        ...
-
-
-@torch.no_grad()
-def reconstruct(
-    model: Reconstructs, video: Tensor, visible: Tensor, masked: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Visible tokens and reconstructions as pixels, for figures.
-
-    The model predicts normalised tubelets, so pixels need each tubelet's mean and standard
-    deviation. The true ones, which published figures use, leak the target's colours. The second
-    reconstruction uses those of the nearest visible tubelet instead.
-
-    Args:
-        model: a `VideoMAE` or a `MaskedPixels`, in evaluation mode.
-        video: uint8 clips (B, C, T, H, W).
-        visible: (B, V) tokens, as `VideoMAE.forward` takes them.
-        masked: (B, M) all other tokens that the encoder uses.
-
-    Returns:
-        the visible tokens, the others grey; the reconstruction with true statistics; the one with
-        statistics of visible tokens; each uint8 (B, C, T, H, W). Tokens that the encoder does not
-        use are grey.
-    """
-    tubelet, patch, grid = model.tubelet, model.patch, model.grid
-    _, prediction = model(video, visible, masked)
-    visible, masked = model.grid_indices(video, visible), model.grid_indices(video, masked)
-    prediction = rearrange(prediction.float(), "b m (s c) -> b m s c", c=3)
-    patches = patchify(video, tubelet, patch).float() / 255
-
-    positions = torch.cartesian_prod(*(torch.arange(n, device=video.device) for n in grid)).float()
-    distance = torch.cdist(positions[masked], positions[visible])  # (B, M, V)
-    nearest = visible.gather(1, distance.argmin(2))
-
-    shown = torch.full_like(patches, 0.5)
-    for known in (visible, masked):
-        index = known[..., None].expand(-1, -1, patches.shape[2])
-        shown = shown.scatter(1, index, take_tokens(patches, known))
-
-    def as_video(values: Tensor) -> Tensor:
-        canvas = shown.scatter(1, masked[..., None].expand_as(values), values)
-        return (unpatchify(canvas, grid, tubelet, patch).clamp(0, 1) * 255).round().byte()
-
-    results = [as_video(torch.full_like(take_tokens(patches, masked), 0.5))]
-    for source in (masked, nearest):
-        mean, std = patch_statistics(take_tokens(patches, source))
-        results.append(as_video((prediction * (std + model.target_eps) + mean).flatten(2)))
-    return results[0], results[1], results[2]
 
 
 def build_videomae(

@@ -151,6 +151,17 @@ def test_a_preset_value_without_effect_is_taken_away():
         flags.settle(dataclasses.replace(preset, batch_depth=4), of_b(preset), preset)
 
 
+def test_values_without_effect_are_taken_away_from_groups_too():
+    """--epochs stands in the group of the optimisation: given beside --steps it is refused."""
+    module = recipe("videomae")
+    preset = flags.replace(module.PRESETS["shrec"], depth=None)
+    assert preset.form.depth is None and preset.optim.steps == 3200
+    with_epochs = flags.replace(preset, epochs=3.0)
+    assert flags.settle(with_epochs, {"epochs": "x"}, with_epochs).optim.epochs == 800
+    with pytest.raises(ValueError, match="--epochs"):
+        flags.settle(with_epochs, module.unused(with_epochs), preset)
+
+
 def test_a_comparison_says_who_has_the_flags_of_its_runs(monkeypatch, capsys):
     """All those of the recipes that it runs; what it calls otherwise (--models, --seeds) is tyro's
     to suggest.

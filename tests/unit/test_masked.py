@@ -6,8 +6,9 @@ import torch
 
 from downstream.models import build_model, load_backbone
 from pretrain import backbones
+from pretrain.figures import reconstruct
 from pretrain.masked import MaskedPixels, unpatchify_cells
-from pretrain.videomae import draw_tokens, normalise_target, reconstruct
+from pretrain.videomae import draw_tokens, normalise_target
 from pretrain.vit import patchify, take_tokens
 from pretrain.weights import CheckpointError
 from recipes import videomae
