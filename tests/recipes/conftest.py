@@ -22,3 +22,14 @@ def blank_figures(request):
         if not getattr(request.module, "DRAWS", False):
             patch.setattr(Figure, "savefig", lambda _, path, **__: Path(path).write_bytes(PICTURE))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_strengths():
+    """Linear probes try 3 regularisation strengths, not 13: a third of the time of their tests.
+
+    unit/test_probe.py tests the sweep.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("downstream.probe.GRID", (0.01, 1.0, 100.0))
+        yield
