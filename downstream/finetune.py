@@ -24,7 +24,7 @@ from pretrain.ema import start_average, update_average
 from pretrain.flags import OptionalCount, Positive, flag
 from pretrain.loop import Plan
 from pretrain.optim import decays, learning_rate
-from pretrain.spec import Backbone, Clip, InputSpec
+from pretrain.spec import Backbone, Clip
 from pretrain.weights import weights_hash
 
 STEP_STREAM = 6  # of counter_rng: dropout, drop path and mixing of one step
@@ -112,15 +112,12 @@ def record_method(backbone: nn.Module, index: dict[str, Any]) -> None:
     methods = index.get("streams", {}).get("flow", {}).get("methods", {})
     (method,) = methods if len(methods) == 1 else ("",)
     for part in backbone.modules():
-        spec = getattr(part, "input_spec", None)
-        if not isinstance(spec, InputSpec) or "flow" not in spec.pictures:
+        if not isinstance(part, Backbone) or "flow" not in part.input_spec.pictures:
             continue
-        flow = spec.pictures["flow"]
+        spec, flow = part.input_spec, part.input_spec.pictures["flow"]
         if method and not flow.method:
-            assert isinstance(part, Backbone)
-            part.input_spec = replace(
-                spec, streams={**spec.streams, "flow": replace(flow, method=method)}
-            )
+            streams = {**spec.streams, "flow": replace(flow, method=method)}
+            part.input_spec = replace(spec, streams=streams)
             if "method" in part.arguments:  # a model of others has it from them
                 part.arguments["method"] = method
 
