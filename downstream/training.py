@@ -90,6 +90,8 @@ class Given:
     """Such as n4-m7: four operations of strength 7 of 10, the same for all frames."""
     erase: Fraction | None = None
     """Fraction of the clips of which one box is erased, in all frames."""
+    turn: NotNegative | None = None
+    """Of networks of 3-D joints: degrees by which clips are turned about the vertical, at most."""
     mixup: NotNegative | None = None
     """Alpha of mixup; 0: off."""
     cutmix: NotNegative | None = None
@@ -137,6 +139,7 @@ class Training(Given):
     scales: tuple[float, ...] = (1.0, 0.93, 0.86, 0.8)
     colour: float = 0.0
     erase: float = 0.0
+    turn: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
     views: int = 1
@@ -153,7 +156,7 @@ class Training(Given):
     @property
     def augment(self) -> Augment:
         """What is done to a clip in training, beside its crop and mixing."""
-        return Augment(self.flip, self.colour, self.rand_augment or "", self.erase)
+        return Augment(self.flip, self.colour, self.rand_augment or "", self.erase, turn=self.turn)
 
     def check(self, spec: InputSpec, whole: bool) -> None:
         """Raise ValueError if clips of this kind, or labels of frames, cannot be trained so.
@@ -184,7 +187,8 @@ class Training(Given):
         factors = {"layer decay": self.layer_decay, "backbone's rate": self.backbone_lr}
         regular |= {name: factor for name, factor in factors.items() if factor != 1}
         augment = {
-            "colour": self.colour, "erase": self.erase, "mixup": self.mixup, "cutmix": self.cutmix,
+            "colour": self.colour, "erase": self.erase, "turn": self.turn, "mixup": self.mixup,
+            "cutmix": self.cutmix,
         }  # fmt: skip
         resized = self.crop == "resized"
         sides = f"crops {min(self.scales):g} to {max(self.scales):g}"

@@ -59,7 +59,8 @@ class SkeletonLSTM(nn.Module):
 
     The joints are relative to the root (`from_root`), and every coordinate is normalised over the
     batch, as ST-GCN does and Das et al. do not: hands, which say most, move less far than feet are
-    from the root. On MSR Action3D this is worth two to three points.
+    from the root. On MSR Action3D (odd people learned, even people tested, one seed, 128 wide, 16
+    frames) this was worth 3 points.
 
     The authors train it with Adam at a rate of .005, gradients clipped at 1, a dropout of .5 behind
     the last state, on one random frame of each of `frames` equal parts.

@@ -37,6 +37,8 @@ class Augment:
         jitter: fraction of the clips whose frames are coloured otherwise, each by itself, see
             `jitter_colours`.
         grey: fraction of the clips that become grey.
+        turn: of 3-D joints by themselves: each clip is turned about the vertical by up to so many
+            degrees, as if the camera stood elsewhere.
 
     Raises:
         ValueError: a strength or fraction outside 0 to 1, or another rule.
@@ -48,6 +50,7 @@ class Augment:
     erase: float = 0.0
     jitter: float = 0.0
     grey: float = 0.0
+    turn: float = 0.0
 
     def __post_init__(self):
         for name in ("colour", "erase", "jitter", "grey"):
@@ -61,6 +64,14 @@ class Augment:
 
     def check(self, spec: InputSpec) -> None:
         """Raise ValueError if these clips have no colours, and colours are to be changed."""
+        joints = spec.streams.get("pose")
+        if self.turn and not (
+            isinstance(joints, Joints) and joints.coordinates == 3 and len(spec.streams) == 1
+        ):
+            raise ValueError(
+                f"turn {self.turn} turns joints of 3 coordinates by themselves, not "
+                f"{' and '.join(spec.streams)} as this backbone takes them: give 0"
+            )
         names = ("colour", "rand_augment", "jitter", "grey")
         if "rgb" not in spec.streams and (of := [name for name in names if getattr(self, name)]):
             raise ValueError(
@@ -92,6 +103,11 @@ class Augment:
             clip = clip | {"rgb": self._colours(clip["rgb"], rng)}
         if self.erase and rng.random() < self.erase:
             clip = random_erase(clip, rng)
+        if self.turn:
+            angle = np.deg2rad(rng.uniform(-self.turn, self.turn))
+            x, y, z, seen = clip["pose"]
+            cos, sin = float(np.cos(angle)), float(np.sin(angle))
+            clip = {"pose": torch.stack([x * cos + z * sin, y, z * cos - x * sin, seen])}
         return {name: part.contiguous() for name, part in clip.items()}
 
     def _colours(self, clip: Tensor, rng: np.random.Generator) -> Tensor:

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from downstream.models.stgcn import STGCN, GraphBlock, bones_of, partition
 from downstream.models.two_stream import FlowStack
 from pretrain.backbones import export_backbone
 from pretrain.data.poses import SKELETONS, Skeleton
+from pretrain.data.transforms import Augment
 from pretrain.processes import start_accelerator
 from pretrain.settings import Machine
 from pretrain.weights import CheckpointError
@@ -350,6 +352,28 @@ def test_the_stacked_lstm_is_its_equations_on_joints_around_the_root():
     moved = torch.cat([(pose[:, :-1] + 3) * there, pose[:, -1:]], 1)
     with torch.no_grad():
         assert torch.allclose(model(moved), embedding, atol=1e-4)
+
+
+def test_joints_are_turned_about_the_vertical():
+    """Lengths stay, and so does height; what is seen in a picture cannot be turned."""
+    spec = SkeletonLSTM("kinect20", frames=3).input_spec
+    pose = random(4, 3, 1, 20)
+    pose[:, 0, 0, 7] = 0  # not seen
+    turn = Augment(turn=30.0)
+    turn.check(spec)
+    angles = []
+    for seed in range(40):
+        turned = turn({"pose": pose}, np.random.default_rng(seed), spec)["pose"]
+        assert torch.equal(turned[[1, 3]], pose[[1, 3]]) and not turned[:, 0, 0, 7].any()
+        assert torch.allclose(turned[:3].norm(dim=0), pose[:3].norm(dim=0), atol=1e-5)
+        x, z = pose[[0, 2], 1, 0, 0]
+        there = torch.atan2(*turned[[0, 2], 1, 0, 0]) - torch.atan2(x, z)
+        angles.append((math.degrees(there) + 180) % 360 - 180)
+    assert -30.01 < min(angles) < -15 and 15 < max(angles) < 30.01
+    for other in ("two_stream", "skeleton_lstm"):
+        flat = {"coordinates": 2} if other == "skeleton_lstm" else SMALL
+        with pytest.raises(ValueError, match="turn"):
+            turn.check(build_model(other, **flat).input_spec)
 
 
 # ---- pose-driven attention
