@@ -116,6 +116,11 @@ def test_a_pack_keeps_the_exact_flow_of_the_data(dataset, packed):
         assert not found[:17][np.abs(true) < 1e-9].any()
 
 
+def test_the_number_of_workers_changes_nothing(dataset, packed, tmp_path):
+    pack(dataset, tmp_path / "two", workers=2, progress=False)
+    assert load_index(tmp_path / "two") == packed.index
+
+
 def test_flow_of_larger_frames_is_scaled_as_they_are(dataset, packed, tmp_path):
     quick(dataset, tmp_path / "small", short_side=32)
     small = Pack(tmp_path / "small")
