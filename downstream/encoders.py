@@ -28,8 +28,9 @@ FORM = ("depth", "patch", "tubelet", "positions", "init", "motion_tokens", "smal
 
 
 def transformer(
-    name: str, form: Form, frames: int | None, stride: int, size: int, pool: str = "mean"
-) -> VideoTransformer:
+    name: str, form: Form, frames: int | None, stride: int, size: int, pool: str = "mean",
+    stream: str = "rgb",
+) -> VideoTransformer:  # fmt: skip
     """A video transformer of a size, with fresh weights.
 
     Args:
@@ -38,7 +39,8 @@ def transformer(
         frames: of a clip; None: 16.
         stride: source frames between two sampled ones; 0: uniform sampling.
         size: height and width of a clip, pixels.
-        pool: see `VideoTransformer`.
+        pool: see `VideoTransformer`, likewise `stream`.
+        stream: see there.
 
     Raises:
         ValueError: the clip is not a whole number of tubelets, or as `VideoTransformer`.
@@ -50,6 +52,7 @@ def transformer(
     return VideoTransformer(
         dim, form.depth or depth, heads, frames, size, form.patch, form.tubelet, stride,
         positions=form.positions, init=form.init, motion_tokens=form.motion_tokens, pool=pool,
+        stream=stream,
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from downstream.segments import (
 )
 from downstream.splits import Videos, choose_splits, choose_validation, few_shots, subset
 from pretrain.data.cache import raw_sources
-from pretrain.data.shards import Pack, no_split, refuse_streams
+from pretrain.data.shards import Pack, no_split, refuse_raw_streams
 from pretrain.spec import InputSpec
 
 
@@ -208,9 +208,7 @@ def refuse_raw(
         )
     if patience and validation == "auto" and "val" not in splits:
         raise ValueError(NO_VALIDATION)
-    frames = {"pose" if s.kind == "pose" else "rgb" for s in listed}
-    more = {name for s in listed for name in s.beside}
-    refuse_streams(spec, sorted(frames | more, reverse=True), source, who)
+    refuse_raw_streams(listed, spec, source, who)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from pretrain import log
 from pretrain.data.shards import EvalClips, Pack
+from pretrain.flow_colours import draw_flow
 from pretrain.masked import MaskedPixels
+from pretrain.spec import FLOW_LEVELS, FLOW_ZERO
 from pretrain.videomae import VideoMAE, patch_statistics
 from pretrain.vit import patchify, take_tokens, unpatchify
 
@@ -34,30 +36,40 @@ def reconstruction_figure(
         what to print of the figure, see `pretrain.log.optional_figure`.
     """
     clips = EvalClips(pack, np.array([sample]), model.encoder.input_spec, 1, 1)
-    views = clips[0][1]["rgb"]
+    ((name, stream),) = model.encoder.input_spec.pictures.items()
+    views = clips[0][1][name]
     where, training = next(model.parameters()).device, model.training
     visible, masked = (torch.from_numpy(i)[None].to(where) for i in tokens)
     model.eval()
     pictures = [views, *reconstruct(model, views.to(where), visible, masked)]
     model.train(training)
-    rebuilt = ("reconstruction\n(true patch mean/std)", "reconstruction\n(nothing leaked)")
-    names = ("clip", "visible", *rebuilt)
-    rows = [
-        (n, p[0].permute(1, 2, 3, 0).cpu().numpy()) for n, p in zip(names, pictures, strict=True)
-    ]
+    rebuilt: tuple[str, ...] = (
+        "reconstruction\n(true patch mean/std)",
+        "reconstruction\n(nothing leaked)",
+    )
+    grey = "Grey"
     caption = (
         f"{mask}. Row 3 borrows the true mean and standard deviation of every hidden tubelet, row "
         "4 those of the nearest visible one."
     )
+    if model.flow:
+        rebuilt, grey = ("reconstruction",), "White"
+        caption = f"{mask}. Hue: direction; white: no motion, and in row 2 what is hidden."
+        pixels = [stream.normalise(p.cpu())[0].transpose(0, 1).numpy() for p in pictures]
+        most = float(np.hypot(pixels[0][:, 0], pixels[0][:, 1]).max())
+        drawn = [draw_flow(p, most) for p in pixels]
+    else:
+        drawn = [p[0].permute(1, 2, 3, 0).cpu().numpy() for p in pictures]
+    rows = list(zip(("clip", "visible", *rebuilt), drawn, strict=True))
     if model.encoder.arguments.get("motion_tokens", 1) < 1:
-        caption += " Grey in all rows: tokens that were not selected for their motion."
+        caption += f" {grey} in all rows: tokens that were not selected for their motion."
     return log.reconstruction_figure(path, rows, clips.seconds(0)[0], title, caption)
 
 
 @torch.no_grad()
 def reconstruct(
     model: VideoMAE | MaskedPixels, video: Tensor, visible: Tensor, masked: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Visible tokens and reconstructions as pixels, for figures.
 
     The model predicts normalised tubelets, so pixels need each tubelet's mean and standard
@@ -73,12 +85,12 @@ def reconstruct(
     Returns:
         the visible tokens, the others grey; the reconstruction with true statistics; the one with
         statistics of visible tokens; each uint8 (B, C, T, H, W). Tokens that the encoder does not
-        use are grey.
+        use are grey. Of flow, which is not normalised, there is one reconstruction, and grey is no
+        motion.
     """
     tubelet, patch, grid = model.tubelet, model.patch, model.grid
     _, prediction = model(video, visible, masked)
     visible, masked = model.grid_indices(video, visible), model.grid_indices(video, masked)
-    prediction = rearrange(prediction.float(), "b m (s c) -> b m s c", c=3)
     patches = patchify(video, tubelet, patch).float() / 255
 
     positions = torch.cartesian_prod(*(torch.arange(n, device=video.device) for n in grid)).float()
@@ -95,6 +107,10 @@ def reconstruct(
         return (unpatchify(canvas, grid, tubelet, patch).clamp(0, 1) * 255).round().byte()
 
     results = [as_video(torch.full_like(take_tokens(patches, masked), 0.5))]
+    if model.flow:
+        levels = prediction.float().clamp(-1, 1) * FLOW_LEVELS + FLOW_ZERO
+        return results[0], as_video(levels / 255)
+    prediction = rearrange(prediction.float(), "b m (s c) -> b m s c", c=3)
     for source in (masked, nearest):
         mean, std = patch_statistics(take_tokens(patches, source))
         results.append(as_video((prediction * (std + model.target_eps) + mean).flatten(2)))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.spec import Backbone
-from pretrain.videomae import normalise_target
+from pretrain.videomae import flow_target, normalise_target
 from pretrain.vit import patchify, take_tokens, unpatchify
 
 MOST_DECODER = 200_000_000  # parameters of the linear decoder
@@ -24,7 +24,7 @@ class MaskedPixels(nn.Module):
     """A backbone and a linear decoder, from each token to the pixels of its part of the clip.
 
     Args:
-        encoder: a `Backbone` of colour, without temporal-mean subtraction.
+        encoder: a `Backbone` of colour or of flow, without temporal-mean subtraction.
         tubelet: frames of what is hidden at once.
         patch: its height and width, pixels.
         target_eps: see `normalise_target`.
@@ -38,11 +38,14 @@ class MaskedPixels(nn.Module):
         super().__init__()
         assert isinstance(encoder, Backbone)
         spec = encoder.input_spec
-        if set(spec.streams) != {"rgb"} or spec.subtracts_mean:
+        if len(spec.streams) > 1 or not spec.pictures or spec.subtracts_mean:
             raise ValueError(
-                "masked reconstruction needs colour without subtract_mean, since a clip's mean "
-                "frame shows masked pixels to the encoder: give subtract_mean False"
+                "masked reconstruction needs one stream, colour or flow, without subtract_mean, "
+                "since a clip's mean frame shows masked pixels to the encoder: give subtract_mean "
+                "False"
             )
+        ((name, pictures),) = spec.pictures.items()
+        self.flow = name == "flow"  # what is predicted
         if spec.size % patch or spec.frames % tubelet:
             raise ValueError(
                 f"a clip of {spec.frames} frames of {spec.size} pixels is not a whole number of "
@@ -56,7 +59,7 @@ class MaskedPixels(nn.Module):
         lengths = (spec.frames, spec.size, spec.size)
         t, h, w = (-(-n // g) for n, g in zip(lengths, encoder.grid, strict=True))
         self.cell = (t, h, w)
-        values = 3 * math.prod(self.cell)
+        values = pictures.channels * math.prod(self.cell)
         if encoder.embed_dim * values > MOST_DECODER:
             raise ValueError(
                 f"a token of this backbone covers {self.cell[0]} frames of {self.cell[1]} x "
@@ -66,7 +69,7 @@ class MaskedPixels(nn.Module):
         self.head = nn.Linear(encoder.embed_dim, values)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
-        self.mask_token = nn.Parameter(torch.zeros(3 * tubelet * patch**2))
+        self.mask_token = nn.Parameter(torch.zeros(pictures.channels * tubelet * patch**2))
         self.arguments: dict[str, Any] = {
             "encoder": encoder.arguments,
             "masked": {"tubelet": tubelet, "patch": patch, "target_eps": target_eps},
@@ -85,7 +88,8 @@ class MaskedPixels(nn.Module):
             masked: (B, M) which tubelets of the grid are hidden and predicted.
 
         Returns:
-            the mean squared error against `normalise_target`, and the prediction (B, M, P).
+            the mean squared error against `normalise_target`, of flow against `flow_target`; and
+            the prediction (B, M, P).
         """
         loss, prediction, _ = self.rebuild(video, visible, masked)
         return loss, prediction
@@ -106,15 +110,18 @@ class MaskedPixels(nn.Module):
         frames, size = self.encoder.input_spec.frames, self.encoder.input_spec.size
         pixels = pixels[:, :, :frames, :size, :size]
         prediction = take_tokens(patchify(pixels, self.tubelet, self.patch), masked)
-        true = take_tokens(patchify(video, self.tubelet, self.patch), masked).float() / 255
-        loss = F.mse_loss(prediction.float(), normalise_target(true, self.target_eps))
-        return loss, prediction, tokens
+        true = take_tokens(patchify(video, self.tubelet, self.patch), masked)
+        if self.flow:
+            target = flow_target(true)
+        else:
+            target = normalise_target(true.float() / 255, self.target_eps)
+        return F.mse_loss(prediction.float(), target), prediction, tokens
 
 
 def unpatchify_cells(
     values: Tensor, grid: tuple[int, int, int], cell: tuple[int, int, int]
 ) -> Tensor:
     """Lay out what tokens predict: (B, N, t h w C), channel fastest, to (B, C, T, H, W)."""
-    x = values.unflatten(1, grid).unflatten(-1, (*cell, 3))  # (B, gt, gh, gw, t, h, w, C)
+    x = values.unflatten(1, grid).unflatten(-1, (*cell, -1))  # (B, gt, gh, gw, t, h, w, C)
     x = x.permute(0, 7, 1, 4, 2, 5, 3, 6)
     return x.flatten(2, 3).flatten(3, 4).flatten(4, 5)

@@ -8,6 +8,7 @@ are seen by the encoder, M masked tokens are predicted. In a mask True means mas
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pretrain.spec import FLOW_LEVELS, FLOW_ZERO
 from pretrain.vit import (
     Block,
     VideoTransformer,
     init_weights,
-    motion_token_indices,
     patchify,
     position_table,
     start_blocks,
@@ -140,6 +141,21 @@ def mask_of_view(
     return draw
 
 
+def flow_target(patches: Tensor) -> Tensor:
+    """The decoder's target where it is optical flow: motion over the bound, in [-1, 1].
+
+    It is not normalised by tubelet: a tubelet's mean is its motion, which would be lost, and where
+    nothing moves the noise of the estimate would become the target.
+
+    Args:
+        patches: (B, M, P) levels, see `pretrain.spec.Stream`.
+
+    Returns:
+        (B, M, P).
+    """
+    return (patches.float() - FLOW_ZERO) / FLOW_LEVELS
+
+
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and unbiased standard deviation of tubelets (B, M, P) per channel: (B, M, 1, 3)."""
     x = rearrange(patches, "b m (s c) -> b m s c", c=3)
@@ -213,16 +229,17 @@ class VideoMAE(nn.Module):
             Block(decoder_dim, decoder_heads) for _ in range(decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(decoder_dim, eps=1e-6)
-        self.head = nn.Linear(decoder_dim, encoder.tubelet * encoder.patch**2 * 3)
+        ((name, pictures),) = encoder.input_spec.pictures.items()
+        self.flow = name == "flow"  # what is predicted
+        values = encoder.tubelet * encoder.patch**2
+        self.head = nn.Linear(decoder_dim, values * pictures.channels)
         start_blocks(encoder.arguments["init"], self.decoder_blocks)
         for module in (self.decoder_norm, self.head):
             module.apply(init_weights)
         # The authors' code starts `encoder_to_decoder` as torch does, and cuts the mask token at
         # one standard deviation.
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
-        rgb = encoder.input_spec.pictures["rgb"]
-        mean, std = torch.tensor(rgb.mean), torch.tensor(rgb.std)
-        values = encoder.tubelet * encoder.patch**2
+        mean, std = torch.tensor(pictures.mean), torch.tensor(pictures.std)
         self.register_buffer("mean", mean.repeat(values), persistent=False)  # (P,)
         self.register_buffer("std", std.repeat(values), persistent=False)
 
@@ -259,11 +276,7 @@ class VideoMAE(nn.Module):
         encoder = self.encoder
         if encoder.num_motion_tokens == math.prod(encoder.grid):
             return selected
-        std = encoder.input_spec.pictures["rgb"].std
-        motion = motion_token_indices(
-            video, encoder.tubelet, encoder.patch, encoder.num_motion_tokens, std
-        )
-        return motion.gather(1, selected)
+        return encoder.motion_indices(video).gather(1, selected)
 
     def forward(self, video: Tensor, visible: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruct the masked tokens.
@@ -276,7 +289,8 @@ class VideoMAE(nn.Module):
             masked: (B, M), indices of the tokens to predict, likewise.
 
         Returns:
-            the mean squared error against `normalise_target`, and the prediction (B, M, P).
+            the mean squared error against `normalise_target`, of flow against `flow_target`; and
+            the prediction (B, M, P).
         """
         loss, prediction, _ = self.rebuild(video, visible, masked)
         return loss, prediction
@@ -291,7 +305,11 @@ class VideoMAE(nn.Module):
         )
         patches = patchify(video, self.encoder.tubelet, self.encoder.patch)
         seen = (take_tokens(patches, visible).float() / 255 - self.mean) / self.std
-        target = normalise_target(take_tokens(patches, masked).float() / 255, self.target_eps)
+        hidden = take_tokens(patches, masked)
+        if self.flow:
+            target = flow_target(hidden)
+        else:
+            target = normalise_target(hidden.float() / 255, self.target_eps)
         tokens = self.encoder.encode(seen, visible)
         x = self.encoder_to_decoder(tokens)
         x = torch.cat(
@@ -349,11 +367,17 @@ def start_from(model: VideoMAE, loaded: nn.Module, name: str) -> None:
             f"{type(model.encoder).__name__}: give --model the network that it has"
         )
     # What no shape shows: every token would get another position, every head other channels.
-    for what in ("positions", "heads"):
+    for what in ("positions", "heads", "stream", "bound"):
         was, now = (encoder.arguments.get(what) for encoder in (theirs, model.encoder))
         if was != now:
-            remedy = f"give --positions {was}" if what == "positions" else "no flag changes that"
+            given = what in ("positions", "stream")
+            remedy = f"give --{what} {was}" if given else "no flag changes that"
             raise ValueError(
                 f"{name} was trained with {what} {was}, this run has {what} {now}: {remedy}"
             )
+    if method := theirs.arguments.get("method"):  # of flow: that of others remains refused
+        spec = model.encoder.input_spec
+        flow = replace(spec.pictures["flow"], method=method)
+        model.encoder.input_spec = replace(spec, streams={"flow": flow})
+        model.encoder.arguments["method"] = method
     load_strict(target, loaded.state_dict(), name)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from pretrain.spec import IMAGENET_MEAN, IMAGENET_STD, InputSpec, Stream
+from pretrain.spec import FLOW_ZERO, IMAGENET_MEAN, IMAGENET_STD, InputSpec, Stream, flow_stream
 
 # width, depth, heads: Ti, S, B, L of ViT/DeiT; H of VideoMAE; XS is ours, for minutes on a CPU.
 SIZES = {
@@ -178,8 +178,9 @@ def take_tokens(x: Tensor, index: Tensor) -> Tensor:
 
 
 def motion_token_indices(
-    video: Tensor, tubelet: int, patch: int, num: int, std: tuple[float, ...] | None = None
-) -> Tensor:
+    video: Tensor, tubelet: int, patch: int, num: int, std: tuple[float, ...] | None = None,
+    flow: bool = False,
+) -> Tensor:  # fmt: skip
     """The indices (B, num), ascending, of the tokens with the largest frame difference.
 
     A static background looks the same in every time slot, so most tubelets of such footage are
@@ -193,8 +194,11 @@ def motion_token_indices(
         num: tubelets to keep.
         std: of uint8 clips, the channels' standard deviations that normalise them (their mean makes
             no difference).
+        flow: the clips are optical flow, which is motion itself: the measure is its mean square.
     """
-    if video.dtype == torch.uint8:  # a quarter of the bytes to read
+    if flow:
+        change = video.float() - (FLOW_ZERO if video.dtype == torch.uint8 else 0)
+    elif video.dtype == torch.uint8:  # a quarter of the bytes to read
         change = (video[:, :, 1:].short() - video[:, :, :-1]).float()
     else:
         change = video[:, :, 1:] - video[:, :, :-1]
@@ -205,7 +209,8 @@ def motion_token_indices(
     if std is not None:
         energy = energy / energy.new_tensor(std).square()[:, None, None]
     energy = energy.sum(1)
-    energy = torch.cat([energy[:, :1], energy], 1)  # the first frame has none before it
+    if not flow:
+        energy = torch.cat([energy[:, :1], energy], 1)  # the first frame has none before it
     energy = energy.unflatten(1, (-1, tubelet)).sum(2).flatten(1)
     return energy.topk(num, dim=1).indices.sort(1).values
 
@@ -381,6 +386,9 @@ class VideoTransformer(nn.Module):
         trained_grid: (t, h, w) of the tokens that positions were made for, if they are used for
             another number of frames or another size, see `resized`.
         norm_eps: epsilon of the last norm: 1e-6, or 1e-5 in a fine-tuned VideoMAE of transformers.
+        stream: what it sees, "rgb", or "flow", optical flow, which has its own mean and std.
+        bound: of flow, see `pretrain.spec.flow_stream`, likewise `method`.
+        method: see there.
 
     Raises:
         ValueError: the clip is not a whole number of tubelets, or `dim` of heads; or
@@ -409,6 +417,9 @@ class VideoTransformer(nn.Module):
         pool: str = "mean",
         trained_grid: tuple[int, int, int] | None = None,
         norm_eps: float = 1e-6,
+        stream: str = "rgb",
+        bound: float = 0.0,
+        method: str = "",
     ):
         super().__init__()
         if size % patch or frames % tubelet:
@@ -423,7 +434,10 @@ class VideoTransformer(nn.Module):
             "std": list(std), "positions": positions, "init": init,
             "motion_tokens": motion_tokens, "pool": pool, "norm_eps": norm_eps,
             "trained_grid": None if trained_grid is None else list(trained_grid),
+            "stream": stream, "bound": bound, "method": method,
         }  # fmt: skip
+        if stream not in ("rgb", "flow"):
+            raise ValueError(f"stream {stream!r:.80} is neither rgb nor flow")
         if pool not in ("mean", "fc_norm", "class"):
             raise ValueError(f"pool {pool!r} is not one of mean, fc_norm, class")
         self.fc_norm = pool == "fc_norm"  # tokens have no norm, their means have
@@ -439,10 +453,12 @@ class VideoTransformer(nn.Module):
                 f"of {frames} frames: give --motion-tokens 1 for a single frame, else at least "
                 f"{1 / num_tokens:.2g} and at most 1"
             )
-        self.input_spec = InputSpec(frames, stride, size, {"rgb": Stream(tuple(mean), tuple(std))})
+        pixels = Stream(tuple(mean), tuple(std))
+        pictures = flow_stream(size, bound, method) if stream == "flow" else pixels
+        self.input_spec = InputSpec(frames, stride, size, {stream: pictures})
         # The published Conv3d with kernel = stride is a linear layer; written as one, masked
         # tubelets are dropped before it.
-        self.patch_embed = nn.Linear(tubelet * patch * patch * len(mean), dim)
+        self.patch_embed = nn.Linear(tubelet * patch**2 * pictures.channels, dim)
         t, h, w = trained_grid or self.grid  # from a file it is a list
         trained = (t, h, w)
         if positions == "learned":
@@ -561,13 +577,21 @@ class VideoTransformer(nn.Module):
         """
         return self.encode_all(patches, index)[0]
 
+    def motion_indices(self, video: Tensor) -> Tensor:
+        """`motion_token_indices` of clips, normalised, or uint8 as they were before."""
+        ((name, stream),) = self.input_spec.pictures.items()
+        std = stream.std if video.dtype == torch.uint8 else None
+        return motion_token_indices(
+            video, self.tubelet, self.patch, self.num_motion_tokens, std, name == "flow"
+        )
+
     def _select(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
         """The selected tokens' pixels (B, K, P) and indices (B, K); None: all tokens."""
         self.input_spec.expect(video)
         patches = patchify(video, self.tubelet, self.patch)
         if self.num_motion_tokens == patches.shape[1]:
             return patches, None
-        index = motion_token_indices(video, self.tubelet, self.patch, self.num_motion_tokens)
+        index = self.motion_indices(video)
         return take_tokens(patches, index), index
 
     def forward_features(self, video: Tensor) -> Tensor:
@@ -598,7 +622,7 @@ class VideoTransformer(nn.Module):
         """
         self.input_spec.expect(video)
         if self.num_motion_tokens < math.prod(self.grid):
-            index = motion_token_indices(video, self.tubelet, self.patch, self.num_motion_tokens)
+            index = self.motion_indices(video)
             visible = index.gather(1, visible)
         patches = patchify(video, self.tubelet, self.patch)
         return self._pooled(*self.encode_all(take_tokens(patches, visible), visible))

@@ -8,6 +8,7 @@ score on held-out subjects of the training split shows whether the features get 
     python recipes/videomae.py --data my_videos/            your own clips
     python recipes/videomae.py shrec --data clips.csv       small clips, 2 CPU cores
     python recipes/videomae.py shrec_apart --data clips.csv --backbone RUN/backbone    second step
+    python recipes/videomae.py --stream flow --out runs/flow       optical flow, not colour
     accelerate launch --config_file launch/gpus.yaml recipes/videomae.py vit_b_k400 --data k400.csv
 
 The first word chooses a preset, flags change single values, `--help` lists them. Starting the same
@@ -25,12 +26,13 @@ import torch
 import tyro
 
 from downstream.encoders import transformer, weights_to_start_from
+from downstream.finetune import record_method
 from downstream.models import build_model as build_family
 from downstream.monitor import online_knn
 from pretrain import backbones, flags, log, settings
 from pretrain.data.cache import open_data, packing_side, raw_sources, synthetic_clips
 from pretrain.data.sampling import counter_rng
-from pretrain.data.shards import Pack, TrainClips, warn_of_clips
+from pretrain.data.shards import Pack, TrainClips, refuse_raw_streams, warn_of_clips
 from pretrain.data.transforms import Augment
 from pretrain.figures import reconstruction_figure
 from pretrain.loop import TrainingRun, plan_run
@@ -39,6 +41,7 @@ from pretrain.names import for_shell
 from pretrain.optim import learning_rate, make_optimizers, set_rate, update
 from pretrain.processes import asked_processes, is_first, start_accelerator
 from pretrain.run import try_run
+from pretrain.spec import Backbone, InputSpec
 from pretrain.videomae import VideoMAE, build_videomae, draw_tokens, mask_of_view, start_from
 from pretrain.views import ViewContrast
 from pretrain.vit import VITS
@@ -59,6 +62,8 @@ class Config:
     """The run's folder; by default runs/videomae-PRESET."""
 
     # Model
+    stream: Literal["rgb", "flow"] = "rgb"
+    """What is seen and reconstructed: colour, or optical flow, which `pack.py --flow` adds."""
     model: str = "vit_ti"
     """The encoder: vit_xs to vit_h, whose hidden tokens cost nothing, or another name of
     python -m downstream.models (vivit_3, video_swin_t, i3d, ...), whose hidden tubelets are
@@ -167,23 +172,22 @@ ABOUT = {
 }
 
 # What says that something is not wanted; such a value is never refused.
-OFF = {"small": False, "motion_tokens": 1.0, "dual_mask": False}
+OFF = {"small": False, "motion_tokens": 1.0, "dual_mask": False, "colour": 0.0}
 
 
 # ---------------------------------------------------------------------------------------- the step
 
 
-def train_step(model, optimizers, batches, accumulate, accelerator, clip_grad, contrast):
+def train_step(model, optimizers, batches, accumulate, accelerator, clip_grad, names):
     """One optimizer step over `accumulate` micro-batches.
 
-    With `contrast` the model also takes the clip of each view.
+    `names` are those of a batch that the model takes, in its order.
 
     Returns:
         the mean loss of this process, the view-retrieval accuracy (None without `ViewContrast`),
         and the gradient norm over all processes; if that is not finite the weights were left alone.
     """
     total = torch.zeros((), device=accelerator.device)
-    names = ("rgb", "visible", "masked", "clips") if contrast else ("rgb", "visible", "masked")
     for i in range(accumulate):
         batch = next(batches)
         tensors = [batch[name].to(accelerator.device, non_blocking=True) for name in names]
@@ -193,7 +197,7 @@ def train_step(model, optimizers, batches, accumulate, accelerator, clip_grad, c
             accelerator.backward(loss / accumulate)
         total += loss.detach() / accumulate
     # A prediction is freed: kept, it would lie beside the next step's.
-    found = second.detach() if contrast else None
+    found = second.detach() if "clips" in names else None
     return total, found, update(optimizers, model.parameters(), clip_grad)
 
 
@@ -210,6 +214,9 @@ def unused(cfg: Config) -> dict[str, str]:
     else:
         names = ("depth", "decoder_dim", "decoder_depth", "positions", "pool", "init")
         why |= dict.fromkeys((*names, "motion_tokens", "dual_mask"), f"with --model {cfg.model}")
+    if cfg.stream == "flow":
+        # A tubelet of flow is not normalised, and has no colours.
+        why |= dict.fromkeys(("target_eps", "colour"), "with --stream flow")
     if cfg.frames == 1:
         why["stride"] = "with --frames 1"
     if cfg.optim.steps:
@@ -223,7 +230,9 @@ def build_model(cfg: Config) -> VideoMAE | MaskedPixels | ViewContrast:
     torch.manual_seed(cfg.seed)
     model: VideoMAE | MaskedPixels
     if cfg.model in VITS:
-        encoder = transformer(cfg.model, cfg.form, cfg.frames, cfg.stride, cfg.size, cfg.pool)
+        encoder = transformer(
+            cfg.model, cfg.form, cfg.frames, cfg.stride, cfg.size, cfg.pool, cfg.stream
+        )
         decoder = (cfg.decoder_dim, cfg.decoder_depth)
         model = build_videomae(VITS[cfg.model], encoder, *decoder, cfg.target_eps)
         if cfg.backbone:
@@ -236,19 +245,23 @@ def build_model(cfg: Config) -> VideoMAE | MaskedPixels | ViewContrast:
         clip: dict[str, Any] = {"stride": cfg.stride, "size": cfg.size, "subtract_mean": False}
         clip |= {"frames": cfg.frames} if cfg.frames else {}
         family = build_family(cfg.model, small=cfg.small, weights=cfg.backbone or "", **clip)
+        assert isinstance(family, Backbone)
+        if [*family.input_spec.streams] != [cfg.stream]:
+            takes = " and ".join(family.input_spec.streams)
+            raise ValueError(f"--model {cfg.model} takes {takes}, not --stream {cfg.stream} alone")
         model = MaskedPixels(family, cfg.form.tubelet, cfg.form.patch, cfg.target_eps)
     return ViewContrast(model, cfg.views, cfg.contrast) if cfg.contrast else model
 
 
-def refuse_early(cfg: Config, grid: tuple[int, int, int]) -> None:
-    """Raise ValueError for settings that contradict each other; masks are drawn over `grid`."""
+def refuse_early(cfg: Config, grid: tuple[int, int, int], spec: InputSpec) -> None:
+    """Raise ValueError for what contradicts itself; masks are drawn over `grid`, clips `spec`."""
     if cfg.form.motion_tokens < 1 and cfg.mask != "random":
         raise ValueError(
             f"a {cfg.mask} mask needs the whole grid and --motion-tokens {cfg.form.motion_tokens} "
             "leaves some tokens out: give --mask random"
         )
     draw_tokens(cfg.mask, grid, cfg.mask_ratio, cfg.dual_mask, counter_rng(0, 0))
-    raw_sources(cfg.data, cfg.split)
+    refuse_raw_streams(raw_sources(cfg.data, cfg.split), spec, cfg.data, cfg.model)
     plan = plan_run(cfg.optim, 1, asked_processes(), cfg.views)
     if cfg.contrast and plan.accumulate > 1:
         raise ValueError(
@@ -268,13 +281,14 @@ def print_plan(cfg: Config, run: TrainingRun, pack: Pack, encoder) -> None:
     spec, moving = encoder.input_spec, cfg.form.motion_tokens
     mask = f"{cfg.mask} {cfg.mask_ratio:.0%}"
     mask += ", half of it predicted (dual masking)" * cfg.dual_mask
-    mask += f", of the {moving:.0%} with the largest frame difference" * (moving < 1)
+    largest = "motion" if cfg.stream == "flow" else "frame difference"
+    mask += f", of the {moving:.0%} with the largest {largest}" * (moving < 1)
     if cfg.contrast:
         mask += f"; {cfg.views} views contrasted with other clips, weight {cfg.contrast:g}"
     rows = {
         "data": f"{run.plan.num_clips} clips of {pack.folder} ({cfg.split})",
         "model": f"{cfg.model}, {log.parameters(encoder)}, {spec.frames} frames of {spec.size} px, "
-        f"{spec.pace}",
+        f"{spec.pace}" + ", optical flow" * (cfg.stream == "flow"),
         "mask": mask,
         "learning rate": f"{run.plan.rates}, cosine",
     }
@@ -291,13 +305,16 @@ def main(cfg: Config) -> dict:
     model = build_model(cfg)
     masked = model.masked if isinstance(model, ViewContrast) else model
     spec = masked.encoder.input_spec
-    refuse_early(cfg, masked.mask_grid)
+    refuse_early(cfg, masked.mask_grid, spec)
     folder = Path(cfg.out or f"runs/videomae-{cfg.preset}")
     try_run(folder, cfg, {"knn_every"})
 
     # ---- data: before the process group exists, which does not wait so long
     pack = open_data(cfg.data, packing_side(cfg.size), say=is_first())
     ids = pack.split_if_any(cfg.split)
+    pack.check_streams(ids, spec, cfg.model)
+    record_method(masked.encoder, pack.index)
+    spec = masked.encoder.input_spec
 
     # ---- processes and plan
     accelerator = start_accelerator(cfg.machine)
@@ -323,6 +340,7 @@ def main(cfg: Config) -> dict:
         )  # fmt: skip
         wrapped = accelerator.prepare_model(torch.compile(model) if cfg.compile else model)
         wrapped.train()  # what was loaded is in evaluation mode
+        names = (cfg.stream, "visible", "masked", *(("clips",) if cfg.contrast else ()))
 
         # ---- loop
         with run.batches(dataset) as batches:
@@ -331,7 +349,7 @@ def main(cfg: Config) -> dict:
                 set_rate(optimizers, lr)
                 loss, found, norm = train_step(
                     wrapped, optimizers, batches, plan.accumulate, accelerator, optim.clip_grad,
-                    cfg.contrast > 0,
+                    names,
                 )  # fmt: skip
                 loss, *found = run.agree(norm, [loss] if found is None else [loss, found])
                 values = {"loss": loss, "lr": lr, "grad_norm": norm}

@@ -26,7 +26,6 @@ import torch
 from PIL import Image
 
 from downstream.attention_maps import Attends, attention_on_grid, overlay
-from downstream.flow_colours import draw_flow
 from downstream.models import load_backbone
 from downstream.skeletons import draw_poses
 from pretrain.data.blazepose import LiteRT, check_installed, estimate_poses
@@ -37,6 +36,7 @@ from pretrain.data.poses import COLUMNS, clip_poses
 from pretrain.data.shards import EvalClips
 from pretrain.files import is_file, no_file
 from pretrain.flags import Count
+from pretrain.flow_colours import draw_flow
 from pretrain.folders import claim, writing
 from pretrain.log import cli, reconstruction_figure
 from pretrain.names import for_screen

@@ -44,6 +44,7 @@ from pretrain.data.sampling import (
     test_indices,
     uniform_indices,
 )
+from pretrain.data.sources import Source
 from pretrain.data.transforms import Augment, pose_columns
 from pretrain.files import is_file, open_regular
 from pretrain.names import for_screen
@@ -342,6 +343,24 @@ def refuse_streams(spec: InputSpec, has: Collection[str], data: str, who: str) -
                 f"{who} takes {' and '.join(spec.streams)}, and {for_screen(data)} has "
                 f"{' and '.join(has)}, no {name}: {_ADDS[name]}"
             )
+
+
+def refuse_raw_streams(listed: list[Source], spec: InputSpec, source: str, who: str) -> None:
+    """`refuse_streams` of raw data, before they are packed.
+
+    Args:
+        listed: videos and images; none: nothing is known yet.
+        spec: the clip that the backbone takes.
+        source: of the data, as the user named it.
+        who: what the backbone is called in the message.
+
+    Raises:
+        ValueError: no video has a stream that it takes.
+    """
+    frames = {"pose" if s.kind == "pose" else "rgb" for s in listed}
+    more = {name for s in listed for name in s.beside}
+    if listed:
+        refuse_streams(spec, sorted(frames | more, reverse=True), source, who)
 
 
 def no_split(source: str, split: str, known: Iterable[str]) -> ValueError:

@@ -121,6 +121,8 @@ def check_sizes(arguments: dict) -> None:
 def obstacles(arguments: dict) -> list[str]:
     """What neither of the other formats can represent of our model, each with its remedy."""
     e, found = arguments["encoder"], []
+    if e.get("stream", "rgb") != "rgb":
+        found.append(f"{e['stream']} in place of colour (pretrain with --stream rgb)")
     if e.get("positions", "flat") != "flat":
         found.append(f"{e['positions']} positions (pretrain with --positions flat)")
     if e.get("motion_tokens", 1.0) != 1.0:

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from downstream.flow_colours import draw_flow
 from pretrain.data import flow, flow_error
 from pretrain.data import pack as packing
 from pretrain.data.acquire import acquire
@@ -35,6 +34,7 @@ from pretrain.data.shards import (
 )
 from pretrain.data.synthetic import make_dataset
 from pretrain.data.transforms import Augment, mirror
+from pretrain.flow_colours import draw_flow
 from pretrain.spec import InputSpec, Stream, flow_stream
 from recipes import visualize
 from tests.unit.media import write_video

@@ -1,7 +1,6 @@
 """Optical flow in colours: the direction is the hue, the speed the saturation."""
 
 import numpy as np
-from matplotlib.colors import hsv_to_rgb
 
 
 def draw_flow(flow: np.ndarray, most: float = 0.0) -> np.ndarray:
@@ -16,6 +15,8 @@ def draw_flow(flow: np.ndarray, most: float = 0.0) -> np.ndarray:
     Returns:
         uint8 (T, H, W, 3).
     """
+    from matplotlib.colors import hsv_to_rgb
+
     speed = np.hypot(flow[:, 0], flow[:, 1])
     most = most or float(np.quantile(speed, 0.99)) or 1.0
     hue = np.arctan2(flow[:, 1], flow[:, 0]) / (2 * np.pi) % 1
