@@ -60,9 +60,10 @@ def acquire(
         Refused: it cannot be made; the message is the reason.
         DiskError: it could not be written.
     """
-    make = {"flow": _make_flow, "pose": _make_pose}[stream]
-    given = {"method": method} if file is None else {"file": file, "camera": camera, "about": about}
-    data, entry = make(clip, beat, **given)
+    if stream == "flow":
+        data, entry = _make_flow(clip, beat, method, file, about)
+    else:
+        data, entry = _make_pose(clip, beat, method, file, camera, about)
     try:
         Path(out).write_bytes(data)
     except OSError as error:
@@ -72,12 +73,7 @@ def acquire(
 
 
 def _make_flow(
-    clip: dict,
-    beat: Callable[[], None],
-    method: str = "",
-    file: dict | None = None,
-    camera: dict | None = None,
-    about: str = "",
+    clip: dict, beat: Callable[[], None], method: str, file: dict | None, about: str
 ) -> tuple[bytes, dict]:
     parameters: dict = {}
     if file is None:
@@ -98,10 +94,10 @@ def _make_flow(
 def _make_pose(
     clip: dict,
     beat: Callable[[], None],
-    method: str = "",
-    file: dict | None = None,
-    camera: dict | None = None,
-    about: str = "",
+    method: str,
+    file: dict | None,
+    camera: dict | None,
+    about: str,
 ) -> tuple[bytes, dict]:
     parameters: dict = {}
     if file is None:

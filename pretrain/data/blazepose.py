@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from pretrain.data.poses import COLUMNS
-from pretrain.data.tracks import Tracks, overlaps, region_of
+from pretrain.data.tracks import Tracks, most_seen, overlaps, regions_of
 from pretrain.files import is_folder, read_limited, reading, replacing, write_synced
 
 WHEEL = "mediapipe-0.10.21-cp311-cp311-manylinux_2_28_x86_64.whl"
@@ -111,15 +111,8 @@ def fetch_wheel(folder: Path) -> Path:
     """
     command = (
         *(sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"),
-        *(
-            "--disable-pip-version-check",
-            "--retries",
-            "1",
-            "--timeout",
-            "20",
-            "--only-binary",
-            ":all:",
-        ),
+        *("--disable-pip-version-check", "--retries", "1", "--timeout", "20"),
+        *("--only-binary", ":all:"),
         *("--python-version", "3.11", "--platform", "manylinux_2_28_x86_64"),
         *("--dest", os.fspath(folder), "mediapipe==0.10.21"),
     )
@@ -347,29 +340,19 @@ def estimate_poses(
                 if all(np.hypot(*(other.points[0] - place[0])) > near for other in people):
                     people = _distinct([*people, find_joints(frame, place, networks)])
         there = people[:PEOPLE]
-        names = tracks.update(_regions(there))
+        names = tracks.update(regions_of([person.joints[:, 3:] for person in there]))
         rows.append(dict(zip(names, (person.joints for person in there), strict=True)))
         beat()
-    total: dict[int, float] = {}
-    for row in rows:
-        for name, joints in row.items():
-            total[name] = total.get(name, 0) + float(joints[:, -1].sum())
-    chosen = set(sorted(total, key=lambda name: -total[name])[:PEOPLE])
-    kept = [name for name in total if name in chosen]
+    kept = most_seen((person for row in rows for person in row.items()), PEOPLE)
     values = np.zeros((len(rows), max(1, len(kept)), 33, len(COLUMNS)))
     for t, row in enumerate(rows):
         for name, joints in row.items():
-            if name in chosen:
+            if name in kept:
                 values[t, kept.index(name)] = joints
     if smooth:
         for p in range(values.shape[1]):
             values[:, p] = smoothed(values[:, p], fps)
     return values.astype(np.float32), tuple(map(str, kept)) or ("",)
-
-
-def _regions(people: list[Person]) -> np.ndarray:
-    boxes = [region_of(person.joints[:, 3:]) for person in people]
-    return np.stack(boxes) if boxes else np.zeros((0, 4))
 
 
 def _distinct(found: Iterable[Person | None]) -> list[Person]:
@@ -404,15 +387,14 @@ def smoothed(values: np.ndarray, fps: float) -> np.ndarray:
             slope, last = np.zeros_like(now), now
             continue
         size = np.ptp(values[t, :, 3:5], axis=0).mean()
-        more = np.array(
-            [40.0, 40.0, 40.0, *(2 * [80.0 / max(size, 1e-6)])]
-        )  # Hz for a unit a second
-        slope = slope + _share(1.0, fps) * ((now - last) * fps - slope)
-        last = last + _share(least + more * np.abs(slope), fps) * (now - last)
+        # Hz for a unit a second.
+        more = np.array([40.0, 40.0, 40.0, *(2 * [80.0 / max(size, 1e-6)])])
+        slope = slope + _smoothing(1.0, fps) * ((now - last) * fps - slope)
+        last = last + _smoothing(least + more * np.abs(slope), fps) * (now - last)
         out[t, :, :5] = last
     return out
 
 
-def _share(cutoff, fps: float):
-    """How much of a new value a low pass of this cut-off (Hz) takes."""
+def _smoothing(cutoff, fps: float):
+    """The smoothing factor, 0 to 1, of a low-pass filter with this cut-off (Hz); 1: none."""
     return 1 / (1 + fps / (2 * np.pi * cutoff))

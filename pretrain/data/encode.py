@@ -26,10 +26,9 @@ from av.sidedata.sidedata import SideDataContainer
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from pretrain.data.guard import MAX_PIXELS, Refused
-from pretrain.data.index import CRF, GOP, PRESET
+from pretrain.data.index import CRF, PRESET, X264
 
 LONGER = 0.05  # a clip may be this much longer than asked, so that 10.01 s stay one clip of 10 s
-
 
 # One hostile file must not fill the disk, or the pack. A clip of 10 s from 1 KB is 800 bits a
 # second.
@@ -150,13 +149,7 @@ class Clips:
             stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
             stream.codec_context.time_base = 1 / self.fps
             stream.codec_context.flags |= av.codec.context.Flags.bitexact
-            closed = (
-                f"keyint={GOP}:min-keyint={GOP}:scenecut=0:open-gop=0:threads=1:mbtree=0:"
-                # Three of four frames are needed by no other one, and are skipped by a reader that
-                # does not want them: at stride 4 that is most of the work of decoding.
-                "bframes=3:b-adapt=0:b-pyramid=none"
-            )
-            stream.options = {"preset": PRESET, "crf": str(CRF), "x264-params": closed}
+            stream.options = {"preset": PRESET, "crf": str(CRF), "x264-params": X264}
 
     def _mux(self, frame: av.VideoFrame | None) -> None:
         assert self.file is not None

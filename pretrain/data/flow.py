@@ -18,7 +18,7 @@ from PIL import Image
 
 from pretrain.data.arrays import read_arrays
 from pretrain.data.guard import Refused
-from pretrain.data.index import GOP, PRESET
+from pretrain.data.index import PRESET, X264
 from pretrain.data.methods import METHODS
 
 ZERO, LEVELS = 128, 127  # as `pretrain.spec` has them, which processes that pack do without
@@ -108,12 +108,7 @@ def encode_levels(levels: np.ndarray) -> bytes:
         stream = container.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = width, 2 * height, "gray"
         stream.codec_context.flags |= av.codec.context.Flags.bitexact
-        # As clips are encoded (`encode.py`), for the same reasons.
-        closed = (
-            f"keyint={GOP}:min-keyint={GOP}:scenecut=0:open-gop=0:threads=1:mbtree=0:"
-            "bframes=3:b-adapt=0:b-pyramid=none"
-        )
-        stream.options = {"preset": PRESET, "qp": "0", "x264-params": closed}
+        stream.options = {"preset": PRESET, "qp": "0", "x264-params": X264}
         for picture in levels.reshape(times, 2 * height, width):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="gray")
             container.mux(stream.encode(frame))
@@ -180,7 +175,9 @@ def resize_flow(flow: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.stack(planes).reshape(len(flow), 2, height, width) * scale
 
 
-def estimate_flow(pairs: Iterable[tuple[np.ndarray, np.ndarray]], estimate: Estimator):
+def estimate_flow(
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]], estimate: Estimator
+) -> np.ndarray:
     """Flow float16 (T, 2, H, W) of pairs of frames; what is not finite becomes 0."""
     flows = [estimate(*pair).astype(np.float16) for pair in pairs]
     return np.nan_to_num(np.stack(flows), posinf=0.0, neginf=0.0)

@@ -119,18 +119,18 @@ def stream(
     """Decodes a video once, from front to back, and keeps nothing of it.
 
     Args:
-        path: The file.
-        member: Offset and size in bytes of the payload inside the file, if it is an archive.
-        short_side: Pixels; larger frames are scaled down to it, as `ingest` does.
-        beat: Called whenever there was progress.
+        path: the file.
+        member: offset and size in bytes of the payload inside the file, if it is an archive.
+        short_side: pixels; larger frames are scaled down to it, as `ingest` does.
+        beat: called whenever there was progress.
 
     Yields:
-        First {"fps": ticks a second as a ratio, "ticks": about how many}; then uint8 frames
+        first {"fps": ticks a second as a ratio, "ticks": about how many}; then uint8 frames
         (H, W, 3) with the ticks that each lasts.
 
     Raises:
-        Refused: The file is not usable, or not from here on.
-        MemoryError: The file needs more than this process may have.
+        Refused: the file is not usable, or not from here on.
+        MemoryError: the file needs more than this process may have.
     """
     with _payload(path, member) as file:
         name = check_container(file)
@@ -403,10 +403,8 @@ def _scan(file, name: str, beat, whole: bool = True) -> dict:
         steps = np.unique(np.diff(np.sort(times)))
         regular = len(times) == count and len(steps) == 1 and times.min() == 0 and steps[0] > 0
         claims = [stream.average_rate, stream.guessed_rate]
-        raw = name in (
-            "mpegvideo",
-            "h264",
-        )  # a stream without timestamps; libavformat makes some up
+        # A stream without timestamps; libavformat makes some up.
+        raw = name in ("mpegvideo", "h264")
         if raw:
             claims, times = [codec.framerate, *claims], times[:1]
         fps = frame_rate(times, base, count - skipped, claims)

@@ -4,13 +4,14 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pretrain.data.poses import COLUMNS, SKELETONS, Poses, read_array
-from pretrain.data.tracks import link
+from pretrain.data.tracks import link, most_seen
 from pretrain.files import is_folder, parse_json, read_limited, reading
 
 MAX_BYTES = 2**26  # of one file
@@ -98,20 +99,16 @@ def _check_skeleton(name: str) -> None:
         raise ValueError(f"there is no skeleton {name!r}, only {', '.join(SKELETONS)}")
 
 
+@dataclass
 class _Found:
     """What a layout says: people by number of frame, and what is known of them."""
 
-    def __init__(
-        self,
-        columns: tuple[str, ...],
-        frames: dict[int, _People],
-        count: int,
-        skeletons: Sequence[str] = (),
-        fps: float | None = None,
-        frame: tuple[float, float] | None = None,
-    ):
-        self.columns, self.frames, self.count = columns, frames, count
-        self.skeletons, self.fps, self.frame = skeletons, fps, frame
+    columns: tuple[str, ...]
+    frames: dict[int, _People]
+    count: int  # of frames
+    skeletons: Sequence[str]  # that it may be
+    fps: float | None = None
+    frame: tuple[float, float] | None = None  # see `Poses`
 
 
 def _poses(found: _Found, skeleton: str, most: int) -> Poses:
@@ -147,20 +144,14 @@ def _poses(found: _Found, skeleton: str, most: int) -> Poses:
         for t, linked in zip(order, _linked(there, order), strict=True):
             people = found.frames[t]
             people[:] = [(f"{n}", joints) for n, (_, joints) in zip(linked, people, strict=True)]
-    seen: dict[str, float] = {}  # by identity, in the order in which they appear
-    for t in order:
-        for name, joints in found.frames[t]:
-            assert name is not None
-            seen[name] = seen.get(name, 0) + float(joints[:, -1].sum())
-    chosen = set(sorted(seen, key=lambda name: -seen[name])[:most])
-    kept = [name for name in seen if name in chosen]
+    kept = most_seen(((f"{name}", joints) for t in order for name, joints in found.frames[t]), most)
     shape = (found.count, max(1, len(kept)), num, len(found.columns))
     if math.prod(shape) > MAX_VALUES:
         raise ValueError(f"{' x '.join(map(str, shape))} numbers are more than {MAX_VALUES}")
     values = np.zeros(shape, np.float32)
     for t in reversed(order):
         for name, joints in reversed(found.frames[t]):  # of one who is there twice, the first
-            if name in chosen:
+            if name in kept:
                 values[t, kept.index(name)] = joints
     frame = found.frame
     if frame is None and "u" in found.columns:

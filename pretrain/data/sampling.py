@@ -9,9 +9,9 @@ import math
 
 import numpy as np
 
-# Streams kept apart so that no choice of one kind is correlated with a choice of another.
-# 3 and 4 are the recipes' own: the clips of the online kNN, the mask of the figure.
-ORDER, VIEW, PLACES = 1, 2, 5
+# Random streams, kept apart so that no choice of one kind is correlated with a choice of another.
+# 3, 4 and 6 are used elsewhere: clips of the online kNN, the figure's mask, what a step draws.
+ORDER, VIEW, MIXTURE = 1, 2, 5
 
 
 def counter_rng(seed: int, *counter: int, stream: int = VIEW) -> np.random.Generator:

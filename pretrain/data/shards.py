@@ -33,7 +33,7 @@ from pretrain.data.index import load_index, read_lines
 from pretrain.data.lists import line_of
 from pretrain.data.poses import crop_pose, read_array
 from pretrain.data.sampling import (
-    PLACES,
+    MIXTURE,
     counter_rng,
     dense_indices,
     epoch_order,
@@ -569,7 +569,7 @@ class Mixture(Dataset):
     def __getitem__(self, position: int) -> dict:
         step, place = divmod(position, len(self._owner))
         if self._places[0] != step:
-            order = counter_rng(self.seed, step, stream=PLACES).permutation(len(self._owner))
+            order = counter_rng(self.seed, step, stream=MIXTURE).permutation(len(self._owner))
             self._places = (step, order)
         place = self._places[1][place]
         part = self._owner[place]

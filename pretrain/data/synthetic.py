@@ -38,7 +38,7 @@ from pretrain.data.figure import (
 from pretrain.data.places import PLACES, cast_shadow, dress, look_at, paint_place
 from pretrain.data.pool import usable_cores
 from pretrain.data.progress import Bar
-from pretrain.files import replacing
+from pretrain.files import read_json, replacing
 
 __all__ = [
     "ACTIONS",
@@ -230,7 +230,8 @@ def clip_specs(seed: int, num_clips: int) -> list[ClipSpec]:
     return [specs[i] for i in rng.permutation(num_clips)]
 
 
-def write_captions(spec: ClipSpec, person: Person, num: int = 3) -> list[str]:
+def write_captions(spec: ClipSpec, person: Person) -> list[str]:
+    """Three sentences of what a clip shows; they depend on the arguments alone."""
     rng = np.random.default_rng([spec.seed, 4])
     kind = PLACES[spec.place % len(PLACES)]
     article = "an" if kind[0] in "aeiou" else "a"
@@ -244,8 +245,8 @@ def write_captions(spec: ClipSpec, person: Person, num: int = 3) -> list[str]:
         f"somebody in {article} {person.shirt} top",
         "a person",
     )
-    verbs = rng.choice(VERBS[spec.action], num, replace=False)
-    sentences = rng.choice(_SENTENCES, num, replace=False)
+    verbs = rng.choice(VERBS[spec.action], 3, replace=False)
+    sentences = rng.choice(_SENTENCES, 3, replace=False)
     return [
         str(s).format(who=rng.choice(who), verb=v, where=where)
         for v, s in zip(verbs, sentences, strict=True)
@@ -352,8 +353,8 @@ def make_dataset(
     row for each caption of a clip, columns path, label, class_text (the action in words), caption,
     split, subject, flow, joints, flow_method ("exact"), skeleton; paths are relative to it. It is
     written last: while it is missing the dataset is not finished, and the same call again makes
-    what is missing. The bytes do not depend on the number of workers. Not for
-    two callers at once on the same folder.
+    what is missing. The bytes do not depend on the number of workers. Not for two callers at once
+    on the same folder.
 
     Args:
         out: folder; made if missing.
@@ -425,15 +426,14 @@ def _claim(out: Path, about: dict) -> None:
     stated = out / "synthetic.json"
     if stated.exists():
         try:
-            found = json.loads(stated.read_text())
-        except ValueError:
-            raise ValueError(f"{stated} is not readable as JSON; {remedy}") from None
+            found = read_json(stated)
+        except ValueError as error:
+            raise ValueError(f"{error}; {remedy}") from error
         if found != about:
-            known = found if isinstance(found, dict) else {}
             differ = [
-                f"{k} {known.get(k)!r} instead of {v!r}"
+                f"{k} {found.get(k)!r:.40} instead of {v!r}"
                 for k, v in about.items()
-                if known.get(k) != v
+                if found.get(k) != v
             ]
             raise ValueError(
                 f"{out} holds another synthetic dataset ({', '.join(differ)}); {remedy}"

@@ -1,11 +1,13 @@
 """Identities of people over time, from where they are in each frame."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 GAP = 15  # frames that a person may be out of view and is the same afterwards
 LEAST = 0.1  # of overlap, for two regions to be of one person
+Name = TypeVar("Name", bound=Hashable)
 
 
 def region_of(joints: np.ndarray) -> np.ndarray:
@@ -23,6 +25,25 @@ def region_of(joints: np.ndarray) -> np.ndarray:
     low, high = points.min(0), points.max(0)
     margin = np.maximum(0.1 * (high - low), 0.05 * (high - low).max() + 1e-3)
     return np.concatenate([low - margin, high + margin]).astype(float)
+
+
+def regions_of(people: Sequence[np.ndarray]) -> np.ndarray:
+    """The regions (N, 4) of people who are each given by their joints, see `region_of`."""
+    return np.array([region_of(joints) for joints in people]).reshape(-1, 4)
+
+
+def most_seen(people: Iterable[tuple[Name, np.ndarray]], most: int) -> list[Name]:
+    """Identities of the people with the largest sums of confidence, in the order they appear in.
+
+    Args:
+        people: identity and joints (J, K), confidence last, of everybody in every frame.
+        most: how many to keep at most.
+    """
+    seen: dict[Name, float] = {}
+    for name, joints in people:
+        seen[name] = seen.get(name, 0) + float(joints[:, -1].sum())
+    chosen = {*sorted(seen, key=lambda name: -seen[name])[:most]}
+    return [name for name in seen if name in chosen]
 
 
 def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -83,9 +104,4 @@ class Tracks:
 def link(frames: Sequence[Sequence[np.ndarray]]) -> list[list[int]]:
     """Identities of the people of each frame, each given by the joints, see `region_of`."""
     tracks = Tracks()
-    return [
-        tracks.update(np.stack([region_of(person) for person in frame]))
-        if frame
-        else tracks.update(np.zeros((0, 4)))
-        for frame in frames
-    ]
+    return [tracks.update(regions_of(frame)) for frame in frames]

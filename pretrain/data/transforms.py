@@ -63,7 +63,7 @@ class Augment:
             )
 
     def check(self, spec: InputSpec) -> None:
-        """Raise ValueError if these clips have no colours, and colours are to be changed."""
+        """Raise ValueError if these clips have no colours to change, or no 3-D joints to turn."""
         joints = spec.streams.get("pose")
         if self.turn and not (
             isinstance(joints, Joints) and joints.coordinates == 3 and len(spec.streams) == 1
@@ -113,9 +113,8 @@ class Augment:
     def _colours(self, clip: Tensor, rng: np.random.Generator) -> Tensor:
         if self.colour:
             low, high = 1 - self.colour, 1 + self.colour
-            contrast = rng.uniform(low, high) * rng.uniform(
-                low, high, 3
-            )  # of all, and of each channel
+            # Of all channels together, and of each.
+            contrast = rng.uniform(low, high) * rng.uniform(low, high, 3)
             brightness = 128 * self.colour * rng.uniform(-0.5, 0.5)
             # One product and one sum a value: each of the 256 values is looked up.
             values = np.arange(256)[None] - 128.0
