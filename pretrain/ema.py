@@ -20,14 +20,14 @@ def start_average(model: Model) -> Model:
 
 
 @torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, keep: float) -> None:
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
     """Move the average towards the weights; buffers, such as batch norm's, are copied.
 
     Args:
         average: what `start_average` made of this model.
         model: with the weights of now.
-        keep: how much of the average stays, from 0 to 1.
+        decay: fraction of the average that stays, 0 to 1.
     """
-    get_ema_multi_avg_fn(keep)(list(average.parameters()), list(model.parameters()), None)
+    get_ema_multi_avg_fn(decay)(list(average.parameters()), list(model.parameters()), None)
     for old, new in zip(average.buffers(), model.buffers(), strict=True):
         old.copy_(new)

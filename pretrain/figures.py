@@ -11,6 +11,7 @@ from pretrain import log
 from pretrain.data.shards import EvalClips, Pack
 from pretrain.flow_colours import draw_flow
 from pretrain.masked import MaskedPixels
+from pretrain.modes import evaluating
 from pretrain.spec import FLOW_LEVELS, FLOW_ZERO
 from pretrain.videomae import VideoMAE, patch_statistics
 from pretrain.vit import patchify, take_tokens, unpatchify
@@ -38,11 +39,10 @@ def reconstruction_figure(
     clips = EvalClips(pack, np.array([sample]), model.encoder.input_spec, 1, 1)
     ((name, stream),) = model.encoder.input_spec.pictures.items()
     views = clips[0][1][name]
-    where, training = next(model.parameters()).device, model.training
+    where = next(model.parameters()).device
     visible, masked = (torch.from_numpy(i)[None].to(where) for i in tokens)
-    model.eval()
-    pictures = [views, *reconstruct(model, views.to(where), visible, masked)]
-    model.train(training)
+    with evaluating(model):
+        pictures = [views, *reconstruct(model, views.to(where), visible, masked)]
     rebuilt: tuple[str, ...] = (
         "reconstruction\n(true patch mean/std)",
         "reconstruction\n(nothing leaked)",

@@ -114,23 +114,24 @@ def for_title(text: object, inches: float, points: float = 10) -> str:
     return "\n".join(lines).replace("$", r"\$")
 
 
-def file_name(text: str, most: int = 100) -> str:
-    """A name for a file or folder of ours, without separators and neither hidden nor an option.
+def file_name(text: str) -> str:
+    """A name for a file or folder of ours, of at most 100 bytes, neither hidden nor an option.
 
     Colons, slashes and spaces, which names of models and data have, become dashes; another change,
     or a cut, adds a short hash, so that different names stay different.
-
-    Args:
-        text: what it is called after.
-        most: bytes.
     """
     dashed = re.sub(r"[:/ ]+", "-", text)
     safe = "".join(c if c.isalnum() or c in "_.-" else "-" for c in dashed).strip(".-")
-    if safe and safe == dashed and len(safe.encode()) <= most:
+    if safe and safe == dashed and len(safe.encode()) <= 100:
         return safe
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    cut = safe.encode()[: most - len(digest) - 1].decode(errors="ignore").strip(".-")
+    cut = safe.encode()[: 99 - len(digest)].decode(errors="ignore").strip(".-")
     return f"{cut}-{digest}" if cut else digest
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says in its first line, or else its kind."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

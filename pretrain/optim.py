@@ -106,7 +106,7 @@ class Muon(torch.optim.Optimizer):
                     state["momentum_buffer"] = torch.zeros_like(p)
                 state["momentum_buffer"].lerp_(p.grad, 0.05)
                 p.grad.lerp_(state["momentum_buffer"], 0.95)
-            for p, update in shared_out(matrices):
+            for p, update in orthogonalised(matrices):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(p.shape)))
 
@@ -116,7 +116,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     return parameter.grad
 
 
-def shared_out(matrices: list[nn.Parameter]) -> Iterator[tuple[nn.Parameter, Tensor]]:
+def orthogonalised(matrices: list[nn.Parameter]) -> Iterator[tuple[nn.Parameter, Tensor]]:
     """Every matrix with its orthogonalised gradient, the same bits for any number of processes."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         yield from ((p, orthogonalise(_gradient(p))) for p in matrices)

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from pretrain.files import is_file, is_there, no_file
+from pretrain.files import is_file, is_there, no_file, read_limited, reading
 from pretrain.names import NUMBER, did_you_mean
 
+MAX_TEXT = 2**26  # bytes of a file of templates or classes
 _KINDS = ("photo", "video", "example", "demonstration")
 _DOING = ("using", "doing", "during", "performing", "practicing")
 
@@ -171,7 +172,9 @@ def load_classes(given: str) -> dict[str, str]:
 
 
 def _read_text(path: Path) -> str:
+    with reading(path):
+        data = read_limited(path, MAX_TEXT)
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text") from error

@@ -293,17 +293,16 @@ class InputSpec:
             )
 
     def refuse_made(self, made: Mapping[str, str], who: str) -> None:
-        """Raise ValueError if the data's flow or poses are of another making than the backbone's.
+        """Raise ValueError if the data's flow has another method, or their poses another skeleton.
 
         Args:
-            made: of the data's streams, what made them: the method of "flow", the skeleton of
-                "pose".
+            made: by stream of the data: the method of "flow", the skeleton of "pose".
             who: whose clip this is, for the message.
         """
         for name, stream in self.streams.items():
             wants = stream.skeleton if isinstance(stream, Joints) else stream.method
             if wants and name in made and made[name] != wants:
-                has = f"{made[name]!r:.80}" if made[name] else "of an unknown making"
+                has = f"{made[name]!r:.80}" if made[name] else "of unknown origin"
                 raise ValueError(
                     f"{who} takes {name} {wants!r}, and the data's {name} is {has}: choose weights "
                     f"that were trained on such {name}, or data with {wants!r}"

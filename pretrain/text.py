@@ -16,6 +16,7 @@ from pretrain.names import did_you_mean
 
 # width, layers, heads of fresh text towers; "b" is CLIP ViT-B's. A small one is mostly vocabulary.
 TEXT_SIZES = {"xs": (64, 2, 2), "ti": (128, 4, 2), "s": (384, 12, 6), "b": (512, 12, 8)}
+CONTEXT_LENGTH = 77  # CLIP's, tokens
 
 
 def _as_utf8(text: str) -> str:
@@ -212,8 +213,10 @@ class HuggingFaceText(nn.Module):
         self.tokenizer = HubTokenizer(fast, known.num_embeddings, context_length)
 
     @classmethod
-    def from_name(cls, name: str, context_length: int = 77) -> "HuggingFaceText":
+    def from_name(cls, name: str) -> "HuggingFaceText":
         """A text model with its weights, by its hub name or folder, in evaluation mode.
+
+        Captions are cut to `CONTEXT_LENGTH` tokens, or fewer if it knows fewer positions.
 
         Raises:
             ValueError: there is none, it is no text encoder, or it has no fast tokenizer or no
@@ -221,8 +224,8 @@ class HuggingFaceText(nn.Module):
         """
         model, config, tokenizer = third_party.fetch_text_model(name)
         data = third_party.tokenizer_data(tokenizer)
-        longest = getattr(model.config, "max_position_embeddings", context_length)
-        text = cls(config, data["json"], data["special"], min(context_length, longest))
+        longest = getattr(model.config, "max_position_embeddings", CONTEXT_LENGTH)
+        text = cls(config, data["json"], data["special"], min(CONTEXT_LENGTH, longest))
         text.tower.load_state_dict(model.state_dict())
         return text.eval()
 
@@ -246,7 +249,7 @@ def trim(tokens: Tensor, text: TextTower) -> Tensor:
     return tokens[:, : int(used[-1]) + 1] if len(used) else tokens[:, :1]
 
 
-def fresh_text(size: str, embed_dim: int, context_length: int = 77) -> OpenClipText:
+def fresh_text(size: str, embed_dim: int, context_length: int = CONTEXT_LENGTH) -> OpenClipText:
     """A CLIP text transformer with fresh weights.
 
     Raises:

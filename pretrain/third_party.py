@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.files import is_folder, is_there, no_folder, parse_json
-from pretrain.names import did_you_mean
+from pretrain.names import did_you_mean, first_line
 
 if TYPE_CHECKING:
     from open_clip import CustomTextCLIP
@@ -268,8 +268,8 @@ def flow_network(name: str) -> nn.Module:
         )
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"the weights of {name} cannot be fetched ({_first(error)}): with a network try again, "
-            f"or put {weights.url} into {torch.hub.get_dir()}/checkpoints"
+            f"the weights of {name} cannot be fetched ({first_line(error)}): with a network try "
+            f"again, or put {weights.url} into {torch.hub.get_dir()}/checkpoints"
         ) from error
     network = get_model(name, weights=None)
     network.load_state_dict(state)
@@ -527,7 +527,9 @@ def build_text_model(config: dict) -> "PreTrainedModel":
         )
         return AutoModel.from_config(built, trust_remote_code=False)
     except Exception as error:  # transformers' own checks raise many kinds
-        raise ValueError(f"transformers cannot build this text model: {_first(error)}") from error
+        raise ValueError(
+            f"transformers cannot build this text model: {first_line(error)}"
+        ) from error
 
 
 def fetch_text_model(name: str) -> tuple["PreTrainedModel", dict, object]:
@@ -541,7 +543,8 @@ def fetch_text_model(name: str) -> tuple["PreTrainedModel", dict, object]:
     """
     from transformers import AutoModel, PretrainedConfig
 
-    _check_place(name)
+    if not is_folder(name):
+        _check_repository(name)
     try:
         raw, _ = PretrainedConfig.get_config_dict(name)
         config = text_config(raw, f"{name}: config.json", drop=True)
@@ -554,7 +557,7 @@ def fetch_text_model(name: str) -> tuple["PreTrainedModel", dict, object]:
         return model, config, fetch_tokenizer(name)
     except Exception as error:  # a hub, a file system and transformers raise many kinds
         raise ValueError(
-            f"transformers cannot load a text model {name!r}: {_first(error)}"
+            f"transformers cannot load a text model {name!r}: {first_line(error)}"
         ) from error
 
 
@@ -566,11 +569,14 @@ def fetch_tokenizer(name: str):
     """
     from transformers import AutoTokenizer
 
-    _check_place(name)
+    if not is_folder(name):
+        _check_repository(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # a hub, a file system and tokenizer libraries raise many kinds
-        raise ValueError(f"the tokenizer of {name} cannot be loaded: {_first(error)}") from error
+        raise ValueError(
+            f"the tokenizer of {name} cannot be loaded: {first_line(error)}"
+        ) from error
     if not tokenizer.is_fast or tokenizer.pad_token is None:
         raise ValueError(f"the tokenizer of {name} has no tokenizer.json or no padding token")
     return tokenizer
@@ -618,7 +624,7 @@ def no_panic(what: str) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        raise ValueError(f"{what}: {_first(error)}") from error
+        raise ValueError(f"{what}: {first_line(error)}") from error
 
 
 def _check_tokenizer(data: str) -> dict:
@@ -683,33 +689,23 @@ def hub_folder(name: str, patterns: list[str]) -> Path:
     """
     from huggingface_hub import snapshot_download
 
+    _check_repository(name)
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # the hub, the network and the disk raise many kinds
+        raise ValueError(
+            f"no such folder here, and the hub does not give it ({first_line(error)}): "
+            "check the name and the network, or download it"
+        ) from error
+
+
+def _check_repository(name: str) -> None:
     if is_there(name) and not is_folder(name):
         raise ValueError(f"{shown(name)}: {no_folder(name)}")
     if not REPOSITORY.fullmatch(name):
         raise ValueError(
             f"{shown(name)} is neither a folder here nor a name on the hub (OWNER/NAME)"
         )
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # the hub, the network and the disk raise many kinds
-        raise ValueError(
-            f"no such folder here, and the hub does not give it ({_first(error)}): "
-            "check the name and the network, or download it"
-        ) from error
-
-
-def _check_place(name: str) -> None:
-    if is_there(name) and not is_folder(name):
-        raise ValueError(f"{shown(name)}: {no_folder(name)}")
-    if not is_folder(name) and not REPOSITORY.fullmatch(name):
-        raise ValueError(
-            f"{shown(name)} is neither a folder here nor a name on the hub (OWNER/NAME)"
-        )
-
-
-def _first(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 # ---- before anything is built
@@ -734,5 +730,5 @@ def dry_state(build: Callable[[], nn.Module]) -> dict[str, Tensor]:
         MemoryError, RecursionError, NotImplementedError,
     ) as error:  # fmt: skip
         raise ValueError(
-            f"its arguments make no model: {type(error).__name__}: {_first(error)}"
+            f"its arguments make no model: {type(error).__name__}: {first_line(error)}"
         ) from error

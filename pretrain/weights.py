@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from pretrain.files import open_regular, read_json, reading, share, sync
 from pretrain.inert import Call, Name, Stored, read_inert
+from pretrain.names import first_line
 
 # What a weight, a buffer or a moment of an optimizer is, under safetensors' names.
 DTYPES = {
@@ -357,7 +358,7 @@ def load_torch_file(path: Path) -> dict:
                 content = torch.load(file, map_location="cpu", weights_only=True)
             _refuse_endless(content)
         except Exception as error:  # zipfile and torch raise many kinds; all mean the same here
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             if " names " in f" {reason}":
                 remedy = "whoever made it can save model.state_dict() alone, or safetensors"
                 reason = f"{reason:.500}; {remedy}"

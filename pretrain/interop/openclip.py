@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pretrain import third_party
 from pretrain.clip import VideoText
 from pretrain.files import is_file, is_folder, is_there, no_file, no_folder, read_json
+from pretrain.names import first_line
 from pretrain.spec import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.text import OpenClipText
 from pretrain.weights import load_strict, load_torch_file, read_safetensors, refuse_misfit, unwrap
@@ -131,10 +132,7 @@ def load_open_clip(name: str) -> Pair:
     except ValueError as error:
         raise ValueError(f"open_clip cannot load {name}: {error}") from error
     except Exception as error:  # a hub, a file system and torch raise many kinds
-        lines = str(error).strip().splitlines()
-        raise ValueError(
-            f"open_clip cannot load {name}: {lines[0] if lines else type(error).__name__}"
-        ) from error
+        raise ValueError(f"open_clip cannot load {name}: {first_line(error)}") from error
     finally:
         logging.disable(level)
 

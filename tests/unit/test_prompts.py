@@ -106,3 +106,12 @@ def test_more_classes_than_a_path_has_characters(tmp_path):
     (tmp_path / "c.csv").write_text("label,text\n" + "x" * 200_000)
     with pytest.raises(ValueError, match=r"c\.csv cannot be read"):
         load_classes(str(tmp_path / "c.csv"))
+
+
+@pytest.mark.parametrize("load", [load_templates, load_classes])
+def test_a_file_that_is_too_large_is_refused(tmp_path, load):
+    path = tmp_path / "list.txt"
+    with open(path, "wb") as file:
+        file.truncate(2**26 + 1)  # of zeros that take no room
+    with pytest.raises(ValueError, match="longer than"):
+        load(str(path))

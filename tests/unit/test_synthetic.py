@@ -334,3 +334,9 @@ def test_finished_dataset_is_returned_and_another_refused(tmp_path, monkeypatch)
     with pytest.raises(ValueError, match=r"no synthetic\.json"):
         make_dataset(mine, num_clips=4, workers=1, **SMALL)
     assert _hashes(out) == before and len(list(mine.iterdir())) == 1
+
+
+def test_a_folder_with_a_hostile_description_is_refused_in_words(tmp_path):
+    (tmp_path / "synthetic.json").write_text('{"a":' * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        make_dataset(tmp_path, num_clips=18)
