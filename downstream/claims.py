@@ -78,7 +78,7 @@ def _claim(claim: str, held: bool, measured: str) -> dict:
 
 
 def read_predictions(folder: Path) -> dict[str, bool]:
-    """Source -> whether the run of a folder got it right, from predictions.csv; empty without one.
+    """Source -> whether a run's prediction is correct, from predictions.csv; empty without one.
 
     Raises:
         ValueError: it is not what `write_predictions` wrote.
@@ -115,8 +115,8 @@ def difference_interval(
         seed: of the draws.
     """
     sources = sorted(set.intersection(*(set(a) for a in (*ours, *theirs))))
-    right = lambda runs: np.mean([[run[s] for s in sources] for run in runs], 0)
-    difference = right(ours) - right(theirs)
+    correct = lambda runs: np.mean([[run[s] for s in sources] for run in runs], 0)
+    difference = correct(ours) - correct(theirs)
     whose = [people.get(s) or s for s in sources]
     low, high = bootstrap(lambda times: times @ difference / len(sources), whose, seed)
     return float(difference.mean()), low[0], high[0], len(set(whose))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from downstream.features import Extraction, finish_means, show_views
-from downstream.segments import NOTHING, frame_classes
+from downstream.segments import UNLABELLED, frame_classes
 from downstream.splits import Videos
 from downstream.windows import window_scores
 from pretrain.data.decode import DecodeError
@@ -190,7 +190,7 @@ def score(
 def score_frames(
     model: Classifier, pack: Pack, videos: Videos, where: torch.device, precision: str
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], list]:
-    """True and predicted class of every frame, `NOTHING` in both where no label is.
+    """True and predicted class of every frame, `UNLABELLED` in both where no label is.
 
     Returns:
         (truth, predicted) of each video with a labelled frame, its clips in order of time, and
@@ -201,10 +201,10 @@ def score_frames(
     for sample, owner in zip(videos.samples, videos.owner, strict=True):
         record = pack.record(sample)
         truth = frame_classes(record, numbers)
-        known = truth != NOTHING
+        known = truth != UNLABELLED
         if known.any():
             predicted = frame_probabilities(model, pack, record, where, precision).argmax(1)
-            part = (record["start"], truth, np.where(known, predicted, NOTHING))
+            part = (record["start"], truth, np.where(known, predicted, UNLABELLED))
             parts.setdefault(owner, []).append(part)
     sequences, subjects = [], []
     for owner, clips in parts.items():
@@ -212,5 +212,5 @@ def score_frames(
         truth, predicted = (np.concatenate([clip[i] for clip in clips]) for i in (1, 2))
         sequences.append((truth, predicted))
         whose = videos.subjects[owner] or videos.sources[owner]
-        subjects += [whose] * int((truth != NOTHING).sum())
+        subjects += [whose] * int((truth != UNLABELLED).sum())
     return sequences, subjects

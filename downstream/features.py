@@ -24,6 +24,8 @@ from pretrain.data.shards import EvalClips, Pack, eval_loader
 from pretrain.device import autocast_dtype
 from pretrain.files import cache_folder, replacing, share
 from pretrain.modes import evaluating
+from pretrain.processes import loader_workers, start_evaluation
+from pretrain.settings import Machine
 from pretrain.spec import Backbone, InputSpec
 from pretrain.weights import read_safetensors, weights_hash
 
@@ -74,6 +76,20 @@ class Extraction:
         """Precision of the forward pass: "bfloat16" or "float32"."""
         dtype = autocast_dtype(self.device, self.precision) or torch.float32
         return str(dtype).removeprefix("torch.")
+
+
+def start_extraction(
+    machine: Machine, num_clips: int, num_crops: int, batch_size: int, time_segments: int = 1
+) -> Extraction:
+    """How a recipe of one process shows clips, with the device and workers of its machine.
+
+    Raises:
+        ValueError: a launcher started several processes, or a number is too small.
+    """
+    device, workers = start_evaluation(machine), loader_workers(machine, 1)
+    return Extraction(
+        num_clips, num_crops, time_segments, batch_size, workers, device, machine.precision
+    )
 
 
 def num_segments(grid: tuple[int, int, int], wanted: int) -> int:

@@ -17,7 +17,7 @@ from downstream.classifier import Classifier
 from downstream.models import build_model, load_backbone
 from downstream.models.flops import count_flops
 from downstream.results import Model
-from downstream.segments import NOTHING
+from downstream.segments import UNLABELLED
 from pretrain.backbones import provenance_of
 from pretrain.data.sampling import counter_rng
 from pretrain.ema import start_average, update_average
@@ -265,8 +265,8 @@ def freeze(model: Classifier) -> None:
 
 
 def make_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """Class numbers (...) to target probabilities (..., K); zeros where the class is `NOTHING`."""
-    known = labels != NOTHING
+    """Class numbers (...) to target probabilities (..., K); zeros where it is `UNLABELLED`."""
+    known = labels != UNLABELLED
     hot = torch.nn.functional.one_hot(labels.clamp(min=0), num_classes).float()
     return (hot * (1 - smoothing) + smoothing / num_classes) * known.unsqueeze(-1)
 

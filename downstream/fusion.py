@@ -292,11 +292,11 @@ def fit_weights(scores: list[np.ndarray], labels: np.ndarray) -> np.ndarray:
         scores: each run's probabilities (N, C) of validation videos.
         labels: (N,) their classes.
     """
-    right = np.stack([np.maximum(s[np.arange(len(labels)), labels], SMALLEST) for s in scores])
+    likely = np.stack([np.maximum(s[np.arange(len(labels)), labels], SMALLEST) for s in scores])
     weights = np.full(len(scores), 1 / len(scores))
     for _ in range(ROUNDS):
-        share = weights[:, None] * right
-        weights = (share / share.sum(0)).mean(1)
+        joint = weights[:, None] * likely
+        weights = (joint / joint.sum(0)).mean(1)
     return weights
 
 

@@ -1,4 +1,4 @@
-"""Accuracies and how far to trust them. N videos, C classes; labels are class numbers.
+"""Accuracies and their intervals. N videos, C classes; labels are class numbers.
 
 scikit-learn is imported where it is used: importing it takes as long as scoring.
 """
@@ -139,14 +139,14 @@ def reversed_pairs_accuracy(
     Of the scores (N, C) only those of the two actions of a pair are compared, so 0.5 is what
     looking at frames without their order gives. None where the data have no such classes.
     """
-    right = []
+    correct = []
     for first, second in REVERSED_PAIRS:
         if first not in classes or second not in classes:
             return None
         a, b = classes.index(first), classes.index(second)
         difference = scores[:, a] - scores[:, b]
-        right += [*(difference[labels == a] > 0), *(difference[labels == b] < 0)]
-    return float(np.mean(right)) if right else None
+        correct += [*(difference[labels == a] > 0), *(difference[labels == b] < 0)]
+    return float(np.mean(correct)) if correct else None
 
 
 # Class, start, end (seconds) of what is true of a video, and with a score of what was found.

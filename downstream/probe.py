@@ -155,17 +155,17 @@ def _sweep(
     sweep: dict[float, float] = {}
 
     def try_out(values: list[float]) -> None:
-        right = dict.fromkeys(sorted(values), 0)
+        correct = dict.fromkeys(sorted(values), 0)
         for validation in validations:  # scaled one fold at a time: all would lie in memory
             scaled = _scaled(features, *_scale(features[~validation], whitened))
             # From strong to weak regularisation, each from where the last one ended: several times
             # faster.
             model = _make(svm, 1.0)
-            for value in right:
+            for value in correct:
                 model.set_params(C=value)
                 _fit(model, scaled[~validation], labels[~validation])
-                right[value] += (model.predict(scaled[validation]) == labels[validation]).sum()
-        sweep.update({value: float(count / validations.sum()) for value, count in right.items()})
+                correct[value] += (model.predict(scaled[validation]) == labels[validation]).sum()
+        sweep.update({value: float(count / validations.sum()) for value, count in correct.items()})
 
     try_out(list(GRID))
     while (edge := _edge(sweep)) and LIMITS[0] < _best(sweep) < LIMITS[1]:
@@ -303,7 +303,7 @@ Fold = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Folds:
-    """Who is learned from and who is tested; videos are numbered through all parts.
+    """Training and test videos of each fit; videos are numbered through all parts.
 
     Attributes:
         parts: the training and the test videos; or all, if each subject is left out in turn.
@@ -332,7 +332,7 @@ class Folds:
 
     @property
     def num_train(self) -> int:
-        """How many videos are learned from, in any fold."""
+        """The number of training videos, over all folds."""
         return len(self.folds[0][0]) if len(self.folds) == 1 else len(self.labels)
 
 

@@ -55,7 +55,7 @@ FEW = 10  # people, or videos, below which a bootstrap's interval is called roug
 
 @dataclass(frozen=True)
 class Metric:
-    """A number about a test part, and how far to trust it.
+    """A measured number, with its interval and chance level.
 
     Attributes:
         value: a fraction, or a rank.

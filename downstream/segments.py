@@ -17,7 +17,7 @@ from pretrain.data.shards import Pack
 from pretrain.names import for_screen
 from pretrain.prompts import refuse_same_words
 
-NOTHING = -1  # the class of a frame that no segment covers: neither trained on nor scored
+UNLABELLED = -1  # the class of a frame that no segment covers: neither trained on nor scored
 _SEGMENT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*-\s*(\d+(?:\.\d*)?|\.\d+)\s+(\S.*)")
 
 
@@ -55,25 +55,25 @@ def segments_of(record: dict) -> list[tuple[float, float, str]]:
 
 
 def frame_classes(record: dict, classes: dict[str, int]) -> np.ndarray:
-    """The class number of every frame of a packed clip (frames,), `NOTHING` where no segment is.
+    """The class number of every frame of a packed clip (frames,), `UNLABELLED` where no segment is.
 
     Without segments the clip's own label is every frame's.
 
     Args:
         record: its index entry; the clip starts at `start` seconds of its source.
-        classes: name -> number; a label that is not among them is `NOTHING`.
+        classes: name -> number; a label that is not among them is `UNLABELLED`.
     """
-    frames = np.full(record["frames"], NOTHING, dtype=np.int64)
+    frames = np.full(record["frames"], UNLABELLED, dtype=np.int64)
     segments = segments_of(record)
     if not segments and not record["extra"].get("segments"):
-        frames[:] = classes.get(record["label"], NOTHING)
+        frames[:] = classes.get(record["label"], UNLABELLED)
         return frames
     for start, end, label in segments:
         # A frame belongs to the segment that its time lies in; rounding first, since 0.3 * 10 is
         # above 3.
         first = math.ceil(round((start - record["start"]) * record["fps"], 6))
         last = math.ceil(round((end - record["start"]) * record["fps"], 6))
-        frames[max(first, 0) : max(last, 0)] = classes.get(label, NOTHING)
+        frames[max(first, 0) : max(last, 0)] = classes.get(label, UNLABELLED)
     return frames
 
 
@@ -141,8 +141,8 @@ def stretches(frames: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _pieces(frames: np.ndarray) -> list[tuple[int, int, int]]:
-    """(class, first frame, end) of every stretch but those of `NOTHING`, which separate others."""
-    return [(int(frames[a]), a, b) for a, b in stretches(frames) if frames[a] != NOTHING]
+    """(class, first frame, end) of every stretch; `UNLABELLED` frames separate them."""
+    return [(int(frames[a]), a, b) for a, b in stretches(frames) if frames[a] != UNLABELLED]
 
 
 def labelled_frames(
@@ -151,7 +151,7 @@ def labelled_frames(
     """(truth, predicted) of the labelled frames of all sequences, one after the other."""
     none = np.empty(0, np.int64)
     truth, predicted = (np.concatenate([none, *(pair[i] for pair in sequences)]) for i in (0, 1))
-    return truth[truth != NOTHING], predicted[truth != NOTHING]
+    return truth[truth != UNLABELLED], predicted[truth != UNLABELLED]
 
 
 def edit_score(truth: np.ndarray, predicted: np.ndarray) -> float:
@@ -162,8 +162,8 @@ def edit_score(truth: np.ndarray, predicted: np.ndarray) -> float:
     accuracy and much here.
 
     Args:
-        truth: class numbers of one sequence of frames (T,), `NOTHING` where there is no label.
-        predicted: likewise; `NOTHING` at the same frames.
+        truth: class numbers of one sequence of frames (T,), `UNLABELLED` where there is no label.
+        predicted: likewise; `UNLABELLED` at the same frames.
 
     Returns:
         0 to 1; 1 where both have no segment.
@@ -193,8 +193,8 @@ def segment_hits(truth: np.ndarray, predicted: np.ndarray, overlap: float) -> tu
     is a false positive.
 
     Args:
-        truth: class numbers (T,), `NOTHING` where there is no label.
-        predicted: likewise; `NOTHING` at the same frames.
+        truth: class numbers (T,), `UNLABELLED` where there is no label.
+        predicted: likewise; `UNLABELLED` at the same frames.
         overlap: in (0, 1].
 
     Returns:

@@ -1,9 +1,7 @@
 """Tasks of a classifier: a label for every video, or one for every frame.
 
-This is all that fine-tuning needs of a task.
-
-Another task is another class with these methods and one line in `TASKS`; the recipe asks the task
-and not which one it is.
+`Task` is all that fine-tuning needs of one. Another task is another class with its methods, chosen
+in `task_of`.
 """
 
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from downstream.classifier import Classifier, score, score_frames
 from downstream.features import Extraction
 from downstream.results import Predictions
 from downstream.segments import (
-    NOTHING,
+    UNLABELLED,
     classes_of_frames,
     frame_classes,
     labelled_frames,
@@ -36,14 +34,14 @@ class Task(Protocol):
     Attributes:
         kind: its name in a protocol.
         unit: what is classified.
-        whole: a video has one label, so it can be mixed with another, seen in several views and
-            drawn by its class.
+        per_frame: every frame has a label; else a video has one, so it can be mixed with another,
+            seen in several views and drawn by its class.
         pooling: how the predictions of views and clips become one, in words.
     """
 
     kind: str
     unit: str
-    whole: bool
+    per_frame: bool
     pooling: str
 
     def split(
@@ -56,7 +54,7 @@ class Task(Protocol):
         """
 
     def label(self, record: dict, frames: np.ndarray, numbers: dict[str, int]) -> Tensor:
-        """The labels of a view of a clip, () or (T,); `NOTHING` where there is none.
+        """The labels of a view of a clip, () or (T,); `UNLABELLED` where there is none.
 
         Args:
             record: index entry of the clip.
@@ -85,7 +83,7 @@ class Task(Protocol):
 class Clips:
     """One label a video."""
 
-    kind, unit, whole = "fine-tune", "videos", True
+    kind, unit, per_frame = "fine-tune", "videos", False
     pooling = "probabilities averaged over the views, then over the clips of a video"
 
     def split(
@@ -118,7 +116,7 @@ class Clips:
 class Frames:
     """A label for every frame: of the column `segments`, or the clip's own."""
 
-    kind, unit, whole = "per-frame", "frames", False
+    kind, unit, per_frame = "per-frame", "frames", True
     pooling = "windows of half overlap, probabilities averaged"
 
     def split(
@@ -139,7 +137,7 @@ class Frames:
         """See `Task`."""
         numbers = {name: i for i, name in enumerate(classes)}
         frames = np.concatenate([frame_classes(pack.record(i), numbers) for i in videos.samples])
-        return np.bincount(frames[frames != NOTHING], minlength=len(classes))
+        return np.bincount(frames[frames != UNLABELLED], minlength=len(classes))
 
     def predict(
         self, model: Classifier, pack: Pack, videos: Videos, how: Extraction,
@@ -152,7 +150,9 @@ class Frames:
         return Predictions(model.classes, truth, predicted, subjects, unit=self.unit, more=more)
 
 
-TASKS: dict[bool, Task] = {False: Clips(), True: Frames()}  # by --per-frame
+def task_of(per_frame: bool) -> Task:
+    """The task: a label for every frame, or for every video."""
+    return Frames() if per_frame else Clips()
 
 
 class LabelOfView:
@@ -200,7 +200,7 @@ def refuse_raw(
     for name in (train_split, test_split) if splits else ():
         if name not in splits:
             raise no_split(source, name, splits)
-    has = lambda s: s.label is not None or (not task.whole and s.extra.get("segments"))
+    has = lambda s: s.label is not None or (task.per_frame and s.extra.get("segments"))
     if not any(map(has, listed)):
         raise ValueError(
             f"{source}: no video has a label: give a list file with a label column, or a folder "
@@ -319,7 +319,7 @@ def validate(
     if len(part):
         how = Extraction(1, 1, 1, batch_size, 0, accelerator.device, precision)
         said = task.predict(model, pack, part, how)
-        right = (said.truth == said.predicted).sum()
-        counts += torch.tensor([right, len(said.truth)], device=accelerator.device)
-    right, total = accelerator.reduce(counts).tolist()
-    return right / max(total, 1)
+        correct = (said.truth == said.predicted).sum()
+        counts += torch.tensor([correct, len(said.truth)], device=accelerator.device)
+    correct, total = accelerator.reduce(counts).tolist()
+    return correct / max(total, 1)

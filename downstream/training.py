@@ -158,12 +158,12 @@ class Training(Given):
         """What is done to a clip in training, beside its crop and mixing."""
         return Augment(self.flip, self.colour, self.rand_augment or "", self.erase, turn=self.turn)
 
-    def check(self, spec: InputSpec, whole: bool) -> None:
+    def check(self, spec: InputSpec, per_frame: bool) -> None:
         """Raise ValueError if clips of this kind, or labels of frames, cannot be trained so.
 
         Args:
             spec: the backbone's clip.
-            whole: a clip has one label.
+            per_frame: every frame has a label; else a clip has one.
         """
         self.augment.check(spec)
         mixed = self.mixup or self.cutmix
@@ -172,11 +172,19 @@ class Training(Given):
                 f"--mixup and --cutmix mix pixels, and this backbone takes {', '.join(joints)}: "
                 "give 0 for both"
             )
-        if not whole and (mixed or self.views > 1):
+        if per_frame and (mixed or self.views > 1):
             raise ValueError(
                 "--mixup and --cutmix mix whole clips and --views repeats them, not labels of "
                 "frames: with --per-frame give 0, 0 and 1"
             )
+
+    def unused_rates(self, backbone: nn.Module) -> dict[str, str]:
+        """Factors on the backbone's rates that --freeze leaves without effect, and why."""
+        if hasattr(backbone, "images"):  # what follows its 2-D network learns
+            return {}
+        factors = {"layer_decay": self.layer_decay, "backbone_lr": self.backbone_lr}
+        why = "with --freeze: nothing of this backbone learns"
+        return {name: why for name, factor in factors.items() if factor != 1}
 
     def in_words(self) -> dict[str, str]:
         """Rows of the table at the start: what regularises and what augments."""

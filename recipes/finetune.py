@@ -59,7 +59,7 @@ from downstream.results import (
     versions,
 )
 from downstream.splits import videos_digest
-from downstream.tasks import TASKS, Chosen, LabelOfView, choose_videos, refuse_raw, validate
+from downstream.tasks import Chosen, LabelOfView, choose_videos, refuse_raw, task_of, validate
 from downstream.training import GIVEN, TRAINING, Training, TrainingFlags, flags_of, resolve_training
 from pretrain import backbones, log
 from pretrain.data.cache import open_data, packing_side
@@ -147,20 +147,21 @@ def resolve(cfg: Config, backbone: nn.Module) -> tuple[Config, Training, nn.Modu
     named = cfg.model or Path(cfg.name).resolve().parent.name or "backbone"
     out = cfg.out or f"runs/finetune-{file_name(named)}"
     filled = replace(cfg, training=flags_of(training), out=out)
-    refuse_given(cfg, unused(filled), PRESETS.get(cfg.preset, Config()))
+    useless = unused(filled) | (training.unused_rates(backbone) if cfg.freeze else {})
+    refuse_given(cfg, useless, PRESETS.get(cfg.preset, Config()))
     choose_sampling(backbone, training.sampling, cfg.stride)
-    backbone, task = adapt(backbone, training.pool, training.drop_path), TASKS[cfg.per_frame]
+    backbone = adapt(backbone, training.pool, training.drop_path)
     assert isinstance(backbone, Backbone)
-    training.check(backbone.input_spec, task.whole)
+    training.check(backbone.input_spec, cfg.per_frame)
     plan_run(training, 1, asked_processes(), training.views)
-    if not task.whole:
+    if cfg.per_frame:
         refuse_per_frame(backbone)
     return filled, training, backbone
 
 
 def unused(cfg: Config) -> dict[str, str]:
     """Values that others leave without effect, and why."""
-    given, whole = cfg.training, "with --per-frame, which scores whole clips"
+    given, one_view = cfg.training, "with --per-frame, which scores whole clips"
     reasons = (
         ("scales", "with --crop resized", given.crop == "resized"),
         ("drops", "with --schedule cosine", given.schedule == "cosine"),
@@ -169,8 +170,8 @@ def unused(cfg: Config) -> dict[str, str]:
         ("val_every", "with --val off", cfg.val == "off"),
         ("patience", "with --val off", cfg.val == "off"),
         ("drop_path", "with --freeze: frozen blocks leave nothing out", cfg.freeze),
-        ("num_clips", whole, cfg.per_frame and (given.num_clips or 1) > 1),
-        ("num_crops", whole, cfg.per_frame and (given.num_crops or 1) > 1),
+        ("num_clips", one_view, cfg.per_frame and (given.num_clips or 1) > 1),
+        ("num_crops", one_view, cfg.per_frame and (given.num_crops or 1) > 1),
     )
     return {name: reason for name, reason, useless in reasons if useless}
 
@@ -199,19 +200,19 @@ def train_step(model, optimizer, batches, accumulate, accelerator, loss_of, clip
             counted = loss_of(model, batch, i)
             accelerator.backward(counted[0])
         sums += torch.stack(counted).detach()
-    loss, mass, right, known = accelerator.reduce(sums).tolist()
+    loss, mass, correct, known = accelerator.reduce(sums).tolist()
     trained = [p for p in model.parameters() if p.grad is not None]
     # Processes have averaged their gradients.
     torch._foreach_mul_([p.grad for p in trained], accelerator.num_processes / max(mass, 1e-12))
     norm = update([optimizer], trained, clip_grad)
-    return loss / max(mass, 1e-12), right / max(known, 1), norm
+    return loss / max(mass, 1e-12), correct / max(known, 1), norm
 
 
 def print_plan(
     cfg: Config, training: Training, run: TrainingRun, model: Classifier, videos: Chosen
 ) -> None:
     """Print what the run resolved to, so that no number is applied silently."""
-    spec, plan, unit = model.input_spec, run.plan, TASKS[cfg.per_frame].unit
+    spec, plan, unit = model.input_spec, run.plan, task_of(cfg.per_frame).unit
     parameters = sum(p.numel() for p in model.backbone.parameters()) / 1e6
     learns = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
     run.print_plan(
@@ -240,7 +241,7 @@ def main(cfg: Config) -> dict:
     backbone = build_backbone(cfg)
     cfg, training, backbone = resolve(cfg, backbone)
     assert isinstance(backbone, Backbone)
-    task = TASKS[cfg.per_frame]
+    task = task_of(cfg.per_frame)
     refuse_raw(
         task, cfg.data, cfg.train_split, cfg.test_split, cfg.val, training.patience,
         backbone.input_spec, cfg.name,
@@ -304,14 +305,14 @@ def main(cfg: Config) -> dict:
                 lr = scheduled_rate(run.step, plan, training.schedule, training.drops)
                 set_rate([optimizer], lr)
                 loss_of.step = run.step
-                loss, right, norm = train_step(
+                loss, accuracy, norm = train_step(
                     wrapped, optimizer, batches, plan.accumulate, accelerator, loss_of,
                     training.clip_grad,
                 )  # fmt: skip
                 if math.isfinite(norm):
                     learner.update_average()
                 run.agree(norm)
-                values = {"loss": loss, "train_top1": right, "lr": lr, "grad_norm": norm}
+                values = {"loss": loss, "train_top1": accuracy, "lr": lr, "grad_norm": norm}
                 if videos.val is not None and run.due(val_every):
                     now = validate(
                         task, learner.best_guess, pack, videos.val, training.micro_batch,
@@ -344,7 +345,7 @@ def is_best(state: dict, now: float, step: int) -> bool:
 
 
 def progress(values: dict, state: dict, num_classes: int) -> tuple[str, str]:
-    """What a person watches of a step, and the last validation."""
+    """Text of the progress line: the step's loss and accuracy, and the last validation."""
     text = f"loss {values['loss']:.3f}  accuracy {values['train_top1']:.0%}"
     if state["val"] is None:
         return text, ""
@@ -363,7 +364,7 @@ def finish(
     cfg: Config, training: Training, last: Classifier, pack: Pack, videos: Chosen, run: TrainingRun
 ) -> dict:
     """Export, score the test split once and write what was found."""
-    folder, plan, state, task = run.folder, run.plan, run.state, TASKS[cfg.per_frame]
+    folder, plan, state, task = run.folder, run.plan, run.state, task_of(cfg.per_frame)
     export(run, last, folder / "last")
     if videos.val is None:
         export(run, last, folder / "backbone")

@@ -160,12 +160,12 @@ def measure(runs: list[Run], seed: int, notes: list[str]) -> tuple[list[Line], d
         predicted = fused.argmax(1)
         said = Predictions(runs[0].classes, labels, predicted, people, fused)
         metrics, _, _ = accuracies(said, seed)
-        right = dict(zip(sources, (predicted == labels).tolist(), strict=True))
+        correct = dict(zip(sources, (predicted == labels).tolist(), strict=True))
         gain = None
         if method:
             alone = [dict(zip(sources, scores[i].argmax(1) == labels, strict=True)) for i in chosen]
             best = max(alone, key=lambda one: sum(one.values()))
-            gain = difference_interval([right], [best], known, seed)[:3]
+            gain = difference_interval([correct], [best], known, seed)[:3]
         interval = metrics["top1"].interval
         assert interval is not None
         names = tuple(runs[i].name for i in chosen)

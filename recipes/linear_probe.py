@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from downstream.attentive import attentive_accuracy
-from downstream.features import Extraction, cached_features, token_bytes
+from downstream.features import Extraction, cached_features, start_extraction, token_bytes
 from downstream.fusion import Scored, write_scores
 from downstream.models import load_backbone
 from downstream.probe import (
@@ -63,7 +63,6 @@ from pretrain.data.shards import Pack, warn_of_clips
 from pretrain.flags import Count, Seed, Whole
 from pretrain.log import cli, print_table
 from pretrain.names import for_screen
-from pretrain.processes import loader_workers, start_evaluation
 from pretrain.settings import MACHINE, MachineFlags
 from pretrain.weights import weights_hash
 
@@ -237,11 +236,9 @@ def main(config: Config) -> dict:
         raise ValueError(
             "--leave-one-out does not offer the attentive probe: leave --attentive on out"
         )
-    how = Extraction(
-        config.num_clips, config.num_crops, config.time_segments, config.batch_size,
-        loader_workers(config.machine, 1), start_evaluation(config.machine),
-        config.machine.precision,
-    )  # fmt: skip
+    how = start_extraction(
+        config.machine, config.num_clips, config.num_crops, config.batch_size, config.time_segments
+    )
 
     # ---- backbone and data
     torch.manual_seed(config.seed)  # of a named model's fresh weights

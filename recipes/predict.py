@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 
 from downstream.classifier import Classifier, class_probabilities, frame_probabilities
-from downstream.features import Extraction
+from downstream.features import Extraction, start_extraction
 from downstream.models import choose_sampling, load_classifier
 from downstream.report import joined, timeline_figure, write_csv
 from downstream.segments import stretches
@@ -35,7 +35,6 @@ from pretrain.flags import Count, OptionalCount
 from pretrain.folders import claim, holds_nothing
 from pretrain.log import cli, write_json
 from pretrain.names import for_csv, for_screen
-from pretrain.processes import loader_workers, start_evaluation
 from pretrain.prompts import load_classes
 from pretrain.settings import MACHINE, MachineFlags
 
@@ -172,7 +171,7 @@ def main(config: Config) -> dict:
         raise ValueError("--video is empty: give a file or a folder, . for this one")
     if config.top_k < 1:
         raise ValueError(f"--top-k {config.top_k}: give at least 1")
-    where = start_evaluation(config.machine)
+    how = start_extraction(config.machine, config.num_clips, config.num_crops, config.batch_size)
     out = Path(config.out)
     if not holds_nothing(out) and not (out / "predictions.json").is_file():
         raise ValueError(f"{out} holds something else: give another folder with --out")
@@ -184,15 +183,6 @@ def main(config: Config) -> dict:
         raise ValueError(
             "--sampling uniform: this classifier predicts every frame; leave the flag out"
         )
-    how = Extraction(
-        config.num_clips,
-        config.num_crops,
-        1,
-        config.batch_size,
-        loader_workers(config.machine, 1),
-        where,
-        config.machine.precision,
-    )
     with tempfile.TemporaryDirectory() as folder:
         side = packing_side(model.input_spec.size)
         stream = model.input_spec.pictures.get("flow")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from downstream.features import Extraction, cached_embeddings
+from downstream.features import Extraction, cached_embeddings, start_extraction
 from downstream.models import load_video_text
 from downstream.report import contact_sheet_figure, publish
 from downstream.results import (
@@ -44,7 +44,6 @@ from pretrain.flags import Count
 from pretrain.folders import claim
 from pretrain.log import cli, print_table, write_json
 from pretrain.names import for_screen
-from pretrain.processes import loader_workers, start_evaluation
 from pretrain.settings import MACHINE, MachineFlags
 from pretrain.weights import weights_hash
 
@@ -276,12 +275,7 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
 
 def main(config: Config) -> dict:
     """Score a data set or search it."""
-    device = start_evaluation(config.machine)
-    how = Extraction(
-        config.num_clips, config.num_crops, 1, config.batch_size, loader_workers(config.machine, 1),
-        device,
-        config.machine.precision,
-    )  # fmt: skip
+    how = start_extraction(config.machine, config.num_clips, config.num_crops, config.batch_size)
     model = load_video_text(config.backbone)
     return score(config, model, how) if config.query is None else search(config, model, how)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from downstream.features import Extraction, cached_embeddings, embed_now
+from downstream.features import Extraction, cached_embeddings, embed_now, start_extraction
 from downstream.fusion import scored, write_scores
 from downstream.metrics import softmax
 from downstream.models import load_video_text
@@ -50,7 +50,6 @@ from pretrain.flags import Count, Seed
 from pretrain.folders import claim
 from pretrain.log import cli, print_table, write_json
 from pretrain.names import file_name, for_screen
-from pretrain.processes import loader_workers, start_evaluation
 from pretrain.prompts import load_classes, load_templates, refuse_same_words, same_words, words_of
 from pretrain.settings import MACHINE, MachineFlags
 from pretrain.weights import weights_hash
@@ -358,12 +357,7 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
 def main(config: Config) -> dict:
     """Score a data set or classify one video."""
     refuse_confusion(config)
-    device = start_evaluation(config.machine)
-    how = Extraction(
-        config.num_clips, config.num_crops, 1, config.batch_size, loader_workers(config.machine, 1),
-        device,
-        config.machine.precision,
-    )  # fmt: skip
+    how = start_extraction(config.machine, config.num_clips, config.num_crops, config.batch_size)
     model = load_video_text(config.backbone)
     return classify_video(config, model, how) if config.video else score_data(config, model, how)
 

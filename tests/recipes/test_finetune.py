@@ -19,7 +19,7 @@ from downstream.features import Extraction
 from downstream.models import build_model, load_backbone, load_classifier
 from downstream.results import read_results
 from downstream.splits import choose_splits, videos_digest
-from downstream.tasks import TASKS, Clips
+from downstream.tasks import Clips
 from pretrain import checkpoint
 from pretrain.data.pack import pack
 from pretrain.data.shards import Pack
@@ -218,6 +218,12 @@ def test_from_a_backbone_and_frozen(tiny_pack, tiny_backbone, tmp_path, monkeypa
     finetune.main(config(tiny_pack, tmp_path / "frozen", **given, freeze=True, layer_decay=1.0))
     after = load_backbone(str(tmp_path / "frozen" / "backbone")).state_dict()
     assert equal(dict(before), dict(after))
+    for rate in ("layer_decay", "backbone_lr"):
+        with pytest.raises(ValueError, match="freeze"):
+            useless = config(tiny_pack, tmp_path, **given, freeze=True, **{rate: 0.5})
+            finetune.resolve(useless, finetune.build_backbone(useless))
+    of_frames = config(tiny_pack, tmp_path, model="lstm", freeze=True, layer_decay=0.5)
+    assert finetune.resolve(of_frames, finetune.build_backbone(of_frames))
     modes = modes_in_steps(monkeypatch, finetune)
     results = finetune.main(
         config(
@@ -488,7 +494,7 @@ class Axis(Clips):
 
 
 def test_a_task_from_outside_is_fine_tuned(tiny_pack, tmp_path, monkeypatch):
-    monkeypatch.setitem(TASKS, False, Axis())
+    monkeypatch.setattr(finetune, "task_of", lambda per_frame: Axis())
     results = finetune.main(config(tiny_pack, tmp_path / "run", steps=2))
     assert results["protocol"]["kind"] == "axis" and set(results["per_class"]) == {"x", "y"}
     assert results["metrics"]["top1"]["chance"] == 0.5 and results["data"]["num_test"] == 16

@@ -23,7 +23,7 @@ from downstream.finetune import (
 )
 from downstream.models import MODELS, build_model
 from downstream.results import ClassScore
-from downstream.segments import NOTHING, frame_classes, parse_segments
+from downstream.segments import UNLABELLED, frame_classes, parse_segments
 from downstream.splits import few_shots
 from downstream.training import TRAINING, fitting
 from pretrain.data.transforms import Augment, rand_augment, random_erase
@@ -248,13 +248,13 @@ def test_loss_is_torchs(smoothing, weighted):
 
 def test_frames_without_a_label_count_nothing():
     logits = torch.randn(2, 4, 3)
-    labels = torch.tensor([[0, NOTHING, 2, 1], [NOTHING, NOTHING, 1, NOTHING]])
+    labels = torch.tensor([[0, UNLABELLED, 2, 1], [UNLABELLED, UNLABELLED, 1, UNLABELLED]])
     ours = mean_loss(logits, make_targets(labels, 3, 0.1), None)
     theirs = F.cross_entropy(
-        logits.flatten(0, 1), labels.flatten(), ignore_index=NOTHING, label_smoothing=0.1
+        logits.flatten(0, 1), labels.flatten(), ignore_index=UNLABELLED, label_smoothing=0.1
     )
     assert torch.allclose(ours, theirs)
-    nothing = make_targets(torch.full((2, 4), NOTHING), 3, 0.1)
+    nothing = make_targets(torch.full((2, 4), UNLABELLED), 3, 0.1)
     assert soft_cross_entropy(logits, nothing, None) == (0, 0)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from downstream.segments import (
-    NOTHING,
+    UNLABELLED,
     classes_of_frames,
     edit_score,
     segment_hits,
@@ -32,7 +32,7 @@ def test_classes_of_frames_that_differ_in_spelling_only_are_refused():
 
 def frames(text: str) -> np.ndarray:
     """'AAB..C': one letter a frame, a dot where there is no label."""
-    return np.array([NOTHING if c == "." else ord(c) - ord("A") for c in text])
+    return np.array([UNLABELLED if c == "." else ord(c) - ord("A") for c in text])
 
 
 @pytest.mark.parametrize(

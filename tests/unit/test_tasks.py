@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from downstream.segments import NOTHING
-from downstream.tasks import TASKS, Clips, Frames, LabelOfView
+from downstream.segments import UNLABELLED
+from downstream.tasks import Clips, Frames, LabelOfView
 
 NUMBERS = ["down", "up"]
 
@@ -25,15 +25,15 @@ def a_pack(*records: dict) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize(
-    "per_frame, row, labels",
+    "task, row, labels",
     [
-        (False, record("up"), 1),
-        (True, record("up"), [1, 1]),
-        (True, record(None, "0-1 up; 1.5-2 down"), [1, NOTHING]),
+        (Clips(), record("up"), 1),
+        (Frames(), record("up"), [1, 1]),
+        (Frames(), record(None, "0-1 up; 1.5-2 down"), [1, UNLABELLED]),
     ],
 )
-def test_a_view_has_the_labels_of_its_task(per_frame, row, labels):
-    view = LabelOfView(TASKS[per_frame], NUMBERS)
+def test_a_view_has_the_labels_of_its_task(task, row, labels):
+    view = LabelOfView(task, NUMBERS)
     found = view(np.random.default_rng(0), row, np.array([1, 2]))
     assert found["labels"].tolist() == labels
 
