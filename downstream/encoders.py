@@ -1,5 +1,6 @@
 """Encoders as the flags of the pretraining recipes ask for them."""
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ from torch import nn
 
 from downstream.models import MODELS, build_model, load_backbone
 from downstream.models.frames import FrameNetwork, frame_tower
-from pretrain.backbones import load_pretrained_videomae
+from pretrain.backbones import load_pretrained_videomae, parts_of
 from pretrain.clip import VideoText
 from pretrain.files import is_folder
 from pretrain.interop.openclip import MEAN as CLIP_MEAN
@@ -90,7 +91,7 @@ def weights_to_start_from(name: str) -> nn.Module:
 
 def video_tower(
     model: str, small: bool, form: Form, frames: int | None, stride: int, size: int, pool: str,
-    pixels: str, pair: Pair | None = None,
+    pixels: str, pair: Pair | None = None, skeleton: str | None = None,
 ) -> nn.Module:  # fmt: skip
     """A fresh video tower, or that of an open_clip pair.
 
@@ -105,6 +106,7 @@ def video_tower(
         pool: of an image tower's frames, see `FrameNetwork`.
         pixels: of an open_clip tower, see `Pair.network`.
         pair: of open_clip.
+        skeleton: of `MODELS` that take joints; None: theirs.
 
     Raises:
         ValueError: there is no such tower, or it cannot be built so.
@@ -112,8 +114,10 @@ def video_tower(
     if model in VITS:
         return transformer(model, form, frames, stride, size)
     if model in MODELS:
-        clip: dict[str, Any] = {"stride": stride, "size": size}
-        tower = build_model(model, small=small, **clip | ({"frames": frames} if frames else {}))
+        changes: dict[str, Any] = {"stride": stride, "size": size}
+        changes |= {"frames": frames} if frames else {}
+        changes |= {"skeleton": skeleton} if skeleton else {}
+        tower = build_model(model, small=small, **changes)
         assert isinstance(tower, Backbone) and isinstance(tower, nn.Module)
         return tower
     if pair:
@@ -156,22 +160,28 @@ def idle_flags(
         text_model: see `build_pair`.
     """
     if backbone:
-        names = ("model", "frames", "stride", "sampling", "size", "pool", "pixels", *FORM)
+        clip = ("frames", "stride", "sampling", "size", "pixels")
+        names = ("model", "skeleton", "pool", *clip, *FORM)
         return dict.fromkeys(names, f"with --backbone {backbone}, which has its own")
     why = f"with --model {model}"
     if model in VITS:
-        return dict.fromkeys(("pool", "small", "pixels"), why)
+        return dict.fromkeys(("pool", "small", "pixels", "skeleton"), why)
     if model in MODELS:
         idle = {"pool", "drop_tokens", "pixels", *FORM} - {"small"}
         fixed = FIXED_FRAMES.get(model)
         idle |= {"frames"} if fixed and frames != fixed else set()
         idle |= {"stride", "sampling"} if fixed == 1 else set()
+        build = MODELS[model].build
+        if "skeleton" in signature(build).parameters:  # of poses alone
+            idle |= {"colour", "jitter", "grey"}
+        elif not parts_of(build):
+            idle |= {"skeleton"}
         return dict.fromkeys(idle, why)
     if model.startswith("frames:"):
-        return dict.fromkeys({"pixels", *FORM} - {"depth", "patch"}, why)
+        return dict.fromkeys({"pixels", "skeleton", *FORM} - {"depth", "patch"}, why)
     if not model.startswith(OPEN_CLIP):
         return {}  # there is no such model
-    own = dict.fromkeys(("size", *FORM), f"{why}, which has its own")
+    own = dict.fromkeys(("size", "skeleton", *FORM), f"{why}, which has its own")
     if text_model_name(model, backbone, text_model) == model and is_trained(model):
         own["dim"] = f"{why}, whose two towers share a space already"
     return own
@@ -180,7 +190,7 @@ def idle_flags(
 def build_pair(
     model: str, backbone: str | None, small: bool, form: Form, frames: int | None, stride: int,
     size: int, pool: str, pixels: str, drop_tokens: float, text_model: str | None, dim: int,
-    loss: str,
+    loss: str, skeleton: str | None = None,
 ) -> VideoText:  # fmt: skip
     """The two towers, fresh or with the weights that they name.
 
@@ -199,6 +209,7 @@ def build_pair(
             `text_model_name`.
         dim: width of the joint space, where the towers do not share one.
         loss: see `VideoText`.
+        skeleton: see `video_tower`.
 
     Raises:
         ValueError: there is no such tower, it cannot be loaded, or cannot drop tokens.
@@ -214,8 +225,9 @@ def build_pair(
     video: Any = load_backbone(backbone) if backbone else None
     if not backbone:
         video = video_tower(
-            model, small, form, frames, stride, size, pool, pixels, pairs.get(model)
-        )
+            model, small, form, frames, stride, size, pool, pixels, pairs.get(model),
+            skeleton,
+        )  # fmt: skip
     if drop_tokens and not isinstance(video, Selective):
         if not hasattr(video, "drop_tokens"):
             raise ValueError(

@@ -12,9 +12,9 @@ from torch import Tensor
 from downstream.finetune import make_targets, mix
 from pretrain.clip import VideoText
 from pretrain.data.cache import raw_sources
-from pretrain.data.shards import Pack
+from pretrain.data.shards import Pack, refuse_raw_streams
 from pretrain.prompts import load_templates, refuse_same_words, words_of
-from pretrain.spec import Selective
+from pretrain.spec import InputSpec, Selective
 from pretrain.text import trim
 
 
@@ -124,6 +124,8 @@ class AgainstClasses:
         self.spec, self.device = model.video.input_spec, device
         self.smoothing, self.mixup, self.cutmix = smoothing, mixup, cutmix
         self.num_classes = len(prompts)
+        if (mixup or cutmix) and not self.spec.pictures:
+            raise ValueError("--mixup and --cutmix mix pixels, and this tower has none: give 0")
         tokens, cut = model.text.tokenizer(prompts)
         if any(cut):
             raise ValueError(
@@ -142,18 +144,22 @@ class AgainstClasses:
         return micro | {name: batch[name] for name in ("visible",) if name in batch}
 
 
-def refuse_texts(texts: Texts, by_class: bool, sources: Sequence[str], split: str) -> None:
-    """Refuse, before data are packed, texts that they could not have.
+def refuse_raw(
+    texts: Texts, by_class: bool, sources: Sequence[str], split: str, spec: InputSpec
+) -> None:
+    """Refuse, before data are packed, texts and streams that they could not have.
 
     Args:
         texts: of a clip.
         by_class: for --loss classes, which has one sentence a class.
         sources: of the data; of raw ones the texts are known before.
         split: of the data.
+        spec: the clip that the video tower takes.
 
     Raises:
         ValueError: there are no such templates, several sentences a class, a source without a
-            single text, or fewer than two classes; or a source cannot be read.
+            single text or without a stream that the tower takes, or fewer than two classes; or a
+            source cannot be read.
     """
     if texts.kind == "label":
         load_templates(texts.templates)
@@ -164,6 +170,7 @@ def refuse_texts(texts: Texts, by_class: bool, sources: Sequence[str], split: st
         )
     listed = {source: raw_sources(source, split) for source in sources}
     for source, found in listed.items():
+        refuse_raw_streams(found, spec, source, "the video tower")
         if found and not any(texts.has_one(s.captions, s.label) for s in found):
             raise _without_text(texts, len(found), source)
     classes = {s.label for found in listed.values() for s in found if s.label is not None}
@@ -204,12 +211,13 @@ def class_prompts(
 
 
 def clips_with_text(
-    texts: Texts, sources: Sequence[str], packs: list[Pack], split: str, say: bool
+    texts: Texts, sources: Sequence[str], packs: list[Pack], split: str, spec: InputSpec, say: bool
 ) -> list[np.ndarray]:
     """The training samples of each source that have a text; prints how many have none if `say`.
 
     Raises:
-        ValueError: a source has not a single one, or classes are used that differ in spelling only.
+        ValueError: a source has not a single one, or lacks a stream of `spec`; or classes are used
+            that differ in spelling only.
     """
     if "label" in (texts.kind, texts.positives):
         names = sorted({name for pack in packs for name in pack.classes})
@@ -225,5 +233,6 @@ def clips_with_text(
                 f"{source}: {len(ids) - len(kept)} of {len(ids)} clips have no {texts.kind} and "
                 "are left out"
             )
+        pack.check_streams(kept, spec, "the video tower")
         chosen.append(kept)
     return chosen

@@ -1,8 +1,7 @@
 """Video-text contrast: train a video tower and a text tower with one embedding space.
 
-CLIP (Radford et al. 2021, https://arxiv.org/abs/2103.00020) for clips and their captions: the
-result is prompted with class names (recipes/zero_shot.py), searched (recipes/retrieval.py) or
-probed.
+CLIP (Radford et al. 2021, https://arxiv.org/abs/2103.00020) for clips and their captions. Prompt
+the result with class names (recipes/zero_shot.py), search (recipes/retrieval.py) or probe it.
 
     python recipes/clip.py                                      the synthetic dataset
     python recipes/clip.py --data clips.csv                     your own, with a caption column
@@ -70,13 +69,14 @@ class Config:
     model: str = "vit_ti"
     """The video tower: vit_xs to vit_h; frames:vit_xs to frames:vit_h, an image ViT on frames;
     open_clip:MODEL/WEIGHTS; or a name of python -m downstream.models, such as i3d or lstm."""
+    skeleton: str | None = None
+    """Of a network of joints, stgcn or skeleton_lstm: a name of pretrain/data/poses.py."""
     small: bool = False
     """Of such a name: the small network, for minutes on a CPU, instead of the paper's."""
     backbone: str | None = None
     """A trained video tower: a backbone folder, hf:OWNER/NAME, an official VideoMAE .pth, ..."""
     text_model: str | None = None
-    """The text tower: xs, ti, s, b, open_clip:MODEL/WEIGHTS or hf:NAME; by default the pair's own
-    for open_clip, else ti."""
+    """The text tower: xs, ti, s, b, open_clip:MODEL/WEIGHTS or hf:NAME; else the pair's or ti."""
     dim: flags.Count = 256
     """Width of the joint space."""
     frames: flags.OptionalCount = None
@@ -182,8 +182,8 @@ ABOUT = {
 
 # What says that something is not wanted; such a value is never refused.
 OFF = {
-    "small": False, "smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "pixels": "tower",
-    "sampling": "dense", "motion_tokens": 1.0, "drop_tokens": 0.0,
+    "grey": 0.0, "small": False, "smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "pixels": "tower",
+    "sampling": "dense", "motion_tokens": 1.0, "drop_tokens": 0.0, "colour": 0.0, "jitter": 0.0,
 }  # fmt: skip
 
 
@@ -247,7 +247,7 @@ def build_model(cfg: Config) -> VideoText:
     stride = 0 if cfg.sampling == "uniform" else cfg.stride
     return build_pair(
         cfg.model, cfg.backbone, cfg.small, cfg.form, cfg.frames, stride, cfg.size, cfg.pool,
-        cfg.pixels, cfg.drop_tokens, cfg.text_model, cfg.dim, cfg.loss,
+        cfg.pixels, cfg.drop_tokens, cfg.text_model, cfg.dim, cfg.loss, cfg.skeleton,
     )  # fmt: skip
 
 
@@ -269,7 +269,7 @@ def refuse_early(cfg: Config, texts: pairs.Texts, model: VideoText) -> None:
         raise ValueError(
             f"--batch-size {batch}: one clip has nothing to be contrasted with, give 2 or more"
         )
-    pairs.refuse_texts(texts, cfg.loss == "classes", cfg.data, cfg.split)
+    pairs.refuse_raw(texts, cfg.loss == "classes", cfg.data, cfg.split, model.video.input_spec)
 
 
 def print_plan(cfg: Config, run: TrainingRun, counts, model: VideoText) -> None:
@@ -313,7 +313,7 @@ def main(cfg: Config) -> dict:
     # ---- data: before the process group exists, which does not wait so long
     side, say = packing_side(spec.size), is_first()
     packs = [open_data(source, side, say) for source in cfg.data]
-    chosen = pairs.clips_with_text(texts, cfg.data, packs, cfg.split, say)
+    chosen = pairs.clips_with_text(texts, cfg.data, packs, cfg.split, spec, say)
     prompts = pairs.class_prompts(texts, cfg.data, packs, chosen) if cfg.loss == "classes" else {}
     per_source = [len(ids) for ids in chosen]
     weights = cfg.data_weights or tuple(map(float, per_source))

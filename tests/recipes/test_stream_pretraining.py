@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from downstream.models import load_backbone
+from downstream.models import load_backbone, load_video_text
 from pretrain.data.pack import pack
 from pretrain.data.shards import Pack
 from pretrain.data.synthetic import make_dataset
@@ -13,7 +13,7 @@ from pretrain.figures import reconstruct
 from pretrain.interop.layouts import obstacles
 from pretrain.videomae import VideoMAE, start_from
 from pretrain.vit import VideoTransformer, patchify
-from recipes import finetune, linear_probe, videomae
+from recipes import clip, finetune, linear_probe, videomae, zero_shot
 from tests.recipes.runs import configure, equal, final_weights, stop_in_step
 
 SMALL = {
@@ -149,3 +149,52 @@ def test_flow_is_no_colour_for_other_formats_or_weights():
     assert model.encoder.input_spec.streams["flow"].method == "tvl1"
     with pytest.raises(ValueError, match="depth"):
         flow_model(stream="depth")
+
+
+# ---- joints and sentences
+
+
+def contrast(data, out, **changes) -> clip.Config:
+    return configure(clip.Config,
+        preset="test", data=(str(data),), out=str(out), split="all", text_model="xs", dim=16,
+        small=True, **SMALL | {"frames": 8, "val_every": 0} | changes,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["stgcn", "skeleton_lstm"])
+def test_a_network_of_joints_is_a_tower(packed, tmp_path, model):
+    state = clip.main(contrast(packed, tmp_path / "run", model=model, flip=True))
+    assert 0 < state["loss"] < 5
+    pair = load_video_text(str(tmp_path / "run" / "backbone"))
+    assert pair.video.input_spec.streams["pose"].skeleton == "synthetic20"
+    if model == "stgcn":
+        scored = configure(
+            zero_shot.Config, backbone=str(tmp_path / "run" / "backbone"), data=str(packed),
+            out=str(tmp_path / "scored"), num_workers=0, precision="fp32",
+        )  # fmt: skip
+        zero_shot.main(scored)
+        assert (tmp_path / "scored" / "results.json").is_file()
+
+
+def test_joints_are_refused_where_there_are_none_or_others(packed, captioned_pack, tmp_path):
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "list.csv").write_text("path,caption\na.mp4,somebody waves\n")
+    for data in (captioned_pack, tmp_path / "list.csv"):
+        with pytest.raises(ValueError, match=r"pack\.py .*--pose"):
+            clip.main(contrast(data, tmp_path / "run", model="stgcn"))
+    with pytest.raises(ValueError, match=r"kinect25.*synthetic20"):
+        clip.main(contrast(packed, tmp_path / "run", model="stgcn", skeleton="kinect25"))
+    mixed = {"text": "label", "templates": "vificlip", "loss": "classes", "mixup": 0.8}
+    with pytest.raises(ValueError, match="pixels"):
+        clip.main(contrast(packed, tmp_path / "mixed", model="stgcn", **mixed))
+    assert not (tmp_path / "run").exists()
+
+
+def test_flags_of_colours_and_joints_without_effect(tmp_path):
+    joints = clip.unused(
+        contrast("synthetic", tmp_path, model="stgcn", colour=0.4, skeleton="coco17")
+    )
+    assert "colour" in joints and "skeleton" not in joints
+    assert "skeleton" in clip.unused(
+        contrast("synthetic", tmp_path, model="i3d", skeleton="coco17")
+    )
