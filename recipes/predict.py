@@ -37,6 +37,7 @@ from pretrain.log import cli, write_json
 from pretrain.names import for_csv, for_screen
 from pretrain.prompts import load_classes
 from pretrain.settings import MACHINE, MachineFlags
+from pretrain.spec import InputSpec
 
 
 @dataclass(frozen=True)
@@ -83,15 +84,24 @@ def unused(config: Config) -> dict[str, str]:
 
 
 def pack_videos(
-    path: Path, folder: Path, side: int, flow: str
-) -> tuple[Pack | None, dict[str, str]]:
-    """Decode what is at `path` safely; the clips (None: no good ones), and why files were refused.
+    path: Path, folder: Path, spec: InputSpec
+) -> tuple[Pack | None, np.ndarray, dict[str, str]]:
+    """Decode what is at `path` safely.
 
-    `flow` is the method that estimates their optical flow; "": none.
+    Args:
+        path: as the user gave it.
+        folder: where to pack it.
+        spec: the clip that the classifier takes; optical flow is estimated.
+
+    Returns:
+        The pack (None: no good clips); its clips that have all streams; why files were refused.
 
     Raises:
         ValueError: there is nothing at `path`.
     """
+    stream = spec.pictures.get("flow")
+    flow = (stream.method or "dis") if stream else ""
+    side = packing_side(spec.size)
     if not is_there(path):
         raise ValueError(f"--video {path}: there is no such file or folder")
     workers = 1 if path.is_file() else None
@@ -106,7 +116,24 @@ def pack_videos(
         found = None
     ledger = folder / "refused.jsonl"
     lines = ledger.read_text().splitlines() if ledger.exists() else []
-    return found, {entry["source"]: entry["reason"] for entry in map(json.loads, lines)}
+    refused = {
+        entry["source"]: f"{entry['stream']}: {entry['reason']}" if stream else entry["reason"]
+        for entry in map(json.loads, lines)
+        if (stream := entry.get("stream")) is None or stream in spec.streams
+    }
+    good = []
+    for number, record in enumerate(found.records() if found else ()):
+        frames = ("rgb",) if "main" not in record else ()
+        lacking = [
+            name for name in spec.streams if name not in (*frames, *record.get("streams", {}))
+        ]
+        if lacking:
+            remedy = ": give a list with columns path and pose" if "pose" in lacking else ""
+            why = f"has no {' and no '.join(lacking)}, which this classifier takes{remedy}"
+            refused.setdefault(record["source"], why)
+        else:
+            good.append(number)
+    return found, np.array(good, dtype=int), refused
 
 
 def runs_of(probabilities: np.ndarray, records: list[dict], classes: list[str]) -> list[dict]:
@@ -132,16 +159,16 @@ def runs_of(probabilities: np.ndarray, records: list[dict], classes: list[str]) 
 
 
 def predict(
-    config: Config, model: Classifier, pack: Pack, how: Extraction
+    config: Config, model: Classifier, pack: Pack, ids: np.ndarray, how: Extraction
 ) -> tuple[dict, dict, list]:
     """Ranked labels of every source; of a per-frame classifier also segments and a timeline."""
-    records = list(pack.records())
+    records = [pack.record(number) for number in ids]
     sources, owner = group_by_source([record["source"] for record in records])
     rankings, segments, rows = {}, {}, []
     clips = None
     if not model.per_frame:
         title = "videos" if len(sources) > 1 else None
-        clips = class_probabilities(model, pack, np.arange(len(pack)), how, title)
+        clips = class_probabilities(model, pack, ids, how, title)
     for number, source in sorted(enumerate(sources), key=lambda pair: pair[1]):
         own = np.flatnonzero(owner == number)
         if clips is None:
@@ -184,16 +211,15 @@ def main(config: Config) -> dict:
             "--sampling uniform: this classifier predicts every frame; leave the flag out"
         )
     with tempfile.TemporaryDirectory() as folder:
-        side = packing_side(model.input_spec.size)
-        stream = model.input_spec.pictures.get("flow")
-        flow = (stream.method or "dis") if stream else ""
-        pack, refused = pack_videos(Path(config.video), Path(folder) / "pack", side, flow)
-        if pack is None:
+        pack, ids, refused = pack_videos(
+            Path(config.video), Path(folder) / "pack", model.input_spec
+        )
+        if pack is None or not len(ids):
             reasons = "; ".join(
                 for_screen(f"{source}: {reason}") for source, reason in list(refused.items())[:3]
             )
             raise ValueError(f"nothing at {config.video} can be used: {reasons}")
-        rankings, segments, rows = predict(config, model, pack, how)
+        rankings, segments, rows = predict(config, model, pack, ids, how)
     write_json(out / "predictions.json", rankings)
     write_json(out / "refused.json", refused)
     lines = []
