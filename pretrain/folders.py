@@ -98,12 +98,12 @@ def claim(folder: Path, ours: tuple[str, ...] | None = None) -> FileLock:
         folder.mkdir(parents=True, exist_ok=True)
     # A singleton: a caller that catches an error and calls again is not locked out by what it
     # caught.
-    lock, amiss = FileLock(folder / LOCK, is_singleton=True), ""
+    lock, problem = FileLock(folder / LOCK, is_singleton=True), ""
     try:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             lock.acquire(timeout=0)
-        amiss = "; ".join(str(w.message) for w in told)
+        problem = "; ".join(str(w.message) for w in told)
     except Timeout as error:
         raise ValueError(
             f"{folder} is in use: another process writes to it at this moment. Wait until it has "
@@ -113,10 +113,10 @@ def claim(folder: Path, ours: tuple[str, ...] | None = None) -> FileLock:
         if isinstance(error, OSError) and error.errno not in NO_LOCKS:
             with writing(folder):
                 raise
-        amiss = str(error)
-    if amiss:
+        problem = str(error)
+    if problem:
         print(
-            f"warning: {folder} lies on a file system without locks ({amiss}): see to it that "
+            f"warning: {folder} lies on a file system without locks ({problem}): see to it that "
             "nothing else writes there",
             file=sys.stderr,
             flush=True,

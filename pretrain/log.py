@@ -96,7 +96,7 @@ def cli(
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if not {"-h", "--help"} & set(arguments):
             print(
-                "error: whoever read this output has ended; start the same command again to "
+                "error: the reader of this output has ended; start the same command again to "
                 "continue",
                 file=sys.stderr,
             )
@@ -117,7 +117,7 @@ def cli(
     finally:
         try:  # not at Python's own end, which would show a traceback
             sys.stdout.flush()
-        except BrokenPipeError:  # whoever read had enough, and the work is done
+        except BrokenPipeError:  # the reader has ended, and the work is done
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         # Python asks them with SIGTERM, which a loader's processes ignore for the sake of a run's
         # last save, and waits.

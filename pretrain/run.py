@@ -163,7 +163,7 @@ def _logged(run: Path) -> bool:
 
 
 def _describe_run(run: Path) -> tuple[dict, str]:
-    """The description of a folder's run, empty where none has begun; and what is amiss with it.
+    """The description of a folder's run, empty where none has begun; and what is damaged of it.
 
     Raises:
         ValueError: the folder holds something else, or a run that nothing describes.

@@ -58,8 +58,7 @@ def decode_frames(
     if not isinstance(data, bytes | bytearray | memoryview):
         raise ValueError(
             f"frames are read from the bytes of a packed .mp4, got {data!r:.80}: give "
-            "Path(...).read_bytes(). Raw files "
-            "are packed first (recipes/pack.py)"
+            "Path(...).read_bytes(). Raw files are packed first (recipes/pack.py)"
         )
     wanted = np.unique(indices)
     try:

@@ -147,8 +147,8 @@ class Pack:
                     if not {*wanted} <= {*entry["columns"]} or entry["joints"] != joints.joints:
                         raise ValueError(
                             f"{clip} has {entry['joints']} joints with "
-                            f"{', '.join(entry['columns'])}, "
-                            f"and {who} takes {joints.joints} with {', '.join(wanted)}"
+                            f"{', '.join(entry['columns'])}, and {who} takes "
+                            f"{joints.joints} with {', '.join(wanted)}"
                         )
 
     def read(self, record: dict, stream: str = "rgb") -> bytes:
@@ -396,8 +396,8 @@ def _refuse_pictures(pack: Pack, ids: np.ndarray, spec: InputSpec) -> None:
         if record["frames"] == 1:
             raise ValueError(
                 f"clip {record['key']} ({for_screen(record['source'])}) is a single picture, of "
-                "which this backbone's temporal-mean "
-                "subtraction leaves nothing: choose another backbone, or leave pictures out"
+                "which this backbone's temporal-mean subtraction leaves nothing: choose another "
+                "backbone, or leave pictures out"
             )
 
 
@@ -407,10 +407,7 @@ def warn_of_clips(pack: Pack, ids: np.ndarray, spec: InputSpec) -> None:
     Single pictures are repeated on purpose and are not counted.
     """
     if len(ids) == 1:
-        _warn(
-            "there is one single clip: every batch shows it, and what is learned holds for nothing "
-            "else"
-        )
+        _warn("there is one single clip: every batch shows it, and nothing general is learned")
     some = ids[:: max(1, len(ids) // 1000)]  # enough to estimate a fraction
     lengths = [n for n in (pack.record(i)["frames"] for i in some) if n > 1]
     if not lengths:
@@ -425,9 +422,8 @@ def warn_of_clips(pack: Pack, ids: np.ndarray, spec: InputSpec) -> None:
     if repeated > 0.5 or np.median(lengths) < spec.frames:
         _warn(
             f"{repeated:.0%} of what the model sees is repeated frames: it is shown {spec.frames} "
-            "frames at a time, "
-            f"{spec.pace}, and half of the clips have {int(np.median(lengths))} frames or fewer. "
-            "Give fewer frames or a smaller stride, or pack longer clips"
+            f"frames at a time, {spec.pace}, and half of the clips have {int(np.median(lengths))} "
+            "frames or fewer. Give fewer frames or a smaller stride, or pack longer clips"
         )
 
 
@@ -740,9 +736,8 @@ def _next(batches: Iterator[Batch]) -> Batch:
         if full := re.search(r"</?torch_\w+>.*: ([^:\n]+) \(\d+\)", str(error)):
             raise NoSharedMemory(
                 f"the memory that decoding processes share (/dev/shm) takes no batch: {full[1]}. "
-                "Give --num-workers 0 or "
-                "a smaller --batch-size, or make it larger (a container: --shm-size), and start "
-                "the same command again"
+                "Give --num-workers 0 or a smaller --batch-size, or make it larger (a container: "
+                "--shm-size), and start the same command again"
             ) from error
         workers = getattr(batches, "_workers", [])
         deadline = time.monotonic() + 1  # a pipe breaks before its process is known to have ended
@@ -756,8 +751,8 @@ def _next(batches: Iterator[Batch]) -> Batch:
         how = signal.Signals(-ends[0]).name if ends[0] < 0 else f"exit status {ends[0]}"
         raise WorkerKilled(
             f"a process that decodes clips was killed ({how}); most often the machine ran out of "
-            "memory. Give fewer "
-            "--num-workers (0: none) or make memory free, and start the same command again"
+            "memory. Give fewer --num-workers (0: none) or make memory free, and start the same "
+            "command again"
         ) from error
 
 

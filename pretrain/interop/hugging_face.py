@@ -245,6 +245,9 @@ def read_hf(name: str) -> tuple[dict[str, Tensor], dict]:
     """Weights and config.json of a local folder or of a repository on the hub.
 
     Not read by transformers, which fills missing weights with fresh values.
+
+    Raises:
+        ValueError: a file is missing or damaged, or the hub does not give the repository.
     """
     folder = Path(name)
     if not is_folder(name):

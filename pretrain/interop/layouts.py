@@ -109,7 +109,7 @@ def find_classifier(state: dict[str, Tensor]) -> tuple[bool, list[str]]:
 
 
 def check_sizes(arguments: dict) -> None:
-    """Refuse sizes of another type or out of bounds."""
+    """Raise ValueError if sizes have another type or are out of bounds."""
     if "classes" in arguments:
         names = {"classes": arguments["classes"]}
         check(names, {"classes": several(text(1000), 1, 100_000)}, "the file")
@@ -187,7 +187,11 @@ def _table(column: int, arguments: dict) -> dict[str, str]:
 
 
 def clean(state: dict) -> dict[str, Tensor]:
-    """The weights in float32, refused unless dense, floating and finite."""
+    """The weights in float32.
+
+    Raises:
+        ValueError: one is not dense, not floating or not finite.
+    """
     clean = {}
     for key, value in state.items():
         if not isinstance(value, Tensor) or value.layout != torch.strided:
@@ -204,7 +208,11 @@ def clean(state: dict) -> dict[str, Tensor]:
 
 
 def shapes(state: dict[str, Tensor], column: int) -> tuple[dict, dict]:
-    """The sizes of the encoder, and of the decoder if there is one, by names and shapes."""
+    """The sizes of the encoder, and of the decoder if there is one, by names and shapes.
+
+    Raises:
+        ValueError: these are not the weights of a VideoMAE, or only a part of its decoder's.
+    """
     name = f"{PATCH_EMBED[column]}.weight"
     shape = tuple(state[name].shape) if name in state else None
     if not shape or len(shape) != 5 or shape[1] != 3 or shape[3] != shape[4]:
@@ -232,7 +240,17 @@ def shapes(state: dict[str, Tensor], column: int) -> tuple[dict, dict]:
 def take(
     state: dict[str, Tensor], column: int, arguments: dict, dropped: list[str]
 ) -> dict[str, Tensor]:
-    """Cleaned third-party weights under our names, or a refusal of whatever does not fit."""
+    """Cleaned third-party weights under our names.
+
+    Args:
+        state: weights as `clean` gives them.
+        column: whose names they have, `OFFICIAL` or `HF`.
+        arguments: of the model.
+        dropped: names that may be left over.
+
+    Raises:
+        ValueError: weights are missing, left over, of another shape, or zero and should not be.
+    """
     with torch.device("meta"):  # a model that is only shapes
         expected = {k: v.shape for k, v in _model(arguments).state_dict().items()}
     if "classes" in arguments:
@@ -262,7 +280,11 @@ def take(
 
 
 def give(ours: dict[str, Tensor], column: int, arguments: dict) -> dict[str, Tensor]:
-    """Our weights under third-party names; the patch embedding is a Conv3d again."""
+    """Our weights under third-party names; the patch embedding is a Conv3d again.
+
+    Raises:
+        ValueError: the other format cannot represent this model, or these are not its weights.
+    """
     table, e = _table(column, arguments), arguments["encoder"]
     if found := obstacles(arguments):
         raise ValueError(f"neither the official code nor transformers has {'; nor '.join(found)}")
