@@ -165,7 +165,7 @@ class Scorer:
     """A model that scores windows.
 
     Attributes:
-        model: it.
+        model: the network.
         spec: the clip that it takes.
         names: of the K classes.
         hop: frames from a window to the next.
@@ -203,10 +203,10 @@ def video_scores(
     """Score the frames of a video once.
 
     Args:
-        video: it.
+        video: raw or packed.
         scorer: the model.
         shown: numbers of the classes that are wanted.
-        how: how.
+        how: smoothing, batch size, device and precision.
         use: takes the smoothed scores (n, len(shown)), in parts, and the frames a second.
 
     Returns:

@@ -23,7 +23,7 @@ from pretrain.prompts import same_words
 
 OVERLAPS = tuple(i / 10 for i in range(1, 8))  # intersections over union in time
 THRESHOLDS = tuple(i / 20 for i in range(1, 20))  # that are tried
-UNIT = 2**24  # of a score, in sums
+UNIT = 2**24  # scores are summed as whole multiples of 1 / UNIT
 LONGEST = 1e7  # seconds; no video is longer
 
 
@@ -298,13 +298,8 @@ def choose_thresholds(
             for v, k in kept.items()
         }
         for name in present:
-            pairs = [
-                (
-                    [e for e in true[v] if e[0] == name],
-                    [e[:3] for e in found if e[0] == name],
-                )
-                for v, found in videos.items()
-            ]
+            of_class = lambda events, name=name: [e[:3] for e in events if e[0] == name]
+            pairs = [(of_class(true[v]), of_class(found)) for v, found in videos.items()]
             results[name].append(piece_scores(pairs)["f1_50"])
     for k, name in enumerate(classes):
         if name in present:

@@ -214,7 +214,7 @@ def make_optimizer(
         model: the classifier.
         weight_decay: of matrices and filters.
         layer_decay: a layer of the backbone has this factor on the rate of the layer after it
-            (BEiT, Bao et al. 2021, https://arxiv.org/abs/2106.08254); 1: all alike.
+            (BEiT, Bao et al. 2021, https://arxiv.org/abs/2106.08254); 1: the same rate.
         backbone_lr: factor on the rate of the whole backbone; 1: as the classifier's.
 
     Returns:
@@ -282,7 +282,7 @@ def soft_cross_entropy(
     Args:
         logits: of the model.
         targets: of `make_targets`, perhaps mixed.
-        weights: (K,) of the classes, as torch's cross entropy has them; None: all alike.
+        weights: (K,) of the classes, as torch's cross entropy has them; None: equal.
 
     Returns:
         its sum, and the sum of the targets.
@@ -369,7 +369,7 @@ class StepLoss:
     Args:
         accelerator: device, precision and processes.
         num_classes: K.
-        weights: (K,) of the classes; None: all alike.
+        weights: (K,) of the classes; None: equal.
         smoothing: fraction of every target spread over all classes.
         mixup: alpha of mixup; 0: off.
         cutmix: alpha of cutmix; 0: off.

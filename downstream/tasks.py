@@ -74,7 +74,7 @@ class Task(Protocol):
         Args:
             model: the classifier.
             pack: where the videos are.
-            videos: them.
+            videos: to predict.
             how: views of a clip, device and precision.
             title: of the progress bar; None: no bar.
         """
@@ -309,7 +309,7 @@ def validate(
         task: whose labels count.
         model: the classifier.
         pack: where the videos are.
-        val: them.
+        val: the validation videos.
         batch_size: views in one forward pass.
         precision: see `pretrain.device.autocast_dtype`.
         accelerator: device and processes.

@@ -50,7 +50,7 @@ class Given:
     backbone_lr: Positive | None = None
     """Factor on the backbone's rate; 1: as the classifier's."""
     layer_decay: PositiveFraction | None = None
-    """Factor on the rate from one layer of the backbone to the one before it; 1: all alike."""
+    """Factor on the rate from one layer of the backbone to the one before it; 1: the same rate."""
     smoothing: FractionBelowOne | None = None
     """Fraction of every target spread over all classes."""
     class_weights: Literal["none", "balanced"] = "none"

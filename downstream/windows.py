@@ -35,14 +35,13 @@ def window_scores(
     """
     span = frames * stride
     buffer: dict[str, Tensor] = {}
-    first = number = start = (
-        0  # frame of the buffer, frames that came, first frame of the next window
-    )
+    # First frame in the buffer, frames that came, first frame of the next window.
+    first = number = start = 0
     done, sums, counts = 0, np.empty((0, 0)), np.empty((0, 1))  # of the frames from `done` on
     waiting: list[int] = []
 
     def run(last: bool) -> np.ndarray:
-        """Sees the windows that wait; returns the scores of frames that no later window shows."""
+        """Scores the waiting windows; returns those of frames that no later one shows."""
         nonlocal sums, counts, done, waiting, buffer, first
         places = [np.minimum(s + stride * np.arange(frames), number - 1) - first for s in waiting]
         clips = {

@@ -6,9 +6,9 @@
     python recipes/detect.py --backbone runs/clip-tiny/backbone --video day1.mp4 --text "drinks"
 
 RUN is a run of recipes/finetune.py: a classifier of frames (--per-frame), whose windows slide by
-half their length, or one of clips, which slide by a quarter. With --text a pair of recipes/clip.py
-or open_clip, and nothing is trained: each sentence competes with the others and with those of
---background (of a sigmoid pair each stands by itself).
+half their length, or one of clips, whose windows slide by a quarter. With --text it is a video-text
+pair of recipes/clip.py or open_clip, and nothing is trained: each sentence competes with the others
+and with those of --background (with a sigmoid loss each is scored by itself).
 
 A raw video is decoded once, forward, in a process that may be killed, and nothing of it is kept:
 memory does not grow with its length. Every frame gets a score for every class; scores are smoothed,
@@ -92,7 +92,7 @@ class Config:
     shortest: NotNegative = 0.2
     """Seconds; shorter events are left out."""
     threshold: Fraction | None = None
-    """Of every class; by default chosen on validation videos, without any 0.5."""
+    """Of every class; by default chosen on validation videos, or 0.5 where there are none."""
     thresholds: str | None = None
     """Instead: thresholds.json of an earlier run, such as one with validation videos."""
     out: str = "runs/detect"

@@ -201,7 +201,7 @@ def wins(runs: list[Run], lines: list[Line], labels: np.ndarray) -> dict[str, li
 
 
 def print_lines(lines: list[Line], won: dict[str, list[str]]) -> None:
-    """Print the table and whose classes are whose."""
+    """Print the table, and the classes on which each run is the best."""
     cell = lambda name: for_screen(name, 40)
     heads = [(" + ".join(map(cell, line.names)), line.method or "alone") for line in lines]
     widths = [max(len(head[i]) for head in heads) for i in (0, 1)]
@@ -303,9 +303,9 @@ def main(config: Config) -> dict:
         notes += [n for n in run.results.notes if n not in notes]
     lines, learned = measure(runs, config.seed, notes)
     _, people, labels, _ = in_order(runs, "test")
-    whole = next(x for x in lines if len(x.names) == len(runs) and x.method == PROBABILITIES)
-    predicted = whole.scores.argmax(1)
-    said = Predictions(classes, labels, predicted, people, whole.scores)
+    fused = next(x for x in lines if len(x.names) == len(runs) and x.method == PROBABILITIES)
+    predicted = fused.scores.argmax(1)
+    said = Predictions(classes, labels, predicted, people, fused.scores)
     metrics, interval, more = accuracies(said, config.seed)
     for line in lines:
         if len(line.names) == len(runs) and line.method != PROBABILITIES:
@@ -357,7 +357,7 @@ def main(config: Config) -> dict:
     print_lines(lines, won)
     rates = {}
     alone = [(line.names[0], line.scores) for line in lines[: len(runs)]]
-    for name, scores in [*alone, ("all", whole.scores)]:
+    for name, scores in [*alone, ("all", fused.scores)]:
         own = confusion_matrix(labels, scores.argmax(1), len(classes))
         with np.errstate(invalid="ignore"):
             rates[name] = np.diag(own) / own.sum(1)
