@@ -303,9 +303,11 @@ class InputSpec:
             wants = stream.skeleton if isinstance(stream, Joints) else stream.method
             if wants and name in made and made[name] != wants:
                 has = f"{made[name]!r:.80}" if made[name] else "of unknown origin"
+                new = isinstance(stream, Joints) and made[name]
+                remedy = f"; a network from scratch takes it with --skeleton {has}" if new else ""
                 raise ValueError(
                     f"{who} takes {name} {wants!r}, and the data's {name} is {has}: choose weights "
-                    f"that were trained on such {name}, or data with {wants!r}"
+                    f"that were trained on such {name}, or data with {wants!r}{remedy}"
                 )
 
     def take(self, batch: Mapping[str, Any], device: torch.device | None = None) -> Clip:

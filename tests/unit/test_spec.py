@@ -158,3 +158,8 @@ def test_weights_refuse_data_of_another_making():
     for made in ({"flow": "dis"}, {"flow": ""}, {"pose": "coco17"}):
         with pytest.raises(ValueError, match=f"the model takes {next(iter(made))}"):
             spec.refuse_made(made, "the model")
+    with pytest.raises(ValueError, match="--skeleton 'coco17'"):  # what a new network is built with
+        spec.refuse_made({"pose": "coco17"}, "the model")
+    with pytest.raises(ValueError) as told:
+        spec.refuse_made({"pose": ""}, "the model")
+    assert "--skeleton" not in str(told.value)
