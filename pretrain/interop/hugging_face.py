@@ -130,6 +130,9 @@ def from_hf(
         "positions": "flat",
         "init": "xavier",
         "motion_tokens": 1.0,
+        "stream": "rgb",
+        "bound": 0.0,
+        "method": "",
         "pool": "fc_norm" if tuned else "mean",
         "trained_grid": None,
         # transformers leaves torch's default to fc_norm, whatever layer_norm_eps says.

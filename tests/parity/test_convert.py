@@ -1,7 +1,6 @@
 """Weights between ours, official VideoMAE's layout and Hugging Face's: exact, strict, verified."""
 
 import argparse
-import dataclasses
 import json
 import math
 import re
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from downstream.classifier import Classifier
 from downstream.features import finish_means
 from downstream.models import build_model, load_backbone, load_classifier
+from pretrain import flags
 from pretrain.backbones import export_backbone, load_pretrained_videomae
 from pretrain.checkpoint import save_checkpoint
 from pretrain.interop import videomae as interop_videomae
@@ -694,7 +694,7 @@ def test_what_the_readme_tells_one_to_pretrain_converts(preset, tiny_pack, tmp_p
     all.
     """
     run = tmp_path / "run"
-    cfg = dataclasses.replace(
+    cfg = flags.replace(
         videomae.PRESETS[preset], positions="flat", motion_tokens=1.0, data=str(tiny_pack),
         out=str(run), frames=8, size=32, steps=2, batch_size=8, micro_batch=8,
         machine=Machine("fp32", threads=1), knn_every=0,
