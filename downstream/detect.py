@@ -96,8 +96,12 @@ def refuse_streams(videos: list[Video], spec: InputSpec, who: str) -> None:
     Raises:
         ValueError: naming the remedy.
     """
-    if any(video.source is not None for video in videos):
-        spec.refuse_lacking(("rgb",), who)
+    lacking = set(spec.streams) - {"rgb"}
+    if lacking and any(video.source is not None for video in videos):
+        raise ValueError(
+            f"{who} takes {' and '.join(sorted(lacking))}, which raw videos do not have: give "
+            "packs that have it, see --flow and --pose of recipes/pack.py"
+        )
     for pack in {id(video.pack): video.pack for video in videos if video.pack}.values():
         named = {video.name for video in videos}
         ids = [i for i, record in enumerate(pack.records()) if record["source"] in named]

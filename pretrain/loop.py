@@ -329,17 +329,18 @@ class TrainingRun:
         """
         state, took = self.state, self._now - self._shown
         speed = {"clips_per_s": self._clips / took}
+        digits = 0 if speed["clips_per_s"] >= 10 else 1
         counts = {name: state[name] for name in ("skipped", "bad_clips")}
         self._log.write(self.step, values | speed | counts)
         parts = [
             f"step {self.step}/{self.plan.steps}", text,
-            f"{speed['clips_per_s']:.0f} clips/s (waiting for data "
+            f"{speed['clips_per_s']:.{digits}f} clips/s (waiting for data "
             f"{self._batches.waited / took:.0%})",
             f"{self._log.time_left(self.step, self.plan.steps)} left", after,
             f"{state['skipped']} steps skipped" if state["skipped"] else "",
             f"{state['bad_clips']} bad clips replaced" if state["bad_clips"] else "",
         ]  # fmt: skip
-        print("  ".join(filter(None, parts)), flush=True)
+        self._stop.say("  ".join(filter(None, parts)))
         self._start_clock()
         self._batches.waited = 0.0
 

@@ -1,5 +1,6 @@
 """Processes: launch checks, devices, and stopping at a signal without losing work."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -131,7 +132,7 @@ class StopFlag:
     A second signal of the same kind acts at once.
 
     Attributes:
-        signal: the number of the signal that came, 0 before.
+        signal: the number of the signal that came, 0 before; SIGPIPE where `say` failed.
     """
 
     def __init__(self):
@@ -158,16 +159,30 @@ class StopFlag:
             ValueError: there was one.
         """
         if first:
-            print(
-                f"stopped after step {step}, saved; the same command continues from there",
-                flush=True,
-            )
+            self.say(f"stopped after step {step}, saved; the same command continues from there")
         if lost:
             raise ValueError(lost)
         sys.exit(128 + (self.signal or signal.SIGTERM))
 
+    def say(self, line: str) -> None:
+        """Print a line on standard output; a run that can print no more is saved and ends.
+
+        It is `tee` that Ctrl-C ended, too, or a full disk.
+        """
+        try:
+            print(line, flush=True)
+        except OSError as error:
+            if not self.signal:
+                self.signal = signal.SIGPIPE
+                _warn(f"standard output takes no more ({error.strerror}): saving ...")
+
     def _note(self, number: int, _) -> None:
         self.signal = number
         signal.signal(number, self._before[number])
-        name = signal.Signals(number).name
-        print(f"\n{name}: saving at the end of this step ...", file=sys.stderr, flush=True)
+        _warn(f"\n{signal.Signals(number).name}: saving at the end of this step ...")
+
+
+def _warn(line: str) -> None:
+    """Print a line on standard error, if that can be written."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)

@@ -161,7 +161,9 @@ def _check_folders(source: Path, out: Path) -> None:
                 f"{out} lies inside the source {source}; pack into a folder outside it"
             )
         if (source / "index.json").is_file() and (source / "clips.jsonl").is_file():
-            raise ValueError(f"{source} is a pack already; give it as --data")
+            raise ValueError(
+                f"{source} is a pack already; recipes that train or evaluate take it as --data"
+            )
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """Kills, damage and disks outside the save: the same command goes on, or says in words why not."""
 
+import errno
 import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -198,6 +200,35 @@ def test_a_disk_that_refuses_is_said(halfway, tiny_pack, tmp_path, broken):
     with pytest.raises(ValueError, match=r"cannot (write|be read)|not a regular file"):
         videomae.main(cfg)
     assert checkpoint.newest_valid(run)[0].name == "step-00000003"
+
+
+class Ended(io.StringIO):
+    """Standard output whose reader ended, as `tee` does at a Ctrl-C: steps cannot be printed."""
+
+    def write(self, text: str) -> int:
+        if text.startswith(("step ", "stopped ")):
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        return len(text)
+
+
+@pytest.mark.parametrize("number", [0, signal.SIGTERM])
+def test_a_run_whose_output_nobody_reads_is_saved(tiny_pack, tmp_path, monkeypatch, number):
+    """By itself, or where the signal that ends the run ended the reader, too."""
+    cfg = config(tiny_pack, tmp_path / "run", steps=6, knn_every=0)
+    cfg = change(cfg, log_seconds=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Ended())
+        if number:
+            patch.setattr(sys, "stderr", Ended())
+            step = videomae.train_step
+            kill = lambda *given: (os.kill(os.getpid(), number), step(*given))[1]
+            patch.setattr(videomae, "train_step", kill)
+        with pytest.raises(SystemExit) as end:
+            videomae.main(cfg)
+    assert end.value.code == 128 + (number or signal.SIGPIPE)
+    saved = checkpoint.newest_valid(tmp_path / "run")[0].name
+    assert saved == ("step-00000001" if number else "step-00000002")
+    assert videomae.main(cfg)["step"] == 6
 
 
 def kill_worker(monkeypatch, nth: int, number: signal.Signals) -> None:
