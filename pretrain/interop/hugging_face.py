@@ -13,6 +13,7 @@ from pretrain.files import is_file, is_folder, read_json, share
 from pretrain.interop.layouts import (
     AS_RECORDED,
     HF,
+    PUBLISHED,
     Sizes,
     clean,
     find_classifier,
@@ -127,12 +128,7 @@ def from_hf(
         "stride": config.get("sampling_rate", 4),
         "mean": list(config.get("image_mean", IMAGENET_MEAN)),
         "std": list(config.get("image_std", IMAGENET_STD)),
-        "positions": "flat",
-        "init": "xavier",
-        "motion_tokens": 1.0,
-        "stream": "rgb",
-        "bound": 0.0,
-        "method": "",
+        **PUBLISHED,
         "pool": "fc_norm" if tuned else "mean",
         "trained_grid": None,
         # transformers leaves torch's default to fc_norm, whatever layer_norm_eps says.

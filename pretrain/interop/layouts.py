@@ -26,6 +26,11 @@ from pretrain.weights import refuse_misfit
 # Published attention heads by width, of encoders and decoders alike (96 and 192: ours too). An
 # official file does not record them.
 HEADS = {96: 3, 192: 3, 384: 6, 512: 8, 640: 8, 768: 12, 1024: 16, 1280: 16}
+# Arguments of `VideoTransformer` that every published VideoMAE has.
+PUBLISHED = {
+    "positions": "flat", "init": "xavier", "motion_tokens": 1.0, "stream": "rgb", "bound": 0.0,
+    "method": "",
+}  # fmt: skip
 # Columns: ours, official, Hugging Face. Modules with a weight and a bias:
 OFFICIAL, HF = 1, 2
 PATCH_EMBED = (
