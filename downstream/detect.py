@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from downstream.events import Kept, cut, smooth
 from downstream.metrics import Found
 from downstream.windows import window_scores
+from pretrain.data import shards
 from pretrain.data.cache import packing_side
 from pretrain.data.decode import DecodeError, crop_resize
 from pretrain.data.guard import Refused
@@ -96,12 +97,9 @@ def refuse_streams(videos: list[Video], spec: InputSpec, who: str) -> None:
     Raises:
         ValueError: naming the remedy.
     """
-    lacking = set(spec.streams) - {"rgb"}
-    if lacking and any(video.source is not None for video in videos):
-        raise ValueError(
-            f"{who} takes {' and '.join(sorted(lacking))}, which raw videos do not have: give "
-            "packs that have it, see --flow and --pose of recipes/pack.py"
-        )
+    raw = [video.name for video in videos if video.source is not None]
+    if raw:
+        shards.refuse_streams(spec, ("rgb",), raw[0], who)
     for pack in {id(video.pack): video.pack for video in videos if video.pack}.values():
         named = {video.name for video in videos}
         ids = [i for i, record in enumerate(pack.records()) if record["source"] in named]

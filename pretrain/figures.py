@@ -63,7 +63,7 @@ def reconstruction_figure(
     rows = list(zip(("clip", "visible", *rebuilt), drawn, strict=True))
     if model.encoder.arguments.get("motion_tokens", 1) < 1:
         caption += f" {grey} in all rows: tokens that were not selected for their motion."
-    return log.reconstruction_figure(path, rows, clips.seconds(0)[0], title, caption)
+    return log.clips_figure(path, rows, clips.seconds(0)[0], title, caption)
 
 
 @torch.no_grad()

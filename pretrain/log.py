@@ -342,7 +342,7 @@ def optional_figure(draw: Callable[..., str | None]) -> Callable[..., str]:
 
 
 @optional_figure
-def reconstruction_figure(
+def clips_figure(
     path: Path,
     rows: list[tuple[str, np.ndarray]],
     seconds: np.ndarray,

@@ -13,7 +13,7 @@ import shlex
 import sys
 import textwrap
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import TextIO
 
@@ -132,6 +132,12 @@ def file_name(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """What an error of another library says in its first line, or else its kind."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def nothing_usable(where: str, refused: Mapping[str, str]) -> ValueError:
+    """What to raise where every file was refused: the first three, each with its reason."""
+    reasons = "; ".join(for_screen(f"{name}: {why}") for name, why in list(refused.items())[:3])
+    return ValueError(f"nothing at {where} can be used: {reasons}")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -278,20 +278,6 @@ class InputSpec:
         """How frames are sampled, in words."""
         return f"stride {self.stride}" if self.stride else "one of each equal part"
 
-    def refuse_lacking(self, available: tuple[str, ...], who: str) -> None:
-        """Raise ValueError if the backbone takes a stream that the data do not have.
-
-        Args:
-            available: names of the data's streams.
-            who: whose clip this is, for the message.
-        """
-        if lacking := [name for name in self.streams if name not in available]:
-            raise ValueError(
-                f"{who} takes {' and '.join(self.streams)}, and the data have "
-                f"{' and '.join(available)}, no {' and no '.join(lacking)}: choose a model that "
-                f"takes {' or '.join(available)}"
-            )
-
     def refuse_made(self, made: Mapping[str, str], who: str) -> None:
         """Raise ValueError if the data's flow has another method, or their poses another skeleton.
 

@@ -55,7 +55,7 @@ from pretrain.files import is_file
 from pretrain.flags import Count, Fraction, NotNegative, OptionalCount, Within
 from pretrain.folders import claim, holds_nothing
 from pretrain.log import cli, print_table, write_json
-from pretrain.names import for_csv, for_screen
+from pretrain.names import for_csv, for_screen, nothing_usable
 from pretrain.processes import start_evaluation
 from pretrain.prompts import load_classes, refuse_same_words, same_words
 from pretrain.settings import MACHINE, MachineFlags
@@ -345,8 +345,7 @@ def main(config: Config) -> dict:
         chosen = f"chosen on {len(scores)} videos of split val"
     found, kept = detection.find(tested, thresholds, {v.name for v in tested if v.name in true})
     if not found:
-        reasons = "; ".join(for_screen(f"{v}: {why}") for v, why in list(refused.items())[:3])
-        raise ValueError(f"nothing at {' '.join(config.video)} can be used: {reasons}")
+        raise nothing_usable(" ".join(config.video), refused)
     content = write_events(out, found, truth, config.backbone)
     by_name = dict(zip(names, thresholds.tolist(), strict=True))
     write_json(out / "thresholds.json", {"thresholds": by_name, "chosen": chosen})

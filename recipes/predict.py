@@ -34,7 +34,7 @@ from pretrain.files import is_folder, is_there
 from pretrain.flags import Count, OptionalCount
 from pretrain.folders import claim, holds_nothing
 from pretrain.log import cli, write_json
-from pretrain.names import for_csv, for_screen
+from pretrain.names import for_csv, for_screen, nothing_usable
 from pretrain.prompts import load_classes
 from pretrain.settings import MACHINE, MachineFlags
 from pretrain.spec import InputSpec
@@ -215,10 +215,7 @@ def main(config: Config) -> dict:
             Path(config.video), Path(folder) / "pack", model.input_spec
         )
         if pack is None or not len(ids):
-            reasons = "; ".join(
-                for_screen(f"{source}: {reason}") for source, reason in list(refused.items())[:3]
-            )
-            raise ValueError(f"nothing at {config.video} can be used: {reasons}")
+            raise nothing_usable(config.video, refused)
         rankings, segments, rows = predict(config, model, pack, ids, how)
     write_json(out / "predictions.json", rankings)
     write_json(out / "refused.json", refused)

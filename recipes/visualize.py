@@ -14,7 +14,6 @@ with the video (see `pretrain/data/pose_files.py`): pose.png and pose.gif.
 The third draws optical flow, its direction as hue and its speed as saturation: flow.png, flow.gif.
 """
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from downstream.attention_maps import Attends, attention_on_grid, overlay
 from downstream.models import load_backbone
 from downstream.skeletons import draw_poses
 from pretrain.data.blazepose import LiteRT, check_installed, estimate_poses
-from pretrain.data.cache import pack_file, packing_side
+from pretrain.data.cache import first_refusal, pack_file, packing_side
 from pretrain.data.methods import pose_weights
 from pretrain.data.pose_files import read_poses
 from pretrain.data.poses import COLUMNS, clip_poses
@@ -38,7 +37,7 @@ from pretrain.files import is_file, no_file
 from pretrain.flags import Count
 from pretrain.flow_colours import draw_flow
 from pretrain.folders import claim, writing
-from pretrain.log import cli, reconstruction_figure
+from pretrain.log import cli, clips_figure
 from pretrain.names import for_screen
 
 SIDE = 256  # pixels of the short side to which a video is packed
@@ -122,7 +121,7 @@ def draw_skeletons(config: Config, path: Path, out: Path) -> None:
     seconds = record["start"] + np.arange(len(frames)) / record["fps"]
     left, top, right, bottom = (config.enlarge * side for side in around(values, columns, size))
     rows = [("pose", drawn[:, top:bottom, left:right])]
-    told = reconstruction_figure(out / "pose.png", rows, seconds, title, caption)
+    told = clips_figure(out / "pose.png", rows, seconds, title, caption)
     print(f"figure   {told}\nmoving   {for_screen(out)}/pose.gif", flush=True)
 
 
@@ -132,8 +131,7 @@ def draw_motion(config: Config, path: Path, out: Path) -> None:
         pack = pack_file(path, Path(folder) / "pack", SIDE, config.flow)
         record = pack.record(0)
         if "flow" not in record.get("streams", {}):
-            reason = (Path(folder) / "pack" / "refused.jsonl").read_text().splitlines()[0]
-            raise ValueError(f"--flow {config.flow}: {json.loads(reason)['reason']}")
+            raise ValueError(f"--flow {config.flow}: {first_refusal(pack.folder)}")
         numbers = np.arange(record["frames"])
         frames, flow = pack.frames(record, numbers).numpy(), pack.flow(record, numbers).numpy()
     drawn = draw_flow(flow)
@@ -147,7 +145,7 @@ def draw_motion(config: Config, path: Path, out: Path) -> None:
     seconds = record["start"] + numbers / record["fps"]
     rows = [("clip", frames), ("flow", drawn)]
     title = f"Optical flow of {path.name}, by {config.flow}"
-    told = reconstruction_figure(out / "flow.png", rows, seconds, title, caption)
+    told = clips_figure(out / "flow.png", rows, seconds, title, caption)
     print(f"figure   {told}\nmoving   {for_screen(out)}/flow.gif", flush=True)
 
 
@@ -209,7 +207,7 @@ def draw_attention(config: Config, path: Path, out: Path) -> None:
     # What a grey pixel becomes under none and under most of the attention.
     ends = overlay(torch.full((3, 1, 1, 2), 128, dtype=torch.uint8), torch.tensor([[[0.0, 1.0]]]))
     bar = (meaning, [tuple(colour) for colour in (ends[:, 0, 0].T / 255).tolist()])
-    drawn = reconstruction_figure(out / "attention.png", pictures, seconds, title, caption, bar)
+    drawn = clips_figure(out / "attention.png", pictures, seconds, title, caption, bar)
     print(
         f"figure   {drawn}\nmoving   {for_screen(out)}/attention.gif (clip, {', '.join(maps)})",
         flush=True,

@@ -143,9 +143,12 @@ def pack_file(path: Path, folder: Path, short_side: int, flow: str = "") -> Pack
     try:
         pack(path, folder, short_side=short_side, workers=1, progress=False, flow=flow)
     except ValueError as error:
-        ledger = folder / "refused.jsonl"
-        if not ledger.exists():
+        if not (folder / "refused.jsonl").exists():
             raise
-        reason = json.loads(ledger.read_text().splitlines()[0])["reason"]
-        raise ValueError(f"{path} cannot be used: {reason}") from error
+        raise ValueError(f"{path} cannot be used: {first_refusal(folder)}") from error
     return Pack(folder)
+
+
+def first_refusal(folder: Path) -> str:
+    """Why the first file, or stream of a file, in a pack's ledger of refusals was refused."""
+    return json.loads((folder / "refused.jsonl").read_text().splitlines()[0])["reason"]

@@ -635,14 +635,15 @@ def _mediapipe(content: Any) -> _Found:
     there = [pair for pair in both.values() if pair[0] or pair[1]]
     has_flat, has_world = (all(pair[k] for pair in there) for k in (0, 1))
     if not (has_flat or has_world):
-        raise ValueError("some people have landmarks of the picture only, others of the world only")
+        raise ValueError("some people have image landmarks only, others world landmarks only")
     columns = COLUMNS if has_flat and has_world else _UV if has_flat else _XYZ
     frames: dict[int, _People] = {}
     for number, (flat, world) in both.items():
         if has_flat and has_world:
             if len(flat) != len(world):
                 raise ValueError(
-                    f"frame {number} has {len(flat)} people, but {len(world)} in the world"
+                    f"frame {number} has image landmarks of {len(flat)} people, but world "
+                    f"landmarks of {len(world)}"
                 )
             people = [
                 np.hstack([w[:, :3], f[:, [0, 1, 3]]]) for f, w in zip(flat, world, strict=True)

@@ -233,7 +233,7 @@ def test_smoothing_takes_the_noise_and_not_the_motion():
     jerk = [np.abs(np.diff(v[20:, :, 3:5], 2, axis=0)).mean() for v in (noisy, out)]
     assert error[1] < error[0] and jerk[1] < 0.8 * jerk[0]
     np.testing.assert_array_equal(out[..., 5], noisy[..., 5])
-    # What stands still and is noisy becomes quiet; what is exact stays where it is.
+    # Noise of a joint at rest is smoothed away; exact motion is left as it is.
     np.testing.assert_allclose(smoothed(truth, 25)[..., 4], truth[..., 4])
     still = np.abs(out[20:, :, 4] - truth[20:, :, 4]).mean()
     assert still < 0.8 * np.abs(noise[20:, :, 1]).mean()

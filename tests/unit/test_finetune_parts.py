@@ -268,8 +268,8 @@ def test_balanced_weights():
 
 @given(st.integers(0, 200), st.sampled_from([(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)]))
 def test_mixing_keeps_pixels_and_targets_together(seed, alphas):
-    """Every clip has its own grey: what share of which clip is seen can be read off, and is the
-    target's.
+    """Every clip has its own grey: the fraction of each clip in a mixture can be read off, and
+    is the target's.
     """
     video = torch.arange(4.0).view(4, 1, 1, 1, 1).expand(4, 3, 2, 16, 16)
     targets = torch.eye(4)

@@ -212,7 +212,7 @@ def test_figures_of_hostile_names(tmp_path, capsys, recwarn):
         "contact": (report.contact_sheet_figure, [(n, frames, range(len(frames))) for n in names],
                     title),
         "reconstruction": (
-            log.reconstruction_figure, [("clip", frames)], np.arange(len(frames)), title, title,
+            log.clips_figure, [("clip", frames)], np.arange(len(frames)), title, title,
         ),
         "timeline": (report.timeline_figure, [(n or ".", parts) for n in names], names, title),
         "cost": (report.cost_figure, [(n, 1e9, 0.5, 0.4, 0.6) for n in names], 0.1, title),

@@ -11,7 +11,7 @@ from PIL import Image
 
 from downstream import report
 from downstream.report import confusion_figure, write_predictions
-from pretrain.log import curve_figure, reconstruction_figure
+from pretrain.log import clips_figure, curve_figure
 
 
 def test_predictions_are_in_order_of_score(tmp_path):
@@ -94,13 +94,13 @@ DRAWN = {
         ["M on D, 9 clips", "step", "loss", "per cent", "chance", "12.5 %"],
     ),
     "attention": (
-        lambda p, _: reconstruction_figure(
+        lambda p, _: clips_figure(
             p, [("clip", PICTURES)], SECONDS, "M on c.mp4", "red",
             ("share of it", [(0, 0, 0), (1, 0, 0)])),
         ["M on c.mp4", "frame 1, 0.50 s", "share of it", "red"],
     ),
     "long": (
-        lambda p, _: reconstruction_figure(p, [("clip", PICTURES)], SECONDS, LONG, LONG),
+        lambda p, _: clips_figure(p, [("clip", PICTURES)], SECONDS, LONG, LONG),
         ["a title that is"],
     ),
 }  # fmt: skip

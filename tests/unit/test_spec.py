@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from pretrain.data.shards import refuse_streams
 from pretrain.spec import Backbone, InputSpec, Joints, Stream, flow_stream
 
 FLOW = Stream((0.5, 0.5), (0.25, 0.5), subtract_mean=True, bound=1.0)
@@ -78,9 +79,9 @@ def test_every_stream_is_checked(change):
 
 
 def test_data_without_a_stream_are_refused():
-    BOTH.refuse_lacking(("rgb", "flow", "pose"), "the model")
+    refuse_streams(BOTH, ("rgb", "flow", "pose"), "the data", "the model")
     with pytest.raises(ValueError, match=r"the model takes rgb and flow.*no flow"):
-        BOTH.refuse_lacking(("rgb",), "the model")
+        refuse_streams(BOTH, ("rgb",), "the data", "the model")
 
 
 def test_flow_is_motion_over_its_bound():
