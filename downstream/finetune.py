@@ -432,3 +432,12 @@ def describe_classifier(model: Classifier, name: str, trained: str | None) -> Mo
     return Model(
         name, weights_hash(model), parameters, backbone.arguments, provenance, count_flops(backbone)
     )
+
+
+def progress(values: dict, state: dict, num_classes: int) -> tuple[str, str]:
+    """Text of the progress line: the step's loss and accuracy, and the last validation."""
+    text = f"loss {values['loss']:.3f}  accuracy {values['train_top1']:.0%}"
+    if state["val"] is None:
+        return text, ""
+    val, best = 100 * state["val"], 100 * state["best"]
+    return text, f"val {val:.1f} % (best {best:.1f} %, chance {100 / num_classes:.1f} %)"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pretrain.data.shards import Pack
-from pretrain.names import for_screen
+from pretrain.names import did_you_mean, for_screen
 from pretrain.prompts import refuse_same_words
 
 HELD_OUT = 0.25  # the fraction that validation, or a test split made here, aims at
@@ -132,8 +132,9 @@ def subset(videos: Videos, keep: np.ndarray) -> Videos:
 
 
 def choose_splits(
-    pack: Pack, train_split: str, test_split: str, seed: int, labels: bool = True
-) -> tuple[Videos, Videos, list[str]]:
+    pack: Pack, train_split: str, test_split: str, seed: int, labels: bool = True,
+    leave_out: str | None = None,
+) -> tuple[Videos, Videos, list[str]]:  # fmt: skip
     """The training and the test videos of a pack.
 
     Data without any split get a seeded one here, about 3 to 1, that shares no subject where
@@ -145,17 +146,26 @@ def choose_splits(
         test_split: name of the split to measure on, once.
         seed: of a split made here.
         labels: every video has to have a label; False: a video with a column `segments` needs none.
+        leave_out: a subject whose videos are the test part, while all others are for training;
+            splits are ignored.
 
     Returns:
         training videos, test videos, and sentences a reader of the result must see.
 
     Raises:
-        ValueError: a split is not there or holds no labels, all labels are one class, the splits
-            are the same, or a class of the test split never occurs in training.
+        ValueError: a split or subject is not there or holds no labels, all labels are one class,
+            the splits are the same, or a class of the test split never occurs in training.
     """
     records, labelled = _labelled(pack, labels)
     notes = []
-    if all(record["split"] is None for record in records.values()):
+    if leave_out is not None:
+        refuse_nobody(pack.name, [r["subject"] for r in labelled.values()], leave_out)
+        apart = lambda tested: {
+            i: r for i, r in labelled.items() if (r["subject"] == leave_out) == tested
+        }
+        train, test = (_collect(apart(tested), pack.name) for tested in (False, True))
+        ignored = len(records) - len(labelled)
+    elif all(record["split"] is None for record in records.values()):
         if any(record["label"] is None for record in labelled.values()):
             raise ValueError(
                 f"{pack.name}: videos with segments and no label cannot be divided here: add a "
@@ -188,14 +198,14 @@ def choose_splits(
                 raise ValueError(f"{pack.name}: no clip of split {name!r} has a label")
             parts.append(_collect(part, pack.name))
         train, test = parts
-        both = set(train.sources) & set(test.sources)
-        if both:
-            notes.append(
-                f"WARNING: {len(both)} videos are in both splits (first: {for_screen(min(both))}): "
-                "the numbers are too good"
-            )
         used = {train_split, test_split}
         ignored = sum(i not in labelled and r["split"] in used for i, r in records.items())
+    both = set(train.sources) & set(test.sources)
+    if both:
+        notes.append(
+            f"WARNING: {len(both)} videos are in both splits (first: {for_screen(min(both))}): "
+            "the numbers are too good"
+        )
     if ignored:
         notes.append(f"{ignored} clips without a label were left out")
     shared = set(train.subjects) & set(test.subjects) - {None}
@@ -242,6 +252,37 @@ def labelled_videos(pack: Pack, split: str) -> tuple[Videos, list[str]]:
     return _collect(labelled, pack.name), notes
 
 
+def _people(where: str, subjects: list[str | None]) -> list[str]:
+    """The names of at least two subjects of labelled videos, all of which have one."""
+    names = sorted({who for who in subjects if who is not None})
+    if None in subjects or len(names) < 2:
+        raise ValueError(
+            f"{where}: {subjects.count(None)} of {len(subjects)} labelled videos name no subject "
+            f"and {len(names)} subjects are named: leaving one out needs a list file with a "
+            "subject column"
+        )
+    return names
+
+
+def refuse_nobody(where: str, subjects: list[str | None], who: str) -> None:
+    """Refuse to leave out somebody who is not there.
+
+    Args:
+        where: the data.
+        subjects: of all that has a label.
+        who: is to be left out.
+
+    Raises:
+        ValueError: some have no subject, all have the same, or nobody has this name.
+    """
+    if who not in (names := _people(where, subjects)):
+        known = ", ".join(map(for_screen, names[:20])) + (", ..." if len(names) > 20 else "")
+        raise ValueError(
+            f"{where} has no labelled video of a subject {who!r:.80}{did_you_mean(who, names)}; "
+            f"its subjects are {known}"
+        )
+
+
 def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[str]]:
     """All labelled videos of a pack, and for each subject the mask of its videos.
 
@@ -258,14 +299,7 @@ def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[st
     """
     records, labelled = _labelled(pack)
     videos = _collect(labelled, pack.name)
-    nameless = [s for s, who in zip(videos.sources, videos.subjects, strict=True) if who is None]
-    names = sorted({who for who in videos.subjects if who is not None})
-    if nameless or len(names) < 2:
-        raise ValueError(
-            f"{pack.name}: {len(nameless)} of {len(videos)} labelled videos name no subject and "
-            f"{len(names)} subjects are named: leaving one out needs a list file with a subject "
-            "column"
-        )
+    names = _people(pack.name, videos.subjects)
     _refuse_one_class(pack, set(videos.known_labels))
     folds = [np.array([who == name for who in videos.subjects]) for name in names]
     labels = np.array(videos.known_labels)

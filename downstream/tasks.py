@@ -22,7 +22,14 @@ from downstream.segments import (
     labelled_frames,
     segment_scores,
 )
-from downstream.splits import Videos, choose_splits, choose_validation, few_shots, subset
+from downstream.splits import (
+    Videos,
+    choose_splits,
+    choose_validation,
+    few_shots,
+    refuse_nobody,
+    subset,
+)
 from pretrain.data.cache import raw_sources
 from pretrain.data.shards import Pack, no_split, refuse_raw_streams
 from pretrain.spec import InputSpec
@@ -45,9 +52,16 @@ class Task(Protocol):
     pooling: str
 
     def split(
-        self, pack: Pack, train: str, test: str, seed: int
+        self, pack: Pack, train: str, test: str, seed: int, leave_out: str | None = None
     ) -> tuple[Videos, Videos, list[str], list[str]]:
         """Training and test videos, the classes, and sentences a reader of the result must see.
+
+        Args:
+            pack: the data.
+            train: the split to learn from.
+            test: the split to be scored.
+            seed: of a draw.
+            leave_out: instead of both: the subject to be scored, after learning from all others.
 
         Raises:
             ValueError: the splits or labels cannot be used.
@@ -87,10 +101,10 @@ class Clips:
     pooling = "probabilities averaged over the views, then over the clips of a video"
 
     def split(
-        self, pack: Pack, train: str, test: str, seed: int
+        self, pack: Pack, train: str, test: str, seed: int, leave_out: str | None = None
     ) -> tuple[Videos, Videos, list[str], list[str]]:
         """See `Task`."""
-        learned, tested, notes = choose_splits(pack, train, test, seed)
+        learned, tested, notes = choose_splits(pack, train, test, seed, True, leave_out)
         return learned, tested, sorted({label for label in learned.labels if label}), notes
 
     def label(self, record: dict, frames: np.ndarray, numbers: dict[str, int]) -> Tensor:
@@ -120,10 +134,10 @@ class Frames:
     pooling = "windows of half overlap, probabilities averaged"
 
     def split(
-        self, pack: Pack, train: str, test: str, seed: int
+        self, pack: Pack, train: str, test: str, seed: int, leave_out: str | None = None
     ) -> tuple[Videos, Videos, list[str], list[str]]:
         """See `Task`."""
-        learned, tested, notes = choose_splits(pack, train, test, seed, labels=False)
+        learned, tested, notes = choose_splits(pack, train, test, seed, False, leave_out)
         classes = classes_of_frames(pack, learned, tested)
         if not any(pack.record(i)["extra"].get("segments") for i in learned.samples):
             notes.append("the data have no segments: every frame was given its clip's label")
@@ -176,6 +190,7 @@ NO_VALIDATION = (
 def refuse_raw(
     task: Task, source: str, train_split: str, test_split: str,
     validation: Literal["auto", "hold-out", "off"], patience: int | None, spec: InputSpec, who: str,
+    leave_out: str | None = None,
 ) -> None:  # fmt: skip
     """Refuse raw data that cannot be trained on, before they are packed; packed ones pass.
 
@@ -188,25 +203,30 @@ def refuse_raw(
         patience: of early stopping.
         spec: the clip that the backbone takes.
         who: what it is called in a message.
+        leave_out: see `choose_splits`.
 
     Raises:
-        ValueError: there is nothing of the kind, a split is not there, nothing has a label, a
-            stream does not come with it, or there are no validation videos to be patient with.
+        ValueError: there is nothing of the kind, a split or subject is not there, nothing has a
+            label, a stream does not come with it, or there are no validation videos to be patient
+            with.
     """
     listed = raw_sources(source, "all")
     if not listed:
         return
     splits = {s.split for s in listed if s.split}
-    for name in (train_split, test_split) if splits else ():
+    for name in (train_split, test_split) if splits and leave_out is None else ():
         if name not in splits:
             raise no_split(source, name, splits)
     has = lambda s: s.label is not None or (task.per_frame and s.extra.get("segments"))
-    if not any(map(has, listed)):
+    labelled = [s for s in listed if has(s)]
+    if not labelled:
         raise ValueError(
             f"{source}: no video has a label: give a list file with a label column, or a folder "
             "with one subfolder a class"
         )
-    if patience and validation == "auto" and "val" not in splits:
+    if leave_out is not None:
+        refuse_nobody(source, [s.subject for s in labelled], leave_out)
+    if patience and validation == "auto" and (leave_out is not None or "val" not in splits):
         raise ValueError(NO_VALIDATION)
     refuse_raw_streams(listed, spec, source, who)
 
@@ -241,6 +261,7 @@ class Chosen:
 def choose_videos(
     task: Task, pack: Pack, train_split: str, test_split: str, shots: int | None,
     validation: Literal["auto", "hold-out", "off"], patience: int | None, seed: int,
+    leave_out: str | None = None,
 ) -> Chosen:  # fmt: skip
     """Choose training, validation and test videos.
 
@@ -254,11 +275,12 @@ def choose_videos(
             training videos, subjects apart; "off".
         patience: of early stopping, which needs validation videos.
         seed: of both draws.
+        leave_out: see `choose_splits`; there is no split "val" then.
 
     Raises:
         ValueError: the splits or labels cannot be used.
     """
-    train, test, classes, notes = task.split(pack, train_split, test_split, seed)
+    train, test, classes, notes = task.split(pack, train_split, test_split, seed, leave_out)
     if shots:
         if None in train.labels:
             raise ValueError("--shots counts videos of a class, and these videos have several")
@@ -281,6 +303,7 @@ def choose_videos(
         train, val = subset(train, ~held), subset(train, held)
     elif (
         validation == "auto"
+        and leave_out is None
         and "val" in pack.index["splits"]
         and "val" not in (train_split, test_split)
     ):

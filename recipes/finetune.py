@@ -13,12 +13,11 @@ that fits the backbone. Flags change single values; those that are not given are
 the table at the start shows what everything came to. `python -m downstream.models` lists the
 models. Starting the same command again continues an interrupted run.
 
-The test split is scored once, at the end, in several views of every clip whose probabilities are
-averaged. Where the data have a split "val" (or --val hold-out makes one of training videos) the
-exported weights are those that were best on it, and --patience stops when it no longer improves;
-without one they are the last. Written: RUN/backbone and RUN/last (classifiers that
-recipes/predict.py reads), results.json, CARD.md, confusion.png, predictions.csv and scores.csv (of
-every class, which recipes/fuse.py reads).
+The test split, or one person's videos (--leave-out), is scored once, at the end, in several views
+of every clip whose probabilities are averaged. Where the data have a split "val" (or --val hold-out
+makes one of training videos) the exported weights are those that were best on it; without one they
+are the last. Written: RUN/backbone and RUN/last (classifiers that recipes/predict.py reads),
+results.json, CARD.md, confusion.png, predictions.csv and scores.csv (which recipes/fuse.py reads).
 """
 
 import math
@@ -43,6 +42,7 @@ from downstream.finetune import (
     describe_classifier,
     freeze,
     make_optimizer,
+    progress,
     record_method,
     scheduled_rate,
     start_from,
@@ -104,6 +104,8 @@ class Config:
     """The split to learn from."""
     test_split: str = "test"
     """The split that is scored, once, at the end."""
+    leave_out: str | None = None
+    """The subject whose videos are scored, after training on all others; splits are ignored."""
     val: Literal["auto", "hold-out", "off"] = "auto"
     """auto: the split "val" if there is one; hold-out: about a quarter of the training videos,
     subjects apart; off."""
@@ -126,6 +128,12 @@ class Config:
         """What is trained, as the user called it."""
         return self.model or self.backbone or ""
 
+    @property
+    def parts(self) -> tuple[str, str]:
+        """Names of what is learned from and of what is scored."""
+        who = self.leave_out
+        return (self.train_split, self.test_split) if who is None else (f"all but {who}", who)
+
 
 PRESETS = {
     "tiny": Config(),
@@ -133,7 +141,6 @@ PRESETS = {
     **{name: Config(preset=name, training=flags_of(t)) for name, t in TRAINING.items()},
 }
 
-# A line a preset for --help.
 ABOUT = {
     "tiny": "small clips and networks, 300 steps, minutes on two cores (the default)",
     "paper": "the first of the following that fits the backbone",
@@ -165,6 +172,7 @@ def unused(cfg: Config) -> dict[str, str]:
     reasons = (
         ("scales", "with --crop resized", given.crop == "resized"),
         ("drops", "with --schedule cosine", given.schedule == "cosine"),
+        *((part, "with --leave-out", cfg.leave_out) for part in ("train_split", "test_split")),
         ("final_lr", "with --schedule step", given.schedule == "step"),
         ("epochs", f"with --steps {given.steps}", given.steps),
         ("val_every", "with --val off", cfg.val == "off"),
@@ -244,7 +252,7 @@ def main(cfg: Config) -> dict:
     task = task_of(cfg.per_frame)
     refuse_raw(
         task, cfg.data, cfg.train_split, cfg.test_split, cfg.val, training.patience,
-        backbone.input_spec, cfg.name,
+        backbone.input_spec, cfg.name, cfg.leave_out,
     )  # fmt: skip
     assert cfg.out  # `resolve` names it
     folder = Path(cfg.out)
@@ -253,8 +261,9 @@ def main(cfg: Config) -> dict:
     # ---- data: before the process group exists, which waits for nobody so long
     pack = open_data(cfg.data, packing_side(backbone.input_spec.size), say=is_first())
     videos = choose_videos(
-        task, pack, cfg.train_split, cfg.test_split, cfg.shots, cfg.val, training.patience, cfg.seed
-    )
+        task, pack, cfg.train_split, cfg.test_split, cfg.shots, cfg.val, training.patience,
+        cfg.seed, cfg.leave_out,
+    )  # fmt: skip
     train, classes = videos.train, videos.classes
     pack.check_streams(videos.samples, backbone.input_spec, cfg.name)
     record_method(backbone, pack.index)
@@ -344,19 +353,10 @@ def is_best(state: dict, now: float, step: int) -> bool:
     return True
 
 
-def progress(values: dict, state: dict, num_classes: int) -> tuple[str, str]:
-    """Text of the progress line: the step's loss and accuracy, and the last validation."""
-    text = f"loss {values['loss']:.3f}  accuracy {values['train_top1']:.0%}"
-    if state["val"] is None:
-        return text, ""
-    val, best = 100 * state["val"], 100 * state["best"]
-    return text, f"val {val:.1f} % (best {best:.1f} %, chance {100 / num_classes:.1f} %)"
-
-
 def export(run: TrainingRun, model: nn.Module, folder: Path) -> None:
     """Write a classifier folder."""
     more = {"model": run.config.name, "val_top1": run.state["val"]}
-    provenance = run.provenance("finetune", run.config.train_split) | more
+    provenance = run.provenance("finetune", run.config.parts[0]) | more
     backbones.export_backbone(model, folder, provenance)
 
 
@@ -383,10 +383,10 @@ def finish(
     metrics |= {name: Metric(value, len(videos.test)) for name, value in said.more.items()}
 
     # ---- results
-    splits = (cfg.train_split, videos.train), (cfg.test_split, videos.test)
+    splits = (cfg.parts[0], videos.train), (cfg.parts[1], videos.test)
     protocol = {
         "kind": task.kind, "videos": videos_digest(videos.train, videos.test),
-        "train_split": cfg.train_split, "test_split": cfg.test_split,
+        "train_split": cfg.parts[0], "test_split": cfg.parts[1], "leave_out": cfg.leave_out,
         "num_train": len(videos.train), "num_test": len(videos.test), "shots": cfg.shots,
         "num_clips": training.num_clips, "num_crops": training.num_crops,
         "validation": videos.rule, "preset": cfg.preset, "patience": training.patience,

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from downstream.classifier import class_probabilities, frame_probabilities
 from downstream.features import Extraction
+from downstream.fusion import read_runs
 from downstream.models import build_model, load_backbone, load_classifier
 from downstream.results import read_results
 from downstream.splits import choose_splits, videos_digest
@@ -422,6 +423,27 @@ def two_things(tmp_path_factory) -> Path:
     return out
 
 
+def test_one_person_is_left_out(tiny_pack, tmp_path):
+    """Nothing of that person is learned from or validated on; the data's own splits do not count,
+    and the results and the exported classifier say so."""
+    records = list(Pack(tiny_pack).records())
+    who = next(r["subject"] for r in records if r["split"] == "train")
+    results = finetune.main(
+        config(tiny_pack, tmp_path / "run", steps=2, leave_out=who, val="hold-out")
+    )
+    (run,) = read_runs([tmp_path / "run"])
+    of = {r["source"]: r["subject"] for r in records}
+    assert sorted(run.parts["test"].sources) == sorted(s for s in of if of[s] == who)
+    assert who not in run.parts["val"].subjects
+    data = results["data"]
+    rest = data["num_train"] + len(run.parts["val"].sources)
+    assert data["num_test"] + rest == len(of) and data["subjects_in_both"] == 0
+    assert (data["train_split"], data["test_split"]) == (f"all but {who}", who)
+    assert results["protocol"]["leave_out"] == results["settings"]["leave_out"] == who
+    exported = json.loads((tmp_path / "run" / "backbone" / "config.json").read_text())
+    assert exported["provenance"]["split"] == f"all but {who}"
+
+
 def test_a_label_for_every_frame(two_things, tmp_path, capsys):
     cfg = config(
         two_things, tmp_path / "run", model="tcn", frames=8, stride=2, per_frame=True, steps=40,
@@ -479,11 +501,11 @@ class Axis(Clips):
 
     kind = "axis"
 
-    def split(self, pack, train, test, seed):
+    def split(self, pack, train, test, seed, leave_out=None):
         along = lambda videos: dataclasses.replace(
             videos, labels=[self.of(n) for n in videos.labels]
         )
-        learned, tested, _, notes = super().split(pack, train, test, seed)
+        learned, tested, _, notes = super().split(pack, train, test, seed, leave_out)
         return along(learned), along(tested), ["x", "y"], notes
 
     def label(self, record, frames, numbers):
@@ -624,6 +646,10 @@ def test_mistakes_are_named_before_anything_is_written(tiny_pack, tmp_path, chan
         ({"batch_size": 9, "views": 2}, "--batch-size 9"),
         ({"test_split": "exam"}, "exam"),
         ({"train_split": "trian"}, "trian"),
+        ({"leave_out": "p9", "train_split": "more"}, "--train-split with --leave-out"),
+        ({"leave_out": "p9"}, "name no subject"),
+        ({"data": "people.csv", "leave_out": "p9"}, "'p9'.*p1, p2"),
+        ({"data": "people.csv", "leave_out": "p1", "patience": 2}, "--patience"),
         ({"data": "unlabelled.csv"}, "label"),
         ({"data": "nowhere.csv"}, "nowhere.csv"),
         ({"model": "i3d_flow", "network": None, "frames": 8, "colour": 0.0}, "no flow.*pack.py"),
@@ -638,6 +664,9 @@ def test_mistakes_are_named_before_the_data_are_packed(tmp_path, monkeypatch, ch
         (tmp_path / name).write_bytes(b"not a video")
     (tmp_path / "list.csv").write_text("path,label,split\na.mp4,run,train\nb.mp4,run,test\n")
     (tmp_path / "unlabelled.csv").write_text("path,split\na.mp4,train\nb.mp4,test\n")
+    (tmp_path / "people.csv").write_text(
+        "path,label,split,subject\na.mp4,run,val,p1\nb.mp4,run,val,p2\n"
+    )
     monkeypatch.setattr(finetune, "open_data", lambda *_, **__: pytest.fail("packed"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=named):

@@ -7,6 +7,8 @@ import pytest
 
 from downstream.splits import choose_splits, choose_validation
 
+PEOPLE = (("ada", "train"), ("ida", "test"), ("eva", None))
+
 
 def fake_pack(rows: list[tuple]) -> SimpleNamespace:
     """A pack of records (source, label, split, subject); only the index matters here."""
@@ -130,6 +132,32 @@ def test_clips_without_labels_are_left_out_and_counted():
 def test_data_that_cannot_be_probed_are_refused_with_the_reason(rows, message):
     with pytest.raises(ValueError, match=message):
         choose_splits(fake_pack(rows), "train", "test", 0)
+
+
+def test_a_subject_left_out_is_the_test_part_whatever_the_splits_say():
+    """The others' videos of every split are for training; a video of two people is called out."""
+    rows = [(f"{who}{k}", f"c{k}", split, who) for k in "01" for who, split in PEOPLE]
+    train, test, notes = choose_splits(fake_pack(rows), "train", "test", 0, leave_out="eva")
+    assert test.sources == ["eva0", "eva1"] and set(test.subjects) == {"eva"}
+    assert train.sources == ["ada0", "ida0", "ada1", "ida1"] and notes == []
+    rows.append(("ada0", "c0", "train", "eva"))
+    _, _, notes = choose_splits(fake_pack(rows), "train", "test", 0, leave_out="eva")
+    assert any("both" in note and "ada0" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("changed", "who", "message"),
+    [
+        ([], "eve", "'eve'; did you mean eva.*ada, eva, ida"),
+        ([], "", "ada, eva, ida"),
+        ([("x", "c0", "train", None)], "eva", "1 of 7 labelled videos name no subject"),
+        ([("x", "rare", "train", "eva")], "eva", "never trained: rare"),
+    ],
+)
+def test_a_subject_that_cannot_be_left_out(changed, who, message):
+    rows = [(f"{who}{k}", f"c{k}", split, who) for k in "01" for who, split in PEOPLE]
+    with pytest.raises(ValueError, match=message):
+        choose_splits(fake_pack(rows + changed), "train", "test", 0, leave_out=who)
 
 
 def test_one_split_for_both_is_refused():
