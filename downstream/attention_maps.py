@@ -1,4 +1,4 @@
-"""Attention of the last layer and attention rollout, drawn over the clip.
+"""Attention of the last layer and attention rollout, and what poses attend to, over the clip.
 
 Abnar & Zuidema 2020, "Quantifying attention flow in transformers",
 https://arxiv.org/abs/2005.00928. Shapes: B clips, (t, h, w) the grid of tokens, K tokens that
@@ -6,7 +6,7 @@ attend (the class token first, if there is one).
 """
 
 import math
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,15 @@ class Attends(Protocol):
 
     def attention_maps(self, video: Tensor, /) -> tuple[list[Tensor], Tensor | None]:
         """Attention of each block (B, K, K), and the tokens' grid indices (None: all, in order)."""
+        ...
+
+
+@runtime_checkable
+class AttendsByPose(Protocol):
+    """A backbone of video whose attention joints drive."""
+
+    def attentions(self, clip: Any, /) -> tuple[Tensor, Tensor]:
+        """Attention over space (B, h, w), each in 0 to 1, and over time (B, t), which sums to 1."""
         ...
 
 

@@ -348,8 +348,9 @@ def clips_figure(
     seconds: np.ndarray,
     title: str,
     caption: str,
-    bar: tuple[str, list[tuple[float, float, float]]] | None = None,
+    bar: tuple[str, list[tuple[float, ...]], tuple[float, float]] | None = None,
     max_frames: int = 8,
+    weights: tuple[str, np.ndarray] | None = None,
 ) -> None:
     """Draw clips under each other, one row each, a column a frame.
 
@@ -359,9 +360,11 @@ def clips_figure(
         seconds: (T,) when the frames were.
         title: above the picture: of what it is, and by whom.
         caption: what a reader must know, below the picture.
-        bar: what a colour means from 0 to 1, in words, and the colours from 0 to 1, for a bar at
-            the right.
+        bar: what a colour means, in words, the colours, and the values of the first and the last,
+            for a bar at the right.
         max_frames: columns, evenly spread over the clip.
+        weights: a name, and the weights of as many equal parts of the clip's time, which sum to
+            one: bars under the frames, and a line where all would be alike.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap
@@ -371,8 +374,11 @@ def clips_figure(
     width = 1.5 * len(columns) + 1.2
     title, caption = for_title(title, width), for_title(caption, width, 8)
     lines = title.count("\n") + caption.count("\n")
-    figure = blank_figure(width, 1.5 * len(rows) + 0.9 + 0.2 * lines)
-    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    heights = [1.5] * len(rows) + [1.0] * bool(weights)
+    figure = blank_figure(width, sum(heights) + 0.9 + 0.2 * lines)
+    grid = figure.add_gridspec(len(heights), len(columns), height_ratios=heights)
+    places = [(i, j) for i in range(len(rows)) for j in range(len(columns))]
+    axes = np.reshape([figure.add_subplot(grid[place]) for place in places], (len(rows), -1))
     for line, (name, clip) in zip(axes, rows, strict=True):
         for axis, column in zip(line, columns, strict=True):
             axis.imshow(clip[column], interpolation="nearest")
@@ -382,10 +388,24 @@ def clips_figure(
     for axis, column in zip(axes[0], columns, strict=True):
         axis.set_title(f"frame {column}, {seconds[column]:.2f} s", fontsize=7)
     if bar:
-        meaning, colours = bar
+        meaning, colours, values = bar
         scale = ScalarMappable(cmap=LinearSegmentedColormap.from_list("bar", colours))
-        scale.set_clim(0, 1)
-        figure.colorbar(scale, ax=axes, shrink=0.8, aspect=30).set_label(meaning, fontsize=8)
+        scale.set_clim(*values)
+        figure.colorbar(scale, ax=list(axes.flat), shrink=0.8, aspect=30).set_label(
+            meaning, fontsize=8
+        )
+    if weights:
+        name, parts = weights
+        axis = figure.add_subplot(grid[-1, :])
+        starts = np.arange(len(parts)) * frames / len(parts) - 0.5
+        axis.bar(starts, parts, frames / len(parts), align="edge", edgecolor="white")
+        axis.axhline(1 / len(parts), color="grey", linestyle="--", linewidth=0.8)
+        # A column's middle is above its frame.
+        half = (frames - 1) / max(len(columns) - 1, 1) / 2
+        axis.set_xlim(-half, frames - 1 + half)
+        axis.set_xticks(columns, [f"{column}" for column in columns], fontsize=7)
+        axis.tick_params(axis="y", labelsize=7)
+        axis.set_ylabel(name, fontsize=8)
     figure.suptitle(title, fontsize=10)
     figure.supxlabel(caption, fontsize=8)
     figure.savefig(path, dpi=110)

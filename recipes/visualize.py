@@ -3,6 +3,7 @@
     python recipes/visualize.py --backbone RUN/backbone --video clip.mp4
     python recipes/visualize.py --pose blazepose --video clip.mp4
     python recipes/visualize.py --flow dis --video clip.mp4
+    python recipes/visualize.py --backbone RUN/backbone --pose poses.json --video clip.mp4
 
 The first draws the attention of the last layer and attention rollout (Abnar & Zuidema 2020) over
 the clip: attention.png, a row each, and attention.gif, side by side. It works for the plain video
@@ -12,11 +13,17 @@ The second draws the joints of people: those that BlazePose finds, or those of a
 with the video (see `pretrain/data/pose_files.py`): pose.png and pose.gif.
 
 The third draws optical flow, its direction as hue and its speed as saturation: flow.png, flow.gif.
+
+The fourth is for pose-driven attention (`downstream/models/pose_attention.py`): attention.png and
+attention.gif show the places that the joints choose over the clip, the skeleton on top, and below
+how much each part of the time counts. Poses come from --pose, or from --video clip.csv, a list of
+one video that names them.
 """
 
+import csv
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,21 +31,23 @@ import numpy as np
 import torch
 from PIL import Image
 
-from downstream.attention_maps import Attends, attention_on_grid, overlay
+from downstream.attention_maps import Attends, AttendsByPose, attention_on_grid, overlay
 from downstream.models import load_backbone
 from downstream.skeletons import draw_poses
 from pretrain.data.blazepose import LiteRT, check_installed, estimate_poses
 from pretrain.data.cache import first_refusal, pack_file, packing_side
 from pretrain.data.methods import pose_weights
 from pretrain.data.pose_files import read_poses
-from pretrain.data.poses import COLUMNS, clip_poses
-from pretrain.data.shards import EvalClips
+from pretrain.data.poses import COLUMNS, clip_poses, crop_pose
+from pretrain.data.sampling import test_boxes, test_indices
+from pretrain.data.shards import EvalClips, Pack
 from pretrain.files import is_file, no_file
 from pretrain.flags import Count
 from pretrain.flow_colours import draw_flow
 from pretrain.folders import claim, writing
 from pretrain.log import cli, clips_figure
 from pretrain.names import for_screen
+from pretrain.spec import Backbone, InputSpec, Stream
 
 SIDE = 256  # pixels of the short side to which a video is packed
 
@@ -50,13 +59,15 @@ class Config:
     backbone: str = ""
     """RUN/backbone, hf:OWNER/NAME of a VideoMAE or an official VideoMAE .pth."""
     video: str = ""
-    """A video file; of a long one its first 10 s."""
+    """A video file; of a long one its first 10 s. For attention also a list of one video, with what
+    is beside it."""
     out: str = "runs/visualize"
     """Where the pictures go; older ones of this recipe are replaced."""
     enlarge: Count = 4
     """Factor of the GIF's pixels."""
     pose: str = ""
-    """Draw skeletons: "blazepose", or a file or folder with the poses of the video's frames."""
+    """Draw skeletons: "blazepose", or a file or folder with the poses of the video's frames. With a
+    --backbone whose attention poses drive: draw that, by these poses."""
     skeleton: str = ""
     """The skeleton of that file, where the file leaves it open."""
     pose_weights: str = ""
@@ -72,7 +83,10 @@ def main(config: Config) -> dict:
     path, out = Path(config.video), Path(config.out)
     if not is_file(path):
         raise ValueError(f"--video {config.video}: {no_file(config.video)}")
-    given = {"attention": config.backbone, "pose": config.pose, "flow": config.flow}
+    encoder = load_backbone(config.backbone) if config.backbone else None
+    driven = encoder if isinstance(encoder, AttendsByPose) else None
+    pose = "" if driven is not None else config.pose  # else it is drawn with the attention
+    given = {"attention": config.backbone, "pose": pose, "flow": config.flow}
     names = [name for name, value in given.items() if value]
     if not names:
         raise ValueError(
@@ -80,9 +94,11 @@ def main(config: Config) -> dict:
             "motion"
         )
     lock = claim(out, tuple(f"{name}{end}" for name in names for end in (".png", ".gif")))
-    if config.backbone:
-        draw_attention(config, path, out)
-    if config.pose:
+    if driven is not None:
+        draw_driven_attention(config, driven, path, out)
+    elif encoder is not None:
+        draw_attention(config, encoder, path, out)
+    if pose:
         draw_skeletons(config, path, out)
     if config.flow:
         draw_motion(config, path, out)
@@ -171,9 +187,8 @@ def write_gif(path: Path, frames: np.ndarray, milliseconds: float) -> None:
         )
 
 
-def draw_attention(config: Config, path: Path, out: Path) -> None:
-    """attention.png and attention.gif."""
-    encoder = load_backbone(config.backbone)
+def draw_attention(config: Config, encoder: Backbone, path: Path, out: Path) -> None:
+    """attention.png and attention.gif of a video transformer."""
     if not isinstance(encoder, Attends):
         raise ValueError(
             f"{config.backbone} is a {type(encoder).__name__}: attention over the whole grid is "
@@ -203,15 +218,116 @@ def draw_attention(config: Config, path: Path, out: Path) -> None:
     moving = [Image.fromarray(f).resize(size, Image.Resampling.NEAREST) for f in beside]
     write_gif(out / "attention.gif", np.stack([np.asarray(f) for f in moving]), 100)
     title = f"Attention of {config.backbone} on {path.name}"
-    meaning = "fraction of the attention, relative to the row's largest token"
-    # What a grey pixel becomes under none and under most of the attention.
-    ends = overlay(torch.full((3, 1, 1, 2), 128, dtype=torch.uint8), torch.tensor([[[0.0, 1.0]]]))
-    bar = (meaning, [tuple(colour) for colour in (ends[:, 0, 0].T / 255).tolist()])
+    bar = colour_bar("fraction of the attention, relative to the row's largest token")
     drawn = clips_figure(out / "attention.png", pictures, seconds, title, caption, bar)
     print(
         f"figure   {drawn}\nmoving   {for_screen(out)}/attention.gif (clip, {', '.join(maps)})",
         flush=True,
     )
+
+
+def draw_driven_attention(config: Config, encoder: AttendsByPose, path: Path, out: Path) -> None:
+    """attention.png and attention.gif of attention that poses drive."""
+    assert isinstance(encoder, Backbone)
+    spec = encoder.input_spec
+    with tempfile.TemporaryDirectory() as folder:
+        pack = pack_with_poses(config, path, Path(folder), spec)
+        record = pack.record(0)
+        pack.check_streams(np.array([0]), spec, config.backbone)
+        # What is drawn over is the picture, whatever the network sees of it.
+        shown = replace(spec, streams={**spec.streams, "rgb": spec.streams.get("rgb", Stream())})
+        clips = EvalClips(pack, np.array([0]), shown, 1, 1)
+        (_, views), seconds = clips[0], clips.seconds(0)[0]
+        indices = test_indices(record["frames"], spec.frames, spec.stride, 1)[0]
+        values, columns = pack.poses(record, indices).numpy(), record["streams"]["pose"]["columns"]
+    with torch.inference_mode():
+        space, time = (part[0] for part in encoder.attentions(spec.normalise(spec.take(views))))
+    low, high = float(space.min()), float(space.max())
+    # From grey at the least to red at the most: what differs is seen, and the numbers say by how
+    # much.
+    contrast = ((space - low) / (high - low) if high > low else space * 0)[None]
+    plain = views["rgb"][0]
+    pictures = [clip.permute(1, 2, 3, 0).numpy() for clip in (plain, overlay(plain, contrast))]
+    placed = "u" in columns
+    if placed:
+        box = test_boxes(record["width"], record["height"], 1)[0]
+        people = crop_pose(values, columns, box, (spec.size, spec.size))
+        skeleton = record["streams"]["pose"]["skeleton"]
+        drawn = [draw_poses(clip, people, columns, skeleton, config.enlarge) for clip in pictures]
+    else:
+        drawn = [p.repeat(config.enlarge, 1).repeat(config.enlarge, 2) for p in pictures]
+    strip = weights_strip(time.numpy(), spec.frames, drawn[0].shape[2] * 2, 12 * config.enlarge)
+    moving = np.concatenate([np.concatenate(drawn, 2), strip], 1)
+    pace = np.diff(seconds).mean() if len(seconds) > 1 else 0.1
+    write_gif(out / "attention.gif", moving, max(1000 * float(pace), 20))
+    caption = (
+        f"spatial attention, the same in all frames: {low:.3f} (grey) to {high:.3f} (red); temporal"
+        f" attention: {float(time.min()):.3f} to {float(time.max()):.3f}, "
+        f"{1 / len(time):.3f} if all times were alike"
+    ) + ("" if placed else "; joints in metres alone have no place in the frame")
+    title = f"Attention of {config.backbone} on {path.name}, driven by its poses"
+    rows = [("clip", drawn[0]), ("spatial\nattention", drawn[1])]
+    bar = colour_bar("spatial attention", low, high)
+    bars = ("temporal\nattention", time.numpy())
+    told = clips_figure(out / "attention.png", rows, seconds, title, caption, bar, 8, bars)
+    print(f"figure   {told}\nmoving   {for_screen(out)}/attention.gif", flush=True)
+
+
+def pack_with_poses(config: Config, path: Path, folder: Path, spec: InputSpec) -> Pack:
+    """The video with its poses, and flow if the network takes it, packed into a new folder.
+
+    Raises:
+        ValueError: it cannot be used, or it has no poses and none are given.
+    """
+    stream = spec.pictures.get("flow")
+    flow = (stream.method or "dis") if stream else ""
+    source, estimated = path, "blazepose" if config.pose == "blazepose" else ""
+    if estimated:
+        check_installed()
+        pose_weights(config.pose_weights)  # from now on they are in the cache
+    elif config.pose:
+        source = folder / "clip.csv"
+        with open(source, "w", newline="", encoding="utf-8") as file:
+            row = [path.resolve(), Path(config.pose).resolve(), config.skeleton]
+            csv.writer(file).writerows([["path", "pose", "skeleton"], row])
+    pack = pack_file(source, folder / "pack", packing_side(spec.size), flow, estimated)
+    if not {*spec.streams} - {"rgb"} <= pack.record(0).get("streams", {}).keys():
+        if refusal := first_refusal(pack.folder):
+            raise ValueError(f"{config.pose or path}: {refusal}")
+        raise ValueError(f"the attention of {config.backbone} is driven by poses: give --pose")
+    return pack
+
+
+def colour_bar(
+    meaning: str, low: float = 0.0, high: float = 1.0
+) -> tuple[str, list[tuple[float, ...]], tuple[float, float]]:
+    """What a grey pixel becomes under least and under most of the attention, for a figure's bar."""
+    ends = overlay(torch.full((3, 1, 1, 2), 128, dtype=torch.uint8), torch.tensor([[[0.0, 1.0]]]))
+    colours = [tuple(colour) for colour in (ends[:, 0, 0].T / 255).tolist()]
+    return meaning, colours, (low, max(high, low + 1e-6))
+
+
+def weights_strip(weights: np.ndarray, frames: int, width: int, height: int) -> np.ndarray:
+    """Bars of the weights of equal parts of the time, the part of the frame at hand in orange.
+
+    Args:
+        weights: (t,).
+        frames: T.
+        width: of a picture, pixels.
+        height: likewise; of the highest bar.
+
+    Returns:
+        uint8 (T, height, width, 3).
+    """
+    part = np.arange(width) * len(weights) // width  # that each column of pixels is of
+    top = height - np.round(height * weights / weights.max()).astype(int)
+    filled = np.arange(height)[:, None] >= top[part]
+    strip = np.full((frames, height, width, 3), 255, np.uint8)
+    strip[:, filled] = (120, 120, 120)
+    for frame in range(frames):
+        now = part == frame * len(weights) // frames
+        strip[frame][filled & now] = (255, 140, 0)
+    return strip
 
 
 if __name__ == "__main__":

@@ -134,14 +134,14 @@ def _writable(cache: Path) -> Iterator[None]:
         ) from error
 
 
-def pack_file(path: Path, folder: Path, short_side: int, flow: str = "") -> Pack:
-    """Pack a single file into a new folder, with optical flow by this method, if any.
+def pack_file(path: Path, folder: Path, short_side: int, flow: str = "", pose: str = "") -> Pack:
+    """Pack a single file into a new folder, with optical flow and poses by these methods, if any.
 
     Raises:
         ValueError: it cannot be used; the message says why.
     """
     try:
-        pack(path, folder, short_side=short_side, workers=1, progress=False, flow=flow)
+        pack(path, folder, short_side=short_side, workers=1, progress=False, flow=flow, pose=pose)
     except ValueError as error:
         if not (folder / "refused.jsonl").exists():
             raise
@@ -150,5 +150,6 @@ def pack_file(path: Path, folder: Path, short_side: int, flow: str = "") -> Pack
 
 
 def first_refusal(folder: Path) -> str:
-    """Why the first file, or stream of a file, in a pack's ledger of refusals was refused."""
-    return json.loads((folder / "refused.jsonl").read_text().splitlines()[0])["reason"]
+    """Why the first file, or stream of a file, in a pack's ledger was refused; "": none was."""
+    lines = (folder / "refused.jsonl").read_text().splitlines()
+    return json.loads(lines[0])["reason"] if lines else ""

@@ -4,9 +4,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from downstream.models import build_model
 from downstream.skeletons import SIDES, draw_poses
+from pretrain.backbones import export_backbone
 from pretrain.data.poses import SKELETONS
 from recipes import visualize
 from tests.conftest import draw_motion, write_video
@@ -40,6 +43,83 @@ def test_poses_of_a_file_are_drawn(tmp_path, capsys):
     with Image.open(tmp_path / "out" / "pose.gif") as moving:
         assert moving.n_frames > 1 and moving.size == (256, 256)
     assert not (tmp_path / "out" / "attention.png").exists()
+
+
+# ---- attention that poses drive
+
+
+@pytest.fixture(scope="module")
+def driven(tmp_path_factory):
+    """A backbone of 2-D joints that looks at the upper right and at the second half."""
+    model = build_model(
+        "pose_attention", True, width=0.05, size=64, hidden=4, skeleton="coco17", coordinates=2
+    )
+    assert model.grid == (2, 2, 2)
+    model.space[-1].bias.data[:] = torch.tensor([-2.0, 2.0, -2.0, -2.0])
+    model.time[-1].bias.data[:] = torch.tensor([0.0, 2.0])
+    folder = tmp_path_factory.mktemp("driven")
+    export_backbone(model, folder / "backbone", {})
+    write_video(folder / "clip.mp4", draw_motion("right", 0, 0, 32, 64))
+    for name, poses in {
+        "poses.json": layouts.coco(layouts.people(32, 1, "coco17")),
+        "short.json": layouts.coco(layouts.people(9, 1, "coco17")),
+        "metres.txt": layouts.msr(layouts.people(32, 1, "msr20")),
+    }.items():
+        (folder / name).write_bytes(next(iter(poses.values())))
+    (folder / "clip.csv").write_text("path,pose\nclip.mp4,poses.json\n")
+    (folder / "none.csv").write_text("path,label\nclip.mp4,up\n")
+    (folder / "short.csv").write_text("path,pose\nclip.mp4,short.json\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "given", [{"video": "clip.mp4", "pose": "poses.json"}, {"video": "clip.csv"}]
+)
+def test_what_poses_attend_to_is_drawn(driven, tmp_path, given, capsys):
+    given = {name: str(driven / file) for name, file in given.items()}
+    out = tmp_path / "out"
+    visualize.main(visualize.Config(str(driven / "backbone"), out=str(out), **given))
+    said = capsys.readouterr()
+    assert "attention.png" in said.out and not said.err
+    assert {p.name for p in out.iterdir()} - {".lock"} == {"attention.png", "attention.gif"}
+    with Image.open(out / "attention.gif") as moving:
+        assert moving.n_frames == 16 and moving.size == (2 * 256, 256 + 48)
+        moving.seek(15)
+        last = np.asarray(moving.convert("RGB")).astype(int)
+    red = last[:256, 256:, 0] - last[:256, 256:, 2]  # of the map
+    quarters = [red[y : y + 128, x : x + 128].mean() for y in (0, 128) for x in (0, 128)]
+    assert quarters[1] > 60 > 40 + max(quarters[0], *quarters[2:])
+    bars = last[256:]
+    assert (bars[-1, 300] - (255, 140, 0)).max() < 30  # the half at hand
+    assert np.ptp(bars[-1, 100]) < 30 and (bars[10, 300] != bars[10, 100]).any()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"video": "clip.mp4"}, "--pose"),
+        ({"video": "none.csv"}, "--pose"),
+        ({"video": "short.csv"}, "9 frames"),
+        ({"video": "clip.mp4", "pose": "short.json"}, "9 frames"),
+        ({"video": "clip.mp4", "pose": "metres.txt"}, "msr20"),
+        ({"video": "clip.mp4", "pose": "no.json"}, r"no\.json"),
+    ],
+)
+def test_attention_without_its_poses_is_refused(driven, tmp_path, given, words):
+    given = {name: str(driven / file) for name, file in given.items()}
+    with pytest.raises(ValueError, match=words):
+        visualize.main(visualize.Config(str(driven / "backbone"), out=str(tmp_path), **given))
+
+
+def test_weights_of_time_are_bars():
+    strip = visualize.weights_strip(np.array([0.25, 0.5, 0.25]), 6, 30, 8)
+    assert strip.shape == (6, 8, 30, 3)
+    filled = (strip != 255).any(-1)
+    assert (filled.sum(1) == np.repeat([4, 8, 4], 10)).all()
+    now = (strip == (255, 140, 0)).all(-1).any(1)
+    assert [np.flatnonzero(row).tolist() for row in now] == [
+        list(range(10 * (t // 2), 10 * (t // 2) + 10)) for t in range(6)
+    ]
 
 
 @pytest.mark.parametrize(

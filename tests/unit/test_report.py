@@ -96,8 +96,9 @@ DRAWN = {
     "attention": (
         lambda p, _: clips_figure(
             p, [("clip", PICTURES)], SECONDS, "M on c.mp4", "red",
-            ("share of it", [(0, 0, 0), (1, 0, 0)])),
-        ["M on c.mp4", "frame 1, 0.50 s", "share of it", "red"],
+            ("share of it", [(0, 0, 0), (1, 0, 0)], (0.25, 0.75)), 8,
+            ("of the time", np.array([0.2, 0.8]))),
+        ["M on c.mp4", "frame 1, 0.50 s", "share of it", "red", "of the time", "0.6"],
     ),
     "long": (
         lambda p, _: clips_figure(p, [("clip", PICTURES)], SECONDS, LONG, LONG),
