@@ -1,6 +1,9 @@
 """Scores of every frame of videos, raw or packed: decoded once, forward, at flat memory."""
 
 import contextlib
+import functools
+import itertools
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,13 +17,17 @@ from torch import Tensor, nn
 from downstream.events import Kept, cut, smooth
 from downstream.metrics import Found
 from downstream.windows import window_scores
-from pretrain.data import shards
-from pretrain.data.cache import packing_side
+from pretrain.data import flow, methods
+from pretrain.data.blazepose import LiteRT, estimate_poses
+from pretrain.data.cache import methods_for, open_data, packing_side, refusals
 from pretrain.data.decode import DecodeError, crop_resize
+from pretrain.data.encode import LONGER, cut_places
 from pretrain.data.guard import Refused
+from pretrain.data.ingest import clip_frames
+from pretrain.data.poses import COLUMNS, most_seen_first
 from pretrain.data.progress import Bar
 from pretrain.data.sampling import test_boxes
-from pretrain.data.shards import Pack, crop_clip
+from pretrain.data.shards import Pack, crop_clip, refuse_streams
 from pretrain.data.sources import Source, list_sources
 from pretrain.data.stream import Frames
 from pretrain.device import autocast_dtype
@@ -29,6 +36,8 @@ from pretrain.modes import evaluating
 from pretrain.names import for_screen
 from pretrain.prompts import same_words
 from pretrain.spec import InputSpec
+
+PART_SECONDS = 10.0  # of a raw video, in which people are followed: a clip as it would be packed
 
 # ---- videos
 
@@ -43,7 +52,8 @@ class Video:
         segments: its column `segments`, empty without.
         source: where its file is; None if it is packed.
         pack: where its clips are.
-        records: index entries of them, in order of time.
+        ids: their numbers, in order of time.
+        given: the file, folder, list or pack with which the user gave it.
     """
 
     name: str
@@ -51,7 +61,8 @@ class Video:
     segments: str
     source: Source | None = None
     pack: Pack | None = None
-    records: tuple[dict, ...] = ()
+    ids: tuple[int, ...] = ()
+    given: str = ""
 
 
 def list_videos(given: tuple[str, ...]) -> tuple[list[Video], dict[str, str]]:
@@ -66,23 +77,16 @@ def list_videos(given: tuple[str, ...]) -> tuple[list[Video], dict[str, str]]:
         if not is_there(name):
             raise ValueError(f"--video {name}: there is no such file or folder")
         if os.path.lexists(Path(name) / "index.json"):
-            pack = Pack(name)
-            groups: dict[str, list[dict]] = {}
-            for record in pack.records():
-                groups.setdefault(record["source"], []).append(record)
-            for source, records in groups.items():
-                records.sort(key=lambda record: record["start"])
-                about = records[0]
-                text = about["extra"].get("segments", "")
-                videos.append(Video(source, about["split"], text, None, pack, tuple(records)))
+            videos += _packed_videos(Pack(name), name)
             continue
         listing = list_sources(name)
         refused |= dict(listing.refused)
         for found in listing.sources:
-            if found.kind != "video":
+            if found.kind == "image":
                 refused[found.name] = "is a picture, in which nothing happens"
                 continue
-            videos.append(Video(found.name, found.split, found.extra.get("segments", ""), found))
+            text = found.extra.get("segments", "")
+            videos.append(Video(found.name, found.split, text, found, given=name))
     names = [video.name for video in videos]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(
@@ -91,19 +95,61 @@ def list_videos(given: tuple[str, ...]) -> tuple[list[Video], dict[str, str]]:
     return videos, refused
 
 
-def refuse_streams(videos: list[Video], spec: InputSpec, who: str) -> None:
-    """Refuse a model if it takes a stream that packed videos lack, or that raw videos never have.
+def _packed_videos(pack: Pack, given: str) -> list[Video]:
+    """The videos of a pack, each with its clips."""
+    groups: dict[str, list[int]] = {}
+    for number, record in enumerate(pack.records()):
+        groups.setdefault(record["source"], []).append(number)
+    videos = []
+    for source, ids in groups.items():
+        ids.sort(key=lambda i: pack.record(i)["start"])
+        about = pack.record(ids[0])
+        text = about["extra"].get("segments", "")
+        videos.append(Video(source, about["split"], text, None, pack, tuple(ids), given))
+    return videos
+
+
+def with_streams(
+    videos: list[Video], spec: InputSpec, who: str, refused: dict[str, str]
+) -> list[Video]:
+    """The videos that have the streams that a model takes, or whose streams can be estimated.
+
+    Those of a list that brings streams, and recordings of poses alone, are packed first.
+
+    Args:
+        videos: of `list_videos`.
+        spec: the clip that the model takes.
+        who: what it is called.
+        refused: video -> why it cannot be used; more are added.
 
     Raises:
-        ValueError: naming the remedy.
+        ValueError: a pack has none of a stream, or nothing estimates one of raw videos.
     """
-    raw = [video.name for video in videos if video.source is not None]
-    if raw:
-        shards.refuse_streams(spec, ("rgb",), raw[0], who)
-    for pack in {id(video.pack): video.pack for video in videos if video.pack}.values():
-        named = {video.name for video in videos}
-        ids = [i for i, record in enumerate(pack.records()) if record["source"] in named]
-        pack.check_streams(np.array(ids, dtype=int), spec, who)
+    wanted = spec.streams.keys() - {"rgb"}
+    brings = lambda source: source.kind == "pose" or source.beside.keys() & wanted
+    lists = {v.given for v in videos if wanted and v.source and brings(v.source)}
+    for given in sorted(lists):
+        pack = open_data(given, packing_side(spec.size))
+        packed = {video.name: video for video in _packed_videos(pack, given)}
+        why = refusals(pack.folder, spec)
+        listed = [v for v in videos if v.given == given]
+        refused |= {v.name: why[v.name] for v in listed if v.name in why}
+        videos = [packed.get(v.name, v) for v in videos if v.given != given or v.name in packed]
+    if raw := [v.source for v in videos if v.source]:
+        methods_for(spec, raw, who)
+    for pack in {id(v.pack): v.pack for v in videos if v.pack}.values():
+        refuse_streams(spec, pack.streams, pack.name, who)
+    good = []
+    for video in videos:
+        try:
+            if video.pack:
+                video.pack.check_streams(np.array(video.ids), spec, who)
+            elif video.source and video.source.kind == "pose":
+                raise ValueError(f"is of poses alone, and {who} takes {' and '.join(spec.streams)}")
+            good.append(video)
+        except ValueError as error:
+            refused.setdefault(video.name, str(error))
+    return good
 
 
 @dataclass(frozen=True)
@@ -128,16 +174,24 @@ def opened(video: Video, spec: InputSpec) -> Iterator[Opened]:
     Raises:
         Refused: it cannot be used.
     """
-    if video.source is None:
-        reasons: list[str] = []
+    reasons: list[str] = []
+    if video.pack is not None:
         yield Opened(
-            float(video.records[0]["fps"]), _packed(video, spec, reasons), lambda: "".join(reasons)
+            float(video.pack.record(video.ids[0])["fps"]),
+            _packed(video, spec, reasons),
+            lambda: "".join(reasons),
         )
         return
     source = video.source
+    assert source is not None
     with Frames(os.fspath(source.path), source.member, packing_side(spec.size)) as frames:
-        clips = (_cropped(torch.from_numpy(chunk), spec) for chunk in frames.chunks())
-        yield Opened(float(frames.fps), clips, lambda: frames.reason)
+        if spec.streams.keys() == {"rgb"}:
+            clips: Iterator[dict[str, Tensor]] = (
+                _cropped(torch.from_numpy(chunk), spec) for chunk in frames.chunks()
+            )
+        else:
+            clips = _estimated(frames, spec, reasons)
+        yield Opened(float(frames.fps), clips, lambda: frames.reason or "".join(reasons))
 
 
 def _cropped(frames: Tensor, spec: InputSpec) -> dict[str, Tensor]:
@@ -146,10 +200,57 @@ def _cropped(frames: Tensor, spec: InputSpec) -> dict[str, Tensor]:
     return {"rgb": crop_resize(frames, box, spec.size, spec.pictures["rgb"].interpolation)}
 
 
+def _estimated(frames: Frames, spec: InputSpec, reasons: list[str]) -> Iterator[dict[str, Tensor]]:
+    """The parts of a raw video as packing would cut it, with the streams that it would estimate.
+
+    Where a stream cannot be had they end, and the reason is added.
+    """
+    for part in _parts(frames):
+        height, width = part.shape[1:3]
+        parts = {"rgb": torch.from_numpy(part)}
+        streams: dict[str, dict] = {}
+        if "flow" in spec.streams:
+            method = spec.pictures["flow"].method or "dis"
+            if len(part) == 1:
+                reasons.append("of one frame there is no flow")
+                return
+            methods.refuse_size(method, width, height)
+            flows = flow.estimate_flow(itertools.pairwise(part), flow.estimator(method))
+            bound = flow.choose_bound(flows, width, height)
+            levels = torch.from_numpy(flow.to_levels(flows, bound))
+            parts["flow"], streams["flow"] = torch.cat([levels, levels[-1:]]), {"bound": bound}
+        if "pose" in spec.streams:
+            found, _ = estimate_poses(part, float(frames.fps), _networks())
+            parts["pose"] = torch.from_numpy(most_seen_first(found))
+            streams["pose"] = {"columns": COLUMNS}
+        yield crop_clip(parts, {"streams": streams}, test_boxes(width, height, 1)[0], spec)
+
+
+def _parts(frames: Frames) -> Iterator[np.ndarray]:
+    """All frames in order, uint8 (n, H, W, 3), in the parts into which packing cuts a video."""
+    most = clip_frames(frames.fps, PART_SECONDS)
+    cuts = cut_places(frames.ticks, most)
+    waiting: list[np.ndarray] = []
+    for number, picture in enumerate(itertools.chain.from_iterable(frames.chunks())):
+        # There may be more frames than the file promised.
+        if waiting and (number in cuts or len(waiting) > math.ceil(most * (1 + LONGER))):
+            yield np.stack(waiting)
+            waiting = []
+        waiting.append(picture)
+    if waiting:
+        yield np.stack(waiting)
+
+
+@functools.cache
+def _networks() -> LiteRT:
+    """The networks of BlazePose, which are loaded once."""
+    return LiteRT(methods.pose_weights())
+
+
 def _packed(video: Video, spec: InputSpec, reasons: list[str]) -> Iterator[dict[str, Tensor]]:
     """The clips of a packed video; where one is damaged they end, and the reason is added."""
     assert video.pack is not None
-    for record in video.records:
+    for record in map(video.pack.record, video.ids):
         try:
             parts = video.pack.clip(record, np.arange(record["frames"]), spec)
         except DecodeError as error:

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from downstream.detect import Detection, How, Scorer, Video, list_videos, refuse_streams
+from downstream.detect import Detection, How, Scorer, Video, list_videos, with_streams
 from downstream.events import (
     OVERLAPS,
     Kept,
@@ -50,6 +50,7 @@ from downstream.models import choose_sampling, load_classifier, load_video_text
 from downstream.report import events_figure, print_results, write_csv, write_results
 from downstream.results import Data, Metric, Results, build_results, describe_model, versions
 from downstream.zero_shot import embed_texts
+from pretrain.data.methods import pose_weights
 from pretrain.device import autocast_dtype
 from pretrain.files import is_file
 from pretrain.flags import Count, Fraction, NotNegative, OptionalCount, Within
@@ -95,6 +96,8 @@ class Config:
     """Of every class; by default chosen on validation videos, or 0.5 where there are none."""
     thresholds: str | None = None
     """Instead: thresholds.json of an earlier run, such as one with validation videos."""
+    pose_weights: str = ""
+    """Of a model of poses: weights that estimate them, as recipes/pack.py takes them."""
     out: str = "runs/detect"
     """Folder of the results; older results there are replaced, other files are refused."""
     batch_size: Count = 8
@@ -115,7 +118,7 @@ def load_scorer(config: Config, where: torch.device) -> Scorer:
     """The model of a configuration, on its device.
 
     Raises:
-        ValueError: there is none of the kind, or it needs a stride.
+        ValueError: there is none of the kind.
     """
     if config.text:
         pair = load_video_text(config.backbone)
@@ -127,11 +130,6 @@ def load_scorer(config: Config, where: torch.device) -> Scorer:
     choose_sampling(backbone, None, config.stride)
     spec = backbone.input_spec
     assert isinstance(spec, InputSpec)
-    if not spec.stride:
-        raise ValueError(
-            "this model takes frames of the whole of a clip, which a long video has not: give "
-            "--stride, source frames between two that it sees"
-        )
     span = spec.frames * spec.stride
     if not config.text:
         classifier.to(where)
@@ -315,8 +313,19 @@ def main(config: Config) -> dict:
     val, tested = choose_parts(config, videos, truth, notes)
     where = start_evaluation(config.machine)
     how = How(config.smooth, config.batch_size, where, config.machine.precision)
+    if config.pose_weights:
+        pose_weights(config.pose_weights)  # from now on they are in the cache
     scorer = load_scorer(config, where)
-    refuse_streams(tested, scorer.spec, config.backbone)
+    val, tested = (
+        with_streams(part, scorer.spec, config.backbone, refused) for part in (val, tested)
+    )
+    if not tested:
+        raise nothing_usable(" ".join(config.video), refused)
+    if not scorer.spec.stride:
+        raise ValueError(
+            "this model takes frames of the whole of a clip, which a long video has not: give "
+            "--stride, source frames between two that it sees"
+        )
     detection = Detection(scorer, config.background, how, config.shortest, refused)
     names = detection.names
 

@@ -12,7 +12,7 @@ alphabetical order), predictions.csv (the same, a line a file), refused.json (fi
 of a per-frame classifier also segments.json, segments.csv (what happens when) and timeline.png.
 """
 
-import json
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +27,11 @@ from downstream.report import joined, timeline_figure, write_csv
 from downstream.segments import stretches
 from downstream.splits import group_by_source
 from pretrain.backbones import read_backbone_config
-from pretrain.data.cache import packing_side
+from pretrain.data.cache import methods_for, packing_side, refusals
+from pretrain.data.methods import pose_weights
 from pretrain.data.pack import pack as pack_source
 from pretrain.data.shards import Pack
+from pretrain.data.sources import list_sources
 from pretrain.files import is_folder, is_there
 from pretrain.flags import Count, OptionalCount
 from pretrain.folders import claim, holds_nothing
@@ -48,7 +50,7 @@ class Config:
     """RUN/backbone of recipes/finetune.py, a fine-tuned VideoMAE (hf:OWNER/NAME, hf:FOLDER or an
     official .pth), i3d_k400, or r3d_18_k400 and the like of torchvision."""
     video: str
-    """A file, or a folder of files."""
+    """A file, a folder of files, a list or a tar of them, or a pack."""
     weights: str | None = None
     """The file behind i3d_k400; of torchvision's networks, if not to be downloaded."""
     classes: str | None = None
@@ -61,6 +63,8 @@ class Config:
     """Source frames between two sampled ones, if not those that the weights record."""
     top_k: Count = 5
     """Labels shown for each file."""
+    pose_weights: str = ""
+    """Of a classifier of poses: weights that estimate them, as recipes/pack.py takes them."""
     out: str = "runs/predict"
     """Folder of the results; older results there are replaced, other files are refused."""
     num_clips: Count = 2
@@ -84,45 +88,46 @@ def unused(config: Config) -> dict[str, str]:
 
 
 def pack_videos(
-    path: Path, folder: Path, spec: InputSpec
+    path: Path, folder: Path, spec: InputSpec, who: str
 ) -> tuple[Pack | None, np.ndarray, dict[str, str]]:
-    """Decode what is at `path` safely.
+    """Decode what is at `path` safely, if it is no pack already.
 
     Args:
         path: as the user gave it.
         folder: where to pack it.
-        spec: the clip that the classifier takes; optical flow is estimated.
+        spec: the clip that the classifier takes; streams that the videos lack are estimated.
+        who: what the classifier is called.
 
     Returns:
         The pack (None: no good clips); its clips that have all streams; why files were refused.
 
     Raises:
-        ValueError: there is nothing at `path`.
+        ValueError: there is nothing at `path`, or a stream cannot be estimated.
     """
-    stream = spec.pictures.get("flow")
-    flow = (stream.method or "dis") if stream else ""
-    side = packing_side(spec.size)
     if not is_there(path):
         raise ValueError(f"--video {path}: there is no such file or folder")
-    workers = 1 if path.is_file() else None
-    try:
-        pack_source(
-            path, folder, short_side=side, workers=workers, progress=path.is_dir(), flow=flow
-        )
-        found = Pack(folder)
-    except ValueError:
-        if not (folder / "refused.jsonl").exists():
-            raise
-        found = None
-    ledger = folder / "refused.jsonl"
-    lines = ledger.read_text().splitlines() if ledger.exists() else []
-    refused = {
-        entry["source"]: f"{entry['stream']}: {entry['reason']}" if stream else entry["reason"]
-        for entry in map(json.loads, lines)
-        if (stream := entry.get("stream")) is None or stream in spec.streams
-    }
-    good = []
-    for number, record in enumerate(found.records() if found else ()):
+    found = None
+    if os.path.lexists(path / "index.json"):
+        found = Pack(path)
+    else:
+        listed = list_sources(path).sources
+        methods = methods_for(spec, listed, who)
+        flow, pose = (methods.get(stream, "") for stream in ("flow", "pose"))
+        side, workers = packing_side(spec.size), 1 if len(listed) == 1 else None
+        try:
+            pack_source(
+                path, folder, short_side=side, workers=workers, progress=len(listed) > 1,
+                summary=False, flow=flow, pose=pose,
+            )  # fmt: skip
+            found = Pack(folder, str(path))
+        except ValueError:
+            if not (folder / "refused.jsonl").exists():
+                raise
+    refused = refusals(folder, spec)
+    good: list[int] = []
+    if found is None:
+        return None, np.array(good, dtype=int), refused
+    for number, record in enumerate(found.records()):
         frames = ("rgb",) if "main" not in record else ()
         lacking = [
             name for name in spec.streams if name not in (*frames, *record.get("streams", {}))
@@ -131,8 +136,12 @@ def pack_videos(
             remedy = ": give a list with columns path and pose" if "pose" in lacking else ""
             why = f"has no {' and no '.join(lacking)}, which this classifier takes{remedy}"
             refused.setdefault(record["source"], why)
-        else:
+            continue
+        try:
+            found.check_streams(np.array([number]), spec, who)
             good.append(number)
+        except ValueError as error:
+            refused.setdefault(record["source"], str(error))
     return found, np.array(good, dtype=int), refused
 
 
@@ -203,6 +212,8 @@ def main(config: Config) -> dict:
     if not holds_nothing(out) and not (out / "predictions.json").is_file():
         raise ValueError(f"{out} holds something else: give another folder with --out")
     lock = claim(out)
+    if config.pose_weights:
+        pose_weights(config.pose_weights)  # from now on they are in the cache
     names = list(load_classes(config.classes)) if config.classes else None
     model = load_classifier(config.backbone, config.weights or "", names)
     choose_sampling(model.backbone, config.sampling, config.stride)
@@ -212,7 +223,7 @@ def main(config: Config) -> dict:
         )
     with tempfile.TemporaryDirectory() as folder:
         pack, ids, refused = pack_videos(
-            Path(config.video), Path(folder) / "pack", model.input_spec
+            Path(config.video), Path(folder) / "pack", model.input_spec, config.backbone
         )
         if pack is None or not len(ids):
             raise nothing_usable(config.video, refused)

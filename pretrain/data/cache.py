@@ -4,17 +4,19 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock
 
+from pretrain.data.methods import METHODS, check_method
 from pretrain.data.pack import pack
 from pretrain.data.shards import Pack, no_split
 from pretrain.data.sources import Source, list_sources
 from pretrain.data.synthetic import SYNTHETIC_VERSION, make_dataset
 from pretrain.files import cache_folder
 from pretrain.names import file_name, for_screen
+from pretrain.spec import InputSpec, Joints
 
 BUILT_IN = "synthetic"
 NUM_CLIPS = 900  # of the synthetic dataset: 50 of each action
@@ -78,6 +80,40 @@ def _refuse_missing(source: str) -> None:
             f"no data at {source!r}: give a packed folder, a folder of videos, a list file, "
             f"WebDataset tars, or {BUILT_IN!r} for the synthetic dataset"
         )
+
+
+def methods_for(spec: InputSpec, listed: Iterable[Source], who: str) -> dict[str, str]:
+    """By which methods streams are estimated that a model takes and raw videos do not bring.
+
+    Flow by the method of the model's own data, DIS where they name none; poses by BlazePose. What
+    this needs is fetched.
+
+    Args:
+        spec: the clip that the model takes.
+        listed: the videos; what came with any of them is not estimated.
+        who: what the model is called in the message.
+
+    Raises:
+        ValueError: nothing here estimates such a stream, or what is needed for it is not there.
+    """
+    found: dict[str, str] = {}
+    brought = {name for source in listed for name in source.beside}
+    for name, stream in spec.streams.items():
+        if name == "rgb" or name in brought:
+            continue
+        if isinstance(stream, Joints):
+            made, found[name] = stream.skeleton, "blazepose"
+            known = made == "blazepose33"
+        else:
+            made = found[name] = stream.method or "dis"
+            known = made in METHODS["flow"]
+        if not known:
+            raise ValueError(
+                f"{who} takes {name} {for_screen(made, 60)}, which nothing here estimates from "
+                f"videos: give a list with columns path and {name}"
+            )
+        check_method(found[name])
+    return found
 
 
 def open_data(source: str, short_side: int, say: bool = True) -> Pack:
@@ -147,6 +183,22 @@ def pack_file(path: Path, folder: Path, short_side: int, flow: str = "", pose: s
             raise
         raise ValueError(f"{path} cannot be used: {first_refusal(folder)}") from error
     return Pack(folder)
+
+
+def refusals(folder: Path, spec: InputSpec) -> dict[str, str]:
+    """Source -> why it, or a stream of it that a model takes, was refused when it was packed.
+
+    Args:
+        folder: of the pack.
+        spec: the clip that the model takes.
+    """
+    ledger = folder / "refused.jsonl"
+    lines = ledger.read_text().splitlines() if ledger.exists() else []
+    return {
+        entry["source"]: f"{entry['stream']}: {entry['reason']}" if stream else entry["reason"]
+        for entry in map(json.loads, lines)
+        if (stream := entry.get("stream")) is None or stream in spec.streams
+    }
 
 
 def first_refusal(folder: Path) -> str:

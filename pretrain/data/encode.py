@@ -40,6 +40,17 @@ class DiskError(Exception):
     """The clips could not be written: no fault of the file, the whole pack has to stop."""
 
 
+def cut_places(ticks: int, longest: int) -> set[int]:
+    """The numbers of the frames with which the equal parts of a video begin.
+
+    Args:
+        ticks: frames of the video.
+        longest: frames of a part at most, up to `LONGER`.
+    """
+    parts = max(1, math.ceil(ticks / longest - LONGER))
+    return {ticks * i // parts for i in range(parts)}
+
+
 class Clips:
     """Scales, turns and encodes the frames it is given, and starts a new file at each cut.
 
@@ -47,15 +58,14 @@ class Clips:
     """
 
     def __init__(self, out: str, scan: dict, longest: int, short_side: int, write: bool):
-        parts = max(1, math.ceil(scan["ticks"] / longest - LONGER))
-        self.cuts = {scan["ticks"] * i // parts for i in range(parts)}
+        self.cuts = cut_places(scan["ticks"], longest)
         self.out, self.fps, self.write, self.short_side = out, scan["fps"], write, short_side
         self.longest = math.ceil(longest * (1 + LONGER)) + 1
         self.aspect = scan["aspect"]
         self.most_clips = FREE_CLIPS + scan["size"] // BYTES_A_CLIP
         self.most_bytes = FREE_BYTES + GROWTH * scan["size"]
-        if parts > self.most_clips:
-            raise self._too_many(parts)
+        if len(self.cuts) > self.most_clips:
+            raise self._too_many(len(self.cuts))
         self.scaler = VideoReformatter()
         self.done: list[dict] = []
         self.file: OutputContainer | None = None

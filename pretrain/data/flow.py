@@ -8,6 +8,7 @@ rests moves. TSN's (f + 20) * 255 / 40 has no level for zero: all that rests mov
 pixel.
 """
 
+import functools
 import io
 from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO
@@ -25,6 +26,7 @@ ZERO, LEVELS = 128, 127  # as `pretrain.spec` has them, which processes that pac
 Estimator = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
+@functools.cache
 def estimator(method: str) -> Estimator:
     """What estimates the flow (2, H, W) between two frames uint8 (H, W, 3), in float32.
 

@@ -186,12 +186,17 @@ def _ingest(file, kind: str, out: str, short_side: int, clip_seconds: float, bea
     return _ingest_video(file, out, short_side, clip_seconds, beat)
 
 
+def clip_frames(fps: Fraction, seconds: float) -> int:
+    """The frames of a clip of so many seconds; of a slow series 25 pictures count as one."""
+    return max(1, round(seconds * (SHOWN if fps < SLOW else fps)))
+
+
 def _ingest_video(file, out: str, short_side: int, clip_seconds: float, beat) -> list[dict]:
     name = check_container(file)
     size = file.seek(0, io.SEEK_END)
     scan = _scan(file, name, beat) | {"size": size}
     _check_pixels(scan["pixels"], size)
-    longest = max(1, round(clip_seconds * (SHOWN if scan["fps"] < SLOW else scan["fps"])))
+    longest = clip_frames(scan["fps"], clip_seconds)
     copy = scan["copyable"] and scan["short"] <= short_side
     copy = copy and scan["ticks"] <= longest * (1 + LONGER)
     for write in (False, True) if copy else (True,):

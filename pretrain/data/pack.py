@@ -66,6 +66,7 @@ def pack(
     timeout: float = 60.0,
     file_timeout: float = 1800.0,
     progress: bool = True,
+    summary: bool = True,
     anew: bool = False,
     flow: str = "",
     pose: str = "",
@@ -85,7 +86,8 @@ def pack(
         workers: processes that decode; None for one a core.
         timeout: seconds without progress before a decoder is killed and its file refused.
         file_timeout: seconds that a file may take in all, and as many again for every 64 MiB of it.
-        progress: whether to show progress and a summary on standard error.
+        progress: whether to show progress on standard error.
+        summary: whether to say there, with `progress`, what was done and where it is.
         anew: whether an earlier pack of other settings, or of other files altogether, may be
             replaced.
         flow: method that estimates the optical flow of every clip, of `METHODS["flow"]`; "": that
@@ -142,7 +144,7 @@ def pack(
             "written to and has room. An earlier pack is intact, and the same command goes on from "
             "here"
         ) from error
-    if progress:
+    if progress and summary:
         print(packer.summary(index, time.monotonic() - started), file=sys.stderr)
     return index
 

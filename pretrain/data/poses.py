@@ -257,6 +257,16 @@ def clip_poses(
     return crop_pose(values, poses.columns, (0, 0, width, height), size)
 
 
+def most_seen_first(values: np.ndarray) -> np.ndarray:
+    """Poses (T, P, J, K), confidence last, of the people who are seen, who is seen most first.
+
+    Where nobody is seen at all, one person remains.
+    """
+    seen = values[..., -1].sum((0, 2))
+    order = np.argsort(-seen, kind="stable")[: max(1, np.count_nonzero(seen))]
+    return values[:, order]
+
+
 def pose_member(values: np.ndarray, columns: Sequence[str], skeleton: str) -> tuple[bytes, dict]:
     """A clip's poses as a pack keeps them: the member's bytes, and what the index says of it.
 
@@ -267,9 +277,7 @@ def pose_member(values: np.ndarray, columns: Sequence[str], skeleton: str) -> tu
         columns: see `COLUMNS`.
         skeleton: a name in `SKELETONS`.
     """
-    seen = values[..., -1].sum((0, 2))
-    order = np.argsort(-seen, kind="stable")[: max(1, np.count_nonzero(seen))]
-    values = values[:, order]
+    values = most_seen_first(values)
     people, joints = values.shape[1:3]
     about = {"skeleton": skeleton, "columns": list(columns), "people": people, "joints": joints}
     return write_array(values), about

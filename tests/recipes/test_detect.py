@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from downstream.classifier import Classifier, frame_probabilities
-from downstream.detect import Scorer
+from downstream.detect import Scorer, list_videos, opened
 from downstream.events import cut, smooth, truth_of_segments
 from downstream.models import build_model, load_backbone, load_classifier
 from downstream.results import read_results
@@ -24,6 +25,7 @@ from pretrain.data.untrimmed import OTHER, SPLITS
 from pretrain.data.untrimmed import Config as Untrimmed
 from pretrain.data.untrimmed import main as make_untrimmed
 from pretrain.names import from_csv
+from pretrain.spec import InputSpec, Stream, flow_stream
 from recipes import detect
 from recipes.detect import Config, main
 from tests.conftest import draw_motion, write_video
@@ -247,7 +249,11 @@ def export(folder: Path, model: str, **arguments) -> str:
     """A classifier of motions with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        backbone = build_model(model, True, size=32, network="test_resnet", **arguments)
+        if model in ("tcn", "frame_early"):
+            arguments["network"] = "test_resnet"
+        if "skeleton" not in arguments:
+            arguments["size"] = 32
+        backbone = build_model(model, True, **arguments)
         frames = model == "tcn"
         export_backbone(Classifier(backbone, ["a", "b", "c", "d"], per_frame=frames), folder, {})
     return str(folder)
@@ -320,3 +326,78 @@ def test_long_videos_with_known_events(tmp_path):
     assert OTHER in digest
     with pytest.raises(ValueError, match="something else"):
         make_untrimmed(Untrimmed(str(out)))
+
+
+# ------------------------------------------------------------------------------ flow, poses, lists
+
+
+def streams_of(video, spec) -> dict[str, torch.Tensor]:
+    """All frames of a video, as a model takes them."""
+    with opened(video, spec) as stream:
+        parts = list(stream.chunks)
+        assert not stream.reason()
+    return {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
+
+
+def test_flow_of_a_raw_video_is_that_of_its_pack(tmp_path, monkeypatch):
+    pytest.importorskip("cv2")
+    monkeypatch.setattr("downstream.detect.PART_SECONDS", 2.0)
+    texture = np.random.default_rng(0).integers(0, 255, (8, 8, 3)).astype(np.uint8)
+    texture = np.asarray(Image.fromarray(texture).resize((96, 96), Image.Resampling.BICUBIC))
+    path = tmp_path / "film.mp4"
+    moved = [np.roll(texture, (t, 2 * t), (0, 1))[:48, :48] for t in range(80)]
+    write_video(path, np.stack(moved), FPS)
+    pack(path, tmp_path / "pack", short_side=36, clip_seconds=2, workers=1, progress=False,
+         flow="dis")  # fmt: skip
+    spec = InputSpec(8, 1, 32, {"rgb": Stream(), "flow": flow_stream(32)})
+    (raw,), (packed,) = (list_videos((str(name),))[0] for name in (path, tmp_path / "pack"))
+    assert len(packed.ids) == 3
+    ours, theirs = streams_of(raw, spec), streams_of(packed, spec)
+    for name in spec.streams:  # packed frames were encoded once more
+        assert ours[name].shape == theirs[name].shape == (2 + (name == "rgb"), 80, 32, 32)
+        assert (ours[name].float() - theirs[name].float()).abs().mean() < 3
+    x, y = ours["flow"].float().mean((1, 2, 3)) - 128
+    assert 1.5 < x / y < 2.5 and y > 5
+
+
+def test_a_classifier_of_flow_takes_raw_videos_and_packs(long_film, tmp_path):
+    pytest.importorskip("cv2")
+    run = export(tmp_path / "run", "i3d_flow", width=0.1, frames=8)
+    pack(long_film, tmp_path / "pack", short_side=36, workers=1, progress=False, flow="dis")
+    scores = []
+    for video in (long_film, tmp_path / "pack"):
+        given = config(video, tmp_path / "out", run, threshold=0.0, stride=1)
+        scores.append([f["score"] for f in main(given)["results"]["long.mp4"]])
+    assert len(scores[0]) == 4 and np.allclose(*scores, atol=0.02)
+    pack(long_film, tmp_path / "plain", short_side=36, workers=1, progress=False)
+    with pytest.raises(ValueError, match="--flow dis adds it"):  # before a stride is asked for
+        main(config(tmp_path / "plain", tmp_path / "out", run))
+
+
+def test_poses_of_a_list_and_videos_without(long_film, tmp_path):
+    run = export(tmp_path / "run", "skeleton_lstm", skeleton="kinect20", frames=8)
+    with pytest.raises(ValueError, match="columns path and pose"):
+        main(config(long_film, tmp_path / "out", run, stride=1))
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        shutil.copy(long_film, tmp_path / name)
+    np.save(tmp_path / "b.npy", np.ones((3, 1, 20, 4), np.float32))
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).random((80, 1, 20, 4), np.float32))
+    path = tmp_path / "list.csv"
+    path.write_text("path,pose,skeleton\na.mp4,a.npy,kinect20\nb.mp4,,\nc.mp4,b.npy,kinect20\n")
+    out = tmp_path / "out"
+    found = main(config(path, out, run, threshold=0.0, stride=1))["results"]
+    assert list(found) == ["a.mp4"] and len(found["a.mp4"]) == 4
+    refused = json.loads((out / "refused.json").read_text())
+    assert "no pose" in refused["b.mp4"] and "3 frames" in refused["c.mp4"]
+
+
+def test_a_list_with_files_that_cannot_be_read(films, colours, tmp_path):
+    for name in ("a.mp4", "torn.mp4"):
+        shutil.copy(films / "a.mp4", tmp_path / name)
+    (tmp_path / "torn.mp4").write_bytes((films / "a.mp4").read_bytes()[:300])
+    (tmp_path / "empty.mp4").touch()
+    names = ["a.mp4", "torn.mp4", "empty.mp4"]
+    (tmp_path / "list.csv").write_text("\n".join(["path", *names, ""]))
+    found = main(config(tmp_path / "list.csv", tmp_path / "out", threshold=0.4))["results"]
+    assert list(found) == ["a.mp4"] and within(found["a.mp4"], PLAN["a.mp4"])
+    assert sorted(json.loads((tmp_path / "out" / "refused.json").read_text())) == sorted(names[1:])

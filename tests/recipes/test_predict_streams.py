@@ -10,6 +10,7 @@ import pytest
 from downstream.classifier import Classifier
 from downstream.models import build_model
 from pretrain.backbones import export_backbone
+from pretrain.data.pack import pack
 from recipes import predict
 from tests.conftest import draw_motion, write_video
 from tests.recipes.runs import configure
@@ -58,3 +59,23 @@ def test_a_stream_that_is_not_taken_is_no_reason_to_refuse(tmp_path):
     about = config(tmp_path, "i3d", width=0.1, frames=8, size=32)
     assert list(predict.main(with_poses(about, tmp_path, 3))) == ["videos/clip.mp4"]
     assert not refused(tmp_path)
+
+
+def test_a_pack_is_predicted_as_its_list(tmp_path):
+    about = with_poses(
+        config(tmp_path, "skeleton_lstm", skeleton="kinect20", frames=8), tmp_path, 16
+    )
+    answers = predict.main(about)
+    pack(tmp_path / "list.csv", tmp_path / "pack", workers=1, progress=False)
+    packed = predict.main(dataclasses.replace(about, video=str(tmp_path / "pack")))
+    assert list(packed) == list(answers) == ["videos/clip.mp4"]
+    ours, theirs = (
+        [entry["probability"] for entry in a["videos/clip.mp4"]] for a in (answers, packed)
+    )
+    assert np.allclose(ours, theirs)
+
+
+def test_poses_of_another_skeleton_are_refused_by_name(tmp_path):
+    about = with_poses(config(tmp_path, "skeleton_lstm", skeleton="msr20", frames=8), tmp_path, 16)
+    with pytest.raises(ValueError, match="kinect20"):
+        predict.main(about)
