@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.spec import Backbone
-from pretrain.videomae import flow_target, normalise_target
+from pretrain.spec import Backbone, InputSpec
+from pretrain.videomae import add_target, hidden_target
 from pretrain.vit import patchify, take_tokens, unpatchify
 
 MOST_DECODER = 200_000_000  # parameters of the linear decoder
@@ -27,14 +27,18 @@ class MaskedPixels(nn.Module):
         encoder: a `Backbone` of colour or of flow, without temporal-mean subtraction.
         tubelet: frames of what is hidden at once.
         patch: its height and width, pixels.
-        target_eps: see `normalise_target`.
+        target_eps: see `hidden_target`.
+        target: the stream that is predicted, "rgb" or "flow"; "": the one that is seen.
 
     Raises:
-        ValueError: the clip is not a whole number of tubelets, or one token covers so many pixels
-            that the decoder would be larger than any backbone.
+        ValueError: the clip is not a whole number of tubelets; one token covers so many pixels that
+            the decoder would be larger than any backbone; or as `add_target`.
     """
 
-    def __init__(self, encoder: nn.Module, tubelet: int, patch: int, target_eps: float = 1e-6):
+    def __init__(
+        self, encoder: nn.Module, tubelet: int, patch: int, target_eps: float = 1e-6,
+        target: str = "",
+    ):  # fmt: skip
         super().__init__()
         assert isinstance(encoder, Backbone)
         spec = encoder.input_spec
@@ -44,22 +48,21 @@ class MaskedPixels(nn.Module):
                 "since a clip's mean frame shows masked pixels to the encoder: give subtract_mean "
                 "False"
             )
-        ((name, pictures),) = spec.pictures.items()
-        self.flow = name == "flow"  # what is predicted
+        ((seen, pictures),) = spec.pictures.items()
+        self.encoder, self.target, self.target_eps = encoder, target or seen, target_eps
         if spec.size % patch or spec.frames % tubelet:
             raise ValueError(
                 f"a clip of {spec.frames} frames of {spec.size} pixels is not a whole number of "
                 f"tubelets of {tubelet} frames of {patch} pixels: choose multiples with --tubelet "
                 "and --patch"
             )
-        self.encoder, self.target_eps = encoder, target_eps
         self.tubelet, self.patch = tubelet, patch
         side = spec.size // patch
         self.grid = self.mask_grid = (spec.frames // tubelet, side, side)
         lengths = (spec.frames, spec.size, spec.size)
         t, h, w = (-(-n // g) for n, g in zip(lengths, encoder.grid, strict=True))
         self.cell = (t, h, w)
-        values = pictures.channels * math.prod(self.cell)
+        values = self.clip.pictures[self.target].channels * math.prod(self.cell)
         if encoder.embed_dim * values > MOST_DECODER:
             raise ValueError(
                 f"a token of this backbone covers {self.cell[0]} frames of {self.cell[1]} x "
@@ -72,30 +75,40 @@ class MaskedPixels(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(pictures.channels * tubelet * patch**2))
         self.arguments: dict[str, Any] = {
             "encoder": encoder.arguments,
-            "masked": {"tubelet": tubelet, "patch": patch, "target_eps": target_eps},
-        }
+            "masked": {
+                "tubelet": tubelet, "patch": patch, "target_eps": target_eps, "target": self.target,
+            },
+        }  # fmt: skip
+
+    @property
+    def clip(self) -> InputSpec:
+        """The clip that training loads, see `add_target`."""
+        return add_target(self.encoder.input_spec, self.target)
 
     def grid_indices(self, video: Tensor, selected: Tensor) -> Tensor:
         """Indices of tubelets in the grid: as given, since none are selected by motion."""
         return selected
 
-    def forward(self, video: Tensor, visible: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, video: Tensor, visible: Tensor, masked: Tensor, target: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Reconstruct the hidden tubelets.
 
         Args:
             video: uint8 clips (B, C, T, H, W).
             visible: (B, V), unused: everything that is not hidden is seen.
             masked: (B, M) which tubelets of the grid are hidden and predicted.
+            target: uint8 clips (B, C, T, H, W) of the stream that is predicted; None where that is
+                the one that is seen.
 
         Returns:
-            the mean squared error against `normalise_target`, of flow against `flow_target`; and
-            the prediction (B, M, P).
+            the mean squared error against `hidden_target`, and the prediction (B, M, P).
         """
-        loss, prediction, _ = self.rebuild(video, visible, masked)
+        loss, prediction, _ = self.rebuild(video, visible, masked, target)
         return loss, prediction
 
     def rebuild(
-        self, video: Tensor, visible: Tensor, masked: Tensor
+        self, video: Tensor, visible: Tensor, masked: Tensor, target: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`forward`, and the backbone's tokens (B, N, D) besides."""
         patches = patchify(self.encoder.input_spec.normalise(video), self.tubelet, self.patch)
@@ -110,12 +123,10 @@ class MaskedPixels(nn.Module):
         frames, size = self.encoder.input_spec.frames, self.encoder.input_spec.size
         pixels = pixels[:, :, :frames, :size, :size]
         prediction = take_tokens(patchify(pixels, self.tubelet, self.patch), masked)
-        true = take_tokens(patchify(video, self.tubelet, self.patch), masked)
-        if self.flow:
-            target = flow_target(true)
-        else:
-            target = normalise_target(true.float() / 255, self.target_eps)
-        return F.mse_loss(prediction.float(), target), prediction, tokens
+        assert (target is None) == (self.target in self.encoder.input_spec.pictures)
+        known = patchify(video if target is None else target, self.tubelet, self.patch)
+        true = hidden_target(take_tokens(known, masked), self.target, self.target_eps)
+        return F.mse_loss(prediction.float(), true), prediction, tokens
 
 
 def unpatchify_cells(

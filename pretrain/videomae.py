@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pretrain.spec import FLOW_LEVELS, FLOW_ZERO
+from pretrain.spec import FLOW_LEVELS, FLOW_ZERO, InputSpec, flow_stream
 from pretrain.vit import (
     Block,
     VideoTransformer,
@@ -145,7 +145,9 @@ def flow_target(patches: Tensor) -> Tensor:
     """The decoder's target where it is optical flow: motion over the bound, in [-1, 1].
 
     It is not normalised by tubelet: a tubelet's mean is its motion, which would be lost, and where
-    nothing moves the noise of the estimate would become the target.
+    nothing moves the noise of the estimate would become the target. Masked Motion Encoding (Sun et
+    al. 2022, https://arxiv.org/abs/2210.06096) divides displacements by 20 pixels, too; it then
+    normalises them by patch, which it can since trajectories that rest are left out of its loss.
 
     Args:
         patches: (B, M, P) levels, see `pretrain.spec.Stream`.
@@ -179,6 +181,45 @@ def normalise_target(patches: Tensor, eps: float = 1e-6) -> Tensor:
     return ((x - mean) / (std + eps)).flatten(2)
 
 
+def hidden_target(patches: Tensor, target: str, eps: float) -> Tensor:
+    """What a decoder is to predict of hidden tubelets.
+
+    Args:
+        patches: (B, M, P), uint8, of the stream that is reconstructed.
+        target: its name: "rgb", see `normalise_target`, or "flow", see `flow_target`.
+        eps: see `normalise_target`.
+
+    Returns:
+        (B, M, P).
+    """
+    if target == "flow":
+        return flow_target(patches)
+    return normalise_target(patches.float() / 255, eps)
+
+
+def add_target(spec: InputSpec, target: str) -> InputSpec:
+    """The clip that training loads: what an encoder sees, and beside it what is reconstructed.
+
+    Both streams have the same frames, crop and mirror. Frame n has the flow to frame n + 1 of the
+    source, whatever the stride, and the last frame of a video that of the one before.
+
+    Args:
+        spec: of the encoder, which sees one stream of pictures.
+        target: "rgb", "flow", or "": what is seen.
+
+    Raises:
+        ValueError: nothing is reconstructed from joints, nor colour from flow.
+    """
+    if target in ("", *spec.pictures):
+        return spec
+    if target != "flow" or [*spec.streams] != ["rgb"]:
+        raise ValueError(
+            f"--target {target:.80} cannot be reconstructed from {' and '.join(spec.streams)}: it "
+            "is what is seen, or flow from rgb"
+        )
+    return replace(spec, streams={**spec.streams, "flow": flow_stream(spec.size)})
+
+
 class VideoMAE(nn.Module):
     """A video transformer and a light pixel decoder that predicts the masked tokens.
 
@@ -188,6 +229,10 @@ class VideoMAE(nn.Module):
         decoder_depth: its number of blocks.
         decoder_heads: its attention heads.
         target_eps: see `normalise_target`.
+        target: the stream that is predicted, "rgb" or "flow"; "": the one that is seen.
+
+    Raises:
+        ValueError: the encoder's tokens have no norm; or as `add_target`.
     """
 
     decoder_pos: Tensor
@@ -201,6 +246,7 @@ class VideoMAE(nn.Module):
         decoder_depth: int,
         decoder_heads: int,
         target_eps: float = 1e-6,
+        target: str = "",
     ):
         super().__init__()
         if encoder.fc_norm:
@@ -208,13 +254,14 @@ class VideoMAE(nn.Module):
                 "this encoder's tokens have no norm, as a fine-tuned one's (pool fc_norm): a "
                 "decoder needs pool mean or class"
             )
-        self.target_eps = target_eps
+        ((seen, pictures),) = encoder.input_spec.pictures.items()
+        self.target, self.target_eps = target or seen, target_eps
         # What rebuilds it all; written into checkpoints.
         self.arguments: dict[str, Any] = {
             "encoder": encoder.arguments,
             "decoder": {
                 "decoder_dim": decoder_dim, "decoder_depth": decoder_depth,
-                "decoder_heads": decoder_heads, "target_eps": target_eps,
+                "decoder_heads": decoder_heads, "target_eps": target_eps, "target": self.target,
             },
         }  # fmt: skip
         self.encoder = encoder
@@ -229,10 +276,8 @@ class VideoMAE(nn.Module):
             Block(decoder_dim, decoder_heads) for _ in range(decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(decoder_dim, eps=1e-6)
-        ((name, pictures),) = encoder.input_spec.pictures.items()
-        self.flow = name == "flow"  # what is predicted
         values = encoder.tubelet * encoder.patch**2
-        self.head = nn.Linear(decoder_dim, values * pictures.channels)
+        self.head = nn.Linear(decoder_dim, values * self.clip.pictures[self.target].channels)
         start_blocks(encoder.arguments["init"], self.decoder_blocks)
         for module in (self.decoder_norm, self.head):
             module.apply(init_weights)
@@ -242,6 +287,11 @@ class VideoMAE(nn.Module):
         mean, std = torch.tensor(pictures.mean), torch.tensor(pictures.std)
         self.register_buffer("mean", mean.repeat(values), persistent=False)  # (P,)
         self.register_buffer("std", std.repeat(values), persistent=False)
+
+    @property
+    def clip(self) -> InputSpec:
+        """The clip that training loads, see `add_target`."""
+        return add_target(self.encoder.input_spec, self.target)
 
     @property
     def tubelet(self) -> int:
@@ -278,7 +328,9 @@ class VideoMAE(nn.Module):
             return selected
         return encoder.motion_indices(video).gather(1, selected)
 
-    def forward(self, video: Tensor, visible: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, video: Tensor, visible: Tensor, masked: Tensor, target: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Reconstruct the masked tokens.
 
         Args:
@@ -287,16 +339,17 @@ class VideoMAE(nn.Module):
                 encoder with `motion_tokens` below 1, among the motion-selected tokens (see
                 `grid_indices`).
             masked: (B, M), indices of the tokens to predict, likewise.
+            target: uint8 clips (B, C, T, H, W) of the stream that is predicted; None where that is
+                the one that is seen.
 
         Returns:
-            the mean squared error against `normalise_target`, of flow against `flow_target`; and
-            the prediction (B, M, P).
+            the mean squared error against `hidden_target`, and the prediction (B, M, P).
         """
-        loss, prediction, _ = self.rebuild(video, visible, masked)
+        loss, prediction, _ = self.rebuild(video, visible, masked, target)
         return loss, prediction
 
     def rebuild(
-        self, video: Tensor, visible: Tensor, masked: Tensor
+        self, video: Tensor, visible: Tensor, masked: Tensor, target: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`forward`, and the encoder's tokens (B, V, D) besides."""
         both = torch.cat([visible, masked], 1)  # together: frame differences are computed once
@@ -305,11 +358,10 @@ class VideoMAE(nn.Module):
         )
         patches = patchify(video, self.encoder.tubelet, self.encoder.patch)
         seen = (take_tokens(patches, visible).float() / 255 - self.mean) / self.std
-        hidden = take_tokens(patches, masked)
-        if self.flow:
-            target = flow_target(hidden)
-        else:
-            target = normalise_target(hidden.float() / 255, self.target_eps)
+        assert (target is None) == (self.target in self.encoder.input_spec.pictures)
+        if target is not None:
+            patches = patchify(target, self.encoder.tubelet, self.encoder.patch)
+        true = hidden_target(take_tokens(patches, masked), self.target, self.target_eps)
         tokens = self.encoder.encode(seen, visible)
         x = self.encoder_to_decoder(tokens)
         x = torch.cat(
@@ -318,12 +370,12 @@ class VideoMAE(nn.Module):
         for block in self.decoder_blocks:
             x = block(x)
         prediction = self.head(self.decoder_norm(x[:, visible.shape[1] :]))
-        return F.mse_loss(prediction.float(), target), prediction, tokens
+        return F.mse_loss(prediction.float(), true), prediction, tokens
 
 
 def build_videomae(
     size: str, encoder: VideoTransformer, decoder_dim: int | None, decoder_depth: int | None,
-    target_eps: float,
+    target_eps: float, target: str = "",
 ) -> VideoMAE:  # fmt: skip
     """An encoder with the decoder that was published for its size.
 
@@ -333,9 +385,10 @@ def build_videomae(
         decoder_dim: another width, a multiple of 32, the width of a head.
         decoder_depth: another number of blocks.
         target_eps: see `normalise_target`.
+        target: see `VideoMAE`.
 
     Raises:
-        ValueError: another width.
+        ValueError: another width, or as `add_target`.
     """
     dim, depth, heads = DECODERS[size]
     if decoder_dim:
@@ -345,11 +398,11 @@ def build_videomae(
                 f"{32 * math.ceil(decoder_dim / 32)}"
             )
         dim, heads = decoder_dim, decoder_dim // 32
-    return VideoMAE(encoder, dim, decoder_depth or depth, heads, target_eps)
+    return VideoMAE(encoder, dim, decoder_depth or depth, heads, target_eps, target)
 
 
 def start_from(model: VideoMAE, loaded: nn.Module, name: str) -> None:
-    """Copy the weights of an earlier model; the decoder's too where it has one.
+    """Copy the weights of an earlier model; its decoder's too, if it predicts the same stream.
 
     Args:
         model: to start.
@@ -359,7 +412,6 @@ def start_from(model: VideoMAE, loaded: nn.Module, name: str) -> None:
     Raises:
         ValueError: it is another network.
     """
-    target = model if isinstance(loaded, VideoMAE) else model.encoder
     theirs = loaded.encoder if isinstance(loaded, VideoMAE) else loaded
     if type(theirs) is not type(model.encoder):
         raise ValueError(
@@ -380,4 +432,7 @@ def start_from(model: VideoMAE, loaded: nn.Module, name: str) -> None:
         flow = replace(spec.pictures["flow"], method=method)
         model.encoder.input_spec = replace(spec, streams={"flow": flow})
         model.encoder.arguments["method"] = method
-    load_strict(target, loaded.state_dict(), name)
+    if isinstance(loaded, VideoMAE) and loaded.target == model.target:
+        load_strict(model, loaded.state_dict(), name)
+    else:
+        load_strict(model.encoder, theirs.state_dict(), name)

@@ -78,14 +78,15 @@ class ViewContrast(nn.Module):
         self.arguments = masked.arguments | {"contrast": {"views": views, "weight": weight}}
 
     def forward(
-        self, video: Tensor, visible: Tensor, masked: Tensor, clips: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, video: Tensor, visible: Tensor, masked: Tensor, clips: Tensor,
+        target: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The loss of views; for `clips` see `match_views`, for the rest what reconstructs.
 
         Returns:
             the sum of both losses, and the view-retrieval accuracy.
         """
-        loss, _, tokens = self.masked.rebuild(video, visible, masked)
+        loss, _, tokens = self.masked.rebuild(video, visible, masked, target)
         embeddings = F.normalize(self.head(tokens.mean(1)), dim=-1)
         contrast, found = match_views(embeddings, clips)
         return loss + self.weight * contrast, found

@@ -8,7 +8,8 @@ score on held-out subjects of the training split shows whether the features get 
     python recipes/videomae.py --data my_videos/            your own clips
     python recipes/videomae.py shrec --data clips.csv       small clips, 2 CPU cores
     python recipes/videomae.py shrec_apart --data clips.csv --backbone RUN/backbone    second step
-    python recipes/videomae.py --stream flow --out runs/flow       optical flow, not colour
+    python recipes/videomae.py --stream flow                optical flow, not colour
+    python recipes/videomae.py --target flow                optical flow from colour
     accelerate launch --config_file launch/gpus.yaml recipes/videomae.py vit_b_k400 --data k400.csv
 
 The first word chooses a preset, flags change single values, `--help` lists them. Starting the same
@@ -59,11 +60,14 @@ class Config:
     split: str = "train"
     """The split to train on; "all" for everything. Data without splits are used whole."""
     out: str | None = None
-    """The run's folder; by default runs/videomae-PRESET."""
+    """The run's folder; by default runs/videomae-PRESET, with -flow or -to-flow behind it where
+    flow is seen, or the target."""
 
     # Model
     stream: Literal["rgb", "flow"] = "rgb"
-    """What is seen and reconstructed: colour, or optical flow, which `pack.py --flow` adds."""
+    """What is seen: colour, or optical flow, which `pack.py --flow` adds."""
+    target: Literal["rgb", "flow"] | None = None
+    """What is reconstructed of the hidden tokens: by default what is seen; flow also from rgb."""
     model: str = "vit_ti"
     """The encoder: vit_xs to vit_h, whose hidden tokens cost nothing, or another name of
     python -m downstream.models (vivit_3, video_swin_t, i3d, ...), whose hidden tubelets are
@@ -214,8 +218,9 @@ def unused(cfg: Config) -> dict[str, str]:
     else:
         names = ("depth", "decoder_dim", "decoder_depth", "positions", "pool", "init")
         why |= dict.fromkeys((*names, "motion_tokens", "dual_mask"), f"with --model {cfg.model}")
-    if cfg.stream == "flow":
-        # A tubelet of flow is not normalised, and has no colours.
+    if cfg.target == "flow":  # its tubelets are not normalised
+        why["target_eps"] = "with --target flow"
+    if cfg.stream == "flow":  # nor have they colours
         why |= dict.fromkeys(("target_eps", "colour"), "with --stream flow")
     if cfg.frames == 1:
         why["stride"] = "with --frames 1"
@@ -234,7 +239,7 @@ def build_model(cfg: Config) -> VideoMAE | MaskedPixels | ViewContrast:
             cfg.model, cfg.form, cfg.frames, cfg.stride, cfg.size, cfg.pool, cfg.stream
         )
         decoder = (cfg.decoder_dim, cfg.decoder_depth)
-        model = build_videomae(VITS[cfg.model], encoder, *decoder, cfg.target_eps)
+        model = build_videomae(VITS[cfg.model], encoder, *decoder, cfg.target_eps, cfg.target or "")
         if cfg.backbone:
             start_from(model, weights_to_start_from(cfg.backbone), cfg.backbone)
     elif cfg.form.motion_tokens != 1 or cfg.dual_mask:
@@ -249,8 +254,14 @@ def build_model(cfg: Config) -> VideoMAE | MaskedPixels | ViewContrast:
         if [*family.input_spec.streams] != [cfg.stream]:
             takes = " and ".join(family.input_spec.streams)
             raise ValueError(f"--model {cfg.model} takes {takes}, not --stream {cfg.stream} alone")
-        model = MaskedPixels(family, cfg.form.tubelet, cfg.form.patch, cfg.target_eps)
+        form = cfg.form
+        model = MaskedPixels(family, form.tubelet, form.patch, cfg.target_eps, cfg.target or "")
     return ViewContrast(model, cfg.views, cfg.contrast) if cfg.contrast else model
+
+
+def takes_streams(cfg: Config) -> str:
+    """What needs the data's streams, for messages."""
+    return f"--model {cfg.model}" + f" --target {cfg.target}" * bool(cfg.target)
 
 
 def refuse_early(cfg: Config, grid: tuple[int, int, int], spec: InputSpec) -> None:
@@ -261,7 +272,7 @@ def refuse_early(cfg: Config, grid: tuple[int, int, int], spec: InputSpec) -> No
             "leaves some tokens out: give --mask random"
         )
     draw_tokens(cfg.mask, grid, cfg.mask_ratio, cfg.dual_mask, counter_rng(0, 0))
-    refuse_raw_streams(raw_sources(cfg.data, cfg.split), spec, cfg.data, cfg.model)
+    refuse_raw_streams(raw_sources(cfg.data, cfg.split), spec, cfg.data, takes_streams(cfg))
     plan = plan_run(cfg.optim, 1, asked_processes(), cfg.views)
     if cfg.contrast and plan.accumulate > 1:
         raise ValueError(
@@ -281,6 +292,7 @@ def print_plan(cfg: Config, run: TrainingRun, pack: Pack, encoder) -> None:
     spec, moving = encoder.input_spec, cfg.form.motion_tokens
     mask = f"{cfg.mask} {cfg.mask_ratio:.0%}"
     mask += ", half of it predicted (dual masking)" * cfg.dual_mask
+    seen = ", optical flow" * (cfg.stream == "flow") + ", predicts flow" * (cfg.target == "flow")
     largest = "motion" if cfg.stream == "flow" else "frame difference"
     mask += f", of the {moving:.0%} with the largest {largest}" * (moving < 1)
     if cfg.contrast:
@@ -288,7 +300,7 @@ def print_plan(cfg: Config, run: TrainingRun, pack: Pack, encoder) -> None:
     rows = {
         "data": f"{run.plan.num_clips} clips of {pack.folder} ({cfg.split})",
         "model": f"{cfg.model}, {log.parameters(encoder)}, {spec.frames} frames of {spec.size} px, "
-        f"{spec.pace}" + ", optical flow" * (cfg.stream == "flow"),
+        f"{spec.pace}{seen}",
         "mask": mask,
         "learning rate": f"{run.plan.rates}, cosine",
     }
@@ -301,18 +313,20 @@ def print_plan(cfg: Config, run: TrainingRun, pack: Pack, encoder) -> None:
 def main(cfg: Config) -> dict:
     """Pretrain; returns the final step, loss, kNN score and counts."""
     cfg = flags.settle(cfg, unused(cfg), PRESETS.get(cfg.preset))
+    if cfg.target == cfg.stream:
+        cfg = flags.replace(cfg, target=None)  # the same run
     # ---- model and folder: what contradicts is refused before hours of packing
     model = build_model(cfg)
     masked = model.masked if isinstance(model, ViewContrast) else model
-    spec = masked.encoder.input_spec
-    refuse_early(cfg, masked.mask_grid, spec)
-    folder = Path(cfg.out or f"runs/videomae-{cfg.preset}")
+    refuse_early(cfg, masked.mask_grid, masked.clip)
+    flow = "-flow" * (cfg.stream == "flow") + "-to-flow" * (cfg.target == "flow")
+    folder = Path(cfg.out or f"runs/videomae-{cfg.preset}{flow}")
     try_run(folder, cfg, {"knn_every"})
 
     # ---- data: before the process group exists, which does not wait so long
     pack = open_data(cfg.data, packing_side(cfg.size), say=is_first())
     ids = pack.split_if_any(cfg.split)
-    pack.check_streams(ids, spec, cfg.model)
+    pack.check_streams(ids, masked.clip, takes_streams(cfg))
     record_method(masked.encoder, pack.index)
     spec = masked.encoder.input_spec
 
@@ -335,12 +349,13 @@ def main(cfg: Config) -> dict:
         run.restore(model, optimizers, {"loss": None, "knn": None, "knn_chance": None})
         draw_mask = mask_of_view(cfg.mask, masked.mask_grid, cfg.mask_ratio, cfg.dual_mask)
         dataset = TrainClips(
-            pack, ids, spec, cfg.seed, cfg.views, cfg.scales, draw_mask, Augment(colour=cfg.colour),
-            spread=cfg.contrast > 0,
+            pack, ids, masked.clip, cfg.seed, cfg.views, cfg.scales, draw_mask,
+            Augment(colour=cfg.colour), spread=cfg.contrast > 0,
         )  # fmt: skip
         wrapped = accelerator.prepare_model(torch.compile(model) if cfg.compile else model)
         wrapped.train()  # what was loaded is in evaluation mode
         names = (cfg.stream, "visible", "masked", *(("clips",) if cfg.contrast else ()))
+        names += (cfg.target,) if cfg.target else ()
 
         # ---- loop
         with run.batches(dataset) as batches:

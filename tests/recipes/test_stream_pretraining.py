@@ -7,11 +7,13 @@ import torch
 
 from downstream.models import load_backbone, load_video_text
 from pretrain.data.pack import pack
-from pretrain.data.shards import Pack
+from pretrain.data.shards import Pack, TrainClips
 from pretrain.data.synthetic import make_dataset
+from pretrain.data.transforms import Augment
 from pretrain.figures import reconstruct
 from pretrain.interop.layouts import obstacles
-from pretrain.videomae import VideoMAE, start_from
+from pretrain.masked import MaskedPixels
+from pretrain.videomae import VideoMAE, mask_of_view, start_from
 from pretrain.vit import VideoTransformer, patchify
 from recipes import clip, finetune, linear_probe, videomae, zero_shot
 from tests.recipes.runs import configure, equal, final_weights, stop_in_step
@@ -149,6 +151,141 @@ def test_flow_is_no_colour_for_other_formats_or_weights():
     assert model.encoder.input_spec.streams["flow"].method == "tvl1"
     with pytest.raises(ValueError, match="depth"):
         flow_model(stream="depth")
+
+
+# ---- flow from colour
+
+TO_FLOW = {"stream": "rgb", "target": "flow"}
+
+
+@pytest.fixture(scope="module")
+def to_flow_run(packed, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("to_flow") / "run"
+    videomae.main(config(packed, run, motion_tokens=0.5, **TO_FLOW))
+    return run
+
+
+def test_flow_from_colour_leaves_a_backbone_of_colour(to_flow_run, packed):
+    backbone = load_backbone(str(to_flow_run / "backbone"))
+    assert [*backbone.input_spec.streams] == ["rgb"]
+    assert (to_flow_run / "reconstruction.png").is_file()
+    colour = config(packed, "", motion_tokens=0.5, backbone=str(to_flow_run), stream="rgb")
+    started = videomae.build_model(colour)
+    assert equal(started.encoder.state_dict(), backbone.state_dict())
+    fresh = videomae.build_model(config(packed, "", motion_tokens=0.5, stream="rgb"))
+    assert torch.equal(started.head.weight, fresh.head.weight)  # a decoder of flow is no start
+    again = config(packed, "", motion_tokens=0.5, backbone=str(to_flow_run), **TO_FLOW)
+    weight = videomae.build_model(again).head.weight
+    assert torch.equal(weight, final_weights(to_flow_run)["head.weight"])
+
+
+def test_a_run_to_flow_resumes(to_flow_run, packed, tmp_path, monkeypatch):
+    stop_in_step(monkeypatch, videomae, 3)
+    cfg = config(packed, tmp_path / "run", motion_tokens=0.5, **TO_FLOW)
+    with pytest.raises(SystemExit):
+        videomae.main(cfg)
+    monkeypatch.undo()
+    videomae.main(cfg)
+    assert equal(final_weights(tmp_path / "run"), final_weights(to_flow_run))
+
+
+def test_streams_have_folders_of_their_own(packed, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    # The last two say the same, with and without the flag.
+    for changes in ({"stream": "rgb"}, TO_FLOW, {}, {"target": "flow"}):
+        cfg = config(packed, "", steps=1, knn_every=0, **changes)
+        videomae.main(videomae.flags.replace(cfg, out=None))
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+
+
+def test_flow_from_colour_wants_data_with_flow(tiny_pack, tmp_path):
+    (tmp_path / "list.csv").write_text("path\na.mp4\n")
+    (tmp_path / "a.mp4").touch()
+    for data in (tiny_pack, tmp_path / "list.csv"):
+        with pytest.raises(ValueError, match=r"--target flow.*pack\.py .*--flow"):
+            videomae.main(config(data, tmp_path / "run", **TO_FLOW))
+    assert not (tmp_path / "run").exists()
+
+
+def test_colour_is_not_reconstructed_from_flow(packed, tmp_path, monkeypatch):
+    monkeypatch.setattr(videomae, "open_data", lambda *_, **__: pytest.fail("packs for hours"))
+    with pytest.raises(ValueError, match="--target rgb"):
+        videomae.main(config(packed, tmp_path / "run", stream="flow", target="rgb"))
+    other = {"small": True, "frames": 8}
+    with pytest.raises(ValueError, match="takes flow"):
+        videomae.main(config(packed, tmp_path / "run", model="i3d_flow", **TO_FLOW | other))
+    cfg = config(packed, tmp_path / "run", target_eps=0.3, **TO_FLOW)
+    with pytest.raises(ValueError, match="--target flow"):
+        videomae.flags.refuse_given(cfg, videomae.unused(cfg), configure(type(cfg), preset="tiny"))
+
+
+def test_other_encoders_and_contrast_predict_flow(packed, tmp_path):
+    other = {"small": True, "frames": 8, "model": "i3d", "steps": 1}
+    views = {"views": 2, "contrast": 0.3, "colour": 0.4, "dual_mask": True}
+    for number, changes in enumerate((other, views)):
+        run = tmp_path / str(number)
+        videomae.main(config(packed, run, **TO_FLOW | changes))
+        assert [*load_backbone(str(run / "backbone")).input_spec.streams] == ["rgb"]
+
+
+def to_flow_models() -> list[VideoMAE | MaskedPixels]:
+    torch.manual_seed(0)
+    encoder = VideoTransformer(32, 1, 2, frames=4, size=16, patch=8)
+    vit = VideoMAE(encoder, 32, 1, 1, target="flow")
+    return [vit.eval(), MaskedPixels(encoder, 2, 8, target="flow").eval()]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_loss_is_that_of_flow_over_its_bound(number):
+    model = to_flow_models()[number]
+    video = torch.randint(256, (2, 3, 4, 16, 16), dtype=torch.uint8)
+    flow = torch.randint(1, 256, (2, 2, 4, 16, 16), dtype=torch.uint8)
+    tokens = torch.stack([torch.randperm(8) for _ in range(2)])
+    loss, prediction = model(video, tokens[:, :3], tokens[:, 3:], flow)
+    assert prediction.shape == (2, 5, 2 * 2 * 8 * 8)
+    total, count = 0.0, 0
+    for row in range(2):
+        for place, token in enumerate(tokens[row, 3:].tolist()):
+            t, y, x = token // 4 * 2, token // 2 % 2 * 8, token % 2 * 8
+            block = flow[row, :, t : t + 2, y : y + 8, x : x + 8].double()
+            moves = (block.permute(1, 2, 3, 0).flatten() - 128) / 127
+            total += (prediction[row, place].double() - moves).square().sum().item()
+            count += moves.numel()
+    assert loss.item() == pytest.approx(total / count, rel=1e-5)
+    # Nothing of the target is seen: the prediction is that of colour.
+    assert torch.equal(model(video, tokens[:, :3], tokens[:, 3:], 255 - flow)[1], prediction)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_who_predicts_an_even_motion_has_no_loss(number):
+    model = to_flow_models()[number]
+    torch.nn.init.zeros_(model.head.weight)
+    levels = torch.tensor([178, 90])
+    per_value = (levels.float() - 128) / 127
+    model.head.bias.data.copy_(per_value.repeat(model.head.out_features // 2))
+    video = torch.randint(256, (1, 3, 4, 16, 16), dtype=torch.uint8)
+    flow = levels.to(torch.uint8).view(1, 2, 1, 1, 1).expand(1, 2, 4, 16, 16).contiguous()
+    tokens = torch.arange(8)[None]
+    assert model(video, tokens[:, :2], tokens[:, 2:], flow)[0].item() == 0
+    _, hidden, predicted = reconstruct(model, video, tokens[:, :2], tokens[:, 2:], flow)
+    assert torch.equal(hidden, predicted)
+    assert torch.equal(patchify(hidden, 2, 8)[:, 2:], patchify(flow, 2, 8)[:, 2:])
+    assert (patchify(hidden, 2, 8)[:, :2] == 128).all()
+
+
+def test_both_streams_are_drawn_with_the_draws_of_colour_alone(packed):
+    """The clip of colour stays to the bit, and its flow is that of the same frames and crop."""
+    model, pack_of = to_flow_models()[0], Pack(packed)
+    ids = pack_of.split("all")
+    draw = mask_of_view("random", model.mask_grid, 0.5, False)
+    clips = [
+        TrainClips(pack_of, ids, spec, 3, 2, (1.0, 0.66), draw, Augment(flip=True))
+        for spec in (model.encoder.input_spec, model.clip, flow_model().encoder.input_spec)
+    ]
+    for position in range(6):
+        colour, both, flow = (part[position] for part in clips)
+        assert torch.equal(colour["rgb"], both["rgb"]) and torch.equal(flow["flow"], both["flow"])
+        assert torch.equal(colour["masked"], both["masked"])
 
 
 # ---- joints and sentences
