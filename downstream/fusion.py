@@ -1,11 +1,15 @@
 """Late fusion: class scores that runs saved, read with care, brought into one order and combined.
 
-N videos, C classes, R runs. The scores of a run are class probabilities, averaged over views and
-clips. Their logarithms are the logits up to a constant of each video, which decides nothing, where
-one view of one clip was scored; else they are the logarithms of the mean.
+A run may be in folds, such as one for each person left out: then every fold is fused by itself, and
+the folds' test videos are pooled. N videos, C classes, R runs.
+
+The scores of a run are class probabilities, averaged over views and clips. Their logarithms are the
+logits up to a constant of each video, which decides nothing, where one view of one clip was scored;
+else they are the logarithms of the mean.
 """
 
 import csv
+import dataclasses
 import hashlib
 import io
 from collections.abc import Iterable
@@ -15,11 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from downstream.metrics import topk_accuracy
-from downstream.results import Results, read_results
+from downstream.results import ROUGH, Data, Results, read_results
 from downstream.splits import Videos
-from pretrain.files import read_limited, reading
+from pretrain.files import is_folder, is_there, read_limited, reading
 from pretrain.folders import writing
 from pretrain.names import for_csv, for_screen, from_csv
+from pretrain.settings import Machine, RunSettings
 
 NAME = "scores.csv"
 COLUMNS = ["part", "source", "subject", "label"]  # and then one a class
@@ -27,6 +32,13 @@ PARTS = ("val", "test")
 MAX_SCORES = 2**29  # bytes: 100,000 videos of 400 classes
 SMALLEST = float(np.finfo(np.float32).tiny)  # a probability of zero has no logarithm
 ROUNDS = 1000  # of the weights' fit
+MAX_FOLDS = 1000
+# In what the settings of a run's folds may differ: which part of the data, where, and the machine.
+OF_A_FOLD = {
+    "leave_out", "data", "data_fingerprint", "train_split", "test_split", "out", "backbone",
+    "weights", "weights_sha256", *(f.name for f in dataclasses.fields(Machine)),
+    *(f.name for f in dataclasses.fields(RunSettings)),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Run:
-    """A run whose scores are to be fused.
+    """A run whose scores are to be fused, or one fold of it.
 
     Attributes:
         name: of its model, and of its folder where two have one name.
@@ -103,25 +115,107 @@ def write_scores(folder: Path, parts: dict[str, Scored], classes: list[str]) -> 
 # ---- read
 
 
-def read_runs(folders: list[Path]) -> list[Run]:
-    """The runs of these folders.
+def read_folds(folders: list[Path]) -> list[list[Run]]:
+    """The runs of these folders, fold by fold.
+
+    A folder is a run; or each of its subfolders is the run of one fold, which together test every
+    video at most once.
+
+    Returns:
+        of every fold the runs in the order of the folders, which can be fused; one fold where the
+        folders are runs themselves.
 
     Raises:
-        ValueError: one is given twice, or has no scores; or they are damaged.
+        ValueError: one is given twice, or has no scores; they are damaged; the folds of a run were
+            not made alike; or the runs cannot be fused.
     """
     twice = [f for i, f in enumerate(folders) if f.resolve() in [g.resolve() for g in folders[:i]]]
     if twice:
         raise ValueError(f"{twice[0]} is given twice: name different runs")
-    found = [(folder, read_results(folder), read_scores(folder)) for folder in folders]
-    names = [results.model.name for _, results, _ in found]
-    runs = []
-    for folder, results, scores in found:
-        name = results.model.name
-        label = name if names.count(name) == 1 else f"{name} ({folder})"
-        run = Run(label, folder, results, *scores)
-        _check_alike(run)
-        runs.append(run)
-    return runs
+    runs = [[read_run(fold) for fold in fold_folders(folder)] for folder in folders]
+    names = [run[0].name for run in runs]
+    for i, folder in enumerate(folders):
+        _refuse_unlike_folds(runs[i])
+        if names.count(names[i]) > 1:
+            label = f"{names[i]} ({folder})"
+            runs[i] = [dataclasses.replace(fold, name=label) for fold in runs[i]]
+    folds = [[first, *(_same_fold(first, run) for run in runs[1:])] for first in runs[0]]
+    for fold in folds:
+        refuse_different(fold)
+    return folds
+
+
+def fold_folders(folder: Path) -> list[Path]:
+    """The folders of a run's folds, by name; the folder itself where it holds a run.
+
+    Raises:
+        ValueError: a fold is not finished, or there are too many.
+    """
+    if is_there(folder / "results.json") or not is_folder(folder):
+        return [folder]
+    with reading(folder):
+        inner = sorted(path for path in folder.iterdir() if is_folder(path))
+    finished = [path for path in inner if is_there(path / "results.json")]
+    if not finished:
+        return [folder]  # which is no run: reading it says so
+    if missing := [path for path in inner if path not in finished]:
+        raise ValueError(
+            f"{folder} holds runs, one for each fold, and {for_screen(missing[0].name)} in it has "
+            "no results.json: finish that run, or move the folder away"
+        )
+    if len(inner) > MAX_FOLDS:
+        raise ValueError(f"{folder} holds {len(inner)} runs: {MAX_FOLDS} folds are the most")
+    return inner
+
+
+def read_run(folder: Path) -> Run:
+    """The run, or fold, of a folder.
+
+    Raises:
+        ValueError: it has no scores, or is damaged.
+    """
+    results = read_results(folder)
+    run = Run(results.model.name, folder, results, *read_scores(folder))
+    _check_alike(run)
+    return run
+
+
+def _refuse_unlike_folds(folds: list[Run]) -> None:
+    """Raise ValueError unless the folds are one model, trained in one way, on other videos."""
+    first, tested = folds[0], dict.fromkeys(folds[0].parts["test"].sources, folds[0])
+    about = lambda run: {
+        "recipe": run.results.recipe, "model": run.name, "classes": run.classes,
+        "arguments": run.results.model.arguments,
+        **{k: v for k, v in run.results.settings.items() if k not in OF_A_FOLD},
+    }  # fmt: skip
+    mine = about(first)
+    for fold in folds[1:]:
+        theirs = about(fold)
+        for name in sorted(mine.keys() | theirs.keys()):
+            if mine.get(name) != theirs.get(name):
+                raise ValueError(
+                    f"{first.folder} and {fold.folder} are not folds of one run: {name} is "
+                    f"{mine.get(name)!r:.100} and {theirs.get(name)!r:.100}"
+                )
+        for source in fold.parts["test"].sources:
+            if other := tested.get(source):
+                raise ValueError(
+                    f"{other.folder} and {fold.folder} both test {for_screen(source)}: folds test "
+                    "every video once"
+                )
+            tested[source] = fold
+
+
+def _same_fold(one: Run, folds: list[Run]) -> Run:
+    """The fold of another run that tests what a fold tests, or its only one."""
+    source = one.parts["test"].sources[0]
+    found = [fold for fold in folds if source in fold.parts["test"].sources]
+    if not found and len(folds) > 1:
+        raise ValueError(
+            f"{one.name} and {folds[0].name} cannot be fused: no fold of {folds[0].name} tests "
+            f"{for_screen(source)}, as {one.folder} does"
+        )
+    return found[0] if found else folds[0]
 
 
 def read_scores(folder: Path) -> tuple[list[str], dict[str, Scored], str]:
@@ -268,6 +362,75 @@ def in_order(runs: list[Run], part: str) -> tuple[list[str], list[str | None], n
     mine = [places[0][source] for source in shared]
     labels = np.array([classes.index(first.labels[i]) for i in mine], dtype=np.int64)
     return shared, [first.subjects[i] for i in mine], labels, scores
+
+
+def pooled(folds: list[list[Run]]) -> tuple[list[str], list[str | None], np.ndarray, list]:
+    """The test videos of all folds, one fold after another, as `in_order` gives those of one."""
+    tested = [in_order(fold, "test") for fold in folds]
+    sources = [source for fold in tested for source in fold[0]]
+    people = [who for fold in tested for who in fold[1]]
+    scores = [np.concatenate(run) for run in zip(*(fold[3] for fold in tested), strict=True)]
+    return sources, people, np.concatenate([fold[2] for fold in tested]), scores
+
+
+# ---- in words
+
+
+def pooled_card(folds: list[list[Run]]) -> tuple[Data, dict]:
+    """The data and the protocol of the folds together, as the first run has them."""
+    runs = [fold[0].results for fold in folds]
+    data, protocol = runs[0].data, runs[0].protocol
+    if len(folds) == 1:
+        return data, protocol
+    each = [run.data for run in runs]
+    fewest = lambda values: min((value for value in values if value is not None), default=None)
+    people = {who for who in pooled(folds)[1] if who is not None}
+    data = dataclasses.replace(
+        data, train_split="the rest of each fold", test_split="all folds",
+        num_train=fewest(d.num_train for d in each), num_test=sum(d.num_test for d in each),
+        num_clips=sum(d.num_clips for d in each),
+        train_subjects=fewest(d.train_subjects for d in each), test_subjects=len(people) or None,
+        subjects_in_both=max(d.subjects_in_both for d in each),
+        videos_in_both=max(d.videos_in_both for d in each),
+    )  # fmt: skip
+    digests = " ".join(str(run.protocol["videos"]) for run in runs)
+    return data, protocol | {
+        "videos": hashlib.sha256(digests.encode()).hexdigest(), "train_split": data.train_split,
+        "test_split": data.test_split, "num_train": data.num_train, "num_test": data.num_test,
+        "leave_out": None, "folds": len(folds),
+    }  # fmt: skip
+
+
+def notes_of(folds: list[list[Run]]) -> list[str]:
+    """What the runs' cards warn of, with the run's or the fold's name where not all have it.
+
+    Left out is what is said again of all folds together: that an interval is rough.
+    """
+    names = [run.name for run in folds[0]]
+    said: dict[str, list[str]] = {}
+    for i, name in enumerate(names):
+        notes = [fold[i].results.notes for fold in folds]
+        for note in dict.fromkeys(note for own in notes for note in own):
+            have = [fold[i] for fold, own in zip(folds, notes, strict=True) if note in own]
+            every = len(have) == len(folds)
+            said.setdefault(note, []).extend(
+                [name] if every else [f"{name} ({run.folder.name})" for run in have]
+            )
+    found = [
+        note if labels == names else f"{', '.join(labels)}: {note}"
+        for note, labels in said.items()
+        if not note.startswith(ROUGH)
+    ]
+    # Whoever is left out of one fold is in the others: a fold's parts are all of the data.
+    whole = max(
+        len(run.parts["test"].sources) + len(run.parts["val"].sources if "val" in run.parts else ())
+        + (run.results.data.num_train or 0)
+        for (run, *_) in folds
+    )  # fmt: skip
+    tested = sum(len(run.parts["test"].sources) for run, *_ in folds)
+    if folds[0][0].results.protocol.get("leave_out") is not None and tested < whole:
+        found.append(f"the folds test {tested} of {whole} videos: folds are missing")
+    return found
 
 
 # ---- combined

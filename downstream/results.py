@@ -51,6 +51,7 @@ RECIPES = {
     "detect": "Events",
 }
 FEW = 10  # people, or videos, below which a bootstrap's interval is called rough
+ROUGH = "the 95 % intervals are rough"
 
 
 @dataclass(frozen=True)
@@ -327,7 +328,7 @@ def accuracies(
     notes = []
     if groups < FEW:
         who = "people" if drawn == "subjects" else unit
-        notes.append(f"the 95 % intervals are rough: they rest on {groups} {who} only")
+        notes.append(f"{ROUGH}: they rest on {groups} {who} only")
     if len(set(truth)) > 1 and len(set(predicted)) == 1:
         notes.append(
             f"all {num} {unit} were taken for one class, {classes[predicted[0]]!r}: this model "

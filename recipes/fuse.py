@@ -2,6 +2,7 @@
 
     python recipes/fuse.py --results runs/rgb runs/flow
     python recipes/fuse.py --results runs/rgb runs/flow runs/pose --out runs/fused
+    python recipes/fuse.py --results rgb flow     with a run of each fold in their subfolders
 
 The runs are those of recipes/finetune.py (a label a video), linear_probe.py and zero_shot.py:
 folders with results.json and scores.csv. They have to classify the same test videos into the same
@@ -19,6 +20,10 @@ classes under one protocol. Every run by itself, every pair, and all are scored,
 The last two learn from validation videos that no run was fitted on, never from test videos, and are
 left out where the runs share none. Differences to the best single run come with intervals over
 people: both are drawn together.
+
+A folder with a run in each subfolder is one run in folds, such as those of finetune.py --leave-out:
+every fold is fused by itself (what learns, learns from its validation videos), and the test videos
+of all folds are pooled.
 
 Written: results.json, CARD.md, fusion.png.
 """
@@ -39,8 +44,10 @@ from downstream.fusion import (
     in_order,
     mean_of_logits,
     mean_of_probabilities,
-    read_runs,
-    refuse_different,
+    notes_of,
+    pooled,
+    pooled_card,
+    read_folds,
     svm_scores,
     weighted_mean,
 )
@@ -68,7 +75,7 @@ class Config:
     """Configuration of late fusion."""
 
     results: tuple[str, ...]
-    """Folders of two to six runs, such as runs/rgb runs/flow."""
+    """Folders of two to six runs, such as runs/rgb runs/flow, or with a run for each fold."""
     out: str | None = None
     """Results folder; by default runs/fuse-NAMES."""
     seed: Seed = 0
@@ -87,7 +94,7 @@ def methods_of(runs: list[Run], notes: list[str]) -> tuple[dict[str, Fusion], di
     """The methods that these runs allow, fitted where they learn, and what was learned.
 
     Args:
-        runs: all alike.
+        runs: all alike, of one fold.
         notes: for the reader; sentences are added.
     """
     found: dict[str, Fusion] = {PROBABILITIES: mean_of_probabilities, LOGITS: mean_of_logits}
@@ -145,15 +152,46 @@ class Line:
     gain: tuple[float, float, float] | None = None
 
 
-def measure(runs: list[Run], seed: int, notes: list[str]) -> tuple[list[Line], dict]:
+def fuse_folds(
+    folds: list[list[Run]], chosen: tuple[int, ...], notes: list[str]
+) -> tuple[dict[str, np.ndarray], dict]:
+    """Some runs' scores (N, C) fused by each method, fold by fold, and what was learned.
+
+    Args:
+        folds: see `read_folds`.
+        chosen: numbers of the runs.
+        notes: for the reader; sentences are added.
+    """
+    told: list[str] = []
+    fitted = [methods_of([fold[i] for i in chosen], told) for fold in folds]
+    notes += dict.fromkeys(told)
+    tested = [[in_order(fold, "test")[3][i] for i in chosen] for fold in folds]
+    fused = {
+        name: np.concatenate([own[name](s) for (own, _), s in zip(fitted, tested, strict=True)])
+        for name in fitted[0][0]
+        if all(name in own for own, _ in fitted)
+    }
+    learned = [what for _, what in fitted]
+    if WEIGHTS not in fused or len(folds) == 1:
+        return fused, learned[0] if WEIGHTS in fused else {}
+    mean = {
+        name: float(np.mean([what["weights"][name] for what in learned]))
+        for name in learned[0]["weights"]
+    }
+    fewest = min(what["validation_videos"] for what in learned)
+    return fused, {"validation_videos": fewest, "weights": mean, "of": "each fold; mean weights"}
+
+
+def measure(folds: list[list[Run]], seed: int, notes: list[str]) -> tuple[list[Line], dict]:
     """Every run alone, every pair and all, by every method; and what was learned on all runs.
 
     Args:
-        runs: all alike.
+        folds: see `read_folds`.
         seed: of the bootstrap.
         notes: for the reader; sentences are added.
     """
-    sources, people, labels, scores = in_order(runs, "test")
+    runs = folds[0]
+    sources, people, labels, scores = pooled(folds)
     known = {s: who for s, who in zip(sources, people, strict=True) if who is not None}
 
     def line(chosen: tuple[int, ...], method: str, fused: np.ndarray) -> Line:
@@ -179,9 +217,8 @@ def measure(runs: list[Run], seed: int, notes: list[str]) -> tuple[list[Line], d
             # What is left out of one pair and why is said of all runs; a pair may have more
             # validation videos.
             told = notes if size == len(runs) else []
-            methods, learned = methods_of([runs[i] for i in chosen], told)
-            for name, fuse in methods.items():
-                lines.append(line(chosen, name, fuse([scores[i] for i in chosen])))
+            fused, learned = fuse_folds(folds, chosen, told)
+            lines += [line(chosen, name, values) for name, values in fused.items()]
     return lines, learned
 
 
@@ -217,9 +254,10 @@ def print_lines(lines: list[Line], won: dict[str, list[str]]) -> None:
         )
     print()
     for name, classes in won.items():
-        shown = ", ".join(for_screen(c, 40) for c in classes[:12]) or "no class"
+        shown = ", ".join(for_screen(c, 40) for c in classes[:12])
         more = f" and {len(classes) - 12} more" if len(classes) > 12 else ""
-        print(f"best by itself on {len(classes)} classes: {cell(name)}: {shown}{more}")
+        of = f"{len(classes)} class{'es' * (len(classes) > 1)}: " if classes else "no class"
+        print(f"{cell(name)}: better than the others on {of}{shown}{more}")
 
 
 @optional_figure
@@ -240,7 +278,8 @@ def fusion_figure(
     values = np.stack(list(rates.values()))
     spread = np.nan_to_num(np.ptp(values[:-1], axis=0), nan=-1)
     drawn = np.sort(np.argsort(-spread, kind="stable")[:40])
-    height = 1.8 + max(0.16 * len(lines) + 0.3 * len(groups), 0.24 * len(drawn))
+    row = min(0.08 * len(rates), 0.4)
+    height = 1.8 + max(0.16 * len(lines) + 0.3 * len(groups), row * len(drawn))
     figure = blank_figure(13, height)
     left, right = figure.subplots(1, 2)
     for place, names in enumerate(groups):
@@ -261,20 +300,26 @@ def fusion_figure(
     left.invert_yaxis()
     left.grid(axis="x", linewidth=0.4)
     left.set_xlabel("top-1, per cent, with 95 % interval")
-    left.legend(fontsize=8, loc="best")
+    below = {"fontsize": 8, "loc": "upper center", "bbox_to_anchor": (0.5, -0.9 / height)}
+    left.legend(ncols=3, **below)
     for i, (name, rate) in enumerate(rates.items()):
+        # Side by side: equal ones would hide each other.
+        rows = np.arange(len(drawn)) + 0.8 * ((i + 0.5) / len(rates) - 0.5)
         right.plot(
-            100 * rate[drawn], np.arange(len(drawn)), "D" if i == len(rates) - 1 else "o",
-            color="black" if i == len(rates) - 1 else f"C{i + 5}", markersize=5, alpha=0.8,
+            100 * rate[drawn], rows, "D" if i == len(rates) - 1 else "o",
+            color="black" if i == len(rates) - 1 else f"C{i + 5}", markersize=4,
             label=for_figure(name, 34), fillstyle="none" if i == len(rates) - 1 else "full",
         )  # fmt: skip
     right.set_yticks(range(len(drawn)), [for_figure(classes[k], 24) for k in drawn], fontsize=8)
     right.set_ylim(len(drawn) - 0.5, -0.5)
     right.set_xlim(-3, 103)
-    right.grid(linewidth=0.4)
+    right.set_yticks(np.arange(len(drawn)) + 0.5, minor=True)
+    right.tick_params(which="both", axis="y", length=0)
+    right.grid(axis="x", linewidth=0.4)
+    right.grid(axis="y", which="minor", linewidth=0.8)
     more = f", the {len(drawn)} on which runs differ most" if len(drawn) < len(classes) else ""
     right.set_xlabel(f"accuracy of each class, per cent{more}")
-    right.legend(fontsize=8, loc="best")
+    right.legend(ncols=2, **below)
     figure.suptitle(for_title(text, 13), fontsize=10)
     figure.savefig(path, dpi=110)
 
@@ -290,19 +335,18 @@ def main(config: Config) -> dict:
     named = "-".join(folder.resolve().name for folder in folders)
     out = Path(config.out or f"runs/fuse-{file_name(named)}")
     try_results(out)
-    runs = read_runs(folders)
-    refuse_different(runs)
+    folds = read_folds(folders)
+    runs = folds[0]
     # What decides the numbers: the saved scores themselves, in order.
-    settings = {"scores_sha256": {run.name: run.sha256 for run in runs}, "seed": config.seed}
+    hashes = lambda of: [" ".join(of(fold[i]) for fold in folds) for i in range(len(runs))]
+    scores_hashes = dict(zip([r.name for r in runs], hashes(lambda r: r.sha256), strict=True))
+    settings = {"scores_sha256": scores_hashes, "seed": config.seed}
     lock = claim_results(out, settings)
 
     # ---- the numbers
-    classes, first = runs[0].classes, runs[0].results
-    notes: list[str] = []
-    for run in runs:
-        notes += [n for n in run.results.notes if n not in notes]
-    lines, learned = measure(runs, config.seed, notes)
-    _, people, labels, _ = in_order(runs, "test")
+    classes, notes = runs[0].classes, notes_of(folds)
+    lines, learned = measure(folds, config.seed, notes)
+    _, people, labels, _ = pooled(folds)
     fused = next(x for x in lines if len(x.names) == len(runs) and x.method == PROBABILITIES)
     predicted = fused.scores.argmax(1)
     said = Predictions(classes, labels, predicted, people, fused.scores)
@@ -318,15 +362,16 @@ def main(config: Config) -> dict:
 
     # ---- results
     models = [run.results.model for run in runs]
-    hashes = " ".join(model.weights_sha256 for model in models)
+    weights = " ".join(hashes(lambda run: run.results.model.weights_sha256))
     counted = [model.flops for model in models if model.flops is not None]
     described = Model(
-        " + ".join(run.name for run in runs), hashlib.sha256(hashes.encode()).hexdigest(),
+        " + ".join(run.name for run in runs), hashlib.sha256(weights.encode()).hexdigest(),
         sum(model.parameters for model in models), {"results": list(config.results)},
         {run.name: run.results.recipe for run in runs},
         sum(counted) if len(counted) == len(runs) else None,
     )  # fmt: skip
-    protocol = first.protocol | {"kind": "late fusion of " + ", ".join(
+    data, protocol = pooled_card(folds)
+    protocol = protocol | {"kind": "late fusion of " + ", ".join(
         sorted({str(run.results.protocol.get("kind")) for run in runs})
     )}  # fmt: skip
     details: dict[str, dict] = {
@@ -350,7 +395,7 @@ def main(config: Config) -> dict:
         "interval": interval,
     }  # fmt: skip
     results = build_results(
-        "fuse", first.data, described, protocol, settings, metrics, config.seed,
+        "fuse", data, described, protocol, settings, metrics, config.seed,
         versions(torch.device("cpu"), "fp64"), [*notes, *more], details, said,
     )  # fmt: skip
     written = publish(out, results)

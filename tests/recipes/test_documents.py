@@ -85,6 +85,7 @@ RULES = [
     Rule(r"compare\.py .*--models", parsed="starts a process for every model"),
     Rule(r"finetune.py paper --model i3d", "--frames 16 --size 32 --width 0.1"),
     Rule(r"detect\.py .*--background other", "--background up"),
+    Rule(r"--leave-out |fuse\.py .*runs/rgb", parsed="test_finetune.py and test_fuse.py do these"),
     Rule(r"videomae\.py .*--(stream|target) flow", parsed="test_stream_pretraining.py does it"),
     Rule(r"videomae\.py .*--model", slow=True),
     Rule(r"videomae\.py shrec", slow=True),

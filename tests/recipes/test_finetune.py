@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from downstream.classifier import class_probabilities, frame_probabilities
 from downstream.features import Extraction
-from downstream.fusion import read_runs
+from downstream.fusion import read_run
 from downstream.models import build_model, load_backbone, load_classifier
 from downstream.results import read_results
 from downstream.splits import choose_splits, videos_digest
@@ -431,7 +431,7 @@ def test_one_person_is_left_out(tiny_pack, tmp_path):
     results = finetune.main(
         config(tiny_pack, tmp_path / "run", steps=2, leave_out=who, val="hold-out")
     )
-    (run,) = read_runs([tmp_path / "run"])
+    run = read_run(tmp_path / "run")
     of = {r["source"]: r["subject"] for r in records}
     assert sorted(run.parts["test"].sources) == sorted(s for s in of if of[s] == who)
     assert who not in run.parts["val"].subjects

@@ -16,7 +16,8 @@ from downstream.fusion import (
     in_order,
     mean_of_logits,
     mean_of_probabilities,
-    read_runs,
+    read_folds,
+    read_run,
     svm_scores,
     write_scores,
 )
@@ -91,7 +92,7 @@ def config(runs, tmp_path, **values) -> Config:
 def test_scores_are_read_as_they_were_written(runs):
     rng = np.random.default_rng(0)
     parts = {part: made(rng, num, (0, 1), part) for part, num in (("test", 60), ("val", 30))}
-    (run,) = read_runs([Path(runs[0])])
+    run = read_run(Path(runs[0]))
     assert run.classes == CLASSES
     for part, about in parts.items():
         found = run.parts[part]
@@ -105,7 +106,7 @@ def test_scores_are_read_as_they_were_written(runs):
 
 def test_every_combination_equals_a_direct_computation(runs, tmp_path):
     found = main(config(runs, tmp_path))["details"]["fusion"]
-    read = read_runs([Path(run) for run in runs])
+    read = read_folds([Path(run) for run in runs])[0]
     test, val = ([run.parts[part] for run in read] for part in ("test", "val"))
     truth = np.arange(60) % 3
     sets = {(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)}
@@ -187,7 +188,7 @@ def test_logits_of_two_networks_are_added():
 
 def test_order_of_videos_and_classes_does_not_matter(runs, tmp_path):
     before = main(config(runs[:2], tmp_path))["details"]["fusion"]
-    (run,) = read_runs([Path(runs[1])])
+    run = read_run(Path(runs[1]))
     turned = {
         part: Scored(a.sources[::-1], a.subjects[::-1], a.labels[::-1], a.probabilities[::-1, ::-1])
         for part, a in run.parts.items()
@@ -199,10 +200,10 @@ def test_order_of_videos_and_classes_does_not_matter(runs, tmp_path):
 
 def test_test_videos_are_never_learned_from(runs, tmp_path):
     """Weights and SVM stay the same whatever the test videos' labels and scores are."""
-    one = read_runs([Path(run) for run in runs])
+    one = read_folds([Path(run) for run in runs])[0]
     _, _, labels, scores = in_order(one, "val")
     for name in runs:
-        (run,) = read_runs([Path(name)])
+        run = read_run(Path(name))
         test = run.parts["test"]
         shuffled = dataclasses.replace(test, labels=test.labels[1:] + test.labels[:1])
         save(Path(name), run.parts | {"test": shuffled})
@@ -212,7 +213,7 @@ def test_test_videos_are_never_learned_from(runs, tmp_path):
 
 
 def test_without_validation_videos_nothing_is_learned(runs, tmp_path):
-    (run,) = read_runs([Path(runs[1])])
+    run = read_run(Path(runs[1]))
     save(Path(runs[1]), {"test": run.parts["test"]})
     found = main(config(runs, tmp_path))
     assert any("left out" in note and "flow" in note for note in found["notes"])
@@ -222,7 +223,7 @@ def test_without_validation_videos_nothing_is_learned(runs, tmp_path):
 
 
 def test_a_class_without_validation_videos(runs, tmp_path):
-    (run,) = read_runs([Path(runs[0])])
+    run = read_run(Path(runs[0]))
     val = run.parts["val"]
     keep = [i for i, name in enumerate(val.labels) if name != "walk"]
     few = Scored(
@@ -248,6 +249,136 @@ def test_two_classes_and_one_person(tmp_path):
     assert found["a + b, linear SVM"]["top1_accuracy"] > 0.8
 
 
+# ------------------------------------------------------------------------------------------- folds
+
+PEOPLE = ("ann", "bo", "cy", "di")
+
+
+def in_folds(tmp_path, name: str, good: tuple[int, ...], seed: int, val: bool = True) -> str:
+    """A run of one fold for each person, whose validation videos are those of the one before."""
+    rng = np.random.default_rng(seed)
+    (tmp_path / name).mkdir()
+    of = {who: made(rng, 30, good, who) for who in PEOPLE}
+    of = {who: dataclasses.replace(about, subjects=[who] * 30) for who, about in of.items()}
+    for i, who in enumerate(PEOPLE):
+        parts = {"test": of[who]} | ({"val": of[PEOPLE[i - 1]]} if val else {})
+        save(tmp_path / name / who, parts, leave_out=who, videos=f"without {who}")
+        change_results(tmp_path / name / who, "model", name=name)
+        change_results(tmp_path / name / who, "data", num_train=60, test_subjects=1)
+    return str(tmp_path / name)
+
+
+def change_results(folder: Path, section: str, **changes) -> None:
+    path = folder / "results.json"
+    content = json.loads(path.read_text())
+    content[section] |= changes
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def folds(tmp_path) -> list[str]:
+    return [in_folds(tmp_path, name, good, i) for i, (name, good) in enumerate(
+        (("rgb", (0, 1)), ("flow", (1, 2)))
+    )]  # fmt: skip
+
+
+def test_folds_are_fused_one_by_one_and_their_test_videos_pooled(folds, tmp_path):
+    found = main(config(folds, tmp_path))
+    by_fold = []
+    for who in PEOPLE:
+        one = main(config([f"{run}/{who}" for run in folds], tmp_path / who))
+        by_fold.append(one["details"])
+    lines = found["details"]["fusion"]
+    assert lines.keys() == by_fold[0]["fusion"].keys() and len(lines) == 2 + 4
+    for name, line in lines.items():
+        each = [own["fusion"][name]["top1_accuracy"] for own in by_fold]
+        assert line["top1_accuracy"] == pytest.approx(np.mean(each)), name
+    weights = [own["learned"]["weights"]["rgb"] for own in by_fold]
+    assert len(set(weights)) == 4
+    learned = found["details"]["learned"]
+    assert learned["weights"]["rgb"] == pytest.approx(np.mean(weights))
+    assert found["data"]["num_test"] == 120 and found["data"]["test_subjects"] == 4
+    assert found["details"]["interval"]["groups"] == 4
+    assert found["protocol"]["folds"] == 4 and found["protocol"]["leave_out"] is None
+    assert read_results(tmp_path / "out").as_dict() == found
+    assert not [note for note in found["notes"] if "missing" in note]
+
+
+def test_each_fold_learns_from_its_own_validation_videos(folds, tmp_path):
+    """What one fold validated on changes nothing in another."""
+    before = main(config(folds, tmp_path))["details"]["fusion"]
+    other = read_run(Path(folds[0]) / "ann").parts["val"]
+    for run in folds:
+        fold = read_run(Path(run) / "ann")
+        val = dataclasses.replace(other, probabilities=np.roll(other.probabilities, 1, 1))
+        write_scores(fold.folder, fold.parts | {"val": val}, CLASSES)
+    shutil.rmtree(tmp_path / "out")
+    after = main(config(folds, tmp_path))["details"]["fusion"]
+    alone = "rgb + flow, linear SVM"
+    changed = main(config([f"{run}/ann" for run in folds], tmp_path / "a"))["details"]["fusion"]
+    same = [
+        main(config([f"{run}/{who}" for run in folds], tmp_path / who))["details"]["fusion"]
+        for who in PEOPLE[1:]
+    ]
+    each = [one[alone]["top1_accuracy"] for one in (changed, *same)]
+    assert after[alone]["top1_accuracy"] == pytest.approx(np.mean(each))
+    assert after[alone]["top1_accuracy"] < before[alone]["top1_accuracy"]
+
+
+def test_folds_that_do_not_belong_together_are_refused(folds, tmp_path):
+    flow = Path(folds[1])
+    kept = tmp_path / "kept"
+    shutil.copytree(flow, kept)
+
+    def refused(words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            main(config(folds, tmp_path))
+        assert not (tmp_path / "out").exists()
+        shutil.rmtree(flow)
+        shutil.copytree(kept, flow)
+
+    (flow / "cy" / "results.json").unlink()
+    refused("cy in it has no results.json")
+    shutil.rmtree(flow / "cy")
+    refused("no fold of flow tests cy/0.mp4")
+    change_results(flow / "cy", "settings", base_lr=0.1)
+    refused("not folds of one run: base_lr is .*0.1")
+    change_results(flow / "cy", "model", name="i3d")
+    refused("not folds of one run: model is")
+    shutil.copytree(flow / "bo", flow / "twice")
+    refused("bo and .*twice both test bo/0.mp4")
+    change_results(flow / "cy", "protocol", train_split="all")
+    refused("protocols differ .train_split")
+    # Where the data are, and the machine, are a fold's own.
+    change_results(flow / "cy", "settings", out="elsewhere", leave_out="cy", num_workers=3)
+    main(config(folds, tmp_path))
+
+
+def test_missing_folds_and_notes_are_named(folds, tmp_path):
+    for run in folds:
+        shutil.rmtree(Path(run) / "di")
+        content = json.loads((Path(run) / "bo" / "results.json").read_text())
+        content["notes"] = ["both", "the 95 % intervals are rough: they rest on 1 people only"]
+        (Path(run) / "bo" / "results.json").write_text(json.dumps(content))
+    for who in PEOPLE[:3]:
+        path = Path(folds[1]) / who / "results.json"
+        content = json.loads(path.read_text())
+        content["notes"] = [*content.get("notes", []), "flow only"]
+        path.write_text(json.dumps(content))
+    notes = main(config(folds, tmp_path))["notes"]
+    assert "rgb (bo), flow (bo): both" in notes and "flow: flow only" in notes
+    assert any("test 90 of 120 videos" in note for note in notes)
+    assert [note for note in notes if "rough" in note and "3 people" in note]
+    assert not [note for note in notes if "1 people" in note]
+
+
+def test_folds_without_validation_videos(tmp_path):
+    runs = [in_folds(tmp_path, name, (0, 1), i, val=False) for i, name in enumerate("ab")]
+    found = main(config(runs, tmp_path))
+    assert len(found["details"]["fusion"]) == 2 + 2 and found["details"]["learned"] == {}
+    assert sum("saved no scores of validation videos" in note for note in found["notes"]) == 1
+
+
 # ---------------------------------------------------------------------------------- what is refused
 
 
@@ -259,7 +390,7 @@ def change_scores(folder: str, old: str, new: str) -> None:
 
 
 def test_runs_that_differ_are_refused_by_name(runs, tmp_path):
-    (run,) = read_runs([Path(runs[1])])
+    run = read_run(Path(runs[1]))
     test = run.parts["test"]
     renamed = ["fall" if name == "walk" else name for name in test.labels]
     few = Scored(test.sources[:-1], test.subjects[:-1], test.labels[:-1], test.probabilities[:-1])
@@ -352,7 +483,7 @@ def test_runs_of_the_recipes_are_fused(tiny_pack, tiny_backbone, tmp_path, monke
     linear_probe.main(configure(linear_probe.Config, str(tiny_backbone), data, out, **machine))
     runs = [str(tmp_path / name) for name in ("tuned", "probed")]
     found = main(config(runs, tmp_path))
-    read = read_runs([Path(run) for run in runs])
+    read = read_folds([Path(run) for run in runs])[0]
     for run in read:
         assert run.parts["val"].probabilities.shape[1] == len(run.classes)
         trained = set(run.parts["val"].sources) & set(run.parts["test"].sources)
