@@ -25,6 +25,13 @@ VAL_CLIPS = 512  # clips of a pack behind the retrieval score
 PATIENCE = 0.15  # of a run, before a loss at chance is worth a sentence
 
 
+def _some(pack: Pack, ids: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """So many clips at random; of a pack far away, whose clips are shuffled, the first ones."""
+    if pack.remote:  # all others would have to come, too
+        return np.sort(ids)[:most]
+    return np.sort(counter_rng(seed, 0, stream=3).permutation(ids)[:most])
+
+
 @torch.no_grad()
 def online_knn(
     encoder: nn.Module,
@@ -44,7 +51,7 @@ def online_knn(
         seed: of that choice.
         accelerator: device and precision.
     """
-    picked = np.sort(counter_rng(seed, 0, stream=3).permutation(ids)[:KNN_CLIPS])
+    picked = _some(pack, ids, KNN_CLIPS, seed)
     records = [pack.record(i) for i in picked]
     names = [r["label"] for r in records]
     if None in names or len(set(names)) < 2:
@@ -98,7 +105,7 @@ def online_retrieval(
             ids = np.array([i for i in pack.split("val") if texts_of.of(pack.record(i))])
             if not len(ids):
                 continue
-            ids = np.sort(counter_rng(seed, 0, stream=3).permutation(ids)[:VAL_CLIPS])
+            ids = _some(pack, ids, VAL_CLIPS, seed)
             clips.append(embed_now(model, pack, ids, how))
             sources += [f"{number} {pack.record(i)['source']}" for i in ids]
             texts += [texts_of.of(pack.record(i))[0] for i in ids]

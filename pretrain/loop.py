@@ -239,7 +239,7 @@ class TrainingRun:
         plan, group = self.plan, self.accelerator
         positions = Positions(
             self.step, plan.steps, plan.micro, plan.accumulate, group.num_processes,
-            group.process_index,
+            group.process_index, dataset.lane if dataset.streamed else None,
         )  # fmt: skip
         if self.first:
             self._log: log.RunLog = begin_run(

@@ -16,6 +16,7 @@ from pretrain.flags import (
     FractionBelowOne,
     NotNegative,
     OptionalCount,
+    OptionalPositive,
     OptionalWhole,
     Positive,
     PositiveFraction,
@@ -33,6 +34,9 @@ class Machine:
     and on the CPU none in training, one in evaluation."""
     threads: OptionalCount = None
     """CPU threads of each process; by default all cores, shared by the processes."""
+    cache_gib: OptionalPositive = None
+    """Most of data far away (s3://, gs://, https://, hf://) that is kept here, GiB; by default 16.
+    It decides no number."""
 
 
 @dataclass(frozen=True)

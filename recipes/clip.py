@@ -29,7 +29,7 @@ from downstream.encoders import build_pair, idle_flags, text_model_name
 from pretrain import backbones, flags, log, settings
 from pretrain.clip import VideoText, backward_classes, backward_step, contrast, has_batch_norm
 from pretrain.data import shards
-from pretrain.data.cache import open_data, packing_side, synthetic_clips
+from pretrain.data.cache import open_all, packing_side, synthetic_clips
 from pretrain.data.sampling import counter_rng
 from pretrain.data.transforms import Augment
 from pretrain.loop import TrainingRun, plan_run
@@ -312,7 +312,7 @@ def main(cfg: Config) -> dict:
 
     # ---- data: before the process group exists, which does not wait so long
     side, say = packing_side(spec.size), is_first()
-    packs = [open_data(source, side, say) for source in cfg.data]
+    packs = open_all(cfg.data, side, say, cfg.machine.cache_gib)
     chosen = pairs.clips_with_text(texts, cfg.data, packs, cfg.split, spec, say)
     prompts = pairs.class_prompts(texts, cfg.data, packs, chosen) if cfg.loss == "classes" else {}
     per_source = [len(ids) for ids in chosen]
@@ -418,7 +418,7 @@ def finish(cfg: Config, model: VideoText, packs: list[shards.Pack], run: Trainin
         f"{run.plan.num_clips} clips: loss, accuracy in the batch"
         + ", retrieval on val" * (scores["val"] is not None),
     )  # fmt: skip
-    source = for_shell(cfg.data[0] if synthetic_clips(cfg.data[0]) else packs[0].folder)
+    source = for_shell(cfg.data[0] if synthetic_clips(cfg.data[0]) else packs[0].address)
     script = "zero_shot" if packs[0].classes else "retrieval"
     run.print_done(
         {"backbone": exported, "figure": curve},

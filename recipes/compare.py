@@ -181,7 +181,7 @@ def command_of(config: Config, entry: Entry, seed: int, out: Path) -> list[str]:
         "--num-crops", str(config.num_crops), "--train-split", config.train_split, "--test-split",
         config.test_split,
         "--num-workers", str(config.machine.num_workers), "--precision", config.machine.precision,
-        "--threads", str(config.machine.threads),
+        "--threads", str(config.machine.threads), "--cache-gib", str(config.machine.cache_gib),
     ]  # fmt: skip
     if config.protocol == "probe":
         return [
@@ -290,7 +290,7 @@ def claims_of(
         return claims
     # Who is seen in a video, where the data say so; from the pack for models of this size, which
     # is there.
-    pack = open_data(config.data, packing_side(int(size)), say=False)
+    pack = open_data(config.data, packing_side(int(size)), False, config.machine.cache_gib)
     people = {r["source"]: r["subject"] for r in pack.records() if r["subject"] is not None}
     return claims + paired_claims(predictions, people)
 
@@ -328,7 +328,7 @@ def _refuse_other_comparison(out: Path, config: Config) -> str:
     Returns:
         what is amiss with the comparison in it, if anything.
     """
-    free = {"models", "backbones", "results", "seeds", "threads", "num_workers", "out"}
+    free = {"models", "backbones", "results", "seeds", "threads", "num_workers", "out", "cache_gib"}
     occupied = f"{out} holds something that is not a comparison: give another --out"
     if not os.path.lexists(out / "config.json"):
         if not holds_nothing(out):

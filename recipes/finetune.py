@@ -259,7 +259,8 @@ def main(cfg: Config) -> dict:
     try_run(folder, cfg, set())
 
     # ---- data: before the process group exists, which waits for nobody so long
-    pack = open_data(cfg.data, packing_side(backbone.input_spec.size), say=is_first())
+    side = packing_side(backbone.input_spec.size)
+    pack = open_data(cfg.data, side, is_first(), cfg.machine.cache_gib)
     videos = choose_videos(
         task, pack, cfg.train_split, cfg.test_split, cfg.shots, cfg.val, training.patience,
         cfg.seed, cfg.leave_out,
@@ -300,8 +301,7 @@ def main(cfg: Config) -> dict:
             accelerator, len(classes), weights, training.smoothing, training.mixup, training.cutmix,
             cfg.seed,
         )  # fmt: skip
-        wrapped = accelerator.prepare_model(model)
-        wrapped.train()  # what was loaded is in evaluation mode
+        wrapped = accelerator.prepare_model(model).train()  # loaded, it is in evaluation mode
         epoch = math.ceil(plan.num_clips / plan.decodes_per_step)
         val_every = cfg.val_every or max(epoch, plan.steps // 20)
 

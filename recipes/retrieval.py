@@ -122,7 +122,8 @@ def search(config: Config, model: VideoText, how: Extraction) -> dict:
         raise ValueError(f"--top {config.top}: ask for at least one video")
     out = Path(config.out or default_folder("search", config.backbone, config.data))
     lock = claim(out, ("search.json", "contact_sheet.png"))
-    pack = open_data(config.data, packing_side(model.video.input_spec.size))
+    side = packing_side(model.video.input_spec.size)
+    pack = open_data(config.data, side, cache_gib=config.machine.cache_gib)
     samples = np.arange(len(pack))
     names, videos, owner = embed_sources(config, model, pack, samples, how)
     text, cut = embed_texts(model, [config.query], how.device, config.machine.precision)
@@ -188,7 +189,8 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
     """Score both directions on a split; returns what results.json holds."""
     out = Path(config.out or default_folder("retrieval", config.backbone, config.data))
     try_results(out)
-    pack = open_data(config.data, packing_side(model.video.input_spec.size))
+    side = packing_side(model.video.input_spec.size)
+    pack = open_data(config.data, side, cache_gib=config.machine.cache_gib)
     samples, notes = captioned(pack, config.test_split)
     settings = {
         "weights_sha256": weights_hash(model),

@@ -298,7 +298,7 @@ def print_plan(cfg: Config, run: TrainingRun, pack: Pack, encoder) -> None:
     if cfg.contrast:
         mask += f"; {cfg.views} views contrasted with other clips, weight {cfg.contrast:g}"
     rows = {
-        "data": f"{run.plan.num_clips} clips of {pack.folder} ({cfg.split})",
+        "data": f"{run.plan.num_clips} clips of {pack.address} ({cfg.split})",
         "model": f"{cfg.model}, {log.parameters(encoder)}, {spec.frames} frames of {spec.size} px, "
         f"{spec.pace}{seen}",
         "mask": mask,
@@ -324,7 +324,7 @@ def main(cfg: Config) -> dict:
     try_run(folder, cfg, {"knn_every"})
 
     # ---- data: before the process group exists, which does not wait so long
-    pack = open_data(cfg.data, packing_side(cfg.size), say=is_first())
+    pack = open_data(cfg.data, packing_side(cfg.size), is_first(), cfg.machine.cache_gib)
     ids = pack.split_if_any(cfg.split)
     pack.check_streams(ids, masked.clip, takes_streams(cfg))
     record_method(masked.encoder, pack.index)
@@ -413,7 +413,7 @@ def finish(cfg: Config, model, pack: Pack, ids: np.ndarray, run: TrainingRun) ->
         folder / "curve.png", folder / "log.jsonl", ("loss",), ("knn",),
         f"masked reconstruction, {cfg.model} on {cfg.data}, {len(ids)} clips: loss and online kNN",
     )  # fmt: skip
-    data = for_shell(cfg.data if synthetic_clips(cfg.data) else pack.folder)
+    data = for_shell(cfg.data if synthetic_clips(cfg.data) else pack.address)
     run.print_done(
         {"backbone": exported, "figure": picture, "curve": curve},
         f"python recipes/linear_probe.py --backbone {for_shell(exported)} --data {data}",

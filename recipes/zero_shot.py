@@ -262,7 +262,8 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
     assert config.data  # `refuse_confusion`
     out = Path(config.out or default_folder("zero-shot", config.backbone, config.data))
     try_results(out)
-    pack = open_data(config.data, packing_side(model.video.input_spec.size))
+    side = packing_side(model.video.input_spec.size)
+    pack = open_data(config.data, side, cache_gib=config.machine.cache_gib)
     videos, notes = labelled_videos(pack, config.test_split)
     classes, words, given = classes_of_data(config, pack, videos)
     auto = "third_person" if given and not config.classes else "openai_kinetics"

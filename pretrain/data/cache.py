@@ -4,13 +4,14 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock
 
 from pretrain.data.methods import METHODS, check_method
 from pretrain.data.pack import pack
+from pretrain.data.remote import is_address, open_remote
 from pretrain.data.shards import Pack, no_split
 from pretrain.data.sources import Source, list_sources
 from pretrain.data.synthetic import SYNTHETIC_VERSION, make_dataset
@@ -54,7 +55,7 @@ def synthetic_clips(source: str) -> int | None:
 def raw_sources(source: str, split: str) -> list[Source]:
     """The videos and images of a split of raw data, listed but not read yet.
 
-    None of a pack or of the synthetic dataset, which open without packing files.
+    None of a pack, here or far away, or of the synthetic dataset, which open without packing files.
 
     Args:
         source: as `open_data` takes it.
@@ -63,7 +64,11 @@ def raw_sources(source: str, split: str) -> list[Source]:
     Raises:
         ValueError: there is nothing of the kind or of this split, or as `list_sources`.
     """
-    if synthetic_clips(source) or os.path.lexists(Path(source) / "index.json"):
+    if (
+        is_address(source)
+        or synthetic_clips(source)
+        or os.path.lexists(Path(source) / "index.json")
+    ):
         return []
     _refuse_missing(source)
     listed = list_sources(source).sources
@@ -77,8 +82,8 @@ def raw_sources(source: str, split: str) -> list[Source]:
 def _refuse_missing(source: str) -> None:
     if not os.path.exists(source):
         raise ValueError(
-            f"no data at {source!r}: give a packed folder, a folder of videos, a list file, "
-            f"WebDataset tars, or {BUILT_IN!r} for the synthetic dataset"
+            f"no data at {source!r}: give a packed folder, the address of one, a folder of videos, "
+            f"a list file, WebDataset tars, or {BUILT_IN!r} for the synthetic dataset"
         )
 
 
@@ -116,21 +121,29 @@ def methods_for(spec: InputSpec, listed: Iterable[Source], who: str) -> dict[str
     return found
 
 
-def open_data(source: str, short_side: int, say: bool = True) -> Pack:
+def open_data(
+    source: str, short_side: int, say: bool = True, cache_gib: float | None = None
+) -> Pack:
     """Open a pack, packing raw data first.
 
     Packing is incremental and locked, so every process of a run may call this: one works, the
     others wait and find it done.
 
     Args:
-        source: a packed folder; anything `pretrain/data/sources.py` reads; "synthetic", the
-            synthetic dataset; or "synthetic:3600", one of that many clips.
+        source: a packed folder, here or at an address far away (`pretrain/data/remote.py`);
+            anything `pretrain/data/sources.py` reads; "synthetic", the synthetic dataset; or
+            "synthetic:3600", one of that many clips.
         short_side: pixels to which raw data are packed.
         say: print what is done and show progress.
+        cache_gib: most of a pack far away that is kept here, GiB; None: as `open_remote` has it.
 
     Raises:
         ValueError: there is nothing of the kind, or nothing in it can be used.
     """
+    if is_address(source):
+        return open_far(source, cache_gib, say)
+    if cache_gib is not None:
+        raise ValueError(f"--cache-gib {cache_gib:g}: {source} is not far away, leave it out")
     path, num_clips = Path(source), synthetic_clips(source)
     if not num_clips and os.path.lexists(path / "index.json"):
         return Pack(path)
@@ -154,6 +167,28 @@ def open_data(source: str, short_side: int, say: bool = True) -> Pack:
         print(for_screen(f"{source}: {what}"), flush=True)
     pack(path, folder, short_side=short_side, progress=say, anew=True)
     return Pack(folder, source)
+
+
+def open_all(sources: Sequence[str], short_side: int, say: bool, gib: float | None) -> list[Pack]:
+    """`open_data` of several, of which one at least has to be far away if a cache is given."""
+    far = [is_address(source) for source in sources]
+    gibs = [gib if there or not any(far) else None for there in far]
+    return [
+        open_data(source, short_side, say, own) for source, own in zip(sources, gibs, strict=True)
+    ]
+
+
+def open_far(address: str, cache_gib: float | None = None, say: bool = True) -> Pack:
+    """Open a pack far away; its shards come when they are wanted.
+
+    Raises:
+        ValueError: there is none, it is damaged or cannot be reached, or the cache is too small.
+    """
+    remote = open_remote(address, cache_gib, say)
+    try:
+        return Pack(remote.folder, remote.address, remote)
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(remote.folder), remote.address)) from error
 
 
 @contextlib.contextmanager

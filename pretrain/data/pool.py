@@ -29,7 +29,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-class _Worker:
+class Worker:
     """One process and the thread that listens to it."""
 
     def __init__(self, command: tuple[str, ...], messages: queue.SimpleQueue):
@@ -61,6 +61,7 @@ class _Worker:
         messages.put((self, None))
 
     def give(self, number: int, job: dict) -> None:
+        """Send a job, of this number."""
         assert self.process.stdin is not None  # a pipe
         self.job = number
         self.heard = self.began = time.monotonic()
@@ -71,6 +72,7 @@ class _Worker:
             pass  # it has ended: its listener hears that too, and answers "decoder died"
 
     def stop(self) -> None:
+        """Kill the process."""
         self.process.kill()
         self.process.wait()
 
@@ -112,12 +114,12 @@ def run_jobs(
     """
     messages: queue.SimpleQueue = queue.SimpleQueue()
     waiting = list(reversed(range(len(jobs))))
-    crew: set[_Worker] = set()
+    crew: set[Worker] = set()
     reported = time.monotonic()
     try:
         while waiting or any(worker.job is not None for worker in crew):
             while waiting and len(crew) < min(workers, len(jobs)):
-                crew.add(_Worker(command, messages))
+                crew.add(Worker(command, messages))
             try:
                 worker, message = messages.get(timeout=min(1.0, timeout / 4))
             except queue.Empty:
@@ -173,7 +175,7 @@ def run_jobs(
             worker.stop()
 
 
-def _death(worker: _Worker) -> str:
+def _death(worker: Worker) -> str:
     code = worker.process.returncode
     if code >= 0:
         return f"exit code {code}"

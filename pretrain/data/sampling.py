@@ -30,6 +30,35 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
     return counter_rng(seed, epoch, stream=ORDER).permutation(num_samples)
 
 
+def window_order(seed: int, epoch: int, shards: np.ndarray, lanes: int) -> np.ndarray:
+    """The order of one epoch that wants few shards at a time: a permutation, by (seed, epoch) only.
+
+    Shards follow each other in a random order, and the clips of each in a random one. That list is
+    cut into `lanes` equal sub-lists, which take turns: place p of the epoch is of sub-list
+    p % lanes. At any time each sub-list wants one shard, and a process that reads only some of them
+    wants only theirs (as MosaicML Streaming has canonical nodes).
+
+    Args:
+        seed: of the order.
+        epoch: its number.
+        shards: (N,) the shard in which each clip lies.
+        lanes: how many sub-lists.
+
+    Returns:
+        (N,) clips by place.
+    """
+    rng = counter_rng(seed, epoch, stream=ORDER)
+    _, shards = np.unique(shards, return_inverse=True)
+    place_of_shard = rng.permutation(shards.max() + 1)
+    shuffled = rng.permutation(len(shards))
+    listed = shuffled[np.argsort(place_of_shard[shards[shuffled]], kind="stable")]
+    each, longer = divmod(len(listed), lanes)
+    lane = np.arange(lanes)
+    starts = lane * each + np.minimum(lane, longer)  # the first `longer` have one more
+    rows = starts + np.arange(each + (longer > 0))[:, None]
+    return listed[rows.ravel()[: len(listed)]]
+
+
 def dense_indices(
     num_frames: int, frames: int, stride: int, rng: np.random.Generator
 ) -> np.ndarray:

@@ -6,6 +6,7 @@ resumed run needs one number: how many positions it has consumed.
 """
 
 import contextlib
+import copy
 import hashlib
 import itertools
 import json
@@ -32,6 +33,7 @@ from pretrain.data.flow import to_pixels
 from pretrain.data.index import load_index, read_lines
 from pretrain.data.lists import line_of
 from pretrain.data.poses import crop_pose, read_array
+from pretrain.data.remote import MOST_LANES, ReadAhead, Remote, Unreachable
 from pretrain.data.sampling import (
     MIXTURE,
     counter_rng,
@@ -43,6 +45,7 @@ from pretrain.data.sampling import (
     test_boxes,
     test_indices,
     uniform_indices,
+    window_order,
 )
 from pretrain.data.sources import Source
 from pretrain.data.transforms import Augment, pose_columns
@@ -63,6 +66,7 @@ class Pack:
     Attributes:
         folder: where it lies.
         name: what the user called the data, for messages; by default the folder.
+        remote: where its shards come from, if it lies far away; `folder` is then the cache's.
         index: the content of index.json.
         classes: label names, sorted; a label's number is its place here.
 
@@ -71,13 +75,13 @@ class Pack:
             cannot be true.
     """
 
-    def __init__(self, folder: str | Path, name: str | None = None):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, name: str | None = None, remote: Remote | None = None):
+        self.folder, self.remote = Path(folder), remote
         self.name = name or str(folder)
         self.index = load_index(self.folder)
         self.classes: list[str] = self.index["classes"]
         lines = read_lines(self.folder, self.index)
-        for shard in self.index["shards"]:
+        for shard in [] if remote else self.index["shards"]:
             path = self.folder / shard["name"]
             size = os.path.getsize(path) if os.path.isfile(path) else -1
             if size != shard["bytes"]:
@@ -101,6 +105,11 @@ class Pack:
     def records(self) -> Iterator[dict]:
         """All index entries, in sample order."""
         return (self.record(i) for i in range(len(self)))
+
+    @property
+    def address(self) -> str:
+        """What opens it again as `--data`."""
+        return self.remote.address if self.remote else str(self.folder)
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -154,9 +163,14 @@ class Pack:
     def read(self, record: dict, stream: str = "rgb") -> bytes:
         """The bytes of a clip's .mp4, or of the member of another stream of it."""
         place = record if stream == "rgb" else record["streams"][stream]
-        with open_regular(self._shard(record)) as file:
+        shard = self.index["shards"][record["shard"]]
+        with self.remote.open(shard) if self.remote else open_regular(self._shard(record)) as file:
             file.seek(place["offset"])
             return file.read(place["bytes"])
+
+    def shards_of(self, ids: np.ndarray) -> np.ndarray:
+        """The numbers of the shards in which samples lie."""
+        return np.array([self.record(i)["shard"] for i in ids], dtype=int)
 
     def _shard(self, record: dict) -> Path:
         return self.folder / self.index["shards"][record["shard"]]["name"]
@@ -169,9 +183,10 @@ class Pack:
         except DecodeError as error:
             if hashlib.sha256(data).hexdigest() == sha256:
                 raise
+            then = "start again" if self.remote else "pack again"
             raise DecodeError(
                 f"{self._shard(record)} has changed on the disk since it was packed: delete that "
-                f"file and pack again ({error})"
+                f"file and {then} ({error})"
             ) from error
 
     def frames(self, record: dict, indices: np.ndarray) -> Tensor:
@@ -471,14 +486,41 @@ class TrainClips(Dataset):
         self.views, self.scales, self.describe, self.augment = views, scales, describe, augment
         self.spread = spread
         self._order: tuple[int, np.ndarray] = (-1, ids)
+        self._shards = pack.shards_of(ids) if pack.remote else None
         self._decoded: dict[int, dict[str, Tensor]] = {}
         self._keep = _fit_decoded(pack, ids, spec)
 
     def sample_at(self, epoch: int, place: int) -> int:
         """The sample at a place of an epoch's order, which begins again after the last."""
+        return int(self.ids[self._at(epoch, place)])
+
+    def _at(self, epoch: int, place: int) -> int:
         if self._order[0] != epoch:
-            self._order = (epoch, epoch_order(self.seed, epoch, len(self.ids)))
-        return int(self.ids[self._order[1][place % len(self.ids)]])
+            self._order = (epoch, self._order_of(epoch))
+        return int(self._order[1][place % len(self.ids)])
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        if self.pack.remote is None or self._shards is None:
+            return epoch_order(self.seed, epoch, len(self.ids))
+        return window_order(self.seed, epoch, self._shards, self.pack.remote.lanes)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether shards come from far away."""
+        return self.pack.remote is not None
+
+    def lane(self, position: int) -> float:
+        """Where in [0, 1) a position lies among the sub-lists that take turns."""
+        lanes = self.pack.remote.lanes if self.pack.remote else MOST_LANES
+        return position % len(self.ids) % lanes / lanes
+
+    def needs(self, positions: Iterable[int]) -> list[tuple[Remote, dict]]:
+        """The shards far away that positions want."""
+        if self.pack.remote is None or self._shards is None:
+            return []
+        places = [self._at(*divmod(position, len(self.ids))) for position in positions]
+        numbers = np.unique(self._shards[places])
+        return [(self.pack.remote, self.pack.index["shards"][number]) for number in numbers]
 
     def __getitem__(self, position: int) -> dict:
         epoch, place = divmod(position, len(self.ids))
@@ -562,15 +604,38 @@ class Mixture(Dataset):
         self._nth = np.concatenate([np.arange(n) for n in counts])
         self._places: tuple[int, np.ndarray] = (-1, self._nth)
 
-    def __getitem__(self, position: int) -> dict:
+    @property
+    def streamed(self) -> bool:
+        """Whether shards of a part come from far away."""
+        return any(part.streamed for part in self.parts)
+
+    def lane(self, position: int) -> float:
+        """As `TrainClips.lane`, of the part whose clip it is."""
+        part, own = self._own(position)
+        return self.parts[part].lane(own)
+
+    def needs(self, positions: Iterable[int]) -> list[tuple[Remote, dict]]:
+        """As `TrainClips.needs`, of all parts."""
+        own = [self._own(position) for position in positions]
+        return [
+            need
+            for number, part in enumerate(self.parts)
+            for need in part.needs([place for other, place in own if other == number])
+        ]
+
+    def _own(self, position: int) -> tuple[int, int]:
+        """Whose clip is at a position, and where in that part's own stream."""
         step, place = divmod(position, len(self._owner))
         if self._places[0] != step:
             order = counter_rng(self.seed, step, stream=MIXTURE).permutation(len(self._owner))
             self._places = (step, order)
         place = self._places[1][place]
         part = self._owner[place]
-        own = step * self.counts[part] + int(self._nth[place])
-        return self.parts[part][own] | {"part": int(part)}
+        return int(part), step * self.counts[part] + int(self._nth[place])
+
+    def __getitem__(self, position: int) -> dict:
+        part, own = self._own(position)
+        return self.parts[part][own] | {"part": part}
 
 
 def batch_counts(weights: tuple[float, ...], batch: int) -> list[int]:
@@ -664,16 +729,27 @@ class Positions:
         accumulate: micro-batches in a step.
         world: number of processes.
         rank: this process.
+        lane: of a position, where it lies among the sub-lists of an epoch that is streamed: the
+            process then takes its part of the global batch in that order, so that it reads few of
+            the sub-lists; None: nothing is streamed.
     """
 
     def __init__(
-        self, start_step: int, num_steps: int, batch: int, accumulate: int, world: int, rank: int
-    ):
+        self, start_step: int, num_steps: int, batch: int, accumulate: int, world: int, rank: int,
+        lane: Callable[[int], float] | None = None,
+    ):  # fmt: skip
         self.steps = range(start_step, num_steps)
         self.batch, self.accumulate, self.world, self.rank = batch, accumulate, world, rank
+        self.lane = lane
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps:
+            if self.lane:
+                own = self.batch * self.accumulate
+                whole = range(step * own * self.world, (step + 1) * own * self.world)
+                mine = sorted(whole, key=self.lane)[self.rank * own : (self.rank + 1) * own]
+                yield from (mine[i : i + self.batch] for i in range(0, own, self.batch))
+                continue
             for a in range(self.accumulate):
                 part = (step * self.accumulate + a) * self.world + self.rank
                 yield list(range(part * self.batch, (part + 1) * self.batch))
@@ -728,10 +804,13 @@ def _next(batches: Iterator[Batch]) -> Batch:
     Raises:
         NoSharedMemory: one of its processes finds no room in the memory that it shares with this
             one.
+        Unreachable: clips far away cannot be had.
         WorkerKilled: one of its processes is dead.
     """
     try:
         return next(batches)
+    except Unreachable as error:  # of another process, whose traceback is no help
+        raise Unreachable(str(error).strip().rpartition("Unreachable: ")[2]) from error
     except (RuntimeError, OSError, EOFError) as error:
         if full := re.search(r"</?torch_\w+>.*: ([^:\n]+) \(\d+\)", str(error)):
             raise NoSharedMemory(
@@ -783,6 +862,9 @@ class TrainBatches:
         self._batches = _start(
             self._loader(batch_sampler=positions, num_workers=num_workers, prefetch_factor=prefetch)
         )
+        # Behind the processes: while they were forked there were no threads.
+        streamed = isinstance(dataset, TrainClips | Mixture) and dataset.streamed
+        self._ahead = ReadAhead(map(_apart(dataset).needs, positions)) if streamed else None
 
     def __iter__(self) -> "TrainBatches":
         return self
@@ -815,14 +897,26 @@ class TrainBatches:
             )
             batch = _next(self._batches)
         self._given += 1
+        if self._ahead:
+            self._ahead.given = self._given
         return batch
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes, and bring nothing more."""
+        if self._ahead:
+            self._ahead.close()
         # Said in so many words, because an exception on its way out keeps the iterator alive, and
         # Python would then wait at exit for workers that ignore its SIGTERM.
         if isinstance(self._batches, _MultiProcessingDataLoaderIter):
             self._batches._shutdown_workers()
+
+
+def _apart(dataset: TrainClips | Mixture) -> TrainClips | Mixture:
+    """The same clips, for a thread: the order of an epoch, which is kept, is its own."""
+    other = copy.copy(dataset)
+    if isinstance(other, Mixture):
+        other.parts = [copy.copy(part) for part in other.parts]
+    return other
 
 
 def train_batches(

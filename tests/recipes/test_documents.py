@@ -80,6 +80,7 @@ RULES = [
     Rule(r"^python -m pretrain\.data\.untrimmed", listed="tests/recipes/test_detect.py runs it"),
     Rule(r"^python -m pretrain\.data\.flow_error", listed="tests/unit/test_flow.py runs it"),
     Rule(r"hf:|open_clip:|--weights imagenet|i3d_k400|_18_k400|--pose b", parsed="downloads"),
+    Rule(r"--data (s3|gs|https|hf)://", parsed="tests/unit/test_remote.py does it from loopback"),
     Rule(r"^accelerate .*gpus\.yaml", parsed="wants GPUs"),
     Rule(r"benchmark\.py", parsed="measures for minutes"),
     Rule(r"compare\.py .*--models", parsed="starts a process for every model"),

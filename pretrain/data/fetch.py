@@ -1,0 +1,168 @@
+"""Brings files from an object store or a web server, in a process that may be killed.
+
+`python -m pretrain.data.fetch` reads one job a line (JSON) from standard input and answers with one
+line a message on standard output: `ready` when the store's library is loaded, `beat` whenever more
+bytes have come, then `ok` or `failed`. `remote.py` starts it, watches it and kills it when nothing
+comes any more; it ends with the process that started it. A process of its own, because fsspec's
+thread does not survive a fork, and data loaders are forked; and hashing takes no time from
+training.
+
+fsspec finds its credentials where the stores' own tools do: the environment, the files below home.
+"""
+
+import hashlib
+import json
+import os
+import queue
+import re
+import sys
+import threading
+from typing import Any
+
+BEAT = 2**16  # bytes: fewer than these in STALL seconds (`remote.py`) are no progress
+CONNECT_SECONDS, READ_SECONDS = 10, 25  # less than STALL: then the store's own words are told
+EXTRA = "needs the extra `remote`: pip install 'muybridge[remote]'"
+
+
+class Final(Exception):
+    """It cannot be brought, and trying again would not help; the message says why."""
+
+
+def split_hub(address: str) -> tuple[str, str, str]:
+    """Repository, revision and path of hf://datasets/OWNER/NAME[@REVISION]/PATH."""
+    owner, name, *path = address.removeprefix("hf://datasets/").split("/")
+    name, _, revision = name.partition("@")
+    return f"{owner}/{name}", revision or "main", "/".join(path)
+
+
+def _store(address: str) -> tuple[Any, str]:
+    """The file system of fsspec for an address, and the address as that has it.
+
+    Raises:
+        Final: a library is missing.
+    """
+    scheme = address.split(":", 1)[0]
+    try:
+        import fsspec
+
+        if scheme == "s3":
+            limits: dict[str, Any] = {
+                "connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS,
+                "retries": {"max_attempts": 1},
+            }  # fmt: skip
+            # One stream a file, whose progress is seen; several files come at once.
+            return fsspec.filesystem("s3", config_kwargs=limits, max_concurrency=1), address
+        if scheme == "gs":
+            return fsspec.filesystem("gs"), address
+        import aiohttp
+
+        headers = {}
+        if scheme == "hf":
+            from huggingface_hub import get_token, hf_hub_url
+
+            repository, revision, path = split_hub(address)
+            address = hf_hub_url(repository, path, repo_type="dataset", revision=revision)
+            if token := get_token():
+                headers["Authorization"] = f"Bearer {token}"
+        limit = aiohttp.ClientTimeout(None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
+        # trust_env: passwords of ~/.netrc, and proxies.
+        client = {"timeout": limit, "trust_env": True}
+        return fsspec.filesystem("http", client_kwargs=client, headers=headers), address
+    except ImportError as error:
+        raise Final(f"{scheme}:// {EXTRA} ({error})") from error
+
+
+def bring(address: str, to: str, limit: int) -> dict:
+    """Copy a file from far away to a new local one, which is on the disk then.
+
+    Args:
+        address: what to bring.
+        to: the file to write.
+        limit: bytes that it may have at most.
+
+    Returns:
+        Its `bytes` and `sha256`.
+
+    Raises:
+        Final: there is no such file, it may not be read, or a library is missing.
+        Exception: whatever else a store's library raises.
+    """
+    store, path = _store(address)
+    say({"ready": True})
+    from fsspec.callbacks import Callback
+
+    class Beats(Callback):
+        """Says that bytes have come, and ends a file that has too many."""
+
+        told = 0
+
+        def relative_update(self, inc: int = 1) -> None:
+            self.value += inc
+            if self.value > limit:
+                raise OSError(f"more than the {limit} bytes that it may have were sent")
+            if self.value - self.told >= BEAT:
+                self.told = self.value
+                say({"beat": self.value})
+
+    try:
+        store.get_file(path, to, callback=Beats())
+    except (FileNotFoundError, PermissionError) as error:
+        raise Final(_reason(error)) from error
+    size, digest = 0, hashlib.sha256()
+    with open(to, "r+b") as file:
+        while block := file.read(2**24):
+            digest.update(block)
+            size += len(block)
+            say({"beat": size})
+        os.fsync(file.fileno())
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _reason(error: BaseException) -> str:
+    """An error of a store's library in one line, without what signs an address."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file (404)"
+    status = getattr(error, "status", None)
+    if isinstance(status, int):  # aiohttp's text repeats the address
+        return f"the server answers {status} {getattr(error, 'message', '')}".strip()
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, TimeoutError):
+        text = f"no answer within {READ_SECONDS} s"
+    text = re.sub(r"(\w+://)[^/\s@'\"]*@", r"\1", text)
+    return re.sub(r"(\w+://[^\s?#'\"]*)[?#][^\s'\")]*", r"\1", text)[:500]
+
+
+def _answer(job: dict) -> dict:
+    try:
+        return {"ok": bring(**job)}
+    except Final as error:
+        return {"failed": str(error), "final": True}
+    except Exception as error:
+        # Which errors a store's library raises is nowhere listed; each is told, none is hidden.
+        status, number = getattr(error, "status", 0), getattr(error, "errno", None)
+        final = type(error).__name__ == "NoCredentialsError" or status in (401, 403, 410)
+        return {"failed": _reason(error), "final": final, "errno": number}
+
+
+def say(message: dict) -> None:
+    """Write one message."""
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Bring files until standard input ends, also in the middle of one."""
+    jobs: queue.SimpleQueue[dict] = queue.SimpleQueue()
+
+    def work() -> None:
+        while True:
+            say(_answer(jobs.get()))
+
+    threading.Thread(target=work, daemon=True).start()
+    for line in sys.stdin:
+        jobs.put(json.loads(line))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,325 @@
+"""Packs far away: what comes is what was packed, and what a server does is survived or named."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from far import Store, serve
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from media import ready_video
+
+from pretrain.data import remote
+from pretrain.data.cache import open_data
+from pretrain.data.pack import pack
+from pretrain.data.remote import Unreachable
+from pretrain.data.sampling import window_order
+from pretrain.data.shards import Pack, Positions, TrainClips, train_batches
+from pretrain.spec import InputSpec
+from pretrain.videomae import mask_of_view
+
+SPEC = InputSpec(frames=4, stride=2, size=16)
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory) -> Path:
+    """24 clips in 6 shards."""
+    raw = tmp_path_factory.mktemp("raw")
+    for i in range(24):
+        ready_video(raw / f"{i}.mp4", 20 + i, size=(32, 32))
+    out = tmp_path_factory.mktemp("packed") / "pack"
+    pack(raw, out, shard_bytes=12000, workers=1, progress=False)
+    index = json.loads((out / "index.json").read_text())
+    assert len(index["shards"]) == 6
+    return out
+
+
+@pytest.fixture
+def store(packed, tmp_path, monkeypatch) -> Iterator[Store]:
+    """A server of it, an empty cache, and short waits."""
+    monkeypatch.setenv("MUYBRIDGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(remote, "STALL", 1.0)
+    with serve(packed) as served:
+        yield served
+
+
+def clips_of(pack: Pack) -> TrainClips:
+    draw = mask_of_view("tube", (2, 2, 2), 0.5, False)
+    return TrainClips(pack, np.arange(len(pack)), SPEC, 0, 1, (1.0, 0.75), draw)
+
+
+def kept(tmp_path: Path) -> list[Path]:
+    """Whole files in the cache."""
+    found = (tmp_path / "cache" / "remote").rglob("*")
+    return [p for p in found if p.is_file() and p.suffix != ".lock"]
+
+
+def test_clips_far_away_are_the_packed_ones_and_come_once(store, packed):
+    here, far = Pack(packed), open_data(store.url, 64)
+    assert far.index == here.index and far.name == store.url
+    for _ in range(2):
+        for record in far.records():
+            assert far.read(record) == here.read(record)
+    assert set(store.asked.values()) == {1}
+    # What is in the cache is used again, and the index is looked at anew.
+    again = open_data(store.url + "/", 64)
+    assert again.read(again.record(3)) == here.read(here.record(3))
+    assert store.asked.pop("index.json") == 2 and set(store.asked.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    "fault", ["503", "429", "cut", "lie", "short", "long", "hang", "drip", "away"]
+)
+def test_what_a_server_does_wrong_now_and_then_is_survived(store, packed, capsys, fault):
+    here, far = Pack(packed), open_data(store.url, 64)
+    name = here.index["shards"][0]["name"]
+    store.faults[name] = [fault]
+    first = next(r for r in here.records() if r["shard"] == 0)
+    assert far.read(first) == here.read(first)
+    assert store.asked[name] == 2
+    if fault != "away":
+        assert name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fault", "words", "asked"),
+    [
+        ("404", "404", 1),
+        ("403", "403", 1),
+        ("500", "500", 3),
+        ("cut", "", 3),
+        ("lie", "SHA-256", 3),
+        ("short", "bytes", 3),
+        ("long", "more than", 3),
+        ("hang", "stalled", 3),
+        ("round", "", None),
+    ],
+)
+def test_what_a_server_does_wrong_for_ever_is_named(store, tmp_path, packed, fault, words, asked):
+    far = open_data(store.url, 64)
+    name = far.index["shards"][0]["name"]
+    store.faults[name] = [fault] * 3
+    began = time.monotonic()
+    with pytest.raises(Unreachable) as error:
+        far.read(next(r for r in far.records() if r["shard"] == 0))
+    assert time.monotonic() - began < 10
+    assert f"{store.url}/{name}" in str(error.value) and words in str(error.value)
+    assert asked is None or store.asked[name] == asked
+    assert {p.name for p in kept(tmp_path)} == {"index.json", "clips.jsonl"}  # no half file
+
+
+@pytest.mark.parametrize("name", ["index.json", "clips.jsonl"])
+def test_a_pack_that_is_not_there_is_named(store, tmp_path, name):
+    store.faults[name] = ["404"]
+    with pytest.raises(ValueError, match=f"{store.url}/{name}.*404"):
+        open_data(store.url, 64)
+
+
+@pytest.mark.parametrize(
+    "shard",
+    [
+        {"name": "../../shard-00000-00000000.tar"},
+        {"name": "/tmp/shard-00000-00000000.tar"},
+        {"name": "http://elsewhere/shard-00000-00000000.tar"},
+        {"bytes": 2**52},
+        {"bytes": -1},
+        {"sha256": "no"},
+    ],
+)
+def test_a_hostile_index_is_refused(packed, tmp_path, monkeypatch, shard):
+    monkeypatch.setenv("MUYBRIDGE_CACHE", str(tmp_path / "cache"))
+    lying = tmp_path / "pack"
+    shutil.copytree(packed, lying)
+    index = json.loads((lying / "index.json").read_text())
+    index["shards"][0] |= shard
+    (lying / "index.json").write_text(json.dumps(index))
+    with serve(lying) as store, pytest.raises(ValueError, match=store.url):
+        open_data(store.url, 64)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://me:s3cr3t@host/pack", "https://s3cr3t@host/pack", "s3://key:s3cr3t@bucket/pack",
+        "https://host/pack?X-Amz-Signature=s3cr3t", "https://host/pack#s3cr3t",
+    ],
+)  # fmt: skip
+def test_an_address_with_a_password_is_refused_without_repeating_it(address, tmp_path, monkeypatch):
+    monkeypatch.setenv("MUYBRIDGE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match="credentials") as error:
+        open_data(address, 64)
+    assert "s3cr3t" not in str(error.value)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "ftp://host/pack", "file:///tmp/pack", "pipe:curl x", "https://", "https://host/../pack",
+        "https://host/a b", "hf://OWNER/NAME", "hf://datasets/OWNER", "s3a://bucket/pack",
+        "https://host/pa\nck", "simplecache::s3://bucket/pack",
+    ],
+)  # fmt: skip
+def test_what_is_no_address_of_data_is_refused(address):
+    with pytest.raises(ValueError, match=r"address|no data|write"):
+        open_data(address, 64)
+
+
+READ = """
+import sys
+from pretrain.data.index import load_index
+from pretrain.data.remote import open_remote
+pack = open_remote(sys.argv[1], None, True)
+for shard in load_index(pack.folder)["shards"]:
+    pack.open(shard).close()
+"""
+
+
+def reader(store: Store, stderr: int | None = None) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", READ, store.url],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+    )
+
+
+def test_without_the_extra_it_is_named(store, tmp_path, monkeypatch):
+    (tmp_path / "aiohttp.py").write_text("raise ImportError('no module')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert "muybridge[remote]" in reader(store, stderr=subprocess.PIPE).communicate()[1]
+
+
+def test_the_size_of_a_cache_is_for_data_far_away(packed):
+    with pytest.raises(ValueError, match="--cache-gib"):
+        open_data(str(packed), 64, cache_gib=1)
+
+
+def test_the_cache_keeps_within_its_bounds_and_clears_what_a_killed_process_left(
+    store, packed, tmp_path
+):
+    here = Pack(packed)
+    sizes = [shard["bytes"] for shard in here.index["shards"]]
+    about = sum((packed / name).stat().st_size for name in ("index.json", "clips.jsonl"))
+    limit = about + sum(sizes) + 100
+    far = open_data(store.url, 64, cache_gib=limit / 2**30)
+    others = tmp_path / "cache" / "remote" / "other-0123456789abcdef"
+    others.mkdir()
+    left = others / "tmp-0123-5000-shard-00000-00000000.tar"
+    (others / "shard-00001-00000000.tar").write_bytes(bytes(20000))
+    left.write_bytes(bytes(300))
+    os.utime(others / "shard-00001-00000000.tar", (1, 1))
+    for _ in range(2):
+        for record in far.records():
+            assert far.read(record) == here.read(record)
+            assert sum(p.stat().st_size for p in kept(tmp_path)) <= limit
+    assert not left.exists() and not (others / "shard-00001-00000000.tar").exists()
+    assert max(store.asked.values()) == 1
+    with pytest.raises(ValueError, match="--cache-gib"):
+        open_data(store.url, 64, cache_gib=max(sizes) / 2**30)
+
+
+def test_two_processes_share_a_cache_and_a_killed_one_leaves_nothing(store, packed, tmp_path):
+    name = Pack(packed).index["shards"][0]["name"]
+    store.faults[name] = ["hang"]
+    store.delay = 0.05
+    killed = reader(store)
+    assert killed.stdout and killed.stdout.readline()  # what is printed on the cache
+    while not store.asked[name]:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    both = [reader(store) for _ in range(2)]
+    assert [process.wait(60) for process in both] == [0, 0]
+    shards = {name: n for name, n in store.asked.items() if name.startswith("shard")}
+    assert shards.pop(name) == 2 and set(shards.values()) == {1}
+    assert not [p for p in kept(tmp_path) if p.name.startswith("tmp-")]
+
+
+@given(
+    counts=st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    lanes=st.integers(1, 12),
+    epoch=st.integers(0, 3),
+)
+@settings(max_examples=100)
+def test_an_order_of_windows_holds_every_clip_once_and_wants_few_shards(counts, lanes, epoch):
+    shards = np.repeat(10 + np.arange(len(counts)), counts)
+    order = window_order(3, epoch, shards, lanes)
+    assert sorted(order) == list(range(len(shards)))
+    assert np.array_equal(order, window_order(3, epoch, shards, lanes))
+    for lane in range(lanes):
+        # Each sub-list ends with a shard before it begins the next one.
+        seen = [shard for shard, _ in itertools.groupby(shards[order[lane::lanes]])]
+        assert len(seen) == len(set(seen))
+    epochs = [window_order(3, e, np.repeat(np.arange(40), 5), 4).tolist() for e in range(3)]
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+@given(
+    micro=st.integers(1, 3),
+    shape=st.sampled_from([(1, 1), (2, 1), (1, 2), (2, 2), (1, 4)]),
+    num=st.integers(1, 50),
+    lanes=st.sampled_from([1, 4, 8]),
+)
+def test_processes_share_the_same_global_batches_and_each_reads_some_of_the_lanes(
+    micro, shape, num, lanes
+):
+    accumulate, world = shape
+    lane = lambda position: position % num % lanes / lanes
+    size = micro * accumulate * world
+    ranks = [list(Positions(2, 7, micro, accumulate, world, r, lane)) for r in range(world)]
+    for step in range(5):
+        parts = [rank[step * accumulate : (step + 1) * accumulate] for rank in ranks]
+        flat = sorted(p for part in parts for some in part for p in some)
+        assert flat == list(range((step + 2) * size, (step + 3) * size))
+    if num % lanes == 0 and size % lanes == 0:
+        read = [{lane(p) for some in rank for p in some} for rank in ranks]
+        assert all(len(lanes_of) <= max(1, lanes // world) for lanes_of in read)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_training_is_fed_ahead_and_a_resumed_one_fetches_its_window_only(
+    store, packed, monkeypatch, num_workers
+):
+    largest = max(shard["bytes"] for shard in Pack(packed).index["shards"])
+    monkeypatch.setattr(remote, "WINDOW_BYTES", 2 * largest)
+    monkeypatch.setattr(remote, "MOST_AHEAD", 1)
+
+    def read(start: int, end: int) -> list[list[int]]:
+        far = clips_of(open_data(store.url, 64))
+        assert far.pack.remote and far.pack.remote.lanes == 2
+        positions = Positions(start, end, 4, 1, 1, 0, far.lane)
+        with train_batches(far, positions, num_workers) as batches:
+            return [batch["samples"] for batch in batches]
+
+    whole = read(0, 12)
+    assert all(n == 1 for name, n in store.asked.items() if name.startswith("shard"))
+    for epoch in (whole[:6], whole[6:]):
+        assert sorted(itertools.chain(*epoch)) == list(range(24))
+    shutil.rmtree(os.environ["MUYBRIDGE_CACHE"])
+    store.asked.clear()
+    assert read(3, 5) == whole[3:5]
+    assert sum(name.startswith("shard") for name in store.asked) < 6
+
+
+def test_an_outage_ends_a_training_in_plain_words(store, packed):
+    far = clips_of(open_data(store.url, 64))
+    for shard in far.pack.index["shards"]:
+        store.faults[shard["name"]] = ["503"] * 99
+    positions = Positions(0, 6, 4, 1, 1, 0, far.lane)
+    with train_batches(far, positions, 2) as batches, pytest.raises(Unreachable) as error:
+        next(batches)
+    assert "503" in str(error.value) and "Traceback" not in str(error.value)
