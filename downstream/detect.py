@@ -359,6 +359,7 @@ class Detection:
 
     Attributes:
         names: of the classes that are looked for.
+        seconds: how long each video is that was read.
 
     Raises:
         ValueError: a class of the background is not there, or nothing is left.
@@ -379,6 +380,7 @@ class Detection:
             raise ValueError("every class is --background: nothing is looked for")
         self.names = [scorer.names[k] for k in self.shown]
         self.scorer, self.how, self.shortest, self.refused = scorer, how, shortest, refused
+        self.seconds: dict[str, float] = {}
 
     def _score(
         self, videos: list[Video], title: str,
@@ -395,6 +397,7 @@ class Detection:
                     self.refused[video.name] = str(error)
                 else:
                     done.add(video.name)
+                    self.seconds[video.name] = seconds
                     if reason:
                         self.refused[video.name] = f"read to {seconds:.1f} s: {reason}"
                 bar.update(about=for_screen(video.name, 60))

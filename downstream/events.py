@@ -14,8 +14,8 @@ from typing import IO
 
 import numpy as np
 
-from downstream.metrics import Event, Found, detection_precision
-from downstream.segments import parse_segments, piece_scores
+from downstream.metrics import Event, Found, draws, interval, precision_draws
+from downstream.segments import parse_segments, piece_draws, piece_scores
 from pretrain.data.lists import Problems, read_rows
 from pretrain.files import read_json, reading
 from pretrain.names import for_screen
@@ -343,12 +343,50 @@ def frame_precision(
     from sklearn.metrics import average_precision_score
 
     found = {}
+    for name, inside, scores, _ in _frames(kept, true, classes):
+        found[name] = float(average_precision_score(inside, scores))
+    return found
+
+
+def frame_draws(
+    kept: dict[str, Kept], true: dict[str, list[Event]], classes: list[str], times: np.ndarray
+) -> np.ndarray:
+    """Mean over the classes of `frame_precision` in each of R draws of the videos (R,).
+
+    Scores are divided into 1,000 levels of as many frames each, which takes far less time.
+
+    Args:
+        kept: scores of the V videos.
+        true: their events.
+        classes: names of the K classes.
+        times: how often each video, in the order of `kept`, was drawn (R, V).
+    """
+    drawn = []
+    for _, inside, scores, owners in _frames(kept, true, classes):
+        edges = np.unique(np.quantile(scores, np.arange(1, 1000) / 1000))
+        level = len(edges) - np.searchsorted(edges, scores, "right")  # the highest scores first
+        place, num = owners * (len(edges) + 1) + level, len(edges) + 1
+        counts = [
+            np.bincount(place, weight, len(kept) * num).reshape(-1, num)
+            for weight in (inside.astype(float), None)
+        ]
+        hits, shown = (times @ count for count in counts)
+        precision = hits.cumsum(1) / np.maximum(shown.cumsum(1), 1)
+        with np.errstate(invalid="ignore"):  # none of the class was drawn: not a number
+            drawn.append((hits * precision).sum(1) / hits.sum(1))
+    return _mean_known(drawn)
+
+
+def _frames(
+    kept: dict[str, Kept], true: dict[str, list[Event]], classes: list[str]
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+    """Of each class that occurs: its name; of all frames whether it is true, score and video."""
+    owners = np.repeat(np.arange(len(kept)), [scores.rows for scores in kept.values()])
     for k, name in enumerate(classes):
         pairs = [(frames_of(true[v], name, s.fps, s.rows), s.column(k)) for v, s in kept.items()]
         inside, scores = (np.concatenate([pair[i] for pair in pairs]) for i in (0, 1))
         if inside.any():
-            found[name] = float(average_precision_score(inside, scores))
-    return found
+            yield name, inside, scores, owners
 
 
 def detection_scores(
@@ -360,9 +398,53 @@ def detection_scores(
         true: video -> its events, at least one in all.
         found: video -> what was found; the same videos.
     """
-    each = {overlap: detection_precision(true, found, overlap) for overlap in OVERLAPS}
-    mean = {overlap: float(np.mean(list(values.values()))) for overlap, values in each.items()}
-    scores = {f"map_{100 * overlap:.0f}": value for overlap, value in mean.items()}
-    scores["map"] = float(np.mean(list(mean.values())))
-    scores |= piece_scores([(list(true[v]), [e[:3] for e in found.get(v, [])]) for v in true])
-    return scores, each[0.5]
+    once = np.ones((1, len(true)))
+    each = precision_draws(true, found, (0.5,), once)
+    scores = {name: float(values[0]) for name, values in detection_draws(true, found, once).items()}
+    return scores, {name: float(values[0, 0]) for name, values in each.items()}
+
+
+def detection_draws(
+    true: dict[str, list[Event]], found: dict[str, list[Found]], times: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The scores of `detection_scores` in each of R draws of the V videos (R,).
+
+    Args:
+        true: video -> its events, at least one in all.
+        found: video -> what was found; the same videos.
+        times: how often each video, in the order of `true`, was drawn (R, V).
+    """
+    mean = _mean_known(list(precision_draws(true, found, OVERLAPS, times).values()))  # (R, O)
+    scores = {f"map_{100 * overlap:.0f}": mean[:, i] for i, overlap in enumerate(OVERLAPS)}
+    scores["map"] = mean.mean(1)
+    return scores | piece_draws([(true[v], [e[:3] for e in found[v]]) for v in true], times)
+
+
+def detection_intervals(
+    true: dict[str, list[Event]],
+    found: dict[str, list[Found]],
+    kept: dict[str, Kept],
+    classes: list[str],
+) -> dict[str, tuple[float, float]]:
+    """95 % intervals over the videos of all scores and of "frame_map"; none of a single video.
+
+    Args:
+        true: video -> its events, at least one in all.
+        found: video -> what was found; the same videos.
+        kept: smoothed scores, in the order of `true`.
+        classes: names of the K classes.
+    """
+    if len(true) < 2:
+        return {}
+    times = np.stack(list(draws(np.arange(len(true)), seed=0)))
+    drawn = detection_draws(true, found, times)
+    drawn["frame_map"] = frame_draws(kept, true, classes, times)
+    low, high = interval(np.stack(list(drawn.values()), 1))
+    return {name: (float(low[i]), float(high[i])) for i, name in enumerate(drawn)}
+
+
+def _mean_known(values: list[np.ndarray]) -> np.ndarray:
+    """The mean of those that are numbers, place by place; no number where none is."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(0) / known.sum(0)

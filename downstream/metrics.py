@@ -3,7 +3,7 @@
 scikit-learn is imported where it is used: importing it takes as long as scoring.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -86,19 +86,27 @@ def bootstrap(
     Returns:
         the lower and the upper bounds, one a number.
     """
+    low, high = interval([statistic(times) for times in draws(groups, seed)])
+    return np.atleast_1d(low).tolist(), np.atleast_1d(high).tolist()
+
+
+def interval(drawn: list | np.ndarray) -> np.ndarray:
+    """Both ends of the 95 % percentile interval of numbers (R, ...) of R draws; NaN is left out."""
+    return np.nanpercentile(np.asarray(drawn, dtype=float), [2.5, 97.5], axis=0)
+
+
+def draws(groups: Sequence[str | None] | np.ndarray, seed: int) -> Iterator[np.ndarray]:
+    """How often each video (N,) is drawn, in each of the draws of `bootstrap`."""
     group = np.unique(np.asarray(groups), return_inverse=True)[1]
     sizes = np.bincount(group)
     starts, members = np.cumsum(sizes) - sizes, np.argsort(group, kind="stable")
     rng = np.random.default_rng(seed)
-    drawn = []
     for _ in range(RESAMPLES):
         chosen = rng.integers(len(sizes), size=len(sizes))
         each = np.repeat(sizes[chosen], sizes[chosen])
         within = (rng.random(len(each)) * each).astype(int)
         videos = members[np.repeat(starts[chosen], sizes[chosen]) + within]
-        drawn.append(statistic(np.bincount(videos, minlength=len(group)).astype(float)))
-    low, high = np.percentile(np.asarray(drawn), [2.5, 97.5], axis=0)
-    return np.atleast_1d(low).tolist(), np.atleast_1d(high).tolist()
+        yield np.bincount(videos, minlength=len(group)).astype(float)
 
 
 def bootstrap_intervals(
@@ -172,40 +180,78 @@ def detection_precision(
     Returns:
         of the classes that occur in `true`.
     """
-    return {
-        name: _average_precision(
-            {v: [e[1:] for e in events if e[0] == name] for v, events in true.items()},
-            [
-                (score, v, start, end)
-                for v, events in found.items()
-                for label, start, end, score in events
-                if label == name
-            ],
-            overlap,
+    once = np.ones((1, len(true)))
+    drawn = precision_draws(true, found, (overlap,), once)
+    return {name: float(values[0, 0]) for name, values in drawn.items()}
+
+
+def precision_draws(
+    true: dict[str, list[Event]],
+    found: dict[str, list[Found]],
+    overlaps: Sequence[float],
+    times: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """`detection_precision` at O overlaps in each of R draws of the videos.
+
+    Args:
+        true: video -> its events; V videos.
+        found: video -> what was found there; no other videos.
+        overlaps: the least intersections over union in time.
+        times: how often each video, in the order of `true`, was drawn (R, V).
+
+    Returns:
+        class -> (R, O), NaN where no event of the class was drawn.
+    """
+    place = {video: number for number, video in enumerate(true)}
+    drawn = {}
+    for name in sorted({event[0] for events in true.values() for event in events}):
+        known = {v: [e[1:] for e in events if e[0] == name] for v, events in true.items()}
+        ranked = sorted(
+            ((e[3], v, e[1], e[2]) for v, events in found.items() for e in events if e[0] == name),
+            key=lambda event: -event[0],
         )
-        for name in sorted({event[0] for events in true.values() for event in events})
-    }
+        owners = np.array([place[video] for _, video, *_ in ranked], dtype=int)
+        hits = np.array([_hits(known, ranked, overlap) for overlap in overlaps], dtype=float)
+        totals = times @ np.array([len(events) for events in known.values()])
+        size = max(1, 2**22 // max(1, hits.size))  # draws at once, for memory
+        parts = [slice(start, start + size) for start in range(0, len(times), size)]
+        drawn[name] = np.concatenate(
+            [_average_precision(hits, times[part][:, owners], totals[part]) for part in parts]
+        )
+    return drawn
 
 
-def _average_precision(
+def _average_precision(hits: np.ndarray, times: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """Average precision (R, O) of n ranked events.
+
+    Args:
+        hits: whether an event takes a true one at an overlap (O, n).
+        times: how often its video was drawn (R, n).
+        totals: how many true events were drawn (R,).
+    """
+    caught = times[:, None] * hits
+    precision = caught.cumsum(-1) / np.maximum(times.cumsum(-1), 1)[:, None]
+    envelope = np.maximum.accumulate(precision[..., ::-1], -1)[..., ::-1]
+    with np.errstate(invalid="ignore"):  # none was drawn: not a number
+        return (caught * envelope).sum(-1) / totals[:, None]
+
+
+def _hits(
     true: dict[str, list[tuple[float, float]]],
     found: list[tuple[float, str, float, float]],
     overlap: float,
-) -> float:
-    total = sum(map(len, true.values()))
+) -> list[bool]:
+    """Whether each event (score, video, start, end) takes a true one, those of its video."""
     taken: set[tuple[str, int]] = set()
     hits = []
-    for _, video, start, end in sorted(found, key=lambda event: -event[0]):
+    for _, video, start, end in found:
         overlaps = [
             (max(min(end, b) - max(start, a), 0) / max(max(end, b) - min(start, a), 1e-12), i)
-            for i, (a, b) in enumerate(true.get(video, ()))
+            for i, (a, b) in enumerate(true[video])
             if (video, i) not in taken
         ]
         best, place = max(overlaps, default=(-1.0, -1))
         hits.append(best >= overlap)
         if hits[-1]:
             taken.add((video, place))
-    caught = np.cumsum(hits) if hits else np.zeros(0)
-    precision, recall = caught / np.arange(1, len(caught) + 1), caught / total
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float((np.diff(recall, prepend=0) * envelope).sum())
+    return hits

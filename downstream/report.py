@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from downstream.results import RECIPES, Metric, Predictions, Results
 from pretrain.folders import writing
 from pretrain.log import blank_figure, optional_figure, write_json
 from pretrain.names import for_csv, for_figure, for_markdown, for_screen, for_title
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 WORDS = {
     "top1": "top-1",
@@ -346,6 +350,28 @@ def contact_sheet_figure(
     figure.savefig(path, dpi=110)
 
 
+def _time_axis(axis: "Axes", seconds: float) -> None:
+    """Let the horizontal axis be a time from 0 to `seconds`: in seconds, minutes or hours."""
+    steps = [n * 10**k for k in range(-3, 1) for n in (1, 2, 5)]
+    steps += [10, 15, 30, *(60 * n for n in (1, 2, 5, 10, 15, 30))]
+    steps += [3600 * n * 10**k for k in range(5) for n in (1, 2, 5)]
+    step = next(step for step in steps if seconds <= 10 * step or step is steps[-1])
+    places = np.arange(0, seconds + step / 1000, step)
+
+    def clock(place: float) -> str:
+        minutes, rest = divmod(round(place), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02d}:{rest:02d}" if seconds >= 3600 else f"{minutes}:{rest:02d}"
+
+    axis.set_xlim(0, seconds)
+    axis.set_xticks(places, [clock(p) if seconds > 120 else f"{p:g}" for p in places])
+
+
+def _time_unit(seconds: float) -> str:
+    """What the numbers of `_time_axis` are."""
+    return "seconds" if seconds <= 120 else "minutes" if seconds < 3600 else "hours"
+
+
 @optional_figure
 def timeline_figure(
     path: Path, rows: list[tuple[str, list[dict]]], classes: list[str], title: str, most: int = 24
@@ -380,7 +406,9 @@ def timeline_figure(
     names = [for_figure(Path(name).name, 32) for name, _ in shown]
     axes.set_yticks(range(len(shown)), names, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel("seconds")
+    longest = max(part["end"] for _, parts in shown for part in parts)
+    _time_axis(axes, longest)
+    axes.set_xlabel(_time_unit(longest))
     axes.set_title(for_title(title, 7), fontsize=10)
     handles = [Patch(color=colour[c], label=for_figure(c, 40)) for c in present]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8)
@@ -390,7 +418,7 @@ def timeline_figure(
 @optional_figure
 def events_figure(
     path: Path,
-    rows: list[tuple[str, list[tuple], list[tuple] | None]],
+    rows: list[tuple[str, float, list[tuple], list[tuple] | None]],
     title: str,
     most: int = 6,
     lanes: int = 16,
@@ -399,13 +427,14 @@ def events_figure(
 
     Args:
         path: the .png to write.
-        rows: name of a video, (label, start, end, score) of what was found, (label, start, end) of
-            what is true or None.
+        rows: name of a video, its seconds, (label, start, end, score) of what was found, (label,
+            start, end) of what is true or None.
         title: above it.
         most: videos drawn; the title says how many were left out.
         lanes: labels drawn of a video, those that take most of its time.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import to_rgba
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
@@ -413,7 +442,7 @@ def events_figure(
     if len(rows) > most:
         title += f" ({len(rows) - most} more videos not drawn)"
     chosen, dropped = [], 0
-    for _, found, true in shown:
+    for *_, found, true in shown:
         time: dict[str, float] = {}
         for event in [*found, *(true or [])]:
             time[event[0]] = time.get(event[0], 0.0) + event[2] - event[1]
@@ -427,21 +456,26 @@ def events_figure(
     figure = Figure(figsize=(11, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axis, names, (video, found, true) in zip(axes, chosen, shown, strict=True):
+    for axis, names, (video, seconds, found, true) in zip(axes, chosen, shown, strict=True):
         for lane, label in enumerate(names):
-            for _, start, end, score in (e for e in found if e[0] == label):
-                axis.barh(lane - 0.18, end - start, left=start, height=0.34, color="C0",
-                          alpha=0.25 + 0.75 * min(max(score, 0), 1))  # fmt: skip
-            for _, start, end in (e for e in true or [] if e[0] == label):
-                axis.barh(lane + 0.2, end - start, left=start, height=0.2, color="0.35")
+            ours = [e for e in found if e[0] == label]
+            colours = [to_rgba("C0", 0.25 + 0.75 * min(max(e[3], 0), 1)) for e in ours]
+            # With an edge, so that a second is seen in an hour.
+            axis.broken_barh([(e[1], e[2] - e[1]) for e in ours], (lane - 0.35, 0.34),
+                             facecolors=colours, edgecolors=colours, linewidth=0.5)  # fmt: skip
+            theirs = [(e[1], e[2] - e[1]) for e in true or [] if e[0] == label]
+            axis.broken_barh(theirs, (lane + 0.1, 0.2), facecolors="0.35", edgecolors="0.35",
+                             linewidth=0.5)  # fmt: skip
         axis.set_yticks(range(len(names)), [for_figure(n, 32) for n in names], fontsize=8)
         axis.set_ylim(len(names) - 0.4, -0.6)
-        axis.set_xlim(left=0)
+        _time_axis(axis, seconds)
+        axis.set_xlabel(_time_unit(seconds), fontsize=8, loc="right", labelpad=0)
+        axis.tick_params(axis="x", labelsize=8)
         axis.grid(axis="x", linewidth=0.4)
+        axis.set_axisbelow(True)
         axis.set_title(for_figure(Path(video).name, 60), fontsize=8, loc="left")
-    axes[-1].set_xlabel("seconds")
     handles = [Patch(color="C0", label="found, the darker the higher its score")]
-    if any(true is not None for _, _, true in shown):
+    if any(true is not None for *_, true in shown):
         handles.append(Patch(color="0.35", label="true"))
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
     figure.suptitle(for_title(title, 11), fontsize=10)

@@ -231,7 +231,8 @@ def segment_scores(sequences: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, 
         "edit", the mean over videos, and "f1_10", "f1_25", "f1_50", of all segments together.
     """
     edit = [edit_score(*pair) for pair in sequences]
-    return _summary(edit, lambda overlap: [segment_hits(*pair, overlap) for pair in sequences])
+    hits = lambda overlap: [segment_hits(*pair, overlap) for pair in sequences]
+    return _of_one(_summary(edit, hits, np.ones((1, len(sequences)))))
 
 
 def piece_scores(videos: Sequence[tuple[Pieces, Pieces]]) -> dict[str, float]:
@@ -239,16 +240,33 @@ def piece_scores(videos: Sequence[tuple[Pieces, Pieces]]) -> dict[str, float]:
 
     For the edit score they are in order of their starts.
     """
+    return _of_one(piece_draws(videos, np.ones((1, len(videos)))))
+
+
+def piece_draws(
+    videos: Sequence[tuple[Pieces, Pieces]], times: np.ndarray
+) -> dict[str, np.ndarray]:
+    """`piece_scores` in each of R draws of the V videos (R,).
+
+    Args:
+        videos: the true and found pieces of each.
+        times: how often each was drawn (R, V).
+    """
     order = lambda pieces: [p[0] for p in sorted(pieces, key=lambda p: (p[1], p[2], str(p[0])))]
     edit = [order_score(order(found), order(true)) for true, found in videos]
-    return _summary(edit, lambda overlap: [piece_hits(*pair, overlap) for pair in videos])
+    return _summary(edit, lambda overlap: [piece_hits(*pair, overlap) for pair in videos], times)
 
 
 def _summary(
-    edit: list[float], hits: Callable[[float], list[tuple[int, int, int]]]
-) -> dict[str, float]:
-    scores = {"edit": float(np.mean(edit))}
+    edit: list[float], hits: Callable[[float], list[tuple[int, int, int]]], times: np.ndarray
+) -> dict[str, np.ndarray]:
+    scores = {"edit": times @ np.array(edit) / times.sum(1)}
     for overlap in OVERLAPS:
-        found, invented, missed = np.sum(hits(overlap), axis=0).tolist()
-        scores[f"f1_{overlap * 100:.0f}"] = 2 * found / max(2 * found + invented + missed, 1)
+        found, invented, missed = (times @ np.array(hits(overlap))).T
+        most = np.maximum(2 * found + invented + missed, 1)
+        scores[f"f1_{overlap * 100:.0f}"] = 2 * found / most
     return scores
+
+
+def _of_one(draws: dict[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(values[0]) for name, values in draws.items()}

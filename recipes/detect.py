@@ -37,6 +37,7 @@ from downstream.events import (
     Kept,
     Truth,
     choose_thresholds,
+    detection_intervals,
     detection_scores,
     find_truth,
     frame_precision,
@@ -45,10 +46,10 @@ from downstream.events import (
     read_truth,
     truth_of_segments,
 )
-from downstream.metrics import Event, Found
+from downstream.metrics import RESAMPLES, Event, Found
 from downstream.models import choose_sampling, load_classifier, load_video_text
 from downstream.report import events_figure, print_results, write_csv, write_results
-from downstream.results import Data, Metric, Results, build_results, describe_model, versions
+from downstream.results import FEW, Data, Metric, Results, build_results, describe_model, versions
 from downstream.zero_shot import embed_texts
 from pretrain.data.methods import pose_weights
 from pretrain.device import autocast_dtype
@@ -235,13 +236,19 @@ def measure(
 ) -> Results:  # fmt: skip
     """The numbers of the tested videos of which the truth is known."""
     scorer, num = detection.scorer, sum(map(len, true.values()))
-    scores, each = detection_scores(true, {v: found[v] for v in true})
+    found, kept = {v: found[v] for v in true}, {v: kept[v] for v in true}
+    scores, each = detection_scores(true, found)
     of_frames = frame_precision(kept, true, detection.names)
     frames = sum(k.rows for k in kept.values())
+    ends = detection_intervals(true, found, kept, detection.names)
+    if ends and len(true) < FEW:
+        notes.append(f"the 95 % intervals are rough: they rest on {len(true)} videos only")
     order = ["map_50", "map", *(f"map_{100 * o:.0f}" for o in OVERLAPS if o != 0.5)]
-    metrics = {name: Metric(scores[name], num, of="events") for name in order}
-    metrics["frame_map"] = Metric(float(np.mean(list(of_frames.values()))), frames, of="frames")
-    metrics |= {n: Metric(v, num, of="events") for n, v in scores.items() if n not in metrics}
+    of_events = lambda name: Metric(scores[name], num, ends.get(name), of="events")
+    metrics = {name: of_events(name) for name in order}
+    mean = float(np.mean(list(of_frames.values())))
+    metrics["frame_map"] = Metric(mean, frames, ends.get("frame_map"), of="frames")
+    metrics |= {name: of_events(name) for name in scores if name not in metrics}
     digest = hashlib.sha256(json.dumps(sorted(true.items())).encode()).hexdigest()
     data = Data(
         ", ".join(config.video),
@@ -261,6 +268,10 @@ def measure(
             "frames": spec.frames, "stride": spec.stride, "size": spec.size, "hop": scorer.hop,
             "smooth_seconds": config.smooth, "shortest_seconds": config.shortest,
             "pooling": "mean over the windows that show a frame",
+        },
+        "interval": {
+            "kind": "95 % percentile bootstrap", "resamples": RESAMPLES, "resampled": "videos",
+            "groups": len(true),
         },
         "average_precision_at_50": each,
         "average_precision_of_frames": of_frames,
@@ -379,7 +390,7 @@ def main(config: Config) -> dict:
     print(f"\n{total} events in {len(found)} videos, thresholds {chosen}")
     for video, reason in refused.items():
         print(f"refused {for_screen(video)}: {for_screen(reason)}")
-    rows = [(v, events, measured.get(v)) for v, events in found.items()]
+    rows = [(v, detection.seconds[v], events, measured.get(v)) for v, events in found.items()]
     title = f"events in {len(found)} videos, by {config.backbone}"
     picture = events_figure(out / "timeline.png", rows, title)
     names_of = {"events": out / "events.csv", "as ActivityNet has them": out / "events.json"}

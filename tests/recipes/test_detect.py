@@ -171,6 +171,7 @@ def test_truth_from_a_file(films, colours, tmp_path):
     main(given)
     first = read_results(tmp_path / "csv")
     assert first.value("map") == first.value("map_70") == first.value("f1_50") == 1
+    assert first.metrics["map_50"].interval == (1, 1) == first.metrics["frame_map"].interval
     assert first.metrics["map_50"].n == 5 and first.metrics["map_50"].of == "events"
     database = {
         name.removesuffix(".mp4"): {

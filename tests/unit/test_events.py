@@ -14,13 +14,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from downstream.events import (
     Kept,
     choose_thresholds,
     cut,
+    detection_draws,
     detection_scores,
     find_truth,
+    frame_draws,
     frame_precision,
     frames_of,
     named_alike,
@@ -394,6 +397,22 @@ def test_precision_of_events_is_activitynets():
         assert detection_precision(TRUE, FOUND, overlap) == pytest.approx(values, abs=1e-6)
 
 
+def test_draws_of_videos_have_the_numbers_of_these_videos():
+    rng = np.random.default_rng(0)
+    scores = {v: kept(rng.random((100, 2)).astype(np.float32)) for v in TRUE}
+    times = np.array([[1, 1, 1], [2, 0, 1], [0, 3, 0], [0, 0, 3]])
+    drawn = detection_draws(TRUE, FOUND, times)
+    of_frames = frame_draws(scores, TRUE, ["a", "b"], times)
+    for i, row in enumerate(times[:3]):
+        names = [f"{v}{n}" for v, count in zip(TRUE, row, strict=True) for n in range(count)]
+        true, found, again = ({n: each[n[0]] for n in names} for each in (TRUE, FOUND, scores))
+        expected, _ = detection_scores(true, found)
+        assert {name: values[i] for name, values in drawn.items()} == pytest.approx(expected)
+        exact = frame_precision(again, true, ["a", "b"])
+        assert of_frames[i] == pytest.approx(np.mean(list(exact.values())), abs=0.005)
+    assert np.isnan([drawn["map"][3], of_frames[3]]).all()  # nothing happens in this video
+
+
 def test_numbers_of_perfect_and_of_no_events():
     perfect = {v: [(*e, 0.5) for e in events] for v, events in TRUE.items()}
     scores, each = detection_scores(TRUE, perfect)
@@ -444,12 +463,28 @@ def test_thresholds_are_those_that_find_most():
         choose_thresholds({"v": kept(scores)}, {"v": []}, ["a", "b", "c"], 0)
 
 
+@pytest.mark.parametrize("seconds", [0.5, 10, 100, 4e3, 1e6])
+def test_the_figure_ends_with_the_video(tmp_path, seconds):
+    widths = []
+    for end in (seconds / 2, seconds):
+        path = tmp_path / "events.png"
+        events_figure(path, [("v", seconds, [("a", 0.0, end, 1.0)], None)], "title")
+        red, _, blue = np.asarray(Image.open(path).convert("RGB"), int).transpose(2, 0, 1)
+        bar = (blue - red > 100).sum(1).max()  # the longest line of blue pixels
+        widths.append(bar)
+    assert widths[0] / widths[1] == pytest.approx(0.5, abs=0.02)
+
+
 def test_figures_are_drawn_whatever_there_is(tmp_path):
     odd = ["$x_1$", "=a|b", "\x1b[2J", "walk" * 30]
     found = [(name, i, i + 1.5, 0.5) for i, name in enumerate(odd)]
-    rows = [("a.mp4", found, [(odd[0], 0.0, 1.0)]), ("none.mp4", [], None), ("b$.mp4", [], [])]
+    rows = [
+        ("a.mp4", 9.0, found, [(odd[0], 0.0, 1.0)]),
+        ("none.mp4", 0.04, [], None),
+        ("b$.mp4", 3600.0, [], []),
+    ]
     many = [(f"c{i}", 0.0, 1.0, 2.0) for i in range(40)]
-    for i, shown in enumerate((rows, rows * 4, [("many", many, None)])):
+    for i, shown in enumerate((rows, rows * 4, [("many", 1e7, many, None)])):
         events_figure(tmp_path / f"events{i}.png", shown, "a $title")
     lines = [
         Line(("a",), "", np.eye(3), 0.5, (0.4, 0.6), 0.5),
