@@ -17,7 +17,7 @@ from pretrain.interop.openclip import STD as CLIP_STD
 from pretrain.interop.openclip import Pair, is_trained, load_open_clip
 from pretrain.interop.videomae import import_videomae
 from pretrain.names import did_you_mean
-from pretrain.settings import Form
+from pretrain.settings import JOINTS, Form, JointForm
 from pretrain.spec import Backbone, Selective
 from pretrain.text import HuggingFaceText, OpenClipText, TextTower, fresh_text
 from pretrain.vit import SIZES, VITS, VideoTransformer
@@ -91,7 +91,7 @@ def weights_to_start_from(name: str) -> nn.Module:
 
 def video_tower(
     model: str, small: bool, form: Form, frames: int | None, stride: int, size: int, pool: str,
-    pixels: str, pair: Pair | None = None, skeleton: str | None = None,
+    pixels: str, pair: Pair | None = None, joints: JointForm = JOINTS,
 ) -> nn.Module:  # fmt: skip
     """A fresh video tower, or that of an open_clip pair.
 
@@ -106,7 +106,7 @@ def video_tower(
         pool: of an image tower's frames, see `FrameNetwork`.
         pixels: of an open_clip tower, see `Pair.network`.
         pair: of open_clip.
-        skeleton: of `MODELS` that take joints; None: theirs.
+        joints: of `MODELS` that take joints.
 
     Raises:
         ValueError: there is no such tower, or it cannot be built so.
@@ -116,8 +116,7 @@ def video_tower(
     if model in MODELS:
         changes: dict[str, Any] = {"stride": stride, "size": size}
         changes |= {"frames": frames} if frames else {}
-        changes |= {"skeleton": skeleton} if skeleton else {}
-        tower = build_model(model, small=small, **changes)
+        tower = build_model(model, small=small, **changes, **joints.given())
         assert isinstance(tower, Backbone) and isinstance(tower, nn.Module)
         return tower
     if pair:
@@ -161,11 +160,11 @@ def idle_flags(
     """
     if backbone:
         clip = ("frames", "stride", "sampling", "size", "pixels")
-        names = ("model", "skeleton", "pool", *clip, *FORM)
+        names = ("model", "pool", *clip, *FORM, *vars(JOINTS))
         return dict.fromkeys(names, f"with --backbone {backbone}, which has its own")
     why = f"with --model {model}"
     if model in VITS:
-        return dict.fromkeys(("pool", "small", "pixels", "skeleton"), why)
+        return dict.fromkeys(("pool", "small", "pixels", *vars(JOINTS)), why)
     if model in MODELS:
         idle = {"pool", "drop_tokens", "pixels", *FORM} - {"small"}
         fixed = FIXED_FRAMES.get(model)
@@ -175,13 +174,13 @@ def idle_flags(
         if "skeleton" in signature(build).parameters:  # of poses alone
             idle |= {"colour", "jitter", "grey"}
         elif not parts_of(build):
-            idle |= {"skeleton"}
+            idle |= vars(JOINTS).keys()
         return dict.fromkeys(idle, why)
     if model.startswith("frames:"):
-        return dict.fromkeys({"pixels", "skeleton", *FORM} - {"depth", "patch"}, why)
+        return dict.fromkeys({"pixels", *FORM, *vars(JOINTS)} - {"depth", "patch"}, why)
     if not model.startswith(OPEN_CLIP):
         return {}  # there is no such model
-    own = dict.fromkeys(("size", "skeleton", *FORM), f"{why}, which has its own")
+    own = dict.fromkeys(("size", *FORM, *vars(JOINTS)), f"{why}, which has its own")
     if text_model_name(model, backbone, text_model) == model and is_trained(model):
         own["dim"] = f"{why}, whose two towers share a space already"
     return own
@@ -190,7 +189,7 @@ def idle_flags(
 def build_pair(
     model: str, backbone: str | None, small: bool, form: Form, frames: int | None, stride: int,
     size: int, pool: str, pixels: str, drop_tokens: float, text_model: str | None, dim: int,
-    loss: str, skeleton: str | None = None,
+    loss: str, joints: JointForm = JOINTS,
 ) -> VideoText:  # fmt: skip
     """The two towers, fresh or with the weights that they name.
 
@@ -209,7 +208,7 @@ def build_pair(
             `text_model_name`.
         dim: width of the joint space, where the towers do not share one.
         loss: see `VideoText`.
-        skeleton: see `video_tower`.
+        joints: see `video_tower`.
 
     Raises:
         ValueError: there is no such tower, it cannot be loaded, or cannot drop tokens.
@@ -225,8 +224,7 @@ def build_pair(
     video: Any = load_backbone(backbone) if backbone else None
     if not backbone:
         video = video_tower(
-            model, small, form, frames, stride, size, pool, pixels, pairs.get(model),
-            skeleton,
+            model, small, form, frames, stride, size, pool, pixels, pairs.get(model), joints,
         )  # fmt: skip
     if drop_tokens and not isinstance(video, Selective):
         if not hasattr(video, "drop_tokens"):

@@ -49,12 +49,6 @@ class Changes:
     """Height and width of a clip, pixels."""
     width: Positive | None = None
     """Factor on the channels of c3d, i3d and stgcn."""
-    skeleton: str | None = None
-    """Of a network of joints: a name of pretrain/data/poses.py, such as kinect25 or coco17."""
-    coordinates: OptionalCount = None
-    """Likewise: 2 (pixels) or 3 (metres) of a joint."""
-    people: OptionalCount = None
-    """Likewise: in a frame."""
     subtract_mean: bool | None = None
     """True: subtract each clip's mean frame, which removes static backgrounds."""
 
@@ -101,15 +95,16 @@ def start_from(
     return backbone
 
 
-def record_method(backbone: nn.Module, index: dict[str, Any]) -> None:
+def record_method(backbone: nn.Module, *indices: dict[str, Any]) -> None:
     """Let a backbone refuse flow of another method than the one it learns from, in place.
 
     Args:
         backbone: with the backbones that it is made of; those that take no flow are left alone, and
             so are those that name a method already.
-        index: of the training data; of flow by several methods none is recorded.
+        indices: of the training data's packs; of flow by several methods none is recorded.
     """
-    methods = index.get("streams", {}).get("flow", {}).get("methods", {})
+    flows = [index.get("streams", {}).get("flow", {}) for index in indices]
+    methods = {method for flow in flows for method in flow.get("methods", {})}
     (method,) = methods if len(methods) == 1 else ("",)
     for part in backbone.modules():
         if not isinstance(part, Backbone) or "flow" not in part.input_spec.pictures:

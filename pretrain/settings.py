@@ -6,7 +6,7 @@ transformer. A configuration holds them as groups whose flags have no prefix:
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -75,6 +75,22 @@ class Form:
 
 
 @dataclass(frozen=True)
+class JointForm:
+    """Which joints a network takes; None: as its family has them."""
+
+    skeleton: str | None = None
+    """Of a network of joints: a name of pretrain/data/poses.py, such as kinect25 or coco17."""
+    coordinates: OptionalCount = None
+    """Likewise: 2 (pixels) or 3 (metres) of a joint."""
+    people: OptionalCount = None
+    """Likewise: in a frame."""
+
+    def given(self) -> dict[str, Any]:
+        """Those that were given, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
 class Optimisation:
     """The schedule and the optimizer of pretraining; what is published of VideoMAE unless given."""
 
@@ -108,7 +124,8 @@ class Optimisation:
 
 
 FormFlags = Annotated[Form, tyro.conf.arg(name="")]
+JointFlags = Annotated[JointForm, tyro.conf.arg(name="")]
 OptimFlags = Annotated[Optimisation, tyro.conf.arg(name="")]
 MachineFlags = Annotated[Machine, tyro.conf.arg(name="")]
 RunFlags = Annotated[RunSettings, tyro.conf.arg(name="")]
-MACHINE, RUN, FORM, OPTIM = Machine(), RunSettings(), Form(), Optimisation()
+MACHINE, RUN, FORM, JOINTS, OPTIM = Machine(), RunSettings(), Form(), JointForm(), Optimisation()

@@ -26,6 +26,7 @@ import tyro
 
 from downstream import monitor, pairs
 from downstream.encoders import build_pair, idle_flags, text_model_name
+from downstream.finetune import record_method
 from pretrain import backbones, flags, log, settings
 from pretrain.clip import VideoText, backward_classes, backward_step, contrast, has_batch_norm
 from pretrain.data import shards
@@ -69,8 +70,7 @@ class Config:
     model: str = "vit_ti"
     """The video tower: vit_xs to vit_h; frames:vit_xs to frames:vit_h, an image ViT on frames;
     open_clip:MODEL/WEIGHTS; or a name of python -m downstream.models, such as i3d or lstm."""
-    skeleton: str | None = None
-    """Of a network of joints, stgcn or skeleton_lstm: a name of pretrain/data/poses.py."""
+    joints: settings.JointFlags = settings.JOINTS
     small: bool = False
     """Of such a name: the small network, for minutes on a CPU, instead of the paper's."""
     backbone: str | None = None
@@ -124,8 +124,7 @@ class Config:
     # Running
     optim: settings.OptimFlags = PUBLISHED
     schedule: Literal["cosine", "counting"] = "cosine"
-    """cosine: from the peak, after the warm-up; counting: it counted while that lasted (timm's,
-    ViFi-CLIP's)."""
+    """cosine: from the peak, after the warm-up; counting: it counted meanwhile (ViFi-CLIP's)."""
     seed: flags.Seed = 0
     """Of weights, order, crops, captions and dropped tokens."""
     val_every: flags.OptionalWhole = None
@@ -247,7 +246,7 @@ def build_model(cfg: Config) -> VideoText:
     stride = 0 if cfg.sampling == "uniform" else cfg.stride
     return build_pair(
         cfg.model, cfg.backbone, cfg.small, cfg.form, cfg.frames, stride, cfg.size, cfg.pool,
-        cfg.pixels, cfg.drop_tokens, cfg.text_model, cfg.dim, cfg.loss, cfg.skeleton,
+        cfg.pixels, cfg.drop_tokens, cfg.text_model, cfg.dim, cfg.loss, cfg.joints,
     )  # fmt: skip
 
 
@@ -304,15 +303,16 @@ def main(cfg: Config) -> dict:
     cfg = flags.settle(cfg, unused(cfg), PRESETS.get(cfg.preset))
     # ---- model and folder: what contradicts is refused before hours of packing
     model, optim = build_model(cfg), cfg.optim
-    spec = model.video.input_spec
     texts = pairs.Texts(cfg.text, cfg.templates, cfg.positives)
     refuse_early(cfg, texts, model)
     folder = Path(cfg.out or f"runs/clip-{cfg.preset}")
     try_run(folder, cfg, {"val_every"})
 
     # ---- data: before the process group exists, which does not wait so long
-    side, say = packing_side(spec.size), is_first()
+    side, say = packing_side(model.video.input_spec.size), is_first()
     packs = open_all(cfg.data, side, say, cfg.machine.cache_gib)
+    record_method(model.video, *(pack.index for pack in packs))
+    spec = model.video.input_spec
     chosen = pairs.clips_with_text(texts, cfg.data, packs, cfg.split, spec, say)
     prompts = pairs.class_prompts(texts, cfg.data, packs, chosen) if cfg.loss == "classes" else {}
     per_source = [len(ids) for ids in chosen]

@@ -45,7 +45,7 @@ from pretrain.folders import claim, holds_nothing
 from pretrain.log import cli, config_differences, write_json
 from pretrain.names import file_name, for_screen
 from pretrain.processes import start_evaluation
-from pretrain.settings import MACHINE, MachineFlags, RunSettings
+from pretrain.settings import MACHINE, JointForm, MachineFlags, RunSettings
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Entry:
 # all models.
 OF_RUNS = dict.fromkeys(
     (
-        *(field.name for group in (Changes, Given, RunSettings) for field in fields(group)),
+        *(f.name for group in (Changes, JointForm, Given, RunSettings) for f in fields(group)),
         "weights", "stride", "freeze", "per_frame", "val", "shots", "val_every", "leave_one_out",
         "time_segments", "classifier", "attentive",
     ),

@@ -10,8 +10,7 @@
 The first word chooses a preset: `tiny` (small inputs and networks, minutes on a CPU), a published
 recipe (every value's source is in `downstream/training.py`), or `paper`, the first published one
 that fits the backbone. Flags change single values; those that are not given are the preset's, and
-the table at the start shows what everything came to. `python -m downstream.models` lists the
-models. Starting the same command again continues an interrupted run.
+the table at the start shows what everything came to. The same command continues an interrupted run.
 
 The test split, or one person's videos (--leave-out), is scored once, at the end, in several views
 of every clip whose probabilities are averaged. Where the data have a split "val" (or --val hold-out
@@ -70,7 +69,7 @@ from pretrain.names import file_name, for_screen, for_shell
 from pretrain.optim import set_rate, update
 from pretrain.processes import asked_processes, is_first, loader_workers, start_accelerator
 from pretrain.run import try_run
-from pretrain.settings import MACHINE, RUN, MachineFlags, RunFlags
+from pretrain.settings import JOINTS, MACHINE, RUN, JointFlags, MachineFlags, RunFlags
 from pretrain.spec import Backbone
 
 
@@ -91,6 +90,7 @@ class Config:
     stride: OptionalCount = None
     """Source frames between two sampled ones."""
     changes: ChangesFlags = CHANGES
+    joints: JointFlags = JOINTS
     freeze: bool = False
     """Train the classifier and, in frame families, what follows the 2-D network; not the rest."""
     per_frame: bool = False
@@ -187,8 +187,8 @@ def unused(cfg: Config) -> dict[str, str]:
 def build_backbone(cfg: Config) -> nn.Module:
     """The backbone of a configuration, fresh from its seed or with the weights it names."""
     torch.manual_seed(cfg.seed)
-    small = cfg.preset == "tiny"
-    return start_from(cfg.model, cfg.backbone, cfg.weights or "", small, cfg.changes.given())
+    small, changes = cfg.preset == "tiny", cfg.changes.given() | cfg.joints.given()
+    return start_from(cfg.model, cfg.backbone, cfg.weights or "", small, changes)
 
 
 # ---------------------------------------------------------------------------------------- the step

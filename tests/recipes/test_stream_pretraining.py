@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from downstream.finetune import record_method
 from downstream.models import load_backbone, load_video_text
 from pretrain.data.pack import pack
 from pretrain.data.shards import Pack, TrainClips
@@ -325,6 +326,33 @@ def test_joints_are_refused_where_there_are_none_or_others(packed, captioned_pac
     with pytest.raises(ValueError, match="pixels"):
         clip.main(contrast(packed, tmp_path / "mixed", model="stgcn", **mixed))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tower_of_joints_in_pixels_and_of_two_people(packed, tmp_path):
+    changes = {"model": "skeleton_lstm", "coordinates": 2, "people": 2, "steps": 1}
+    clip.main(contrast(packed, tmp_path / "run", **changes))
+    joints = load_video_text(str(tmp_path / "run" / "backbone")).video.input_spec.streams["pose"]
+    assert (joints.coordinates, joints.people) == (2, 2)
+    for name in ("skeleton", "coordinates", "people"):
+        value = "coco17" if name == "skeleton" else 2
+        for model in ("i3d", "vit_xs"):
+            assert name in clip.unused(
+                contrast("synthetic", tmp_path, model=model, **{name: value})
+            )
+    with pytest.raises(ValueError, match="2 or 3 coordinates"):
+        clip.build_model(contrast(packed, tmp_path, model="stgcn", coordinates=4))
+
+
+def test_a_tower_of_flow_refuses_flow_of_another_method(packed, tmp_path):
+    ((method, _),) = Pack(packed).index["streams"]["flow"]["methods"].items()
+    flow = {"model": "i3d_flow", "size": 32, "steps": 1}
+    clip.main(contrast(packed, tmp_path / "run", **flow))
+    exported = str(tmp_path / "run" / "backbone")
+    assert load_video_text(exported).video.input_spec.streams["flow"].method == method
+    # Of data by two methods none is recorded.
+    backbone = clip.build_model(contrast(packed, tmp_path, **flow)).video
+    record_method(backbone, *({"streams": {"flow": {"methods": {m: 1}}}} for m in "ab"))
+    assert not backbone.input_spec.streams["flow"].method
 
 
 def test_flags_of_colours_and_joints_without_effect(tmp_path):
