@@ -402,10 +402,11 @@ class StepLoss:
         with self.accelerator.autocast():
             logits = model(clip)
         loss, mass = soft_cross_entropy(logits, targets, self.weights)
-        # What a paper adds to the loss of its network, a mean over the clips.
-        added = getattr(self.accelerator.unwrap_model(model).backbone, "regulariser", None)
-        if added is not None:
-            loss = loss + added * mass
+        # What a paper adds to the loss of its network, a mean over the clips; the network may be a
+        # part of another.
+        for part in self.accelerator.unwrap_model(model).modules():
+            if (added := getattr(part, "regulariser", None)) is not None:
+                loss = loss + added * mass
         known = targets.sum(-1) > 0
         hits = (logits.argmax(-1) == targets.argmax(-1)) & known
         return [loss, mass, hits.sum().float(), known.sum().float()]

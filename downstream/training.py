@@ -453,8 +453,11 @@ TRAINING = {
         epochs=30, batch_size=200, optimizer="adamw", base_lr=6.4e-3, drops=(), weight_decay=0.0,
         clip_grad=1.0, dropout=0.5, scales=(1.0,), flip=False, num_clips=1,
     ),
-    # Das et al. 2019, section 5: both networks trained before (--parts I3D_RUN/backbone
-    # LSTM_RUN/backbone), then together: Adam, 1e-3, batches of 16. Epochs and dropout are ours.
+    # Das et al. 2019: both networks trained before (--parts I3D_RUN/backbone LSTM_RUN/backbone),
+    # then together: Adam at 1e-3, as in lstm_train_attention.py of their srijandas07/P-I3D and, in
+    # a comment, in DAIGroup/separable_STA, which itself takes 1e-5; 30 epochs and a dropout of .5
+    # as in their own code of this network, which has SGD, momentum .9, .01, and batches of 4.
+    # Batches of 16 are ours.
     "sta_smarthome": Published(
         about="pose-driven attention on Toyota Smarthome: give --parts of trained networks",
         fits=("pose_attention",),

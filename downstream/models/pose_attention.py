@@ -25,17 +25,29 @@ class PoseAttention(nn.Module):
         beta = softmax(V_t tanh(W_t h + b_t) + c_t), over the t times;
 
     g alpha and g beta are averaged over the grid, each in a branch of its own, and put side by
-    side. As in the authors' code V and c start at zero: every place at a half, every time alike.
+    side. Trained in stages: the network of poses on the classes, the video network on the classes,
+    then all of it, with the regulariser below, the network of poses as it is (`freeze_pose`).
 
-    Trained in stages: the network of poses on the classes, the video network on the classes, then
-    all with the regulariser below, the network of poses as it is (in their code; `freeze_pose`).
+    Sources. The authors' code, in Keras (attention of 49 and 8 over I3D's Mixed_5c): the equations
+    with Z = 256, V and c that start at zero (every place at a half, every time alike), a frozen
+    LSTM. Its I3D is trained on. The re-implementation of Climent-Perez & Florez-Revuelta 2021
+    (Sensors 21(3), 1005; DAIGroup/separable_STA): the same, and the paper's regulariser; the
+    authors' own code has none in this network (its 1e-5 (1 - sum)^2 is unused). We differ:
+
+    - The mean is over all times. Both codes average over pairs of neighbouring times, so that the
+      first and the last count half, and classify each pair; the authors' classifier then weighs
+      pairs by class, the other takes the mean of their logits.
+    - Dropout is behind the means alone (`Classifier`). In Keras the frozen LSTM's own, 0.5 on h,
+      stays on in the authors' training.
+    - The regulariser is the mean over clips. There alpha's norm is that of the whole batch, and
+      beta's term the batch's sum.
 
     Args:
         video: a backbone of pixels with a grid; I3D as published.
         pose: a backbone of joints; the stacked LSTM as published.
         hidden: Z, 256 as published.
         freeze_pose: whether the network of poses stays as it was trained.
-        space: factor of the regulariser of alpha, 1e-5 as published.
+        space: factor of the regulariser of alpha, 1e-5 as re-implemented.
         time: likewise of beta.
         stride: source frames between two sampled ones, 0: a frame of each equal part; None: those
             of the longer one.
@@ -100,11 +112,13 @@ class PoseAttention(nn.Module):
     def forward_features(self, clip: Any) -> Tensor:
         """Features weighed by place, and by time, side by side.
 
-        Leaves in `regulariser` what the paper adds to the loss, the mean over the clips of
+        Leaves in `regulariser` what the paper adds to the loss, which `downstream.finetune` does
+        wherever in a classifier this network is: the mean over the clips of
 
             space |alpha| + time sum of (1 - beta)^2,
 
-        which keeps alpha small and every time in view.
+        which keeps alpha small and every time in view. Other losses, such as of contrast, do not
+        have it.
         """
         space, time = self.attentions(clip)
         added = self.arguments["space"] * space.flatten(1).norm(dim=1)

@@ -153,11 +153,7 @@ def open_data(
     with _writable(cache):
         (cache / "packs").mkdir(parents=True, exist_ok=True)
         if num_clips:
-            drawn = cache / f"synthetic-{SYNTHETIC_VERSION}-{num_clips}"
-            if say:
-                print(f"synthetic dataset: {num_clips} clips in {drawn}", flush=True)
-            with FileLock(f"{drawn}.lock"):  # one process of a run makes it
-                path = make_dataset(drawn, num_clips=num_clips, progress=say)
+            path = draw_synthetic(num_clips, say)
     identity = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:8]
     name = source.replace(":", "-") if num_clips else file_name(path.resolve().stem)
     folder = cache / "packs" / f"{name}-{short_side}px-{identity}"
@@ -189,6 +185,26 @@ def open_far(address: str, cache_gib: float | None = None, say: bool = True) -> 
         return Pack(remote.folder, remote.address, remote)
     except ValueError as error:
         raise ValueError(str(error).replace(str(remote.folder), remote.address)) from error
+
+
+def draw_synthetic(num_clips: int, say: bool) -> Path:
+    """The list of the synthetic dataset of so many clips, drawn into the cache if it is not there.
+
+    Args:
+        num_clips: how many.
+        say: print where, and show progress.
+
+    Raises:
+        ValueError: the cache cannot be written.
+    """
+    cache = cache_folder()
+    with _writable(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+        drawn = cache / f"synthetic-{SYNTHETIC_VERSION}-{num_clips}"
+        if say:
+            print(f"synthetic dataset: {num_clips} clips in {drawn}", flush=True)
+        with FileLock(f"{drawn}.lock"):  # one process of a run makes it
+            return make_dataset(drawn, num_clips=num_clips, progress=say)
 
 
 @contextlib.contextmanager

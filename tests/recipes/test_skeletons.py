@@ -7,12 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from downstream.models import build_model
+from downstream.models import build_model, load_backbone
+from downstream.models.pose_attention import PoseAttention
 from downstream.skeletons import SIDES, draw_poses
 from pretrain.backbones import export_backbone
 from pretrain.data.poses import SKELETONS
-from recipes import visualize
+from pretrain.data.synthetic import make_dataset
+from recipes import finetune, visualize
 from tests.conftest import draw_motion, write_video
+from tests.recipes.runs import configure
 from tests.unit import layouts
 
 
@@ -109,6 +112,44 @@ def test_attention_without_its_poses_is_refused(driven, tmp_path, given, words):
     given = {name: str(driven / file) for name, file in given.items()}
     with pytest.raises(ValueError, match=words):
         visualize.main(visualize.Config(str(driven / "backbone"), out=str(tmp_path), **given))
+
+
+@pytest.mark.slow
+def test_pose_attention_is_trained_in_stages(tmp_path):
+    """Each network on the classes, then both: what looked at the joints stays as it was."""
+    listing = make_dataset(tmp_path / "data", 20, size=32, frames=16, workers=1, progress=False)
+    small = {
+        "preset": "tiny", "data": str(listing), "steps": 2, "batch_size": 4,
+        "micro_batch": 4, "num_workers": 0, "threads": 1, "precision": "fp32", "num_clips": 1,
+        "val": "off", "log_seconds": 0.0,
+    }  # fmt: skip
+    parts = []
+    for name, changes in {
+        "i3d": {"width": 0.05, "frames": 16, "size": 32},
+        "skeleton_lstm": {"size": 32},
+        "pose_attention": {"parts": parts},
+    }.items():
+        finetune.main(
+            configure(finetune.Config, model=name, out=str(tmp_path / name), **small | changes)
+        )
+        parts.append(str(tmp_path / name / "backbone"))
+    video, pose, both = map(load_backbone, parts)
+    assert isinstance(both, PoseAttention)
+    after = both.state_dict()
+    assert all(torch.equal(after[f"pose.{n}"], p) for n, p in pose.state_dict().items())
+    assert not any(torch.equal(after[f"video.{n}"], p) for n, p in video.state_dict().items())
+    # Its attention is no longer the same everywhere.
+    assert both.space[-1].bias.any() and both.time[-1].bias.any()
+    visualize.main(
+        visualize.Config(
+            parts[2],
+            str(tmp_path / "data" / "clips" / "00000.mp4"),
+            str(tmp_path / "seen"),
+            pose=str(tmp_path / "data" / "joints" / "00000.npy"),
+            skeleton="synthetic20",
+        )
+    )
+    assert (tmp_path / "seen" / "attention.png").is_file()
 
 
 def test_weights_of_time_are_bars():

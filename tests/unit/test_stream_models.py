@@ -15,7 +15,7 @@ from downstream.models.i3d import I3D
 from downstream.models.images import ImageNetwork
 from downstream.models.skeleton import SkeletonLSTM
 from downstream.models.stgcn import STGCN, GraphBlock, bones_of, partition
-from downstream.models.two_stream import FlowStack
+from downstream.models.two_stream import FeatureFusion, FlowStack
 from pretrain.backbones import export_backbone
 from pretrain.data.poses import SKELETONS, Skeleton
 from pretrain.data.transforms import Augment
@@ -395,12 +395,17 @@ def watched(attention):
     return {"rgb": random(2, *spec.streams["rgb"].shape(16, 64)), "pose": random_pose(attention)}
 
 
-def test_separable_attention_is_its_equations(attention, watched):
+@pytest.mark.parametrize("training", [False, True])
+def test_separable_attention_is_its_equations(attention, watched, training):
+    attention.train(training)
     with torch.no_grad():
+        tokens = attention.forward_features(watched)
+        penalised = attention.regulariser.item()
+        embedding = attention(watched)
+        features = attention.video.forward_features(watched["rgb"])  # statistics of the same batch
         space, time = attention.attentions(watched)
-        tokens, embedding = attention.forward_features(watched), attention(watched)
-        features = attention.video.forward_features(watched["rgb"])
-        states = attention.pose(watched["pose"])
+        attention.eval()
+        states = attention.pose(watched["pose"])  # stays as it was trained
     t, h, w = attention.grid
     assert (t, h, w) == (2, 2, 2) and space.shape == (2, h, w) and time.shape == (2, t)
     penalty = 0.0
@@ -421,8 +426,8 @@ def test_separable_attention_is_its_equations(attention, watched):
         assert torch.allclose(embedding[clip], torch.cat([by_place, by_time]), atol=1e-5)
         penalty += 1e-5 * math.sqrt(sum(a * a for a in alpha)) / 2
         penalty += 1e-5 * sum((1 - b) ** 2 for b in beta) / 2
-    assert attention.regulariser.item() == pytest.approx(penalty, rel=1e-4)
-    assert torch.allclose(tokens.mean(1), embedding)
+    assert penalised == pytest.approx(penalty, rel=1e-4)
+    assert torch.allclose(tokens.mean(1), embedding, atol=1e-6)
 
 
 def test_attention_starts_alike_everywhere_and_leaves_the_poses_network_alone(watched):
@@ -440,11 +445,19 @@ def test_attention_starts_alike_everywhere_and_leaves_the_poses_network_alone(wa
         build_model("pose_attention", parts=("i3d", "i3d"), width=0.05)
 
 
-def test_the_regulariser_is_part_of_the_loss(attention, watched):
-    model = Classifier(attention, ["a", "b"]).train()
+@pytest.mark.parametrize("within", [False, True])
+def test_the_regulariser_is_part_of_the_loss(attention, watched, within):
+    """Also of a network of which the attention is a part."""
+    backbone = (
+        FeatureFusion(attention, FlowStack("test_resnet", size=64, frames=16))
+        if within
+        else attention
+    )
+    model = Classifier(backbone, ["a", "b"]).train()
     accelerator = start_accelerator(Machine(precision="fp32"))
     batch = {
         "rgb": torch.zeros(2, 3, 16, 64, 64, dtype=torch.uint8), "pose": watched["pose"],
+        "flow": torch.full((2, 2, 16, 64, 64), 128, dtype=torch.uint8),
         "labels": torch.tensor([0, 1]),
     }  # fmt: skip
     loss_of = StepLoss(accelerator, 2, None, 0.0, 0.0, 0.0, 0)
@@ -453,7 +466,8 @@ def test_the_regulariser_is_part_of_the_loss(attention, watched):
         attention.arguments["space"] = space
         losses.append(loss_of(model, batch, 0)[0].item())
     attention.arguments["space"] = 1e-5
-    seen, _ = attention.attentions(model.input_spec.normalise(model.input_spec.take(batch)))
+    spec = attention.input_spec
+    seen, _ = attention.attentions(spec.normalise(spec.take(batch)))
     assert losses[1] - losses[0] == pytest.approx(
         7 * seen.flatten(1).norm(dim=1).sum().item(), rel=1e-3
     )
