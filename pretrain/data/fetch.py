@@ -10,6 +10,7 @@ training.
 fsspec finds its credentials where the stores' own tools do: the environment, the files below home.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from typing import Any
 
 BEAT = 2**16  # bytes: fewer than these in STALL seconds (`remote.py`) are no progress
 CONNECT_SECONDS, READ_SECONDS = 10, 25  # less than STALL: then the store's own words are told
+IDLE_SECONDS = 60
 EXTRA = "needs the extra `remote`: pip install 'muybridge[remote]'"
 
 
@@ -118,18 +120,28 @@ def bring(address: str, to: str, limit: int) -> dict:
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
+def _locked(error: BaseException) -> bool:
+    """Whether a store wants to know who asks."""
+    known = isinstance(error, PermissionError) or type(error).__name__ == "NoCredentialsError"
+    return known or getattr(error, "status", 0) in (401, 403)
+
+
 def _reason(error: BaseException) -> str:
     """An error of a store's library in one line, without what signs an address."""
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file (404)"
     status = getattr(error, "status", None)
-    if isinstance(status, int):  # aiohttp's text repeats the address
-        return f"the server answers {status} {getattr(error, 'message', '')}".strip()
-    text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, TimeoutError):
+    if isinstance(error, FileNotFoundError):
+        text = "there is no such file (404)"
+    elif isinstance(status, int):  # aiohttp's text repeats the address
+        text = f"the server answers {status} {getattr(error, 'message', '')}".strip()
+    elif isinstance(error, TimeoutError):
         text = f"no answer within {READ_SECONDS} s"
-    text = re.sub(r"(\w+://)[^/\s@'\"]*@", r"\1", text)
-    return re.sub(r"(\w+://[^\s?#'\"]*)[?#][^\s'\")]*", r"\1", text)[:500]
+    else:
+        text = " ".join(str(error).split()) or type(error).__name__
+        text = re.sub(r"(\w+://)[^/\s@'\"]*@", r"\1", text)
+        text = re.sub(r"(\w+://[^\s?#'\"]*)[?#][^\s'\")]*", r"\1", text)[:500]
+    if _locked(error):
+        text += ": give credentials as the store's own tools take them (pretrain/data/README.md)"
+    return text
 
 
 def _answer(job: dict) -> dict:
@@ -139,9 +151,8 @@ def _answer(job: dict) -> dict:
         return {"failed": str(error), "final": True}
     except Exception as error:
         # Which errors a store's library raises is nowhere listed; each is told, none is hidden.
-        status, number = getattr(error, "status", 0), getattr(error, "errno", None)
-        final = type(error).__name__ == "NoCredentialsError" or status in (401, 403, 410)
-        return {"failed": _reason(error), "final": final, "errno": number}
+        number = getattr(error, "errno", None)
+        return {"failed": _reason(error), "final": _locked(error), "errno": number}
 
 
 def say(message: dict) -> None:
@@ -151,12 +162,14 @@ def say(message: dict) -> None:
 
 
 def main() -> None:
-    """Bring files until standard input ends, also in the middle of one."""
-    jobs: queue.SimpleQueue[dict] = queue.SimpleQueue()
+    """Bring files until standard input ends, also in the middle of one, or no job comes."""
+    jobs: queue.Queue[dict] = queue.Queue()
 
     def work() -> None:
-        while True:
-            say(_answer(jobs.get()))
+        with contextlib.suppress(queue.Empty):
+            while True:
+                say(_answer(jobs.get(timeout=IDLE_SECONDS)))
+        os._exit(0)
 
     threading.Thread(target=work, daemon=True).start()
     for line in sys.stdin:

@@ -194,7 +194,6 @@ def open_remote(address: str, gib: float | None, say: bool) -> Remote:
         _bring(f"{address}/clips.jsonl", clips, limit, most=MAX_LINES, sha256=digest)
     for path in (clips, folder / "index.json"):
         os.utime(path)
-    _end_helper()
     sizes = [shard["bytes"] for shard in index["shards"]]
     largest = max(sizes, default=1)
     lanes = max(1, min(MOST_LANES, WINDOW_BYTES // max(largest, 1), len(sizes)))
@@ -299,6 +298,7 @@ def _make_room(cache: Path, size: int, limit: int) -> None:
     """
     with FileLock(cache / "room.lock"):
         files = []
+        newest: dict[Path, float] = {}
         total = size
         for path in cache.glob("*/*"):
             with contextlib.suppress(OSError):  # another process has just renamed it
@@ -312,7 +312,11 @@ def _make_room(cache: Path, size: int, limit: int) -> None:
                 elif path.suffix != ".lock":
                     files.append((status.st_mtime, status.st_size, path))
                     total += status.st_size
-        for _, freed, path in sorted(files):
+                    folder = path.parent
+                    newest[folder] = max(newest.get(folder, 0), status.st_mtime)
+        # An index is in use as long as any shard of it.
+        last = lambda file: newest[file[2].parent] if file[2].suffix != ".tar" else file[0]
+        for _, freed, path in sorted(files, key=last):
             if total <= limit:
                 break
             with contextlib.suppress(OSError):  # Windows keeps what is open
@@ -375,7 +379,8 @@ _own = threading.local()
 
 def _attempt(job: dict) -> dict:
     """One attempt of this thread's helper, which is killed where nothing comes any more."""
-    if getattr(_own, "process", None) != os.getpid():
+    mine = getattr(_own, "process", None) == os.getpid()
+    if not mine or _own.helper.process.poll() is not None:  # it ends after a time without a job
         _own.messages = queue.SimpleQueue()
         _own.helper, _own.process = Worker(FETCH, _own.messages), os.getpid()
     helper, messages = _own.helper, _own.messages
