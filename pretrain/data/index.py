@@ -4,6 +4,7 @@ A pack is a folder:
 
     index.json             counts, settings, classes, splits, shards with their hashes
     clips.jsonl            one object a clip; its line number is the sample's id
+    clips.safetensors      columns of these lines, see `pretrain/data/columns.py`
     refused.jsonl          one object a refused file: {"source", "reason"}; of a refused stream of
                            a file that was packed, "stream" too
     shard-00000-<hash>.tar <key>.mp4 and <key>.json of each clip, a WebDataset shard; where there
@@ -25,19 +26,22 @@ offset, bytes and sha256 are those of <key>.pose.npy.
 """
 
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from pretrain.data.guard import MAX_PIXELS, too_many_pixels
 from pretrain.data.sources import Source
-from pretrain.files import parse_json, read_limited, reading, sync
+from pretrain.files import open_regular, parse_json, read_limited, reading, sync
 
 FORMAT = "muybridge-pack-1"
+COLUMNS = "clips.safetensors"
 # What a packed clip is. Changing any of these makes other clips out of the same files; so does
 # changing how they are cut, timed or turned, for which "rules" is to be counted up, or, where
 # videos alone are concerned that were not copied as they are, TIMING: then packing again makes anew
@@ -53,7 +57,9 @@ X264 = (
     "bframes=3:b-adapt=0:b-pyramid=none"
 )
 MAX_INDEX = 2**28  # bytes of index.json: 1.5 million shards
-MAX_LINES = 2**33  # bytes of clips.jsonl: some 15 million clips
+MAX_LINES = 2**33  # bytes of a journal: some 15 million clips
+MAX_LINE = 2**27  # bytes of a line of clips.jsonl
+MAX_FRAMES = 2**31  # of a clip
 KEY = re.compile(r"[\w-]{1,100}")  # a clip's key is part of a file's name
 # Of the members of a clip's further streams. Flow is an MP4, but none to be taken for a clip.
 ENDINGS = {"flow": "flow", "pose": "pose.npy"}
@@ -109,15 +115,18 @@ def load_index(folder: str | Path) -> dict:
             raise ValueError(f"{path} has no usable {name!r}: delete it and pack again")
     if len(set(index["classes"])) != len(index["classes"]):
         raise ValueError(f"{path} has a class twice: delete it and pack again")
-    for shard in index["shards"]:
-        # A shard's name is joined to the folder, so it must be one of ours and not a way out.
+    # A shard's name is joined to the folder, so it must be one of ours and not a way out.
+    files = [(shard, SHARD_NAME, ("bytes", "num_clips")) for shard in index["shards"]]
+    if "columns" in index:  # not of packs that were made before there were any
+        files.append((index["columns"], re.compile(re.escape(COLUMNS)), ("bytes",)))
+    for file, names, numbers in files:
         if not (
-            isinstance(shard, dict)
-            and SHARD_NAME.fullmatch(str(shard.get("name")))
-            and re.fullmatch("[0-9a-f]{64}", str(shard.get("sha256")))
-            and all(_whole(shard.get(name), 0, 2**53) for name in ("bytes", "num_clips"))
+            isinstance(file, dict)
+            and names.fullmatch(str(file.get("name")))
+            and re.fullmatch("[0-9a-f]{64}", str(file.get("sha256")))
+            and all(_whole(file.get(name), 0, 2**53) for name in numbers)
         ):
-            raise ValueError(f"{path} names a shard {str(shard)[:200]}: delete it and pack again")
+            raise ValueError(f"{path} names a file {str(file)[:200]}: delete it and pack again")
     streams = index.get("streams", {})
     if not (isinstance(streams, dict) and all(type(v) is dict for v in streams.values())):
         raise ValueError(f"{path} has no usable 'streams': delete it and pack again")
@@ -130,8 +139,8 @@ def _whole(value: object, least: int, most: int) -> bool:
     return type(value) is int and least <= value <= most  # True is an int, too
 
 
-def read_lines(folder: Path, index: dict) -> bytes:
-    """Read and check clips.jsonl: whoever reads its lines later may trust them.
+def checked_lines(folder: Path, index: dict) -> Iterator[tuple[bytes, dict]]:
+    """Yield the lines of clips.jsonl, each without its end, and what they say, each checked.
 
     Args:
         folder: the pack.
@@ -141,80 +150,58 @@ def read_lines(folder: Path, index: dict) -> bytes:
         ValueError: it is not the file that the index describes, or a line of it cannot be true.
     """
     path = folder / "clips.jsonl"
-    with reading(path):
-        data = read_limited(path, MAX_LINES)
-    if hashlib.sha256(data).hexdigest() != index["clips_sha256"]:
-        raise ValueError(f"{path} is not the file its index describes: pack again")
-    sizes = [shard["bytes"] for shard in index["shards"]]
-    classes = set(index["classes"])
-    labels = {b"null", *(json.dumps(name).encode() for name in classes)}
     unlike = f"{path} does not have the {index['num_clips']} lines its index says: pack again"
-    if data[-1:] not in (b"", b"\n"):
+    check = LineCheck(path, index)
+    with reading(path), open_regular(path) as file:
+        check_digest(file, path, index)
+        number = 0
+        while line := file.readline(MAX_LINE + 1):
+            number += 1
+            if not line.endswith(b"\n") or number > index["num_clips"]:
+                raise ValueError(unlike)
+            yield line[:-1], check(line[:-1], number)
+    if number != index["num_clips"]:
         raise ValueError(unlike)
-    at = num_lines = 0
-    while at < len(data):
-        start, at = at, data.find(b"\n", at + 2**20) + 1 or len(data)
-        lines = data[start:at]
-        count = lines.count(b"\n")
-        if not _all_plain(lines, count, sizes, labels):
-            for number, line in enumerate(lines.split(b"\n")[:-1], num_lines + 1):
-                if _all_plain(line + b"\n", 1, sizes, labels):
-                    continue
-                try:
-                    what = _wrong(parse_json(line), sizes, classes)
-                except ValueError as error:
-                    what = str(error)
-                if what:
-                    raise ValueError(f"{path}:{number}: no usable {what}: pack again")
-        num_lines += count
-    if num_lines != index["num_clips"]:
-        raise ValueError(unlike)
-    return data
 
 
-# The lines of a million clips are looked at by one expression, several times faster than by parsing
-# them. It admits what `clip_row` writes of an ordinary clip, for which everything `_wrong` asks is
-# so, but for a label and a place in a shard.
-_TEXT = rb'"[ !#-\[\]-~]*+(?:\\(?:["\\/bfnrt]|u[0-9a-f]{4})[ !#-\[\]-~]*+)*+"'
-_TEXT_OR_NULL = rb"(?:null|" + _TEXT + rb")"
-_PLAIN_VALUES = {
-    "key": rb'"[\w-]{1,100}"',
-    "shard": rb"(0|[1-9]\d{0,14})",
-    "offset": rb"(0|[1-9]\d{0,14})",
-    "bytes": rb"([1-9]\d{3,14})",
-    "sha256": _TEXT,
-    "frames": rb"[1-9]\d{0,2}",  # fewer than bytes
-    "fps": rb"(?:(?:[1-9]|[1-5]\d)(?:\.\d{1,20})?|60(?:\.0)?)",
-    # 999 frames of 3999 x 3999 are less than FREE_PIXELS, and such a frame less than MAX_PIXELS.
-    "width": rb"(?:[1-9]\d{0,2}|[1-3]\d{3})",
-    "height": rb"(?:[1-9]\d{0,2}|[1-3]\d{3})",
-    "source": _TEXT,
-    "clip": rb"(?:0|[1-9]\d{0,14})",
-    "start": rb"(?:0|[1-9]\d{0,14})(?:\.\d{1,20})?",
-    "label": rb"(" + _TEXT_OR_NULL + rb")",
-    "captions": rb"\[(?:" + _TEXT + rb"(?:, " + _TEXT + rb")*+)?+\]",
-    "split": _TEXT_OR_NULL,
-    "subject": _TEXT_OR_NULL,
-    "extra": rb"\{(?:" + _TEXT + rb": " + _TEXT + rb"(?:, " + _TEXT + rb": " + _TEXT + rb")*+)?+\}",
-}
-_PLAIN = re.compile(
-    rb"^\{"
-    + b", ".join(b'"%s": %s' % (name.encode(), value) for name, value in _PLAIN_VALUES.items())
-    + rb"\}\n",
-    re.MULTILINE,
-)
+def check_digest(file: io.BufferedReader, path: Path, index: dict) -> None:
+    """Refuse a clips.jsonl, open at its start, that is not the file its index describes.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if hashlib.file_digest(file, "sha256").hexdigest() != index["clips_sha256"]:
+        raise ValueError(f"{path} is not the file its index describes: pack again")
+    file.seek(0)
 
 
-def _all_plain(lines: bytes, count: int, sizes: list[int], labels: set[bytes]) -> bool:
-    """Whether so many lines are of ordinary clips, and true; if not, each has to be parsed."""
-    found = _PLAIN.findall(lines)
-    if len(found) != count:
-        return False
-    for shard, offset, size, label in found:
-        number = int(shard)
-        if number >= len(sizes) or int(offset) + int(size) > sizes[number] or label not in labels:
-            return False
-    return True
+class LineCheck:
+    """Reads single lines of a clips.jsonl, and refuses those that cannot be true.
+
+    Args:
+        path: the file.
+        index: of its pack.
+    """
+
+    def __init__(self, path: Path, index: dict):
+        self.path, self.classes = path, set(index["classes"])
+        self.sizes = [shard["bytes"] for shard in index["shards"]]
+
+    def __call__(self, line: bytes, number: int) -> dict:
+        """What a line says, without its end; `number` is its place in the file, from 1.
+
+        Raises:
+            ValueError: it cannot be true.
+        """
+        try:
+            row = parse_json(line)
+            what = _wrong(row, self.sizes, self.classes)
+        except ValueError as error:
+            what = str(error)
+        if what:
+            raise ValueError(f"{self.path}:{number}: no usable {what}: pack again")
+        assert isinstance(row, dict)  # `_wrong` has seen to it
+        return row
 
 
 def _wrong(row: object, sizes: list[int], classes: set[str]) -> str | None:
@@ -303,7 +290,7 @@ def _wrong_clip(clip: dict) -> str | None:
         ("key", type(clip.get("key")) is str and KEY.fullmatch(clip["key"])),
         ("bytes", _whole(size, 1, 2**53)),
         # Each takes a byte at least.
-        ("frames", _whole(size, 1, 2**53) and _whole(frames, 1, size)),
+        ("frames", _whole(size, 1, 2**53) and _whole(frames, 1, min(size, MAX_FRAMES))),
         ("width", _whole(width, 1, MAX_PIXELS)),
         ("height", _whole(width, 1, MAX_PIXELS) and _whole(height, 1, MAX_PIXELS // width)),
         ("fps", type(clip.get("fps")) in (int, float) and 0 < clip["fps"] <= MAX_FPS),
@@ -359,13 +346,13 @@ def _texts(values: object, kind: type) -> bool:
 def finish_commit(out: Path) -> None:
     """Move a complete set of new files into place, now or after an interruption.
 
-    Three files cannot be replaced at once, so the old index goes first and the new one comes last:
-    in between there is no index, and whoever packs next finishes the job.
+    Several files cannot be replaced at once, so the old index goes first and the new one comes
+    last: in between there is no index, and whoever packs next finishes the job.
     """
     new = out / ".pack" / "new"
     if (new / "index.json").is_file():
         (out / "index.json").unlink(missing_ok=True)
-        for name in ("clips.jsonl", "refused.jsonl", "index.json"):
+        for name in ("clips.jsonl", COLUMNS, "refused.jsonl", "index.json"):
             if (new / name).is_file():
                 os.replace(new / name, out / name)
         sync(out)

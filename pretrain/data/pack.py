@@ -25,12 +25,14 @@ from filelock import FileLock, Timeout
 
 from pretrain.data import methods
 from pretrain.data.index import (
+    COLUMNS,
     ENDINGS,
     FORMAT,
     MAX_LINES,
     RULES,
     SHARD_NAME,
     TIMING,
+    checked_lines,
     clip_row,
     finish_commit,
     is_journal_line,
@@ -41,7 +43,6 @@ from pretrain.data.index import (
     member_header,
     members,
     place_rows,
-    read_lines,
     text_digest,
     wrong_stream,
 )
@@ -204,7 +205,7 @@ class _Packer:
         self.methods: dict[str, str] = {}  # those asked for, by stream
         self.index = load_index(out) if os.path.lexists(out / "index.json") else None
         self.packed: dict[str, dict] = {}  # key -> line of the present pack, its bytes at hand
-        self.lines: list[str] = []
+        self.lines: set[str] = set()
         if self.index:
             self._read_packed(self.index)
         self.ids = [self._identity(s) for s in listing.sources]
@@ -250,15 +251,13 @@ class _Packer:
 
     def _read_packed(self, index: dict) -> None:
         try:
-            data = read_lines(self.out, index)
+            rows = [row for _, row in checked_lines(self.out, index)]
         except ValueError as error:  # not the file the index describes: every clip is made anew
             self._say(f"{error}: that is done now")
             return
-        self.lines = data.decode().splitlines(keepends=True)
+        self.lines = set(map(json_line, rows))
         there = [self._has_shard(shard) for shard in index["shards"]]
-        for row in map(json.loads, self.lines):
-            if there[row["shard"]]:
-                self.packed[row["key"]] = row
+        self.packed = {row["key"]: row for row in rows if there[row["shard"]]}
 
     def _has_shard(self, shard: dict) -> bool:
         path = self.out / shard["name"]
@@ -563,11 +562,19 @@ class _Packer:
             raise error
         rows.sort(key=lambda row: text_digest(row["key"]))  # a shuffle that is always the same
         shards = self._shards(rows)
-        clips = "".join(map(json_line, rows))
+        written = [json_line(row).encode() for row in rows]
+        clips = b"".join(written)
         index = self._index(rows, shards, clips, len(refused))
+        from pretrain.data.columns import columns_file, make_columns  # numpy
+
+        about = ((line[:-1], row) for line, row in zip(written, rows, strict=True))
+        columns = columns_file(make_columns(about, index["classes"]), index["clips_sha256"])
+        digest = hashlib.sha256(columns).hexdigest()
+        index["columns"] = {"name": COLUMNS, "sha256": digest, "bytes": len(columns)}
         data = (json.dumps(index, indent=1) + "\n").encode()
         files = {
-            "clips.jsonl": clips.encode(),
+            "clips.jsonl": clips,
+            COLUMNS: columns,
             "refused.jsonl": ledger.encode(),
             "index.json": data,
         }
@@ -596,14 +603,13 @@ class _Packer:
         parts = [part for part in parts if part]
         places = [place_rows(shard, part) for shard, part in enumerate(parts)]
         old = self.index["shards"] if self.index else []
-        lines = set(self.lines)
         kept = {
             shard: old[shard]
             for shard, part in enumerate(parts)
             if shard < len(old)
             and self._has_shard(old[shard])
             and old[shard]["num_clips"] == len(part)
-            and lines.issuperset(map(json_line, part))
+            and self.lines.issuperset(map(json_line, part))
         }
         needed = sum(size for shard, size in enumerate(places) if shard not in kept)
         free = shutil.disk_usage(self.out).free
@@ -659,8 +665,8 @@ class _Packer:
             raise ValueError(f"{path} has changed on the disk and was deleted: pack again")
         return data
 
-    def _index(self, rows: list[dict], shards: list[dict], clips: str, refused: int) -> dict:
-        digest = hashlib.sha256(clips.encode()).hexdigest()
+    def _index(self, rows: list[dict], shards: list[dict], clips: bytes, refused: int) -> dict:
+        digest = hashlib.sha256(clips).hexdigest()
         hashes = [shard["sha256"] for shard in shards]
         settings = self.settings | {"shard_bytes": self.shard_bytes}
         settings |= self.methods
@@ -676,6 +682,7 @@ class _Packer:
             "shards": shards,
             **({"streams": streams} if (streams := _summed(rows)) else {}),
             "clips_sha256": digest,
+            "clips_bytes": len(clips),
             "fingerprint": text_digest(json.dumps([FORMAT, self.settings, hashes, digest])),
         }
 

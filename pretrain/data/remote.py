@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
-from pretrain.data.index import MAX_INDEX, MAX_LINES, load_index
+from pretrain.data.index import COLUMNS, MAX_INDEX, MAX_LINES, load_index
 from pretrain.data.pool import START_SECONDS, Worker
 from pretrain.files import cache_folder, open_regular
 from pretrain.names import file_name, for_screen
@@ -192,7 +192,11 @@ def open_remote(address: str, gib: float | None, say: bool) -> Remote:
     if not clips.is_file() or _digest(clips) != digest:
         clips.unlink(missing_ok=True)
         _bring(f"{address}/clips.jsonl", clips, limit, most=MAX_LINES, sha256=digest)
-    for path in (clips, folder / "index.json"):
+    used = [folder / "index.json", clips]
+    if about := index.get("columns"):
+        used.append(folder / COLUMNS)
+        _bring(f"{address}/{COLUMNS}", used[-1], limit, about["bytes"], about["sha256"])
+    for path in used:
         os.utime(path)
     sizes = [shard["bytes"] for shard in index["shards"]]
     largest = max(sizes, default=1)

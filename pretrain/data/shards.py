@@ -9,7 +9,6 @@ import contextlib
 import copy
 import hashlib
 import itertools
-import json
 import os
 import re
 import signal
@@ -28,9 +27,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from pretrain.data.columns import Clips
 from pretrain.data.decode import DecodeError, crop_resize, decode_frames, read_frames
 from pretrain.data.flow import to_pixels
-from pretrain.data.index import load_index, read_lines
+from pretrain.data.index import load_index
 from pretrain.data.lists import line_of
 from pretrain.data.poses import crop_pose, read_array
 from pretrain.data.remote import MOST_LANES, ReadAhead, Remote, Unreachable
@@ -80,7 +80,7 @@ class Pack:
         self.name = name or str(folder)
         self.index = load_index(self.folder)
         self.classes: list[str] = self.index["classes"]
-        lines = read_lines(self.folder, self.index)
+        self._clips = Clips(self.folder, self.index)
         for shard in [] if remote else self.index["shards"]:
             path = self.folder / shard["name"]
             size = os.path.getsize(path) if os.path.isfile(path) else -1
@@ -89,22 +89,28 @@ class Pack:
                     f"{path} {'is missing' if size < 0 else f'has {size} bytes'}, the index says "
                     f"{shard['bytes']}: pack again"
                 )
-        # One buffer and its line ends, not a list of dicts: a million Python objects would be
-        # copied into every worker as reference counts touch their pages.
-        self._lines = np.frombuffer(lines, np.uint8)
-        self._ends = np.flatnonzero(self._lines == ord("\n"))
+
+    def __reduce__(self) -> tuple:
+        return Pack, (self.folder, self.name, self.remote)  # another process maps the same files
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._clips)
 
     def record(self, sample: int) -> dict:
-        """The index entry of one clip; its fields are listed in `pretrain/data/pack.py`."""
-        start = self._ends[sample - 1] + 1 if sample else 0
-        return json.loads(self._lines[start : self._ends[sample]].tobytes())
+        """The index entry of one clip; its fields are listed in `pretrain/data/index.py`.
+
+        Raises:
+            ValueError: it has changed on the disk, or cannot be true.
+        """
+        return self._clips.row(sample)
 
     def records(self) -> Iterator[dict]:
         """All index entries, in sample order."""
         return (self.record(i) for i in range(len(self)))
+
+    def column(self, name: str) -> np.ndarray:
+        """What all clips have of a name, (len(self),); see `pretrain/data/columns.py`."""
+        return self._clips.columns[name]
 
     @property
     def address(self) -> str:
@@ -136,7 +142,9 @@ class Pack:
         """
         refuse_streams(spec, self.streams, self.name, who)
         more = [name for name in spec.streams if name != "rgb" or self._alone]
-        for record in map(self.record, ids) if more else ():
+        # Clips of one kind have the same streams, made in the same way: one of each is looked at.
+        first = np.unique(self.column("kind")[ids], return_index=True)[1] if more else ()
+        for record in (self.record(ids[i]) for i in sorted(first)):
             streams = record.get("streams", {})
             clip = f"clip {record['key']} ({for_screen(record['source'])})"
             if "rgb" in more and "main" in record:
@@ -170,7 +178,7 @@ class Pack:
 
     def shards_of(self, ids: np.ndarray) -> np.ndarray:
         """The numbers of the shards in which samples lie."""
-        return np.array([self.record(i)["shard"] for i in ids], dtype=int)
+        return self.column("shard")[ids]
 
     def _shard(self, record: dict) -> Path:
         return self.folder / self.index["shards"][record["shard"]]["name"]
@@ -255,10 +263,9 @@ class Pack:
         """
         if name == "all":
             return np.arange(len(self))
-        ids = np.array([i for i, r in enumerate(self.records()) if r["split"] == name], dtype=int)
-        if not len(ids):
+        if name not in self._clips.splits:
             raise no_split(self.name, name, self.index["splits"])
-        return ids
+        return np.flatnonzero(self.column("split") == self._clips.splits.index(name))
 
     def split_if_any(self, name: str) -> np.ndarray:
         """`split`; data without splits are used whole."""
@@ -395,9 +402,11 @@ KEEP_DECODED = 1 << 30  # bytes of decoded frames that a loading process may kee
 
 def _fit_decoded(pack: Pack, ids: np.ndarray, spec: InputSpec) -> bool:
     """Whether these clips, decoded, take at most `KEEP_DECODED` bytes; large data answer early."""
-    total, values = 0, sum(stream.channels for stream in spec.pictures.values())
-    for record in map(pack.record, ids):
-        total += record["frames"] * record["height"] * record["width"] * values
+    total, values = 0.0, sum(stream.channels for stream in spec.pictures.values())
+    for start in range(0, len(ids), 2**20):
+        some = ids[start : start + 2**20]
+        sides = (pack.column(name)[some].astype(float) for name in ("frames", "height", "width"))
+        total += np.prod([*sides], axis=0).sum() * values
         if total > KEEP_DECODED:
             return False
     return True
@@ -407,13 +416,14 @@ def _refuse_pictures(pack: Pack, ids: np.ndarray, spec: InputSpec) -> None:
     """Raise ValueError if there are single pictures, and the mean frame is subtracted."""
     if not spec.subtracts_mean:
         return
-    for record in map(pack.record, ids):
-        if record["frames"] == 1:
-            raise ValueError(
-                f"clip {record['key']} ({for_screen(record['source'])}) is a single picture, of "
-                "which this backbone's temporal-mean subtraction leaves nothing: choose another "
-                "backbone, or leave pictures out"
-            )
+    pictures = np.flatnonzero(pack.column("frames")[ids] == 1)
+    if len(pictures):
+        record = pack.record(ids[pictures[0]])
+        raise ValueError(
+            f"clip {record['key']} ({for_screen(record['source'])}) is a single picture, of which "
+            "this backbone's temporal-mean subtraction leaves nothing: choose another backbone, or "
+            "leave pictures out"
+        )
 
 
 def warn_of_clips(pack: Pack, ids: np.ndarray, spec: InputSpec) -> None:
@@ -424,7 +434,7 @@ def warn_of_clips(pack: Pack, ids: np.ndarray, spec: InputSpec) -> None:
     if len(ids) == 1:
         _warn("there is one single clip: every batch shows it, and nothing general is learned")
     some = ids[:: max(1, len(ids) // 1000)]  # enough to estimate a fraction
-    lengths = [n for n in (pack.record(i)["frames"] for i in some) if n > 1]
+    lengths = [n for n in pack.column("frames")[some].tolist() if n > 1]
     if not lengths:
         return
     shown = [

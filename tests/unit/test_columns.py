@@ -1,0 +1,221 @@
+"""The columns of a pack's clips: mapped, checked, and never trusted more than the lines."""
+
+import json
+import os
+import pickle
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from pretrain.data import columns
+from pretrain.data.index import load_index
+from pretrain.data.shards import Pack, TrainClips
+from pretrain.spec import InputSpec
+from tests.unit.test_pack import with_lines
+
+NAME = "clips.safetensors"
+
+
+@pytest.fixture
+def copied(tiny_pack, tmp_path) -> Path:
+    return Path(shutil.copytree(tiny_pack, tmp_path / "pack"))
+
+
+def lines_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "clips.jsonl").read_text().splitlines()]
+
+
+def make_old(folder: Path) -> None:
+    """Turns a pack into one that was made before there were columns."""
+    (folder / NAME).unlink()
+    index = json.loads((folder / "index.json").read_text())
+    del index["columns"], index["clips_bytes"]
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+def write_columns(folder: Path, changed: dict[str, np.ndarray]) -> None:
+    """Replaces columns, with a hash that is right."""
+    made = load_file(folder / NAME) | changed
+    digest = load_index(folder)["clips_sha256"]
+    (folder / NAME).write_bytes(columns.columns_file(made, digest))
+
+
+def test_columns_say_what_the_lines_say(tiny_pack):
+    pack, rows = Pack(tiny_pack), lines_of(tiny_pack)
+    assert list(pack.records()) == rows
+    for name in ("shard", "frames", "width", "height"):
+        assert pack.column(name).tolist() == [row[name] for row in rows]
+    for split in {row["split"] for row in rows}:
+        assert pack.split(split).tolist() == [i for i, r in enumerate(rows) if r["split"] == split]
+    labels = [None if n < 0 else pack.classes[n] for n in pack.column("label")]
+    assert labels == [row["label"] for row in rows]
+    assert pack.column("captions").tolist() == [len(row["captions"]) for row in rows]
+    assert {*load_file(tiny_pack / NAME)} >= {"end", "crc"}  # other tools read them, too
+
+
+def test_a_pack_opens_in_another_process(tiny_pack):
+    """As the processes of a loader get it where they are not forked."""
+    pack = Pack(tiny_pack, "a name")
+    sent = pickle.dumps(pack)
+    assert len(sent) < 1000
+    assert pickle.loads(sent).record(1) == pack.record(1)
+    assert pickle.loads(sent).name == "a name"
+
+
+def test_a_pack_of_many_clips_is_opened_without_parsing_its_lines(copied):
+    with_lines(copied, (copied / "clips.jsonl").read_text().splitlines()[:1] * 10_000)
+    seconds = []
+    for _ in range(2):
+        started = time.process_time()
+        made = Pack(copied)
+        seconds.append(time.process_time() - started)
+        (copied / NAME).write_bytes(
+            columns.columns_file(made._clips.columns, made.index["clips_sha256"])
+        )
+    assert seconds[1] < 0.3 * seconds[0], seconds
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_old_packs_read_as_ever(copied, tiny_pack, monkeypatch, tmp_path, large, capsys):
+    """Their columns are made from their lines; those of large ones are kept in the cache."""
+    make_old(copied)
+    before = sorted(os.listdir(copied))
+    monkeypatch.setenv("MUYBRIDGE_CACHE", str(tmp_path / "cache"))
+    if large:
+        monkeypatch.setattr(columns, "KEPT", 0)
+        monkeypatch.setattr(columns, "WHOLE", 0)
+    for _ in range(2):
+        pack = Pack(copied)
+        assert list(pack.records()) == lines_of(tiny_pack)
+        assert pack.split("train").tolist() == Pack(tiny_pack).split("train").tolist()
+    assert sorted(os.listdir(copied)) == before  # nothing is written to a pack that is read
+    kept = list((tmp_path / "cache").rglob("*.safetensors"))
+    assert len(kept) == large
+    if large:
+        kept[0].write_bytes(kept[0].read_bytes()[:-1])
+        assert list(Pack(copied).records()) == lines_of(tiny_pack)
+        assert "made anew" in capsys.readouterr().err
+        assert list(Pack(copied).records()) == lines_of(tiny_pack)
+        assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["a file", "read only"])
+def test_without_a_cache_columns_stay_in_memory(copied, tiny_pack, monkeypatch, tmp_path, where):
+    make_old(copied)
+    cache = tmp_path / "cache"
+    cache.write_text("") if where == "a file" else cache.mkdir(mode=0o500)
+    monkeypatch.setenv("MUYBRIDGE_CACHE", str(cache / "inside" if where == "a file" else cache))
+    monkeypatch.setattr(columns, "KEPT", 0)
+    assert list(Pack(copied).records()) == lines_of(tiny_pack)
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-200] ^= 1
+    path.write_bytes(data)
+
+
+def _no_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"\xff" * 100),
+        lambda path: path.write_bytes((100).to_bytes(8, "little") + b"[" * 100),
+        lambda path: path.write_bytes(path.read_bytes()[:-8]),
+        lambda path: path.write_bytes(path.read_bytes().replace(b'"U32"', b'"F32"')),
+        lambda path: path.write_bytes(path.read_bytes().replace(b'"tables"', b'"tab1es"')),
+        lambda path: path.write_bytes(path.read_bytes().replace(b"about", b"above", 1)),
+        _flip,
+        _no_pipe,
+    ],
+)
+def test_damaged_columns_are_made_anew_with_a_word(copied, tiny_pack, damage, capsys):
+    damage(copied / NAME)
+    pack = Pack(copied)
+    assert "made anew" in capsys.readouterr().err
+    assert list(pack.records()) == lines_of(tiny_pack)
+    assert pack.split("train").tolist() == Pack(tiny_pack).split("train").tolist()
+
+
+def test_columns_of_other_lines_are_not_used(copied):
+    lines = (copied / "clips.jsonl").read_text().splitlines()
+    with_lines(copied, lines[::-1])
+    assert list(Pack(copied).records()) == [json.loads(line) for line in lines[::-1]]
+
+
+def test_columns_that_contradict_a_line_are_named(copied):
+    """A test clip that a forged column puts among those of training is not trained on."""
+    rows = lines_of(copied)
+    made = load_file(copied / NAME)
+    other = next(i for i, row in enumerate(rows) if row["split"] != rows[0]["split"])
+    split = made["split"].copy()
+    split[0] = split[other]
+    write_columns(copied, {"split": split})
+    with pytest.raises(ValueError, match=r"clips.jsonl:1 .*split.* delete that file"):
+        Pack(copied).record(0)
+    assert Pack(copied).record(1) == rows[1]
+
+
+def test_a_changed_line_of_a_large_pack_is_named_when_it_is_read(copied, monkeypatch):
+    monkeypatch.setattr(columns, "WHOLE", 0)  # it is too large to be hashed
+    data = (copied / "clips.jsonl").read_bytes()
+    where = data.index(b'"start": ', data.index(b"\n")) + 9
+    (copied / "clips.jsonl").write_bytes(data[:where] + b"7" + data[where + 1 :])
+    pack = Pack(copied)
+    assert pack.record(0) == lines_of(copied)[0]
+    with pytest.raises(ValueError, match=r"clips\.jsonl:2 has changed"):
+        pack.record(1)
+    (copied / "clips.jsonl").write_bytes(data + b"{}\n")
+    with pytest.raises(ValueError, match="pack again"):
+        Pack(copied)
+
+
+@given(
+    st.sampled_from(["end", "crc", "shard", "frames", "width", "height", "label", "split", "kind"]),
+    st.integers(0, 4),
+    st.sampled_from([-(2**63), -(2**31), -2, -1, 0, 1, 2, 200, 2**24, 2**31 - 1, 2**32 - 1, 2**62]),
+)
+@settings(max_examples=60, deadline=None)
+def test_whatever_columns_say_no_other_line_is_believed(tiny_pack, tmp_path_factory, name, at, to):
+    folder = Path(shutil.copytree(tiny_pack, tmp_path_factory.mktemp("forged") / "pack"))
+    made = load_file(folder / NAME)[name].copy()
+    made[at] = np.array(to, dtype=object).astype(np.int64).astype(made.dtype)
+    write_columns(folder, {name: made})
+    pack, rows = Pack(folder), lines_of(tiny_pack)
+    for i, row in enumerate(rows):
+        try:
+            assert pack.record(i) == row
+        except ValueError as error:
+            assert "clips.jsonl" in str(error)
+    shutil.rmtree(folder.parent)
+
+
+def test_training_keeps_no_object_of_a_clip(copied):
+    """Opening a pack of many clips and choosing among them takes little memory beyond the map."""
+    import tracemalloc
+
+    first = (copied / "clips.jsonl").read_text().splitlines()[0]
+    made = Pack(with_lines(copied, [first] * 20_000))
+    (copied / NAME).write_bytes(
+        columns.columns_file(made._clips.columns, made.index["clips_sha256"])
+    )
+    spec = InputSpec(2, 1, 16)
+    del made
+    tracemalloc.start()
+    pack = Pack(copied)
+    clips = TrainClips(pack, pack.split("all"), spec, 0, 1, None, lambda *_: {})
+    assert len(clips.ids) == 20_000
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert kept < 30 * 20_000, kept
