@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from pretrain.data import columns
-from pretrain.data.index import load_index
+from pretrain.data.index import checked_lines, load_index
 from pretrain.data.shards import Pack, TrainClips
 from pretrain.spec import InputSpec
 from tests.unit.test_pack import with_lines
@@ -37,6 +37,13 @@ def make_old(folder: Path) -> None:
     index = json.loads((folder / "index.json").read_text())
     del index["columns"], index["clips_bytes"]
     (folder / "index.json").write_text(json.dumps(index))
+
+
+def add_columns(folder: Path) -> None:
+    """Makes the columns of the lines that are there."""
+    index = load_index(folder)
+    made = columns.make_columns(checked_lines(folder, index), index["classes"])
+    (folder / NAME).write_bytes(columns.columns_file(made, index["clips_sha256"]))
 
 
 def write_columns(folder: Path, changed: dict[str, np.ndarray]) -> None:
@@ -73,11 +80,9 @@ def test_a_pack_of_many_clips_is_opened_without_parsing_its_lines(copied):
     seconds = []
     for _ in range(2):
         started = time.process_time()
-        made = Pack(copied)
+        Pack(copied)
         seconds.append(time.process_time() - started)
-        (copied / NAME).write_bytes(
-            columns.columns_file(made._clips.columns, made.index["clips_sha256"])
-        )
+        add_columns(copied)
     assert seconds[1] < 0.3 * seconds[0], seconds
 
 
@@ -206,12 +211,8 @@ def test_training_keeps_no_object_of_a_clip(copied):
     import tracemalloc
 
     first = (copied / "clips.jsonl").read_text().splitlines()[0]
-    made = Pack(with_lines(copied, [first] * 20_000))
-    (copied / NAME).write_bytes(
-        columns.columns_file(made._clips.columns, made.index["clips_sha256"])
-    )
+    add_columns(with_lines(copied, [first] * 20_000))
     spec = InputSpec(2, 1, 16)
-    del made
     tracemalloc.start()
     pack = Pack(copied)
     clips = TrainClips(pack, pack.split("all"), spec, 0, 1, None, lambda *_: {})
