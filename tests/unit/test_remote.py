@@ -117,10 +117,11 @@ def test_what_a_server_does_wrong_for_ever_is_named(store, tmp_path, packed, fau
     assert time.monotonic() - began < 10
     assert f"{store.url}/{name}" in str(error.value) and words in str(error.value)
     assert asked is None or store.asked[name] == asked
-    assert {p.name for p in kept(tmp_path)} == {"index.json", "clips.jsonl"}  # no half file
+    about = {"index.json", "clips.jsonl", "clips.safetensors"}
+    assert {p.name for p in kept(tmp_path)} == about  # no half file
 
 
-@pytest.mark.parametrize("name", ["index.json", "clips.jsonl"])
+@pytest.mark.parametrize("name", ["index.json", "clips.jsonl", "clips.safetensors"])
 def test_a_pack_that_is_not_there_is_named(store, tmp_path, name):
     store.faults[name] = ["404"]
     with pytest.raises(ValueError, match=f"{store.url}/{name}.*404"):
