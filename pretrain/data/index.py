@@ -116,7 +116,8 @@ def load_index(folder: str | Path) -> dict:
     if len(set(index["classes"])) != len(index["classes"]):
         raise ValueError(f"{path} has a class twice: delete it and pack again")
     # A shard's name is joined to the folder, so it must be one of ours and not a way out.
-    files = [(shard, SHARD_NAME, ("bytes", "num_clips")) for shard in index["shards"]]
+    sizes: tuple[str, ...] = ("bytes", "num_clips")
+    files = [(shard, SHARD_NAME, sizes) for shard in index["shards"]]
     if "columns" in index:  # not of packs that were made before there were any
         files.append((index["columns"], re.compile(re.escape(COLUMNS)), ("bytes",)))
     for file, names, numbers in files:
