@@ -389,7 +389,8 @@ class StepLoss:
         With mixing, a prediction is correct if it is the larger part.
         """
         where = self.accelerator.device
-        spec = self.accelerator.unwrap_model(model).input_spec
+        bare: Any = getattr(model, "module", model)  # without DDP around it
+        spec = bare.input_spec
         clip = spec.normalise(spec.take(batch, where))
         labels = batch["labels"].to(where, non_blocking=True)
         targets = make_targets(labels, self.num_classes, self.smoothing)
@@ -404,7 +405,7 @@ class StepLoss:
         loss, mass = soft_cross_entropy(logits, targets, self.weights)
         # What a paper adds to the loss of its network, a mean over the clips; the network may be a
         # part of another.
-        for part in self.accelerator.unwrap_model(model).modules():
+        for part in bare.modules():
             if (added := getattr(part, "regulariser", None)) is not None:
                 loss = loss + added * mass
         known = targets.sum(-1) > 0

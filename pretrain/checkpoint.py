@@ -15,11 +15,12 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pretrain.files import read_json, sync
 from pretrain.folders import remove
 from pretrain.names import for_screen
+from pretrain.sharded import like
 from pretrain.weights import (
     CheckpointError,
     load_strict,
@@ -77,16 +78,30 @@ def save_checkpoint(
         CheckpointError: the disk is full or not writable, or a weight is not finite; the
             checkpoints that were there are untouched.
     """
-    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    broken = [k for k, v in weights.items() if not torch.isfinite(v).all()]
-    if broken:
-        raise CheckpointError(f"not saved: {broken[0]} holds values that are not finite")
-    moments = {
-        f"{name}.{key}": value.detach().cpu().contiguous()
+    tensors = (model.state_dict(), moments_of(model, optimizers))
+    weights, moments = (
+        {k: v.detach().cpu().contiguous() for k, v in part.items()} for part in tensors
+    )
+    return write_checkpoint(run, weights, moments, state | {"model": model.arguments})
+
+
+def moments_of(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """What the optimizers remember of a model's parameters, by `parameter.key`."""
+    return {
+        f"{name}.{key}": value
         for name, parameter in model.named_parameters()
         for optimizer in optimizers
         for key, value in optimizer.state.get(parameter, {}).items()
     }
+
+
+def write_checkpoint(
+    run: Path, weights: dict[str, Tensor], moments: dict[str, Tensor], state: dict
+) -> Path:
+    """What `save_checkpoint` does, from tensors on the CPU; `state` has the model's arguments."""
+    broken = [k for k, v in weights.items() if not torch.isfinite(v).all()]
+    if broken:
+        raise CheckpointError(f"not saved: {broken[0]} holds values that are not finite")
     root = run / "checkpoints"
     final = root / f"step-{state['step']:08d}"
     try:
@@ -98,11 +113,7 @@ def save_checkpoint(
     if os.path.lexists(final) and not (problem := _problem(final)):
         return final
     aside = root / f"tmp-{final.name}"
-    write_folder(
-        aside,
-        {"model": weights, "optimizer": moments},
-        {"state": state | {"model": model.arguments}},
-    )
+    write_folder(aside, {"model": weights, "optimizer": moments}, {"state": state})
     try:
         if os.path.lexists(final):
             print(f"warning: {for_screen(problem)}; it is replaced", file=sys.stderr, flush=True)
@@ -150,7 +161,10 @@ def load_checkpoint(
             raise CheckpointError(
                 f"{folder} does not fit the optimizer: {name} has {', '.join(sorted(entries))[:80]}"
             )
-        owner[parameter].state[parameter] = {k: v.to(parameter.device) for k, v in entries.items()}
+        owner[parameter].state[parameter] = {
+            k: v.to(parameter.device) if k == "step" else like(v, parameter)
+            for k, v in entries.items()
+        }
     if moments:
         raise CheckpointError(
             f"{folder} does not fit the optimizer: {next(iter(moments))!r:.80} is of no parameter"

@@ -10,7 +10,6 @@ space, K classes.
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.engine import Engine
 from pretrain.spec import Backbone, Selective
 from pretrain.text import TextTower
 
@@ -268,7 +268,7 @@ def against_classes(video: Tensor, text: Tensor, scale: Tensor, targets: Tensor)
 
 
 def backward_classes(
-    model: nn.Module, micro_batches: Iterable[dict], count: int, accelerator
+    model: nn.Module, micro_batches: Iterable[dict], count: int, engine: Engine
 ) -> Contrast:
     """Gradients of `against_classes` over a whole batch, by plain accumulation.
 
@@ -278,16 +278,16 @@ def backward_classes(
         model: `VideoText`, or its distributed wrapper.
         micro_batches: each with `video`, `tokens` of all prompts, `targets` and maybe `visible`.
         count: how many they are.
-        accelerator: for its device, `backward` and `no_sync`.
+        engine: for its device, `sync` and `backward`.
     """
     parts = []
     for i, given in enumerate(micro_batches):
-        batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in given.items()}
+        batch = {k: v.to(engine.device, non_blocking=True) for k, v in given.items()}
         targets = batch.pop("targets")
-        with nullcontext() if i == count - 1 else accelerator.no_sync(model):
-            video, text, scale, _ = model(**batch)
-            part = against_classes(video, text, scale, targets)
-            accelerator.backward(part.loss / count)
+        engine.sync(last=i == count - 1)
+        video, text, scale, _ = model(**batch)
+        part = against_classes(video, text, scale, targets)
+        engine.backward(part.loss / count)
         parts.append(
             [t.detach() for t in (part.loss, part.video_to_text, part.text_to_video, part.gap)]
         )
@@ -300,7 +300,7 @@ LossFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Contrast]
 
 
 def backward_step(
-    model: nn.Module, micro_batches: Iterable[dict], loss: LossFunction, accelerator
+    model: nn.Module, micro_batches: Iterable[dict], loss: LossFunction, engine: Engine
 ) -> Contrast:
     """Gradients of the loss of the whole batch, however small the micro-batches.
 
@@ -313,23 +313,24 @@ def backward_step(
         model: `VideoText`, or its distributed wrapper.
         micro_batches: each with `video`, `tokens`, `groups` and maybe `visible`, of equal length.
         loss: (video, text, scale, bias, groups) -> Contrast.
-        accelerator: for its device, `backward` and `no_sync`.
+        engine: for its device, `sync` and `backward`.
     """
     batches = [
-        {k: v.to(accelerator.device, non_blocking=True) for k, v in b.items()}
-        for b in micro_batches
+        {k: v.to(engine.device, non_blocking=True) for k, v in b.items()} for b in micro_batches
     ]
     groups = torch.cat([b.pop("groups") for b in batches])
     if len(batches) == 1:
+        engine.sync(last=True)
         video, text, scale, bias = model(**batches[0])
         result = loss(video, text, scale, bias, groups)
-        accelerator.backward(result.loss)
+        engine.backward(result.loss)
         return result
 
-    device = accelerator.device
+    device = engine.device
     # ---- embed everything, remembering the generators
     states, outputs = [], []
-    with torch.no_grad(), accelerator.no_sync(model):
+    engine.sync(last=False)
+    with torch.no_grad():
         for batch in batches:
             states.append(_random_state(device))
             outputs.append(model(**batch))
@@ -348,12 +349,12 @@ def backward_step(
     for i, batch in enumerate(batches):
         last = i == len(batches) - 1
         _set_random_state(device, states[i])
-        with nullcontext() if last else accelerator.no_sync(model):
-            video, text, *own = model(**batch)
-            carried = (video * video_grads[i]).sum() + (text * text_grads[i]).sum()
-            if last:  # scale and bias act once
-                carried = carried + sum(s * g for s, g in zip(own, scalar_grads, strict=True))
-            accelerator.backward(carried)
+        engine.sync(last)
+        video, text, *own = model(**batch)
+        carried = (video * video_grads[i]).sum() + (text * text_grads[i]).sum()
+        if last:  # scale and bias act once
+            carried = carried + sum(s * g for s, g in zip(own, scalar_grads, strict=True))
+        engine.backward(carried)
     _set_random_state(device, after)
     return result
 

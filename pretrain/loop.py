@@ -4,13 +4,15 @@ A recipe keeps its model, its loss and its evaluations; `TrainingRun` has the ru
 continues, the stream of batches, what the processes agree on, counters, log, checkpoints and how it
 stops:
 
-    plan = plan_run(cfg, len(clips), accelerator.num_processes)
-    with TrainingRun(folder, cfg, fingerprint, plan, accelerator, MAY_CHANGE) as run:
+    engine.start()                                    # pretrain/engine.py, made before the data
+    plan = plan_run(cfg, len(clips), engine.processes)
+    with TrainingRun(folder, cfg, fingerprint, plan, engine, MAY_CHANGE) as run:
         run.print_plan("what is learned", {"model": name})
-        run.restore(model, optimizers, {"loss": None})
+        wrapped = engine.prepare(model, make_optimizers)
+        run.restore({"loss": None})
         with run.batches(dataset) as batches:
             while run.unfinished:
-                loss, norm = train_step(model, batches, ...)       # the method: in the recipe
+                loss, norm = train_step(wrapped, engine, batches, ...)  # the method: in the recipe
                 (loss,) = run.agree(norm, means=[loss])            # one all-reduce
                 if run.log_due():
                     run.log({"loss": loss}, f"loss {loss:.4f}")
@@ -28,12 +30,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from pretrain import checkpoint, device, log
 from pretrain.data.shards import Mixture, Positions, TrainBatches, TrainClips, train_batches
+from pretrain.engine import KINDS, Engine
 from pretrain.flags import flat
 from pretrain.folders import writing
 from pretrain.names import for_screen
@@ -169,7 +170,7 @@ class TrainingRun:
             `pretrain.settings`).
         fingerprint: of the data.
         plan: of `plan_run`.
-        accelerator: the processes of this launch.
+        engine: started; it trains the model on the processes of this launch.
         may_change: names of more flags than `--out`, `--num-workers` and those of `RunSettings`
             that decide no number.
 
@@ -184,10 +185,11 @@ class TrainingRun:
     """
 
     def __init__(
-        self, folder: Path, config, fingerprint: str, plan: Plan, accelerator: Accelerator,
+        self, folder: Path, config, fingerprint: str, plan: Plan, engine: Engine,
         may_change: set[str],
     ):  # fmt: skip
-        self.folder, self.config, self.plan, self.accelerator = folder, config, plan, accelerator
+        self.folder, self.config, self.plan, self.engine = folder, config, plan, engine
+        self.accelerator = accelerator = engine.accelerator
         self.first = accelerator.is_main_process
         self.data = {"data_fingerprint": fingerprint, "num_clips": plan.num_clips}
         self._lock, self._described = open_run(folder, config, self.data, may_change, accelerator)
@@ -214,19 +216,19 @@ class TrainingRun:
         """Whether there is a step to do."""
         return self.step < self.plan.steps and not self._early
 
-    def restore(self, model: nn.Module, optimizers: list[Optimizer], state: dict) -> None:
-        """Go on from the newest valid checkpoint, if there is one.
+    def restore(self, state: dict) -> None:
+        """Put the newest valid checkpoint, if there is one, into what the engine has prepared.
 
         Args:
-            model: the bare model; what every checkpoint holds.
-            optimizers: over its parameters.
             state: what the recipe adds to that of a run which begins.
 
         Raises:
             ValueError: as `pretrain.run.restore`.
         """
-        self._model, self._optimizers = model, optimizers
-        self.state = restore(self.folder, model, optimizers, self.state | state, say=self.first)
+        self.state = restore(
+            self.folder, self.engine.model, self.engine.optimizers, self.state | state,
+            say=self.first,
+        )  # fmt: skip
         self.accelerator.wait_for_everyone()
 
     @contextmanager
@@ -353,8 +355,11 @@ class TrainingRun:
         self.state |= state | {"seconds": time.monotonic() - self._began}
         self._measured = False
         done = not self.unfinished
-        if self.first and (done or self._stopping or self.step % self.config.run.save_every == 0):
-            checkpoint.save_checkpoint(self.folder, self._model, self._optimizers, self.state)
+        if done or self._stopping or self.step % self.config.run.save_every == 0:
+            weights, moments = self.engine.state()  # by all processes
+            if self.first:
+                about = self.state | {"model": self.engine.model.arguments}
+                checkpoint.write_checkpoint(self.folder, weights, moments, about)
         if self._stopping and not done:
             self.accelerator.wait_for_everyone()
             self._stop.leave(self.step, self.first, self._batches.lost)
@@ -387,7 +392,8 @@ class TrainingRun:
         product = " x ".join(f"{n} {what}" for n, what in factors if n > 1)
         epochs = plan.steps * plan.decodes_per_step / plan.num_clips
         own = {
-            "device": f"{group.num_processes} x {device.describe(group.device)}, {half}",
+            "device": f"{group.num_processes} x {device.describe(group.device)}, {half}"
+            + f", {KINDS[self.engine.kind]}" * (self.engine.kind != "single"),
             "effective batch": f"{plan.batch_size} clips"
             + (f" = {product}" if " x " in product else ""),
             "steps": f"{plan.steps} ({plan.warmup} warm-up) = {epochs:.1f} epochs",

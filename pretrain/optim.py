@@ -6,13 +6,14 @@ from collections.abc import Iterable, Iterator
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pretrain.device import has_bf16
 
 
 def decays(parameter: Tensor) -> bool:
     """Whether a parameter decays: matrices and filters, not vectors or the (1, 1, D) mask token."""
-    return parameter.squeeze().ndim > 1
+    return sum(length > 1 for length in parameter.shape) > 1
 
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -122,6 +123,10 @@ def orthogonalised(matrices: list[nn.Parameter]) -> Iterator[tuple[nn.Parameter,
         yield from ((p, orthogonalise(_gradient(p))) for p in matrices)
         return
     rank, world = dist.get_rank(), dist.get_world_size()
+    if any(isinstance(p, DTensor) for p in matrices):
+        for first in range(0, len(matrices), world):
+            yield from _orthogonalised_rows(matrices[first : first + world])
+        return
     matrices = sorted(matrices, key=lambda p: -p.numel())  # dealt out, the largest first
     mine = [orthogonalise(_gradient(p)).flatten() for p in matrices[rank::world]]
     for owner in range(world):
@@ -133,6 +138,35 @@ def orthogonalised(matrices: list[nn.Parameter]) -> Iterator[tuple[nn.Parameter,
         dist.broadcast(flat, owner)
         for p, update in zip(owned, flat.split(sizes), strict=True):
             yield p, update.view_as(p)
+
+
+def _orthogonalised_rows(matrices: list[nn.Parameter]) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Of sharded matrices, at most as many as processes: each is gathered by one, and shared again.
+
+    Every process holds as many rows as the first, but for the last ones that have any.
+    """
+    rank, world = dist.get_rank(), dist.get_world_size()
+    mine: Tensor | None = None
+    for owner, p in enumerate(matrices):
+        gradient = _gradient(p)
+        assert isinstance(gradient, DTensor)
+        rows = gradient.to_local()
+        padded = rows.new_zeros(math.ceil(p.shape[0] / world), p.shape[1])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in range(world)] if rank == owner else None
+        dist.gather(padded, parts, owner)
+        if parts:
+            mine = torch.cat(parts)  # with padding at its end
+            mine[: p.shape[0]] = orthogonalise(mine[: p.shape[0]])
+    for owner, p in enumerate(matrices):
+        gradient = _gradient(p)
+        assert isinstance(gradient, DTensor)
+        rows = gradient.to_local()
+        padded = rows.new_empty(math.ceil(p.shape[0] / world), p.shape[1])
+        whole = list(mine.chunk(world)) if mine is not None and rank == owner else None
+        dist.scatter(padded, whole, owner)
+        rows.copy_(padded[: len(rows)])  # the gradients are used up
+        yield p, gradient
 
 
 def make_optimizers(

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from pretrain.files import open_regular, read_json, reading, share, sync
 from pretrain.inert import Call, Name, Stored, read_inert
 from pretrain.names import first_line
+from pretrain.sharded import like
 
 # What a weight, a buffer or a moment of an optimizer is, under safetensors' names.
 DTYPES = {
@@ -272,11 +273,12 @@ def verify_folder(folder: Path) -> None:
 
 def load_strict(model: nn.Module, weights: dict[str, Tensor], origin: str) -> None:
     """Load weights with nothing missing, nothing left over and every shape equal."""
+    own = model.state_dict()
     try:
-        refuse_misfit(model.state_dict(), weights, origin)
+        refuse_misfit(own, weights, origin)
     except ValueError as error:
         raise CheckpointError(str(error)) from error
-    model.load_state_dict(weights)
+    model.load_state_dict({name: like(value, own[name]) for name, value in weights.items()})
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -33,10 +33,11 @@ from pretrain.data import shards
 from pretrain.data.cache import open_all, packing_side, synthetic_clips
 from pretrain.data.sampling import counter_rng
 from pretrain.data.transforms import Augment
+from pretrain.engine import Engine
 from pretrain.loop import TrainingRun, plan_run
 from pretrain.names import for_shell
-from pretrain.optim import counting_rate, learning_rate, make_optimizers, set_rate, update
-from pretrain.processes import asked_processes, is_first, start_accelerator
+from pretrain.optim import counting_rate, learning_rate, make_optimizers, set_rate
+from pretrain.processes import asked_processes, is_first
 from pretrain.run import try_run
 
 # As CLIP is published.
@@ -189,7 +190,7 @@ OFF = {
 # ---------------------------------------------------------------------------------------- the step
 
 
-def train_step(model, optimizers, batches, accumulate, accelerator, loss, clip_grad, make_micro):
+def train_step(model, engine, batches, accumulate, loss, clip_grad, make_micro):
     """One optimizer step: a loss over all clips of all processes, in `accumulate` micro-batches.
 
     `loss` scores a whole batch; None: every clip is scored against all classes.
@@ -208,11 +209,11 @@ def train_step(model, optimizers, batches, accumulate, accelerator, loss, clip_g
             yield make_micro(batch)
 
     if loss is None:
-        result = backward_classes(model, load(), accumulate, accelerator)
+        result = backward_classes(model, load(), accumulate, engine)
     else:
-        result = backward_step(model, load(), loss, accelerator)
-    norm = update(optimizers, model.parameters(), clip_grad)
-    accelerator.unwrap_model(model).clamp_scale()
+        result = backward_step(model, load(), loss, engine)
+    norm = engine.step(clip_grad)
+    engine.model.clamp_scale()
     return result, norm, cut
 
 
@@ -305,6 +306,7 @@ def main(cfg: Config) -> dict:
     model, optim = build_model(cfg), cfg.optim
     texts = pairs.Texts(cfg.text, cfg.templates, cfg.positives)
     refuse_early(cfg, texts, model)
+    engine = Engine(cfg.machine)
     folder = Path(cfg.out or f"runs/clip-{cfg.preset}")
     try_run(folder, cfg, {"val_every"})
 
@@ -320,19 +322,18 @@ def main(cfg: Config) -> dict:
     per_batch = shards.batch_counts(weights, optim.batch_size)
 
     # ---- processes and plan
-    accelerator = start_accelerator(cfg.machine)
-    plan = plan_run(optim, sum(per_source), accelerator.num_processes)
-    fingerprint = shards.fingerprint(packs)
-    with TrainingRun(folder, cfg, fingerprint, plan, accelerator, {"val_every"}) as run:
+    engine.start()
+    plan = plan_run(optim, sum(per_source), engine.processes)
+    with TrainingRun(folder, cfg, shards.fingerprint(packs), plan, engine, {"val_every"}) as run:
         print_plan(cfg, run, (per_source, per_batch), model)
         if run.first:
             for pack, ids in zip(packs, chosen, strict=True):
                 shards.warn_of_clips(pack, ids, spec)
-        model.to(accelerator.device)
-        optimizers = make_optimizers(optim.optimizer, model, optim.weight_decay, optim.betas)
-        run.restore(model, optimizers, {"cut": 0, "loss": None, "val": None})
+        how = (optim.optimizer, model, optim.weight_decay, optim.betas)
+        wrapped = engine.prepare(model, lambda: make_optimizers(*how))
+        run.restore({"cut": 0, "loss": None, "val": None})
 
-        # ---- loader, wrapper and loss
+        # ---- loader and loss
         text_of_view = pairs.TextOfView(texts, model, cfg.drop_tokens, list(prompts))
         augment = Augment(cfg.flip, cfg.colour, jitter=cfg.jitter, grey=cfg.grey)
         parts = [
@@ -340,13 +341,11 @@ def main(cfg: Config) -> dict:
             for pack, ids in zip(packs, chosen, strict=True)
         ]
         dataset = parts[0] if len(parts) == 1 else shards.Mixture(parts, per_batch, cfg.seed)
-        wrapped = accelerator.prepare_model(model)
-        wrapped.train()  # what was loaded is in evaluation mode
         make_micro, loss_of = partial(pairs.micro_batch, model, cfg.trim_text), None
         if prompts:
             against = pairs.AgainstClasses(
                 model, list(prompts.values()), cfg.trim_text, cfg.smoothing, cfg.mixup, cfg.cutmix,
-                accelerator.device,
+                engine.device,
             )  # fmt: skip
         else:
             loss_of = partial(contrast, loss=cfg.loss, several_positives=cfg.positives != "pair")
@@ -357,22 +356,23 @@ def main(cfg: Config) -> dict:
         with run.batches(dataset) as batches:
             while run.unfinished:
                 lr = rate(run.step, plan.steps, plan.warmup, plan.peak, plan.final)
-                set_rate(optimizers, lr)
+                set_rate(engine.optimizers, lr)
                 if prompts:  # what is drawn depends on the step and the process only
-                    rng = counter_rng(cfg.seed, run.step, accelerator.process_index, stream=6)
+                    rng = counter_rng(cfg.seed, run.step, engine.place, stream=6)
                     make_micro = partial(against, rng)
                 result, norm, cut = train_step(
-                    wrapped, optimizers, batches, plan.accumulate, accelerator, loss_of,
-                    optim.clip_grad, make_micro,
-                )  # fmt: skip
+                    wrapped, engine, batches, plan.accumulate, loss_of, optim.clip_grad, make_micro
+                )
                 watched = (result.loss, result.video_to_text, result.text_to_video, result.gap)
                 loss, to_text, to_video, gap, cut = run.agree(norm, watched, [cut])
                 run.state |= {"loss": loss, "cut": run.state["cut"] + int(cut)}
                 measured = run.due(cfg.val_every)
-                if measured and run.first:
-                    run.state["val"] = monitor.online_retrieval(
-                        model, packs, texts, cfg.seed, accelerator.device, cfg.machine.precision
-                    )  # fmt: skip
+                if measured:
+                    with engine.whole() as whole:  # by all processes; one of them scores
+                        if run.first:
+                            run.state["val"] = monitor.online_retrieval(
+                                whole, packs, texts, cfg.seed, engine.device, cfg.machine.precision
+                            )
                 if run.log_due():
                     values = {
                         "loss": loss, "video_to_text": to_text, "text_to_video": to_video,
@@ -387,8 +387,9 @@ def main(cfg: Config) -> dict:
                 run.finish_step({})
 
         # ---- end
-        if run.end():
-            finish(cfg, model, packs, run)
+        with engine.whole() as whole:
+            if run.end():
+                finish(cfg, whole, packs, run)
         return run.state
 
 

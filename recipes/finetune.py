@@ -20,7 +20,6 @@ results.json, CARD.md, confusion.png, predictions.csv and scores.csv (which reci
 """
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -63,11 +62,12 @@ from downstream.training import GIVEN, TRAINING, Training, TrainingFlags, flags_
 from pretrain import backbones, log
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack, TrainClips, warn_of_clips
+from pretrain.engine import Engine
 from pretrain.flags import OptionalCount, Seed, flat, refuse_given
 from pretrain.loop import TrainingRun, plan_run
 from pretrain.names import file_name, for_screen, for_shell
-from pretrain.optim import set_rate, update
-from pretrain.processes import asked_processes, is_first, loader_workers, start_accelerator
+from pretrain.optim import set_rate
+from pretrain.processes import asked_processes, is_first, loader_workers
 from pretrain.run import try_run
 from pretrain.settings import JOINTS, MACHINE, RUN, JointFlags, MachineFlags, RunFlags
 from pretrain.spec import Backbone
@@ -194,25 +194,23 @@ def build_backbone(cfg: Config) -> nn.Module:
 # ---------------------------------------------------------------------------------------- the step
 
 
-def train_step(model, optimizer, batches, accumulate, accelerator, loss_of, clip_grad):
+def train_step(model, engine, batches, accumulate, loss_of, clip_grad):
     """One optimizer step over `accumulate` micro-batches.
 
     The loss is the mean over everything in the step that has a target, in all micro-batches and
     processes: sums are added up, and their gradient is divided once. Returned are mean loss,
     accuracy and gradient norm; if that is not finite the weights were left alone.
     """
-    sums = torch.zeros(4, device=accelerator.device)
+    sums = torch.zeros(4, device=engine.device)
     for i in range(accumulate):
         batch = next(batches)
-        with nullcontext() if i == accumulate - 1 else accelerator.no_sync(model):
-            counted = loss_of(model, batch, i)
-            accelerator.backward(counted[0])
+        engine.sync(last=i == accumulate - 1)
+        counted = loss_of(model, batch, i)
+        engine.backward(counted[0])
         sums += torch.stack(counted).detach()
-    loss, mass, correct, known = accelerator.reduce(sums).tolist()
-    trained = [p for p in model.parameters() if p.grad is not None]
+    loss, mass, correct, known = engine.accelerator.reduce(sums).tolist()
     # Processes have averaged their gradients.
-    torch._foreach_mul_([p.grad for p in trained], accelerator.num_processes / max(mass, 1e-12))
-    norm = update([optimizer], trained, clip_grad)
+    norm = engine.step(clip_grad, engine.processes / max(mass, 1e-12))
     return loss / max(mass, 1e-12), correct / max(known, 1), norm
 
 
@@ -254,6 +252,7 @@ def main(cfg: Config) -> dict:
         task, cfg.data, cfg.train_split, cfg.test_split, cfg.val, training.patience,
         backbone.input_spec, cfg.name, cfg.leave_out,
     )  # fmt: skip
+    engine = Engine(cfg.machine)
     assert cfg.out  # `resolve` names it
     folder = Path(cfg.out)
     try_run(folder, cfg, set())
@@ -270,26 +269,26 @@ def main(cfg: Config) -> dict:
     record_method(backbone, pack.index)
 
     # ---- processes, model and optimizer
-    accelerator = start_accelerator(cfg.machine)
+    engine.start()
     model = Classifier(backbone, classes, training.dropout, cfg.per_frame)
     model.head.weight.data *= training.head_std / 0.01  # drawn with std 0.01
     if cfg.freeze:
         freeze(model)
-    learner = Learner(model, training.ema).to(accelerator.device)
-    optimizer = make_optimizer(
-        training.optimizer, model, training.weight_decay, training.layer_decay, training.backbone_lr
-    )
-    plan = plan_run(training, len(train.samples), accelerator.num_processes, training.views)
-    with TrainingRun(folder, cfg, pack.index["fingerprint"], plan, accelerator, set()) as run:
+    learner = Learner(model, training.ema)
+    plan = plan_run(training, len(train.samples), engine.processes, training.views)
+    with TrainingRun(folder, cfg, pack.index["fingerprint"], plan, engine, set()) as run:
         print_plan(cfg, training, run, model, videos)
         if run.first:
             for note in videos.notes:
                 print(f"note: {for_screen(note)}", flush=True)
             warn_of_clips(pack, train.samples, model.input_spec)
         beginning = {"loss": None, "val": None, "best": None, "best_step": 0, "since_best": 0}
-        run.restore(learner, [optimizer], beginning)
+        decays = (training.weight_decay, training.layer_decay, training.backbone_lr)
+        make = lambda: [make_optimizer(training.optimizer, model, *decays)]
+        wrapped = engine.prepare(learner, make, learner.model, learner.average)
+        run.restore(beginning)
 
-        # ---- loader, wrapper and loss
+        # ---- loader and loss
         dataset = TrainClips(
             pack, train.samples, model.input_spec, cfg.seed, training.views,
             None if training.crop == "resized" else training.scales, LabelOfView(task, classes),
@@ -298,10 +297,9 @@ def main(cfg: Config) -> dict:
         balanced = training.class_weights == "balanced"
         weights = balanced_weights(task.counts(pack, train, classes)) if balanced else None
         loss_of = StepLoss(
-            accelerator, len(classes), weights, training.smoothing, training.mixup, training.cutmix,
-            cfg.seed,
+            engine.accelerator, len(classes), weights, training.smoothing, training.mixup,
+            training.cutmix, cfg.seed,
         )  # fmt: skip
-        wrapped = accelerator.prepare_model(model).train()  # loaded, it is in evaluation mode
         epoch = math.ceil(plan.num_clips / plan.decodes_per_step)
         val_every = cfg.val_every or max(epoch, plan.steps // 20)
 
@@ -312,25 +310,24 @@ def main(cfg: Config) -> dict:
         with run.batches(dataset) as batches:
             while run.unfinished:
                 lr = scheduled_rate(run.step, plan, training.schedule, training.drops)
-                set_rate([optimizer], lr)
+                set_rate(engine.optimizers, lr)
                 loss_of.step = run.step
                 loss, accuracy, norm = train_step(
-                    wrapped, optimizer, batches, plan.accumulate, accelerator, loss_of,
-                    training.clip_grad,
-                )  # fmt: skip
+                    wrapped, engine, batches, plan.accumulate, loss_of, training.clip_grad
+                )
                 if math.isfinite(norm):
                     learner.update_average()
                 run.agree(norm)
                 values = {"loss": loss, "train_top1": accuracy, "lr": lr, "grad_norm": norm}
                 if videos.val is not None and run.due(val_every):
-                    now = validate(
-                        task, learner.best_guess, pack, videos.val, training.micro_batch,
-                        cfg.machine.precision, accelerator,
-                    )  # fmt: skip
+                    with engine.whole() as whole:
+                        values["val_top1"] = now = validate(
+                            task, whole.best_guess, pack, videos.val, training.micro_batch,
+                            cfg.machine.precision, engine.accelerator,
+                        )  # fmt: skip
+                        if is_best(run.state, now, run.step) and run.first:
+                            export(run, whole.best_guess, folder / "backbone")
                     wrapped.train()
-                    values["val_top1"] = now
-                    if is_best(run.state, now, run.step) and run.first:
-                        export(run, learner.best_guess, folder / "backbone")
                     if not patient():
                         run.end_early()
                 if run.log_due():
@@ -341,7 +338,9 @@ def main(cfg: Config) -> dict:
             print(f"stopped early: {rounds}; best at step {run.state['best_step']}")
 
         # ---- end: one process tests
-        return finish(cfg, training, learner.best_guess, pack, videos, run) if run.end() else {}
+        with engine.whole() as whole:
+            last = whole.best_guess
+            return finish(cfg, training, last, pack, videos, run) if run.end() else {}
 
 
 def is_best(state: dict, now: float, step: int) -> bool:

@@ -17,7 +17,6 @@ command again continues an interrupted run.
 """
 
 import sys
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +24,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import tyro
+from torch import nn
 
 from downstream.encoders import transformer, weights_to_start_from
 from downstream.finetune import record_method
@@ -35,12 +35,13 @@ from pretrain.data.cache import open_data, packing_side, raw_sources, synthetic_
 from pretrain.data.sampling import counter_rng
 from pretrain.data.shards import Pack, TrainClips, refuse_raw_streams, warn_of_clips
 from pretrain.data.transforms import Augment
+from pretrain.engine import Engine
 from pretrain.figures import reconstruction_figure
 from pretrain.loop import TrainingRun, plan_run
 from pretrain.masked import MaskedPixels
 from pretrain.names import for_shell
-from pretrain.optim import learning_rate, make_optimizers, set_rate, update
-from pretrain.processes import asked_processes, is_first, start_accelerator
+from pretrain.optim import learning_rate, make_optimizers, set_rate
+from pretrain.processes import asked_processes, is_first
 from pretrain.run import try_run
 from pretrain.spec import Backbone, InputSpec
 from pretrain.videomae import VideoMAE, build_videomae, draw_tokens, mask_of_view, start_from
@@ -182,7 +183,7 @@ OFF = {"small": False, "motion_tokens": 1.0, "dual_mask": False, "colour": 0.0}
 # ---------------------------------------------------------------------------------------- the step
 
 
-def train_step(model, optimizers, batches, accumulate, accelerator, clip_grad, names):
+def train_step(model, engine, batches, accumulate, clip_grad, names):
     """One optimizer step over `accumulate` micro-batches.
 
     `names` are those of a batch that the model takes, in its order.
@@ -191,18 +192,17 @@ def train_step(model, optimizers, batches, accumulate, accelerator, clip_grad, n
         the mean loss of this process, the view-retrieval accuracy (None without `ViewContrast`),
         and the gradient norm over all processes; if that is not finite the weights were left alone.
     """
-    total = torch.zeros((), device=accelerator.device)
+    total = torch.zeros((), device=engine.device)
     for i in range(accumulate):
         batch = next(batches)
-        tensors = [batch[name].to(accelerator.device, non_blocking=True) for name in names]
-        last = i == accumulate - 1
-        with nullcontext() if last else accelerator.no_sync(model):
-            loss, second = model(*tensors)
-            accelerator.backward(loss / accumulate)
+        tensors = [batch[name].to(engine.device, non_blocking=True) for name in names]
+        engine.sync(last=i == accumulate - 1)
+        loss, second = model(*tensors)
+        engine.backward(loss / accumulate)
         total += loss.detach() / accumulate
     # A prediction is freed: kept, it would lie beside the next step's.
     found = second.detach() if "clips" in names else None
-    return total, found, update(optimizers, model.parameters(), clip_grad)
+    return total, found, engine.step(clip_grad)
 
 
 # ------------------------------------------------------------------------------------- the pieces
@@ -264,6 +264,13 @@ def takes_streams(cfg: Config) -> str:
     return f"--model {cfg.model}" + f" --target {cfg.target}" * bool(cfg.target)
 
 
+def bare(model: nn.Module) -> VideoMAE | MaskedPixels:
+    """What reconstructs, without the contrast around it."""
+    masked = model.masked if isinstance(model, ViewContrast) else model
+    assert isinstance(masked, VideoMAE | MaskedPixels)
+    return masked
+
+
 def refuse_early(cfg: Config, grid: tuple[int, int, int], spec: InputSpec) -> None:
     """Raise ValueError for what contradicts itself; masks are drawn over `grid`, clips `spec`."""
     if cfg.form.motion_tokens < 1 and cfg.mask != "random":
@@ -317,8 +324,9 @@ def main(cfg: Config) -> dict:
         cfg = flags.replace(cfg, target=None)  # the same run
     # ---- model and folder: what contradicts is refused before hours of packing
     model = build_model(cfg)
-    masked = model.masked if isinstance(model, ViewContrast) else model
+    masked = bare(model)
     refuse_early(cfg, masked.mask_grid, masked.clip)
+    engine = Engine(cfg.machine)
     flow = "-flow" * (cfg.stream == "flow") + "-to-flow" * (cfg.target == "flow")
     folder = Path(cfg.out or f"runs/videomae-{cfg.preset}{flow}")
     try_run(folder, cfg, {"knn_every"})
@@ -331,10 +339,10 @@ def main(cfg: Config) -> dict:
     spec = masked.encoder.input_spec
 
     # ---- processes and plan
-    accelerator = start_accelerator(cfg.machine)
-    plan = plan_run(cfg.optim, len(ids), accelerator.num_processes, cfg.views)
+    engine.start()
+    plan = plan_run(cfg.optim, len(ids), engine.processes, cfg.views)
     fingerprint = pack.index["fingerprint"]
-    with TrainingRun(folder, cfg, fingerprint, plan, accelerator, {"knn_every"}) as run:
+    with TrainingRun(folder, cfg, fingerprint, plan, engine, {"knn_every"}) as run:
         print_plan(cfg, run, pack, masked.encoder)
         if run.first:
             warn_of_clips(pack, ids, spec)
@@ -342,18 +350,16 @@ def main(cfg: Config) -> dict:
                 note = "from scratch it learned worse than from a backbone that reconstructs"
                 print(f"note: --contrast without --backbone: {note}", file=sys.stderr)
 
-        # ---- optimizer, loader and wrapper
-        model.to(accelerator.device)
+        # ---- optimizer, wrapper and loader
         optim = cfg.optim
-        optimizers = make_optimizers(optim.optimizer, model, optim.weight_decay, optim.betas)
-        run.restore(model, optimizers, {"loss": None, "knn": None, "knn_chance": None})
+        how = (optim.optimizer, model, optim.weight_decay, optim.betas)
+        wrapped = engine.prepare(model, lambda: make_optimizers(*how), compile=cfg.compile)
+        run.restore({"loss": None, "knn": None, "knn_chance": None})
         draw_mask = mask_of_view(cfg.mask, masked.mask_grid, cfg.mask_ratio, cfg.dual_mask)
         dataset = TrainClips(
             pack, ids, masked.clip, cfg.seed, cfg.views, cfg.scales, draw_mask,
             Augment(colour=cfg.colour), spread=cfg.contrast > 0,
         )  # fmt: skip
-        wrapped = accelerator.prepare_model(torch.compile(model) if cfg.compile else model)
-        wrapped.train()  # what was loaded is in evaluation mode
         names = (cfg.stream, "visible", "masked", *(("clips",) if cfg.contrast else ()))
         names += (cfg.target,) if cfg.target else ()
 
@@ -361,16 +367,17 @@ def main(cfg: Config) -> dict:
         with run.batches(dataset) as batches:
             while run.unfinished:
                 lr = learning_rate(run.step, plan.steps, plan.warmup, plan.peak, plan.final)
-                set_rate(optimizers, lr)
+                set_rate(engine.optimizers, lr)
                 loss, found, norm = train_step(
-                    wrapped, optimizers, batches, plan.accumulate, accelerator, optim.clip_grad,
-                    names,
-                )  # fmt: skip
+                    wrapped, engine, batches, plan.accumulate, optim.clip_grad, names
+                )
                 loss, *found = run.agree(norm, [loss] if found is None else [loss, found])
                 values = {"loss": loss, "lr": lr, "grad_norm": norm}
                 values |= {"view_retrieval_accuracy": found[0]} if found else {}
-                if run.due(cfg.knn_every) and run.first:
-                    knn = online_knn(masked.encoder, spec, pack, ids, cfg.seed, accelerator)
+                if run.due(cfg.knn_every):
+                    with engine.whole() as whole:  # by all processes; one of them scores
+                        encoder, where = bare(whole).encoder, engine.accelerator
+                        knn = run.first and online_knn(encoder, spec, pack, ids, cfg.seed, where)
                     run.state |= dict(zip(("knn", "knn_chance"), knn or (None, None), strict=True))
                     values |= {name: run.state[name] for name in ("knn", "knn_chance") if knn}
                 if run.log_due():
@@ -378,8 +385,9 @@ def main(cfg: Config) -> dict:
                 run.finish_step({"loss": loss})
 
         # ---- end
-        if run.end():
-            finish(cfg, masked, pack, ids, run)
+        with engine.whole() as whole:
+            if run.end():
+                finish(cfg, bare(whole), pack, ids, run)
         return run.state
 
 

@@ -4,11 +4,12 @@ from copy import deepcopy
 from functools import partial
 
 import torch
-from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from pretrain.clip import VideoText, backward_step, contrast
+from pretrain.engine import Engine
 from pretrain.optim import Muon
+from pretrain.settings import Machine
 from pretrain.text import OpenClipText
 from pretrain.videomae import VideoMAE
 from pretrain.views import ViewContrast
@@ -20,7 +21,9 @@ CASES = [(loss, several) for loss in ("infonce", "siglip") for several in (False
 
 def main(out: str) -> None:
     """Write losses and gradients to `out`, and each process's weights after Muon beside it."""
-    accelerator = Accelerator(cpu=True)
+    engine = Engine(Machine(precision="fp32", threads=1))
+    engine.start()
+    accelerator = engine.accelerator
     world, rank = accelerator.num_processes, accelerator.process_index
     torch.manual_seed(0)
     text_cfg = {"context_length": 6, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}
@@ -38,14 +41,14 @@ def main(out: str) -> None:
                 torch.manual_seed(0)
                 tower = VideoTransformer(24, 1, 2, frames=4, size=16, patch=8)
                 model = VideoText(tower, deepcopy(text), 10, project=True, loss=loss).to(dtype)
-                bare, model = model, accelerator.prepare_model(model)
+                bare, model = model, engine.prepare(model, list)
                 size = GLOBAL // world // passes
                 rows = torch.arange(GLOBAL).reshape(passes, world, size)[:, rank]
                 micro = [
                     {"video": video[r], "tokens": tokens[r], "groups": groups[r]} for r in rows
                 ]
                 made = partial(contrast, loss=loss, several_positives=several)
-                result = backward_step(model, micro, made, accelerator)
+                result = backward_step(model, micro, made, engine)
                 value = accelerator.reduce(result.loss.detach()) / world
                 name = f"{dtype} {loss} {several} {passes}"
                 results[f"{name} loss"] = value.reshape(1).clone()
@@ -58,12 +61,12 @@ def main(out: str) -> None:
         torch.manual_seed(0)
         encoder = VideoTransformer(24, 1, 2, frames=4, size=16, patch=8)
         bare = ViewContrast(VideoMAE(encoder, 12, 1, 2), 2, 0.5).to(dtype)
-        model = accelerator.prepare_model(bare)
+        model = engine.prepare(bare, list)
         rows = torch.arange(GLOBAL).reshape(world, -1)[rank]
         places = torch.rand(GLOBAL, 8, generator=torch.Generator().manual_seed(2)).argsort(1)[rows]
         clips = torch.tensor([4, 4, 2, 2, 9, 9, 4, 4])[rows]  # one of them twice
         loss, found = model(video[rows], places[:, :3], places[:, 3:], clips)
-        accelerator.backward(loss)
+        engine.backward(loss)
         name = f"{dtype} views"
         results[f"{name} loss"] = (accelerator.reduce(loss.detach()) / world).reshape(1).clone()
         results[f"{name} found"] = (accelerator.reduce(found) / world).reshape(1).clone()

@@ -7,6 +7,7 @@ starts it.
 
 import importlib
 import json
+import math
 import multiprocessing
 import os
 import runpy
@@ -61,7 +62,7 @@ def train(recipe: str, given: dict[str, Any], plan: dict[str, Any]) -> None:
             os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
         spoil = None
         if mine and count == plan.get("nan_in_step"):
-            spoil = next(model.parameters()).register_hook(lambda g: g * float("nan"))
+            spoil = model.register_forward_hook(lambda _, __, out: (out[0] * math.nan, *out[1:]))
         result = real_step(model, *args)
         if spoil:
             spoil.remove()
@@ -135,6 +136,7 @@ def child(job: dict[str, Any], rank: int, port: int) -> int:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.environ.update(job["environment"])
     if job["processes"] > 1:
         # As under torchrun: the store is the launcher's.
         about = {

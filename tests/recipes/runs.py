@@ -117,7 +117,12 @@ def host() -> subprocess.Popen:
 
 
 def in_processes(
-    folder: Path, processes: int, module: str, function: str, *given: Any
+    folder: Path,
+    processes: int,
+    module: str,
+    function: str,
+    *given: Any,
+    environment: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess:
     """Call a function in processes that form a group of torch.distributed; they may die.
 
@@ -127,11 +132,13 @@ def in_processes(
         module: that of the function.
         function: its name.
         given: its arguments, which JSON can represent.
+        environment: what a launcher sets besides.
     """
     files = {name: str(folder / f"{name}.txt") for name in ("stdout", "stderr")}
     for name in files.values():
         Path(name).unlink(missing_ok=True)
     about = {"module": module, "function": function, "arguments": given, "processes": processes}
+    about["environment"] = environment or {}
     asked, answers = host().stdin, host().stdout
     assert asked and answers
     print(json.dumps(about | files), file=asked, flush=True)
@@ -141,11 +148,18 @@ def in_processes(
 
 
 def launch(
-    tmp_path: Path, cfg: Any, plan: dict[str, Any], processes: int = 1
+    tmp_path: Path,
+    cfg: Any,
+    plan: dict[str, Any],
+    processes: int = 1,
+    environment: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess:
     """Run the recipe in processes of its own."""
     tmp_path.mkdir(exist_ok=True)
-    return in_processes(tmp_path, processes, "tests.recipes.host", "train", *arguments(cfg, plan))
+    given = arguments(cfg, plan)
+    return in_processes(
+        tmp_path, processes, "tests.recipes.host", "train", *given, environment=environment
+    )
 
 
 def run_calm_and_harried(

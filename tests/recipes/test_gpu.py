@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 
 from downstream.models import load_backbone
 from pretrain.clip import VideoText, backward_step, contrast
+from pretrain.engine import Engine
 from pretrain.optim import Muon, orthogonalise
+from pretrain.settings import Machine
 from pretrain.text import OpenClipText
 from pretrain.videomae import VideoMAE, draw_tokens
 from pretrain.vit import VideoTransformer
@@ -97,7 +98,8 @@ def test_muon_in_bfloat16_orthogonalises():
 
 
 def test_cached_gradients_are_those_of_the_whole_batch():
-    accelerator = Accelerator()
+    engine = Engine(Machine())
+    engine.start()
     text = {"context_length": 6, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}
     video = torch.randint(0, 256, (8, 3, 4, 16, 16), dtype=torch.uint8)
     tokens, groups = torch.randint(1, 50, (8, 6)), torch.tensor([0, 1, 2, 0, 3, 4, 1, 5])
@@ -110,7 +112,7 @@ def test_cached_gradients_are_those_of_the_whole_batch():
         rows = torch.arange(8).chunk(passes)
         micro = [{"video": video[r], "tokens": tokens[r], "groups": groups[r]} for r in rows]
         made = partial(contrast, loss="infonce", several_positives=True)
-        losses.append(backward_step(model, micro, made, accelerator).loss.item())
+        losses.append(backward_step(model, micro, made, engine).loss.item())
         gradients.append({n: p.grad.cpu() for n, p in model.named_parameters()})
     assert losses[1] == pytest.approx(losses[0], rel=1e-10)
     assert largest_difference(gradients[1], gradients[0]) < 1e-9

@@ -43,10 +43,11 @@ from downstream.models import build_model
 from pretrain import backbones, log, settings
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import TrainClips
+from pretrain.engine import Engine
 from pretrain.flags import Seed
 from pretrain.loop import TrainingRun, plan_run
-from pretrain.optim import learning_rate, make_optimizers, set_rate, update
-from pretrain.processes import is_first, start_accelerator
+from pretrain.optim import learning_rate, make_optimizers, set_rate
+from pretrain.processes import is_first
 from pretrain.run import try_run
 
 
@@ -65,48 +66,50 @@ class Config:
     run: settings.RunFlags = settings.RUN
 
 
-def train_step(model, optimizers, batches, accumulate, accelerator, clip_grad):
-    total = torch.zeros((), device=accelerator.device)
-    for _ in range(accumulate):
-        loss = model(next(batches)["rgb"].to(accelerator.device)) / accumulate
-        accelerator.backward(loss)
+def train_step(model, engine, batches, accumulate, clip_grad):
+    total = torch.zeros((), device=engine.device)
+    for i in range(accumulate):
+        engine.sync(last=i == accumulate - 1)
+        loss = model(next(batches)["rgb"].to(engine.device)) / accumulate
+        engine.backward(loss)
         total += loss.detach()
-    return total, update(optimizers, model.parameters(), clip_grad)
+    return total, engine.step(clip_grad)
 
 
 def main(cfg):
     torch.manual_seed(cfg.seed)
     model, optim = HiddenColour(build_model(cfg.model, small=True)), cfg.optim
     spec = model.encoder.input_spec
+    engine = Engine(cfg.machine)
     try_run(Path(cfg.out), cfg, set())
     pack = open_data(cfg.data, packing_side(spec.size), say=is_first())
     ids = pack.split_if_any(cfg.split)
-    accelerator = start_accelerator(cfg.machine)
-    plan = plan_run(optim, len(ids), accelerator.num_processes)
+    engine.start()
+    plan = plan_run(optim, len(ids), engine.processes)
     fingerprint = pack.index["fingerprint"]
-    with TrainingRun(Path(cfg.out), cfg, fingerprint, plan, accelerator, set()) as run:
+    with TrainingRun(Path(cfg.out), cfg, fingerprint, plan, engine, set()) as run:
         run.print_plan("colour of hidden frames", {"model": cfg.model, "rate": plan.rates})
-        model.to(accelerator.device)
-        optimizers = make_optimizers(optim.optimizer, model, optim.weight_decay, optim.betas)
-        run.restore(model, optimizers, {"loss": None})
+        made = lambda: make_optimizers(optim.optimizer, model, optim.weight_decay, optim.betas)
+        wrapped = engine.prepare(model, made)
+        run.restore({"loss": None})
         dataset = TrainClips(pack, ids, spec, cfg.seed, 1, (1.0, 0.8), lambda *_: {})
-        wrapped = accelerator.prepare_model(model).train()
         with run.batches(dataset) as batches:
             while run.unfinished:
                 lr = learning_rate(run.step, plan.steps, plan.warmup, plan.peak, plan.final)
-                set_rate(optimizers, lr)
+                set_rate(engine.optimizers, lr)
                 loss, norm = train_step(
-                    wrapped, optimizers, batches, plan.accumulate, accelerator, optim.clip_grad
+                    wrapped, engine, batches, plan.accumulate, optim.clip_grad
                 )
                 (loss,) = run.agree(norm, [loss])
                 if run.log_due():
                     run.log({"loss": loss, "lr": lr}, f"loss {loss:.4f}")
                 run.finish_step({"loss": loss})
-        if run.end():
-            exported = run.folder / "backbone"
-            said = run.provenance("hidden_colour", cfg.split)
-            backbones.export_backbone(model.encoder, exported, said)
-            run.print_done({"backbone": exported}, f"linear_probe.py --backbone {exported}")
+        with engine.whole() as whole:
+            if run.end():
+                exported = run.folder / "backbone"
+                said = run.provenance("hidden_colour", cfg.split)
+                backbones.export_backbone(whole.encoder, exported, said)
+                run.print_done({"backbone": exported}, f"linear_probe.py --backbone {exported}")
         return run.state
 
 

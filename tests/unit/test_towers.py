@@ -214,17 +214,15 @@ def test_bfloat16_does_not_round_similarities():
 
 
 class Plain:
-    """What `backward_step` needs of an accelerator, in one process."""
+    """What `backward_step` needs of an engine, in one process."""
 
     device = torch.device("cpu")
 
     def backward(self, loss):
         loss.backward()
 
-    def no_sync(self, _):
-        from contextlib import nullcontext
-
-        return nullcontext()
+    def sync(self, last):
+        pass
 
 
 def test_cached_gradients_repeat_what_was_drawn():

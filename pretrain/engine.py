@@ -1,0 +1,313 @@
+"""How the processes of a launch train one model together: alone, DDP or FSDP2.
+
+    engine = Engine(cfg.machine)       # before the data: what it cannot obey is refused
+    engine.start()                     # joins the other processes
+    wrapped = engine.prepare(model, make_optimizers)
+    for i in range(accumulate):
+        engine.sync(last=i == accumulate - 1)          # before the forward pass
+        engine.backward(wrapped(...) / accumulate)
+    norm = engine.step(clip_grad)
+
+The configuration that `accelerate launch` was given decides which it is; launch/README.md has a
+table. accelerate starts the processes and knows device, precision and DDP; sharding (FSDP2) is
+torch's `fully_shard`, called here.
+"""
+
+import copy
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate.utils import parse_flag_from_env
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from pretrain.checkpoint import moments_of
+from pretrain.device import autocast_dtype
+from pretrain.optim import update
+from pretrain.processes import asked_processes, computes_on_gpu, start_accelerator
+from pretrain.settings import Machine
+from pretrain.sharded import whole
+
+# What the launcher's configuration may say of FSDP, beside where nothing is listed.
+FSDP_CHOICES = {
+    "FSDP_VERSION": ("2",),
+    "FSDP_OFFLOAD_PARAMS": ("false",),
+    "FSDP_ACTIVATION_CHECKPOINTING": ("false",),
+    "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": ("false",),
+    "FSDP_AUTO_WRAP_POLICY": ("TRANSFORMER_BASED_WRAP",),
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": (),
+    "FSDP_IGNORED_MODULES": (),
+    "FSDP_RESHARD_AFTER_FORWARD": ("true", "false"),
+}
+# What else a launcher may ask of accelerate that recipes decide themselves, and how.
+RECIPES_DECIDE = {
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("1",), "--batch-size and --micro-batch"),
+    "ACCELERATE_GRADIENT_CLIPPING": (("none", "auto"), "--clip-grad"),
+    "ACCELERATE_DYNAMO_BACKEND": (("no",), "--compile of videomae.py"),
+}
+KINDS = {"single": "", "ddp": "DDP", "fsdp2": "FSDP2"}
+
+
+def asked_kind(machine: Machine) -> str:
+    """The engine that the launcher's configuration asks for: "single", "ddp" or "fsdp2".
+
+    Args:
+        machine: its precision.
+
+    Raises:
+        ValueError: the configuration asks for what these recipes cannot do, or do not decide so.
+    """
+    for name, what in (
+        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
+        ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "a parallelism_config"),
+    ):
+        if parse_flag_from_env(name):
+            raise ValueError(
+                f"the launch configuration asks for {what}, which this version does not support: "
+                "use launch/fsdp2.yaml to shard a model, or launch/gpus.yaml (DDP)"
+            )
+    for name, (choices, flags) in RECIPES_DECIDE.items():
+        _refuse_other(name, choices, f"in these recipes {flags} decide that")
+    on_gpu = computes_on_gpu()
+    dtype = autocast_dtype(torch.device("cuda" if on_gpu else "cpu"), machine.precision)
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", "bf16" if dtype else "no"):
+        raise ValueError(
+            f"the launch configuration says mixed_precision: {asked} and this run computes in "
+            f"{'bf16' if dtype else 'fp32'}: write 'no' there, --precision decides (bf16 or fp32)"
+        )
+    several = asked_processes() > 1
+    if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        return "ddp" if several else "single"
+    for name, values in FSDP_CHOICES.items():
+        _refuse_other(name, values, "launch/fsdp2.yaml has what is supported")
+    return "fsdp2" if several else "single"  # one process has nothing to share
+
+
+def _refuse_other(name: str, choices: tuple[str, ...], remedy: str) -> None:
+    """Refuse a value of the launcher's that is none of some; case does not matter."""
+    said = os.environ.get(name)
+    if said is not None and said.lower() not in ["", "none", *map(str.lower, choices)]:
+        option = name.lower().removeprefix("accelerate_")
+        wanted = f", not {' or '.join(choices)}" if choices else ""
+        raise ValueError(f"the launch configuration says {option}: {said}{wanted}; {remedy}")
+
+
+class Engine:
+    """One of several ways to train a model on the processes of a launch.
+
+    Args:
+        machine: precision and threads.
+
+    Attributes:
+        kind: "single", "ddp" or "fsdp2".
+        accelerator: of accelerate: the processes, their device and precision; after `start`.
+        device: where this process computes; after `start`.
+        processes: how many there are; after `start`.
+        place: the number of this one, from 0; after `start`.
+        model: all that a run saves, as the recipe made it; after `prepare`.
+        optimizers: over its parameters; after `prepare`.
+
+    Raises:
+        ValueError: as `asked_kind`.
+    """
+
+    def __init__(self, machine: Machine):
+        self.kind = asked_kind(machine)
+        self._machine = machine
+
+    def start(self) -> None:
+        """Join the other processes.
+
+        Raises:
+            ValueError: as `start_accelerator`.
+        """
+        # accelerate's own FSDP runs on no CPU and saves neither atomically nor across engines; it
+        # is not to begin with it.
+        asked = os.environ.pop("ACCELERATE_USE_FSDP", None)
+        try:
+            self.accelerator = start_accelerator(self._machine)
+        finally:
+            if asked is not None:
+                os.environ["ACCELERATE_USE_FSDP"] = asked
+        self.device = self.accelerator.device
+        self.processes = self.accelerator.num_processes
+        self.place = self.accelerator.process_index
+
+    def prepare(
+        self, model: nn.Module, make_optimizers: Callable[[], list[Optimizer]],
+        learns: nn.Module | None = None, beside: nn.Module | None = None, compile: bool = False,
+    ) -> nn.Module:  # fmt: skip
+        """Spread a model over the processes.
+
+        Args:
+            model: all that a run saves.
+            make_optimizers: called once the parameters are where they stay.
+            learns: the part of it that is trained; None: all.
+            beside: a part whose parameters mirror those: their moving average.
+            compile: torch.compile it: the whole, or where it is sharded each block.
+
+        Returns:
+            the part that learns, wrapped and in training mode: what the recipe gives batches.
+        """
+        self.model, self.learns = model, model if learns is None else learns
+        if self.kind == "fsdp2":
+            # Plain, for what one process does alone; before hooks and shards.
+            self._copy = copy.deepcopy(model)
+            if compile:
+                for block in blocks_of(self.learns):
+                    block.compile()
+            # Only autocast: accelerate leaves the spreading to this.
+            self._wrapped = self.accelerator.prepare_model(self.learns, evaluation_mode=True)
+            for part in (self.learns, beside) if beside else (self.learns,):
+                self._shard(part)
+            model.to(self.device)
+            self.optimizers = make_optimizers()
+            _part_whole_from_sharded(self.optimizers)
+            return self._wrapped.train()
+        model.to(self.device)
+        self.optimizers = make_optimizers()
+        called = torch.compile(self.learns) if compile else self.learns
+        self._wrapped = self.accelerator.prepare_model(called)
+        return self._wrapped.train()  # what was loaded is in evaluation mode
+
+    def _shard(self, part: nn.Module) -> None:
+        """Give every process its rows of each parameter; scalars, without rows, stay whole."""
+        mesh = init_device_mesh(self.device.type, (self.processes,))
+        scalars = {p for p in part.parameters() if p.ndim == 0}
+        half = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None
+        # Blocks are gathered in the precision that autocast computes in anyway; what it adds up in
+        # float32, the stream between them, stays so.
+        policy = MixedPrecisionPolicy(half, torch.float32 if half else None, None, False)
+        reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
+        for block in blocks_of(part):
+            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard,
+                        ignored_params=scalars)  # fmt: skip
+        fully_shard(part, mesh=mesh, ignored_params=scalars)
+
+    def sync(self, last: bool) -> None:
+        """Say before a forward pass whether the gradient is shared after it: of a step's last."""
+        if self.kind == "ddp":
+            self._wrapped.require_backward_grad_sync = last
+        elif self.kind == "fsdp2":
+            self._wrapped.set_requires_gradient_sync(last)  # type: ignore[operator]
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a micro-batch's part of the loss."""
+        loss.backward()
+
+    def step(self, clip_grad: float, factor: float = 1.0) -> float:
+        """Scale and clip the gradient, take one step and free the gradient.
+
+        Args:
+            clip_grad: the largest gradient norm; 0: no clipping.
+            factor: on the gradient, which is the mean over the processes.
+
+        Returns:
+            the gradient's norm over all processes; if it is not finite the weights were left alone,
+            by all of them.
+        """
+        parameters = list(self.learns.parameters())
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.kind == "fsdp2":
+            return self._step_sharded(gradients, clip_grad, factor)
+        if factor != 1:
+            torch._foreach_mul_(gradients, factor)
+        return update(self.optimizers, parameters, clip_grad)
+
+    def _step_sharded(self, gradients: list[Tensor], clip_grad: float, factor: float) -> float:
+        sharded: list[Tensor] = [g for g in gradients if isinstance(g, DTensor)]
+        scalars = [g for g in gradients if not isinstance(g, DTensor)]
+        for gradient in scalars:  # nobody shared those
+            dist.all_reduce(gradient)
+            gradient.div_(self.processes)
+        kinds = [kind for kind in (sharded, scalars) if kind]  # no operation takes both
+        if factor != 1:
+            for kind in kinds:
+                torch._foreach_mul_(kind, factor)
+        norms = [whole(nn.utils.get_total_norm(kind)) for kind in kinds]
+        norm = torch.linalg.vector_norm(torch.stack(norms)).item()
+        if clip_grad and norm > clip_grad:
+            for kind in kinds:
+                torch._foreach_mul_(kind, clip_grad / (norm + 1e-6))
+        for optimizer in self.optimizers:
+            if math.isfinite(norm):
+                optimizer.step()
+            optimizer.zero_grad()
+        return norm
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Weights and optimizers' moments by name, whole; every process has to take part.
+
+        Returns:
+            both, on the CPU, in the main process; empty dicts in the others.
+        """
+        first = self.accelerator.is_main_process
+        if self.kind != "fsdp2" and not first:
+            return {}, {}
+        found = self.model.state_dict(), moments_of(self.model, self.optimizers)
+        return tuple(  # type: ignore[return-value]
+            {
+                name: there
+                for name, value in part.items()
+                if (there := self._fetched(value)) is not None
+            }
+            for part in found
+        )
+
+    def _fetched(self, value: Tensor) -> Tensor | None:
+        """A tensor whole on the CPU of the main process; the others only help."""
+        value = whole(value.detach())
+        return value.cpu().contiguous() if self.accelerator.is_main_process else None
+
+    @contextmanager
+    def whole(self) -> Iterator[Any]:
+        """The model with all its weights in one piece, to be scored and exported.
+
+        Every process has to take part, and each gets it: the model itself where it is not sharded,
+        else a copy that lies on the device while it is used.
+        """
+        if self.kind != "fsdp2":
+            yield self.model
+            return
+        target: Mapping[str, Tensor] = self._copy.to(self.device).state_dict()
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                target[name].copy_(whole(value))
+                if not isinstance(value, DTensor):  # statistics of batches: the main process's
+                    dist.broadcast(target[name], 0)
+        yield self._copy
+        self._copy.cpu()
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a model's transformers, the largest ones where there are blocks in blocks.
+
+    They are the elements of lists and sequences that are named `blocks` or `..._blocks`, as here
+    and in timm, or `resblocks`, as in open_clip. A model without any is one block.
+    """
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if name.endswith("blocks") and isinstance(module, nn.ModuleList | nn.Sequential):
+            inside = any(name.startswith(f"{outer}.") for outer in found)
+            found |= {} if inside else {f"{name}.{n}": m for n, m in module.named_children()}
+    return list(found.values())
+
+
+def _part_whole_from_sharded(optimizers: list[Optimizer]) -> None:
+    """Give scalars, which are not sharded, groups of their own: no operation takes both kinds."""
+    for optimizer in optimizers:
+        for group in list(optimizer.param_groups):
+            scalars = [p for p in group["params"] if not isinstance(p, DTensor)]
+            if scalars and len(scalars) < len(group["params"]):
+                group["params"] = [p for p in group["params"] if isinstance(p, DTensor)]
+                optimizer.add_param_group(group | {"params": scalars})
