@@ -87,6 +87,16 @@ def uniform_indices(num_frames: int, frames: int, rng: np.random.Generator) -> n
     return part * np.arange(frames) + rng.integers(part, size=frames)
 
 
+def even_indices(num_frames: int, frames: int, rng: np.random.Generator) -> np.ndarray:
+    """One random frame number of each of `frames` equal parts of a clip, down to its last frame.
+
+    Parts are fractions of frames: nothing at the end is left over, and a clip of fewer frames than
+    parts repeats them in order. So the middle of each part is what `test_indices` takes.
+    """
+    places = (np.arange(frames) + rng.random(frames)) * (num_frames / frames)
+    return np.minimum(places.astype(int), num_frames - 1)
+
+
 def spread_starts(indices: np.ndarray, num_frames: int, views: int) -> list[np.ndarray]:
     """Frame numbers of several views of one video, at starts spread over it.
 

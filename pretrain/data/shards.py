@@ -39,6 +39,7 @@ from pretrain.data.sampling import (
     counter_rng,
     dense_indices,
     epoch_order,
+    even_indices,
     multi_scale_box,
     random_resized_box,
     spread_starts,
@@ -437,12 +438,7 @@ def warn_of_clips(pack: Pack, ids: np.ndarray, spec: InputSpec) -> None:
     lengths = [n for n in pack.column("frames")[some].tolist() if n > 1]
     if not lengths:
         return
-    shown = [
-        dense_indices(n, spec.frames, spec.stride, counter_rng(0, i))
-        if spec.stride
-        else uniform_indices(n, spec.frames, counter_rng(0, i))
-        for i, n in enumerate(lengths)
-    ]
+    shown = [draw_frames(n, spec, counter_rng(0, i)) for i, n in enumerate(lengths)]
     repeated = 1 - float(np.mean([len(np.unique(indices)) for indices in shown])) / spec.frames
     if repeated > 0.5 or np.median(lengths) < spec.frames:
         _warn(
@@ -454,6 +450,19 @@ def warn_of_clips(pack: Pack, ids: np.ndarray, spec: InputSpec) -> None:
 
 def _warn(what: str) -> None:
     print(f"warning: {what}", file=sys.stderr, flush=True)
+
+
+def draw_frames(num_frames: int, spec: InputSpec, rng: np.random.Generator) -> np.ndarray:
+    """Frame numbers of one training clip of a video of `num_frames`.
+
+    Uniform sampling of pixels is VideoMAE's, number for number, which leaves out what is no whole
+    part and shows a short clip as a still. Recordings of joints are often as short as the clips of
+    their networks: of them it is `even_indices`.
+    """
+    if spec.stride:
+        return dense_indices(num_frames, spec.frames, spec.stride, rng)
+    draw = even_indices if "pose" in spec.streams else uniform_indices
+    return draw(num_frames, spec.frames, rng)
 
 
 class TrainClips(Dataset):
@@ -561,10 +570,7 @@ class TrainClips(Dataset):
 
     def _views(self, record: dict, epoch: int, sample: int) -> dict:
         rngs = [counter_rng(self.seed, view, epoch, sample) for view in range(self.views)]
-        if self.spec.stride:
-            indices = dense_indices(record["frames"], self.spec.frames, self.spec.stride, rngs[0])
-        else:
-            indices = uniform_indices(record["frames"], self.spec.frames, rngs[0])
+        indices = draw_frames(record["frames"], self.spec, rngs[0])
         starts = [indices]
         if self.spread:
             starts = spread_starts(indices, record["frames"], self.views)

@@ -41,7 +41,8 @@ class Augment:
             degrees, as if the camera stood elsewhere.
 
     Raises:
-        ValueError: a strength or fraction outside 0 to 1, or another rule.
+        ValueError: a strength or fraction outside 0 to 1, degrees outside 0 to 180, or another
+            rule.
     """
 
     flip: bool = False
@@ -56,6 +57,8 @@ class Augment:
         for name in ("colour", "erase", "jitter", "grey"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not between 0 and 1")
+        if not 0 <= self.turn <= 180:
+            raise ValueError(f"turn {self.turn} is not between 0 and 180 degrees")
         if self.rand_augment and not _RULE.fullmatch(self.rand_augment):
             raise ValueError(
                 f"rand_augment {self.rand_augment!r} is not of the form n4-m7: how many "

@@ -1,5 +1,6 @@
 """Layers, rates, targets, mixing, averages, segments and augmentation, each by itself."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -435,7 +436,8 @@ def test_one_box_is_erased_in_all_frames():
 
 
 def test_wrong_augmentation_is_named():
-    for wrong in ({"colour": 2}, {"erase": -0.1}, {"rand_augment": "m7-n4"}):
+    turns = ({"turn": wrong} for wrong in (-1, 181, math.nan, math.inf))
+    for wrong in ({"colour": 2}, {"erase": -0.1}, {"rand_augment": "m7-n4"}, *turns):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Augment(**wrong)
 

@@ -33,10 +33,11 @@ from pretrain.data.shards import (
     Positions,
     TrainClips,
     batch_counts,
+    draw_frames,
     train_batches,
     warn_of_clips,
 )
-from pretrain.spec import InputSpec, Stream
+from pretrain.spec import InputSpec, Joints, Stream
 from pretrain.videomae import mask_of_view
 
 SPEC = InputSpec(frames=4, stride=2, size=16)
@@ -205,6 +206,21 @@ def test_uniform_sampling_sees_the_whole_clip(frames, views, seed):
     for k, shown in enumerate(eval_indices(frames, 8, 0, views)):
         place = k / views if views > 1 else 0.5
         assert shown.tolist() == [int(frames / 8 * place + frames / 8 * i) for i in range(8)]
+
+
+@given(frames=st.integers(1, 60), seed=st.integers(0, 9))
+@settings(max_examples=100)
+def test_recordings_of_joints_are_seen_whole(frames, seed):
+    """Of pixels the rest of whole parts is left out, as officially; of joints nothing is."""
+    pose = InputSpec(8, 0, 32, {"pose": Joints("msr20", 20)})
+    drawn = draw_frames(frames, pose, counter_rng(seed, 0))
+    assert drawn.min() >= 0 and drawn.max() < frames and (np.diff(drawn) >= 0).all()
+    ends = frames / 8 * np.arange(9)
+    assert all(int(a) <= n < b for a, b, n in zip(ends, ends[1:], drawn, strict=False))
+    if frames <= 8:
+        assert set(drawn.tolist()) == set(range(frames))
+    pixels = draw_frames(frames, InputSpec(8, 0, 32), counter_rng(seed, 0))
+    assert (pixels == uniform_indices(frames, 8, counter_rng(seed, 0))).all()
 
 
 def test_published_frame_numbers():
