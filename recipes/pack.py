@@ -3,6 +3,8 @@
     python recipes/pack.py --source videos/ --out packs/mine
     python recipes/pack.py --source clips.csv --out packs/mine --short-side 128
     python recipes/pack.py --source videos/ --out packs/mine --flow dis --pose blazepose
+    python recipes/pack.py --source videos/ --out parts/3 --part 3/16
+    python recipes/pack.py --source parts/ --out packs/mine --merge
 
 SOURCE is a folder (its subfolders are classes, with train/val/test folders above them if there
 are), a list (csv, tsv, space-separated, jsonl or a JSON array, with columns such as path, label,
@@ -15,13 +17,17 @@ a list, members 7.flow.npz and 7.pose.json of a tar); --flow and --pose estimate
 also of a pack that is there. A list with a column pose and no path is of recordings of poses alone.
 
 Running the same command again does only what has changed, and goes on after an interruption.
+
+Several machines share the work with --part I/N, each part into a folder of its own; --merge then
+makes of the folder that holds them the pack that one machine would have made.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
+from pretrain.data.merge import merge
 from pretrain.data.methods import pose_weights
-from pretrain.data.pack import pack
+from pretrain.data.pack import pack, parse_part
 from pretrain.flags import Count, Positive
 from pretrain.log import cli
 from pretrain.names import for_screen, for_shell
@@ -54,24 +60,44 @@ class Config:
     as before."""
     pose_weights: str = ""
     """Weights for that: a folder of two networks, or the wheel of mediapipe; by default fetched."""
+    part: str = ""
+    """Pack one part of several, such as 3/16: what falls to it by the hashes of the names."""
+    merge: bool = False
+    """Make one pack of all parts in the folder --source."""
+
+
+def unused(config: Config) -> dict[str, str]:
+    """Flags without effect, and why."""
+    if not config.merge:
+        return {}
+    others = {field.name for field in fields(Config)} - {"source", "out", "merge"}
+    return dict.fromkeys(others, "with --merge: parts are packed already")
 
 
 def main(config: Config) -> dict:
     """Pack, and say what to do next."""
     if config.pose_weights:
         pose_weights(config.pose_weights)  # from now on they are in the cache
-    index = pack(
-        config.source,
-        config.out,
-        short_side=config.short_side,
-        clip_seconds=config.clip_seconds,
-        workers=config.workers,
-        timeout=config.timeout,
-        file_timeout=config.file_timeout,
-        flow=config.flow,
-        pose=config.pose,
-    )
+    part = parse_part(config.part) if config.part else None
+    if config.merge:
+        index = merge(config.source, config.out)
+    else:
+        index = pack(
+            config.source,
+            config.out,
+            short_side=config.short_side,
+            clip_seconds=config.clip_seconds,
+            workers=config.workers,
+            timeout=config.timeout,
+            file_timeout=config.file_timeout,
+            flow=config.flow,
+            pose=config.pose,
+            part=part,
+        )
     print(f"packed: {for_screen(config.out)}")
+    if part:
+        print("next, when all parts are packed: python recipes/pack.py --merge")
+        return index
     pose = index.get("streams", {}).get("pose", {})
     command = "videomae.py"
     if pose.get("alone") == index["num_clips"]:
@@ -81,4 +107,4 @@ def main(config: Config) -> dict:
 
 
 if __name__ == "__main__":
-    cli(main, Config)
+    cli(main, Config, unused)

@@ -128,6 +128,15 @@ def load_index(folder: str | Path) -> dict:
             and all(_whole(file.get(name), 0, 2**53) for name in numbers)
         ):
             raise ValueError(f"{path} names a file {str(file)[:200]}: delete it and pack again")
+    match index.get("part"):
+        case None:
+            pass
+        case [int(number), int(count)] if 1 <= number <= count < 2**31:
+            pass
+        case part:
+            raise ValueError(
+                f"{path} has no usable 'part' ({part!r:.80}): delete it and pack again"
+            )
     streams = index.get("streams", {})
     if not (isinstance(streams, dict) and all(type(v) is dict for v in streams.values())):
         raise ValueError(f"{path} has no usable 'streams': delete it and pack again")

@@ -8,7 +8,6 @@ Packing needs the room of the pack twice while it works.
 
 import contextlib
 import errno
-import hashlib
 import json
 import math
 import os
@@ -17,7 +16,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -25,12 +24,9 @@ from filelock import FileLock, Timeout
 
 from pretrain.data import methods
 from pretrain.data.index import (
-    COLUMNS,
     ENDINGS,
-    FORMAT,
     MAX_LINES,
     RULES,
-    SHARD_NAME,
     TIMING,
     checked_lines,
     clip_row,
@@ -38,18 +34,15 @@ from pretrain.data.index import (
     is_journal_line,
     is_stream_line,
     json_line,
-    last_member,
     load_index,
-    member_header,
-    members,
-    place_rows,
     text_digest,
     wrong_stream,
 )
 from pretrain.data.pool import ACQUIRE, INGEST, run_jobs, usable_cores
 from pretrain.data.progress import Bar, slow_files
 from pretrain.data.sources import Beside, Listing, Source, list_sources
-from pretrain.files import parse_json, read_limited, replacing, sync, write_synced
+from pretrain.data.writer import Writer, has_shard
+from pretrain.files import parse_json, read_limited, replacing, write_synced
 from pretrain.names import for_screen
 
 # Further columns that a recipe reads, and those that are made of the place in a document.
@@ -71,6 +64,7 @@ def pack(
     anew: bool = False,
     flow: str = "",
     pose: str = "",
+    part: tuple[int, int] | None = None,
 ) -> dict:
     """Decode every source fully, and write what is good as clips in shards.
 
@@ -95,6 +89,8 @@ def pack(
             of the earlier pack, or else what flow comes with the data. Frames are not encoded
             again.
         pose: likewise the joints of people, of `METHODS["pose"]`.
+        part: (I, N): pack only those sources whose names' hashes fall to part I of N, from 1.
+            `pretrain.data.merge.merge` makes one pack of the parts.
 
     Returns:
         The index, the content of index.json.
@@ -114,6 +110,8 @@ def pack(
     ):
         if not value >= least:
             raise ValueError(f"{name} is {value}, it has to be at least {least}")
+    if part and not 1 <= part[0] <= part[1]:
+        raise ValueError(f"there is no part {part[0]} of {part[1]}: they count from 1")
     for name, given in (("source", source), ("out", out)):
         if not os.fspath(given):  # an empty variable of a shell is not the folder one stands in
             raise ValueError(f"{name} is empty: give a path, or . for this folder")
@@ -125,13 +123,15 @@ def pack(
     out = Path(out)
     settings = RULES | {"short_side": int(short_side), "clip_seconds": float(clip_seconds)}
     listing = list_sources(source)
+    if part:
+        listing = _share(listing, *part)
     started = time.monotonic()
     try:
-        _check_folders(Path(source), out)
+        check_folders(Path(source), out)
         (out / ".pack" / "clips").mkdir(parents=True, exist_ok=True)
-        with _locked(out, progress):
+        with locked(out, progress):
             finish_commit(out)
-            packer = _Packer(out, listing, settings, shard_bytes, progress)
+            packer = _Packer(out, listing, settings, shard_bytes, progress, part)
             packer.check_same(source, anew)
             packer.choose_methods(asked)
             packer.ingest(workers or usable_cores(), timeout, file_timeout)
@@ -153,7 +153,19 @@ def pack(
 # ---- the folder --------------------------------------------------------------------------------
 
 
-def _check_folders(source: Path, out: Path) -> None:
+def _share(listing: Listing, number: int, count: int) -> Listing:
+    """What falls to one of several parts, by the hash of its name."""
+    mine = lambda name: int(text_digest(name)[:15], 16) % count == number - 1
+    sources = [source for source in listing.sources if mine(source.name)]
+    return Listing(sources, [r for r in listing.refused if mine(r[0])], listing.skipped)
+
+
+def check_folders(source: Path, out: Path) -> None:
+    """Refuse to pack into a folder of something else, or from a pack, or from around `out`.
+
+    Raises:
+        ValueError: naming it.
+    """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; give a folder to pack into")
     if out.is_dir() and not (out / ".pack").is_dir() and any(out.iterdir()):
@@ -170,7 +182,8 @@ def _check_folders(source: Path, out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(out: Path, progress: bool):
+def locked(out: Path, progress: bool) -> Iterator[None]:
+    """Hold the lock of a pack's folder; whoever comes second waits."""
     lock = FileLock(out / ".pack" / "lock")
     try:
         lock.acquire(timeout=0)
@@ -191,10 +204,17 @@ class _Packer:
     """One call of `pack` on a locked folder: what is known of each source, and what it became."""
 
     def __init__(
-        self, out: Path, listing: Listing, settings: dict, shard_bytes: int, progress: bool
+        self,
+        out: Path,
+        listing: Listing,
+        settings: dict,
+        shard_bytes: int,
+        progress: bool,
+        part: tuple[int, int] | None,
     ):
         self.out, self.work, self.listing = out, out / ".pack", listing
         self.settings, self.shard_bytes, self.progress = settings, shard_bytes, progress
+        self.part = part
         self.journal = self.work / "journal.jsonl"
         self.known: dict[str, dict] = {}  # identity of a source -> what became of it
         self.stale = 0  # journal lines that say nothing of the present sources
@@ -256,12 +276,8 @@ class _Packer:
             self._say(f"{error}: that is done now")
             return
         self.lines = set(map(json_line, rows))
-        there = [self._has_shard(shard) for shard in index["shards"]]
+        there = [has_shard(self.out, shard) for shard in index["shards"]]
         self.packed = {row["key"]: row for row in rows if there[row["shard"]]}
-
-    def _has_shard(self, shard: dict) -> bool:
-        path = self.out / shard["name"]
-        return path.is_file() and path.stat().st_size == shard["bytes"]
 
     def _identity(self, source: Source) -> str:
         try:
@@ -278,7 +294,7 @@ class _Packer:
     def check_same(self, source: str | Path, anew: bool) -> None:
         """Refuse to turn a pack into one of other settings or sources, unless it may be."""
         stored = self.work / "settings.json"
-        old = self.index and self.index["settings"]
+        old = self.index and self.index["settings"] | {"part": self.index.get("part")}
         try:
             if old is None and os.path.lexists(stored):
                 found = parse_json(read_limited(stored, 2**20))
@@ -297,6 +313,11 @@ class _Packer:
                     f"{self.out} was packed with {name} = {old.get(name)}, not {value}: "
                     "give another --out, or the same setting"
                 )
+        if old and old.get("part") != (self.part and [*self.part]):
+            raise ValueError(
+                f"{self.out} holds {part_words(old.get('part'))}, not {part_words(self.part)}: "
+                "give each part a folder of its own"
+            )
         names = {record["name"] for record in self.known.values()}
         if not anew and names and names.isdisjoint(s.name for s in self.listing.sources):
             raise ValueError(
@@ -304,8 +325,10 @@ class _Packer:
                 f"{source}: give another --out, or delete that folder"
             )
         if not stored.is_file():
-            with replacing(stored) as aside:
-                write_synced(aside, json.dumps(self.settings).encode())
+            store_settings(self.out, self.settings | self._part())
+
+    def _part(self) -> dict:
+        return {"part": self.part} if self.part else {}
 
     def _limit(self, source: Source, file_timeout: float) -> float:
         """Seconds that a source may take in all: the larger it is, the more."""
@@ -428,8 +451,7 @@ class _Packer:
             if method:
                 self.methods[stream] = method
         if self.methods != {stream: before[stream] for stream in asked if stream in before}:
-            with replacing(stored) as aside:
-                write_synced(aside, json.dumps(self.settings | self.methods).encode())
+            store_settings(self.out, self.settings | self.methods | self._part())
 
     def _wanted(self, source: Source) -> dict[str, tuple[str, dict]]:
         """The further streams of a source: by name, what decides what they will be, and a job."""
@@ -552,146 +574,36 @@ class _Packer:
                 rows.append(clip_row(source, number, clip, entries))
                 self.lacking += [line for line in lacking if line not in self.lacking[-2:]]
         lines = sorted(refused + self.lacking, key=lambda r: r["source"])
-        ledger = "".join(map(json_line, lines))
-        if not rows:
+        if not rows and not self.part:
             path = self.work / "refused.jsonl" if self.index else self.out / "refused.jsonl"
-            write_synced(path, ledger.encode())
+            write_synced(path, "".join(map(json_line, lines)).encode())
             error = ValueError(f"all {len(refused)} files were refused:")
             for line in (*_commonest(refused), f"all in {path}"):
                 error.add_note(line)
             raise error
-        rows.sort(key=lambda row: text_digest(row["key"]))  # a shuffle that is always the same
-        shards = self._shards(rows)
-        written = [json_line(row).encode() for row in rows]
-        clips = b"".join(written)
-        index = self._index(rows, shards, clips, len(refused))
-        from pretrain.data.columns import columns_file, make_columns  # numpy
-
-        about = ((line[:-1], row) for line, row in zip(written, rows, strict=True))
-        columns = columns_file(make_columns(about, index["classes"]), index["clips_sha256"])
-        digest = hashlib.sha256(columns).hexdigest()
-        index["columns"] = {"name": COLUMNS, "sha256": digest, "bytes": len(columns)}
-        data = (json.dumps(index, indent=1) + "\n").encode()
-        files = {
-            "clips.jsonl": clips,
-            COLUMNS: columns,
-            "refused.jsonl": ledger.encode(),
-            "index.json": data,
-        }
-        there = {name: self.out / name for name in files}
-        if not all(p.is_file() and p.read_bytes() == files[name] for name, p in there.items()):
-            new = self.work / "new"
-            new.mkdir(exist_ok=True)
-            for name, content in files.items():  # index.json last: it says that all are there
-                sync(self.out)
-                write_synced(new / name, content)
-            finish_commit(self.out)
-        self._tidy(index, rows)
+        writer = Writer(
+            self.out,
+            self.settings,
+            self.methods,
+            self.shard_bytes,
+            self._find,
+            self.part,
+            self.index,
+            self.lines,
+        )
+        index = writer.write(rows, lines, len(refused))
+        self._tidy(rows)
         return index
 
-    def _shards(self, rows: list[dict]) -> list[dict]:
-        """Give every row its place, and write each shard that is not there already."""
-        sizes = [sum(512 + place["bytes"] for _, place in members(row)) for row in rows]
-        total = sum(sizes)
-        count = min(len(rows), max(1, round(total / self.shard_bytes)))
-        parts: list[list[dict]] = [[] for _ in range(count)]
-        before = 0
-        for row, size in zip(rows, sizes, strict=True):
-            shard = min(count - 1, int((before + size / 2) * count / total))
-            before += size
-            parts[shard].append(row)
-        parts = [part for part in parts if part]
-        places = [place_rows(shard, part) for shard, part in enumerate(parts)]
-        old = self.index["shards"] if self.index else []
-        kept = {
-            shard: old[shard]
-            for shard, part in enumerate(parts)
-            if shard < len(old)
-            and self._has_shard(old[shard])
-            and old[shard]["num_clips"] == len(part)
-            and self.lines.issuperset(map(json_line, part))
-        }
-        needed = sum(size for shard, size in enumerate(places) if shard not in kept)
-        free = shutil.disk_usage(self.out).free
-        if needed > free:
-            raise OSError(
-                errno.ENOSPC, f"{needed} bytes are needed, {free} are free", str(self.out)
-            )
-        return [
-            kept.get(i) or self._write_shard(i, part, places[i]) for i, part in enumerate(parts)
-        ]
+    def _find(self, row: dict, ending: str) -> tuple[Path, int] | None:
+        """Where the bytes of a member of a clip lie."""
+        if ending == "mp4":
+            return self._bytes_of(row)
+        stream = next(name for name, end in ENDINGS.items() if end == ending)
+        return self._stream_bytes(row["key"], stream, row["streams"][stream])
 
-    def _write_shard(self, number: int, rows: list[dict], size: int) -> dict:
-        aside = self.work / "shard.tar"
-        digest = hashlib.sha256()
-        try:
-            with open(aside, "wb") as file:
-                for row in rows:
-                    parts = []
-                    for ending, place in members(row):
-                        header = member_header(f"{row['key']}.{ending}", place["bytes"])
-                        padding = bytes(-place["bytes"] % 512)
-                        parts += [header, self._read(row, ending, place), padding]
-                    for data in (*parts, last_member(row)):
-                        file.write(data)
-                        digest.update(data)
-                file.write(bytes(1024))
-                digest.update(bytes(1024))
-                file.flush()
-                os.fsync(file.fileno())
-                assert file.tell() == size
-        except OSError as error:
-            aside.unlink(missing_ok=True)
-            free = shutil.disk_usage(self.out).free
-            what = f"a shard of {size} bytes cannot be written ({free} free): {error.strerror}"
-            raise OSError(error.errno, what, str(aside)) from error
-        name = f"shard-{number:05d}-{digest.hexdigest()[:8]}.tar"
-        os.replace(aside, self.out / name)
-        return {"name": name, "sha256": digest.hexdigest(), "bytes": size, "num_clips": len(rows)}
-
-    def _read(self, row: dict, ending: str, place: dict) -> bytes:
-        if place is row:
-            found = self._bytes_of(row)
-        else:
-            stream = next(name for name, end in ENDINGS.items() if end == ending)
-            found = self._stream_bytes(row["key"], stream, place)
-        assert found is not None, row
-        path, offset = found
-        with open(path, "rb") as file:
-            file.seek(offset)
-            data = file.read(place["bytes"])
-        if hashlib.sha256(data).hexdigest() != place["sha256"]:
-            path.unlink()  # so that the next run makes anew what was in it
-            raise ValueError(f"{path} has changed on the disk and was deleted: pack again")
-        return data
-
-    def _index(self, rows: list[dict], shards: list[dict], clips: bytes, refused: int) -> dict:
-        digest = hashlib.sha256(clips).hexdigest()
-        hashes = [shard["sha256"] for shard in shards]
-        settings = self.settings | {"shard_bytes": self.shard_bytes}
-        settings |= self.methods
-        splits = Counter(row["split"] for row in rows if row["split"] is not None)
-        return {
-            "format": FORMAT,
-            "num_sources": len({row["source"] for row in rows}) + refused,
-            "num_clips": len(rows),
-            "num_refused": refused,
-            "settings": settings,
-            "classes": sorted({row["label"] for row in rows if row["label"] is not None}),
-            "splits": dict(sorted(splits.items())),
-            "shards": shards,
-            **({"streams": streams} if (streams := _summed(rows)) else {}),
-            "clips_sha256": digest,
-            "clips_bytes": len(clips),
-            "fingerprint": text_digest(json.dumps([FORMAT, self.settings, hashes, digest])),
-        }
-
-    def _tidy(self, index: dict, rows: list[dict]) -> None:
-        """Delete shards no longer named, clips that are in shards now, and old journal lines."""
-        named = {shard["name"] for shard in index["shards"]}
-        for path in self.out.glob("shard-*.tar"):
-            if SHARD_NAME.fullmatch(path.name) and path.name not in named:
-                path.unlink()
+    def _tidy(self, rows: list[dict]) -> None:
+        """Delete clips that are in shards now, and old journal lines."""
         for path in (self.work / "clips").iterdir():
             path.unlink()
         (self.work / "refused.jsonl").unlink(missing_ok=True)
@@ -728,7 +640,9 @@ class _Packer:
             lines += _commonest(named)
             lines.append(f"each of them and its reason: {self.out / 'refused.jsonl'}")
         clips = [clip for id in self.ids for clip in self.known[id].get("clips", ())]
-        repeated = sum(clip.get("repeated", 0) for clip in clips) / sum(c["frames"] for c in clips)
+        repeated = sum(clip.get("repeated", 0) for clip in clips) / max(
+            1, sum(c["frames"] for c in clips)
+        )
         if repeated > 0.5:
             lines.append(
                 f"warning: {repeated:.0%} of all frames repeat the one before, because videos rest "
@@ -754,6 +668,28 @@ class _Packer:
         return "\n".join(lines)
 
 
+def store_settings(out: Path, settings: dict) -> None:
+    """Note what a pack was made with, in .pack/settings.json."""
+    with replacing(out / ".pack" / "settings.json") as aside:
+        write_synced(aside, json.dumps(settings).encode())
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """The number and the count of "I/N".
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not (found := re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)):
+        raise ValueError(f"--part {text!r:.80}: write 3/16 for the third of sixteen parts")
+    return int(found[1]), int(found[2])
+
+
+def part_words(part: Sequence[int] | None) -> str:
+    """What is said of a part of a pack, (I, N)."""
+    return "part {}/{}".format(*part) if part else "a whole pack"
+
+
 def _pose_job(source: Source) -> dict:
     """What is said of a recording of poses without a video."""
     return {"skeleton": source.beside["pose"].about, "fps": source.extra.get("fps")}
@@ -766,28 +702,6 @@ def _state(beside: Beside) -> list:
         return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
     except OSError:
         return []  # it is refused when it is opened
-
-
-def _summed(rows: list[dict]) -> dict[str, dict]:
-    """What the index says of the further streams of all clips."""
-    summed: dict[str, dict] = {}
-    for row in rows:
-        for stream, entry in row.get("streams", {}).items():
-            about = summed.setdefault(stream, {"num_clips": 0, "methods": {}})
-            about["num_clips"] += 1
-            if "main" in row:
-                about["alone"] = about.get("alone", 0) + 1
-            about["methods"][entry["method"]] = about["methods"].get(entry["method"], 0) + 1
-            if stream == "pose" and entry["skeleton"] not in about.setdefault("skeletons", {}):
-                from pretrain.data.poses import SKELETONS  # numpy, which only poses need
-
-                known = SKELETONS[entry["skeleton"]]
-                about["skeletons"][entry["skeleton"]] = {
-                    "joints": known.joints,
-                    "bones": known.bones,
-                    "pairs": known.pairs,
-                }
-    return summed
 
 
 @contextlib.contextmanager

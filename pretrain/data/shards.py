@@ -81,6 +81,8 @@ class Pack:
         self.name = name or str(folder)
         self.index = load_index(self.folder)
         self.classes: list[str] = self.index["classes"]
+        if not self.index["num_clips"]:
+            raise ValueError(f"{self.name} is a pack without a single clip")
         self._clips = Clips(self.folder, self.index)
         for shard in [] if remote else self.index["shards"]:
             path = self.folder / shard["name"]

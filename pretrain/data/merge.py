@@ -1,0 +1,226 @@
+"""Makes one pack of parts that several machines packed: the pack that one alone would have made.
+
+Each part is a pack of its own, of the sources whose names' hashes fall to it. What the parts know
+of their sources comes along, so that later only what has changed is packed again.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretrain.data.index import (
+    MAX_LINES,
+    checked_lines,
+    finish_commit,
+    json_line,
+    load_index,
+    members,
+)
+from pretrain.data.pack import check_folders, locked, part_words, store_settings
+from pretrain.data.writer import Writer, has_shard
+from pretrain.files import is_folder, parse_json, read_limited, reading, replacing
+from pretrain.names import for_screen
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A packed part: its folder and index, and which one it is."""
+
+    folder: Path
+    index: dict
+
+    @property
+    def number(self) -> int:
+        return self.index["part"][0]
+
+    @property
+    def count(self) -> int:
+        return self.index["part"][1]
+
+
+def merge(source: str | Path, out: str | Path, *, progress: bool = True) -> dict:
+    """Make one pack of all parts in a folder, which stay as they are.
+
+    Running it again does only what has changed; after an interruption it begins anew.
+
+    Args:
+        source: a folder with a folder for each part, made by `pack(..., part=(I, N))`.
+        out: the pack's folder, new or what an earlier merge of these parts made.
+        progress: whether to print a summary on standard error.
+
+    Returns:
+        The index.
+
+    Raises:
+        ValueError: a part is missing, unfinished, twice there, damaged or of other settings; a clip
+            is in two; or `out` cannot be written to, or holds another pack.
+    """
+    source, out = Path(source), Path(out)
+    check_folders(source, out)
+    parts = _find_parts(source)
+    try:
+        (out / ".pack" / "clips").mkdir(parents=True, exist_ok=True)
+        with locked(out, progress):
+            finish_commit(out)
+            index = _write(parts, out)
+    except (OSError, NotImplementedError) as error:  # the latter: a disk that knows no locks
+        what = getattr(error, "strerror", None) or error
+        where = getattr(error, "filename", None) or out
+        raise ValueError(
+            f"cannot write the pack {out}: {where}: {what}; --out has to be a folder that can be "
+            "written to and has room. The parts are intact"
+        ) from error
+    if progress:
+        told = f"{len(parts)} parts: {index['num_sources']} sources, {index['num_clips']} clips, "
+        told += f"{index['num_refused']} refused, {len(index['shards'])} shards"
+        print(told, file=sys.stderr)
+    return index
+
+
+def _find_parts(source: Path) -> list[_Part]:
+    """All parts, in order.
+
+    Raises:
+        ValueError: they are not one set of finished parts of the same settings.
+    """
+    if not is_folder(source):
+        raise ValueError(f"{source} is no folder: give one that holds a folder for each part")
+    with reading(source):
+        folders = sorted(p for p in source.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not folders:
+        raise ValueError(f"{source} holds no parts: make them with --part I/N, a folder for each")
+    unfinished = [
+        path.name
+        for path in folders
+        if (path / ".pack").is_dir() and not os.path.lexists(path / "index.json")
+    ]
+    if unfinished:
+        raise ValueError(
+            f"{source}: unfinished: {_named(unfinished)}; run the same --part command again"
+        )
+    found: dict[int, _Part] = {}
+    for path in folders:
+        part = _Part(path, load_index(path))
+        if "part" not in part.index:
+            raise ValueError(f"{path} is a whole pack, not a part that --part I/N made")
+        first = next(iter(found.values()), part)
+        if part.count != first.count:
+            words = [part_words(each.index["part"]) for each in (first, part)]
+            raise ValueError(
+                f"{first.folder} is {words[0]} and {path} is {words[1]}: pack all with the same N"
+            )
+        if other := found.get(part.number):
+            raise ValueError(
+                f"{other.folder} and {path} are both {part_words(part.index['part'])}: remove one"
+            )
+        _refuse_other_settings(first, part)
+        found[part.number] = part
+    missing = [f"{i}/{first.count}" for i in range(1, first.count + 1) if i not in found]
+    if missing:
+        raise ValueError(
+            f"{source}: {len(missing)} of {first.count} parts are missing: {_named(missing)}; pack "
+            "them with --part"
+        )
+    for part in found.values():
+        for shard in part.index["shards"]:
+            if not has_shard(part.folder, shard):
+                raise ValueError(
+                    f"{part.folder / shard['name']} is missing or has another size than its index "
+                    "says: run the command of that part again"
+                )
+    return [found[number] for number in sorted(found)]
+
+
+def _named(names: list[str]) -> str:
+    return for_screen(", ".join(names[:20]) + f" and {len(names) - 20} more" * (len(names) > 20))
+
+
+def _refuse_other_settings(first: _Part, part: _Part) -> None:
+    ours, theirs = first.index["settings"], part.index["settings"]
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise ValueError(
+                f"{first.folder} was packed with {name} = {ours.get(name)!r:.80}, {part.folder} "
+                f"with {theirs.get(name)!r:.80}: pack all parts with the same settings"
+            )
+
+
+def _write(parts: list[_Part], out: Path) -> dict:
+    places: dict[tuple[str, str], tuple[Path, int]] = {}
+    sources: dict[str, str] = {}  # of the clip of each key
+    rows: list[dict] = []
+    refused: list[dict] = []
+    for part in parts:
+        for _, row in checked_lines(part.folder, part.index):
+            if other := sources.get(row["key"]):
+                raise ValueError(
+                    f"{part.folder}: clip {row['key']} of {for_screen(row['source'])} is in "
+                    f"another part, too, of {for_screen(other)}: pack all of the same --source"
+                )
+            sources[row["key"]] = row["source"]
+            shard = part.folder / part.index["shards"][row["shard"]]["name"]
+            for ending, place in members(row):
+                places[row["key"], ending] = shard, place["offset"]
+            rows.append(row)
+        refused += _ledger(part)
+    earlier = load_index(out) if os.path.lexists(out / "index.json") else None
+    if earlier and "part" in earlier:
+        raise ValueError(f"{out} is {part_words(earlier['part'])}: give another --out")
+    before = [row for _, row in checked_lines(out, earlier)] if earlier else []
+    for row in before:
+        if row["key"] not in sources:
+            raise ValueError(
+                f"{out} is a pack already, of {for_screen(row['source'])}, which no part has: give "
+                "another --out"
+            )
+    about = dict(parts[0].index["settings"])
+    methods = {stream: about.pop(stream) for stream in ("flow", "pose") if stream in about}
+    shard_bytes = about.pop("shard_bytes", None)
+    if type(shard_bytes) is not int or shard_bytes < 1:
+        raise ValueError(f"{parts[0].folder} has no usable shard_bytes: pack it again")
+    if not rows:
+        raise ValueError(f"all {len(refused)} files of all parts were refused")
+    store_settings(out, about | methods)
+    for name in ("journal.jsonl", "streams.jsonl"):
+        _join([part.folder / ".pack" / name for part in parts], out / ".pack" / name)
+    writer = Writer(
+        out,
+        about,
+        methods,
+        shard_bytes,
+        lambda row, ending: places[row["key"], ending],
+        index=earlier,
+        lines=set(map(json_line, before)),
+    )
+    refused.sort(key=lambda line: line["source"])
+    return writer.write(rows, refused, sum(part.index["num_refused"] for part in parts))
+
+
+def _ledger(part: _Part) -> Iterator[dict]:
+    """The lines of a part's refused.jsonl."""
+    path = part.folder / "refused.jsonl"
+    with reading(path):
+        lines = read_limited(path, MAX_LINES).split(b"\n")
+    for number, line in enumerate(filter(None, lines), 1):
+        try:
+            found = parse_json(line)
+        except ValueError:
+            found = None
+        texts = (found.get("source"), found.get("reason")) if isinstance(found, dict) else ()
+        if not isinstance(found, dict) or not all(type(text) is str for text in texts):
+            raise ValueError(f"{path}:{number} is damaged: run the command of that part again")
+        yield found
+
+
+def _join(paths: list[Path], to: Path) -> None:
+    """One journal of several; where lines are damaged, whoever packs next says so."""
+    with replacing(to) as aside, open(aside, "wb") as file:
+        for path in paths:
+            if not path.is_file():
+                continue
+            with open(path, "rb") as part:
+                shutil.copyfileobj(part, file)
+        os.fsync(file.fileno())
