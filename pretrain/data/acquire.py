@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.data import blazepose, flow, methods
+from pretrain.data import blazepose, flow, flow_files, methods
 from pretrain.data.arrays import read_arrays
 from pretrain.data.decode import DecodeError, decode_frames
 from pretrain.data.encode import DiskError
@@ -38,6 +38,7 @@ def acquire(
     file: dict[str, Any] | None = None,
     camera: dict[str, Any] | None = None,
     about: str = "",
+    bound: float = 0.0,
 ) -> dict:
     """Make one stream of one clip.
 
@@ -52,6 +53,7 @@ def acquire(
         file: or else path and member of the file that came with the video.
         camera: of poses: a file that may say where joints are in the picture, see `_project`.
         about: what the file holds: the method of its flow, the skeleton of its poses.
+        bound: of flow in pictures, see `pretrain.data.flow_files`.
 
     Returns:
         The entry in the index, without an offset.
@@ -61,7 +63,7 @@ def acquire(
         DiskError: it could not be written.
     """
     if stream == "flow":
-        data, entry = _make_flow(clip, beat, method, file, about)
+        data, entry = _make_flow(clip, beat, method, file, about, bound)
     else:
         data, entry = _make_pose(clip, beat, method, file, camera, about)
     try:
@@ -73,7 +75,12 @@ def acquire(
 
 
 def _make_flow(
-    clip: dict, beat: Callable[[], None], method: str, file: dict | None, about: str
+    clip: dict,
+    beat: Callable[[], None],
+    method: str,
+    file: dict | None,
+    about: str,
+    given_bound: float,
 ) -> tuple[bytes, dict]:
     parameters: dict = {}
     if file is None:
@@ -81,9 +88,14 @@ def _make_flow(
         flows = flow.estimate_flow(_pairs(clip, beat), flow.estimator(method))
         parameters = methods.METHODS["flow"][method]
     else:
-        with _opened(file) as given:
-            flows = flow.read_flow(given, clip["before"], clip["frames"], clip["total"])
-        flows = flow.resize_flow(flows, clip["width"], clip["height"])
+        part = clip["before"], clip["frames"], clip["total"]
+        size = clip["width"], clip["height"]
+        if file["member"] is None and os.path.isdir(file["path"]):
+            with _reading(file["path"]):
+                flows = flow_files.read_folder(file["path"], *part, *size, given_bound, beat)
+        else:
+            with _opened(file) as given:
+                flows = flow_files.resize_flow(flow_files.read_flow(given, *part), *size)
     bound = flow.choose_bound(flows, clip["width"], clip["height"])
     beat()
     data = flow.encode_levels(flow.to_levels(flows, bound))
@@ -173,12 +185,18 @@ def _project(
 @contextlib.contextmanager
 def _opened(file: dict) -> Iterator[io.BufferedReader]:
     """A file beside a video, or a member of a tar, for reading."""
+    with _reading(file["path"]), open_part(file["path"], file["member"]) as given:
+        yield given
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """What cannot be read is Refused, unless this machine is to blame."""
     try:
-        with open_part(file["path"], file["member"]) as given:
-            yield given
+        yield
     except OSError as error:
         if error.errno in OURS:
-            raise DiskError(f"cannot open {file['path']}: {error.strerror}") from error
+            raise DiskError(f"cannot open {path}: {error.strerror}") from error
         raise Refused(f"cannot be read: {error.strerror or error}", retry=True) from error
 
 

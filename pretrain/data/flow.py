@@ -1,4 +1,4 @@
-"""Optical flow: estimated from frames, read from files, quantised and stored without loss.
+"""Optical flow: estimated from frames, quantised and stored without loss.
 
 Of T frames there are T - 1 flows: flow k, (2, H, W), says how many pixels to the right and down
 what is seen at a pixel of frame k has moved by frame k + 1. It is stored as levels, bytes of which
@@ -11,14 +11,11 @@ pixel.
 import functools
 import io
 from collections.abc import Callable, Iterable
-from typing import Any, BinaryIO
+from typing import Any
 
 import av
 import numpy as np
-from PIL import Image
 
-from pretrain.data.arrays import read_arrays
-from pretrain.data.guard import Refused
 from pretrain.data.index import PRESET, X264
 from pretrain.data.methods import METHODS
 
@@ -116,65 +113,6 @@ def encode_levels(levels: np.ndarray) -> bytes:
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return target.getvalue()
-
-
-# ---- flow that came with the data
-
-
-def read_flow(file: BinaryIO, before: int, frames: int, total: int) -> np.ndarray:
-    """The flow of a clip out of a file of the flow of its whole video.
-
-    Args:
-        file: an .npz with an array `flow`, or only one array, or an .npy: (T - 1, 2, H, W) or (T -
-            1, H, W, 2), pixels of its own frame size.
-        before: frames of the video before the clip.
-        frames: of the clip.
-        total: frames of the video, T.
-
-    Returns:
-        float32 (frames - 1, 2, H, W).
-
-    Raises:
-        Refused: there is no such array, or it cannot be the flow of so many frames.
-    """
-    arrays = read_arrays(file, ("flow",))
-    flow = arrays.get("flow", next(iter(arrays.values())) if len(arrays) == 1 else None)
-    if flow is None:
-        raise Refused(f"has no array called flow, only {', '.join(sorted(arrays))[:200]}")
-    if flow.ndim != 4 or 2 not in (flow.shape[1], flow.shape[3]) or 0 in flow.shape:
-        raise Refused(f"is an array of shape {flow.shape}, and flow is (frames - 1, 2, H, W)")
-    if len(flow) != total - 1:
-        raise Refused(
-            f"has {len(flow)} flows, and the {total} frames of the video have {total - 1} between "
-            "them"
-        )
-    if flow.shape[1] != 2:
-        flow = flow.transpose(0, 3, 1, 2)
-    flow = flow[before : before + frames - 1].astype(np.float32)
-    most = 2 * max(flow.shape[2:])
-    if not (np.abs(flow) <= most).all():  # false for NaN
-        raise Refused(f"has values that are no motion in frames of {flow.shape[3]}x{flow.shape[2]}")
-    return flow
-
-
-def resize_flow(flow: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Flow (T, 2, h, w) of frames of another size, its values scaled likewise.
-
-    Raises:
-        Refused: the frames have other proportions.
-    """
-    h, w = flow.shape[2:]
-    if (h, w) == (height, width):
-        return flow
-    if abs(width * h / (w * height) - 1) > 0.05:
-        raise Refused(f"is of frames of {w}x{h}, which are no scaled ones of {width}x{height}")
-    bilinear = Image.Resampling.BILINEAR
-    planes = [
-        np.asarray(Image.fromarray(plane).resize((width, height), bilinear))
-        for plane in flow.reshape(-1, h, w)
-    ]
-    scale = np.array([width / w, height / h], np.float32).reshape(1, 2, 1, 1)
-    return np.stack(planes).reshape(len(flow), 2, height, width) * scale
 
 
 def estimate_flow(

@@ -40,12 +40,13 @@ ROLES = {
     "flow": ("flow", "flow_path", "optical_flow"),
     "pose": ("pose", "pose_path", "poses", "joints", "joints_path"),
     "flow_method": ("flow_method",),
+    "flow_bound": ("flow_bound",),
     "skeleton": ("skeleton", "skeleton_name"),
 }
-# Endings of the files of further streams; a column of that name that holds other words is an
-# ordinary one.
+# Endings of the files of further streams, which folders of such may be, too; a column of that name
+# that holds other words is an ordinary one.
 BESIDE = {
-    "flow": (".npz", ".npy"),
+    "flow": (".npz", ".npy", ".flo"),
     "pose": (".npy", ".npz", ".json", ".jsonl", ".skeleton", ".txt"),
 }
 ELSE = {

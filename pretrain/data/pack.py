@@ -460,15 +460,17 @@ class _Packer:
             return wanted
         for stream, beside in source.beside.items():
             files = {"file": beside}
-            if stream == "pose" and "flow" in source.beside:
-                files["camera"] = source.beside["flow"]
+            if stream == "pose" and (flow := source.beside.get("flow")) and flow.is_array:
+                files["camera"] = flow
             jobs = {
                 name: {"path": os.fspath(each.path), "member": each.member}
                 for name, each in files.items()
             }
             states = [[*map(_state, files.values())], *jobs.values(), beside.about]
-            state = json.dumps([methods.VERSION, stream, *states])
-            wanted[stream] = (state, jobs | {"about": beside.about})
+            bound = [beside.bound] if beside.bound else []
+            state = json.dumps([methods.VERSION, stream, *states, *bound])
+            told = {"about": beside.about, "bound": beside.bound}
+            wanted[stream] = (state, jobs | told)
         for stream, method in self.methods.items():
             state = json.dumps([methods.VERSION, method, methods.METHODS[stream][method]])
             wanted[stream] = (state, {"method": method})

@@ -3,6 +3,7 @@
 Nothing is decoded here.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from pretrain.data.tar import Member, list_members
 from pretrain.files import open_regular, reading
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+MAX_BOUND = 1000  # pixels of motion
 # What pandas and numpy write where there is nothing; an empty field is no value either.
 _NOTHING = frozenset(("", "nan", "NaN", "<NA>", "NaT"))
 
@@ -35,16 +37,23 @@ class Beside:
     """A file with another stream of a video.
 
     Attributes:
-        path: the file that holds it; of poses also a folder, of a file a frame.
+        path: the file that holds it, or a folder of a file a frame.
         member: offset and size in bytes inside `path`, if that is a tar.
         name: by whose ending one knows what it is.
         about: what it holds, where the user says so: of flow the method, of poses the skeleton.
+        bound: of flow in pictures, see `pretrain/data/flow_files.py`; 0: not said.
     """
 
     path: Path
     member: tuple[int, int] | None
     name: str
     about: str = ""
+    bound: float = 0.0
+
+    @property
+    def is_array(self) -> bool:
+        """Whether it is a file of arrays."""
+        return self.name.lower().endswith((".npz", ".npy"))
 
 
 @dataclass(frozen=True)
@@ -347,6 +356,7 @@ def _with_texts(source: Source, file, texts: dict[str, Member]) -> tuple[Source,
     roles["split"] = roles.get("split") or source.split
     roles.pop("beside", None)  # members are, not files that a member names
     about = roles.pop("about", {})
+    roles.pop("bounds", None)
     roles["beside"] = {n: replace(b, about=about.get(n, "")) for n, b in source.beside.items()}
     return replace(source, captions=tuple(dict.fromkeys(captions)), **roles), without_use
 
@@ -354,11 +364,19 @@ def _with_texts(source: Source, file, texts: dict[str, Member]) -> tuple[Source,
 # ---- lists -------------------------------------------------------------------------------------
 
 
-def _fields(row: dict, roles: dict[str, str], beside: Collection[str] = ()) -> dict:
+def _fields(
+    row: dict, roles: dict[str, str], beside: Collection[str] = (), folder: str | None = None
+) -> dict:
     """Sort the named values of one row into the fields of a source; everything becomes text.
 
+    Args:
+        row: by column or key.
+        roles: of some of its columns, see `roles_of`.
+        beside: the streams that are known to come with it.
+        folder: in which folders of such streams may lie; None: there are none.
+
     Raises:
-        ValueError: a value of a role is no text, such as a list of labels.
+        ValueError: a value of a role is no text, such as a list of labels; or no bound of flow.
     """
     found: dict[str, Any] = {
         "label": None,
@@ -368,6 +386,7 @@ def _fields(row: dict, roles: dict[str, str], beside: Collection[str] = ()) -> d
         "extra": {},
         "beside": {},  # stream -> the file that the user named
         "about": {},  # stream -> what that file holds
+        "bounds": {},  # stream -> the bound of its pictures
     }
     for name, value in row.items():
         role = roles.get(name)
@@ -381,18 +400,55 @@ def _fields(row: dict, roles: dict[str, str], beside: Collection[str] = ()) -> d
             found[role] = _text(name, value)
         elif role in ("flow_method", "skeleton"):
             found["about"]["flow" if role == "flow_method" else "pose"] = _text(name, value) or ""
-        elif role in BESIDE and str(value).lower().endswith(("/", *BESIDE[role])):
+        elif role == "flow_bound":
+            found["bounds"]["flow"] = _bound(name, value)
+        elif role in BESIDE and (
+            str(value).lower().endswith(("/", *BESIDE[role]))
+            or (folder is not None and os.path.isdir(os.path.join(folder, str(value).strip())))
+        ):
             found["beside"][role] = str(value).strip()
         elif role != "path":
             found["extra"][name] = value if isinstance(value, str) else json.dumps(value)
-    for name, role in roles.items():  # without a file there is nothing that they are about
-        stream = {"flow_method": "flow", "skeleton": "pose"}.get(role)
+    for name, role in roles.items():  # where there is nothing that they are about
+        kind, stream = _ABOUT.get(role, ("about", ""))
         there = {*found["beside"], *beside}
-        if stream and stream not in there and found["about"].pop(stream, ""):
+        if kind == "bounds":  # of folders
+            there = {
+                s for s, file in found["beside"].items() if not file.lower().endswith(BESIDE[s])
+            }
+        if stream and stream not in there and found[kind].pop(stream, ""):
             found["extra"][name] = str(row[name])
     if found["split"]:
         found["split"] = split_of(found["split"])
     return found
+
+
+# Roles that say something about another stream: of which kind, and of which stream.
+_ABOUT = {
+    "flow_method": ("about", "flow"),
+    "skeleton": ("about", "pose"),
+    "flow_bound": ("bounds", "flow"),
+}
+
+
+def _bound(name: str, value: object) -> float:
+    try:
+        bound = float(str(value))
+    except ValueError:
+        bound = 0.0
+    if not 0 < bound <= MAX_BOUND:
+        raise ValueError(
+            f"{name} is {str(value)[:40]!r}: the bound of flow in pictures is a number of pixels "
+            f"over 0 and up to {MAX_BOUND}, of TSN's and denseflow's tools 20"
+        )
+    return bound
+
+
+def _has_pictures(folder: str) -> bool:
+    """Whether this is a folder with pictures in it; one that cannot be read is refused later."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return any(os.path.splitext(entry.name)[1].lower() in IMAGES for entry in entries)
+    return False
 
 
 def _text(name: str, value: object) -> str | None:
@@ -429,7 +485,7 @@ def _from_list(path: Path) -> list[Source]:
                 raise ValueError(f"two values for {', '.join(twice)}")
             key = next((key for key, role in roles.items() if role == "path"), None)
             name = _text(key, row[key]) if key is not None else None
-            fields = _fields(row, roles)
+            fields = _fields(row, roles, folder=folder)
             alone = name is None and "pose" in fields["beside"]
             if alone:
                 name = fields["beside"]["pose"]
@@ -446,9 +502,13 @@ def _from_list(path: Path) -> list[Source]:
                 continue
             for stream, other in fields["beside"].items():
                 where = os.path.normpath(os.path.join(folder, other))
-                if irregular(where) and not (stream == "pose" and os.path.isdir(where)):
+                if irregular(where) and not os.path.isdir(where):
                     what = f"no such file of {stream}: {other} (paths are relative to the list)"
                     problems.add(line, what, f"missing {stream}")
+                elif stream == "flow" and not fields["bounds"] and _has_pictures(where):
+                    what = f"{other} is flow in pictures, whose bound stands in no file: add a "
+                    what += "column flow_bound, of TSN's and denseflow's tools 20"
+                    problems.add(line, what, "bound of flow")
             found.setdefault(file, []).append((line, name, fields))
         except (ValueError, RecursionError) as error:
             what = "too deeply nested" if isinstance(error, RecursionError) else str(error)
@@ -489,7 +549,7 @@ def _merged(file: Path, rows: list[tuple[int, str, dict]], problems: Problems) -
                     problems.add(line, f"{what} than line {where} gives for {name}")
             for column, value in row["extra"].items():
                 extra.setdefault(column, {})[value] = None
-        beside: dict[str, dict[str, tuple[str, int]]] = {"beside": {}, "about": {}}
+        beside: dict[str, dict[str, tuple[Any, int]]] = {"beside": {}, "about": {}, "bounds": {}}
         for line, _, row in rows:
             for kind, known in beside.items():
                 for stream, value in row[kind].items():
@@ -502,9 +562,10 @@ def _merged(file: Path, rows: list[tuple[int, str, dict]], problems: Problems) -
         fields["captions"] = [caption for _, _, row in rows for caption in row["captions"]]
         fields["extra"] = {column: "; ".join(values) for column, values in extra.items()}
     captions = tuple(dict.fromkeys(fields.pop("captions")))
-    about = fields.pop("about")
+    about, bounds = fields.pop("about"), fields.pop("bounds")
+    paths = {s: Path(os.path.normpath(folder / other)) for s, other in fields["beside"].items()}
     fields["beside"] = {
-        stream: Beside(Path(os.path.normpath(folder / other)), None, other, about.get(stream, ""))
+        stream: Beside(paths[stream], None, other, about.get(stream, ""), bounds.get(stream, 0.0))
         for stream, other in fields["beside"].items()
     }
     pose = fields["beside"].get("pose")

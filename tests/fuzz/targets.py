@@ -709,18 +709,23 @@ def _flow_seeds() -> list[Files]:
     for array in (flow.astype(">f4"), np.asfortranarray(flow.transpose(0, 2, 3, 1))):
         np.save(file := io.BytesIO(), array)
         seeds.append({"a.npy": file.getvalue()})
+    size = np.array([8, 6], "<i4").tobytes()
+    seeds.append({"a.flo": b"PIEH" + size + bytes(8 * 6 * 8)})
     return seeds
 
 
 def _check_flow(box: Path) -> None:
     import numpy as np
 
-    from pretrain.data.flow import choose_bound, read_flow, resize_flow, to_levels
+    from pretrain.data.flow import choose_bound, to_levels
+    from pretrain.data.flow_files import read_flow, resize_flow
 
     (path,) = (path for path in box.iterdir() if path.is_file())
     with open(path, "rb") as file:
-        flow = read_flow(file, 1, 3, 4)
-    assert flow.shape[:2] == (2, 2) and flow.dtype == np.float32 and np.isfinite(flow).all()
+        is_flo = file.read(4) == b"PIEH"
+        file.seek(0)
+        flow = read_flow(file, 0, 2, 2) if is_flo else read_flow(file, 1, 3, 4)
+    assert flow.shape[1] == 2 and flow.dtype == np.float32 and np.isfinite(flow).all()
     flow = resize_flow(flow, 16, 12)
     levels = to_levels(flow, choose_bound(flow, 16, 12))
     assert levels.shape == (2, 2, 12, 16) and levels.min() >= 1

@@ -4,18 +4,21 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from pretrain.data import flow, flow_error
+from pretrain.data import flow, flow_error, flow_files
 from pretrain.data import pack as packing
 from pretrain.data.acquire import acquire
 from pretrain.data.arrays import read_arrays
@@ -236,8 +239,8 @@ HOSTILE = {
 def test_flow_that_cannot_be_is_refused_in_words(name):
     data, words = HOSTILE[name]
     with pytest.raises(Refused, match=words):
-        given = flow.read_flow(io.BytesIO(data), 0, 12, 12)
-        flow.resize_flow(given, 32, 24)
+        given = flow_files.read_flow(io.BytesIO(data), 0, 12, 12)
+        flow_files.resize_flow(given, 32, 24)
 
 
 def test_only_the_arrays_wanted_are_unpacked():
@@ -273,6 +276,190 @@ def test_a_list_that_names_no_such_flow_is_refused_whole(tmp_path):
     (tmp_path / "list.csv").write_text("path,flow,skeleton,label\na.mp4,fast,thin,x\n")
     quick(tmp_path / "list.csv", tmp_path / "out")
     assert Pack(tmp_path / "out").record(0)["extra"] == {"flow": "fast", "skeleton": "thin"}
+
+
+# ---- files of a pair of frames each
+
+
+def flo(motion: np.ndarray) -> bytes:
+    """A Middlebury .flo of (2, H, W)."""
+    height, width = motion.shape[1:]
+    head = b"PIEH" + np.array([width, height], "<i4").tobytes()
+    return head + np.ascontiguousarray(motion.transpose(1, 2, 0), "<f4").tobytes()
+
+
+def picture(levels: np.ndarray, form: str = "PNG") -> bytes:
+    Image.fromarray(levels).save(data := io.BytesIO(), form, quality=95)
+    return data.getvalue()
+
+
+def motions(number: int, size=(32, 24)) -> np.ndarray:
+    """Smooth, different for every pair, up to 6 pixels."""
+    x, y = np.meshgrid(np.linspace(-1, 1, size[0]), np.linspace(-1, 1, size[1]))
+    k = np.arange(1, number + 1)[:, None, None] / number
+    return np.stack([6 * k * x, -3 * k * y], 1).astype(np.float32)
+
+
+def tsn(folder: Path, flows: np.ndarray, bound=20.0, form="PNG", name="flow_{}_{:05}", first=1):
+    """What TSN's and denseflow's tools write: round((f + bound) * 255 / (2 * bound))."""
+    folder.mkdir()
+    levels = np.rint((flows + bound) * 255 / (2 * bound)).clip(0, 255).astype(np.uint8)
+    for number, pair in enumerate(levels, first):
+        for axis, plane in zip("uv" if "flow" not in name else "xy", pair, strict=True):
+            ending = {"PNG": "png", "JPEG": "jpg"}[form]
+            (folder / f"{name.format(axis, number)}.{ending}").write_bytes(picture(plane, form))
+
+
+def read_all(folder: Path, total=12, bound=20.0, size=(32, 24), part=None) -> np.ndarray:
+    before, frames = part or (0, total)
+    return flow_files.read_folder(str(folder), before, frames, total, *size, bound, lambda: None)
+
+
+def test_a_file_a_pair_is_read_in_both_layouts(tmp_path):
+    true = motions(11)
+    tsn(tmp_path / "png", true)
+    tsn(tmp_path / "jpg", true, form="JPEG", first=0)
+    tsn(tmp_path / "u_v", true, bound=8.0, name="{}_{}")
+    (tmp_path / "png" / "img_00001.jpg").write_bytes(b"TSN's tool puts the frames beside them")
+    (tmp_path / "flo").mkdir()
+    for number, motion in enumerate(true, 7):
+        (tmp_path / "flo" / f"frame_{number}.flo").write_bytes(flo(motion))
+    half_a_step = 20 / 255 + 1e-4
+    assert np.abs(read_all(tmp_path / "png") - true).max() <= half_a_step
+    assert np.abs(read_all(tmp_path / "jpg") - true).max() <= 10 * half_a_step
+    assert np.abs(read_all(tmp_path / "u_v", bound=8.0) - true).max() <= 8 / 255 + 1e-4
+    assert np.array_equal(read_all(tmp_path / "flo", bound=0.0), true)
+    assert np.array_equal(read_all(tmp_path / "flo", part=(3, 5)), true[3:7])
+    halved = read_all(tmp_path / "flo", size=(16, 12))
+    assert np.abs(halved - motions(11, (16, 12)) / 2).max() < 0.2
+
+
+def test_a_list_names_folders_of_flow(tmp_path):
+    true = motions(11)
+    for name in "abc":
+        write_video(tmp_path / f"{name}.mp4", 12, size=(32, 24))
+    tsn(tmp_path / "of_a", true)
+    (tmp_path / "of_b").mkdir()
+    for number, motion in enumerate(true):
+        (tmp_path / "of_b" / f"{number:05}.flo").write_bytes(flo(motion))
+    (tmp_path / "c.npz").write_bytes(npz(flow=true))
+    rows = "a.mp4,of_a,20,tvl1,x\nb.mp4,of_b/,,tvl1,x\nc.mp4,c.npz,9,tvl1,x\n"
+    (tmp_path / "list.csv").write_text("path,flow,flow_bound,flow_method,label\n" + rows)
+    quick(tmp_path / "list.csv", tmp_path / "out")
+    packed = Pack(tmp_path / "out")
+    assert packed.index["streams"]["flow"] == {"num_clips": 3, "methods": {"tvl1": 3}}
+    for record in packed.records():
+        error = np.abs(packed.flow(record, np.arange(11)).numpy() - true).max()
+        assert error < 0.12, record["source"]
+    extra = {record["source"]: record["extra"] for record in packed.records()}
+    assert extra == {"a.mp4": {}, "b.mp4": {}, "c.mp4": {"flow_bound": "9"}}
+    # Another bound makes that flow anew.
+    (tmp_path / "list.csv").write_text(
+        "path,flow,flow_bound,flow_method,label\n" + rows.replace(",20,", ",10,")
+    )
+    quick(tmp_path / "list.csv", tmp_path / "out")
+    packed = Pack(tmp_path / "out")
+    (of_a,) = (record for record in packed.records() if record["source"] == "a.mp4")
+    assert np.abs(packed.flow(of_a, np.arange(11)).numpy() - true / 2).max() < 0.12
+
+
+@pytest.mark.parametrize("bound", ["", "0", "-20", "nan", "inf", "1e9", "fast"])
+def test_pictures_of_flow_want_a_bound(tmp_path, bound):
+    write_video(tmp_path / "a.mp4", 12, size=(32, 24))
+    tsn(tmp_path / "flow", motions(11))
+    (tmp_path / "list.csv").write_text(f"path,flow,flow_bound,label\na.mp4,flow,{bound},x\n")
+    with pytest.raises(ValueError, match="1 problem") as refused:
+        quick(tmp_path / "list.csv", tmp_path / "out")
+    assert "flow_bound" in str(refused.value.__notes__) and not (tmp_path / "out").exists()
+
+
+def _spoil(folder: Path, what: str) -> None:
+    name = folder / "flow_x_00003.png"
+    grey, wide = np.zeros((24, 32), np.uint8), np.zeros((24, 34), np.uint8)
+    if what in ("missing", "of one axis"):
+        name.unlink()
+        if what == "missing":
+            (folder / "flow_y_00003.png").unlink()
+    elif what == "twice":
+        (folder / "flow_x_3.png").write_bytes(picture(grey))
+    elif what == "last missing":
+        (folder / "flow_x_00011.png").unlink()
+        (folder / "flow_y_00011.png").unlink()
+    elif what == "both layouts":
+        (folder / "1.flo").write_bytes(flo(motions(1)[0]))
+    elif what == "no flow":
+        for file in folder.iterdir():
+            file.unlink()
+    elif what == "pipe":
+        name.unlink()
+        os.mkfifo(name)
+    else:
+        colours = np.random.default_rng(0).integers(256, size=(24, 32, 3)).astype(np.uint8)
+        deep = np.zeros((24, 32), np.uint16)
+        data = {"wide": picture(wide), "cut": picture(grey)[:40], "colours": picture(colours),
+                "deep": picture(deep), "text": b"text", "empty": b"", "bomb": _bomb()}  # fmt: skip
+        name.write_bytes(data[what])
+
+
+def _bomb() -> bytes:
+    """A PNG that claims a billion pixels."""
+    data = bytearray(picture(np.zeros((1, 1), np.uint8)))
+    data[16:24] = np.array([2**15, 2**15], ">u4").tobytes()
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    {
+        "missing": "lacks 1 .*3",
+        "of one axis": "number 3 of one axis",
+        "twice": "number 3 twice",
+        "last missing": "10 flows.*11 between",
+        "both layouts": "either",
+        "no flow": "without flow",
+        "pipe": "pipe",
+        "wide": "another size",
+        "cut": "damaged",
+        "colours": "colours",
+        "deep": "mode",
+        "text": "damaged",
+        "empty": "damaged",
+        "bomb": "pixels",
+    }.items(),
+)
+def test_a_folder_that_is_no_flow_is_refused_in_words(tmp_path, what, words):
+    tsn(tmp_path / "flow", motions(11))
+    _spoil(tmp_path / "flow", what)
+    with pytest.raises((Refused, OSError), match=words):
+        read_all(tmp_path / "flow")
+    with pytest.raises((Refused, OSError), match="bound|" + words):
+        read_all(tmp_path / "flow", bound=0.0)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    {
+        b"PIEH": "size",
+        b"PIEH" + bytes(8): "0x0",
+        b"PIEH" + np.array([-1, -8], "<i4").tobytes() + bytes(64): "-1",
+        b"PIEH" + np.array([2**30, 2**30], "<i4").tobytes() + bytes(64): "pixels",
+        flo(np.zeros((2, 24, 32)))[:-1]: "bytes",
+        flo(np.zeros((2, 24, 32))) + b"x": "bytes",
+        flo(np.full((2, 24, 32), np.nan)): "no motion",
+        flo(np.full((2, 24, 32), 1e9)): "no motion",  # what Middlebury calls unknown
+        flo(np.zeros((2, 32, 24))): "no scaled ones",
+        b"HEIP" + bytes(64): "PIEH",
+    }.items(),
+)
+def test_a_flo_is_no_longer_than_it_claims_nor_shorter(tmp_path, data, words):
+    (tmp_path / "1.flo").write_bytes(data)
+    with pytest.raises(Refused, match=words):
+        read_all(tmp_path, 2)
+    if data.startswith(b"PIEH"):
+        with pytest.raises(Refused, match=words):
+            given = flow_files.read_flow(io.BytesIO(data), 0, 2, 2)
+            flow_files.resize_flow(given, 32, 24)
 
 
 # ---- estimated
