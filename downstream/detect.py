@@ -18,7 +18,7 @@ from downstream.events import Kept, cut, smooth
 from downstream.metrics import Found
 from downstream.windows import window_scores
 from pretrain.data import flow, methods
-from pretrain.data.blazepose import LiteRT, estimate_poses
+from pretrain.data.blazepose import Networks, estimate_poses, load_networks
 from pretrain.data.cache import methods_for, open_data, packing_side, refusals
 from pretrain.data.decode import DecodeError, crop_resize
 from pretrain.data.encode import LONGER, cut_places
@@ -242,9 +242,9 @@ def _parts(frames: Frames) -> Iterator[np.ndarray]:
 
 
 @functools.cache
-def _networks() -> LiteRT:
+def _networks() -> Networks:
     """The networks of BlazePose, which are loaded once."""
-    return LiteRT(methods.pose_weights())
+    return load_networks(methods.pose_weights())
 
 
 def _packed(video: Video, spec: InputSpec, reasons: list[str]) -> Iterator[dict[str, Tensor]]:

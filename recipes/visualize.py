@@ -34,7 +34,7 @@ from PIL import Image
 from downstream.attention_maps import Attends, AttendsByPose, attention_on_grid, overlay
 from downstream.models import load_backbone
 from downstream.skeletons import draw_poses
-from pretrain.data.blazepose import LiteRT, check_installed, estimate_poses
+from pretrain.data.blazepose import estimate_poses, load_networks
 from pretrain.data.cache import first_refusal, pack_file, packing_side
 from pretrain.data.methods import pose_weights
 from pretrain.data.pose_files import read_poses
@@ -115,8 +115,7 @@ def draw_skeletons(config: Config, path: Path, out: Path) -> None:
         frames = pack.frames(record, np.arange(record["frames"])).numpy()
     size = (record["width"], record["height"])
     if config.pose == "blazepose":
-        check_installed()
-        networks = LiteRT(pose_weights(config.pose_weights))
+        networks = load_networks(pose_weights(config.pose_weights))
         values, _ = estimate_poses(frames, record["fps"], networks)
         columns: tuple[str, ...] = COLUMNS
         skeleton = "blazepose33"
@@ -283,7 +282,6 @@ def pack_with_poses(config: Config, path: Path, folder: Path, spec: InputSpec) -
     flow = (stream.method or "dis") if stream else ""
     source, estimated = path, "blazepose" if config.pose == "blazepose" else ""
     if estimated:
-        check_installed()
         pose_weights(config.pose_weights)  # from now on they are in the cache
     elif config.pose:
         source = folder / "clip.csv"

@@ -28,6 +28,9 @@ from pretrain.data.ingest import OURS, open_part, serve
 from pretrain.data.pose_files import MAX_BYTES, parse_poses, read_poses
 from pretrain.data.poses import COLUMNS, crop_pose, pose_member
 
+# A network in torch maps more addresses than any limit; it reads only what we packed.
+UNLIMITED = "--unlimited" in sys.argv
+
 
 def acquire(
     stream: str,
@@ -128,7 +131,7 @@ def _make_pose(
 @functools.cache
 def _networks() -> blazepose.Networks:
     try:
-        return blazepose.LiteRT(methods.pose_weights())
+        return blazepose.load_networks(methods.pose_weights(), in_torch=UNLIMITED)
     except ValueError as error:  # they were there when packing began
         raise Refused(str(error), retry=True) from error
 
@@ -223,5 +226,4 @@ def _frames(clip: dict) -> Iterator[np.ndarray]:
 
 
 if __name__ == "__main__":
-    # A network on a GPU maps more addresses than any limit; it reads only what we packed.
-    serve(acquire, memory="--unlimited" not in sys.argv)
+    serve(acquire, memory=not UNLIMITED)

@@ -34,10 +34,7 @@ def check_method(method: str) -> None:
         ValueError: naming what to install, or that there are no weights.
     """
     if method.startswith("blazepose"):
-        from pretrain.data.blazepose import LiteRT, check_installed
-
-        check_installed()
-        LiteRT(pose_weights())
+        pose_weights()
         return
     if method.startswith("raft"):
         from pretrain.third_party import flow_network
@@ -57,6 +54,13 @@ def check_method(method: str) -> None:
             "cv2 in their place: uninstall every opencv-python*, then pip install "
             "opencv-contrib-python-headless"
         )
+
+
+def needs_torch(method: str) -> bool:
+    """Whether torch runs a method, which maps more memory than a guarded process may have."""
+    from pretrain.data.blazepose import fits_torch
+
+    return method.startswith("raft") or (method.startswith("blazepose") and fits_torch())
 
 
 def refuse_size(method: str, width: int, height: int) -> None:

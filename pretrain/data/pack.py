@@ -512,7 +512,7 @@ class _Packer:
         command: tuple[str, ...] = ACQUIRE
         for method in {job["method"] for job in jobs if "method" in job}:
             methods.check_method(method)
-            if method.startswith("raft"):
+            if methods.needs_torch(method):
                 command = (*ACQUIRE, "--unlimited")
         names = [name for name, _ in notes]
         answers = self._run(jobs, names, limits, workers, timeout, command, "adding streams", "job")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pretrain.data.blazepose import LiteRT, estimate_poses, find_weights
+from pretrain.data.blazepose import LiteRT, estimate_poses, find_weights, load_networks
 from pretrain.data.cache import cache_folder
 from pretrain.data.poses import COLUMNS, SKELETONS, mirror_pose
 from pretrain.data.synthetic import clip_specs, render
@@ -81,3 +81,31 @@ def test_where_nobody_is_nobody_is_found(networks):
     grey = np.full((6, SIZE, SIZE, 3), 128, np.uint8)
     for frames in (noise, grey):
         assert not estimate_poses(frames, FPS, networks)[0].any()
+
+
+class Both:
+    """LiteRT, whose answers are compared with torch's on every picture that it is shown."""
+
+    def __init__(self, first, second):
+        self.first, self.second, self.apart = first, second, []
+
+    def detect(self, picture):
+        found, other = self.first.detect(picture), self.second.detect(picture)
+        np.testing.assert_allclose(other[0], found[0], atol=0.01)
+        np.testing.assert_allclose(other[1], found[1], atol=0.01)
+        return found
+
+    def landmarks(self, picture):
+        found, other = self.first.landmarks(picture), self.second.landmarks(picture)
+        self.apart.append(np.abs(other[0][:, :2] - found[0][:, :2]).max())
+        np.testing.assert_allclose(other[1], found[1], atol=1e-3)
+        np.testing.assert_allclose(other[2], found[2], atol=1e-3)
+        return found
+
+
+def test_torch_finds_what_litert_finds(networks, clips):
+    """In every picture; from frame to frame a hundredth of a pixel may lead elsewhere."""
+    both = Both(networks, load_networks(find_weights("", cache_folder()), in_torch=True))
+    for clip in clips:
+        estimate_poses(clip.frames, FPS, both)
+    assert len(both.apart) > 50 and max(both.apart) < 0.05, max(both.apart)

@@ -8,8 +8,10 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
+from downstream.detect import list_videos, opened
 from pretrain.data import blazepose
 from pretrain.data.blazepose import (
     DETECT_SIDE,
@@ -25,6 +27,8 @@ from pretrain.data.blazepose import (
     smoothed,
 )
 from pretrain.data.poses import COLUMNS
+from pretrain.spec import InputSpec, Joints
+from tests.conftest import write_video
 
 NUM = 2254
 
@@ -209,6 +213,29 @@ def test_a_network_that_answers_nonsense_sees_nobody():
 
     values, _ = estimate_poses(scene(lambda t: (60, 60), frames=3), 25, Mad())
     assert not values.any()
+
+
+def test_poses_of_a_raw_video_are_those_of_its_parts(monkeypatch, tmp_path):
+    """Streamed, they are what packing estimates of each clip, in the crop that a model sees."""
+    monkeypatch.setattr("downstream.detect.PART_SECONDS", 1.0)
+    monkeypatch.setattr("downstream.detect.load_networks", lambda _: Discs())
+    monkeypatch.setattr("pretrain.data.methods.pose_weights", lambda: tmp_path)
+    frames = scene(lambda t: (70 + 2 * t, 60), lambda t: (200, 60) if t < 30 else None, frames=40)
+    write_video(tmp_path / "a.mp4", frames, 16)
+    (video,), _ = list_videos((str(tmp_path / "a.mp4"),))
+    joints = Joints("blazepose33", 33, 2, 2)
+    with opened(video, InputSpec(8, 1, 112, {"pose": joints})) as stream:
+        parts = [chunk["pose"] for chunk in stream.chunks]
+    assert [part.shape[1] for part in parts] == [13, 13, 14] and not stream.reason()
+    pose = torch.cat(parts, 1).numpy()  # (3, T, P, J)
+    seen = pose[2].any(-1)
+    assert seen[:, 0].all() and seen[:30, 1].sum() > 20 and not seen[32:, 1].any()
+    at = pose[:2].mean(-1)  # the centre of the crop, 120 of 240 pixels wide
+    where = np.where(seen.T, np.array([at[0].T, at[1].T]), np.nan)
+    scale = 112 / 120
+    x = np.nanmin(where[0], 0)  # the one on the left
+    np.testing.assert_allclose(x[14:26], (70 + 2 * np.arange(14, 26) - 60) * scale, atol=2)
+    np.testing.assert_allclose(where[1][seen.T], 60 * scale, atol=1)
 
 
 # ---- smoothing
