@@ -102,7 +102,7 @@ def online_retrieval(
         for number, pack in enumerate(packs):
             if "val" not in pack.index["splits"]:
                 continue
-            ids = np.array([i for i in pack.split("val") if texts_of.of(pack.record(i))])
+            ids = texts_of.among(pack, pack.split("val"))
             if not len(ids):
                 continue
             ids = _some(pack, ids, VAL_CLIPS, seed)

@@ -46,6 +46,11 @@ class Texts:
         """Whether a clip with these captions and this label has a text."""
         return bool(captions) if self.kind == "caption" else label is not None
 
+    def among(self, pack: Pack, ids: np.ndarray) -> np.ndarray:
+        """Those of the samples that have a text."""
+        there = pack.column("captions") > 0 if self.kind == "caption" else pack.column("label") >= 0
+        return ids[there[ids]]
+
     def group(self, record: dict, text: str) -> int:
         """A number that is equal for texts that are positives of the same clips."""
         by_label = self.positives == "label" and record["label"] is not None
@@ -199,11 +204,11 @@ def class_prompts(
     Raises:
         ValueError: fewer than two classes, or names that differ in spelling only.
     """
-    records = (pack.record(i) for pack, ids in zip(packs, chosen, strict=True) for i in ids)
     prompts: dict[str, str] = {}
-    for record in records:
-        if record["label"] not in prompts:
-            prompts[record["label"]] = texts.of(record)[0]
+    for pack, ids in zip(packs, chosen, strict=True):
+        for first in np.unique(pack.column("label")[ids], return_index=True)[1]:
+            record = pack.record(ids[first])
+            prompts.setdefault(record["label"], texts.of(record)[0])
     if len(prompts) < 2:
         raise _only_class(prompts)
     refuse_same_words(prompts, " + ".join(sources))
@@ -225,7 +230,7 @@ def clips_with_text(
     chosen = []
     for source, pack in zip(sources, packs, strict=True):
         ids = pack.split_if_any(split)
-        kept = np.array([i for i in ids if texts.of(pack.record(i))], dtype=int)
+        kept = texts.among(pack, ids)
         if not len(kept):
             raise _without_text(texts, len(ids), source)
         if len(kept) < len(ids) and say:

@@ -174,7 +174,7 @@ def captioned(pack: Pack, split: str) -> tuple[np.ndarray, list[str]]:
     else:
         ids = pack.split("all")
         notes.append("the data name no splits: everything was scored")
-    kept = np.array([i for i in ids if pack.record(i)["captions"]], dtype=int)
+    kept = ids[pack.column("captions")[ids] > 0]
     if not len(kept):
         raise ValueError(
             f"none of the {len(ids)} clips of split {split!r} has a caption: retrieval is scored "

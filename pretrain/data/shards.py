@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,7 @@ from pretrain.data.sampling import (
     uniform_indices,
     window_order,
 )
+from pretrain.data.shared import shared_array
 from pretrain.data.sources import Source
 from pretrain.data.transforms import Augment, pose_columns
 from pretrain.files import is_file, open_regular
@@ -264,11 +266,16 @@ class Pack:
         Raises:
             ValueError: there is no such split.
         """
+        about = f"split-{self.index['clips_sha256'][:16]}"
         if name == "all":
-            return np.arange(len(self))
+            size, make = len(self), lambda: np.arange(len(self))
+            return shared_array(f"{about}-all", 0, size, make)
         if name not in self._clips.splits:
             raise no_split(self.name, name, self.index["splits"])
-        return np.flatnonzero(self.column("split") == self._clips.splits.index(name))
+        number = self._clips.splits.index(name)
+        chosen = self.column("split") == number
+        size, make = int(np.count_nonzero(chosen)), lambda: np.flatnonzero(chosen)
+        return shared_array(f"{about}-{number}", 0, size, make)
 
     def split_if_any(self, name: str) -> np.ndarray:
         """`split`; data without splits are used whole."""
@@ -508,6 +515,8 @@ class TrainClips(Dataset):
         self.spread = spread
         self._order: tuple[int, np.ndarray] = (-1, ids)
         self._shards = pack.shards_of(ids) if pack.remote else None
+        about = "" if self._shards is None else f"-{zlib.crc32(self._shards.tobytes())}"
+        self._order_name = f"order-{seed}-{len(ids)}{about}"
         self._decoded: dict[int, dict[str, Tensor]] = {}
         self._keep = _fit_decoded(pack, ids, spec)
 
@@ -521,9 +530,13 @@ class TrainClips(Dataset):
         return int(self._order[1][place % len(self.ids)])
 
     def _order_of(self, epoch: int) -> np.ndarray:
-        if self.pack.remote is None or self._shards is None:
-            return epoch_order(self.seed, epoch, len(self.ids))
-        return window_order(self.seed, epoch, self._shards, self.pack.remote.lanes)
+        def make() -> np.ndarray:
+            if self.pack.remote is None or self._shards is None:
+                return epoch_order(self.seed, epoch, len(self.ids))
+            return window_order(self.seed, epoch, self._shards, self.pack.remote.lanes)
+
+        dtype = np.uint32 if len(self.ids) < 2**32 else np.int64
+        return shared_array(self._order_name, epoch, len(self.ids), make, dtype)
 
     @property
     def streamed(self) -> bool:

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from pretrain.data import columns
+from pretrain.data import columns, shared
 from pretrain.data.index import checked_lines, load_index
+from pretrain.data.sampling import epoch_order
 from pretrain.data.shards import Pack, TrainClips
 from pretrain.spec import InputSpec
 from tests.unit.test_pack import with_lines
@@ -220,3 +222,50 @@ def test_training_keeps_no_object_of_a_clip(copied):
     kept = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert kept < 30 * 20_000, kept
+
+
+def test_large_arrays_are_mapped_and_as_good_as_their_own(monkeypatch, tmp_path):
+    monkeypatch.setattr(shared, "LEAST", 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for epoch in range(4):
+        for _ in range(2):
+            make = lambda epoch=epoch: epoch_order(7, epoch, 100)
+            found = shared.shared_array("order-7-100", epoch, 100, make, np.uint32)
+            assert found.tolist() == make().tolist()
+            assert isinstance(found, np.memmap) and not found.flags.writeable
+    (folder,) = tmp_path.iterdir()
+    assert [*folder.glob("*-2.npy")] and len([*folder.glob("*.npy")]) == 2  # older ones go
+    kept = folder / "order-7-100-3.npy"
+    for damaged in (b"", kept.read_bytes()[:-4], kept.read_bytes().replace(b"u4", b"f4")):
+        kept.unlink()
+        kept.write_bytes(damaged)
+        assert shared.shared_array("order-7-100", 3, 100, make, np.uint32)[:] @ np.ones(100) == 4950
+
+
+@pytest.mark.parametrize("taken", ["a file", "a link", "open to all"])
+def test_a_folder_of_somebody_else_is_not_used(monkeypatch, tmp_path, taken):
+    monkeypatch.setattr(shared, "LEAST", 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    place, other = tmp_path / f"muybridge-{os.getuid()}", tmp_path / "other"
+    other.mkdir(mode=0o700)
+    if taken == "a file":
+        place.write_text("")
+    elif taken == "a link":
+        place.symlink_to(other)
+    else:
+        place.mkdir()
+        place.chmod(0o777)
+    assert shared.shared_array("a", 0, 5, lambda: np.arange(5)).tolist() == [*range(5)]
+    assert not [*other.iterdir()] and (taken == "a file" or not [*place.iterdir()])
+
+
+def test_training_sees_the_same_clips_with_mapped_orders(tiny_pack, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    seen = []
+    for least in (2**20, 0):
+        monkeypatch.setattr(shared, "LEAST", least)
+        pack = Pack(tiny_pack)
+        clips = TrainClips(pack, pack.split("train"), InputSpec(2, 1, 16), 3, 1, None, None)
+        seen.append([clips.sample_at(*divmod(p, len(clips.ids))) for p in range(100)])
+    assert seen[0] == seen[1] and [*tmp_path.rglob("order*.npy")] and [*tmp_path.rglob("split*")]
+    assert sorted(seen[0][:32]) == sorted(pack.split("train").tolist())
