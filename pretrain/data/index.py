@@ -127,7 +127,9 @@ def load_index(folder: str | Path) -> dict:
             and re.fullmatch("[0-9a-f]{64}", str(file.get("sha256")))
             and all(_whole(file.get(name), 0, 2**53) for name in numbers)
         ):
-            raise ValueError(f"{path} names a file {str(file)[:200]}: delete it and pack again")
+            raise ValueError(
+                f"{path} names a shard or file {str(file)[:200]}: delete it and pack again"
+            )
     match index.get("part"):
         case None:
             pass
