@@ -214,7 +214,8 @@ def test_the_cache_keeps_within_its_bounds_and_clears_what_a_killed_process_left
 ):
     here = Pack(packed)
     sizes = [shard["bytes"] for shard in here.index["shards"]]
-    about = sum((packed / name).stat().st_size for name in ("index.json", "clips.jsonl"))
+    lines = ("index.json", "clips.jsonl", "clips.safetensors")
+    about = sum((packed / name).stat().st_size for name in lines)
     limit = about + sum(sizes) + 100
     far = open_data(store.url, 64, cache_gib=limit / 2**30)
     others = tmp_path / "cache" / "remote" / "other-0123456789abcdef"
