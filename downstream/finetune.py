@@ -19,16 +19,13 @@ from downstream.models.flops import count_flops
 from downstream.results import Model
 from downstream.segments import UNLABELLED
 from pretrain.backbones import provenance_of
-from pretrain.data.sampling import counter_rng
+from pretrain.data.sampling import STEP, counter_rng
 from pretrain.ema import start_average, update_average
 from pretrain.flags import OptionalCount, Positive, flag
 from pretrain.loop import Plan
 from pretrain.optim import decays, learning_rate
 from pretrain.spec import Backbone, Clip
 from pretrain.weights import weights_hash
-
-STEP_STREAM = 6  # of counter_rng: dropout, drop path and mixing of one step
-
 
 # ------------------------------------------------------------------------------------- the backbone
 
@@ -397,7 +394,7 @@ class StepLoss:
         place = self.accelerator.process_index
         # The global generators too are set from (seed, step, process): resuming needs no generator
         # state.
-        rng = counter_rng(self.seed, self.step, place, micro, stream=STEP_STREAM)
+        rng = counter_rng(self.seed, self.step, place, micro, purpose=STEP)
         torch.manual_seed(int(rng.integers(2**62)))
         clip, targets = mix(clip, targets, self.mixup, self.cutmix, rng)
         with self.accelerator.autocast():

@@ -15,7 +15,7 @@ from downstream.retrieval import retrieval_ranks, summarise_ranks
 from downstream.splits import choose_validation, group_by_source
 from downstream.zero_shot import embed_texts, unit
 from pretrain.clip import VideoText, sits_at_chance
-from pretrain.data.sampling import counter_rng
+from pretrain.data.sampling import SCORED, counter_rng
 from pretrain.data.shards import EvalClips, Pack, eval_loader
 from pretrain.names import for_screen
 from pretrain.spec import InputSpec
@@ -29,7 +29,7 @@ def _some(pack: Pack, ids: np.ndarray, most: int, seed: int) -> np.ndarray:
     """So many clips at random; of a pack far away, whose clips are shuffled, the first ones."""
     if pack.remote:  # all others would have to come, too
         return np.sort(ids)[:most]
-    return np.sort(counter_rng(seed, 0, stream=3).permutation(ids)[:most])
+    return np.sort(counter_rng(seed, 0, purpose=SCORED).permutation(ids)[:most])
 
 
 @torch.no_grad()

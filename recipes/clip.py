@@ -11,9 +11,8 @@ the result with class names (recipes/zero_shot.py), search (recipes/retrieval.py
     python recipes/clip.py --backbone runs/videomae-tiny/backbone       from a VideoMAE
     accelerate launch --config_file launch/gpus.yaml recipes/clip.py vificlip_b16 --data k400.csv
 
-The first word chooses a preset, flags change single values, `--help` lists them. Starting the same
-command again continues an interrupted run. Batches larger than --micro-batch cost a second forward
-pass and no memory; loss and gradients are those of the whole batch (cached gradients).
+The first word chooses a preset, flags change single values, `--help` lists them. The same command
+continues an interrupted run. Batches over --micro-batch cost a second forward pass and no memory.
 """
 
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from pretrain import backbones, flags, log, settings
 from pretrain.clip import VideoText, backward_classes, backward_step, contrast, has_batch_norm
 from pretrain.data import shards
 from pretrain.data.cache import open_all, packing_side, synthetic_clips
-from pretrain.data.sampling import counter_rng
+from pretrain.data.sampling import STEP, counter_rng
 from pretrain.data.transforms import Augment
 from pretrain.engine import Engine
 from pretrain.loop import TrainingRun, plan_run
@@ -358,7 +357,7 @@ def main(cfg: Config) -> dict:
                 lr = rate(run.step, plan.steps, plan.warmup, plan.peak, plan.final)
                 set_rate(engine.optimizers, lr)
                 if prompts:  # what is drawn depends on the step and the process only
-                    rng = counter_rng(cfg.seed, run.step, engine.place, stream=6)
+                    rng = counter_rng(cfg.seed, run.step, engine.place, purpose=STEP)
                     make_micro = partial(against, rng)
                 result, norm, cut = train_step(
                     wrapped, engine, batches, plan.accumulate, loss_of, optim.clip_grad, make_micro

@@ -8,8 +8,7 @@ score on held-out subjects of the training split shows whether the features get 
     python recipes/videomae.py --data my_videos/            your own clips
     python recipes/videomae.py shrec --data clips.csv       small clips, 2 CPU cores
     python recipes/videomae.py shrec_apart --data clips.csv --backbone RUN/backbone    second step
-    python recipes/videomae.py --stream flow                optical flow, not colour
-    python recipes/videomae.py --target flow                optical flow from colour
+    python recipes/videomae.py --target flow     optical flow from colour; --stream flow: from flow
     accelerate launch --config_file launch/gpus.yaml recipes/videomae.py vit_b_k400 --data k400.csv
 
 The first word chooses a preset, flags change single values, `--help` lists them. Starting the same
@@ -32,7 +31,7 @@ from downstream.models import build_model as build_family
 from downstream.monitor import online_knn
 from pretrain import backbones, flags, log, settings
 from pretrain.data.cache import open_data, packing_side, raw_sources, synthetic_clips
-from pretrain.data.sampling import counter_rng
+from pretrain.data.sampling import FIGURE, counter_rng
 from pretrain.data.shards import Pack, TrainClips, refuse_raw_streams, warn_of_clips
 from pretrain.data.transforms import Augment
 from pretrain.engine import Engine
@@ -231,7 +230,7 @@ def unused(cfg: Config) -> dict[str, str]:
 
 
 def build_model(cfg: Config) -> VideoMAE | MaskedPixels | ViewContrast:
-    """What is trained: fresh from the configuration's seed, or with the weights it names."""
+    """What is trained, fresh from its seed or with the weights it names; ValueError: none such."""
     torch.manual_seed(cfg.seed)
     model: VideoMAE | MaskedPixels
     if cfg.model in VITS:
@@ -341,8 +340,7 @@ def main(cfg: Config) -> dict:
     # ---- processes and plan
     engine.start()
     plan = plan_run(cfg.optim, len(ids), engine.processes, cfg.views)
-    fingerprint = pack.index["fingerprint"]
-    with TrainingRun(folder, cfg, fingerprint, plan, engine, {"knn_every"}) as run:
+    with TrainingRun(folder, cfg, pack.index["fingerprint"], plan, engine, {"knn_every"}) as run:
         print_plan(cfg, run, pack, masked.encoder)
         if run.first:
             warn_of_clips(pack, ids, spec)
@@ -409,7 +407,7 @@ def finish(cfg: Config, model, pack: Pack, ids: np.ndarray, run: TrainingRun) ->
     backbones.export_backbone(
         model.encoder, exported, run.provenance("videomae", cfg.split) | scores
     )
-    rng = counter_rng(cfg.seed, 0, stream=4)
+    rng = counter_rng(cfg.seed, 0, purpose=FIGURE)
     tokens = draw_tokens(cfg.mask, model.mask_grid, cfg.mask_ratio, False, rng)
     sample = int(ids[0])
     picture = reconstruction_figure(

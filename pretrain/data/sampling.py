@@ -9,25 +9,30 @@ import math
 
 import numpy as np
 
-# Random streams, kept apart so that no choice of one kind is correlated with a choice of another.
-# 3, 4 and 6 are used elsewhere: clips of the online kNN, the figure's mask, what a step draws.
-ORDER, VIEW, MIXTURE = 1, 2, 5
+# What is drawn for: no choice for one purpose is correlated with a choice for another. The numbers
+# are part of every result.
+ORDER = 1  # of the clips of an epoch
+VIEW = 2  # frames, crop, augmentation, mask and caption of a view of a clip
+SCORED = 3  # the clips behind a score while a training runs
+FIGURE = 4  # the mask of a figure
+MIXTURE = 5  # where in a batch the clips of several data sets stand
+STEP = 6  # dropout, drop path and mixing of one step
 
 
-def counter_rng(seed: int, *counter: int, stream: int = VIEW) -> np.random.Generator:
+def counter_rng(seed: int, *counter: int, purpose: int = VIEW) -> np.random.Generator:
     """A generator that is a pure function of a seed and up to two or three counters.
 
-    Philox is counter-based: key and counter select one of 2**192 disjoint streams, and making one
+    Philox is counter-based: key and counter select one of 2**192 disjoint sequences, and making one
     costs microseconds. The lowest counter word is left to the generator itself.
     """
     assert len(counter) <= 3, counter
     words = [0, *counter, *([0] * (3 - len(counter)))]
-    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=words))
+    return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=words))
 
 
 def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
     """The order of one epoch: a permutation that depends on (seed, epoch) only."""
-    return counter_rng(seed, epoch, stream=ORDER).permutation(num_samples)
+    return counter_rng(seed, epoch, purpose=ORDER).permutation(num_samples)
 
 
 def window_order(seed: int, epoch: int, shards: np.ndarray, lanes: int) -> np.ndarray:
@@ -47,7 +52,7 @@ def window_order(seed: int, epoch: int, shards: np.ndarray, lanes: int) -> np.nd
     Returns:
         (N,) clips by place.
     """
-    rng = counter_rng(seed, epoch, stream=ORDER)
+    rng = counter_rng(seed, epoch, purpose=ORDER)
     _, shards = np.unique(shards, return_inverse=True)
     place_of_shard = rng.permutation(shards.max() + 1)
     shuffled = rng.permutation(len(shards))

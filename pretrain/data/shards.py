@@ -658,7 +658,7 @@ class Mixture(Dataset):
         """Whose clip is at a position, and where in that part's own stream."""
         step, place = divmod(position, len(self._owner))
         if self._places[0] != step:
-            order = counter_rng(self.seed, step, stream=MIXTURE).permutation(len(self._owner))
+            order = counter_rng(self.seed, step, purpose=MIXTURE).permutation(len(self._owner))
             self._places = (step, order)
         place = self._places[1][place]
         part = self._owner[place]
