@@ -84,6 +84,11 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+def opens_data(recipe: Any) -> str:
+    """The function with which a recipe opens its data, or all of them, to be replaced in tests."""
+    return "open_all" if hasattr(recipe, "open_all") else "open_data"
+
+
 def arguments(cfg: Any, plan: dict[str, Any]) -> list[Any]:
     """The arguments of `host.train` for the recipe with the configuration `cfg`."""
     return [type(cfg).__module__, flat(cfg), plan]

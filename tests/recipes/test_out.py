@@ -18,7 +18,7 @@ from pretrain.data.shards import Pack
 from pretrain.flags import flat
 from recipes import clip, compare, finetune, linear_probe, predict, retrieval, videomae, zero_shot
 from tests.recipes import test_clip, test_finetune, test_videomae
-from tests.recipes.runs import BESIDE, ROOT, change, configure, wait_until
+from tests.recipes.runs import BESIDE, ROOT, change, configure, opens_data, wait_until
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ NAMES = ("videomae", "clip", "finetune", "probe", "zero_shot", "retrieval", "sea
 @pytest.mark.parametrize("name", NAMES)
 def test_out_is_tried_before_the_data_are_touched(commands, tmp_path, monkeypatch, name):
     module, config = commands[name]
-    monkeypatch.setattr(module, "open_data", lambda *_, **__: pytest.fail("packs for hours"))
+    monkeypatch.setattr(module, opens_data(module), lambda *_, **__: pytest.fail("packs for hours"))
     (tmp_path / "file").write_text("text")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
@@ -97,7 +97,7 @@ def test_another_run_is_noticed_before_the_data_are_touched(commands, tmp_path, 
     """What may change, such as --save-every, and a run that came to no step are passed by."""
     module, config = commands[name]
     reached = "data were opened"
-    monkeypatch.setattr(module, "open_data", lambda *_, **__: pytest.fail(reached))
+    monkeypatch.setattr(module, opens_data(module), lambda *_, **__: pytest.fail(reached))
     config = change(config, out=str(tmp_path / "run"))
     with pytest.raises(pytest.fail.Exception, match=reached):
         module.main(config)
