@@ -130,7 +130,11 @@ def show_views(
     how: Extraction,
     title: str | None,
 ) -> Iterator[np.ndarray]:
-    """Yield `function` of all views of each clip, float32 (B, V, ...), in order of `samples`."""
+    """Yield `function` of all views of each clip, float32 (B, V, ...), in order of `samples`.
+
+    Raises:
+        ValueError: the clips lack a stream that the encoder takes, or one cannot be decoded.
+    """
     # A pair of towers sees what its video tower sees.
     spec = getattr(encoder, "video", encoder).input_spec
     assert isinstance(spec, InputSpec)

@@ -11,12 +11,12 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tyro
 
-from pretrain.files import open_regular, reading, replacing, sync, write_synced
+from pretrain.files import open_regular, parse_json, reading, replacing, sync, write_synced
 from pretrain.flags import (
     Config,
     flat,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # not imported here: packing needs none of them
     from matplotlib.figure import Figure
     from torch import nn
 
+MOST_LINE = 2**20  # bytes of a line of a log
 # What a curve shows, by the name of its value in log.jsonl.
 CURVES = {
     "knn": "online kNN accuracy",
@@ -211,18 +212,20 @@ def _write_whole(path: Path, text: str) -> None:
 def read_log(path: Path) -> tuple[list[dict], int]:
     """The lines of a run's log.jsonl, and how many were damaged and are left out.
 
+    Of a line longer than `MOST_LINE` every so many bytes count as one.
+
     Raises:
         ValueError: the file cannot be read.
     """
     lines, damaged = [], 0
     with reading(path), open_regular(path) as file:
-        for raw in file:
+        while raw := file.readline(MOST_LINE):
             try:
-                line = json.loads(raw.decode())
+                line: Any = parse_json(raw, lax=True)
                 whole = type(line["step"]) is int and all(
                     v is None or isinstance(v, int | float) for v in line.values()
                 )
-            except (ValueError, TypeError, KeyError, RecursionError):
+            except (ValueError, TypeError, KeyError):
                 whole = False
             if whole:
                 lines.append(line)

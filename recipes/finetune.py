@@ -362,7 +362,7 @@ def export(run: TrainingRun, model: nn.Module, folder: Path) -> None:
 def finish(
     cfg: Config, training: Training, last: Classifier, pack: Pack, videos: Chosen, run: TrainingRun
 ) -> dict:
-    """Export, score the test split once and write what was found."""
+    """Export, score the test split once and write what was found; ValueError without labels."""
     folder, plan, state, task = run.folder, run.plan, run.state, task_of(cfg.per_frame)
     export(run, last, folder / "last")
     if videos.val is None:

@@ -115,7 +115,11 @@ def search_notes(config: Config, pack: Pack, similar: np.ndarray) -> list[str]:
 
 
 def search(config: Config, model: VideoText, how: Extraction) -> dict:
-    """List the best videos for a sentence."""
+    """List the best videos for a sentence.
+
+    Raises:
+        ValueError: the sentence is empty, --top asks for none, or data or --out cannot be used.
+    """
     if not config.query or not config.query.strip():
         raise ValueError("--query is empty: write a sentence")
     if config.top < 1:

@@ -108,7 +108,11 @@ def main(config: Config) -> dict:
 
 
 def draw_skeletons(config: Config, path: Path, out: Path) -> None:
-    """pose.png and pose.gif."""
+    """pose.png and pose.gif.
+
+    Raises:
+        ValueError: the video or its poses cannot be read, or the poses have no place in a frame.
+    """
     with tempfile.TemporaryDirectory() as folder:
         pack = pack_file(path, Path(folder) / "pack", SIDE)
         record, total = pack.record(0), sum(each["frames"] for each in pack.records())
@@ -141,7 +145,11 @@ def draw_skeletons(config: Config, path: Path, out: Path) -> None:
 
 
 def draw_motion(config: Config, path: Path, out: Path) -> None:
-    """flow.png and flow.gif."""
+    """flow.png and flow.gif.
+
+    Raises:
+        ValueError: the video cannot be read, or its flow not estimated.
+    """
     with tempfile.TemporaryDirectory() as folder:
         pack = pack_file(path, Path(folder) / "pack", SIDE, config.flow)
         record = pack.record(0)
@@ -187,7 +195,11 @@ def write_gif(path: Path, frames: np.ndarray, milliseconds: float) -> None:
 
 
 def draw_attention(config: Config, encoder: Backbone, path: Path, out: Path) -> None:
-    """attention.png and attention.gif of a video transformer."""
+    """attention.png and attention.gif of a video transformer.
+
+    Raises:
+        ValueError: the encoder attends in another way, or the video cannot be read.
+    """
     if not isinstance(encoder, Attends):
         raise ValueError(
             f"{config.backbone} is a {type(encoder).__name__}: attention over the whole grid is "
@@ -226,7 +238,11 @@ def draw_attention(config: Config, encoder: Backbone, path: Path, out: Path) -> 
 
 
 def draw_driven_attention(config: Config, encoder: AttendsByPose, path: Path, out: Path) -> None:
-    """attention.png and attention.gif of attention that poses drive."""
+    """attention.png and attention.gif of attention that poses drive.
+
+    Raises:
+        ValueError: the video cannot be read, or lacks poses that the encoder takes.
+    """
     assert isinstance(encoder, Backbone)
     spec = encoder.input_spec
     with tempfile.TemporaryDirectory() as folder:

@@ -155,7 +155,11 @@ def refuse_confusion(config: Config) -> None:
 
 
 def classify_video(config: Config, model: VideoText, how: Extraction) -> dict:
-    """Rank the classes for one file, draw its filmstrip, and return what was printed."""
+    """Rank the classes for one file, draw its filmstrip, and return what was printed.
+
+    Raises:
+        ValueError: the file, its classes, templates or --out cannot be used.
+    """
     assert config.video and config.classes  # `refuse_confusion`
     path = Path(config.video)
     if not is_file(path):

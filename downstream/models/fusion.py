@@ -169,6 +169,9 @@ class EarlyStreams(FusedFrames):
         """Built with these arguments; filters over colour see every frame, and flow as TSN has it.
 
         Their sum is divided by the number of frames.
+
+        Raises:
+            ValueError: there are no such weights, or they do not fit.
         """
         arguments, theirs, origin = read_network(weights, arguments)
         backbone = cls(**arguments)
@@ -275,7 +278,11 @@ class SlowFusion(FusedFrames):
 
     @classmethod
     def with_weights(cls, weights: str, arguments: dict, given: Container[str]) -> Self:
-        """Built with these arguments; third-party weights are refused."""
+        """Built with these arguments.
+
+        Raises:
+            ValueError: third-party weights were given: it takes none.
+        """
         arguments, theirs, _ = read_network(weights, arguments)
         if theirs is not None:
             raise ValueError(

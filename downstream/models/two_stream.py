@@ -62,7 +62,11 @@ class FlowStack(nn.Module):
 
     @classmethod
     def with_weights(cls, weights: str, arguments: dict, given: Container[str]) -> Self:
-        """Built with these arguments; filters over colour of its 2-D network see flow instead."""
+        """Built with these arguments; filters over colour of its 2-D network see flow instead.
+
+        Raises:
+            ValueError: there are no such weights, or they do not fit.
+        """
         arguments, theirs, origin = read_network(weights, arguments)
         backbone = cls(**arguments)
         if theirs is not None:

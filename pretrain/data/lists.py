@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from pretrain.files import not_regular, open_regular
+from pretrain.files import not_regular, open_regular, parse_json
 
 # fmt: off
 VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".mpg", ".mpeg",
@@ -220,11 +220,11 @@ def _json_rows(text: str, problems: Problems) -> Iterator[tuple[int, dict]]:
     lines = text.split("\n")
     first = next(line for line in lines if line.strip())
     try:
-        json.loads(first)
-    except (ValueError, RecursionError):
+        parse_json(first, lax=True)
+    except ValueError:
         try:
-            yield from _objects(1, json.loads(text), problems)
-        except (ValueError, RecursionError):
+            yield from _objects(1, parse_json(text, lax=True), problems)
+        except ValueError:
             pass  # then every line is told for itself
         else:
             return
@@ -232,8 +232,8 @@ def _json_rows(text: str, problems: Problems) -> Iterator[tuple[int, dict]]:
         if not content.strip():
             continue
         try:
-            value = json.loads(content)
-        except (ValueError, RecursionError) as error:
+            value = parse_json(content, lax=True)
+        except ValueError as error:
             problems.add(line, f"not JSON: {error}", "unread")
             continue
         yield from _objects(line, value, problems)

@@ -710,8 +710,11 @@ def _state(beside: Beside) -> list:
 def _appending(path: Path) -> Iterator[TextIO]:
     """A journal, opened for further lines."""
     with open(path, "a", encoding="utf-8") as journal:
-        if journal.tell() and path.read_bytes()[-1:] != b"\n":
-            journal.write("\n")  # the last line was cut off by a kill
+        if journal.tell():
+            with open(path, "rb") as before:
+                before.seek(-1, os.SEEK_END)
+                if before.read() != b"\n":
+                    journal.write("\n")  # the last line was cut off by a kill
         yield journal
 
 

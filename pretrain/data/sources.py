@@ -24,7 +24,7 @@ from pretrain.data.lists import (
     split_of,
 )
 from pretrain.data.tar import Member, list_members
-from pretrain.files import open_regular, reading
+from pretrain.files import open_regular, parse_json, reading
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 MAX_BOUND = 1000  # pixels of motion
@@ -336,7 +336,7 @@ def _with_texts(source: Source, file, texts: dict[str, Member]) -> tuple[Source,
             elif kind == "cls":
                 label = label or _text("label", text)
             elif kind == "json":
-                fields = json.loads(text)
+                fields = parse_json(text, lax=True)
                 if not isinstance(fields, dict):
                     without_use.add(member)
                     continue

@@ -1,5 +1,6 @@
 """What stands in the place of a file or a folder that somebody named."""
 
+import json
 import os
 import socket
 
@@ -7,6 +8,7 @@ import pytest
 
 from downstream.models import build_model, load_backbone, load_classifier, load_video_text
 from downstream.models.images import read_weights
+from pretrain import log
 from pretrain.interop.openclip import load_open_clip
 from pretrain.prompts import load_classes, load_templates
 from recipes import visualize, zero_shot
@@ -50,3 +52,11 @@ def test_what_is_no_file_is_called_what_it_is(reader, tmp_path, monkeypatch):
             there(f"other{ending}")
             with pytest.raises(ValueError, match=f"{what}, not a"):
                 read(str(tmp_path / f"other{ending}"))
+
+
+def test_no_line_of_a_log_is_read_without_a_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr(log, "MOST_LINE", 100)
+    endless = json.dumps({"step": 1} | {f"value_{i}": i for i in range(99)})
+    (tmp_path / "log.jsonl").write_text(f'{{"step": 0}}\n{endless}\n{{"step": 2}}\n{10**6 * "["}')
+    lines, damaged = log.read_log(tmp_path / "log.jsonl")
+    assert lines == [{"step": 0}, {"step": 2}] and damaged > 1
