@@ -92,6 +92,12 @@ class Given:
     """Fraction of the clips of which one box is erased, in all frames."""
     turn: NotNegative | None = None
     """Of networks of 3-D joints: degrees by which clips are turned about the vertical, at most."""
+    affine: Fraction | None = None
+    """Of networks of joints: fraction by which axes are scaled and mixed, at most; 0.2 by default
+    without a published preset."""
+    span: PositiveFraction | None = None
+    """Likewise: smallest fraction of a recording's time that a training clip is of, 0.75 by
+    default; 1: always the whole."""
     mixup: NotNegative | None = None
     """Alpha of mixup; 0: off."""
     cutmix: NotNegative | None = None
@@ -140,6 +146,8 @@ class Training(Given):
     colour: float = 0.0
     erase: float = 0.0
     turn: float = 0.0
+    affine: float = 0.0
+    span: float = 1.0
     mixup: float = 0.0
     cutmix: float = 0.0
     views: int = 1
@@ -156,7 +164,10 @@ class Training(Given):
     @property
     def augment(self) -> Augment:
         """What is done to a clip in training, beside its crop and mixing."""
-        return Augment(self.flip, self.colour, self.rand_augment or "", self.erase, turn=self.turn)
+        return Augment(
+            self.flip, self.colour, self.rand_augment or "", self.erase, turn=self.turn,
+            affine=self.affine, span=self.span,
+        )  # fmt: skip
 
     def check(self, spec: InputSpec, per_frame: bool) -> None:
         """Raise ValueError if clips of this kind, or labels of frames, cannot be trained so.
@@ -195,8 +206,8 @@ class Training(Given):
         factors = {"layer decay": self.layer_decay, "backbone's rate": self.backbone_lr}
         regular |= {name: factor for name, factor in factors.items() if factor != 1}
         augment = {
-            "colour": self.colour, "erase": self.erase, "turn": self.turn, "mixup": self.mixup,
-            "cutmix": self.cutmix,
+            "colour": self.colour, "erase": self.erase, "turn": self.turn, "affine": self.affine,
+            "span": self.span % 1, "mixup": self.mixup, "cutmix": self.cutmix,
         }  # fmt: skip
         resized = self.crop == "resized"
         sides = f"crops {min(self.scales):g} to {max(self.scales):g}"
@@ -587,6 +598,9 @@ def resolve_training(
         )
     small = TINY_TRAINING if fresh else TINY_BACKBONE
     assert isinstance(backbone, Backbone)
-    if "rgb" not in backbone.input_spec.streams:
+    spec = backbone.input_spec
+    if "rgb" not in spec.streams:
         small = replace(small, colour=0.0)  # flow and joints have none
+    if not spec.pictures:
+        small = replace(small, affine=0.2, span=1.0 if spec.stride else 0.75)
     return TRAINING.get(preset, small).changed(given)

@@ -150,13 +150,14 @@ ABOUT = {
 
 def resolve(cfg: Config, backbone: nn.Module) -> tuple[Config, Training, nn.Module]:
     """The configuration with all of it filled in, the training it says, and the backbone for it."""
+    choose_sampling(backbone, cfg.training.sampling, cfg.stride)
     training = resolve_training(cfg.preset, cfg.training, backbone, cfg.name, bool(cfg.model))
     named = cfg.model or Path(cfg.name).resolve().parent.name or "backbone"
     out = cfg.out or f"runs/finetune-{file_name(named)}"
     filled = replace(cfg, training=flags_of(training), out=out)
     useless = unused(filled) | (training.unused_rates(backbone) if cfg.freeze else {})
     refuse_given(cfg, useless, PRESETS.get(cfg.preset, Config()))
-    choose_sampling(backbone, training.sampling, cfg.stride)
+    choose_sampling(backbone, training.sampling, cfg.stride)  # of the preset `paper`
     backbone = adapt(backbone, training.pool, training.drop_path)
     assert isinstance(backbone, Backbone)
     training.check(backbone.input_spec, cfg.per_frame)

@@ -92,13 +92,26 @@ def uniform_indices(num_frames: int, frames: int, rng: np.random.Generator) -> n
     return part * np.arange(frames) + rng.integers(part, size=frames)
 
 
-def even_indices(num_frames: int, frames: int, rng: np.random.Generator) -> np.ndarray:
+def even_indices(
+    num_frames: int, frames: int, rng: np.random.Generator, span: float = 1.0
+) -> np.ndarray:
     """One random frame number of each of `frames` equal parts of a clip, down to its last frame.
 
     Parts are fractions of frames: nothing at the end is left over, and a clip of fewer frames than
     parts repeats them in order. So the middle of each part is what `test_indices` takes.
+
+    Args:
+        num_frames: of the clip.
+        frames: wanted.
+        rng: of the draw.
+        span: smallest fraction of the clip that the parts are of; how long it is and where it
+            begins are drawn. 1: all of it.
     """
-    places = (np.arange(frames) + rng.random(frames)) * (num_frames / frames)
+    start, length = 0.0, float(num_frames)
+    if span < 1:
+        length *= rng.uniform(span, 1)
+        start = rng.uniform(0, num_frames - length)
+    places = start + (np.arange(frames) + rng.random(frames)) * (length / frames)
     return np.minimum(places.astype(int), num_frames - 1)
 
 

@@ -461,8 +461,10 @@ def _warn(what: str) -> None:
     print(f"warning: {what}", file=sys.stderr, flush=True)
 
 
-def draw_frames(num_frames: int, spec: InputSpec, rng: np.random.Generator) -> np.ndarray:
-    """Frame numbers of one training clip of a video of `num_frames`.
+def draw_frames(
+    num_frames: int, spec: InputSpec, rng: np.random.Generator, span: float = 1.0
+) -> np.ndarray:
+    """Frame numbers of one training clip of a video of `num_frames`; `span` as in `Augment`.
 
     Uniform sampling of pixels is VideoMAE's, number for number, which leaves out what is no whole
     part and shows a short clip as a still. Recordings of joints are often as short as the clips of
@@ -470,8 +472,9 @@ def draw_frames(num_frames: int, spec: InputSpec, rng: np.random.Generator) -> n
     """
     if spec.stride:
         return dense_indices(num_frames, spec.frames, spec.stride, rng)
-    draw = even_indices if "pose" in spec.streams else uniform_indices
-    return draw(num_frames, spec.frames, rng)
+    if "pose" in spec.streams:
+        return even_indices(num_frames, spec.frames, rng, span)
+    return uniform_indices(num_frames, spec.frames, rng)
 
 
 class TrainClips(Dataset):
@@ -585,7 +588,8 @@ class TrainClips(Dataset):
 
     def _views(self, record: dict, epoch: int, sample: int) -> dict:
         rngs = [counter_rng(self.seed, view, epoch, sample) for view in range(self.views)]
-        indices = draw_frames(record["frames"], self.spec, rngs[0])
+        span = self.augment.span if self.augment else 1.0
+        indices = draw_frames(record["frames"], self.spec, rngs[0], span)
         starts = [indices]
         if self.spread:
             starts = spread_starts(indices, record["frames"], self.views)

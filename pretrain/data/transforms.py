@@ -39,10 +39,14 @@ class Augment:
         grey: fraction of the clips that become grey.
         turn: of 3-D joints by themselves: each clip is turned about the vertical by up to so many
             degrees, as if the camera stood elsewhere.
+        affine: of joints by themselves: the axes of each clip are scaled by up to this fraction and
+            mixed with up to this fraction of one another, as if body and camera were others.
+        span: of joints by themselves, seen in equal parts: the smallest fraction of a recording's
+            time that a clip is of; 1: always the whole.
 
     Raises:
-        ValueError: a strength or fraction outside 0 to 1, degrees outside 0 to 180, or another
-            rule.
+        ValueError: a strength or fraction outside 0 to 1, a span of nothing, degrees outside 0 to
+            180, or another rule.
     """
 
     flip: bool = False
@@ -52,11 +56,15 @@ class Augment:
     jitter: float = 0.0
     grey: float = 0.0
     turn: float = 0.0
+    affine: float = 0.0
+    span: float = 1.0
 
     def __post_init__(self):
-        for name in ("colour", "erase", "jitter", "grey"):
+        for name in ("colour", "erase", "jitter", "grey", "affine", "span"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not between 0 and 1")
+        if not self.span:
+            raise ValueError("span 0 leaves nothing of a recording: give 1 for all of it")
         if not 0 <= self.turn <= 180:
             raise ValueError(f"turn {self.turn} is not between 0 and 180 degrees")
         if self.rand_augment and not _RULE.fullmatch(self.rand_augment):
@@ -66,15 +74,19 @@ class Augment:
             )
 
     def check(self, spec: InputSpec) -> None:
-        """Raise ValueError if these clips have no colours to change, or no 3-D joints to turn."""
-        joints = spec.streams.get("pose")
-        if self.turn and not (
-            isinstance(joints, Joints) and joints.coordinates == 3 and len(spec.streams) == 1
+        """Raise ValueError if these clips have no colours to change, or no joints to move."""
+        joints, alone = spec.streams.get("pose"), len(spec.streams) == 1
+        flat = not isinstance(joints, Joints) or joints.coordinates == 2
+        for name, off, useless, of in (
+            ("turn", 0, flat or not alone, "joints of 3 coordinates"),
+            ("affine", 0, not (joints and alone), "joints"),
+            ("span", 1, not (joints and alone) or spec.stride, "joints in equal parts"),
         ):
-            raise ValueError(
-                f"turn {self.turn} turns joints of 3 coordinates by themselves, not "
-                f"{' and '.join(spec.streams)} as this backbone takes them: give 0"
-            )
+            if useless and getattr(self, name) != off:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} is of {of} by themselves, and this backbone "
+                    f"takes {' and '.join(spec.streams)}, {spec.pace}: give {off}"
+                )
         names = ("colour", "rand_augment", "jitter", "grey")
         if "rgb" not in spec.streams and (of := [name for name in names if getattr(self, name)]):
             raise ValueError(
@@ -111,6 +123,11 @@ class Augment:
             x, y, z, seen = clip["pose"]
             cos, sin = float(np.cos(angle)), float(np.sin(angle))
             clip = {"pose": torch.stack([x * cos + z * sin, y, z * cos - x * sin, seen])}
+        if self.affine:
+            where, seen = clip["pose"][:-1], clip["pose"][-1:]
+            change = rng.uniform(-self.affine, self.affine, (len(where), len(where)))
+            matrix = torch.from_numpy(np.eye(len(where)) + change).float()
+            clip = {"pose": torch.cat([torch.tensordot(matrix, where, 1), seen])}
         return {name: part.contiguous() for name, part in clip.items()}
 
     def _colours(self, clip: Tensor, rng: np.random.Generator) -> Tensor:

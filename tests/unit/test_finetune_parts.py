@@ -437,7 +437,8 @@ def test_one_box_is_erased_in_all_frames():
 
 def test_wrong_augmentation_is_named():
     turns = ({"turn": wrong} for wrong in (-1, 181, math.nan, math.inf))
-    for wrong in ({"colour": 2}, {"erase": -0.1}, {"rand_augment": "m7-n4"}, *turns):
+    joints = ({"affine": 1.5}, {"span": 0.0}, {"span": 1.1}, {"span": math.nan})
+    for wrong in ({"colour": 2}, {"erase": -0.1}, {"rand_augment": "m7-n4"}, *turns, *joints):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Augment(**wrong)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,11 +17,14 @@ from downstream.models.images import ImageNetwork
 from downstream.models.skeleton import SkeletonLSTM
 from downstream.models.stgcn import STGCN, GraphBlock, bones_of, partition
 from downstream.models.two_stream import FeatureFusion, FlowStack
+from downstream.training import Given, resolve_training
 from pretrain.backbones import export_backbone
 from pretrain.data.poses import SKELETONS, Skeleton
+from pretrain.data.shards import draw_frames
 from pretrain.data.transforms import Augment
 from pretrain.processes import start_accelerator
 from pretrain.settings import Machine
+from pretrain.spec import InputSpec
 from pretrain.weights import CheckpointError
 
 # A star with a tail, whose root is in the middle of nothing: 0 - 1 - 2, 1 - 3, 3 - 4.
@@ -374,6 +378,62 @@ def test_joints_are_turned_about_the_vertical():
         flat = {"coordinates": 2} if other == "skeleton_lstm" else SMALL
         with pytest.raises(ValueError, match="turn"):
             turn.check(build_model(other, **flat).input_spec)
+
+
+@pytest.mark.parametrize("coordinates", [2, 3])
+def test_joints_are_seen_as_of_other_bodies(coordinates):
+    """One matrix for all joints of a clip, near the identity, another for the next clip."""
+    spec = SkeletonLSTM("kinect20", coordinates, frames=3).input_spec
+    pose = random(coordinates + 1, 3, 1, 20)
+    pose[:, 0, 0, 7] = 0  # not seen
+    change = Augment(affine=0.2)
+    change.check(spec)
+    found = []
+    for seed in range(20):
+        other = change({"pose": pose}, np.random.default_rng(seed), spec)["pose"]
+        assert torch.equal(other[-1], pose[-1]) and not other[:, 0, 0, 7].any()
+        before, after = (x[:-1].flatten(1).T for x in (pose, other))
+        matrix = torch.linalg.lstsq(before, after).solution
+        assert torch.allclose(before @ matrix, after, atol=1e-4)
+        found.append(matrix - torch.eye(coordinates))
+    assert 0.15 < torch.stack(found).abs().max() < 0.2001
+    assert (torch.stack(found).std(0) > 0.05).all()
+    with pytest.raises(ValueError, match="affine"):
+        change.check(build_model("two_stream", **SMALL).input_spec)
+
+
+def test_recordings_of_joints_are_seen_in_part():
+    """At least the span of their time, begun anywhere; the whole in test and by default."""
+    spec = SkeletonLSTM("kinect20", frames=8).input_spec
+    ends = []
+    for seed in range(200):
+        drawn = draw_frames(100, spec, np.random.default_rng(seed), 0.5)
+        assert (np.diff(drawn) >= 0).all() and drawn[0] >= 0 and drawn[-1] < 100
+        assert drawn[-1] - drawn[0] > 50 * 6 / 8
+        ends.append((drawn[0], drawn[-1]))
+    assert min(ends)[0] < 5 and max(ends)[0] > 25 and min(last for _, last in ends) < 70
+    Augment(span=0.5).check(spec)
+    for other in (replace(spec, stride=2), InputSpec(8, 0, 32)):
+        with pytest.raises(ValueError, match="span"):
+            Augment(span=0.5).check(other)
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "wanted"),
+    [("stgcn", 0, (0.2, 0.75)), ("skeleton_lstm", 2, (0.2, 1.0)), ("frame_mean", 0, (0.0, 1.0)),
+     ("feature_fusion", 0, (0.0, 1.0))],
+)  # fmt: skip
+def test_networks_of_joints_are_trained_with_other_bodies_by_default(name, stride, wanted):
+    with torch.device("meta"):
+        model = build_model(name, small=True)
+    model.input_spec = replace(model.input_spec, stride=stride)
+    training = resolve_training("tiny", Given(), model, name, True)
+    assert (training.affine, training.span) == wanted
+    training.check(model.input_spec, False)
+    published = resolve_training("paper", Given(), model, name, True)
+    assert (published.affine, published.span) == (0.0, 1.0)
+    kept = resolve_training("tiny", Given(affine=0.0, span=1.0), model, name, True)
+    assert (kept.affine, kept.span) == (0.0, 1.0)
 
 
 # ---- pose-driven attention
