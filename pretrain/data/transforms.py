@@ -77,14 +77,14 @@ class Augment:
         """Raise ValueError if these clips have no colours to change, or no joints to move."""
         joints, alone = spec.streams.get("pose"), len(spec.streams) == 1
         flat = not isinstance(joints, Joints) or joints.coordinates == 2
-        for name, off, useless, of in (
+        for name, off, useless, kind in (
             ("turn", 0, flat or not alone, "joints of 3 coordinates"),
             ("affine", 0, not (joints and alone), "joints"),
             ("span", 1, not (joints and alone) or spec.stride, "joints in equal parts"),
         ):
             if useless and getattr(self, name) != off:
                 raise ValueError(
-                    f"{name} {getattr(self, name)} is of {of} by themselves, and this backbone "
+                    f"{name} {getattr(self, name)} is of {kind} by themselves, and this backbone "
                     f"takes {' and '.join(spec.streams)}, {spec.pace}: give {off}"
                 )
         names = ("colour", "rand_augment", "jitter", "grey")
