@@ -28,7 +28,8 @@ from typing import Literal
 from pretrain.data.merge import merge
 from pretrain.data.methods import pose_weights
 from pretrain.data.pack import pack, parse_part
-from pretrain.flags import Count, Positive
+from pretrain.data.remote import bring_tars, is_address
+from pretrain.flags import Count, OptionalPositive, Positive
 from pretrain.log import cli
 from pretrain.names import for_screen, for_shell
 
@@ -38,7 +39,7 @@ class Config:
     """Configuration of packing."""
 
     source: str
-    """A folder, a list file, a tar, or a video."""
+    """A folder, a list file, a tar, a video; or tars far away, s3://BUCKET/{000..010}.tar."""
     out: str
     """The folder of the pack: new, or an earlier pack of the same source."""
     short_side: Count = 256
@@ -60,6 +61,8 @@ class Config:
     as before."""
     pose_weights: str = ""
     """Weights for that: a folder of two networks, or the wheel of mediapipe; by default fetched."""
+    cache_gib: OptionalPositive = None
+    """Most of tars far away that is kept here, GiB; by default 16."""
     part: str = ""
     """Pack one part of several, such as 3/16: what falls to it by the hashes of the names."""
     merge: bool = False
@@ -79,11 +82,14 @@ def main(config: Config) -> dict:
     if config.pose_weights:
         pose_weights(config.pose_weights)  # from now on they are in the cache
     part = parse_part(config.part) if config.part else None
+    far = is_address(config.source)
+    if config.cache_gib is not None and not far:
+        raise ValueError(f"--cache-gib: {config.source} is not far away, leave it out")
     if config.merge:
         index = merge(config.source, config.out)
     else:
         index = pack(
-            config.source,
+            bring_tars(config.source, config.cache_gib) if far else config.source,
             config.out,
             short_side=config.short_side,
             clip_seconds=config.clip_seconds,

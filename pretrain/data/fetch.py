@@ -26,6 +26,10 @@ IDLE_SECONDS = 60
 EXTRA = "needs the extra `remote`: pip install 'muybridge[remote]'"
 
 
+# By which the stores tell one version of a file from another.
+STATE = ("ETag", "etag", "LastModified", "Last-Modified", "updated", "generation", "Content-MD5")
+
+
 class Final(Exception):
     """It cannot be brought, and trying again would not help; the message says why."""
 
@@ -120,6 +124,24 @@ def bring(address: str, to: str, limit: int) -> dict:
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
+def describe(address: str) -> dict:
+    """What a store knows of a file: its `bytes`, -1 if it does not say, and a `state` of its own.
+
+    Raises:
+        Exception: as `bring`.
+    """
+    store, path = _store(address)
+    say({"ready": True})
+    try:
+        found = store.info(path)
+    except (FileNotFoundError, PermissionError) as error:
+        raise Final(_reason(error)) from error
+    size = found.get("size")
+    told = [size, *(str(found.get(name)) for name in STATE)]
+    state = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:7]  # a date, so no more
+    return {"bytes": size if type(size) is int and size >= 0 else -1, "state": state}
+
+
 def _locked(error: BaseException) -> bool:
     """Whether a store wants to know who asks."""
     known = isinstance(error, PermissionError) or type(error).__name__ == "NoCredentialsError"
@@ -146,7 +168,7 @@ def _reason(error: BaseException) -> str:
 
 def _answer(job: dict) -> dict:
     try:
-        return {"ok": bring(**job)}
+        return {"ok": describe(job["address"]) if job.pop("about", False) else bring(**job)}
     except Final as error:
         return {"failed": str(error), "final": True}
     except Exception as error:

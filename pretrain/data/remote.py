@@ -23,8 +23,10 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -45,6 +47,8 @@ SAY_SECONDS = 30.0  # between two words of who waits
 MOST_AHEAD = 100_000  # batches: what the thread that looks ahead has found by then, is enough
 AT_ONCE = 4  # files that the processes of a machine bring at the same time
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+_COUNT = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
+MOST_TARS = 10_000  # of one pattern
 SCHEMES = ("s3", "gs", "https", "http", "hf")
 
 
@@ -163,6 +167,11 @@ def open_remote(address: str, gib: float | None, say: bool) -> Remote:
             time.
     """
     address, limit = address.rstrip("/"), int((gib or CACHE_GIB) * 2**30)
+    if address.endswith((".tar", ".mp4", ".csv")):
+        raise ValueError(
+            f"{address} is no pack: tars far away are packed first, with python recipes/pack.py "
+            f"--source {address} --out FOLDER"
+        )
     cache = cache_folder() / "remote"
     with _writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
@@ -219,6 +228,72 @@ def open_remote(address: str, gib: float | None, say: bool) -> Remote:
     return Remote(address, folder, limit, lanes)
 
 
+def bring_tars(pattern: str, gib: float | None) -> Path:
+    """Bring tars of raw videos.
+
+    Args:
+        pattern: the address of one, or of several: {000..010} in it stands for numbers.
+        gib: what the cache may hold; None: `CACHE_GIB`.
+
+    Returns:
+        The folder in which they are. Those that are there and have not changed stay.
+
+    Raises:
+        ValueError: one cannot be had, or is no tar; or they are more than the cache may hold.
+    """
+    addresses, limit = _expand(pattern), int((gib or CACHE_GIB) * 2**30)
+    names = [address.rpartition("/")[2] for address in addresses]
+    for name in names:
+        if not re.fullmatch(r"[\w-][\w.-]{0,95}\.tar", name, re.ASCII):
+            raise ValueError(f"{name!r} far away: only plain tars are read, NAME.tar")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{pattern}: several tars of one name")
+    about = [_try_often({"address": address, "about": True}) for address in addresses]
+    if (total := sum(max(0, found["bytes"]) for found in about)) > limit:
+        raise ValueError(
+            f"{pattern}: {len(names)} tars of {total / 2**30:.3g} GiB, more than the cache may "
+            f"hold: give --cache-gib {total / 2**30 * 1.01:.3g}, or pack parts of them"
+        )
+    known = hashlib.sha256(pattern.encode()).hexdigest()[:16]
+    folder = cache_folder() / "remote" / f"{file_name(names[0])[:40]}-{known}"
+
+    def have(address: str, name: str, found: dict) -> None:
+        path, state = folder / name, int(found["state"], 16)
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime != state:  # another version than the one that was brought
+                path.unlink()
+        _bring(address, path, limit, found["bytes"])
+        os.utime(path, (time.time(), state))  # a packer knows files by their dates
+
+    _say(f"{pattern}: {len(names)} tars, {total / 2**30:.3g} GiB, come into {folder}")
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for _ in pool.map(have, addresses, names, about):
+            pass
+    return folder
+
+
+def _expand(pattern: str) -> list[str]:
+    """The addresses for which a pattern stands: {000..010} counts.
+
+    Raises:
+        ValueError: a brace counts nothing, or too much.
+    """
+    found = _COUNT.search(pattern)
+    if not found:
+        if set(pattern) & set("{}*"):
+            raise ValueError(f"{pattern}: write {{000..010}} for several tars")
+        return [pattern]
+    first, last = found.groups()
+    if not 0 <= int(last) - int(first) < MOST_TARS:
+        raise ValueError(f"{pattern}: {found[0]} counts nothing, or more than {MOST_TARS}")
+    numbers = (f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1))
+    parts = (_expand(pattern[: found.start()] + n + pattern[found.end() :]) for n in numbers)
+    expanded = [address for some in parts for address in some]
+    if len(expanded) > MOST_TARS:
+        raise ValueError(f"{pattern}: more than {MOST_TARS} tars")
+    return expanded
+
+
 def _digest(path: Path) -> str:
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -268,10 +343,20 @@ def _bring(
             _make_room(path.parents[1], reserved, limit)
             aside = path.with_name(f"tmp-{uuid.uuid4().hex}-{reserved}-{path.name}")
             try:
-                _try_often(address, aside, most, size, sha256)
+                job = {"address": address, "to": str(aside), "limit": most}
+                _try_often(job, partial(_difference, size, sha256))
                 os.replace(aside, path)
             finally:
                 aside.unlink(missing_ok=True)
+
+
+def _difference(size: int, sha256: str, found: dict) -> str:
+    """What a file that came has else than it has to; -1 and "" are not known."""
+    if size >= 0 and found["bytes"] != size:
+        return f"{found['bytes']} bytes came, not {size}"
+    if sha256 and found["sha256"] != sha256:
+        return "other bytes came than the index describes (SHA-256)"
+    return ""
 
 
 @contextlib.contextmanager
@@ -291,7 +376,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _lock_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.lock")
+    return path.with_name(f".{path.name}.lock")
 
 
 def _make_room(cache: Path, size: int, limit: int) -> None:
@@ -314,10 +399,10 @@ def _make_room(cache: Path, size: int, limit: int) -> None:
                         continue
                     total += max(status.st_size, int(reserved))
                 elif path.suffix != ".lock":
-                    files.append((status.st_mtime, status.st_size, path))
+                    files.append((status.st_atime, status.st_size, path))
                     total += status.st_size
                     folder = path.parent
-                    newest[folder] = max(newest.get(folder, 0), status.st_mtime)
+                    newest[folder] = max(newest.get(folder, 0), status.st_atime)
         # An index is in use as long as any shard of it.
         last = lambda file: newest[file[2].parent] if file[2].suffix != ".tar" else file[0]
         for _, freed, path in sorted(files, key=last):
@@ -345,32 +430,33 @@ def _is_left(path: Path) -> bool:
     return True
 
 
-def _try_often(address: str, aside: Path, most: int, size: int, sha256: str) -> None:
-    """Bring a file in one of several attempts.
+def _try_often(job: dict, wrong: Callable[[dict], str] = lambda found: "") -> dict:
+    """What a helper finds, in one of several attempts.
+
+    Args:
+        job: for `pretrain.data.fetch`.
+        wrong: of what was found, what is wrong with it; "": nothing.
 
     Raises:
         Unreachable: in none of them.
         OSError: the disk does not take it.
     """
     for attempt in range(len(WAITS) + 1):
-        answer = _attempt({"address": address, "to": str(aside), "limit": most})
+        answer = _attempt(job)
         if "ok" in answer:
-            found = answer["ok"]
-            if size >= 0 and found["bytes"] != size:
-                answer = {"failed": f"{found['bytes']} bytes came, the index says {size}"}
-            elif sha256 and found["sha256"] != sha256:
-                answer = {"failed": "other bytes came than the index describes (SHA-256)"}
-            else:
-                return
-        if answer.get("errno") in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(answer["errno"], answer["failed"], str(aside))
-        why = answer["failed"]
-        if answer.get("final"):
-            raise Unreachable(f"{address}: {why}")
+            why = wrong(answer["ok"])
+            if not why:
+                return answer["ok"]
+        else:
+            why = answer["failed"]
+            if answer.get("errno") in (errno.ENOSPC, errno.EDQUOT):
+                raise OSError(answer["errno"], why, job["to"])
+            if answer.get("final"):
+                raise Unreachable(f"{job['address']}: {why}")
         if attempt < len(WAITS):
-            _say(f"{address}: {why}; trying again in {WAITS[attempt]:g} s")
+            _say(f"{job['address']}: {why}; trying again in {WAITS[attempt]:g} s")
             time.sleep(WAITS[attempt])
-    raise Unreachable(f"{address}: {why}, in the last of {len(WAITS) + 1} attempts")
+    raise Unreachable(f"{job['address']}: {why}, in the last of {len(WAITS) + 1} attempts")
 
 
 def _say(what: str) -> None:

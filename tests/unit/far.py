@@ -1,6 +1,7 @@
 """A web server of a folder that can be slow, cut connections, lie and forget."""
 
 import contextlib
+import hashlib
 import threading
 import time
 from collections import Counter
@@ -18,7 +19,8 @@ class Store:
         faults: by a file's name, what happens at the next times it is asked for, in turn: a status
             ("404", "503"), "cut" (half of the bytes), "lie" (other bytes), "long" (more bytes),
             "short" (fewer, as if they were all), "hang", "drip" (a byte now and then), "away" (a
-            redirect to the same file under another path) or "round" (one to itself).
+            redirect to the same file under another path), "abroad" (one to another host) or
+            "round" (one to itself).
         delay: seconds before each answer.
     """
 
@@ -27,6 +29,7 @@ class Store:
         self.asked: Counter[str] = Counter()
         self.faults: dict[str, list[str]] = {}
         self.url = ""
+        self.paths: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.ended = threading.Event()
 
@@ -43,17 +46,22 @@ def serve(folder: Path) -> Iterator[Store]:
             pass
 
         def do_GET(self) -> None:
-            name = self.path.rsplit("/", 1)[-1]
-            store.asked[name] += 1
+            name = self.path.partition("?")[0].rsplit("/", 1)[-1]
+            store.asked[name] += self.command == "GET"
+            store.paths.append(self.path)
             store.headers.append(dict(self.headers))
             time.sleep(store.delay)
-            fault = (store.faults.get(name) or [""]).pop(0)
+            faults = store.faults.get(name) if self.command == "GET" else None
+            fault = (faults or [""]).pop(0)
             path = folder / name
             if fault.isdecimal() or not path.is_file():
                 return self._answer(int(fault or 404), b"no")
             data = path.read_bytes()
-            if fault in ("away", "round"):
-                where = f"/elsewhere/{name}" if fault == "away" else self.path
+            if fault in ("away", "abroad", "round"):
+                port = self.headers["Host"].rpartition(":")[2]
+                abroad = f"http://localhost:{port}/{name}?Signature=s3cr3t"
+                there = {"away": f"/elsewhere/{name}", "abroad": abroad, "round": self.path}
+                where = there[fault]
                 if fault == "round":
                     store.faults[name].insert(0, "round")
                 return self._answer(302, b"", Location=where)
@@ -82,8 +90,10 @@ def serve(folder: Path) -> Iterator[Store]:
             for key, value in headers.items():
                 self.send_header(key, value)
             self.send_header("Content-Length", str(len(data)))
+            self.send_header("ETag", hashlib.sha256(data).hexdigest())
             self.end_headers()
-            self.wfile.write(data)
+            if self.command == "GET":
+                self.wfile.write(data)
 
         do_HEAD = do_GET
 

@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +28,10 @@ from pretrain.data.sampling import window_order
 from pretrain.data.shards import Pack, Positions, TrainClips, train_batches
 from pretrain.spec import InputSpec
 from pretrain.videomae import mask_of_view
+from recipes import pack as pack_recipe
 
 SPEC = InputSpec(frames=4, stride=2, size=16)
+ABOUT = {"index.json", "clips.jsonl", "clips.safetensors"}
 ROOT = Path(__file__).parents[2]
 
 
@@ -49,7 +53,6 @@ def store(packed, tmp_path, monkeypatch) -> Iterator[Store]:
     """A server of it, an empty cache, and short waits."""
     monkeypatch.setenv("MUYBRIDGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(remote, "WAITS", (0.01,))
-    monkeypatch.setattr(remote, "STALL", 1.0)
     monkeypatch.setattr(remote, "AT_ONCE", 1)
     with serve(packed) as served:
         yield served
@@ -82,7 +85,11 @@ def test_clips_far_away_are_the_packed_ones_and_come_once(store, packed):
 @pytest.mark.parametrize(
     "fault", ["503", "429", "cut", "lie", "short", "long", "hang", "drip", "away"]
 )
-def test_what_a_server_does_wrong_now_and_then_is_survived(store, packed, capsys, fault):
+def test_what_a_server_does_wrong_now_and_then_is_survived(
+    store, packed, monkeypatch, capsys, fault
+):
+    if fault in ("hang", "drip"):
+        monkeypatch.setattr(remote, "STALL", 2.0)
     here, far = Pack(packed), open_data(store.url, 64)
     name = here.index["shards"][0]["name"]
     store.faults[name] = [fault]
@@ -107,18 +114,21 @@ def test_what_a_server_does_wrong_now_and_then_is_survived(store, packed, capsys
         ("round", "", None),
     ],
 )
-def test_what_a_server_does_wrong_for_ever_is_named(store, tmp_path, packed, fault, words, asked):
+def test_what_a_server_does_wrong_for_ever_is_named(
+    store, tmp_path, packed, monkeypatch, fault, words, asked
+):
+    if fault == "hang":
+        monkeypatch.setattr(remote, "STALL", 1.0)
     far = open_data(store.url, 64)
     name = far.index["shards"][0]["name"]
     store.faults[name] = [fault] * 2
     began = time.monotonic()
     with pytest.raises(Unreachable) as error:
         far.read(next(r for r in far.records() if r["shard"] == 0))
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     assert f"{store.url}/{name}" in str(error.value) and words in str(error.value)
     assert asked is None or store.asked[name] == asked
-    about = {"index.json", "clips.jsonl", "clips.safetensors"}
-    assert {p.name for p in kept(tmp_path)} == about  # no half file
+    assert {p.name for p in kept(tmp_path)} == ABOUT  # no half file
 
 
 @pytest.mark.parametrize("name", ["index.json", "clips.jsonl", "clips.safetensors"])
@@ -214,8 +224,7 @@ def test_the_cache_keeps_within_its_bounds_and_clears_what_a_killed_process_left
 ):
     here = Pack(packed)
     sizes = [shard["bytes"] for shard in here.index["shards"]]
-    lines = ("index.json", "clips.jsonl", "clips.safetensors")
-    about = sum((packed / name).stat().st_size for name in lines)
+    about = sum((packed / name).stat().st_size for name in ABOUT)
     limit = about + sum(sizes) + 100
     far = open_data(store.url, 64, cache_gib=limit / 2**30)
     others = tmp_path / "cache" / "remote" / "other-0123456789abcdef"
@@ -326,3 +335,98 @@ def test_an_outage_ends_a_training_in_plain_words(store, packed):
     with train_batches(far, positions, 2) as batches, pytest.raises(Unreachable) as error:
         next(batches)
     assert "503" in str(error.value) and "Traceback" not in str(error.value)
+
+
+def test_a_pack_on_the_hub_is_read_and_its_token_goes_nowhere_else(store, packed, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", store.url.removesuffix("/pack"))
+    monkeypatch.setenv("HF_TOKEN", "hf_s3cr3t")
+    here = Pack(packed)
+    name = here.index["shards"][0]["name"]
+    store.faults[name] = ["abroad"]
+    with ThreadPoolExecutor(1) as apart:  # with a helper of its own, which knows these
+        far = apart.submit(open_data, "hf://datasets/me/clips@v1/packs/mine", 64).result()
+        record = next(r for r in here.records() if r["shard"] == 0)
+        assert apart.submit(far.read, record).result() == here.read(record)
+    assert store.paths[0] == "/datasets/me/clips/resolve/v1/packs/mine/index.json"
+    told = [(headers["Host"], headers.get("Authorization")) for headers in store.headers]
+    assert told[-1][0].startswith("localhost") and told[-1][1] is None
+    assert {token for _, token in told[:-1]} == {"Bearer hf_s3cr3t"}
+
+
+def test_what_signs_an_address_is_not_told(store, packed, monkeypatch, capsys):
+    far = open_data(store.url, 64)
+    name = far.index["shards"][0]["name"]
+    store.faults[name] = ["abroad", "503"] * 2
+    with pytest.raises(Unreachable) as error:
+        far.read(next(r for r in far.records() if r["shard"] == 0))
+    assert "503" in str(error.value) and "s3cr3t" not in str(error.value) + capsys.readouterr().err
+
+
+def tar_of(path: Path, *numbers: int) -> None:
+    with tarfile.open(path, "w") as tar:
+        for number in numbers:
+            video = ready_video(path.with_name(f"{number}.mp4"), 20 + number, size=(32, 32))
+            tar.add(video, f"{number}.mp4")
+
+
+def test_tars_far_away_are_packed_and_come_again_only_where_they_changed(store, tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    raw.mkdir()
+    for number in (8, 9, 10):
+        tar_of(raw / f"v-{number:03}.tar", number)
+    with serve(raw) as tars:
+        source = tars.url + "/v-{008..010}.tar"
+        pack_recipe.main(pack_recipe.Config(source, str(out), workers=1))
+        assert [r["frames"] for r in sorted(Pack(out).records(), key=lambda r: r["source"])] == [
+            28, 29, 30,
+        ]  # fmt: skip
+        pack_recipe.main(pack_recipe.Config(source, str(out), workers=1))
+        assert set(tars.asked.values()) == {1}
+        tar_of(raw / "v-009.tar", 7, 9)
+        pack_recipe.main(pack_recipe.Config(source, str(out), workers=1))
+        assert len(Pack(out)) == 4
+        assert tars.asked == {"v-008.tar": 1, "v-009.tar": 2, "v-010.tar": 1}
+        with pytest.raises(ValueError, match="--cache-gib"):
+            pack_recipe.main(pack_recipe.Config(source, str(out), cache_gib=1e-6))
+        with pytest.raises(ValueError, match="404"):
+            pack_recipe.main(pack_recipe.Config(tars.url + "/none.tar", str(out)))
+        with pytest.raises(ValueError, match=r"pack\.py"):
+            open_data(tars.url + "/v-008.tar", 64)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["{3..1}.tar", "{0..99999999}.tar", "{a,b}.tar", "*.tar", "a.tar.gz", "", ".tar"]
+)
+def test_patterns_that_name_no_tars_are_refused(pattern, tmp_path):
+    with pytest.raises(ValueError, match="tar"):
+        remote.bring_tars(f"https://host/{pattern}", None)
+
+
+@pytest.mark.slow
+def test_an_object_store_that_speaks_s3(packed, tmp_path, monkeypatch):
+    server_of = pytest.importorskip("moto.server")
+    boto3 = pytest.importorskip("boto3")
+    server = server_of.ThreadedMotoServer(port=0)
+    server.start()
+    _, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": "s3cr3t",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "MUYBRIDGE_CACHE": str(tmp_path / "cache"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    bucket = boto3.client("s3")
+    bucket.create_bucket(Bucket="data")
+    for path in packed.iterdir():
+        if path.is_file():
+            bucket.upload_file(str(path), "data", f"packs/mine/{path.name}")
+    with ThreadPoolExecutor(1) as apart:
+        far = apart.submit(open_data, "s3://data/packs/mine", 64).result()
+        for record in far.records():
+            assert apart.submit(far.read, record).result() == Pack(packed).read(record)
+        for nowhere in ("s3://data/packs/none", "s3://none/packs/mine"):
+            with pytest.raises(Unreachable, match="404"):
+                apart.submit(open_data, nowhere, 64).result()
+    server.stop()
