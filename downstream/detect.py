@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from downstream.events import Kept, cut, smooth
-from downstream.metrics import Found
+from downstream.events import KeptScores, cut_events, smooth
+from downstream.metrics import FoundEvent
 from downstream.windows import window_scores
 from pretrain.data import flow, methods
 from pretrain.data.blazepose import Networks, estimate_poses, load_networks
@@ -27,7 +27,7 @@ from pretrain.data.ingest import clip_frames
 from pretrain.data.poses import COLUMNS, most_seen_first
 from pretrain.data.progress import Bar
 from pretrain.data.sampling import test_boxes
-from pretrain.data.shards import Pack, crop_clip, refuse_streams
+from pretrain.data.shards import Pack, crop_clip, refuse_missing_streams
 from pretrain.data.sources import Source, list_sources
 from pretrain.data.stream import Frames
 from pretrain.device import autocast_dtype
@@ -138,7 +138,7 @@ def with_streams(
     if raw := [v.source for v in videos if v.source]:
         methods_for(spec, raw, who)
     for pack in {id(v.pack): v.pack for v in videos if v.pack}.values():
-        refuse_streams(spec, pack.streams, pack.name, who)
+        refuse_missing_streams(spec, pack.streams, pack.name, who)
     good = []
     for video in videos:
         try:
@@ -403,13 +403,13 @@ class Detection:
                 bar.update(about=for_screen(video.name, 60))
         return done
 
-    def keep(self, videos: list[Video]) -> dict[str, Kept]:
+    def keep(self, videos: list[Video]) -> dict[str, KeptScores]:
         """The scores of videos, on which thresholds are to be chosen."""
-        kept: dict[str, Kept] = {}
+        kept: dict[str, KeptScores] = {}
 
         def use(video: Video, parts: Iterator[np.ndarray], fps: float) -> None:
-            kept[video.name] = Kept(fps)
-            for _ in kept[video.name].tee(parts):
+            kept[video.name] = KeptScores(fps)
+            for _ in kept[video.name].record(parts):
                 pass
 
         done = self._score(videos, "validation", use)
@@ -417,16 +417,16 @@ class Detection:
 
     def find(
         self, videos: list[Video], thresholds: np.ndarray, measured: set[str]
-    ) -> tuple[dict[str, list[Found]], dict[str, Kept]]:
+    ) -> tuple[dict[str, list[FoundEvent]], dict[str, KeptScores]]:
         """The events of the videos that can be read, and the scores of those that are measured."""
-        found: dict[str, list[Found]] = {}
-        kept: dict[str, Kept] = {}
+        found: dict[str, list[FoundEvent]] = {}
+        kept: dict[str, KeptScores] = {}
 
         def use(video: Video, parts: Iterator[np.ndarray], fps: float) -> None:
             if video.name in measured:
-                kept[video.name] = Kept(fps)
-                parts = kept[video.name].tee(parts)
-            found[video.name] = cut(parts, self.names, thresholds, fps, self.shortest)
+                kept[video.name] = KeptScores(fps)
+                parts = kept[video.name].record(parts)
+            found[video.name] = cut_events(parts, self.names, thresholds, fps, self.shortest)
 
         done = self._score(videos, "detection", use)
         for name in found.keys() - done:

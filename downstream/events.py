@@ -14,7 +14,7 @@ from typing import IO
 
 import numpy as np
 
-from downstream.metrics import Event, Found, draws, interval, precision_draws
+from downstream.metrics import Event, FoundEvent, draws, interval, precision_draws
 from downstream.segments import parse_segments, piece_draws, piece_scores
 from pretrain.data.lists import Problems, read_rows
 from pretrain.files import read_json, reading
@@ -74,7 +74,7 @@ class Cutter:
         self.open: list[int | None] = [None] * len(classes)  # first frame of an event under way
         self.sums = [0] * len(classes)
 
-    def push(self, scores: np.ndarray) -> list[Found]:
+    def push(self, scores: np.ndarray) -> list[FoundEvent]:
         """Events that end in the next frames (n, K)."""
         events = []
         high = scores >= self.thresholds
@@ -95,13 +95,13 @@ class Cutter:
         self.number += len(scores)
         return events
 
-    def finish(self) -> list[Found]:
+    def finish(self) -> list[FoundEvent]:
         """Events that end with the video."""
         return [
             e for k, s in enumerate(self.open) if s is not None for e in self._end(k, self.number)
         ]
 
-    def _end(self, k: int, end: int) -> list[Found]:
+    def _end(self, k: int, end: int) -> list[FoundEvent]:
         start, total = self.open[k], self.sums[k]
         assert start is not None
         self.open[k], self.sums[k] = None, 0
@@ -111,24 +111,24 @@ class Cutter:
         return [(self.classes[k], round(start / self.fps, 3), round(end / self.fps, 3), score)]
 
 
-def cut(
+def cut_events(
     parts: Iterable[np.ndarray], classes: list[str], thresholds: np.ndarray, fps: float,
     shortest: float,
-) -> list[Found]:  # fmt: skip
+) -> list[FoundEvent]:  # fmt: skip
     """The events of smoothed scores (n, K), in order of time; see `Cutter`."""
     cutter = Cutter(classes, thresholds, fps, shortest)
     events = [event for part in parts for event in cutter.push(part)]
     return sorted(events + cutter.finish(), key=lambda e: (e[1], e[2], e[0]))
 
 
-class Kept:
+class KeptScores:
     """Smoothed scores of a video, kept on the disk: they are compared with the truth later."""
 
     def __init__(self, fps: float):
         self.fps, self.rows, self.width = fps, 0, 0
         self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
 
-    def tee(self, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def record(self, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Hands the scores (n, K) on, and keeps them."""
         for part in parts:
             self._file.write(np.ascontiguousarray(part, np.float32).tobytes())
@@ -151,7 +151,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Truth:
+class VideoTruth:
     """What is true of a video.
 
     Attributes:
@@ -173,7 +173,7 @@ _COLUMNS = {
 }
 
 
-def read_truth(path: Path) -> dict[str, Truth]:
+def read_truth(path: Path) -> dict[str, VideoTruth]:
     """The events of videos from a file: ActivityNet's JSON, or a table with a line an event.
 
     A table has the columns video, start, end (seconds) and label, and perhaps split; a line with
@@ -184,7 +184,7 @@ def read_truth(path: Path) -> dict[str, Truth]:
     """
     if path.suffix.lower() == ".json":
         return _from_activitynet(path)
-    found: dict[str, Truth] = {}
+    found: dict[str, VideoTruth] = {}
     problems = Problems(path)
     with reading(path):
         rows = list(read_rows(path, problems))
@@ -200,7 +200,7 @@ def read_truth(path: Path) -> dict[str, Truth]:
                 f"{where}: no video in this line; columns are video, start, end, label"
             )
         split = get("split").lower() or None
-        about = found.setdefault(video, Truth(split=_SUBSETS.get(split or "", split)))
+        about = found.setdefault(video, VideoTruth(split=_SUBSETS.get(split or "", split)))
         if get("start") or get("end") or get("label"):
             about.events.append(_event(get("label"), get("start"), get("end"), where))
     if not found:
@@ -208,7 +208,7 @@ def read_truth(path: Path) -> dict[str, Truth]:
     return found
 
 
-def _from_activitynet(path: Path) -> dict[str, Truth]:
+def _from_activitynet(path: Path) -> dict[str, VideoTruth]:
     videos = read_json(path).get("database")
     if not isinstance(videos, dict) or not videos:
         raise ValueError(f'{path} has no "database" of videos, as ActivityNet\'s files have')
@@ -230,7 +230,7 @@ def _from_activitynet(path: Path) -> dict[str, Truth]:
                 raise ValueError(f"{where}: a segment is {str(times)[:60]!r}, not [start, end]")
             events.append(_event(mark.get("label"), times[0], times[1], where))
         split = subset.lower() if subset else None
-        found[name] = Truth(events, _SUBSETS.get(split or "", split))
+        found[name] = VideoTruth(events, _SUBSETS.get(split or "", split))
     return found
 
 
@@ -255,7 +255,7 @@ def truth_of_segments(text: str, where: str) -> list[Event]:
     return [(label, start, end) for start, end, label in parse_segments(text, where)]
 
 
-def find_truth(truth: dict[str, Truth], video: str) -> str | None:
+def find_truth(truth: dict[str, VideoTruth], video: str) -> str | None:
     """The name of a video in a file of truth, perhaps without folder, ending or v_."""
     base = video.replace("\\", "/").rpartition("/")[2]
     stem = base.rpartition(".")[0] or base
@@ -263,7 +263,7 @@ def find_truth(truth: dict[str, Truth], video: str) -> str | None:
     return next((name for name in names if name in truth), None)
 
 
-def named_alike(events: list[Event], classes: list[str]) -> tuple[list[Event], set[str]]:
+def match_labels(events: list[Event], classes: list[str]) -> tuple[list[Event], set[str]]:
     """Events with labels as `classes` spells them; and the labels that are left out, being none."""
     names = {same_words(name): name for name in classes}
     known = [(names[same_words(e[0])], *e[1:]) for e in events if same_words(e[0]) in names]
@@ -274,7 +274,7 @@ def named_alike(events: list[Event], classes: list[str]) -> tuple[list[Event], s
 
 
 def choose_thresholds(
-    kept: dict[str, Kept], true: dict[str, list[Event]], classes: list[str], shortest: float
+    kept: dict[str, KeptScores], true: dict[str, list[Event]], classes: list[str], shortest: float
 ) -> np.ndarray:
     """Thresholds (K,) with the largest segment F1 at half overlap on validation videos.
 
@@ -294,7 +294,7 @@ def choose_thresholds(
     results: dict[str, list[float]] = {name: [] for name in classes}
     for value in THRESHOLDS:
         videos = {
-            v: cut(k.parts(), classes, np.full(len(classes), value), k.fps, shortest)
+            v: cut_events(k.parts(), classes, np.full(len(classes), value), k.fps, shortest)
             for v, k in kept.items()
         }
         for name in present:
@@ -337,7 +337,7 @@ def frames_of(events: list[Event], name: str, fps: float, num: int) -> np.ndarra
 
 
 def frame_precision(
-    kept: dict[str, Kept], true: dict[str, list[Event]], classes: list[str]
+    kept: dict[str, KeptScores], true: dict[str, list[Event]], classes: list[str]
 ) -> dict[str, float]:
     """Average precision of the frames' scores by class, of those that occur."""
     from sklearn.metrics import average_precision_score
@@ -349,7 +349,7 @@ def frame_precision(
 
 
 def frame_draws(
-    kept: dict[str, Kept], true: dict[str, list[Event]], classes: list[str], times: np.ndarray
+    kept: dict[str, KeptScores], true: dict[str, list[Event]], classes: list[str], times: np.ndarray
 ) -> np.ndarray:
     """Mean over the classes of `frame_precision` in each of R draws of the videos (R,).
 
@@ -378,7 +378,7 @@ def frame_draws(
 
 
 def _frames(
-    kept: dict[str, Kept], true: dict[str, list[Event]], classes: list[str]
+    kept: dict[str, KeptScores], true: dict[str, list[Event]], classes: list[str]
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
     """Of each class that occurs: its name; of all frames whether it is true, score and video."""
     owners = np.repeat(np.arange(len(kept)), [scores.rows for scores in kept.values()])
@@ -390,7 +390,7 @@ def _frames(
 
 
 def detection_scores(
-    true: dict[str, list[Event]], found: dict[str, list[Found]]
+    true: dict[str, list[Event]], found: dict[str, list[FoundEvent]]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """MAP at each overlap and over all, segment F1, edit score; and the precision at .5 by class.
 
@@ -405,7 +405,7 @@ def detection_scores(
 
 
 def detection_draws(
-    true: dict[str, list[Event]], found: dict[str, list[Found]], times: np.ndarray
+    true: dict[str, list[Event]], found: dict[str, list[FoundEvent]], times: np.ndarray
 ) -> dict[str, np.ndarray]:
     """The scores of `detection_scores` in each of R draws of the V videos (R,).
 
@@ -422,8 +422,8 @@ def detection_draws(
 
 def detection_intervals(
     true: dict[str, list[Event]],
-    found: dict[str, list[Found]],
-    kept: dict[str, Kept],
+    found: dict[str, list[FoundEvent]],
+    kept: dict[str, KeptScores],
     classes: list[str],
 ) -> dict[str, tuple[float, float]]:
     """95 % intervals over the videos of all scores and of "frame_map"; none of a single video.

@@ -159,11 +159,11 @@ def reversed_pairs_accuracy(
 
 # Class, start, end (seconds) of what is true of a video, and with a score of what was found.
 Event = tuple[str, float, float]
-Found = tuple[str, float, float, float]
+FoundEvent = tuple[str, float, float, float]
 
 
 def detection_precision(
-    true: dict[str, list[Event]], found: dict[str, list[Found]], overlap: float
+    true: dict[str, list[Event]], found: dict[str, list[FoundEvent]], overlap: float
 ) -> dict[str, float]:
     """Average precision of detected events, by class, as ActivityNet measures it.
 
@@ -187,7 +187,7 @@ def detection_precision(
 
 def precision_draws(
     true: dict[str, list[Event]],
-    found: dict[str, list[Found]],
+    found: dict[str, list[FoundEvent]],
     overlaps: Sequence[float],
     times: np.ndarray,
 ) -> dict[str, np.ndarray]:

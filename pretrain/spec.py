@@ -278,7 +278,7 @@ class InputSpec:
         """How frames are sampled, in words."""
         return f"stride {self.stride}" if self.stride else "one of each equal part"
 
-    def refuse_made(self, made: Mapping[str, str], who: str) -> None:
+    def refuse_other_kinds(self, made: Mapping[str, str], who: str) -> None:
         """Raise ValueError if the data's flow has another method, or their poses another skeleton.
 
         Args:

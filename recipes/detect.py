@@ -34,19 +34,19 @@ from torch import Tensor, nn
 from downstream.detect import Detection, How, Scorer, Video, list_videos, with_streams
 from downstream.events import (
     OVERLAPS,
-    Kept,
-    Truth,
+    KeptScores,
+    VideoTruth,
     choose_thresholds,
     detection_intervals,
     detection_scores,
     find_truth,
     frame_precision,
-    named_alike,
+    match_labels,
     read_thresholds,
     read_truth,
     truth_of_segments,
 )
-from downstream.metrics import RESAMPLES, Event, Found
+from downstream.metrics import RESAMPLES, Event, FoundEvent
 from downstream.models import choose_sampling, load_classifier, load_video_text
 from downstream.report import events_figure, print_results, write_csv, write_results
 from downstream.results import FEW, Data, Metric, Results, build_results, describe_model, versions
@@ -178,7 +178,7 @@ def sentences_of(config: Config) -> dict[str, str]:
 # ------------------------------------------------------------------------------------- the events
 
 
-def truth_of(config: Config, videos: list[Video]) -> dict[str, tuple[str, Truth]]:
+def truth_of(config: Config, videos: list[Video]) -> dict[str, tuple[str, VideoTruth]]:
     """Video -> its name in the file of truth, and what is true, where anything is known.
 
     Raises:
@@ -186,7 +186,7 @@ def truth_of(config: Config, videos: list[Video]) -> dict[str, tuple[str, Truth]
     """
     if config.truth is None:
         return {
-            v.name: (v.name, Truth(truth_of_segments(v.segments, v.name), v.split))
+            v.name: (v.name, VideoTruth(truth_of_segments(v.segments, v.name), v.split))
             for v in videos
             if v.segments
         }
@@ -203,7 +203,7 @@ def truth_of(config: Config, videos: list[Video]) -> dict[str, tuple[str, Truth]
 
 
 def choose_parts(
-    config: Config, videos: list[Video], truth: dict[str, tuple[str, Truth]], notes: list[str]
+    config: Config, videos: list[Video], truth: dict[str, tuple[str, VideoTruth]], notes: list[str]
 ) -> tuple[list[Video], list[Video]]:
     """Validation videos, on which thresholds are chosen, and those in which events are looked for.
 
@@ -232,7 +232,7 @@ def choose_parts(
 
 def measure(
     config: Config, detection: Detection, true: dict[str, list[Event]],
-    found: dict[str, list[Found]], kept: dict[str, Kept], chosen: str, notes: list[str],
+    found: dict[str, list[FoundEvent]], kept: dict[str, KeptScores], chosen: str, notes: list[str],
 ) -> Results:  # fmt: skip
     """The numbers of the tested videos of which the truth is known."""
     scorer, num = detection.scorer, sum(map(len, true.values()))
@@ -292,7 +292,10 @@ def measure(
 
 
 def write_events(
-    out: Path, found: dict[str, list[Found]], truth: dict[str, tuple[str, Truth]], model: str
+    out: Path,
+    found: dict[str, list[FoundEvent]],
+    truth: dict[str, tuple[str, VideoTruth]],
+    model: str,
 ) -> dict:
     """Write events.csv and events.json, with the names of the truth; returns the latter."""
     rows = [[v, *e[1:3], e[0], e[3]] for v, events in found.items() for e in events]
@@ -344,7 +347,7 @@ def main(config: Config) -> dict:
     true: dict[str, list[Event]] = {}
     unknown: set[str] = set()
     for video, (_, about) in truth.items():
-        true[video], left_out = named_alike(about.events, names)
+        true[video], left_out = match_labels(about.events, names)
         unknown |= left_out
     hidden = {same_words(name) for name in config.background}
     if others := sorted(name for name in unknown if same_words(name) not in hidden):

@@ -145,7 +145,7 @@ class Pack:
         Raises:
             ValueError: naming the command that adds the stream, or the first clip that is wrong.
         """
-        refuse_streams(spec, self.streams, self.name, who)
+        refuse_missing_streams(spec, self.streams, self.name, who)
         more = [name for name in spec.streams if name != "rgb" or self._alone]
         # Clips of one kind have the same streams, made in the same way: one of each is looked at.
         first = np.unique(self.column("kind")[ids], return_index=True)[1] if more else ()
@@ -162,7 +162,7 @@ class Pack:
                         f"{clip} has no {name} ({why}), which {who} takes: leave such files out"
                     )
             made = {n: streams[n]["skeleton" if n == "pose" else "method"] for n in others}
-            spec.refuse_made(made, f"{clip}: {who}")
+            spec.refuse_other_kinds(made, f"{clip}: {who}")
             for name, joints in spec.streams.items():
                 if isinstance(joints, Joints):
                     wanted, entry = pose_columns(joints), streams[name]
@@ -357,7 +357,7 @@ def crop_flow(
     return flow.add_(FLOW_ZERO).to(torch.uint8).transpose(0, 1).contiguous()
 
 
-def refuse_streams(spec: InputSpec, has: Collection[str], data: str, who: str) -> None:
+def refuse_missing_streams(spec: InputSpec, has: Collection[str], data: str, who: str) -> None:
     """Refuse a backbone that takes a stream which data do not have.
 
     Args:
@@ -378,7 +378,7 @@ def refuse_streams(spec: InputSpec, has: Collection[str], data: str, who: str) -
 
 
 def refuse_raw_streams(listed: list[Source], spec: InputSpec, source: str, who: str) -> None:
-    """`refuse_streams` of raw data, before they are packed.
+    """`refuse_missing_streams` of raw data, before they are packed.
 
     Args:
         listed: videos and images; none: nothing is known yet.
@@ -392,7 +392,7 @@ def refuse_raw_streams(listed: list[Source], spec: InputSpec, source: str, who: 
     frames = {"pose" if s.kind == "pose" else "rgb" for s in listed}
     more = {name for s in listed for name in s.beside}
     if listed:
-        refuse_streams(spec, sorted(frames | more, reverse=True), source, who)
+        refuse_missing_streams(spec, sorted(frames | more, reverse=True), source, who)
 
 
 def no_split(source: str, split: str, known: Iterable[str]) -> ValueError:

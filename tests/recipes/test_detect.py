@@ -14,7 +14,7 @@ from PIL import Image
 
 from downstream.classifier import Classifier, frame_probabilities
 from downstream.detect import Scorer, list_videos, opened
-from downstream.events import cut, smooth, truth_of_segments
+from downstream.events import cut_events, smooth, truth_of_segments
 from downstream.models import build_model, load_backbone, load_classifier
 from downstream.results import read_results
 from pretrain.backbones import export_backbone
@@ -278,7 +278,7 @@ def test_a_classifier_of_frames(long_film, tmp_path):
     pack(long_film, tmp_path / "pack", short_side=36, workers=1, progress=False)
     packed = Pack(tmp_path / "pack")
     scores = frame_probabilities(model, packed, packed.record(0), torch.device("cpu"), "fp32")
-    direct = cut(smooth([scores], 0), model.classes, np.full(4, 0.25), FPS, 0)
+    direct = cut_events(smooth([scores], 0), model.classes, np.full(4, 0.25), FPS, 0)
     through = main(config(tmp_path / "pack", tmp_path / "packed", run,
                           threshold=0.25, shortest=0.0))["results"]["long.mp4"]  # fmt: skip
     assert [(f["label"], *f["segment"]) for f in through] == [e[:3] for e in direct]

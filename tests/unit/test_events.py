@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from downstream.events import (
-    Kept,
+    KeptScores,
     choose_thresholds,
-    cut,
+    cut_events,
     detection_draws,
     detection_scores,
     find_truth,
     frame_draws,
     frame_precision,
     frames_of,
-    named_alike,
+    match_labels,
     read_thresholds,
     read_truth,
     smooth,
@@ -270,8 +270,8 @@ def test_events_of_parts_are_those_of_the_whole(num, sizes):
         parts.append(scores[start : start + sizes[turn % len(sizes)]])
         start, turn = start + len(parts[-1]), turn + 1
     names = ["a", "b", "c"]
-    events = cut(parts, names, thresholds, 10, 0.2)
-    assert events == cut([scores], names, thresholds, 10, 0.2)
+    events = cut_events(parts, names, thresholds, 10, 0.2)
+    assert events == cut_events([scores], names, thresholds, 10, 0.2)
     for k, name in enumerate(names):
         inside = frames_of([e[:3] for e in events], name, 10, num)
         high = scores[:, k] >= thresholds[k]
@@ -286,9 +286,9 @@ def test_events_of_parts_are_those_of_the_whole(num, sizes):
 
 def test_events_of_several_classes_overlap():
     scores = np.array([[0.9, 0.1], [0.9, 0.8], [0.1, 0.8], [0.1, 0.1]])
-    found = cut([scores], ["a", "b"], np.array([0.5, 0.5]), 1, 0)
+    found = cut_events([scores], ["a", "b"], np.array([0.5, 0.5]), 1, 0)
     assert [e[:3] for e in found] == [("a", 0.0, 2.0), ("b", 1.0, 3.0)]
-    assert [e[:3] for e in cut([scores[:2]], ["a", "b"], np.array([0.5, 0.5]), 1, 0)] == [
+    assert [e[:3] for e in cut_events([scores[:2]], ["a", "b"], np.array([0.5, 0.5]), 1, 0)] == [
         ("a", 0.0, 2.0),
         ("b", 1.0, 2.0),
     ]
@@ -350,7 +350,7 @@ def test_names_of_videos_and_classes_are_found():
     assert [find_truth(truth, n) for n in names] == ["abc", "abc", "v_def", "x.mp4", "abc"]
     assert find_truth(truth, "abcd.mp4") is None
     events = [("Sit Down", 0, 1), ("fall", 1, 2)]
-    assert named_alike(events, ["sit_down", "x"]) == ([("sit_down", 0, 1)], {"fall"})
+    assert match_labels(events, ["sit_down", "x"]) == ([("sit_down", 0, 1)], {"fall"})
 
 
 def test_damaged_thresholds_are_a_sentence(tmp_path):
@@ -431,10 +431,10 @@ def test_events_without_overlap_have_the_scores_of_frames():
     assert piece_scores([(pieces(truth), ours)]) == segment_scores([(truth, predicted)])
 
 
-def kept(scores: np.ndarray, fps: float = 10) -> Kept:
-    found = Kept(fps)
+def kept(scores: np.ndarray, fps: float = 10) -> KeptScores:
+    found = KeptScores(fps)
     for part in np.array_split(scores, 5):
-        list(found.tee([part]))
+        list(found.record([part]))
     return found
 
 
@@ -443,7 +443,7 @@ def test_scores_are_kept_as_they_came():
     found = kept(scores)
     assert np.array_equal(np.concatenate(list(found.parts(100))), scores)
     assert np.array_equal(found.column(1), scores[:, 1]) and (found.rows, found.width) == (999, 3)
-    assert list(Kept(1).parts()) == [] and len(Kept(1).column(0)) == 0
+    assert list(KeptScores(1).parts()) == [] and len(KeptScores(1).column(0)) == 0
 
 
 def test_thresholds_are_those_that_find_most():
@@ -456,7 +456,7 @@ def test_thresholds_are_those_that_find_most():
     scores[:5, 1] += 0.5
     chosen = choose_thresholds({"v": kept(scores)}, true, ["a", "b", "c"], 0)
     assert 0.1 < chosen[0] <= 0.3 and 0.6 < chosen[1] <= 0.8 and chosen[2] == np.median(chosen[:2])
-    events = cut([scores], ["a", "b", "c"], chosen, 10, 0)
+    events = cut_events([scores], ["a", "b", "c"], chosen, 10, 0)
     assert [e[:3] for e in events] == sorted(true["v"], key=lambda e: e[1])
     assert frame_precision({"v": kept(scores)}, true, ["a", "b", "c"]) == {"a": 1.0, "b": 1.0}
     with pytest.raises(ValueError, match="no event"):
@@ -535,7 +535,7 @@ def test_memory_is_flat_over_an_hour(tmp_path):
 HOUR = """
 import resource, sys
 import numpy as np, torch
-from downstream.events import cut, smooth
+from downstream.events import cut_events, smooth
 from downstream.windows import window_scores
 from pretrain.data.stream import Frames
 rows = 0
@@ -549,8 +549,8 @@ def predict(window):
     return torch.stack([level] * 20, -1)
 with Frames(sys.argv[1], None, 32) as frames:
     clips = ({"rgb": torch.from_numpy(c).permute(3, 0, 1, 2)} for c in frames.chunks())
-    cut(smooth(count(window_scores(clips, 16, 2, 16, 8, predict)), 6), list("abcdefghijklmnopqrst"),
-        np.full(20, .5), 25, .2)
+    scores = smooth(count(window_scores(clips, 16, 2, 16, 8, predict)), 6)
+    cut_events(scores, list("abcdefghijklmnopqrst"), np.full(20, .5), 25, .2)
 own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(rows, own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
 """

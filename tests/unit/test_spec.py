@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.data.shards import refuse_streams
+from pretrain.data.shards import refuse_missing_streams
 from pretrain.spec import Backbone, InputSpec, Joints, Stream, flow_stream
 
 FLOW = Stream((0.5, 0.5), (0.25, 0.5), subtract_mean=True, bound=1.0)
@@ -79,9 +79,9 @@ def test_every_stream_is_checked(change):
 
 
 def test_data_without_a_stream_are_refused():
-    refuse_streams(BOTH, ("rgb", "flow", "pose"), "the data", "the model")
+    refuse_missing_streams(BOTH, ("rgb", "flow", "pose"), "the data", "the model")
     with pytest.raises(ValueError, match=r"the model takes rgb and flow.*no flow"):
-        refuse_streams(BOTH, ("rgb",), "the data", "the model")
+        refuse_missing_streams(BOTH, ("rgb",), "the data", "the model")
 
 
 def test_flow_is_motion_over_its_bound():
@@ -154,13 +154,13 @@ def test_a_backbone_of_joints_and_pictures():
 
 def test_weights_refuse_data_of_another_making():
     spec = InputSpec(4, 2, 8, {"flow": flow_stream(8, method="tvl1"), "pose": Joints("ours", 5)})
-    spec.refuse_made({"flow": "tvl1", "pose": "ours", "rgb": ""}, "the model")
-    InputSpec(4, 2, 8, {"flow": flow_stream(8)}).refuse_made({"flow": "dis"}, "the model")
+    spec.refuse_other_kinds({"flow": "tvl1", "pose": "ours", "rgb": ""}, "the model")
+    InputSpec(4, 2, 8, {"flow": flow_stream(8)}).refuse_other_kinds({"flow": "dis"}, "the model")
     for made in ({"flow": "dis"}, {"flow": ""}, {"pose": "coco17"}):
         with pytest.raises(ValueError, match=f"the model takes {next(iter(made))}"):
-            spec.refuse_made(made, "the model")
+            spec.refuse_other_kinds(made, "the model")
     with pytest.raises(ValueError, match="--skeleton 'coco17'"):  # what a new network is built with
-        spec.refuse_made({"pose": "coco17"}, "the model")
+        spec.refuse_other_kinds({"pose": "coco17"}, "the model")
     with pytest.raises(ValueError) as told:
-        spec.refuse_made({"pose": ""}, "the model")
+        spec.refuse_other_kinds({"pose": ""}, "the model")
     assert "--skeleton" not in str(told.value)

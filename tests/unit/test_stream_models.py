@@ -192,7 +192,7 @@ def test_the_method_of_flow_travels_with_the_weights(tmp_path):
     spec = load_backbone(str(tmp_path / "backbone")).input_spec
     assert (spec.streams["flow"].method, spec.streams["flow"].bound) == ("tvl1", 7.5)
     with pytest.raises(ValueError, match=r"tvl1.*dis"):
-        spec.refuse_made({"flow": "dis"}, "it")
+        spec.refuse_other_kinds({"flow": "dis"}, "it")
 
 
 def test_a_network_refuses_flow_of_another_method_than_it_learned_from(tmp_path):
@@ -203,7 +203,7 @@ def test_a_network_refuses_flow_of_another_method_than_it_learned_from(tmp_path)
     spec = load_backbone(str(tmp_path / "backbone")).input_spec
     assert spec == model.input_spec and spec.streams["flow"].method == "dis"
     with pytest.raises(ValueError, match="raft"):
-        spec.refuse_made({"flow": "raft_small"}, "it")
+        spec.refuse_other_kinds({"flow": "raft_small"}, "it")
     record_method(model, {"streams": {"flow": {"methods": {"raft_small": 7}}}})
     assert model.input_spec == spec  # what it has learned from first
     for several in ({"dis": 1, "tvl1": 2}, {}):
