@@ -141,6 +141,7 @@ def from_hf(
         arguments["decoder"] = decoder | {
             "decoder_heads": sizes.decoder_heads or config["decoder_num_attention_heads"],
             "target_eps": config.get("target_eps", 1e-6),
+            "target": "rgb",
         }
     known_better = {
         "architectures": True, "layer_norm_eps": True, "id2label": True, "label2id": True,

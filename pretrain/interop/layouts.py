@@ -128,6 +128,8 @@ def obstacles(arguments: dict) -> list[str]:
     e, found = arguments["encoder"], []
     if e.get("stream", "rgb") != "rgb":
         found.append(f"{e['stream']} in place of colour (pretrain with --stream rgb)")
+    elif (target := arguments.get("decoder", {}).get("target") or "rgb") != "rgb":
+        found.append(f"a decoder of {target} (convert the run's backbone/, its encoder alone)")
     if e.get("positions", "flat") != "flat":
         found.append(f"{e['positions']} positions (pretrain with --positions flat)")
     if e.get("motion_tokens", 1.0) != 1.0:

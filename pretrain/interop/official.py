@@ -77,7 +77,7 @@ def from_official(
         published = HEADS.get(decoder["decoder_dim"], 0)
         decoder["decoder_heads"] = sizes.decoder_heads or known("decoder_heads", published)
         decoder["target_eps"] = known("target_eps", 1e-6)
-        arguments["decoder"] = decoder
+        arguments["decoder"] = decoder | {"target": "rgb"}
     if not encoder["heads"] or (decoder and not decoder["decoder_heads"]):
         widths = [encoder["dim"]] + ([decoder["decoder_dim"]] if decoder else [])
         raise ValueError(

@@ -253,6 +253,9 @@ def test_the_loss_is_that_of_flow_over_its_bound(number):
             total += (prediction[row, place].double() - moves).square().sum().item()
             count += moves.numel()
     assert loss.item() == pytest.approx(total / count, rel=1e-5)
+    if number == 0:
+        assert any("decoder of flow" in what for what in obstacles(model.arguments))
+        assert not obstacles({"encoder": model.arguments["encoder"]})
     # Nothing of the target is seen: the prediction is that of colour.
     assert torch.equal(model(video, tokens[:, :3], tokens[:, 3:], 255 - flow)[1], prediction)
 
