@@ -290,7 +290,10 @@ class InputSpec:
             if wants and name in made and made[name] != wants:
                 has = f"{made[name]!r:.80}" if made[name] else "of unknown origin"
                 new = isinstance(stream, Joints) and made[name]
-                remedy = f"; a network from scratch takes it with --skeleton {has}" if new else ""
+                fresh = (
+                    "of finetune.py and clip.py, a fresh --model takes such joints with --skeleton"
+                )
+                remedy = f"; {fresh} {has}" if new else ""
                 raise ValueError(
                     f"{who} takes {name} {wants!r}, and the data's {name} is {has}: choose weights "
                     f"that were trained on such {name}, or data with {wants!r}{remedy}"
