@@ -110,12 +110,12 @@ class VideoText(nn.Module):
         clips = video if video.is_floating_point() else self.video.input_spec.normalise(video)
         if self.log_scale.dtype == torch.float64:
             clips = clips.double()
-        bias = self.log_scale.new_zeros(()) if self.bias is None else self.bias
+        bias = self.log_scale.new_zeros(()) if self.bias is None else self.bias.reshape(())
         return self.encode_video(clips, visible), self.encode_text(tokens), self.scale(), bias
 
     def scale(self) -> Tensor:
         """The factor on similarities (inverse temperature)."""
-        return self.log_scale.exp()
+        return self.log_scale.exp().reshape(())  # some engines have it as a vector of one
 
     @torch.no_grad()
     def clamp_scale(self) -> None:

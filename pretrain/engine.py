@@ -1,6 +1,6 @@
-"""How the processes of a launch train one model together: alone, DDP or FSDP2.
+"""How the processes of a launch train one model together: alone, DDP, FSDP2 or DeepSpeed's ZeRO.
 
-    engine = Engine(cfg.machine)       # before the data: what it cannot obey is refused
+    engine = Engine(cfg.machine, "adamw")      # before the data: what it cannot obey is refused
     engine.start()                     # joins the other processes
     wrapped = engine.prepare(model, make_optimizers)
     for i in range(accumulate):
@@ -10,14 +10,14 @@
 
 The configuration that `accelerate launch` was given decides which it is; launch/README.md has a
 table. accelerate starts the processes and knows device, precision and DDP; sharding (FSDP2) is
-torch's `fully_shard`, called here.
+torch's `fully_shard`, called here, and DeepSpeed is called in pretrain/zero.py.
 """
 
 import copy
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from pretrain import zero
 from pretrain.checkpoint import moments_of
 from pretrain.device import autocast_dtype
 from pretrain.optim import update
@@ -47,17 +48,25 @@ FSDP_CHOICES = {
     "FSDP_IGNORED_MODULES": (),
     "FSDP_RESHARD_AFTER_FORWARD": ("true", "false"),
 }
+# Of DeepSpeed: what must not be on.
+DEEPSPEED_OFF = (
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE",
+    "ACCELERATE_DEEPSPEED_ZERO3_INIT",
+    "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL",
+    "ACCELERATE_DEEPSPEED_MOE_LAYER_CLS_NAMES",
+)
 # What else a launcher may ask of accelerate that recipes decide themselves, and how.
 RECIPES_DECIDE = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("1",), "--batch-size and --micro-batch"),
     "ACCELERATE_GRADIENT_CLIPPING": (("none", "auto"), "--clip-grad"),
     "ACCELERATE_DYNAMO_BACKEND": (("no",), "--compile of videomae.py"),
 }
-KINDS = {"single": "", "ddp": "DDP", "fsdp2": "FSDP2"}
+KINDS = {"single": "", "ddp": "DDP", "fsdp2": "FSDP2", "zero": "DeepSpeed ZeRO"}
 
 
 def asked_kind(machine: Machine) -> str:
-    """The engine that the launcher's configuration asks for: "single", "ddp" or "fsdp2".
+    """The engine that the launcher's configuration asks for: a name in `KINDS`.
 
     Args:
         machine: its precision.
@@ -66,7 +75,6 @@ def asked_kind(machine: Machine) -> str:
         ValueError: the configuration asks for what these recipes cannot do, or do not decide so.
     """
     for name, what in (
-        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
         ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "a parallelism_config"),
     ):
@@ -86,6 +94,10 @@ def asked_kind(machine: Machine) -> str:
             f"{'bf16' if dtype else 'fp32'}: write 'no' there, --precision decides (bf16 or fp32)"
         )
     several = asked_processes() > 1
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        for name in DEEPSPEED_OFF:
+            _refuse_other(name, ("false",), "launch/deepspeed_zero3.yaml has what is supported")
+        return "zero" if several else "single"
     if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return "ddp" if several else "single"
     for name, values in FSDP_CHOICES.items():
@@ -107,23 +119,31 @@ class Engine:
 
     Args:
         machine: precision and threads.
+        optimizer: "adamw", "muon" or "sgd".
 
     Attributes:
-        kind: "single", "ddp" or "fsdp2".
+        kind: a name in `KINDS`.
         accelerator: of accelerate: the processes, their device and precision; after `start`.
         device: where this process computes; after `start`.
         processes: how many there are; after `start`.
         place: the number of this one, from 0; after `start`.
         model: all that a run saves, as the recipe made it; after `prepare`.
+        learns: the part of it that is trained; after `prepare`.
         optimizers: over its parameters; after `prepare`.
 
     Raises:
-        ValueError: as `asked_kind`.
+        ValueError: as `asked_kind` and `zero.asked_zero`.
     """
 
-    def __init__(self, machine: Machine):
+    def __init__(self, machine: Machine, optimizer: str):
         self.kind = asked_kind(machine)
+        self._zero = zero.asked_zero(optimizer) if self.kind == "zero" else {}
         self._machine = machine
+
+    @property
+    def name(self) -> str:
+        """In words; "" of a single process."""
+        return f"{KINDS[self.kind]} {self._zero.get('stage', '')}".strip()
 
     def start(self) -> None:
         """Join the other processes.
@@ -131,14 +151,15 @@ class Engine:
         Raises:
             ValueError: as `start_accelerator`.
         """
-        # accelerate's own FSDP runs on no CPU and saves neither atomically nor across engines; it
-        # is not to begin with it.
-        asked = os.environ.pop("ACCELERATE_USE_FSDP", None)
+        # accelerate's own ways run on no CPU, and save neither atomically nor across engines; it is
+        # not to begin with them.
+        names = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+        asked = {name: os.environ.pop(name) for name in names if name in os.environ}
         try:
             self.accelerator = start_accelerator(self._machine)
         finally:
-            if asked is not None:
-                os.environ["ACCELERATE_USE_FSDP"] = asked
+            os.environ.update(asked)
+        self._wrapped: Any
         self.device = self.accelerator.device
         self.processes = self.accelerator.num_processes
         self.place = self.accelerator.process_index
@@ -160,7 +181,7 @@ class Engine:
             the part that learns, wrapped and in training mode: what the recipe gives batches.
         """
         self.model, self.learns = model, model if learns is None else learns
-        if self.kind == "fsdp2":
+        if self.kind in ("fsdp2", "zero"):
             # Plain, for what one process does alone; before hooks and shards.
             self._copy = copy.deepcopy(model)
             if compile:
@@ -168,6 +189,14 @@ class Engine:
                     block.compile()
             # Only autocast: accelerate leaves the spreading to this.
             self._wrapped = self.accelerator.prepare_model(self.learns, evaluation_mode=True)
+        if self.kind == "zero":
+            model.to(self.device)
+            self.optimizers = make_optimizers()
+            (optimizer,) = self.optimizers
+            self._wrapped = zero.begin(self._wrapped, optimizer, self._zero, self.device)
+            self._wrapped.train()  # which does not return it
+            return self._wrapped
+        if self.kind == "fsdp2":
             for part in (self.learns, beside) if beside else (self.learns,):
                 self._shard(part)
             model.to(self.device)
@@ -199,11 +228,16 @@ class Engine:
         if self.kind == "ddp":
             self._wrapped.require_backward_grad_sync = last
         elif self.kind == "fsdp2":
-            self._wrapped.set_requires_gradient_sync(last)  # type: ignore[operator]
+            self._wrapped.set_requires_gradient_sync(last)
+        elif self.kind == "zero":
+            self._wrapped.set_gradient_accumulation_boundary(last)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a micro-batch's part of the loss."""
-        loss.backward()
+        if self.kind == "zero":
+            self._wrapped.backward(loss)
+        else:
+            loss.backward()
 
     def step(self, clip_grad: float, factor: float = 1.0) -> float:
         """Scale and clip the gradient, take one step and free the gradient.
@@ -216,6 +250,8 @@ class Engine:
             the gradient's norm over all processes; if it is not finite the weights were left alone,
             by all of them.
         """
+        if self.kind == "zero":
+            return zero.step(self._wrapped, clip_grad, factor)
         parameters = list(self.learns.parameters())
         gradients = [p.grad for p in parameters if p.grad is not None]
         if self.kind == "fsdp2":
@@ -252,22 +288,64 @@ class Engine:
             both, on the CPU, in the main process; empty dicts in the others.
         """
         first = self.accelerator.is_main_process
-        if self.kind != "fsdp2" and not first:
+        if self.kind in ("single", "ddp") and not first:
             return {}, {}
-        found = self.model.state_dict(), moments_of(self.model, self.optimizers)
-        return tuple(  # type: ignore[return-value]
-            {
-                name: there
-                for name, value in part.items()
-                if (there := self._fetched(value)) is not None
-            }
-            for part in found
+        named: Iterable[tuple[str, Tensor]] = moments_of(self.model, self.optimizers).items()
+        if self.kind == "zero":
+            both = zip(self.model.named_parameters(), self._copy.parameters(), strict=True)
+            named = zero.moments(self._wrapped, ((n, p, plain.shape) for (n, p), plain in both))
+        weights, moments = (
+            {name: value.cpu().contiguous() for name, value in part if first}
+            for part in (self._weights(), ((name, whole(value)) for name, value in named))
         )
+        return weights, moments
 
-    def _fetched(self, value: Tensor) -> Tensor | None:
-        """A tensor whole on the CPU of the main process; the others only help."""
-        value = whole(value.detach())
-        return value.cpu().contiguous() if self.accelerator.is_main_process else None
+    @torch.no_grad()
+    def _weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Weights and buffers by name, whole, one at a time."""
+        if self.kind == "zero":
+            shapes = {name: value.shape for name, value in self._copy.state_dict().items()}
+        for name, value in self.model.state_dict(keep_vars=True).items():
+            if self.kind == "zero":  # whose parameters are parts of larger tensors, or come and go
+                with zero.gathered([value]):
+                    yield name, value.detach().clone().reshape(shapes[name])
+            else:
+                yield name, whole(value.detach())
+
+    @contextmanager
+    def loading(self) -> Iterator[tuple[nn.Module, list[Optimizer]]]:
+        """The model and the optimizers into which a checkpoint is to be put, alike everywhere."""
+        if self.kind != "zero":
+            yield self.model, self.optimizers
+            return
+        plain = torch.optim.AdamW(self._copy.parameters())
+        yield self._copy, [plain]
+        pairs = list(zip(self.model.parameters(), self._copy.parameters(), strict=True))
+        values = {own: loaded.detach() for own, loaded in pairs}
+        states = {own: plain.state[loaded] for own, loaded in pairs if loaded in plain.state}
+        zero.write(self._wrapped, values, states)
+        for own, loaded in zip(self.model.buffers(), self._copy.buffers(), strict=True):
+            own.copy_(loaded)
+
+    def gathered(self) -> AbstractContextManager:
+        """Have the parameters that learn at hand in one piece or, under FSDP2, by rows.
+
+        Every process has to take part, and may read them.
+        """
+        if self.kind != "zero":
+            return nullcontext()
+        return zero.gathered(list(self.learns.parameters()))
+
+    @contextmanager
+    def changing(self, *parameters: nn.Parameter) -> Iterator[None]:
+        """Let a recipe change parameters in place, on every process alike."""
+        if self.kind != "zero":
+            yield
+            return
+        with zero.gathered(list(parameters)):
+            yield
+            values = {p: p.detach().clone() for p in parameters}
+        zero.write(self._wrapped, values, {})
 
     @contextmanager
     def whole(self) -> Iterator[Any]:
@@ -276,15 +354,14 @@ class Engine:
         Every process has to take part, and each gets it: the model itself where it is not sharded,
         else a copy that lies on the device while it is used.
         """
-        if self.kind != "fsdp2":
+        if self.kind in ("single", "ddp"):
             yield self.model
             return
         target: Mapping[str, Tensor] = self._copy.to(self.device).state_dict()
-        with torch.no_grad():
-            for name, value in self.model.state_dict().items():
-                target[name].copy_(whole(value))
-                if not isinstance(value, DTensor):  # statistics of batches: the main process's
-                    dist.broadcast(target[name], 0)
+        for name, value in self._weights():
+            target[name].copy_(value)
+        for buffer in self._copy.buffers():  # statistics of batches: the main process's
+            dist.broadcast(buffer, 0)
         yield self._copy
         self._copy.cpu()
 

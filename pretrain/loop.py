@@ -34,7 +34,7 @@ from torch import Tensor
 
 from pretrain import checkpoint, device, log
 from pretrain.data.shards import Mixture, Positions, TrainBatches, TrainClips, train_batches
-from pretrain.engine import KINDS, Engine
+from pretrain.engine import Engine
 from pretrain.flags import flat
 from pretrain.folders import writing
 from pretrain.names import for_screen
@@ -225,10 +225,8 @@ class TrainingRun:
         Raises:
             ValueError: as `pretrain.run.restore`.
         """
-        self.state = restore(
-            self.folder, self.engine.model, self.engine.optimizers, self.state | state,
-            say=self.first,
-        )  # fmt: skip
+        with self.engine.loading() as (model, optimizers):
+            self.state = restore(self.folder, model, optimizers, self.state | state, say=self.first)
         self.accelerator.wait_for_everyone()
 
     @contextmanager
@@ -393,7 +391,7 @@ class TrainingRun:
         epochs = plan.steps * plan.decodes_per_step / plan.num_clips
         own = {
             "device": f"{group.num_processes} x {device.describe(group.device)}, {half}"
-            + f", {KINDS[self.engine.kind]}" * (self.engine.kind != "single"),
+            + f", {self.engine.name}" * (self.engine.kind != "single"),
             "effective batch": f"{plan.batch_size} clips"
             + (f" = {product}" if " x " in product else ""),
             "steps": f"{plan.steps} ({plan.warmup} warm-up) = {epochs:.1f} epochs",

@@ -195,8 +195,8 @@ def train_step(model, engine, batches, accumulate, loss, clip_grad, make_micro):
     `loss` scores a whole batch; None: every clip is scored against all classes.
 
     Returns:
-        what a person watches, the gradient norm, and how many captions were cut. If the norm is not
-        finite the weights were left alone.
+        what a person watches, the gradient norm, how many captions were cut, and the scale after
+        it. If the norm is not finite the weights were left alone.
     """
     cut = 0
 
@@ -212,8 +212,10 @@ def train_step(model, engine, batches, accumulate, loss, clip_grad, make_micro):
     else:
         result = backward_step(model, load(), loss, engine)
     norm = engine.step(clip_grad)
-    engine.model.clamp_scale()
-    return result, norm, cut
+    with engine.changing(engine.model.log_scale):
+        engine.model.clamp_scale()
+        scale = engine.model.scale().item()
+    return result, norm, cut, scale
 
 
 # ------------------------------------------------------------------------------------- the pieces
@@ -305,7 +307,7 @@ def main(cfg: Config) -> dict:
     model, optim = build_model(cfg), cfg.optim
     texts = pairs.Texts(cfg.text, cfg.templates, cfg.positives)
     refuse_early(cfg, texts, model)
-    engine = Engine(cfg.machine)
+    engine = Engine(cfg.machine, optim.optimizer)
     folder = Path(cfg.out or f"runs/clip-{cfg.preset}")
     try_run(folder, cfg, {"val_every"})
 
@@ -359,7 +361,7 @@ def main(cfg: Config) -> dict:
                 if prompts:  # what is drawn depends on the step and the process only
                     rng = counter_rng(cfg.seed, run.step, engine.place, purpose=STEP)
                     make_micro = partial(against, rng)
-                result, norm, cut = train_step(
+                result, norm, cut, scale = train_step(
                     wrapped, engine, batches, plan.accumulate, loss_of, optim.clip_grad, make_micro
                 )
                 watched = (result.loss, result.video_to_text, result.text_to_video, result.gap)
@@ -375,7 +377,7 @@ def main(cfg: Config) -> dict:
                 if run.log_due():
                     values = {
                         "loss": loss, "video_to_text": to_text, "text_to_video": to_video,
-                        "gap": gap, "scale": model.scale().item(), "lr": lr, "grad_norm": norm,
+                        "gap": gap, "scale": scale, "lr": lr, "grad_norm": norm,
                         "duplicates": int(result.duplicates), "cut": run.state["cut"],
                     }  # fmt: skip
                     values |= monitor.retrieval_values(run.state["val"]) if measured else {}

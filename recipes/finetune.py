@@ -237,6 +237,8 @@ def print_plan(
             **training.in_words(),
         },
     )
+    for note in videos.notes if run.first else ():
+        print(f"note: {for_screen(note)}", flush=True)
 
 
 # ------------------------------------------------------------------------------------------- main
@@ -253,7 +255,7 @@ def main(cfg: Config) -> dict:
         task, cfg.data, cfg.train_split, cfg.test_split, cfg.val, training.patience,
         backbone.input_spec, cfg.name, cfg.leave_out,
     )  # fmt: skip
-    engine = Engine(cfg.machine)
+    engine = Engine(cfg.machine, training.optimizer)
     assert cfg.out  # `resolve` names it
     folder = Path(cfg.out)
     try_run(folder, cfg, set())
@@ -280,8 +282,6 @@ def main(cfg: Config) -> dict:
     with TrainingRun(folder, cfg, pack.index["fingerprint"], plan, engine, set()) as run:
         print_plan(cfg, training, run, model, videos)
         if run.first:
-            for note in videos.notes:
-                print(f"note: {for_screen(note)}", flush=True)
             warn_of_clips(pack, train.samples, model.input_spec)
         beginning = {"loss": None, "val": None, "best": None, "best_step": 0, "since_best": 0}
         decays = (training.weight_decay, training.layer_decay, training.backbone_lr)
@@ -316,8 +316,9 @@ def main(cfg: Config) -> dict:
                 loss, accuracy, norm = train_step(
                     wrapped, engine, batches, plan.accumulate, loss_of, training.clip_grad
                 )
-                if math.isfinite(norm):
-                    learner.update_average()
+                if math.isfinite(norm) and training.ema:
+                    with engine.gathered():
+                        learner.update_average()
                 run.agree(norm)
                 values = {"loss": loss, "train_top1": accuracy, "lr": lr, "grad_norm": norm}
                 if videos.val is not None and run.due(val_every):

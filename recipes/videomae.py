@@ -325,7 +325,7 @@ def main(cfg: Config) -> dict:
     model = build_model(cfg)
     masked = bare(model)
     refuse_early(cfg, masked.mask_grid, masked.clip)
-    engine = Engine(cfg.machine)
+    engine = Engine(cfg.machine, cfg.optim.optimizer)
     flow = "-flow" * (cfg.stream == "flow") + "-to-flow" * (cfg.target == "flow")
     folder = Path(cfg.out or f"runs/videomae-{cfg.preset}{flow}")
     try_run(folder, cfg, {"knn_every"})

@@ -1,8 +1,14 @@
 """The same run by every engine: losses, gradient norms, checkpoints, skipped steps."""
 
+import functools
 import importlib
 import json
 import math
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +17,26 @@ import pytest
 from downstream.models import load_backbone
 from pretrain import checkpoint
 from tests.recipes.golden import CASES, DATA
-from tests.recipes.runs import change, configure, equal, final_weights, launch
+from tests.recipes.runs import ROOT, change, configure, equal, final_weights, launch, wait_until
 
 # Processes, and what `accelerate launch` tells them.
 ENGINES: dict[str, tuple[int, dict[str, str]]] = {
     "one": (1, {}),
     "ddp": (2, {}),
     "fsdp2": (2, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}),
+    **{
+        f"zero{stage}": (
+            2,
+            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)},
+        )
+        for stage in (1, 2, 3)
+    },
 }
 FSDP2_OF_4 = (4, ENGINES["fsdp2"][1])
 # No chance but that of clips and crops, whose order is one for any processes.
 CALM: dict[str, dict[str, Any]] = {
-    "videomae": {"optimizer": "muon", "mask": "random", "base_lr": 0.01, "clip_grad": 0.1},
+    "videomae": {"mask": "random", "base_lr": 0.01, "clip_grad": 0.1},
+    "muon": {"optimizer": "muon", "mask": "random", "base_lr": 0.01},
     "clip": {"base_lr": 0.001, "loss": "siglip"},
     "finetune": {
         "mixup": 0.0, "dropout": 0.0, "rand_augment": None, "base_lr": 0.003, "val": "hold-out",
@@ -33,7 +47,7 @@ STEPS = 12
 
 
 def config(case: str, out: Path, **more: Any) -> Any:
-    recipe, values = CASES[case]
+    recipe, values = CASES["videomae" if case == "muon" else case]
     module = importlib.import_module(f"recipes.{recipe}")
     data = (DATA,) if recipe == "clip" else "synthetic:216" if recipe == "finetune" else DATA
     base = module.Config() if recipe == "finetune" else configure(module.Config, preset="golden")
@@ -62,43 +76,202 @@ def far(found: list[dict], expected: list[dict]) -> float:
     )
 
 
+def is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Callable[[str], list[dict]]:
+    """The log of a case in one process; each runs once."""
+    folder = tmp_path_factory.mktemp("alone")
+    return functools.cache(lambda case: train(case, folder / case, ENGINES["one"]))
+
+
 @pytest.mark.parametrize(
-    "case", ["videomae", "clip", pytest.param("finetune", marks=pytest.mark.slow)]
-)
-def test_every_engine_trains_alike(case, tmp_path):
-    one = train(case, tmp_path / "one", ENGINES["one"])
+    ("case", "name"),
+    [
+        ("videomae", "fsdp2"), slow("muon", "fsdp2"), slow("clip", "fsdp2"),
+        slow("finetune", "fsdp2"), slow("videomae", "ddp"), slow("clip", "ddp"),
+        slow("finetune", "ddp"),
+        slow("videomae", "zero1"), ("videomae", "zero2"), slow("videomae", "zero3"),
+        slow("clip", "zero1"), slow("clip", "zero2"), slow("clip", "zero3"),
+        slow("finetune", "zero1"), slow("finetune", "zero2"), slow("finetune", "zero3"),
+    ],
+)  # fmt: skip
+def test_every_engine_trains_alike(case, name, alone, tmp_path):
+    if "zero" in name:
+        pytest.importorskip("deepspeed")
+    one = alone(case)
     assert max(line["grad_norm"] for line in one) > 1e-3
-    for name in ("ddp", "fsdp2") if case == "finetune" else ("fsdp2",):
-        lines = train(case, tmp_path / name, ENGINES[name])
-        assert far(lines, one) < 1e-6
-        assert "2 x" in (tmp_path / "stdout.txt").read_text()
-        assert final_weights(tmp_path / name).keys() == final_weights(tmp_path / "one").keys()
-        if case != "finetune":  # which loads and tests its own
-            backbone = load_backbone(str(tmp_path / name / "backbone"))
-            assert all(p.isfinite().all() for p in backbone.parameters())
+    lines = train(case, tmp_path / name, ENGINES[name])
+    print(f"| {case} | {name} | {far(lines, one):.1e} |")
+    assert far(lines, one) < 1e-6
+    if case != "finetune":  # which loads and tests its own
+        backbone = load_backbone(str(tmp_path / name / "backbone"))
+        assert all(p.isfinite().all() for p in backbone.parameters())
 
 
-def test_a_sharded_run_that_is_killed_continues_to_the_bit_and_on_other_processes(tmp_path):
-    fsdp2 = ENGINES["fsdp2"]
-    calm = train("videomae", tmp_path / "calm", fsdp2)
-    train("videomae", tmp_path / "harried", fsdp2, {"die_in_step": 7, "rank": "1"})
-    harried = train("videomae", tmp_path / "harried", fsdp2)
+def test_a_sharded_run_that_is_killed_continues_to_the_bit(tmp_path):
+    """And a gradient that is not finite on one process skips a step on both."""
+    fsdp2, nan = ENGINES["fsdp2"], {"nan_in_step": 3, "rank": "1"}
+    calm = train("muon", tmp_path / "calm", fsdp2, nan)
+    train("muon", tmp_path / "harried", fsdp2, nan | {"die_in_step": 7})
+    train("muon", tmp_path / "harried", fsdp2)
     assert equal(final_weights(tmp_path / "harried"), final_weights(tmp_path / "calm"))
-    assert far(harried, calm) == 0
-    # On two, then on one, then on four.
-    train("videomae", tmp_path / "moved", fsdp2, {"die_in_step": 6, "rank": "1"})
-    train("videomae", tmp_path / "moved", ENGINES["one"], {"die_in_step": 6})
-    moved = train("videomae", tmp_path / "moved", FSDP2_OF_4)
+    assert not is_finite(calm[2]["grad_norm"]) and is_finite(calm[3]["grad_norm"])
+    for name in ("calm", "harried"):
+        found, _ = checkpoint.newest_valid(tmp_path / name)
+        assert checkpoint.read_state(found)["skipped"] == 1
+
+
+@pytest.mark.slow
+def test_a_sharded_run_continues_on_other_numbers_of_processes(tmp_path):
+    fsdp2 = ENGINES["fsdp2"]
+    calm = train("muon", tmp_path / "calm", fsdp2)
+    train("muon", tmp_path / "moved", fsdp2, {"die_in_step": 6, "rank": "1"})
+    train("muon", tmp_path / "moved", ENGINES["one"], {"die_in_step": 6})
+    moved = train("muon", tmp_path / "moved", FSDP2_OF_4)
+    print(f"| muon | fsdp2 of 2, one, fsdp2 of 4 | {far(moved, calm):.1e} |")
     assert far(moved, calm) < 1e-6
 
 
-def test_a_gradient_not_finite_on_one_process_of_two_skips_the_step_on_both(tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("case", ["videomae", "clip", "finetune"])
+def test_deepspeed_continues_to_the_bit(case, name, tmp_path):
+    pytest.importorskip("deepspeed")
+    calm = train(case, tmp_path / "calm", ENGINES[name])
+    train(case, tmp_path / "harried", ENGINES[name], {"die_in_step": 7, "rank": "1"})
+    harried = train(case, tmp_path / "harried", ENGINES[name])
+    assert equal(final_weights(tmp_path / "harried"), final_weights(tmp_path / "calm"))
+    assert far(harried, calm) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["videomae", "clip", "finetune"])
+def test_a_run_goes_from_engine_to_engine(case, alone, tmp_path):
+    pytest.importorskip("deepspeed")
+    order = ["fsdp2", "ddp", "zero2", "one", "zero3", "zero1"]
+    for name in order[:-1]:  # every two steps; saved after each
+        died = {"die_in_step": 3, "rank": "0" if name == "one" else "1"}
+        train(case, tmp_path / "run", ENGINES[name], died, save_every=1)
+    lines = train(case, tmp_path / "run", ENGINES[order[-1]], save_every=1)
+    print(f"| {case} | {', '.join(order)} | {far(lines, alone(case)):.1e} |")
+    assert far(lines, alone(case)) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fsdp2", "zero1", "zero2", "zero3"])
+def test_a_gradient_not_finite_on_one_process_of_two_skips_the_step_on_both(name, tmp_path):
+    if "zero" in name:
+        pytest.importorskip("deepspeed")
     plan = {"nan_in_step": 3, "rank": "1"}
-    ddp, fsdp2 = (train("videomae", tmp_path / n, ENGINES[n], plan) for n in ("ddp", "fsdp2"))
-    for name, lines in (("ddp", ddp), ("fsdp2", fsdp2)):
-        assert [n for n, line in enumerate(lines, 1) if math.isnan(line["loss"] or math.nan)] == [3]
-        found, _ = checkpoint.newest_valid(tmp_path / name)
+    ddp, other = (train("videomae", tmp_path / n, ENGINES[n], plan) for n in ("ddp", name))
+    for folder, lines in (("ddp", ddp), (name, other)):
+        assert [line["step"] for line in lines if not is_finite(line["grad_norm"])] == [3]
+        found, _ = checkpoint.newest_valid(tmp_path / folder)
         assert checkpoint.read_state(found)["skipped"] == 1
-    finite = [[line for i, line in enumerate(run) if i != 2] for run in (ddp, fsdp2)]
+    finite = [[line for line in lines if line["step"] != 3] for lines in (ddp, other)]
     for a, b in zip(*finite, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
+
+
+SMALL = (
+    "--data {data} --out {out} --model vit_xs --depth 2 --decoder-dim 32 --decoder-depth 1 "
+    "--frames 8 --size 32 --patch 8 --motion-tokens 1 --batch-size 8 --micro-batch 4 --steps 4 "
+    "--optimizer adamw --knn-every 0 --precision fp32 --num-workers 0 --threads 1 --log-seconds 0"
+)
+
+
+def start(words: list[str], **environment: str) -> subprocess.Popen:
+    """A program beside this one, without GPUs; its output in one pipe."""
+    return subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""} | environment,
+    )  # fmt: skip
+
+
+def launcher(file: str, *words: str) -> list[str]:
+    path = str(ROOT / "launch" / file)
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", path, *words]
+
+
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["fsdp2", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"])
+def test_a_launch_file_starts_its_engine(file, tiny_pack, tmp_path):
+    if "deepspeed" in file:
+        pytest.importorskip("deepspeed")
+    words = SMALL.format(data=tiny_pack, out=tmp_path / "run").split()
+    began = launcher(f"{file}.yaml", "--num_processes", "2", "--main_process_port", free_port())
+    said, _ = (done := start([*began, "recipes/videomae.py", *words])).communicate(timeout=600)
+    assert done.returncode == 0, said[-3000:]
+    assert f"ZeRO {file[-1]}" in said or "FSDP2" in said
+    assert load_backbone(str(tmp_path / "run" / "backbone"))
+
+
+@pytest.mark.slow
+def test_two_machines_on_loopback_train_as_one_does(tiny_pack, tmp_path):
+    port = free_port()
+    words = SMALL.format(data=tiny_pack, out=tmp_path / "run").split()
+    both = [
+        start([
+            *launcher("multi_node.yaml", "--num_processes", "2", "--main_process_port", port),
+            "--machine_rank", str(rank), "recipes/videomae.py", *words,
+        ])
+        for rank in (0, 1)
+    ]  # fmt: skip
+    for machine in both:
+        said, _ = machine.communicate(timeout=600)
+        assert machine.returncode == 0, said[-3000:]
+    alone = SMALL.format(data=tiny_pack, out=tmp_path / "alone").split()
+    done = start([sys.executable, "recipes/videomae.py", *alone])
+    done.communicate(timeout=600)
+    for one, two in zip(*(log_lines(tmp_path / n) for n in ("alone", "run")), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], abs=1e-6)
+
+
+def log_lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_slurm_job_saves_at_the_signal_is_requeued_and_continues(tiny_pack, tmp_path):
+    """With a srun that starts one task here, and a scontrol that notes what it is asked."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, body in (
+        ("srun", 'shift; SLURM_NODEID=0 exec "$@"'),
+        ("scontrol", f'echo "$@" >> {tmp_path}/asked; echo 127.0.0.1'),
+        ("accelerate", f'exec {sys.executable} -m accelerate.commands.accelerate_cli "$@"'),
+    ):
+        (programs / name).write_text(f"#!/bin/bash\n{body}\n")
+        (programs / name).chmod(0o755)
+    run = tmp_path / "run"
+    words = SMALL.format(data=tiny_pack, out=run).replace("--steps 4", "--steps 40").split()
+    told = {
+        "PATH": f"{programs}:{os.environ['PATH']}", "CONFIG": "launch/fsdp2.yaml",
+        "SLURM_GPUS_ON_NODE": "2", "SLURM_NNODES": "1", "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "here",
+    }  # fmt: skip
+    job = ["bash", "launch/slurm.sbatch", "recipes/videomae.py", *words]
+    first = start(job, **told)
+    wait_until(first, lambda: (run / "log.jsonl").exists() and log_lines(run)[2:])
+    first.terminate()
+    said, _ = first.communicate(timeout=600)
+    assert first.returncode == 0 and "saved" in said, said[-3000:]
+    assert "requeue 7" in (tmp_path / "asked").read_text()
+    assert len(log_lines(run)) < 40
+    second = start(job, **told)
+    said, _ = second.communicate(timeout=600)
+    assert second.returncode == 0 and "continuing from" in said, said[-3000:]
+    assert [line["step"] for line in log_lines(run)] == [*range(1, 41)]

@@ -1,11 +1,16 @@
 """What a launch configuration asks for: which engine it gets, and what is refused."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from pretrain.engine import Engine, blocks_of
 from pretrain.settings import Machine
 
+LAUNCH = Path(__file__).parents[2] / "launch"
 MACHINE = Machine(precision="fp32", threads=1)
+ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
@@ -14,10 +19,10 @@ def two_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
 
 
-def asked(monkeypatch, environment):
+def asked(monkeypatch, environment, optimizer="adamw"):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    return Engine(MACHINE).kind
+    return Engine(MACHINE, optimizer).kind
 
 
 @pytest.mark.parametrize(
@@ -27,6 +32,8 @@ def asked(monkeypatch, environment):
         ({"WORLD_SIZE": "1"}, "single"),
         (FSDP2, "fsdp2"),
         (FSDP2 | {"WORLD_SIZE": "1"}, "single"),
+        (ZERO, "zero"),
+        (ZERO | {"ACCELERATE_GRADIENT_CLIPPING": "none"}, "zero"),
         (FSDP2 | {"FSDP_RESHARD_AFTER_FORWARD": "False", "FSDP_OFFLOAD_PARAMS": "False"}, "fsdp2"),
         ({"ACCELERATE_USE_FSDP": "false", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"}, "ddp"),
     ],
@@ -44,7 +51,11 @@ def test_the_launch_configuration_chooses_the_engine(environment, kind, monkeypa
         (FSDP2 | {"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, "fsdp_auto_wrap_policy"),
         (FSDP2 | {"FSDP_TRANSFORMER_CLS_TO_WRAP": "Block"}, "fsdp_transformer_cls_to_wrap: Block"),
         (FSDP2 | {"FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, "FULL_SHARD, not true or false"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed.*fsdp2.yaml"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "zero_stage: None"),
+        (ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, "zero_stage: 0"),
+        (ZERO | {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "optimizer_device: cpu"),
+        (ZERO | {"ACCELERATE_DEEPSPEED_ZERO3_INIT": "true"}, "zero3_init: true"),
+        (ZERO | {"ACCELERATE_GRADIENT_CLIPPING": "1.0"}, "--clip-grad"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron"),
         ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "parallelism_config"),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "steps: 4, not 1.*--micro-batch"),
@@ -59,9 +70,77 @@ def test_what_cannot_be_obeyed_is_refused(environment, words, monkeypatch):
         asked(monkeypatch, environment)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"zero_optimization": {"stage": 3, "overlap_comm": True}, "bf16": "auto"}, ""),
+        ({"zero_optimization": {"stage": 2}, "fp16": {"enabled": True}}, "'fp16'.*--|flags"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, "offload"),
+        ({"zero_optimization": [2]}, "zero_optimization"),
+        ({"zero_optimization": {"stage": "auto"}}, "zero_stage: None"),
+        ({"train_batch_size": 64}, "train_batch_size"),
+    ],
+)
+def test_a_configuration_file_of_deepspeed(content, words, monkeypatch, tmp_path):
+    pytest.importorskip("deepspeed")
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps(content))
+    environment = {
+        "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file),
+    }  # fmt: skip
+    if not words:
+        assert asked(monkeypatch, environment) == "zero"
+        return
+    with pytest.raises(ValueError, match=words):
+        asked(monkeypatch, environment)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "sgd"])
+def test_deepspeed_takes_adamw_alone(optimizer, monkeypatch):
+    with pytest.raises(ValueError, match=f"{optimizer}.*fsdp2.yaml"):
+        asked(monkeypatch, ZERO, optimizer)
+    assert asked(monkeypatch, FSDP2 | {"ACCELERATE_USE_DEEPSPEED": "false"}, optimizer) == "fsdp2"
+
+
+def test_deepspeed_that_is_not_installed_is_said(monkeypatch):
+    monkeypatch.setattr("pretrain.zero.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"\[deepspeed\]"):
+        asked(monkeypatch, ZERO)
+
+
+ENGINE_OF = {
+    "cpu": "single", "cpu_2": "ddp", "gpus": "ddp", "multi_node": "ddp", "fsdp2": "fsdp2",
+    "deepspeed_zero1": "zero", "deepspeed_zero2": "zero", "deepspeed_zero3": "zero",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", sorted(p.stem for p in LAUNCH.glob("*.yaml")))
+def test_every_launch_file_is_obeyed(file, monkeypatch):
+    """As accelerate reads it and tells its processes."""
+    from accelerate.commands import launch
+    from accelerate.utils import launch as environments
+
+    path = str(LAUNCH / f"{file}.yaml")
+    words = ["--config_file", path, "--num_processes", "2", "recipes/videomae.py"]
+    if ENGINE_OF[file] == "single":
+        del words[2:4]
+    given, _, _ = launch._validate_launch_command(launch.launch_command_parser().parse_args(words))
+    if ENGINE_OF[file] == "zero":
+        pytest.importorskip("deepspeed")
+        given.deepspeed_fields_from_accelerate_config = "zero_stage"
+        _, told = environments.prepare_deepspeed_cmd_env(given)
+        assert told["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == file[-1]
+    elif ENGINE_OF[file] == "single":
+        _, told = environments.prepare_simple_launcher_cmd_env(given)
+        told["WORLD_SIZE"] = "1"
+    else:
+        told = environments.prepare_multi_gpu_env(given)
+    assert asked(monkeypatch, told) == ENGINE_OF[file]
+
+
 def test_the_precision_of_both_may_be_the_same(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert Engine(Machine(precision="bf16")).kind == "ddp"
+    assert Engine(Machine(precision="bf16"), "adamw").kind == "ddp"
 
 
 def test_blocks_are_those_of_the_transformers_not_blocks_within_blocks():

@@ -1,0 +1,213 @@
+"""DeepSpeed's ZeRO behind `pretrain.engine`: what a launch may ask of it, and what it needs.
+
+Stage 1 shares out the optimizer's moments, stage 2 the gradients too, stage 3 the weights too.
+Weights are float32 and autocast computes in bf16, as under the other engines. Tried with DeepSpeed
+0.19.8, two gaps of which are filled here: it cannot write a state whose last part is padded (stage
+3), nor find the moments of a second group of parameters (stages 1 and 2).
+"""
+
+import logging
+import math
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pretrain.files import read_json
+
+# Of the section zero_optimization: what changes how long a step takes and nothing else.
+TUNING = {
+    "stage", "overlap_comm", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size",
+    "allgather_partitions", "allgather_bucket_size", "round_robin_gradients", "sub_group_size",
+    "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
+    "stage3_model_persistence_threshold", "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+}  # fmt: skip
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def asked_zero(optimizer: str) -> dict[str, Any]:
+    """The section zero_optimization that the launch configuration asks for.
+
+    Args:
+        optimizer: of the run.
+
+    Raises:
+        ValueError: it asks for something else too, or for what is not supported; DeepSpeed is not
+            installed or cannot take this optimizer.
+    """
+    if optimizer != "adamw":
+        raise ValueError(
+            f"DeepSpeed trains with --optimizer adamw here, not with {optimizer}: give that, or "
+            "use launch/fsdp2.yaml"
+        )
+    section: dict[str, Any] = {}
+    file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if file.lower() != "none":
+        asked = {k: v for k, v in read_json(Path(file)).items() if v != "auto"}
+        section = asked.pop("zero_optimization", {})
+        if asked or not isinstance(section, dict):
+            raise ValueError(
+                f"{file}: {next(iter(asked), 'zero_optimization')!r:.60} is not supported; recipes "
+                "decide precision, optimizer, schedule, clipping and batches by their flags: leave "
+                "zero_optimization alone there"
+            )
+        section = {k: v for k, v in section.items() if v != "auto"}
+    elif "ACCELERATE_DEEPSPEED_ZERO_STAGE" in os.environ:
+        said = os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"]
+        section = {"stage": int(said) if said.isdigit() else said}
+    if other := sorted(map(str, section.keys() - TUNING)):
+        raise ValueError(
+            f"DeepSpeed's {other[0]!r:.60} is not supported here: "
+            "launch/deepspeed_zero3.yaml has what is"
+        )
+    if section.get("stage") not in (1, 2, 3):
+        raise ValueError(
+            f"DeepSpeed with zero_stage: {section.get('stage')!r:.20}: give 1, 2 or 3, as in "
+            "launch/deepspeed_zero2.yaml"
+        )
+    if not find_spec("deepspeed"):
+        raise ValueError("DeepSpeed is not installed: pip install 'muybridge[deepspeed]'")
+    return section
+
+
+def begin(
+    model: nn.Module, optimizer: torch.optim.Optimizer, section: dict[str, Any],
+    device: torch.device,
+) -> Any:  # fmt: skip
+    """Hand a model and its optimizer to DeepSpeed, in the processes that have met already.
+
+    Args:
+        model: on the device.
+        optimizer: over its parameters, AdamW.
+        section: as `asked_zero` gave it.
+        device: of this process.
+
+    Returns:
+        its engine; scalars of the model have shape (1,) from now on, since it knows no others.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", device.type)  # or it guesses, and warns
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    # A faster gloo, at the price of minutes of compiling in every new environment.
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+    deepspeed.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+    for parameter in model.parameters():
+        if parameter.ndim == 0:
+            parameter.data = parameter.data.reshape(1)
+    config = {
+        "train_micro_batch_size_per_gpu": 1,  # it only multiplies this
+        "gradient_accumulation_steps": 1,  # `sync` says where a step ends
+        "zero_optimization": section,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
+
+
+def step(engine: Any, clip_grad: float, factor: float) -> float:
+    """What `Engine.step` does."""
+    zero = engine.optimizer
+    if factor != 1:
+        for gradients in zero.averaged_gradients.values():
+            if gradients:
+                torch._foreach_mul_([g for g in gradients if g is not None], factor)
+    zero.clip_grad = clip_grad
+    engine.step()
+    return math.nan if zero.overflow else float(engine.get_global_grad_norm())
+
+
+def gathered(parameters: list[nn.Parameter]) -> AbstractContextManager:
+    """Have parameters in one piece on every process; all have to call this."""
+    if not any(hasattr(p, "ds_id") for p in parameters):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters)
+
+
+def moments(
+    engine: Any, parameters: Iterable[tuple[str, nn.Parameter, torch.Size]]
+) -> Iterator[tuple[str, Tensor]]:
+    """What the optimizer remembers, whole, by `parameter.key`; all processes have to call this.
+
+    Args:
+        engine: of `begin`.
+        parameters: their names and the shapes that they had before `begin`.
+    """
+    states = engine.optimizer.optimizer.state
+    if not states:
+        return
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    _link(engine)
+    steps = next(iter(states.values()))["step"]
+    for name, parameter, shape in parameters:
+        if parameter.requires_grad:
+            yield f"{name}.step", steps.clone()
+            for key in MOMENTS:
+                yield f"{name}.{key}", safe_get_full_optimizer_state(parameter, key).reshape(shape)
+
+
+def write(
+    engine: Any, values: dict[nn.Parameter, Tensor], states: dict[nn.Parameter, dict[str, Tensor]]
+) -> None:
+    """Give parameters values, and the optimizer what it remembers; all processes have to call this.
+
+    Args:
+        engine: of `begin`.
+        values: whole, on every process alike.
+        states: likewise, of those that have any: `step`, `exp_avg` and `exp_avg_sq`.
+    """
+    from deepspeed import utils as tools
+    from deepspeed import zero as zeros
+
+    zero = engine.optimizer
+    sharded = engine.zero_optimization_stage() == 3
+    flat = zero.fp32_partitioned_groups_flat if sharded else zero.single_partition_of_fp32_groups
+    if states:
+        steps = next(iter(states.values()))["step"]
+        for part in flat:  # which remembers nothing before a first step
+            zero.optimizer.state[part] = {"step": steps.to(part.device).clone()} | {
+                key: torch.zeros_like(part) for key in MOMENTS
+            }
+        _link(engine)
+    for parameter, value in values.items():
+        mine: dict[str, Tensor] = states.get(parameter, {})
+        if not sharded:
+            parameter.data.copy_(value)
+            if parameter.requires_grad:
+                tools.safe_set_full_fp32_param(parameter, parameter.data)
+                for key in MOMENTS if mine else ():
+                    tools.safe_set_full_optimizer_state(parameter, mine[key].to(value.device), key)
+            continue
+        with zeros.GatheredParameters([parameter], modifier_rank=0):
+            parameter.data.copy_(value)
+        if parameter.requires_grad:
+            _fill(tools.safe_get_local_fp32_param(parameter), value)
+            for key in MOMENTS if mine else ():
+                _fill(tools.safe_get_local_optimizer_state(parameter, key), mine[key])
+
+
+def _fill(part: Tensor, value: Tensor) -> None:
+    """Put this process's part of a whole tensor into `part`; the last one has some padding."""
+    first = part.numel() * dist.get_rank()
+    own = value.flatten()[first : first + part.numel()]
+    part.data[: own.numel()].copy_(own)
+
+
+def _link(engine: Any) -> None:
+    """Let parameters find their moments: DeepSpeed does so after the first group's first step."""
+    zero = engine.optimizer
+    if engine.zero_optimization_stage() < 3:
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
