@@ -234,8 +234,8 @@ def test_two_machines_on_loopback_train_as_one_does(tiny_pack, tmp_path):
         said, _ = machine.communicate(timeout=600)
         assert machine.returncode == 0, said[-3000:]
     alone = SMALL.format(data=tiny_pack, out=tmp_path / "alone").split()
-    done = start([sys.executable, "recipes/videomae.py", *alone])
-    done.communicate(timeout=600)
+    said, _ = (done := start([sys.executable, "recipes/videomae.py", *alone])).communicate()
+    assert done.returncode == 0, said[-3000:]
     for one, two in zip(*(log_lines(tmp_path / n) for n in ("alone", "run")), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], abs=1e-6)
 
