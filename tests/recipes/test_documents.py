@@ -78,6 +78,7 @@ RULES = [
     Rule(r"^python tests/fuzz/run\.py", listed="tests/fuzz runs it"),
     Rule(r"^python -m downstream\.models", listed="tests/unit/test_models.py runs it"),
     Rule(r"^python -m pretrain\.data\.untrimmed", listed="tests/recipes/test_detect.py runs it"),
+    Rule(r"^python -m pretrain\.data\.index_size", listed="tests/unit/test_columns.py runs it"),
     Rule(r"^python -m pretrain\.data\.flow_error", listed="tests/unit/test_flow.py runs it"),
     Rule(r"^python -m pretrain\.data\.pose_errors", listed="test_pose_errors.py runs it"),
     Rule(r"finetune\.py --model (stgcn|skeleton_lstm)", parsed="test_skeletons.py trains joints"),

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from pretrain.data import columns, shared
+from pretrain.data import columns, index_size, shared
 from pretrain.data.index import checked_lines, load_index
 from pretrain.data.sampling import epoch_order
 from pretrain.data.shards import Pack, TrainClips
@@ -269,3 +269,9 @@ def test_training_sees_the_same_clips_with_mapped_orders(tiny_pack, monkeypatch,
         seen.append([clips.sample_at(*divmod(p, len(clips.ids))) for p in range(100)])
     assert seen[0] == seen[1] and [*tmp_path.rglob("order*.npy")] and [*tmp_path.rglob("split*")]
     assert sorted(seen[0][:32]) == sorted(pack.split("train").tolist())
+
+
+def test_the_price_of_an_index_is_measured(capsys):
+    found = index_size.main(index_size.Config(clips=3000, processes=1, workers=2, reads=50))
+    assert {"open", "choose", "read", "memory"} == found.keys() and found["memory"] < 0.5
+    assert "3000 clips" in capsys.readouterr().out
