@@ -23,6 +23,7 @@ makes of the folder that holds them the pack that one machine would have made.
 """
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal
 
 from pretrain.data.merge import merge
@@ -102,7 +103,8 @@ def main(config: Config) -> dict:
         )
     print(f"packed: {for_screen(config.out)}")
     if part:
-        print("next, when all parts are packed: python recipes/pack.py --merge")
+        parts = for_shell(str(Path(config.out).parent))
+        print(f"next, with all parts: python recipes/pack.py --source {parts} --out PACK --merge")
         return index
     pose = index.get("streams", {}).get("pose", {})
     command = "videomae.py"

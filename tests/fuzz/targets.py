@@ -206,14 +206,16 @@ def _pack_seeds() -> list[Files]:
         "shards": [{"name": name, "bytes": size, "sha256": digest, "num_clips": 4}],
         "clips_sha256": hashlib.sha256(lines).hexdigest(),
     }  # fmt: skip
-    return [
-        {
-            "index.json": json.dumps(index).encode(),
-            "clips.jsonl": lines,
-            name: shard,
-            "refused.jsonl": b"",
-        }
-    ]
+    from pretrain.data.columns import columns_file, make_columns
+
+    old = {
+        "index.json": json.dumps(index).encode(),
+        "clips.jsonl": lines,
+        name: shard,
+        "refused.jsonl": b"",
+    }
+    columns = make_columns(zip(lines.splitlines(), rows, strict=True), ["run", "walk"])
+    return [old, old | {"clips.safetensors": columns_file(columns, index["clips_sha256"])}]
 
 
 def _stream_seeds(clip: dict) -> dict[str, dict]:
