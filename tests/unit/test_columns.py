@@ -123,8 +123,11 @@ def test_without_a_cache_columns_stay_in_memory(copied, tiny_pack, monkeypatch, 
 
 
 def _flip(path: Path) -> None:
+    """Puts the last clip into the other split, which it could be in."""
     data = bytearray(path.read_bytes())
-    data[-200] ^= 1
+    length = int.from_bytes(data[:8], "little")
+    stop = json.loads(data[8 : 8 + length])["split"]["data_offsets"][1]
+    data[8 + length + stop - 4] ^= 1
     path.write_bytes(data)
 
 
@@ -172,6 +175,20 @@ def test_columns_that_contradict_a_line_are_named(copied):
     with pytest.raises(ValueError, match=r"clips.jsonl:1 .*split.* delete that file"):
         Pack(copied).record(0)
     assert Pack(copied).record(1) == rows[1]
+
+
+@pytest.mark.parametrize("change", [{"offset": 2**40}, {"sha256": 7}, {"key": "../../up"}])
+def test_a_line_that_cannot_be_is_refused_though_columns_say_the_same(copied, change):
+    rows = lines_of(copied)
+    rows[1] |= change
+    with_lines(copied, [json.dumps(row) for row in rows])
+    index, lines = load_index(copied), (copied / "clips.jsonl").read_bytes().splitlines()
+    made = columns.make_columns(zip(lines, rows, strict=True), index["classes"])
+    (copied / NAME).write_bytes(columns.columns_file(made, index["clips_sha256"]))
+    pack = Pack(copied)
+    assert pack.record(0) == rows[0]
+    with pytest.raises(ValueError, match=rf"jsonl:2: no usable {min(change)}"):
+        pack.record(1)
 
 
 def test_a_changed_line_of_a_large_pack_is_named_when_it_is_read(copied, monkeypatch):
