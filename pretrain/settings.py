@@ -34,6 +34,9 @@ class Machine:
     and on the CPU none in training, one in evaluation."""
     threads: OptionalCount = None
     """CPU threads of each process; by default all cores, shared by the processes."""
+    decoder: Literal["pyav", "decord"] | None = None
+    """What decodes frames, to the same bits; by default pyav, the fastest wherever it was measured
+    (benchmark.py --what decode)."""
     cache_gib: OptionalPositive = None
     """Most of data far away (s3://, gs://, https://, hf://) that is kept here, GiB; by default 16.
     It decides no number."""

@@ -4,6 +4,8 @@
     python recipes/benchmark.py --what loader        clips per second per core
     python recipes/benchmark.py --what step          a training step against transformers' model
     python recipes/benchmark.py --what frames        which attention over space and time pays when
+    python recipes/benchmark.py --what decode        which decoder is the fastest here
+    python recipes/benchmark.py --what stream        a pack far away against the same pack here
 
 Loader: one clip of 16 frames at stride 4 with a random multi-scale crop to 224 pixels, from videos
 of 10 s, 340x256 pixels and 30 fps (rendered here, without a download). It is compared with what
@@ -19,6 +21,10 @@ compilation.
 Frames: FLOPs, bytes kept for the backward pass, and clips/s of a training step for ViViT's four
 models and Video Swin as clips grow from 8 to 64 frames, with a figure. All widths are 192, with
 twelve blocks and 112 pixels; the Video Swin is our tiny one.
+
+Decode: 16 frames at stride 4 of packed clips of two sizes by each `--decoder`. Stream: an epoch of
+the loader from the disk; from a web server at loopback where each request waits for 20 ms, into an
+empty cache; and from that cache.
 """
 
 import dataclasses
@@ -42,6 +48,7 @@ from pretrain import device, log
 from pretrain.data.pack import pack
 from pretrain.data.sampling import counter_rng, dense_indices, multi_scale_box
 from pretrain.data.shards import Pack, TrainClips
+from pretrain.data.stream_speed import measure, rows_of
 from pretrain.files import is_there
 from pretrain.flags import Count, Seed
 from pretrain.interop.videomae import to_transformers
@@ -58,7 +65,7 @@ SPEC = InputSpec(frames=16, stride=4, size=224)
 class Config:
     """The quantity to measure."""
 
-    what: Literal["all", "loader", "step", "frames"] = "all"
+    what: Literal["all", "loader", "step", "frames", "decode", "stream"] = "all"
     """Which part; all: loader and step."""
     model: str = "vit_s"
     """Encoder size of the step: ti, s, b, l or h."""
@@ -357,6 +364,50 @@ def benchmark_frames(cfg: Config) -> dict:
     return found
 
 
+# ------------------------------------------------------------------------------- decoders, stream
+
+
+def benchmark_decode(cfg: Config, num_clips: int = 20) -> dict[str, float]:
+    """Print CPU milliseconds per clip of every decoder; returns how many times the first takes."""
+    results, rows = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for side, frames in ((54, 32), (256, 300)):
+            raw, out = Path(folder) / f"raw{side}", Path(folder) / f"pack{side}"
+            raw.mkdir()
+            for i in range(4):
+                draw_video(raw / f"{i}.mp4", i, frames)
+            pack(raw, out, short_side=side, progress=False)
+            packs = {name: Pack(out, decoder=name) for name in ("pyav", "decord")}
+
+            def decode(packed: Pack) -> float:
+                start = time.process_time()
+                for i in range(num_clips):
+                    record = packed.record(i % len(packed))
+                    rng = counter_rng(cfg.seed, i)
+                    packed.frames(record, dense_indices(record["frames"], 16, 4, rng))
+                return (time.process_time() - start) / num_clips
+
+            seconds = interleave({n: partial(decode, p) for n, p in packs.items()}, cfg.rounds)
+            for name, s in seconds.items():
+                results[f"{name} {side}"] = s / seconds["pyav"]
+                what = f"{name}, {frames} frames of {side} pixels"
+                rows[what] = f"{1000 * s:6.1f} ms  {s / seconds['pyav']:5.2f}x"
+    log.print_table("decoding 16 frames, one clip (CPU time)", rows)
+    return results
+
+
+def benchmark_stream(cfg: Config) -> dict[str, list[tuple[float, float]]]:
+    """Print clips/s of an epoch from here and from far away; returns all rounds."""
+    with tempfile.TemporaryDirectory() as folder:
+        raw = Path(folder) / "raw"
+        raw.mkdir()
+        for i in range(6):
+            draw_video(raw / f"{i}.mp4", i)
+        found = measure(raw, SPEC, cfg.rounds, cfg.seed)
+    log.print_table("an epoch of the loader, medians", rows_of(found))
+    return found
+
+
 def main(cfg: Config) -> dict:
     """Run the chosen parts; returns the ratios."""
     if cfg.out and is_there(cfg.out):
@@ -368,6 +419,10 @@ def main(cfg: Config) -> dict:
         results["step"] = benchmark_step(cfg)
     if cfg.what == "frames":
         results["frames"] = benchmark_frames(cfg)
+    if cfg.what == "decode":
+        results["decode"] = benchmark_decode(cfg)
+    if cfg.what == "stream":
+        results["stream"] = benchmark_stream(cfg)
     if cfg.out:
         log.write_json(Path(cfg.out), results)
     return results

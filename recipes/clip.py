@@ -313,7 +313,7 @@ def main(cfg: Config) -> dict:
 
     # ---- data: before the process group exists, which does not wait so long
     side, say = packing_side(model.video.input_spec.size), is_first()
-    packs = open_all(cfg.data, side, say, cfg.machine.cache_gib)
+    packs = open_all(cfg.data, side, say, cfg.machine)
     record_method(model.video, *(pack.index for pack in packs))
     spec = model.video.input_spec
     chosen = pairs.clips_with_text(texts, cfg.data, packs, cfg.split, spec, say)

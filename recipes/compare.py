@@ -182,6 +182,7 @@ def command_of(config: Config, entry: Entry, seed: int, out: Path) -> list[str]:
         config.test_split,
         "--num-workers", str(config.machine.num_workers), "--precision", config.machine.precision,
         "--threads", str(config.machine.threads), "--cache-gib", str(config.machine.cache_gib),
+        "--decoder", str(config.machine.decoder),
     ]  # fmt: skip
     if config.protocol == "probe":
         return [
@@ -290,7 +291,7 @@ def claims_of(
         return claims
     # Who is seen in a video, where the data say so; from the pack for models of this size, which
     # is there.
-    pack = open_data(config.data, packing_side(int(size)), False, config.machine.cache_gib)
+    pack = open_data(config.data, packing_side(int(size)), False, config.machine)
     people = {r["source"]: r["subject"] for r in pack.records() if r["subject"] is not None}
     return claims + paired_claims(predictions, people)
 

@@ -108,7 +108,8 @@ class Config:
 
 def unused(config: Config) -> dict[str, str]:
     """Values that others leave without effect, and why."""
-    why = dict.fromkeys(("weights", "classes"), "with --text") if config.text else {}
+    why = dict.fromkeys(("decoder", "cache_gib"), "where single files are read")
+    why |= dict.fromkeys(("weights", "classes"), "with --text") if config.text else {}
     return why | ({"threshold": "with --thresholds"} if config.thresholds else {})
 
 

@@ -250,7 +250,7 @@ def main(config: Config) -> dict:
     # As recipes/videomae.py packs raw data, so that one pack serves both; a test crop is the whole
     # short side, scaled to `size`.
     side = packing_side(encoder.input_spec.size)
-    pack = open_data(config.data, side, cache_gib=config.machine.cache_gib)
+    pack = open_data(config.data, side, machine=config.machine)
     given = choose_folds(
         pack, config.train_split, config.test_split, config.leave_one_out, config.seed
     )

@@ -127,7 +127,7 @@ def search(config: Config, model: VideoText, how: Extraction) -> dict:
     out = Path(config.out or default_folder("search", config.backbone, config.data))
     lock = claim(out, ("search.json", "contact_sheet.png"))
     side = packing_side(model.video.input_spec.size)
-    pack = open_data(config.data, side, cache_gib=config.machine.cache_gib)
+    pack = open_data(config.data, side, machine=config.machine)
     samples = np.arange(len(pack))
     names, videos, owner = embed_sources(config, model, pack, samples, how)
     text, cut = embed_texts(model, [config.query], how.device, config.machine.precision)
@@ -194,7 +194,7 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
     out = Path(config.out or default_folder("retrieval", config.backbone, config.data))
     try_results(out)
     side = packing_side(model.video.input_spec.size)
-    pack = open_data(config.data, side, cache_gib=config.machine.cache_gib)
+    pack = open_data(config.data, side, machine=config.machine)
     samples, notes = captioned(pack, config.test_split)
     settings = {
         "weights_sha256": weights_hash(model),

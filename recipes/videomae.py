@@ -331,7 +331,7 @@ def main(cfg: Config) -> dict:
     try_run(folder, cfg, {"knn_every"})
 
     # ---- data: before the process group exists, which does not wait so long
-    pack = open_data(cfg.data, packing_side(cfg.size), is_first(), cfg.machine.cache_gib)
+    pack = open_data(cfg.data, packing_side(cfg.size), is_first(), cfg.machine)
     ids = pack.split_if_any(cfg.split)
     pack.check_streams(ids, masked.clip, takes_streams(cfg))
     record_method(masked.encoder, pack.index)

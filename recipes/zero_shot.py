@@ -134,7 +134,11 @@ def texts_of_labels(pack: Pack) -> dict[str, str]:
 
 def unused(config: Config) -> dict[str, str]:
     """Values that a single file leaves without effect, and why."""
-    return dict.fromkeys(("test_split", "seed"), "with --video") if config.video else {}
+    return (
+        dict.fromkeys(("test_split", "seed", "decoder", "cache_gib"), "with --video")
+        if config.video
+        else {}
+    )
 
 
 def refuse_confusion(config: Config) -> None:
@@ -267,7 +271,7 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
     out = Path(config.out or default_folder("zero-shot", config.backbone, config.data))
     try_results(out)
     side = packing_side(model.video.input_spec.size)
-    pack = open_data(config.data, side, cache_gib=config.machine.cache_gib)
+    pack = open_data(config.data, side, machine=config.machine)
     videos, notes = labelled_videos(pack, config.test_split)
     classes, words, given = classes_of_data(config, pack, videos)
     auto = "third_person" if given and not config.classes else "openai_kinetics"

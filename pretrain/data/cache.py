@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock
@@ -17,6 +18,7 @@ from pretrain.data.sources import Source, list_sources
 from pretrain.data.synthetic import SYNTHETIC_VERSION, make_dataset
 from pretrain.files import cache_folder
 from pretrain.names import file_name, for_screen
+from pretrain.settings import MACHINE, Machine
 from pretrain.spec import InputSpec, Joints
 
 BUILT_IN = "synthetic"
@@ -121,9 +123,7 @@ def methods_for(spec: InputSpec, listed: Iterable[Source], who: str) -> dict[str
     return found
 
 
-def open_data(
-    source: str, short_side: int, say: bool = True, cache_gib: float | None = None
-) -> Pack:
+def open_data(source: str, short_side: int, say: bool = True, machine: Machine = MACHINE) -> Pack:
     """Open a pack, packing raw data first.
 
     Packing is incremental and locked, so every process of a run may call this: one works, the
@@ -135,18 +135,21 @@ def open_data(
             "synthetic:3600", one of that many clips.
         short_side: pixels to which raw data are packed.
         say: print what is done and show progress.
-        cache_gib: most of a pack far away that is kept here, GiB; None: as `open_remote` has it.
+        machine: how frames are decoded, and how much of a pack far away is kept here.
 
     Raises:
         ValueError: there is nothing of the kind, or nothing in it can be used.
     """
+    decoder = machine.decoder or "pyav"
     if is_address(source):
-        return open_far(source, cache_gib, say)
-    if cache_gib is not None:
-        raise ValueError(f"--cache-gib {cache_gib:g}: {source} is not far away, leave it out")
+        return _open_far(source, machine.cache_gib, say, decoder)
+    if machine.cache_gib is not None:
+        raise ValueError(
+            f"--cache-gib {machine.cache_gib:g}: {source} is not far away, leave it out"
+        )
     path, num_clips = Path(source), synthetic_clips(source)
     if not num_clips and os.path.lexists(path / "index.json"):
-        return Pack(path)
+        return Pack(path, decoder=decoder)
     if not num_clips:
         _refuse_missing(source)
     cache = cache_folder()
@@ -162,19 +165,20 @@ def open_data(
         what = f"packed before: {folder}" if kept else f"packing into {folder}, kept for next time"
         print(for_screen(f"{source}: {what}"), flush=True)
     pack(path, folder, short_side=short_side, progress=say, anew=True)
-    return Pack(folder, source)
+    return Pack(folder, source, decoder=decoder)
 
 
-def open_all(sources: Sequence[str], short_side: int, say: bool, gib: float | None) -> list[Pack]:
+def open_all(sources: Sequence[str], short_side: int, say: bool, machine: Machine) -> list[Pack]:
     """`open_data` of several, of which one at least has to be far away if a cache is given."""
     far = [is_address(source) for source in sources]
-    gibs = [gib if there or not any(far) else None for there in far]
+    near = replace(machine, cache_gib=None) if any(far) else machine
     return [
-        open_data(source, short_side, say, own) for source, own in zip(sources, gibs, strict=True)
+        open_data(source, short_side, say, machine if there else near)
+        for source, there in zip(sources, far, strict=True)
     ]
 
 
-def open_far(address: str, cache_gib: float | None = None, say: bool = True) -> Pack:
+def _open_far(address: str, cache_gib: float | None, say: bool, decoder: str) -> Pack:
     """Open a pack far away; its shards come when they are wanted.
 
     Raises:
@@ -182,7 +186,7 @@ def open_far(address: str, cache_gib: float | None = None, say: bool = True) -> 
     """
     remote = open_remote(address, cache_gib, say)
     try:
-        return Pack(remote.folder, remote.address, remote)
+        return Pack(remote.folder, remote.address, remote, decoder)
     except ValueError as error:
         raise ValueError(str(error).replace(str(remote.folder), remote.address)) from error
 

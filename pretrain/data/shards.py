@@ -70,6 +70,7 @@ class Pack:
         folder: where it lies.
         name: what the user called the data, for messages; by default the folder.
         remote: where its shards come from, if it lies far away; `folder` is then the cache's.
+        decoder: of frames, "pyav" or "decord".
         index: the content of index.json.
         classes: label names, sorted; a label's number is its place here.
 
@@ -78,8 +79,11 @@ class Pack:
             cannot be true.
     """
 
-    def __init__(self, folder: str | Path, name: str | None = None, remote: Remote | None = None):
-        self.folder, self.remote = Path(folder), remote
+    def __init__(
+        self, folder: str | Path, name: str | None = None, remote: Remote | None = None,
+        decoder: str = "pyav",
+    ):  # fmt: skip
+        self.folder, self.remote, self.decoder = Path(folder), remote, decoder
         self.name = name or str(folder)
         self.index = load_index(self.folder)
         self.classes: list[str] = self.index["classes"]
@@ -96,7 +100,8 @@ class Pack:
                 )
 
     def __reduce__(self) -> tuple:
-        return Pack, (self.folder, self.name, self.remote)  # another process maps the same files
+        # Another process maps the same files.
+        return Pack, (self.folder, self.name, self.remote, self.decoder)
 
     def __len__(self) -> int:
         return len(self._clips)
@@ -208,7 +213,7 @@ class Pack:
             raise DecodeError("a recording of poses alone has no frames")
         data = self.read(record)
         with self._blaming(record, data, record["sha256"]):
-            return read_frames(data, indices, (record["width"], record["height"]))
+            return read_frames(data, indices, (record["width"], record["height"]), self.decoder)
 
     def levels(self, record: dict, indices: np.ndarray) -> Tensor:
         """Flow at frames by number, uint8 (len(indices), 2, H, W); see `pretrain/data/flow.py`.

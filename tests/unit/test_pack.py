@@ -19,6 +19,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 from PIL import Image
 
@@ -1411,9 +1412,21 @@ def test_clips_of_any_shape_are_decoded(tmp_path, size):
     assert read_frames(data, np.array([3]), size).shape == (1, size[1], size[0], 3)
 
 
-def test_clips_are_decoded_only_as_what_the_index_says(tmp_path):
+@pytest.mark.parametrize("size", [(68, 54), (340, 256)])
+def test_decord_gives_the_same_bits(tmp_path, size):
+    pytest.importorskip("decord")
+    data = ready_video(tmp_path / "a.mp4", frames=70, size=size).read_bytes()
+    for wanted in (np.arange(0, 64, 4), np.array([69, 3, 3, 40]), np.array([0])):
+        ours, theirs = (read_frames(data, wanted, size, d) for d in ("pyav", "decord"))
+        assert torch.equal(ours, theirs)
+    with pytest.raises(DecodeError):
+        read_frames(data, np.array([70]), size, "decord")
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+def test_clips_are_decoded_only_as_what_the_index_says(tmp_path, decoder):
     good = ready_video(tmp_path / "good.mp4").read_bytes()
-    assert len(read_frames(good, np.array([3]), (96, 64))) == 1
+    assert len(read_frames(good, np.array([3]), (96, 64), decoder)) == 1
     other = ready_video(tmp_path / "other.mp4", size=(128, 64)).read_bytes()
     matroska = write_video(tmp_path / "a.mkv").read_bytes()
     mpeg4 = write_video(tmp_path / "b.mp4", codec="mpeg4").read_bytes()
@@ -1431,15 +1444,15 @@ def test_clips_are_decoded_only_as_what_the_index_says(tmp_path):
         b"\0" * 99,
     ):
         with pytest.raises(DecodeError):
-            read_frames(data, np.array([3]), (96, 64))
+            read_frames(data, np.array([3]), (96, 64), decoder)
     claims = bytearray(good)
     at = claims.index(b"stsz") + 8
     claims[at : at + 8] = (1).to_bytes(4, "big") + (2**31 - 1).to_bytes(4, "big")
     with pytest.raises(DecodeError, match="claims"):
-        read_frames(bytes(claims), np.array([3]), (96, 64))
+        read_frames(bytes(claims), np.array([3]), (96, 64), decoder)
     for path in ("clip.mp4", Path("clip.mp4"), None):
         with pytest.raises(ValueError, match="read_bytes"):
-            read_frames(path, np.array([3]))
+            read_frames(path, np.array([3]), None, decoder)
 
 
 def test_packing_imports_no_decoder():

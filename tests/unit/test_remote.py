@@ -26,6 +26,7 @@ from pretrain.data.pack import pack
 from pretrain.data.remote import Unreachable
 from pretrain.data.sampling import window_order
 from pretrain.data.shards import Pack, Positions, TrainClips, train_batches
+from pretrain.settings import Machine
 from pretrain.spec import InputSpec
 from pretrain.videomae import mask_of_view
 from recipes import pack as pack_recipe
@@ -216,7 +217,7 @@ def test_without_the_extra_it_is_named(store, tmp_path, monkeypatch):
 
 def test_the_size_of_a_cache_is_for_data_far_away(packed):
     with pytest.raises(ValueError, match="--cache-gib"):
-        open_data(str(packed), 64, cache_gib=1)
+        open_data(str(packed), 64, machine=Machine(cache_gib=1))
 
 
 def test_the_cache_keeps_within_its_bounds_and_clears_what_a_killed_process_left(
@@ -226,7 +227,7 @@ def test_the_cache_keeps_within_its_bounds_and_clears_what_a_killed_process_left
     sizes = [shard["bytes"] for shard in here.index["shards"]]
     about = sum((packed / name).stat().st_size for name in ABOUT)
     limit = about + sum(sizes) + 100
-    far = open_data(store.url, 64, cache_gib=limit / 2**30)
+    far = open_data(store.url, 64, machine=Machine(cache_gib=limit / 2**30))
     others = tmp_path / "cache" / "remote" / "other-0123456789abcdef"
     others.mkdir()
     left = others / "tmp-0123-5000-shard-00000-00000000.tar"
@@ -240,7 +241,7 @@ def test_the_cache_keeps_within_its_bounds_and_clears_what_a_killed_process_left
     assert not left.exists() and not (others / "shard-00001-00000000.tar").exists()
     assert max(store.asked.values()) == 1
     with pytest.raises(ValueError, match="--cache-gib"):
-        open_data(store.url, 64, cache_gib=max(sizes) / 2**30)
+        open_data(store.url, 64, machine=Machine(cache_gib=max(sizes) / 2**30))
 
 
 def test_two_processes_share_a_cache_and_a_killed_one_leaves_nothing(store, packed, tmp_path):
