@@ -413,16 +413,13 @@ def main(cfg: Config) -> dict:
     if cfg.out and is_there(cfg.out):
         raise ValueError(f"--out {cfg.out} exists already: give another name")
     results: dict = {"config": dataclasses.asdict(cfg)}
-    if cfg.what in ("all", "loader"):
-        results["loader"] = benchmark_loader(cfg)
-    if cfg.what in ("all", "step"):
-        results["step"] = benchmark_step(cfg)
-    if cfg.what == "frames":
-        results["frames"] = benchmark_frames(cfg)
-    if cfg.what == "decode":
-        results["decode"] = benchmark_decode(cfg)
-    if cfg.what == "stream":
-        results["stream"] = benchmark_stream(cfg)
+    parts: dict[str, Callable[[Config], dict]] = {
+        "loader": benchmark_loader, "step": benchmark_step, "frames": benchmark_frames,
+        "decode": benchmark_decode, "stream": benchmark_stream,
+    }  # fmt: skip
+    for name, part in parts.items():
+        if cfg.what == name or (cfg.what == "all" and name in ("loader", "step")):
+            results[name] = part(cfg)
     if cfg.out:
         log.write_json(Path(cfg.out), results)
     return results
