@@ -13,7 +13,7 @@ from pretrain.flow_colours import draw_flow
 from pretrain.masked import MaskedPixels
 from pretrain.modes import evaluating
 from pretrain.spec import FLOW_LEVELS, FLOW_ZERO
-from pretrain.videomae import VideoMAE, patch_statistics
+from pretrain.videomae import MOST_MOTION, VideoMAE, patch_statistics
 from pretrain.vit import patchify, take_tokens, unpatchify
 
 
@@ -126,7 +126,8 @@ def reconstruct(
 
     results = [as_video(torch.full_like(take_tokens(patches, masked), 0.5))]
     if model.target == "flow":
-        levels = (prediction.float().clamp(-1, 1) * FLOW_LEVELS + FLOW_ZERO) / 255
+        motion = (prediction.float() / MOST_MOTION).clamp(-1, 1)
+        levels = (motion * FLOW_LEVELS + FLOW_ZERO) / 255
         if target is None:
             return results[0], as_video(levels)
         flow = patchify(target, tubelet, patch).float() / 255

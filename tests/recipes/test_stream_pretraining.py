@@ -118,13 +118,13 @@ def test_the_target_of_flow_is_motion_over_the_bound():
     video = torch.randint(1, 256, (2, 2, 4, 16, 16), dtype=torch.uint8)
     tokens = torch.arange(8).expand(2, 8)
     loss, prediction = model(video, tokens[:, :3], tokens[:, 3:])
-    moves = (video.double() - 128) / 127
+    moves = (video.double() - 128) * 20 / 127  # pixels of a crop of 224
     target = patchify(moves, 2, 8)[:, 3:]
     assert loss.item() == pytest.approx((prediction - target).square().mean().item(), rel=1e-5)
     visible, rebuilt = reconstruct(model, video, tokens[:, :3], tokens[:, 3:])
     levels = patchify(rebuilt, 2, 8)
     assert torch.equal(levels[:, :3], patchify(video, 2, 8)[:, :3])
-    expected = (prediction.clamp(-1, 1) * 127 + 128).round()
+    expected = ((prediction / 20).clamp(-1, 1) * 127 + 128).round()
     assert (levels[:, 3:].float() - expected).abs().max() <= 1
     assert (patchify(visible, 2, 8)[:, 3:] == 128).all()
 
@@ -249,7 +249,7 @@ def test_the_loss_is_that_of_flow_over_its_bound(number):
         for place, token in enumerate(tokens[row, 3:].tolist()):
             t, y, x = token // 4 * 2, token // 2 % 2 * 8, token % 2 * 8
             block = flow[row, :, t : t + 2, y : y + 8, x : x + 8].double()
-            moves = (block.permute(1, 2, 3, 0).flatten() - 128) / 127
+            moves = (block.permute(1, 2, 3, 0).flatten() - 128) * 20 / 127
             total += (prediction[row, place].double() - moves).square().sum().item()
             count += moves.numel()
     assert loss.item() == pytest.approx(total / count, rel=1e-5)
@@ -265,7 +265,7 @@ def test_who_predicts_an_even_motion_has_no_loss(number):
     model = to_flow_models()[number]
     torch.nn.init.zeros_(model.head.weight)
     levels = torch.tensor([178, 90])
-    per_value = (levels.float() - 128) / 127
+    per_value = (levels.float() - 128) * (20 / 127)
     model.head.bias.data.copy_(per_value.repeat(model.head.out_features // 2))
     video = torch.randint(256, (1, 3, 4, 16, 16), dtype=torch.uint8)
     flow = levels.to(torch.uint8).view(1, 2, 1, 1, 1).expand(1, 2, 4, 16, 16).contiguous()
