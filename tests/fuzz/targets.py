@@ -730,7 +730,7 @@ def _check_flow(box: Path) -> None:
     assert flow.shape[1] == 2 and flow.dtype == np.float32 and np.isfinite(flow).all()
     flow = resize_flow(flow, 16, 12)
     levels = to_levels(flow, choose_bound(flow, 16, 12))
-    assert levels.shape == (2, 2, 12, 16) and levels.min() >= 1
+    assert levels.shape == (1 if is_flo else 2, 2, 12, 16) and levels.min() >= 1
 
 
 def _check_poses(box: Path) -> None:
