@@ -81,7 +81,10 @@ RULES = [
     Rule(r"^python -m pretrain\.data\.index_size", listed="tests/unit/test_columns.py runs it"),
     Rule(r"^python -m pretrain\.data\.flow_error", listed="tests/unit/test_flow.py runs it"),
     Rule(r"^python -m pretrain\.data\.pose_errors", listed="test_pose_errors.py runs it"),
-    Rule(r"finetune\.py --model (stgcn|skeleton_lstm)", parsed="test_skeletons.py trains joints"),
+    Rule(
+        r"finetune\.py --model (stgcn|skeleton_lstm|flow_stack)",
+        parsed="test_stream_families.py does it",
+    ),
     Rule(r"finetune\.py .*--model pose_attention", parsed="test_skeletons.py does it"),
     Rule(r"hf:|open_clip:|--weights imagenet|i3d_k400|_18_k400|--pose b", parsed="downloads"),
     Rule(r"--data (s3|gs|https|hf)://", parsed="tests/unit/test_remote.py does it from loopback"),
@@ -89,7 +92,10 @@ RULES = [
     Rule(r"pack\.py .*--merge", parsed="tests/unit/test_merge.py does it"),
     Rule(r"benchmark\.py", parsed="measures for minutes"),
     Rule(r"compare\.py .*--models", parsed="starts a process for every model"),
-    Rule(r"finetune.py paper --model i3d", "--frames 16 --size 32 --width 0.1"),
+    Rule(
+        r"finetune\.py (paper --model i3d|--model i3d --data packs/mine$)",
+        "--frames 16 --size 32 --width 0.1",
+    ),
     Rule(r"detect\.py .*--background other", "--background up"),
     Rule(r"--leave-out |fuse\.py .*runs/rgb", parsed="test_finetune.py and test_fuse.py do these"),
     Rule(r"videomae\.py .*--(stream|target) flow", parsed="test_stream_pretraining.py does it"),
