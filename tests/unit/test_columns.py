@@ -288,6 +288,7 @@ def test_training_sees_the_same_clips_with_mapped_orders(tiny_pack, monkeypatch,
     assert sorted(seen[0][:32]) == sorted(pack.split("train").tolist())
 
 
+@pytest.mark.slow
 def test_the_price_of_an_index_is_measured(capsys):
     found = index_size.main(index_size.Config(clips=3000, processes=1, workers=2, reads=50))
     assert {"open", "choose", "read", "memory"} == found.keys() and found["memory"] < 0.5
