@@ -157,6 +157,24 @@ def _named(words: Sequence[str]) -> set[str]:
     return named | {name.removeprefix("no_") for name in named}
 
 
+def refuse_repeated(words: Sequence[str], config: "DataclassInstance") -> None:
+    """Refuse flags that are typed twice, of which the parser would take the last.
+
+    Args:
+        words: of the command line.
+        config: the configuration that they gave.
+
+    Raises:
+        ValueError: one was; all values of a flag that takes several stand behind it once.
+    """
+    values = flat(config)
+    for name in sorted(typed(words, config)):
+        if sum(name in _named([word]) for word in words) > 1:
+            several = isinstance(values[name], tuple)
+            remedy = f"give all values behind one {flag(name)}" if several else "give it once"
+            raise ValueError(f"{flag(name)} is given twice, one would be ignored: {remedy}")
+
+
 def refuse_empty(words: Sequence[str], config: "DataclassInstance") -> None:
     """Refuse flags with nothing behind them: an unset variable of the shell, a forgotten value.
 

@@ -24,6 +24,7 @@ from pretrain.flags import (
     refuse_elsewhere,
     refuse_empty,
     refuse_numbers,
+    refuse_repeated,
     refuse_unused,
 )
 from pretrain.folders import writing
@@ -82,6 +83,7 @@ def cli(
         refuse_elsewhere(arguments, flags, elsewhere or {})
         parsed = parse(arguments, config, about)
         clean_screen()  # not before: help comes in colours
+        refuse_repeated(arguments, parsed)
         refuse_numbers(parsed)
         refuse_empty(arguments, parsed)
         parsed = go_by_epochs(arguments, parsed)

@@ -50,14 +50,15 @@ def is_first() -> bool:
 def start_accelerator(machine: Machine) -> Accelerator:
     """Join the process group: on the GPU if there is one and nobody chose the CPU, else with gloo.
 
-    `accelerate launch` silently sets one CPU thread, however many cores there are; here the number
-    is that of `machine`.
+    `accelerate launch` silently sets one CPU thread, however many cores there are; so the number is
+    that of `machine`, or all cores. Without a launcher OMP_NUM_THREADS is somebody's wish, and
+    stands in for a missing --threads.
 
     Raises:
         ValueError: several processes were asked for and this one would train alone, or there are
             more processes than GPUs.
     """
-    on_gpu = computes_on_gpu()
+    on_gpu, alone = computes_on_gpu(), not launched()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if on_gpu and here > torch.cuda.device_count():
         raise ValueError(
@@ -82,8 +83,15 @@ def start_accelerator(machine: Machine) -> Accelerator:
         )
     if not on_gpu:
         keep_memory()
-        torch.set_num_threads(machine.threads or cores_of_a_process())
+        if machine.threads or not (alone and os.environ.get("OMP_NUM_THREADS")):
+            torch.set_num_threads(machine.threads or cores_of_a_process())
     return accelerator
+
+
+def launched() -> bool:
+    """Whether a launcher started this process: torchrun, `accelerate launch` or DeepSpeed."""
+    marks = "WORLD_SIZE", "LOCAL_WORLD_SIZE", "ACCELERATE_DYNAMO_BACKEND"
+    return any(name in os.environ for name in marks)
 
 
 def cores_of_a_process() -> int:

@@ -33,7 +33,8 @@ class Machine:
     """Decoding processes of each process; 0: decode in between; by default up to 8 beside a GPU,
     and on the CPU none in training, one in evaluation."""
     threads: OptionalCount = None
-    """CPU threads of each process; by default all cores, shared by the processes."""
+    """CPU threads of each process; by default OMP_NUM_THREADS, or all cores; of a launch all cores,
+    shared by the processes."""
     decoder: Literal["pyav", "decord"] | None = None
     """What decodes frames, to the same bits; by default pyav, the fastest wherever it was measured
     (benchmark.py --what decode)."""

@@ -398,8 +398,7 @@ def finish(
     details = {
         "views": describe_views(model.input_spec, how, task.pooling),
         "training": {
-            # A falsy default: off, or the model's own.
-            **{k: v for k, v in flat(cfg).items() if v or v != unset[k]},
+            **{k: v for k, v in flat(cfg).items() if v != unset[k]},  # results.json has them all
             "weights": cfg.weights or ("of the backbone" if cfg.backbone else "from scratch"),
             "steps": run.step, "of": plan.steps, "clips": run.step * plan.batch_size,
             "minutes": state["seconds"] / 60, "best_step": state["best_step"] or run.step,

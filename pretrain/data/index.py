@@ -265,7 +265,7 @@ def wrong_stream(name: str, entry: object, row: dict) -> str | None:
         ("offset", _whole(entry.get("offset", 0), 0, 2**53)),
         ("bytes", _whole(size, 1, 2**53)),
         ("sha256", type(entry.get("sha256")) is str),
-        ("of", entry.get("of") == row["sha256"]),
+        ("clip hash", entry.get("of") == row["sha256"]),
         ("method", type(entry.get("method")) is str),
         ("parameters", type(entry.get("parameters")) is dict),
     ):

@@ -680,7 +680,7 @@ def test_evaluation_gives_every_stream(packed):
     [
         ({"offset": 2**40}, "offset"),
         ({"bytes": 0}, "bytes"),
-        ({"of": "0" * 64}, "of"),
+        ({"of": "0" * 64}, "clip hash"),
         ({"bound": 0}, "bound"),
         ({"bound": "wide"}, "bound"),
         ({"method": None}, "method"),

@@ -44,6 +44,24 @@ def test_processes_share_the_cores(asked, beside, expected, threads, monkeypatch
 
 
 @pytest.mark.parametrize(
+    ("asked", "launcher", "expected"), [(None, False, 2), (None, True, 6), (5, False, 5)]
+)
+def test_threads_of_the_environment_count_without_a_launcher(
+    asked, launcher, expected, threads, monkeypatch
+):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "ACCELERATE_DYNAMO_BACKEND"):
+        monkeypatch.delenv(name, raising=False)
+    if launcher:  # which sets one thread by itself
+        monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")
+    monkeypatch.setattr(processes, "usable_cores", lambda: 6)
+    monkeypatch.setattr(processes, "asked_processes", lambda: 1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    torch.set_num_threads(2)
+    processes.start_accelerator(Machine("fp32", threads=asked))
+    assert torch.get_num_threads() == expected
+
+
+@pytest.mark.parametrize(
     ("asked", "gpu", "expected"), [(None, True, 5), (None, False, 1), (3, True, 3), (0, False, 0)]
 )
 def test_what_decodes_goes_by_the_machine(asked, gpu, expected, monkeypatch):
