@@ -25,7 +25,7 @@ import torch.distributed as dist
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -213,14 +213,12 @@ class Engine:
         """Give every process its rows of each parameter; scalars, without rows, stay whole."""
         mesh = init_device_mesh(self.device.type, (self.processes,))
         scalars = {p for p in part.parameters() if p.ndim == 0}
-        half = torch.bfloat16 if self.accelerator.mixed_precision == "bf16" else None
-        # Blocks are gathered in the precision that autocast computes in anyway; what it adds up in
-        # float32, the stream between them, stays so.
-        policy = MixedPrecisionPolicy(half, torch.float32 if half else None, None, False)
+        # Rows are gathered in float32: autocast has the rest, the same numbers as under DDP. In
+        # bf16 half as much would travel, and norms, which autocast leaves in float32 on the CPU,
+        # would refuse their weights.
         reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
         for block in blocks_of(part):
-            fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard,
-                        ignored_params=scalars)  # fmt: skip
+            fully_shard(block, mesh=mesh, reshard_after_forward=reshard, ignored_params=scalars)
         fully_shard(part, mesh=mesh, ignored_params=scalars)
 
     def sync(self, last: bool) -> None:

@@ -304,10 +304,10 @@ def main(cfg: Config) -> dict:
     """Train; returns the final step, loss, validation score and counts."""
     cfg = flags.settle(cfg, unused(cfg), PRESETS.get(cfg.preset))
     # ---- model and folder: what contradicts is refused before hours of packing
+    engine = Engine(cfg.machine, cfg.optim.optimizer)
     model, optim = build_model(cfg), cfg.optim
     texts = pairs.Texts(cfg.text, cfg.templates, cfg.positives)
     refuse_early(cfg, texts, model)
-    engine = Engine(cfg.machine, optim.optimizer)
     folder = Path(cfg.out or f"runs/clip-{cfg.preset}")
     try_run(folder, cfg, {"val_every"})
 

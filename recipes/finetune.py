@@ -249,13 +249,13 @@ def main(cfg: Config) -> dict:
     # ---- what to train and how: mistakes are named before hours of packing
     backbone = build_backbone(cfg)
     cfg, training, backbone = resolve(cfg, backbone)
+    engine = Engine(cfg.machine, training.optimizer)
     assert isinstance(backbone, Backbone)
     task = task_of(cfg.per_frame)
     refuse_raw(
         task, cfg.data, cfg.train_split, cfg.test_split, cfg.val, training.patience,
         backbone.input_spec, cfg.name, cfg.leave_out,
     )  # fmt: skip
-    engine = Engine(cfg.machine, training.optimizer)
     assert cfg.out  # `resolve` names it
     folder = Path(cfg.out)
     try_run(folder, cfg, set())

@@ -322,10 +322,10 @@ def main(cfg: Config) -> dict:
     if cfg.target == cfg.stream:
         cfg = flags.replace(cfg, target=None)  # the same run
     # ---- model and folder: what contradicts is refused before hours of packing
+    engine = Engine(cfg.machine, cfg.optim.optimizer)
     model = build_model(cfg)
     masked = bare(model)
     refuse_early(cfg, masked.mask_grid, masked.clip)
-    engine = Engine(cfg.machine, cfg.optim.optimizer)
     flow = "-flow" * (cfg.stream == "flow") + "-to-flow" * (cfg.target == "flow")
     folder = Path(cfg.out or f"runs/videomae-{cfg.preset}{flow}")
     try_run(folder, cfg, {"knn_every"})

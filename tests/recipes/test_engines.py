@@ -129,6 +129,17 @@ def test_a_sharded_run_that_is_killed_continues_to_the_bit(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["fsdp2", "zero2", "zero3"])
+@pytest.mark.parametrize("case", ["videomae", "clip", "finetune"])
+def test_in_bf16_the_engines_differ_by_rounding(case, name, tmp_path):
+    if "zero" in name:
+        pytest.importorskip("deepspeed")
+    ddp, other = (train(case, tmp_path / n, ENGINES[n], precision="bf16") for n in ("ddp", name))
+    print(f"| {case}, bf16 | {name} | {far(other, ddp):.1e} |")
+    assert 0 <= far(other, ddp) < 3e-3
+
+
+@pytest.mark.slow
 def test_a_sharded_run_continues_on_other_numbers_of_processes(tmp_path):
     fsdp2 = ENGINES["fsdp2"]
     calm = train("muon", tmp_path / "calm", fsdp2)
