@@ -59,6 +59,8 @@ def _store(address: str) -> tuple[Any, str]:
             # One stream a file, whose progress is seen; several files come at once.
             return fsspec.filesystem("s3", config_kwargs=limits, max_concurrency=1), address
         if scheme == "gs":
+            # Its plain interface; by default it tries another one first, over gRPC.
+            os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
             return fsspec.filesystem("gs"), address
         import aiohttp
 

@@ -376,6 +376,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _lock_of(path: Path) -> Path:
+    """A hidden file, which stays: two who wait for one that is removed would both have it."""
     return path.with_name(f".{path.name}.lock")
 
 
@@ -411,9 +412,6 @@ def _make_room(cache: Path, size: int, limit: int) -> None:
             with contextlib.suppress(OSError):  # Windows keeps what is open
                 path.unlink()
                 total -= freed
-            _lock_of(path).unlink(missing_ok=True)  # who holds it loses nothing: see `_bring`
-            with contextlib.suppress(OSError):
-                path.parent.rmdir()
         free = shutil.disk_usage(cache).free
         if size > free:
             raise OSError(errno.ENOSPC, f"{size} bytes are needed, {free} are free", str(cache))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import types
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -187,6 +188,13 @@ def test_an_address_with_a_password_is_refused_without_repeating_it(address, tmp
 def test_what_is_no_address_of_data_is_refused(address):
     with pytest.raises(ValueError, match=r"address|no data|write"):
         open_data(address, 64)
+
+
+def test_a_disk_without_room_is_named(store, tmp_path, monkeypatch):
+    far = open_data(store.url, 64)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10))
+    with pytest.raises(Unreachable, match=r"10 are free.*MUYBRIDGE_CACHE"):
+        far.read(far.record(0))
 
 
 READ = """
