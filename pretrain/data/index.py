@@ -113,6 +113,8 @@ def load_index(folder: str | Path) -> dict:
         values = index[name].values() if isinstance(index[name], dict) else index[name]
         if not all(type(value) is kind for value in values):
             raise ValueError(f"{path} has no usable {name!r}: delete it and pack again")
+    if not re.fullmatch("[0-9a-f]{64}", index["clips_sha256"]):  # files of the cache bear it
+        raise ValueError(f"{path} has no usable 'clips_sha256': delete it and pack again")
     if len(set(index["classes"])) != len(index["classes"]):
         raise ValueError(f"{path} has a class twice: delete it and pack again")
     # A shard's name is joined to the folder, so it must be one of ours and not a way out.

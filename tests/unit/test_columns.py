@@ -112,6 +112,17 @@ def test_old_packs_read_as_ever(copied, tiny_pack, monkeypatch, tmp_path, large,
         assert not capsys.readouterr().err
 
 
+def test_a_hash_that_leads_out_of_the_cache_is_refused(copied, monkeypatch, tmp_path):
+    make_old(copied)
+    monkeypatch.setenv("MUYBRIDGE_CACHE", str(tmp_path / "a" / "cache"))
+    monkeypatch.setattr(columns, "KEPT", 0)
+    index = json.loads((copied / "index.json").read_text())
+    (copied / "index.json").write_text(json.dumps(index | {"clips_sha256": "../../../out/x"}))
+    with pytest.raises(ValueError, match="clips_sha256"):
+        Pack(copied)
+    assert [*tmp_path.iterdir()] == [copied]
+
+
 @pytest.mark.parametrize("where", ["a file", "read only"])
 def test_without_a_cache_columns_stay_in_memory(copied, tiny_pack, monkeypatch, tmp_path, where):
     make_old(copied)
