@@ -439,3 +439,56 @@ def test_an_object_store_that_speaks_s3(packed, tmp_path, monkeypatch):
             with pytest.raises(Unreachable, match="404"):
                 apart.submit(open_data, nowhere, 64).result()
     server.stop()
+
+
+SOAK = """
+import os, sys
+import numpy as np
+import psutil
+from pretrain.data import remote, shards
+from pretrain.data.cache import open_data
+from pretrain.data.shards import Positions, TrainClips, train_batches
+from pretrain.settings import Machine
+from pretrain.spec import InputSpec
+address, clips, limit, rank = sys.argv[1], *map(int, sys.argv[2:])
+remote.WINDOW_BYTES = limit // 6
+shards.KEEP_DECODED = 0  # as of data that do not fit
+pack = open_data(address, 64, machine=Machine(cache_gib=limit / 2**30))
+spec, draw = InputSpec(frames=4, stride=2, size=16), lambda *_: {}
+data = TrainClips(pack, np.arange(len(pack)), spec, 0, 1, (1.0,), draw)
+with train_batches(data, Positions(0, clips // 20, 10, 1, 2, rank, data.lane), 0) as batches:
+    for number, _ in enumerate(batches):
+        if number % (clips // 200) == 0:
+            process = psutil.Process()
+            family = [process, *process.children(recursive=True)]
+            memory = sum(each.memory_info().rss for each in family)
+            print(memory, sum(each.num_fds() for each in family), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_memory_and_files_stay_flat_while_fifty_thousand_clips_are_streamed(
+    tmp_path, packed, monkeypatch
+):
+    pytest.importorskip("psutil")
+    monkeypatch.setenv("MUYBRIDGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    sizes = [shard["bytes"] for shard in Pack(packed).index["shards"]]
+    about = sum((packed / name).stat().st_size for name in ABOUT)
+    limit = about + sum(sizes) - 2 * max(sizes)  # so that no epoch finds all of the last one
+    with serve(packed) as store:
+        both = [
+            subprocess.Popen(
+                [sys.executable, "-c", SOAK, store.url, "50000", str(limit), str(rank)],
+                cwd=ROOT, stdout=subprocess.PIPE, text=True,
+            )
+            for rank in (0, 1)
+        ]  # fmt: skip
+        said = [process.communicate()[0] for process in both]
+        assert [process.returncode for process in both] == [0, 0]
+        assert sum(store.asked.values()) > 50
+    for text in said:
+        lines = [line.split() for line in text.splitlines() if line[0].isdecimal()]
+        memory, files = np.array(lines, dtype=float).T
+        assert len(memory) == 10
+        assert memory[3:].max() < 1.05 * memory[2] and files[3:].max() <= files[2] + 2, text
