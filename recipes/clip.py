@@ -91,8 +91,7 @@ class Config:
     pool: Literal["mean", "max", "attention", "temporal"] = "mean"
     """How the frames of an image tower are pooled; temporal: by a transformer over them."""
     pixels: Literal["tower", "imagenet"] = "tower"
-    """How an open_clip tower's pixels are normalised and scaled: as it was trained, or by
-    ImageNet's mean, bilinearly."""
+    """Pixels of an open_clip tower: as it was trained, or ImageNet's mean, scaled bilinearly."""
 
     # Objective
     loss: Literal["infonce", "siglip", "classes"] = "infonce"
@@ -128,8 +127,7 @@ class Config:
     seed: flags.Seed = 0
     """Of weights, order, crops, captions and dropped tokens."""
     val_every: flags.OptionalWhole = None
-    """Steps between retrieval scores on the split "val", if there is one; 0: only at the end; by
-    default four in a run."""
+    """Steps between scores on a split "val"; 0: only at the end; by default four in a run."""
     machine: settings.MachineFlags = settings.MACHINE
     run: settings.RunFlags = settings.RUN
 
