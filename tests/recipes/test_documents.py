@@ -185,7 +185,7 @@ def test_every_rule_has_a_command():
 
 
 # Flags of other programs that the guides name in their text.
-OTHERS = {"cpu", "num_processes", "quiet", "config_file", "help", "write"}
+OTHERS = {"cpu", "num_processes", "num_machines", "quiet", "config_file", "help", "write"}
 
 
 def test_flags_in_the_text_are_there():
@@ -194,6 +194,7 @@ def test_flags_in_the_text_are_there():
         for field in fields(importlib.import_module(f"recipes.{path.stem}").Config):
             group = fields(field.default) if is_dataclass(field.default) else [field]
             known |= {one.name for one in group}
+            known |= {f"no_{one.name}" for one in group if isinstance(one.default, bool)}
     for name, text in TEXTS.items():
         prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
         named = {flag.replace("-", "_") for flag in re.findall(r"--([a-z][\w-]*)", prose)}

@@ -189,10 +189,16 @@ def test_a_line_that_claims_another_place_is_damaged(tmp_path):
             Pack(tmp_path / "pack")
 
 
-def test_without_litert_nothing_is_fetched_and_the_extra_is_named(tmp_path, monkeypatch):
+def test_without_litert_torch_runs_blazepose_whose_weights_are_wanted_first(tmp_path, monkeypatch):
+    def fetch(folder):
+        raise ValueError("no network here")
+
     monkeypatch.setattr(blazepose, "find_spec", lambda name: None)
-    monkeypatch.setattr(blazepose, "fetch_wheel", lambda folder: pytest.fail("fetched"))
+    monkeypatch.setattr(blazepose, "InTorch", lambda folder: ("torch", folder))
+    assert blazepose.load_networks(tmp_path) == ("torch", tmp_path)
+    monkeypatch.setattr(blazepose, "fetch_wheel", fetch)
     monkeypatch.setenv("MUYBRIDGE_CACHE", str(tmp_path / "cache"))
     write_video(tmp_path / "v.mp4", 12, size=(64, 64))
-    with pytest.raises(ValueError, match=r"\[pose\]"):
+    with pytest.raises(ValueError, match="no network here"):
         pack(tmp_path / "v.mp4", tmp_path / "pack", pose="blazepose", progress=False, workers=1)
+    assert not list((tmp_path / "pack").glob("*.tar"))  # nothing was decoded for it
