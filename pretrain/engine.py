@@ -107,11 +107,11 @@ def asked_kind(machine: Machine) -> str:
 
 def _refuse_other(name: str, choices: tuple[str, ...], remedy: str) -> None:
     """Refuse a value of the launcher's that is none of some; case does not matter."""
-    said = os.environ.get(name)
-    if said is not None and said.lower() not in ["", "none", *map(str.lower, choices)]:
+    value = os.environ.get(name)
+    if value is not None and value.lower() not in ["", "none", *map(str.lower, choices)]:
         option = name.lower().removeprefix("accelerate_")
         wanted = f", not {' or '.join(choices)}" if choices else ""
-        raise ValueError(f"the launch configuration says {option}: {said}{wanted}; {remedy}")
+        raise ValueError(f"the launch configuration says {option}: {value}{wanted}; {remedy}")
 
 
 class Engine:
@@ -137,13 +137,17 @@ class Engine:
 
     def __init__(self, machine: Machine, optimizer: str):
         self.kind = asked_kind(machine)
-        self._zero = zero.asked_zero(optimizer) if self.kind == "zero" else {}
+        # One process has nothing to share, but what cannot be obeyed is refused there too.
+        self._zero = (
+            zero.asked_zero(optimizer) if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") else {}
+        )
         self._machine = machine
+        self._wrapped: Any
 
     @property
     def name(self) -> str:
         """In words; "" of a single process."""
-        return f"{KINDS[self.kind]} {self._zero.get('stage', '')}".strip()
+        return KINDS[self.kind] + (f" {self._zero['stage']}" if self.kind == "zero" else "")
 
     def start(self) -> None:
         """Join the other processes.
@@ -159,7 +163,6 @@ class Engine:
             self.accelerator = start_accelerator(self._machine)
         finally:
             os.environ.update(asked)
-        self._wrapped: Any
         self.device = self.accelerator.device
         self.processes = self.accelerator.num_processes
         self.place = self.accelerator.process_index
@@ -182,6 +185,7 @@ class Engine:
         """
         self.model, self.learns = model, model if learns is None else learns
         if self.kind in ("fsdp2", "zero"):
+            self._begin_alike()
             # Plain, for what one process does alone; before hooks and shards.
             self._copy = copy.deepcopy(model)
             if compile:
@@ -208,6 +212,14 @@ class Engine:
         called = torch.compile(self.learns) if compile else self.learns
         self._wrapped = self.accelerator.prepare_model(called)
         return self._wrapped.train()  # what was loaded is in evaluation mode
+
+    @torch.no_grad()
+    def _begin_alike(self) -> None:
+        """Give every process the main one's weights, as DDP does: theirs may be drawn otherwise."""
+        for value in (*self.model.parameters(), *self.model.buffers()):
+            shared = value.detach().to(self.device)
+            dist.broadcast(shared, 0)
+            value.copy_(shared)
 
     def _shard(self, part: nn.Module) -> None:
         """Give every process its rows of each parameter; scalars, without rows, stay whole."""

@@ -62,8 +62,8 @@ def asked_zero(optimizer: str) -> dict[str, Any]:
             )
         section = {k: v for k, v in section.items() if v != "auto"}
     elif "ACCELERATE_DEEPSPEED_ZERO_STAGE" in os.environ:
-        said = os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"]
-        section = {"stage": int(said) if said.isdigit() else said}
+        stage = os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"]
+        section = {"stage": int(stage) if stage.isdigit() else stage}
     if other := sorted(map(str, section.keys() - TUNING)):
         raise ValueError(
             f"DeepSpeed's {other[0]!r:.60} is not supported here: "

@@ -13,11 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from downstream.models import load_backbone
 from pretrain import checkpoint
+from pretrain.engine import Engine
+from pretrain.settings import Machine
 from tests.recipes.golden import CASES, DATA
-from tests.recipes.runs import ROOT, change, configure, equal, final_weights, launch, wait_until
+from tests.recipes.runs import (
+    ROOT,
+    change,
+    configure,
+    equal,
+    final_weights,
+    in_processes,
+    launch,
+    wait_until,
+)
 
 # Processes, and what `accelerate launch` tells them.
 ENGINES: dict[str, tuple[int, dict[str, str]]] = {
@@ -117,12 +130,43 @@ def test_every_engine_trains_alike(case, name, alone, tmp_path):
         assert all(p.isfinite().all() for p in backbone.parameters())
 
 
+def start_otherwise(out: str) -> None:
+    """Train no step from weights that each process draws for itself; writes what all then have."""
+    rank = os.environ["RANK"]
+    torch.manual_seed(int(rank))
+    engine = Engine(Machine(precision="fp32", threads=1), "adamw")
+    engine.start()
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))
+    model[1].running_mean += int(rank)
+    model.scale = nn.Parameter(torch.rand(()))
+    mine = {name: value.clone() for name, value in model.state_dict().items()}
+    engine.prepare(model, lambda: [torch.optim.AdamW(model.parameters())])
+    with engine.loading():
+        pass
+    with engine.whole() as whole:
+        there = {name: value.clone() for name, value in whole.state_dict().items()}
+    torch.save({"mine": mine, "there": there}, f"{out}/{rank}")
+
+
+@pytest.mark.parametrize("name", ["fsdp2", slow("zero1"), slow("zero3")])
+def test_every_process_begins_with_the_weights_of_the_main_one(name, tmp_path):
+    if "zero" in name:
+        pytest.importorskip("deepspeed")
+    job = "tests.recipes.test_engines", "start_otherwise", str(tmp_path)
+    done = in_processes(tmp_path, 2, *job, environment=ENGINES[name][1])
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / rank, weights_only=True) for rank in "01")
+    assert not equal(first["mine"], second["mine"])
+    assert equal(first["there"], first["mine"]) and equal(second["there"], first["mine"])
+
+
 def test_a_sharded_run_that_is_killed_continues_to_the_bit(tmp_path):
     """And a gradient that is not finite on one process skips a step on both."""
     fsdp2, nan = ENGINES["fsdp2"], {"nan_in_step": 3, "rank": "1"}
-    calm = train("muon", tmp_path / "calm", fsdp2, nan)
-    train("muon", tmp_path / "harried", fsdp2, nan | {"die_in_step": 7})
-    train("muon", tmp_path / "harried", fsdp2)
+    short = {"steps": 6, "save_every": 2}
+    calm = train("muon", tmp_path / "calm", fsdp2, nan, **short)
+    train("muon", tmp_path / "harried", fsdp2, nan | {"die_in_step": 6}, **short)
+    train("muon", tmp_path / "harried", fsdp2, **short)
     assert equal(final_weights(tmp_path / "harried"), final_weights(tmp_path / "calm"))
     assert not is_finite(calm[2]["grad_norm"]) and is_finite(calm[3]["grad_norm"])
     for name in ("calm", "harried"):
@@ -229,9 +273,9 @@ def test_a_launch_file_starts_its_engine(file, tiny_pack, tmp_path):
         pytest.importorskip("deepspeed")
     words = SMALL.format(data=tiny_pack, out=tmp_path / "run").split()
     began = launcher(f"{file}.yaml", "--num_processes", "2", "--main_process_port", free_port())
-    said, _ = (done := start([*began, "recipes/videomae.py", *words])).communicate(timeout=600)
-    assert done.returncode == 0, said[-3000:]
-    assert f"ZeRO {file[-1]}" in said or "FSDP2" in said
+    output, _ = (done := start([*began, "recipes/videomae.py", *words])).communicate(timeout=600)
+    assert done.returncode == 0, output[-3000:]
+    assert f"ZeRO {file[-1]}" in output or "FSDP2" in output
     assert load_backbone(str(tmp_path / "run" / "backbone"))
 
 
@@ -247,11 +291,11 @@ def test_two_machines_on_loopback_train_as_one_does(tiny_pack, tmp_path):
         for rank in (0, 1)
     ]  # fmt: skip
     for machine in both:
-        said, _ = machine.communicate(timeout=600)
-        assert machine.returncode == 0, said[-3000:]
+        output, _ = machine.communicate(timeout=600)
+        assert machine.returncode == 0, output[-3000:]
     alone = SMALL.format(data=tiny_pack, out=tmp_path / "alone").split()
-    said, _ = (done := start([sys.executable, "recipes/videomae.py", *alone])).communicate()
-    assert done.returncode == 0, said[-3000:]
+    output, _ = (done := start([sys.executable, "recipes/videomae.py", *alone])).communicate()
+    assert done.returncode == 0, output[-3000:]
     for one, two in zip(*(log_lines(tmp_path / n) for n in ("alone", "run")), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], abs=1e-6)
 
@@ -265,10 +309,12 @@ def test_a_slurm_job_saves_at_the_signal_is_requeued_and_continues(tiny_pack, tm
     """With a srun that starts one task here, and a scontrol that notes what it is asked."""
     programs = tmp_path / "bin"
     programs.mkdir()
+    note = f'echo "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT" > {tmp_path}/seconds'
+    cli = f"{sys.executable} -m accelerate.commands.accelerate_cli"
     for name, body in (
         ("srun", 'shift; SLURM_NODEID=0 exec "$@"'),
         ("scontrol", f'echo "$@" >> {tmp_path}/asked; echo 127.0.0.1'),
-        ("accelerate", f'exec {sys.executable} -m accelerate.commands.accelerate_cli "$@"'),
+        ("accelerate", f'{note}; exec {cli} "$@"'),
     ):
         (programs / name).write_text(f"#!/bin/bash\n{body}\n")
         (programs / name).chmod(0o755)
@@ -283,11 +329,13 @@ def test_a_slurm_job_saves_at_the_signal_is_requeued_and_continues(tiny_pack, tm
     first = start(job, **told)
     wait_until(first, lambda: (run / "log.jsonl").exists() and log_lines(run)[2:])
     first.terminate()
-    said, _ = first.communicate(timeout=600)
-    assert first.returncode == 0 and "saved" in said, said[-3000:]
+    output, _ = first.communicate(timeout=600)
+    assert first.returncode == 0 and "saved" in output, output[-3000:]
     assert "requeue 7" in (tmp_path / "asked").read_text()
+    # What a step and a save may take after the signal, of the two minutes that Slurm gives.
+    assert 60 < int((tmp_path / "seconds").read_text()) < 120
     assert len(log_lines(run)) < 40
     second = start(job, **told)
-    said, _ = second.communicate(timeout=600)
-    assert second.returncode == 0 and "continuing from" in said, said[-3000:]
+    output, _ = second.communicate(timeout=600)
+    assert second.returncode == 0 and "continuing from" in output, output[-3000:]
     assert [line["step"] for line in log_lines(run)] == [*range(1, 41)]
