@@ -1,6 +1,6 @@
 """How the processes of a launch train one model together: alone, DDP, FSDP2 or DeepSpeed's ZeRO.
 
-    engine = Engine(cfg.machine, "adamw")      # before the data: what it cannot obey is refused
+    engine = Engine(cfg.machine, "adamw", model)       # before the data: refuses what it cannot
     engine.start()                     # joins the other processes
     wrapped = engine.prepare(model, make_optimizers)
     for i in range(accumulate):
@@ -18,6 +18,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
 
 from pretrain import zero
 from pretrain.checkpoint import moments_of
@@ -120,6 +122,9 @@ class Engine:
     Args:
         machine: precision and threads.
         optimizer: "adamw", "muon" or "sgd".
+        model: what it will train, or the part that has all blocks.
+        recompute: forget what happens inside blocks, and compute it again in the backward pass.
+        compile: torch.compile it: the whole, or where it is sharded each block.
 
     Attributes:
         kind: a name in `KINDS`.
@@ -132,22 +137,35 @@ class Engine:
         optimizers: over its parameters; after `prepare`.
 
     Raises:
-        ValueError: as `asked_kind` and `zero.asked_zero`.
+        ValueError: as `asked_kind` and `zero.asked_zero`; or the model has no blocks for that.
     """
 
-    def __init__(self, machine: Machine, optimizer: str):
+    def __init__(
+        self, machine: Machine, optimizer: str, model: nn.Module,
+        recompute: bool = False, compile: bool = False,
+    ):  # fmt: skip
         self.kind = asked_kind(machine)
         # One process has nothing to share, but what cannot be obeyed is refused there too.
         self._zero = (
             zero.asked_zero(optimizer) if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") else {}
         )
-        self._machine = machine
+        for flag, needed in (
+            ("--compile of a sharded model", compile and self._shards),
+            ("--checkpoint-blocks", recompute),
+        ):
+            if needed and not blocks_of(model):
+                raise ValueError(f"{flag} needs a model of transformer blocks, and this has none")
+        self._machine, self._compile, self._recompute = machine, compile, recompute
         self._wrapped: Any
 
     @property
     def name(self) -> str:
         """In words; "" of a single process."""
         return KINDS[self.kind] + (f" {self._zero['stage']}" if self.kind == "zero" else "")
+
+    @property
+    def _shards(self) -> bool:
+        return self.kind in ("fsdp2", "zero")
 
     def start(self) -> None:
         """Join the other processes.
@@ -169,7 +187,7 @@ class Engine:
 
     def prepare(
         self, model: nn.Module, make_optimizers: Callable[[], list[Optimizer]],
-        learns: nn.Module | None = None, beside: nn.Module | None = None, compile: bool = False,
+        learns: nn.Module | None = None, beside: nn.Module | None = None,
     ) -> nn.Module:  # fmt: skip
         """Spread a model over the processes.
 
@@ -178,19 +196,21 @@ class Engine:
             make_optimizers: called once the parameters are where they stay.
             learns: the part of it that is trained; None: all.
             beside: a part whose parameters mirror those: their moving average.
-            compile: torch.compile it: the whole, or where it is sharded each block.
 
         Returns:
             the part that learns, wrapped and in training mode: what the recipe gives batches.
         """
         self.model, self.learns = model, model if learns is None else learns
-        if self.kind in ("fsdp2", "zero"):
+        if self._shards:
             self._begin_alike()
             # Plain, for what one process does alone; before hooks and shards.
             self._copy = copy.deepcopy(model)
-            if compile:
-                for block in blocks_of(self.learns):
-                    block.compile()
+        for block in blocks_of(self.learns):
+            if self._recompute:
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            if self._compile and self._shards:
+                block.compile()
+        if self._shards:
             # Only autocast: accelerate leaves the spreading to this.
             self._wrapped = self.accelerator.prepare_model(self.learns, evaluation_mode=True)
         if self.kind == "zero":
@@ -209,7 +229,7 @@ class Engine:
             return self._wrapped.train()
         model.to(self.device)
         self.optimizers = make_optimizers()
-        called = torch.compile(self.learns) if compile else self.learns
+        called = torch.compile(self.learns) if self._compile else self.learns
         self._wrapped = self.accelerator.prepare_model(called)
         return self._wrapped.train()  # what was loaded is in evaluation mode
 

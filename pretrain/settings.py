@@ -55,6 +55,9 @@ class RunSettings:
     """Seconds between progress lines."""
     max_bad_clips: Fraction = 0.01
     """Fraction of undecodable clips that stops the run."""
+    checkpoint_blocks: bool = False
+    """Gradient checkpointing: of a transformer's blocks only the inputs are kept, and the rest is
+    computed again in the backward pass. Less memory, about a third more work, the same numbers."""
     tensorboard: bool = False
     """Also write TensorBoard event files."""
 

@@ -302,8 +302,8 @@ def main(cfg: Config) -> dict:
     """Train; returns the final step, loss, validation score and counts."""
     cfg = flags.settle(cfg, unused(cfg), PRESETS.get(cfg.preset))
     # ---- model and folder: what contradicts is refused before hours of packing
-    engine = Engine(cfg.machine, cfg.optim.optimizer)
     model, optim = build_model(cfg), cfg.optim
+    engine = Engine(cfg.machine, optim.optimizer, model, cfg.run.checkpoint_blocks)
     texts = pairs.Texts(cfg.text, cfg.templates, cfg.positives)
     refuse_early(cfg, texts, model)
     folder = Path(cfg.out or f"runs/clip-{cfg.preset}")

@@ -249,7 +249,7 @@ def main(cfg: Config) -> dict:
     # ---- what to train and how: mistakes are named before hours of packing
     backbone = build_backbone(cfg)
     cfg, training, backbone = resolve(cfg, backbone)
-    engine = Engine(cfg.machine, training.optimizer)
+    engine = Engine(cfg.machine, training.optimizer, backbone, cfg.run.checkpoint_blocks)
     assert isinstance(backbone, Backbone)
     task = task_of(cfg.per_frame)
     refuse_raw(

@@ -322,8 +322,8 @@ def main(cfg: Config) -> dict:
     if cfg.target == cfg.stream:
         cfg = flags.replace(cfg, target=None)  # the same run
     # ---- model and folder: what contradicts is refused before hours of packing
-    engine = Engine(cfg.machine, cfg.optim.optimizer)
     model = build_model(cfg)
+    engine = Engine(cfg.machine, cfg.optim.optimizer, model, cfg.run.checkpoint_blocks, cfg.compile)
     masked = bare(model)
     refuse_early(cfg, masked.mask_grid, masked.clip)
     flow = "-flow" * (cfg.stream == "flow") + "-to-flow" * (cfg.target == "flow")
@@ -351,7 +351,7 @@ def main(cfg: Config) -> dict:
         # ---- optimizer, wrapper and loader
         optim = cfg.optim
         how = (optim.optimizer, model, optim.weight_decay, optim.betas)
-        wrapped = engine.prepare(model, lambda: make_optimizers(*how), compile=cfg.compile)
+        wrapped = engine.prepare(model, lambda: make_optimizers(*how))
         run.restore({"loss": None, "knn": None, "knn_chance": None})
         draw_mask = mask_of_view(cfg.mask, masked.mask_grid, cfg.mask_ratio, cfg.dual_mask)
         dataset = TrainClips(

@@ -21,7 +21,7 @@ CASES = [(loss, several) for loss in ("infonce", "siglip") for several in (False
 
 def main(out: str) -> None:
     """Write losses and gradients to `out`, and each process's weights after Muon beside it."""
-    engine = Engine(Machine(precision="fp32", threads=1), "adamw")
+    engine = Engine(Machine(precision="fp32", threads=1), "adamw", torch.nn.Identity())
     engine.start()
     accelerator = engine.accelerator
     world, rank = accelerator.num_processes, accelerator.process_index

@@ -98,7 +98,7 @@ def test_muon_in_bfloat16_orthogonalises():
 
 
 def test_cached_gradients_are_those_of_the_whole_batch():
-    engine = Engine(Machine(), "adamw")
+    engine = Engine(Machine(), "adamw", torch.nn.Identity())
     engine.start()
     text = {"context_length": 6, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}
     video = torch.randint(0, 256, (8, 3, 4, 16, 16), dtype=torch.uint8)

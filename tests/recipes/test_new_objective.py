@@ -80,7 +80,7 @@ def main(cfg):
     torch.manual_seed(cfg.seed)
     model, optim = HiddenColour(build_model(cfg.model, small=True)), cfg.optim
     spec = model.encoder.input_spec
-    engine = Engine(cfg.machine, optim.optimizer)
+    engine = Engine(cfg.machine, optim.optimizer, model)
     try_run(Path(cfg.out), cfg, set())
     pack = open_data(cfg.data, packing_side(spec.size), say=is_first())
     ids = pack.split_if_any(cfg.split)

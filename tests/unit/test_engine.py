@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from pretrain.engine import Engine, blocks_of
 from pretrain.settings import Machine
+from pretrain.videomae import VideoMAE
+from pretrain.vit import VideoTransformer
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 MACHINE = Machine(precision="fp32", threads=1)
@@ -22,7 +26,7 @@ def two_processes(monkeypatch):
 def asked(monkeypatch, environment, optimizer="adamw"):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    return Engine(MACHINE, optimizer).kind
+    return Engine(MACHINE, optimizer, nn.Identity()).kind
 
 
 @pytest.mark.parametrize(
@@ -123,9 +127,9 @@ def test_every_launch_file_is_obeyed(file, monkeypatch):
     from accelerate.utils import launch as environments
 
     path = str(LAUNCH / f"{file}.yaml")
-    words = ["--config_file", path, "--num_processes", "2", "recipes/videomae.py"]
-    if ENGINE_OF[file] == "single":
-        del words[2:4]
+    words = ["--config_file", path, "--main_process_port", "0"]  # that of the file may be taken
+    words += [] if ENGINE_OF[file] == "single" else ["--num_processes", "2"]
+    words += ["recipes/videomae.py"]
     given, _, _ = launch._validate_launch_command(launch.launch_command_parser().parse_args(words))
     if ENGINE_OF[file] == "zero":
         pytest.importorskip("deepspeed")
@@ -142,16 +146,10 @@ def test_every_launch_file_is_obeyed(file, monkeypatch):
 
 def test_the_precision_of_both_may_be_the_same(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert Engine(Machine(precision="bf16"), "adamw").kind == "ddp"
+    assert Engine(Machine(precision="bf16"), "adamw", nn.Identity()).kind == "ddp"
 
 
 def test_blocks_are_those_of_the_transformers_not_blocks_within_blocks():
-    import torch
-    from torch import nn
-
-    from pretrain.videomae import VideoMAE
-    from pretrain.vit import VideoTransformer
-
     model = VideoMAE(VideoTransformer(16, 2, 2, 4, 16, 8), 8, 1, 2)
     assert blocks_of(model) == [*model.encoder.blocks, *model.decoder_blocks]
     stages = nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2)))
@@ -160,3 +158,38 @@ def test_blocks_are_those_of_the_transformers_not_blocks_within_blocks():
     outer.blocks[0].blocks = nn.ModuleList([nn.Linear(2, 2)])
     assert blocks_of(outer) == [*stages]
     assert blocks_of(torch.nn.Linear(2, 2)) == []
+
+
+def test_a_model_without_blocks_has_none_to_compile_or_to_compute_again(monkeypatch):
+    bare = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="--checkpoint-blocks"):
+        Engine(MACHINE, "adamw", bare, recompute=True)
+    assert Engine(MACHINE, "adamw", bare, compile=True).kind == "ddp"  # which compiles the whole
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="--compile"):
+        Engine(MACHINE, "adamw", bare, compile=True)
+
+
+def test_blocks_computed_again_keep_less_and_give_the_same_gradients(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE")
+    video = torch.randint(0, 256, (2, 3, 4, 16, 16), dtype=torch.uint8)
+    order = torch.rand(2, 8).argsort(1)
+    kept, gradients = [], []
+
+    def keep(value: torch.Tensor) -> torch.Tensor:
+        kept[-1] += value.numel()
+        return value
+
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model = VideoMAE(VideoTransformer(16, 3, 2, 4, 16, 8), 8, 1, 2)
+        engine = Engine(MACHINE, "adamw", model, recompute)
+        engine.start()
+        wrapped = engine.prepare(model, list)
+        kept.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            loss, _ = wrapped(video, order[:, :3], order[:, 3:])
+        engine.backward(loss)
+        gradients.append([p.grad for p in model.parameters()])
+    assert kept[1] < kept[0] / 2
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
