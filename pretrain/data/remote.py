@@ -50,6 +50,7 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _COUNT = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
 MOST_TARS = 10_000  # of one pattern
 SCHEMES = ("s3", "gs", "https", "http", "hf")
+_ASIDE = ".tmp-"  # begins the name of what is still coming; no shard or tar begins with a dot
 
 
 class Unreachable(ValueError):
@@ -126,7 +127,7 @@ class Remote:
             except OSError as error:
                 raise Unreachable(f"{path} cannot be read: {error.strerror or error}") from error
             if os.fstat(file.fileno()).st_size == shard["bytes"]:
-                os.utime(file.fileno())
+                _use(path)
                 return file
             file.close()  # damaged by something else
             path.unlink(missing_ok=True)
@@ -150,8 +151,7 @@ class Remote:
 
     def touch(self, shard: dict) -> None:
         """Keep a shard, if it is there, longer than what is not wanted any more."""
-        with contextlib.suppress(OSError):
-            os.utime(self.folder / shard["name"])
+        _use(self.folder / shard["name"])
 
 
 def open_remote(address: str, gib: float | None, say: bool) -> Remote:
@@ -206,7 +206,7 @@ def open_remote(address: str, gib: float | None, say: bool) -> Remote:
         used.append(folder / COLUMNS)
         _bring(f"{address}/{COLUMNS}", used[-1], limit, about["bytes"], about["sha256"])
     for path in used:
-        os.utime(path)
+        _use(path)
     sizes = [shard["bytes"] for shard in index["shards"]]
     largest = max(sizes, default=1)
     lanes = max(1, min(MOST_LANES, WINDOW_BYTES // max(largest, 1), len(sizes)))
@@ -258,12 +258,8 @@ def bring_tars(pattern: str, gib: float | None) -> Path:
     folder = cache_folder() / "remote" / f"{file_name(names[0])[:40]}-{known}"
 
     def have(address: str, name: str, found: dict) -> None:
-        path, state = folder / name, int(found["state"], 16)
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime != state:  # another version than the one that was brought
-                path.unlink()
-        _bring(address, path, limit, found["bytes"])
-        os.utime(path, (time.time(), state))  # a packer knows files by their dates
+        # A packer knows files by their dates.
+        _bring(address, folder / name, limit, found["bytes"], date=int(found["state"], 16))
 
     _say(f"{pattern}: {len(names)} tars, {total / 2**30:.3g} GiB, come into {folder}")
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -316,7 +312,13 @@ def _writing(where: Path) -> Iterator[None]:
 
 
 def _bring(
-    address: str, path: Path, limit: int, size: int = -1, sha256: str = "", most: int = 0
+    address: str,
+    path: Path,
+    limit: int,
+    size: int = -1,
+    sha256: str = "",
+    most: int = 0,
+    date: int | None = None,
 ) -> None:
     """Have a file in the cache, whoever brings it.
 
@@ -327,6 +329,7 @@ def _bring(
         size: bytes that it has to have, -1: not known.
         sha256: of its bytes; "": not known.
         most: bytes that it may have, where `size` is not known.
+        date: what it is dated; a file of another date is another version, and comes anew.
 
     Raises:
         Unreachable: it cannot be had.
@@ -337,14 +340,17 @@ def _bring(
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(path):
-            if path.is_file():  # another process brought it
+            if path.is_file() and date in (None, path.stat().st_mtime):  # another one brought it
+                _use(path)
                 return
             reserved = max(size, 0)
             _make_room(path.parents[1], reserved, limit)
-            aside = path.with_name(f"tmp-{uuid.uuid4().hex}-{reserved}-{path.name}")
+            aside = path.with_name(f"{_ASIDE}{uuid.uuid4().hex}-{reserved}-{path.name}")
             try:
                 job = {"address": address, "to": str(aside), "limit": most}
                 _try_often(job, partial(_difference, size, sha256))
+                if date is not None:
+                    os.utime(aside, (time.time(), date))
                 os.replace(aside, path)
             finally:
                 aside.unlink(missing_ok=True)
@@ -357,6 +363,12 @@ def _difference(size: int, sha256: str, found: dict) -> str:
     if sha256 and found["sha256"] != sha256:
         return "other bytes came than the index describes (SHA-256)"
     return ""
+
+
+def _use(path: Path) -> None:
+    """Note that a file is used now, as far as its owner and the disk allow it; its date stays."""
+    with contextlib.suppress(OSError):
+        os.utime(path, (time.time(), path.stat().st_mtime))
 
 
 @contextlib.contextmanager
@@ -393,7 +405,7 @@ def _make_room(cache: Path, size: int, limit: int) -> None:
         for path in cache.glob("*/*"):
             with contextlib.suppress(OSError):  # another process has just renamed it
                 status = path.stat()
-                if path.name.startswith("tmp-"):
+                if path.name.startswith(_ASIDE):
                     _, _, reserved, name = path.name.split("-", 3)
                     if _is_left(path.with_name(name)):
                         path.unlink()
@@ -556,6 +568,6 @@ class ReadAhead:
                 continue
             try:
                 remote.bring(shard)
-            except Unreachable as error:
+            except ValueError as error:  # unreachable, or no helper starts
                 _say(str(error))
         _end_helper()
