@@ -371,7 +371,7 @@ def benchmark_decode(cfg: Config, num_clips: int = 20) -> dict[str, float]:
     """Print CPU milliseconds per clip of every decoder; returns how many times the first takes."""
     results, rows = {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        for side, frames in ((54, 32), (256, 300)):
+        for side, frames in ((64, 32), (256, 300)):
             raw, out = Path(folder) / f"raw{side}", Path(folder) / f"pack{side}"
             raw.mkdir()
             for i in range(4):
