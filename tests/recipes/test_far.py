@@ -55,6 +55,7 @@ def test_a_streamed_run_that_is_interrupted_ends_in_the_same_bits(store, tmp_pat
     assert store.url in about
 
 
+@pytest.mark.slow
 def test_two_processes_stream_the_same_batches(store, tmp_path):
     alone, both = tmp_path / "alone", tmp_path / "both"
     videomae.main(config(store, alone))

@@ -246,6 +246,7 @@ def test_the_recipe_packs_parts_and_merges_them(made, tmp_path, capsys):
     assert not unused(Config("in", "out", part="1/2"))
 
 
+@pytest.mark.slow
 def test_the_array_of_jobs_packs_all_parts_and_queues_the_merge(made, tmp_path):
     """Slurm is a script that notes what it was asked for, which is then done."""
     script = (ROOT / "launch" / "pack_array.sbatch").read_text()

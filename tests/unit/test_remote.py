@@ -87,13 +87,17 @@ def test_clips_far_away_are_the_packed_ones_and_come_once(store, packed, monkeyp
 
 
 @pytest.mark.parametrize(
-    "fault", ["503", "429", "cut", "lie", "short", "long", "hang", "drip", "away"]
-)
+    "fault",
+    [
+        "503", "429", "cut", "lie", "short", "long", "drip", "away",
+        pytest.param("hang", marks=pytest.mark.slow),  # "for ever" below stalls, too
+    ],
+)  # fmt: skip
 def test_what_a_server_does_wrong_now_and_then_is_survived(
     store, packed, monkeypatch, capsys, fault
 ):
     if fault in ("hang", "drip"):
-        monkeypatch.setattr(remote, "STALL", 2.0)
+        monkeypatch.setattr(remote, "STALL", 1.0)
     here, far = Pack(packed), open_data(store.url, 64)
     name = here.index["shards"][0]["name"]
     store.faults[name] = [fault]
@@ -313,7 +317,7 @@ def test_processes_share_the_same_global_batches_and_each_reads_some_of_the_lane
         assert all(len(lanes_of) <= max(1, lanes // world) for lanes_of in read)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_training_is_fed_ahead_and_a_resumed_one_fetches_its_window_only(
     store, packed, monkeypatch, num_workers
 ):
