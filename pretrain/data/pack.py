@@ -635,7 +635,7 @@ class _Packer:
             made = ", ".join(
                 for_screen(name) for name in about.get("methods", about.get("skeletons"))
             )
-            lines.append(f"{stream} ({made}): of {about['num_clips']} clips")
+            lines.append(f"{stream} ({made}) of {about['num_clips']} clips")
         if self.lacking:
             lines.append(f"{len(self.lacking)} streams were refused, most often because:")
             named = ({"reason": f"{x['stream']}: {x['reason']}"} for x in self.lacking)
