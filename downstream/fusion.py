@@ -139,6 +139,12 @@ def read_folds(folders: list[Path]) -> list[list[Run]]:
         if names.count(names[i]) > 1:
             label = f"{names[i]} ({folder})"
             runs[i] = [dataclasses.replace(fold, name=label) for fold in runs[i]]
+    for run in runs[1:]:
+        if len(run) > len(runs[0]):  # else some fold of the first finds none
+            raise ValueError(
+                f"{runs[0][0].name} and {run[0].name} cannot be fused: their folders hold "
+                f"{len(runs[0])} and {len(run)} folds, and some would be ignored"
+            )
     folds = [[first, *(_same_fold(first, run) for run in runs[1:])] for first in runs[0]]
     for fold in folds:
         refuse_different(fold)

@@ -354,6 +354,13 @@ def test_folds_that_do_not_belong_together_are_refused(folds, tmp_path):
     main(config(folds, tmp_path))
 
 
+def test_a_run_with_more_folds_than_another_is_refused_in_either_order(folds, tmp_path):
+    shutil.rmtree(Path(folds[1]) / "bo")
+    for order in (folds, folds[::-1]):
+        with pytest.raises(ValueError, match="cannot be fused"):
+            main(config(order, tmp_path))
+
+
 def test_missing_folds_and_notes_are_named(folds, tmp_path):
     for run in folds:
         shutil.rmtree(Path(run) / "di")
