@@ -32,7 +32,7 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -133,7 +133,7 @@ def load_index(folder: str | Path) -> dict:
                 f"{path} names a shard or file {str(file)[:200]}: delete it and pack again"
             )
     match index.get("part"):
-        case None:
+        case None if "part" not in index:
             pass
         case [int(number), int(count)] if 1 <= number <= count < 2**31:
             pass
@@ -147,6 +147,24 @@ def load_index(folder: str | Path) -> dict:
     if unknown := sorted(streams.keys() - ENDINGS):
         raise ValueError(f"{path} has a stream {unknown[0]!r:.80} that this version cannot read")
     return index
+
+
+def part_words(part: Sequence[int] | None) -> str:
+    """What is said of a part of a pack, (I, N)."""
+    return "part {}/{}".format(*part) if part else "a whole pack"
+
+
+def refuse_part(index: dict, name: str) -> None:
+    """Refuse to take a part, of which this is the index, for a whole pack of data.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if "part" in index:
+        raise ValueError(
+            f"{name} is {part_words(index['part'])} of a pack: make one of all parts with "
+            "python recipes/pack.py --source FOLDER_OF_PARTS --out PACK --merge"
+        )
 
 
 def _whole(value: object, least: int, most: int) -> bool:

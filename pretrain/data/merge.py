@@ -18,8 +18,9 @@ from pretrain.data.index import (
     json_line,
     load_index,
     members,
+    part_words,
 )
-from pretrain.data.pack import check_folders, locked, part_words, store_settings
+from pretrain.data.pack import check_folders, locked, store_settings
 from pretrain.data.writer import Writer, has_shard
 from pretrain.files import is_folder, parse_json, read_limited, reading, replacing
 from pretrain.names import for_screen

@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -35,6 +35,7 @@ from pretrain.data.index import (
     is_stream_line,
     json_line,
     load_index,
+    part_words,
     text_digest,
     wrong_stream,
 )
@@ -682,14 +683,9 @@ def parse_part(text: str) -> tuple[int, int]:
     Raises:
         ValueError: it is something else.
     """
-    if not (found := re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)):
+    if not (found := re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)):
         raise ValueError(f"--part {text!r:.80}: write 3/16 for the third of sixteen parts")
     return int(found[1]), int(found[2])
-
-
-def part_words(part: Sequence[int] | None) -> str:
-    """What is said of a part of a pack, (I, N)."""
-    return "part {}/{}".format(*part) if part else "a whole pack"
 
 
 def _pose_job(source: Source) -> dict:

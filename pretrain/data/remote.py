@@ -32,13 +32,14 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
-from pretrain.data.index import COLUMNS, MAX_INDEX, MAX_LINES, load_index
+from pretrain.data.index import COLUMNS, MAX_INDEX, MAX_LINES, load_index, refuse_part
 from pretrain.data.pool import START_SECONDS, Worker
 from pretrain.files import cache_folder, open_regular
 from pretrain.names import file_name, for_screen
 
 FETCH = (sys.executable, "-P", "-m", "pretrain.data.fetch")
 CACHE_GIB = 16.0  # unless --cache-gib says otherwise
+MOST_GIB = 2**30  # an EiB
 WINDOW_BYTES = 2**32  # of the shards that are wanted at one time, about
 MOST_LANES = 64
 STALL = 30.0  # seconds without progress before an attempt is given up
@@ -47,7 +48,7 @@ SAY_SECONDS = 30.0  # between two words of who waits
 MOST_AHEAD = 100_000  # batches: what the thread that looks ahead has found by then, is enough
 AT_ONCE = 4  # files that the processes of a machine bring at the same time
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
-_COUNT = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
+_COUNT = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}", re.ASCII)
 MOST_TARS = 10_000  # of one pattern
 SCHEMES = ("s3", "gs", "https", "http", "hf")
 _ASIDE = ".tmp-"  # begins the name of what is still coming; no shard or tar begins with a dot
@@ -154,6 +155,22 @@ class Remote:
         _use(self.folder / shard["name"])
 
 
+def _cache_bytes(gib: float | None) -> int:
+    """What --cache-gib lets the cache hold, bytes; None: `CACHE_GIB`.
+
+    Raises:
+        ValueError: it is no size that a cache can have.
+    """
+    if gib is None:
+        return int(CACHE_GIB * 2**30)
+    if not 2**-30 <= gib <= MOST_GIB:  # not a number is neither
+        raise ValueError(
+            f"--cache-gib {gib:g}: give GiB, from a byte (1e-9) to {MOST_GIB}; the disk bounds it, "
+            "too"
+        )
+    return int(gib * 2**30)
+
+
 def open_remote(address: str, gib: float | None, say: bool) -> Remote:
     """Bring the index of a pack far away.
 
@@ -166,7 +183,7 @@ def open_remote(address: str, gib: float | None, say: bool) -> Remote:
         ValueError: there is no such pack, or the cache cannot hold what is wanted of it at one
             time.
     """
-    address, limit = address.rstrip("/"), int((gib or CACHE_GIB) * 2**30)
+    address, limit = address.rstrip("/"), _cache_bytes(gib)
     if address.endswith((".tar", ".mp4", ".csv")):
         raise ValueError(
             f"{address} is no pack: tars far away are packed first, with python recipes/pack.py "
@@ -180,6 +197,7 @@ def open_remote(address: str, gib: float | None, say: bool) -> Remote:
         try:
             _bring(f"{address}/index.json", aside / "index.json", limit, most=MAX_INDEX)
             index = load_index(aside)
+            refuse_part(index, address)
         except Unreachable as error:
             error.add_note(
                 "a pack is a folder that recipes/pack.py made; videos and tars far away are packed "
@@ -241,7 +259,7 @@ def bring_tars(pattern: str, gib: float | None) -> Path:
     Raises:
         ValueError: one cannot be had, or is no tar; or they are more than the cache may hold.
     """
-    addresses, limit = _expand(pattern), int((gib or CACHE_GIB) * 2**30)
+    addresses, limit = _expand(pattern), _cache_bytes(gib)
     names = [address.rpartition("/")[2] for address in addresses]
     for name in names:
         if not re.fullmatch(r"[\w-][\w.-]{0,95}\.tar", name, re.ASCII):

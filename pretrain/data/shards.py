@@ -31,7 +31,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from pretrain.data.columns import Clips
 from pretrain.data.decode import DecodeError, crop_resize, decode_frames, read_frames
 from pretrain.data.flow import to_pixels
-from pretrain.data.index import load_index
+from pretrain.data.index import load_index, refuse_part
 from pretrain.data.lists import line_of
 from pretrain.data.poses import crop_pose, read_array
 from pretrain.data.remote import MOST_LANES, ReadAhead, Remote, Unreachable
@@ -87,6 +87,7 @@ class Pack:
         self.name = name or str(folder)
         self.index = load_index(self.folder)
         self.classes: list[str] = self.index["classes"]
+        refuse_part(self.index, self.name)
         if not self.index["num_clips"]:
             raise ValueError(f"{self.name} is a pack without a single clip")
         self._clips = Clips(self.folder, self.index)

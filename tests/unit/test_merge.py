@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from far import serve
 
-from pretrain.data.index import load_index
+from pretrain.data.cache import open_data
+from pretrain.data.index import checked_lines, load_index
 from pretrain.data.merge import merge
 from pretrain.data.pack import pack, parse_part
 from pretrain.data.shards import Pack
@@ -105,8 +107,19 @@ def test_a_part_may_be_empty_and_is_no_data(made, tmp_path):
     merge(tmp_path / "parts", tmp_path / "out", progress=False)
     assert files_of(tmp_path / "out") == files_of(made / "whole")
     empty = next(p for p in (tmp_path / "parts").iterdir() if not load_index(p)["num_clips"])
-    with pytest.raises(ValueError, match="without a single clip"):
+    with pytest.raises(ValueError, match=r"part \d/9 of a pack.*--merge"):
         Pack(empty)
+
+
+def test_a_part_is_not_taken_for_the_whole(parts, tmp_path, monkeypatch):
+    monkeypatch.setenv("MUYBRIDGE_CACHE", str(tmp_path / "cache"))
+    words = r"part 1/3 of a pack.*--merge"
+    with pytest.raises(ValueError, match=f"{parts / '1'} is {words}"):
+        open_data(str(parts / "1"), 64)
+    with serve(parts / "1") as store:
+        with pytest.raises(ValueError, match=f"{store.url} is {words}"):
+            open_data(store.url, 64)
+        assert set(store.asked) == {"index.json"}  # nothing more of it came
 
 
 def test_a_merge_that_was_interrupted_anywhere_begins_anew(made, parts, tmp_path, monkeypatch):
@@ -182,7 +195,8 @@ def test_parts_that_are_not_one_pack_are_named(made, parts, tmp_path, damage, wo
 
 
 def test_a_clip_that_changed_in_its_part_is_named_and_made_anew(made, parts, tmp_path):
-    record, shard = Pack(parts / "1").record(0), next((parts / "1").glob("shard*"))
+    index, shard = load_index(parts / "1"), next((parts / "1").glob("shard-00000-*"))
+    record = next(row for _, row in checked_lines(parts / "1", index))
     data = bytearray(shard.read_bytes())
     data[record["offset"] + 40] ^= 1
     shard.write_bytes(data)
@@ -227,7 +241,9 @@ def test_a_folder_stays_the_part_that_it_is(made, parts, tmp_path):
         quick(made / "list.csv", parts / "1", 1, 4)
 
 
-@pytest.mark.parametrize("text", ["4/3", "0/3", "3", "a/b", "-1/3", "1/0", "1/3/5", "1 / 3", "²/3"])
+@pytest.mark.parametrize(
+    "text", ["4/3", "0/3", "3", "a/b", "-1/3", "1/0", "1/3/5", "1 / 3", "²/3", "１/3"]
+)
 def test_a_part_that_there_is_not_is_refused(made, tmp_path, text):
     with pytest.raises(ValueError, match="part"):
         pack(made / "list.csv", tmp_path / "out", part=parse_part(text))

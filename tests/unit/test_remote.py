@@ -234,6 +234,16 @@ def test_the_size_of_a_cache_is_for_data_far_away(packed):
         open_data(str(packed), 64, machine=Machine(cache_gib=1))
 
 
+@pytest.mark.parametrize("gib", [1e300, float("inf"), float("nan"), 0.0, 1e-300, -1.0])
+def test_a_cache_of_no_possible_size_is_refused(gib):
+    for work in (
+        lambda: open_data("https://localhost/pack", 64, machine=Machine(cache_gib=gib)),
+        lambda: remote.bring_tars("https://localhost/a.tar", gib),
+    ):
+        with pytest.raises(ValueError, match=r"--cache-gib .*: give"):
+            work()
+
+
 def test_the_cache_keeps_within_its_bounds_and_clears_what_a_killed_process_left(
     store, packed, tmp_path
 ):
