@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -34,12 +33,15 @@ from torch.utils.checkpoint import checkpoint
 from pretrain import zero
 from pretrain.checkpoint import moments_of
 from pretrain.device import autocast_dtype
+from pretrain.environment import flag_of
 from pretrain.optim import update
 from pretrain.processes import asked_processes, computes_on_gpu, start_accelerator
 from pretrain.settings import Machine
 from pretrain.sharded import whole
 
-# What the launcher's configuration may say of FSDP, beside where nothing is listed.
+# What the launcher's configuration may say of FSDP; nothing where nothing is listed. FSDP 2 has one
+# way of some of these, which accelerate sets whatever it was asked for, and the engine's own
+# checkpoints are whole.
 FSDP_CHOICES = {
     "FSDP_VERSION": ("2",),
     "FSDP_OFFLOAD_PARAMS": ("false",),
@@ -49,6 +51,16 @@ FSDP_CHOICES = {
     "FSDP_TRANSFORMER_CLS_TO_WRAP": (),
     "FSDP_IGNORED_MODULES": (),
     "FSDP_RESHARD_AFTER_FORWARD": ("true", "false"),
+    "FSDP_SHARDING_STRATEGY": ("FULL_SHARD",),
+    "FSDP_MIN_NUM_PARAMS": ("100000000",),  # of a policy that is refused; accelerate's default
+    "FSDP_BACKWARD_PREFETCH": ("NO_PREFETCH",),
+    "FSDP_FORWARD_PREFETCH": ("false",),
+    "FSDP_STATE_DICT_TYPE": ("FULL_STATE_DICT",),
+    "FSDP_USE_ORIG_PARAMS": ("true",),
+    # Every process reads the weights itself, then the main one's are given to all; a model is not
+    # so large here that reading it once would help.
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": ("true", "false"),
+    "FSDP_SYNC_MODULE_STATES": ("true",),
 }
 # Of DeepSpeed: what must not be on.
 DEEPSPEED_OFF = (
@@ -79,8 +91,9 @@ def asked_kind(machine: Machine) -> str:
     for name, what in (
         ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "a parallelism_config"),
+        ("ACCELERATE_USE_TP", "tensor parallelism"),
     ):
-        if parse_flag_from_env(name):
+        if flag_of(name):
             raise ValueError(
                 f"the launch configuration asks for {what}, which this version does not support: "
                 "use launch/fsdp2.yaml to shard a model, or launch/gpus.yaml (DDP)"
@@ -96,14 +109,21 @@ def asked_kind(machine: Machine) -> str:
             f"{'bf16' if dtype else 'fp32'}: write 'no' there, --precision decides (bf16 or fp32)"
         )
     several = asked_processes() > 1
-    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+    sharded, deepspeed = flag_of("ACCELERATE_USE_FSDP"), flag_of("ACCELERATE_USE_DEEPSPEED")
+    if sharded and deepspeed:
+        raise ValueError(
+            "the launch configuration asks for FSDP and for DeepSpeed: use launch/fsdp2.yaml or "
+            "launch/deepspeed_zero3.yaml, and unset the other's ACCELERATE_USE_... variable"
+        )
+    if deepspeed:
         for name in DEEPSPEED_OFF:
             _refuse_other(name, ("false",), "launch/deepspeed_zero3.yaml has what is supported")
         return "zero" if several else "single"
-    if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
+    if not sharded:
         return "ddp" if several else "single"
-    for name, values in FSDP_CHOICES.items():
-        _refuse_other(name, values, "launch/fsdp2.yaml has what is supported")
+    for name in sorted(name for name in os.environ if name.startswith("FSDP_")):
+        choices = FSDP_CHOICES.get(name, ())
+        _refuse_other(name, choices, "launch/fsdp2.yaml has what is supported")
     return "fsdp2" if several else "single"  # one process has nothing to share
 
 
@@ -146,9 +166,7 @@ class Engine:
     ):  # fmt: skip
         self.kind = asked_kind(machine)
         # One process has nothing to share, but what cannot be obeyed is refused there too.
-        self._zero = (
-            zero.asked_zero(optimizer) if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") else {}
-        )
+        self._zero = zero.asked_zero(optimizer) if flag_of("ACCELERATE_USE_DEEPSPEED") else {}
         for flag, needed in (
             ("--compile of a sharded model", compile and self._shards),
             ("--checkpoint-blocks", recompute),

@@ -76,7 +76,7 @@ def cli(
     arguments = sys.argv[1:]
     if any(for_screen(word) != word for word in arguments):
         clean_screen()  # tyro's own errors repeat what was typed
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # a launcher ends its processes itself
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # a launcher ends its processes itself
         signal.signal(signal.SIGTERM, _terminate)
     try:
         flags = config if isinstance(config, type) else type(next(iter(config.values())))

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import parse_flag_from_env
 
 from pretrain.data.pool import usable_cores
 from pretrain.device import autocast_dtype, keep_memory
+from pretrain.environment import count_of, flag_of
 from pretrain.settings import Machine
 
 
@@ -23,7 +24,7 @@ def asked_processes() -> int:
     silently starts a single process, so there the launcher's own command line is read.
     """
     if "WORLD_SIZE" in os.environ:
-        return int(os.environ["WORLD_SIZE"])
+        return count_of("WORLD_SIZE")
     parent = Path(f"/proc/{os.getppid()}/cmdline")
     try:
         words = parent.read_bytes().decode(errors="replace").split("\0")
@@ -35,7 +36,7 @@ def asked_processes() -> int:
         name, _, value = word.partition("=")
         if name in ("--num_processes", "--num-processes"):
             value = value or words[i + 1]
-            return int(value) if value.isdigit() else 1
+            return int(value) if re.fullmatch("[0-9]{1,9}", value) else 1
     return 1
 
 
@@ -59,7 +60,7 @@ def start_accelerator(machine: Machine) -> Accelerator:
             more processes than GPUs.
     """
     on_gpu, alone = computes_on_gpu(), not launched()
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    here = count_of("LOCAL_WORLD_SIZE")
     if on_gpu and here > torch.cuda.device_count():
         raise ValueError(
             f"{here} processes need a GPU each and there are {torch.cuda.device_count()}: give "
@@ -96,7 +97,7 @@ def launched() -> bool:
 
 def cores_of_a_process() -> int:
     """The cores that this process may use, its part of those of the launch on this machine."""
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    beside = count_of("LOCAL_WORLD_SIZE")
     return max(1, usable_cores() // beside)
 
 
@@ -114,7 +115,7 @@ def loader_workers(machine: Machine, on_cpu: int) -> int:
 
 def computes_on_gpu() -> bool:
     """Whether there is a GPU and nobody chose the CPU, as `--cpu` and launch/cpu.yaml do."""
-    return torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    return not flag_of("ACCELERATE_USE_CPU") and torch.cuda.is_available()
 
 
 def start_evaluation(machine: Machine) -> torch.device:
@@ -125,7 +126,7 @@ def start_evaluation(machine: Machine) -> torch.device:
     Raises:
         ValueError: a launcher started several processes.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if count_of("WORLD_SIZE") > 1:
         raise ValueError("this runs in one process: start it with python, not with a launcher")
     if torch.cuda.is_available():
         return torch.device("cuda")

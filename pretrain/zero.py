@@ -23,14 +23,22 @@ from torch import Tensor, nn
 
 from pretrain.files import read_json
 
-# Of the section zero_optimization: what changes how long a step takes and nothing else.
-TUNING = {
-    "stage", "overlap_comm", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size",
-    "allgather_partitions", "allgather_bucket_size", "round_robin_gradients", "sub_group_size",
-    "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
-    "stage3_model_persistence_threshold", "stage3_max_live_parameters",
-    "stage3_max_reuse_distance",
+# Of the section zero_optimization: what changes how long a step takes and nothing else; true or
+# false, or else the least that a number of values may be.
+SWITCHES = {
+    "overlap_comm", "contiguous_gradients", "reduce_scatter", "allgather_partitions",
+    "round_robin_gradients",
 }  # fmt: skip
+SIZES = {
+    "reduce_bucket_size": 1,
+    "allgather_bucket_size": 1,
+    "sub_group_size": 1,
+    "stage3_prefetch_bucket_size": 0,
+    "stage3_param_persistence_threshold": 0,
+    "stage3_model_persistence_threshold": 0,
+    "stage3_max_live_parameters": 0,
+    "stage3_max_reuse_distance": 0,
+}
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -62,21 +70,36 @@ def asked_zero(optimizer: str) -> dict[str, Any]:
             )
         section = {k: v for k, v in section.items() if v != "auto"}
     elif "ACCELERATE_DEEPSPEED_ZERO_STAGE" in os.environ:
-        stage = os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"]
-        section = {"stage": int(stage) if stage.isdigit() else stage}
-    if other := sorted(map(str, section.keys() - TUNING)):
+        text = os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"]
+        section = {"stage": int(text) if text in ("1", "2", "3") else text}
+    if other := sorted(map(str, section.keys() - {"stage", *SWITCHES, *SIZES})):
         raise ValueError(
             f"DeepSpeed's {other[0]!r:.60} is not supported here: "
             "launch/deepspeed_zero3.yaml has what is"
         )
-    if section.get("stage") not in (1, 2, 3):
+    stage = section.get("stage")
+    if type(stage) is not int or stage not in (1, 2, 3):
         raise ValueError(
-            f"DeepSpeed with zero_stage: {section.get('stage')!r:.20}: give 1, 2 or 3, as in "
+            f"DeepSpeed with zero_stage: {stage!r:.20}: give 1, 2 or 3, as in "
             "launch/deepspeed_zero2.yaml"
         )
+    for name, value in section.items():
+        if name in SWITCHES and type(value) is not bool:
+            raise ValueError(f"DeepSpeed's {name}: {value!r:.40}: write true or false")
+        if name in SIZES and not _is_size(value, SIZES[name]):
+            raise ValueError(
+                f"DeepSpeed's {name}: {value!r:.40}: give a whole number from {SIZES[name]}"
+            )
     if not find_spec("deepspeed"):
         raise ValueError("DeepSpeed is not installed: pip install 'muybridge[deepspeed]'")
     return section
+
+
+def _is_size(value: object, least: int) -> bool:
+    """Whether this is a whole number of at least `least`; DeepSpeed's files write 5e8, too."""
+    if type(value) not in (int, float) or not isinstance(value, int | float):
+        return False
+    return least <= value < 2**63 and value == int(value)
 
 
 def begin(

@@ -34,6 +34,7 @@ from filelock import FileLock, Timeout
 
 from pretrain.data.index import COLUMNS, MAX_INDEX, MAX_LINES, load_index, refuse_part
 from pretrain.data.pool import START_SECONDS, Worker
+from pretrain.environment import count_of
 from pretrain.files import cache_folder, open_regular
 from pretrain.names import file_name, for_screen
 
@@ -549,7 +550,7 @@ class ReadAhead:
         self.given = 0
         self._needs, self._ended = needs, threading.Event()
         self._jobs: queue.Queue[tuple[Remote, dict]] = queue.Queue()
-        self._beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self._beside = count_of("LOCAL_WORLD_SIZE")
         for work in (self._look, *[self._work] * max(1, AT_ONCE // self._beside)):
             threading.Thread(target=work, daemon=True).start()
 

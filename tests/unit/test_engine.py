@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands import launch
+from accelerate.utils import launch as environments
 from torch import nn
 
 from pretrain.engine import Engine, blocks_of
@@ -56,9 +58,21 @@ def test_the_launch_configuration_chooses_the_engine(environment, kind, monkeypa
         (FSDP2 | {"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, "fsdp_auto_wrap_policy"),
         (FSDP2 | {"FSDP_TRANSFORMER_CLS_TO_WRAP": "Block"}, "fsdp_transformer_cls_to_wrap: Block"),
         (FSDP2 | {"FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, "FULL_SHARD, not true or false"),
+        (FSDP2 | {"FSDP_SHARDING_STRATEGY": "HYBRID_SHARD"}, "HYBRID_SHARD, not FULL_SHARD"),
+        (FSDP2 | {"FSDP_MIN_NUM_PARAMS": "1000"}, "fsdp_min_num_params: 1000"),
+        (FSDP2 | {"FSDP_BACKWARD_PREFETCH": "BACKWARD_PRE"}, "fsdp_backward_prefetch"),
+        (FSDP2 | {"FSDP_FORWARD_PREFETCH": "true"}, "fsdp_forward_prefetch"),
+        (FSDP2 | {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "fsdp_state_dict_type"),
+        (FSDP2 | {"FSDP_USE_ORIG_PARAMS": "false"}, "fsdp_use_orig_params: false"),
+        (FSDP2 | {"FSDP_WHAT_COMES_NEXT": "5", "WORLD_SIZE": "1"}, "fsdp_what_comes_next: 5"),
+        (ZERO | FSDP2, "FSDP and for DeepSpeed"),
+        ({"ACCELERATE_USE_TP": "true"}, "tensor parallelism"),
+        ({"ACCELERATE_USE_FSDP": "maybe"}, "ACCELERATE_USE_FSDP='maybe': write true or false"),
+        ({"ACCELERATE_USE_CPU": ""}, "ACCELERATE_USE_CPU=''"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "zero_stage: None"),
         ({"ACCELERATE_USE_DEEPSPEED": "true", "WORLD_SIZE": "1"}, "zero_stage: None"),
-        (ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, "zero_stage: 0"),
+        (ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, "zero_stage: '0'"),
+        (ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "²"}, "zero_stage: '²'"),
         (ZERO | {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "optimizer_device: cpu"),
         (ZERO | {"ACCELERATE_DEEPSPEED_ZERO3_INIT": "true"}, "zero3_init: true"),
         (ZERO | {"ACCELERATE_GRADIENT_CLIPPING": "1.0"}, "--clip-grad"),
@@ -73,6 +87,45 @@ def test_the_launch_configuration_chooses_the_engine(environment, kind, monkeypa
 )
 def test_what_cannot_be_obeyed_is_refused(environment, words, monkeypatch):
     with pytest.raises(ValueError, match=words):
+        asked(monkeypatch, environment)
+
+
+@pytest.mark.parametrize("text", ["x", "", "2.5", "0", "-1", "²", "1e1", " 2"])
+def test_a_number_of_processes_that_is_none_is_refused(text, monkeypatch):
+    with pytest.raises(ValueError, match=f"WORLD_SIZE={text!r}, which is no number of processes"):
+        asked(monkeypatch, {"WORLD_SIZE": text})
+
+
+def test_what_accelerate_sets_by_itself_is_taken(monkeypatch, tmp_path):
+    file = tmp_path / "asked.yaml"
+    more = "auto_wrap_policy: TRANSFORMER_BASED_WRAP", "transformer_layer_cls_to_wrap: ''"
+    more += "state_dict_type: FULL_STATE_DICT", "cpu_ram_efficient_loading: true"
+    more += "activation_checkpointing: false", "offload_params: false"
+    lines = [(LAUNCH / "fsdp2.yaml").read_text(), *(f"  fsdp_{line}" for line in more)]
+    file.write_text("\n".join(lines))
+    given = ["--config_file", str(file), "--num_processes", "2", "--main_process_port", "0", "x.py"]
+    given, _, _ = launch._validate_launch_command(launch.launch_command_parser().parse_args(given))
+    assert asked(monkeypatch, environments.prepare_multi_gpu_env(given)) == "fsdp2"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("reduce_bucket_size", -1), ("reduce_bucket_size", "x"), ("allgather_bucket_size", 0),
+        ("sub_group_size", 0), ("sub_group_size", True), ("stage3_max_live_parameters", 0.5),
+        ("stage3_prefetch_bucket_size", None), ("overlap_comm", "maybe"), ("reduce_scatter", 1),
+        ("stage", True), ("stage", 2.0), ("stage", "2"), ("stage", [2]),
+    ],
+)  # fmt: skip
+def test_a_value_of_deepspeed_that_is_none_is_refused(name, value, monkeypatch, tmp_path):
+    monkeypatch.setattr("pretrain.zero.find_spec", lambda name: True)
+    file = tmp_path / "ds.json"
+    environment = ZERO | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file)}
+    good = {"stage": 3, "reduce_bucket_size": 5e8, "stage3_prefetch_bucket_size": 0}
+    file.write_text(json.dumps({"zero_optimization": good}))
+    assert asked(monkeypatch, environment) == "zero"
+    file.write_text(json.dumps({"zero_optimization": good | {name: value}}))
+    with pytest.raises(ValueError, match=f"{name}: "):
         asked(monkeypatch, environment)
 
 
@@ -123,9 +176,6 @@ ENGINE_OF = {
 @pytest.mark.parametrize("file", sorted(p.stem for p in LAUNCH.glob("*.yaml")))
 def test_every_launch_file_is_obeyed(file, monkeypatch):
     """As accelerate reads it and tells its processes."""
-    from accelerate.commands import launch
-    from accelerate.utils import launch as environments
-
     path = str(LAUNCH / f"{file}.yaml")
     words = ["--config_file", path, "--main_process_port", "0"]  # that of the file may be taken
     words += [] if ENGINE_OF[file] == "single" else ["--num_processes", "2"]
