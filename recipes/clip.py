@@ -290,7 +290,7 @@ def print_plan(cfg: Config, run: TrainingRun, counts, model: VideoText) -> None:
         "video tower": f"{cfg.backbone or cfg.model}, {log.parameters(model.video)}, {clip}",
         "text tower": f"{text}, {log.parameters(model.text)}, context {context}",
         "loss": loss + ", cached gradients" * (plan.accumulate > 1 and contrasted),
-        "learning rate": f"{plan.rates}, {cfg.schedule}",
+        "optimizer": f"{cfg.optim.optimizer}, learning rate {plan.rates}, {cfg.schedule}",
     }
     run.print_plan(f"video-text contrast, {cfg.preset}", rows)
 

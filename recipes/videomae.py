@@ -308,7 +308,7 @@ def print_plan(cfg: Config, run: TrainingRun, pack: Pack, encoder) -> None:
         "model": f"{cfg.model}, {log.parameters(encoder)}, {spec.frames} frames of {spec.size} px, "
         f"{spec.pace}{seen}",
         "mask": mask,
-        "learning rate": f"{run.plan.rates}, cosine",
+        "optimizer": f"{cfg.optim.optimizer}, learning rate {run.plan.rates}, cosine",
     }
     run.print_plan(f"VideoMAE {cfg.preset}", rows)
 

@@ -217,12 +217,11 @@ def draw_attention(config: Config, encoder: Backbone, path: Path, out: Path) -> 
         rows.append((f"{name}\n(largest {100 * seen.max():.1f} %)", overlay(clip, seen[0])))
     pictures = [(name, c.permute(1, 2, 3, 0).numpy()) for name, c in rows]
     by = "the class token" if encoder.class_token is not None else "the mean over all tokens"
-    caption = (
-        f"red: what {by} attend to" if encoder.class_token is None else f"red: what {by} attends to"
-    )
+    caption = f"red: what {by} attends to"
     if encoder.arguments["motion_tokens"] < 1:
         kept = encoder.arguments["motion_tokens"]
-        caption += f"; the encoder uses the {kept:.0%} of the tokens with the largest difference"
+        caption += f"; the encoder uses the {kept:.0%} of the tokens with the largest "
+        caption += "frame difference"
     side = spec.size * config.enlarge
     beside = [np.concatenate([p[t] for _, p in pictures], 1) for t in range(spec.frames)]
     size = (side * len(pictures), side)
