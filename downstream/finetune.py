@@ -211,12 +211,8 @@ def make_optimizer(
 
     Returns:
         an optimizer whose groups have an "lr_scale", a factor on the scheduled rate.
-
-    Raises:
-        ValueError: another name.
     """
-    if name not in ("adamw", "sgd"):
-        raise ValueError(f"--optimizer {name!r} is neither adamw nor sgd")
+    assert name in ("adamw", "sgd"), name
     layers = layer_groups(model.backbone)
     scale_of = {
         f"backbone.{name}": backbone_lr * layer_decay ** (len(layers) - 1 - depth)

@@ -587,7 +587,7 @@ def resolve_training(
         fresh: it has learned nothing yet.
 
     Raises:
-        ValueError: the preset is another backbone's, or none fits.
+        ValueError: the preset is another backbone's, none fits, or there is no such optimizer.
     """
     if preset == "paper":
         preset = fitting(backbone)[0]
@@ -603,4 +603,7 @@ def resolve_training(
         small = replace(small, colour=0.0)  # flow and joints have none
     if not spec.pictures:
         small = replace(small, affine=0.2, span=1.0 if spec.stride else 0.75)
-    return TRAINING.get(preset, small).changed(given)
+    training = TRAINING.get(preset, small).changed(given)
+    if training.optimizer not in ("adamw", "sgd"):
+        raise ValueError(f"--optimizer {training.optimizer!r} is neither adamw nor sgd")
+    return training

@@ -89,6 +89,7 @@ RULES = [
     Rule(r"hf:|open_clip:|--weights imagenet|i3d_k400|_18_k400|--pose b", parsed="downloads"),
     Rule(r"--data (s3|gs|https|hf)://", parsed="tests/unit/test_remote.py does it from loopback"),
     Rule(r"^accelerate .*(gpus|fsdp2|deepspeed_zero.|multi_node)\.yaml", parsed="wants GPUs"),
+    Rule(r"pack\.py .*msr\.csv", parsed="MSR Action3D is not included"),
     Rule(r"pack\.py .*--merge", parsed="tests/unit/test_merge.py does it"),
     Rule(r"benchmark\.py", parsed="measures for minutes"),
     Rule(r"compare\.py .*--models", parsed="starts a process for every model"),

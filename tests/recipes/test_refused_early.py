@@ -12,7 +12,7 @@ from recipes import clip, videomae
 from tests.recipes.runs import opens_data
 
 CLASSES = "--text label --loss classes"
-TINY = "--batch-size 8 --micro-batch 8"
+TINY = ("--batch-size", "--micro-batch")
 
 
 @pytest.fixture
@@ -80,7 +80,8 @@ def test_before_anything_is_packed(
     data = "" if "--data " in words else "--data captions.csv"
     if recipe is videomae:
         data = "--data labels.csv"
-    given = shlex.split(f"{data} {TINY} {words} --out run")
+    tiny = " ".join(f"{flag} 8" for flag in TINY if flag not in words)
+    given = shlex.split(f"{data} {tiny} {words} --out run")
     if recipe is clip and "--model" not in words:
         given += ["--drop-tokens", "0"]
     monkeypatch.setattr(sys, "argv", ["recipe.py", *given])
