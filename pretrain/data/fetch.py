@@ -80,19 +80,20 @@ def _store(address: str) -> tuple[Any, str]:
         raise Final(f"{scheme}:// {EXTRA} ({error})") from error
 
 
-def bring(address: str, to: str, limit: int) -> dict:
+def bring(address: str, to: str, limit: int, sized: bool = True) -> dict:
     """Copy a file from far away to a new local one, which is on the disk then.
 
     Args:
         address: what to bring.
         to: the file to write.
         limit: bytes that it may have at most.
+        sized: whether it has to have that many: more are a fault that may pass.
 
     Returns:
         Its `bytes` and `sha256`.
 
     Raises:
-        Final: there is no such file, it may not be read, or a library is missing.
+        Final: there is no such file, it may not be read or is too large, or a library is missing.
         Exception: whatever else a store's library raises.
     """
     store, path = _store(address)
@@ -107,7 +108,8 @@ def bring(address: str, to: str, limit: int) -> dict:
         def relative_update(self, inc: int = 1) -> None:
             self.value += inc
             if self.value > limit:
-                raise OSError(f"more than the {limit} bytes that it may have were sent")
+                why = f"more than the {limit} bytes that it may have were sent"
+                raise OSError(why) if sized else Final(why)
             if self.value - self.told >= BEAT:
                 self.told = self.value
                 say({"beat": self.value})
@@ -150,11 +152,25 @@ def _locked(error: BaseException) -> bool:
     return known or getattr(error, "status", 0) in (401, 403)
 
 
+def _redirects(error: BaseException) -> str:
+    """Why a redirect of a web server was not followed; "" if that is not what is wrong."""
+    kinds = [kind.__name__ for kind in type(error).__mro__]  # aiohttp may not be installed
+    if "TooManyRedirects" in kinds:
+        return "the server redirects in a circle, or too many times"
+    if "RedirectClientError" in kinds:
+        scheme = re.match("[a-z][a-z0-9+.-]{0,20}:", str(error))
+        where = f"{scheme[0] if scheme else ''}..., "
+        return f"the server redirects to {where}which is no web address"
+    return ""
+
+
 def _reason(error: BaseException) -> str:
     """An error of a store's library in one line, without what signs an address."""
     status = getattr(error, "status", None)
     if isinstance(error, FileNotFoundError):
         text = "there is no such file (404)"
+    elif text := _redirects(error):
+        pass
     elif isinstance(status, int):  # aiohttp's text repeats the address
         text = f"the server answers {status} {getattr(error, 'message', '')}".strip()
     elif isinstance(error, TimeoutError):
@@ -176,7 +192,8 @@ def _answer(job: dict) -> dict:
     except Exception as error:
         # Which errors a store's library raises is nowhere listed; each is told, none is hidden.
         number = getattr(error, "errno", None)
-        return {"failed": _reason(error), "final": _locked(error), "errno": number}
+        final = _locked(error) or bool(_redirects(error))
+        return {"failed": _reason(error), "final": final, "errno": number}
 
 
 def say(message: dict) -> None:

@@ -366,7 +366,7 @@ def _bring(
             _make_room(path.parents[1], reserved, limit)
             aside = path.with_name(f"{_ASIDE}{uuid.uuid4().hex}-{reserved}-{path.name}")
             try:
-                job = {"address": address, "to": str(aside), "limit": most}
+                job = {"address": address, "to": str(aside), "limit": most, "sized": size >= 0}
                 _try_often(job, partial(_difference, size, sha256))
                 if date is not None:
                     os.utime(aside, (time.time(), date))

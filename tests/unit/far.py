@@ -19,8 +19,8 @@ class Store:
         faults: by a file's name, what happens at the next times it is asked for, in turn: a status
             ("404", "503"), "cut" (half of the bytes), "lie" (other bytes), "long" (more bytes),
             "short" (fewer, as if they were all), "hang", "drip" (a byte now and then), "away" (a
-            redirect to the same file under another path), "abroad" (one to another host) or
-            "round" (one to itself).
+            redirect to the same file under another path), "abroad" (one to another host),
+            "round" (one to itself) or "file" (one to a file of the reader's).
         delay: seconds before each answer.
     """
 
@@ -57,10 +57,11 @@ def serve(folder: Path) -> Iterator[Store]:
             if fault.isdecimal() or not path.is_file():
                 return self._answer(int(fault or 404), b"no")
             data = path.read_bytes()
-            if fault in ("away", "abroad", "round"):
+            if fault in ("away", "abroad", "round", "file"):
                 port = self.headers["Host"].rpartition(":")[2]
                 abroad = f"http://localhost:{port}/{name}?Signature=s3cr3t"
                 there = {"away": f"/elsewhere/{name}", "abroad": abroad, "round": self.path}
+                there["file"] = f"file:///etc/{name}"
                 where = there[fault]
                 if fault == "round":
                     store.faults[name].insert(0, "round")

@@ -119,7 +119,8 @@ def test_what_a_server_does_wrong_now_and_then_is_survived(
         ("short", "bytes", 2),
         ("long", "more than", 2),
         ("hang", "stalled", 2),
-        ("round", "", None),
+        ("round", "in a circle", None),
+        ("file", "redirects to file:", 1),
     ],
 )
 def test_what_a_server_does_wrong_for_ever_is_named(
@@ -137,6 +138,13 @@ def test_what_a_server_does_wrong_for_ever_is_named(
     assert f"{store.url}/{name}" in str(error.value) and words in str(error.value)
     assert asked is None or store.asked[name] == asked
     assert {p.name for p in kept(tmp_path)} == ABOUT  # no half file
+
+
+def test_an_index_larger_than_any_comes_once(store, monkeypatch):
+    monkeypatch.setattr(remote, "MAX_INDEX", 100)
+    with pytest.raises(ValueError, match=r"index\.json: more than the 100 bytes"):
+        open_data(store.url, 64)
+    assert store.asked["index.json"] == 1
 
 
 @pytest.mark.parametrize("name", ["index.json", "clips.jsonl", "clips.safetensors"])
