@@ -391,7 +391,7 @@ def finish_commit(out: Path) -> None:
     shutil.rmtree(new, ignore_errors=True)
 
 
-def json_line(value: dict) -> str:
+def json_line(value: dict | list) -> str:
     """One line of a .jsonl file, in ASCII."""
     return json.dumps(value) + "\n"
 

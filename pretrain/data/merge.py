@@ -118,6 +118,11 @@ def _find_parts(source: Path) -> list[_Part]:
                 f"{other.folder} and {path} are both {part_words(part.index['part'])}: remove one"
             )
         _refuse_other_settings(first, part)
+        if part.index.get("part_of") != first.index.get("part_of"):
+            raise ValueError(
+                f"{first.folder} and {path} are parts of other --source: of other files or lists, "
+                "or of what was changed in between; run the --part commands of all again"
+            )
         found[part.number] = part
     missing = [f"{i}/{first.count}" for i in range(1, first.count + 1) if i not in found]
     if missing:

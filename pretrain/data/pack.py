@@ -8,6 +8,7 @@ Packing needs the room of the pack twice while it works.
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -123,16 +124,14 @@ def pack(
             raise ValueError(f"{stream} {method!r:.80} is no method: give one of {known}")
     out = Path(out)
     settings = RULES | {"short_side": int(short_side), "clip_seconds": float(clip_seconds)}
-    listing = list_sources(source)
-    if part:
-        listing = _share(listing, *part)
+    listing, of = _share(list_sources(source), part)
     started = time.monotonic()
     try:
         check_folders(Path(source), out)
         (out / ".pack" / "clips").mkdir(parents=True, exist_ok=True)
         with locked(out, progress):
             finish_commit(out)
-            packer = _Packer(out, listing, settings, shard_bytes, progress, part)
+            packer = _Packer(out, listing, settings, shard_bytes, progress, part, of)
             packer.check_same(source, anew)
             packer.choose_methods(asked)
             packer.ingest(workers or usable_cores(), timeout, file_timeout)
@@ -154,11 +153,26 @@ def pack(
 # ---- the folder --------------------------------------------------------------------------------
 
 
-def _share(listing: Listing, number: int, count: int) -> Listing:
-    """What falls to one of several parts, by the hash of its name."""
+def _share(listing: Listing, part: tuple[int, int] | None) -> tuple[Listing, str]:
+    """What falls to one of several parts, by the hash of its name, and a hash of all there is."""
+    if not part:
+        return listing, ""
+    number, count = part
     mine = lambda name: int(text_digest(name)[:15], 16) % count == number - 1
     sources = [source for source in listing.sources if mine(source.name)]
-    return Listing(sources, [r for r in listing.refused if mine(r[0])], listing.skipped)
+    refused = [line for line in listing.refused if mine(line[0])]
+    return Listing(sources, refused, listing.skipped), _digest_of(listing)
+
+
+def _digest_of(listing: Listing) -> str:
+    """What tells whether parts are of the same sources: of what is said of all of them."""
+    said = hashlib.sha256()
+    for s in listing.sources:
+        about = [s.name, s.kind, s.label, s.captions, s.split, s.subject, s.extra, sorted(s.beside)]
+        said.update(json_line(about).encode())
+    for name in sorted(name for name, _ in listing.refused):
+        said.update(json_line([name]).encode())
+    return said.hexdigest()
 
 
 def check_folders(source: Path, out: Path) -> None:
@@ -212,10 +226,11 @@ class _Packer:
         shard_bytes: int,
         progress: bool,
         part: tuple[int, int] | None,
+        of: str,
     ):
         self.out, self.work, self.listing = out, out / ".pack", listing
         self.settings, self.shard_bytes, self.progress = settings, shard_bytes, progress
-        self.part = part
+        self.part, self.of = part, of
         self.journal = self.work / "journal.jsonl"
         self.known: dict[str, dict] = {}  # identity of a source -> what became of it
         self.stale = 0  # journal lines that say nothing of the present sources
@@ -590,7 +605,7 @@ class _Packer:
             self.methods,
             self.shard_bytes,
             self._find,
-            self.part,
+            self.part and {"part": [*self.part], "part_of": self.of},
             self.index,
             self.lines,
         )

@@ -45,7 +45,7 @@ class Writer:
         methods: of estimated streams, by stream.
         shard_bytes: about how large a shard is.
         find: file and offset of a member of a clip, by its line and its ending.
-        part: number and count, of a part of a pack.
+        part: of a part of a pack, what its index says of that.
         index: of the pack that is there.
         lines: of the pack that is there.
     """
@@ -55,7 +55,7 @@ class Writer:
     methods: dict[str, str]
     shard_bytes: int
     find: Callable[[dict, str], tuple[Path, int] | None]
-    part: tuple[int, int] | None = None
+    part: dict | None = None
     index: dict | None = None
     lines: set[str] = field(default_factory=set)
 
@@ -183,7 +183,7 @@ class Writer:
         splits = Counter(row["split"] for row in rows if row["split"] is not None)
         return {
             "format": FORMAT,
-            **({"part": list(self.part)} if self.part else {}),
+            **(self.part or {}),
             "num_sources": len({row["source"] for row in rows}) + refused,
             "num_clips": len(rows),
             "num_refused": refused,

@@ -154,9 +154,18 @@ def _edit(folder: Path, **changes) -> None:
     (folder / "index.json").write_text(json.dumps(index | changes))
 
 
-def _repack(made: Path, parts: Path, **more) -> None:
+def _repack(made: Path, parts: Path, other: tuple[int, str | None] | None = None, **more) -> None:
+    """Make the second part anew; `other`: of a list in which a line has gone, or another label."""
     shutil.rmtree(parts / "2")
-    quick(made / "list.csv", parts / "2", 2, **more)
+    source = made / "list.csv"
+    if other:
+        lines = source.read_text().splitlines()
+        line = lines.pop(other[0])
+        if other[1]:
+            lines.insert(other[0], line.replace("run", other[1]))
+        source = made / f"other{other[0]}.csv"
+        source.write_text("\n".join(lines) + "\n")
+    quick(source, parts / "2", 2, **more)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +177,8 @@ def _repack(made: Path, parts: Path, **more) -> None:
         (lambda made, parts: _repack(made, parts, count=4), "2/4: pack all with the same N"),
         (lambda made, parts: _repack(made, parts, short_side=16), "short_side"),
         (lambda made, parts: _repack(made, parts, shard_bytes=99), "shard_bytes"),
+        (lambda made, parts: _repack(made, parts, other=(6, None)), "1 and .*2 are parts of other"),
+        (lambda made, parts: _repack(made, parts, other=(1, "jump")), "parts of other --source"),
         (lambda made, parts: shutil.copytree(made / "whole", parts / "4"), "4 is a whole pack"),
         (lambda made, parts: (parts / "4").mkdir(), "4 is no pack"),
         (lambda made, parts: next(parts.glob("1/shard*")).unlink(), "shard-.* is missing"),
