@@ -157,18 +157,18 @@ def run(job: dict[str, Any]) -> int:
     if job["function"] == "train":
         importlib.import_module(job["arguments"][0])
     several = job["processes"] > 1
-    told, tell = os.pipe()
+    reading, writing = os.pipe()
     running = set()
     for rank in range(job["processes"]):
         if (pid := os.fork()) == 0:
-            os._exit(child(job, rank, int(os.read(told, 8)) if several else 0))
+            os._exit(child(job, rank, int(os.read(reading, 8)) if several else 0))
         running.add(pid)
     # After the forks: its thread may hold a lock, for which a process forked meanwhile would wait.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if several else None
     if store:
-        os.write(tell, b"%8d" % store.port * job["processes"])
-    os.close(told)
-    os.close(tell)
+        os.write(writing, b"%8d" % store.port * job["processes"])
+    os.close(reading)
+    os.close(writing)
     first, end = 0, time.monotonic() + SECONDS
     while running:
         for pid in list(running):

@@ -85,6 +85,7 @@ RULES = [
         r"finetune\.py --model (stgcn|skeleton_lstm|flow_stack)",
         parsed="test_stream_families.py does it",
     ),
+    Rule(r"--out runs/(i3d|more)$", parsed="test_skeletons.py does these stages"),
     Rule(r"finetune\.py .*--model pose_attention", parsed="test_skeletons.py does it"),
     Rule(r"hf:|open_clip:|--weights imagenet|i3d_k400|_18_k400|--pose b", parsed="downloads"),
     Rule(r"--data (s3|gs|https|hf)://", parsed="tests/unit/test_remote.py does it from loopback"),
