@@ -1,10 +1,9 @@
 """From `--data` to an open pack; raw data are packed into a cache first."""
 
-import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from filelock import FileLock
 
 from pretrain.data.methods import METHODS, check_method
 from pretrain.data.pack import pack
-from pretrain.data.remote import is_address, open_remote
+from pretrain.data.remote import is_address, open_remote, writing_cache
 from pretrain.data.shards import Pack, no_split
 from pretrain.data.sources import Source, list_sources
 from pretrain.data.synthetic import SYNTHETIC_VERSION, make_dataset
@@ -153,7 +152,7 @@ def open_data(source: str, short_side: int, say: bool = True, machine: Machine =
     if not num_clips:
         _refuse_missing(source)
     cache = cache_folder()
-    with _writable(cache):
+    with writing_cache(cache):
         (cache / "packs").mkdir(parents=True, exist_ok=True)
         if num_clips:
             path = draw_synthetic(num_clips, say)
@@ -202,27 +201,13 @@ def draw_synthetic(num_clips: int, say: bool) -> Path:
         ValueError: the cache cannot be written.
     """
     cache = cache_folder()
-    with _writable(cache):
+    with writing_cache(cache):
         cache.mkdir(parents=True, exist_ok=True)
         drawn = cache / f"synthetic-{SYNTHETIC_VERSION}-{num_clips}"
         if say:
             print(f"synthetic dataset: {num_clips} clips in {drawn}", flush=True)
         with FileLock(f"{drawn}.lock"):  # one process of a run makes it
             return make_dataset(drawn, num_clips=num_clips, progress=say)
-
-
-@contextlib.contextmanager
-def _writable(cache: Path) -> Iterator[None]:
-    """Raise ValueError where the cache cannot be written, with the remedy."""
-    try:
-        yield
-    except (OSError, NotImplementedError) as error:  # the latter: a disk that knows no locks
-        where = getattr(error, "filename", None) or cache
-        raise ValueError(
-            f"cannot write to the cache {cache}: {where}: "
-            f"{getattr(error, 'strerror', None) or error}; "
-            "set MUYBRIDGE_CACHE to a folder that can be written to and has room"
-        ) from error
 
 
 def pack_file(path: Path, folder: Path, short_side: int, flow: str = "", pose: str = "") -> Pack:

@@ -46,7 +46,7 @@ MOST_LANES = 64
 STALL = 30.0  # seconds without progress before an attempt is given up
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds between the attempts for one file
 SAY_SECONDS = 30.0  # between two words of who waits
-MOST_AHEAD = 100_000  # batches: what the thread that looks ahead has found by then, is enough
+MOST_AHEAD = 100_000  # batches that the thread may look ahead
 AT_ONCE = 4  # files that the processes of a machine bring at the same time
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _COUNT = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}", re.ASCII)
@@ -191,7 +191,7 @@ def open_remote(address: str, gib: float | None, say: bool) -> Remote:
             f"--source {address} --out FOLDER"
         )
     cache = cache_folder() / "remote"
-    with _writing(cache):
+    with writing_cache(cache):
         cache.mkdir(parents=True, exist_ok=True)
     aside = cache / f"tmp-{uuid.uuid4().hex}"
     try:
@@ -210,7 +210,7 @@ def open_remote(address: str, gib: float | None, say: bool) -> Remote:
         data = (aside / "index.json").read_bytes()
         name = file_name(address.rpartition("/")[2])[:40]
         folder = cache / f"{name}-{hashlib.sha256(data).hexdigest()[:16]}"
-        with _writing(folder):
+        with writing_cache(folder):
             folder.mkdir(exist_ok=True)
             os.replace(aside / "index.json", folder / "index.json")
     finally:
@@ -315,15 +315,16 @@ def _digest(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _writing(where: Path) -> Iterator[None]:
+def writing_cache(cache: Path) -> Iterator[None]:
     """Raise Unreachable where the cache cannot be written, with the remedy."""
     try:
         yield
     except (OSError, NotImplementedError) as error:  # the latter: a disk that knows no locks
-        reason = getattr(error, "strerror", None) or error
+        where = getattr(error, "filename", None) or cache
         raise Unreachable(
-            f"cannot write to the cache {where}: {reason}; set MUYBRIDGE_CACHE to a folder "
-            "that can be written to and has room"
+            f"cannot write to the cache {cache}: {where}: "
+            f"{getattr(error, 'strerror', None) or error}; "
+            "set MUYBRIDGE_CACHE to a folder that can be written to and has room"
         ) from error
 
 
@@ -356,7 +357,7 @@ def _bring(
     most = min(limit, most or (size if size >= 0 else limit))
     if size > limit:
         raise Unreachable(f"{address} has {size} bytes, more than the cache of {limit} may hold")
-    with _writing(path):
+    with writing_cache(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(path):
             if path.is_file() and date in (None, path.stat().st_mtime):  # another one brought it
