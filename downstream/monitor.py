@@ -15,8 +15,10 @@ from downstream.retrieval import retrieval_ranks, summarise_ranks
 from downstream.splits import choose_validation, group_by_source
 from downstream.zero_shot import embed_texts, unit
 from pretrain.clip import VideoText, sits_at_chance
+from pretrain.data.loading import eval_loader
+from pretrain.data.samples import EvalClips
 from pretrain.data.sampling import SCORED, counter_rng
-from pretrain.data.shards import EvalClips, Pack, eval_loader
+from pretrain.data.shards import Pack
 from pretrain.names import for_screen
 from pretrain.spec import InputSpec
 

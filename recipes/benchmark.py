@@ -46,8 +46,9 @@ from downstream.models.flops import count_flops
 from downstream.report import growth_figure
 from pretrain import device, log
 from pretrain.data.pack import pack
+from pretrain.data.samples import TrainClips
 from pretrain.data.sampling import counter_rng, dense_indices, multi_scale_box
-from pretrain.data.shards import Pack, TrainClips
+from pretrain.data.shards import Pack
 from pretrain.data.stream_speed import measure, rows_of
 from pretrain.files import is_there
 from pretrain.flags import Count, Seed

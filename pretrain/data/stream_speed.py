@@ -19,8 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.data.cache import open_data
+from pretrain.data.loading import Positions, train_batches
 from pretrain.data.pack import pack
-from pretrain.data.shards import Pack, Positions, TrainClips, train_batches
+from pretrain.data.samples import TrainClips
+from pretrain.data.shards import Pack
 from pretrain.spec import InputSpec
 from pretrain.videomae import mask_of_view
 
