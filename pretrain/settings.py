@@ -35,7 +35,7 @@ class Machine:
     threads: OptionalCount = None
     """CPU threads of each process; by default OMP_NUM_THREADS, or all cores; of a launch all cores,
     shared by the processes."""
-    decoder: Literal["pyav", "decord"] | None = None
+    decoder: Literal["pyav", "decord", "torchcodec"] | None = None
     """What decodes frames, to the same bits; by default pyav, the fastest wherever it was measured
     (benchmark.py --what decode)."""
     cache_gib: OptionalPositive = None

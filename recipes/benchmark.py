@@ -22,9 +22,9 @@ Frames: FLOPs, bytes kept for the backward pass, and clips/s of a training step 
 models and Video Swin as clips grow from 8 to 64 frames, with a figure. All widths are 192, with
 twelve blocks and 112 pixels; the Video Swin is our tiny one.
 
-Decode: 16 frames at stride 4 of packed clips of two sizes by each `--decoder`. Stream: an epoch of
-the loader from the disk; from a web server at loopback where each request waits for 20 ms, into an
-empty cache; and from that cache.
+Decode: 16 frames at stride 4 of packed clips of two sizes by each `--decoder` that is installed.
+Stream: an epoch of the loader from the disk; from a web server at loopback where each request waits
+for 20 ms, into an empty cache; and from that cache.
 """
 
 import dataclasses
@@ -45,6 +45,7 @@ from downstream.models import build_model
 from downstream.models.flops import count_flops
 from downstream.report import growth_figure
 from pretrain import device, log
+from pretrain.data.decode import installed_decoders
 from pretrain.data.pack import pack
 from pretrain.data.samples import TrainClips
 from pretrain.data.sampling import counter_rng, dense_indices, multi_scale_box
@@ -378,7 +379,7 @@ def benchmark_decode(cfg: Config, num_clips: int = 20) -> dict[str, float]:
             for i in range(4):
                 draw_video(raw / f"{i}.mp4", i, frames)
             pack(raw, out, short_side=side, progress=False)
-            packs = {name: Pack(out, decoder=name) for name in ("pyav", "decord")}
+            packs = {name: Pack(out, decoder=name) for name in installed_decoders()}
 
             def decode(packed: Pack) -> float:
                 start = time.process_time()

@@ -6,6 +6,7 @@ keep these promises; they go through `pretrain/data/ingest.py` first.
 """
 
 import contextlib
+import functools
 import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -31,45 +32,90 @@ class DecodeError(Exception):
 def read_frames(
     data: bytes, indices: np.ndarray, size: tuple[int, int] | None = None, decoder: str = "pyav"
 ) -> "Tensor":
-    """`decode_frames`, or `decord_frames`, as a tensor: uint8 (len(indices), H, W, 3), RGB."""
-    import torch
+    """Frames by a decoder, as a tensor: uint8 (len(indices), H, W, 3), RGB.
 
-    decode = decord_frames if decoder == "decord" else decode_frames
-    return torch.from_numpy(decode(data, indices, size))
-
-
-def decord_frames(
-    data: bytes, indices: np.ndarray, size: tuple[int, int] | None = None
-) -> np.ndarray:
-    """As `decode_frames`, bit for bit, by decord; only what the header claims is looked at before.
-
-    What decord cannot read, `decode_frames` does: decord 0.6 copies no frames 48 or 72 wide.
+    Args:
+        data: the bytes of a packed .mp4.
+        indices: frame numbers, any order, repeats allowed.
+        size: width and height that every frame must have, pixels; None if they are not known.
+        decoder: "pyav", which is `decode_frames`; "decord" or "torchcodec", to the same bits, of
+            which only what the header claims is looked at before.
 
     Raises:
         DecodeError: the bytes are not a video, or do not hold every frame asked for.
-        ValueError: decord is not installed.
+        ValueError: `data` is no bytes, or the decoder is not installed.
     """
+    import torch
+
+    if decoder == "pyav":
+        return torch.from_numpy(decode_frames(data, indices, size))
+    check_decoder(decoder)
     _refuse_names(data)
-    try:
-        import decord
-    except ImportError as error:
-        raise ValueError(f"--decoder decord: pip install decord ({error})") from error
+    read = {"decord": _by_decord, "torchcodec": _by_torchcodec}[decoder]
     try:
         if check_container(io.BytesIO(data)) != "mov":
             raise DecodeError("not an MP4 file")
         with _opened(data, size):  # what the header says is looked at before
             pass
-        reader = decord.VideoReader(io.BytesIO(data), num_threads=1)
-        frames = reader.get_batch(indices).asnumpy()
-    except decord.DECORDError:
-        return decode_frames(data, indices, size)
-    except (av.error.FFmpegError, Refused, *_ODD) as error:
+        frames = read(data, indices)
+    except (av.error.FFmpegError, RuntimeError, Refused, *_ODD) as error:
         raise DecodeError(
             f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         ) from error
+    if frames is None:
+        return torch.from_numpy(decode_frames(data, indices, size))
     if size and frames.shape[1:3] != size[::-1]:
         raise DecodeError(f"frames of {frames.shape[2]}x{frames.shape[1]}, not of {size}")
-    return frames
+    return torch.from_numpy(frames)
+
+
+@functools.cache
+def check_decoder(decoder: str) -> None:
+    """Refuse a decoder that is not here.
+
+    Raises:
+        ValueError: saying how to install it.
+    """
+    try:
+        if decoder == "decord":
+            import decord  # noqa: F401
+        elif decoder == "torchcodec":
+            import torchcodec  # noqa: F401
+    # torchcodec looks for the system's FFmpeg and says all that it tried.
+    except (ImportError, OSError, RuntimeError) as error:
+        needs = "; it needs a version for this torch, and the libraries of FFmpeg 4 to 8"
+        raise ValueError(
+            f"--decoder {decoder}: pip install {decoder}{needs * (decoder == 'torchcodec')} "
+            f"({' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+def installed_decoders() -> list[str]:
+    """Names of the decoders that work here."""
+    found = []
+    for name in ("pyav", "decord", "torchcodec"):
+        with contextlib.suppress(ValueError):
+            check_decoder(name)
+            found.append(name)
+    return found
+
+
+def _by_decord(data: bytes, indices: np.ndarray) -> np.ndarray | None:
+    """None if decord cannot read them: decord 0.6 copies no frames 48 or 72 wide."""
+    import decord
+
+    try:
+        reader = decord.VideoReader(io.BytesIO(data), num_threads=1)
+        return reader.get_batch(indices).asnumpy()
+    except decord.DECORDError:
+        return None
+
+
+def _by_torchcodec(data: bytes, indices: np.ndarray) -> np.ndarray:
+    from torchcodec.decoders import VideoDecoder
+
+    reader = VideoDecoder(bytes(data), dimension_order="NHWC", num_ffmpeg_threads=1)
+    return reader.get_frames_at(indices.tolist()).data.numpy()
 
 
 def decode_frames(

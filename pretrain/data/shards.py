@@ -12,7 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pretrain.data.columns import Clips
-from pretrain.data.decode import DecodeError, crop_resize, decode_frames, read_frames
+from pretrain.data.decode import (
+    DecodeError,
+    check_decoder,
+    crop_resize,
+    decode_frames,
+    read_frames,
+)
 from pretrain.data.flow import to_pixels
 from pretrain.data.index import load_index, refuse_part
 from pretrain.data.lists import line_of
@@ -33,13 +39,13 @@ class Pack:
         folder: where it lies.
         name: what the user called the data, for messages; by default the folder.
         remote: where its shards come from, if it lies far away; `folder` is then the cache's.
-        decoder: of frames, "pyav" or "decord".
+        decoder: of frames, as `read_frames` takes it.
         index: the content of index.json.
         classes: label names, sorted; a label's number is its place here.
 
     Raises:
-        ValueError: no pack there, its files are not those the index names, or a line about a clip
-            cannot be true.
+        ValueError: no pack there, its files are not those the index names, a line about a clip
+            cannot be true, or the decoder is not installed.
     """
 
     def __init__(
@@ -47,6 +53,7 @@ class Pack:
         decoder: str = "pyav",
     ):  # fmt: skip
         self.folder, self.remote, self.decoder = Path(folder), remote, decoder
+        check_decoder(decoder)
         self.name = name or str(folder)
         self.index = load_index(self.folder)
         self.classes: list[str] = self.index["classes"]

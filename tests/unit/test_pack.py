@@ -26,7 +26,13 @@ from PIL import Image
 from downstream.segments import classes_of_frames
 from downstream.splits import choose_splits
 from pretrain.data.cache import open_data
-from pretrain.data.decode import DecodeError, nothing_needs, read_frames
+from pretrain.data.decode import (
+    DecodeError,
+    check_decoder,
+    installed_decoders,
+    nothing_needs,
+    read_frames,
+)
 from pretrain.data.index import RULES, json_line, load_index, text_digest
 from pretrain.data.ingest import ingest
 from pretrain.data.pack import pack
@@ -1412,19 +1418,38 @@ def test_clips_of_any_shape_are_decoded(tmp_path, size):
     assert read_frames(data, np.array([3]), size).shape == (1, size[1], size[0], 3)
 
 
+@pytest.mark.parametrize("decoder", ["decord", "torchcodec"])
 @pytest.mark.parametrize("size", [(68, 54), (72, 54), (340, 256)])  # decord copies no 72
-def test_decord_gives_the_same_bits(tmp_path, size):
-    pytest.importorskip("decord")
+def test_other_decoders_give_the_same_bits(tmp_path, size, decoder):
+    need(decoder)
     data = ready_video(tmp_path / "a.mp4", frames=70, size=size).read_bytes()
     for wanted in (np.arange(0, 64, 4), np.array([69, 3, 3, 40]), np.array([0])):
-        ours, theirs = (read_frames(data, wanted, size, d) for d in ("pyav", "decord"))
+        ours, theirs = (read_frames(data, wanted, size, d) for d in ("pyav", decoder))
         assert torch.equal(ours, theirs)
-    with pytest.raises(DecodeError):
-        read_frames(data, np.array([70]), size, "decord")
+    for beyond in (70, 2**40):
+        with pytest.raises(DecodeError):
+            read_frames(data, np.array([beyond]), size, decoder)
 
 
-@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+def need(decoder: str) -> None:
+    if decoder not in installed_decoders():
+        pytest.skip(f"{decoder} is not installed")
+
+
+@pytest.mark.parametrize("decoder", ["decord", "torchcodec"])
+def test_a_decoder_that_is_not_installed_is_named_before_anything_is_decoded(
+    packed, monkeypatch, decoder
+):
+    monkeypatch.setitem(sys.modules, decoder, None)
+    check_decoder.cache_clear()
+    with pytest.raises(ValueError, match=f"pip install {decoder}"):
+        Pack(packed / "out", decoder=decoder)
+    assert decoder not in installed_decoders()
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "decord", "torchcodec"])
 def test_clips_are_decoded_only_as_what_the_index_says(tmp_path, decoder):
+    need(decoder)
     good = ready_video(tmp_path / "good.mp4").read_bytes()
     assert len(read_frames(good, np.array([3]), (96, 64), decoder)) == 1
     other = ready_video(tmp_path / "other.mp4", size=(128, 64)).read_bytes()
