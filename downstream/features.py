@@ -26,6 +26,7 @@ from pretrain.data.shards import Pack
 from pretrain.device import autocast_dtype
 from pretrain.files import cache_folder, replacing, share
 from pretrain.modes import evaluating
+from pretrain.names import counted
 from pretrain.processes import loader_workers, start_evaluation
 from pretrain.settings import Machine
 from pretrain.spec import Backbone, InputSpec
@@ -351,8 +352,9 @@ def extract_tokens(
     needed, free = token_bytes(encoder, len(samples), how), shutil.disk_usage(folder).free
     if needed > 0.9 * free:
         raise ValueError(
-            f"the tokens of {len(samples)} clips take {needed:,} bytes and {folder} has {free:,} "
-            "free: make room, set MUYBRIDGE_CACHE to another disk, or give --attentive off"
+            f"the tokens of {counted(len(samples), 'clip')} take {needed:,} bytes and {folder} has "
+            f"{free:,} free: make room, set MUYBRIDGE_CACHE to another disk, or give "
+            "--attentive off"
         )
     shape = (len(samples), how.num_views, int(np.prod(encoder.grid)), encoder.embed_dim)
     # Written as a stream, mapped afterwards: a full disk is then an OSError and not a SIGBUS.

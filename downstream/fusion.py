@@ -23,7 +23,7 @@ from downstream.results import ROUGH, Data, Results, read_results
 from downstream.splits import Videos
 from pretrain.files import is_folder, is_there, read_limited, reading
 from pretrain.folders import writing
-from pretrain.names import for_csv, for_screen, from_csv
+from pretrain.names import counted, for_csv, for_screen, from_csv
 from pretrain.settings import Machine, RunSettings
 
 NAME = "scores.csv"
@@ -261,7 +261,7 @@ def _parts(rows: Iterable[list[str]], classes: list[str]) -> dict[str, Scored]:
     values: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
     for number, row in enumerate(rows, 2):
         if len(row) != len(COLUMNS) + len(classes):
-            raise ValueError(f"row {number} has {len(row)} cells")
+            raise ValueError(f"row {number} has {counted(len(row), 'cell')}")
         part, source, subject, label = row[0], *map(from_csv, row[1:4])
         if part not in PARTS:
             raise ValueError(f"row {number} is of part {part!r:.60}")
@@ -328,7 +328,8 @@ def _difference(one: Run, two: Run) -> str:
         return f"their test videos differ ({what})"
     if odd := [s for s in mine if mine[s] != theirs[s]]:
         labels = f"{mine[odd[0]]!r} and {theirs[odd[0]]!r}"
-        return f"the labels of {len(odd)} test videos differ ({for_screen(odd[0])}: {labels})"
+        differ = f"labels of {counted(len(odd), 'test video')} differ"
+        return f"the {differ} ({for_screen(odd[0])}: {labels})"
     cards = [run.results.protocol for run in (one, two)]
     for name in PROTOCOL:
         values = [card.get(name) or None for card in cards]

@@ -19,7 +19,7 @@ from pretrain.data.loading import eval_loader
 from pretrain.data.samples import EvalClips
 from pretrain.data.sampling import SCORED, counter_rng
 from pretrain.data.shards import Pack
-from pretrain.names import for_screen
+from pretrain.names import counted, for_screen
 from pretrain.spec import InputSpec
 
 KNN_CLIPS = 480  # clips behind the kNN score
@@ -140,8 +140,8 @@ def retrieval_words(val: dict | None) -> str:
         return ""
     first, tenth = (100 * min(1, k / val["num"]) for k in (1, 10))
     return (
-        f"val R@1 {100 * val['r1']:.1f} % R@10 {100 * val['r10']:.1f} % of {val['num']} clips "
-        f"(chance {first:.1f} and {tenth:.1f} %)"
+        f"val R@1 {100 * val['r1']:.1f} % R@10 {100 * val['r10']:.1f} % of "
+        f"{counted(val['num'], 'clip')} (chance {first:.1f} and {tenth:.1f} %)"
     )
 
 

@@ -13,6 +13,7 @@ from downstream.finetune import make_targets, mix
 from pretrain.clip import VideoText
 from pretrain.data.cache import raw_sources
 from pretrain.data.shards import Pack, refuse_raw_streams
+from pretrain.names import counted
 from pretrain.prompts import load_templates, refuse_same_words, words_of
 from pretrain.spec import InputSpec, Selective
 from pretrain.text import trim
@@ -193,7 +194,7 @@ def _without_text(texts: Texts, num: int, source: str) -> ValueError:
     remedy = "add a label column, or sort the videos into one folder per class"
     if texts.kind == "caption":
         remedy = "add a caption column to the list, or give --text label to train on class names"
-    return ValueError(f"none of the {num} clips of {source} has a {texts.kind}: {remedy}")
+    return ValueError(f"no clip of {source} ({num} in all) has a {texts.kind}: {remedy}")
 
 
 def class_prompts(
@@ -235,8 +236,8 @@ def clips_with_text(
             raise _without_text(texts, len(ids), source)
         if len(kept) < len(ids) and say:
             print(
-                f"{source}: {len(ids) - len(kept)} of {len(ids)} clips have no {texts.kind} and "
-                "are left out"
+                f"{source}: left out for want of a {texts.kind}: {len(ids) - len(kept)} of "
+                f"{counted(len(ids), 'clip')}"
             )
         pack.check_streams(kept, spec, "the video tower")
         chosen.append(kept)

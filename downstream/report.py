@@ -10,7 +10,7 @@ import numpy as np
 from downstream.results import RECIPES, Metric, Predictions, Results
 from pretrain.folders import writing
 from pretrain.log import blank_figure, optional_figure, write_json
-from pretrain.names import for_csv, for_figure, for_markdown, for_screen, for_title
+from pretrain.names import counted, for_csv, for_figure, for_markdown, for_screen, for_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -262,7 +262,10 @@ def confusion_figure(
     )
     axes.set_xlabel("predicted")
     axes.set_ylabel(f"true (number of {unit})")
-    figure.suptitle(for_title(f"{title}, {counts.sum()} {unit}", side + 1), fontsize=10)
+    figure.suptitle(
+        for_title(f"{title}, {counted(counts.sum(), unit.removesuffix('s'))}", side + 1),
+        fontsize=10,
+    )
     if num <= 50:
         for row, column in zip(*np.nonzero(counts), strict=True):
             value = fractions[row, column]
@@ -390,7 +393,7 @@ def timeline_figure(
 
     shown = rows[:most]
     if len(rows) > most:
-        title += f" ({len(rows) - most} more videos not drawn)"
+        title += f" ({counted(len(rows) - most, 'more video')} not drawn)"
     present = [c for c in classes if any(s["label"] == c for _, parts in shown for s in parts)]
     colours = colormaps["tab20" if len(classes) <= 20 else "hsv"]
     colour = {
@@ -440,7 +443,7 @@ def events_figure(
 
     shown = rows[:most]
     if len(rows) > most:
-        title += f" ({len(rows) - most} more videos not drawn)"
+        title += f" ({counted(len(rows) - most, 'more video')} not drawn)"
     chosen, dropped = [], 0
     for *_, found, true in shown:
         time: dict[str, float] = {}
@@ -450,7 +453,7 @@ def events_figure(
         dropped += max(len(names) - lanes, 0)
         chosen.append(sorted(names[:lanes]))
     if dropped:
-        title += f" ({dropped} lanes not drawn)"
+        title += f" ({counted(dropped, 'lane')} not drawn)"
     heights = [max(len(names), 1) for names in chosen]
     height = 1.3 + 0.7 * len(shown) + 0.28 * sum(heights)
     figure = Figure(figsize=(11, height), layout="constrained")

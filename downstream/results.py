@@ -35,7 +35,7 @@ from pretrain.device import describe
 from pretrain.files import is_file, is_folder, is_there, read_json
 from pretrain.flags import Count, Fraction, Seed, Whole, Within
 from pretrain.folders import claim, holds_nothing, try_folder
-from pretrain.names import file_name, for_screen
+from pretrain.names import counted, file_name, for_screen
 from pretrain.spec import InputSpec, Rebuildable
 from pretrain.weights import weights_hash
 
@@ -327,8 +327,8 @@ def accuracies(
     about |= {"resampled": drawn, "groups": groups}
     notes = []
     if groups < FEW:
-        who = "people" if drawn == "subjects" else unit
-        notes.append(f"{ROUGH}: they rest on {groups} {who} only")
+        who = "person" if drawn == "subjects" else unit.removesuffix("s")
+        notes.append(f"{ROUGH}: they rest on {counted(groups, who)} only")
     if len(set(truth)) > 1 and len(set(predicted)) == 1:
         notes.append(
             f"all {num} {unit} were taken for one class, {classes[predicted[0]]!r}: this model "

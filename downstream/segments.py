@@ -14,7 +14,7 @@ import numpy as np
 
 from downstream.splits import Videos
 from pretrain.data.shards import Pack
-from pretrain.names import for_screen
+from pretrain.names import counted, for_screen
 from pretrain.prompts import refuse_same_words
 
 UNLABELLED = -1  # the class of a frame that no segment covers: neither trained on nor scored
@@ -124,8 +124,9 @@ def classes_of_frames(pack: Pack, train: Videos, test: Videos) -> list[str]:
         )
     if tested - trained:
         raise ValueError(
-            f"{_place(pack, min(tested - trained))}: {len(tested - trained)} classes are tested "
-            f"but never trained: {', '.join(map(for_screen, sorted(tested - trained)[:10]))}; "
+            f"{_place(pack, min(tested - trained))}: {counted(len(tested - trained), 'class')} "
+            "tested but never trained: "
+            f"{', '.join(map(for_screen, sorted(tested - trained)[:10]))}; "
             "correct the segments or the splits"
         )
     return sorted(trained)

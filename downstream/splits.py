@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pretrain.data.shards import Pack
-from pretrain.names import did_you_mean, for_screen
+from pretrain.names import counted, did_you_mean, for_screen
 from pretrain.prompts import refuse_same_words
 
 HELD_OUT = 0.25  # the fraction that validation, or a test split made here, aims at
@@ -203,16 +203,16 @@ def choose_splits(
     both = set(train.sources) & set(test.sources)
     if both:
         notes.append(
-            f"WARNING: {len(both)} videos are in both splits (first: {for_screen(min(both))}): "
-            "the numbers are too good"
+            f"WARNING: both splits have {counted(len(both), 'video')} (first: "
+            f"{for_screen(min(both))}): the numbers are too good"
         )
     if ignored:
-        notes.append(f"{ignored} clips without a label were left out")
+        notes.append(f"left out: {counted(ignored, 'clip')} without a label")
     shared = set(train.subjects) & set(test.subjects) - {None}
     if shared:
         notes.append(
-            f"WARNING: {len(shared)} subjects are in both splits: the numbers say little about new "
-            "people"
+            f"WARNING: both splits have {counted(len(shared), 'subject')}: the numbers say little "
+            "about new people"
         )
     if not labels:
         return train, test, notes
@@ -220,7 +220,7 @@ def choose_splits(
     _refuse_one_class(pack, classes | tested)
     if tested - classes:
         raise ValueError(
-            f"{pack.where(label=min(tested - classes))}: {len(tested - classes)} classes are "
+            f"{pack.where(label=min(tested - classes))}: {counted(len(tested - classes), 'class')} "
             "tested but never trained: "
             f"{', '.join(map(for_screen, sorted(tested - classes)[:10]))}; correct the labels or "
             "the splits"
@@ -248,7 +248,7 @@ def labelled_videos(pack: Pack, split: str) -> tuple[Videos, list[str]]:
         ids = set(records)
         notes.append("the data name no splits: all videos were scored")
     if len(labelled) < len(ids):
-        notes.append(f"{len(ids) - len(labelled)} clips without a label were left out")
+        notes.append(f"left out: {counted(len(ids) - len(labelled), 'clip')} without a label")
     return _collect(labelled, pack.name), notes
 
 
@@ -257,9 +257,9 @@ def _people(where: str, subjects: list[str | None]) -> list[str]:
     names = sorted({who for who in subjects if who is not None})
     if None in subjects or len(names) < 2:
         raise ValueError(
-            f"{where}: {subjects.count(None)} of {len(subjects)} labelled videos name no subject "
-            f"and {len(names)} subjects are named: leaving one out needs a list file with a "
-            "subject column"
+            f"{where}: {subjects.count(None)} of {len(subjects)} labelled videos name no subject, "
+            f"the others {counted(len(names), 'subject')}: leaving one out needs a list file with "
+            "a subject column"
         )
     return names
 
@@ -313,7 +313,7 @@ def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[st
             )
     notes = [f"every one of {len(names)} subjects was left out in turn; splits were ignored"]
     if len(labelled) < len(records):
-        notes.append(f"{len(records) - len(labelled)} clips without a label were left out")
+        notes.append(f"left out: {counted(len(records) - len(labelled), 'clip')} without a label")
     return videos, folds, notes
 
 

@@ -32,6 +32,7 @@ from downstream.splits import (
 )
 from pretrain.data.cache import raw_sources
 from pretrain.data.shards import Pack, no_split, refuse_raw_streams
+from pretrain.names import counted
 from pretrain.spec import InputSpec
 
 
@@ -299,7 +300,7 @@ def choose_videos(
         held, how = choose_validation(train.known_labels, train.subjects, seed)
         if not held.any():
             raise ValueError(f"--val hold-out: nothing can be held out, {how}")
-        rule = f"{held.sum()} training videos, {how}"
+        rule = f"{counted(held.sum(), 'training video')}, {how}"
         train, val = subset(train, ~held), subset(train, held)
     elif (
         validation == "auto"
@@ -308,7 +309,7 @@ def choose_videos(
         and "val" not in (train_split, test_split)
     ):
         _, val, _, more = task.split(pack, train_split, "val", seed)
-        rule = f"the split val, {len(val)} videos"
+        rule = f"the split val, {counted(len(val), 'video')}"
         notes += [n for n in more if n not in notes]
     if patience and val is None:
         raise ValueError(NO_VALIDATION)

@@ -14,6 +14,7 @@ from pretrain.flags import (
     FractionBelowOne,
     NotNegative,
     OptionalCount,
+    OptionalSwitch,
     Positive,
     PositiveFraction,
 )
@@ -82,8 +83,9 @@ class Given:
     (RandomResizedCrop)."""
     scales: tuple[PositiveFraction, ...] | None = None
     """Sides of a multi-scale crop, as fractions of the short side."""
-    flip: bool = True
-    """Mirror half of the clips; --no-flip where classes differ in left and right."""
+    flip: OptionalSwitch = None
+    """Mirror half of the clips; --no-flip where classes differ in left and right. Joints alone are
+    mirrored only if asked, since people often use the same hand."""
     colour: Fraction | None = None
     """Strength of random brightness, contrast and colour balance, 0 to 1."""
     rand_augment: str | None = None
@@ -143,6 +145,7 @@ class Training(Given):
     drop_path: float = 0.0
     crop: Literal["multi-scale", "resized"] = "multi-scale"
     scales: tuple[float, ...] = (1.0, 0.93, 0.86, 0.8)
+    flip: bool = True
     colour: float = 0.0
     erase: float = 0.0
     turn: float = 0.0
@@ -213,7 +216,7 @@ class Training(Given):
         sides = f"crops {min(self.scales):g} to {max(self.scales):g}"
         named = [
             "crops of 8 to 100 % of the area" if resized else sides,
-            "flip" if self.flip else "",
+            "half of them mirrored" if self.flip else "none mirrored",
             f"RandAugment {self.rand_augment}" if self.rand_augment else "",
             *(f"{name} {value:g}" for name, value in augment.items() if value),
             f"{self.views} views" if self.views > 1 else "",
@@ -602,7 +605,7 @@ def resolve_training(
     if "rgb" not in spec.streams:
         small = replace(small, colour=0.0)  # flow and joints have none
     if not spec.pictures:
-        small = replace(small, affine=0.2, span=1.0 if spec.stride else 0.75)
+        small = replace(small, flip=False, affine=0.2, span=1.0 if spec.stride else 0.75)
     training = TRAINING.get(preset, small).changed(given)
     if training.optimizer not in ("adamw", "sgd"):
         raise ValueError(f"--optimizer {training.optimizer!r} is neither adamw nor sgd")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from pretrain.names import counted
+
 
 def keep_memory() -> None:
     """Have glibc keep the memory that this process frees, instead of returning it to the system.
@@ -55,4 +57,4 @@ def describe(device: torch.device) -> str:
     """The device in words, for logs and cards."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
+    return f"CPU, {counted(torch.get_num_threads(), 'thread')}"

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
+import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ OptionalCount = Annotated[int | None, Within(1), _NONE_OR_WORDS]
 OptionalWhole = Annotated[int | None, Within(0), _NONE_OR_WORDS]
 Seed = Annotated[int, Within(0, 2**63 - 1), _WORDS]
 Positive = Annotated[float, Within(0, above=True)]
+OptionalSwitch = tyro.conf.DisallowNone[bool | None]  # None: neither --name nor --no-name
 OptionalPositive = Annotated[float | None, Within(0, above=True)]
 NotNegative = Annotated[float, Within(0)]
 Fraction = Annotated[float, Within(0, 1)]

@@ -28,7 +28,7 @@ from pretrain.flags import (
     refuse_unused,
 )
 from pretrain.folders import writing
-from pretrain.names import clean_screen, did_you_mean, for_screen, for_title
+from pretrain.names import clean_screen, counted, did_you_mean, for_screen, for_title
 
 if TYPE_CHECKING:  # not imported here: packing needs none of them
     from _typeshed import DataclassInstance
@@ -185,7 +185,7 @@ def print_table(title: str, rows: Mapping[str, object]) -> None:
 
 def parameters(model: "nn.Module") -> str:
     """How many a model has, in words."""
-    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
+    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters"
 
 
 def duration(seconds: float) -> str:
@@ -269,8 +269,8 @@ class RunLog:
             lines, damaged = read_log(self.path)
             if damaged:
                 print(
-                    f"warning: {self.path}: {damaged} damaged lines dropped (a kill or a full disk "
-                    "leaves such)",
+                    f"warning: {self.path}: dropped {counted(damaged, 'damaged line')} (a kill or "
+                    "a full disk leaves such)",
                     file=sys.stderr,
                     flush=True,
                 )

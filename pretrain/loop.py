@@ -38,7 +38,7 @@ from pretrain.data.samples import Mixture, TrainClips
 from pretrain.engine import Engine
 from pretrain.flags import flat
 from pretrain.folders import writing
-from pretrain.names import for_screen
+from pretrain.names import counted, for_screen
 from pretrain.processes import StopFlag, loader_workers
 from pretrain.run import begin_run, open_run, restore
 
@@ -393,7 +393,7 @@ class TrainingRun:
         own = {
             "device": f"{group.num_processes} x {device.describe(group.device)}, {half}"
             + f", {self.engine.name}" * (self.engine.kind != "single"),
-            "effective batch": f"{plan.batch_size} clips"
+            "effective batch": counted(plan.batch_size, "clip")
             + (f" = {product}" if " x " in product else ""),
             "steps": f"{plan.steps} ({plan.warmup} warm-up) = {epochs:.1f} epochs",
             "run": self.folder,

@@ -140,6 +140,15 @@ def nothing_usable(where: str, refused: Mapping[str, str]) -> ValueError:
     return ValueError(f"nothing at {where} can be used: {reasons}")
 
 
+def counted(number: int, what: str) -> str:
+    """So many things in words: "1 clip", "3 clips", "2 classes", "4 people"."""
+    if number == 1:
+        return f"1 {what}"
+    if what.endswith("person"):
+        return f"{number} {what.removesuffix('person')}people"
+    return f"{number} {what}{'es' if what.endswith(('s', 'x', 'ch')) else 's'}"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Names like a mistyped one, as the end of a sentence: "; did you mean lstm?", or nothing.
 

@@ -17,7 +17,7 @@ from pretrain import checkpoint, log
 from pretrain.files import read_json
 from pretrain.flags import flag, flat
 from pretrain.folders import claim, holds_nothing, try_folder
-from pretrain.names import for_screen
+from pretrain.names import counted, for_screen
 from pretrain.processes import is_first
 from pretrain.settings import RunSettings
 
@@ -135,8 +135,9 @@ def _refuse_other_work(
     differences = log.config_differences(old["config"], config, FREE | may_change) if old else []
     if old and data and old["data_fingerprint"] != data["data_fingerprint"]:
         differences.append(
-            f"data: {old['num_clips']} clips, fingerprint {old['data_fingerprint'][:12]} -> "
-            f"{data['num_clips']} clips, fingerprint {data['data_fingerprint'][:12]}"
+            f"data: {counted(old['num_clips'], 'clip')}, fingerprint "
+            f"{old['data_fingerprint'][:12]} -> {counted(data['num_clips'], 'clip')}, fingerprint "
+            f"{data['data_fingerprint'][:12]}"
         )
     if differences and not checkpoint.checkpoints(run) and not _logged(run):
         return {}, f"{run} holds a run that came to no step; this one takes its place"

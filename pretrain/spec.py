@@ -12,6 +12,8 @@ from typing import Any, Protocol, overload, runtime_checkable
 import torch
 from torch import Tensor
 
+from pretrain.names import counted
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # Of a clip: 512 frames of 512 x 512, ten times those of the longest published.
@@ -277,6 +279,11 @@ class InputSpec:
     def pace(self) -> str:
         """How frames are sampled, in words."""
         return f"stride {self.stride}" if self.stride else "one of each equal part"
+
+    @property
+    def in_words(self) -> str:
+        """The clip in words: frames, their size and how they are sampled."""
+        return f"{counted(self.frames, 'frame')} of {self.size} px, {self.pace}"
 
     def refuse_other_kinds(self, made: Mapping[str, str], who: str) -> None:
         """Raise ValueError if the data's flow has another method, or their poses another skeleton.

@@ -34,7 +34,7 @@ from pretrain.data.sampling import STEP, counter_rng
 from pretrain.data.transforms import Augment
 from pretrain.engine import Engine
 from pretrain.loop import TrainingRun, plan_run
-from pretrain.names import for_shell
+from pretrain.names import counted, for_shell
 from pretrain.optim import counting_rate, learning_rate, make_optimizers, set_rate
 from pretrain.processes import asked_processes, is_first
 from pretrain.run import try_run
@@ -275,11 +275,11 @@ def print_plan(cfg: Config, run: TrainingRun, counts, model: VideoText) -> None:
     """Print what the run resolved to."""
     plan, spec, contrasted = run.plan, model.video.input_spec, cfg.loss != "classes"
     sources = [
-        f"{name} ({n} clips" + (f", {k} in a batch)" if len(cfg.data) > 1 else f", {cfg.split})")
+        f"{name} ({counted(n, 'clip')}"
+        + (f", {k} in a batch)" if len(cfg.data) > 1 else f", {cfg.split})")
         for name, n, k in zip(cfg.data, *counts, strict=True)
     ]
-    clip = f"{spec.frames} frames of {spec.size} px, {spec.pace}"
-    clip += f", {cfg.drop_tokens:.0%} of the tokens dropped" * (cfg.drop_tokens > 0)
+    clip = spec.in_words + f", {cfg.drop_tokens:.0%} of the tokens dropped" * (cfg.drop_tokens > 0)
     if model.video.arguments.get("motion_tokens", 1) < 1:
         clip += f", {model.video.num_motion_tokens} motion-selected tokens"
     text = text_model_name(cfg.model, cfg.backbone, cfg.text_model)
@@ -397,11 +397,11 @@ def progress(values: dict, val: dict | None) -> tuple[str, str]:
     text = (
         f"loss {values['loss']:.3f}  in-batch {values['video_to_text']:.0%} to text "
         f"{values['text_to_video']:.0%} to video  gap {values['gap']:.2f}  "
-        f"scale {values['scale']:.1f}  {values['duplicates']} duplicates"
+        f"scale {values['scale']:.1f}  {counted(values['duplicates'], 'duplicate')}"
     )
     after = [
         monitor.retrieval_words(val),
-        f"{values['cut']} captions cut to the context" if values["cut"] else "",
+        f"{counted(values['cut'], 'caption')} cut to the context" if values["cut"] else "",
     ]
     return text, "  ".join(filter(None, after))
 
@@ -415,7 +415,7 @@ def finish(cfg: Config, model: VideoText, packs: list[shards.Pack], run: Trainin
         folder / "curve.png", folder / "log.jsonl", ("loss",),
         ("video_to_text", "text_to_video", "val_t2v_r1", "val_t2v_r10"),
         f"video-text contrast, {cfg.preset}, {cfg.model} on {', '.join(cfg.data)}, "
-        f"{run.plan.num_clips} clips: loss, accuracy in the batch"
+        f"{counted(run.plan.num_clips, 'clip')}: loss, accuracy in the batch"
         + ", retrieval on val" * (scores["val"] is not None),
     )  # fmt: skip
     source = for_shell(cfg.data[0] if synthetic_clips(cfg.data[0]) else packs[0].address)

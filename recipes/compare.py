@@ -40,10 +40,10 @@ from downstream.training import Given
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.progress import Bar
 from pretrain.files import read_json
-from pretrain.flags import Count, OptionalCount, Positive, flat
+from pretrain.flags import Count, OptionalCount, OptionalSwitch, Positive, flat
 from pretrain.folders import claim, holds_nothing
 from pretrain.log import cli, config_differences, write_json
-from pretrain.names import file_name, for_screen
+from pretrain.names import counted, file_name, for_screen
 from pretrain.processes import start_evaluation
 from pretrain.settings import MACHINE, JointForm, MachineFlags, RunSettings
 
@@ -78,8 +78,9 @@ class Config:
     """The training split."""
     test_split: str = "test"
     """The split that is scored."""
-    flip: bool = True
-    """Mirror half of the training clips; --no-flip where classes differ by left and right."""
+    flip: OptionalSwitch = None
+    """Mirror half of the training clips; --no-flip where classes differ by left and right; by
+    default as the preset has it."""
     num_clips: Count = 2
     """Test views spread over the time of each clip."""
     num_crops: Count = 1
@@ -193,7 +194,8 @@ def command_of(config: Config, entry: Entry, seed: int, out: Path) -> list[str]:
         sys.executable, str(here / "finetune.py"), config.preset, f"--{entry.kind}", entry.name,
         *common,
     ]  # fmt: skip
-    command += ["--flip" if config.flip else "--no-flip"]
+    if config.flip is not None:
+        command += ["--flip" if config.flip else "--no-flip"]
     for flag in ("epochs", "steps"):
         if getattr(config, flag):
             command += [f"--{flag}", str(getattr(config, flag))]
@@ -304,7 +306,8 @@ def notes_for(
     resampled = first.details.get("interval", {}).get("resampled", "videos")
     shared = ", ".join(f"{k} {v}" for k, v in first.protocol.items() if k != "videos")
     return [
-        f"{rows[0]['num_test']} test videos of {data}, chance {100 * rows[0]['chance']:.1f} %; "
+        f"{counted(rows[0]['num_test'], 'test video')} of {data}, chance "
+        f"{100 * rows[0]['chance']:.1f} %; "
         f"intervals are over {resampled}, the mean of the seeds' ends",
         *notes_of(runs),
         f"protocol: {shared}",
@@ -402,8 +405,9 @@ def main(config: Config) -> dict:
     # By the cards: --data says nothing about results that were there already.
     data = " and ".join(dict.fromkeys(r.data.name for found in runs.values() for r in found))
     notes = notes_for(rows, runs, data, failed)
-    on = f"{protocol['kind']} on {data}, {rows[0]['num_test']} test videos"
-    title = f"{on}: {len(rows)} models, {max(map(len, runs.values()))} seed(s)"
+    on = f"{protocol['kind']} on {data}, {counted(rows[0]['num_test'], 'test video')}"
+    seeds = counted(max(map(len, runs.values())), "seed")
+    title = f"{on}: {counted(len(rows), 'model')}, {seeds}"
     found = {"rows": rows, "claims": claims, "notes": notes, "protocol": protocol}
     write_json(out / "compare.json", found)
     text = write_tables(out, rows, claims, notes, title, False)
@@ -416,7 +420,7 @@ def main(config: Config) -> dict:
     lock.release(force=True)
     if failed:
         raise ValueError(
-            f"{len(failed)} runs failed and are not in the table; the first: {failed[0]}"
+            f"{counted(len(failed), 'run')} failed, which the table lacks; the first: {failed[0]}"
         )
     return found
 

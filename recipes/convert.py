@@ -32,6 +32,7 @@ from pretrain.interop.layouts import Sizes, arguments_of, decides_numbers, obsta
 from pretrain.interop.official import write_official
 from pretrain.interop.videomae import import_videomae, verify
 from pretrain.log import cli, print_table
+from pretrain.names import counted
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer
 
@@ -203,7 +204,7 @@ def main(config: Config) -> dict:
     rows |= arguments.get("decoder", {"decoder": "none"})
     if "classes" in arguments:
         rows["classifier"] = (
-            f"{len(arguments['classes'])} classes: {', '.join(arguments['classes'])[:60]}"
+            f"{counted(len(arguments['classes']), 'class')}: {', '.join(arguments['classes'])[:60]}"
         )
     rows["weights"] = f"{len(got)}, of {sum(v.numel() for v in got.values()):,} values"
     rows["dropped"] = f"{len(dropped)}: {', '.join(dropped[:3])}, ..." if dropped else "nothing"

@@ -49,7 +49,15 @@ from downstream.events import (
 from downstream.metrics import RESAMPLES, Event, FoundEvent
 from downstream.models import choose_sampling, load_classifier, load_video_text
 from downstream.report import events_figure, print_results, write_csv, write_results
-from downstream.results import FEW, Data, Metric, Results, build_results, describe_model, versions
+from downstream.results import (
+    FEW,
+    Data,
+    Metric,
+    Results,
+    build_results,
+    describe_model,
+    versions,
+)
 from downstream.zero_shot import embed_texts
 from pretrain.data.methods import pose_weights
 from pretrain.device import autocast_dtype
@@ -57,7 +65,7 @@ from pretrain.files import is_file
 from pretrain.flags import Count, Fraction, NotNegative, OptionalCount, Within
 from pretrain.folders import claim, holds_nothing
 from pretrain.log import cli, print_table, write_json
-from pretrain.names import for_csv, for_screen, nothing_usable
+from pretrain.names import counted, for_csv, for_screen, nothing_usable
 from pretrain.processes import start_evaluation
 from pretrain.prompts import load_classes, refuse_same_words, same_words
 from pretrain.settings import MACHINE, MachineFlags
@@ -141,7 +149,7 @@ def load_scorer(config: Config, where: torch.device) -> Scorer:
     sentences = sentences_of(config)
     vectors, num_cut = embed_texts(pair, list(sentences.values()), where, config.machine.precision)
     if num_cut:
-        print(f"note: {num_cut} sentences were longer than the text tower's context and were cut")
+        print(f"note: cut to the text tower's context: {counted(num_cut, 'sentence')}")
     texts = torch.from_numpy(vectors).to(where)
 
     def compare(clips: Tensor) -> Tensor:
@@ -196,7 +204,7 @@ def truth_of(config: Config, videos: list[Video]) -> dict[str, tuple[str, VideoT
     found = {video: (name, truth[name]) for video, name in names.items() if name is not None}
     if not found:
         raise ValueError(
-            f"--truth {config.truth} has none of these {len(videos)} videos: it has "
+            f"--truth {config.truth} has no video of those given: it has "
             f"{for_screen(min(truth), 60)} and the like, and they are called "
             f"{for_screen(videos[0].name, 60)} and the like"
         )
@@ -227,7 +235,7 @@ def choose_parts(
     choosing = not fixed and config.test_split != "val"
     val = [v for v in videos if choosing and splits[v.name] == "val" and v.name in truth]
     if left := len(videos) - len(tested) - len(val):
-        notes.append(f"{left} videos of other splits were left out")
+        notes.append(f"left out: {counted(left, 'video')} of other splits")
     return val, tested
 
 
@@ -243,7 +251,9 @@ def measure(
     frames = sum(k.rows for k in kept.values())
     ends = detection_intervals(true, found, kept, detection.names)
     if ends and len(true) < FEW:
-        notes.append(f"the 95 % intervals are rough: they rest on {len(true)} videos only")
+        notes.append(
+            f"the 95 % intervals are rough: they rest on {counted(len(true), 'video')} only"
+        )
     order = ["map_50", "map", *(f"map_{100 * o:.0f}" for o in OVERLAPS if o != 0.5)]
     of_events = lambda name: Metric(scores[name], num, ends.get(name), of="events")
     metrics = {name: of_events(name) for name in order}
@@ -353,7 +363,7 @@ def main(config: Config) -> dict:
     hidden = {same_words(name) for name in config.background}
     if others := sorted(name for name in unknown if same_words(name) not in hidden):
         notes.append(
-            f"{len(others)} classes of the truth are not looked for and are not measured: "
+            f"neither looked for nor measured: {counted(len(others), 'class')} of the truth, "
             f"{', '.join(map(for_screen, others[:10]))}"
         )
 
@@ -366,7 +376,7 @@ def main(config: Config) -> dict:
     elif val:
         scores = detection.keep(val)
         thresholds = choose_thresholds(scores, {v: true[v] for v in scores}, names, config.shortest)
-        chosen = f"chosen on {len(scores)} videos of split val"
+        chosen = f"chosen on {counted(len(scores), 'video')} of split val"
     found, kept = detection.find(tested, thresholds, {v.name for v in tested if v.name in true})
     if not found:
         raise nothing_usable(" ".join(config.video), refused)
@@ -382,7 +392,8 @@ def main(config: Config) -> dict:
     if any(measured.values()):
         if len(measured) < len(tested):
             notes.append(
-                f"{len(tested) - len(measured)} of the videos have no truth or cannot be read"
+                f"not measured: {len(tested) - len(measured)} of {len(tested)} videos, as their "
+                "truth is not known or they cannot be read"
             )
         results = measure(config, detection, measured, found, kept, chosen, notes)
         write_results(out, results)
@@ -391,11 +402,12 @@ def main(config: Config) -> dict:
         for note in notes:
             print(f"note: {for_screen(note)}")
     total = sum(map(len, found.values()))
-    print(f"\n{total} events in {len(found)} videos, thresholds {chosen}")
+    within = counted(len(found), "video")
+    print(f"\n{counted(total, 'event')} in {within}, thresholds {chosen}")
     for video, reason in refused.items():
         print(f"refused {for_screen(video)}: {for_screen(reason)}")
     rows = [(v, detection.seconds[v], events, measured.get(v)) for v, events in found.items()]
-    title = f"events in {len(found)} videos, by {config.backbone}"
+    title = f"events in {within}, by {config.backbone}"
     picture = events_figure(out / "timeline.png", rows, title)
     names_of = {"events": out / "events.csv", "as ActivityNet has them": out / "events.json"}
     print_table("done", names_of | {"figure": picture})

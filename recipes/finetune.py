@@ -66,7 +66,7 @@ from pretrain.data.shards import Pack
 from pretrain.engine import Engine
 from pretrain.flags import OptionalCount, Seed, flat, refuse_given
 from pretrain.loop import TrainingRun, plan_run
-from pretrain.names import file_name, for_screen, for_shell
+from pretrain.names import counted, file_name, for_screen, for_shell
 from pretrain.optim import set_rate
 from pretrain.processes import asked_processes, is_first, loader_workers
 from pretrain.run import try_run
@@ -221,18 +221,18 @@ def print_plan(
 ) -> None:
     """Print what the run resolved to, so that no number is applied silently."""
     spec, plan, unit = model.input_spec, run.plan, task_of(cfg.per_frame).unit
-    parameters = sum(p.numel() for p in model.backbone.parameters()) / 1e6
+    tested = f"{counted(len(videos.test), 'test video')} of {cfg.data}"
+    tested += f", all of {cfg.leave_out}" if cfg.leave_out else ""
     learns = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
     run.print_plan(
         f"fine-tune {cfg.preset}",
         {
-            "data": f"{len(videos.train)} training videos ({plan.num_clips} clips), "
-            f"{len(videos.test)} test videos of {cfg.data}",
+            "data": f"{counted(len(videos.train), 'training video')} "
+            f"({counted(plan.num_clips, 'clip')}), {tested}",
             "validation": videos.rule,
-            "model": f"{cfg.name}, {parameters:.2f} M parameters, {learns:.2f} M learn, "
-            f"{len(model.classes)} classes of {unit}",
-            "clip": f"{spec.frames} frames of {spec.size} px, {spec.pace}"
-            + (", mean frame subtracted" if spec.subtracts_mean else ""),
+            "model": f"{cfg.name}, {log.parameters(model.backbone)}, {learns:.2f} M learn, "
+            f"{counted(len(model.classes), 'class')} of {unit}",
+            "clip": spec.in_words + ", mean frame subtracted" * spec.subtracts_mean,
             "optimizer": f"{training.optimizer}, {training.base_lr:g} per 256 clips -> "
             f"{plan.peak:g}, {training.schedule}",
             **training.in_words(),
@@ -337,8 +337,7 @@ def main(cfg: Config) -> dict:
                     run.log(values, *progress(values, run.state, len(classes)))
                 run.finish_step({"loss": loss})
         if not patient() and run.first:
-            rounds = f"no better validation in {training.patience} rounds"
-            print(f"stopped early: {rounds}; best at step {run.state['best_step']}")
+            print(f"stopped early: no validation was better than that of {run.state['best_step']}")
 
         # ---- end: one process tests
         with engine.whole() as whole:

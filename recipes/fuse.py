@@ -65,7 +65,7 @@ from downstream.results import (
 )
 from pretrain.flags import Seed
 from pretrain.log import blank_figure, cli, optional_figure, print_table
-from pretrain.names import file_name, for_figure, for_screen, for_title
+from pretrain.names import counted, file_name, for_figure, for_screen, for_title
 
 MOST = 6  # runs: 15 pairs
 
@@ -110,8 +110,8 @@ def methods_of(runs: list[Run], notes: list[str]) -> tuple[dict[str, Fusion], di
     missing = len(runs[0].classes) - len(set(labels.tolist()))
     if missing:
         notes.append(
-            f"{left_out}the {len(sources)} validation videos that all runs have lack {missing} of "
-            f"the {len(runs[0].classes)} classes"
+            f"{left_out}{missing} of the {len(runs[0].classes)} classes are in none of the "
+            f"{len(sources)} validation videos that all runs have"
         )
         return found, {}
     weights = fit_weights(scores, labels)
@@ -256,7 +256,7 @@ def print_lines(lines: list[Line], won: dict[str, list[str]]) -> None:
     for name, classes in won.items():
         shown = ", ".join(for_screen(c, 40) for c in classes[:12])
         more = f" and {len(classes) - 12} more" if len(classes) > 12 else ""
-        of = f"{len(classes)} class{'es' * (len(classes) > 1)}: " if classes else "no class"
+        of = f"{counted(len(classes), 'class')}: " if classes else "no class"
         print(f"{cell(name)}: better than the others on {of}{shown}{more}")
 
 
@@ -363,12 +363,12 @@ def main(config: Config) -> dict:
     # ---- results
     models = [run.results.model for run in runs]
     weights = " ".join(hashes(lambda run: run.results.model.weights_sha256))
-    counted = [model.flops for model in models if model.flops is not None]
+    flops = [model.flops for model in models if model.flops is not None]
     described = Model(
         " + ".join(run.name for run in runs), hashlib.sha256(weights.encode()).hexdigest(),
         sum(model.parameters for model in models), {"results": list(config.results)},
         {run.name: run.results.recipe for run in runs},
-        sum(counted) if len(counted) == len(runs) else None,
+        sum(flops) if len(flops) == len(runs) else None,
     )  # fmt: skip
     data, protocol = pooled_card(folds)
     protocol = protocol | {"kind": "late fusion of " + ", ".join(

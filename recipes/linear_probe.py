@@ -63,7 +63,7 @@ from pretrain.data.samples import warn_of_clips
 from pretrain.data.shards import Pack
 from pretrain.flags import Count, Seed, Whole
 from pretrain.log import cli, print_table
-from pretrain.names import for_screen
+from pretrain.names import counted, for_screen
 from pretrain.settings import MACHINE, MachineFlags
 from pretrain.weights import weights_hash
 
@@ -258,10 +258,10 @@ def main(config: Config) -> dict:
     settings = settings_of(config, encoder, pack, how)
     lock = claim_results(out, settings)
     model, tested = describe_model(config.backbone, encoder), given.tested
-    turns = f", {len(given.folds)} subjects left out in turn" if config.leave_one_out else ""
+    turns = f", {counted(len(given.folds), 'subject')} left out in turn" * config.leave_one_out
     print(
-        f"{given.num_train} training videos (for validation {given.validation}), "
-        f"{len(tested)} test videos{turns}"
+        f"{counted(given.num_train, 'training video')} (for validation {given.validation}), "
+        f"{counted(len(tested), 'test video')}{turns}"
     )
     notes = list(given.notes)
     if config.leave_one_out and seen_in_training(model.provenance, config.data, pack.index):

@@ -36,7 +36,7 @@ from pretrain.files import is_folder, is_there
 from pretrain.flags import Count, OptionalCount
 from pretrain.folders import claim, holds_nothing
 from pretrain.log import cli, write_json
-from pretrain.names import for_csv, for_screen, nothing_usable
+from pretrain.names import counted, for_csv, for_screen, nothing_usable
 from pretrain.prompts import load_classes
 from pretrain.settings import MACHINE, MachineFlags
 from pretrain.spec import InputSpec
@@ -264,7 +264,7 @@ def main(config: Config) -> dict:
         print(f"\nrefused {for_screen(source)}: {for_screen(reason)}")
     print(f"\npredictions  {for_screen(out)}/predictions.json, {for_screen(out)}/predictions.csv")
     if model.per_frame:
-        title = f"what happens when in {len(rows)} videos, by {config.backbone}"
+        title = f"what happens when in {counted(len(rows), 'video')}, by {config.backbone}"
         picture = timeline_figure(out / "timeline.png", rows, model.classes, title)
         print(f"when     {for_screen(out)}/segments.json\nfigure   {picture}")
     lock.release(force=True)

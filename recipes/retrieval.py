@@ -43,7 +43,7 @@ from pretrain.data.shards import Pack
 from pretrain.flags import Count
 from pretrain.folders import claim
 from pretrain.log import cli, print_table, write_json
-from pretrain.names import for_screen
+from pretrain.names import counted, for_screen
 from pretrain.settings import MACHINE, MachineFlags
 from pretrain.weights import weights_hash
 
@@ -144,11 +144,11 @@ def search(config: Config, model: VideoText, how: Extraction) -> dict:
         "notes": notes,
     }
     write_json(out / "search.json", found)  # before the pictures, which may fail
-    print(f"\n{config.query!r} among {len(names)} videos of {for_screen(config.data)}")
+    print(f"\n{config.query!r} among {counted(len(names), 'video')} of {for_screen(config.data)}")
     print("  rank  similarity  video")
     for rank, i in enumerate(best, 1):
         print(f"  {rank:>4}  {similar[i]:10.3f}  {for_screen(names[i])}")
-    print(f"        {found['mean_similarity']:10.3f}  mean of all {len(names)} videos")
+    print(f"        {found['mean_similarity']:10.3f}  mean of {counted(len(names), 'video')}")
     for note in notes:
         print(f"note: {for_screen(note)}")
     pictures = []
@@ -158,7 +158,7 @@ def search(config: Config, model: VideoText, how: Extraction) -> dict:
         frames = pack.frames(record, chosen).numpy()
         seconds = record["start"] + chosen / record["fps"]
         pictures.append((f"similarity {similar[i]:.3f}, {names[i]}", frames, seconds))
-    found_in = f"{len(names)} videos of {config.data}, by {config.backbone}"
+    found_in = f"{counted(len(names), 'video')} of {config.data}, by {config.backbone}"
     title = f'"{config.query}": the best {len(best)} of {found_in}'
     picture = contact_sheet_figure(out / "contact_sheet.png", pictures, title)
     print(f"\nfigure   {picture}\nanswer   {for_screen(out)}/search.json", flush=True)
@@ -181,11 +181,11 @@ def captioned(pack: Pack, split: str) -> tuple[np.ndarray, list[str]]:
     kept = ids[pack.column("captions")[ids] > 0]
     if not len(kept):
         raise ValueError(
-            f"none of the {len(ids)} clips of split {split!r} has a caption: retrieval is scored "
+            f"no clip of split {split!r} ({len(ids)} in all) has a caption: retrieval is scored "
             "against captions; add a caption column, or give --query to search"
         )
     if len(kept) < len(ids):
-        notes.append(f"{len(ids) - len(kept)} clips without a caption were left out")
+        notes.append(f"left out: {counted(len(ids) - len(kept), 'clip')} without a caption")
     return kept, notes
 
 
@@ -220,8 +220,7 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
     texts = vectors[place]
     if num_cut:
         notes.append(
-            f"{num_cut} of {len(different)} different captions were longer than the context and "
-            "were cut"
+            f"cut to the text tower's context: {num_cut} of {len(different)} different captions"
         )
     videos_of = np.unique(
         np.stack([place, whose]), axis=1
@@ -229,7 +228,8 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
     shared = videos_of.shape[1] - len(different)
     if shared:
         notes.append(
-            f"{shared} captions occur before for another video: no model can place them all first"
+            f"{counted(shared, 'caption')} given before for another video: no model can place all "
+            "of its videos first"
         )
     to_video, to_text = retrieval_ranks(texts, videos, whose)
     metrics: dict[str, Metric] = {}

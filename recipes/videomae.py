@@ -39,7 +39,7 @@ from pretrain.engine import Engine
 from pretrain.figures import reconstruction_figure
 from pretrain.loop import TrainingRun, plan_run
 from pretrain.masked import MaskedPixels
-from pretrain.names import for_shell
+from pretrain.names import counted, for_shell
 from pretrain.optim import learning_rate, make_optimizers, set_rate
 from pretrain.processes import asked_processes, is_first
 from pretrain.run import try_run
@@ -305,9 +305,8 @@ def print_plan(cfg: Config, run: TrainingRun, pack: Pack, encoder) -> None:
     if cfg.contrast:
         mask += f"; {cfg.views} views contrasted with other clips, weight {cfg.contrast:g}"
     rows = {
-        "data": f"{run.plan.num_clips} clips of {pack.address} ({cfg.split})",
-        "model": f"{cfg.model}, {log.parameters(encoder)}, {spec.frames} frames of {spec.size} px, "
-        f"{spec.pace}{seen}",
+        "data": f"{counted(run.plan.num_clips, 'clip')} of {pack.address} ({cfg.split})",
+        "model": f"{cfg.model}, {log.parameters(encoder)}, {spec.in_words}{seen}",
         "mask": mask,
         "optimizer": f"{cfg.optim.optimizer}, learning rate {run.plan.rates}, cosine",
     }
@@ -418,7 +417,7 @@ def finish(cfg: Config, model, pack: Pack, ids: np.ndarray, run: TrainingRun) ->
     )  # fmt: skip
     curve = log.curve_figure(
         folder / "curve.png", folder / "log.jsonl", ("loss",), ("knn",),
-        f"masked reconstruction, {cfg.model} on {cfg.data}, {len(ids)} clips: loss and online kNN",
+        f"masked reconstruction, {cfg.model} on {cfg.data}, {counted(len(ids), 'clip')}",
     )  # fmt: skip
     data = for_shell(cfg.data if synthetic_clips(cfg.data) else pack.address)
     run.print_done(

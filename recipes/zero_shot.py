@@ -49,7 +49,7 @@ from pretrain.files import is_file, no_file
 from pretrain.flags import Count, Seed
 from pretrain.folders import claim
 from pretrain.log import cli, print_table, write_json
-from pretrain.names import file_name, for_screen
+from pretrain.names import counted, file_name, for_screen
 from pretrain.prompts import load_classes, load_templates, refuse_same_words, same_words, words_of
 from pretrain.settings import MACHINE, MachineFlags
 from pretrain.weights import weights_hash
@@ -203,8 +203,8 @@ def classify_video(config: Config, model: VideoText, how: Extraction) -> dict:
         )  # fmt: skip
     seconds = sum(r["frames"] / r["fps"] for r in records)
     print(
-        f"\n{for_screen(path.name)}: {seconds:.1f} s in {len(records)} clips, {len(templates)} "
-        "templates"
+        f"\n{for_screen(path.name)}: {seconds:.1f} s in {counted(len(records), 'clip')}, "
+        f"{counted(len(templates), 'template')}"
     )
     shown = [for_screen(name, 60) for name in names]
     width = max(map(len, shown))
@@ -213,7 +213,7 @@ def classify_video(config: Config, model: VideoText, how: Extraction) -> dict:
         print(f"  {shown[i]:<{width}}  {probabilities[i]:6.1%}  {bar}")
     print("  (probabilities among these classes only)")
     if num_cut:
-        print(f"note: {num_cut} sentences were longer than the text tower's context and were cut")
+        print(f"note: cut to the text tower's context: {counted(num_cut, 'sentence')}")
     print(f"\nfigure   {picture}\nanswer   {for_screen(out)}/prediction.json", flush=True)
     lock.release(force=True)
     return result
@@ -288,8 +288,9 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
     # ---- embed
     print(
         for_screen(
-            f"{config.backbone}: {len(videos)} videos of {config.data} ({config.test_split}), "
-            f"{len(classes)} classes, {len(templates)} templates ({template_set})"
+            f"{config.backbone}: {counted(len(videos), 'video')} of {config.data} "
+            f"({config.test_split}), {counted(len(classes), 'class')}, "
+            f"{counted(len(templates), 'template')} ({template_set})"
         ),
         flush=True,
     )
@@ -298,8 +299,8 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
     vectors, num_cut = class_vectors(model, words, templates, how.device, config.machine.precision)
     if num_cut:
         notes.append(
-            f"{num_cut} of {vectors.shape[0] * vectors.shape[1]} sentences were longer than the "
-            "text tower's context and were cut"
+            f"cut to the text tower's context: {num_cut} of the "
+            f"{vectors.shape[0] * vectors.shape[1]} sentences"
         )
 
     # ---- score

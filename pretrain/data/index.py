@@ -39,6 +39,7 @@ from typing import Any, TypeGuard
 from pretrain.data.guard import MAX_PIXELS, too_many_pixels
 from pretrain.data.sources import Source
 from pretrain.files import open_regular, parse_json, read_limited, reading, sync
+from pretrain.names import counted
 
 FORMAT = "muybridge-pack-1"
 COLUMNS = "clips.safetensors"
@@ -152,6 +153,14 @@ def load_index(folder: str | Path) -> dict:
 def part_words(part: Sequence[int] | None) -> str:
     """What is said of a part of a pack, (I, N)."""
     return "part {}/{}".format(*part) if part else "a whole pack"
+
+
+def packed_words(index: dict) -> str:
+    """What is in a pack, in words."""
+    return (
+        f"{counted(index['num_sources'], 'source')}, {counted(index['num_clips'], 'clip')}, "
+        f"{index['num_refused']} refused, {counted(len(index['shards']), 'shard')}"
+    )
 
 
 def refuse_part(index: dict, name: str) -> None:

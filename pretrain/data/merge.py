@@ -18,12 +18,13 @@ from pretrain.data.index import (
     json_line,
     load_index,
     members,
+    packed_words,
     part_words,
 )
 from pretrain.data.pack import check_folders, locked, store_settings
 from pretrain.data.writer import Writer, has_shard
 from pretrain.files import is_folder, parse_json, read_limited, reading, replacing
-from pretrain.names import for_screen
+from pretrain.names import counted, for_screen
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,7 @@ def merge(source: str | Path, out: str | Path, *, progress: bool = True) -> dict
             "written to and has room. The parts are intact"
         ) from error
     if progress:
-        told = f"{len(parts)} parts: {index['num_sources']} sources, {index['num_clips']} clips, "
-        told += f"{index['num_refused']} refused, {len(index['shards'])} shards"
-        print(told, file=sys.stderr)
+        print(f"{counted(len(parts), 'part')}: {packed_words(index)}", file=sys.stderr)
     return index
 
 

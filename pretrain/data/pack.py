@@ -36,6 +36,7 @@ from pretrain.data.index import (
     is_stream_line,
     json_line,
     load_index,
+    packed_words,
     part_words,
     text_digest,
     wrong_stream,
@@ -45,7 +46,7 @@ from pretrain.data.progress import Bar, slow_files
 from pretrain.data.sources import Beside, Listing, Source, list_sources
 from pretrain.data.writer import Writer, has_shard
 from pretrain.files import parse_json, read_limited, replacing, write_synced
-from pretrain.names import for_screen
+from pretrain.names import counted, for_screen
 
 # Further columns that a recipe reads, and those that are made of the place in a document.
 READ_EXTRA = {"segments", "class_text", "document", "place"}
@@ -279,7 +280,9 @@ class _Packer:
                 damaged += 1
         self.stale += damaged
         if damaged:
-            self._say(f"{path}: {damaged} damaged lines are left out, their files decoded anew")
+            self._say(
+                f"{path}: left out, their files decoded anew: {counted(damaged, 'damaged line')}"
+            )
 
     def _say(self, what: str) -> None:
         if self.progress:
@@ -431,7 +434,7 @@ class _Packer:
         done, refused, slow = 0, 0, ""
 
         def words() -> str:
-            return f"{done} clips, {refused} refused" + f", at work: {slow}" * bool(slow)
+            return f"{counted(done, 'clip')}, {refused} refused" + f", at work: {slow}" * bool(slow)
 
         def at_work(seconds: dict[int, float]) -> None:
             nonlocal slow
@@ -595,7 +598,7 @@ class _Packer:
         if not rows and not self.part:
             path = self.work / "refused.jsonl" if self.index else self.out / "refused.jsonl"
             write_synced(path, "".join(map(json_line, lines)).encode())
-            error = ValueError(f"all {len(refused)} files were refused:")
+            error = ValueError(f"all {counted(len(refused), 'file')} refused:")
             for line in (*_commonest(refused), f"all in {path}"):
                 error.add_note(line)
             raise error
@@ -640,10 +643,9 @@ class _Packer:
         size = sum(shard["bytes"] for shard in index["shards"])
         done = self.copied + self.encoded
         lines = [
-            f"{index['num_sources']} sources, {index['num_clips']} clips, "
-            f"{index['num_refused']} refused, {len(index['shards'])} shards, {size / 1e6:.1f} MB",
-            f"{done} clips made in {seconds:.1f} s: {self.encoded} encoded, {self.copied} copied "
-            f"as they were; {index['num_clips'] - done} were there already"
+            f"{packed_words(index)}, {size / 1e6:.1f} MB",
+            f"{counted(done, 'clip')} made in {seconds:.1f} s: {self.encoded} encoded, "
+            f"{self.copied} copied as they were; {index['num_clips'] - done} were there already"
             if done
             else f"nothing new to decode ({seconds:.1f} s)",
         ]
@@ -651,9 +653,9 @@ class _Packer:
             made = ", ".join(
                 for_screen(name) for name in about.get("methods", about.get("skeletons"))
             )
-            lines.append(f"{stream} ({made}) of {about['num_clips']} clips")
+            lines.append(f"{stream} ({made}) of {counted(about['num_clips'], 'clip')}")
         if self.lacking:
-            lines.append(f"{len(self.lacking)} streams were refused, most often because:")
+            lines.append(f"{counted(len(self.lacking), 'stream')} refused, most often because:")
             named = ({"reason": f"{x['stream']}: {x['reason']}"} for x in self.lacking)
             lines += _commonest(named)
             lines.append(f"each of them and its reason: {self.out / 'refused.jsonl'}")
@@ -675,7 +677,9 @@ class _Packer:
             names = ", ".join(ascii(name)[1:-1] for name in skipped[:3]) + ", ..." * (
                 len(skipped) > 3
             )
-            lines.append(f"{len(skipped)} files were skipped, no use for what they are: {names}")
+            lines.append(
+                f"{counted(len(skipped), 'file')} skipped, no use for what they are: {names}"
+            )
         columns = {name for source in self.listing.sources for name in source.extra} - READ_EXTRA
         if any(source.kind == "pose" for source in self.listing.sources):
             columns.discard("fps")

@@ -5,7 +5,7 @@ import time
 
 from tqdm import tqdm
 
-from pretrain.names import for_screen
+from pretrain.names import counted, for_screen
 
 EVERY = 10.0  # seconds between lines in a log
 LONG = 10.0  # seconds at work from which on a file is named
@@ -68,7 +68,7 @@ class Bar:
     def _line(self, now: bool) -> None:
         if self.lines and (now or time.monotonic() - self.last >= EVERY):
             self.last = time.monotonic()
-            text = f"{self.title}: {self.done}/{self.total} {self.unit}s"
+            text = f"{self.title}: {self.done}/{counted(self.total, self.unit)}"
             if 0 < self.done < self.total:
                 left = (self.last - self.started) / self.done * (self.total - self.done)
                 text += f", {tqdm.format_interval(left)} left"

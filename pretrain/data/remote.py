@@ -36,7 +36,7 @@ from pretrain.data.index import COLUMNS, MAX_INDEX, MAX_LINES, load_index, refus
 from pretrain.data.pool import START_SECONDS, Worker
 from pretrain.environment import count_of
 from pretrain.files import cache_folder, open_regular
-from pretrain.names import file_name, for_screen
+from pretrain.names import counted, file_name, for_screen
 
 FETCH = (sys.executable, "-P", "-m", "pretrain.data.fetch")
 CACHE_GIB = 16.0  # unless --cache-gib says otherwise
@@ -239,8 +239,9 @@ def open_remote(address: str, gib: float | None, say: bool) -> Remote:
     if say:
         print(
             for_screen(
-                f"{address}: {index['num_clips']} clips in {len(sizes)} shards, "
-                f"{sum(sizes) / 2**30:.3g} GiB; up to {limit / 2**30:g} GiB are kept in {cache}"
+                f"{address}: {counted(index['num_clips'], 'clip')} in "
+                f"{counted(len(sizes), 'shard')}, {sum(sizes) / 2**30:.3g} GiB; "
+                f"up to {limit / 2**30:g} GiB are kept in {cache}"
             ),
             flush=True,
         )
@@ -270,8 +271,8 @@ def bring_tars(pattern: str, gib: float | None) -> Path:
     about = [_try_often({"address": address, "about": True}) for address in addresses]
     if (total := sum(max(0, found["bytes"]) for found in about)) > limit:
         raise ValueError(
-            f"{pattern}: {len(names)} tars of {total / 2**30:.3g} GiB, more than the cache may "
-            f"hold: give --cache-gib {total / 2**30 * 1.01:.3g}, or pack parts of them"
+            f"{pattern}: {counted(len(names), 'tar')} of {total / 2**30:.3g} GiB, more than the "
+            f"cache may hold: give --cache-gib {total / 2**30 * 1.01:.3g}, or pack parts of them"
         )
     known = hashlib.sha256(pattern.encode()).hexdigest()[:16]
     folder = cache_folder() / "remote" / f"{file_name(names[0])[:40]}-{known}"
@@ -280,7 +281,7 @@ def bring_tars(pattern: str, gib: float | None) -> Path:
         # A packer knows files by their dates.
         _bring(address, folder / name, limit, found["bytes"], date=int(found["state"], 16))
 
-    _say(f"{pattern}: {len(names)} tars, {total / 2**30:.3g} GiB, come into {folder}")
+    _say(f"{pattern}: {counted(len(names), 'tar')}, {total / 2**30:.3g} GiB, into {folder}")
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for _ in pool.map(have, addresses, names, about):
             pass

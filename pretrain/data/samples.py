@@ -33,7 +33,7 @@ from pretrain.data.sampling import (
 from pretrain.data.shards import Pack, crop_clip
 from pretrain.data.shared import shared_array
 from pretrain.data.transforms import Augment
-from pretrain.names import for_screen
+from pretrain.names import counted, for_screen
 from pretrain.spec import InputSpec
 
 # (rng, index entry of the clip, numbers of the frames drawn) -> whatever else a training step wants
@@ -209,7 +209,7 @@ class TrainClips(Dataset):
                     {"key": record["key"], "source": record["source"], "reason": str(error)}
                 )
         raise ValueError(
-            f"{len(errors)} clips in a row cannot be decoded, the last one: {errors[-1]}"
+            f"{counted(len(errors), 'clip')} in a row cannot be decoded, the last one: {errors[-1]}"
         )
 
     def _clip(self, record: dict, sample: int, indices: np.ndarray) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -423,14 +424,17 @@ def two_things(tmp_path_factory) -> Path:
     return out
 
 
-def test_one_person_is_left_out(tiny_pack, tmp_path):
+def test_one_person_is_left_out(tiny_pack, tmp_path, capsys):
     """Nothing of that person is learned from or validated on; the data's own splits do not count,
-    and the results and the exported classifier say so."""
+    and the plan, the results and the exported classifier say so."""
     records = list(Pack(tiny_pack).records())
     who = next(r["subject"] for r in records if r["split"] == "train")
     results = finetune.main(
         config(tiny_pack, tmp_path / "run", steps=2, leave_out=who, val="hold-out")
     )
+    said = capsys.readouterr().out
+    assert re.search(rf"data .* test videos? of .*all of {who}\n", said)
+    assert not re.search(r"\b1 ([a-z]+ )?(videos|clips|classes|threads|frames|people)\b", said)
     run = read_run(tmp_path / "run")
     of = {r["source"]: r["subject"] for r in records}
     assert sorted(run.parts["test"].sources) == sorted(s for s in of if of[s] == who)

@@ -20,6 +20,7 @@ from downstream.results import Data, Metric, Model, Results
 from pretrain import log
 from pretrain.names import (
     clean_screen,
+    counted,
     file_name,
     for_csv,
     for_figure,
@@ -326,3 +327,13 @@ def test_names_that_a_manifest_gives(tmp_path, capsys):
         restore(tmp_path, None, [], {}, True)
     said = capsys.readouterr().err
     assert "step-00000001" in said and not steers(said.replace("\n", ""))
+
+
+def test_one_is_not_plural():
+    assert [counted(n, "test video") for n in (0, 1, 2)] == [
+        "0 test videos", "1 test video", "2 test videos",
+    ]  # fmt: skip
+    assert [counted(1, w) for w in ("class", "person")] == ["1 class", "1 person"]
+    assert [counted(3, w) for w in ("class", "batch", "person")] == [
+        "3 classes", "3 batches", "3 people",
+    ]  # fmt: skip

@@ -100,7 +100,7 @@ def test_data_without_splits_get_one_that_shares_no_subject_and_say_so():
 def test_leaks_are_called_out():
     rows = [("v0", "a", "train", "p"), ("v1", "b", "train", "q"), ("v0", "a", "test", "p")]
     notes = choose_splits(fake_pack(rows), "train", "test", 0)[2]
-    assert "1 videos are in both" in notes[0] and "1 subjects are in both" in notes[1]
+    assert "1 video " in notes[0] and "1 subject:" in notes[1]
 
 
 def test_clips_without_labels_are_left_out_and_counted():
@@ -111,7 +111,7 @@ def test_clips_without_labels_are_left_out_and_counted():
         ("v3", "a", "test", None),
     ]
     train, _, notes = choose_splits(fake_pack(rows), "train", "test", 0)
-    assert train.sources == ["v0", "v1"] and notes == ["1 clips without a label were left out"]
+    assert train.sources == ["v0", "v1"] and notes == ["left out: 1 clip without a label"]
 
 
 @pytest.mark.parametrize(

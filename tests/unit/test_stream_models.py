@@ -425,20 +425,24 @@ def test_recordings_of_joints_are_seen_in_part():
 
 @pytest.mark.parametrize(
     ("name", "stride", "wanted"),
-    [("stgcn", 0, (0.2, 0.75)), ("skeleton_lstm", 2, (0.2, 1.0)), ("frame_mean", 0, (0.0, 1.0)),
-     ("feature_fusion", 0, (0.0, 1.0))],
+    [("stgcn", 0, (0.2, 0.75, False)), ("skeleton_lstm", 2, (0.2, 1.0, False)),
+     ("frame_mean", 0, (0.0, 1.0, True)), ("feature_fusion", 0, (0.0, 1.0, True))],
 )  # fmt: skip
-def test_networks_of_joints_are_trained_with_other_bodies_by_default(name, stride, wanted):
+def test_networks_of_joints_see_other_bodies_and_no_mirror_by_default(name, stride, wanted):
     with torch.device("meta"):
         model = build_model(name, small=True)
     model.input_spec = replace(model.input_spec, stride=stride)
     training = resolve_training("tiny", Given(), model, name, True)
-    assert (training.affine, training.span) == wanted
+    assert (training.affine, training.span, training.flip) == wanted
+    assert ("none mirrored" in training.in_words()["augmented"]) is not training.flip
     training.check(model.input_spec, False)
     published = resolve_training("paper", Given(), model, name, True)
-    assert (published.affine, published.span) == (0.0, 1.0)
-    kept = resolve_training("tiny", Given(affine=0.0, span=1.0), model, name, True)
-    assert (kept.affine, kept.span) == (0.0, 1.0)
+    # Of the published trainings, too, those of joints mirror nothing.
+    assert (published.affine, published.span, published.flip) == (0.0, 1.0, wanted[2])
+    given = Given(affine=0.0, span=1.0, flip=not wanted[2])
+    for preset in ("tiny", "paper"):
+        kept = resolve_training(preset, given, model, name, True)
+        assert (kept.affine, kept.span, kept.flip) == (0.0, 1.0, not wanted[2])
 
 
 # ---- pose-driven attention
