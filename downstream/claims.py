@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from downstream.metrics import bootstrap
+from downstream.metrics import paired_difference
 from downstream.results import FEW, Results
 from pretrain.names import from_csv
 
@@ -118,8 +118,7 @@ def difference_interval(
     correct = lambda runs: np.mean([[run[s] for s in sources] for run in runs], 0)
     difference = correct(ours) - correct(theirs)
     whose = [people.get(s) or s for s in sources]
-    low, high = bootstrap(lambda times: times @ difference / len(sources), whose, seed)
-    return float(difference.mean()), low[0], high[0], len(set(whose))
+    return *paired_difference(difference, whose, seed), len(set(whose))
 
 
 def paired_claims(

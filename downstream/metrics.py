@@ -3,6 +3,7 @@
 scikit-learn is imported where it is used: importing it takes as long as scoring.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -88,6 +89,24 @@ def bootstrap(
     """
     low, high = interval([statistic(times) for times in draws(groups, seed)])
     return np.atleast_1d(low).tolist(), np.atleast_1d(high).tolist()
+
+
+def paired_difference(
+    difference: np.ndarray, subjects: Sequence[str | None], seed: int
+) -> tuple[float, float, float]:
+    """Mean over videos of what one model has above another, and its 95 % interval, see `bootstrap`.
+
+    Args:
+        difference: (N,) of each video: correct, 1 or 0, or the mean of seeds; ours minus theirs.
+        subjects: (N,) who is seen; nobody known: a video is a person of its own.
+        seed: of the draws.
+    """
+    people = {person: i for i, person in enumerate(sorted({s for s in subjects if s is not None}))}
+    alone = itertools.count(len(people))
+    groups = np.array([next(alone) if s is None else people[s] for s in subjects])
+    # Not over N: of people of many videos more are drawn than there are.
+    low, high = bootstrap(lambda times: times @ difference / times.sum(), groups, seed)
+    return float(difference.mean()), low[0], high[0]
 
 
 def interval(drawn: list | np.ndarray) -> np.ndarray:

@@ -496,6 +496,10 @@ def test_differences_are_paired():
     assert mean == 0.25 and 0 < low < 0.25 < high
     assert difference_interval([base], [base], people) == (0, 0, 0, groups)
     assert groups == len(set(people.values()))
+    # Of people of unequally many videos more or fewer are drawn than there are.
+    unequal = people | dict.fromkeys(sources[: len(sources) // 2], "p0")
+    everything, nothing = dict.fromkeys(sources, True), dict.fromkeys(sources, False)
+    assert difference_interval([everything], [nothing], unequal)[:3] == (1, 1, 1)
     claims = paired_claims(
         {
             "inflated": [base],
