@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from pretrain.device import autocast_dtype
 from pretrain.files import cache_folder, replacing, share
 from pretrain.modes import evaluating
 from pretrain.names import counted
-from pretrain.processes import loader_workers, start_evaluation
+from pretrain.processes import loader_workers, start_evaluation, sum_of_shares
 from pretrain.settings import Machine
 from pretrain.spec import Backbone, InputSpec
 from pretrain.weights import read_safetensors, weights_hash
@@ -260,6 +261,30 @@ def embed_now(
     embeddings = np.concatenate([views.mean(1) for views in shown])
     _refuse_non_finite(embeddings, pack, samples)
     return embeddings
+
+
+def rows_by_all(
+    accelerator: Accelerator, count: int, width: int, embed: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Embeddings (count, width) float32 of items, of which every process makes a share.
+
+    Args:
+        accelerator: the processes; all have to take part and get all rows.
+        count: the number of items.
+        width: that of an embedding.
+        embed: takes the numbers of a batch of items.
+
+    Raises:
+        ValueError: `embed` raised it in some process, see `sum_of_shares`.
+    """
+
+    def work(batches: list[np.ndarray]) -> np.ndarray:
+        rows = np.zeros((count, width), np.float32)
+        for batch in batches:
+            rows[batch] = embed(batch)
+        return rows
+
+    return sum_of_shares(accelerator, count, work)
 
 
 def _refuse_non_finite(features: np.ndarray, pack: Pack, samples: np.ndarray) -> None:

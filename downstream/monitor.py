@@ -4,23 +4,21 @@ import math
 import sys
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from torch import nn
 
-from downstream.features import Extraction, embed_now
+from downstream.features import Extraction, embed_now, extract, rows_by_all
 from downstream.pairs import Texts
 from downstream.probe import knn_accuracy
 from downstream.retrieval import retrieval_ranks, summarise_ranks
 from downstream.splits import choose_validation, group_by_source
 from downstream.zero_shot import embed_texts, unit
 from pretrain.clip import VideoText, sits_at_chance
-from pretrain.data.loading import eval_loader
-from pretrain.data.samples import EvalClips
 from pretrain.data.sampling import SCORED, counter_rng
 from pretrain.data.shards import Pack
 from pretrain.names import counted, for_screen
-from pretrain.spec import InputSpec
+from pretrain.processes import SHARE
+from pretrain.spec import Backbone
 
 KNN_CLIPS = 480  # clips behind the kNN score
 VAL_CLIPS = 512  # clips of a pack behind the retrieval score
@@ -34,25 +32,25 @@ def _some(pack: Pack, ids: np.ndarray, most: int, seed: int) -> np.ndarray:
     return np.sort(counter_rng(seed, 0, purpose=SCORED).permutation(ids)[:most])
 
 
-@torch.no_grad()
 def online_knn(
     encoder: nn.Module,
-    spec: InputSpec,
     pack: Pack,
     ids: np.ndarray,
     seed: int,
     accelerator: Accelerator,
+    precision: str,
 ) -> tuple[float, float] | None:
     """KNN accuracy on held-out subjects of the training split, and chance; None without labels.
 
     Args:
-        encoder: a `Backbone` in training mode, to which it returns.
-        spec: its clip.
+        encoder: a `Backbone`; its training mode is left as it is.
         pack: the data.
         ids: training clips; at most `KNN_CLIPS` of them are used, one centre view each.
         seed: of that choice.
-        accelerator: device and precision.
+        accelerator: the processes, of which each embeds a share; all have to take part.
+        precision: see `pretrain.device.autocast_dtype`.
     """
+    assert isinstance(encoder, Backbone)
     picked = _some(pack, ids, KNN_CLIPS, seed)
     records = [pack.record(i) for i in picked]
     names = [r["label"] for r in records]
@@ -62,20 +60,15 @@ def online_knn(
     if not held_out.any():
         return None  # a single clip of each class: nobody to ask
     labels = np.unique(names, return_inverse=True)[1]
-    encoder.eval()
-    features = []
+    how = Extraction(
+        time_segments=0, batch_size=SHARE, device=accelerator.device, precision=precision
+    )
+    embed = lambda some: extract(encoder, pack, picked[some], how)[:, 0]
     try:
-        for _, views in eval_loader(EvalClips(pack, picked, spec, 1, 1), 32, 0):
-            with accelerator.autocast():
-                first = {name: part[:, 0] for name, part in views.items()}
-                clips = spec.normalise(spec.take(first, accelerator.device))
-                features.append(encoder(clips).float().cpu())
-    except ValueError as error:  # a broken clip; a monitor must not end the run it watches
-        print(f"no kNN score: {for_screen(error)}", file=sys.stderr, flush=True)
+        x = rows_by_all(accelerator, len(picked), encoder.embed_dim, embed)
+    except ValueError as error:
+        _no_score("kNN score", error, accelerator)
         return None
-    finally:
-        encoder.train()
-    x = torch.cat(features).numpy()
     score = knn_accuracy(x[~held_out], labels[~held_out], x[held_out], labels[held_out])
     return score, 1 / len(set(names))
 
@@ -85,7 +78,7 @@ def online_retrieval(
     packs: list[Pack],
     texts_of: Texts,
     seed: int,
-    device: torch.device,
+    accelerator: Accelerator,
     precision: str,
 ) -> dict | None:
     """Text-to-video retrieval in the split "val" (first text, one view a clip); None without.
@@ -95,10 +88,16 @@ def online_retrieval(
         packs: the data.
         texts_of: the texts of a clip.
         seed: of the choice of at most `VAL_CLIPS` clips a pack.
-        device: where it runs.
+        accelerator: the processes, of which each embeds a share; all have to take part.
         precision: see `pretrain.device.autocast_dtype`.
     """
-    how = Extraction(time_segments=1, batch_size=32, device=device, precision=precision)
+    device, width = accelerator.device, model.arguments["dim"]
+    how = Extraction(time_segments=1, batch_size=SHARE, device=device, precision=precision)
+
+    def embed_clips(pack: Pack, ids: np.ndarray) -> np.ndarray:
+        embed = lambda some: embed_now(model, pack, ids[some], how)
+        return rows_by_all(accelerator, len(ids), width, embed)
+
     clips, sources, texts = [], [], []
     try:
         for number, pack in enumerate(packs):
@@ -108,7 +107,7 @@ def online_retrieval(
             if not len(ids):
                 continue
             ids = _some(pack, ids, VAL_CLIPS, seed)
-            clips.append(embed_now(model, pack, ids, how))
+            clips.append(embed_clips(pack, ids))
             sources += [f"{number} {pack.record(i)['source']}" for i in ids]
             texts += [texts_of.of(pack.record(i))[0] for i in ids]
         if not clips:
@@ -116,14 +115,21 @@ def online_retrieval(
         # The clips of a long video share its captions, and are not contrasted with one another.
         names, owner = group_by_source(sources)
         texts = [texts[i] for i in np.unique(owner, return_index=True)[1]]
-        text, _ = embed_texts(model, texts, device, precision)
-    except ValueError as error:  # a broken clip; a monitor must not end the run it watches
-        print(f"no score on val: {for_screen(error)}", file=sys.stderr, flush=True)
+        embed = lambda some: embed_texts(model, [texts[i] for i in some], device, precision)[0]
+        text = rows_by_all(accelerator, len(texts), width, embed)
+    except ValueError as error:
+        _no_score("score on val", error, accelerator)
         return None
     videos = np.zeros((len(names), text.shape[1]))
     np.add.at(videos, owner, np.concatenate(clips))
     ranks, _ = retrieval_ranks(text, unit(videos), np.arange(len(names)))
     return summarise_ranks(ranks) | {"num": len(names)}
+
+
+def _no_score(what: str, error: ValueError, accelerator: Accelerator) -> None:
+    """Say that a clip is broken; a monitor must not end the run it watches."""
+    if accelerator.is_main_process:
+        print(f"no {what}: {for_screen(error)}", file=sys.stderr, flush=True)
 
 
 def retrieval_values(val: dict | None) -> dict[str, float]:

@@ -33,6 +33,7 @@ from downstream.splits import (
 from pretrain.data.cache import raw_sources
 from pretrain.data.shards import Pack, no_split, refuse_raw_streams
 from pretrain.names import counted
+from pretrain.processes import sum_of_shares
 from pretrain.spec import InputSpec
 
 
@@ -327,7 +328,7 @@ def validate(
 ) -> float:
     """Top-1 accuracy on validation videos (or their frames), one view each.
 
-    Every process takes some.
+    Every process takes a share.
 
     Args:
         task: whose labels count.
@@ -336,14 +337,20 @@ def validate(
         val: the validation videos.
         batch_size: views in one forward pass.
         precision: see `pretrain.device.autocast_dtype`.
-        accelerator: device and processes.
+        accelerator: device and processes; all have to take part.
+
+    Raises:
+        ValueError: a clip cannot be decoded; in all processes.
     """
-    mine = np.arange(len(val)) % accelerator.num_processes == accelerator.process_index
-    counts, part = torch.zeros(2, device=accelerator.device), subset(val, mine)
-    if len(part):
-        how = Extraction(1, 1, 1, batch_size, 0, accelerator.device, precision)
-        said = task.predict(model, pack, part, how)
-        correct = (said.truth == said.predicted).sum()
-        counts += torch.tensor([correct, len(said.truth)], device=accelerator.device)
-    correct, total = accelerator.reduce(counts).tolist()
+    how = Extraction(1, 1, 1, batch_size, 0, accelerator.device, precision)
+    everyone = np.arange(len(val))
+
+    def count(batches: list[np.ndarray]) -> np.ndarray:
+        counts = np.zeros(2, np.int64)
+        for batch in batches:
+            said = task.predict(model, pack, subset(val, np.isin(everyone, batch)), how)
+            counts += (said.truth == said.predicted).sum(), len(said.truth)
+        return counts
+
+    correct, total = sum_of_shares(accelerator, len(val), count).tolist()
     return correct / max(total, 1)

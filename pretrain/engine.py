@@ -400,15 +400,18 @@ class Engine:
         """The model with all its weights in one piece, to be scored and exported.
 
         Every process has to take part, and each gets it: the model itself where it is not sharded,
-        else a copy that lies on the device while it is used.
+        else a copy that lies on the device while it is used. Statistics of batches are the main
+        process's.
         """
         if self.kind in ("single", "ddp"):
+            for buffer in self.model.buffers() if self.kind == "ddp" else ():
+                dist.broadcast(buffer, 0)
             yield self.model
             return
         target: Mapping[str, Tensor] = self._copy.to(self.device).state_dict()
         for name, value in self._weights():
             target[name].copy_(value)
-        for buffer in self._copy.buffers():  # statistics of batches: the main process's
+        for buffer in self._copy.buffers():
             dist.broadcast(buffer, 0)
         yield self._copy
         self._copy.cpu()

@@ -5,10 +5,13 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 
 from pretrain.data.pool import usable_cores
@@ -133,6 +136,65 @@ def start_evaluation(machine: Machine) -> torch.device:
     if machine.threads:
         torch.set_num_threads(machine.threads)
     return torch.device("cpu")
+
+
+SHARE = 8  # items of a batch that is scored: few, so that few items too are shared out
+
+
+def sum_of_shares(
+    accelerator: Accelerator, count: int, work: Callable[[list[np.ndarray]], np.ndarray]
+) -> np.ndarray:
+    """Share out items to be scored among all processes; every process gets the sum of the work.
+
+    Batches of `SHARE` items are dealt out in turn. They are the same for any number of processes,
+    and so is the result, to the bit where each process fills rows of its own in an array of zeros.
+
+    Args:
+        accelerator: the processes; all have to take part.
+        count: the number of items.
+        work: takes the batches of this process, which are arrays of item numbers and may be none;
+            its result has one shape and type in all processes.
+
+    Raises:
+        ValueError: `work` raised it in some process; all raise it, and nobody waits for that one.
+        RuntimeError: it raised something else in another process.
+    """
+    turns = accelerator.num_processes
+    batches = [np.arange(i, min(i + SHARE, count)) for i in range(0, count, SHARE)]
+    mine = batches[accelerator.process_index :: turns]
+    if turns == 1:
+        return work(mine)
+    found, error = None, None
+    try:
+        found = work(mine)
+    except Exception as problem:  # raised again, once the others know
+        error = problem
+    _fail_together(accelerator, error)
+    total = torch.from_numpy(found).to(accelerator.device)
+    dist.all_reduce(total)
+    return total.cpu().numpy()
+
+
+def _fail_together(accelerator: Accelerator, error: Exception | None) -> None:
+    """Raise the error of a process in all of them; every process has to call this."""
+    words = (str(error) or repr(error)).encode() if error else b""
+    told = torch.zeros(accelerator.num_processes, 2, dtype=torch.int64)
+    told[accelerator.process_index] = torch.tensor([len(words), isinstance(error, ValueError)])
+    told = told.to(accelerator.device)
+    dist.all_reduce(told)
+    failed = told[:, 0].nonzero().flatten().tolist()
+    if not failed:
+        return
+    length, foreseen = told[failed[0]].tolist()
+    text = torch.zeros(length, dtype=torch.uint8)
+    if accelerator.process_index == failed[0]:
+        text = torch.tensor(list(words), dtype=torch.uint8)
+    text = text.to(accelerator.device)
+    dist.broadcast(text, failed[0])
+    if error:
+        raise error
+    message = bytes(text.tolist()).decode(errors="replace")
+    raise ValueError(message) if foreseen else RuntimeError(f"process {failed[0]}: {message}")
 
 
 class StopFlag:

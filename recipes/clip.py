@@ -367,11 +367,10 @@ def main(cfg: Config) -> dict:
                 run.state |= {"loss": loss, "cut": run.state["cut"] + int(cut)}
                 measured = run.due(cfg.val_every)
                 if measured:
-                    with engine.whole() as whole:  # by all processes; one of them scores
-                        if run.first:
-                            run.state["val"] = monitor.online_retrieval(
-                                whole, packs, texts, cfg.seed, engine.device, cfg.machine.precision
-                            )
+                    with engine.whole() as whole:  # each process scores a share
+                        run.state["val"] = monitor.online_retrieval(
+                            whole, packs, texts, cfg.seed, engine.accelerator, cfg.machine.precision
+                        )
                 if run.log_due():
                     values = {
                         "loss": loss, "video_to_text": to_text, "text_to_video": to_video,

@@ -335,7 +335,6 @@ def main(cfg: Config) -> dict:
     ids = pack.split_if_any(cfg.split)
     pack.check_streams(ids, masked.clip, takes_streams(cfg))
     record_method(masked.encoder, pack.index)
-    spec = masked.encoder.input_spec
 
     # ---- processes and plan
     engine.start()
@@ -343,7 +342,7 @@ def main(cfg: Config) -> dict:
     with TrainingRun(folder, cfg, pack.index["fingerprint"], plan, engine, {"knn_every"}) as run:
         print_plan(cfg, run, pack, masked.encoder)
         if run.first:
-            warn_of_clips(pack, ids, spec)
+            warn_of_clips(pack, ids, masked.encoder.input_spec)
             if cfg.contrast and not cfg.backbone:
                 note = "from scratch it learned worse than from a backbone that reconstructs"
                 print(f"note: --contrast without --backbone: {note}", file=sys.stderr)
@@ -373,9 +372,11 @@ def main(cfg: Config) -> dict:
                 values = {"loss": loss, "lr": lr, "grad_norm": norm}
                 values |= {"view_retrieval_accuracy": found[0]} if found else {}
                 if run.due(cfg.knn_every):
-                    with engine.whole() as whole:  # by all processes; one of them scores
-                        encoder, where = bare(whole).encoder, engine.accelerator
-                        knn = run.first and online_knn(encoder, spec, pack, ids, cfg.seed, where)
+                    with engine.whole() as whole:  # each process scores a share
+                        knn = online_knn(
+                            bare(whole).encoder, pack, ids, cfg.seed, engine.accelerator,
+                            cfg.machine.precision,
+                        )  # fmt: skip
                     run.state |= dict(zip(("knn", "knn_chance"), knn or (None, None), strict=True))
                     values |= {name: run.state[name] for name in ("knn", "knn_chance") if knn}
                 if run.log_due():

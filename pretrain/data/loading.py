@@ -238,12 +238,18 @@ def eval_loader(
 ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Batches of (sample ids (B,), views {stream: (B, V, C, T, H, W)}) in the order of the ids.
 
+    The global generator is left alone: a score while a model trains changes no later step.
+
     Raises:
         WorkerKilled: a process that decodes was killed.
     """
     batches = _start(
         DataLoader(
-            dataset, batch_size=batch_size, num_workers=num_workers, worker_init_fn=start_worker
+            dataset,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            worker_init_fn=start_worker,
+            generator=torch.Generator(),
         )
     )
     with contextlib.suppress(StopIteration):
