@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from downstream.features import Extraction, extract_tokens
-from downstream.metrics import topk_accuracy
 from downstream.probe import Folds
 from pretrain.data.shards import Pack
 from pretrain.optim import adamw, learning_rate
@@ -194,10 +193,10 @@ def fit_attentive(
     return AttentiveProbe(heads[0], mean, std, *chosen, sweep)
 
 
-def attentive_accuracy(
+def attentive_scores(
     encoder: nn.Module, pack: Pack, given: Folds, how: Extraction, seed: int
-) -> tuple[float, dict]:
-    """The attentive probe's top-1 on the test videos, and what was chosen for it.
+) -> tuple[np.ndarray, dict]:
+    """The attentive probe's class scores of the test videos (M, C), and what was chosen for it.
 
     Args:
         encoder: the backbone.
@@ -214,8 +213,7 @@ def attentive_accuracy(
     ((_, validations, _),) = given.folds
     labels, validation = given.labels[learned.owner], validations[0][learned.owner]
     probe = fit_attentive(train, labels, validation, seed, how.device)
-    scores = tested.average(probe.probabilities(test))
     chosen = {
         "lr": probe.lr, "weight_decay": probe.weight_decay, "validation_accuracy": probe.sweep
     }  # fmt: skip
-    return topk_accuracy(scores, given.labels[given.tested], 1), chosen
+    return tested.average(probe.probabilities(test)), chosen

@@ -3,6 +3,7 @@
 B clips, C channels, T frames, K classes.
 """
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -14,13 +15,16 @@ from downstream.features import Extraction, finish_means, show_views
 from downstream.segments import UNLABELLED, frame_classes
 from downstream.splits import Videos
 from downstream.windows import window_scores
+from pretrain.backbones import provenance_of
 from pretrain.data.decode import DecodeError
 from pretrain.data.sampling import test_boxes
 from pretrain.data.shards import Pack, crop_clip
 from pretrain.device import autocast_dtype
 from pretrain.modes import evaluating
-from pretrain.names import for_screen
+from pretrain.names import counted, for_screen
 from pretrain.spec import Backbone, InputSpec
+
+CHECKED = ("val_top1", "val_videos")  # of an export's provenance: accuracy, and on how many
 
 
 class Classifier(nn.Module):
@@ -105,6 +109,29 @@ def refuse_per_frame(backbone: nn.Module) -> None:
             f"a label for every frame needs a token for every frame, and this backbone has "
             f"{backbone.grid[0]} for {frames} frames: take rnn, lstm, gru, tcn, ed_tcn or inflated"
         )
+
+
+def at_chance(name: str, num_classes: int) -> str:
+    """A sentence that warns of a classifier that has learned nothing; "" where that is not known.
+
+    Its export says what part of how many validation videos it recognised. That is at chance unless
+    it is above it by more than 1.96 standard deviations.
+
+    Args:
+        name: of the classifier, as the user gave it.
+        num_classes: K.
+    """
+    told = provenance_of(name)
+    value, videos = (told.get(k) if isinstance(told, dict) else None for k in CHECKED)
+    chance = 1 / num_classes
+    if not isinstance(value, float) or not isinstance(videos, int) or videos < 1:
+        return ""
+    if not value <= chance + 1.96 * math.sqrt(chance * (1 - chance) / videos):
+        return ""
+    return (
+        f"this classifier recognised {value:.1%} of its {counted(videos, 'validation video')}, and "
+        f"chance is {chance:.1%}: what it says may mean nothing"
+    )
 
 
 def class_probabilities(

@@ -424,7 +424,7 @@ def notes_of(folds: list[list[Run]]) -> list[str]:
                 [name] if every else [f"{name} ({run.folder.name})" for run in have]
             )
     found = [
-        note if labels == names else f"{', '.join(labels)}: {note}"
+        f"{'every run' if labels == names else ', '.join(labels)}: {note}"
         for note, labels in said.items()
         if not note.startswith(ROUGH)
     ]

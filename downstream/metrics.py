@@ -4,7 +4,7 @@ scikit-learn is imported where it is used: importing it takes as long as scoring
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -20,7 +20,12 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def topk_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
-    """Fraction of the videos whose label is among the k best-scored classes.
+    """Fraction of the videos that `topk_hits` finds."""
+    return float(topk_hits(scores, labels, k).mean())
+
+
+def topk_hits(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """Whether the label of each video is among its k best-scored classes (N,).
 
     Not scikit-learn's: of equal scores it prefers the higher class number, where `argmax`, and so
     the prediction, is the lower one, and it takes two classes in another form.
@@ -32,7 +37,7 @@ def topk_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
             shown.
     """
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return float((best == labels[:, None]).any(1).mean())
+    return (best == labels[:, None]).any(1)
 
 
 def mean_class_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
@@ -129,9 +134,13 @@ def draws(groups: Sequence[str | None] | np.ndarray, seed: int) -> Iterator[np.n
 
 
 def bootstrap_intervals(
-    labels: np.ndarray, predicted: np.ndarray, subjects: list[str | None], seed: int
-) -> tuple[tuple[float, float], tuple[float, float], str]:
-    """95 % intervals of top-1 and of mean class accuracy, see `bootstrap`.
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    subjects: list[str | None],
+    seed: int,
+    hits: Mapping[str, np.ndarray],
+) -> tuple[dict[str, tuple[float, float]], str]:
+    """95 % intervals of top-1, of mean class accuracy and of further scores, see `bootstrap`.
 
     Subjects are drawn where every one is known and there are at least two; otherwise videos.
 
@@ -140,22 +149,27 @@ def bootstrap_intervals(
         predicted: (N,).
         subjects: who is seen in each video.
         seed: of the draws.
+        hits: name -> what each video counts (N,) for a score that is their mean.
 
     Returns:
-        the interval of top-1, that of mean class accuracy, and what was drawn: "subjects" or
-        "videos".
+        the intervals of "top1", "mean_class_accuracy" and each name, and what was drawn: "subjects"
+        or "videos".
     """
     by_subject = None not in subjects and len(set(subjects)) > 1
     correct = labels == predicted
+    scored = np.stack([correct, *hits.values()]).astype(float)
 
-    def accuracies(times: np.ndarray) -> tuple[float, float]:
+    def accuracies(times: np.ndarray) -> tuple[float, ...]:
         # By hand: scikit-learn would take 50 times as long, and there are thousands of draws.
-        totals, hits = np.bincount(labels, times), np.bincount(labels, times * correct)
+        totals, found = np.bincount(labels, times), np.bincount(labels, times * correct)
         present = totals > 0
-        return hits.sum() / totals.sum(), (hits[present] / totals[present]).mean()
+        means = scored @ times / times.sum()
+        return ((found[present] / totals[present]).mean(), *means)
 
     low, high = bootstrap(accuracies, subjects if by_subject else np.arange(len(labels)), seed)
-    return (low[0], high[0]), (low[1], high[1]), "subjects" if by_subject else "videos"
+    names = ("mean_class_accuracy", "top1", *hits)
+    found = dict(zip(names, zip(low, high, strict=True), strict=True))
+    return found, "subjects" if by_subject else "videos"
 
 
 def reversed_pairs_accuracy(

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from threadpoolctl import threadpool_limits
 
-from downstream.metrics import mean_class_accuracy, softmax, topk_accuracy
+from downstream.metrics import softmax
 from downstream.splits import Videos, choose_splits, choose_validation, leave_one_subject_out
 from pretrain.data.shards import Pack
 from pretrain.files import share
@@ -388,11 +388,11 @@ def _in_words(validations: np.ndarray) -> str:
 
 def probe_features(
     features: np.ndarray, given: Folds, svm: bool
-) -> tuple[dict, list[LinearProbe], np.ndarray]:
+) -> tuple[dict[str, np.ndarray], list[LinearProbe]]:
     """Fit on the training videos of every fold and score its test videos.
 
     The segments of a video (S, D) are one long feature for the linear probe and for kNN;
-    `mean_token` numbers are of their mean.
+    `mean_token` scores are of their mean.
 
     Args:
         features: (N, S, D) of all videos.
@@ -400,8 +400,8 @@ def probe_features(
         svm: fit a linear support vector machine instead.
 
     Returns:
-        the numbers over all tested videos, the linear probe of each fold, and the linear probes'
-        class probabilities of the tested videos (M, C).
+        the class scores of the tested videos (M, C) by the name of their top-1, of which "top1" are
+        the linear probes' probabilities; and the linear probe of each fold.
     """
     labels, num_classes = given.labels, len(given.classes)
     scores, mean_scores, votes, mean_votes = (
@@ -417,17 +417,11 @@ def probe_features(
         mean_scores[test] = mean_probe.probabilities(means[test])
         votes[test] = knn_scores(long[train], labels[train], long[test], num_classes)
         mean_votes[test] = knn_scores(means[train], labels[train], means[test], num_classes)
-    tested = given.tested
-    truth = labels[tested]
-    numbers = {
-        "top1": topk_accuracy(scores[tested], truth, 1),
-        "top5": topk_accuracy(scores[tested], truth, 5),
-        "mean_class_accuracy": mean_class_accuracy(truth, scores[tested].argmax(1)),
-        "knn_top1": topk_accuracy(votes[tested], truth, 1),
-        "mean_token_top1": topk_accuracy(mean_scores[tested], truth, 1),
-        "mean_token_knn_top1": topk_accuracy(mean_votes[tested], truth, 1),
-    }
-    return numbers, probes, scores[tested]
+    found = {
+        "top1": scores, "knn_top1": votes, "mean_token_top1": mean_scores,
+        "mean_token_knn_top1": mean_votes,
+    }  # fmt: skip
+    return {name: values[given.tested] for name, values in found.items()}, probes
 
 
 def fit_card(probes: list[LinearProbe]) -> dict:

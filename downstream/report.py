@@ -65,7 +65,16 @@ def table(results: Results) -> list[tuple[str, ...]]:
     return [tuple(row[i] for i in kept) for row in rows]
 
 
+def interval_unit(about: Mapping[str, object]) -> str:
+    """What 95 % intervals are over, in words, of a section `interval`: "over 5 people"."""
+    who = {"subjects": "person"}.get(str(about["resampled"]), "video")
+    alone = "" if who == "person" else ", as not every one names its person (column `subject`)"
+    return f"over {counted(int(str(about['groups'])), who)}{alone}"
+
+
 def _words(name: str) -> str:
+    if name.startswith("top1_"):
+        return "top-1, " + name.removeprefix("top1_").replace("_", " ")
     words = name.replace("_", " ").replace("t2v", "text to video").replace("v2t", "video to text")
     return WORDS.get(name, words)
 
@@ -86,6 +95,8 @@ def print_results(results: Results, printed: Collection[str] = ()) -> None:
     for first, *rest in rows:
         cells = "  ".join(f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))
         print(f"  {first:<{widths[0]}}  {cells}")
+    if about := results.details.get("interval"):
+        print(f"  95 % intervals are {interval_unit(about)}")
     for note in results.notes:
         if note not in printed:
             print(f"note: {for_screen(note)}")

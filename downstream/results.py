@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -26,7 +27,7 @@ from downstream.metrics import (
     mean_class_accuracy,
     per_class_accuracy,
     reversed_pairs_accuracy,
-    topk_accuracy,
+    topk_hits,
 )
 from downstream.splits import Videos
 from pretrain.backbones import provenance_of
@@ -47,7 +48,7 @@ RECIPES = {
     "finetune": "Fine-tuning",
     "zero_shot": "Zero-shot classification",
     "retrieval": "Retrieval",
-    "fuse": "Late fusion",
+    "fuse": "Late fusion (mean of probabilities)",
     "detect": "Events",
 }
 FEW = 10  # people, or videos, below which a bootstrap's interval is called rough
@@ -289,7 +290,10 @@ class Predictions:
 
 
 def accuracies(
-    said: Predictions, seed: int, train_counts: np.ndarray | None = None
+    said: Predictions,
+    seed: int,
+    train_counts: np.ndarray | None = None,
+    hits: Mapping[str, np.ndarray] = types.MappingProxyType({}),
 ) -> tuple[dict[str, Metric], dict[str, Any], list[str]]:
     """Metrics of every classifier.
 
@@ -301,6 +305,7 @@ def accuracies(
         said: the predictions.
         seed: of the bootstrap.
         train_counts: (K,) how often each class occurs in training; None: nothing was fitted.
+        hits: further scores, each the mean over the videos of what is here (N,), of chance 1 / K.
 
     Returns:
         the metrics, what the intervals are, and sentences that a reader must see: few people, or
@@ -308,13 +313,16 @@ def accuracies(
     """
     truth, predicted, classes, unit = said.truth, said.predicted, said.classes, said.unit
     num, chance = len(truth), 1 / len(classes)
-    interval, mean_interval, drawn = bootstrap_intervals(truth, predicted, said.subjects, seed)
-    metrics = {"top1": Metric(float((truth == predicted).mean()), num, interval, chance, unit)}
+    top5 = {}
     if said.scores is not None and len(classes) > 5:  # else the five best hold every class
-        top5 = topk_accuracy(said.scores, truth, 5)
-        metrics["top5"] = Metric(top5, num, None, 5 * chance, unit)
+        top5 = {"top5": topk_hits(said.scores, truth, 5)}
+    ends, drawn = bootstrap_intervals(truth, predicted, said.subjects, seed, {**top5, **hits})
+    one = lambda name, value, guessed=chance: Metric(float(value), num, ends[name], guessed, unit)
+    metrics = {"top1": one("top1", (truth == predicted).mean())}
+    metrics |= {name: one(name, values.mean(), 5 * chance) for name, values in top5.items()}
     mean = mean_class_accuracy(truth, predicted)
-    metrics["mean_class_accuracy"] = Metric(mean, num, mean_interval, chance, unit)
+    metrics["mean_class_accuracy"] = one("mean_class_accuracy", mean)
+    metrics |= {name: one(name, values.mean()) for name, values in hits.items()}
     if said.scores is not None:
         pairs = reversed_pairs_accuracy(said.scores, truth, classes)
         if pairs is not None:
@@ -437,7 +445,10 @@ def default_folder(kind: str, backbone: str, data: str) -> Path:
     else:
         name = source.resolve().name if is_there(source) else data
     if is_folder(backbone):
-        return Path(backbone).resolve().parent / f"{kind}-{file_name(name)}"
+        given = Path(backbone)
+        # Relative where the user's path is; only the folder above `.` and `..` has another name.
+        beside = given.parent if given.name not in ("", "..") else given.resolve().parent
+        return beside / f"{kind}-{file_name(name)}"
     return Path("runs") / f"{kind}-{file_name(backbone)}-{file_name(name)}"
 
 

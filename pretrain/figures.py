@@ -50,11 +50,11 @@ def reconstruction_figure(
         names, blank = ("hidden flow", "prediction"), "Grey and white"
         caption = (
             f"{mask}. Rows 3 and 4: optical flow of the tokens to predict. Hue: direction; white: "
-            "no motion, or nothing to predict."
+            "no motion, or nothing to predict"
         )
     elif model.target == "flow":
         names, blank = ("reconstruction",), "White"
-        caption = f"{mask}. Hue: direction; white: no motion, and in row 2 what is hidden."
+        caption = f"{mask}. Hue: direction; white: no motion, and in row 2 what is hidden"
     else:
         names = ("reconstruction\n(true patch mean/std)", "reconstruction\n(nothing leaked)")
         blank = "Grey"
@@ -62,11 +62,13 @@ def reconstruction_figure(
             f"{mask}. Row 3 borrows the true mean and standard deviation of every hidden tubelet, "
             "row 4 those of the nearest visible one."
         )
-    if model.encoder.arguments.get("motion_tokens", 1) < 1:
-        caption += f" {blank} in all rows: tokens that were not selected for their motion."
     most = 0.0
     if model.target == "flow":
-        most = float(np.hypot(*_motion(model, views["flow"]).swapaxes(0, 1)).max())
+        most = float(np.hypot(*_motion(model, views["flow"]).swapaxes(0, 1)).max()) or 1.0
+        fastest = most * model.clip.pictures["flow"].bound
+        caption += f"; full colour: {fastest:.2g} pixels of the drawn frame from one to the next."
+    if model.encoder.arguments.get("motion_tokens", 1) < 1:
+        caption += f" {blank} in all rows: tokens that were not selected for their motion."
     rows = []
     for name, clip in zip(("clip", "visible", *names), (views[seen], *rebuilt), strict=True):
         if clip.shape[1] == 2:

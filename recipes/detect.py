@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from downstream.classifier import at_chance
 from downstream.detect import Detection, How, Scorer, Video, list_videos, with_streams
 from downstream.events import (
     OVERLAPS,
@@ -351,6 +352,8 @@ def main(config: Config) -> dict:
             "this model takes frames of the whole of a clip, which a long video has not: give "
             "--stride, source frames between two that it sees"
         )
+    if not config.text and (warning := at_chance(config.backbone, len(scorer.names))):
+        notes.append(f"WARNING: {warning}")
     detection = Detection(scorer, config.background, how, config.shortest, refused)
     names = detection.names
 

@@ -28,7 +28,7 @@ import torch
 import tyro
 from torch import nn
 
-from downstream.classifier import Classifier, refuse_per_frame
+from downstream.classifier import CHECKED, Classifier, refuse_per_frame
 from downstream.features import Extraction
 from downstream.finetune import (
     CHANGES,
@@ -329,7 +329,7 @@ def main(cfg: Config) -> dict:
                             cfg.machine.precision, engine.accelerator,
                         )  # fmt: skip
                         if is_best(run.state, now, run.step) and run.first:
-                            export(run, whole.best_guess, folder / "backbone")
+                            export(run, whole.best_guess, folder / "backbone", videos)
                     wrapped.train()
                     if not patient():
                         run.end_early()
@@ -354,9 +354,10 @@ def is_best(state: dict, now: float, step: int) -> bool:
     return True
 
 
-def export(run: TrainingRun, model: nn.Module, folder: Path) -> None:
+def export(run: TrainingRun, model: nn.Module, folder: Path, videos: Chosen) -> None:
     """Write a classifier folder."""
-    more = {"model": run.config.name, "val_top1": run.state["val"]}
+    checked = run.state["val"], videos.val and len(videos.val)
+    more = {"model": run.config.name, **dict(zip(CHECKED, checked, strict=True))}
     provenance = run.provenance("finetune", run.config.parts[0]) | more
     backbones.export_backbone(model, folder, provenance)
 
@@ -366,9 +367,8 @@ def finish(
 ) -> dict:
     """Export, score the test split once and write what was found; ValueError without labels."""
     folder, plan, state, task = run.folder, run.plan, run.state, task_of(cfg.per_frame)
-    export(run, last, folder / "last")
-    if videos.val is None:
-        export(run, last, folder / "backbone")
+    for name in ("last", "backbone") if videos.val is None else ("last",):
+        export(run, last, folder / name, videos)
     model = load_classifier(str(folder / "backbone"))
 
     # ---- predictions

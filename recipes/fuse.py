@@ -52,9 +52,9 @@ from downstream.fusion import (
     weighted_mean,
 )
 from downstream.metrics import confusion_matrix, mean_class_accuracy
-from downstream.report import publish, title
+from downstream.report import interval_unit, publish, title
 from downstream.results import (
-    FEW,
+    ROUGH,
     Model,
     Predictions,
     accuracies,
@@ -107,12 +107,10 @@ def methods_of(runs: list[Run], notes: list[str]) -> tuple[dict[str, Fusion], di
         )
         return found, {}
     sources, _, labels, scores = in_order(runs, "val")
-    missing = len(runs[0].classes) - len(set(labels.tolist()))
-    if missing:
-        notes.append(
-            f"{left_out}{missing} of the {len(runs[0].classes)} classes are in none of the "
-            f"{len(sources)} validation videos that all runs have"
-        )
+    shown, known = len(set(labels.tolist())), len(runs[0].classes)
+    if shown < known:
+        videos = counted(len(sources), "validation video")
+        notes.append(f"{left_out}of {known} classes {shown} are in the {videos} that all runs have")
         return found, {}
     weights = fit_weights(scores, labels)
     found[WEIGHTS] = lambda test: weighted_mean(test, weights)
@@ -262,7 +260,12 @@ def print_lines(lines: list[Line], won: dict[str, list[str]]) -> None:
 
 @optional_figure
 def fusion_figure(
-    path: Path, lines: list[Line], rates: dict[str, np.ndarray], classes: list[str], text: str
+    path: Path,
+    lines: list[Line],
+    rates: dict[str, np.ndarray],
+    classes: list[str],
+    unit: str,
+    text: str,
 ) -> None:
     """Draw the accuracy of every combination, and that of each class by each run and by all.
 
@@ -271,6 +274,7 @@ def fusion_figure(
         lines: of the table.
         rates: name -> accuracy of each class, NaN where it has no videos.
         classes: their names; of more than 40 those on which the runs differ most are drawn.
+        unit: of the intervals, in words.
         text: the title.
     """
     groups = list(dict.fromkeys(line.names for line in lines))
@@ -295,11 +299,17 @@ def fusion_figure(
             )  # fmt: skip
     for i, method in enumerate(methods):
         left.plot([], [], "o", color=f"C{i}", label=method or "alone")
-    shown = ["\n+ ".join(for_figure(name, 34) for name in names) for names in groups]
+    shown = [
+        "\n+ ".join(for_figure(name, 34) for name in names) if len(names) < 4 else "all"
+        for names in groups
+    ]
     left.set_yticks(range(len(groups)), shown, fontsize=8)
     left.invert_yaxis()
     left.grid(axis="x", linewidth=0.4)
-    left.set_xlabel("top-1, per cent, with 95 % interval")
+    chance = 100 / len(classes)
+    left.axvline(chance, color="grey", linestyle=":", label=f"chance {chance:.1f} %")
+    right.axvline(chance, color="grey", linestyle=":")
+    left.set_xlabel(f"top-1, per cent; 95 % intervals {unit}", fontsize=8)
     below = {"fontsize": 8, "loc": "upper center", "bbox_to_anchor": (0.5, -0.9 / height)}
     left.legend(ncols=3, **below)
     for i, (name, rate) in enumerate(rates.items()):
@@ -318,7 +328,7 @@ def fusion_figure(
     right.grid(axis="x", linewidth=0.4)
     right.grid(axis="y", which="minor", linewidth=0.8)
     more = f", the {len(drawn)} on which runs differ most" if len(drawn) < len(classes) else ""
-    right.set_xlabel(f"accuracy of each class, per cent{more}")
+    right.set_xlabel(f"accuracy of each class, per cent{more}", fontsize=8)
     right.legend(ncols=2, **below)
     figure.suptitle(for_title(text, 13), fontsize=10)
     figure.savefig(path, dpi=110)
@@ -356,8 +366,7 @@ def main(config: Config) -> dict:
             other = Predictions(classes, labels, line.scores.argmax(1), people, line.scores)
             reached, _, _ = accuracies(other, config.seed)
             metrics[f"top1_{file_name(line.method).replace('-', '_')}"] = reached["top1"]
-    if interval["groups"] < FEW:
-        more.append("so are the intervals of differences")
+    more = [note.replace(ROUGH, f"{ROUGH}, those of differences too") for note in more]
     won = wins(runs, lines, labels)
 
     # ---- results
@@ -406,7 +415,9 @@ def main(config: Config) -> dict:
         own = confusion_matrix(labels, scores.argmax(1), len(classes))
         with np.errstate(invalid="ignore"):
             rates[name] = np.diag(own) / own.sum(1)
-    picture = fusion_figure(out / "fusion.png", lines, rates, classes, title(results))
+    picture = fusion_figure(
+        out / "fusion.png", lines, rates, classes, interval_unit(interval), title(results)
+    )
     print()
     print_table("done", written | {"figure": picture})
     lock.release(force=True)

@@ -27,9 +27,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from downstream.attentive import attentive_accuracy
+from downstream.attentive import attentive_scores
 from downstream.features import Extraction, cached_features, start_extraction, token_bytes
 from downstream.fusion import Scored, write_scores
+from downstream.metrics import mean_class_accuracy, topk_accuracy, topk_hits
 from downstream.models import load_backbone
 from downstream.probe import (
     Folds,
@@ -202,6 +203,21 @@ def details_of(
     }
 
 
+def random_metrics(
+    scores: dict[str, np.ndarray], truth: np.ndarray, metrics: dict[str, Metric]
+) -> dict[str, Metric]:
+    """What random weights reach, of the scores (M, C) by name, in the measures that are shown."""
+    values = {name: topk_accuracy(own, truth, 1) for name, own in scores.items()}
+    values["mean_class_accuracy"] = mean_class_accuracy(truth, scores["top1"].argmax(1))
+    if "top5" in metrics:
+        values["top5"] = topk_accuracy(scores["top1"], truth, 5)
+    alike = lambda name: dataclasses.replace(metrics[name], interval=None)
+    return {
+        f"{RANDOM}{name}": dataclasses.replace(alike(name), value=value)
+        for name, value in values.items()
+    }
+
+
 def saved_scores(
     given: Folds, features: np.ndarray, probes: list[LinearProbe], scores: np.ndarray, svm: bool
 ) -> dict[str, Scored]:
@@ -274,9 +290,9 @@ def main(config: Config) -> dict:
     # ---- the backbone, then random weights
     svm = config.classifier == "svm"
     features = embed(encoder, pack, given, how, "backbone")
-    numbers, probes, scores = probe_features(features, given, svm)
+    scores, probes = probe_features(features, given, svm)
     random_features = embed(fresh_like(encoder, config.seed), pack, given, how, "random weights")
-    random_numbers, random_probes, _ = probe_features(random_features, given, svm)
+    random_scores, random_probes = probe_features(random_features, given, svm)
     if any(probe.at_edge for probe in probes):
         notes.append("a chosen C is at the end of the range that was tried: see `linear`")
     if not all(probe.converged for probe in probes):
@@ -284,22 +300,23 @@ def main(config: Config) -> dict:
     details = details_of(config, given, probes, random_probes)
     skipped = attentive_wanted(config, encoder, sum(len(p.samples) for p in given.parts), how)
     if skipped is None:
-        top1, details["attentive"] = attentive_accuracy(encoder, pack, given, how, config.seed)
-        numbers["attentive_top1"] = top1
+        scores["attentive_top1"], details["attentive"] = attentive_scores(
+            encoder, pack, given, how, config.seed
+        )
     else:
         details["attentive"] = {"skipped": skipped}
         print(f"no attentive probe: {skipped}", flush=True)
 
     # ---- results
+    truth, linear = given.labels[tested], scores.pop("top1")
     said = Predictions(
-        given.classes, given.labels[tested], scores.argmax(1), [given.subjects[i] for i in tested],
-        scores, [given.sources[i] for i in tested],
+        given.classes, truth, linear.argmax(1), [given.subjects[i] for i in tested], linear,
+        [given.sources[i] for i in tested],
     )  # fmt: skip
     learned = np.bincount(given.labels[given.folds[0][0]], minlength=len(given.classes))
-    metrics, details["interval"], more = accuracies(said, config.seed, learned)
-    fraction = lambda value: Metric(value, len(tested), chance=1 / len(given.classes))
-    metrics |= {n: fraction(v) for n, v in numbers.items() if n not in (*metrics, "top5")}
-    metrics |= {f"{RANDOM}{n}": fraction(v) for n, v in random_numbers.items() if n in metrics}
+    others = {name: topk_hits(values, truth, 1) for name, values in scores.items()}
+    metrics, details["interval"], more = accuracies(said, config.seed, learned, others)
+    metrics |= random_metrics(random_scores, truth, metrics)
     pooling = (
         f"{MEANS if config.time_segments else OWN}, then over views and over the clips of a video"
     )
@@ -315,7 +332,7 @@ def main(config: Config) -> dict:
     )  # fmt: skip
     written = publish(out, results, said, told)
     written["scores"] = write_scores(
-        out, saved_scores(given, features, probes, scores, svm), given.classes
+        out, saved_scores(given, features, probes, linear, svm), given.classes
     )
     if len(probes) == 1:
         written["classifier"] = out / "linear.safetensors"

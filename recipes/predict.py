@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 
-from downstream.classifier import Classifier, class_probabilities, frame_probabilities
+from downstream.classifier import Classifier, at_chance, class_probabilities, frame_probabilities
 from downstream.features import Extraction, start_extraction
 from downstream.models import choose_sampling, load_classifier
 from downstream.report import joined, timeline_figure, write_csv
@@ -254,6 +254,8 @@ def main(config: Config) -> dict:
                 f"    {part['start']:7.2f} to {part['end']:7.2f} s  {label(part)}  "
                 f"{part['probability']:.0%}"
             )
+    if warning := at_chance(config.backbone, len(model.classes)):
+        print(f"\nWARNING: {warning}")
     if len(best := {ranking[0]["label"] for ranking in rankings.values()}) == 1 < len(rankings):
         print(
             f"\nnote: all {len(rankings)} files were taken for one class, "

@@ -44,7 +44,7 @@ from pretrain.data.sampling import test_boxes, test_indices
 from pretrain.data.shards import Pack
 from pretrain.files import is_file, no_file
 from pretrain.flags import Count
-from pretrain.flow_colours import draw_flow
+from pretrain.flow_colours import draw_flow, full_colour
 from pretrain.folders import claim, writing
 from pretrain.log import cli, clips_figure
 from pretrain.names import for_screen
@@ -158,11 +158,13 @@ def draw_motion(config: Config, path: Path, out: Path) -> None:
             raise ValueError(f"--flow {config.flow}: {first_refusal(pack.folder)}")
         numbers = np.arange(record["frames"])
         frames, flow = pack.frames(record, numbers).numpy(), pack.flow(record, numbers).numpy()
-    drawn = draw_flow(flow)
+    full = full_colour(flow)
+    drawn = draw_flow(flow, full)
     speed = np.hypot(flow[:, 0], flow[:, 1])
     caption = (
-        "white: no motion; red: to the right, yellow green: down, cyan: left, violet: up; "
-        f"mean speed {speed.mean():.2f} pixels a frame, largest {speed.max():.1f}"
+        "white: no motion; red: to the right, yellow green: down, cyan: left, violet: up; colours "
+        f"are full from {full:.2g} pixels a frame on (mean {speed.mean():.2f}, largest "
+        f"{speed.max():.1f})"
     )
     both = np.concatenate([frames, drawn], 2).repeat(config.enlarge, 1).repeat(config.enlarge, 2)
     write_gif(out / "flow.gif", both, 1000 / record["fps"])

@@ -14,6 +14,7 @@ confusion.png, predictions.csv, scores.csv (of every class).
 On one file, a ranked table and a filmstrip.
 """
 
+import dataclasses
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,10 @@ import numpy as np
 
 from downstream.features import Extraction, cached_embeddings, embed_now, start_extraction
 from downstream.fusion import scored, write_scores
-from downstream.metrics import softmax
+from downstream.metrics import softmax, topk_hits
 from downstream.models import load_video_text
 from downstream.report import filmstrip_figure, publish
 from downstream.results import (
-    Metric,
     Predictions,
     Results,
     accuracies,
@@ -307,10 +307,13 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
     labels = videos.numbers(classes)
     scores = embeddings @ ensemble(vectors).T
     said = Predictions(classes, labels, scores.argmax(1), videos.subjects, scores, videos.sources)
-    metrics, interval, more = accuracies(said, config.seed)
-    if "top5" in metrics:
-        both = (metrics["top1"].value + metrics["top5"].value) / 2
-        metrics["mean_top1_top5"] = Metric(both, len(videos))
+    both = {}
+    if len(classes) > 5:
+        hits = [topk_hits(scores, labels, k) for k in (1, 5)]
+        both["mean_top1_top5"] = np.mean(hits, axis=0)
+    metrics, interval, more = accuracies(said, config.seed, hits=both)
+    for name in both:  # of guessing, three times that of top-1
+        metrics[name] = dataclasses.replace(metrics[name], chance=3 / len(classes))
     over_templates = template_sensitivity(embeddings, vectors, labels, templates)
     described = describe_model(config.backbone, model)
     provenance = described.provenance

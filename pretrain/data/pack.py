@@ -403,7 +403,9 @@ class _Packer:
             )
         names = [self.listing.sources[number].name for number in todo]
         times = [limits[number] for number in todo]
-        answers = self._run(jobs, names, times, workers, timeout, INGEST, "packing", "file")
+        # What is left of the time is that of this step.
+        title = "packing, step 1 of 2" if self.methods else "packing"
+        answers = self._run(jobs, names, times, workers, timeout, INGEST, title, "file")
         with contextlib.closing(answers), _appending(self.journal) as journal:
             for job, answer in answers:
                 if "retry" in answer or "seconds" in answer:  # a killed worker tidies nothing up

@@ -401,7 +401,7 @@ def test_images_alone(tmp_path):
         ({"model": "frames:vit_ti", "patch": 7}, "not a multiple of --patch 7"),
         ({"model": "frames:vit_ti", "pool": "median"}, "'median' is not one of mean"),
         ({"drop_tokens": 1.0}, "--drop-tokens 1.0"),
-        ({"data_weights": (1.0, 2.0)}, "2 --data-weights for 1 sources"),
+        ({"data_weights": (1.0, 2.0)}, "2 --data-weights and 1 --data"),
         ({"batch_size": 0}, "--batch-size 0"),
         ({"backbone": "open_clip:RN50"}, "give --model open_clip:RN50"),
         ({"text": "label", "templates": "nothing"}, "neither a file nor one of"),

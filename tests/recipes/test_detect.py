@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from downstream.classifier import Classifier, frame_probabilities
+from downstream.classifier import CHECKED, Classifier, at_chance, frame_probabilities
 from downstream.detect import Scorer, list_videos, opened
 from downstream.events import cut_events, smooth, truth_of_segments
 from downstream.models import build_model, load_backbone, load_classifier
@@ -26,7 +26,7 @@ from pretrain.data.untrimmed import Config as Untrimmed
 from pretrain.data.untrimmed import main as make_untrimmed
 from pretrain.names import from_csv
 from pretrain.spec import InputSpec, Stream, flow_stream
-from recipes import detect
+from recipes import detect, predict
 from recipes.detect import Config, main
 from tests.conftest import draw_motion, write_video
 from tests.recipes.runs import configure
@@ -146,7 +146,7 @@ def test_thresholds_are_chosen_on_validation_videos(films, colours, tmp_path):
     content = main(config(path, out))
     assert list(content["results"]) == ["a.mp4"]  # neither of val nor of train
     about = json.loads((out / "thresholds.json").read_text())
-    assert "1 videos of split val" in about["chosen"]
+    assert "1 video of split val" in about["chosen"]
     assert all(0.1 < about["thresholds"][name] < 0.8 for name in COLOURS)
     results = read_results(out)
     assert results.recipe == "detect" and results.protocol["thresholds"] == about["chosen"]
@@ -189,7 +189,7 @@ def test_truth_from_a_file(films, colours, tmp_path):
     assert content["results"].keys() == {"a", "b"}  # as the truth calls them
     second = read_results(tmp_path / "json")
     assert second.value("map") == 1 and second.metrics["map_50"].n == 5
-    with pytest.raises(ValueError, match="none of these 1 videos"):
+    with pytest.raises(ValueError, match="no video of those given"):
         write_video(tmp_path / "other.mp4", paint([]), FPS)
         main(config(tmp_path / "other.mp4", tmp_path / "no", **values))
 
@@ -246,8 +246,8 @@ def test_what_is_wrong_is_said(films, colours, tmp_path):
 # -------------------------------------------------------------------------------------- real models
 
 
-def export(folder: Path, model: str, **arguments) -> str:
-    """A classifier of motions with random weights."""
+def export(folder: Path, model: str, about: dict | None = None, **arguments) -> str:
+    """A classifier of motions with random weights, of which its export says this."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if model in ("tcn", "frame_early"):
@@ -256,7 +256,9 @@ def export(folder: Path, model: str, **arguments) -> str:
             arguments["size"] = 32
         backbone = build_model(model, True, **arguments)
         frames = model == "tcn"
-        export_backbone(Classifier(backbone, ["a", "b", "c", "d"], per_frame=frames), folder, {})
+        export_backbone(
+            Classifier(backbone, ["a", "b", "c", "d"], per_frame=frames), folder, about or {}
+        )
     return str(folder)
 
 
@@ -282,6 +284,28 @@ def test_a_classifier_of_frames(long_film, tmp_path):
     through = main(config(tmp_path / "pack", tmp_path / "packed", run,
                           threshold=0.25, shortest=0.0))["results"]["long.mp4"]  # fmt: skip
     assert [(f["label"], *f["segment"]) for f in through] == [e[:3] for e in direct]
+
+
+@pytest.mark.parametrize(
+    ("told", "warned"),
+    [((0.3, 40), True), ((0.6, 40), False), ((0.3, 4000), False), ((None, 40), False),
+     ((0.1, True), True), (("0.1", 40), False), ((0.1, 0), False), ((float("nan"), 9), False)],
+)  # fmt: skip
+def test_a_classifier_that_its_own_validation_found_at_chance(told, warned, tmp_path):
+    about = dict(zip(CHECKED, told, strict=True))
+    run = export(tmp_path / "run", "skeleton_lstm", about, skeleton="kinect20", frames=8)
+    assert bool(at_chance(run, 4)) is warned and not at_chance("i3d_k400", 400)
+
+
+def test_events_of_a_classifier_at_chance_come_with_a_warning(long_film, tmp_path, capsys):
+    about = dict(zip(CHECKED, (0.25, 20), strict=True))
+    run = export(tmp_path / "run", "frame_early", about, frames=4)
+    main(config(long_film, tmp_path / "out", run, threshold=0.0, stride=1))
+    assert "WARNING" in capsys.readouterr().out
+    predict.main(
+        configure(predict.Config, run, str(long_film), out=str(tmp_path / "labels"), num_workers=0)
+    )
+    assert "WARNING" in capsys.readouterr().out
 
 
 def test_a_classifier_of_clips_and_sentences(tiny_pair, long_film, tmp_path):

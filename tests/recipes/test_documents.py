@@ -99,6 +99,7 @@ RULES = [
         "--frames 16 --size 32 --width 0.1",
     ),
     Rule(r"detect\.py .*--background other", "--background up"),
+    Rule(r"detect\.py .*hour\.mp4", parsed="takes minutes"),
     Rule(r"detect\.py .*texts\.csv", parsed="test_detect.py does it"),
     Rule(r"--leave-out |fuse\.py .*runs/rgb", parsed="test_finetune.py and test_fuse.py do these"),
     Rule(r"videomae\.py .*--(stream|target) flow", parsed="test_stream_pretraining.py does it"),

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from scipy.optimize import minimize
 
 from downstream.claims import difference_interval
@@ -222,6 +224,23 @@ def test_without_validation_videos_nothing_is_learned(runs, tmp_path):
     assert not {n for n in names if "flow" in n and ("SVM" in n or "learned" in n)}
 
 
+def test_the_figure_shows_chance_and_what_intervals_are_over(runs, tmp_path, monkeypatch, capsys):
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a, **k)
+    )
+    found = main(config(runs, tmp_path))
+    said = "\n".join(text.get_text() for text in figures[0].findobj(Text))
+    assert "chance 33.3 %" in said and "over 5 people" in said
+    left, right = figures[0].axes
+    for axes in (left, right):
+        assert any(set(line.get_xdata()) == {100 / 3} for line in axes.lines)
+        assert not axes.get_legend().get_window_extent().overlaps(axes.get_window_extent())
+    printed = capsys.readouterr().out
+    assert "intervals are over 5 people" in printed and "top-1, mean of logits" in printed
+    assert any("differences too" in note for note in found["notes"])
+
+
 def test_a_class_without_validation_videos(runs, tmp_path):
     run = read_run(Path(runs[0]))
     val = run.parts["val"]
@@ -232,7 +251,7 @@ def test_a_class_without_validation_videos(runs, tmp_path):
     )
     save(Path(runs[0]), run.parts | {"val": few})
     found = main(config(runs[:2], tmp_path))
-    assert any("lack 1 of the 3 classes" in note for note in found["notes"])
+    assert any("of 3 classes 2 are in" in note for note in found["notes"])
 
 
 def test_two_classes_and_one_person(tmp_path):
@@ -365,7 +384,7 @@ def test_missing_folds_and_notes_are_named(folds, tmp_path):
     for run in folds:
         shutil.rmtree(Path(run) / "di")
         content = json.loads((Path(run) / "bo" / "results.json").read_text())
-        content["notes"] = ["both", "the 95 % intervals are rough: they rest on 1 people only"]
+        content["notes"] = ["both", "the 95 % intervals are rough: they rest on 1 person only"]
         (Path(run) / "bo" / "results.json").write_text(json.dumps(content))
     for who in PEOPLE[:3]:
         path = Path(folds[1]) / who / "results.json"
@@ -376,7 +395,7 @@ def test_missing_folds_and_notes_are_named(folds, tmp_path):
     assert "rgb (bo), flow (bo): both" in notes and "flow: flow only" in notes
     assert any("test 90 of 120 videos" in note for note in notes)
     assert [note for note in notes if "rough" in note and "3 people" in note]
-    assert not [note for note in notes if "1 people" in note]
+    assert not [note for note in notes if "1 p" in note]
 
 
 def test_folds_without_validation_videos(tmp_path):
@@ -404,7 +423,7 @@ def test_runs_that_differ_are_refused_by_name(runs, tmp_path):
     other = dataclasses.replace(test, labels=[test.labels[1], *test.labels[1:]])
     bad = {
         "only rgb has 1, such as test/59.mp4": ({"test": few}, CLASSES, {}),
-        "labels of 1 test videos differ .test/0.mp4": ({"test": other}, CLASSES, {}),
+        "labels of 1 test video differ .test/0.mp4": ({"test": other}, CLASSES, {}),
         "classes differ .*fall": ({"test": dataclasses.replace(test, labels=renamed)},
                                   ["fall", *CLASSES[1:]], {}),
         "train_split: 'train' and 'more'": (run.parts, CLASSES, {"train_split": "more"}),

@@ -193,7 +193,7 @@ def test_one_video(quick, video, capsys):
     assert sum(values) == pytest.approx(1) and values == sorted(values, reverse=True)
     assert (Path(quick.out) / "filmstrip.png").is_file()
     printed = capsys.readouterr().out
-    assert "clip one.mp4: 2.5 s in 1 clips" in printed and "%" in printed
+    assert "clip one.mp4: 2.5 s in 1 clip," in printed and "%" in printed
     with pytest.raises(ValueError, match="names only"):
         zero_shot.main(change(config, classes="sits"))
 
@@ -287,7 +287,7 @@ def test_retrieval_scores(quick_retrieval, monkeypatch, tmp_path, capsys):
     chance = {name: metric["chance"] for name, metric in stored["metrics"].items()}
     assert chance["t2v_r1"] == 1 / 16 and chance["t2v_mean_rank"] == 8.5
     assert 1 / 32 < chance["v2t_r1"] < chance["v2t_r5"] < 1 and chance["v2t_median_rank"] > 5
-    assert any("24 captions occur before" in note for note in stored["notes"])  # eight sentences
+    assert any("24 captions given before" in note for note in stored["notes"])  # eight sentences
     # Written twice, once in capitals: a video's own are no rivals, those of the others are there
     # twice.
     assert said_again["metrics"]["v2t_mean_rank"]["value"] == pytest.approx(
@@ -319,7 +319,7 @@ def test_search(quick_retrieval, capsys):
     assert values == sorted(values, reverse=True)
     assert (Path(config.out) / "contact_sheet.png").is_file()
     printed = capsys.readouterr().out
-    assert found["best"][0]["video"] in printed and "mean of all 56" in printed
+    assert found["best"][0]["video"] in printed and "mean of 56 videos" in printed
     assert found["mean_similarity"] <= values[0] and "training" not in printed
     with pytest.raises(ValueError, match="--query is empty"):
         retrieval.main(change(config, query=" "))
@@ -357,7 +357,7 @@ def test_a_search_says_flat_scores_and_training_videos(
 
 def test_data_without_captions_can_only_be_searched(quick_retrieval, tiny_pack):
     config = change(quick_retrieval, data=str(tiny_pack))
-    with pytest.raises(ValueError, match=r"none of the 16 clips .* has a caption.*--query"):
+    with pytest.raises(ValueError, match=r"no clip .*16 in all.* has a caption.*--query"):
         retrieval.main(config)
     assert len(retrieval.main(change(config, query="up", top=100))["best"]) == 48
 

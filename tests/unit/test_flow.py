@@ -31,7 +31,7 @@ from pretrain.data.samples import EvalClips, TrainClips
 from pretrain.data.shards import Pack, crop_flow
 from pretrain.data.synthetic import make_dataset
 from pretrain.data.transforms import Augment, mirror
-from pretrain.flow_colours import draw_flow
+from pretrain.flow_colours import draw_flow, full_colour
 from pretrain.spec import InputSpec, Stream, flow_stream
 from recipes import visualize
 from tests.unit.media import write_video
@@ -773,7 +773,7 @@ def test_flow_is_drawn_in_the_colour_of_its_direction(tmp_path, capsys):
     drawn = draw_flow(motion, 4.0)[0]
     assert drawn[0, 0].tolist() == [255, 0, 0] and drawn[0, 1].tolist() == [0, 255, 255]
     assert drawn[1, 1].tolist() == [255, 255, 255] and 0 < drawn[1, 0, 1] < 255
-    assert draw_flow(motion * 0).min() == 255
+    assert draw_flow(motion * 0, full_colour(motion * 0)).min() == 255
     pytest.importorskip("cv2")
     write_video(tmp_path / "a.mp4", 6, size=(64, 48))
     write_video(tmp_path / "tiny.mp4", 6, size=(10, 8))

@@ -39,24 +39,25 @@ def test_confusion_matrix_has_true_classes_in_rows():
 def test_interval_over_two_subjects_is_that_of_the_three_possible_draws():
     # One subject all right, one all wrong: accuracy 0 (1 in 4), 1/2 (2 in 4), 1 (1 in 4).
     labels, predicted = np.zeros(20, int), np.repeat([0, 1], 10)
-    top1, _, drawn = bootstrap_intervals(labels, predicted, ["a"] * 10 + ["b"] * 10, seed=0)
-    assert (top1, drawn) == ((0.0, 1.0), "subjects")
+    ends, drawn = bootstrap_intervals(labels, predicted, ["a"] * 10 + ["b"] * 10, 0, {})
+    assert (ends["top1"], drawn) == ((0.0, 1.0), "subjects")
 
 
 @pytest.mark.parametrize("subjects", [[None] * 200, ["a"] * 200, ["a"] * 199 + [None]])
 def test_interval_over_videos_is_the_binomial_one(subjects):
     labels, predicted = np.zeros(200, int), np.repeat([0, 1], [150, 50])
-    (low, high), _, drawn = bootstrap_intervals(labels, predicted, subjects, seed=0)
+    ends, drawn = bootstrap_intervals(labels, predicted, subjects, 0, {})
     half = 1.96 * np.sqrt(0.75 * 0.25 / 200)
     assert drawn == "videos"
-    assert (low, high) == pytest.approx((0.75 - half, 0.75 + half), abs=0.012)
+    assert ends["top1"] == pytest.approx((0.75 - half, 0.75 + half), abs=0.012)
 
 
 def test_subjects_of_equal_accuracy_do_not_make_the_interval_vanish():
     labels, predicted = np.zeros(30, int), np.tile(np.repeat([0, 1], [3, 7]), 3)
-    (low, high), _, drawn = bootstrap_intervals(
-        labels, predicted, list("a" * 10 + "b" * 10 + "c" * 10), 0
+    ends, drawn = bootstrap_intervals(
+        labels, predicted, list("a" * 10 + "b" * 10 + "c" * 10), 0, {}
     )
+    low, high = ends["top1"]
     assert drawn == "subjects" and low < 0.2 and high > 0.4
 
 
@@ -65,8 +66,16 @@ def test_intervals_hold_their_point_estimates_and_repeat():
     labels = rng.integers(5, size=120)
     predicted = np.where(rng.random(120) < 0.6, labels, rng.integers(5, size=120))
     subjects = [f"s{i % 8}" for i in range(120)]
-    first = bootstrap_intervals(labels, predicted, subjects, seed=3)
-    assert first == bootstrap_intervals(labels, predicted, subjects, seed=3)
-    assert first != bootstrap_intervals(labels, predicted, subjects, seed=4)
-    assert first[0][0] < (labels == predicted).mean() < first[0][1]
-    assert first[1][0] < mean_class_accuracy(labels, predicted) < first[1][1]
+    half = np.repeat([0.0, 1.0], 60)
+    other = {"again": labels == predicted, "half": half}
+    first, _ = bootstrap_intervals(labels, predicted, subjects, 3, other)
+    assert first == bootstrap_intervals(labels, predicted, subjects, 3, other)[0]
+    assert first != bootstrap_intervals(labels, predicted, subjects, 4, other)[0]
+    values = {
+        "top1": (labels == predicted).mean(),
+        "mean_class_accuracy": mean_class_accuracy(labels, predicted),
+        "half": 0.5,
+    }
+    for name, value in values.items():
+        assert first[name][0] < value < first[name][1]
+    assert first["again"] == pytest.approx(first["top1"])

@@ -639,7 +639,7 @@ def test_a_pack_of_older_timing_makes_anew_what_may_be_wrong(videos, tmp_path, c
     old = [{name: value for name, value in line.items() if name != "timing"} for line in lines]
     journal.write_text("".join(json.dumps(line) + "\n" for line in old))
     quick(videos, out, progress=True)
-    assert "1 clips made" in capsys.readouterr().err and hashes(out) == before
+    assert "1 clip made" in capsys.readouterr().err and hashes(out) == before
     last = [json.loads(line) for line in journal.read_text().splitlines()][-1]
     assert last["name"] == "run/encoded.avi" and last["timing"]
 

@@ -22,6 +22,7 @@ from downstream.results import (
     Results,
     accuracies,
     claim_results,
+    default_folder,
     read_results,
     seen_in_training,
     versions,
@@ -238,6 +239,17 @@ def test_top5_is_a_number_where_there_are_more_classes():
         metrics, _, _ = accuracies(said, 0)
         assert ("top5" in metrics) == (num == 6)
     assert metrics["top5"].chance == pytest.approx(5 / 6)
+    assert metrics["top5"].interval[0] <= metrics["top5"].value <= metrics["top5"].interval[1]
+
+
+def test_results_go_beside_a_backbone_by_the_path_that_was_given(tmp_path, monkeypatch):
+    (tmp_path / "run" / "backbone").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert str(default_folder("probe", "run/backbone", "synthetic")) == "run/probe-synthetic"
+    assert default_folder("probe", f"{tmp_path}/run/backbone", "d") == tmp_path / "run/probe-d"
+    monkeypatch.chdir("run/backbone")
+    for here in (".", "../backbone", "./"):
+        assert default_folder("probe", here, "d").resolve() == tmp_path / "run/probe-d"
 
 
 def test_data_are_known_again_by_name_or_fingerprint():
