@@ -257,9 +257,7 @@ def refuse_early(cfg: Config, texts: pairs.Texts, model: VideoText) -> None:
     if weights:
         samples.batch_counts(weights, batch)
     if weights and len(weights) != len(cfg.data):
-        raise ValueError(
-            f"{len(weights)} --data-weights and {len(cfg.data)} --data: give as many of both"
-        )
+        raise ValueError(f"{len(weights)} --data-weights and {len(cfg.data)} --data: give one each")
     if plan.accumulate > 1 and has_batch_norm(model):
         raise ValueError(
             f"a batch of {batch} in micro-batches of {plan.micro} would not be exact: this tower "
