@@ -298,7 +298,7 @@ def test_retrieval_scores(quick_retrieval, monkeypatch, tmp_path, capsys):
         == results["metrics"]["t2v_mean_rank"]["value"]
     )
     assert said_again["metrics"]["t2v_r1"]["n"] == 64
-    assert [n for n in said_again["notes"] if "occur before" in n] == stored["notes"]
+    assert [n for n in said_again["notes"] if "given before" in n] == stored["notes"]
     assert "text to video" in capsys.readouterr().out
     assert (
         0
