@@ -166,7 +166,8 @@ class I3D(nn.Module):
         momentum: how much of a batch goes into the running statistics of the norms, above 0 and at
             most 1. 0.1 trains from nothing: at 0.01 they still are of the beginning after hundreds
             of steps, and evaluation is at chance. Published weights have 0.01, as pytorch-i3d
-            trains them on.
+            trains them on. Exports of before there was a choice name none and are trained on at
+            0.1; what they answer is the same, as their statistics are in the weights.
 
     Raises:
         ValueError: another number of channels, a clip of which the network leaves nothing, optical
