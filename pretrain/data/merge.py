@@ -4,6 +4,7 @@ Each part is a pack of its own, of the sources whose names' hashes fall to it. W
 of their sources comes along, so that later only what has changed is packed again.
 """
 
+import contextlib
 import os
 import shutil
 import sys
@@ -15,14 +16,13 @@ from pretrain.data.index import (
     MAX_LINES,
     checked_lines,
     finish_commit,
-    json_line,
     load_index,
     members,
     packed_words,
     part_words,
 )
 from pretrain.data.pack import check_folders, locked, store_settings
-from pretrain.data.writer import Writer, has_shard
+from pretrain.data.writer import Rows, Writer, has_shard, line_digests
 from pretrain.files import is_folder, parse_json, read_limited, reading, replacing
 from pretrain.names import counted, for_screen
 
@@ -154,54 +154,62 @@ def _refuse_other_settings(first: _Part, part: _Part) -> None:
 
 
 def _write(parts: list[_Part], out: Path) -> dict:
-    places: dict[tuple[str, str], tuple[Path, int]] = {}
-    sources: dict[str, str] = {}  # of the clip of each key
-    rows: list[dict] = []
+    with contextlib.closing(Rows(out / ".pack" / "rows.jsonl")) as rows:
+        return _write_rows(parts, out, rows)
+
+
+def _write_rows(parts: list[_Part], out: Path, rows: Rows) -> dict:
     refused: list[dict] = []
-    for part in parts:
+    for number, part in enumerate(parts):
         for _, row in checked_lines(part.folder, part.index):
-            if other := sources.get(row["key"]):
-                raise ValueError(
-                    f"{part.folder}: clip {row['key']} of {for_screen(row['source'])} is in "
-                    f"another part, too, of {for_screen(other)}: pack all of the same --source"
-                )
-            sources[row["key"]] = row["source"]
-            shard = part.folder / part.index["shards"][row["shard"]]["name"]
-            for ending, place in members(row):
-                places[row["key"], ending] = shard, place["offset"]
-            rows.append(row)
+            rows.add(row, number)
         refused += _ledger(part)
+    _refuse_twice(parts, rows)
     earlier = load_index(out) if os.path.lexists(out / "index.json") else None
     if earlier and "part" in earlier:
         raise ValueError(f"{out} is {part_words(earlier['part'])}: give another --out")
-    before = [row for _, row in checked_lines(out, earlier)] if earlier else []
-    for row in before:
-        if row["key"] not in sources:
-            raise ValueError(
-                f"{out} is a pack already, of {for_screen(row['source'])}, which no part has: give "
-                "another --out"
-            )
+    lines = line_digests(_known(rows, out, earlier)) if earlier else {}
     about = dict(parts[0].index["settings"])
     methods = {stream: about.pop(stream) for stream in ("flow", "pose") if stream in about}
     shard_bytes = about.pop("shard_bytes", None)
     if type(shard_bytes) is not int or shard_bytes < 1:
         raise ValueError(f"{parts[0].folder} has no usable shard_bytes: pack it again")
-    if not rows:
+    if not len(rows):
         raise ValueError(f"all {len(refused)} files of all parts were refused")
     store_settings(out, about | methods)
     for name in ("journal.jsonl", "streams.jsonl"):
         _join([part.folder / ".pack" / name for part in parts], out / ".pack" / name)
-    writer = Writer(
-        out,
-        about,
-        methods,
-        shard_bytes,
-        lambda row, ending: places[row["key"], ending],
-        index=earlier,
-        lines=set(map(json_line, before)),
-    )
+
+    def find(row: dict, number: int, ending: str) -> tuple[Path, int]:
+        part = parts[number]
+        path = part.folder / part.index["shards"][row["shard"]]["name"]
+        return path, dict(members(row))[ending]["offset"]
+
+    writer = Writer(out, about, methods, shard_bytes, find, index=earlier, lines=lines)
     refused.sort(key=lambda line: line["source"])
     return writer.write(rows, refused, sum(part.index["num_refused"] for part in parts))
+
+
+def _refuse_twice(parts: list[_Part], rows: Rows) -> None:
+    """Refuse clips that are in two parts, or twice in one."""
+    if number := rows.twice():
+        (_, other), (part, row) = ((parts[rows.of(n)], rows.get(n)) for n in number)
+        raise ValueError(
+            f"{part.folder}: clip {row['key']} of {for_screen(row['source'])} is in "
+            f"another part, too, of {for_screen(other['source'])}: pack all of the same --source"
+        )
+
+
+def _known(rows: Rows, out: Path, earlier: dict) -> Iterator[tuple[bytes, dict]]:
+    """The lines of the pack that is there, each of a clip that some part has."""
+    has = rows.finder()
+    for line, row in checked_lines(out, earlier):
+        if not has(row["key"]):
+            raise ValueError(
+                f"{out} is a pack already, of {for_screen(row['source'])}, which no part has: give "
+                "another --out"
+            )
+        yield line, row
 
 
 def _ledger(part: _Part) -> Iterator[dict]:

@@ -44,7 +44,7 @@ from pretrain.data.index import (
 from pretrain.data.pool import ACQUIRE, INGEST, run_jobs, usable_cores
 from pretrain.data.progress import Bar, slow_files
 from pretrain.data.sources import Beside, Listing, Source, list_sources
-from pretrain.data.writer import Writer, has_shard
+from pretrain.data.writer import Rows, Writer, has_shard, line_digests
 from pretrain.files import parse_json, read_limited, replacing, write_synced
 from pretrain.names import counted, for_screen
 
@@ -233,16 +233,17 @@ class _Packer:
         self.settings, self.shard_bytes, self.progress = settings, shard_bytes, progress
         self.part, self.of = part, of
         self.journal = self.work / "journal.jsonl"
-        self.known: dict[str, dict] = {}  # identity of a source -> what became of it
+        self.known: dict[str, bytes] = {}  # identity of a source -> its line of the journal
         self.stale = 0  # journal lines that say nothing of the present sources
         self._read_journal()
-        self.made: dict[tuple[str, str], dict] = {}  # clip and stream -> what became of it
+        self.made: dict[tuple[str, str], bytes] = {}  # clip and stream -> its line of the journal
         self.streams = self.work / "streams.jsonl"
         self._read_streams()
         self.methods: dict[str, str] = {}  # those asked for, by stream
         self.index = load_index(out) if os.path.lexists(out / "index.json") else None
-        self.packed: dict[str, dict] = {}  # key -> line of the present pack, its bytes at hand
-        self.lines: set[str] = set()
+        # Key -> where the line of a clip whose bytes are at hand begins in clips.jsonl.
+        self.packed: dict[str, int] = {}
+        self.lines: dict[int, str] = {}  # shard -> what tells whether its lines are the same
         if self.index:
             self._read_packed(self.index)
         self.ids = [self._identity(s) for s in listing.sources]
@@ -252,11 +253,19 @@ class _Packer:
     def _read_journal(self) -> None:
         for record in self._noted(self.journal, is_journal_line):
             self.stale += record["id"] in self.known
-            self.known[record["id"]] = record
+            self.known[record["id"]] = _packed_line(record)
 
     def _read_streams(self) -> None:
         for record in self._noted(self.streams, is_stream_line):
-            self.made[record["key"], record["stream"]] = record
+            self.made[record["key"], record["stream"]] = _packed_line(record)
+
+    def _record(self, id: str) -> dict | None:
+        """What became of a source, if it is known."""
+        return json.loads(self.known[id]) if id in self.known else None
+
+    def _clips(self, id: str) -> list[dict]:
+        """The clips of a source that is known; none, if it was refused."""
+        return json.loads(self.known[id]).get("clips", [])
 
     def _noted(self, path: Path, good: Callable[[object], bool]) -> Iterator[dict]:
         """What a journal of an earlier call has noted."""
@@ -289,14 +298,31 @@ class _Packer:
             print(for_screen(what), file=sys.stderr)
 
     def _read_packed(self, index: dict) -> None:
+        there = [has_shard(self.out, shard) for shard in index["shards"]]
+        packed: dict[str, int] = {}
+
+        def lines() -> Iterator[tuple[bytes, dict]]:
+            at = 0
+            for line, row in checked_lines(self.out, index):
+                if there[row["shard"]]:
+                    packed[row["key"]] = at
+                at += len(line) + 1
+                yield line, row
+
         try:
-            rows = [row for _, row in checked_lines(self.out, index)]
+            self.lines = line_digests(lines())
         except ValueError as error:  # not the file the index describes: every clip is made anew
             self._say(f"{error}: that is done now")
             return
-        self.lines = set(map(json_line, rows))
-        there = [has_shard(self.out, shard) for shard in index["shards"]]
-        self.packed = {row["key"]: row for row in rows if there[row["shard"]]}
+        self.packed = packed
+
+    def _row(self, key: str) -> dict | None:
+        """The line of a clip in the present pack, if its bytes are at hand."""
+        if key not in self.packed:
+            return None
+        with open(self.out / "clips.jsonl", "rb") as file:
+            file.seek(self.packed[key])
+            return json.loads(file.readline())
 
     def _identity(self, source: Source) -> str:
         try:
@@ -337,7 +363,7 @@ class _Packer:
                 f"{self.out} holds {part_words(old.get('part'))}, not {part_words(self.part)}: "
                 "give each part a folder of its own"
             )
-        names = {record["name"] for record in self.known.values()}
+        names = {json.loads(line)["name"] for line in self.known.values()}
         if not anew and names and names.isdisjoint(s.name for s in self.listing.sources):
             raise ValueError(
                 f"{self.out} is a pack of other files (such as {min(names)}), none of which is in "
@@ -373,7 +399,7 @@ class _Packer:
 
     def _bytes_of(self, clip: dict) -> tuple[Path, int] | None:
         """Where the bytes of a clip lie: in a shard of the present pack, or still on their own."""
-        row = self.packed.get(clip["key"])
+        row = self._row(clip["key"])
         if self.index and row and row["sha256"] == clip["sha256"]:
             return self.out / self.index["shards"][row["shard"]]["name"], row["offset"]
         path = self.work / "clips" / f"{clip['key']}.{ENDINGS.get(clip.get('main', ''), 'mp4')}"
@@ -384,8 +410,7 @@ class _Packer:
     def ingest(self, workers: int, timeout: float, file_timeout: float) -> None:
         """Decode every source whose present state is not known yet, and note the result."""
         limits = [self._limit(source, file_timeout) for source in self.listing.sources]
-        known = [self.known.get(id) for id in self.ids]
-        about = list(zip(known, self.listing.sources, limits, strict=True))
+        about = zip(map(self._record, self.ids), self.listing.sources, limits, strict=True)
         todo = [i for i, each in enumerate(about) if not self._usable(*each)]
         jobs = []
         for number in todo:
@@ -419,7 +444,7 @@ class _Packer:
                     self.encoded += not clip["copied"]
                 journal.write(json_line(record))
                 journal.flush()
-                self.known[record["id"]] = record
+                self.known[record["id"]] = _packed_line(record)
 
     def _run(
         self,
@@ -501,7 +526,7 @@ class _Packer:
         """Make the further streams of every clip that are not there yet, and note the result."""
         jobs, notes, limits = [], [], []
         for source, id in zip(self.listing.sources, self.ids, strict=True):
-            clips = self.known[id].get("clips", ())
+            clips = self._clips(id)
             total, before = sum(clip["frames"] for clip in clips), 0
             for clip in clips:
                 about = clip | {"before": before, "total": total}
@@ -518,9 +543,8 @@ class _Packer:
                     }
                     limit = file_timeout * (1 + clip["bytes"] / 2**26)
                     if stream == "flow" and clip["frames"] == 1:
-                        self.made[clip["key"], stream] = note | {
-                            "refused": "of one frame there is none"
-                        }
+                        none = note | {"refused": "of one frame there is none"}
+                        self.made[clip["key"], stream] = _packed_line(none)
                     if self._is_made(note, clip, limit):
                         continue
                     found = self._bytes_of(clip)
@@ -542,13 +566,16 @@ class _Packer:
                 record = notes[job][1] | answer
                 journal.write(json_line(record))
                 journal.flush()
-                self.made[record["key"], record["stream"]] = record
+                self.made[record["key"], record["stream"]] = _packed_line(record)
                 self.added += "entry" in answer
 
     def _is_made(self, note: dict, clip: dict, limit: float) -> bool:
         """Whether what was noted of a stream of a clip still holds."""
-        record = self.made.get((note["key"], note["stream"]))
-        if record is None or any(record[n] != note[n] for n in ("made", "of")):
+        line = self.made.get((note["key"], note["stream"]))
+        if line is None:
+            return False
+        record = json.loads(line)
+        if any(record[n] != note[n] for n in ("made", "of")):
             return False
         if record.get("retry") or record.get("seconds", math.inf) < limit:
             return False
@@ -560,7 +587,7 @@ class _Packer:
 
     def _stream_bytes(self, key: str, stream: str, entry: dict) -> tuple[Path, int] | None:
         """Where the bytes of a stream of a clip lie, as `_bytes_of`."""
-        row = self.packed.get(key)
+        row = self._row(key)
         packed = row.get("streams", {}).get(stream) if row else None
         if self.index and row and packed and packed["sha256"] == entry["sha256"]:
             return self.out / self.index["shards"][row["shard"]]["name"], packed["offset"]
@@ -573,7 +600,7 @@ class _Packer:
         """The entries of a clip's further streams, and lines of the ledger on those refused."""
         entries, refused = {}, []
         for stream in self._wanted(source):
-            record = self.made[clip["key"], stream]
+            record = json.loads(self.made[clip["key"], stream])
             if "entry" in record:
                 entries[stream] = record["entry"]
             else:
@@ -585,60 +612,64 @@ class _Packer:
 
     def write(self) -> dict:
         """Lay the clips out in shards, write those that are new, and replace the index."""
+        with contextlib.closing(Rows(self.work / "rows.jsonl")) as rows:
+            refused = self._gather(rows)
+            lines = sorted(refused + self.lacking, key=lambda r: r["source"])
+            if not len(rows) and not self.part:
+                path = self.work / "refused.jsonl" if self.index else self.out / "refused.jsonl"
+                write_synced(path, "".join(map(json_line, lines)).encode())
+                error = ValueError(f"all {len(refused)} files were refused:")
+                for line in (*_commonest(refused), f"all in {path}"):
+                    error.add_note(line)
+                raise error
+            writer = Writer(
+                self.out,
+                self.settings,
+                self.methods,
+                self.shard_bytes,
+                self._find,
+                self.part and {"part": [*self.part], "part_of": self.of},
+                self.index,
+                self.lines,
+            )
+            index = writer.write(rows, lines, len(refused))
+        self._tidy()
+        return index
+
+    def _gather(self, rows: Rows) -> list[dict]:
+        """Add the line of every clip; returns lines of the ledger on the sources refused."""
         refused = [{"source": name, "reason": reason} for name, reason in self.listing.refused]
-        rows = []
         for source, id in zip(self.listing.sources, self.ids, strict=True):
-            record = self.known[id]
+            record = json.loads(self.known[id])
             if "refused" in record:
                 refused.append({"source": source.name, "reason": record["refused"]})
                 continue
             for number, clip in enumerate(record["clips"]):
                 entries, lacking = self._streams_of(source, clip)
-                rows.append(clip_row(source, number, clip, entries))
+                rows.add(clip_row(source, number, clip, entries))
                 self.lacking += [line for line in lacking if line not in self.lacking[-2:]]
-        lines = sorted(refused + self.lacking, key=lambda r: r["source"])
-        if not rows and not self.part:
-            path = self.work / "refused.jsonl" if self.index else self.out / "refused.jsonl"
-            write_synced(path, "".join(map(json_line, lines)).encode())
-            error = ValueError(f"all {counted(len(refused), 'file')} refused:")
-            for line in (*_commonest(refused), f"all in {path}"):
-                error.add_note(line)
-            raise error
-        writer = Writer(
-            self.out,
-            self.settings,
-            self.methods,
-            self.shard_bytes,
-            self._find,
-            self.part and {"part": [*self.part], "part_of": self.of},
-            self.index,
-            self.lines,
-        )
-        index = writer.write(rows, lines, len(refused))
-        self._tidy(rows)
-        return index
+        return refused
 
-    def _find(self, row: dict, ending: str) -> tuple[Path, int] | None:
+    def _find(self, row: dict, _: int, ending: str) -> tuple[Path, int] | None:
         """Where the bytes of a member of a clip lie."""
         if ending == "mp4":
             return self._bytes_of(row)
         stream = next(name for name, end in ENDINGS.items() if end == ending)
         return self._stream_bytes(row["key"], stream, row["streams"][stream])
 
-    def _tidy(self, rows: list[dict]) -> None:
+    def _tidy(self) -> None:
         """Delete clips that are in shards now, and old journal lines."""
         for path in (self.work / "clips").iterdir():
             path.unlink()
         (self.work / "refused.jsonl").unlink(missing_ok=True)
-        noted = {(row["key"], stream) for row in rows for stream in ENDINGS}
-        if self.made.keys() - noted or self.added:
-            records = (self.made[each] for each in sorted(self.made.keys() & noted))
+        keys = {clip["key"] for id in self.ids for clip in self._clips(id)} if self.made else set()
+        if self.added or any(key not in keys for key, _ in self.made):
             with replacing(self.streams) as aside:
-                write_synced(aside, "".join(map(json_line, records)).encode())
-        current = {id: self.known[id] for id in self.ids}
-        if self.stale or len(current) < len(self.known):
+                lines = (self.made[each] for each in sorted(self.made) if each[0] in keys)
+                write_synced(aside, b"".join(lines))
+        if self.stale or len(set(self.ids)) < len(self.known):
             with replacing(self.journal) as aside:
-                write_synced(aside, "".join(map(json_line, current.values())).encode())
+                write_synced(aside, b"".join(map(self.known.__getitem__, dict.fromkeys(self.ids))))
 
     def summary(self, index: dict, seconds: float) -> str:
         """A few lines for people."""
@@ -661,10 +692,11 @@ class _Packer:
             named = ({"reason": f"{x['stream']}: {x['reason']}"} for x in self.lacking)
             lines += _commonest(named)
             lines.append(f"each of them and its reason: {self.out / 'refused.jsonl'}")
-        clips = [clip for id in self.ids for clip in self.known[id].get("clips", ())]
-        repeated = sum(clip.get("repeated", 0) for clip in clips) / max(
-            1, sum(c["frames"] for c in clips)
-        )
+        frames = repeats = 0
+        for clip in (clip for id in self.ids for clip in self._clips(id)):
+            frames += clip["frames"]
+            repeats += clip.get("repeated", 0)
+        repeated = repeats / max(1, frames)
         if repeated > 0.5:
             lines.append(
                 f"warning: {repeated:.0%} of all frames repeat the one before, because videos rest "
@@ -690,6 +722,11 @@ class _Packer:
             kept = kept[:10] + [f"{len(kept) - 10} more"] * (len(kept) > 10)
             lines.append(f"kept, but read by no recipe: {', '.join(kept)}")
         return "\n".join(lines)
+
+
+def _packed_line(record: dict) -> bytes:
+    """A line of a journal, a quarter of the size of the object."""
+    return json_line(record).encode()
 
 
 def store_settings(out: Path, settings: dict) -> None:

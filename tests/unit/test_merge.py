@@ -1,10 +1,12 @@
 """A pack made in parts on several machines is the pack that one machine makes."""
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from pretrain.data.index import checked_lines, load_index
 from pretrain.data.merge import merge
 from pretrain.data.pack import pack, parse_part
 from pretrain.data.shards import Pack
+from pretrain.data.writer import Rows
 from recipes.pack import Config, main, unused
 from tests.unit.media import ready_video
 
@@ -68,6 +71,26 @@ def test_merged_parts_are_the_pack_that_one_machine_makes(made, parts, tmp_path)
     shutil.rmtree(parts)
     pack = Pack(tmp_path / "out")
     assert len(pack.read(pack.record(0))) == pack.record(0)["bytes"]
+
+
+def test_lines_that_wait_for_their_turn_take_no_memory(made, tmp_path):
+    """Of ten million clips there would be 23 GB of objects."""
+    pack = Pack(made / "whole")
+    row = pack.record(0) | {"captions": ["somebody walks along a busy street"] * 5}
+    wait = Rows(tmp_path / "rows.jsonl")
+    with contextlib.closing(wait):
+        tracemalloc.start()
+        for number in range(5000):
+            wait.add(row | {"key": f"{number}-0"}, number % 3)
+        order, taken = wait.order(), tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert taken < 200 * 5000
+        assert sorted(order) == list(range(5000)) and wait.twice() is None
+        assert wait.get(order[7])["key"] == f"{order[7]}-0" and wait.of(7) == 1
+        has = wait.finder()
+        assert has("4999-0") and not has("5000-0") and not has("")
+        wait.close()
+    assert not (tmp_path / "rows.jsonl").exists()
 
 
 def test_what_was_merged_is_packed_further(made, parts, tmp_path, capsys):
