@@ -276,6 +276,8 @@ class TrainingRun:
             ValueError: too many steps in a row without a finite gradient, or too many bad clips;
                 the ledger of bad clips cannot be written.
         """
+        if self.step + 1 < self.plan.steps:
+            self._batches.look_ahead(self.plan.accumulate)
         where, errors = self.accelerator.device, self._batches.errors
         counts = [bool(self._stop.signal or self._batches.lost), len(errors), *sums]
         # One small sum over the processes carries all that they must agree on.

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
@@ -149,7 +150,7 @@ class TrainBatches:
     can be ended and saved; this process itself, if there is no room for handing them over.
 
     Attributes:
-        lost: that it happened, in words; empty before.
+        lost: that it happened, or that data far away cannot be had, in words; empty before.
         waited: seconds spent in waiting for batches.
         errors: clips of the batches given that could not be decoded, and were replaced.
     """
@@ -172,18 +173,34 @@ class TrainBatches:
         # Behind the processes: while they were forked there were no threads.
         streamed = isinstance(dataset, TrainClips | Mixture) and dataset.streamed
         self._ahead = ReadAhead(map(_apart(dataset).needs, positions)) if streamed else None
+        self._waiting: deque[dict] = deque()
 
     def __iter__(self) -> "TrainBatches":
         return self
 
     def __next__(self) -> dict:
-        before = time.monotonic()
-        batch = self._load()
-        self.waited += time.monotonic() - before
+        batch = self._waiting.popleft() if self._waiting else self._load()
         self.errors += batch.pop("errors")
         return batch
 
+    def look_ahead(self, count: int) -> None:
+        """Have so many batches, those of the next step, here before they are asked for.
+
+        Only where clips come from far away: the step at hand can then still be saved if the next
+        one cannot be taken, which `lost` says.
+        """
+        if not self._ahead or self.lost:
+            return
+        try:
+            while len(self._waiting) < count:
+                self._waiting.append(self._load())
+        except Unreachable as error:
+            self.lost = str(error)
+            told = "data far away cannot be had: saving at the end of this step ..."
+            print(told, file=sys.stderr, flush=True)
+
     def _load(self) -> dict:
+        before = time.monotonic()
         try:
             batch = _next(self._batches)
         except WorkerKilled as error:
@@ -203,6 +220,7 @@ class TrainBatches:
                 )
             )
             batch = _next(self._batches)
+        self.waited += time.monotonic() - before
         self._given += 1
         if self._ahead:
             self._ahead.given = self._given

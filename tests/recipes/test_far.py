@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pretrain import checkpoint
+from pretrain.data import remote
 from pretrain.flags import replace as change
 from recipes import linear_probe, videomae
 from tests.recipes.runs import configure, equal, final_weights, launch, stop_in_step
@@ -53,6 +54,27 @@ def test_a_streamed_run_that_is_interrupted_ends_in_the_same_bits(store, tmp_pat
     assert equal(final_weights(cut), final_weights(calm))
     about = (cut / "config.json").read_text() + (cut / "log.jsonl").read_text()
     assert store.url in about
+
+
+def test_an_outage_ends_a_run_that_has_saved(store, tmp_path, monkeypatch):
+    """What comes last in the epoch is not there: the steps before it are kept, to the bit."""
+    monkeypatch.setattr(remote, "WINDOW_BYTES", 1)  # one shard at a time
+    monkeypatch.setattr(remote, "WAITS", (0.01,))
+    monkeypatch.setattr(remote, "AT_ONCE", 1)
+    calm, cut = tmp_path / "calm", tmp_path / "cut"
+    videomae.main(config(store, calm))
+    last = [path for path in store.paths if "shard" in path][-1].rpartition("/")[2]
+    shutil.rmtree(tmp_path / "cache")
+    store.faults[last] = ["503"] * 99
+    with pytest.raises(ValueError, match=rf"{last}.*503"):
+        videomae.main(config(store, cut))
+    step = int(checkpoint.checkpoints(cut)[0].name.rpartition("-")[2])
+    assert step > 1
+    store.faults.clear()
+    videomae.main(config(store, cut, resume=True))
+    assert equal(final_weights(cut), final_weights(calm))
+    steps = [json.loads(line)["step"] for line in (cut / "log.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 9))  # none was lost
 
 
 @pytest.mark.slow
