@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from downstream.floor import FLOOR, WORDS
 from downstream.models import load_backbone
 from downstream.report import RANDOM, markdown_table
 from downstream.results import OldResultsError, Results, read_results
@@ -111,6 +112,7 @@ def summarise(label: str, start: str, runs: list[Results], speed: float | None) 
         values = [v for r in runs if (v := r.value(name)) is not None]
         return float(np.mean(values)) if len(values) == len(runs) else None
 
+    floors = [value for kind in WORDS if (value := mean(f"{FLOOR}{kind}")) is not None]
     told = [r.detail("training", "minutes") for r in runs]
     minutes = [m for m in told if m is not None]
     intervals = [r.metrics["top1"].interval for r in runs]
@@ -124,6 +126,7 @@ def summarise(label: str, start: str, runs: list[Results], speed: float | None) 
         "mean_class_accuracy": mean("mean_class_accuracy"),
         "reversed_pairs": mean("reversed_pairs"),
         "random_init_top1": mean(f"{RANDOM}top1"),
+        "floor_top1": max(floors) if floors else None,
         "parameters": first.model.parameters,
         "flops": first.model.flops,
         "clips_per_s": speed,
@@ -147,6 +150,7 @@ COLUMNS: tuple[tuple[str, Callable[[dict], str]], ...] = (
     ("mean class", _cell("mean_class_accuracy", 100, 1)),
     ("reversed pairs", _cell("reversed_pairs", 100, 1)),
     ("random weights", _cell("random_init_top1", 100, 1)),
+    ("floor", _cell("floor_top1", 100, 1)),
     ("M parameters", _cell("parameters", 1e-6, 2)),
     ("GFLOPs", _cell("flops", 1e-9, 2)),
     ("clips/s", _cell("clips_per_s", 1, 0)),

@@ -27,7 +27,6 @@ from pretrain.data.shards import Pack
 from pretrain.device import autocast_dtype
 from pretrain.files import cache_folder, replacing, share
 from pretrain.modes import evaluating
-from pretrain.names import counted
 from pretrain.processes import loader_workers, start_evaluation, sum_of_shares
 from pretrain.settings import Machine
 from pretrain.spec import Backbone, InputSpec
@@ -320,6 +319,19 @@ def _cached(
         "precision": how.dtype_name,
         **more,
     }
+    return keep_computed(identity, shape, compute)
+
+
+def keep_computed(
+    identity: dict, shape: tuple[int, ...], compute: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """What `compute` returns, or returned last time for the same identity.
+
+    Args:
+        identity: JSON-able: all that decides the result.
+        shape: of the result, float32.
+        compute: makes it.
+    """
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     path = cache_folder() / "features" / f"{key}.safetensors"
     if path.exists():
@@ -377,9 +389,8 @@ def extract_tokens(
     needed, free = token_bytes(encoder, len(samples), how), shutil.disk_usage(folder).free
     if needed > 0.9 * free:
         raise ValueError(
-            f"the tokens of {counted(len(samples), 'clip')} take {needed:,} bytes and {folder} has "
-            f"{free:,} free: make room, set MUYBRIDGE_CACHE to another disk, or give "
-            "--attentive off"
+            f"the tokens of {len(samples)} clips take {needed:,} bytes and {folder} has {free:,} "
+            "free: make room, set MUYBRIDGE_CACHE to another disk, or give --attentive off"
         )
     shape = (len(samples), how.num_views, int(np.prod(encoder.grid)), encoder.embed_dim)
     # Written as a stream, mapped afterwards: a full disk is then an OSError and not a SIGBUS.

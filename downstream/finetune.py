@@ -424,6 +424,15 @@ def describe_classifier(model: Classifier, name: str, trained: str | None) -> Mo
     )
 
 
+def is_best(state: dict, now: float, step: int) -> bool:
+    """Note a validation accuracy in the state of a run; whether it is the best so far."""
+    state |= {"val": now, "since_best": state["since_best"] + 1}
+    if state["best"] is not None and now <= state["best"]:
+        return False
+    state |= {"best": now, "best_step": step, "since_best": 0}
+    return True
+
+
 def progress(values: dict, state: dict, num_classes: int) -> tuple[str, str]:
     """Text of the progress line: the step's loss and accuracy, and the last validation."""
     text = f"loss {values['loss']:.3f}  accuracy {values['train_top1']:.0%}"

@@ -76,8 +76,10 @@ class LinearProbe:
         return softmax((features - self.mean) / self.std @ self.weight.T + self.bias)
 
 
-def _standardiser(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _standardiser(features: np.ndarray, alike: bool) -> tuple[np.ndarray, np.ndarray]:
     mean, std = features.mean(0), features.std(0)
+    if alike:
+        std = np.full_like(std, np.sqrt(np.square(std).mean()))
     # A constant feature has rounding errors for a standard deviation; dividing by them would make
     # noise of it.
     return mean, np.where(std > 1e-6 * np.maximum(1, np.abs(mean)), std, 1.0)
@@ -126,10 +128,10 @@ def _edge(sweep: dict[float, float]) -> str:
 
 
 def _scale(
-    features: np.ndarray, whitened: bool
+    features: np.ndarray, whitened: bool, alike: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Mean and std (D,) of features (N, D), and the whitening map (D, D) if asked for."""
-    mean, std = _standardiser(features)
+    mean, std = _standardiser(features, alike)
     return mean, std, whitener((features - mean) / std) if whitened else None
 
 
@@ -141,8 +143,9 @@ def _scaled(
 
 
 def _sweep(
-    features: np.ndarray, labels: np.ndarray, validations: np.ndarray, whitened: bool, svm: bool
-) -> dict[float, float]:
+    features: np.ndarray, labels: np.ndarray, validations: np.ndarray, whitened: bool, svm: bool,
+    alike: bool,
+) -> dict[float, float]:  # fmt: skip
     """Validation accuracy for the inverse strengths of `GRID`, and beyond while that gains.
 
     Args:
@@ -150,14 +153,15 @@ def _sweep(
         labels: (N,).
         validations: (P, N) True = in the fold; each is scaled as the videos outside it are.
         whitened: whether to regularise weights of whitened features.
-        svm: as in `fit_linear`.
+        svm: as in `fit_linear`, likewise `alike`.
+        alike: see there.
     """
     sweep: dict[float, float] = {}
 
     def try_out(values: list[float]) -> None:
         correct = dict.fromkeys(sorted(values), 0)
         for validation in validations:  # scaled one fold at a time: all would lie in memory
-            scaled = _scaled(features, *_scale(features[~validation], whitened))
+            scaled = _scaled(features, *_scale(features[~validation], whitened, alike))
             # From strong to weak regularisation, each from where the last one ended: several times
             # faster.
             model = _make(svm, 1.0)
@@ -175,8 +179,9 @@ def _sweep(
 
 
 def fit_linear(
-    features: np.ndarray, labels: np.ndarray, validations: np.ndarray, svm: bool = False
-) -> LinearProbe:
+    features: np.ndarray, labels: np.ndarray, validations: np.ndarray, svm: bool = False,
+    alike: bool = False,
+) -> LinearProbe:  # fmt: skip
     """Choose the regularisation on the validation folds, then fit on all training videos.
 
     Validation chooses the regularisation strength and whether features are whitened first. Frozen
@@ -192,6 +197,8 @@ def fit_linear(
             prefer any strength by a single video. All False: nothing can be judged, C is 1 and
             nothing is whitened.
         svm: a linear support vector machine instead of the logistic regression.
+        alike: features of one kind, such as principal components: all are divided by the same
+            number, not each by its own standard deviation.
     """
     features = features.astype(np.float64)  # float32 stops L-BFGS early under weak regularisation
     chosen, whitened = 1.0, False
@@ -199,22 +206,29 @@ def fit_linear(
     white_sweep: dict[float, float] = {}
     validations = np.array([v for v in validations if v.any() and len(set(labels[~v])) > 1])
     if len(validations):
-        plain, white_sweep = (_sweep(features, labels, validations, w, svm) for w in (False, True))
+        plain, white_sweep = (
+            _sweep(features, labels, validations, w, svm, alike) for w in (False, True)
+        )
         whitened = max(white_sweep.values()) > max(plain.values())  # ties: the plain one
         chosen = _best(white_sweep if whitened else plain)
     sweep, rejected = (white_sweep, plain) if whitened else (plain, white_sweep)
     at_edge = bool(sweep and _edge(sweep))
-    mean, std, weight, bias, converged = _final(features, labels, chosen, whitened, svm)
+    mean, std, weight, bias, converged = _final(features, labels, chosen, whitened, svm, alike)
     return LinearProbe(
         mean, std, weight, bias, whitened, chosen, sweep, rejected, at_edge, converged
     )
 
 
 def _final(
-    features: np.ndarray, labels: np.ndarray, chosen: float, whitened: bool, svm: bool
+    features: np.ndarray,
+    labels: np.ndarray,
+    chosen: float,
+    whitened: bool,
+    svm: bool,
+    alike: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:
     """Mean, std, weight, bias and convergence of a fit as chosen; see `LinearProbe`."""
-    mean, std, white = _scale(features, whitened)
+    mean, std, white = _scale(features, whitened, alike)
     model = _make(svm, chosen)
     converged = _fit(model, _scaled(features, mean, std, white), labels)
     weight, bias = model.coef_, model.intercept_

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from downstream.floor import FLOOR
+from downstream.floor import WORDS as FLOORS
 from downstream.results import RECIPES, Metric, Predictions, Results
 from pretrain.folders import writing
 from pretrain.log import blank_figure, optional_figure, write_json
@@ -24,6 +26,7 @@ WORDS = {
     "mean_token_knn_top1": "mean token, kNN",
     "attentive_top1": "attentive probe top-1",
     "majority": "most frequent class",
+    **{f"{FLOOR}{kind}": f"floor: {words}" for kind, words in FLOORS.items()},
     "reversed_pairs": "pairs that differ in order only",
     "edit": "edit score of segments",
     **{f"f1_{k}": f"F1 of segments at {k} % overlap" for k in (10, 25, 50)},

@@ -39,12 +39,14 @@ from downstream.finetune import (
     balanced_weights,
     describe_classifier,
     freeze,
+    is_best,
     make_optimizer,
     progress,
     record_method,
     scheduled_rate,
     start_from,
 )
+from downstream.floor import against_floor, folds_of
 from downstream.fusion import scored, write_scores
 from downstream.models import choose_sampling, load_classifier
 from downstream.report import publish
@@ -345,15 +347,6 @@ def main(cfg: Config) -> dict:
             return finish(cfg, training, last, pack, videos, run) if run.end() else {}
 
 
-def is_best(state: dict, now: float, step: int) -> bool:
-    """Note a validation accuracy in the state of a run; whether it is the best so far."""
-    state |= {"val": now, "since_best": state["since_best"] + 1}
-    if state["best"] is not None and now <= state["best"]:
-        return False
-    state |= {"best": now, "best_step": step, "since_best": 0}
-    return True
-
-
 def export(run: TrainingRun, model: nn.Module, folder: Path, videos: Chosen) -> None:
     """Write a classifier folder."""
     checked = run.state["val"], videos.val and len(videos.val)
@@ -382,6 +375,11 @@ def finish(
     learned = task.counts(pack, videos.train, model.classes)
     metrics, interval, notes = accuracies(said, cfg.seed, learned)
     metrics |= {name: Metric(value, len(videos.test)) for name, value in said.more.items()}
+    details: dict[str, dict] = {}
+    if not cfg.per_frame:
+        folds = folds_of(videos, cfg.seed)
+        floor = against_floor(pack, folds, how, model.input_spec, said, cfg.seed)
+        metrics, details["floor"], notes = metrics | floor[0], floor[1], [*notes, *floor[2]]
 
     # ---- results
     splits = (cfg.parts[0], videos.train), (cfg.parts[1], videos.test)
@@ -395,7 +393,7 @@ def finish(
         "training_clips": plan.steps * plan.batch_size,
     }  # fmt: skip
     unset = flat(Config())
-    details = {
+    details |= {
         "views": describe_views(model.input_spec, how, task.pooling),
         "training": {
             **{k: v for k, v in flat(cfg).items() if v != unset[k]},  # results.json has them all

@@ -11,7 +11,9 @@ neighbours, and one layer of attention over the last tokens. The linear probe of
 tokens, which most papers quote, is printed beside it. Hyperparameters are chosen on validation
 folds of the training split, four for the linear probe, each of which shares no person with the
 rest; the test split is scored once. The same protocol is then run on the same architecture with
-random weights: what a probe reaches there was not learned in pretraining.
+random weights: what a probe reaches there was not learned in pretraining. So are two baselines
+without any network, one grey frame and frame differences (downstream/floor.py): a backbone that is
+not above all of these, by the interval of the paired difference, is told so.
 
 Written to the results folder: results.json, CARD.md (everything needed to compare the number with
 another one), confusion.png, predictions.csv, scores.csv (of every class, and of the first
@@ -29,6 +31,7 @@ from torch import nn
 
 from downstream.attentive import attentive_scores
 from downstream.features import Extraction, cached_features, start_extraction, token_bytes
+from downstream.floor import against_floor
 from downstream.fusion import Scored, write_scores
 from downstream.metrics import mean_class_accuracy, topk_accuracy, topk_hits
 from downstream.models import load_backbone
@@ -317,6 +320,10 @@ def main(config: Config) -> dict:
     others = {name: topk_hits(values, truth, 1) for name, values in scores.items()}
     metrics, details["interval"], more = accuracies(said, config.seed, learned, others)
     metrics |= random_metrics(random_scores, truth, metrics)
+    floor, details["floor"], stands = against_floor(
+        pack, given, how, encoder.input_spec, said, config.seed, random_scores["top1"]
+    )
+    metrics |= floor
     pooling = (
         f"{MEANS if config.time_segments else OWN}, then over views and over the clips of a video"
     )
@@ -328,7 +335,7 @@ def main(config: Config) -> dict:
     results = build_results(
         "linear_probe", data_of(config, pack, given), model,
         {**about, "num_test": len(tested), **protocol_of(config)}, settings, metrics, config.seed,
-        versions(how.device, how.dtype_name), [*notes, *more], details, said,
+        versions(how.device, how.dtype_name), [*notes, *more, *stands], details, said,
     )  # fmt: skip
     written = publish(out, results, said, told)
     written["scores"] = write_scores(

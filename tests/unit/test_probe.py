@@ -140,6 +140,7 @@ def test_fitting_cannot_see_test_videos():
         "labels",
         "validations",
         "svm",
+        "alike",
     ]
     assert "test" not in " ".join(inspect.signature(fit_attentive).parameters)
 
