@@ -60,7 +60,7 @@ from downstream.results import (
     versions,
 )
 from downstream.zero_shot import embed_texts
-from pretrain.data.methods import pose_weights
+from pretrain.data.methods import take_pose_weights
 from pretrain.device import autocast_dtype
 from pretrain.files import is_file
 from pretrain.flags import Count, Fraction, NotNegative, OptionalCount, Within
@@ -339,9 +339,8 @@ def main(config: Config) -> dict:
     val, tested = choose_parts(config, videos, truth, notes)
     where = start_evaluation(config.machine)
     how = How(config.smooth, config.batch_size, where, config.machine.precision)
-    if config.pose_weights:
-        pose_weights(config.pose_weights)  # from now on they are in the cache
     scorer = load_scorer(config, where)
+    take_pose_weights(config.pose_weights, scorer.spec.streams)
     val, tested = (
         with_streams(part, scorer.spec, config.backbone, refused) for part in (val, tested)
     )

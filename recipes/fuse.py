@@ -340,7 +340,7 @@ def fusion_figure(
 def main(config: Config) -> dict:
     """Fuse the runs; returns what results.json holds."""
     if not 2 <= len(config.results) <= MOST:
-        raise ValueError(f"--results names {len(config.results)} runs: give two to {MOST}")
+        raise ValueError(f"--results names {len(config.results)}: give two to {MOST} runs")
     folders = [Path(folder) for folder in config.results]
     named = "-".join(folder.resolve().name for folder in folders)
     out = Path(config.out or f"runs/fuse-{file_name(named)}")

@@ -28,7 +28,7 @@ from downstream.segments import stretches
 from downstream.splits import group_by_source
 from pretrain.backbones import read_backbone_config
 from pretrain.data.cache import methods_for, packing_side, refusals
-from pretrain.data.methods import pose_weights
+from pretrain.data.methods import take_pose_weights
 from pretrain.data.pack import pack as pack_source
 from pretrain.data.shards import Pack
 from pretrain.data.sources import list_sources
@@ -212,10 +212,9 @@ def main(config: Config) -> dict:
     if not holds_nothing(out) and not (out / "predictions.json").is_file():
         raise ValueError(f"{out} holds something else: give another folder with --out")
     lock = claim(out)
-    if config.pose_weights:
-        pose_weights(config.pose_weights)  # from now on they are in the cache
     names = list(load_classes(config.classes)) if config.classes else None
     model = load_classifier(config.backbone, config.weights or "", names)
+    take_pose_weights(config.pose_weights, model.input_spec.streams)
     choose_sampling(model.backbone, config.sampling, config.stride)
     if model.per_frame and not model.input_spec.stride:
         raise ValueError(

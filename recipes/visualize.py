@@ -77,6 +77,16 @@ class Config:
     """Draw the optical flow that this method estimates (needs the extra `flow`)."""
 
 
+def unused(config: Config) -> dict[str, str]:
+    """Values without effect, and why."""
+    why = {}
+    if config.pose in ("", "blazepose"):
+        why["skeleton"] = "without a file of poses (--pose)"
+    if config.pose != "blazepose":
+        why["pose_weights"] = "without --pose blazepose"
+    return why
+
+
 def main(config: Config) -> dict:
     """Draw; returns where the pictures are."""
     if config.enlarge < 1:
@@ -347,4 +357,4 @@ def weights_strip(weights: np.ndarray, frames: int, width: int, height: int) -> 
 
 
 if __name__ == "__main__":
-    cli(main, Config)
+    cli(main, Config, unused)

@@ -46,9 +46,14 @@ def read_flow(file: BinaryIO, before: int, frames: int, total: int) -> np.ndarra
     Raises:
         Refused: there is no such array, or it cannot be the flow of so many frames.
     """
-    head = file.read(len(_MAGIC))
+    head = file.read(8)
     file.seek(0)
-    arrays = {"": read_flo(file)[None]} if head == _MAGIC else read_arrays(file, ("flow",))
+    if head[4:] == b"ftyp":
+        raise Refused(
+            "is flow out of a pack's shard, and what its levels mean stands in the pack's index "
+            "alone: give the folder of the pack, not its shard"
+        )
+    arrays = {"": read_flo(file)[None]} if head.startswith(_MAGIC) else read_arrays(file, ("flow",))
     flow = arrays.get("flow", next(iter(arrays.values())) if len(arrays) == 1 else None)
     if flow is None:
         raise Refused(f"has no array called flow, only {', '.join(sorted(arrays))[:200]}")

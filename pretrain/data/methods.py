@@ -3,6 +3,7 @@
 For the process that packs, which imports no library of numbers.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 from pretrain.data.guard import Refused
@@ -71,6 +72,25 @@ def refuse_size(method: str, width: int, height: int) -> None:
             f"{method} needs frames of {LEAST[method]} pixels or more, these are {width}x{height}: "
             + other
         )
+
+
+def take_pose_weights(given: str, streams: Collection[str]) -> None:
+    """Bring the weights of BlazePose that a user names into the cache, if any are named.
+
+    Args:
+        given: see `pose_weights`; "": none.
+        streams: that the model takes.
+
+    Raises:
+        ValueError: the model takes no poses, or they are not there.
+    """
+    if given and "pose" not in streams:
+        takes = " and ".join(streams)
+        raise ValueError(
+            f"without effect, leave out: --pose-weights with a model that takes {takes}"
+        )
+    if given:
+        pose_weights(given)
 
 
 def pose_weights(given: str = "") -> Path:

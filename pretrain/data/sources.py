@@ -248,7 +248,11 @@ def _add_tar(listing: Listing, path: Path, name: str, split: str | None) -> None
     }
     media_of = {key: _media(parts) for key, parts in groups.items()}
     beside_of = {
-        key: {stem: m for stem, suffix, m in reversed(parts) if _is_beside(stem, suffix)}
+        key: {
+            whose: m
+            for stem, suffix, m in reversed(parts)
+            if (whose := _beside(stem, suffix)) is not None
+        }
         for key, parts in groups.items()
     }
     last_dot = any(
@@ -306,9 +310,14 @@ _TEXTS = {
 }
 
 
-def _is_beside(stem: str, suffix: str) -> bool:
-    """Whether a member is another stream of a video: `flow.npz`, `left.pose.json`."""
-    return "." + suffix in BESIDE.get(stem.rpartition(".")[2], ())
+def _beside(stem: str, suffix: str) -> str | None:
+    """Which stream of a video a member is, "left.pose" of `left.pose.json`; None: of none.
+
+    The `.flow` of a pack's own shard is one, too, which is read nowhere: it is refused by name.
+    """
+    if suffix == "flow":
+        return f"{stem}.flow" if stem else "flow"
+    return stem if "." + suffix in BESIDE.get(stem.rpartition(".")[2], ()) else None
 
 
 def _media(parts: list[tuple[str, str, Member]]) -> list[tuple[str, Member]]:

@@ -235,6 +235,30 @@ def child(
 # ---- the process that watches it
 
 
+def start_reading(
+    options: dict,
+) -> tuple[subprocess.Popen, queue.SimpleQueue, list[str], list[threading.Thread]]:
+    """Start the process that reads: with what it says, line by line, and at last None; what it
+    complains of; and the threads that listen.
+    """
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).resolve()), "--child", json.dumps(options)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    messages: queue.SimpleQueue = queue.SimpleQueue()
+    complaints: list[str] = []
+    listen = lambda: [*map(messages.put, process.stdout or ()), messages.put(None)]
+    complain = lambda: complaints.extend(process.stderr or ())
+    threads = [threading.Thread(target=t, daemon=True) for t in (listen, complain)]
+    for thread in threads:
+        thread.start()
+    return process, messages, complaints, threads
+
+
 def fuzz(
     names: list[str],
     seconds: float,
@@ -278,21 +302,7 @@ def fuzz(
             options["goal"] = {name: max(number, 0) + least for name, number in begin.items()}
             options["given"] = str(given) if given else None
             started = time.monotonic()
-            process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).resolve()), "--child", json.dumps(options)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=os.environ
-                | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
-            )
-            messages: queue.SimpleQueue = queue.SimpleQueue()
-            complaints: list[str] = []
-            listen = lambda p=process, m=messages: [*map(m.put, p.stdout), m.put(None)]
-            complain = lambda p=process, c=complaints: c.extend(p.stderr)
-            threads = [threading.Thread(target=t, daemon=True) for t in (listen, complain)]
-            for thread in threads:
-                thread.start()
+            process, messages, complaints, threads = start_reading(options)
             current, began, problem = None, None, None
             try:
                 while True:

@@ -184,3 +184,9 @@ def test_what_cannot_be_drawn_is_refused(tmp_path, wrong, words):
         given["pose"] = str(tmp_path / wrong["pose"])
     with pytest.raises(ValueError, match=words):
         visualize.main(visualize.Config(**given))
+
+
+def test_a_flag_that_draws_nothing_is_known():
+    flags = lambda **given: visualize.unused(visualize.Config(**given)).keys()
+    assert flags(flow="dis") == {"skeleton", "pose_weights"}
+    assert flags(pose="blazepose") == {"skeleton"} and flags(pose="a.json") == {"pose_weights"}

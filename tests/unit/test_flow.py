@@ -558,6 +558,17 @@ def loader_of(packed: Pack, spec: InputSpec = BOTH, **augment) -> TrainClips:
     return TrainClips(packed, np.arange(len(packed)), spec, 0, 2, None, no_more, how)
 
 
+def test_a_shard_of_a_pack_names_the_streams_that_it_cannot_bring(packed, tmp_path):
+    """Its frames are packed; flow without the index has no unit, and is not left out in silence."""
+    shard = next(Path(packed.folder).glob("shard-*.tar"))
+    pack(shard, tmp_path / "out", workers=1, progress=False)
+    made, lines = Pack(tmp_path / "out"), ledger(tmp_path / "out")
+    assert len(made) == len(packed) and not {*made.streams} & {"flow", "pose"}
+    for stream in ("flow", "pose"):
+        assert len([line for line in lines if line["stream"] == stream]) == len(made)
+    assert len([line for line in lines if "folder of the pack" in line["reason"]]) == len(made)
+
+
 def test_rgb_and_flow_are_of_the_same_crop(packed):
     """What is seen at a pixel is, a frame later, where flow says: more nearly than without it."""
     spec = InputSpec(8, 1, 48, {"rgb": Stream(), "flow": flow_stream(48)})
