@@ -71,8 +71,8 @@ def table(results: Results) -> list[tuple[str, ...]]:
 def interval_unit(about: Mapping[str, object]) -> str:
     """What 95 % intervals are over, in words, of a section `interval`: "over 5 people"."""
     who = {"subjects": "person"}.get(str(about["resampled"]), "video")
-    alone = "" if who == "person" else ", as not every one names its person (column `subject`)"
-    return f"over {counted(int(str(about['groups'])), who)}{alone}"
+    why = f", as {about['people']}" if "people" in about else ""
+    return f"over {counted(int(str(about['groups'])), who)}{why}"
 
 
 def _words(name: str) -> str:
@@ -98,7 +98,8 @@ def print_results(results: Results, printed: Collection[str] = ()) -> None:
     for first, *rest in rows:
         cells = "  ".join(f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))
         print(f"  {first:<{widths[0]}}  {cells}")
-    if about := results.details.get("interval"):
+    about = results.details.get("interval")
+    if about and any(metric.interval for metric in results.metrics.values()):
         print(f"  95 % intervals are {interval_unit(about)}")
     for note in results.notes:
         if note not in printed:

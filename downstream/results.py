@@ -333,6 +333,9 @@ def accuracies(
     groups = len(set(said.subjects)) if drawn == "subjects" else num
     about = {"kind": "95 % percentile bootstrap", "resamples": RESAMPLES}
     about |= {"resampled": drawn, "groups": groups}
+    if drawn == "videos":  # people are not independent of themselves, so this is too narrow
+        all_named = None not in said.subjects
+        about["people"] = "all are of one person" if all_named else "not all have a `subject`"
     notes = []
     if groups < FEW:
         who = "person" if drawn == "subjects" else unit.removesuffix("s")

@@ -397,6 +397,13 @@ def main(config: Config) -> dict:
                 f"not measured: {len(tested) - len(measured)} of {len(tested)} videos, as their "
                 "truth is not known or they cannot be read"
             )
+        ends = {v: max((event[2] for event in events), default=0) for v, events in measured.items()}
+        late = [v for v, end in ends.items() if end > detection.seconds[v] + 1]
+        if late:
+            notes.append(
+                f"WARNING: events of the truth end after {counted(len(late), 'video')} that they "
+                f"are of, such as {late[0]}: are they in seconds?"
+            )
         results = measure(config, detection, measured, found, kept, chosen, notes)
         write_results(out, results)
         print_results(results)

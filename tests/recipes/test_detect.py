@@ -231,6 +231,15 @@ def test_bad_files_are_named_and_the_others_scored(films, colours, tmp_path):
         main(config(folder / "text.mp4", tmp_path / "none"))
 
 
+def test_truth_in_frames_is_warned_of(films, colours, tmp_path):
+    for end, warned in (("2", False), ("200", True)):
+        text = f"video,start,end,label\na.mp4,0.5,{end},red\n"
+        (tmp_path / "truth.csv").write_text(text)
+        main(config(films / "a.mp4", tmp_path / "out", truth=str(tmp_path / "truth.csv")))
+        notes = json.loads((tmp_path / "out" / "results.json").read_text())["notes"]
+        assert any("are they in seconds" in note for note in notes) is warned
+
+
 def test_what_is_wrong_is_said(films, colours, tmp_path):
     for values, words in (
         ({"video": tmp_path / "none"}, "no such file"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from downstream import results as results_module
-from downstream.report import table, title, write_results
+from downstream.report import interval_unit, table, title, write_results
 from downstream.results import (
     ClassScore,
     Data,
@@ -220,6 +220,16 @@ def test_few_people_and_one_answer_are_said(predicted, subjects, words):
     assert bool(told) == bool(words) and not [w for w in words if w not in told]
     assert metrics["top1"].value == 0.5 and metrics["top1"].chance == 0.5
     assert metrics["top1"].interval[0] <= 0.5 <= metrics["top1"].interval[1]
+
+
+@pytest.mark.parametrize(
+    ("people", "words"),
+    [(["a", "b"] * 6, "over 2 people"), (["a"] * 12, "over 12 videos, as all are of one person"),
+     (["a", None] * 6, "over 12 videos, as not all have a `subject`")],
+)  # fmt: skip
+def test_what_intervals_are_over(people, words):
+    said = Predictions(["a", "b"], np.arange(12) % 2, np.arange(12) % 2, people)
+    assert interval_unit(accuracies(said, 0)[1]) == words
 
 
 def test_one_class_alone_may_be_all_the_answers():
