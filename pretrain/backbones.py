@@ -7,14 +7,15 @@ of towers of a video-text run.
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pretrain.checkpoint import newest_valid, read_state
+from pretrain.checkpoint import newest_valid, read_state, read_weights
 from pretrain.clip import VideoText
 from pretrain.files import is_folder, read_json, sync
 from pretrain.folders import remove, writing
@@ -181,14 +182,16 @@ def provenance_of(name: str) -> dict | str:
     return read_backbone_config(Path(name))["provenance"] if is_folder(name) else name
 
 
-def _build_to_fit(make: Callable[[], Model], folder: Path) -> Model:
-    """Build a model, once its shapes are known to be those in `folder`, and load the weights."""
+def _build_to_fit(
+    make: Callable[[], Model], folder: Path, read: Callable[[Mapping[str, Tensor]], dict]
+) -> Model:
+    """Build a model, once its shapes are known to be those that are read, and load the weights."""
     with without_init():
         try:
             shapes = dry_state(make)
         except ValueError as error:
             raise CheckpointError(f"{folder}: {error}") from error
-        weights = read_safetensors(folder / "model.safetensors", shapes)
+        weights = read(shapes)
         model = make()
     load_strict(model, weights, str(folder))
     return model.eval()
@@ -205,7 +208,8 @@ def load_export(folder: Path, builders: Builders) -> nn.Module:
     config = read_backbone_config(folder)
     description = check_description(config, f"{folder}/config.json", builders)
     try:
-        model = _build_to_fit(lambda: build(description, builders), folder)
+        read = partial(read_safetensors, folder / "model.safetensors")
+        model = _build_to_fit(lambda: build(description, builders), folder, read)
     except MisfitError as error:  # although it verifies
         raise CheckpointError(
             f"{error}. It was exported by another version of this program, which understood by the "
@@ -250,11 +254,11 @@ def load_pretrained_videomae(run: Path) -> VideoMAE:
     check_arguments(VideoMAE, described["decoder"], where, ("encoder",))
     make = lambda: VideoMAE(VideoTransformer(**encoder), **described["decoder"])
     if "contrast" not in described:
-        return _build_to_fit(make, folder)
+        return _build_to_fit(make, folder, partial(read_weights, folder))
     # The head of the contrast, on top of the VideoMAE, ends with the training.
     weights = {
         name.removeprefix("masked."): value
-        for name, value in read_safetensors(folder / "model.safetensors").items()
+        for name, value in read_weights(folder).items()
         if name.startswith("masked.")
     }
     refuse_misfit(dry_state(make), weights, str(folder))

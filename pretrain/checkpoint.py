@@ -1,41 +1,35 @@
-"""Saving and resuming a run.
+"""A run's checkpoints: what lies in their folders, which one is whole, and how it is read.
 
     RUN/checkpoints/step-00000100/model.safetensors
                                   optimizer.safetensors
                                   state.json
                                   manifest.json
 
-A checkpoint is written to a temporary folder, synced, hashed and renamed, and only then are older
-ones removed, so there is a valid one at every moment. No pickle: tensors are safetensors, the rest
-is JSON.
+Where the model is sharded, each process has files of its own there (pretrain/sharded.py):
+
+                                  model-00001-of-00002.safetensors
+                                  model-00002-of-00002.safetensors
+                                  optimizer-00001-of-00002.safetensors ...
+
+The names of the tensors are the same and each engine reads either. pretrain/saving.py writes them.
+No pickle: tensors are safetensors, the rest is JSON.
 """
 
-import os
-import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from pretrain.files import read_json, sync
-from pretrain.folders import remove
-from pretrain.names import for_screen
-from pretrain.sharded import like
-from pretrain.weights import (
-    CheckpointError,
-    load_strict,
-    read_safetensors,
-    verify_folder,
-    write_folder,
-)
-
-KEEP = 2  # complete checkpoints that stay
+from pretrain.files import read_json
+from pretrain.sharded import Part, Parts, part_of
+from pretrain.weights import CheckpointError, refuse_misfit, verify_folder
 
 # What the optimizers remember of a parameter: `step` is a number, all others have its shape.
 MOMENTS = {
-    "AdamW": {"step", "exp_avg", "exp_avg_sq"},
-    "Muon": {"momentum_buffer"},
-    "SGD": {"momentum_buffer"},
+    "AdamW": ("step", "exp_avg", "exp_avg_sq"),
+    "Muon": ("momentum_buffer",),
+    "SGD": ("momentum_buffer",),
 }
 
 
@@ -61,118 +55,107 @@ def read_state(folder: Path) -> dict:
     return state
 
 
-def save_checkpoint(
-    run: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], state: dict
-) -> Path:
-    """Write one checkpoint and remove all but the `KEEP` newest of those that verify.
-
-    A damaged one does not count and is replaced; it is named on the screen.
-
-    Args:
-        run: the run's folder.
-        model: the bare model, not its distributed wrapper.
-        optimizers: those over its parameters.
-        state: JSON-able; `state["step"]` counts finished optimizer steps.
-
-    Raises:
-        CheckpointError: the disk is full or not writable, or a weight is not finite; the
-            checkpoints that were there are untouched.
-    """
-    tensors = (model.state_dict(), moments_of(model, optimizers))
-    weights, moments = (
-        {k: v.detach().cpu().contiguous() for k, v in part.items()} for part in tensors
-    )
-    return write_checkpoint(run, weights, moments, state | {"model": model.arguments})
+def weights_of(model: nn.Module) -> dict[str, Part]:
+    """What this process holds of a model's weights and buffers, by name."""
+    return {name: part_of(value) for name, value in model.state_dict().items()}
 
 
-def moments_of(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """What the optimizers remember of a model's parameters, by `parameter.key`."""
+def moments_of(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Part]:
+    """What this process holds of what the optimizers remember, by `parameter.key`."""
     return {
-        f"{name}.{key}": value
+        f"{name}.{key}": part_of(value)
         for name, parameter in model.named_parameters()
         for optimizer in optimizers
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def write_checkpoint(
-    run: Path, weights: dict[str, Tensor], moments: dict[str, Tensor], state: dict
-) -> Path:
-    """What `save_checkpoint` does, from tensors on the CPU; `state` has the model's arguments."""
-    broken = [k for k, v in weights.items() if not torch.isfinite(v).all()]
-    if broken:
-        raise CheckpointError(f"not saved: {broken[0]} holds values that are not finite")
-    root = run / "checkpoints"
-    final = root / f"step-{state['step']:08d}"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        for leftover in root.glob("tmp-*"):  # of a run that was killed while saving
-            remove(leftover)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {root}: {error}") from error
-    if os.path.lexists(final) and not (problem := _problem(final)):
-        return final
-    aside = root / f"tmp-{final.name}"
-    write_folder(aside, {"model": weights, "optimizer": moments}, {"state": state})
-    try:
-        if os.path.lexists(final):
-            print(f"warning: {for_screen(problem)}; it is replaced", file=sys.stderr, flush=True)
-            remove(final)
-        os.replace(aside, final)
-        sync(root)
-        whole = 0
-        for old in checkpoints(run):
-            # The new one was hashed while it was written; an older one may be damaged since.
-            problem = "" if old == final or whole == KEEP else _problem(old)
-            if problem:
-                print(f"warning: {for_screen(problem)}; it is removed", file=sys.stderr, flush=True)
-            if problem or whole == KEEP:
-                remove(old)
-            else:
-                whole += 1
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write {root}: {error}. What was saved before is intact: mend that and start "
-            "the same command again"
-        ) from error
-    return final
+def moments_to_fill(
+    model: nn.Module, optimizers: list[torch.optim.Optimizer]
+) -> Callable[[str], dict[str, Part]]:
+    """How `load_checkpoint` gets at the moments of a model's parameters."""
+    named = dict(model.named_parameters())
+    owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
+
+    def begin(name: str) -> dict[str, Part]:
+        parameter = named.get(name)
+        if parameter is None or parameter not in owner:
+            return {}
+        optimizer = owner[parameter]
+        state = optimizer.state[parameter] = {
+            key: torch.zeros((), device=parameter.device)
+            if key == "step"
+            else torch.zeros_like(parameter)
+            for key in MOMENTS[type(optimizer).__name__]
+        }
+        return {key: part_of(value) for key, value in state.items()}
+
+    return begin
 
 
+@torch.no_grad()
 def load_checkpoint(
-    folder: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]
+    folder: Path, weights: dict[str, Part], begin: Callable[[str], dict[str, Part]]
 ) -> dict:
-    """Put a verified checkpoint into `model` and `optimizers`, in place, and return its state.
+    """Put a checkpoint that verifies into weights and moments, in place, and return its state.
+
+    Each process reads the parts that it holds.
+
+    Args:
+        folder: of the checkpoint.
+        weights: of the model, by name.
+        begin: makes what the optimizer will remember of a parameter, given by its name, and returns
+            it by key; nothing if there is no such parameter or no optimizer has it.
 
     Raises:
         CheckpointError: a file is missing or corrupt, or the weights are of another model.
     """
-    verify_folder(folder)
-    load_strict(model, read_safetensors(folder / "model.safetensors"), str(folder))
-    moments = read_safetensors(folder / "optimizer.safetensors")
-    owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
-    for name, parameter in model.named_parameters():
-        prefix = f"{name}."
-        entries = {k[len(prefix) :]: moments.pop(k) for k in list(moments) if k.startswith(prefix)}
-        if not entries:
-            continue
-        wanted = MOMENTS[type(owner[parameter]).__name__] if parameter in owner else set()
-        shapes = {k: () if k == "step" else parameter.shape for k in entries}
-        if entries.keys() != wanted or any(v.shape != shapes[k] for k, v in entries.items()):
+    files = verify_folder(folder)
+    saved, moments = (_parts(folder, files, kind) for kind in ("model", "optimizer"))
+    saved.refuse_misfit(weights, str(folder))
+    for name, part in weights.items():
+        saved.fill(name, part)
+    remembered: dict[str, dict[str, Tensor]] = {}
+    for entry, like in moments.tensors.items():
+        name, _, key = entry.rpartition(".")
+        remembered.setdefault(name, {})[key] = like
+    for name, entries in remembered.items():
+        own = begin(name)
+        if entries.keys() != own.keys() or any(entries[k].shape != own[k].shape for k in own):
+            keys = ", ".join(sorted(entries))
             raise CheckpointError(
-                f"{folder} does not fit the optimizer: {name} has {', '.join(sorted(entries))[:80]}"
+                f"{folder} does not fit the optimizer: {name!r:.80} has {keys!r:.80}"
             )
-        owner[parameter].state[parameter] = {
-            k: v.to(parameter.device) if k == "step" else like(v, parameter)
-            for k, v in entries.items()
-        }
-    if moments:
-        raise CheckpointError(
-            f"{folder} does not fit the optimizer: {next(iter(moments))!r:.80} is of no parameter"
-        )
+        for key, part in own.items():
+            moments.fill(f"{name}.{key}", part)
     return read_state(folder)
 
 
-def _problem(folder: Path) -> str:
+def read_weights(folder: Path, expected: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The weights of a checkpoint, whole.
+
+    Args:
+        folder: of the checkpoint.
+        expected: as `pretrain.weights.read_safetensors` takes it.
+
+    Raises:
+        ValueError: it is damaged, or does not hold what is expected.
+    """
+    saved = _parts(folder, verify_folder(folder), "model")
+    if expected is not None:
+        refuse_misfit(expected, saved.tensors, str(folder))
+    return {
+        name: saved.read(name, 0, like.numel()).reshape(like.shape)
+        for name, like in saved.tensors.items()
+    }
+
+
+def _parts(folder: Path, files: list[str], kind: str) -> Parts:
+    """The weights ("model") or the moments ("optimizer") among the files of a checkpoint."""
+    return Parts(folder / name for name in files if name.startswith(kind))
+
+
+def problem_of(folder: Path) -> str:
     """The fault of a checkpoint; empty if it verifies."""
     try:
         verify_folder(folder)
@@ -186,7 +169,7 @@ def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint of a run that verifies, and what was wrong with newer ones."""
     problems: list[str] = []
     for folder in checkpoints(run):
-        if not (problem := _problem(folder)):
+        if not (problem := problem_of(folder)):
             return folder, problems
         problems.append(problem)
     return None, problems

@@ -16,9 +16,10 @@ torch's `fully_shard`, called here, and DeepSpeed is called in pretrain/zero.py.
 import copy
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,17 +32,16 @@ from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from pretrain import zero
-from pretrain.checkpoint import moments_of
+from pretrain.checkpoint import load_checkpoint, moments_of, moments_to_fill, weights_of
 from pretrain.device import autocast_dtype
 from pretrain.environment import flag_of
 from pretrain.optim import update
 from pretrain.processes import asked_processes, computes_on_gpu, start_accelerator
 from pretrain.settings import Machine
-from pretrain.sharded import whole
+from pretrain.sharded import Part, to_write, whole
 
 # What the launcher's configuration may say of FSDP; nothing where nothing is listed. FSDP 2 has one
-# way of some of these, which accelerate sets whatever it was asked for, and the engine's own
-# checkpoints are whole.
+# way of some of these, which accelerate sets whatever it was asked for.
 FSDP_CHOICES = {
     "FSDP_VERSION": ("2",),
     "FSDP_OFFLOAD_PARAMS": ("false",),
@@ -55,7 +55,8 @@ FSDP_CHOICES = {
     "FSDP_MIN_NUM_PARAMS": ("100000000",),  # of a policy that is refused; accelerate's default
     "FSDP_BACKWARD_PREFETCH": ("NO_PREFETCH",),
     "FSDP_FORWARD_PREFETCH": ("false",),
-    "FSDP_STATE_DICT_TYPE": ("FULL_STATE_DICT",),
+    # Each process writes what it holds; accelerate says FULL_STATE_DICT where nothing is said.
+    "FSDP_STATE_DICT_TYPE": ("SHARDED_STATE_DICT", "FULL_STATE_DICT"),
     "FSDP_USE_ORIG_PARAMS": ("true",),
     # Every process reads the weights itself, then the main one's are given to all; a model is not
     # so large here that reading it once would help.
@@ -152,6 +153,8 @@ class Engine:
         device: where this process computes; after `start`.
         processes: how many there are; after `start`.
         place: the number of this one, from 0; after `start`.
+        writers: the processes of which each writes what it holds into a checkpoint, for a `Saver`
+            alone; None: the main one writes; after `start`.
         model: all that a run saves, as the recipe made it; after `prepare`.
         learns: the part of it that is trained; after `prepare`.
         optimizers: over its parameters; after `prepare`.
@@ -202,6 +205,12 @@ class Engine:
         self.device = self.accelerator.device
         self.processes = self.accelerator.num_processes
         self.place = self.accelerator.process_index
+        # One of its own, for what a thread tells the others while training goes on.
+        self.writers: dist.ProcessGroup | None = None
+        if self._shards:
+            group = dist.new_group(backend="gloo")
+            assert not isinstance(group, int)  # which says that this process is not in it
+            self.writers = group
 
     def prepare(
         self, model: nn.Module, make_optimizers: Callable[[], list[Optimizer]],
@@ -221,8 +230,10 @@ class Engine:
         self.model, self.learns = model, model if learns is None else learns
         if self._shards:
             self._begin_alike()
-            # Plain, for what one process does alone; before hooks and shards.
-            self._copy = copy.deepcopy(model)
+            # Plain, before hooks and shards, for what one process does alone. It has no numbers
+            # until then.
+            self._copy = copy.deepcopy(model).to("meta")
+            self._shapes = {name: value.shape for name, value in model.state_dict().items()}
         for block in blocks_of(self.learns):
             if self._recompute:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
@@ -329,51 +340,63 @@ class Engine:
             optimizer.zero_grad()
         return norm
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Weights and optimizers' moments by name, whole; every process has to take part.
+    def held(self) -> tuple[dict[str, Part], dict[str, Part]]:
+        """What this process has to write of weights and optimizers' moments, by name; no copies."""
+        if not self._shards:
+            if not self.accelerator.is_main_process:
+                return {}, {}
+            return weights_of(self.model), moments_of(self.model, self.optimizers)
+        # What all have alike they share out; buffers, such as statistics of batches, may differ.
+        alike = {name for name, _ in self.model.named_parameters()}
+        weights = to_write(self._weights_held(), alike, self.place, self.processes)
+        return weights, to_write(self._moments_held(), set(), self.place, self.processes)
+
+    def _weights_held(self) -> dict[str, Part]:
+        if self.kind == "zero":
+            return zero.weights_of(self.model.state_dict(keep_vars=True), self._shapes)
+        return weights_of(self.model)
+
+    def _moments_held(self) -> dict[str, Part]:
+        if self.kind == "zero":
+            return zero.moments_of(self._wrapped, self.model.named_parameters(), self._shapes)
+        return moments_of(self.model, self.optimizers)
+
+    def load(self, folder: Path) -> dict:
+        """Put a checkpoint into model and optimizers; every process reads the parts that it holds.
+
+        Args:
+            folder: of a checkpoint, by whatever engine and number of processes.
 
         Returns:
-            both, on the CPU, in the main process; empty dicts in the others.
+            its state.
+
+        Raises:
+            CheckpointError: as `load_checkpoint`.
         """
-        first = self.accelerator.is_main_process
-        if self.kind in ("single", "ddp") and not first:
-            return {}, {}
-        named: Iterable[tuple[str, Tensor]] = moments_of(self.model, self.optimizers).items()
-        if self.kind == "zero":
-            both = zip(self.model.named_parameters(), self._copy.parameters(), strict=True)
-            named = zero.moments(self._wrapped, ((n, p, plain.shape) for (n, p), plain in both))
-        weights, moments = (
-            {name: value.cpu().contiguous() for name, value in part if first}
-            for part in (self._weights(), ((name, whole(value)) for name, value in named))
-        )
-        return weights, moments
+        if self.kind != "zero":
+            begin = moments_to_fill(self.model, self.optimizers)
+            return load_checkpoint(folder, self._weights_held(), begin)
+        moments: dict[str, Part] = {}
+
+        def begin_zero(name: str) -> dict[str, Part]:
+            if not moments:
+                zero.begin_moments(self._wrapped)
+                moments.update(self._moments_held())
+            keys = ("step", *zero.MOMENTS) if f"{name}.step" in moments else ()
+            return {key: moments[f"{name}.{key}"] for key in keys}
+
+        with zero.filling(self._wrapped, list(self.model.parameters())):
+            return load_checkpoint(folder, self._weights_held(), begin_zero)
 
     @torch.no_grad()
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         """Weights and buffers by name, whole, one at a time."""
-        if self.kind == "zero":
-            shapes = {name: value.shape for name, value in self._copy.state_dict().items()}
         for name, value in self.model.state_dict(keep_vars=True).items():
             if self.kind == "zero":  # whose parameters are parts of larger tensors, or come and go
                 with zero.gathered([value]):
-                    yield name, value.detach().clone().reshape(shapes[name])
+                    yield name, value.detach().clone().reshape(self._shapes[name])
             else:
                 yield name, whole(value.detach())
-
-    @contextmanager
-    def loading(self) -> Iterator[tuple[nn.Module, list[Optimizer]]]:
-        """The model and the optimizers into which a checkpoint is to be put, alike everywhere."""
-        if self.kind != "zero":
-            yield self.model, self.optimizers
-            return
-        plain = torch.optim.AdamW(self._copy.parameters())
-        yield self._copy, [plain]
-        pairs = list(zip(self.model.parameters(), self._copy.parameters(), strict=True))
-        values = {own: loaded.detach() for own, loaded in pairs}
-        states = {own: plain.state[loaded] for own, loaded in pairs if loaded in plain.state}
-        zero.write(self._wrapped, values, states)
-        for own, loaded in zip(self.model.buffers(), self._copy.buffers(), strict=True):
-            own.copy_(loaded)
 
     def gathered(self) -> AbstractContextManager:
         """Have the parameters that learn at hand in one piece or, under FSDP2, by rows.
@@ -393,14 +416,14 @@ class Engine:
         with zero.gathered(list(parameters)):
             yield
             values = {p: p.detach().clone() for p in parameters}
-        zero.write(self._wrapped, values, {})
+        zero.write(self._wrapped, values)
 
     @contextmanager
     def whole(self) -> Iterator[Any]:
         """The model with all its weights in one piece, to be scored and exported.
 
         Every process has to take part, and each gets it: the model itself where it is not sharded,
-        else a copy that lies on the device while it is used. Statistics of batches are the main
+        else a copy, which has numbers while it is used. Statistics of batches are the main
         process's.
         """
         if self.kind in ("single", "ddp"):
@@ -408,13 +431,15 @@ class Engine:
                 dist.broadcast(buffer, 0)
             yield self.model
             return
-        target: Mapping[str, Tensor] = self._copy.to(self.device).state_dict()
+        plain = self._copy.to_empty(device=self.device)
+        target: Mapping[str, Tensor] = plain.state_dict()
         for name, value in self._weights():
             target[name].copy_(value)
-        for buffer in self._copy.buffers():
-            dist.broadcast(buffer, 0)
-        yield self._copy
-        self._copy.cpu()
+        # Some buffers are constants, in no state.
+        for buffer, own in zip(plain.buffers(), self.model.buffers(), strict=True):
+            dist.broadcast(buffer.copy_(own), 0)
+        yield plain
+        plain.to("meta")
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:

@@ -41,6 +41,7 @@ from pretrain.folders import writing
 from pretrain.names import counted, for_screen
 from pretrain.processes import StopFlag, loader_workers
 from pretrain.run import begin_run, open_run, restore
+from pretrain.saving import Saver
 
 MAX_SKIPPED = 5  # non-finite steps in a row that stop the run
 
@@ -199,13 +200,21 @@ class TrainingRun:
             "seconds": 0.0,
         }  # fmt: skip
         self._stop, self._stopping, self._early = StopFlag(), False, False
+        self._saver = Saver(folder, engine.writers, config.run.async_save)
 
     def __enter__(self) -> "TrainingRun":
         return self
 
-    def __exit__(self, *_) -> None:
-        if self._lock:
-            self._lock.release(force=True)
+    def __exit__(self, error: type[BaseException] | None, *_) -> None:
+        try:
+            self._saver.wait()  # what has begun to be saved is finished, also after an error
+        except (ValueError, SystemExit) as late:
+            if error is None:
+                raise
+            print(f"warning: {for_screen(late)}", file=sys.stderr, flush=True)
+        finally:
+            if self._lock:
+                self._lock.release(force=True)
 
     @property
     def step(self) -> int:
@@ -226,8 +235,7 @@ class TrainingRun:
         Raises:
             ValueError: as `pretrain.run.restore`.
         """
-        with self.engine.loading() as (model, optimizers):
-            self.state = restore(self.folder, model, optimizers, self.state | state, say=self.first)
+        self.state = restore(self.folder, self.engine.load, self.state | state, say=self.first)
         self.accelerator.wait_for_everyone()
 
     @contextmanager
@@ -352,15 +360,20 @@ class TrainingRun:
 
         Args:
             state: what the recipe's part of the state has become.
+
+        Raises:
+            ValueError: as `Saver.save`; with --async-save that of the save before, too.
         """
         self.state |= state | {"seconds": time.monotonic() - self._began}
         self._measured = False
         done = not self.unfinished
+        self._saver.check()
         if done or self._stopping or self.step % self.config.run.save_every == 0:
-            weights, moments = self.engine.state()  # by all processes
-            if self.first:
+            if self.first or self.engine.writers:
                 about = self.state | {"model": self.engine.model.arguments}
-                checkpoint.write_checkpoint(self.folder, weights, moments, about)
+                self._saver.save(*self.engine.held(), about)
+            if done or self._stopping:
+                self._saver.wait()
         if self._stopping and not done:
             self.accelerator.wait_for_everyone()
             self._stop.leave(self.step, self.first, self._batches.lost)

@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -10,8 +11,6 @@ from typing import Any, TypeGuard
 import torch
 from accelerate import Accelerator
 from filelock import FileLock
-from torch import nn
-from torch.optim import Optimizer
 
 from pretrain import checkpoint, log
 from pretrain.files import read_json
@@ -209,15 +208,12 @@ def _is_description(content: object) -> TypeGuard[dict[str, Any]]:
     )
 
 
-def restore(
-    run: Path, model: nn.Module, optimizers: list[Optimizer], state: dict, say: bool
-) -> dict:
-    """Put the newest valid checkpoint of a run, if there is one, into model and optimizers.
+def restore(run: Path, load: Callable[[Path], dict], state: dict, say: bool) -> dict:
+    """Load the newest valid checkpoint of a run, if there is one.
 
     Args:
         run: the run's folder.
-        model: the bare model.
-        optimizers: over its parameters.
+        load: puts a checkpoint into model and optimizers and returns its state: `Engine.load`.
         state: that of a run which begins.
         say: whether to print what was found.
 
@@ -232,7 +228,7 @@ def restore(
     for problem in problems if say else []:
         print(f"warning: {for_screen(problem)}; going back to an older one", file=sys.stderr)
     if found:
-        loaded = checkpoint.load_checkpoint(found, model, optimizers)
+        loaded = load(found)
         for name, fresh in state.items():
             if name in loaded and not _same_kind(fresh, loaded[name]):
                 raise ValueError(

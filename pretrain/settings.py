@@ -51,6 +51,10 @@ class RunSettings:
     """Insist on continuing: an error if the run's folder holds no checkpoint."""
     save_every: Count = 200
     """Steps between checkpoints."""
+    async_save: bool = False
+    """Write checkpoints in the background, while training goes on: a save stops it only for a copy
+    in the machine's memory, which with AdamW has 12 bytes a parameter, of a sharded model each
+    process's part of them."""
     log_seconds: NotNegative = 10.0
     """Seconds between progress lines."""
     max_bad_clips: Fraction = 0.01

@@ -15,7 +15,8 @@ import re
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,7 +28,6 @@ from torch import Tensor, nn
 from pretrain.files import open_regular, read_json, reading, share, sync
 from pretrain.inert import Call, Name, Stored, read_inert
 from pretrain.names import first_line
-from pretrain.sharded import like
 
 # What a weight, a buffer or a moment of an optimizer is, under safetensors' names.
 DTYPES = {
@@ -99,7 +99,7 @@ def read_safetensors(path: Path, expected: Mapping[str, Tensor] | None = None) -
     """
     with reading(path), open_regular(path) as file:
         try:
-            offsets, found = _read_header(file)
+            offsets, found, _ = read_header(file)
         except ValueError as error:
             raise ValueError(f"{path} is not a valid safetensors file: {error}") from error
         if expected is not None:
@@ -110,31 +110,42 @@ def read_safetensors(path: Path, expected: Mapping[str, Tensor] | None = None) -
         if size > memory:
             raise ValueError(f"{path} takes {size:,} bytes of memory, this machine has {memory:,}")
         tensors = {}
-        for name in offsets:  # as they lie in the file
+        for name in offsets:
             like = found[name]
             try:
                 data = torch.empty(like.numel() * like.element_size(), dtype=torch.uint8)
             except RuntimeError as error:
                 raise ValueError(f"{path} does not fit into memory: {error}") from error
-            _fill(file, data, path)
+            read_into(file, data, path)
             if like.dtype == torch.bool and (data > 1).any():
                 raise ValueError(f"{path}: {name!r:.100} holds truth values other than 0 and 1")
             tensors[name] = data.view(like.dtype).reshape(like.shape)
     return tensors
 
 
-def _fill(file: io.BufferedReader, data: Tensor, path: Path) -> None:
+def read_into(file: io.BufferedReader, data: Tensor, path: Path) -> None:
+    """Fill a tensor of bytes from where a file stands.
+
+    Raises:
+        ValueError: the file ends before.
+    """
     view = data.numpy().data
     read = file.readinto(view)
     if read != len(view):
         raise ValueError(f"{path} became shorter while it was read")
 
 
-def _read_header(file: BinaryIO) -> tuple[list[str], dict[str, Tensor]]:
+def read_header(
+    file: BinaryIO,
+) -> tuple[dict[str, int], dict[str, Tensor], dict[str, str]]:
     """Check a whole safetensors file but for its numbers, and stop before them.
 
     Returns:
-        the names in the order of their data; and a meta tensor of each, in the order of the header.
+        where in the file the data of each name begin, in their order; a meta tensor of each, in the
+        order of the header; and the metadata.
+
+    Raises:
+        ValueError: the file is damaged or none of that kind.
     """
     size = os.fstat(file.fileno()).st_size
     if size < 10:
@@ -173,7 +184,7 @@ def _read_header(file: BinaryIO) -> tuple[list[str], dict[str, Tensor]]:
         at = end
     if at != size - 8 - length:
         raise ValueError(f"its tensors take {at:,} bytes and {size - 8 - length:,} are there")
-    return order, found
+    return {name: 8 + length + ends[name][0] for name in order}, found, about
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict:
@@ -214,48 +225,115 @@ WHOLE = (
     {"model.safetensors", "optimizer.safetensors", "state.json"},
     {"model.safetensors", "config.json"},
 )
+MOST_WRITERS = 4096  # processes that may have written one checkpoint
 
 
-def write_folder(
-    folder: Path, tensors: dict[str, dict[str, Tensor]], texts: dict[str, dict]
-) -> None:
-    """Write safetensors and JSON files and their manifest into a new folder, each synced."""
-    needed = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
-    free = shutil.disk_usage(folder.parent).free
+def file_of(kind: str, place: int, processes: int) -> str:
+    """The file of one of several processes: `model-00001-of-00002.safetensors` of place 0."""
+    return f"{kind}-{place + 1:05d}-of-{processes:05d}.safetensors"
+
+
+def _is_whole(names: Set[str]) -> bool:
+    """Whether these are all files of a checkpoint or of an export."""
+    count = (len(names) - 1) // 2
+    if names in WHOLE or not 0 < count <= MOST_WRITERS:
+        return names in WHOLE
+    kinds = ("model", "optimizer")
+    return names == {"state.json"} | {file_of(k, i, count) for k in kinds for i in range(count)}
+
+
+@contextmanager
+def filling(folder: Path, needed: int) -> Iterator[None]:
+    """Raise CheckpointError where a folder of weights cannot be written.
+
+    Args:
+        folder: it need not be there yet.
+        needed: bytes that it will take.
+    """
     try:
+        free = shutil.disk_usage(folder.parent).free
         if free < needed * 1.01 + 2**20:
             raise OSError(f"{needed:,} bytes are needed and {free:,} are free")
-        folder.mkdir()
-        for name, group in tensors.items():
-            save_file(group, folder / f"{name}.safetensors")
-            share(folder / f"{name}.safetensors")
-        for name, content in texts.items():
-            (folder / f"{name}.json").write_text(json.dumps(content, indent=1))
-        files = sorted(folder.iterdir())
-        for path in files:
-            sync(path)
-        # The manifest comes last: a folder without a matching one is not a checkpoint.
-        manifest = folder / "manifest.json"
-        manifest.write_text(json.dumps({p.name: sha256(p) for p in files}, indent=1))
-        sync(manifest)
-        sync(folder)
+        yield
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(folder, ignore_errors=True)
         raise CheckpointError(
             f"cannot write {folder.parent}: {error}. What was saved before is intact: make room "
             "there and start the same command again"
         ) from error
 
 
-def verify_folder(folder: Path) -> None:
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], about: dict[str, str] | None = None
+) -> str:
+    """Write a safetensors file, wait until it is on the disk, and return its hash.
+
+    Args:
+        path: of the file.
+        tensors: on the CPU, contiguous.
+        about: its metadata, if it has any.
+    """
+    save_file(tensors, path, *([about] if about else []))
+    share(path)
+    sync(path)
+    return sha256(path)
+
+
+def seal_folder(folder: Path, texts: dict[str, dict], digests: dict[str, str]) -> None:
+    """Write the JSON files of a folder of weights and its manifest; all is on the disk then.
+
+    Args:
+        folder: that has its safetensors files.
+        texts: content of the JSON files, by name without suffix.
+        digests: hashes of the safetensors files, by name.
+    """
+    for name, content in texts.items():
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps(content, indent=1))
+        sync(path)
+        digests = digests | {path.name: sha256(path)}
+    # The manifest comes last: a folder without a matching one is not a checkpoint.
+    manifest = folder / "manifest.json"
+    manifest.write_text(json.dumps(dict(sorted(digests.items())), indent=1))
+    sync(manifest)
+    sync(folder)
+
+
+def write_folder(
+    folder: Path, tensors: dict[str, dict[str, Tensor]], texts: dict[str, dict]
+) -> None:
+    """Write safetensors and JSON files and their manifest into a new folder, each synced.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    try:
+        with filling(folder, size_of(t for group in tensors.values() for t in group.values())):
+            folder.mkdir()
+            names = {f"{kind}.safetensors": group for kind, group in tensors.items()}
+            digests = {name: write_tensors(folder / name, group) for name, group in names.items()}
+            seal_folder(folder, texts, digests)
+    except CheckpointError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors."""
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def verify_folder(folder: Path) -> list[str]:
     """Check that every file of a checkpoint or an export is there with its recorded hash.
+
+    Returns:
+        their names.
 
     Raises:
         CheckpointError: one is not.
     """
     try:
         manifest = read_json(folder / "manifest.json")
-        if manifest.keys() not in WHOLE:
+        if not _is_whole(manifest.keys()):
             raise ValueError(
                 f"its manifest lists {', '.join(map(ascii, manifest))[:200] or 'nothing'}"
             )
@@ -264,8 +342,9 @@ def verify_folder(folder: Path) -> None:
         raise CheckpointError(f"{folder} is incomplete: {error}") from error
     if bad:
         raise CheckpointError(
-            f"{folder} is corrupt: {', '.join(bad)} does not match its recorded hash"
+            f"{folder} is corrupt: {', '.join(bad)[:200]} does not match its recorded hash"
         )
+    return sorted(manifest)
 
 
 # -------------------------------------------------------------------------- dicts of weights
@@ -278,7 +357,7 @@ def load_strict(model: nn.Module, weights: dict[str, Tensor], origin: str) -> No
         refuse_misfit(own, weights, origin)
     except ValueError as error:
         raise CheckpointError(str(error)) from error
-    model.load_state_dict({name: like(value, own[name]) for name, value in weights.items()})
+    model.load_state_dict(weights)
 
 
 def weights_hash(model: nn.Module) -> str:

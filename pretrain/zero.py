@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain.files import read_json
+from pretrain.sharded import Part
 
 # Of the section zero_optimization: what changes how long a step takes and nothing else; true or
 # false, or else the least that a number of values may be.
@@ -158,74 +159,120 @@ def gathered(parameters: list[nn.Parameter]) -> AbstractContextManager:
     return deepspeed.zero.GatheredParameters(parameters)
 
 
-def moments(
-    engine: Any, parameters: Iterable[tuple[str, nn.Parameter, torch.Size]]
-) -> Iterator[tuple[str, Tensor]]:
-    """What the optimizer remembers, whole, by `parameter.key`; all processes have to call this.
+def weights_of(values: dict[str, Tensor], shapes: dict[str, torch.Size]) -> dict[str, Part]:
+    """What this process holds of weights and buffers.
+
+    Args:
+        values: those of the model in `begin`, by name.
+        shapes: those they had before.
+    """
+    return {
+        name: _own(value.ds_tensor.detach(), shapes[name])
+        if hasattr(value, "ds_tensor")
+        else Part(value.detach(), 0, shapes[name], shared=False)
+        for name, value in values.items()
+    }
+
+
+def moments_of(
+    engine: Any, parameters: Iterable[tuple[str, nn.Parameter]], shapes: dict[str, torch.Size]
+) -> dict[str, Part]:
+    """What this process holds of what the optimizer remembers, by `parameter.key`.
 
     Args:
         engine: of `begin`.
-        parameters: their names and the shapes that they had before `begin`.
+        parameters: all that it has, by name.
+        shapes: those they had before `begin`.
     """
     states = engine.optimizer.optimizer.state
     if not states:
-        return
-    from deepspeed.utils import safe_get_full_optimizer_state
-
+        return {}
     _link(engine)
     steps = next(iter(states.values()))["step"]
-    for name, parameter, shape in parameters:
+    found = {}
+    for name, parameter in parameters:
         if parameter.requires_grad:
-            yield f"{name}.step", steps.clone()
+            found[f"{name}.step"] = Part(steps, 0, steps.shape, shared=False)
             for key in MOMENTS:
-                yield f"{name}.{key}", safe_get_full_optimizer_state(parameter, key).reshape(shape)
+                found[f"{name}.{key}"] = _moment(engine, parameter, key, shapes[name])
+    return found
 
 
-def write(
-    engine: Any, values: dict[nn.Parameter, Tensor], states: dict[nn.Parameter, dict[str, Tensor]]
-) -> None:
-    """Give parameters values, and the optimizer what it remembers; all processes have to call this.
+def _moment(engine: Any, parameter: Any, key: str, shape: torch.Size) -> Part:
+    if engine.zero_optimization_stage() == 3:
+        from deepspeed.utils import safe_get_local_optimizer_state
+
+        return _own(safe_get_local_optimizer_state(parameter, key), shape)
+    if (mapping := parameter._hp_mapping) is None:  # others have all of it
+        return Part(torch.empty(0), 0, shape)
+    return Part(mapping.get_optim_state_fragment(key), mapping.lp_fragment_address.start, shape)
+
+
+def _own(values: Tensor, shape: torch.Size) -> Part:
+    """This process's part of what stage 3 divides into equal parts; the last ones have padding."""
+    whole = math.prod(shape)
+    start = min(values.numel() * dist.get_rank(), whole)
+    return Part(values[: whole - start], start, shape)
+
+
+@contextmanager
+def filling(engine: Any, parameters: Iterable[Any]) -> Iterator[None]:
+    """Let what `weights_of` and `moments_of` gave be written to; all processes have to call this.
 
     Args:
         engine: of `begin`.
-        values: whole, on every process alike.
-        states: likewise, of those that have any: `step`, `exp_avg` and `exp_avg_sq`.
+        parameters: all that it has.
     """
     from deepspeed import utils as tools
-    from deepspeed import zero as zeros
 
     zero = engine.optimizer
     sharded = engine.zero_optimization_stage() == 3
+    kept = zero.persistent_parameters if sharded else []  # small ones, whole on every process
+    if kept:
+        kept[0].partition(kept)
+    yield
+    for parameter in parameters:
+        if not parameter.requires_grad:
+            continue
+        if sharded:
+            tools.safe_get_local_fp32_param(parameter).data.copy_(parameter.ds_tensor)
+        else:
+            tools.safe_set_full_fp32_param(parameter, parameter.data)
+    if kept:
+        kept[0].all_gather(kept)
+    states = list(zero.optimizer.state.values())
+    for state in states[1:]:
+        state["step"].copy_(states[0]["step"])
+
+
+def begin_moments(engine: Any) -> None:
+    """Make what the optimizer remembers, which is nothing before a first step."""
+    zero = engine.optimizer
+    sharded = engine.zero_optimization_stage() == 3
     flat = zero.fp32_partitioned_groups_flat if sharded else zero.single_partition_of_fp32_groups
-    if states:
-        steps = next(iter(states.values()))["step"]
-        for part in flat:  # which remembers nothing before a first step
-            zero.optimizer.state[part] = {"step": steps.to(part.device).clone()} | {
-                key: torch.zeros_like(part) for key in MOMENTS
-            }
-        _link(engine)
+    for part in flat:
+        zero.optimizer.state[part] = {
+            "step": torch.zeros((), device=part.device),
+            **{key: torch.zeros_like(part) for key in MOMENTS},
+        }
+
+
+def write(engine: Any, values: dict[nn.Parameter, Tensor]) -> None:
+    """Give parameters values, whole, on every process alike; all processes have to call this."""
+    from deepspeed import utils as tools
+    from deepspeed import zero as zeros
+
+    parameter: Any
     for parameter, value in values.items():
-        mine: dict[str, Tensor] = states.get(parameter, {})
-        if not sharded:
+        if engine.zero_optimization_stage() < 3:
             parameter.data.copy_(value)
             if parameter.requires_grad:
                 tools.safe_set_full_fp32_param(parameter, parameter.data)
-                for key in MOMENTS if mine else ():
-                    tools.safe_set_full_optimizer_state(parameter, mine[key].to(value.device), key)
             continue
         with zeros.GatheredParameters([parameter], modifier_rank=0):
             parameter.data.copy_(value)
         if parameter.requires_grad:
-            _fill(tools.safe_get_local_fp32_param(parameter), value)
-            for key in MOMENTS if mine else ():
-                _fill(tools.safe_get_local_optimizer_state(parameter, key), mine[key])
-
-
-def _fill(part: Tensor, value: Tensor) -> None:
-    """Put this process's part of a whole tensor into `part`; the last one has some padding."""
-    first = part.numel() * dist.get_rank()
-    own = value.flatten()[first : first + part.numel()]
-    part.data[: own.numel()].copy_(own)
+            tools.safe_get_local_fp32_param(parameter).data.copy_(parameter.ds_tensor)
 
 
 def _link(engine: Any) -> None:

@@ -419,8 +419,9 @@ def _check_backbone(box: Path) -> None:
 def _run_seeds() -> list[Files]:
     import torch
 
-    from pretrain.checkpoint import save_checkpoint
+    from pretrain.checkpoint import moments_of, weights_of
     from pretrain.log import write_json
+    from pretrain.saving import Saver
     from pretrain.videomae import VideoMAE
     from pretrain.vit import VideoTransformer
 
@@ -433,8 +434,8 @@ def _run_seeds() -> list[Files]:
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()
-        state = {"step": 3, "skipped_in_row": 0, "bad_clips": 0}
-        save_checkpoint(run, model, [optimizer], state)
+        state = {"step": 3, "skipped_in_row": 0, "bad_clips": 0, "model": model.arguments}
+        Saver(run).save(weights_of(model), moments_of(model, [optimizer]), state)
         about = {"config": {"steps": 3}, "data_fingerprint": "f" * 64, "num_clips": 4}
         write_json(run / "config.json", about)
         (run / "log.jsonl").write_text(

@@ -16,13 +16,14 @@ from downstream.features import finish_means
 from downstream.models import build_model, load_backbone, load_classifier
 from pretrain import flags
 from pretrain.backbones import export_backbone, load_pretrained_videomae
-from pretrain.checkpoint import save_checkpoint
+from pretrain.checkpoint import weights_of
 from pretrain.interop import videomae as interop_videomae
 from pretrain.interop.hugging_face import from_hf, to_hf
 from pretrain.interop.layouts import Sizes, arguments_of, assemble
 from pretrain.interop.official import from_official, to_official
 from pretrain.interop.videomae import import_videomae, load_videomae, verify
 from pretrain.log import cli
+from pretrain.saving import Saver
 from pretrain.settings import Machine
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer
@@ -622,8 +623,8 @@ def test_recipe_there_and_back(tmp_path, capsys):
 
 def test_recipe_converts_a_run_with_its_decoder(tmp_path):
     model = trained()
-    optimizer = torch.optim.AdamW(model.parameters())
-    save_checkpoint(tmp_path / "run", model, [optimizer], {"step": 1, "model": model.arguments})
+    state = {"step": 1, "model": model.arguments}
+    Saver(tmp_path / "run").save(weights_of(model), {}, state)
     main(Config(str(tmp_path / "run"), "official", str(tmp_path / "a.pth")))
     main(Config(str(tmp_path / "run"), "hf", str(tmp_path / "hf")))
     for name in (str(tmp_path / "a.pth"), f"hf:{tmp_path / 'hf'}"):

@@ -40,9 +40,12 @@ def train(recipe: str, given: dict[str, Any], plan: dict[str, Any]) -> None:
         plan: what happens, and to which `rank` (0): `die_in_step`, `kill_worker_in_step`,
             `nan_in_step`, `die_in_save`: the number of the step; `die_in_operation`: of the
             operation on the disk, with the names of all of them written to `operations` at the end;
-            `hashes`: a folder, to which those of the weights after each step go.
+            `die_at_moment`: of its saves (`die_at`); `hashes`: a folder, to which those of the
+            weights after each step go; `sizes`: a folder, for the bytes of the largest file that
+            each process wrote, and of what it read of checkpoints.
     """
     from pretrain import log, weights
+    from pretrain.sharded import Parts
 
     module = importlib.import_module(recipe)
     rank, count = os.environ.get("RANK", "0"), 0
@@ -71,12 +74,16 @@ def train(recipe: str, given: dict[str, Any], plan: dict[str, Any]) -> None:
             Path(plan["hashes"], f"hashes-{rank}.json").write_text(json.dumps(hashes))
         return result
 
-    def save_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        real_save(tensors, path)
+    def save_file(tensors: dict[str, torch.Tensor], path: Path, *about: dict[str, str]) -> None:
+        real_save(tensors, path, *about)
         if plan.get("die_in_save", count + 1) <= count and "optimizer" in str(path):
             os.truncate(path, 100)
             die()
 
+    if mine and "die_at_moment" in plan:
+        die_at(plan["die_at_moment"])
+    if "sizes" in plan:
+        count_bytes(Path(plan["sizes"], f"{rank}.json"), Parts, weights)
     operations: list[str] = []
 
     def counted(
@@ -97,7 +104,7 @@ def train(recipe: str, given: dict[str, Any], plan: dict[str, Any]) -> None:
 
     changes: dict[ModuleType, dict[str, Any]] = {
         module: {"train_step": step, "reconstruction_figure": lambda *_: ""},
-        weights: {"save_file": save_file},
+        weights: {"save_file": save_file} if "die_in_save" in plan else {},
         log: {"curve_figure": lambda *_: ""},  # figures take longer than such runs
     }
     for place, replaced in changes.items():
@@ -111,6 +118,68 @@ def train(recipe: str, given: dict[str, Any], plan: dict[str, Any]) -> None:
     module.main(configure(module.Config, **values))
     if "operations" in plan:
         Path(plan["operations"]).write_text(json.dumps(operations))
+
+
+def die_at(moment: int) -> None:
+    """Let this process die at the n-th moment of its saves.
+
+    These are the ones before and after it writes, syncs, renames or removes something, or hears of
+    the others, and the one when it has written half a file.
+    """
+    from pretrain import saving, weights
+
+    seen = 0
+
+    def pass_moment(half: Path | None = None) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == moment:
+            if half:
+                os.truncate(half, half.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watched(real: Callable) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            pass_moment()
+            result = real(*args, **kwargs)
+            if real.__name__ == "save_file":
+                pass_moment(args[1])
+            pass_moment()
+            return result
+
+        return call
+
+    for place, name in (
+        (weights, "save_file"), (weights, "sync"), (saving, "sync"), (saving, "remove"),
+        (os, "replace"),
+    ):  # fmt: skip
+        setattr(place, name, watched(getattr(place, name)))
+    real = torch.distributed.all_gather
+    asked = watched(real)
+
+    def all_gather(*args: Any, group: Any = None, **more: Any) -> Any:
+        return (asked if group else real)(*args, group=group, **more)
+
+    setattr(torch.distributed, "all_gather", all_gather)  # noqa: B010
+
+
+def count_bytes(path: Path, parts: Any, weights: Any) -> None:
+    """Note how much of checkpoints this process writes at once, and reads, to a file."""
+    sizes = {"wrote": 0, "read": 0}
+    real_save, real_read = weights.save_file, parts.read
+
+    def save_file(tensors: dict[str, torch.Tensor], file: Path, *about: Any) -> None:
+        if "checkpoints" in file.parts:  # and no export
+            sizes["wrote"] = max(sizes["wrote"], weights.size_of(tensors.values()))
+            path.write_text(json.dumps(sizes))
+        real_save(tensors, file, *about)
+
+    def read(*given: Any) -> torch.Tensor:
+        found = real_read(*given)
+        sizes["read"] += weights.size_of([found])
+        return found
+
+    weights.save_file, parts.read = save_file, read
 
 
 def command(words: list[str]) -> None:

@@ -74,9 +74,10 @@ def train(
     """The lines of the log of a run by an engine; a run that was to die has them too."""
     processes, environment = engine
     done = launch(out.parent, config(case, out, **more), plan or {}, processes, environment)
-    dies = plan and "die_in_step" in plan
+    dies = plan and plan.keys() & {"die_in_step", "die_at_moment"}
     assert (done.returncode != 0) == bool(dies), done.stdout[-1000:] + done.stderr[-3000:]
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    log = out / "log.jsonl"
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def far(
@@ -141,8 +142,6 @@ def start_otherwise(out: str) -> None:
     model.scale = nn.Parameter(torch.rand(()))
     mine = {name: value.clone() for name, value in model.state_dict().items()}
     engine.prepare(model, lambda: [torch.optim.AdamW(model.parameters())])
-    with engine.loading():
-        pass
     with engine.whole() as whole:
         there = {name: value.clone() for name, value in whole.state_dict().items()}
     torch.save({"mine": mine, "there": there}, f"{out}/{rank}")
@@ -175,12 +174,54 @@ def test_a_sharded_run_that_is_killed_continues_to_the_bit(tmp_path):
     short = {"steps": 6, "save_every": 2}
     calm = train("muon", tmp_path / "calm", fsdp2, nan, **short)
     train("muon", tmp_path / "harried", fsdp2, nan | {"die_in_step": 6}, **short)
-    train("muon", tmp_path / "harried", fsdp2, **short)
+    for rank, moment in (("1", 4), ("0", 18)):  # half a file is written; all are, and synced
+        died = {"die_at_moment": moment, "rank": rank}
+        train("muon", tmp_path / "harried", fsdp2, died, async_save=True, **short)
+        found, _ = checkpoint.newest_valid(tmp_path / "harried")
+        assert found.name == "step-00000004"
+    train("muon", tmp_path / "harried", fsdp2, {"sizes": str(tmp_path)}, async_save=True, **short)
     assert equal(final_weights(tmp_path / "harried"), final_weights(tmp_path / "calm"))
+    holds_its_share(tmp_path)
     assert not is_finite(calm[2]["grad_norm"]) and is_finite(calm[3]["grad_norm"])
     for name in ("calm", "harried"):
         found, _ = checkpoint.newest_valid(tmp_path / name)
         assert checkpoint.read_state(found)["skipped"] == 1
+
+
+def holds_its_share(folder: Path, weights: bool = True) -> None:
+    """No process of two wrote or read more than its part of weights and moments."""
+    saved = checkpoint.newest_valid(folder / "harried")[0]
+    model, optimizer = (
+        sum(path.stat().st_size for path in saved.glob(f"{kind}-*"))
+        for kind in ("model", "optimizer")
+    )
+    for rank in "01":
+        sizes = json.loads((folder / f"{rank}.json").read_text())
+        assert 0 < sizes["wrote"] < 0.6 * max(model, optimizer)
+        # Where all weights are on each process anyway (ZeRO-1 and 2) it reads those.
+        assert 0 < sizes["read"] < 0.6 * optimizer + (0.6 if weights else 1) * model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize(
+    ("name", "background"), [("fsdp2", False), ("fsdp2", True), ("zero2", True)]
+)
+def test_ten_kills_of_one_process_of_two_in_a_save(name, background, rank, tmp_path):
+    if "zero" in name:
+        pytest.importorskip("deepspeed")
+    short = {"save_every": 1, "async_save": background}
+    harried = tmp_path / "harried"
+    # The first process has more to do: all of it is passed in steps of two or three.
+    moments = range(1, 11) if rank == "1" else (1, 3, 5, 8, 11, 15, 18, 22, 24, 27)
+    for moment in moments:
+        died = {"die_at_moment": moment, "rank": rank}
+        train("videomae", harried, ENGINES[name], died, **short)
+        assert not checkpoint.checkpoints(harried) or checkpoint.newest_valid(harried)[0]
+    train("videomae", harried, ENGINES[name], **short)
+    train("videomae", tmp_path / "calm", ENGINES[name], save_every=STEPS)
+    assert equal(final_weights(harried), final_weights(tmp_path / "calm"))
+    assert not list(harried.rglob("tmp-*"))
 
 
 @pytest.mark.slow
@@ -215,7 +256,10 @@ def test_deepspeed_continues_to_the_bit(case, name, tmp_path):
     pytest.importorskip("deepspeed")
     calm = train(case, tmp_path / "calm", ENGINES[name])
     train(case, tmp_path / "harried", ENGINES[name], {"die_in_step": 7, "rank": "1"})
-    harried = train(case, tmp_path / "harried", ENGINES[name])
+    sizes = {"sizes": str(tmp_path)}
+    harried = train(case, tmp_path / "harried", ENGINES[name], sizes, async_save=True)
+    # A moving average is no part of DeepSpeed's: each process has all of it.
+    holds_its_share(tmp_path, weights=name == "zero3" and case != "finetune")
     assert equal(final_weights(tmp_path / "harried"), final_weights(tmp_path / "calm"))
     assert far(harried, calm) == 0
 

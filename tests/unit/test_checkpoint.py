@@ -12,12 +12,20 @@ from safetensors.torch import load_file, save
 
 from downstream.classifier import Classifier
 from downstream.models import build_model, load_backbone, load_classifier, load_video_text
-from pretrain import backbones, checkpoint
+from pretrain import backbones, saving
 from pretrain import weights as weights_module
 from pretrain.backbones import BUILDERS, describe, export_backbone, load_export
-from pretrain.checkpoint import checkpoints, load_checkpoint, newest_valid, save_checkpoint
+from pretrain.checkpoint import (
+    checkpoints,
+    load_checkpoint,
+    moments_of,
+    moments_to_fill,
+    newest_valid,
+    weights_of,
+)
 from pretrain.clip import VideoText
 from pretrain.optim import make_optimizers
+from pretrain.saving import Saver
 from pretrain.text import fresh_text
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer
@@ -45,6 +53,17 @@ def trained(steps: int, width: int = 16):
     return model, optimizers
 
 
+def write(run, model, optimizers, state):
+    """Save what a process has that trains alone, and return the checkpoint."""
+    about = state | {"model": model.arguments}
+    Saver(run).save(weights_of(model), moments_of(model, optimizers), about)
+    return run / "checkpoints" / f"step-{state['step']:08d}"
+
+
+def read(folder, model, optimizers) -> dict:
+    return load_checkpoint(folder, weights_of(model), moments_to_fill(model, optimizers))
+
+
 def same(a, b) -> bool:
     one, two = a[0].state_dict(), b[0].state_dict()
     assert num_moments(a) == num_moments(b) == 3 * len(one) - 2 * 8  # 8 matrices have one each
@@ -63,10 +82,10 @@ def num_moments(run) -> int:
 
 def test_round_trip_and_rotation(tmp_path):
     for step in (1, 2, 3, 4):
-        save_checkpoint(tmp_path, *trained(step), {"step": step, "note": "x"})
+        write(tmp_path, *trained(step), {"step": step, "note": "x"})
     assert [p.name for p in checkpoints(tmp_path)] == ["step-00000004", "step-00000003"]
     fresh = trained(0)
-    state = load_checkpoint(newest_valid(tmp_path)[0], *fresh)
+    state = read(newest_valid(tmp_path)[0], *fresh)
     assert state["step"] == 4 and state["note"] == "x" and same(fresh, trained(4))
     assert not same(fresh, trained(3))
 
@@ -74,7 +93,7 @@ def test_round_trip_and_rotation(tmp_path):
 OPERATIONS = [
     (weights_module, "save_file"),
     (weights_module, "sync"),
-    (checkpoint, "sync"),
+    (saving, "sync"),
     (os, "replace"),
     (shutil, "rmtree"),
 ]
@@ -88,8 +107,8 @@ def test_killed_at_every_operation_of_a_save(tmp_path, monkeypatch):
 
     def attempt(kill_at: int) -> int:
         run = tmp_path / str(kill_at)
-        save_checkpoint(run, *reference[1], {"step": 1})
-        save_checkpoint(run, *reference[2], {"step": 2})
+        write(run, *reference[1], {"step": 1})
+        write(run, *reference[2], {"step": 2})
         count = 0
 
         def counted(function):
@@ -110,17 +129,17 @@ def test_killed_at_every_operation_of_a_save(tmp_path, monkeypatch):
             for module, name in OPERATIONS:
                 patch.setattr(module, name, counted(getattr(module, name)))
             try:
-                save_checkpoint(run, *reference[3], {"step": 3})
+                write(run, *reference[3], {"step": 3})
             except Killed:
                 pass
             else:
                 assert kill_at > count
         found, _ = newest_valid(run)
         fresh = trained(0)
-        step = load_checkpoint(found, *fresh)["step"]
+        step = read(found, *fresh)["step"]
         assert step in (2, 3) and same(fresh, reference[step])
         # And the next save of the same step works, whatever was left behind.
-        save_checkpoint(run, *reference[3], {"step": 3})
+        write(run, *reference[3], {"step": 3})
         assert newest_valid(run)[0].name == "step-00000003"
         assert not list((run / "checkpoints").glob("tmp-*"))
         return count
@@ -143,7 +162,7 @@ def test_order_on_disk(tmp_path, monkeypatch):
         )  # fmt: skip
     for step in (1, 2, 3):
         events.clear()
-        save_checkpoint(tmp_path, *trained(1), {"step": step})
+        write(tmp_path, *trained(1), {"step": step})
     rename = next(i for i, (name, _) in enumerate(events) if name == "replace")
     synced = {path.rsplit("/", 1)[1] for name, path in events[:rename] if name == "sync"}
     assert synced >= {"model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"}
@@ -152,8 +171,8 @@ def test_order_on_disk(tmp_path, monkeypatch):
 
 
 def test_corrupt_files_are_found_and_the_older_one_is_used(tmp_path):
-    save_checkpoint(tmp_path, *trained(1), {"step": 1})
-    newest = save_checkpoint(tmp_path, *trained(2), {"step": 2})
+    write(tmp_path, *trained(1), {"step": 1})
+    newest = write(tmp_path, *trained(2), {"step": 2})
     generator = torch.Generator().manual_seed(0)
     for file in sorted(newest.iterdir()):
         original = file.read_bytes()
@@ -166,14 +185,14 @@ def test_corrupt_files_are_found_and_the_older_one_is_used(tmp_path):
             assert found.name == "step-00000001", (file, kind, place)
             assert "step-00000002" in problems[0]
             with pytest.raises(CheckpointError):
-                load_checkpoint(newest, *trained(0))
+                read(newest, *trained(0))
         file.write_bytes(original)
     (newest / "optimizer.safetensors").unlink()
     assert newest_valid(tmp_path)[0].name == "step-00000001"
 
 
 def test_disk_full_keeps_what_was_there(tmp_path, monkeypatch):
-    save_checkpoint(tmp_path, *trained(1), {"step": 1})
+    write(tmp_path, *trained(1), {"step": 1})
 
     def full(tensors, path):
         path.write_bytes(b"half a file")
@@ -182,29 +201,29 @@ def test_disk_full_keeps_what_was_there(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(weights_module, "save_file", full)
         with pytest.raises(CheckpointError, match="No space left"):
-            save_checkpoint(tmp_path, *trained(2), {"step": 2})
+            write(tmp_path, *trained(2), {"step": 2})
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage)
         with pytest.raises(CheckpointError, match="1,000 are free"):
-            save_checkpoint(tmp_path, *trained(2), {"step": 2})
+            write(tmp_path, *trained(2), {"step": 2})
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
-    assert load_checkpoint(newest_valid(tmp_path)[0], *trained(0))["step"] == 1
+    assert read(newest_valid(tmp_path)[0], *trained(0))["step"] == 1
 
 
 def test_non_finite_weights_are_not_saved(tmp_path):
-    save_checkpoint(tmp_path, *trained(1), {"step": 1})
+    write(tmp_path, *trained(1), {"step": 1})
     model, optimizers = trained(2)
     model.head.bias.data[3] = torch.nan
     with pytest.raises(CheckpointError, match=r"head\.bias"):
-        save_checkpoint(tmp_path, model, optimizers, {"step": 2})
+        write(tmp_path, model, optimizers, {"step": 2})
     assert newest_valid(tmp_path)[0].name == "step-00000001"
 
 
 def test_another_model_is_refused(tmp_path):
-    saved = save_checkpoint(tmp_path, *trained(1), {"step": 1})
+    saved = write(tmp_path, *trained(1), {"step": 1})
     with pytest.raises(CheckpointError, match=r"is \(.*the model has"):
-        load_checkpoint(saved, *trained(0, width=32))
+        read(saved, *trained(0, width=32))
 
 
 def test_backbone_round_trip_and_refusals(tmp_path):
@@ -238,7 +257,7 @@ def test_arguments_under_older_names(tmp_path):
     model = VideoMAE(encoder, 8, 1, 2)
     encoder.arguments["moving"] = encoder.arguments.pop("motion_tokens")
     export_backbone(encoder, tmp_path / "old", {})
-    save_checkpoint(tmp_path, model, [], {"step": 1, "model": model.arguments})
+    write(tmp_path, model, [], {"step": 1})
     assert load_backbone(str(tmp_path / "old")).arguments["motion_tokens"] == 0.5
     again = backbones.load_pretrained_videomae(tmp_path)
     assert again.encoder.num_motion_tokens == encoder.num_motion_tokens == 4
@@ -306,7 +325,7 @@ def test_exported_weights_are_read_by_whoever_reads_their_json(tmp_path, mask, m
     before = os.umask(mask)
     try:
         export_backbone(trained(1)[0].encoder, tmp_path / "backbone", {})
-        save_checkpoint(tmp_path, *trained(1), {"step": 1})
+        write(tmp_path, *trained(1), {"step": 1})
     finally:
         os.umask(before)
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
@@ -328,20 +347,20 @@ def rewrite(folder, name: str, content: bytes) -> None:
 
 def test_a_damaged_checkpoint_is_replaced_and_said(tmp_path, capsys):
     for step in (1, 2):
-        save_checkpoint(tmp_path, *trained(step), {"step": step})
+        write(tmp_path, *trained(step), {"step": step})
     damage(tmp_path / "checkpoints" / "step-00000002")
     assert backbones.load_pretrained_videomae(tmp_path) is not None
     assert "step-00000002" in capsys.readouterr().err  # and not in silence the older one
-    save_checkpoint(tmp_path, *trained(2), {"step": 2})
+    write(tmp_path, *trained(2), {"step": 2})
     assert "step-00000002" in capsys.readouterr().err
     assert newest_valid(tmp_path) == (tmp_path / "checkpoints" / "step-00000002", [])
-    assert load_checkpoint(newest_valid(tmp_path)[0], *trained(0))["step"] == 2
+    assert read(newest_valid(tmp_path)[0], *trained(0))["step"] == 2
 
 
 @pytest.mark.parametrize("kind", ["truncated", "link", "dangling", "file", "empty"])
 def test_what_is_no_checkpoint_takes_none_of_the_places(tmp_path, capsys, kind):
     for step in (1, 2):
-        save_checkpoint(tmp_path, *trained(step), {"step": step})
+        write(tmp_path, *trained(step), {"step": step})
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "thesis.txt").write_text("years of work")
@@ -357,7 +376,7 @@ def test_what_is_no_checkpoint_takes_none_of_the_places(tmp_path, capsys, kind):
         else:
             newest.symlink_to(elsewhere if kind == "link" else "nowhere")
     assert newest_valid(tmp_path)[0].name == "step-00000001"
-    save_checkpoint(tmp_path, *trained(3), {"step": 3})
+    write(tmp_path, *trained(3), {"step": 3})
     assert [p.name for p in checkpoints(tmp_path)] == ["step-00000003", "step-00000001"]
     assert "step-00000002" in capsys.readouterr().err
     assert (elsewhere / "thesis.txt").read_text() == "years of work"
@@ -370,7 +389,7 @@ def test_what_is_no_checkpoint_takes_none_of_the_places(tmp_path, capsys, kind):
 )  # fmt: skip
 def test_a_hostile_state_is_passed_over(tmp_path, state):
     for step in (1, 2):
-        newest = save_checkpoint(tmp_path, *trained(step), {"step": step})
+        newest = write(tmp_path, *trained(step), {"step": step})
     rewrite(newest, "state.json", state)
     found, problems = newest_valid(tmp_path)
     assert found.name == "step-00000001" and "step-00000002" in problems[0]
@@ -378,7 +397,7 @@ def test_a_hostile_state_is_passed_over(tmp_path, state):
 
 @pytest.mark.parametrize("kind", ["shape", "name", "missing", "stranger"])
 def test_hostile_moments_are_refused(tmp_path, kind):
-    newest = save_checkpoint(tmp_path, *trained(1), {"step": 1})
+    newest = write(tmp_path, *trained(1), {"step": 1})
     moments = load_file(newest / "optimizer.safetensors")
     name = next(k for k in moments if k.endswith(".exp_avg"))
     if kind == "shape":
@@ -391,4 +410,4 @@ def test_hostile_moments_are_refused(tmp_path, kind):
         moments["nobody.exp_avg"] = torch.zeros(1)
     rewrite(newest, "optimizer.safetensors", save(moments))
     with pytest.raises(CheckpointError, match="optimizer"):
-        load_checkpoint(newest, *trained(0))
+        read(newest, *trained(0))
