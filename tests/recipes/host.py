@@ -154,13 +154,14 @@ def die_at(moment: int) -> None:
         (os, "replace"),
     ):  # fmt: skip
         setattr(place, name, watched(getattr(place, name)))
-    real = torch.distributed.all_gather
+    changed: Any = torch.distributed
+    real = changed.all_gather
     asked = watched(real)
 
     def all_gather(*args: Any, group: Any = None, **more: Any) -> Any:
         return (asked if group else real)(*args, group=group, **more)
 
-    setattr(torch.distributed, "all_gather", all_gather)  # noqa: B010
+    changed.all_gather = all_gather
 
 
 def count_bytes(path: Path, parts: Any, weights: Any) -> None:

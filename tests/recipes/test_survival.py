@@ -10,12 +10,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from downstream.models import load_backbone
-from pretrain import checkpoint, log
+from pretrain import checkpoint, log, weights
 from pretrain.folders import claim
 from recipes import videomae
 from tests.recipes.runs import (
@@ -300,3 +301,42 @@ def test_a_first_save_that_never_came_is_not_promised(tiny_pack, tmp_path, monke
     monkeypatch.setattr(videomae, "train_step", step)
     with pytest.raises(ValueError, match=r"5 steps in a row.*nothing was saved"):
         videomae.main(config(tiny_pack, tmp_path / "run", steps=20, save_every=100, knn_every=0))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, 0])
+def test_a_run_that_saves_in_the_background_ends_saved(calm, tmp_path, monkeypatch, number):
+    """A signal, and the end, wait for what is being written; the next run continues to the bit."""
+    cfg = change(calm[0], out=str(tmp_path / "run"), save_every=3, async_save=True)
+    real = weights.save_file
+    monkeypatch.setattr(weights, "save_file", lambda *given: (time.sleep(0.2), real(*given))[1])
+    if number:
+        with monkeypatch.context() as patch:
+            stop_in_step(patch, videomae, 5, number)
+            with pytest.raises(SystemExit):
+                videomae.main(cfg)
+        assert checkpoint.newest_valid(tmp_path / "run")[0].name == "step-00000005"
+    videomae.main(cfg)
+    assert checkpoint.newest_valid(tmp_path / "run") == (
+        tmp_path / "run" / "checkpoints" / "step-00000012", []
+    )  # fmt: skip
+    assert equal(final_weights(tmp_path / "run"), calm[1])
+
+
+def test_a_save_in_the_background_that_fails_ends_the_run_in_words(calm, tmp_path, monkeypatch):
+    cfg = change(calm[0], out=str(tmp_path / "run"), save_every=3, async_save=True)
+    real, count = weights.save_file, 0
+
+    def save_file(tensors, path):
+        nonlocal count
+        count += 1
+        if count > 2:  # the second checkpoint
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "save_file", save_file)
+        with pytest.raises(ValueError, match="No space left"):
+            videomae.main(cfg)
+    assert checkpoint.newest_valid(tmp_path / "run")[0].name == "step-00000003"
+    videomae.main(cfg)
+    assert equal(final_weights(tmp_path / "run"), calm[1])

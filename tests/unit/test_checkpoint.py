@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import stat
+import threading
 
 import pytest
 import torch
@@ -209,6 +210,77 @@ def test_disk_full_keeps_what_was_there(tmp_path, monkeypatch):
             write(tmp_path, *trained(2), {"step": 2})
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
     assert read(newest_valid(tmp_path)[0], *trained(0))["step"] == 1
+
+
+def held_up(monkeypatch) -> tuple[threading.Event, threading.Event]:
+    """Let a save begin, and go on once it may: events that say so."""
+    begun, may = threading.Event(), threading.Event()
+    real = weights_module.save_file
+
+    def save_file(*given):
+        begun.set()
+        assert may.wait(60)
+        real(*given)
+
+    monkeypatch.setattr(weights_module, "save_file", save_file)
+    return begun, may
+
+
+def test_a_save_in_the_background_has_what_was_there_when_it_began(tmp_path, monkeypatch):
+    write(tmp_path, *trained(1), {"step": 1})
+    begun, may = held_up(monkeypatch)
+    saver, (model, optimizers) = Saver(tmp_path, background=True), trained(2)
+    state = {"step": 2, "model": model.arguments, "seen": [1]}
+    saver.save(weights_of(model), moments_of(model, optimizers), state)
+    assert begun.wait(60)
+    saver.check()  # nothing to say yet, and it does not wait
+    with torch.no_grad():  # training goes on
+        for values in (*weights_of(model).values(), *moments_of(model, optimizers).values()):
+            values.values.fill_(7)
+    state["seen"].append(2)
+    assert newest_valid(tmp_path)[0].name == "step-00000001"
+    may.set()
+    saver.wait()
+    fresh = trained(0)
+    state = read(newest_valid(tmp_path)[0], *fresh)
+    assert state["step"] == 2 and state["seen"] == [1] and same(fresh, trained(2))
+
+
+def test_one_save_at_a_time_is_in_the_background(tmp_path, monkeypatch):
+    begun, may = held_up(monkeypatch)
+    saver, run = Saver(tmp_path, background=True), trained(1)
+    about = {"model": run[0].arguments}
+    saver.save(weights_of(run[0]), {}, about | {"step": 1})
+    assert begun.wait(60)
+    threading.Timer(0.2, may.set).start()
+    saver.save(weights_of(run[0]), {}, about | {"step": 2})
+    assert "step-00000001" in {p.name for p in checkpoints(tmp_path)}  # the next has waited
+    saver.wait()
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-00000002", "step-00000001"]
+
+
+@pytest.mark.parametrize("how", ["check", "save", "wait"])
+def test_an_error_in_the_background_is_raised_next_in_words(tmp_path, monkeypatch, how):
+    write(tmp_path, *trained(1), {"step": 1})
+    model, _ = trained(2)
+    saver, held = Saver(tmp_path, background=True), (weights_of(model), {})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(weights_module, "save_file", full)
+        saver.save(*held, {"step": 2, "model": {}})
+        with pytest.raises(CheckpointError, match=r"No space left.*intact"):
+            if how == "save":
+                saver.save(*held, {"step": 3, "model": {}})
+            while how == "check":
+                saver.check()
+            saver.wait()
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+    saver.save(*held, {"step": 4, "model": {}})  # it was said once, and is over
+    saver.wait()
+    assert newest_valid(tmp_path)[0].name == "step-00000004"
 
 
 def test_non_finite_weights_are_not_saved(tmp_path):
