@@ -25,6 +25,18 @@ def keep_memory() -> None:
     libc.mallopt(trim_threshold, 2**31 - 1)
 
 
+def use_exact_onednn() -> None:
+    """Have float32 matrix products on the CPU computed by oneDNN, where that is still float32.
+
+    torch's name for it is "medium" precision: oneDNN may round to bf16, which it does on CPUs that
+    have units for it. There, and on other processors than x86, nothing is changed.
+    """
+    if platform.system() == "Linux" and platform.machine() == "x86_64":
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+        if not any("bf16" in flag or flag == "avx_ne_convert" for flag in flags):
+            torch.set_float32_matmul_precision("medium")
+
+
 @cache
 def has_bf16(device: torch.device) -> bool:
     """Whether `device` has bfloat16 matrix products; emulated ones are slower than float32."""

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 
 from pretrain.data.pool import usable_cores
-from pretrain.device import autocast_dtype, keep_memory
+from pretrain.device import autocast_dtype, keep_memory, use_exact_onednn
 from pretrain.environment import count_of, flag_of
 from pretrain.settings import Machine
 
@@ -87,6 +87,7 @@ def start_accelerator(machine: Machine) -> Accelerator:
         )
     if not on_gpu:
         keep_memory()
+        use_exact_onednn()
         if machine.threads or not (alone and os.environ.get("OMP_NUM_THREADS")):
             torch.set_num_threads(machine.threads or cores_of_a_process())
     return accelerator
@@ -133,6 +134,7 @@ def start_evaluation(machine: Machine) -> torch.device:
         raise ValueError("this runs in one process: start it with python, not with a launcher")
     if torch.cuda.is_available():
         return torch.device("cuda")
+    use_exact_onednn()
     if machine.threads:
         torch.set_num_threads(machine.threads)
     return torch.device("cpu")

@@ -37,6 +37,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import pretrain.threads  # noqa: F401 (before torch)
+
 import av
 import numpy as np
 import torch

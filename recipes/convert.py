@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import pretrain.threads  # noqa: F401 (before torch)
+
 import torch
 from torch import Tensor
 

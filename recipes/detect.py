@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import pretrain.threads  # noqa: F401 (before torch)
+
 import numpy as np
 import torch
 from torch import Tensor, nn

@@ -24,6 +24,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+import pretrain.threads  # noqa: F401 (before torch)
+
 import torch
 import tyro
 from torch import nn

@@ -34,6 +34,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+import pretrain.threads  # noqa: F401 (before torch)
+
 import numpy as np
 import torch
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import pretrain.threads  # noqa: F401 (before torch)
+
 import numpy as np
 
 from downstream.classifier import Classifier, at_chance, class_probabilities, frame_probabilities

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pretrain.threads  # noqa: F401 (before torch)
+
 import numpy as np
 
 from downstream.features import Extraction, cached_embeddings, start_extraction

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pretrain.threads  # noqa: F401 (before torch)
+
 import numpy as np
 import torch
 import tyro

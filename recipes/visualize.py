@@ -27,6 +27,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import pretrain.threads  # noqa: F401 (before torch)
+
 import numpy as np
 import torch
 from PIL import Image

@@ -19,6 +19,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import pretrain.threads  # noqa: F401 (before torch)
+
 import numpy as np
 
 from downstream.features import Extraction, cached_embeddings, embed_now, start_extraction

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from collections.abc import Collection
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -28,6 +29,21 @@ def test_imports_point_one_way():
         room = path.relative_to(ROOT).parts[0]
         later = {*ROOMS[ROOMS.index(room) + 1 :], "recipes"}
         assert not imported(ast.parse(path.read_text())) & later, path
+
+
+def test_recipes_say_how_threads_wait_before_torch_is_loaded():
+    for path in sorted((ROOT / "recipes").glob("*.py")):
+        first = [
+            name
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for name in (
+                [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module]
+            )
+            if name and name.split(".")[0] not in sys.stdlib_module_names
+        ]
+        if path.stem not in ("compare", "pack"):  # which compute nothing
+            assert first[0] == "pretrain.threads", path
 
 
 def modules() -> dict[str, Path]:

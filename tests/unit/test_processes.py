@@ -4,11 +4,12 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from pretrain import processes
+from pretrain import device, processes
 from pretrain.data.pool import usable_cores
 from pretrain.settings import Machine
 
@@ -127,3 +128,52 @@ def test_an_evaluation_under_a_launcher_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="one process"):
         processes.start_evaluation(Machine())
+
+
+# As /proc/cpuinfo has them: a Skylake or Zen 3 on the left of what has units for bf16.
+@pytest.mark.parametrize(
+    ("system", "machine", "flags", "precision"),
+    [
+        ("Linux", "x86_64", "fma avx2 avx512f avx512bw avx512_vnni", "medium"),
+        ("Linux", "x86_64", "fma avx2 ssse3", "medium"),
+        ("Linux", "x86_64", "avx2 avx512f avx512_bf16", "highest"),
+        ("Linux", "x86_64", "avx512f avx512_bf16 amx_bf16 amx_tile", "highest"),
+        ("Linux", "x86_64", "avx2 avx_vnni avx_ne_convert", "highest"),
+        ("Linux", "aarch64", "asimd bf16 svebf16", "highest"),
+        ("Linux", "aarch64", "asimd", "highest"),
+        ("Darwin", "x86_64", "avx2", "highest"),
+    ],
+)
+def test_onednn_computes_float32_only_where_it_cannot_round(
+    system, machine, flags, precision, monkeypatch
+):
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(device.Path, "read_text", lambda _: f"vendor_id : x\nflags : {flags}\n")
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        device.use_exact_onednn()
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    ("wish", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
+)
+def test_threads_that_wait_soon_sleep_unless_somebody_wants_it_otherwise(wish, expected):
+    libraries = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*"))
+    if not libraries:
+        pytest.skip("this torch has another OpenMP than libgomp")
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {k: v for k, v in os.environ.items() if k not in names}
+    environment |= wish | {"OMP_DISPLAY_ENV": "verbose"}
+    # As torch loads it.
+    code = f"import ctypes, pretrain.threads; ctypes.CDLL({str(libraries[0])!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"GOMP_SPINCOUNT = '{expected}'" in done.stderr
