@@ -330,6 +330,14 @@ def _difference(one: Run, two: Run) -> str:
         labels = f"{mine[odd[0]]!r} and {theirs[odd[0]]!r}"
         differ = f"labels of {counted(len(odd), 'test video')} differ"
         return f"the {differ} ({for_screen(odd[0])}: {labels})"
+    people = [
+        dict(zip(r.parts["test"].sources, r.parts["test"].subjects, strict=True))
+        for r in (one, two)
+    ]
+    for source, who in people[0].items():
+        other = people[1][source]
+        if who != other and None not in (who, other):
+            return f"{for_screen(source)} is of {who!r} in one and of {other!r} in the other"
     cards = [run.results.protocol for run in (one, two)]
     for name in PROTOCOL:
         values = [card.get(name) or None for card in cards]
@@ -353,7 +361,7 @@ def _only(one: Run, two: Run, mine, theirs) -> str:
 def in_order(runs: list[Run], part: str) -> tuple[list[str], list[str | None], np.ndarray, list]:
     """The videos of a part that all runs have.
 
-    Classes and videos come in the order of the first run.
+    Classes and videos come in the order of the first run; who is seen may be known to another one.
 
     Returns:
         names, people, class numbers (N,), and each run's probabilities (N, C).
@@ -368,7 +376,12 @@ def in_order(runs: list[Run], part: str) -> tuple[list[str], list[str | None], n
         scores.append(run.parts[part].probabilities[rows][:, columns])
     mine = [places[0][source] for source in shared]
     labels = np.array([classes.index(first.labels[i]) for i in mine], dtype=np.int64)
-    return shared, [first.subjects[i] for i in mine], labels, scores
+    seen = [run.parts[part].subjects for run in runs]
+    people = [
+        next((who[p[s]] for who, p in zip(seen, places, strict=True) if who[p[s]]), None)
+        for s in shared
+    ]
+    return shared, people, labels, scores
 
 
 def pooled(folds: list[list[Run]]) -> tuple[list[str], list[str | None], np.ndarray, list]:

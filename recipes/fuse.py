@@ -162,9 +162,9 @@ def fuse_folds(
         chosen: numbers of the runs.
         notes: for the reader; sentences are added.
     """
-    told: list[str] = []
-    fitted = [methods_of([fold[i] for i in chosen], told) for fold in folds]
-    notes += dict.fromkeys(told)
+    sentences: list[str] = []
+    fitted = [methods_of([fold[i] for i in chosen], sentences) for fold in folds]
+    notes += dict.fromkeys(sentences)
     tested = [[in_order(fold, "test")[3][i] for i in chosen] for fold in folds]
     fused = {
         name: np.concatenate([own[name](s) for (own, _), s in zip(fitted, tested, strict=True)])
@@ -196,8 +196,8 @@ def measure(folds: list[list[Run]], seed: int, notes: list[str]) -> tuple[list[L
 
     def line(chosen: tuple[int, ...], method: str, fused: np.ndarray) -> Line:
         predicted = fused.argmax(1)
-        said = Predictions(runs[0].classes, labels, predicted, people, fused)
-        metrics, _, _ = accuracies(said, seed)
+        predictions = Predictions(runs[0].classes, labels, predicted, people, fused)
+        metrics, _, _ = accuracies(predictions, seed)
         correct = dict(zip(sources, (predicted == labels).tolist(), strict=True))
         gain = None
         if method:
@@ -216,8 +216,8 @@ def measure(folds: list[list[Run]], seed: int, notes: list[str]) -> tuple[list[L
         for chosen in combinations(range(len(runs)), size):
             # What is left out of one pair and why is said of all runs; a pair may have more
             # validation videos.
-            told = notes if size == len(runs) else []
-            fused, learned = fuse_folds(folds, chosen, told)
+            sentences = notes if size == len(runs) else []
+            fused, learned = fuse_folds(folds, chosen, sentences)
             lines += [line(chosen, name, values) for name, values in fused.items()]
     return lines, learned
 
@@ -361,8 +361,8 @@ def main(config: Config) -> dict:
     _, people, labels, _ = pooled(folds)
     fused = next(x for x in lines if len(x.names) == len(runs) and x.method == PROBABILITIES)
     predicted = fused.scores.argmax(1)
-    said = Predictions(classes, labels, predicted, people, fused.scores)
-    metrics, interval, more = accuracies(said, config.seed)
+    predictions = Predictions(classes, labels, predicted, people, fused.scores)
+    metrics, interval, more = accuracies(predictions, config.seed)
     for line in lines:
         if len(line.names) == len(runs) and line.method != PROBABILITIES:
             other = Predictions(classes, labels, line.scores.argmax(1), people, line.scores)
@@ -407,7 +407,7 @@ def main(config: Config) -> dict:
     }  # fmt: skip
     results = build_results(
         "fuse", data, described, protocol, settings, metrics, config.seed,
-        versions(torch.device("cpu"), "fp64"), [*notes, *more], details, said,
+        versions(torch.device("cpu"), "fp64"), [*notes, *more], details, predictions,
     )  # fmt: skip
     written = publish(out, results)
     print_lines(lines, won)

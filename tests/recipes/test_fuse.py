@@ -444,6 +444,19 @@ def test_runs_that_differ_are_refused_by_name(runs, tmp_path):
         shutil.rmtree(tmp_path / "out")
 
 
+def test_people_are_those_that_any_run_knows_and_no_others(runs, tmp_path):
+    """A run that knows nobody, such as one of an older list, takes no interval's people away."""
+    whole = main(config(runs[:2], tmp_path))
+    run = read_run(Path(runs[0]))
+    nobody = dataclasses.replace(run.parts["test"], subjects=[None] * 60)
+    save(Path(runs[0]), run.parts | {"test": nobody})
+    assert main(config(runs[:2], tmp_path / "a"))["metrics"] == whole["metrics"]
+    renamed = dataclasses.replace(nobody, subjects=["someone else"] * 60)
+    save(Path(runs[0]), run.parts | {"test": renamed})
+    with pytest.raises(ValueError, match=r"test/0.mp4 is of 'someone else' in one and of 'p0'"):
+        main(config(runs[:2], tmp_path / "b"))
+
+
 def test_wrong_numbers_of_runs(runs, tmp_path):
     for given in (runs[:1], runs * 3, [runs[0], runs[0]], [runs[0], f"{runs[0]}/."]):
         with pytest.raises(ValueError, match=r"two to|twice"):
