@@ -222,6 +222,26 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
             aside.unlink(missing_ok=True)
 
 
+def keep_newest(folder: Path, ending: str, count: int) -> None:
+    """Remove all files of a folder with an ending but those of the newest dates.
+
+    What a killed process left half done has the ending, too, and grows old; what somebody is
+    writing is the newest. Files that may be in use are dated anew by whoever uses them.
+
+    Args:
+        folder: of files that can be made again.
+        ending: of their names.
+        count: how many stay.
+    """
+    dates = []
+    for path in folder.glob(f"*{ending}"):
+        with contextlib.suppress(OSError):  # another process removed it
+            dates.append((path.lstat().st_mtime, path))
+    for _, path in sorted(dates)[: max(0, len(dates) - count)]:
+        with contextlib.suppress(OSError):  # Windows keeps what is open
+            path.unlink()
+
+
 def write_synced(path: Path, data: bytes) -> None:
     """Write a file and wait until it is on the disk."""
     with open(path, "wb") as file:

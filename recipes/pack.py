@@ -89,6 +89,8 @@ def main(config: Config) -> dict:
     if config.merge:
         index = merge(config.source, config.out)
     else:
+        if far and part:  # which videos a part has is known when all names are
+            print(f"every part brings all tars of {for_screen(config.source)}", flush=True)
         index = pack(
             bring_tars(config.source, config.cache_gib) if far else config.source,
             config.out,

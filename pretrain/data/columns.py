@@ -32,7 +32,15 @@ from safetensors.numpy import save
 
 from pretrain.data.guard import MAX_PIXELS
 from pretrain.data.index import COLUMNS, MAX_LINE, LineCheck, check_digest, checked_lines
-from pretrain.files import cache_folder, open_regular, parse_json, reading, replacing, write_synced
+from pretrain.files import (
+    cache_folder,
+    keep_newest,
+    open_regular,
+    parse_json,
+    reading,
+    replacing,
+    write_synced,
+)
 from pretrain.names import for_screen
 
 FORMAT = "muybridge-columns-1"
@@ -49,6 +57,7 @@ MAX_TABLES = 2**26  # bytes
 # one the size is, and each line when it is read.
 WHOLE = 2**28
 KEPT = 2**24  # bytes of a clips.jsonl whose columns are kept in the cache, if it has none beside it
+MOST_KEPT = 32  # files of columns in the cache; those longest unused go
 _STEP = 2**20  # clips that are checked at once
 
 
@@ -213,10 +222,12 @@ def _find_columns(folder: Path, index: dict) -> Arrays:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):  # one process of a run makes them
             if (found := _try(path, index)) is not None:
+                os.utime(path)
                 return found
             columns = lines()
             with replacing(path) as aside:
                 write_synced(aside, columns_file(columns, index["clips_sha256"]))
+            keep_newest(path.parent, ".safetensors", MOST_KEPT)
     except (OSError, NotImplementedError):  # the latter: a disk that knows no locks
         return lines()
     return _try(path, index) or columns

@@ -148,8 +148,12 @@ def describe(address: str) -> dict:
 
 def _locked(error: BaseException) -> bool:
     """Whether a store wants to know who asks."""
-    known = isinstance(error, PermissionError) or type(error).__name__ == "NoCredentialsError"
-    return known or getattr(error, "status", 0) in (401, 403)
+    kinds = ("NoCredentialsError", "DefaultCredentialsError", "RefreshError")
+    if isinstance(error, PermissionError) or type(error).__name__ in kinds:
+        return True
+    # gcsfs says some of it in numbers, and 403 in a word.
+    status = getattr(error, "status", 0) or getattr(error, "code", 0)
+    return str(status) in ("401", "403") or str(error).startswith("Forbidden:")
 
 
 def _redirects(error: BaseException) -> str:

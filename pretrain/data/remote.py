@@ -193,8 +193,7 @@ def open_remote(address: str, gib: float | None, say: bool) -> Remote:
     cache = cache_folder() / "remote"
     with writing_cache(cache):
         cache.mkdir(parents=True, exist_ok=True)
-    aside = cache / f"tmp-{uuid.uuid4().hex}"
-    try:
+    with _aside(cache) as aside:
         try:
             _bring(f"{address}/index.json", aside / "index.json", limit, most=MAX_INDEX)
             index = load_index(aside)
@@ -213,8 +212,6 @@ def open_remote(address: str, gib: float | None, say: bool) -> Remote:
         with writing_cache(folder):
             folder.mkdir(exist_ok=True)
             os.replace(aside / "index.json", folder / "index.json")
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     clips = folder / "clips.jsonl"
     digest = index["clips_sha256"]
     if not clips.is_file() or _digest(clips) != digest:
@@ -246,6 +243,28 @@ def open_remote(address: str, gib: float | None, say: bool) -> Remote:
             flush=True,
         )
     return Remote(address, folder, limit, lanes)
+
+
+@contextlib.contextmanager
+def _aside(cache: Path) -> Iterator[Path]:
+    """A folder in the cache for a while; those that killed processes left are removed.
+
+    Raises:
+        Unreachable: the cache cannot be written.
+    """
+    mine = cache / f"tmp-{uuid.uuid4().hex}"
+    lock = FileLock(_lock_of(mine / "all"))
+    with writing_cache(cache), FileLock(cache / "room.lock"):
+        for left in cache.glob("tmp-*"):
+            if _is_left(left / "all"):
+                shutil.rmtree(left, ignore_errors=True)
+        mine.mkdir()
+        lock.acquire()
+    try:
+        yield mine
+    finally:
+        lock.release()
+        shutil.rmtree(mine, ignore_errors=True)
 
 
 def bring_tars(pattern: str, gib: float | None) -> Path:

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
-from pretrain.files import replacing
+from pretrain.files import keep_newest, replacing
 
 LEAST = 2**20  # values; a smaller array is made by every process for itself
+MOST_KEPT = 64  # files, of all names; those longest unused go
 
 
 def shared_array(
@@ -35,15 +36,19 @@ def shared_array(
     """
     if size < LEAST:
         return make()
-    folder = Path(tempfile.gettempdir()) / f"muybridge-{os.getuid()}"
+    user = os.getuid() if hasattr(os, "getuid") else ""  # Windows: the folder is a user's own
+    folder = Path(tempfile.gettempdir()) / f"muybridge-{user}"
     path = folder / f"{name}-{number}.npy"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         about = folder.lstat()  # anybody may have put something there
-        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or about.st_mode & 0o77:
+        if not stat.S_ISDIR(about.st_mode):
+            return make()
+        if hasattr(os, "getuid") and (about.st_uid != user or about.st_mode & 0o77):
             return make()
         with FileLock(folder / f"{name}.lock"):
             if (found := _mapped(path, size, dtype)) is not None:
+                os.utime(path)
                 return found
             made: np.ndarray = make().astype(dtype, copy=False)
             with replacing(path) as aside, open(aside, "wb") as file:
@@ -51,6 +56,7 @@ def shared_array(
             for old in folder.glob(f"{name}-*.npy"):
                 if old.name not in (path.name, f"{name}-{number - 1}.npy"):
                     old.unlink()  # who has mapped it keeps it
+            keep_newest(folder, ".npy", MOST_KEPT)
             found = _mapped(path, size, dtype)
             return made if found is None else found
     except (OSError, NotImplementedError):  # no room, or no locks

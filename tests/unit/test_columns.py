@@ -271,6 +271,40 @@ def test_large_arrays_are_mapped_and_as_good_as_their_own(monkeypatch, tmp_path)
         assert shared.shared_array("order-7-100", 3, 100, make, np.uint32)[:] @ np.ones(100) == 4950
 
 
+def test_arrays_that_nobody_uses_any_more_go(monkeypatch, tmp_path):
+    """Also where there are no numbers of users, as on Windows."""
+    monkeypatch.setattr(shared, "LEAST", 0)
+    monkeypatch.setattr(shared, "MOST_KEPT", 3)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delattr(os, "getuid")
+    make = lambda: np.arange(5)
+    for day in range(6):
+        found = shared.shared_array(f"order-{day}", 0, 5, make)
+        assert isinstance(found, np.memmap) and found.tolist() == [*range(5)]
+        (folder,) = tmp_path.iterdir()
+        os.utime(folder / f"order-{day}-0.npy", (day, day))
+        (folder / "tmp-left-0.npy").write_bytes(b"half")
+        os.utime(folder / "tmp-left-0.npy", (0, 0))
+        shared.shared_array("order-0", 0, 5, make)  # is in use
+    names = {path.name for path in folder.glob("*.npy")}
+    assert {"order-0-0.npy", "order-5-0.npy"} < names and len(names) <= 4  # one was just left
+
+
+def test_columns_in_the_cache_that_nobody_uses_any_more_go(copied, monkeypatch, tmp_path):
+    monkeypatch.setenv("MUYBRIDGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(columns, "KEPT", 0)
+    monkeypatch.setattr(columns, "MOST_KEPT", 3)
+    folder = tmp_path / "cache" / "columns"
+    folder.mkdir(parents=True)
+    for day in range(5):
+        (folder / f"{day}.safetensors").write_bytes(b"")
+        os.utime(folder / f"{day}.safetensors", (day, day))
+    (copied / "clips.safetensors").unlink()
+    Pack(copied)
+    kept = {path.name for path in folder.glob("*.safetensors")}
+    assert len(kept) == 3 and kept > {"3.safetensors", "4.safetensors"}
+
+
 @pytest.mark.parametrize("taken", ["a file", "a link", "open to all"])
 def test_a_folder_of_somebody_else_is_not_used(monkeypatch, tmp_path, taken):
     monkeypatch.setattr(shared, "LEAST", 0)

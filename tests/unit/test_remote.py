@@ -278,6 +278,21 @@ def test_the_cache_keeps_within_its_bounds_and_clears_what_a_killed_process_left
         open_data(store.url, 64, machine=Machine(cache_gib=max(sizes) / 2**30))
 
 
+def test_an_index_that_a_killed_process_began_to_bring_goes(store, packed, tmp_path):
+    store.faults["index.json"] = ["hang"]
+    killed = reader(store)
+    while not store.asked["index.json"]:
+        time.sleep(0.05)
+    left = tmp_path / "cache" / "remote"
+    (begun,) = left.glob("tmp-*")
+    open_data(store.url, 64)
+    assert begun.is_dir()  # of a process that lives
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    open_data(store.url, 64)
+    assert not [*left.glob("tmp-*")]
+
+
 def test_two_processes_share_a_cache_and_a_killed_one_leaves_nothing(store, packed, tmp_path):
     name = Pack(packed).index["shards"][0]["name"]
     store.faults[name] = ["hang"]
@@ -386,6 +401,50 @@ def test_a_pack_on_the_hub_is_read_and_its_token_goes_nowhere_else(store, packed
     told = [(headers["Host"], headers.get("Authorization")) for headers in store.headers]
     assert told[-1][0].startswith("localhost") and told[-1][1] is None
     assert {token for _, token in told[:-1]} == {"Bearer hf_s3cr3t"}
+
+
+# In place of gcsfs: what it is asked for, as fsspec asks it; `bucket` is a folder.
+GCSFS = """
+import os
+from fsspec import AbstractFileSystem
+class HttpError(Exception):
+    code = 401  # as gcsfs has it
+class GCSFileSystem(AbstractFileSystem):
+    protocol = ("gs", "gcs")
+    def __init__(self, **options):
+        assert not options and os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] == "false"
+        super().__init__()
+    def _here(self, path):
+        bucket, name = self._strip_protocol(path).split("/", 1)
+        if bucket != "bucket":
+            error = HttpError if bucket == "private" else OSError
+            raise error("Forbidden: you do not have storage.objects.get access")
+        return os.environ["BUCKET"] + "/" + name
+    def info(self, path, **more):
+        return {"name": path, "type": "file", "size": os.stat(self._here(path)).st_size,
+                "etag": "x"}
+    def _open(self, path, mode="rb", **more):
+        return open(self._here(path), mode)
+"""
+
+
+def test_a_bucket_of_google_is_read_and_who_may_not_is_told_about_credentials(
+    store, packed, tmp_path, monkeypatch
+):
+    (tmp_path / "gcsfs").mkdir()
+    (tmp_path / "gcsfs" / "__init__.py").write_text(GCSFS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("BUCKET", str(packed.parent))
+    here = Pack(packed)
+    with ThreadPoolExecutor(1) as pool:  # whose process begins now
+        far = pool.submit(open_data, f"gs://bucket/{packed.name}/", 64).result()
+        assert far.address == f"gs://bucket/{packed.name}"
+        record = far.record(5)
+        assert pool.submit(far.read, record).result() == here.read(record)
+        for place, words in (("bucket/none", "404"), ("private/a", "cred"), ("other/a", "cred")):
+            with pytest.raises(Unreachable, match=words) as error:
+                pool.submit(open_data, f"gs://{place}", 64).result()
+            assert "attempts" not in str(error.value)  # at once
 
 
 def test_what_signs_an_address_is_not_told(store, packed, monkeypatch, capsys):
