@@ -66,7 +66,7 @@ def reconstruction_figure(
     if model.target == "flow":
         most = float(np.hypot(*_motion(model, views["flow"]).swapaxes(0, 1)).max()) or 1.0
         fastest = most * model.clip.pictures["flow"].bound
-        caption += f"; full colour: {fastest:.2g} pixels of the drawn frame from one to the next."
+        caption += f"; full colour: {fastest:.2g} pixels a frame."
     if model.encoder.arguments.get("motion_tokens", 1) < 1:
         caption += f" {blank} in all rows: tokens that were not selected for their motion."
     rows = []

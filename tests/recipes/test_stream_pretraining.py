@@ -1,12 +1,15 @@
 """Pretraining on other streams than colour: optical flow is reconstructed, poses are contrasted."""
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from downstream.finetune import record_method
 from downstream.models import load_backbone, load_video_text
+from pretrain import figures
 from pretrain.data.pack import pack
 from pretrain.data.samples import TrainClips
 from pretrain.data.shards import Pack
@@ -67,6 +70,23 @@ def test_a_backbone_of_flow_is_pretrained_probed_and_fine_tuned(flow_run, packed
     finetune.main(again)
     tuned = load_backbone(str(tmp_path / "tuned" / "backbone"))
     assert tuned.input_spec.streams["flow"].method == method
+
+
+@pytest.mark.parametrize("streams", [{"stream": "flow"}, {"stream": "rgb", "target": "flow"}])
+def test_a_figure_of_flow_says_how_fast_full_colour_is(streams, packed, tmp_path, monkeypatch):
+    captions: list[str] = []
+    real = figures.log.clips_figure
+    monkeypatch.setattr(
+        figures.log, "clips_figure", lambda *given: captions.append(given[4]) or real(*given)
+    )
+    model = videomae.build_model(config(packed, tmp_path, **streams))
+    tokens = np.split(np.arange(int(np.prod(model.grid))), [2])
+    figures.reconstruction_figure(tmp_path / "f.png", model, Pack(packed), 0, tokens, "M", "random")
+    (said,) = captions
+    fastest = float(re.search(r"full colour: ([\d.]+) pixels a frame", said)[1])
+    flow = Pack(packed).flow(record := Pack(packed).record(0), np.arange(record["frames"]))
+    speed = np.hypot(*flow.numpy().swapaxes(0, 1)).max() * model.clip.size / record["height"]
+    assert 0 < fastest < 1.2 * speed
 
 
 def test_a_run_of_flow_resumes_and_starts_another(flow_run, packed, tmp_path, monkeypatch):
