@@ -15,8 +15,8 @@ packed ones. Times are CPU times of one thread, so they are per core.
 
 Step: forward, backward and AdamW of a VideoMAE and of transformers' VideoMAEForPreTraining with the
 same weights, mask and precision; the first losses are compared, so that both do the same work. On a
-GPU also memory, and the fraction of the rate of a plain bf16 matrix product, with and without
-compilation.
+GPU also compiled, with memory and the fraction of a plain bf16 matrix product's rate; with --peak,
+MFU (model FLOPs utilisation), by the FLOPs of the model.
 
 Frames: FLOPs, bytes kept for the backward pass, and clips/s of a training step for ViViT's four
 models and Video Swin as clips grow from 8 to 64 frames, with a figure. All widths are 192, with
@@ -54,7 +54,7 @@ from pretrain.data.sampling import counter_rng, dense_indices, multi_scale_box
 from pretrain.data.shards import Pack
 from pretrain.data.stream_speed import measure, rows_of
 from pretrain.files import is_there
-from pretrain.flags import Count, Seed
+from pretrain.flags import Count, OptionalPositive, Seed
 from pretrain.interop.videomae import to_transformers
 from pretrain.names import did_you_mean
 from pretrain.spec import IMAGENET_MEAN, IMAGENET_STD, InputSpec
@@ -77,6 +77,8 @@ class Config:
     """Clips in a step."""
     rounds: Count = 5
     """Interleaved rounds; the median is shown."""
+    peak: OptionalPositive = None
+    """Of the step's device, TFLOP/s in the precision at hand, as its maker says: for MFU."""
     seed: Seed = 0
     """Of everything random."""
     out: str | None = None
@@ -85,7 +87,7 @@ class Config:
 
 def unused(cfg: Config) -> dict[str, str]:
     """Values that a part leaves without effect, and why."""
-    flags = () if cfg.what in ("all", "step") else ("model", "batch_size")
+    flags = () if cfg.what in ("all", "step") else ("model", "batch_size", "peak")
     return dict.fromkeys(flags, f"with --what {cfg.what}")
 
 
@@ -286,10 +288,12 @@ def benchmark_step(cfg: Config) -> dict[str, float]:
                 f"{s:7.3f} s  {cfg.batch_size / s:7.1f} clips/s  {ratio:5.2f}x  first loss "
                 f"{first[name]:.6f}"
             )
+            rate = step_flops(ours, visible.shape[1], masked.shape[1]) * cfg.batch_size / s
+            if cfg.peak:
+                rows[f"{precision} {name}"] += f"  MFU {rate / (cfg.peak * 1e12):.1%}"
             if where.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
                 step(name)
-                rate = step_flops(ours, visible.shape[1], masked.shape[1]) * cfg.batch_size / s
                 rows[f"{precision} {name}"] += (
                     f"  {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB  {rate / 1e12:.0f} "
                     f"TFLOP/s = {rate / matmul_peak(where):.0%} of a matrix product"

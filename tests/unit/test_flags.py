@@ -61,7 +61,8 @@ def test_numbers_that_mean_nothing_are_refused(name):
         ("linear_probe", "--num-crops 0 --backbone b --data d"),
         ("zero_shot", "--batch-size 0 --backbone b"),
         ("retrieval", "--top 0 --backbone b --data d"), ("compare", "--seeds 0"),
-        ("benchmark", "--rounds 0"), ("predict", "--top-k 0 --backbone b --video v"),
+        ("benchmark", "--rounds 0"), ("benchmark", "--peak 0"),
+        ("predict", "--top-k 0 --backbone b --video v"),
         ("visualize", "--enlarge 0 --backbone b --video v"),
         ("pack", "--workers 0 --source s --out o"),
         # Twice: the parser would take the last one.
