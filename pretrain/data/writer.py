@@ -55,7 +55,8 @@ class Rows:
 
     def __init__(self, path: Path):
         self._path, self._end = path, 0
-        self._file = open(path, "w+b")  # noqa: SIM115 - `close` does
+        path.unlink(missing_ok=True)  # of a killed process, or a link that leads elsewhere
+        self._file = open(path, "x+b")  # noqa: SIM115 - `close` does
         self.classes: set[str] = set()
         self.splits: Counter[str] = Counter()
         # Of each row: the beginning and the next part of its key's hash, where it lies, how many
@@ -185,6 +186,8 @@ class Writer:
         kept = self._kept(rows, parts)
         self._check_room(rows, parts, kept)
         new = self.out / ".pack" / "new"
+        if new.is_symlink():
+            new.unlink()
         new.mkdir(exist_ok=True)
         laid = _Laid(rows.classes)
         with open(new / "clips.jsonl", "wb") as clips:
@@ -284,7 +287,8 @@ class Writer:
         aside = self.out / ".pack" / "shard.tar"
         digest = hashlib.sha256()
         try:
-            with open(aside, "wb") as file:
+            aside.unlink(missing_ok=True)  # likewise
+            with open(aside, "xb") as file:
                 for row, places in zip(rows, found, strict=True):
                     parts = []
                     for (ending, place), where in zip(members(row), places, strict=True):

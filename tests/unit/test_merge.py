@@ -93,6 +93,21 @@ def test_lines_that_wait_for_their_turn_take_no_memory(made, tmp_path):
     assert not (tmp_path / "rows.jsonl").exists()
 
 
+def test_links_in_a_folder_that_is_there_lead_nowhere(made, parts, tmp_path):
+    """A folder may be anybody's, and what is written aside is written there."""
+    mine, work = tmp_path / "mine", tmp_path / "out" / ".pack"
+    mine.mkdir()
+    work.mkdir(parents=True)
+    for name in ("rows.jsonl", "shard.tar"):
+        (mine / name).write_text("mine")
+        (work / name).symlink_to(mine / name)
+    (mine / "clips.jsonl").write_text("mine")
+    (work / "new").symlink_to(mine)
+    merge(parts, tmp_path / "out", progress=False)
+    assert {path.read_text() for path in mine.iterdir()} == {"mine"}
+    assert files_of(tmp_path / "out") == files_of(made / "whole")
+
+
 def test_what_was_merged_is_packed_further(made, parts, tmp_path, capsys):
     out = tmp_path / "out"
     merge(parts, out)
