@@ -70,7 +70,7 @@ def table(results: Results) -> list[tuple[str, ...]]:
 
 def interval_unit(about: Mapping[str, object]) -> str:
     """What 95 % intervals are over, in words, of a section `interval`: "over 5 people"."""
-    who = {"subjects": "person"}.get(str(about["resampled"]), "video")
+    who = "person" if about["resampled"] == "subjects" else str(about["resampled"])[:-1]
     why = f", as {about['people']}" if "people" in about else ""
     return f"over {counted(int(str(about['groups'])), who)}{why}"
 

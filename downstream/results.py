@@ -267,11 +267,13 @@ class Predictions:
         classes: names of the K classes.
         truth: (N,) class numbers.
         predicted: (N,) likewise.
-        subjects: (N,) who is seen, where known.
+        subjects: (N,) who is seen, where known; of frames perhaps whose video they are of, see
+            `named`.
         scores: (N, K); None: only the best class of each is kept.
         sources: (N,) names of the videos; None: frames, of which no list is written.
         unit: what was classified: "videos" or "frames".
         more: further numbers between 0 and 1, by name.
+        named: what `subjects` names: "subjects" or, of frames whose people are not known, "videos".
     """
 
     classes: list[str]
@@ -282,6 +284,7 @@ class Predictions:
     sources: list[str] | None = None
     unit: str = "videos"
     more: dict[str, float] = field(default_factory=dict)
+    named: str = "subjects"
 
     @property
     def counts(self) -> np.ndarray:
@@ -331,14 +334,15 @@ def accuracies(
         most = float((truth == train_counts.argmax()).mean())
         metrics["majority"] = Metric(most, num, of=unit)
     groups = len(set(said.subjects)) if drawn == "subjects" else num
+    drawn = said.named if drawn == "subjects" else unit
     about = {"kind": "95 % percentile bootstrap", "resamples": RESAMPLES}
     about |= {"resampled": drawn, "groups": groups}
-    if drawn == "videos":  # people are not independent of themselves, so this is too narrow
-        all_named = None not in said.subjects
+    if drawn != "subjects":  # people are not independent of themselves, so this is too narrow
+        all_named = said.named == "subjects" and None not in said.subjects
         about["people"] = "all are of one person" if all_named else "not all have a `subject`"
     notes = []
     if groups < FEW:
-        who = "person" if drawn == "subjects" else unit.removesuffix("s")
+        who = "person" if drawn == "subjects" else drawn.removesuffix("s")
         notes.append(f"{ROUGH}: they rest on {counted(groups, who)} only")
     if len(set(truth)) > 1 and len(set(predicted)) == 1:
         notes.append(

@@ -163,7 +163,10 @@ class Frames:
         sequences, subjects = score_frames(model, pack, videos, how.device, how.precision)
         truth, predicted = labelled_frames(sequences)
         more = segment_scores(sequences) if sequences else {}
-        return Predictions(model.classes, truth, predicted, subjects, unit=self.unit, more=more)
+        named = "videos" if None in videos.subjects else "subjects"
+        return Predictions(
+            model.classes, truth, predicted, subjects, unit=self.unit, more=more, named=named
+        )
 
 
 def task_of(per_frame: bool) -> Task:

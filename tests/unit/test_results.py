@@ -232,6 +232,17 @@ def test_what_intervals_are_over(people, words):
     assert interval_unit(accuracies(said, 0)[1]) == words
 
 
+def test_frames_of_unknown_people_are_drawn_by_video():
+    twelve = np.arange(12) % 2
+    said = Predictions(["a", "b"], twelve, twelve, ["v.mp4", "w.mp4"] * 6, unit="frames",
+                       named="videos")  # fmt: skip
+    _, about, notes = accuracies(said, 0)
+    assert interval_unit(about) == "over 2 videos, as not all have a `subject`"
+    assert any("2 videos" in note for note in notes) and about["resampled"] == "videos"
+    said = dataclasses.replace(said, subjects=["v.mp4"] * 12)
+    assert interval_unit(accuracies(said, 0)[1]).startswith("over 12 frames")
+
+
 def test_one_class_alone_may_be_all_the_answers():
     zeros = np.zeros(12, int)
     said = Predictions(["a", "b"], zeros, zeros, list("abcdefghijkl"))
