@@ -165,16 +165,16 @@ def start_otherwise(out: str) -> None:
     model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))
     engine = Engine(Machine(precision="fp32", threads=1), "adamw", model)
     engine.start()
-    model[1].running_mean += int(rank)
     model.scale = nn.Parameter(torch.rand(()))
     mine = {name: value.clone() for name, value in model.state_dict().items()}
     engine.prepare(model, lambda: [torch.optim.AdamW(model.parameters())])
+    model[1].running_mean += int(rank)  # statistics of its own batches
     with engine.whole() as whole:
         there = {name: value.clone() for name, value in whole.state_dict().items()}
     torch.save({"mine": mine, "there": there}, f"{out}/{rank}")
 
 
-@pytest.mark.parametrize("name", ["fsdp2", slow("zero1"), slow("zero3")])
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", slow("zero1"), slow("zero3")])
 def test_every_process_begins_with_the_weights_of_the_main_one(name, tmp_path):
     if "zero" in name:
         pytest.importorskip("deepspeed")
