@@ -455,6 +455,7 @@ def _check_run(box: Path) -> None:
     from accelerate import Accelerator
 
     from pretrain.backbones import load_pretrained_videomae
+    from pretrain.checkpoint import load_checkpoint, moments_to_fill, weights_of
     from pretrain.log import RunLog
     from pretrain.run import open_run, restore
     from pretrain.videomae import VideoMAE
@@ -463,10 +464,13 @@ def _check_run(box: Path) -> None:
     encoder = VideoTransformer(dim=8, depth=1, heads=2, frames=2, size=8, patch=4)
     model = VideoMAE(encoder, decoder_dim=8, decoder_depth=1, decoder_heads=2)
     optimizer = torch.optim.AdamW(model.parameters())
+    load = lambda folder: load_checkpoint(
+        folder, weights_of(model), moments_to_fill(model, [optimizer])
+    )
     data = {"data_fingerprint": "f" * 64, "num_clips": 4}
     for read in (
         lambda: open_run(box, _Settings(), data, set(), Accelerator(cpu=True)),
-        lambda: restore(box, model, [optimizer], {"step": 0}, say=False),
+        lambda: restore(box, load, {"step": 0}, say=False),
         lambda: load_pretrained_videomae(box),
         lambda: RunLog(box, 2, tensorboard=False),
     ):
