@@ -256,8 +256,9 @@ def _aside(cache: Path) -> Iterator[Path]:
     lock = FileLock(_lock_of(mine / "all"))
     with writing_cache(cache), FileLock(cache / "room.lock"):
         for left in cache.glob("tmp-*"):
-            if _is_left(left / "all"):
-                shutil.rmtree(left, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another user's, or no folder
+                if not left.is_symlink() and _is_left(left / "all"):
+                    shutil.rmtree(left, ignore_errors=True)
         mine.mkdir()
         lock.acquire()
     try:

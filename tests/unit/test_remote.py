@@ -287,10 +287,15 @@ def test_an_index_that_a_killed_process_began_to_bring_goes(store, packed, tmp_p
     (begun,) = left.glob("tmp-*")
     open_data(store.url, 64)
     assert begun.is_dir()  # of a process that lives
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (left / "tmp-link").symlink_to(mine)
+    (left / "tmp-file").write_text("")
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     open_data(store.url, 64)
-    assert not [*left.glob("tmp-*")]
+    assert {path.name for path in left.glob("tmp-*")} == {"tmp-link", "tmp-file"}
+    assert not [*mine.iterdir()]
 
 
 def test_two_processes_share_a_cache_and_a_killed_one_leaves_nothing(store, packed, tmp_path):
