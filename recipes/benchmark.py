@@ -24,7 +24,7 @@ twelve blocks and 112 pixels; the Video Swin is our tiny one.
 
 Decode: 16 frames at stride 4 of packed clips of two sizes by each `--decoder` that is installed.
 Stream: an epoch of the loader from the disk; from a web server at loopback where each request waits
-for 20 ms, into an empty cache; and from that cache.
+for 20 ms, into an empty cache; and from that cache; clips/s once the window of shards is there.
 """
 
 import dataclasses
