@@ -468,7 +468,7 @@ def tar_of(path: Path, *numbers: int) -> None:
             tar.add(video, f"{number}.mp4")
 
 
-def test_tars_far_away_are_packed_and_come_again_only_where_they_changed(store, tmp_path):
+def test_tars_far_away_are_packed_and_come_again_only_where_they_changed(store, tmp_path, capsys):
     """Also those that are named like what is still coming."""
     raw, out = tmp_path / "raw", tmp_path / "out"
     raw.mkdir()
@@ -488,6 +488,11 @@ def test_tars_far_away_are_packed_and_come_again_only_where_they_changed(store, 
         assert sorted(tars.asked.items()) == [
             ("tmp-v-1-008.tar", 1), ("tmp-v-1-009.tar", 2), ("tmp-v-1-010.tar", 1),
         ]  # fmt: skip
+        assert "all tars" not in capsys.readouterr().out
+        part = pack_recipe.main(
+            pack_recipe.Config(source, str(tmp_path / "1"), workers=1, part="1/2")
+        )
+        assert "all tars" in capsys.readouterr().out and part["part"] == [1, 2]
         with pytest.raises(ValueError, match="--cache-gib"):
             pack_recipe.main(pack_recipe.Config(source, str(out), cache_gib=1e-6))
         with pytest.raises(ValueError, match="404"):
