@@ -20,10 +20,8 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from pretrain.clip import VideoText
-from pretrain.data.loading import eval_loader
 from pretrain.data.progress import Bar
-from pretrain.data.samples import EvalClips
-from pretrain.data.shards import Pack
+from pretrain.data.shards import EvalClips, Pack, eval_loader
 from pretrain.device import autocast_dtype
 from pretrain.files import cache_folder, replacing, share
 from pretrain.modes import evaluating

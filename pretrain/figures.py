@@ -8,8 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from pretrain import log
-from pretrain.data.samples import EvalClips
-from pretrain.data.shards import Pack
+from pretrain.data.shards import EvalClips, Pack
 from pretrain.flow_colours import draw_flow
 from pretrain.masked import MaskedPixels
 from pretrain.modes import evaluating

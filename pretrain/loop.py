@@ -33,8 +33,7 @@ import torch
 from torch import Tensor
 
 from pretrain import checkpoint, device, log
-from pretrain.data.loading import Positions, TrainBatches, train_batches
-from pretrain.data.samples import Mixture, TrainClips
+from pretrain.data.shards import Mixture, Positions, TrainBatches, TrainClips, train_batches
 from pretrain.engine import Engine
 from pretrain.flags import flat
 from pretrain.folders import writing

@@ -234,7 +234,7 @@ class InputSpec:
     Attributes:
         frames: number of frames.
         stride: source frames between two sampled frames; 0: uniform sampling, a frame of each of
-            `frames` equal parts of the clip (see `pretrain.data.samples.draw_frames`).
+            `frames` equal parts of the clip (see `pretrain.data.shards.draw_frames`).
         size: height and width in pixels, of pictures and of the crop in which 2-D joints are.
         streams: those it takes, by name.
 

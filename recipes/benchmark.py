@@ -49,9 +49,8 @@ from downstream.report import growth_figure
 from pretrain import device, log
 from pretrain.data.decode import installed_decoders
 from pretrain.data.pack import pack
-from pretrain.data.samples import TrainClips
 from pretrain.data.sampling import counter_rng, dense_indices, multi_scale_box
-from pretrain.data.shards import Pack
+from pretrain.data.shards import Pack, TrainClips
 from pretrain.data.stream_speed import measure, rows_of
 from pretrain.files import is_there
 from pretrain.flags import Count, OptionalPositive, Seed

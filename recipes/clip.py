@@ -30,7 +30,7 @@ from downstream.encoders import build_pair, idle_flags, text_model_name
 from downstream.finetune import record_method
 from pretrain import backbones, flags, log, settings
 from pretrain.clip import VideoText, backward_classes, backward_step, contrast, has_batch_norm
-from pretrain.data import samples, shards
+from pretrain.data import shards
 from pretrain.data.cache import open_all, packing_side, synthetic_clips
 from pretrain.data.sampling import STEP, counter_rng
 from pretrain.data.transforms import Augment
@@ -257,7 +257,7 @@ def refuse_early(cfg: Config, texts: pairs.Texts, model: VideoText) -> None:
     plan, weights = plan_run(cfg.optim, 1, asked_processes()), cfg.data_weights
     batch = plan.batch_size
     if weights:
-        samples.batch_counts(weights, batch)
+        shards.batch_counts(weights, batch)
     if weights and len(weights) != len(cfg.data):
         raise ValueError(f"{len(weights)} --data-weights and {len(cfg.data)} --data: give one each")
     if plan.accumulate > 1 and has_batch_norm(model):
@@ -320,7 +320,7 @@ def main(cfg: Config) -> dict:
     prompts = pairs.class_prompts(texts, cfg.data, packs, chosen) if cfg.loss == "classes" else {}
     per_source = [len(ids) for ids in chosen]
     weights = cfg.data_weights or tuple(map(float, per_source))
-    per_batch = samples.batch_counts(weights, optim.batch_size)
+    per_batch = shards.batch_counts(weights, optim.batch_size)
 
     # ---- processes and plan
     engine.start()
@@ -329,7 +329,7 @@ def main(cfg: Config) -> dict:
         print_plan(cfg, run, (per_source, per_batch), model)
         if run.first:
             for pack, ids in zip(packs, chosen, strict=True):
-                samples.warn_of_clips(pack, ids, spec)
+                shards.warn_of_clips(pack, ids, spec)
         how = (optim.optimizer, model, optim.weight_decay, optim.betas)
         wrapped = engine.prepare(model, lambda: make_optimizers(*how))
         run.restore({"cut": 0, "loss": None, "val": None})
@@ -338,10 +338,10 @@ def main(cfg: Config) -> dict:
         text_of_view = pairs.TextOfView(texts, model, cfg.drop_tokens, list(prompts))
         augment = Augment(cfg.flip, cfg.colour, jitter=cfg.jitter, grey=cfg.grey)
         parts = [
-            samples.TrainClips(pack, ids, spec, cfg.seed, 1, cfg.scales, text_of_view, augment)
+            shards.TrainClips(pack, ids, spec, cfg.seed, 1, cfg.scales, text_of_view, augment)
             for pack, ids in zip(packs, chosen, strict=True)
         ]
-        dataset = parts[0] if len(parts) == 1 else samples.Mixture(parts, per_batch, cfg.seed)
+        dataset = parts[0] if len(parts) == 1 else shards.Mixture(parts, per_batch, cfg.seed)
         make_micro, loss_of = partial(pairs.micro_batch, model, cfg.trim_text), None
         if prompts:
             against = pairs.AgainstClasses(

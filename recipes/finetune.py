@@ -65,8 +65,7 @@ from downstream.tasks import Chosen, LabelOfView, choose_videos, refuse_raw, tas
 from downstream.training import GIVEN, TRAINING, Training, TrainingFlags, flags_of, resolve_training
 from pretrain import backbones, log
 from pretrain.data.cache import open_data, packing_side
-from pretrain.data.samples import TrainClips, warn_of_clips
-from pretrain.data.shards import Pack
+from pretrain.data.shards import Pack, TrainClips, warn_of_clips
 from pretrain.engine import Engine
 from pretrain.flags import OptionalCount, Seed, flat, refuse_given
 from pretrain.loop import TrainingRun, plan_run

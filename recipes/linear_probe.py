@@ -65,8 +65,7 @@ from downstream.results import (
 from downstream.splits import videos_digest
 from pretrain.backbones import fresh_like
 from pretrain.data.cache import open_data, packing_side
-from pretrain.data.samples import warn_of_clips
-from pretrain.data.shards import Pack
+from pretrain.data.shards import Pack, warn_of_clips
 from pretrain.flags import Count, Seed, Whole
 from pretrain.log import cli, print_table
 from pretrain.names import counted, for_screen

@@ -33,9 +33,8 @@ from downstream.models import build_model as build_family
 from downstream.monitor import online_knn
 from pretrain import backbones, flags, log, settings
 from pretrain.data.cache import open_data, packing_side, raw_sources, synthetic_clips
-from pretrain.data.samples import TrainClips, warn_of_clips
 from pretrain.data.sampling import FIGURE, counter_rng
-from pretrain.data.shards import Pack, refuse_raw_streams
+from pretrain.data.shards import Pack, TrainClips, refuse_raw_streams, warn_of_clips
 from pretrain.data.transforms import Augment
 from pretrain.engine import Engine
 from pretrain.figures import reconstruction_figure

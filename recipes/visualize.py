@@ -41,9 +41,8 @@ from pretrain.data.cache import first_refusal, pack_file, packing_side
 from pretrain.data.methods import pose_weights
 from pretrain.data.pose_files import read_poses
 from pretrain.data.poses import COLUMNS, clip_poses, crop_pose
-from pretrain.data.samples import EvalClips
 from pretrain.data.sampling import test_boxes, test_indices
-from pretrain.data.shards import Pack
+from pretrain.data.shards import EvalClips, Pack
 from pretrain.files import is_file, no_file
 from pretrain.flags import Count
 from pretrain.flow_colours import draw_flow, full_colour

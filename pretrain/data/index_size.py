@@ -23,8 +23,7 @@ from typing import BinaryIO
 
 from pretrain.data.columns import columns_file, make_columns
 from pretrain.data.index import COLUMNS, FORMAT, json_line
-from pretrain.data.samples import TrainClips
-from pretrain.data.shards import Pack
+from pretrain.data.shards import Pack, TrainClips
 from pretrain.flags import Count
 from pretrain.log import cli
 from pretrain.spec import InputSpec

@@ -19,11 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.data.cache import open_data
-from pretrain.data.loading import Positions, train_batches
 from pretrain.data.pack import pack
 from pretrain.data.remote import MOST_LANES
-from pretrain.data.samples import TrainClips
-from pretrain.data.shards import Pack
+from pretrain.data.shards import Pack, Positions, TrainClips, train_batches
 from pretrain.spec import InputSpec
 from pretrain.videomae import mask_of_view
 

@@ -418,7 +418,7 @@ def test_mistakes_are_refused_before_anything_is_written(
 
 
 def test_data_without_captions_say_what_to_do(tiny_pack, tmp_path, capsys):
-    with pytest.raises(ValueError, match=r"none of the 32 clips .* has a caption: .*--text label"):
+    with pytest.raises(ValueError, match=r"no clip .*32 in all.* has a caption: .*--text label"):
         clip.main(config(tiny_pack, tmp_path / "run"))
     clip.main(config(tiny_pack, tmp_path / "run", text="label", steps=1))
 

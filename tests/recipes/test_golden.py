@@ -10,7 +10,7 @@ import pytest
 
 from downstream import finetune
 from pretrain import optim, videomae
-from pretrain.data import samples
+from pretrain.data import shards
 from tests.recipes import golden
 
 PINNED = json.loads(golden.FILE.read_text())
@@ -45,9 +45,9 @@ def other_masks(monkeypatch, recipe):
 
 
 def another_order(monkeypatch, recipe):
-    real = samples.TrainClips.sample_at
+    real = shards.TrainClips.sample_at
     monkeypatch.setattr(
-        samples.TrainClips, "sample_at", lambda self, epoch, place: real(self, epoch + 1, place)
+        shards.TrainClips, "sample_at", lambda self, epoch, place: real(self, epoch + 1, place)
     )
 
 

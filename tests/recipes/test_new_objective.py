@@ -42,7 +42,7 @@ from hidden_colour import HiddenColour
 from downstream.models import build_model
 from pretrain import backbones, log, settings
 from pretrain.data.cache import open_data, packing_side
-from pretrain.data.samples import TrainClips
+from pretrain.data.shards import TrainClips
 from pretrain.engine import Engine
 from pretrain.flags import Seed
 from pretrain.loop import TrainingRun, plan_run

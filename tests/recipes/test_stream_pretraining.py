@@ -11,8 +11,7 @@ from downstream.finetune import record_method
 from downstream.models import load_backbone, load_video_text
 from pretrain import figures
 from pretrain.data.pack import pack
-from pretrain.data.samples import TrainClips
-from pretrain.data.shards import Pack
+from pretrain.data.shards import Pack, TrainClips
 from pretrain.data.synthetic import make_dataset
 from pretrain.data.transforms import Augment
 from pretrain.figures import reconstruct

@@ -73,7 +73,7 @@ def test_a_data_set(quick, capsys):
 def test_numbers_against_a_literal_computation(quick, tiny_pair):
     import torch
 
-    from pretrain.data.samples import EvalClips
+    from pretrain.data.shards import EvalClips
 
     results = zero_shot.main(change(quick, templates="openai_ucf101"))
     model = load_video_text(quick.backbone).eval()

@@ -16,9 +16,8 @@ from safetensors.numpy import load_file
 
 from pretrain.data import columns, index_size, shared
 from pretrain.data.index import checked_lines, load_index
-from pretrain.data.samples import TrainClips
 from pretrain.data.sampling import epoch_order
-from pretrain.data.shards import Pack
+from pretrain.data.shards import Pack, TrainClips
 from pretrain.spec import InputSpec
 from tests.unit.test_pack import with_lines
 

@@ -495,9 +495,8 @@ def test_figures_are_drawn_whatever_there_is(tmp_path):
         rate = np.linspace(0, 1, num)
         rate[0] = np.nan  # a class without videos
         names = [f"$c_{i}" for i in range(num)]
-        fusion_figure(
-            tmp_path / f"f{num}.png", lines, {"a": rate, "b$": rate, "all": rate}, names, "$"
-        )
+        rates = {"a": rate, "b$": rate, "all": rate}
+        fusion_figure(tmp_path / f"f{num}.png", lines, rates, names, "over 3 people", "$")
     assert {p.name for p in tmp_path.iterdir()} == {
         "events0.png", "events1.png", "events2.png", "f3.png", "f90.png",
     }  # fmt: skip

@@ -25,10 +25,16 @@ from pretrain.data.arrays import read_arrays
 from pretrain.data.decode import decode_frames
 from pretrain.data.guard import Refused
 from pretrain.data.index import load_index
-from pretrain.data.loading import Positions, eval_loader, train_batches
 from pretrain.data.pack import pack
-from pretrain.data.samples import EvalClips, TrainClips
-from pretrain.data.shards import Pack, crop_flow
+from pretrain.data.shards import (
+    EvalClips,
+    Pack,
+    Positions,
+    TrainClips,
+    crop_flow,
+    eval_loader,
+    train_batches,
+)
 from pretrain.data.synthetic import make_dataset
 from pretrain.data.transforms import Augment, mirror
 from pretrain.flow_colours import draw_flow, full_colour
@@ -663,7 +669,7 @@ def test_batches_with_flow_do_not_depend_on_workers(packed, monkeypatch):
             return list(all_of_them)
 
     first, second = batches(0), batches(2)
-    monkeypatch.setattr("pretrain.data.samples.KEEP_DECODED", 0)
+    monkeypatch.setattr("pretrain.data.shards.KEEP_DECODED", 0)
     for one, *others in zip(first, second, batches(0), strict=True):
         assert one["flow"].shape == (6, 2, 4, 32, 32) and one["flow"].dtype == torch.uint8
         for other in others:

@@ -13,8 +13,7 @@ from pretrain.data.guard import Refused
 from pretrain.data.ingest import ingest
 from pretrain.data.pack import pack
 from pretrain.data.poses import read_array
-from pretrain.data.samples import EvalClips, TrainClips
-from pretrain.data.shards import Pack
+from pretrain.data.shards import EvalClips, Pack, TrainClips
 from pretrain.spec import InputSpec, Joints, Stream
 from tests.unit import layouts
 from tests.unit.media import write_video

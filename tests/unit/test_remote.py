@@ -24,12 +24,10 @@ from media import ready_video
 
 from pretrain.data import remote
 from pretrain.data.cache import open_data
-from pretrain.data.loading import Positions, train_batches
 from pretrain.data.pack import pack
 from pretrain.data.remote import Unreachable
-from pretrain.data.samples import TrainClips
 from pretrain.data.sampling import window_order
-from pretrain.data.shards import Pack
+from pretrain.data.shards import Pack, Positions, TrainClips, train_batches
 from pretrain.settings import Machine
 from pretrain.spec import InputSpec
 from pretrain.videomae import mask_of_view
@@ -545,8 +543,8 @@ import numpy as np
 import psutil
 from pretrain.data import remote, shards
 from pretrain.data.cache import open_data
-from pretrain.data.loading import Positions, train_batches
-from pretrain.data.samples import TrainClips
+from pretrain.data.shards import Positions, train_batches
+from pretrain.data.shards import TrainClips
 from pretrain.settings import Machine
 from pretrain.spec import InputSpec
 address, clips, limit, rank = sys.argv[1], *map(int, sys.argv[2:])

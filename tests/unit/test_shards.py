@@ -13,17 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pretrain.data import loading, samples, shards
-from pretrain.data.loading import Positions, train_batches
+from pretrain.data import shards
 from pretrain.data.pack import pack as pack_folder
-from pretrain.data.samples import (
-    EvalClips,
-    Mixture,
-    TrainClips,
-    batch_counts,
-    draw_frames,
-    warn_of_clips,
-)
 from pretrain.data.sampling import (
     counter_rng,
     dense_indices,
@@ -35,7 +26,17 @@ from pretrain.data.sampling import (
 )
 from pretrain.data.sampling import test_boxes as eval_boxes
 from pretrain.data.sampling import test_indices as eval_indices
-from pretrain.data.shards import Pack
+from pretrain.data.shards import (
+    EvalClips,
+    Mixture,
+    Pack,
+    Positions,
+    TrainClips,
+    batch_counts,
+    draw_frames,
+    train_batches,
+    warn_of_clips,
+)
 from pretrain.spec import InputSpec, Joints, Stream
 from pretrain.videomae import mask_of_view
 
@@ -278,7 +279,7 @@ def test_frames_kept_in_memory_are_the_decoded_ones_and_are_decoded_once(pack, m
     epochs = range(3 * len(pack))
     items, counts = [], []
     for limit in (total, total - 1):  # all clips fit, or just not
-        monkeypatch.setattr(samples, "KEEP_DECODED", limit)
+        monkeypatch.setattr(shards, "KEEP_DECODED", limit)
         decoded.clear()
         clips = clips_of(pack)
         items.append([clips[position] for position in epochs])
@@ -428,8 +429,8 @@ class NoRoom(torch.utils.data.Dataset):
 
 def test_no_room_in_the_memory_that_processes_share_is_said():
     try:
-        with pytest.raises(loading.NoSharedMemory, match=r"(?s)shm.*--num-workers 0"):
-            next(loading.eval_loader(NoRoom([torch.zeros(10_000)]), 1, num_workers=1))
+        with pytest.raises(shards.NoSharedMemory, match=r"(?s)shm.*--num-workers 0"):
+            next(shards.eval_loader(NoRoom([torch.zeros(10_000)]), 1, num_workers=1))
     finally:  # as a recipe does at its end: Python would wait for it, and it ignores SIGTERM
         for left in multiprocessing.active_children():
             left.kill()

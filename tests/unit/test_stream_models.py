@@ -20,7 +20,7 @@ from downstream.models.two_stream import FeatureFusion, FlowStack
 from downstream.training import Given, resolve_training
 from pretrain.backbones import export_backbone
 from pretrain.data.poses import SKELETONS, Skeleton
-from pretrain.data.samples import draw_frames
+from pretrain.data.shards import draw_frames
 from pretrain.data.transforms import Augment
 from pretrain.processes import start_accelerator
 from pretrain.settings import Machine

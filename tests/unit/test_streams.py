@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from pretrain.data.pack import pack
 from pretrain.data.poses import SKELETONS
-from pretrain.data.samples import EvalClips, TrainClips
-from pretrain.data.shards import Pack, crop_clip
+from pretrain.data.shards import EvalClips, Pack, TrainClips, crop_clip
 from pretrain.data.synthetic import make_dataset
 from pretrain.data.transforms import Augment, mirror
 from pretrain.spec import InputSpec, Joints, Stream, flow_stream

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from pretrain.data import transforms
-from pretrain.data.samples import EvalClips, TrainClips
-from pretrain.data.shards import Pack
+from pretrain.data.shards import EvalClips, Pack, TrainClips
 from pretrain.data.transforms import Augment
 from pretrain.spec import InputSpec
 
