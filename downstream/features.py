@@ -337,7 +337,7 @@ def keep_computed(
             return _read_features(path, shape)
         except ValueError as error:
             print(f"cached features {path} are damaged ({error}): computing them again", flush=True)
-    features = compute()
+    features = np.ascontiguousarray(compute())  # or it would be written in another order
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, shared=True) as aside:

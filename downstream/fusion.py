@@ -133,6 +133,13 @@ def read_folds(folders: list[Path]) -> list[list[Run]]:
     if twice:
         raise ValueError(f"{twice[0]} is given twice: name different runs")
     runs = [[read_run(fold) for fold in fold_folders(folder)] for folder in folders]
+    hashes = [[fold.sha256 for fold in run] for run in runs]
+    for i, folder in enumerate(folders):
+        if hashes[i] in hashes[:i]:
+            raise ValueError(
+                f"{folders[hashes.index(hashes[i])]} and {folder} hold the same scores: name "
+                "different runs"
+            )
     names = [run[0].name for run in runs]
     for i, folder in enumerate(folders):
         _refuse_unlike_folds(runs[i])
@@ -344,7 +351,9 @@ def _difference(one: Run, two: Run) -> str:
         # Zero-shot classification learns from no video.
         if values[0] != values[1] and not (name == "train_split" and None in values):
             return f"their protocols differ ({name}: {values[0]!r} and {values[1]!r})"
-    if cards[0].get("kind") == cards[1].get("kind") and cards[0]["videos"] != cards[1]["videos"]:
+    if cards[0].get("kind") == cards[1].get("kind") and cards[0].get("videos") != cards[1].get(
+        "videos"
+    ):
         return "their protocols differ (videos: they learned from different ones)"
     return ""
 
@@ -413,7 +422,7 @@ def pooled_card(folds: list[list[Run]]) -> tuple[Data, dict]:
         subjects_in_both=max(d.subjects_in_both for d in each),
         videos_in_both=max(d.videos_in_both for d in each),
     )  # fmt: skip
-    digests = " ".join(str(run.protocol["videos"]) for run in runs)
+    digests = " ".join(str(run.protocol.get("videos")) for run in runs)
     return data, protocol | {
         "videos": hashlib.sha256(digests.encode()).hexdigest(), "train_split": data.train_split,
         "test_split": data.test_split, "num_train": data.num_train, "num_test": data.num_test,

@@ -144,10 +144,7 @@ def attentive_wanted(
     if config.attentive == "off":
         return "switched off"
     if config.leave_one_out:
-        return (
-            "it would be fitted once for every subject, so it is not offered with --leave-one-out: "
-            "give --attentive off"
-        )
+        return "it would be fitted once for every subject, so --leave-one-out does not offer it"
     needed = token_bytes(encoder, num_clips, how)
     if config.attentive == "auto" and needed > TOKEN_LIMIT:
         return f"its tokens take {needed / 2**30:.1f} GiB of disk: give --attentive on to run it"

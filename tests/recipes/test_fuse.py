@@ -254,6 +254,21 @@ def test_a_class_without_validation_videos(runs, tmp_path):
     assert any("of 3 classes 2 are in" in note for note in found["notes"])
 
 
+def test_a_copy_of_a_run_is_no_second_run(runs, tmp_path):
+    shutil.copytree(runs[0], tmp_path / "copy")
+    with pytest.raises(ValueError, match="same scores"):
+        main(config([runs[0], str(tmp_path / "copy")], tmp_path))
+
+
+def test_a_run_that_does_not_say_what_it_learned_from_is_refused(runs, tmp_path):
+    path = Path(runs[1]) / "results.json"
+    about = json.loads(path.read_text())
+    del about["protocol"]["videos"]
+    path.write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="learned from different"):
+        main(config(runs[:2], tmp_path))
+
+
 def test_two_classes_and_one_person(tmp_path):
     rng = np.random.default_rng(3)
     runs = []

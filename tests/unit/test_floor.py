@@ -1,11 +1,13 @@
 """The floor: what recordings give away without a network, and what a model below it is told."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
+from downstream import floor
 from downstream.features import Extraction
 from downstream.floor import GreyFrames, OrderedJoints, against_floor, floor_scores, folds_of
 from downstream.probe import choose_folds
@@ -73,10 +75,12 @@ def test_a_model_is_told_where_it_stands(given, monkeypatch, right, word):
     said = Predictions(folds.classes, truth, predicted, subjects)
     metrics, details, notes = against_floor(pack, folds, HOW, RGB, said, 0, half)
     assert (metrics["floor_motion"].value, metrics["floor_frame"].value) == (0.5, 0)
-    assert len(notes) == 2 + (word != "above") and all(note.startswith(word) for note in notes[:2])
-    assert "frame differences" in notes[0] and "random weights" in notes[1]
+    frame, *others = notes[:3]  # against none right; against every other one
+    assert frame.startswith("above" if right else "NOT shown") and "one grey frame" in frame
+    assert len(notes) == 3 + (word != "above") and all(note.startswith(word) for note in others)
+    assert "frame differences" in others[0] and "random weights" in others[1]
     found = [value for name, value in details.items() if name.startswith("difference")]
-    assert [round(mean, 6) for mean, _, _ in found] == [right - 0.5] * 2
+    assert [round(mean, 6) for mean, _, _ in found] == [right, right - 0.5, right - 0.5]
     assert all(low <= mean <= high for mean, low, high in found)
 
 
@@ -90,6 +94,41 @@ def test_the_advice_names_a_stride_that_spans_the_clips(given):
         spec.stride: against_floor(pack, folds, HOW, spec, said, 0)[2] for spec in (short, whole)
     }
     assert "--stride 4" in notes[1][-1] and "--stride" not in notes[4][-1]
+
+
+def test_a_floor_is_computed_once(given, monkeypatch, capsys):
+    pack, folds, scores = given
+    monkeypatch.setattr("downstream.floor.cached_features", None)  # nothing is extracted again
+    again = floor_scores(pack, folds, HOW, RGB)
+    assert all((again[kind] == scores[kind]).all() for kind in scores)
+    assert "damaged" not in capsys.readouterr().out
+
+
+def test_a_clip_that_cannot_be_decoded_costs_no_score(given, monkeypatch):
+    pack, folds, _ = given
+    truth = folds.labels[folds.tested]
+    said = Predictions(folds.classes, truth, truth, [folds.subjects[i] for i in folds.tested])
+
+    def broken(*_: object) -> None:
+        raise ValueError("clip 7 cannot be decoded")
+
+    monkeypatch.setattr("downstream.floor.floor_scores", broken)
+    metrics, _, notes = against_floor(pack, folds, HOW, RGB, said, 0)
+    assert not metrics and "clip 7 cannot be decoded" in notes[0] and len(notes) == 1
+
+
+def test_a_baseline_in_which_nothing_differs_is_left_out(given, monkeypatch):
+    pack, folds, _ = given
+    real = floor.cached_features
+
+    def still(*arguments: object) -> np.ndarray:
+        return real(*arguments) * (np.arange(19 * 256) < 256)
+
+    monkeypatch.setattr(floor, "cached_features", still)
+    monkeypatch.setattr(floor, "keep_computed", lambda identity, shape, make: make())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        assert [*floor_scores(pack, folds, HOW, RGB)] == ["frame"]
 
 
 def test_a_fine_tuning_is_one_fold(tiny_pack):
