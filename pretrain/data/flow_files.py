@@ -24,9 +24,9 @@ from pretrain.files import open_regular
 
 MAX_FILES = 2**20  # of one folder
 _MAGIC = b"PIEH"
-_FLO = re.compile(r"(?:.*\D)?(?P<number>\d{1,9})\.flo", re.IGNORECASE | re.DOTALL)
+_FLO = re.compile(r"(?:.*\D)?(?P<number>\d{1,12})\.flo", re.IGNORECASE | re.DOTALL)
 _PICTURE = re.compile(
-    r"(?:flow_)?(?P<axis>[xyuv])_?(?P<number>\d{1,9})\.(?:jpe?g|png)", re.IGNORECASE
+    r"(?:flow_)?(?P<axis>[xyuv])_?(?P<number>\d{1,12})\.(?:jpe?g|png)", re.IGNORECASE
 )
 
 

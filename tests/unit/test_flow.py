@@ -341,7 +341,7 @@ def test_a_list_names_folders_of_flow(tmp_path):
     tsn(tmp_path / "of_a", true)
     (tmp_path / "of_b").mkdir()
     for number, motion in enumerate(true):
-        (tmp_path / "of_b" / f"{number:05}.flo").write_bytes(flo(motion))
+        (tmp_path / "of_b" / f"{number:010}.flo").write_bytes(flo(motion))
     (tmp_path / "c.npz").write_bytes(npz(flow=true))
     rows = "a.mp4,of_a,20,tvl1,x\nb.mp4,of_b/,,tvl1,x\nc.mp4,c.npz,9,tvl1,x\n"
     (tmp_path / "list.csv").write_text("path,flow,flow_bound,flow_method,label\n" + rows)
