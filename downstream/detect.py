@@ -360,6 +360,7 @@ class Detection:
     Attributes:
         names: of the classes that are looked for.
         seconds: how long each video is that was read.
+        highest: of the scores of frames in which `find` looked.
 
     Raises:
         ValueError: a class of the background is not there, or nothing is left.
@@ -381,6 +382,7 @@ class Detection:
         self.names = [scorer.names[k] for k in self.shown]
         self.scorer, self.how, self.shortest, self.refused = scorer, how, shortest, refused
         self.seconds: dict[str, float] = {}
+        self.highest = 0.0
 
     def _score(
         self, videos: list[Video], title: str,
@@ -415,6 +417,11 @@ class Detection:
         done = self._score(videos, "validation", use)
         return {name: scores for name, scores in kept.items() if name in done}
 
+    def _watched(self, parts: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        for part in parts:
+            self.highest = max(self.highest, float(part.max(initial=0)))
+            yield part
+
     def find(
         self, videos: list[Video], thresholds: np.ndarray, measured: set[str]
     ) -> tuple[dict[str, list[FoundEvent]], dict[str, KeptScores]]:
@@ -426,6 +433,7 @@ class Detection:
             if video.name in measured:
                 kept[video.name] = KeptScores(fps)
                 parts = kept[video.name].record(parts)
+            parts = self._watched(parts)
             found[video.name] = cut_events(parts, self.names, thresholds, fps, self.shortest)
 
         done = self._score(videos, "detection", use)

@@ -439,7 +439,7 @@ def test_export_needs_the_weights_of_its_arguments():
 
 
 def test_verify_accepts_and_measures():
-    assert 0 < verify(trained()) < 1e-5
+    assert 0 <= verify(trained()) < 1e-5  # 0 where both take the same path through oneDNN
     assert verify(trained(whole=False, mean=MEAN, std=STD)) < 1e-5
 
 

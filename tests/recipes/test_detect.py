@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -103,6 +104,15 @@ def test_events_are_found_where_they_are(films, colours, tmp_path):
     assert len(rows) == 5 and rows[0].keys() == {"video", "start", "end", "label", "score"}
     assert (out / "timeline.png").exists() and not (out / "results.json").exists()
     assert json.loads((out / "refused.json").read_text()) == {}
+
+
+def test_where_nothing_is_found_the_highest_score_is_said(films, colours, tmp_path, capsys):
+    main(config(films / "a.mp4", tmp_path / "out", threshold=1.0))
+    note = next(n for n in capsys.readouterr().out.splitlines() if "no event" in n)
+    highest = float(re.search(r"a frame is (\d\.\d\d)", note)[1])
+    assert 0 < highest <= 1 and "--threshold" in note
+    main(config(films / "a.mp4", tmp_path / "some", threshold=highest - 0.02))
+    assert "no event" not in capsys.readouterr().out
 
 
 def test_a_pack_has_the_events_of_its_files(films, colours, tmp_path):
