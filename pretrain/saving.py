@@ -102,14 +102,11 @@ class Saver:
             return
         try:
             digests = self._together(partial(self._fill, aside, parts))
-            if self._place == 0:
-                self._seal(aside, digests, state)
+            self._together(partial(self._finish, aside, final, digests, state))
         except (CheckpointError, SystemExit):
             if self._place == 0:  # no other writes there any more
                 shutil.rmtree(aside, ignore_errors=True)
             raise
-        if self._place == 0:
-            self._commit(aside, final)
 
     def _names(self, place: int) -> list[str]:
         """The files of a process."""
@@ -187,6 +184,13 @@ class Saver:
         if not all(other[0] for other in answers):
             sys.exit(2)  # the process that failed says why
         return [other[2 : 2 + other[1]] for other in answers]
+
+    def _finish(self, aside: Path, final: Path, digests: list[bytes], state: dict) -> bytes:
+        """Make a checkpoint of what all have written, in the first process."""
+        if self._place == 0:
+            self._seal(aside, digests, state)
+            self._commit(aside, final)
+        return b""
 
     def _seal(self, aside: Path, digests: list[bytes], state: dict) -> None:
         """Write what goes with the files of all processes, given their hashes."""

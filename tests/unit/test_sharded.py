@@ -136,6 +136,12 @@ def saved_by_several(out: str, step: int, plan: dict) -> None:
     if plan.get("full") == rank:
         usage = shutil.disk_usage(run.parent)._replace(free=10)
         shutil.disk_usage = lambda _: usage
+    if plan.get("rename") == rank:
+
+        def refuse(*_: object) -> None:
+            raise OSError("no renaming here")
+
+        os.replace = refuse
     moments = {"matrix.exp_avg": held(tensors(step + 1), rank, count)["matrix"]}
     mine = to_write(held(weights, rank, count), {"deep", "half"}, rank, count)
     saver = Saver(run, dist.new_group(backend="gloo"), plan["background"])
@@ -223,6 +229,7 @@ def test_a_checkpoint_of_other_shapes_or_names_is_refused(run):
         ({"full": 1}, "process 1: cannot write.*10 are free"),
         ({"nan": 0}, "process 0: not saved: matrix"),
         ({"elsewhere": 1}, "process 1: not saved.*share a disk"),
+        ({"rename": 0}, "process 0: cannot write.*no renaming here"),
     ],
 )
 def test_what_fails_in_one_process_is_said_once_and_nothing_is_lost(run, tmp_path, plan, said):
