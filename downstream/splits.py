@@ -256,10 +256,12 @@ def _people(where: str, subjects: list[str | None]) -> list[str]:
     """The names of at least two subjects of labelled videos, all of which have one."""
     names = sorted({who for who in subjects if who is not None})
     if None in subjects or len(names) < 2:
+        nameless = subjects.count(None)
+        said = f"{nameless} of {len(subjects)} labelled videos name no subject"
+        if names:
+            said += f", the others {counted(len(names), 'subject')}"
         raise ValueError(
-            f"{where}: {subjects.count(None)} of {len(subjects)} labelled videos name no subject, "
-            f"the others {counted(len(names), 'subject')}: leaving one out needs a list file with "
-            "a subject column"
+            f"{where}: {said}: leaving one out needs a list file with a subject column"
         )
     return names
 
@@ -311,7 +313,11 @@ def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[st
                 f"{', '.join(map(for_screen, sorted(missing)[:10]))}, so no "
                 "training subject has it: leave that class out of the list"
             )
-    notes = [f"every one of {len(names)} subjects was left out in turn; splits were ignored"]
+    ignored = any(record["split"] is not None for record in records.values())
+    notes = [
+        f"every one of {len(names)} subjects was left out in turn"
+        + "; splits were ignored" * ignored
+    ]
     if len(labelled) < len(records):
         notes.append(f"left out: {counted(len(records) - len(labelled), 'clip')} without a label")
     return videos, folds, notes
