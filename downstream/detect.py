@@ -422,6 +422,13 @@ class Detection:
             self.highest = max(self.highest, float(part.max(initial=0)))
             yield part
 
+    def nothing_found(self, found: dict[str, list[FoundEvent]], chosen: str) -> list[str]:
+        """What a reader must know where there is no event; `chosen`: the thresholds, in words."""
+        if any(found.values()):
+            return []
+        highest = f"the highest score of a frame is {self.highest:.2f}"
+        return [f"no event: {highest}, thresholds are {chosen}; a lower --threshold finds more"]
+
     def find(
         self, videos: list[Video], thresholds: np.ndarray, measured: set[str]
     ) -> tuple[dict[str, list[FoundEvent]], dict[str, KeptScores]]:

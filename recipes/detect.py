@@ -384,11 +384,7 @@ def main(config: Config) -> dict:
     found, kept = detection.find(tested, thresholds, {v.name for v in tested if v.name in true})
     if not found:
         raise nothing_usable(" ".join(config.video), refused)
-    if not any(found.values()):
-        highest = f"the highest score of a frame is {detection.highest:.2f}"
-        notes.append(
-            f"no event: {highest}, thresholds are {chosen}; a lower --threshold finds more"
-        )
+    notes += detection.nothing_found(found, chosen)
     content = write_events(out, found, truth, config.backbone)
     by_name = dict(zip(names, thresholds.tolist(), strict=True))
     write_json(out / "thresholds.json", {"thresholds": by_name, "chosen": chosen})
