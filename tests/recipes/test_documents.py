@@ -271,9 +271,13 @@ def furnish(
         (folder / name).symlink_to(home / name)
     if ("--out", "packs/mine") not in pairwise(words):
         (folder / "packs").symlink_to(home / "packs")
-    for run in {word.split("/")[1] for word in given if word.startswith("runs/")}:
+    runs = {word.split("/")[1] for word in given if word.startswith("runs/")}
+    for number, run in enumerate(sorted(runs)):
         make = next(make for start, make in standins.items() if run.startswith(start))
-        shutil.copytree(make(), folder / "runs" / run)
+        copy = shutil.copytree(make(), folder / "runs" / run)
+        if (scores := copy / "scores.csv").exists():  # the same numbers, as of different runs
+            before, comma, last = scores.read_text().rpartition(",")
+            scores.write_text(f"{before}{comma}{'0' * number}{last}")
 
 
 def small_words(name: str, words: list[str], extra: str) -> list[str]:

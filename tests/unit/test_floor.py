@@ -59,7 +59,8 @@ def test_labels_of_tested_videos_change_nothing(given, monkeypatch):
     labels[folds.tested] = (labels[folds.tested] + 1) % 4
     monkeypatch.setattr("downstream.floor.keep_computed", lambda identity, shape, make: make())
     again = floor_scores(pack, dataclasses.replace(folds, labels=labels), HOW, RGB)
-    assert all((again[kind] == scores[kind]).all() for kind in scores)
+    for kind, before in scores.items():  # several threads round otherwise
+        np.testing.assert_allclose(again[kind], before, atol=1e-3)
 
 
 @pytest.mark.parametrize("right, word", [(1.0, "above"), (0.0, "BELOW"), (0.5, "NOT shown")])
