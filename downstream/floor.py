@@ -113,9 +113,7 @@ def floor_scores(
         ValueError: a clip cannot be decoded.
     """
     joints = spec.streams.get("pose")
-    baselines: list[GreyFrames | OrderedJoints] = []
-    if "rgb" in pack.streams:
-        baselines.append(GreyFrames())
+    baselines: list[GreyFrames | OrderedJoints] = [GreyFrames()]
     if isinstance(joints, Joints):
         baselines.append(OrderedJoints(joints))
     once = dataclasses.replace(how, num_clips=1, num_crops=1, time_segments=0, precision="fp32")
@@ -124,7 +122,7 @@ def floor_scores(
     for encoder in baselines:
         try:
             pack.check_streams(samples, encoder.input_spec)
-        except ValueError:  # some clips are of poses alone: there are no pictures of all videos
+        except ValueError:  # clips are of poses alone, all or some
             continue
         identity = {
             "floor": VERSION, "arguments": encoder.arguments,

@@ -351,9 +351,8 @@ def _difference(one: Run, two: Run) -> str:
         # Zero-shot classification learns from no video.
         if values[0] != values[1] and not (name == "train_split" and None in values):
             return f"their protocols differ ({name}: {values[0]!r} and {values[1]!r})"
-    if cards[0].get("kind") == cards[1].get("kind") and cards[0].get("videos") != cards[1].get(
-        "videos"
-    ):
+    kinds, videos = ([card.get(name) for card in cards] for name in ("kind", "videos"))
+    if kinds[0] == kinds[1] and videos[0] != videos[1]:
         return "their protocols differ (videos: they learned from different ones)"
     return ""
 
