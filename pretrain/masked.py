@@ -111,13 +111,7 @@ class MaskedPixels(nn.Module):
         self, video: Tensor, visible: Tensor, masked: Tensor, target: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`forward`, and the backbone's tokens (B, N, D) besides."""
-        patches = patchify(self.encoder.input_spec.normalise(video), self.tubelet, self.patch)
-        index = masked.unsqueeze(-1).expand(-1, -1, patches.shape[2])
-        hidden = self.mask_token.to(patches.dtype).expand(*masked.shape, -1)
-        seen = patches.scatter(1, index, hidden)
-        tokens = self.encoder.forward_features(
-            unpatchify(seen, self.grid, self.tubelet, self.patch)
-        )
+        tokens = self.see(video, visible, masked)
         pixels = self.head(tokens)  # (B, N, t h w C), then as a clip, cropped to its size
         pixels = unpatchify_cells(pixels, self.encoder.grid, self.cell)
         frames, size = self.encoder.input_spec.frames, self.encoder.input_spec.size
@@ -127,6 +121,19 @@ class MaskedPixels(nn.Module):
         known = patchify(video if target is None else target, self.tubelet, self.patch)
         true = hidden_target(take_tokens(known, masked), self.target, self.target_eps)
         return F.mse_loss(prediction.float(), true), prediction, tokens
+
+    def see(self, video: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
+        """The tokens of `rebuild` (B, N, D) alone; `visible` is unused."""
+        patches = patchify(self.encoder.input_spec.normalise(video), self.tubelet, self.patch)
+        index = masked.unsqueeze(-1).expand(-1, -1, patches.shape[2])
+        hidden = self.mask_token.to(patches.dtype).expand(*masked.shape, -1)
+        seen = patches.scatter(1, index, hidden)
+        return self.encoder.forward_features(unpatchify(seen, self.grid, self.tubelet, self.patch))
+
+    def drop_decoder(self) -> None:
+        """Free what reconstructs: only `see` remains."""
+        del self.head
+        self.arguments = {"encoder": self.encoder.arguments}
 
 
 def unpatchify_cells(

@@ -362,7 +362,7 @@ class VideoMAE(nn.Module):
             [visible.shape[1], masked.shape[1]], 1
         )
         patches = patchify(video, self.encoder.tubelet, self.encoder.patch)
-        seen = (take_tokens(patches, visible).float() / 255 - self.mean) / self.std
+        seen = self._normalise(take_tokens(patches, visible))
         assert (target is None) == (self.target in self.encoder.input_spec.pictures)
         if target is not None:
             patches = patchify(target, self.encoder.tubelet, self.encoder.patch)
@@ -376,6 +376,21 @@ class VideoMAE(nn.Module):
             x = block(x)
         prediction = self.head(self.decoder_norm(x[:, visible.shape[1] :]))
         return F.mse_loss(prediction.float(), true), prediction, tokens
+
+    def _normalise(self, patches: Tensor) -> Tensor:
+        return (patches.float() / 255 - self.mean) / self.std
+
+    def see(self, video: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
+        """The tokens of `rebuild` (B, V, D) alone: nothing is decoded, and `masked` is unused."""
+        visible = self.grid_indices(video, visible)
+        patches = patchify(video, self.encoder.tubelet, self.encoder.patch)
+        return self.encoder.encode(self._normalise(take_tokens(patches, visible)), visible)
+
+    def drop_decoder(self) -> None:
+        """Free what reconstructs: only `see` remains."""
+        del self.encoder_to_decoder, self.mask_token, self.decoder_pos, self.decoder_blocks
+        del self.decoder_norm, self.head
+        self.arguments = {"encoder": self.encoder.arguments}
 
 
 def build_videomae(

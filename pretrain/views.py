@@ -1,9 +1,10 @@
-"""Views of one clip contrasted with all other clips, beside masked reconstruction.
+"""Views of one clip compared, and with all other clips, beside masked reconstruction or alone.
 
 CAN (Mishra et al. 2022, https://arxiv.org/abs/2210.16870): reconstruction trains single tokens and
 little their mean. A contrastive loss between the mean tokens of two differently masked, cropped and
 coloured views makes the mean token distinguish clips, at no further encoder pass. The paper's noise
-prediction is left out. Shapes: b views of one process, G of all; D width.
+prediction is left out. LeJEPA's loss of the same views is in `pretrain/sigreg.py`. Shapes: b views
+of one process, G of all; D width.
 """
 
 import torch
@@ -12,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.clip import gather
+from pretrain.loop import Plan
 from pretrain.masked import MaskedPixels
+from pretrain.sigreg import lejepa
 from pretrain.videomae import VideoMAE
 
 TEMPERATURE = 0.1  # the paper's
@@ -48,34 +51,55 @@ def match_views(embeddings: Tensor, clips: Tensor) -> tuple[Tensor, Tensor]:
     return loss, hits.float().mean()
 
 
-class ViewContrast(nn.Module):
-    """Masked reconstruction plus `weight` times the contrast of the views' mean tokens.
+class ViewObjective(nn.Module):
+    """What a model learns from the views of a clip, beside masked reconstruction or alone.
 
     Args:
-        masked: what reconstructs.
+        masked: what reconstructs; its decoder is dropped where nothing is to be reconstructed.
         views: of each clip in a batch.
-        weight: of the contrast.
+        contrast: weight of `match_views`; 0: none.
+        sigreg: weight of `lejepa`, instead; 0: none.
+        reconstruct: whether to reconstruct, too.
 
     Raises:
-        ValueError: a single view has no positive, or the weight is not positive.
+        ValueError: a weight is negative, both are given or none is, or a single view has nothing to
+            be compared with.
     """
 
-    def __init__(self, masked: VideoMAE | MaskedPixels, views: int, weight: float):
+    step: Tensor
+
+    def __init__(
+        self, masked: VideoMAE | MaskedPixels, views: int, contrast: float, sigreg: float,
+        reconstruct: bool,
+    ):  # fmt: skip
         super().__init__()
+        if contrast and sigreg:
+            raise ValueError(
+                f"--contrast {contrast:g} and --sigreg {sigreg:g} both keep clips apart: give one "
+                "of them"
+            )
+        name, weight = ("sigreg", sigreg) if sigreg else ("contrast", contrast)
+        if not weight:
+            raise ValueError("--no-reconstruct leaves nothing to learn: give --sigreg 1 --views 2")
+        if weight < 0:
+            raise ValueError(f"--{name} {weight:g} is not positive: give 0 for none")
         if views < 2:
             raise ValueError(
-                f"--contrast {weight:g} compares the views of a clip and there is {views}: give "
+                f"--{name} {weight:g} compares the views of a clip and there is {views}: give "
                 "--views 2"
             )
-        if weight <= 0:
-            raise ValueError(f"--contrast {weight:g} is not positive: give 0 for none")
-        self.masked, self.weight = masked, weight
+        self.masked, self.views, self.weight, self.reconstruct = masked, views, weight, reconstruct
         dim = masked.encoder.embed_dim
         self.head = nn.Sequential(
             nn.Linear(dim, HIDDEN), nn.LayerNorm(HIDDEN), nn.GELU(), nn.Linear(HIDDEN, OUT)
         )
+        self.contrasts = name == "contrast"
+        if not self.contrasts:  # the directions of a step are the same where a run is continued
+            self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        if not reconstruct:
+            masked.drop_decoder()
         # What rebuilds it all; written into checkpoints.
-        self.arguments = masked.arguments | {"contrast": {"views": views, "weight": weight}}
+        self.arguments = masked.arguments | {name: {"views": views, "weight": weight}}
 
     def forward(
         self, video: Tensor, visible: Tensor, masked: Tensor, clips: Tensor,
@@ -83,10 +107,35 @@ class ViewContrast(nn.Module):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The loss of views; for `clips` see `match_views`, for the rest what reconstructs.
 
+        The views of a clip follow one another.
+
         Returns:
-            the sum of both losses, and the view-retrieval accuracy.
+            the sum of the losses, and the view-retrieval accuracy.
         """
-        loss, _, tokens = self.masked.rebuild(video, visible, masked, target)
-        embeddings = F.normalize(self.head(tokens.mean(1)), dim=-1)
-        contrast, found = match_views(embeddings, clips)
-        return loss + self.weight * contrast, found
+        if self.reconstruct:
+            loss, _, tokens = self.masked.rebuild(video, visible, masked, target)
+        else:
+            tokens = self.masked.see(video, visible, masked)
+            loss = tokens.new_zeros(())
+        embeddings = self.head(tokens.mean(1))
+        with torch.set_grad_enabled(self.contrasts and torch.is_grad_enabled()):
+            contrast, found = match_views(F.normalize(embeddings, dim=-1), clips)
+        if self.contrasts:
+            return loss + self.weight * contrast, found
+        apart = lejepa(embeddings.unflatten(0, (-1, self.views)), int(self.step))
+        self.step += self.training
+        return loss + self.weight * apart, found
+
+
+def refuse_batch(name: str, plan: Plan, micro_batch: int) -> None:
+    """Raise ValueError for a batch whose clips cannot be compared, by the flag `name`."""
+    if plan.accumulate > 1:
+        raise ValueError(
+            f"--{name} compares the clips of one pass and a batch of {plan.batch_size} takes "
+            f"{plan.accumulate}: raise --micro-batch, now {micro_batch}, or lower --batch-size"
+        )
+    if plan.decodes_per_step == 1:
+        raise ValueError(
+            f"--{name} compares clips and a batch of {plan.batch_size} has {plan.views} views of "
+            "one: raise --batch-size"
+        )

@@ -46,7 +46,7 @@ from pretrain.processes import asked_processes, is_first
 from pretrain.run import try_run
 from pretrain.spec import Backbone, InputSpec
 from pretrain.videomae import VideoMAE, build_videomae, draw_tokens, mask_of_view, start_from
-from pretrain.views import ViewContrast
+from pretrain.views import ViewObjective, refuse_batch
 from pretrain.vit import VITS
 
 
@@ -110,8 +110,13 @@ class Config:
     """Strength of random brightness, contrast and colour balance, each by up to this fraction."""
     contrast: flags.NotNegative = 0.0
     """Weight of the contrast of mean tokens: the views of a clip against those of all others in the
-    batch (CAN); 0: reconstruct only. Each view then draws its own frames, and a batch is one pass.
-    Start it from a --backbone that reconstructs already."""
+    batch (CAN); 0: none. Each view then draws its own frames, and a batch is one pass. Start it
+    from a --backbone that reconstructs already."""
+    sigreg: flags.NotNegative = 0.0
+    """Weight of LeJEPA's loss, instead: views of a clip alike, all clips in a Gaussian cloud."""
+    reconstruct: bool = True
+    """Whether to reconstruct hidden tokens; without, --sigreg or --contrast is all that is
+    learned, and no decoder runs."""
 
     # Running
     optim: settings.OptimFlags = settings.OPTIM
@@ -190,7 +195,7 @@ def train_step(model, engine, batches, accumulate, clip_grad, names):
     `names` are those of a batch that the model takes, in its order.
 
     Returns:
-        the mean loss of this process, the view-retrieval accuracy (None without `ViewContrast`),
+        the mean loss of this process, the view-retrieval accuracy (None without `ViewObjective`),
         and the gradient norm over all processes; if that is not finite the weights were left alone.
     """
     total = torch.zeros((), device=engine.device)
@@ -225,13 +230,16 @@ def unused(cfg: Config) -> dict[str, str]:
         why |= dict.fromkeys(("target_eps", "colour"), "with --stream flow")
     if cfg.frames == 1:
         why["stride"] = "with --frames 1"
+    if not cfg.reconstruct:
+        decodes = ("target", "target_eps", "decoder_dim", "decoder_depth", "dual_mask")
+        why |= dict.fromkeys(decodes, "with --no-reconstruct")
     if cfg.optim.steps:
         why["epochs"] = f"with --steps {cfg.optim.steps}"
     given = flags.flat(cfg)
     return {name: w for name, w in why.items() if given[name] != OFF.get(name)}
 
 
-def build_model(cfg: Config) -> VideoMAE | MaskedPixels | ViewContrast:
+def build_model(cfg: Config) -> VideoMAE | MaskedPixels | ViewObjective:
     """What is trained, fresh from its seed or with the weights it names; ValueError: none such."""
     torch.manual_seed(cfg.seed)
     model: VideoMAE | MaskedPixels
@@ -257,7 +265,14 @@ def build_model(cfg: Config) -> VideoMAE | MaskedPixels | ViewContrast:
             raise ValueError(f"--model {cfg.model} takes {takes}, not --stream {cfg.stream} alone")
         form = cfg.form
         model = MaskedPixels(family, form.tubelet, form.patch, cfg.target_eps, cfg.target or "")
-    return ViewContrast(model, cfg.views, cfg.contrast) if cfg.contrast else model
+    if cfg.reconstruct and not compares(cfg):
+        return model
+    return ViewObjective(model, cfg.views, cfg.contrast, cfg.sigreg, cfg.reconstruct)
+
+
+def compares(cfg: Config) -> str:
+    """The flag by which views of clips are compared; "": none is."""
+    return "contrast" if cfg.contrast else "sigreg" * bool(cfg.sigreg)
 
 
 def takes_streams(cfg: Config) -> str:
@@ -266,8 +281,8 @@ def takes_streams(cfg: Config) -> str:
 
 
 def bare(model: nn.Module) -> VideoMAE | MaskedPixels:
-    """What reconstructs, without the contrast around it."""
-    masked = model.masked if isinstance(model, ViewContrast) else model
+    """What reconstructs, without what compares views around it."""
+    masked = model.masked if isinstance(model, ViewObjective) else model
     assert isinstance(masked, VideoMAE | MaskedPixels)
     return masked
 
@@ -282,17 +297,8 @@ def refuse_early(cfg: Config, grid: tuple[int, int, int], spec: InputSpec) -> No
     draw_tokens(cfg.mask, grid, cfg.mask_ratio, cfg.dual_mask, counter_rng(0, 0))
     refuse_raw_streams(raw_sources(cfg.data, cfg.split), spec, cfg.data, takes_streams(cfg))
     plan = plan_run(cfg.optim, 1, asked_processes(), cfg.views)
-    if cfg.contrast and plan.accumulate > 1:
-        raise ValueError(
-            f"--contrast compares the clips of one pass and a batch of {plan.batch_size} takes "
-            f"{plan.accumulate}: raise --micro-batch, now {cfg.optim.micro_batch}, or lower "
-            "--batch-size"
-        )
-    if cfg.contrast and plan.decodes_per_step == 1:
-        raise ValueError(
-            f"--contrast compares clips and a batch of {plan.batch_size} has {cfg.views} views of "
-            "one: raise --batch-size"
-        )
+    if name := compares(cfg):
+        refuse_batch(name, plan, cfg.optim.micro_batch)
 
 
 def print_plan(cfg: Config, run: TrainingRun, pack: Pack, encoder) -> None:
@@ -303,8 +309,10 @@ def print_plan(cfg: Config, run: TrainingRun, pack: Pack, encoder) -> None:
     seen = ", optical flow" * (cfg.stream == "flow") + ", predicts flow" * (cfg.target == "flow")
     largest = "motion" if cfg.stream == "flow" else "frame difference"
     mask += f", of the {moving:.0%} with the largest {largest}" * (moving < 1)
-    if cfg.contrast:
-        mask += f"; {cfg.views} views contrasted with other clips, weight {cfg.contrast:g}"
+    if cfg.contrast or cfg.sigreg:
+        told = "contrasted with other clips" if cfg.contrast else "drawn together, SIGReg"
+        mask += f"; {cfg.views} views {told}, weight {cfg.contrast or cfg.sigreg:g}"
+        mask += ", nothing reconstructed" * (not cfg.reconstruct)
     rows = {
         "data": f"{counted(run.plan.num_clips, 'clip')} of {pack.address} ({cfg.split})",
         "model": f"{cfg.model}, {log.parameters(encoder)}, {spec.in_words}{seen}",
@@ -344,7 +352,7 @@ def main(cfg: Config) -> dict:
         print_plan(cfg, run, pack, masked.encoder)
         if run.first:
             warn_of_clips(pack, ids, masked.encoder.input_spec)
-            if cfg.contrast and not cfg.backbone:
+            if cfg.contrast and cfg.reconstruct and not cfg.backbone:
                 note = "from scratch it learned worse than from a backbone that reconstructs"
                 print(f"note: --contrast without --backbone: {note}", file=sys.stderr)
 
@@ -356,9 +364,9 @@ def main(cfg: Config) -> dict:
         draw_mask = mask_of_view(cfg.mask, masked.mask_grid, cfg.mask_ratio, cfg.dual_mask)
         dataset = TrainClips(
             pack, ids, masked.clip, cfg.seed, cfg.views, cfg.scales, draw_mask,
-            Augment(colour=cfg.colour), spread=cfg.contrast > 0,
+            Augment(colour=cfg.colour), spread=bool(compares(cfg)),
         )  # fmt: skip
-        names = (cfg.stream, "visible", "masked", *(("clips",) if cfg.contrast else ()))
+        names = (cfg.stream, "visible", "masked", *(("clips",) if compares(cfg) else ()))
         names += (cfg.target,) if cfg.target else ()
 
         # ---- loop
@@ -409,22 +417,24 @@ def finish(cfg: Config, model, pack: Pack, ids: np.ndarray, run: TrainingRun) ->
     backbones.export_backbone(
         model.encoder, exported, run.provenance("videomae", cfg.split) | scores
     )
-    rng = counter_rng(cfg.seed, 0, purpose=FIGURE)
-    tokens = draw_tokens(cfg.mask, model.mask_grid, cfg.mask_ratio, False, rng)
-    sample = int(ids[0])
-    picture = reconstruction_figure(
-        folder / "reconstruction.png", model, pack, sample, tokens,
-        f"VideoMAE {cfg.model} on {pack.record(sample)['source']}",
-        f"{cfg.mask} mask, {cfg.mask_ratio:.0%} hidden",
-    )  # fmt: skip
-    curve = log.curve_figure(
+    made: dict[str, object] = {"backbone": exported}
+    if cfg.reconstruct:
+        rng = counter_rng(cfg.seed, 0, purpose=FIGURE)
+        tokens = draw_tokens(cfg.mask, model.mask_grid, cfg.mask_ratio, False, rng)
+        sample = int(ids[0])
+        made["figure"] = reconstruction_figure(
+            folder / "reconstruction.png", model, pack, sample, tokens,
+            f"VideoMAE {cfg.model} on {pack.record(sample)['source']}",
+            f"{cfg.mask} mask, {cfg.mask_ratio:.0%} hidden",
+        )  # fmt: skip
+    made["curve"] = log.curve_figure(
         folder / "curve.png", folder / "log.jsonl", ("loss",), ("knn",),
-        f"masked reconstruction, {cfg.model} on {cfg.data}, {counted(len(ids), 'clip')}",
+        f"{'masked reconstruction' if cfg.reconstruct else compares(cfg)}, {cfg.model} on "
+        f"{cfg.data}, {counted(len(ids), 'clip')}",
     )  # fmt: skip
     data = for_shell(cfg.data if synthetic_clips(cfg.data) else pack.address)
     run.print_done(
-        {"backbone": exported, "figure": picture, "curve": curve},
-        f"python recipes/linear_probe.py --backbone {for_shell(exported)} --data {data}",
+        made, f"python recipes/linear_probe.py --backbone {for_shell(exported)} --data {data}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from functools import partial
+from itertools import product
 
 import torch
 from safetensors.torch import save_file
@@ -12,7 +13,7 @@ from pretrain.optim import Muon
 from pretrain.settings import Machine
 from pretrain.text import OpenClipText
 from pretrain.videomae import VideoMAE
-from pretrain.views import ViewContrast
+from pretrain.views import ViewObjective
 from pretrain.vit import VideoTransformer
 
 GLOBAL = 8  # clips in the batch
@@ -57,17 +58,18 @@ def main(out: str) -> None:
                         torch.zeros_like(p) if p.grad is None else p.grad.clone()
                     )
                     assert p.grad is not None, n
-    for dtype in (torch.float32, torch.float64):
+    weights = {"views": (0.5, 0.0, True), "sigreg": (0.0, 0.5, False)}
+    for dtype, kind in product((torch.float32, torch.float64), weights):
         torch.manual_seed(0)
         encoder = VideoTransformer(24, 1, 2, frames=4, size=16, patch=8)
-        bare = ViewContrast(VideoMAE(encoder, 12, 1, 2), 2, 0.5).to(dtype)
+        bare = ViewObjective(VideoMAE(encoder, 12, 1, 2), 2, *weights[kind]).to(dtype)
         model = engine.prepare(bare, list)
         rows = torch.arange(GLOBAL).reshape(world, -1)[rank]
         places = torch.rand(GLOBAL, 8, generator=torch.Generator().manual_seed(2)).argsort(1)[rows]
         clips = torch.tensor([4, 4, 2, 2, 9, 9, 4, 4])[rows]  # one of them twice
         loss, found = model(video[rows], places[:, :3], places[:, 3:], clips)
         engine.backward(loss)
-        name = f"{dtype} views"
+        name = f"{dtype} {kind}"
         results[f"{name} loss"] = (accelerator.reduce(loss.detach()) / world).reshape(1).clone()
         results[f"{name} found"] = (accelerator.reduce(found) / world).reshape(1).clone()
         results |= {f"{name} {n}": p.grad.clone() for n, p in bare.named_parameters()}

@@ -41,6 +41,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "motion_tokens": 0.5, "micro_batch": 16, "optimizer": "muon", "base_lr": 0.01,
         "init": "mimetic", "positions": "separable",
     }),
+    "videomae_sigreg": ("videomae", VIDEOMAE | {
+        "mask": "random", "mask_ratio": 0.75, "views": 2, "sigreg": 1.0, "reconstruct": False,
+        "micro_batch": 16, "base_lr": 0.01,
+    }),
     "clip": ("clip", RUNNING | STRONG | {
         "model": "vit_xs", "text_model": "xs", "depth": 2, "dim": 32, "frames": 8, "size": 32,
         "patch": 8, "base_lr": 0.01, "positives": "caption", "colour": 0.4, "clip_grad": 1.0,

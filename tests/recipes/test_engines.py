@@ -54,6 +54,8 @@ CALM: dict[str, dict[str, Any]] = {
     "flow": RANDOM | {"target": "flow"},
     "swin": RANDOM | {"model": "video_swin_t", "small": True, "stride": 2},
     "contrast": {"optimizer": "adamw", "base_lr": 0.003},
+    "sigreg": {"base_lr": 0.003},
+    "sigreg_beside": {"base_lr": 0.003, "reconstruct": True},
     "clip": {"base_lr": 0.001, "loss": "siglip"},
     "infonce": {"base_lr": 0.001, "positives": "label"},
     "classes": {
@@ -68,6 +70,7 @@ CALM: dict[str, dict[str, Any]] = {
 # Of other names than in golden.py.
 VARIANTS = {
     "muon": "videomae", "flow": "videomae", "swin": "videomae", "contrast": "videomae_contrast",
+    "sigreg": "videomae_sigreg", "sigreg_beside": "videomae_sigreg",
     "infonce": "clip", "classes": "clip",
 }  # fmt: skip
 STEPS = 12
@@ -133,9 +136,10 @@ def alone(tmp_path_factory) -> Callable[[str], list[dict]]:
         slow("clip", "zero1"), slow("clip", "zero2"), slow("clip", "zero3"),
         slow("finetune", "zero1"), slow("finetune", "zero2"), slow("finetune", "zero3"),
         ("contrast", "ddp"), ("classes", "fsdp2"), slow("muon", "ddp"),
+        slow("sigreg_beside", "ddp"),
         *(
             slow(case, name)
-            for case in ("contrast", "classes", "infonce", "flow", "swin")
+            for case in ("contrast", "sigreg", "classes", "infonce", "flow", "swin")
             for name in ("ddp", "fsdp2", "zero1", "zero2", "zero3")
             if (case, name) not in {("contrast", "ddp"), ("classes", "fsdp2")}
         ),

@@ -243,7 +243,8 @@ def test_colour_is_not_reconstructed_from_flow(packed, tmp_path, monkeypatch):
 def test_other_encoders_and_contrast_predict_flow(packed, tmp_path):
     other = {"small": True, "frames": 8, "model": "i3d", "steps": 1}
     views = {"views": 2, "contrast": 0.3, "colour": 0.4, "dual_mask": True}
-    for number, changes in enumerate((other, views)):
+    alike = other | {"views": 2, "sigreg": 0.3}
+    for number, changes in enumerate((other, views, alike)):
         run = tmp_path / str(number)
         videomae.main(config(packed, run, **TO_FLOW | changes))
         assert [*load_backbone(str(run / "backbone")).input_spec.streams] == ["rgb"]

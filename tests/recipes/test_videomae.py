@@ -125,14 +125,22 @@ def test_only_what_moves(tiny_pack, tmp_path):
         videomae.main(config(tiny_pack, tmp_path / "other", motion_tokens=0.5))
 
 
-def test_contrast_of_views_learns_resumes_and_leaves_a_plain_videomae(
-    tiny_pack, tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize(
+    ("name", "said", "reconstruct"),
+    [("contrast", "contrasted", True), ("sigreg", "SIGReg", True), ("sigreg", "SIGReg", False)],
+)
+def test_comparing_views_learns_resumes_and_leaves_a_plain_backbone(
+    name, said, reconstruct, tiny_pack, tmp_path, monkeypatch, capsys
 ):
-    changes = {"views": 2, "contrast": 0.3, "colour": 0.4, "micro_batch": 8, "optimizer": "muon"}
+    changes = {
+        "views": 2, name: 0.3, "colour": 0.4, "micro_batch": 8, "optimizer": "muon",
+        "reconstruct": reconstruct,
+    }  # fmt: skip
     calm, cut = tmp_path / "calm", tmp_path / "cut"
     videomae.main(config(tiny_pack, calm, **changes))
     printed = capsys.readouterr().out
-    assert "2 views contrasted" in printed and "view-retrieval" in printed
+    assert f"2 views {said}" in printed or f", {said}" in printed
+    assert "view-retrieval" in printed and (calm / "reconstruction.png").exists() == reconstruct
     log = [json.loads(line) for line in (calm / "log.jsonl").read_text().splitlines()]
     assert log[-1]["loss"] < log[0]["loss"] and "view_retrieval_accuracy" in log[-1]
 
@@ -140,10 +148,16 @@ def test_contrast_of_views_learns_resumes_and_leaves_a_plain_videomae(
     with pytest.raises(SystemExit):
         videomae.main(config(tiny_pack, cut, **changes))
     videomae.main(config(tiny_pack, cut, resume=True, **changes))
-    assert equal(final_weights(cut), final_weights(calm))
-    assert any(name.startswith("head.") for name in final_weights(calm))  # the contrast's
+    weights = final_weights(calm)
+    assert equal(final_weights(cut), weights)
+    assert any(name.startswith("head.") for name in weights)  # the contrast's
+    assert any("decoder" in name for name in weights) == reconstruct
 
     encoder = load_backbone(str(calm / "backbone"))
+    if not reconstruct:
+        with pytest.raises(ValueError, match="its backbone is in"):
+            backbones.load_pretrained_videomae(calm)
+        return
     whole = backbones.load_pretrained_videomae(calm)
     assert equal(whole.encoder.state_dict(), encoder.state_dict())
     again = videomae.build_model(

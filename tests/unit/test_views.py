@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from pretrain.masked import MaskedPixels
+from pretrain.sigreg import lejepa
 from pretrain.videomae import VideoMAE
-from pretrain.views import TEMPERATURE, ViewContrast, match_views
+from pretrain.views import TEMPERATURE, ViewObjective, match_views
 from pretrain.vit import VideoTransformer
 
 GRID = (2, 2, 2)
@@ -22,6 +23,10 @@ def unit(rows: int) -> torch.Tensor:
 
 def videomae() -> VideoMAE:
     return VideoMAE(VideoTransformer(24, 1, 2, 4, 16, 8), 12, 1, 2)
+
+
+def masked_pixels() -> MaskedPixels:
+    return MaskedPixels(VideoTransformer(24, 1, 2, 4, 16, 8), 2, 8)
 
 
 def clips_of(rows: int, views: int = 2) -> torch.Tensor:
@@ -76,7 +81,7 @@ def test_a_clip_that_comes_twice_is_no_negative_of_itself():
 
 def test_the_sum_of_both_losses_trains_encoder_decoder_and_head():
     torch.manual_seed(0)
-    model = ViewContrast(videomae(), 2, 0.5)
+    model = ViewObjective(videomae(), 2, 0.5, 0.0, True)
     inputs = batch(6)
     loss, _ = model(*inputs, clips_of(6))
     tokens = model.masked.rebuild(*inputs)[2]
@@ -88,18 +93,50 @@ def test_the_sum_of_both_losses_trains_encoder_decoder_and_head():
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
 
 
-def test_any_masked_family():
+@pytest.mark.parametrize("family", [videomae, masked_pixels])
+@pytest.mark.parametrize("reconstruct", [True, False])
+@pytest.mark.parametrize("weights", [(0.3, 0.0), (0.0, 0.3)], ids=["contrast", "sigreg"])
+def test_everything_that_is_kept_learns(family, reconstruct, weights):
+    """Beside reconstruction and alone, where nothing is kept of what reconstructs."""
     torch.manual_seed(0)
-    encoder = VideoTransformer(24, 1, 2, 4, 16, 8)
-    model = ViewContrast(MaskedPixels(encoder, 2, 8), 2, 0.3)
-    loss, _ = model(*batch(4), clips_of(4))
+    inputs, whole = batch(6), family()
+    rebuilt, _ = whole(*inputs)
+    tokens = whole.rebuild(*inputs)[2]
+    assert torch.equal(whole.see(*inputs), tokens)
+    size = sum(p.numel() for p in whole.parameters())
+    model = ViewObjective(whole, 2, *weights, reconstruct)
+    assert (sum(p.numel() for p in model.masked.parameters()) == size) == reconstruct
+    loss, _ = model(*inputs, clips_of(6))
+    embeddings = model.head(tokens.mean(1))
+    if weights[0]:
+        compared, _ = match_views(F.normalize(embeddings, dim=-1), clips_of(6))
+    else:
+        compared = lejepa(embeddings.unflatten(0, (3, 2)), 0)
+    assert loss.item() == pytest.approx((rebuilt * reconstruct + 0.3 * compared).item(), rel=1e-6)
     loss.backward()
-    assert loss > model.masked(*batch(4))[0]
-    assert model.head[0].weight.grad.abs().max() > 0
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+def test_the_directions_of_a_step_are_saved_with_the_weights():
+    torch.manual_seed(0)
+    inputs = (*batch(6), clips_of(6))
+    model = ViewObjective(videomae(), 2, 0.0, 1.0, False)
+    again = ViewObjective(videomae(), 2, 0.0, 1.0, False)
+    first, second = (model(*inputs)[0].item() for _ in range(2))
+    again.load_state_dict(model.state_dict())
+    assert first != second  # other directions of the same embeddings
+    third, found = (m(*inputs)[0].item() for m in (model, again))
+    assert third == found not in (first, second)
 
 
 def test_mistakes_are_explained():
     with pytest.raises(ValueError, match="--views 2"):
-        ViewContrast(videomae(), 1, 0.3)
+        ViewObjective(videomae(), 1, 0.3, 0.0, True)
+    with pytest.raises(ValueError, match="--sigreg"):
+        ViewObjective(videomae(), 1, 0.0, 0.3, True)
     with pytest.raises(ValueError, match="not positive"):
-        ViewContrast(videomae(), 2, -1)
+        ViewObjective(videomae(), 2, -1, 0.0, True)
+    with pytest.raises(ValueError, match="give one"):
+        ViewObjective(videomae(), 2, 1.0, 1.0, True)
+    with pytest.raises(ValueError, match="nothing to learn"):
+        ViewObjective(videomae(), 2, 0.0, 0.0, False)
