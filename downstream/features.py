@@ -5,6 +5,7 @@ B clips of a batch, V views of each (temporal x spatial), N tokens, S time segme
 
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -91,6 +92,37 @@ def start_extraction(
     return Extraction(
         num_clips, num_crops, time_segments, batch_size, workers, device, machine.precision
     )
+
+
+MOST_VIEWS = 4  # spread over time, unless more are asked for
+WIDE = 1.15  # long side by short side from which one crop loses much
+
+
+def covering_views(pack: Pack, samples: np.ndarray, spec: InputSpec) -> tuple[int, int, str]:
+    """How many views show whole clips: over time, over the longer side; and why.
+
+    Twice as many as fit behind one another, so that what one cuts in two another has whole; one
+    where a view spans the clip. Three along the longer side of a picture that is not square.
+
+    Args:
+        pack: the data.
+        samples: that are to be shown.
+        spec: the clip that the backbone takes.
+    """
+    frames, width, height = (pack.column(n)[samples] for n in ("frames", "width", "height"))
+    length, spanned = float(np.median(frames)), spec.frames * max(spec.stride, 1)
+    if not spec.stride:
+        clips, why = 2, "frames are spread over the whole clip"
+    elif spanned >= 0.95 * length:
+        clips, why = 1, "a view spans a clip"
+    else:
+        clips = min(math.ceil(2 * length / spanned), MOST_VIEWS)
+        why = f"a view spans {spanned} frames and half of the clips have {length:.0f} or more"
+    long, short = np.maximum(width, height), np.maximum(np.minimum(width, height), 1)
+    ratio = float(np.median(long / short))
+    if not spec.pictures or ratio < WIDE:
+        return clips, 1, f"{why}; a crop shows nearly all of a picture"
+    return clips, 3, f"{why}; pictures are {ratio:.2f} times as long as wide"
 
 
 def num_segments(grid: tuple[int, int, int], wanted: int) -> int:

@@ -159,6 +159,27 @@ def _named(words: Sequence[str]) -> set[str]:
     return named | {name.removeprefix("no_") for name in named}
 
 
+def remember_typed(words: Sequence[str], config: Config) -> Config:
+    """A configuration that knows what was typed, if it has a field `given` for that.
+
+    Args:
+        words: of the command line.
+        config: a dataclass.
+    """
+    if not hasattr(config, "given"):
+        return config
+    return dataclasses.replace(config, given=tuple(sorted(typed(words, config) - {"given"})))
+
+
+def value_of(words: Sequence[str], name: str) -> str | None:
+    """What a command line gives for a flag of one value; None: it does not name it."""
+    for word, behind in zip(words, [*words, ""][1:], strict=True):
+        before, equals, value = word.partition("=")
+        if before.startswith("--") and before[2:].replace("-", "_") == name:
+            return value if equals else behind
+    return None
+
+
 def refuse_repeated(words: Sequence[str], config: "DataclassInstance") -> None:
     """Refuse flags that are typed twice, of which the parser would take the last.
 

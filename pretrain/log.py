@@ -26,6 +26,7 @@ from pretrain.flags import (
     refuse_numbers,
     refuse_repeated,
     refuse_unused,
+    remember_typed,
 )
 from pretrain.folders import writing
 from pretrain.names import clean_screen, counted, did_you_mean, for_screen, for_title
@@ -59,6 +60,7 @@ def cli(
     unused: Callable[[Config], dict[str, str]] | None = None,
     about: dict[str, str] | None = None,
     elsewhere: dict[str, str] | None = None,
+    preset_of: Callable[[list[str]], str] | None = None,
 ) -> None:
     """Parse the command line, run `main` and turn a user's or a disk's mistake into one line.
 
@@ -72,6 +74,7 @@ def cli(
             are refused.
         about: as `parse` takes it.
         elsewhere: flags that other recipes have and this one has not, and what to do instead.
+        preset_of: as `parse` takes it.
     """
     arguments = sys.argv[1:]
     if any(for_screen(word) != word for word in arguments):
@@ -81,7 +84,7 @@ def cli(
     try:
         flags = config if isinstance(config, type) else type(next(iter(config.values())))
         refuse_elsewhere(arguments, flags, elsewhere or {})
-        parsed = parse(arguments, config, about)
+        parsed = remember_typed(arguments, parse(arguments, config, about, preset_of))
         clean_screen()  # not before: help comes in colours
         refuse_repeated(arguments, parsed)
         refuse_numbers(parsed)
@@ -132,6 +135,7 @@ def parse(
     words: list[str],
     config: type[Config] | Mapping[str, Config],
     about: dict[str, str] | None = None,
+    preset_of: Callable[[list[str]], str] | None = None,
 ) -> Config:
     """A recipe's configuration from the words of its command line.
 
@@ -143,6 +147,7 @@ def parse(
             first preset if there is none) and the flags change single values. Help shows the values
             of the chosen one.
         about: of each preset a line for the help.
+        preset_of: of words that name no preset, which one it is; None: the first.
 
     Raises:
         ValueError: there is no such preset.
@@ -150,7 +155,7 @@ def parse(
     description = sys.modules["__main__"].__doc__
     if isinstance(config, type):
         return tyro.cli(config, args=words, description=description)
-    chosen = next(iter(config))
+    chosen = preset_of(words) if preset_of else next(iter(config))
     if words and not words[0].startswith("-"):
         chosen, *words = words
     if chosen not in config:

@@ -23,7 +23,7 @@ from pretrain.settings import RunSettings
 # What a run has in its folder before its first checkpoint.
 BEGINNINGS = ("config.json", "log.jsonl", "data_errors.jsonl", "tensorboard", "checkpoints")
 # What may change when a run is continued, since it decides no number.
-FREE = {"out", "num_workers", "cache_gib", *(field.name for field in fields(RunSettings))}
+FREE = {"out", "given", "num_workers", "cache_gib", *(field.name for field in fields(RunSettings))}
 
 
 def try_run(run: Path, config: Any, may_change: set[str]) -> None:

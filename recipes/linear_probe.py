@@ -32,7 +32,13 @@ import torch
 from torch import nn
 
 from downstream.attentive import attentive_scores
-from downstream.features import Extraction, cached_features, start_extraction, token_bytes
+from downstream.features import (
+    Extraction,
+    cached_features,
+    covering_views,
+    start_extraction,
+    token_bytes,
+)
 from downstream.floor import against_floor
 from downstream.fusion import Scored, write_scores
 from downstream.metrics import mean_class_accuracy, topk_accuracy, topk_hits
@@ -66,10 +72,11 @@ from downstream.splits import videos_digest
 from pretrain.backbones import fresh_like
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack, warn_of_clips
-from pretrain.flags import Count, Seed, Whole
+from pretrain.flags import Count, OptionalCount, Seed, Whole
 from pretrain.log import cli, print_table
 from pretrain.names import counted, for_screen
 from pretrain.settings import MACHINE, MachineFlags
+from pretrain.spec import InputSpec
 from pretrain.weights import weights_hash
 
 # How a view becomes one vector, for the card: by --time-segments.
@@ -98,10 +105,11 @@ class Config:
     leave_one_out: bool = False
     """Leave one subject out: test each with probes fitted on all others and pool the predictions;
     splits are ignored."""
-    num_clips: Count = 2
-    """Views spread over the time of each clip."""
-    num_crops: Count = 1
-    """Views spread over the longer side of each."""
+    num_clips: OptionalCount = None
+    """Views spread over the time of each clip; by default as many as show all of most clips, at
+    most 4."""
+    num_crops: OptionalCount = None
+    """Views spread over the longer side of each; by default 3 where pictures are not square."""
     time_segments: Whole = 4
     """Segments of a view's time that are averaged separately; 1: the mean token; 0: the backbone's
     own embedding."""
@@ -135,6 +143,20 @@ def embed(encoder: nn.Module, pack: Pack, given: Folds, how: Extraction, name: s
         for part, split in zip(parts, splits, strict=True)
     ]
     return np.concatenate(features)
+
+
+def with_views(
+    config: Config, how: Extraction, pack: Pack, samples: np.ndarray, spec: InputSpec
+) -> tuple[Config, Extraction]:
+    """Both with as many views as were asked for, or as cover the clips."""
+    clips, crops, why = covering_views(pack, samples, spec)
+    why = f" ({why})" * (not (config.num_clips and config.num_crops))
+    clips, crops = config.num_clips or clips, config.num_crops or crops
+    print(f"views of a clip: {clips} over time, {crops} over the longer side{why}")
+    return (
+        dataclasses.replace(config, num_clips=clips, num_crops=crops),
+        dataclasses.replace(how, num_clips=clips, num_crops=crops),
+    )
 
 
 def attentive_wanted(
@@ -254,9 +276,7 @@ def main(config: Config) -> dict:
         raise ValueError(
             "--leave-one-out does not offer the attentive probe: leave --attentive on out"
         )
-    how = start_extraction(
-        config.machine, config.num_clips, config.num_crops, config.batch_size, config.time_segments
-    )
+    how = start_extraction(config.machine, 1, 1, config.batch_size, config.time_segments)
 
     # ---- backbone and data
     torch.manual_seed(config.seed)  # of a named model's fresh weights
@@ -265,13 +285,14 @@ def main(config: Config) -> dict:
     kind = "probe-leave-one-out" if config.leave_one_out else "probe"
     out = Path(config.out) if config.out else default_folder(kind, config.backbone, config.data)
     try_results(out)
-    # As recipes/videomae.py packs raw data, so that one pack serves both; a test crop is the whole
-    # short side, scaled to `size`.
+    # As recipes/videomae.py packs, so that one pack serves both; a test crop is the short side.
     side = packing_side(encoder.input_spec.size)
     pack = open_data(config.data, side, machine=config.machine)
     given = choose_folds(
         pack, config.train_split, config.test_split, config.leave_one_out, config.seed
     )
+    samples = np.concatenate([p.samples for p in given.parts])
+    config, how = with_views(config, how, pack, samples, encoder.input_spec)
     settings = settings_of(config, encoder, pack, how)
     lock = claim_results(out, settings)
     model, tested = describe_model(config.backbone, encoder), given.tested
@@ -286,7 +307,7 @@ def main(config: Config) -> dict:
     told = list(notes)
     for note in told:
         print(for_screen(note), flush=True)
-    warn_of_clips(pack, np.concatenate([p.samples for p in given.parts]), encoder.input_spec)
+    warn_of_clips(pack, samples, encoder.input_spec)
 
     # ---- the backbone, then random weights
     svm = config.classifier == "svm"

@@ -5,14 +5,15 @@ https://arxiv.org/abs/2303.16727. Labels are never used for training; where ther
 score on held-out subjects of the training split shows whether the features get better.
 
     python recipes/videomae.py                              the synthetic dataset
-    python recipes/videomae.py --data my_videos/            your own clips
+    python recipes/videomae.py --data my_videos/            your own clips, 20 minutes
     python recipes/videomae.py shrec --data clips.csv       small clips, 2 CPU cores
     python recipes/videomae.py shrec_apart --data clips.csv --backbone RUN/backbone    second step
     python recipes/videomae.py --target flow     optical flow from colour; --stream flow: from flow
     accelerate launch --config_file launch/gpus.yaml recipes/videomae.py vit_b_k400 --data k400.csv
 
-The first word chooses a preset, flags change single values, `--help` lists them. Starting the same
-command again continues an interrupted run.
+The first word chooses a preset, flags change single values, `--help` lists them. Without one, data
+of your own have the preset `auto`: it looks at the clips, and prints what it chooses and why.
+Starting the same command again continues an interrupted run.
 """
 
 import sys
@@ -31,7 +32,7 @@ from downstream.encoders import transformer, weights_to_start_from
 from downstream.finetune import record_method
 from downstream.models import build_model as build_family
 from downstream.monitor import online_knn
-from pretrain import backbones, flags, log, settings
+from pretrain import auto, backbones, flags, log, settings
 from pretrain.data.cache import open_data, packing_side, raw_sources, synthetic_clips
 from pretrain.data.sampling import FIGURE, counter_rng
 from pretrain.data.shards import Pack, TrainClips, refuse_raw_streams, warn_of_clips
@@ -55,6 +56,9 @@ class Config:
     """Pretrain by masked reconstruction."""
 
     preset: Annotated[str, tyro.conf.Suppress] = "tiny"
+    given: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()  # flags that were typed
+    minutes: flags.Positive = 20.0
+    """Of the preset auto: how long training takes; the number of steps follows from it."""
 
     # Data
     data: str = "synthetic"
@@ -145,6 +149,8 @@ SHREC_MOVING = flags.replace(
 # As published (VideoMAE repository, scripts of each data set; section 4 of the paper).
 VIT_B_K400 = Config(preset="vit_b_k400", model="vit_b")
 PRESETS = {
+    # What it does not choose (pretrain/auto.py) is what learned most in little time elsewhere.
+    auto.AUTO: flags.replace(SHREC, preset=auto.AUTO, steps=None, dual_mask=False),
     "tiny": flags.replace(
         SHREC, preset="tiny", model="vit_xs", depth=4, decoder_dim=64, motion_tokens=0.375,
         mask_ratio=0.8, dual_mask=False, steps=400, batch_size=64, micro_batch=64,
@@ -172,7 +178,8 @@ PRESETS = {
 
 # A line a preset for --help.
 ABOUT = {
-    "tiny": "the synthetic dataset or any small data, minutes on two cores (the default)",
+    auto.AUTO: "your own clips: chosen by what they are like, and printed (the default for --data)",
+    "tiny": "the synthetic dataset or any small data, minutes on two cores (its default)",
     "shrec": "clips of two seconds and 50 pixels, such as SHREC'17, under 45 minutes on two cores",
     "shrec_moving": "such clips in two steps: this one, on motion-selected tokens,",
     "shrec_apart": "then this one, which contrasts clips, with the --backbone of that one",
@@ -235,6 +242,10 @@ def unused(cfg: Config) -> dict[str, str]:
         why |= dict.fromkeys(decodes, "with --no-reconstruct")
     if cfg.optim.steps:
         why["epochs"] = f"with --steps {cfg.optim.steps}"
+    if cfg.preset != auto.AUTO:
+        why["minutes"] = f"with the preset {cfg.preset}"
+    elif {"steps", "epochs"} & {*cfg.given}:
+        why["minutes"] = "with --steps or --epochs"
     given = flags.flat(cfg)
     return {name: w for name, w in why.items() if given[name] != OFF.get(name)}
 
@@ -287,6 +298,21 @@ def bare(model: nn.Module) -> VideoMAE | MaskedPixels:
     return masked
 
 
+def training_clips(cfg: Config, pack: Pack, ids: np.ndarray, masked) -> TrainClips:
+    """The augmented, masked views that are trained on."""
+    draw_mask = mask_of_view(cfg.mask, masked.mask_grid, cfg.mask_ratio, cfg.dual_mask)
+    return TrainClips(
+        pack, ids, masked.clip, cfg.seed, cfg.views, cfg.scales, draw_mask,
+        Augment(colour=cfg.colour), spread=bool(compares(cfg)),
+    )  # fmt: skip
+
+
+def batch_names(cfg: Config) -> tuple[str, ...]:
+    """What the model takes of a batch, in its order."""
+    more = (("clips",) if compares(cfg) else ()) + ((cfg.target,) if cfg.target else ())
+    return (cfg.stream, "visible", "masked", *more)
+
+
 def refuse_early(cfg: Config, grid: tuple[int, int, int], spec: InputSpec) -> None:
     """Raise ValueError for what contradicts itself; masks are drawn over `grid`, clips `spec`."""
     if cfg.form.motion_tokens < 1 and cfg.mask != "random":
@@ -330,23 +356,29 @@ def main(cfg: Config) -> dict:
     cfg = flags.settle(cfg, unused(cfg), PRESETS.get(cfg.preset))
     if cfg.target == cfg.stream:
         cfg = flags.replace(cfg, target=None)  # the same run
+    flow = "-flow" * (cfg.stream == "flow") + "-to-flow" * (cfg.target == "flow")
+    folder = Path(cfg.out or f"runs/videomae-{cfg.preset}{flow}")
+    cfg, side = auto.choose_by_data(cfg, folder, unused) if cfg.preset == auto.AUTO else (
+        cfg, packing_side(cfg.size)
+    )  # fmt: skip
     # ---- model and folder: what contradicts is refused before hours of packing
     model = build_model(cfg)
     engine = Engine(cfg.machine, cfg.optim.optimizer, model, cfg.run.checkpoint_blocks, cfg.compile)
     masked = bare(model)
     refuse_early(cfg, masked.mask_grid, masked.clip)
-    flow = "-flow" * (cfg.stream == "flow") + "-to-flow" * (cfg.target == "flow")
-    folder = Path(cfg.out or f"runs/videomae-{cfg.preset}{flow}")
     try_run(folder, cfg, {"knn_every"})
 
     # ---- data: before the process group exists, which does not wait so long
-    pack = open_data(cfg.data, packing_side(cfg.size), is_first(), cfg.machine)
+    pack = open_data(cfg.data, side, is_first(), cfg.machine)
     ids = pack.split_if_any(cfg.split)
     pack.check_streams(ids, masked.clip, takes_streams(cfg))
     record_method(masked.encoder, pack.index)
 
     # ---- processes and plan
     engine.start()
+    dataset = training_clips(cfg, pack, ids, masked)
+    if cfg.preset == auto.AUTO:
+        cfg = auto.choose_steps(cfg, engine, model, dataset, cfg.views, batch_names(cfg))
     plan = plan_run(cfg.optim, len(ids), engine.processes, cfg.views)
     with TrainingRun(folder, cfg, pack.index["fingerprint"], plan, engine, {"knn_every"}) as run:
         print_plan(cfg, run, pack, masked.encoder)
@@ -361,13 +393,7 @@ def main(cfg: Config) -> dict:
         how = (optim.optimizer, model, optim.weight_decay, optim.betas)
         wrapped = engine.prepare(model, lambda: make_optimizers(*how))
         run.restore({"loss": None, "knn": None, "knn_chance": None})
-        draw_mask = mask_of_view(cfg.mask, masked.mask_grid, cfg.mask_ratio, cfg.dual_mask)
-        dataset = TrainClips(
-            pack, ids, masked.clip, cfg.seed, cfg.views, cfg.scales, draw_mask,
-            Augment(colour=cfg.colour), spread=bool(compares(cfg)),
-        )  # fmt: skip
-        names = (cfg.stream, "visible", "masked", *(("clips",) if compares(cfg) else ()))
-        names += (cfg.target,) if cfg.target else ()
+        names = batch_names(cfg)
 
         # ---- loop
         with run.batches(dataset) as batches:
@@ -439,4 +465,4 @@ def finish(cfg: Config, model, pack: Pack, ids: np.ndarray, run: TrainingRun) ->
 
 
 if __name__ == "__main__":
-    log.cli(main, PRESETS, unused, ABOUT)
+    log.cli(main, PRESETS, unused, ABOUT, preset_of=auto.preset_of(synthetic_clips, "tiny"))

@@ -18,6 +18,7 @@ FIGURE = 4  # the mask of a figure
 MIXTURE = 5  # where in a batch the clips of several data sets stand
 STEP = 6  # dropout, drop path and mixing of one step
 SKETCH = 7  # the directions along which embeddings are seen in one step
+MEASURED = 8  # the clips that the preset auto looks at
 
 
 def counter_rng(seed: int, *counter: int, purpose: int = VIEW) -> np.random.Generator:

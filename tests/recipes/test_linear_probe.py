@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from downstream import features as features_module
 from downstream import probe
-from downstream.features import Extraction, cached_features, extract, extract_tokens
+from downstream.features import Extraction, cached_features, covering_views, extract, extract_tokens
 from downstream.models import load_backbone
 from downstream.probe import fit_linear
 from downstream.results import read_results
@@ -21,6 +21,7 @@ from downstream.splits import choose_validation
 from pretrain.backbones import export_backbone
 from pretrain.data.shards import Pack
 from pretrain.files import cache_folder
+from pretrain.spec import InputSpec, Stream
 from pretrain.weights import weights_hash
 from recipes import linear_probe
 from recipes.linear_probe import Config, main
@@ -34,8 +35,9 @@ FP32 = Extraction(num_clips=2, precision="fp32")
 def config(tiny_pack, tiny_backbone, tmp_path_factory) -> Config:
     out = tmp_path_factory.mktemp("probe") / "out"
     return configure(
-        Config, str(tiny_backbone), str(tiny_pack), str(out), num_workers=0, precision="fp32"
-    )
+        Config, str(tiny_backbone), str(tiny_pack), str(out), num_workers=0, precision="fp32",
+        num_clips=2, num_crops=1,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +101,22 @@ def test_predictions_and_figure_agree_with_the_numbers(results, config):
     assert (out / "confusion.png").is_file()
     probe = load_file(out / "linear.safetensors")
     assert probe["weight"].shape == (4, 4 * 32) and probe["mean"].shape == (4 * 32,)
+
+
+@pytest.mark.parametrize(
+    "frames, stride, size, views",
+    [
+        (32, 2, (50, 50), (1, 1)), (60, 2, (180, 144), (4, 3)), (40, 2, (144, 180), (3, 3)),
+        (33, 2, (54, 50), (1, 1)), (300, 4, (340, 256), (4, 3)), (300, 0, (64, 64), (2, 1)),
+    ],
+)  # fmt: skip
+def test_views_cover_most_clips_and_wide_pictures(frames, stride, size, views):
+    class Clips:
+        def column(self, name):
+            return np.full(5, {"frames": frames, "width": size[0], "height": size[1]}[name])
+
+    spec = InputSpec(16, stride, 48, {"rgb": Stream((0.0,) * 3, (1.0,) * 3)})
+    assert covering_views(Clips(), np.arange(5), spec)[:2] == views
 
 
 def test_the_card_says_what_comparing_needs(results, config, tiny_backbone, tiny_pack):
@@ -371,8 +389,8 @@ def test_attentive_is_skipped_with_a_sentence_when_tokens_are_many(quick, monkey
 def test_results_of_other_settings_are_not_replaced(quick):
     main(quick)
     before = (Path(quick.out) / "results.json").read_text()
-    with pytest.raises(ValueError, match=r"num_clips was 2, is 1.*--out"):
-        main(change(quick, num_clips=1))
+    with pytest.raises(ValueError, match=r"num_crops was 1, is 2.*--out"):
+        main(change(quick, num_crops=2))
     assert (Path(quick.out) / "results.json").read_text() == before
     main(quick)  # the same settings again are fine
 

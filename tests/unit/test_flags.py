@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain import flags
+from pretrain import auto, flags
+from pretrain.data.cache import synthetic_clips
 from pretrain.log import cli, parse
 from tests.recipes.runs import configure
 
@@ -206,14 +207,20 @@ def test_help_lists_flags_and_presets(name, capsys):
         shown = module.PRESETS[preset or next(iter(module.PRESETS))]
         assert not stopped.value.code and "(required)" not in said
         for field in flags.flat(shown):
-            assert flags.flag(field) in said or field == "preset"
+            assert flags.flag(field) in said or field in ("preset", "given")
         assert f"default: {flags.flat(shown)['batch_size']})" in said
         assert all(f"{n} {line}" in said for n, line in module.ABOUT.items())
 
 
 def test_the_first_word_is_the_preset_and_flags_change_it():
     presets = recipe("videomae").PRESETS
-    assert parse([], presets) == parse(["tiny"], presets) == presets["tiny"]
+    assert parse([], presets) == parse(["auto"], presets) == presets["auto"]
+    choose = auto.preset_of(synthetic_clips, "tiny")
+    for words, name in (
+        ([], "tiny"), (["--data", "synthetic:90"], "tiny"), (["--data=mine"], "auto"),
+        (["--steps", "3", "--data", "mine"], "auto"), (["shrec", "--data", "mine"], "shrec"),
+    ):  # fmt: skip
+        assert parse(words, presets, preset_of=choose).preset == name
     changed = parse(["vit_b_ssv2", "--steps", "7", "--scales", "1", "0.5"], presets)
     assert changed == flags.replace(presets["vit_b_ssv2"], steps=7, scales=(1.0, 0.5))
 

@@ -1,0 +1,380 @@
+"""The preset `auto`: what a pretraining run takes from the data, by rules.
+
+Published settings belong to one data set. Here the clips are looked at once, `measure`; rules make
+settings of what was seen, each with its reason, `choose`; and the number of steps follows from the
+minutes there are, `steps_in`. Each rule stands in recipes/RESULTS.md with what it was measured on.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from pretrain.data.cache import open_data
+from pretrain.data.decode import DecodeError
+from pretrain.data.sampling import MEASURED, counter_rng, test_boxes, test_indices
+from pretrain.data.shards import Pack, TrainClips, collate_views, crop_clip
+from pretrain.engine import Engine
+from pretrain.files import read_json
+from pretrain.flags import flag, flat, replace, value_of
+from pretrain.log import print_table
+from pretrain.loop import plan_run
+from pretrain.names import counted
+from pretrain.optim import make_optimizers, set_rate, update
+from pretrain.processes import computes_on_gpu, is_first, loader_workers
+from pretrain.spec import FLOW_ZERO, InputSpec, Stream
+
+AUTO = "auto"
+LOOKED_AT = 48  # clips
+CELLS = 12  # across and down a picture, in which motion is looked for
+FRAMES = 16  # of a clip
+WINDOW = 4.0  # seconds that a clip spans at most
+MOST_TOKENS = {False: 288, True: 1568}  # of a clip that are used; on a GPU: True
+SIZES = {False: (112, 96, 80, 64, 48, 32), True: (224, 160, 128, 112, 96, 64, 48, 32)}
+SIDE = {False: 128, True: 256}  # to which raw data are packed, pixels
+STILL = 0.5  # of the picture: where more of it moves, all tokens are used
+USABLE = 0.92  # of the time is training: the rest goes to scores and checkpoints
+
+Choice = tuple[Any, str]  # of a flag: its value, and why
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What clips are like.
+
+    Attributes:
+        clips: how many there are.
+        frames: of a clip, the median.
+        fps: their frames a second, the median.
+        side: the short side that nine in ten clips have at least, pixels.
+        moving: the part of picture and time in which something moves, in all but a tenth of the
+            clips; 0 of stills.
+    """
+
+    clips: int
+    frames: int
+    fps: float
+    side: int
+    moving: float
+
+    def in_words(self) -> str:
+        """For a person."""
+        if self.frames == 1:
+            return f"{counted(self.clips, 'picture')}, {self.side} pixels"
+        return (
+            f"{counted(self.clips, 'clip')} of {self.frames / self.fps:.1f} s at {self.fps:g} "
+            f"frames a second, {self.side} pixels; up to {self.moving:.0%} of picture and time move"
+        )
+
+
+def preset_of(built_in: Callable[[str], object], otherwise: str) -> Callable[[Sequence[str]], str]:
+    """Which preset a command line means that names none: `auto` where data of one's own are given.
+
+    Args:
+        built_in: true of what --data may name that is none's own.
+        otherwise: the preset of those, and without --data.
+    """
+
+    def find(words: Sequence[str]) -> str:
+        data = value_of(words, "data")
+        return AUTO if data and not built_in(data) else otherwise
+
+    return find
+
+
+def measure(pack: Pack, ids: np.ndarray, stream: str = "rgb") -> Facts:
+    """Look at the clips of a pack; the same clips give the same facts on every machine.
+
+    Args:
+        pack: the data.
+        ids: the samples to train on. `LOOKED_AT` of them are decoded.
+        stream: in which motion is looked for.
+
+    Raises:
+        ValueError: none of those can be decoded.
+    """
+    columns = [pack.column(name)[ids] for name in ("frames", "width", "height")]
+    frames = int(np.median(columns[0]))
+    side = int(np.percentile(np.minimum(columns[1], columns[2]), 10))
+    order = counter_rng(0, 0, purpose=MEASURED).permutation(len(ids))
+    # Of a pack far away, whose clips are shuffled, the first: all others would have to come, too.
+    some = ids[:LOOKED_AT] if pack.remote else ids[np.sort(order[:LOOKED_AT])]
+    records = [pack.record(int(i)) for i in some]
+    fps = float(np.median([record["fps"] for record in records]))
+    if frames == 1:
+        return Facts(len(ids), 1, fps, side, 0.0)
+    moving: list[float] = []
+    for record in records:
+        try:
+            moving.append(moving_part(pack, record, stream, _stride(frames, fps)))
+        except (DecodeError, OSError) as error:
+            reason = error
+    if not moving:
+        raise ValueError(f"{pack.name}: no clip of {len(records)} can be decoded: {reason}")
+    return Facts(len(ids), frames, fps, side, float(np.percentile(moving, 90)))
+
+
+def moving_part(pack: Pack, record: dict, stream: str, stride: int) -> float:
+    """The fraction of picture and time of a clip in which something moves.
+
+    The centre of the picture is cut into `CELLS` x `CELLS` cells. One moves between two frames
+    where its mean grey value changes per pixel by more than 4 of 255 levels and than four times
+    what the stillest quarter of all cells do, which is noise and compression. Of optical flow, a
+    cell moves if it moves by more than an eighth of the bound.
+
+    Raises:
+        DecodeError: the clip is broken.
+    """
+    if record["frames"] == 1:
+        return 0.0
+    stand_for = Stream((0.0,) * 3, (1.0,) * 3)
+    spec = InputSpec(FRAMES, stride, 8 * CELLS, {"rgb": stand_for})
+    (indices,) = test_indices(record["frames"], FRAMES, stride, 1)
+    (box,) = test_boxes(record["width"], record["height"], 1)
+    if stream == "flow":
+        left, top, width, height = box
+        levels = pack.levels(record, indices)[:, :, top : top + height, left : left + width]
+        change = (levels.float() - FLOW_ZERO).abs().amax(1)
+        return (_cells(change) > 16).float().mean().item()
+    grey = crop_clip({"rgb": pack.frames(record, indices)}, record, box, spec)["rgb"].float()
+    cells = _cells(grey.mean(0).diff(dim=0).abs())
+    return (cells > max(4 * cells.flatten().quantile(0.25).item(), 4)).float().mean().item()
+
+
+def _cells(change: Tensor) -> Tensor:
+    """(T, H, W) as the means of cells, (T, CELLS, CELLS)."""
+    return torch.nn.functional.adaptive_avg_pool2d(change[None], (CELLS, CELLS))[0]
+
+
+def _stride(frames: int, fps: float) -> int:
+    """Source frames between two of a clip that spans a video of so many frames, or `WINDOW`."""
+    return max(1, round(min(frames, WINDOW * fps) / FRAMES))
+
+
+def choose(facts: Facts, typed: Mapping[str, Any], gpu: bool) -> dict[str, Choice]:
+    """The settings of masked reconstruction for clips like these, each with its reason.
+
+    Args:
+        facts: of the clips.
+        typed: values that the user gave, by flag: what follows from another value follows from
+            these.
+        gpu: whether it is computed on one. None of these rules was measured there.
+
+    Raises:
+        ValueError: the clips are smaller than any size.
+    """
+    chosen: dict[str, Choice] = {}
+
+    def put(name: str, value: T, why: str) -> T:
+        if name in typed:
+            return typed[name]
+        chosen[name] = (value, why)
+        return value
+
+    long = facts.frames / facts.fps
+    still = facts.frames == 1
+    whole = still or facts.moving > STILL
+    most = max(2, facts.frames - facts.frames % 2)
+    frames = put("frames", 1 if still else min(FRAMES, most), "pictures" if still else (
+        "as published" if most >= FRAMES else f"a clip has {facts.frames}"
+    ))  # fmt: skip
+    spans = f"a clip spans {min(long, WINDOW):.1f} s"
+    spans += f" of {long:.1f} s" if long > 1.05 * WINDOW else ", all of half of the clips"
+    if frames > 1:
+        put("stride", max(1, round(min(facts.frames, WINDOW * facts.fps) / frames)), spans)
+    fours = not whole and frames % 4 == 0
+    tubelet = put(
+        "tubelet", 4 if fours else 2 if frames % 2 == 0 else 1,
+        "a single frame" if frames == 1 else "motion is selected in longer tubelets" if fours
+        else "as published",
+    )  # fmt: skip
+    part = 1.0 if whole or frames == 1 else max(math.ceil(facts.moving * 100) / 100, 0.05)
+    moves = f"in nine of ten clips at most {facts.moving:.0%} of picture and time move"
+    part = put("motion_tokens", part, "there is no motion in pictures" if still else moves)
+    size, patch = _size(facts.side, part * frames / tubelet, typed, gpu)
+    used = round(part * frames / tubelet * (size / patch) ** 2)
+    room = f"clips have {facts.side} pixels, and {counted(used, 'token')} of a clip are used"
+    put("size", size, room)
+    put("patch", patch, f"{size // patch} x {size // patch} of them make a picture")
+    dense = part == 1 and frames > 1  # all tokens of a video
+    put("mask_ratio", 0.9 if dense else 0.75, "neighbours in time say much of a token" if dense
+        else "as of images" if frames == 1 else "selected tokens tell less of others")  # fmt: skip
+    dual = dense and size // patch % 2 == 0
+    put("dual_mask", dual, "half of the hidden tokens do" if dual else "few tokens are used")
+    put("model", "vit_ti" if not gpu else "vit_s" if facts.clips < 50_000 else "vit_b",
+        f"{counted(facts.clips, 'clip')} on a {'GPU' if gpu else 'CPU'}")  # fmt: skip
+    if not gpu and typed.get("model", "vit_ti") == "vit_ti":
+        put("depth", 6, "half of the blocks, twice the steps")
+    batch = put("batch_size", 256 if gpu else 32 if part == 1 else 64, "what takes a second or so")
+    put("micro_batch", min(batch, 64), "what fits")
+    rate = 0.024 if part == 1 else 0.016
+    put("base_lr", rate, f"of Muon in batches of {batch}")
+    put("final_lr", rate / 100, "a hundredth")
+    return chosen
+
+
+def _size(side: int, used: float, typed: Mapping[str, Any], gpu: bool) -> tuple[int, int]:
+    """Size and patch, pixels: as sharp as the clips and the number of tokens allow.
+
+    Args:
+        side: of the clips.
+        used: tokens of a clip that are used, for each place of the picture.
+        typed: see `choose`.
+        gpu: see there.
+    """
+    for patch in (typed["patch"],) if "patch" in typed else (8, 16):
+        sizes = (typed["size"],) if "size" in typed else SIZES[gpu]
+        sizes = tuple(s for s in sizes if s <= side and s % patch == 0) or sizes[-1:]
+        fit = [s for s in sizes if used * (s // patch) ** 2 <= MOST_TOKENS[gpu]]
+        # Coarse patches where fine ones would leave a picture of few pixels.
+        if fit and fit[0] >= min(96, sizes[0]):
+            return fit[0], patch
+    return (fit or sizes[-1:])[0], patch
+
+
+def choose_by_data(
+    config: Any, folder: Path, unused: Callable[[Any], Collection[str]]
+) -> tuple[Any, int]:
+    """What `auto` makes of the data, all but the steps; or made, of a run that goes on.
+
+    Args:
+        config: of masked reconstruction, as typed: `data`, `split`, `stream`, `machine`, `given`.
+        folder: of the run.
+        unused: of a configuration, the flags without effect.
+
+    Returns:
+        the configuration; and the short side to which raw data are packed, pixels.
+
+    Raises:
+        ValueError: as `open_data`, `recorded`, `measure` and `choose`.
+    """
+    gpu = computes_on_gpu()
+    if known := recorded(folder, config):
+        return known, SIDE[gpu]
+    pack = open_data(config.data, SIDE[gpu], is_first(), config.machine)
+    facts = measure(pack, pack.split_if_any(config.split), config.stream)
+    typed = {name: value for name, value in flat(config).items() if name in config.given}
+    chosen = choose(facts, typed, gpu)
+    values = {name: value for name, (value, _) in chosen.items()}
+    without = unused(replace(config, **values))
+    values = {name: value for name, value in values.items() if name not in without}
+    if is_first():
+        rows = {flag(name): f"{values[name]}: {chosen[name][1]}" for name in values}
+        print_table("auto (a flag overrides it)", {"the clips": facts.in_words()} | rows)
+    return replace(config, **values), SIDE[gpu]
+
+
+def recorded(folder: Path, config: Any) -> Any:
+    """What a run of this folder chose when it began; None: it has not begun.
+
+    Args:
+        folder: of the run.
+        config: as typed, with `preset` and `given`: what was typed stays.
+
+    Raises:
+        ValueError: the folder's config.json has a value that cannot be.
+    """
+    try:
+        old = read_json(folder / "config.json").get("config")
+    except ValueError:
+        return None
+    if not isinstance(old, dict) or old.get("preset") != AUTO:
+        return None
+    now = flat(config)
+    values = {name: old[name] for name in now if name in old and name not in config.given}
+    for name, value in values.items():
+        is_now = now[name]
+        same = type(value) is type(is_now) or None in (value, is_now)
+        if isinstance(value, list) and isinstance(is_now, tuple):
+            values[name] = tuple(value)
+        elif not same and not (isinstance(value, int) and isinstance(is_now, float)):
+            raise ValueError(
+                f"{folder}/config.json is damaged: {name} is {value!r:.40}; give another --out"
+            )
+    return replace(config, **values)
+
+
+def seconds_a_step(
+    load: Callable[[], Any],
+    loss_of: Callable[[nn.Module, Any], Tensor],
+    model: nn.Module,
+    make: Callable[[nn.Module], list[torch.optim.Optimizer]],
+    accumulate: int,
+    apart: bool,
+    accelerator: Accelerator,
+) -> float:
+    """How long an optimizer step takes here, on the slowest process.
+
+    A copy of the model is trained for three steps; neither the model nor a generator changes.
+
+    Args:
+        load: a micro-batch.
+        loss_of: of a model and a micro-batch.
+        model: what is trained.
+        make: its optimizers.
+        accumulate: micro-batches of a step.
+        apart: other processes load.
+        accelerator: the processes.
+    """
+    twin = copy.deepcopy(model).to(accelerator.device).train()
+    optimizers = make(twin)
+    set_rate(optimizers, 1e-6)
+    load()
+    began = time.perf_counter()
+    batch = load()
+    loading = time.perf_counter() - began
+    times = []
+    with torch.random.fork_rng():
+        for _ in range(3):
+            began = time.perf_counter()
+            with accelerator.autocast():
+                loss = loss_of(twin, batch)
+            loss.backward()
+            passed = time.perf_counter()
+            update(optimizers, list(twin.parameters()), 0.0)  # waits for the device
+            ended = time.perf_counter()
+            training = (passed - began) * accumulate + ended - passed
+            times.append(max(training, loading * accumulate) if apart
+                         else training + loading * accumulate)  # fmt: skip
+    shared = torch.tensor([min(times)], device=accelerator.device)
+    return float(accelerator.gather(shared).max())
+
+
+def choose_steps(
+    config: Any, engine: Engine, model: nn.Module, dataset: TrainClips, views: int,
+    names: Sequence[str],
+) -> Any:  # fmt: skip
+    """As many steps as fit into the minutes of a configuration, unless it says how many.
+
+    Args:
+        config: with `minutes`, `optim`, `machine` and `given`.
+        engine: started.
+        model: what is trained; its first result is the loss.
+        dataset: what it is trained on.
+        views: of a clip.
+        names: what the model takes of a batch, in its order.
+    """
+    if config.optim.steps or "epochs" in config.given:
+        return config
+    plan = plan_run(config.optim, 1, engine.processes, views)
+    optim, device = config.optim, engine.device
+    seconds = seconds_a_step(
+        lambda: collate_views([dataset[place] for place in range(plan.micro)]),
+        lambda twin, batch: twin(*[batch[name].to(device) for name in names])[0],
+        model,
+        lambda twin: make_optimizers(optim.optimizer, twin, optim.weight_decay, optim.betas),
+        plan.accumulate, loader_workers(config.machine, on_cpu=0) > 0, engine.accelerator,
+    )  # fmt: skip
+    steps = max(20, int(config.minutes * 60 * USABLE / seconds) // 10 * 10)
+    if is_first():
+        print(f"--steps {steps}: {seconds:.2f} s each in {config.minutes:g} minutes", flush=True)
+    return replace(config, steps=steps)
