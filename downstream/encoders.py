@@ -20,6 +20,7 @@ from pretrain.names import did_you_mean
 from pretrain.settings import JOINTS, Form, JointForm
 from pretrain.spec import Backbone, Selective
 from pretrain.text import HuggingFaceText, OpenClipText, TextTower, fresh_text
+from pretrain.videomae import VideoMAE
 from pretrain.vit import SIZES, VITS, VideoTransformer
 from pretrain.weights import load_strict
 
@@ -84,6 +85,31 @@ def weights_to_start_from(name: str) -> nn.Module:
     backbone = load_backbone(name)
     assert isinstance(backbone, nn.Module)
     return backbone
+
+
+def form_of_weights(name: str) -> dict[str, Any]:
+    """What weights decide of a masked reconstruction that starts from them, by flag.
+
+    Args:
+        name: as `weights_to_start_from` takes it.
+
+    Raises:
+        ValueError: see there.
+    """
+    loaded = weights_to_start_from(name)
+    encoder = loaded.encoder if isinstance(loaded, VideoMAE) else loaded
+    assert isinstance(encoder, Backbone)
+    spec, has = encoder.input_spec, encoder.arguments
+    form: dict[str, Any] = {"frames": spec.frames, "size": spec.size}
+    if not isinstance(encoder, VideoTransformer):
+        return form
+    if named := [n for n, size in VITS.items() if SIZES[size][0] == has["dim"]]:
+        form["model"] = named[0]  # else a network of another width is built, and refused
+    form |= {n: has[n] for n in ("depth", "patch", "tubelet", "positions", "motion_tokens")}
+    if isinstance(loaded, VideoMAE):
+        decoder = loaded.arguments["decoder"]
+        form |= {n: decoder[n] for n in ("decoder_dim", "decoder_depth")}
+    return form
 
 
 # ---- two towers --------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ WINDOW = 4.0  # seconds that a clip spans at most
 MOST_TOKENS = {False: 288, True: 1568}  # of a clip that are used; on a GPU: True
 SIZES = {False: (112, 96, 80, 64, 48, 32), True: (224, 160, 128, 112, 96, 64, 48, 32)}
 SIDE = {False: 128, True: 256}  # to which raw data are packed, pixels
+LEAST_PART, LEAST_TOKENS = 0.05, 16  # that are used
 STILL = 0.5  # of the picture: where more of it moves, all tokens are used
 USABLE = 0.92  # of the time is training: the rest goes to scores and checkpoints
 
@@ -127,9 +128,10 @@ def moving_part(pack: Pack, record: dict, stream: str, stride: int) -> float:
     """The fraction of picture and time of a clip in which something moves.
 
     The centre of the picture is cut into `CELLS` x `CELLS` cells. One moves between two frames
-    where its mean grey value changes per pixel by more than 4 of 255 levels and than four times
-    what the stillest quarter of all cells do, which is noise and compression. Of optical flow, a
-    cell moves if it moves by more than an eighth of the bound.
+    where its grey values change by more than 4 of 255 levels, in the mean, and by more than four
+    times what the stillest quarter of all cells do: that is noise and compression, up to 4 levels,
+    or else a camera that moves. Of optical flow, a cell moves if it does by more than an eighth of
+    the bound.
 
     Raises:
         DecodeError: the clip is broken.
@@ -147,7 +149,8 @@ def moving_part(pack: Pack, record: dict, stream: str, stride: int) -> float:
         return (_cells(change) > 16).float().mean().item()
     grey = crop_clip({"rgb": pack.frames(record, indices)}, record, box, spec)["rgb"].float()
     cells = _cells(grey.mean(0).diff(dim=0).abs())
-    return (cells > max(4 * cells.flatten().quantile(0.25).item(), 4)).float().mean().item()
+    noise = min(cells.flatten().quantile(0.25).item(), 4.0)
+    return (cells > max(4 * noise, 4)).float().mean().item()
 
 
 def _cells(change: Tensor) -> Tensor:
@@ -197,12 +200,14 @@ def choose(facts: Facts, typed: Mapping[str, Any], gpu: bool) -> dict[str, Choic
         "a single frame" if frames == 1 else "motion is selected in longer tubelets" if fours
         else "as published",
     )  # fmt: skip
-    part = 1.0 if whole or frames == 1 else max(math.ceil(facts.moving * 100) / 100, 0.05)
-    moves = f"in nine of ten clips at most {facts.moving:.0%} of picture and time move"
-    part = put("motion_tokens", part, "there is no motion in pictures" if still else moves)
+    part = typed.get("motion_tokens", 1.0 if whole else max(facts.moving, LEAST_PART))
     size, patch = _size(facts.side, part * frames / tubelet, typed, gpu)
-    used = round(part * frames / tubelet * (size / patch) ** 2)
-    room = f"clips have {facts.side} pixels, and {counted(used, 'token')} of a clip are used"
+    tokens = frames // tubelet * (size // patch) ** 2
+    part = min(max(math.ceil(100 * part), math.ceil(100 * LEAST_TOKENS / tokens)), 100) / 100
+    moves = f"in nine of ten clips at most {facts.moving:.0%} of picture and time move"
+    part = put("motion_tokens", part, "pictures have no motion" if still else moves)
+    used = counted(round(part * tokens), "token")
+    room = f"clips have {facts.side} pixels, and {used} of a clip are used"
     put("size", size, room)
     put("patch", patch, f"{size // patch} x {size // patch} of them make a picture")
     dense = part == 1 and frames > 1  # all tokens of a video
@@ -242,7 +247,7 @@ def _size(side: int, used: float, typed: Mapping[str, Any], gpu: bool) -> tuple[
 
 
 def choose_by_data(
-    config: Any, folder: Path, unused: Callable[[Any], Collection[str]]
+    config: Any, folder: Path, unused: Callable[[Any], Collection[str]], form: Mapping[str, Any]
 ) -> tuple[Any, int]:
     """What `auto` makes of the data, all but the steps; or made, of a run that goes on.
 
@@ -250,6 +255,7 @@ def choose_by_data(
         config: of masked reconstruction, as typed: `data`, `split`, `stream`, `machine`, `given`.
         folder: of the run.
         unused: of a configuration, the flags without effect.
+        form: values by flag that the weights decide from which it starts.
 
     Returns:
         the configuration; and the short side to which raw data are packed, pixels.
@@ -258,12 +264,14 @@ def choose_by_data(
         ValueError: as `open_data`, `recorded`, `measure` and `choose`.
     """
     gpu = computes_on_gpu()
-    if known := recorded(folder, config):
-        return known, SIDE[gpu]
     pack = open_data(config.data, SIDE[gpu], is_first(), config.machine)
+    if known := recorded(folder, config, pack.index["fingerprint"]):
+        return known, SIDE[gpu]
     facts = measure(pack, pack.split_if_any(config.split), config.stream)
     typed = {name: value for name, value in flat(config).items() if name in config.given}
-    chosen = choose(facts, typed, gpu)
+    form = {name: value for name, value in form.items() if name not in typed}
+    chosen = {name: (value, "as the weights have it") for name, value in form.items()}
+    chosen |= choose(facts, form | typed, gpu)
     values = {name: value for name, (value, _) in chosen.items()}
     without = unused(replace(config, **values))
     values = {name: value for name, value in values.items() if name not in without}
@@ -273,19 +281,23 @@ def choose_by_data(
     return replace(config, **values), SIDE[gpu]
 
 
-def recorded(folder: Path, config: Any) -> Any:
-    """What a run of this folder chose when it began; None: it has not begun.
+def recorded(folder: Path, config: Any, fingerprint: str) -> Any:
+    """What a run of this folder and of these data chose when it began; None: none has begun.
 
     Args:
         folder: of the run.
         config: as typed, with `preset` and `given`: what was typed stays.
+        fingerprint: of the data.
 
     Raises:
         ValueError: the folder's config.json has a value that cannot be.
     """
     try:
-        old = read_json(folder / "config.json").get("config")
-    except ValueError:
+        described = read_json(folder / "config.json")
+    except ValueError:  # none is there, or `open_run` says what to do
+        return None
+    old = described.get("config")
+    if described.get("data_fingerprint") != fingerprint:
         return None
     if not isinstance(old, dict) or old.get("preset") != AUTO:
         return None

@@ -28,7 +28,7 @@ import torch
 import tyro
 from torch import nn
 
-from downstream.encoders import transformer, weights_to_start_from
+from downstream.encoders import form_of_weights, transformer, weights_to_start_from
 from downstream.finetune import record_method
 from downstream.models import build_model as build_family
 from downstream.monitor import online_knn
@@ -358,9 +358,10 @@ def main(cfg: Config) -> dict:
         cfg = flags.replace(cfg, target=None)  # the same run
     flow = "-flow" * (cfg.stream == "flow") + "-to-flow" * (cfg.target == "flow")
     folder = Path(cfg.out or f"runs/videomae-{cfg.preset}{flow}")
-    cfg, side = auto.choose_by_data(cfg, folder, unused) if cfg.preset == auto.AUTO else (
-        cfg, packing_side(cfg.size)
-    )  # fmt: skip
+    side = packing_side(cfg.size)
+    if cfg.preset == auto.AUTO:
+        form = form_of_weights(cfg.backbone) if cfg.backbone else {}
+        cfg, side = auto.choose_by_data(cfg, folder, unused, form)
     # ---- model and folder: what contradicts is refused before hours of packing
     model = build_model(cfg)
     engine = Engine(cfg.machine, cfg.optim.optimizer, model, cfg.run.checkpoint_blocks, cfg.compile)

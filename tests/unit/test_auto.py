@@ -1,0 +1,154 @@
+"""The preset `auto`: what is seen in clips, and that what it chooses can be trained."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from pretrain import auto, flags
+from pretrain.auto import MOST_TOKENS, SIZES, Facts, choose, measure
+from pretrain.data.pack import pack
+from pretrain.data.shards import Pack
+from pretrain.vit import without_init
+from recipes import videomae
+from tests.conftest import write_video
+
+FRAMES = 40
+
+
+def packed(folder, draw, size=(96, 96), frames=FRAMES, fps=10) -> Pack:
+    """A pack of three videos whose frame at time t is `draw(rng, t)`, uint8 (H, W, 3)."""
+    (folder / "raw").mkdir()
+    for number in range(3):
+        rng = np.random.default_rng(number)
+        clip = np.stack([draw(rng, t) for t in range(frames)])
+        assert clip.shape[1:3] == size[::-1]
+        write_video(folder / "raw" / f"{number}.mp4", clip, fps)
+    pack(folder / "raw", folder / "pack", short_side=min(size), workers=1, progress=False)
+    return Pack(folder / "pack")
+
+
+def block(part: float, size: int = 96):
+    """A textured square on a still background, which moves over a part of the picture."""
+    side = int(size * part**0.5)
+    still = np.random.default_rng(9).integers(0, 255, (size, size, 3), np.uint8)
+
+    def draw(rng, _):
+        frame = still.copy()
+        frame[:side, :side] = rng.integers(0, 255, (side, side, 3), np.uint8)
+        return frame
+
+    return draw
+
+
+def test_the_moving_part_is_measured(tmp_path):
+    found = {}
+    for part in (0.05, 0.25, 1.0):
+        (tmp_path / f"{part}").mkdir()
+        data = packed(tmp_path / f"{part}", block(part))
+        facts = measure(data, data.split("all"))
+        assert (facts.clips, facts.frames, facts.fps, facts.side) == (3, FRAMES, 10, 96)
+        found[part] = facts.moving
+    assert found[0.05] == pytest.approx(0.05, abs=0.03)
+    assert found[0.25] == pytest.approx(0.25, abs=0.08)
+    assert found[1.0] > 0.9  # nothing is still, from which noise could be told
+
+
+def test_noise_is_no_motion_and_the_same_clips_give_the_same_facts(tmp_path):
+    background = np.random.default_rng(9).integers(40, 200, (96, 128, 3)).astype(float)
+
+    def noisy(rng, _):
+        return np.clip(background + rng.normal(0, 6, background.shape), 0, 255).astype(np.uint8)
+
+    data = packed(tmp_path, noisy, (128, 96))
+    state = torch.get_rng_state()
+    facts = measure(data, data.split("all"))
+    assert facts.moving < 0.05 and facts == measure(data, data.split("all"))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+WORLD = [
+    Facts(clips, frames, fps, side, moving)
+    for clips, (frames, fps), side, moving in itertools.product(
+        (3, 200_000), ((1, 1.0), (2, 25.0), (11, 5.0), (32, 16.0), (300, 29.97), (3000, 120.0)),
+        (24, 50, 144, 480), (0.0, 0.13, 0.4, 0.9),
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("typed", [{}, {"size": 64}, {"patch": 16}, {"frames": 8}])
+def test_whatever_clips_are_like_a_run_can_begin(gpu, typed):
+    """The model is built, without numbers, and a mask drawn."""
+    for facts in WORLD[::3] if not typed else WORLD[::9]:
+        if facts.side < typed.get("size", 3 * typed.get("patch", 0)):
+            continue
+        chosen = choose(facts, typed, gpu)
+        assert not chosen.keys() & typed.keys() and all(why for _, why in chosen.values())
+        values = {name: value for name, (value, _) in chosen.items()} | typed
+        given = tuple(typed)
+        cfg = flags.replace(videomae.PRESETS["auto"], given=given, steps=3, **values)
+        with torch.device("meta"), without_init():
+            model = videomae.build_model(cfg)
+        encoder = model.encoder
+        videomae.draw_tokens(
+            cfg.mask, model.mask_grid, cfg.mask_ratio, cfg.dual_mask, np.random.default_rng(0)
+        )
+        assert encoder.num_motion_tokens <= MOST_TOKENS[gpu] or "size" in typed
+        if "size" not in typed:
+            assert cfg.size in SIZES[gpu] and (cfg.size <= facts.side or cfg.size == 32)
+        if facts.frames > 1 and not typed:
+            span = cfg.frames * cfg.stride / facts.fps
+            assert span <= max(auto.WINDOW, 16 / facts.fps) * 1.2
+
+
+def test_a_flag_is_kept_and_others_follow_it():
+    facts = Facts(90, 60, 25.0, 144, 0.13)
+    free, wide = choose(facts, {}, False), choose(facts, {"motion_tokens": 1.0}, False)
+    assert free["motion_tokens"][0] < 0.2 and "motion_tokens" not in wide
+    assert free["size"][0] / free["patch"][0] > wide["size"][0] / wide["patch"][0]
+    halved = choose(facts, {"frames": 8}, False)
+    assert halved["stride"][0] == pytest.approx(2 * free["stride"][0], abs=1)
+
+
+def run(data: Pack, out, **values) -> dict:
+    values |= {"data": str(data.folder), "out": str(out), "split": "all", "precision": "fp32"}
+    values |= {} if "steps" in values else {"minutes": 1e-4}
+    cfg, given = flags.replace(videomae.PRESETS["auto"], **values), tuple(values)
+    return videomae.main(flags.replace(cfg, given=given))
+
+
+def test_a_run_chooses_says_why_and_continues_as_it_began(tmp_path, capsys, monkeypatch):
+    data = packed(tmp_path, block(0.1))
+    state = run(data, tmp_path / "run", model="vit_xs", depth=1, batch_size=4)
+    said = capsys.readouterr().out
+    kept = json.loads((tmp_path / "run/config.json").read_text())["config"]
+    for name in ("stride", "size", "motion_tokens", "mask_ratio", "base_lr"):
+        assert f"--{name.replace('_', '-')} " in said and name in kept
+    assert kept["steps"] == state["step"] == 20 and kept["model"] == "vit_xs"
+
+    # The same command again neither looks nor measures anew: what was chosen stands.
+    def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(auto, "measure", never)
+    monkeypatch.setattr(auto, "seconds_a_step", never)
+    again = run(data, tmp_path / "run", model="vit_xs", depth=1, batch_size=4)
+    assert again["step"] == 20 and again["loss"] == state["loss"]
+    with pytest.raises(ValueError, match=r"size: .* -> 48"):
+        run(data, tmp_path / "run", model="vit_xs", depth=1, batch_size=4, size=48)
+
+
+def test_weights_decide_their_form(tmp_path):
+    from pretrain.backbones import export_backbone
+    from pretrain.vit import VideoTransformer
+
+    data = packed(tmp_path, block(0.1))
+    theirs = VideoTransformer(128, 2, 4, 8, 64, 16, positions="separable", motion_tokens=0.5)
+    export_backbone(theirs, tmp_path / "weights", {})
+    run(data, tmp_path / "run", backbone=str(tmp_path / "weights"), batch_size=4, steps=1)
+    kept = json.loads((tmp_path / "run/config.json").read_text())["config"]
+    wanted = {"model": "vit_xs", "depth": 2, "frames": 8, "size": 64, "patch": 16}
+    assert wanted.items() <= kept.items() and kept["motion_tokens"] == 0.5
