@@ -64,13 +64,14 @@ def epps_pulley(samples: Tensor) -> Tensor:
     return 2 * SPACING * count * (error * torch.exp(-t.square())).sum(-1)
 
 
-def directions(step: int, width: int) -> Tensor:
+@torch.compiler.disable  # numpy draws
+def directions(step: int | Tensor, width: int) -> Tensor:
     """Unit vectors (D, M), float64: the same ones on all processes, others at every step."""
-    drawn = counter_rng(0, step, purpose=SKETCH).standard_normal((width, DIRECTIONS))
+    drawn = counter_rng(0, int(step), purpose=SKETCH).standard_normal((width, DIRECTIONS))
     return torch.nn.functional.normalize(torch.from_numpy(drawn), dim=0)
 
 
-def lejepa(embeddings: Tensor, step: int) -> Tensor:
+def lejepa(embeddings: Tensor, step: int | Tensor) -> Tensor:
     """The loss of views that are to be alike, of clips that are not.
 
     Args:

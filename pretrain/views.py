@@ -122,7 +122,7 @@ class ViewObjective(nn.Module):
             contrast, found = match_views(F.normalize(embeddings, dim=-1), clips)
         if self.contrasts:
             return loss + self.weight * contrast, found
-        apart = lejepa(embeddings.unflatten(0, (-1, self.views)), int(self.step))
+        apart = lejepa(embeddings.unflatten(0, (-1, self.views)), self.step)
         self.step += self.training
         return loss + self.weight * apart, found
 
