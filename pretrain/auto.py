@@ -35,8 +35,9 @@ from pretrain.spec import FLOW_ZERO, InputSpec, Stream
 AUTO = "auto"
 LOOKED_AT = 48  # clips
 CELLS = 12  # across and down a picture, in which motion is looked for
-FRAMES = 16  # of a clip
-WINDOW = 4.0  # seconds that a clip spans at most
+FRAMES = 16  # of a clip, or twice as many where these would lie too far apart:
+STEP = 0.13  # seconds between two of them, at most if that can be
+WINDOW = 2 * FRAMES * STEP  # seconds that a clip spans at most
 MOST_TOKENS = {False: 288, True: 1568}  # of a clip that are used; on a GPU: True
 SIZES = {False: (112, 96, 80, 64, 48, 32), True: (224, 160, 128, 112, 96, 64, 48, 32)}
 SIDE = {False: 128, True: 256}  # to which raw data are packed, pixels
@@ -183,22 +184,26 @@ def choose(facts: Facts, typed: Mapping[str, Any], gpu: bool) -> dict[str, Choic
         chosen[name] = (value, why)
         return value
 
-    long = facts.frames / facts.fps
-    still = facts.frames == 1
+    long, still = facts.frames / facts.fps, facts.frames == 1
     whole = still or facts.moving > STILL
-    most = max(2, facts.frames - facts.frames % 2)
-    frames = put("frames", 1 if still else min(FRAMES, most), "pictures" if still else (
-        "as published" if most >= FRAMES else f"a clip has {facts.frames}"
-    ))  # fmt: skip
-    spans = f"a clip spans {min(long, WINDOW):.1f} s"
-    spans += f" of {long:.1f} s" if long > 1.05 * WINDOW else ", all of half of the clips"
+    span = min(long, WINDOW)
+    frames = FRAMES if span / FRAMES <= STEP else 2 * FRAMES
+    step = f"{span / frames:.2f} s apart over {span:.1f} s"
+    if facts.frames < frames:
+        fewer = FRAMES if facts.frames >= FRAMES else max(2, facts.frames - facts.frames % 2)
+        frames = 1 if still else fewer
+        step = "pictures" if still else f"a clip has {facts.frames}"
+    frames = put("frames", frames, step)
     if frames > 1:
-        put("stride", max(1, round(min(facts.frames, WINDOW * facts.fps) / frames)), spans)
-    fours = not whole and frames % 4 == 0
+        most = f"of {long:.1f} s" if long > 1.05 * WINDOW else "which half of the clips have"
+        put(
+            "stride", max(1, round(span * facts.fps / frames)), f"a clip spans {span:.1f} s, {most}"
+        )
+    fours = frames % 4 == 0 and (frames > FRAMES or not whole)
     tubelet = put(
         "tubelet", 4 if fours else 2 if frames % 2 == 0 else 1,
-        "a single frame" if frames == 1 else "motion is selected in longer tubelets" if fours
-        else "as published",
+        "a single frame" if frames == 1 else "as published" if not fours
+        else f"{frames // 4} in a row" + ", among which motion is selected" * (not whole),
     )  # fmt: skip
     part = typed.get("motion_tokens", 1.0 if whole else max(facts.moving, LEAST_PART))
     size, patch = _size(facts.side, part * frames / tubelet, typed, gpu)

@@ -370,7 +370,7 @@ def main(cfg: Config) -> dict:
     try_run(folder, cfg, {"knn_every"})
 
     # ---- data: before the process group exists, which does not wait so long
-    pack = open_data(cfg.data, side, is_first(), cfg.machine)
+    pack = open_data(cfg.data, side, is_first() and cfg.preset != auto.AUTO, cfg.machine)
     ids = pack.split_if_any(cfg.split)
     pack.check_streams(ids, masked.clip, takes_streams(cfg))
     record_method(masked.encoder, pack.index)
