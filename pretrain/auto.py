@@ -18,19 +18,27 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from pretrain.data.cache import open_data
+from pretrain.data.cache import open_data, raw_sources
 from pretrain.data.decode import DecodeError
 from pretrain.data.sampling import MEASURED, counter_rng, test_boxes, test_indices
-from pretrain.data.shards import Pack, TrainClips, collate_views, crop_clip
+from pretrain.data.shards import (
+    Pack,
+    TrainClips,
+    collate_views,
+    crop_clip,
+    refuse_raw_streams,
+)
 from pretrain.engine import Engine
 from pretrain.files import read_json
 from pretrain.flags import flag, flat, replace, value_of
+from pretrain.folders import try_folder
 from pretrain.log import print_table
 from pretrain.loop import plan_run
 from pretrain.names import counted
 from pretrain.optim import make_optimizers, set_rate, update
-from pretrain.processes import computes_on_gpu, is_first, loader_workers
+from pretrain.processes import asked_processes, computes_on_gpu, is_first, loader_workers
 from pretrain.spec import FLOW_ZERO, InputSpec, Stream
+from pretrain.vit import VITS
 
 AUTO = "auto"
 LOOKED_AT = 48  # clips
@@ -185,7 +193,9 @@ def choose(facts: Facts, typed: Mapping[str, Any], gpu: bool) -> dict[str, Choic
         return value
 
     long, still = facts.frames / facts.fps, facts.frames == 1
-    whole = still or facts.moving > STILL
+    # The whole grid is needed by masks of whole places or times, and by networks of other families.
+    needed = typed.get("mask", "random") != "random" or typed.get("model", "vit_ti") not in VITS
+    whole = still or needed or facts.moving > STILL
     span = min(long, WINDOW)
     frames = FRAMES if span / FRAMES <= STEP else 2 * FRAMES
     step = f"{span / frames:.2f} s apart over {span:.1f} s"
@@ -210,6 +220,7 @@ def choose(facts: Facts, typed: Mapping[str, Any], gpu: bool) -> dict[str, Choic
     tokens = frames // tubelet * (size // patch) ** 2
     part = min(max(math.ceil(100 * part), math.ceil(100 * LEAST_TOKENS / tokens)), 100) / 100
     moves = f"in nine of ten clips at most {facts.moving:.0%} of picture and time move"
+    moves = "the mask needs them all" if needed and facts.moving <= STILL else moves
     part = put("motion_tokens", part, "pictures have no motion" if still else moves)
     used = counted(round(part * tokens), "token")
     room = f"clips have {facts.side} pixels, and {used} of a clip are used"
@@ -222,10 +233,13 @@ def choose(facts: Facts, typed: Mapping[str, Any], gpu: bool) -> dict[str, Choic
     put("dual_mask", dual, "half of the hidden tokens do" if dual else "few tokens are used")
     put("model", "vit_ti" if not gpu else "vit_s" if facts.clips < 50_000 else "vit_b",
         f"{counted(facts.clips, 'clip')} on a {'GPU' if gpu else 'CPU'}")  # fmt: skip
+    put("small", not gpu, f"on a {'GPU' if gpu else 'CPU'}")
     if not gpu and typed.get("model", "vit_ti") == "vit_ti":
         put("depth", 6, "half of the blocks, twice the steps")
-    batch = put("batch_size", 256 if gpu else 32 if part == 1 else 64, "what takes a second or so")
-    put("micro_batch", min(batch, 64), "what fits")
+    shared = asked_processes() * typed.get("views", 1)
+    batch = shared * math.ceil((256 if gpu else 32 if part == 1 else 64) / shared)
+    batch = put("batch_size", batch, "all of the picture" if part == 1 else "selected tokens")
+    put("micro_batch", batch if batch <= 64 else 64, "what fits")
     rate = 0.024 if part == 1 else 0.016
     put("base_lr", rate, f"of Muon in batches of {batch}")
     put("final_lr", rate / 100, "a hundredth")
@@ -252,8 +266,9 @@ def _size(side: int, used: float, typed: Mapping[str, Any], gpu: bool) -> tuple[
 
 
 def choose_by_data(
-    config: Any, folder: Path, unused: Callable[[Any], Collection[str]], form: Mapping[str, Any]
-) -> tuple[Any, int]:
+    config: Any, folder: Path, unused: Callable[[Any], Collection[str]], form: Mapping[str, Any],
+    check: Callable[[Any], object],
+) -> tuple[Any, int]:  # fmt: skip
     """What `auto` makes of the data, all but the steps; or made, of a run that goes on.
 
     Args:
@@ -261,6 +276,7 @@ def choose_by_data(
         folder: of the run.
         unused: of a configuration, the flags without effect.
         form: values by flag that the weights decide from which it starts.
+        check: raises ValueError for a configuration that contradicts itself.
 
     Returns:
         the configuration; and the short side to which raw data are packed, pixels.
@@ -268,22 +284,32 @@ def choose_by_data(
     Raises:
         ValueError: as `open_data`, `recorded`, `measure` and `choose`.
     """
-    gpu = computes_on_gpu()
+    gpu, typed = computes_on_gpu(), {n: v for n, v in flat(config).items() if n in config.given}
+    form = {name: value for name, value in form.items() if name not in typed}
+
+    def chosen_for(facts: Facts) -> tuple[Any, dict[str, Choice]]:
+        chosen: dict[str, Choice] = {n: (v, "as the weights have it") for n, v in form.items()}
+        chosen |= choose(facts, form | typed, gpu)
+        without = unused(replace(config, **{name: value for name, (value, _) in chosen.items()}))
+        chosen = {name: choice for name, choice in chosen.items() if name not in without}
+        return replace(config, **{name: value for name, (value, _) in chosen.items()}), chosen
+
+    if raw := raw_sources(config.data, config.split):  # packing takes long: what can be said is
+        check(chosen_for(Facts(len(raw), 100, 25.0, 256, 1.0))[0])
+        if is_first():
+            try_folder(folder)
+        wanted = {config.stream, config.target} - {None}
+        spec = InputSpec(1, 1, 8, dict.fromkeys(wanted, Stream((0.0,) * 3, (1.0,) * 3)))
+        refuse_raw_streams(raw, spec, config.data, "this run")
     pack = open_data(config.data, SIDE[gpu], is_first(), config.machine)
     if known := recorded(folder, config, pack.index["fingerprint"]):
         return known, SIDE[gpu]
     facts = measure(pack, pack.split_if_any(config.split), config.stream)
-    typed = {name: value for name, value in flat(config).items() if name in config.given}
-    form = {name: value for name, value in form.items() if name not in typed}
-    chosen = {name: (value, "as the weights have it") for name, value in form.items()}
-    chosen |= choose(facts, form | typed, gpu)
-    values = {name: value for name, (value, _) in chosen.items()}
-    without = unused(replace(config, **values))
-    values = {name: value for name, value in values.items() if name not in without}
+    config, chosen = chosen_for(facts)
     if is_first():
-        rows = {flag(name): f"{values[name]}: {chosen[name][1]}" for name in values}
+        rows = {flag(name): f"{value}: {why}" for name, (value, why) in chosen.items()}
         print_table("auto (a flag overrides it)", {"the clips": facts.in_words()} | rows)
-    return replace(config, **values), SIDE[gpu]
+    return config, SIDE[gpu]
 
 
 def recorded(folder: Path, config: Any, fingerprint: str) -> Any:
@@ -393,5 +419,7 @@ def choose_steps(
     )  # fmt: skip
     steps = max(20, int(config.minutes * 60 * USABLE / seconds) // 10 * 10)
     if is_first():
-        print(f"--steps {steps}: {seconds:.2f} s each in {config.minutes:g} minutes", flush=True)
+        least = " at least, the fewest" * (steps * seconds > 60 * config.minutes)
+        takes = f"{seconds:.2f} s each, for --minutes {config.minutes:g}{least}"
+        print(f"--steps {steps}: {takes}", flush=True)
     return replace(config, steps=steps)

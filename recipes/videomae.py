@@ -327,6 +327,15 @@ def refuse_early(cfg: Config, grid: tuple[int, int, int], spec: InputSpec) -> No
         refuse_batch(name, plan, cfg.optim.micro_batch)
 
 
+def prepare(cfg: Config) -> tuple[VideoMAE | MaskedPixels | ViewObjective, Engine]:
+    """What is trained, and how processes train it; ValueError: what contradicts itself."""
+    model = build_model(cfg)
+    engine = Engine(cfg.machine, cfg.optim.optimizer, model, cfg.run.checkpoint_blocks, cfg.compile)
+    masked = bare(model)
+    refuse_early(cfg, masked.mask_grid, masked.clip)
+    return model, engine
+
+
 def print_plan(cfg: Config, run: TrainingRun, pack: Pack, encoder) -> None:
     """Print what the run resolved to."""
     spec, moving = encoder.input_spec, cfg.form.motion_tokens
@@ -361,12 +370,10 @@ def main(cfg: Config) -> dict:
     side = packing_side(cfg.size)
     if cfg.preset == auto.AUTO:
         form = form_of_weights(cfg.backbone) if cfg.backbone else {}
-        cfg, side = auto.choose_by_data(cfg, folder, unused, form)
+        cfg, side = auto.choose_by_data(cfg, folder, unused, form, prepare)
     # ---- model and folder: what contradicts is refused before hours of packing
-    model = build_model(cfg)
-    engine = Engine(cfg.machine, cfg.optim.optimizer, model, cfg.run.checkpoint_blocks, cfg.compile)
+    model, engine = prepare(cfg)
     masked = bare(model)
-    refuse_early(cfg, masked.mask_grid, masked.clip)
     try_run(folder, cfg, {"knn_every"})
 
     # ---- data: before the process group exists, which does not wait so long

@@ -152,3 +152,36 @@ def test_weights_decide_their_form(tmp_path):
     kept = json.loads((tmp_path / "run/config.json").read_text())["config"]
     wanted = {"model": "vit_xs", "depth": 2, "frames": 8, "size": 64, "patch": 16}
     assert wanted.items() <= kept.items() and kept["motion_tokens"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "values, told",
+    [
+        ({"size": 50}, "patch"), ({"mask": "tube", "motion_tokens": 0.1}, "tube"),
+        ({"stream": "flow"}, "flow"), ({"target": "flow"}, "flow"), ({"contrast": 0.3}, "views"),
+    ],
+)  # fmt: skip
+def test_what_contradicts_is_refused_before_packing(values, told, tmp_path, monkeypatch):
+    """Raw videos take long to pack."""
+    write_video(tmp_path / "a.mp4", np.zeros((20, 64, 64, 3), np.uint8))
+
+    def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(auto, "open_data", never)
+    values |= {"data": str(tmp_path), "out": str(tmp_path / "run")}
+    cfg = flags.replace(videomae.PRESETS["auto"], **values)
+    with pytest.raises(ValueError, match=told):
+        videomae.main(flags.replace(cfg, given=tuple(values)))
+
+
+@pytest.mark.parametrize(
+    "typed, wanted",
+    [
+        ({"mask": "tube"}, {"motion_tokens": 1.0}), ({"model": "i3d"}, {"motion_tokens": 1.0}),
+        ({"views": 3}, {"batch_size": 66}), ({"tubelet": 2}, {}),
+    ],
+)  # fmt: skip
+def test_what_is_typed_decides_what_goes_with_it(typed, wanted):
+    chosen = choose(Facts(90, 60, 25.0, 144, 0.13), typed, False)
+    assert {name: value for name, (value, _) in chosen.items() if name in wanted} == wanted
