@@ -3,6 +3,7 @@
     python recipes/pack.py --source videos/ --out packs/mine
     python recipes/pack.py --source clips.csv --out packs/mine --short-side 128
     python recipes/pack.py --source videos/ --out packs/mine --flow dis --pose blazepose
+    python recipes/pack.py --source videos/ --out packs/mine --follow motion
     python recipes/pack.py --source videos/ --out parts/3 --part 3/16
     python recipes/pack.py --source parts/ --out packs/mine --merge
 
@@ -15,6 +16,9 @@ OUT/refused.jsonl with the reason.
 Optical flow and poses that come with the data are kept beside the frames (columns flow and pose of
 a list, members 7.flow.npz and 7.pose.json of a tar); --flow and --pose estimate them for each clip,
 also of a pack that is there. A list with a column pose and no path is of recordings of poses alone.
+
+--follow cuts everybody who acts out of wide footage, a clip a person; what is found is sharper than
+in the whole picture scaled down. pretrain/data/README.md says how.
 
 Running the same command again does only what has changed, and goes on after an interruption.
 
@@ -60,6 +64,8 @@ class Config:
     pose: Literal["", "blazepose", "blazepose_raw"] = ""
     """Estimate the joints of people (needs the extra `pose`), smoothed over time or not; by default
     as before."""
+    follow: Literal["", "motion", "boxes", "pose"] = ""
+    """Cut everybody who acts out of wide footage: by what moves, by boxes of the list, by poses."""
     pose_weights: str = ""
     """Weights for that: a folder of two networks, or the wheel of mediapipe; by default fetched."""
     cache_gib: OptionalPositive = None
@@ -101,6 +107,7 @@ def main(config: Config) -> dict:
             file_timeout=config.file_timeout,
             flow=config.flow,
             pose=config.pose,
+            follow=config.follow,
             part=part,
         )
     print(f"packed: {for_screen(config.out)}")

@@ -5,10 +5,8 @@ of it, and what makes that stream: a method that estimates flow or poses from th
 a file that came with the video. The answer is the stream's entry in the index.
 """
 
-import contextlib
 import functools
 import hashlib
-import io
 import itertools
 import os
 import sys
@@ -19,14 +17,14 @@ from typing import Any
 import numpy as np
 
 from pretrain.data import blazepose, flow, flow_files, methods
-from pretrain.data.arrays import read_arrays
+from pretrain.data.beside import given_poses, opened, reading, refuse_frames
+from pretrain.data.cuts import crop_flow, is_cut, places
 from pretrain.data.decode import DecodeError, decode_frames
 from pretrain.data.encode import DiskError
 from pretrain.data.guard import Refused
 from pretrain.data.index import GOP
-from pretrain.data.ingest import OURS, open_part, serve
-from pretrain.data.pose_files import MAX_BYTES, parse_poses, read_poses
-from pretrain.data.poses import COLUMNS, crop_pose, pose_member
+from pretrain.data.ingest import serve
+from pretrain.data.poses import COLUMNS, crop_pose, in_view, pose_member
 
 # A network in torch maps more addresses than any limit; it reads only what we packed.
 UNLIMITED = "--unlimited" in sys.argv
@@ -92,18 +90,29 @@ def _make_flow(
         parameters = methods.METHODS["flow"][method]
     else:
         part = clip["before"], clip["frames"], clip["total"]
-        size = clip["width"], clip["height"]
         if file["member"] is None and os.path.isdir(file["path"]):
-            with _reading(file["path"]):
-                flows = flow_files.read_folder(file["path"], *part, *size, given_bound, beat)
+            with reading(file["path"]):
+                flows = flow_files.read_folder(
+                    file["path"], *part, functools.partial(_fitted, clip), given_bound, beat
+                )
         else:
-            with _opened(file) as given:
-                flows = flow_files.resize_flow(flow_files.read_flow(given, *part), *size)
+            with opened(file) as given:
+                flows = _fitted(clip, flow_files.read_flow(given, *part), 0)
     bound = flow.choose_bound(flows, clip["width"], clip["height"])
     beat()
     data = flow.encode_levels(flow.to_levels(flows, bound))
     made = method or about or "given"
     return data, {"method": made, "parameters": parameters, "bound": bound}
+
+
+def _fitted(clip: dict, flows: np.ndarray, first: int) -> np.ndarray:
+    """Flow (T, 2, h, w) of whole pictures from frame `first` of a clip on, as it is there."""
+    size = clip["width"], clip["height"]
+    if not is_cut(clip):
+        return flow_files.resize_flow(flows, *size)
+    about = clip["follow"]
+    way = places(about["way"], clip["frames"])[first : first + len(flows) + 1]
+    return crop_flow(flows, way, about["size"], about["picture"], size)
 
 
 def _make_pose(
@@ -124,7 +133,12 @@ def _make_pose(
         columns: tuple[str, ...] = COLUMNS
     else:
         values, columns, skeleton = _given_poses(clip, file, camera, about)
-    data, entry = pose_member(values, columns, skeleton)
+    seen = None
+    if is_cut(clip) and "u" in columns:
+        seen = in_view(values, columns, (clip["width"], clip["height"]))
+        if clip["follow"]["method"] == "pose" and file is not None:
+            seen[int(clip["follow"]["subject"]) - 1] = np.inf
+    data, entry = pose_member(values, columns, skeleton, seen)
     return data, {"method": method or "given", "parameters": parameters} | entry
 
 
@@ -140,67 +154,29 @@ def _given_poses(
     clip: dict, file: dict, camera: dict | None, skeleton: str
 ) -> tuple[np.ndarray, tuple[str, ...], str]:
     """The poses of a clip out of a file of those of its video: values, columns, skeleton."""
-    try:
-        if file["member"] is None and os.path.isdir(file["path"]):
-            poses = read_poses(file["path"], skeleton)
-        else:
-            with _opened(file) as given:
-                poses = parse_poses(given.read(MAX_BYTES + 1), skeleton)
-    except ValueError as error:
-        raise Refused(str(error)) from error
-    total, before, frames = clip["total"], clip["before"], clip["frames"]
-    if len(poses.values) != total:
-        raise Refused(
-            f"has {len(poses.values)} frames of poses, and the video has {total}: give one for each"
-        )
-    values, columns, frame = poses.values, poses.columns, poses.frame or clip.get("seen")
-    if "u" not in columns and camera is not None:
-        values, columns = _project(values, columns, camera)
-        frame = clip.get("seen")
-    values = values[before : before + frames]
-    if "u" in columns:
+    poses = given_poses(file, camera, skeleton)
+    refuse_frames(poses, clip["total"])
+    values, frame = poses.values, poses.frame or clip.get("seen")
+    values = values[clip["before"] : clip["before"] + clip["frames"]]
+    if "u" in poses.columns:
         if frame is None:
             raise Refused("is of a clip packed by an older version: pack into another folder")
-        values = crop_pose(values, columns, (0, 0, *frame), (clip["width"], clip["height"]))
+        values = crop_pose(
+            values, poses.columns, _box(clip, frame), (clip["width"], clip["height"])
+        )
     if not np.isfinite(values).all():
         raise Refused("has a joint that is nowhere")
-    return values, columns, poses.skeleton
+    return values, poses.columns, poses.skeleton
 
 
-def _project(
-    values: np.ndarray, columns: tuple[str, ...], camera: dict
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Add to joints in metres where they are in the picture, if the file beside them says.
-
-    That is an array `camera` (T, 3), as the synthetic dataset has: pixels a metre, and column and
-    row of the origin, pixel centres at whole numbers; the projection is parallel.
-    """
-    with _opened(camera) as given:
-        found = read_arrays(given, ("camera",)).get("camera")
-    if found is None or found.shape != (len(values), 3) or columns[:3] != COLUMNS[:3]:
-        return values, columns
-    place = found.astype(np.float32)[:, None, None]
-    pixels = values[..., :2] * place[..., :1] + place[..., 1:] + 0.5
-    pixels = pixels * (values[..., -1:] > 0)
-    return np.concatenate([values[..., :3], pixels, values[..., -1:]], -1), COLUMNS
-
-
-@contextlib.contextmanager
-def _opened(file: dict) -> Iterator[io.BufferedReader]:
-    """A file beside a video, or a member of a tar, for reading."""
-    with _reading(file["path"]), open_part(file["path"], file["member"]) as given:
-        yield given
-
-
-@contextlib.contextmanager
-def _reading(path: str) -> Iterator[None]:
-    """What cannot be read is Refused, unless this machine is to blame."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in OURS:
-            raise DiskError(f"cannot open {path}: {error.strerror}") from error
-        raise Refused(f"cannot be read: {error.strerror or error}", retry=True) from error
+def _box(clip: dict, frame: tuple[float, float]) -> tuple:
+    """Left, top, width and height of a clip in a frame of another size, of each of its frames."""
+    if not is_cut(clip):
+        return (0, 0, *frame)
+    about = clip["follow"]
+    scale = np.array(frame) / about["picture"]
+    left, top = (places(about["way"], clip["frames"]) * scale).T[:, :, None, None]
+    return (left, top, *(scale * about["size"]))
 
 
 def _pairs(clip: dict, beat: Callable[[], None]) -> Iterator[tuple[np.ndarray, np.ndarray]]:

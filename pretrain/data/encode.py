@@ -78,7 +78,7 @@ class Clips:
 
     def __exit__(self, kind, *_) -> None:
         if self.write and kind is None:
-            self._finish()
+            self.finish()
             return
         if self.file:
             with contextlib.suppress(av.FFmpegError):
@@ -98,7 +98,8 @@ class Clips:
             self.first = tag
             self.turn = _turn(frame)
             turned = self.turn is not None and self.turn[0]
-            self.seen = (frame.width, frame.height)[:: -1 if turned else 1]
+            seen = frame.width, frame.height
+            self.seen: tuple[int, int] = seen[::-1] if turned else seen
             self.size = target_size(frame.width, frame.height, self.aspect, self.short_side)
             if self.size[0] * self.size[1] > MAX_PIXELS:
                 raise Refused(
@@ -112,7 +113,7 @@ class Clips:
         frame = self.convert(frame)
         for repeat in range(repeats):
             if self.tick in self.cuts or self.frames >= self.longest:
-                self._finish()
+                self.finish()
             if self.file is None:
                 self._start(frame)
             frame.pts, frame.time_base = self.frames, 1 / self.fps
@@ -177,7 +178,8 @@ class Clips:
                 f"its clips take more than {self.most_bytes} bytes, too many for its size"
             )
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """End the file that is being written, if there is one."""
         if self.file is None:
             return
         self._mux(None)

@@ -76,8 +76,7 @@ def resize_flow(flow: np.ndarray, width: int, height: int) -> np.ndarray:
     h, w = flow.shape[2:]
     if (h, w) == (height, width):
         return flow
-    if abs(width * h / (w * height) - 1) > 0.05:
-        raise Refused(f"is of frames of {w}x{h}, which are no scaled ones of {width}x{height}")
+    refuse_proportions(flow, width, height)
     bilinear = Image.Resampling.BILINEAR
     planes = [
         np.asarray(Image.fromarray(plane).resize((width, height), bilinear))
@@ -85,6 +84,13 @@ def resize_flow(flow: np.ndarray, width: int, height: int) -> np.ndarray:
     ]
     scale = np.array([width / w, height / h], np.float32).reshape(1, 2, 1, 1)
     return np.stack(planes).reshape(len(flow), 2, height, width) * scale
+
+
+def refuse_proportions(flow: np.ndarray, width: int, height: int) -> None:
+    """Raise Refused where flow (T, 2, h, w) is not of scaled frames of this size."""
+    h, w = flow.shape[2:]
+    if abs(width * h / (w * height) - 1) > 0.05:
+        raise Refused(f"is of frames of {w}x{h}, which are no scaled ones of {width}x{height}")
 
 
 def read_flo(file: BinaryIO) -> np.ndarray:
@@ -111,23 +117,23 @@ def read_flo(file: BinaryIO) -> np.ndarray:
 
 
 def read_folder(
-    folder: str, before: int, frames: int, total: int, width: int, height: int, bound: float,
-    beat: Callable[[], None],
+    folder: str, before: int, frames: int, total: int,
+    fitted: Callable[[np.ndarray, int], np.ndarray], bound: float, beat: Callable[[], None],
 ) -> np.ndarray:  # fmt: skip
-    """The flow of a clip out of a folder with the flow of its whole video, scaled to the clip.
+    """The flow of a clip out of a folder with the flow of its whole video, fitted to the clip.
 
     Args:
         folder: of .flo files, or of pairs of pictures; one video's.
         before: frames of the video before the clip.
         frames: of the clip.
         total: frames of the video, T.
-        width: of the clip, pixels.
-        height: likewise.
+        fitted: makes of the flow (1, 2, h, w) from a frame of the clip, of this number, that of the
+            size of the clip.
         bound: of pictures: the pixels that their largest byte stands for; 0: unknown.
         beat: called after every pair.
 
     Returns:
-        float32 (frames - 1, 2, height, width).
+        float32 (frames - 1, 2, H, W).
 
     Raises:
         Refused: there is no such flow, a number is missing or there twice, there is not one for
@@ -147,14 +153,14 @@ def read_folder(
     if rest and not bound:
         raise Refused("is of pictures, whose bound is not known: give a column flow_bound")
     flows, size = [], None
-    for number in numbers[before : before + frames - 1]:
+    for at, number in enumerate(numbers[before : before + frames - 1]):
         parts = [_read(os.path.join(folder, files[number]), bound) for files in by_axis.values()]
         if parts[0].shape != parts[-1].shape or parts[0].shape != (size or parts[0].shape):
             raise Refused(f"number {number} is of another size than the others")
         size = parts[0].shape
         flow = parts[0] if len(parts) == 1 else np.stack(parts)
         _refuse_unreal(flow[None])
-        flows.append(resize_flow(flow[None], width, height))
+        flows.append(fitted(flow[None], at))
         beat()
     return np.concatenate(flows)
 

@@ -21,6 +21,13 @@ the data, and nothing says of what method it is) and parameters (of the method),
     flow    bound: the pixels of a frame that 127 levels stand for, see `pretrain/data/flow.py`
     pose    skeleton, columns, people, joints: see `pretrain/data/poses.py`
 
+A clip that was cut out of a wider picture (--follow) has follow: method, frame (number of its first
+one in the video), of (frames of the video), picture (its width and height, square pixels), and
+
+    subject, size, way    whose clip it is; width and height of its box; where the box is, places
+                          [frame of the clip, left, top] with straight lines between, pixels
+    whole                 or else why the whole picture was kept
+
 A recording of poses without a video is a clip without an .mp4: its line has "main": "pose", and
 offset, bytes and sha256 are those of <key>.pose.npy.
 """
@@ -340,7 +347,37 @@ def _wrong_clip(clip: dict) -> str | None:
     ):
         if not ok:
             return name
+    if "follow" in clip and not _is_follow(clip["follow"], frames):
+        return "follow"
     return "frames" if too_many_pixels(frames * width * height, size) else None
+
+
+def _is_follow(about: object, frames: int) -> bool:
+    """Whether this can be what is noted of where a clip of so many frames was cut out."""
+    match about:
+        case {"method": str(), "frame": int(frame), "of": int(of), "picture": [int(w), int(h)]}:
+            if not (0 <= frame <= of - frames < 2**53 and min(w, h) > 0 and w * h <= MAX_PIXELS):
+                return False
+        case _:
+            return False
+    match about:
+        case {"whole": str(), **rest} if "size" not in rest:
+            return True
+        case {"subject": str(), "size": [int(wide), int(high)], "way": [[0, _, _], *_] as way}:
+            if not (0 < wide <= w and 0 < high <= h and len(way) <= frames):
+                return False
+            before = -1
+            for place in way:
+                match place:
+                    case [int(at), int() | float() as left, int() | float() as top]:
+                        inside = 0 <= left <= w - wide and 0 <= top <= h - high
+                        if not (before < at < frames and inside):
+                            return False
+                        before = at
+                    case _:
+                        return False
+            return True
+    return False
 
 
 def is_stream_line(record: object) -> TypeGuard[dict]:
@@ -434,6 +471,8 @@ def clip_row(source: Source, number: int, clip: dict, streams: dict[str, dict]) 
         "subject": source.subject,
         "extra": source.extra,
     }
+    if "follow" in clip:
+        row["follow"] = clip["follow"]
     if "main" in clip:
         row["main"] = clip["main"]
         place = {"bytes": clip["bytes"], "sha256": clip["sha256"], "of": clip["sha256"]}

@@ -50,6 +50,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps
 
+from pretrain.data.beside import OURS, Part
 from pretrain.data.encode import LONGER, Clips, DiskError, copy_clip
 from pretrain.data.guard import (
     MAX_PIXELS,
@@ -61,10 +62,8 @@ from pretrain.data.guard import (
 from pretrain.data.h264 import unit_headers
 from pretrain.data.index import MAX_FPS
 from pretrain.data.timing import HALF, MAX_GAP, count_ticks, frame_rate, on_ticks, plain_rate
-from pretrain.files import open_regular
 
 MEMORY_LIMIT = 2 * 2**30
-OURS = (errno.EMFILE, errno.ENFILE)  # said on opening a file, and no fault of that file
 COMPLETE = 0.9  # of the packets of a good MP4 or Matroska file give a frame, one more or less
 SLOW = 2  # frames a second; a series slower than this is cut by frames, as if it had `SHOWN`
 SHOWN = 25
@@ -82,6 +81,7 @@ def ingest(
     beat: Callable[[], None] = lambda: None,
     skeleton: str = "",
     fps: str | None = None,
+    follow: dict | None = None,
 ) -> list[dict]:
     """Decode one source fully and write its clips to `out-0000.mp4`, `out-0001.mp4`, ...
 
@@ -97,10 +97,13 @@ def ingest(
         beat: called whenever there was progress.
         skeleton: of poses: their skeleton, where the file leaves it open.
         fps: of poses: frames a second as the list has it; None: as the file says, or `POSE_FPS`.
+        follow: what tells where in the picture to cut, see `pretrain.data.follow.Follow`; None:
+            nowhere.
 
     Returns:
         For each clip its file, frames, fps, width, height, start (seconds), bytes, `copied` and
-        `seen`, width and height of the upright frames before they were scaled.
+        `seen`, width and height of the upright frames before they were scaled; and, if something
+        was to be followed, `follow`: see `pretrain.data.cuts.Cut.note`.
 
     Raises:
         Refused: the file is not usable; the message is the reason.
@@ -110,7 +113,7 @@ def ingest(
     if kind == "pose":
         return _ingest_poses(path, out, clip_seconds, skeleton, fps)
     with _payload(path, member) as file:
-        return _ingest(file, kind, out, short_side, clip_seconds, beat)
+        return _ingest(file, kind, out, short_side, clip_seconds, beat, follow)
 
 
 def stream(
@@ -156,7 +159,7 @@ def stream(
 def _payload(path: str, member: tuple[int, int] | None) -> Iterator[io.BufferedReader]:
     """Opens the payload; what goes wrong with it is Refused, unless this machine is to blame."""
     try:
-        raw = _Source(path, member)
+        raw = Part(path, member)
     except OSError as error:
         if error.errno in OURS:
             raise DiskError(f"cannot open {path}: {error.strerror}") from error
@@ -180,10 +183,12 @@ def _payload(path: str, member: tuple[int, int] | None) -> Iterator[io.BufferedR
             raise Refused(f"cannot be decoded: {what}") from error
 
 
-def _ingest(file, kind: str, out: str, short_side: int, clip_seconds: float, beat) -> list[dict]:
+def _ingest(
+    file, kind: str, out: str, short_side: int, clip_seconds: float, beat, follow: dict | None
+) -> list[dict]:
     if kind == "image":
-        return _ingest_image(file, out, short_side)
-    return _ingest_video(file, out, short_side, clip_seconds, beat)
+        return _ingest_image(file, out, short_side, beat, follow)
+    return _ingest_video(file, out, short_side, clip_seconds, beat, follow)
 
 
 def clip_frames(fps: Fraction, seconds: float) -> int:
@@ -191,29 +196,41 @@ def clip_frames(fps: Fraction, seconds: float) -> int:
     return max(1, round(seconds * (SHOWN if fps < SLOW else fps)))
 
 
-def _ingest_video(file, out: str, short_side: int, clip_seconds: float, beat) -> list[dict]:
+def _ingest_video(
+    file, out: str, short_side: int, clip_seconds: float, beat, follow: dict | None
+) -> list[dict]:
     name = check_container(file)
     size = file.seek(0, io.SEEK_END)
     scan = _scan(file, name, beat) | {"size": size}
     _check_pixels(scan["pixels"], size)
     longest = clip_frames(scan["fps"], clip_seconds)
+
+    @contextlib.contextmanager
+    def shown() -> Iterator[Iterator[tuple[av.VideoFrame, int]]]:
+        with contextlib.closing(_decode(file, name, size, beat)) as frames:
+            yield on_ticks(frames, scan["fps"], scan["clock"], scan["ticks"], scan["last"])
+
+    if follow is not None:
+        from pretrain.data.follow import Follow  # what it needs, others can do without
+
+        following = Follow(shown, scan, longest, short_side, beat, **follow)
+        if following.anyone():
+            return following.write(out)
     copy = scan["copyable"] and scan["short"] <= short_side
     copy = copy and scan["ticks"] <= longest * (1 + LONGER)
+    done: list[dict] | None = None
     for write in (False, True) if copy else (True,):
-        with (
-            contextlib.closing(_decode(file, name, size, beat)) as frames,
-            Clips(out, scan, longest, short_side, write) as clips,
-        ):
-            for frame, repeats in on_ticks(
-                frames, scan["fps"], scan["clock"], scan["ticks"], scan["last"]
-            ):
+        with shown() as frames, Clips(out, scan, longest, short_side, write) as clips:
+            for frame, repeats in frames:
                 clips.add(frame, repeats)
         # Only decoding shows whether the packets kept their promise, and a rotation.
         if not write and clips.plain and clips.decoded == scan["packets"]:
-            return [copy_clip(file, out, scan, clips)]
-    if not clips.done:
+            done = [copy_clip(file, out, scan, clips)]
+            break
+        done = clips.done
+    if not done:
         raise Refused("holds no frame that can be decoded")
-    return clips.done
+    return done if follow is None else following.noted(done)
 
 
 def _check_pixels(pixels: int, size: int) -> None:
@@ -224,49 +241,6 @@ def _check_pixels(pixels: int, size: int) -> None:
 
 
 # ---- reading -----------------------------------------------------------------------------------
-
-
-class _Source(io.RawIOBase):
-    """A regular file, or a part of one, as a file; `error` is what the disk said while reading."""
-
-    def __init__(self, path: str, member: tuple[int, int] | None):
-        self.file = open_regular(path)
-        self.offset, self.size = member or (0, os.fstat(self.file.fileno()).st_size)
-        self.at = 0
-        self.error: OSError | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.at = offset + (0, self.at, self.size)[whence]
-        if self.at < 0:
-            raise OSError(errno.EINVAL, "seek before the start")
-        return self.at
-
-    def readinto(self, buffer) -> int:
-        try:
-            self.file.seek(self.offset + self.at)
-            data = self.file.read(max(0, min(len(buffer), self.size - self.at)))
-        except OSError as error:
-            self.error = error
-            raise
-        buffer[: len(data)] = data
-        self.at += len(data)
-        return len(data)
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
-
-
-def open_part(path: str, member: tuple[int, int] | None) -> io.BufferedReader:
-    """Open a regular file, or a part of one as if it were the whole."""
-    raw: Any = _Source(path, member)
-    return io.BufferedReader(raw)
 
 
 @contextlib.contextmanager
@@ -451,7 +425,9 @@ def _scan(file, name: str, beat, whole: bool = True) -> dict:
 # ---- images ------------------------------------------------------------------------------------
 
 
-def _ingest_image(file, out: str, short_side: int) -> list[dict]:
+def _ingest_image(
+    file, out: str, short_side: int, beat: Callable[[], None], follow: dict | None
+) -> list[dict]:
     """An image is a clip of one frame; of an animated one the first frame is taken."""
     if not file.read(1):
         raise Refused("the file is empty")
@@ -477,9 +453,17 @@ def _ingest_image(file, out: str, short_side: int) -> list[dict]:
     except (OSError, SyntaxError) as error:
         raise Refused(f"cannot be decoded: {error}") from error
     scan = {"fps": Fraction(1), "ticks": 1, "aspect": None, "size": file.seek(0, io.SEEK_END)}
+    frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+    if follow is not None:
+        from pretrain.data.follow import Follow
+
+        once = lambda: contextlib.nullcontext(iter([(frame, 1)]))
+        following = Follow(once, scan, 1, short_side, beat, **follow)
+        if following.anyone():
+            return following.write(out)
     with Clips(out, scan, 1, short_side, write=True) as clips:
-        clips.add(av.VideoFrame.from_ndarray(pixels, format="rgb24"), 1)
-    return clips.done
+        clips.add(frame, 1)
+    return clips.done if follow is None else following.noted(clips.done)
 
 
 def _ingest_poses(

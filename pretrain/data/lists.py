@@ -12,7 +12,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from pretrain.files import not_regular, open_regular, parse_json
@@ -49,6 +49,8 @@ BESIDE = {
     "flow": (".npz", ".npy", ".flo"),
     "pose": (".npy", ".npz", ".json", ".jsonl", ".skeleton", ".txt"),
 }
+# Columns with boxes around people, which `--follow boxes` reads; of several the first as here.
+BOXES = ("boxes", "boxes_path", "box", "bbox", "bboxes", "tracks", "tracks_path")
 ELSE = {
     "path": ("name", "video_name", "image_name", "clip", "clip_name", "clip_path", "video_id",
              "image_id", "clip_id", "youtube_id", "id"),
@@ -71,6 +73,12 @@ def _names(table: dict[str, tuple[str, ...]]) -> dict[str, str]:
 
 
 _ROLE_OF, _ELSE_OF = _names(ROLES), _names(ELSE)
+
+
+def boxes_column(names: Iterable[str]) -> str | None:
+    """The column, of those of a list, that holds boxes; None: none does."""
+    plain = {_plain(name): name for name in names}
+    return next((plain[_plain(name)] for name in BOXES if _plain(name) in plain), None)
 
 
 def split_of(word: str) -> str:

@@ -4,6 +4,7 @@ For the process that packs, which imports no library of numbers.
 """
 
 from collections.abc import Collection
+from importlib.util import find_spec
 from pathlib import Path
 
 from pretrain.data.guard import Refused
@@ -25,6 +26,9 @@ METHODS: dict[str, dict[str, dict]] = {
     # Of several people, tracked, see `blazepose.py`.
     "pose": {"blazepose": {"smooth": True}, "blazepose_raw": {"smooth": False}},
 }
+# How to tell where in wide footage somebody acts, see `follow.py`.
+FOLLOW = ("motion", "boxes", "pose")
+FOLLOW_VERSION = 1  # raise it when the same file would be cut out otherwise
 LEAST = {"dis": 12, "tvl1": 16, "raft_small": 128, "raft_large": 128}  # pixels of the short side
 
 
@@ -55,6 +59,25 @@ def check_method(method: str) -> None:
             "cv2 in their place: uninstall every opencv-python*, then pip install "
             "opencv-contrib-python-headless"
         )
+
+
+def check_follow(method: str, estimate: str) -> None:
+    """Refuse to follow by poses that cannot be estimated in a guarded process.
+
+    Args:
+        method: of `FOLLOW`.
+        estimate: the method that estimates poses; "": they come with the data.
+
+    Raises:
+        ValueError: naming what to install.
+    """
+    if method == "pose" and estimate:
+        if find_spec("ai_edge_litert") is None:
+            raise ValueError(
+                "--follow pose estimates poses of files as they come, which only LiteRT does in a "
+                "process of bounded memory: pip install 'muybridge[pose]', or give poses"
+            )
+        check_method(estimate)
 
 
 def needs_torch(method: str) -> bool:

@@ -41,9 +41,10 @@ from pretrain.data.index import (
     text_digest,
     wrong_stream,
 )
+from pretrain.data.lists import boxes_column
 from pretrain.data.pool import ACQUIRE, INGEST, run_jobs, usable_cores
 from pretrain.data.progress import Bar, slow_files
-from pretrain.data.sources import Beside, Listing, Source, list_sources
+from pretrain.data.sources import Beside, Listing, Source, boxes_of, list_sources
 from pretrain.data.writer import Rows, Writer, has_shard, line_digests
 from pretrain.files import parse_json, read_limited, replacing, write_synced
 from pretrain.names import counted, for_screen
@@ -67,6 +68,7 @@ def pack(
     anew: bool = False,
     flow: str = "",
     pose: str = "",
+    follow: str = "",
     part: tuple[int, int] | None = None,
 ) -> dict:
     """Decode every source fully, and write what is good as clips in shards.
@@ -92,6 +94,10 @@ def pack(
             of the earlier pack, or else what flow comes with the data. Frames are not encoded
             again.
         pose: likewise the joints of people, of `METHODS["pose"]`.
+        follow: cut everybody who acts out of wide footage, found by `methods.FOLLOW`: what moves,
+            boxes that the list has, or poses (given, or estimated by `pose`). Several people of a
+            video give several clips; where nobody is found, the whole picture is kept, and the
+            ledger says why.
         part: (I, N): pack only those sources whose names' hashes fall to part I of N, from 1.
             `pretrain.data.merge.merge` makes one pack of the parts.
 
@@ -103,29 +109,23 @@ def pack(
             the folder cannot be written to; the message says what to do. An earlier pack stays as
             it was.
     """
-    for name, value, least in (
-        ("short_side", short_side, 8),
-        ("clip_seconds", clip_seconds, 0.1),
-        ("shard_bytes", shard_bytes, 1),
-        ("workers", workers or usable_cores(), 1),
-        ("timeout", timeout, 0.1),
-        ("file_timeout", file_timeout, 0.1),
-    ):
-        if not value >= least:
-            raise ValueError(f"{name} is {value}, it has to be at least {least}")
-    if part and not 1 <= part[0] <= part[1]:
-        raise ValueError(f"there is no part {part[0]} of {part[1]}: they count from 1")
-    for name, given in (("source", source), ("out", out)):
-        if not os.fspath(given):  # an empty variable of a shell is not the folder one stands in
-            raise ValueError(f"{name} is empty: give a path, or . for this folder")
     asked = {"flow": flow, "pose": pose}
-    for stream, method in asked.items():
-        if method and method not in methods.METHODS[stream]:
-            known = ", ".join(methods.METHODS[stream])
-            raise ValueError(f"{stream} {method!r:.80} is no method: give one of {known}")
+    workers = workers or usable_cores()
+    _check(source, out, asked | {"follow": follow}, part, {
+        "short_side": (short_side, 8),
+        "clip_seconds": (clip_seconds, 0.1),
+        "shard_bytes": (shard_bytes, 1),
+        "workers": (workers, 1),
+        "timeout": (timeout, 0.1),
+        "file_timeout": (file_timeout, 0.1),
+    })  # fmt: skip
     out = Path(out)
     settings = RULES | {"short_side": int(short_side), "clip_seconds": float(clip_seconds)}
-    listing, of = _share(list_sources(source), part)
+    settings |= {"follow": follow} if follow else {}
+    everything = list_sources(source)
+    boxes = boxes_of(everything, source) if follow == "boxes" else []
+    boxed = {each.name: found for each, found in zip(everything.sources, boxes, strict=bool(boxes))}
+    listing, of = _share(everything, part)
     started = time.monotonic()
     try:
         check_folders(Path(source), out)
@@ -135,8 +135,9 @@ def pack(
             packer = _Packer(out, listing, settings, shard_bytes, progress, part, of)
             packer.check_same(source, anew)
             packer.choose_methods(asked)
-            packer.ingest(workers or usable_cores(), timeout, file_timeout)
-            packer.add_streams(workers or usable_cores(), timeout, file_timeout)
+            packer.identify(boxed)
+            packer.ingest(workers, timeout, file_timeout)
+            packer.add_streams(workers, timeout, file_timeout)
             index = packer.write()
     except (OSError, NotImplementedError) as error:  # the latter: a disk that knows no locks
         what = getattr(error, "strerror", None) or error
@@ -149,6 +150,25 @@ def pack(
     if progress and summary:
         print(packer.summary(index, time.monotonic() - started), file=sys.stderr)
     return index
+
+
+def _check(
+    source: str | Path, out: str | Path, asked: dict[str, str], part: tuple[int, int] | None,
+    numbers: dict[str, tuple[float, float]],
+) -> None:  # fmt: skip
+    """Refuse what cannot be meant; `numbers` are each given with the least that it may be."""
+    for name, (value, least) in numbers.items():
+        if not value >= least:
+            raise ValueError(f"{name} is {value}, it has to be at least {least}")
+    if part and not 1 <= part[0] <= part[1]:
+        raise ValueError(f"there is no part {part[0]} of {part[1]}: they count from 1")
+    for name, given in (("source", source), ("out", out)):
+        if not os.fspath(given):  # an empty variable of a shell is not the folder one stands in
+            raise ValueError(f"{name} is empty: give a path, or . for this folder")
+    for kind, method in asked.items():
+        known = methods.FOLLOW if kind == "follow" else methods.METHODS[kind]
+        if method and method not in known:
+            raise ValueError(f"{kind} {method!r:.80} is no method: give one of {', '.join(known)}")
 
 
 # ---- the folder --------------------------------------------------------------------------------
@@ -246,7 +266,9 @@ class _Packer:
         self.lines: dict[int, str] = {}  # shard -> what tells whether its lines are the same
         if self.index:
             self._read_packed(self.index)
-        self.ids = [self._identity(s) for s in listing.sources]
+        self.ids: list[str] = []  # of each source, see `identify`
+        self.followed: list[dict] = []  # of each source, what tells where in it to cut
+        self.whole: list[dict] = []  # lines of the ledger on pictures that were kept whole
         self.copied = self.encoded = self.added = 0
         self.lacking: list[dict] = []  # lines of the ledger on streams that were refused
 
@@ -324,14 +346,36 @@ class _Packer:
             file.seek(self.packed[key])
             return json.loads(file.readline())
 
-    def _identity(self, source: Source) -> str:
+    def identify(self, boxes: dict[str, dict]) -> None:
+        """Say of each source which state of it is meant; `boxes`: of each, by its name.
+
+        Raises:
+            ValueError: there is nothing that tells where to cut.
+        """
+        method, estimate = self.settings.get("follow", ""), self.methods.get("pose", "")
+        methods.check_follow(method, estimate)
+        jobs = [
+            _follow_job(source, method, estimate, boxes.get(source.name, {}))
+            for source in self.listing.sources
+        ]
+        if method == "pose" and not any("estimate" in job or "file" in job for job in jobs):
+            raise ValueError(
+                "--follow pose: no poses come with the data: add --pose blazepose, or a column pose"
+            )
+        self.followed = jobs
+        self.ids = list(map(self._identity, self.listing.sources, jobs))
+
+    def _identity(self, source: Source, follow: dict) -> str:
         try:
             status = source.path.stat()
             state: list = [status.st_size, status.st_mtime_ns]
         except OSError:
             state = []
         more = _pose_job(source) if source.kind == "pose" else {}
-        state += [_state(source.beside["pose"]), more] if more else []
+        state += [_status(source.beside["pose"].path), more] if more else []
+        if follow:
+            files = [Path(follow[n]["path"]) for n in ("file", "camera") if n in follow]
+            state += [methods.FOLLOW_VERSION, methods.VERSION, follow, list(map(_status, files))]
         return text_digest(
             json.dumps([source.name, source.kind, *state, source.member, self.settings])
         )
@@ -349,10 +393,11 @@ class _Packer:
         except (OSError, ValueError) as error:  # the identity of each source holds them too
             self._say(f"{stored} cannot be read ({error}) and is written anew")
             stored.unlink()
-        if anew and old and {name: old.get(name) for name in self.settings} != self.settings:
+        settings = {"follow": None} | self.settings  # one that is asked for, or none
+        if anew and old and {name: old.get(name) for name in settings} != settings:
             stored.unlink(missing_ok=True)
             old = None
-        for name, value in self.settings.items():
+        for name, value in settings.items():
             if old and old.get(name) != value:
                 raise ValueError(
                     f"{self.out} was packed with {name} = {old.get(name)}, not {value}: "
@@ -425,6 +470,7 @@ class _Packer:
                     "clip_seconds": self.settings["clip_seconds"],
                 }
                 | (_pose_job(source) if source.kind == "pose" else {})
+                | ({"follow": self.followed[number]} if self.followed[number] else {})
             )
         names = [self.listing.sources[number].name for number in todo]
         times = [limits[number] for number in todo]
@@ -505,14 +551,11 @@ class _Packer:
         if source.kind == "pose":  # has no frames, and was packed as it is
             return wanted
         for stream, beside in source.beside.items():
-            files = {"file": beside}
-            if stream == "pose" and (flow := source.beside.get("flow")) and flow.is_array:
-                files["camera"] = flow
-            jobs = {
-                name: {"path": os.fspath(each.path), "member": each.member}
-                for name, each in files.items()
-            }
-            states = [[*map(_state, files.values())], *jobs.values(), beside.about]
+            jobs = {"file": _place(beside)}
+            if stream == "pose":
+                jobs = _pose_files(source)
+            paths = [Path(job["path"]) for job in jobs.values()]
+            states = [[*map(_status, paths)], *jobs.values(), beside.about]
             bound = [beside.bound] if beside.bound else []
             state = json.dumps([methods.VERSION, stream, *states, *bound])
             told = {"about": beside.about, "bound": beside.bound}
@@ -530,11 +573,14 @@ class _Packer:
             total, before = sum(clip["frames"] for clip in clips), 0
             for clip in clips:
                 about = clip | {"before": before, "total": total}
+                cut = clip.get("follow")
+                if cut:
+                    about |= {"before": cut["frame"], "total": cut["of"]}
                 if min(clip["width"], clip["height"]) < self.settings["short_side"]:
                     about.setdefault("seen", (clip["width"], clip["height"]))  # never scaled
                 before += clip["frames"]
                 for stream, (state, more) in self._wanted(source).items():
-                    made = text_digest(state)
+                    made = text_digest(state + json.dumps(cut) if cut else state)
                     note = {
                         "key": clip["key"],
                         "stream": stream,
@@ -614,7 +660,7 @@ class _Packer:
         """Lay the clips out in shards, write those that are new, and replace the index."""
         with contextlib.closing(Rows(self.work / "rows.jsonl")) as rows:
             refused = self._gather(rows)
-            lines = sorted(refused + self.lacking, key=lambda r: r["source"])
+            lines = sorted(refused + self.lacking + self.whole, key=lambda r: r["source"])
             if not len(rows) and not self.part:
                 path = self.work / "refused.jsonl" if self.index else self.out / "refused.jsonl"
                 write_synced(path, "".join(map(json_line, lines)).encode())
@@ -648,6 +694,12 @@ class _Packer:
                 entries, lacking = self._streams_of(source, clip)
                 rows.add(clip_row(source, number, clip, entries))
                 self.lacking += [line for line in lacking if line not in self.lacking[-2:]]
+                why = clip.get("follow", {}).get("whole")
+                if why is None and "follow" in self.settings and source.kind == "pose":
+                    why = "poses without a video have no picture"
+                kept = {"source": source.name, "reason": f"kept whole: {why}", "stream": "follow"}
+                if why is not None and kept not in self.whole[-1:]:
+                    self.whole.append(kept)
         return refused
 
     def _find(self, row: dict, _: int, ending: str) -> tuple[Path, int] | None:
@@ -692,6 +744,8 @@ class _Packer:
             named = ({"reason": f"{x['stream']}: {x['reason']}"} for x in self.lacking)
             lines += _commonest(named)
             lines.append(f"each of them and its reason: {self.out / 'refused.jsonl'}")
+        if "follow" in self.settings:
+            lines += self._followed_words()
         frames = repeats = 0
         for clip in (clip for id in self.ids for clip in self._clips(id)):
             frames += clip["frames"]
@@ -717,11 +771,30 @@ class _Packer:
         columns = {name for source in self.listing.sources for name in source.extra} - READ_EXTRA
         if any(source.kind == "pose" for source in self.listing.sources):
             columns.discard("fps")
+        if self.settings.get("follow") == "boxes":
+            columns.discard(boxes_column(columns) or "")
         if columns:
             kept = sorted(map(for_screen, columns))
             kept = kept[:10] + [f"{len(kept) - 10} more"] * (len(kept) > 10)
             lines.append(f"kept, but read by no recipe: {', '.join(kept)}")
         return "\n".join(lines)
+
+    def _followed_words(self) -> list[str]:
+        """What is said of the clips that were cut out of wide footage."""
+        clips = [clip.get("follow", {}) for id in self.ids for clip in self._clips(id)]
+        cut = sum("size" in about for about in clips)
+        moving = sum(len(about.get("way", ())) > 1 for about in clips)
+        lines = [
+            f"followed by {self.settings['follow']}: {counted(cut, 'clip')} around a subject, in "
+            f"{moving} of them the box moves"
+        ]
+        if self.whole:
+            what = (
+                f"whole pictures kept of {counted(len(self.whole), 'source')}, most often because:"
+            )
+            lines += [what, *_commonest(self.whole)]
+            lines.append(f"each of them and its reason: {self.out / 'refused.jsonl'}")
+        return lines
 
 
 def _packed_line(record: dict) -> bytes:
@@ -751,10 +824,35 @@ def _pose_job(source: Source) -> dict:
     return {"skeleton": source.beside["pose"].about, "fps": source.extra.get("fps")}
 
 
-def _state(beside: Beside) -> list:
-    """What tells whether a file beside a video has changed; of a folder, each of its files."""
+def _follow_job(source: Source, method: str, estimate: str, boxes: dict) -> dict:
+    """What tells where to cut a source, as `pretrain.data.follow.Follow` takes it; {}: nowhere."""
+    if not method or source.kind == "pose":
+        return {}
+    if method != "pose":
+        return {"method": method} | boxes
+    if estimate:
+        return {"method": method, "estimate": estimate}
+    files = _pose_files(source) if "pose" in source.beside else {}
+    skeleton = {"skeleton": source.beside["pose"].about} if files else {}
+    return {"method": method} | files | skeleton
+
+
+def _pose_files(source: Source) -> dict[str, dict]:
+    """Path and member of a source's file of poses, and of the one that may project them."""
+    files = {"file": source.beside["pose"]}
+    if (flow := source.beside.get("flow")) and flow.is_array:
+        files["camera"] = flow
+    return {name: _place(each) for name, each in files.items()}
+
+
+def _place(beside: Beside) -> dict:
+    return {"path": os.fspath(beside.path), "member": beside.member}
+
+
+def _status(path: Path) -> list:
+    """What tells whether a file has changed; of a folder, each of its files."""
     try:
-        paths = sorted(beside.path.iterdir()) if beside.path.is_dir() else [beside.path]
+        paths = sorted(path.iterdir()) if path.is_dir() else [path]
         return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
     except OSError:
         return []  # it is refused when it is opened

@@ -192,7 +192,7 @@ class Poses:
 def crop_pose(
     values: np.ndarray,
     columns: Sequence[str],
-    box: tuple[float, float, float, float],
+    box: tuple[float | np.ndarray, float | np.ndarray, float, float],
     size: tuple[float, float],
 ) -> np.ndarray:
     """Poses in a part of the frame, scaled to another size; a joint outside it stays known.
@@ -200,7 +200,8 @@ def crop_pose(
     Args:
         values: float32 (..., J, K) of these columns. x, y and z are left as they are.
         columns: see `COLUMNS`.
-        box: left, top, width and height of the part, in the units of u and v.
+        box: left, top, width and height of the part, in the units of u and v; left and top may be
+            arrays that broadcast with (..., J).
         size: width and height that it gets.
     """
     out = values.copy()
@@ -257,17 +258,38 @@ def clip_poses(
     return crop_pose(values, poses.columns, (0, 0, width, height), size)
 
 
-def most_seen_first(values: np.ndarray) -> np.ndarray:
+def in_view(values: np.ndarray, columns: Sequence[str], size: tuple[float, float]) -> np.ndarray:
+    """How much of each person is inside a frame, (P,): the sum of the confidence of joints there.
+
+    Args:
+        values: float32 (T, P, J, K) of these columns, with u and v.
+        columns: see `COLUMNS`.
+        size: width and height of the frame, in the units of u and v.
+    """
+    u = columns.index("u")
+    place = values[..., u : u + 2]
+    inside = ((place >= 0) & (place < np.array(size))).all(-1)
+    return (values[..., -1] * inside).sum((0, 2))
+
+
+def most_seen_first(values: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
     """Poses (T, P, J, K), confidence last, of the people who are seen, who is seen most first.
 
     Where nobody is seen at all, one person remains.
+
+    Args:
+        values: the poses.
+        seen: how much each is seen, (P,); None: by the confidence of all joints.
     """
-    seen = values[..., -1].sum((0, 2))
+    if seen is None:
+        seen = values[..., -1].sum((0, 2))
     order = np.argsort(-seen, kind="stable")[: max(1, np.count_nonzero(seen))]
     return values[:, order]
 
 
-def pose_member(values: np.ndarray, columns: Sequence[str], skeleton: str) -> tuple[bytes, dict]:
+def pose_member(
+    values: np.ndarray, columns: Sequence[str], skeleton: str, seen: np.ndarray | None = None
+) -> tuple[bytes, dict]:
     """A clip's poses as a pack keeps them: the member's bytes, and what the index says of it.
 
     Who is seen most comes first: models of fewer people take the first ones.
@@ -276,8 +298,9 @@ def pose_member(values: np.ndarray, columns: Sequence[str], skeleton: str) -> tu
         values: (T, P, J, K) of these columns; who is nowhere in it is left out.
         columns: see `COLUMNS`.
         skeleton: a name in `SKELETONS`.
+        seen: see `most_seen_first`.
     """
-    values = most_seen_first(values)
+    values = most_seen_first(values, seen)
     people, joints = values.shape[1:3]
     about = {"skeleton": skeleton, "columns": list(columns), "people": people, "joints": joints}
     return write_array(values), about

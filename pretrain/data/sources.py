@@ -18,7 +18,9 @@ from pretrain.data.lists import (
     SPLIT_OF,
     VIDEOS,
     Problems,
+    boxes_column,
     irregular,
+    line_of,
     read_rows,
     roles_of,
     split_of,
@@ -136,6 +138,44 @@ def list_sources(source: str | Path) -> Listing:
         kinds = " ".join(sorted(VIDEOS | IMAGES | {".tar"}))
         raise ValueError(f"{path} holds no video or image (looked for {kinds})")
     return listing
+
+
+def boxes_of(listing: Listing, source: str | Path) -> list[dict]:
+    """Of each source its boxes: "text", those that stand in the list, or "file", path and member.
+
+    Args:
+        listing: of this source.
+        source: what the user gave: paths of boxes are relative to it, if it is a list.
+
+    Raises:
+        ValueError: none has any, or files are missing (all are named, by line).
+    """
+    found: list[dict] = []
+    problems, folder = Problems(Path(source)), Path(source).parent
+    for each in listing.sources:
+        column = boxes_column(each.extra)
+        text = each.extra[column].strip() if column is not None else ""
+        if not text or text in _NOTHING:
+            found.append({})
+            continue
+        if not re.search(r"[A-Za-z_]", text):
+            found.append({"text": text})
+            continue
+        file = os.path.normpath(folder / text.replace("\\", "/"))
+        if each.member or os.path.isdir(source) or irregular(file):
+            line = line_of(Path(source), {column or "": text}) or 0
+            what = f"no such file of boxes: {text:.200} (paths are relative to the list)"
+            if each.member or os.path.isdir(source):
+                what = f"boxes {text[:80]!r} are no numbers: files of them are for a list to name"
+            problems.add(line, what, "missing boxes")
+        found.append({"file": {"path": file, "member": None}})
+    problems.stop(len(found))
+    if not any(found):
+        raise ValueError(
+            f"--follow boxes: {source} has no boxes: give a list with a column boxes, of files "
+            "(MOT, csv, COCO) or of x y w h"
+        )
+    return found
 
 
 def _kind(name: str) -> str:

@@ -452,7 +452,7 @@ def test_an_error_of_reading_is_tried_again(tmp_path, monkeypatch, code, copied)
         real, file.seek = file.seek, seek
         return file
 
-    monkeypatch.setattr("pretrain.data.ingest.open_regular", failing)
+    monkeypatch.setattr("pretrain.data.beside.open_regular", failing)
     for left[0] in (0, 2, 5):
         with pytest.raises(Refused, match=os.strerror(code)) as caught:
             ingest(str(path), None, "video", str(tmp_path / "out"), 64, 10.0)
@@ -464,7 +464,7 @@ def test_too_many_open_files_are_our_own_fault(tmp_path, monkeypatch, code):
     def full(path):
         raise OSError(code, os.strerror(code), path)
 
-    monkeypatch.setattr("pretrain.data.ingest.open_regular", full)
+    monkeypatch.setattr("pretrain.data.beside.open_regular", full)
     with pytest.raises(DiskError, match=os.strerror(code)):
         ingest(str(tmp_path / "a.mp4"), None, "video", str(tmp_path / "out"), 64, 10.0)
 
