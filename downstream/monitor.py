@@ -1,6 +1,5 @@
 """Scores to watch while a training runs: never of the test split, and none ends the run."""
 
-import math
 import sys
 
 import numpy as np
@@ -13,16 +12,17 @@ from downstream.probe import knn_accuracy
 from downstream.retrieval import retrieval_ranks, summarise_ranks
 from downstream.splits import choose_validation, group_by_source
 from downstream.zero_shot import embed_texts, unit
-from pretrain.clip import VideoText, sits_at_chance
+from pretrain.clip import VideoText
 from pretrain.data.sampling import SCORED, counter_rng
 from pretrain.data.shards import Pack
+from pretrain.health import feature_health
 from pretrain.names import counted, for_screen
 from pretrain.processes import SHARE
 from pretrain.spec import Backbone
 
-KNN_CLIPS = 480  # clips behind the kNN score
+KNN_CLIPS = 480  # clips behind the scores of features
+KNN = ("knn", "knn_chance", "knn_clips")  # what `online_scores` may say of labels
 VAL_CLIPS = 512  # clips of a pack behind the retrieval score
-PATIENCE = 0.15  # of a run, before a loss at chance is worth a sentence
 
 
 def _some(pack: Pack, ids: np.ndarray, most: int, seed: int) -> np.ndarray:
@@ -32,15 +32,19 @@ def _some(pack: Pack, ids: np.ndarray, most: int, seed: int) -> np.ndarray:
     return np.sort(counter_rng(seed, 0, purpose=SCORED).permutation(ids)[:most])
 
 
-def online_knn(
+def online_scores(
     encoder: nn.Module,
     pack: Pack,
     ids: np.ndarray,
     seed: int,
     accelerator: Accelerator,
     precision: str,
-) -> tuple[float, float] | None:
-    """KNN accuracy on held-out subjects of the training split, and chance; None without labels.
+) -> dict[str, float]:
+    """What the features of some training clips are like, as a run's log has it.
+
+    `feature_health` and, where clips have labels, the kNN accuracy on held-out subjects of the
+    training split: "knn", "knn_chance" and "knn_clips", the number of held-out clips. Nothing where
+    a clip is broken.
 
     Args:
         encoder: a `Backbone`; its training mode is left as it is.
@@ -52,14 +56,6 @@ def online_knn(
     """
     assert isinstance(encoder, Backbone)
     picked = _some(pack, ids, KNN_CLIPS, seed)
-    records = [pack.record(i) for i in picked]
-    names = [r["label"] for r in records]
-    if None in names or len(set(names)) < 2:
-        return None
-    held_out, _ = choose_validation(names, [r["subject"] for r in records], seed)
-    if not held_out.any():
-        return None  # a single clip of each class: nobody to ask
-    labels = np.unique(names, return_inverse=True)[1]
     how = Extraction(
         time_segments=0, batch_size=SHARE, device=accelerator.device, precision=precision
     )
@@ -67,10 +63,56 @@ def online_knn(
     try:
         x = rows_by_all(accelerator, len(picked), encoder.embed_dim, embed)
     except ValueError as error:
-        _no_score("kNN score", error, accelerator)
-        return None
+        _no_score("score of the features", error, accelerator)
+        return {}
+    return feature_health(x) | _knn(x, [pack.record(i) for i in picked], seed)
+
+
+def _knn(x: np.ndarray, records: list[dict], seed: int) -> dict[str, float]:
+    """The kNN accuracy of features (N, D) of clips; nothing without labels."""
+    names = [r["label"] for r in records]
+    if None in names or len(set(names)) < 2:
+        return {}
+    held_out, _ = choose_validation(names, [r["subject"] for r in records], seed)
+    if not held_out.any():
+        return {}  # a single clip of each class: nobody to ask
+    labels = np.unique(names, return_inverse=True)[1]
     score = knn_accuracy(x[~held_out], labels[~held_out], x[held_out], labels[held_out])
-    return score, 1 / len(set(names))
+    return dict(zip(KNN, (score, 1 / len(set(names)), int(held_out.sum())), strict=True))
+
+
+def online_features(
+    model: VideoText,
+    packs: list[Pack],
+    chosen: list[np.ndarray],
+    seed: int,
+    accelerator: Accelerator,
+    precision: str,
+) -> dict[str, float]:
+    """`feature_health` of some training clips in the joint space; nothing where a clip is broken.
+
+    Args:
+        model: the pair of towers.
+        packs: the data.
+        chosen: of each pack the training clips; at most `KNN_CLIPS` in all are used.
+        seed: see `online_scores`, likewise the rest.
+        accelerator: see there.
+        precision: see there.
+    """
+    how = Extraction(
+        time_segments=1, batch_size=SHARE, device=accelerator.device, precision=precision
+    )
+    most, width = KNN_CLIPS // len(packs), model.arguments["dim"]
+    rows = []
+    try:
+        for pack, ids in zip(packs, chosen, strict=True):
+            picked = _some(pack, ids, most, seed)
+            embed = lambda some, p=pack, ids=picked: embed_now(model, p, ids[some], how)
+            rows.append(rows_by_all(accelerator, len(picked), width, embed))
+    except ValueError as error:
+        _no_score("score of the features", error, accelerator)
+        return {}
+    return feature_health(np.concatenate(rows))
 
 
 def online_retrieval(
@@ -149,26 +191,3 @@ def retrieval_words(val: dict | None) -> str:
         f"val R@1 {100 * val['r1']:.1f} % R@10 {100 * val['r10']:.1f} % of "
         f"{counted(val['num'], 'clip')} (chance {first:.1f} and {tenth:.1f} %)"
     )
-
-
-def warn_of_chance(loss: float, batch: int, done: float, said: bool) -> bool:
-    """Say that an InfoNCE loss sits at chance, once until it has moved.
-
-    Args:
-        loss: of a step.
-        batch: clips that are contrasted.
-        done: fraction of the run; nothing is said in its first `PATIENCE`.
-        said: what the last call returned.
-
-    Returns:
-        whether it sits there.
-    """
-    stuck = done > PATIENCE and sits_at_chance(loss, batch)
-    if stuck and not said:
-        print(
-            f"  the loss sits at ln({batch}) = {math.log(batch):.2f}: the towers do not tell one "
-            "pair from another yet. If it stays there, check that captions belong to their "
-            "clips, and try another --base-lr",
-            flush=True,
-        )
-    return stuck

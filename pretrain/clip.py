@@ -368,8 +368,3 @@ def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None])
     torch.set_rng_state(state[0])
     if state[1] is not None:
         torch.cuda.set_rng_state(state[1], device)
-
-
-def sits_at_chance(loss_value: float, batch: int) -> bool:
-    """Whether an InfoNCE loss is within 2 % of ln(batch), what telling nothing apart costs."""
-    return batch > 1 and abs(loss_value - math.log(batch)) < 0.02 * math.log(batch)

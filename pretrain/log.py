@@ -33,6 +33,7 @@ from pretrain.names import clean_screen, counted, did_you_mean, for_screen, for_
 
 if TYPE_CHECKING:  # not imported here: packing needs none of them
     from _typeshed import DataclassInstance
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch import nn
 
@@ -40,6 +41,7 @@ MOST_LINE = 2**20  # bytes of a line of a log
 # What a curve shows, by the name of its value in log.jsonl.
 CURVES = {
     "knn": "online kNN accuracy",
+    "explained": "target explained",
     "video_to_text": "video to text in the batch",
     "text_to_video": "text to video in the batch",
     **{f"val_t2v_r{k}": f"text to video R@{k} on val" for k in (1, 5, 10)},
@@ -427,7 +429,9 @@ def curve_figure(
 ) -> None:
     """Draw what a run's log says over its steps: losses on the left axis, fractions on the right.
 
-    Of a fraction that has a value `NAME_chance` beside it, that is drawn as a level.
+    Of a value that has a value `NAME_chance` beside it, that is drawn as a level. Where the log has
+    effective ranks (pretrain/health.py), they are drawn below, over the steps at which the run was
+    not healthy.
 
     Args:
         path: the .png to write.
@@ -439,36 +443,59 @@ def curve_figure(
     from matplotlib.ticker import MaxNLocator
 
     lines, _ = read_log(log_file)
-    figure = blank_figure(7, 4.4)
-    left = figure.add_subplot()
+    ranked = any(line.get("effective_rank") for line in lines)
+    figure = blank_figure(7, 4.4 + 1.4 * ranked)
+    left, *below = figure.subplots(
+        1 + ranked, sharex=True, squeeze=False, height_ratios=(3, 1)[: 1 + ranked]
+    )[:, 0]
     right = left.twinx()
     for axis, names, first, scale in ((left, losses, 0, 1), (right, fractions, len(losses), 100)):
         for i, name in enumerate(names):
             points = [
                 (line["step"], scale * line[name]) for line in lines if line.get(name) is not None
             ]
-            chances = [100 * line[f"{name}_chance"] for line in lines if line.get(f"{name}_chance")]
+            level = [scale * line[f"{name}_chance"] for line in lines if line.get(f"{name}_chance")]
             if points:
-                marker = "o" if len(points) < 20 else None
                 words = CURVES.get(name, name.replace("_", " "))
-                axis.plot(*zip(*points, strict=True), label=words, color=f"C{first + i}",
-                          marker=marker, markersize=3, linewidth=1)  # fmt: skip
-            if chances:
-                axis.axhline(chances[-1], color=f"C{first + i}", linewidth=0.8, linestyle=":",
-                             label=f"chance {chances[-1]:.1f} %")  # fmt: skip
-    left.set_xlabel("step")
+                _curve(axis, points, words, f"C{first + i}")
+            if level:
+                of = f"chance {level[-1]:.1f} %" if axis is right else f"chance {level[-1]:.2f}"
+                axis.axhline(level[-1], color=f"C{first + i}", linewidth=0.8, linestyle=":",
+                             label=of)  # fmt: skip
+    for axis in below:
+        _draw_health(axis, lines, f"C{len(losses) + len(fractions)}")
+    (below or [left])[-1].set_xlabel("step")
     left.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     left.set_ylabel("loss")
     right.set_ylabel("per cent")
     right.set_ylim(0, 100)
     right.set_visible(bool(right.lines))
-    sides = ((left, "loss"), (right, "per cent"))
     handles, labels = [], []
-    for axis, unit in sides:
+    for axis, unit in ((left, "loss"), (right, "per cent"), *((axis, "") for axis in below)):
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.append(handle)
-            named = label == unit or label.startswith("chance")
+            named = label == unit or label.startswith("chance") or not unit
             labels.append(label if named else f"{label} ({unit})")
     figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=2)
     figure.suptitle(for_title(title, 7), fontsize=10)
     figure.savefig(path, dpi=110)
+
+
+def _curve(axis: "Axes", points: list[tuple[int, float]], name: str, colour: str) -> None:
+    marker = "o" if len(points) < 20 else None
+    axis.plot(*zip(*points, strict=True), label=name, color=colour, marker=marker, markersize=3,
+              linewidth=1)  # fmt: skip
+
+
+def _draw_health(axis: "Axes", lines: list[dict], colour: str) -> None:
+    """Effective ranks over the stretches of steps with another word than healthy."""
+    ranks = [(x["step"], x["effective_rank"]) for x in lines if x.get("effective_rank")]
+    _curve(axis, ranks, "effective rank", colour)
+    axis.set_ylabel("rank")
+    axis.set_ylim(bottom=0)
+    for name, shade in (("collapsing", "#f4b6b6"), ("not_learning", "#d4d4d4")):
+        label = name.replace("_", " ")
+        for before, line in zip([{"step": 0}, *lines], lines, strict=False):
+            if line.get(name):
+                axis.axvspan(before["step"], line["step"], color=shade, linewidth=0, label=label)
+                label = "_" + label.lstrip("_")  # once in the legend

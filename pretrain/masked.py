@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.spec import Backbone, InputSpec
-from pretrain.videomae import add_target, hidden_target
+from pretrain.videomae import add_target, hidden_target, loss_beside_mean
 from pretrain.vit import patchify, take_tokens, unpatchify
 
 MOST_DECODER = 200_000_000  # parameters of the linear decoder
@@ -49,6 +49,7 @@ class MaskedPixels(nn.Module):
                 "False"
             )
         ((seen, pictures),) = spec.pictures.items()
+        self.watched = torch.zeros(2)  # `loss_beside_mean` of the last pass
         self.encoder, self.target, self.target_eps = encoder, target or seen, target_eps
         if spec.size % patch or spec.frames % tubelet:
             raise ValueError(
@@ -120,7 +121,9 @@ class MaskedPixels(nn.Module):
         assert (target is None) == (self.target in self.encoder.input_spec.pictures)
         known = patchify(video if target is None else target, self.tubelet, self.patch)
         true = hidden_target(take_tokens(known, masked), self.target, self.target_eps)
-        return F.mse_loss(prediction.float(), true), prediction, tokens
+        loss = F.mse_loss(prediction.float(), true)
+        self.watched = loss_beside_mean(loss, true)
+        return loss, prediction, tokens
 
     def see(self, video: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
         """The tokens of `rebuild` (B, N, D) alone; `visible` is unused."""

@@ -237,7 +237,7 @@ def set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
 
 def update(
     optimizers: Iterable[torch.optim.Optimizer], parameters: Iterable[Tensor], clip_grad: float
-) -> float:
+) -> tuple[float, Tensor]:
     """Clip the gradient, take one step and free the gradient.
 
     Args:
@@ -247,11 +247,15 @@ def update(
         clip_grad: the largest gradient norm; 0: no clipping.
 
     Returns:
-        the gradient's norm; if it is not finite the weights were left alone.
+        the gradient's norm; if it is not finite the weights were left alone. And the norms of the
+        parameters that have a gradient, in their order, before clipping.
     """
-    norm = torch.nn.utils.clip_grad_norm_(parameters, clip_grad or math.inf)
+    parameters = [p for p in parameters if p.grad is not None]
+    norms = torch.stack(torch._foreach_norm([p.grad for p in parameters]))
+    norm = torch.linalg.vector_norm(norms)
+    torch.nn.utils.clip_grads_with_norm_(parameters, clip_grad or math.inf, norm)
     for optimizer in optimizers:
         if torch.isfinite(norm):
             optimizer.step()
         optimizer.zero_grad()
-    return norm.item()
+    return norm.item(), norms

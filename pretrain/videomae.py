@@ -202,6 +202,16 @@ def hidden_target(patches: Tensor, target: str, eps: float) -> Tensor:
     return normalise_target(patches.float() / 255, eps)
 
 
+def loss_beside_mean(loss: Tensor, true: Tensor) -> Tensor:
+    """The loss, and what it is of who predicts zero, the mean of targets: (2,), no gradient.
+
+    Args:
+        loss: of a batch.
+        true: its targets, of `hidden_target`.
+    """
+    return torch.stack([loss.detach(), true.square().mean()])
+
+
 def add_target(spec: InputSpec, target: str) -> InputSpec:
     """The clip that training loads: what an encoder sees, and beside it what is reconstructed.
 
@@ -269,6 +279,7 @@ class VideoMAE(nn.Module):
                 "decoder_heads": decoder_heads, "target_eps": target_eps, "target": self.target,
             },
         }  # fmt: skip
+        self.watched = torch.zeros(2)  # `loss_beside_mean` of the last forward pass
         self.encoder = encoder
         self.encoder_to_decoder = nn.Linear(encoder.embed_dim, decoder_dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
@@ -375,7 +386,9 @@ class VideoMAE(nn.Module):
         for block in self.decoder_blocks:
             x = block(x)
         prediction = self.head(self.decoder_norm(x[:, visible.shape[1] :]))
-        return F.mse_loss(prediction.float(), true), prediction, tokens
+        loss = F.mse_loss(prediction.float(), true)
+        self.watched = loss_beside_mean(loss, true)
+        return loss, prediction, tokens
 
     def _normalise(self, patches: Tensor) -> Tensor:
         return (patches.float() / 255 - self.mean) / self.std

@@ -31,7 +31,7 @@ from torch import nn
 from downstream.encoders import form_of_weights, transformer, weights_to_start_from
 from downstream.finetune import record_method
 from downstream.models import build_model as build_family
-from downstream.monitor import online_knn
+from downstream.monitor import KNN, online_scores
 from pretrain import auto, backbones, flags, log, settings
 from pretrain.data.cache import open_data, packing_side, raw_sources, synthetic_clips
 from pretrain.data.sampling import FIGURE, counter_rng
@@ -39,6 +39,7 @@ from pretrain.data.shards import Pack, TrainClips, refuse_raw_streams, warn_of_c
 from pretrain.data.transforms import Augment
 from pretrain.engine import Engine
 from pretrain.figures import reconstruction_figure
+from pretrain.health import Health
 from pretrain.loop import TrainingRun, plan_run
 from pretrain.masked import MaskedPixels
 from pretrain.names import counted, for_shell
@@ -202,10 +203,11 @@ def train_step(model, engine, batches, accumulate, clip_grad, names):
     `names` are those of a batch that the model takes, in its order.
 
     Returns:
-        the mean loss of this process, the view-retrieval accuracy (None without `ViewObjective`),
-        and the gradient norm over all processes; if that is not finite the weights were left alone.
+        the mean loss of this process, the mean of what `loss_beside_mean` says of it, the
+        view-retrieval accuracy (None without `ViewObjective`), and the gradient norm over all
+        processes; if that is not finite the weights were left alone.
     """
-    total = torch.zeros((), device=engine.device)
+    total, watched = torch.zeros((), device=engine.device), torch.zeros(2, device=engine.device)
     for i in range(accumulate):
         batch = next(batches)
         tensors = [batch[name].to(engine.device, non_blocking=True) for name in names]
@@ -213,9 +215,10 @@ def train_step(model, engine, batches, accumulate, clip_grad, names):
         loss, second = model(*tensors)
         engine.backward(loss / accumulate)
         total += loss.detach() / accumulate
+        watched += bare(engine.model).watched.to(engine.device) / accumulate
     # A prediction is freed: kept, it would lie beside the next step's.
     found = second.detach() if "clips" in names else None
-    return total, found, engine.step(clip_grad)
+    return total, watched, found, engine.step(clip_grad)
 
 
 # ------------------------------------------------------------------------------------- the pieces
@@ -400,30 +403,43 @@ def main(cfg: Config) -> dict:
         optim = cfg.optim
         how = (optim.optimizer, model, optim.weight_decay, optim.betas)
         wrapped = engine.prepare(model, lambda: make_optimizers(*how))
-        run.restore({"loss": None, "knn": None, "knn_chance": None})
+        run.restore({"loss": None, "best": None, **dict.fromkeys(KNN)})
+        health = Health(plan.steps, run.state["best"])
         names = batch_names(cfg)
 
+        def score() -> dict[str, float]:
+            with engine.whole() as whole:  # each process embeds a share
+                how = (cfg.seed, engine.accelerator, cfg.machine.precision)
+                return online_scores(bare(whole).encoder, pack, ids, *how)
+
         # ---- loop
+        if not run.step and cfg.knn_every != 0:
+            health.scored(score())  # what later scores are compared with
         with run.batches(dataset) as batches:
             while run.unfinished:
                 lr = learning_rate(run.step, plan.steps, plan.warmup, plan.peak, plan.final)
                 set_rate(engine.optimizers, lr)
-                loss, found, norm = train_step(
+                loss, watched, found, norm = train_step(
                     wrapped, engine, batches, plan.accumulate, optim.clip_grad, names
                 )
-                loss, *found = run.agree(norm, [loss] if found is None else [loss, found])
+                means = [loss, *watched, *([] if found is None else [found])]
+                loss, error, mean_costs, *found = run.agree(norm, means)
                 values = {"loss": loss, "lr": lr, "grad_norm": norm}
+                values |= health.rebuilt(error, mean_costs)
                 values |= {"view_retrieval_accuracy": found[0]} if found else {}
+                if cfg.contrast:
+                    contrast, others = (loss - error) / cfg.contrast, plan.batch_size - 1
+                    values |= health.contrasted("contrast", contrast, "infonce", others)
                 if run.due(cfg.knn_every):
-                    with engine.whole() as whole:  # each process scores a share
-                        knn = online_knn(
-                            bare(whole).encoder, pack, ids, cfg.seed, engine.accelerator,
-                            cfg.machine.precision,
-                        )  # fmt: skip
-                    run.state |= dict(zip(("knn", "knn_chance"), knn or (None, None), strict=True))
-                    values |= {name: run.state[name] for name in ("knn", "knn_chance") if knn}
+                    scores = score()
+                    run.state |= {name: scores.get(name) for name in KNN}
+                    health.scored(scores)
+                    run.state["best"] = health.best
+                    values |= scores
                 if run.log_due():
-                    run.log(values, *progress(values, run.state))
+                    values |= engine.gradient_norms() | health.values
+                    run.log(values, *progress(values, run.state, health.word))
+                    health.say()
                 run.finish_step({"loss": loss})
 
         # ---- end
@@ -433,15 +449,18 @@ def main(cfg: Config) -> dict:
         return run.state
 
 
-def progress(values: dict, state: dict) -> tuple[str, str]:
+def progress(values: dict, state: dict, health: str) -> tuple[str, str]:
     """What a person watches of a step, and the last kNN score."""
     text = f"loss {values['loss']:.4f}"
+    if "explained" in values:
+        text += f" ({values['explained']:.0%} explained)"
     if "view_retrieval_accuracy" in values:
         text += f"  view-retrieval accuracy {values['view_retrieval_accuracy']:.0%}"
     if state["knn"] is None:
-        return text, ""
-    score, chance = 100 * state["knn"], 100 * state["knn_chance"]
-    return text, f"kNN {score:.1f} % (chance {chance:.1f} %)"
+        return f"{text}  {health}", ""
+    score, chance, clips = 100 * state["knn"], 100 * state["knn_chance"], state["knn_clips"]
+    asked = f"kNN {score:.1f} % of {counted(clips, 'clip')} (chance {chance:.1f} %)"
+    return f"{text}  {health}", asked
 
 
 def finish(cfg: Config, model, pack: Pack, ids: np.ndarray, run: TrainingRun) -> None:
@@ -462,7 +481,7 @@ def finish(cfg: Config, model, pack: Pack, ids: np.ndarray, run: TrainingRun) ->
             f"{cfg.mask} mask, {cfg.mask_ratio:.0%} hidden",
         )  # fmt: skip
     made["curve"] = log.curve_figure(
-        folder / "curve.png", folder / "log.jsonl", ("loss",), ("knn",),
+        folder / "curve.png", folder / "log.jsonl", ("loss", "contrast"), ("explained", "knn"),
         f"{'masked reconstruction' if cfg.reconstruct else compares(cfg)}, {cfg.model} on "
         f"{cfg.data}, {counted(len(ids), 'clip')}",
     )  # fmt: skip

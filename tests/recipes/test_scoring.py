@@ -61,7 +61,7 @@ def score(folder: str, packed: str) -> None:
 
     rows, own, few = embed(len(pack)), sum(seen), embed(2)
     everyone = np.arange(len(pack))
-    knn = monitor.online_knn(encoder, pack, everyone, 0, accelerator, "fp32")
+    knn = monitor.online_scores(encoder, pack, everyone, 0, accelerator, "fp32")
     task = tasks.task_of(False)
     videos = tasks.choose_videos(task, pack, "train", "test", None, "hold-out", None, 0)
     model = Classifier(encoder, videos.classes, 0.0, False)
@@ -91,7 +91,7 @@ def score(folder: str, packed: str) -> None:
 def test_every_process_scores_a_share_and_all_find_the_same(captioned_pack, tmp_path):
     one, two, three = (start(n, tmp_path, "score", str(captioned_pack)) for n in (1, 2, 3))
     expected = one[0]["found"]
-    assert 0 < expected["accuracy"] < 1 and expected["knn"][0] > 0
+    assert 0 < expected["accuracy"] < 1 and expected["knn"]["knn"] > 0
     for processes in (two, three):
         assert all(process["found"] == expected for process in processes)
         shares = [process["own"] for process in processes]
@@ -114,7 +114,7 @@ def fail(folder: str, packed: str) -> None:
             raise OSError("the disk is gone")
         return np.zeros(1)
 
-    said["knn"] = monitor.online_knn(encoder, pack, np.arange(len(pack)), 0, accelerator, "fp32")
+    said["knn"] = monitor.online_scores(encoder, pack, np.arange(len(pack)), 0, accelerator, "fp32")
     task = tasks.task_of(False)
     videos = tasks.choose_videos(task, pack, "train", "test", None, "off", None, 0)
     model = Classifier(encoder, videos.classes, 0.0, False)
@@ -156,9 +156,9 @@ def test_no_process_waits_while_the_main_one_exports_and_draws(tiny_pack, tmp_pa
 
 def test_what_fails_in_one_process_fails_in_all(tiny_pack, tmp_path):
     first, second = start(2, tmp_path, "fail", str(tiny_pack))
-    assert first["knn"] is None and second["knn"] is None
+    assert first["knn"] == second["knn"] == {}
     assert first["validation"] == second["validation"]
     assert "ValueError" in first["validation"] and "cannot be decoded" in first["validation"]
     assert second["disk"] == "OSError: the disk is gone"
     assert first["disk"] == "RuntimeError: process 1: the disk is gone"
-    assert (tmp_path / "stderr.txt").read_text().count("no kNN score") == 1
+    assert (tmp_path / "stderr.txt").read_text().count("no score of the features") == 1

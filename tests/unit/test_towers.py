@@ -23,7 +23,6 @@ from pretrain.clip import (
     backward_step,
     contrast,
     has_batch_norm,
-    sits_at_chance,
 )
 from pretrain.optim import param_groups
 from pretrain.spec import InputSpec, Stream
@@ -257,11 +256,6 @@ def test_cached_gradients_repeat_what_was_drawn():
     after = torch.rand(1)
     torch.manual_seed(0)
     assert not torch.equal(after, torch.rand(1))  # the generator went on
-
-
-def test_sits_at_chance():
-    assert sits_at_chance(math.log(64), 64) and sits_at_chance(math.log(64) * 1.015, 64)
-    assert not sits_at_chance(math.log(64) * 0.9, 64) and not sits_at_chance(0.0, 1)
 
 
 # ------------------------------------------------------------------------------ text towers
