@@ -81,6 +81,26 @@ def _knn(x: np.ndarray, records: list[dict], seed: int) -> dict[str, float]:
     return dict(zip(KNN, (score, 1 / len(set(names)), int(held_out.sum())), strict=True))
 
 
+def learning_words(values: dict, state: dict, health: str) -> tuple[str, str]:
+    """What a person watches of pretraining without texts: of the step, and the last kNN score.
+
+    Args:
+        values: of the step, as the log has them.
+        state: of the run, with the last values of `KNN`.
+        health: the word for it, see `pretrain.health`.
+    """
+    text = f"loss {values['loss']:.4f}"
+    if "explained" in values:
+        text += f" ({values['explained']:.0%} explained)"
+    if "view_retrieval_accuracy" in values:
+        text += f"  view-retrieval accuracy {values['view_retrieval_accuracy']:.0%}"
+    score, chance, clips = (state[name] for name in KNN)
+    knn = "" if score is None else (
+        f"kNN {100 * score:.1f} % of {counted(clips, 'clip')} (chance {100 * chance:.1f} %)"
+    )  # fmt: skip
+    return f"{text}  {health}", knn
+
+
 def online_features(
     model: VideoText,
     packs: list[Pack],

@@ -316,7 +316,8 @@ class Engine:
         if self.kind == "fsdp2":
             return self._step_sharded(learning, clip_grad, factor)
         if factor != 1:
-            torch._foreach_mul_([p.grad for p in learning.values()], factor)
+            gradients = [p.grad for p in learning.values() if p.grad is not None]
+            torch._foreach_mul_(gradients, factor)
         norm, norms = update(self.optimizers, learning.values(), clip_grad)
         self._norms = list(learning), norms
         return norm

@@ -22,7 +22,7 @@ LEAST = 8  # steps behind a judgement of the loss
 BAND = 0.02  # of the loss of who knows nothing: less than that is not learned
 # Features have collapsed where one of these is below its first number, or below its second times
 # the largest in the run, that of the starting weights among them.
-COLLAPSED = {"effective_rank": (2.0, 0.2), "feature_std": (0.01, 0.4)}
+COLLAPSED = {"effective_rank": (2.0, 0.2), "feature_std": (0.01, 0.25)}
 
 
 def effective_rank(features: np.ndarray) -> float:
@@ -98,6 +98,7 @@ class Learned:
     def __init__(self, steps: int):
         self._window = max(LEAST, round(PATIENCE * steps))
         self._shares: deque[float] = deque(maxlen=self._window)
+        self._stuck = False
 
     def saw(self, share: float) -> None:
         """Note the `share_learned` of a step."""
@@ -109,20 +110,24 @@ class Learned:
         shares = np.array(self._shares)
         return float(shares[len(shares) // 2 :].mean())
 
-    @property
     def nothing(self) -> bool:
-        """Whether so many steps learned nothing: the share is below `BAND` and does not rise.
+        """Whether so many steps learned nothing, and as many more would not.
 
-        By a line through the steps: a rise is not seen (three standard errors), and one by `BAND`
-        or more is excluded (two). A few steps, or noisy ones, exclude nothing.
+        By a line through the steps: it does not rise (by three standard errors), and going on like
+        that it would not come to `BAND` (by two). A few steps, or noisy ones, do not show that.
+        Once it was so, it is until the share rises, or has come to `BAND`.
         """
-        if len(self._shares) < self._window or self.share >= BAND:
+        if len(self._shares) < self._window:
             return False
         shares, time = np.array(self._shares), np.linspace(-0.5, 0.5, self._window)
         rise = time @ shares / (time @ time)
         rest = shares - shares.mean() - rise * time
         error = math.sqrt(rest @ rest / (self._window - 2) / (time @ time))
-        return bool(rise <= 3 * error and rise + 2 * error < BAND)
+        if self.share >= BAND or rise > max(3 * error, BAND / 100):
+            self._stuck = False
+        elif self.share + max(rise, 0.0) + 2 * error < BAND:
+            self._stuck = True
+        return self._stuck
 
 
 class Health:
@@ -190,7 +195,7 @@ class Health:
             least, part = COLLAPSED[name]
             if value < max(least, part * best[name]):
                 return "collapsing"
-        stuck = any(learned.nothing for learned, _ in self._losses.values())
+        stuck = any(learned.nothing() for learned, _ in self._losses.values())
         return "not learning" if stuck else "healthy"
 
     @property
@@ -214,10 +219,10 @@ class Health:
                 "drawn together, with reconstruction or with something that keeps clips apart"
             )
         else:
-            name, costs = next((n, c) for n, (x, c) in self._losses.items() if x.nothing)
+            name, costs = next((n, c) for n, (x, c) in self._losses.items() if x.nothing())
             what = {"explained": "reconstruction loss"}.get(name, name)
             text = (
-                f"the {what} sits at {costs}. If it stays there, try another --base-lr, lower if "
+                f"the {what} stays at {costs}, or above: try another --base-lr, lower if "
                 "the loss jumps, higher if it hardly moves, and check the data: captions that "
                 "belong to their clips, clips in which something is to be seen"
             )

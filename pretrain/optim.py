@@ -112,7 +112,7 @@ class Muon(torch.optim.Optimizer):
                 p.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(p.shape)))
 
 
-def _gradient(parameter: nn.Parameter) -> Tensor:
+def _gradient(parameter: Tensor) -> Tensor:
     assert parameter.grad is not None
     return parameter.grad
 
@@ -251,7 +251,7 @@ def update(
         parameters that have a gradient, in their order, before clipping.
     """
     parameters = [p for p in parameters if p.grad is not None]
-    norms = torch.stack(torch._foreach_norm([p.grad for p in parameters]))
+    norms = torch.stack(torch._foreach_norm([_gradient(p) for p in parameters]))
     norm = torch.linalg.vector_norm(norms)
     torch.nn.utils.clip_grads_with_norm_(parameters, clip_grad or math.inf, norm)
     for optimizer in optimizers:

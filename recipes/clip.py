@@ -368,18 +368,17 @@ def main(cfg: Config) -> dict:
                 watched = (result.loss, result.video_to_text, result.text_to_video, result.gap)
                 loss, to_text, to_video, gap, cut = run.agree(norm, watched, [cut])
                 run.state |= {"loss": loss, "cut": run.state["cut"] + int(cut)}
-                # Of SigLIP with several positives nobody knows what telling nothing apart costs.
-                known = cfg.loss != "siglip" or cfg.positives == "pair"
-                count = len(prompts) or plan.batch_size
-                chance = health.contrasted("loss", loss, cfg.loss, count) if known else {}
+                chance = {}
+                if cfg.loss != "siglip" or cfg.positives == "pair":  # else it is not known
+                    count = len(prompts) or plan.batch_size
+                    chance = health.contrasted("loss", loss, cfg.loss, count)
                 measured, seen = run.due(cfg.val_every), {}
                 if measured:
-                    how = (cfg.seed, engine.accelerator, cfg.machine.precision)
+                    who = (cfg.seed, engine.accelerator, cfg.machine.precision)
                     with engine.whole() as whole:  # each process scores a share
-                        run.state["val"] = monitor.online_retrieval(whole, packs, texts, *how)
-                        seen = monitor.online_features(whole, packs, chosen, *how)
+                        run.state["val"] = monitor.online_retrieval(whole, packs, texts, *who)
+                        seen = monitor.online_features(whole, packs, chosen, *who)
                     health.scored(seen)
-                    run.state["best"] = health.best
                 if run.log_due():
                     values = {
                         "loss": loss, "video_to_text": to_text, "text_to_video": to_video,
@@ -390,7 +389,7 @@ def main(cfg: Config) -> dict:
                     values |= chance | seen | engine.gradient_norms() | health.values
                     run.log(values, *progress(values, run.state["val"], health.word))
                     health.say()
-                run.finish_step({})
+                run.finish_step({"best": health.best})
 
         # ---- end
         with engine.whole() as whole:

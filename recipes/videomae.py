@@ -31,7 +31,7 @@ from torch import nn
 from downstream.encoders import form_of_weights, transformer, weights_to_start_from
 from downstream.finetune import record_method
 from downstream.models import build_model as build_family
-from downstream.monitor import KNN, online_scores
+from downstream.monitor import KNN, learning_words, online_scores
 from pretrain import auto, backbones, flags, log, settings
 from pretrain.data.cache import open_data, packing_side, raw_sources, synthetic_clips
 from pretrain.data.sampling import FIGURE, counter_rng
@@ -203,22 +203,21 @@ def train_step(model, engine, batches, accumulate, clip_grad, names):
     `names` are those of a batch that the model takes, in its order.
 
     Returns:
-        the mean loss of this process, the mean of what `loss_beside_mean` says of it, the
-        view-retrieval accuracy (None without `ViewObjective`), and the gradient norm over all
-        processes; if that is not finite the weights were left alone.
+        means of this process: the loss, `loss_beside_mean` and, of `ViewObjective`, view-retrieval
+        accuracy; and the gradient norm over all processes: not finite, the weights were left alone.
     """
-    total, watched = torch.zeros((), device=engine.device), torch.zeros(2, device=engine.device)
+    means = torch.zeros(3, device=engine.device)
     for i in range(accumulate):
         batch = next(batches)
         tensors = [batch[name].to(engine.device, non_blocking=True) for name in names]
         engine.sync(last=i == accumulate - 1)
         loss, second = model(*tensors)
         engine.backward(loss / accumulate)
-        total += loss.detach() / accumulate
-        watched += bare(engine.model).watched.to(engine.device) / accumulate
+        watched = bare(engine.model).watched.to(engine.device)
+        means += torch.cat([loss.detach().view(1), watched]) / accumulate
     # A prediction is freed: kept, it would lie beside the next step's.
-    found = second.detach() if "clips" in names else None
-    return total, watched, found, engine.step(clip_grad)
+    found = [second.detach()] if "clips" in names else []
+    return [*means, *found], engine.step(clip_grad)
 
 
 # ------------------------------------------------------------------------------------- the pieces
@@ -419,10 +418,9 @@ def main(cfg: Config) -> dict:
             while run.unfinished:
                 lr = learning_rate(run.step, plan.steps, plan.warmup, plan.peak, plan.final)
                 set_rate(engine.optimizers, lr)
-                loss, watched, found, norm = train_step(
+                means, norm = train_step(
                     wrapped, engine, batches, plan.accumulate, optim.clip_grad, names
                 )
-                means = [loss, *watched, *([] if found is None else [found])]
                 loss, error, mean_costs, *found = run.agree(norm, means)
                 values = {"loss": loss, "lr": lr, "grad_norm": norm}
                 values |= health.rebuilt(error, mean_costs)
@@ -434,33 +432,18 @@ def main(cfg: Config) -> dict:
                     scores = score()
                     run.state |= {name: scores.get(name) for name in KNN}
                     health.scored(scores)
-                    run.state["best"] = health.best
                     values |= scores
                 if run.log_due():
                     values |= engine.gradient_norms() | health.values
-                    run.log(values, *progress(values, run.state, health.word))
+                    run.log(values, *learning_words(values, run.state, health.word))
                     health.say()
-                run.finish_step({"loss": loss})
+                run.finish_step({"loss": loss, "best": health.best})
 
         # ---- end
         with engine.whole() as whole:
             if run.end():
                 finish(cfg, bare(whole), pack, ids, run)
         return run.state
-
-
-def progress(values: dict, state: dict, health: str) -> tuple[str, str]:
-    """What a person watches of a step, and the last kNN score."""
-    text = f"loss {values['loss']:.4f}"
-    if "explained" in values:
-        text += f" ({values['explained']:.0%} explained)"
-    if "view_retrieval_accuracy" in values:
-        text += f"  view-retrieval accuracy {values['view_retrieval_accuracy']:.0%}"
-    if state["knn"] is None:
-        return f"{text}  {health}", ""
-    score, chance, clips = 100 * state["knn"], 100 * state["knn_chance"], state["knn_clips"]
-    asked = f"kNN {score:.1f} % of {counted(clips, 'clip')} (chance {chance:.1f} %)"
-    return f"{text}  {health}", asked
 
 
 def finish(cfg: Config, model, pack: Pack, ids: np.ndarray, run: TrainingRun) -> None:
