@@ -102,20 +102,15 @@ def test_chance_of_losses():
         assert float(value) == pytest.approx(chance_loss(loss, 8), rel=1e-5)
 
 
-def test_features_that_become_alike_collapse_and_that_is_said_once(capsys):
+def test_features_that_become_alike_collapse_and_that_is_said_when_it_begins(capsys):
     health = Health(100)
     assert health.word == "healthy"  # nothing is known
-    for size, expected in (
-        (1, "healthy"),
-        (0.6, "healthy"),
-        (0.2, "collapsing"),
-        (0.1, "collapsing"),
-    ):
+    for size, expected in ((1, "healthy"), (0.6, "healthy"), (0.1, "collapsing")) * 2:
         health.scored(feature_health(CLOUD * size + 1))
         health.say()
         assert health.word == expected
-    (line,) = capsys.readouterr().out.splitlines()
-    assert "collapsing" in line and "--base-lr" in line
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 and all("collapsing" in line and "--base-lr" in line for line in said)
     health.scored({})  # a clip was broken
     assert health.word == "collapsing" and health.values == {"collapsing": 1, "not_learning": 0}
 

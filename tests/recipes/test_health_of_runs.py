@@ -50,7 +50,7 @@ def test_a_run_that_learns_is_healthy(contrast, tmp_path, capsys):
     [
         ({"base_lr": 1e-9, "final_lr": 0.0}, "not_learning"),
         ({"base_lr": 20.0}, "collapsing"),
-        ({"contrast": 30.0, "views": 2}, "collapsing"),
+        ({"contrast": 1e3, "views": 2, "base_lr": 0.1, "clip_grad": 1.0}, "collapsing"),
     ],
 )
 def test_what_goes_wrong_gets_its_word(changes, word, tiny_pack, tmp_path, capsys, monkeypatch):
