@@ -46,7 +46,9 @@ CELLS = 12  # across and down a picture, in which motion is looked for
 FRAMES = 16  # of a clip, or twice as many where these would lie too far apart:
 STEP = 0.13  # seconds between two of them, at most if that can be
 WINDOW = 2 * FRAMES * STEP  # seconds that a clip spans at most
-MOST_TOKENS = {False: 288, True: 1568}  # of a clip that are used; on a GPU: True
+# Of a clip that are used at most; on a GPU: True. Of selected tokens, of which fewer are hidden and
+# all decoded, half as many.
+MOST_TOKENS = {False: 288, True: 1568}
 SIZES = {False: (112, 96, 80, 64, 48, 32), True: (224, 160, 128, 112, 96, 64, 48, 32)}
 SIDE = {False: 128, True: 256}  # to which raw data are packed, pixels
 LEAST_PART, LEAST_TOKENS = 0.05, 16  # that are used
@@ -66,8 +68,8 @@ class Facts:
         frames: of a clip, the median.
         fps: their frames a second, the median.
         side: the short side that nine in ten clips have at least, pixels.
-        moving: the part of picture and time in which something moves, in all but a tenth of the
-            clips; 0 of stills.
+        moving: the part of picture and time in which something moves, in three of four clips at
+            most; 0 of stills.
     """
 
     clips: int
@@ -82,7 +84,7 @@ class Facts:
             return f"{counted(self.clips, 'picture')}, {self.side} pixels"
         return (
             f"{counted(self.clips, 'clip')} of {self.frames / self.fps:.1f} s at {self.fps:g} "
-            f"frames a second, {self.side} pixels; up to {self.moving:.0%} of picture and time move"
+            f"frames a second, {self.side} pixels; {self.moving:.0%} of picture and time move"
         )
 
 
@@ -130,7 +132,7 @@ def measure(pack: Pack, ids: np.ndarray, stream: str = "rgb") -> Facts:
             reason = error
     if not moving:
         raise ValueError(f"{pack.name}: no clip of {len(records)} can be decoded: {reason}")
-    return Facts(len(ids), frames, fps, side, float(np.percentile(moving, 90)))
+    return Facts(len(ids), frames, fps, side, float(np.percentile(moving, 75)))
 
 
 def moving_part(pack: Pack, record: dict, stream: str, stride: int) -> float:
@@ -216,10 +218,10 @@ def choose(facts: Facts, typed: Mapping[str, Any], gpu: bool) -> dict[str, Choic
         else f"{frames // 4} in a row" + ", among which motion is selected" * (not whole),
     )  # fmt: skip
     part = typed.get("motion_tokens", 1.0 if whole else max(facts.moving, LEAST_PART))
-    size, patch = _size(facts.side, part * frames / tubelet, typed, gpu)
+    size, patch = _size(facts.side, part * frames / tubelet, part < 1, typed, gpu)
     tokens = frames // tubelet * (size // patch) ** 2
     part = min(max(math.ceil(100 * part), math.ceil(100 * LEAST_TOKENS / tokens)), 100) / 100
-    moves = f"in nine of ten clips at most {facts.moving:.0%} of picture and time move"
+    moves = f"in three of four clips at most {facts.moving:.0%} of picture and time move"
     moves = "the mask needs them all" if needed and facts.moving <= STILL else moves
     part = put("motion_tokens", part, "pictures have no motion" if still else moves)
     used = counted(round(part * tokens), "token")
@@ -246,19 +248,23 @@ def choose(facts: Facts, typed: Mapping[str, Any], gpu: bool) -> dict[str, Choic
     return chosen
 
 
-def _size(side: int, used: float, typed: Mapping[str, Any], gpu: bool) -> tuple[int, int]:
+def _size(
+    side: int, used: float, selected: bool, typed: Mapping[str, Any], gpu: bool
+) -> tuple[int, int]:
     """Size and patch, pixels: as sharp as the clips and the number of tokens allow.
 
     Args:
         side: of the clips.
         used: tokens of a clip that are used, for each place of the picture.
+        selected: they are not all.
         typed: see `choose`.
         gpu: see there.
     """
     for patch in (typed["patch"],) if "patch" in typed else (8, 16):
         sizes = (typed["size"],) if "size" in typed else SIZES[gpu]
         sizes = tuple(s for s in sizes if s <= side and s % patch == 0) or sizes[-1:]
-        fit = [s for s in sizes if used * (s // patch) ** 2 <= MOST_TOKENS[gpu]]
+        most = MOST_TOKENS[gpu] / (2 if selected else 1)
+        fit = [s for s in sizes if used * (s // patch) ** 2 <= most]
         # Coarse patches where fine ones would leave a picture of few pixels.
         if fit and fit[0] >= min(96, sizes[0]):
             return fit[0], patch

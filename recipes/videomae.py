@@ -12,7 +12,8 @@ score on held-out subjects of the training split shows whether the features get 
     accelerate launch --config_file launch/gpus.yaml recipes/videomae.py vit_b_k400 --data k400.csv
 
 The first word chooses a preset, flags change single values, `--help` lists them. Without one, data
-of your own have the preset `auto`: it looks at the clips, and prints what it chooses and why.
+of your own have the preset `auto`: it looks at the clips, chooses values in place of those that
+`--help` shows for it, and prints them with the reasons.
 Starting the same command again continues an interrupted run.
 """
 
