@@ -66,7 +66,7 @@ def wide_video(number: int, action: str) -> tuple[np.ndarray, np.ndarray]:
     video = np.empty((FRAMES, HEIGHT, WIDTH, 3), np.float32)
     light = 1 + 0.04 * np.sin(np.arange(FRAMES) / FPS * rng.uniform(0.5, 6))
     for t in range(FRAMES):
-        x = round(pan * t / FPS)
+        x = min(round(pan * t / FPS), backdrop.shape[1] - WIDTH)
         video[t] = backdrop[20 : 20 + HEIGHT, x : x + WIDTH]
     boxes = []
     for person in range(people):

@@ -22,7 +22,8 @@ MOST_SAMPLES = 600  # of one part of a video
 WINDOW, HOP = 5, 2  # pairs that are looked at together, and from one to the next
 LASTING = 3  # windows in which a subject moves at least
 HIGH, LOW = 6.0, 2.0  # times the noise: where motion begins, and how far it reaches
-# Codecs flicker in patches: where changes so large are common, they are noise, too.
+# Codecs flicker in patches: where changes so large are common, they are noise, too; but a subject
+# may be as large, so that they count at most twice.
 QUIET, EVEN = 0.9, 1.3
 FLOOR = 0.5  # of a, grey levels squared: rounding
 CAMERA = 0.35  # pixels in a sample's time: the camera moves
@@ -210,7 +211,7 @@ def _moving(excess: np.ndarray) -> tuple[np.ndarray, list[float]]:
     from scipy.ndimage import binary_dilation, find_objects, gaussian_filter, label
 
     smooth = gaussian_filter(np.minimum(excess, 100.0), 1.0)
-    smooth /= max(1.0, float(np.percentile(smooth, 100 * QUIET)) / EVEN)
+    smooth /= min(2.0, max(1.0, float(np.percentile(smooth, 100 * QUIET)) / EVEN))
     low = smooth > LOW
     joined, count = label(binary_dilation(low, iterations=JOINED))
     regions, amounts = [], []

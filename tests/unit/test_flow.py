@@ -312,7 +312,8 @@ def tsn(folder: Path, flows: np.ndarray, bound=20.0, form="PNG", name="flow_{}_{
 
 def read_all(folder: Path, total=12, bound=20.0, size=(32, 24), part=None) -> np.ndarray:
     before, frames = part or (0, total)
-    return flow_files.read_folder(str(folder), before, frames, total, *size, bound, lambda: None)
+    fitted = lambda flow, _: flow_files.resize_flow(flow, *size)
+    return flow_files.read_folder(str(folder), before, frames, total, fitted, bound, lambda: None)
 
 
 def test_a_file_a_pair_is_read_in_both_layouts(tmp_path):

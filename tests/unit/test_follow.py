@@ -111,6 +111,15 @@ def test_what_befalls_the_whole_picture_is_no_motion(light):
     assert np.abs(one.boxes.mean(0) - (150, 60, 170, 100)).max() < 14
 
 
+def test_someone_large_who_walks_by_is_found():
+    """Much of the picture changes, and is no noise."""
+    frames = [frame[50:130, :120] for frame in scene([at(5, 20 + 50, speed=1.6)])]
+    small = np.stack([frame[..., 0] for frame in frames[::2]])
+    found = find_motion(small, np.arange(0, 50, 2), 50, (120, 80), FPS)
+    (one,) = found.tracks
+    assert one.boxes[5, 0] < 25 and one.boxes[-5, 0] > 60, found.why
+
+
 def test_whole_pictures_are_kept_as_without_following_and_named(tmp_path):
     (tmp_path / "in").mkdir()
     for name, frames in {"rest": scene([]), "pan": scene([at(150, 60)], pan=1.0)}.items():
