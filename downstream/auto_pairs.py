@@ -4,6 +4,7 @@ As `pretrain.auto` does for reconstruction: what was measured, by rules, becomes
 its reason. What each rule was measured on stands in recipes/RESULTS.md.
 """
 
+import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,22 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor, nn
 
-from downstream.pairs import Texts
-from pretrain import auto, flags
+from downstream.pairs import Texts, micro_batch
+from pretrain import flags
 from pretrain.auto import SIDE, STILL, WINDOW, Choice, Facts, measure, recorded
-from pretrain.data.cache import open_all
+from pretrain.clip import LossFunction, VideoText
+from pretrain.data.cache import open_all, raw_sources
 from pretrain.data.sampling import MEASURED, counter_rng
 from pretrain.data.shards import Pack, fingerprint
+from pretrain.folders import try_folder
 from pretrain.log import print_table
 from pretrain.names import counted
-from pretrain.processes import computes_on_gpu, is_first
+from pretrain.processes import asked_processes, computes_on_gpu, is_first
 from pretrain.text import CONTEXT_LENGTH, ClipTokenizer
 
 READ = 4096  # clips whose texts are read
 SEVERAL = 8  # clips that share a text, on average: then texts are classes
 LONG = 0.05  # of the texts that are cut: then one sentence of a text is drawn at a time
 SIDES = {False: (64, 48, 32), True: (224, 160, 128, 112, 96, 64, 48, 32)}  # on a GPU: True
+OF_TOKENS = {"patch", "tubelet", "positions", "init", "motion_tokens", "depth", "drop_tokens"}
+SIDES_SAID = 0.02  # of the texts say left or right: then no clip is mirrored
 FUSED = (14, 10, 6)  # frames that slow fusion takes
 SIDED = re.compile(r"\b(left|right)(wards?|[- ]hand(ed)?)?\b", re.IGNORECASE)
 
@@ -41,7 +47,7 @@ class TextFacts:
         different: texts among theirs, apart from case and spacing.
         tokens: of a text, the median.
         cut: the part of the texts that has more tokens than the context.
-        sided: one says left or right.
+        sided: the part of them that says left or right.
     """
 
     kind: str
@@ -49,7 +55,7 @@ class TextFacts:
     different: int
     tokens: int
     cut: float
-    sided: bool
+    sided: float
 
     @property
     def classes(self) -> bool:
@@ -74,13 +80,15 @@ def measure_texts(packs: Sequence[Pack], split: str, kind: str, templates: str) 
         templates: of class names.
     """
     ids = [pack.split_if_any(split) for pack in packs]
-    captions = any((pack.column("captions")[some] > 0).any() for pack, some in zip(packs, ids))
-    labels = any((pack.column("label")[some] >= 0).any() for pack, some in zip(packs, ids))
-    kind = kind or ("label" if labels and not captions else "caption")
-    texts_of = Texts("label" if kind == "label" else "caption", templates, "caption")
+    both = list(zip(packs, ids, strict=True))
+    captions, labels = (Texts(kind, templates, "caption") for kind in ("caption", "label"))
+    if not kind:
+        named = not any(len(captions.among(*one)) for one in both)
+        kind = "label" if named and any(len(labels.among(*one)) for one in both) else "caption"
+    texts_of = labels if kind == "label" else captions
     found: list[str] = []
     clips = 0
-    for pack, some in zip(packs, ids, strict=True):
+    for pack, some in both:
         some = texts_of.among(pack, some)
         order = counter_rng(0, 0, purpose=MEASURED).permutation(len(some))
         most = READ // len(packs)
@@ -90,12 +98,12 @@ def measure_texts(packs: Sequence[Pack], split: str, kind: str, templates: str) 
     rows, cut = ClipTokenizer(CONTEXT_LENGTH)(found)
     tokens = int(np.median((rows != 0).sum(1))) if found else 0
     different = len({" ".join(text.lower().split()) for text in found})
-    sided = any(map(SIDED.search, found))
+    sided = sum(bool(SIDED.search(text)) for text in found) / max(len(found), 1)
     return TextFacts(kind, clips, different, tokens, float(np.mean(cut or [0])), sided)
 
 
 def together(facts: Sequence[Facts]) -> Facts:
-    """What the clips of several sources are like: those of the largest with motion, if there is any.
+    """What the clips of several sources are like: the largest with motion stands for all.
 
     Where some are stills and some are videos, everything is said to move: what does not cannot be
     told from what does.
@@ -125,43 +133,47 @@ def choose(
             chosen[name] = (value, why)
         return typed.get(name, value)
 
-    _choose_texts(facts, texts, put)
+    _choose_texts(texts, put)
     still, seconds = facts.frames == 1, min(facts.frames / facts.fps, WINDOW)
-    fused = not still and facts.moving <= STILL
     moves = f"in nine of ten clips at most {facts.moving:.0%} of picture and time move"
+    if asked := OF_TOKENS & typed.keys():
+        moves = f"{flags.flag(min(asked))} is for one"
+    fused = not still and not asked and facts.moving <= STILL
     model = put(
         "model", "frame_slow" if fused else "vit_s" if gpu else "vit_xs",
-        f"frames less their mean, in slow fusion: {moves}" if fused
+        f"slow fusion of frames less their mean: {moves}" if fused
         else "a transformer: " + ("pictures have no motion" if still else moves)
     )  # fmt: skip
-    fused = model == "frame_slow"
+    fused = model == "frame_slow" and not typed.get("backbone")
     if fused:
+        put("small", not gpu, "of minutes" if not gpu else "as in the paper")
         frames = next((n for n in FUSED if n <= facts.frames), FUSED[-1])
-        frames = put("frames", frames, "as many as slow fusion takes of a clip")
     else:
-        even = max(2, facts.frames - facts.frames % 2)
-        frames = put("frames", 1 if still else min(16, even), "pictures" if still else "a clip")
-    if frames and frames > 1:
+        frames = 1 if still else min(16, max(2, facts.frames - facts.frames % 2))
+    many = "pictures" if still else f"as many as it takes, of {facts.frames} of a clip"
+    frames = put("frames", frames, many)
+    if frames > 1:
         stride = max(1, round(seconds * facts.fps / frames))
         put("stride", stride, f"a clip spans {seconds:.1f} s of {facts.frames / facts.fps:.1f} s")
-    size = next((s for s in SIDES[gpu] if s <= facts.side), SIDES[gpu][-1])
+    sides = SIDES[gpu] if fused or still or gpu else SIDES[gpu][1:]  # tokens of videos are many
+    size = next((s for s in sides if s <= facts.side), sides[-1])
     size = put("size", size, f"clips have {facts.side} pixels")
     if not fused:
-        patch = 16 if size > 64 else 8
-        put("patch", patch, f"{size // patch} x {size // patch} of them make a picture")
-        put("tubelet", 1 if frames and frames % 2 else 2, "as the frames allow")
+        put("patch", 16 if size > 64 else 8, f"of a picture of {size} pixels")
+        put("tubelet", 1 if frames % 2 else 2, "a single frame" if still else "as published")
     # A frame network without its mean frame knows people by little but what they do, and few of
     # them by heart: its decay is strong.
     put("weight_decay", 4.0 if fused else 0.05, "of a network of frames less their mean" if fused
         else "as usual")  # fmt: skip
-    batch = min(256 if gpu else 64, facts.clips)
-    put("batch_size", max(2, batch), "what takes a second or so" if batch < facts.clips
-        else "all clips")  # fmt: skip
-    put("micro_batch", max(2, batch), "one pass")
+    shared = asked_processes()
+    batch = shared * math.ceil(max(2, min(256 if gpu else 64, facts.clips)) / shared)
+    few = "all clips, " if facts.clips <= batch else ""
+    batch = put("batch_size", batch, f"{few}compared with one another")
+    put("micro_batch", batch, "a tower with batch normalisation takes them in one pass")
     return chosen
 
 
-def _choose_texts(facts: Facts, texts: TextFacts, put: Callable[[str, Any, str], Any]) -> None:
+def _choose_texts(texts: TextFacts, put: Callable[[str, Any, str], Any]) -> None:
     """The settings that follow from the texts."""
     put("text", texts.kind, "as clips have them" if texts.kind == "caption"
         else "no clip has a caption: class names are their texts")  # fmt: skip
@@ -176,39 +188,67 @@ def _choose_texts(facts: Facts, texts: TextFacts, put: Callable[[str, Any, str],
         put("sentences", many, why + ": one sentence is drawn" * many)
     size = "xs" if texts.different < 50_000 else "ti"
     put("text_model", size, counted(texts.different, "different text"))
-    put("flip", not texts.sided, "a text says left or right" if texts.sided
-        else "no text says left or right")  # fmt: skip
+    put("flip", texts.sided < SIDES_SAID, f"{texts.sided:.1%} of the texts say left or right")
 
 
 def choose_by_data(
-    config: Any, folder: Path, unused: Callable[[Any], Collection[str]]
-) -> tuple[Any, int]:
+    config: Any, folder: Path, unused: Callable[[Any], Collection[str]],
+    check: Callable[[Any], object],
+) -> tuple[Any, int]:  # fmt: skip
     """What `auto` makes of clips and texts, all but the steps; or made, of a run that goes on.
 
     Args:
         config: of video-text contrast, as typed.
         folder: of the run.
         unused: of a configuration, the flags without effect.
+        check: raises ValueError for a configuration that contradicts itself.
 
     Returns:
         the configuration; and the short side to which raw data are packed, pixels.
 
     Raises:
-        ValueError: as `open_all`, `recorded` and `measure`.
+        ValueError: as `open_all`, `recorded`, `measure` and `check`.
     """
-    gpu = computes_on_gpu()
+    gpu, typed = (
+        computes_on_gpu(),
+        {n: v for n, v in flags.flat(config).items() if n in config.given},
+    )
+
+    def chosen_for(facts: Facts, texts: TextFacts) -> tuple[Any, dict[str, Choice]]:
+        chosen = choose(facts, texts, typed, gpu)
+        values = {name: value for name, (value, _) in chosen.items()}
+        without = unused(flags.replace(config, **values))
+        chosen = {name: choice for name, choice in chosen.items() if name not in without}
+        return flags.replace(config, **{n: value for n, (value, _) in chosen.items()}), chosen
+
+    # Packing takes long: what can be said before is.
+    if all(listed := [raw_sources(source, config.split) for source in config.data]):
+        raw = [one for found in listed for one in found]
+        named = not any(one.captions for one in raw) and any(one.label for one in raw)
+        kind = typed.get("text", "label" if named else "caption")
+        clips = Facts(len(raw), 100, 25.0, 256, 1.0)
+        check(chosen_for(clips, TextFacts(kind, len(raw), len(raw), 10, 0.0, 0.0))[0])
+        if is_first():
+            try_folder(folder)
     packs = open_all(config.data, SIDE[gpu], is_first(), config.machine)
     if known := recorded(folder, config, fingerprint(packs)):
         return known, SIDE[gpu]
-    typed = {name: value for name, value in flags.flat(config).items() if name in config.given}
     texts = measure_texts(packs, config.split, typed.get("text", ""), config.templates)
     facts = together([measure(pack, pack.split_if_any(config.split)) for pack in packs])
-    chosen = choose(facts, texts, typed, gpu)
-    values = {name: value for name, (value, _) in chosen.items()}
-    without = unused(flags.replace(config, **values))
-    values = {name: value for name, value in values.items() if name not in without}
+    config, chosen = chosen_for(facts, texts)
     if is_first():
-        rows = {flags.flag(name): f"{values[name]}: {chosen[name][1]}" for name in values}
+        rows = {flags.flag(name): f"{value}: {why}" for name, (value, why) in chosen.items()}
         about = {"the clips": facts.in_words(), "their texts": texts.in_words()}
         print_table("auto (a flag overrides it)", about | rows)
-    return flags.replace(config, **values), SIDE[gpu]
+    return config, SIDE[gpu]
+
+
+def loss_of_batch(model: VideoText, trim_text: bool, loss_of: LossFunction) -> Callable:
+    """The loss of a micro-batch, for the time that a step takes."""
+
+    def loss(twin: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        micro = micro_batch(model, trim_text, batch)
+        groups = micro.pop("groups")
+        return loss_of(*twin(**micro), groups).loss
+
+    return loss

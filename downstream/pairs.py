@@ -1,6 +1,7 @@
 """Pairs of clip and text: a clip's texts, its positives, and the tensors of a micro-batch."""
 
 import hashlib
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,13 +11,17 @@ import torch
 from torch import Tensor
 
 from downstream.finetune import make_targets, mix
-from pretrain.clip import VideoText
+from pretrain.clip import VideoText, has_batch_norm
 from pretrain.data.cache import raw_sources
 from pretrain.data.shards import Pack, refuse_raw_streams
+from pretrain.loop import Plan
 from pretrain.names import counted
 from pretrain.prompts import load_templates, refuse_same_words, words_of
 from pretrain.spec import InputSpec, Selective
 from pretrain.text import trim
+
+# Behind a full stop and before a space; those of Chinese and Japanese have none behind them.
+_BETWEEN = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 
 
 @dataclass(frozen=True)
@@ -28,16 +33,19 @@ class Texts:
         templates: as `pretrain.prompts.load_templates` takes them.
         positives: texts that are positives of the same clips: "pair" and "caption": equal ones;
             "label": those of a class.
+        sentences: whether each sentence of a caption is a text by itself.
     """
 
     kind: Literal["caption", "label"]
     templates: str
     positives: Literal["pair", "caption", "label"]
+    sentences: bool = False
 
     def of(self, record: dict) -> list[str]:
         """The texts that a clip may be paired with; none if it has no caption (or label)."""
         if self.kind == "caption":
-            return record["captions"]
+            captions = record["captions"]
+            return [s for c in captions for s in sentences(c)] if self.sentences else captions
         if record["label"] is None:
             return []
         words = record["extra"].get("class_text") or words_of(record["label"])
@@ -58,6 +66,12 @@ class Texts:
         key = f"label {record['label']}" if by_label else "text " + " ".join(text.lower().split())
         digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         return int.from_bytes(digest, "big", signed=True)
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, in order; the text itself if it has no word."""
+    parts = (part.strip() for part in _BETWEEN.split(text))
+    return [part for part in parts if re.search(r"\w", part)] or [text]
 
 
 class TextOfView:
@@ -150,6 +164,30 @@ class AgainstClasses:
         return micro | {name: batch[name] for name in ("visible",) if name in batch}
 
 
+def refuse_batch(model: VideoText, plan: Plan, by_class: bool) -> None:
+    """Refuse a batch that a model cannot be trained with.
+
+    Args:
+        model: the pair of towers.
+        plan: of the run.
+        by_class: for --loss classes, which compares no clips.
+
+    Raises:
+        ValueError: it is divided and the model mixes the clips of a part; or it is a single clip.
+    """
+    batch = plan.batch_size
+    if plan.accumulate > 1 and has_batch_norm(model):
+        raise ValueError(
+            f"a batch of {batch} in micro-batches of {plan.micro} would not be exact: this tower "
+            "has batch normalisation, which mixes the clips of a micro-batch; raise --micro-batch "
+            "or take a ViT"
+        )
+    if not by_class and batch < 2:
+        raise ValueError(
+            f"--batch-size {batch}: one clip has nothing to be contrasted with, give 2 or more"
+        )
+
+
 def refuse_raw(
     texts: Texts, by_class: bool, sources: Sequence[str], split: str, spec: InputSpec
 ) -> None:
@@ -214,6 +252,17 @@ def class_prompts(
         raise _only_class(prompts)
     refuse_same_words(prompts, " + ".join(sources))
     return dict(sorted(prompts.items()))
+
+
+def positives_in_words(texts: Texts, packs: list[Pack], chosen: list[np.ndarray]) -> str:
+    """Which texts are positives of a clip, as the data have it: without a label, equal ones."""
+    if texts.positives == "pair":
+        return "its own text"
+    each = zip(packs, chosen, strict=True)
+    known = [(pack.column("label")[ids] >= 0).mean() for pack, ids in each]
+    if texts.positives == "caption" or not any(known):
+        return "equal texts"
+    return "texts of its class" + ", or equal ones where there is none" * (min(known) < 1)
 
 
 def clips_with_text(

@@ -22,6 +22,7 @@ from pretrain.data.cache import open_data, raw_sources
 from pretrain.data.decode import DecodeError
 from pretrain.data.sampling import MEASURED, counter_rng, test_boxes, test_indices
 from pretrain.data.shards import (
+    Mixture,
     Pack,
     TrainClips,
     collate_views,
@@ -101,6 +102,14 @@ def preset_of(built_in: Callable[[str], object], otherwise: str) -> Callable[[Se
         return AUTO if data and not built_in(data) else otherwise
 
     return find
+
+
+def idle_minutes(config: Any) -> dict[str, str]:
+    """Whether a configuration leaves --minutes without effect, and why, as `unused` says it."""
+    if config.preset != AUTO:
+        return {"minutes": f"with the preset {config.preset}"}
+    asked = {"steps", "epochs"} & {*config.given}
+    return {"minutes": "with --steps or --epochs"} if asked else {}
 
 
 def measure(pack: Pack, ids: np.ndarray, stream: str = "rgb") -> Facts:
@@ -399,26 +408,28 @@ def seconds_a_step(
 
 
 def choose_steps(
-    config: Any, engine: Engine, model: nn.Module, dataset: TrainClips, views: int,
-    names: Sequence[str],
+    config: Any, engine: Engine, model: nn.Module, dataset: TrainClips | Mixture, views: int,
+    loss_of: Callable[[nn.Module, dict[str, Tensor]], Tensor],
 ) -> Any:  # fmt: skip
     """As many steps as fit into the minutes of a configuration, unless it says how many.
 
     Args:
         config: with `minutes`, `optim`, `machine` and `given`.
         engine: started.
-        model: what is trained; its first result is the loss.
+        model: what is trained.
         dataset: what it is trained on.
         views: of a clip.
-        names: what the model takes of a batch, in its order.
+        loss_of: of a model and a micro-batch.
     """
     if config.optim.steps or "epochs" in config.given:
         return config
-    plan = plan_run(config.optim, 1, engine.processes, views)
-    optim, device = config.optim, engine.device
+    plan, optim = plan_run(config.optim, 1, engine.processes, views), config.optim
     seconds = seconds_a_step(
         lambda: collate_views([dataset[place] for place in range(plan.micro)]),
-        lambda twin, batch: twin(*[batch[name].to(device) for name in names])[0],
+        lambda twin, batch: loss_of(twin, {
+            name: value.to(engine.device) for name, value in batch.items()
+            if isinstance(value, Tensor)
+        }),
         model,
         lambda twin: make_optimizers(optim.optimizer, twin, optim.weight_decay, optim.betas),
         plan.accumulate, loader_workers(config.machine, on_cpu=0) > 0, engine.accelerator,

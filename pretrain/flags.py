@@ -115,7 +115,8 @@ def flat(config: "DataclassInstance") -> dict[str, object]:
 def replace(config: Config, **values: object) -> Config:
     """`dataclasses.replace` by flag: a value may belong to the configuration or to a group."""
     for name, group in groups(config).items():
-        own = {k: values.pop(k) for k in list(values) if hasattr(group, k)}
+        names = {field.name for field in dataclasses.fields(group)}
+        own = {k: values.pop(k) for k in list(values) if k in names}
         config = dataclasses.replace(config, **{name: dataclasses.replace(group, **own)})
     return dataclasses.replace(config, **values)
 

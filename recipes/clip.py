@@ -4,15 +4,17 @@ CLIP (Radford et al. 2021, https://arxiv.org/abs/2103.00020) for clips and their
 the result with class names (recipes/zero_shot.py), search (recipes/retrieval.py) or probe it.
 
     python recipes/clip.py                                      the synthetic dataset
-    python recipes/clip.py --data clips.csv                     your own, with a caption column
+    python recipes/clip.py --data clips.csv             your own, with captions, 20 minutes
     python recipes/clip.py motion --data clips.csv              people before static backgrounds
     python recipes/clip.py photos --data images.csv             image-text, from scratch
     python recipes/clip.py --data clips.csv photos.csv --data-weights 3 1    a mixture
     python recipes/clip.py --backbone runs/videomae-tiny/backbone       from a VideoMAE
     accelerate launch --config_file launch/gpus.yaml recipes/clip.py vificlip_b16 --data k400.csv
 
-The first word chooses a preset, flags change single values, `--help` lists them. The same command
-continues an interrupted run. Batches over --micro-batch cost a second forward pass and no memory.
+The first word chooses a preset, flags change single values, `--help` lists them. Without one, data
+of your own have the preset `auto`: it looks at clips and texts, and prints what it chooses and why.
+The same command continues an interrupted run. Batches over --micro-batch cost a second forward pass
+and no memory.
 """
 
 from dataclasses import dataclass
@@ -25,11 +27,11 @@ import pretrain.threads  # noqa: F401 (before torch)
 import torch
 import tyro
 
-from downstream import monitor, pairs
+from downstream import auto_pairs, monitor, pairs
 from downstream.encoders import build_pair, idle_flags, text_model_name
 from downstream.finetune import record_method
-from pretrain import backbones, flags, log, settings
-from pretrain.clip import VideoText, backward_classes, backward_step, contrast, has_batch_norm
+from pretrain import auto, backbones, flags, log, settings
+from pretrain.clip import VideoText, backward_classes, backward_step, contrast
 from pretrain.data import shards
 from pretrain.data.cache import open_all, packing_side, synthetic_clips
 from pretrain.data.sampling import STEP, counter_rng
@@ -54,6 +56,9 @@ class Config:
     """Pretrain by contrasting videos with their captions."""
 
     preset: Annotated[str, tyro.conf.Suppress] = "tiny"
+    given: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()  # flags that were typed
+    minutes: flags.Positive = 20.0
+    """Of the preset auto: how long training takes; the number of steps follows from it."""
 
     # Data
     data: tuple[str, ...] = ("synthetic",)
@@ -64,6 +69,8 @@ class Config:
     """The split to train on; "all" for everything. Data without splits are used whole."""
     text: Literal["caption", "label"] = "caption"
     """What a clip is paired with: one of its captions, or its class name in one of --templates."""
+    sentences: bool = False
+    """Draw one sentence of a caption at a time: for captions longer than the context."""
     templates: str = "plain"
     """For --text label: plain, vificlip, openai_kinetics, openai_ucf101 or a file of templates."""
     out: str | None = None
@@ -144,6 +151,11 @@ TINY = flags.replace(
     beta2=0.95, clip_grad=1.0,
 )  # fmt: skip
 PRESETS = {
+    # What it does not choose (downstream/auto_pairs.py) is what learned most in little time.
+    auto.AUTO: flags.replace(
+        TINY, preset=auto.AUTO, data=("synthetic",), steps=None, positives="caption",
+        motion_tokens=1.0, drop_tokens=0.0,
+    ),
     "tiny": TINY,
     # Frames in slow fusion, mean frame subtracted, regularised by a strong decay. Little but the
     # actions is left to meet by, so captions are enough.
@@ -174,7 +186,8 @@ PRESETS = {
 
 # A line a preset for --help.
 ABOUT = {
-    "tiny": "the synthetic dataset or small captioned data, minutes on two cores (the default)",
+    auto.AUTO: "your own clips: chosen by clips and texts, and printed (the default for --data)",
+    "tiny": "the synthetic dataset or small captioned data, minutes on two cores (its default)",
     "motion": "people in front of static backgrounds: the mean frame of a clip is subtracted",
     "photos": "photographs with captions, from scratch, minutes on two cores",
     "vificlip_b16": "ViFi-CLIP: a CLIP ViT-B/16 fine-tuned on labels, against all class prompts",
@@ -184,6 +197,7 @@ ABOUT = {
 OFF = {
     "grey": 0.0, "small": False, "smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "pixels": "tower",
     "sampling": "dense", "motion_tokens": 1.0, "drop_tokens": 0.0, "colour": 0.0, "jitter": 0.0,
+    "sentences": False,
 }  # fmt: skip
 
 
@@ -229,8 +243,8 @@ def unused(cfg: Config) -> dict[str, str]:
         why = {"stride": "with --frames 1", "sampling": "with --frames 1"} | why
     elif cfg.sampling == "uniform":
         why.setdefault("stride", "with --sampling uniform")
-    if cfg.text == "caption":
-        why["templates"] = "with --text caption"
+    of_texts = "templates" if cfg.text == "caption" else "sentences"
+    why[of_texts] = f"with --text {cfg.text}"
     if len(cfg.data) == 1:
         why["data_weights"] = "with one source of --data"
     if cfg.loss == "classes":
@@ -239,6 +253,7 @@ def unused(cfg: Config) -> dict[str, str]:
         why |= dict.fromkeys(("smoothing", "mixup", "cutmix"), f"with --loss {cfg.loss}")
     if cfg.optim.steps:
         why["epochs"] = f"with --steps {cfg.optim.steps}"
+    why |= auto.idle_minutes(cfg)
     given = flags.flat(cfg)
     return {name: w for name, w in why.items() if given[name] != OFF.get(name)}
 
@@ -256,25 +271,25 @@ def build_model(cfg: Config) -> VideoText:
 def refuse_early(cfg: Config, texts: pairs.Texts, model: VideoText) -> None:
     """Raise ValueError for settings that contradict each other, whatever the data."""
     plan, weights = plan_run(cfg.optim, 1, asked_processes()), cfg.data_weights
-    batch = plan.batch_size
     if weights:
-        shards.batch_counts(weights, batch)
+        shards.batch_counts(weights, plan.batch_size)
     if weights and len(weights) != len(cfg.data):
         raise ValueError(f"{len(weights)} --data-weights and {len(cfg.data)} --data: give one each")
-    if plan.accumulate > 1 and has_batch_norm(model):
-        raise ValueError(
-            f"a batch of {batch} in micro-batches of {plan.micro} would not be exact: this tower "
-            "has batch normalisation, which mixes the clips of a micro-batch; raise --micro-batch "
-            "or take a ViT"
-        )
-    if cfg.loss != "classes" and batch < 2:
-        raise ValueError(
-            f"--batch-size {batch}: one clip has nothing to be contrasted with, give 2 or more"
-        )
+    pairs.refuse_batch(model, plan, cfg.loss == "classes")
     pairs.refuse_raw(texts, cfg.loss == "classes", cfg.data, cfg.split, model.video.input_spec)
 
 
-def print_plan(cfg: Config, run: TrainingRun, counts, model: VideoText) -> None:
+def prepare(cfg: Config) -> tuple[Config, pairs.Texts, VideoText, Engine]:
+    """What is trained, on which texts, and how; ValueError: what contradicts itself."""
+    cfg = flags.settle(cfg, unused(cfg), PRESETS.get(cfg.preset))
+    model = build_model(cfg)
+    texts = pairs.Texts(cfg.text, cfg.templates, cfg.positives, cfg.sentences)
+    refuse_early(cfg, texts, model)
+    engine = Engine(cfg.machine, cfg.optim.optimizer, model, cfg.run.checkpoint_blocks)
+    return cfg, texts, model, engine
+
+
+def print_plan(cfg: Config, run: TrainingRun, counts, positives: str, model: VideoText) -> None:
     """Print what the run resolved to."""
     plan, spec, contrasted = run.plan, model.video.input_spec, cfg.loss != "classes"
     sources = [
@@ -287,7 +302,7 @@ def print_plan(cfg: Config, run: TrainingRun, counts, model: VideoText) -> None:
         clip += f", {model.video.num_motion_tokens} motion-selected tokens"
     text = text_model_name(cfg.model, cfg.backbone, cfg.text_model)
     context = model.text.tokenizer.context_length
-    loss = cfg.loss + f", positives: {cfg.positives}" * contrasted
+    loss = cfg.loss + f", positives: {positives}" * contrasted
     rows = {
         "data": " + ".join(sources),
         "video tower": f"{cfg.backbone or cfg.model}, {log.parameters(model.video)}, {clip}",
@@ -303,17 +318,15 @@ def print_plan(cfg: Config, run: TrainingRun, counts, model: VideoText) -> None:
 
 def main(cfg: Config) -> dict:
     """Train; returns the final step, loss, validation score and counts."""
-    cfg = flags.settle(cfg, unused(cfg), PRESETS.get(cfg.preset))
+    folder, side = Path(cfg.out or f"runs/clip-{cfg.preset}"), None
+    if cfg.preset == auto.AUTO:
+        cfg, side = auto_pairs.choose_by_data(cfg, folder, unused, prepare)
     # ---- model and folder: what contradicts is refused before hours of packing
-    model, optim = build_model(cfg), cfg.optim
-    engine = Engine(cfg.machine, optim.optimizer, model, cfg.run.checkpoint_blocks)
-    texts = pairs.Texts(cfg.text, cfg.templates, cfg.positives)
-    refuse_early(cfg, texts, model)
-    folder = Path(cfg.out or f"runs/clip-{cfg.preset}")
+    cfg, texts, model, engine = prepare(cfg)
     try_run(folder, cfg, {"val_every"})
 
     # ---- data: before the process group exists, which does not wait so long
-    side, say = packing_side(model.video.input_spec.size), is_first()
+    side, say = side or packing_side(model.video.input_spec.size), is_first() and not side
     packs = open_all(cfg.data, side, say, cfg.machine)
     record_method(model.video, *(pack.index for pack in packs))
     spec = model.video.input_spec
@@ -321,13 +334,26 @@ def main(cfg: Config) -> dict:
     prompts = pairs.class_prompts(texts, cfg.data, packs, chosen) if cfg.loss == "classes" else {}
     per_source = [len(ids) for ids in chosen]
     weights = cfg.data_weights or tuple(map(float, per_source))
-    per_batch = shards.batch_counts(weights, optim.batch_size)
+    per_batch = shards.batch_counts(weights, cfg.optim.batch_size)
 
-    # ---- processes and plan
+    # ---- processes, loader and plan
     engine.start()
+    text_of_view = pairs.TextOfView(texts, model, cfg.drop_tokens, list(prompts))
+    augment = Augment(cfg.flip, cfg.colour, jitter=cfg.jitter, grey=cfg.grey)
+    parts = [
+        shards.TrainClips(pack, ids, spec, cfg.seed, 1, cfg.scales, text_of_view, augment)
+        for pack, ids in zip(packs, chosen, strict=True)
+    ]
+    dataset = parts[0] if len(parts) == 1 else shards.Mixture(parts, per_batch, cfg.seed)
+    loss_of = partial(contrast, loss=cfg.loss, several_positives=cfg.positives != "pair")
+    if cfg.preset == auto.AUTO:
+        timed = auto_pairs.loss_of_batch(model, cfg.trim_text, loss_of)
+        cfg = auto.choose_steps(cfg, engine, model, dataset, 1, timed)
+    optim = cfg.optim
     plan = plan_run(optim, sum(per_source), engine.processes)
     with TrainingRun(folder, cfg, shards.fingerprint(packs), plan, engine, {"val_every"}) as run:
-        print_plan(cfg, run, (per_source, per_batch), model)
+        positives = pairs.positives_in_words(texts, packs, chosen)
+        print_plan(cfg, run, (per_source, per_batch), positives, model)
         if run.first:
             for pack, ids in zip(packs, chosen, strict=True):
                 shards.warn_of_clips(pack, ids, spec)
@@ -336,22 +362,14 @@ def main(cfg: Config) -> dict:
         run.restore({"cut": 0, "loss": None, "val": None, "best": None})
         health = Health(plan.steps, run.state["best"])
 
-        # ---- loader and loss
-        text_of_view = pairs.TextOfView(texts, model, cfg.drop_tokens, list(prompts))
-        augment = Augment(cfg.flip, cfg.colour, jitter=cfg.jitter, grey=cfg.grey)
-        parts = [
-            shards.TrainClips(pack, ids, spec, cfg.seed, 1, cfg.scales, text_of_view, augment)
-            for pack, ids in zip(packs, chosen, strict=True)
-        ]
-        dataset = parts[0] if len(parts) == 1 else shards.Mixture(parts, per_batch, cfg.seed)
-        make_micro, loss_of = partial(pairs.micro_batch, model, cfg.trim_text), None
+        # ---- loss
+        make_micro = partial(pairs.micro_batch, model, cfg.trim_text)
         if prompts:
             against = pairs.AgainstClasses(
                 model, list(prompts.values()), cfg.trim_text, cfg.smoothing, cfg.mixup, cfg.cutmix,
                 engine.device,
             )  # fmt: skip
-        else:
-            loss_of = partial(contrast, loss=cfg.loss, several_positives=cfg.positives != "pair")
+            loss_of = None
         rate = counting_rate if cfg.schedule == "counting" else learning_rate
 
         # ---- loop
@@ -433,4 +451,4 @@ def finish(cfg: Config, model: VideoText, packs: list[shards.Pack], run: Trainin
 
 
 if __name__ == "__main__":
-    log.cli(main, PRESETS, unused, ABOUT)
+    log.cli(main, PRESETS, unused, ABOUT, preset_of=auto.preset_of(synthetic_clips, "tiny"))

@@ -245,10 +245,7 @@ def unused(cfg: Config) -> dict[str, str]:
         why |= dict.fromkeys(decodes, "with --no-reconstruct")
     if cfg.optim.steps:
         why["epochs"] = f"with --steps {cfg.optim.steps}"
-    if cfg.preset != auto.AUTO:
-        why["minutes"] = f"with the preset {cfg.preset}"
-    elif {"steps", "epochs"} & {*cfg.given}:
-        why["minutes"] = "with --steps or --epochs"
+    why |= auto.idle_minutes(cfg)
     given = flags.flat(cfg)
     return {name: w for name, w in why.items() if given[name] != OFF.get(name)}
 
@@ -389,7 +386,8 @@ def main(cfg: Config) -> dict:
     engine.start()
     dataset = training_clips(cfg, pack, ids, masked)
     if cfg.preset == auto.AUTO:
-        cfg = auto.choose_steps(cfg, engine, model, dataset, cfg.views, batch_names(cfg))
+        loss_of = lambda twin, batch: twin(*[batch[name] for name in batch_names(cfg)])[0]
+        cfg = auto.choose_steps(cfg, engine, model, dataset, cfg.views, loss_of)
     plan = plan_run(cfg.optim, len(ids), engine.processes, cfg.views)
     with TrainingRun(folder, cfg, pack.index["fingerprint"], plan, engine, {"knn_every"}) as run:
         print_plan(cfg, run, pack, masked.encoder)
