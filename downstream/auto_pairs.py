@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from downstream.pairs import Texts, micro_batch
 from pretrain import flags
 from pretrain.auto import SIDE, STILL, WINDOW, Choice, Facts, measure, recorded
-from pretrain.clip import LossFunction, VideoText
+from pretrain.clip import Contrast, VideoText
 from pretrain.data.cache import open_all, raw_sources
 from pretrain.data.sampling import MEASURED, counter_rng
 from pretrain.data.shards import Pack, fingerprint
@@ -34,6 +34,7 @@ SIDES = {False: (64, 48, 32), True: (224, 160, 128, 112, 96, 64, 48, 32)}  # on 
 OF_TOKENS = {"patch", "tubelet", "positions", "init", "motion_tokens", "depth", "drop_tokens"}
 SIDES_SAID = 0.02  # of the texts say left or right: then no clip is mirrored
 FUSED = (14, 10, 6)  # frames that slow fusion takes
+Loss = Callable[[nn.Module, dict[str, Tensor]], Tensor]
 SIDED = re.compile(r"\b(left|right)(wards?|[- ]hand(ed)?)?\b", re.IGNORECASE)
 
 
@@ -99,14 +100,14 @@ def measure_texts(packs: Sequence[Pack], split: str, kind: str, templates: str) 
     tokens = int(np.median((rows != 0).sum(1))) if found else 0
     different = len({" ".join(text.lower().split()) for text in found})
     sided = sum(bool(SIDED.search(text)) for text in found) / max(len(found), 1)
-    return TextFacts(kind, clips, different, tokens, float(np.mean(cut or [0])), sided)
+    return TextFacts(kind, clips, different, tokens, sum(cut) / max(len(cut), 1), sided)
 
 
 def together(facts: Sequence[Facts]) -> Facts:
     """What the clips of several sources are like: the largest with motion stands for all.
 
-    Where some are stills and some are videos, everything is said to move: what does not cannot be
-    told from what does.
+    Where some are stills and some are videos everything is said to move: a still less its mean
+    frame would be nothing.
     """
     videos = [f for f in facts if f.frames > 1]
     largest = max(videos or facts, key=lambda f: f.clips)
@@ -209,10 +210,8 @@ def choose_by_data(
     Raises:
         ValueError: as `open_all`, `recorded`, `measure` and `check`.
     """
-    gpu, typed = (
-        computes_on_gpu(),
-        {n: v for n, v in flags.flat(config).items() if n in config.given},
-    )
+    given: dict[str, Any] = flags.flat(config)
+    gpu, typed = computes_on_gpu(), {name: given[name] for name in config.given}
 
     def chosen_for(facts: Facts, texts: TextFacts) -> tuple[Any, dict[str, Choice]]:
         chosen = choose(facts, texts, typed, gpu)
@@ -243,8 +242,8 @@ def choose_by_data(
     return config, SIDE[gpu]
 
 
-def loss_of_batch(model: VideoText, trim_text: bool, loss_of: LossFunction) -> Callable:
-    """The loss of a micro-batch, for the time that a step takes."""
+def loss_of_batch(model: VideoText, trim_text: bool, loss_of: Callable[..., Contrast]) -> Loss:
+    """The loss of a loaded micro-batch, for the time that a step takes."""
 
     def loss(twin: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         micro = micro_batch(model, trim_text, batch)

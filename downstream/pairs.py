@@ -259,10 +259,10 @@ def positives_in_words(texts: Texts, packs: list[Pack], chosen: list[np.ndarray]
     if texts.positives == "pair":
         return "its own text"
     each = zip(packs, chosen, strict=True)
-    known = [(pack.column("label")[ids] >= 0).mean() for pack, ids in each]
-    if texts.positives == "caption" or not any(known):
+    known = np.concatenate([pack.column("label")[ids] >= 0 for pack, ids in each])
+    if texts.positives == "caption" or not known.any():
         return "equal texts"
-    return "texts of its class" + ", or equal ones where there is none" * (min(known) < 1)
+    return "texts of its class" if known.all() else "texts of its class, else equal ones"
 
 
 def clips_with_text(

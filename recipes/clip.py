@@ -345,9 +345,9 @@ def main(cfg: Config) -> dict:
         for pack, ids in zip(packs, chosen, strict=True)
     ]
     dataset = parts[0] if len(parts) == 1 else shards.Mixture(parts, per_batch, cfg.seed)
-    loss_of = partial(contrast, loss=cfg.loss, several_positives=cfg.positives != "pair")
+    compared = partial(contrast, loss=cfg.loss, several_positives=cfg.positives != "pair")
     if cfg.preset == auto.AUTO:
-        timed = auto_pairs.loss_of_batch(model, cfg.trim_text, loss_of)
+        timed = auto_pairs.loss_of_batch(model, cfg.trim_text, compared)
         cfg = auto.choose_steps(cfg, engine, model, dataset, 1, timed)
     optim = cfg.optim
     plan = plan_run(optim, sum(per_source), engine.processes)
@@ -364,12 +364,12 @@ def main(cfg: Config) -> dict:
 
         # ---- loss
         make_micro = partial(pairs.micro_batch, model, cfg.trim_text)
+        loss_of = None if prompts else compared
         if prompts:
             against = pairs.AgainstClasses(
                 model, list(prompts.values()), cfg.trim_text, cfg.smoothing, cfg.mixup, cfg.cutmix,
                 engine.device,
             )  # fmt: skip
-            loss_of = None
         rate = counting_rate if cfg.schedule == "counting" else learning_rate
 
         # ---- loop
