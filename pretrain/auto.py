@@ -7,6 +7,7 @@ minutes there are, `steps_in`. Each rule stands in recipes/RESULTS.md with what 
 
 import copy
 import math
+import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ WINDOW = 2 * FRAMES * STEP  # seconds that a clip spans at most
 MOST_TOKENS = {False: 288, True: 1568}
 SIZES = {False: (112, 96, 80, 64, 48, 32), True: (224, 160, 128, 112, 96, 64, 48, 32)}
 SIDE = {False: 128, True: 256}  # to which raw data are packed, pixels
+SPARSE = 0.03  # of picture and time: where less of it moves, people may be small
 LEAST_PART, LEAST_TOKENS = 0.05, 16  # that are used
 STILL = 0.5  # of the picture: where more of it moves, all tokens are used
 USABLE = 0.92  # of the time is training: the rest goes to scores and checkpoints
@@ -324,6 +326,12 @@ def choose_by_data(
     if is_first():
         rows = {flag(name): f"{value}: {why}" for name, (value, why) in chosen.items()}
         print_table("auto (a flag overrides it)", {"the clips": facts.in_words()} | rows)
+        if facts.frames > 1 and facts.moving < SPARSE:
+            print(
+                f"note: only {facts.moving:.1%} of picture and time move: if people are small in "
+                "it, pack.py --follow cuts them out\n",
+                file=sys.stderr,
+            )
     return config, SIDE[gpu]
 
 
