@@ -96,9 +96,18 @@ def list_videos(given: tuple[str, ...]) -> tuple[list[Video], dict[str, str]]:
 
 
 def _packed_videos(pack: Pack, given: str) -> list[Video]:
-    """The videos of a pack, each with its clips."""
+    """The videos of a pack, each with its clips.
+
+    Raises:
+        ValueError: these are of several people at once.
+    """
     groups: dict[str, list[int]] = {}
     for number, record in enumerate(pack.records()):
+        if "subject" in record.get("follow", {}):
+            raise ValueError(
+                f"{given} was packed with --follow, clips of people and not of all the time: give "
+                "the videos themselves, or a pack made without it"
+            )
         groups.setdefault(record["source"], []).append(number)
     videos = []
     for source, ids in groups.items():

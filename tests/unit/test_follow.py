@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from downstream.detect import list_videos
 from downstream.probe import choose_folds
 from pretrain.data.boxes import parse_boxes, still_boxes
 from pretrain.data.cuts import GAP, STILL, Track, places, plan_cuts
@@ -334,6 +335,8 @@ def test_a_video_is_one_however_many_act_in_it(tmp_path):
     (tmp_path / "list.csv").write_text("path,label,box\n" + "".join(rows))
     found = quick(tmp_path / "list.csv", tmp_path / "pack", follow="boxes", short_side=32)
     assert len(found) == 14
+    with pytest.raises(ValueError, match="--follow"):  # a time line of several people is none
+        list_videos((str(tmp_path / "pack"),))
     folds = choose_folds(found, "train", "test", False, 0)
     assert len(folds.labels) == 7 and len(folds.tested) < 7
 
