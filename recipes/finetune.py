@@ -266,7 +266,7 @@ def main(cfg: Config) -> dict:
 
     # ---- data: before the process group exists, which waits for nobody so long
     side = packing_side(backbone.input_spec.size)
-    pack = open_data(cfg.data, side, is_first(), cfg.machine)
+    pack = open_data(cfg.data, side, is_first(), cfg.machine, labels=True)
     videos = choose_videos(
         task, pack, cfg.train_split, cfg.test_split, cfg.shots, cfg.val, training.patience,
         cfg.seed, cfg.leave_out,

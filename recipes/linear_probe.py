@@ -287,7 +287,7 @@ def main(config: Config) -> dict:
     try_results(out)
     # As recipes/videomae.py packs, so that one pack serves both; a test crop is the short side.
     side = packing_side(encoder.input_spec.size)
-    pack = open_data(config.data, side, machine=config.machine)
+    pack = open_data(config.data, side, machine=config.machine, labels=True)
     given = choose_folds(
         pack, config.train_split, config.test_split, config.leave_one_out, config.seed
     )

@@ -156,7 +156,8 @@ def search(config: Config, model: VideoText, how: Extraction) -> dict:
     pictures = []
     for i in best:
         record = pack.record(int(samples[np.flatnonzero(owner == i)[0]]))
-        chosen = np.linspace(0, record["frames"] - 1, 4).astype(int)
+        # Of a photograph one, not four times the same.
+        chosen = np.unique(np.linspace(0, record["frames"] - 1, 4).astype(int))
         frames = pack.frames(record, chosen).numpy()
         seconds = record["start"] + chosen / record["fps"]
         pictures.append((f"similarity {similar[i]:.3f}, {names[i]}", frames, seconds))

@@ -273,7 +273,7 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
     out = Path(config.out or default_folder("zero-shot", config.backbone, config.data))
     try_results(out)
     side = packing_side(model.video.input_spec.size)
-    pack = open_data(config.data, side, machine=config.machine)
+    pack = open_data(config.data, side, machine=config.machine, labels=True)
     videos, notes = labelled_videos(pack, config.test_split)
     classes, words, given = classes_of_data(config, pack, videos)
     auto = "third_person" if given and not config.classes else "openai_kinetics"

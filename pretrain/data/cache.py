@@ -16,7 +16,7 @@ from pretrain.data.shards import Pack, no_split
 from pretrain.data.sources import Source, list_sources
 from pretrain.data.synthetic import SYNTHETIC_VERSION, make_dataset
 from pretrain.files import cache_folder
-from pretrain.names import file_name, for_screen
+from pretrain.names import counted, file_name, for_screen
 from pretrain.settings import MACHINE, Machine
 from pretrain.spec import InputSpec, Joints
 
@@ -122,7 +122,13 @@ def methods_for(spec: InputSpec, listed: Iterable[Source], who: str) -> dict[str
     return found
 
 
-def open_data(source: str, short_side: int, say: bool = True, machine: Machine = MACHINE) -> Pack:
+def open_data(
+    source: str,
+    short_side: int,
+    say: bool = True,
+    machine: Machine = MACHINE,
+    labels: bool = False,
+) -> Pack:
     """Open a pack, packing raw data first.
 
     Packing is incremental and locked, so every process of a run may call this: one works, the
@@ -135,6 +141,7 @@ def open_data(source: str, short_side: int, say: bool = True, machine: Machine =
         short_side: pixels to which raw data are packed.
         say: print what is done and show progress.
         machine: how frames are decoded, and how much of a pack far away is kept here.
+        labels: refuse raw data without any before they are packed, which may take minutes.
 
     Raises:
         ValueError: there is nothing of the kind, or nothing in it can be used.
@@ -151,6 +158,8 @@ def open_data(source: str, short_side: int, say: bool = True, machine: Machine =
         return Pack(path, decoder=decoder)
     if not num_clips:
         _refuse_missing(source)
+        if labels:
+            _refuse_unlabelled(path)
     cache = cache_folder()
     with writing_cache(cache):
         (cache / "packs").mkdir(parents=True, exist_ok=True)
@@ -165,6 +174,20 @@ def open_data(source: str, short_side: int, say: bool = True, machine: Machine =
         print(for_screen(f"{source}: {what}"), flush=True)
     pack(path, folder, short_side=short_side, progress=say, anew=True)
     return Pack(folder, source, decoder=decoder)
+
+
+def _refuse_unlabelled(path: Path) -> None:
+    """Refuse raw data none of which has a label, or segments that have.
+
+    Raises:
+        ValueError: saying how to give some; or the data cannot be listed.
+    """
+    sources = list_sources(path).sources
+    if sources and not any(s.label is not None or s.extra.get("segments") for s in sources):
+        raise ValueError(
+            f"{path}: none of its {counted(len(sources), 'file')} has a label, and nothing was "
+            "packed: give a list file with a label column, or a folder with one subfolder a class"
+        )
 
 
 def open_all(sources: Sequence[str], short_side: int, say: bool, machine: Machine) -> list[Pack]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from downstream.metrics import reversed_pairs_accuracy
 from downstream.models import load_video_text
@@ -309,6 +310,21 @@ def test_retrieval_scores(quick_retrieval, monkeypatch, tmp_path, capsys):
     )
     with pytest.raises(ValueError, match="other settings"):
         retrieval.main(change(quick_retrieval, num_clips=2))
+
+
+def test_a_photograph_is_drawn_once(quick_retrieval, tmp_path, monkeypatch):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(2):
+        shade = np.full((64, 64, 3), 60 * number, np.uint8)
+        Image.fromarray(shade).save(folder / f"{number}.png")
+    drawn: list = []
+    sheet = lambda path, pictures, title: drawn.extend(pictures)
+    monkeypatch.setattr("recipes.retrieval.contact_sheet_figure", sheet)
+    monkeypatch.setenv("MUYBRIDGE_CACHE", str(tmp_path / "cache"))
+    config = change(quick_retrieval, query="a square", data=str(folder), out=str(tmp_path / "o"))
+    retrieval.main(config)
+    assert [len(frames) for _, frames, _ in drawn] == [1, 1]
 
 
 def test_search(quick_retrieval, capsys):

@@ -1509,3 +1509,16 @@ def test_command_line(videos, tmp_path):
     assert result.returncode == 2 and result.stderr.startswith("error: ")
     result = run("--source", videos, "--out", tmp_path / "o2", "--short-sid", 3)
     assert result.returncode == 2 and "--short-side" in result.stderr
+
+
+def test_missing_labels_are_said_before_packing(tmp_path, monkeypatch):
+    """Not after minutes."""
+    monkeypatch.setenv("MUYBRIDGE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "in").mkdir()
+    write_video(tmp_path / "in" / "a.mp4", 8)
+    with pytest.raises(ValueError, match=r"none of its 1 file has a label.*subfolder"):
+        open_data(str(tmp_path / "in"), 64, say=False, labels=True)
+    assert not list((tmp_path / "cache").rglob("*.tar"))
+    for table in ("path,label\nin/a.mp4,x\n", "path,segments\nin/a.mp4,0-0.2 sit\n"):
+        (tmp_path / "list.csv").write_text(table)
+        assert len(open_data(str(tmp_path / "list.csv"), 64, say=False, labels=True)) == 1
