@@ -23,7 +23,7 @@ from pretrain.data.sampling import STEP, counter_rng
 from pretrain.ema import start_average, update_average
 from pretrain.flags import OptionalCount, Positive, flag
 from pretrain.loop import Plan
-from pretrain.optim import decays, learning_rate
+from pretrain.optim import decays, layer_scales, learning_rate, param_groups
 from pretrain.spec import Backbone, Clip
 from pretrain.weights import weights_hash
 
@@ -164,34 +164,7 @@ def scheduled_rate(step: int, plan: Plan, schedule: str, drops: tuple[float, ...
     return plan.peak * 0.1 ** sum(step >= round(drop * plan.steps) for drop in drops)
 
 
-# ------------------------------------------------------------------------------------------- layers
-
-
-def layer_groups(module: nn.Module) -> list[list[str]]:
-    """Names of a module's parameters by layer, from those next to the pixels to the last.
-
-    The elements of a sequence (blocks of a transformer, of a residual stage) are a layer each, and
-    so is every other child; a child that holds sequences deeper down is opened.
-    """
-    groups: list[list[str]] = []
-
-    def walk(part: nn.Module, prefix: str) -> None:
-        is_stack = isinstance(part, nn.Sequential | nn.ModuleList | nn.ModuleDict)
-        own = [prefix + name for name, _ in part.named_parameters(recurse=False)]
-        if own:  # positions, class tokens: next to the pixels
-            groups.append(own)
-        for name, child in part.named_children():
-            stacks = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-            nested = any(isinstance(m, stacks) for m in child.modules())
-            if isinstance(child, stacks) or (nested and not is_stack):
-                walk(child, f"{prefix}{name}.")
-            else:
-                names = [f"{prefix}{name}.{n}" for n, _ in child.named_parameters()]
-                if names:
-                    groups.append(names)
-
-    walk(module, "")
-    return groups
+# --------------------------------------------------------------------------------------- optimizers
 
 
 def make_optimizer(
@@ -213,25 +186,16 @@ def make_optimizer(
         an optimizer whose groups have an "lr_scale", a factor on the scheduled rate.
     """
     assert name in ("adamw", "sgd"), name
-    layers = layer_groups(model.backbone)
-    scale_of = {
-        f"backbone.{name}": backbone_lr * layer_decay ** (len(layers) - 1 - depth)
-        for depth, names in enumerate(layers)
-        for name in names
+    scales = {
+        f"backbone.{name}": backbone_lr * scale
+        for name, scale in layer_scales(model.backbone, layer_decay).items()
     }
-    groups: dict[tuple[float, float], dict] = {}
-    for path, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        scale = scale_of.get(path, 1.0)
-        decay = weight_decay if decays(parameter) and not POSITIONS.search(path) else 0.0
-        group = groups.setdefault(
-            (scale, decay), {"params": [], "weight_decay": decay, "lr_scale": scale}
-        )
-        group["params"].append(parameter)
+    groups = param_groups(
+        model, weight_decay, scales, lambda path, p: decays(p) and not POSITIONS.search(path)
+    )
     if name == "adamw":
-        return torch.optim.AdamW(list(groups.values()), lr=0.0, fused=True)
-    return torch.optim.SGD(list(groups.values()), lr=0.0, momentum=0.9)
+        return torch.optim.AdamW(groups, lr=0.0, fused=True)
+    return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
 
 
 # Learned positions, of all families and of open_clip, timm and torchvision: VideoMAE skips

@@ -3,6 +3,7 @@
 import sys
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -14,14 +15,18 @@ from downstream.splits import choose_validation, group_by_source
 from downstream.zero_shot import embed_texts, unit
 from pretrain.clip import VideoText
 from pretrain.data.sampling import SCORED, counter_rng
-from pretrain.data.shards import Pack
+from pretrain.data.shards import Pack, TrainClips
+from pretrain.device import autocast_dtype
 from pretrain.health import feature_health
+from pretrain.modes import evaluating
 from pretrain.names import counted, for_screen
 from pretrain.processes import SHARE
 from pretrain.spec import Backbone
 
 KNN_CLIPS = 480  # clips behind the scores of features
 KNN = ("knn", "knn_chance", "knn_clips")  # what `online_scores` may say of labels
+VIEWS = ("view_retrieval", "view_retrieval_chance", "view_retrieval_clips")
+VIEWED_CLIPS = 128  # clips behind view retrieval
 VAL_CLIPS = 512  # clips of a pack behind the retrieval score
 
 
@@ -39,6 +44,7 @@ def online_scores(
     seed: int,
     accelerator: Accelerator,
     precision: str,
+    views: bool = False,
 ) -> dict[str, float]:
     """What the features of some training clips are like, as a run's log has it.
 
@@ -53,6 +59,7 @@ def online_scores(
         seed: of that choice.
         accelerator: the processes, of which each embeds a share; all have to take part.
         precision: see `pretrain.device.autocast_dtype`.
+        views: without labels, score `_view_retrieval` instead.
     """
     assert isinstance(encoder, Backbone)
     picked = _some(pack, ids, KNN_CLIPS, seed)
@@ -62,10 +69,51 @@ def online_scores(
     embed = lambda some: extract(encoder, pack, picked[some], how)[:, 0]
     try:
         x = rows_by_all(accelerator, len(picked), encoder.embed_dim, embed)
+        scores = feature_health(x) | _knn(x, [pack.record(i) for i in picked], seed)
+        if views and "knn" not in scores:
+            scores |= _view_retrieval(encoder, pack, ids, seed, accelerator, precision)
     except ValueError as error:
         _no_score("score of the features", error, accelerator)
         return {}
-    return feature_health(x) | _knn(x, [pack.record(i) for i in picked], seed)
+    return scores
+
+
+def _view_retrieval(
+    encoder: Backbone, pack: Pack, ids: np.ndarray, seed: int, accelerator: Accelerator,
+    precision: str,
+) -> dict[str, float]:  # fmt: skip
+    """How often a view of a clip (crop and frames of its own) finds the other one of its clip.
+
+    Among the other views of `VIEWED_CLIPS` clips, by cosine of features minus their mean.
+
+    Raises:
+        ValueError: many clips in a row cannot be decoded.
+    """
+    clips = _some(pack, ids, VIEWED_CLIPS, seed)
+    device, dtype = accelerator.device, autocast_dtype(accelerator.device, precision)
+    both = TrainClips(
+        pack, clips, encoder.input_spec, seed, 2, (1.0, 0.9, 0.8), lambda *_: {}, spread=True
+    )
+    assert isinstance(encoder, nn.Module)
+
+    def embed(some: np.ndarray) -> np.ndarray:
+        shown = [both[int(i)] for i in some]
+        batch = {n: torch.cat([clip[n] for clip in shown]) for n in encoder.input_spec.streams}
+        with (
+            evaluating(encoder),
+            torch.inference_mode(),
+            torch.autocast(device.type, dtype, enabled=dtype is not None),
+        ):
+            spec = encoder.input_spec
+            x = encoder(spec.normalise(spec.take(batch, device)))
+        return x.float().cpu().numpy().reshape(len(some), -1)
+
+    x = rows_by_all(accelerator, len(clips), 2 * encoder.embed_dim, embed)
+    x = x.reshape(2 * len(clips), -1)
+    x = unit(x - x.mean(0))
+    found = (x[0::2] @ x[1::2].T).argmax(1) == np.arange(len(clips))
+    values = (float(found.mean()), 1 / len(clips), len(clips))
+    return dict(zip(VIEWS, values, strict=True))
 
 
 def _knn(x: np.ndarray, records: list[dict], seed: int) -> dict[str, float]:
@@ -94,6 +142,8 @@ def learning_words(values: dict, state: dict, health: str) -> tuple[str, str]:
         text += f" ({values['explained']:.0%} explained)"
     if "view_retrieval_accuracy" in values:
         text += f"  view-retrieval accuracy {values['view_retrieval_accuracy']:.0%}"
+    if VIEWS[0] in values:
+        text += f"  view retrieval {values[VIEWS[0]]:.0%} of {counted(values[VIEWS[2]], 'clip')}"
     score, chance, clips = (state[name] for name in KNN)
     knn = "" if score is None else (
         f"kNN {100 * score:.1f} % of {counted(clips, 'clip')} (chance {100 * chance:.1f} %)"

@@ -439,7 +439,9 @@ def choose_steps(
             if isinstance(value, Tensor)
         }),
         model,
-        lambda twin: make_optimizers(optim.optimizer, twin, optim.weight_decay, optim.betas),
+        lambda twin: make_optimizers(
+            optim.optimizer, twin, optim.weight_decay, optim.betas, optim.layer_decay
+        ),
         plan.accumulate, loader_workers(config.machine, on_cpu=0) > 0, engine.accelerator,
     )  # fmt: skip
     steps = max(20, int(config.minutes * 60 * USABLE / seconds) // 10 * 10)

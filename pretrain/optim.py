@@ -1,7 +1,7 @@
 """Parameter groups, optimizers, their step, and the learning-rate schedules."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 import torch.distributed as dist
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pretrain.device import has_bf16
+from pretrain.spec import Backbone
 
 
 def decays(parameter: Tensor) -> bool:
@@ -16,22 +17,103 @@ def decays(parameter: Tensor) -> bool:
     return sum(length > 1 for length in parameter.shape) > 1
 
 
-def param_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: matrices decay, vectors (biases, norms) and the (1, 1, D) mask token do not."""
-    decay: list[Tensor] = []
-    no_decay: list[Tensor] = []
-    for parameter in model.parameters():
+def layer_groups(module: nn.Module) -> list[list[str]]:
+    """Names of a module's parameters by layer, from those next to the pixels to the last.
+
+    The elements of a sequence (blocks of a transformer, of a residual stage) are a layer each, and
+    so is every other child; a child that holds sequences deeper down is opened.
+    """
+    groups: list[list[str]] = []
+
+    def walk(part: nn.Module, prefix: str) -> None:
+        is_stack = isinstance(part, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+        own = [prefix + name for name, _ in part.named_parameters(recurse=False)]
+        if own:  # positions, class tokens: next to the pixels
+            groups.append(own)
+        for name, child in part.named_children():
+            stacks = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+            nested = any(isinstance(m, stacks) for m in child.modules())
+            if isinstance(child, stacks) or (nested and not is_stack):
+                walk(child, f"{prefix}{name}.")
+            else:
+                names = [f"{prefix}{name}.{n}" for n, _ in child.named_parameters()]
+                if names:
+                    groups.append(names)
+
+    walk(module, "")
+    return groups
+
+
+def layer_scales(module: nn.Module, layer_decay: float) -> dict[str, float]:
+    """Factors on the rates of a backbone's parameters: from layer to layer towards its input.
+
+    Args:
+        module: the backbone.
+        layer_decay: a layer has this factor on the rate of the layer after it (BEiT, Bao et al.
+            2021, https://arxiv.org/abs/2106.08254); 1: all the same rate.
+
+    Returns:
+        by a parameter's name, 1 for the last layer.
+    """
+    layers = layer_groups(module)
+    return {
+        name: layer_decay ** (len(layers) - 1 - depth)
+        for depth, names in enumerate(layers)
+        for name in names
+    }
+
+
+def param_groups(
+    model: nn.Module,
+    weight_decay: float,
+    scales: Mapping[str, float] | None = None,
+    decaying: Callable[[str, Tensor], bool] = lambda _, parameter: decays(parameter),
+) -> list[dict]:
+    """Groups by rate and decay: matrices decay, vectors and the (1, 1, D) mask token do not.
+
+    Args:
+        model: of which all that learns is grouped.
+        weight_decay: of what decays.
+        scales: factors on the scheduled rate, by name; 1 for all others.
+        decaying: whether a parameter decays, by its name and itself.
+
+    Returns:
+        first the two groups of factor 1, that which decays before the other; each has its factor,
+        "lr_scale".
+    """
+    groups: dict[tuple[float, bool], list[Tensor]] = {(1.0, True): [], (1.0, False): []}
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (decay if decays(parameter) else no_decay).append(parameter)
+            key = ((scales or {}).get(name, 1.0), bool(decaying(name, parameter)))
+            groups.setdefault(key, []).append(parameter)
     return [
-        {"params": decay, "weight_decay": weight_decay},
-        {"params": no_decay, "weight_decay": 0.0},
+        {"params": params, "weight_decay": weight_decay if decay else 0.0, "lr_scale": scale}
+        for (scale, decay), params in groups.items()
     ]
 
 
-def adamw(model: nn.Module, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """Fused AdamW over `param_groups`; its learning rate is set at every step by the schedule."""
-    return torch.optim.AdamW(param_groups(model, weight_decay), lr=0.0, betas=betas, fused=True)
+def _scales_of_backbones(model: nn.Module, layer_decay: float) -> dict[str, float]:
+    """`layer_scales` of the backbones in a model, by the model's names."""
+    scales: dict[str, float] = {}
+    found: list[str] = []
+    for prefix, part in model.named_modules() if layer_decay != 1 else ():
+        inside = any(prefix.startswith(outer) for outer in found)
+        if isinstance(part, Backbone) and isinstance(part, nn.Module) and not inside:
+            found.append(f"{prefix}." if prefix else "")
+            own = layer_scales(part, layer_decay).items()
+            scales |= {f"{found[-1]}{name}": scale for name, scale in own}
+    return scales
+
+
+def adamw(
+    model: nn.Module, weight_decay: float, betas: tuple[float, float], layer_decay: float = 1.0
+) -> torch.optim.AdamW:
+    """Fused AdamW over `param_groups`; its learning rate is set at every step by the schedule.
+
+    For `layer_decay` see `make_optimizers`.
+    """
+    groups = param_groups(model, weight_decay, _scales_of_backbones(model, layer_decay))
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
 
 
 _LINEAR, _CUBIC, _QUINTIC = 3.4445, -4.775, 2.0315  # of a Newton-Schulz step (Jordan et al. 2024)
@@ -89,11 +171,11 @@ class Muon(torch.optim.Optimizer):
     it to the others.
 
     Args:
-        params: matrices.
+        params: matrices, or groups of them.
         weight_decay: per unit of learning rate.
     """
 
-    def __init__(self, params: list[nn.Parameter], weight_decay: float):
+    def __init__(self, params: list[nn.Parameter] | list[dict], weight_decay: float):
         super().__init__(params, {"lr": 0.0, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -170,8 +252,9 @@ def _orthogonalised_rows(matrices: list[nn.Parameter]) -> Iterator[tuple[nn.Para
 
 
 def make_optimizers(
-    name: str, model: nn.Module, weight_decay: float, betas: tuple[float, float]
-) -> list[torch.optim.Optimizer]:
+    name: str, model: nn.Module, weight_decay: float, betas: tuple[float, float],
+    layer_decay: float = 1.0,
+) -> list[torch.optim.Optimizer]:  # fmt: skip
     """The optimizers that together train every parameter of `model` once.
 
     Args:
@@ -181,6 +264,8 @@ def make_optimizers(
             named `attn` and `mlp`.
         weight_decay: of matrices.
         betas: AdamW's.
+        layer_decay: of each `Backbone` in the model, see `layer_scales`; what is not of one, such
+            as a decoder, has the whole rate.
 
     Returns:
         optimizers whose groups may have an "lr_scale", a factor on the scheduled rate: Muon stands,
@@ -190,7 +275,7 @@ def make_optimizers(
         ValueError: another name.
     """
     if name == "adamw":
-        return [adamw(model, weight_decay, betas)]
+        return [adamw(model, weight_decay, betas, layer_decay)]
     if name != "muon":
         raise ValueError(f"--optimizer {name!r} is neither adamw nor muon")
     in_blocks = {id(p) for n, p in model.named_parameters() if "blocks." in n and p.ndim == 2}
@@ -198,11 +283,14 @@ def make_optimizers(
         id(m.weight) for n, m in model.named_modules()
         if isinstance(m, nn.Linear) and (".attn." in n or ".mlp." in n)
     }  # fmt: skip
-    decay, no_decay = param_groups(model, weight_decay)
-    matrices = [p for p in decay["params"] if id(p) in in_blocks]
-    decay["params"] = [p for p in decay["params"] if id(p) not in in_blocks]
-    groups = [group | {"lr_scale": 0.2} for group in (decay, no_decay)]
-    rest = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+    matrices: list[dict] = []
+    others: list[dict] = []
+    for group in param_groups(model, weight_decay, _scales_of_backbones(model, layer_decay)):
+        own = [p for p in group["params"] if id(p) in in_blocks and decays(p)]
+        other = [p for p in group["params"] if not (id(p) in in_blocks and decays(p))]
+        matrices += [group | {"params": own}] if own else []
+        others.append(group | {"params": other, "lr_scale": 0.2 * group["lr_scale"]})
+    rest = torch.optim.AdamW(others, lr=0.0, betas=betas, fused=True)
     return [Muon(matrices, weight_decay), rest] if matrices else [rest]
 
 

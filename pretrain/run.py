@@ -21,7 +21,9 @@ from pretrain.processes import is_first
 from pretrain.settings import RunSettings
 
 # What a run has in its folder before its first checkpoint.
-BEGINNINGS = ("config.json", "log.jsonl", "data_errors.jsonl", "tensorboard", "checkpoints")
+BEGINNINGS = (
+    "config.json", "log.jsonl", "data_errors.jsonl", "tensorboard", "checkpoints", "best",
+)  # fmt: skip
 # What may change when a run is continued, since it decides no number.
 FREE = {"out", "given", "num_workers", "cache_gib", *(field.name for field in fields(RunSettings))}
 

@@ -123,6 +123,9 @@ class Optimisation:
     """Fraction of the steps that warm up."""
     weight_decay: NotNegative = 0.05
     """The optimizer's, on matrices only."""
+    layer_decay: PositiveFraction = 1.0
+    """Learning rate of an encoder's layer over that of the layer after it (BEiT): below 1, its
+    first layers are moved least, for going on from a --backbone; 1: all alike."""
     beta2: FractionBelowOne = 0.95
     """AdamW's second beta; the first is 0.9."""
     clip_grad: NotNegative = 0.0

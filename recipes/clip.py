@@ -357,7 +357,7 @@ def main(cfg: Config) -> dict:
         if run.first:
             for pack, ids in zip(packs, chosen, strict=True):
                 shards.warn_of_clips(pack, ids, spec)
-        how = (optim.optimizer, model, optim.weight_decay, optim.betas)
+        how = (optim.optimizer, model, optim.weight_decay, optim.betas, optim.layer_decay)
         wrapped = engine.prepare(model, lambda: make_optimizers(*how))
         run.restore({"cut": 0, "loss": None, "val": None, "best": None})
         health = Health(plan.steps, run.state["best"])

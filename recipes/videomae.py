@@ -31,6 +31,7 @@ from torch import nn
 
 from downstream.encoders import form_of_weights, transformer, weights_to_start_from
 from downstream.finetune import record_method
+from downstream.guard import Guard
 from downstream.models import build_model as build_family
 from downstream.monitor import KNN, learning_words, online_scores
 from pretrain import auto, backbones, flags, log, settings
@@ -84,6 +85,9 @@ class Config:
     """Of such another name: the small network, for minutes on a CPU, instead of the paper's."""
     backbone: str | None = None
     """Weights to start from: a backbone folder, a run, hf:OWNER/NAME or an official .pth."""
+    guard: bool | None = None
+    """Stop where the features become worse than the best so far, and restore those (see
+    --knn-every); by default with --backbone."""
     frames: flags.OptionalCount = None
     """Frames of a clip; by default 16, or as another model has it."""
     stride: flags.Count = 4
@@ -365,6 +369,8 @@ def main(cfg: Config) -> dict:
     cfg = flags.settle(cfg, unused(cfg), PRESETS.get(cfg.preset))
     if cfg.target == cfg.stream:
         cfg = flags.replace(cfg, target=None)  # the same run
+    if cfg.guard is None:
+        cfg = flags.replace(cfg, guard=bool(cfg.backbone))
     flow = "-flow" * (cfg.stream == "flow") + "-to-flow" * (cfg.target == "flow")
     folder = Path(cfg.out or f"runs/videomae-{cfg.preset}{flow}")
     side = packing_side(cfg.size)
@@ -399,20 +405,27 @@ def main(cfg: Config) -> dict:
 
         # ---- optimizer, wrapper and loader
         optim = cfg.optim
-        how = (optim.optimizer, model, optim.weight_decay, optim.betas)
+        how = (optim.optimizer, model, optim.weight_decay, optim.betas, optim.layer_decay)
         wrapped = engine.prepare(model, lambda: make_optimizers(*how))
-        run.restore({"loss": None, "best": None, **dict.fromkeys(KNN)})
+        run.restore({"loss": None, "best": None, "guard": None, **dict.fromkeys(KNN)})
         health = Health(plan.steps, run.state["best"])
+        guard = Guard(folder, bool(cfg.guard), run.state["guard"])
         names = batch_names(cfg)
 
         def score() -> dict[str, float]:
             with engine.whole() as whole:  # each process embeds a share
-                how = (cfg.seed, engine.accelerator, cfg.machine.precision)
-                return online_scores(bare(whole).encoder, pack, ids, *how)
+                encoder, how = bare(whole).encoder, (engine.accelerator, cfg.machine.precision)
+                scores = online_scores(encoder, pack, ids, cfg.seed, *how, views=guard.on)
+                health.scored(scores)
+                about = run.provenance("videomae", cfg.split) | scores
+                guard.judge(scores, health.word, run.step, encoder if run.first else None, about)
+            return scores
 
         # ---- loop
-        if not run.step and cfg.knn_every != 0:
-            health.scored(score())  # what later scores are compared with
+        if not run.step and (guard.on or cfg.knn_every != 0):
+            score()  # of the starting weights, with which later ones are compared
+        if guard.stopped:
+            run.end_early()
         with run.batches(dataset) as batches:
             while run.unfinished:
                 lr = learning_rate(run.step, plan.steps, plan.warmup, plan.peak, plan.final)
@@ -430,28 +443,29 @@ def main(cfg: Config) -> dict:
                 if run.due(cfg.knn_every):
                     scores = score()
                     run.state |= {name: scores.get(name) for name in KNN}
-                    health.scored(scores)
                     values |= scores
+                    if guard.stopped:
+                        run.end_early()
                 if run.log_due():
                     values |= engine.gradient_norms() | health.values
                     run.log(values, *learning_words(values, run.state, health.word))
                     health.say()
-                run.finish_step({"loss": loss, "best": health.best})
+                run.finish_step({"loss": loss, "best": health.best, "guard": guard.kept})
 
         # ---- end
         with engine.whole() as whole:
             if run.end():
-                finish(cfg, bare(whole), pack, ids, run)
+                finish(cfg, bare(whole), pack, ids, run, guard)
         return run.state
 
 
-def finish(cfg: Config, model, pack: Pack, ids: np.ndarray, run: TrainingRun) -> None:
+def finish(cfg: Config, model, pack: Pack, ids: np.ndarray, run: TrainingRun, guard: Guard) -> None:
     """Export the backbone, draw the figures and say where everything is."""
     folder, exported = run.folder, run.folder / "backbone"
     scores = {"loss": run.state["loss"], "online_knn": run.state["knn"]}
-    backbones.export_backbone(
-        model.encoder, exported, run.provenance("videomae", cfg.split) | scores
-    )
+    about = run.provenance("videomae", cfg.split) | scores | guard.about
+    backbones.export_backbone(guard.restored(model.encoder), exported, about)
+    guard.say()
     made: dict[str, object] = {"backbone": exported}
     if cfg.reconstruct:
         rng = counter_rng(cfg.seed, 0, purpose=FIGURE)
@@ -463,7 +477,8 @@ def finish(cfg: Config, model, pack: Pack, ids: np.ndarray, run: TrainingRun) ->
             f"{cfg.mask} mask, {cfg.mask_ratio:.0%} hidden",
         )  # fmt: skip
     made["curve"] = log.curve_figure(
-        folder / "curve.png", folder / "log.jsonl", ("loss", "contrast"), ("explained", "knn"),
+        folder / "curve.png", folder / "log.jsonl", ("loss", "contrast"),
+        ("explained", "knn", "view_retrieval"),
         f"{'masked reconstruction' if cfg.reconstruct else compares(cfg)}, {cfg.model} on "
         f"{cfg.data}, {counted(len(ids), 'clip')}",
     )  # fmt: skip

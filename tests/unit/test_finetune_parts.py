@@ -15,7 +15,6 @@ from downstream.classifier import Classifier
 from downstream.finetune import (
     Learner,
     balanced_weights,
-    layer_groups,
     make_optimizer,
     make_targets,
     mix,
@@ -29,6 +28,7 @@ from downstream.splits import few_shots
 from downstream.training import TRAINING, fitting
 from pretrain.data.transforms import Augment, rand_augment, random_erase
 from pretrain.loop import Plan
+from pretrain.optim import layer_groups
 from pretrain.spec import InputSpec, Stream
 from pretrain.vit import VideoTransformer
 
