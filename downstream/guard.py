@@ -22,7 +22,7 @@ from downstream.models import load_backbone
 from pretrain import backbones
 from pretrain.names import counted, for_screen
 
-ERRORS = 3  # standard errors below the best, before a score has fallen
+ERRORS = 4  # standard errors below the best, before a score has fallen
 WATCHED = {"knn": "online kNN accuracy", "view_retrieval": "view retrieval"}
 KEPT = ("best", "best_step", "last", "last_step", "clips", "labels", "low", "collapsed", "stopped")
 
@@ -86,6 +86,8 @@ class Guard:
         collapsed = low and not kept["low"]  # some weights are so from the start
         better = score >= kept["best"] and not collapsed
         fallen = not better and has_fallen(score, kept["best"], clips)
+        if name == "view_retrieval":  # what clips look like may matter less, and need not be lost
+            fallen = fallen and score < kept["best"] / 2
         self.kept = kept | {
             "last": score, "last_step": step, "clips": clips, "labels": int(name == "knn"),
             "collapsed": int(collapsed), "stopped": int(fallen or collapsed),
