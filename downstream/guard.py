@@ -83,6 +83,9 @@ class Guard:
             return
         score, clips, low = scores[name], int(scores[f"{name}_clips"]), word == "collapsing"
         kept = self.kept or {"best": -1.0, "best_step": 0, "low": int(low)}
+        if not self.kept and encoder is not None:
+            asked = counted(clips, "clip")
+            print(f"starting weights: {WATCHED[name]} {100 * score:.1f} % of {asked}", flush=True)
         collapsed = low and not kept["low"]  # some weights are so from the start
         better = score >= kept["best"] and not collapsed
         fallen = not better and has_fallen(score, kept["best"], clips)

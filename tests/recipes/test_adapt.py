@@ -69,7 +69,8 @@ def test_a_planted_collapse_is_caught(
     state = adapt(packs[labels], weights, out, seed=seed, **PLANTED[kind])
     assert state["guard"]["stopped"] and state["step"] < 12
     best = int(state["guard"]["best_step"])
-    said = capsys.readouterr().err
+    out_of_it, said = capsys.readouterr()
+    assert out_of_it.count("starting weights: ") == 1
     assert f"stopped at step {state['step']}" in said and f"weights of step {best}" in said
     exported = load_backbone(str(out / "backbone")).state_dict()
     assert equal(exported, load_backbone(str(out / "best")).state_dict())
