@@ -15,6 +15,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from pretrain.settings import RUN, RunSettings
@@ -184,6 +185,18 @@ def _pack_seeds() -> list[Files]:
             "frames": 16,
         }
         clip |= {"fps": 16.0, "width": 32, "height": 32, "start": 0.0}
+        if i == 2:  # cut out of a wider picture
+            clip |= {
+                "follow": {
+                    "method": "boxes",
+                    "frame": 3,
+                    "of": 90,
+                    "picture": [64, 48],
+                    "subject": "1",
+                    "size": [32, 32],
+                    "way": [[0, 1, 2.5], [1, 4, 0]],
+                }
+            }
         if i == 3:  # poses without a video
             clip |= {"main": "pose", "entry": _stream_seeds(clip)["pose"]}
         rows.append(clip_row(source, 0, clip, _stream_seeds(clip) if i < 3 else {}))
@@ -738,6 +751,42 @@ def _check_flow(box: Path) -> None:
     assert levels.shape == (1 if is_flo else 2, 2, 12, 16) and levels.min() >= 1
 
 
+def _box_seeds() -> list[Files]:
+    rows = "{0},1,10,20,30,40\n{0},2,50,20,30,40\n"
+    table = "".join(map(rows.format, range(1, 5)))
+    boxes = [{"image_id": t, "track_id": 1, "bbox": [1, 2, 3, 4]} for t in range(3)]
+    images = [{"id": t, "width": 64, "height": 48} for t in range(3)]
+    return [
+        {"boxes": text.encode()}
+        for text in (
+            table,
+            "frame,id,x,y,w,h\n" + table,
+            "time;track;x1;y1;x2;y2\n0.5;a;.1;.2;.3;.4\n",
+            json.dumps(boxes),
+            json.dumps({"images": images, "annotations": boxes}),
+        )
+    ]
+
+
+def _check_boxes(box: Path) -> None:
+    import numpy as np
+
+    from pretrain.data.boxes import parse_boxes, still_boxes
+    from pretrain.data.cuts import box_tracks, plan_cuts
+
+    data = (box / "boxes").read_bytes()
+    for read in (lambda: parse_boxes(data), lambda: still_boxes(data.decode(errors="replace"))):
+        try:
+            boxes = read()
+        except ValueError:
+            continue
+        tracks = box_tracks(boxes, (64, 48), (64, 48), Fraction(10), 40)
+        for cut in plan_cuts(tracks, "boxes", (64, 48), Fraction(10), 20, 40):
+            way = np.array(cut.way)[:, 1:]
+            assert 0 <= cut.start < cut.stop <= 40 and np.isfinite(way).all()
+            assert (way >= 0).all() and (way + cut.size <= (64, 48)).all()
+
+
 def _check_poses(box: Path) -> None:
     import numpy as np
 
@@ -763,6 +812,7 @@ TARGETS = {
     "classes": Target(_class_seeds, _check_classes),
     "flow": Target(_flow_seeds, _check_flow, allowed=("Refused",)),
     "poses": Target(_pose_seeds, _check_poses),
+    "boxes": Target(_box_seeds, _check_boxes, allowed=("Refused",)),
     "backbones": Target(_backbone_seeds, _check_backbone, _repair_manifest),
     "runs": Target(_run_seeds, _check_run, _repair_manifest),
     "safetensors": Target(_safetensors_seeds, _check_safetensors),
