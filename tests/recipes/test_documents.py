@@ -82,6 +82,8 @@ RULES = [
     Rule(r"^python -m pretrain\.data\.untrimmed", listed="tests/recipes/test_detect.py runs it"),
     Rule(r"^python -m pretrain\.data\.index_size", listed="tests/unit/test_columns.py runs it"),
     Rule(r"^python -m pretrain\.data\.flow_error", listed="tests/unit/test_flow.py runs it"),
+    Rule(r"^python -m pretrain\.data\.follow_error", listed="tests/unit/test_follow.py runs it"),
+    Rule(r"pack\.py .*--follow", parsed="tests/unit/test_follow.py does it"),
     Rule(r"^python -m pretrain\.data\.pose_errors", listed="test_pose_errors.py runs it"),
     Rule(
         r"finetune\.py --model (stgcn|skeleton_lstm|flow_stack)",

@@ -13,6 +13,7 @@ from downstream.detect import list_videos
 from downstream.probe import choose_folds
 from pretrain.data.boxes import parse_boxes, still_boxes
 from pretrain.data.cuts import GAP, STILL, Track, places, plan_cuts
+from pretrain.data.follow_error import main
 from pretrain.data.index import load_index
 from pretrain.data.ingest import ingest
 from pretrain.data.merge import merge
@@ -424,3 +425,13 @@ def test_boxes_are_in_pixels_of_the_upright_video(tmp_path):
     shown = [np.stack(read_video(tmp_path / c["file"])).astype(float) for c in cuts]
     assert cuts[0]["follow"]["size"] == cuts[1]["follow"]["size"]
     assert np.abs(shown[0] - shown[1]).mean() < 6
+
+
+@pytest.mark.slow
+def test_the_error_of_following_is_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["x", "--out", str(tmp_path), "--videos", "2", "--methods",
+                                     "boxes", "motion"])  # fmt: skip
+    main()
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in printed] == ["boxes", "motion"]
+    assert "people found 1 " in printed[0] and "contains all 1 " in printed[0]
