@@ -136,8 +136,12 @@ def choose(
 
     _choose_texts(texts, put)
     still, seconds = facts.frames == 1, min(facts.frames / facts.fps, WINDOW)
-    moves = f"in nine of ten clips at most {facts.moving:.0%} of picture and time move"
-    if asked := OF_TOKENS & typed.keys():
+    moves = f"in three of four clips at most {facts.moving:.0%} of picture and time move"
+    asked = OF_TOKENS & typed.keys()
+    wanted = typed.get("frames") or FUSED[0]
+    if wanted < 6 or wanted % 4 != 2:  # slow fusion takes 4k + 2
+        asked |= {"frames"}
+    if asked:
         moves = f"{flags.flag(min(asked))} is for one"
     fused = not still and not asked and facts.moving <= STILL
     model = put(
@@ -152,7 +156,7 @@ def choose(
     else:
         frames = 1 if still else min(16, max(2, facts.frames - facts.frames % 2))
     many = "pictures" if still else f"as many as it takes, of {facts.frames} of a clip"
-    frames = put("frames", frames, many)
+    frames = put("frames", frames, many) or frames
     if frames > 1:
         stride = max(1, round(seconds * facts.fps / frames))
         put("stride", stride, f"a clip spans {seconds:.1f} s of {facts.frames / facts.fps:.1f} s")
@@ -233,6 +237,11 @@ def choose_by_data(
     if known := recorded(folder, config, fingerprint(packs)):
         return known, SIDE[gpu]
     texts = measure_texts(packs, config.split, typed.get("text", ""), config.templates)
+    if texts.different == 1:
+        raise ValueError(
+            f"all {counted(texts.clips, 'clip')} have the same {texts.kind}: there is nothing by "
+            "which clips are kept apart; give each a caption of its own"
+        )
     facts = together([measure(pack, pack.split_if_any(config.split)) for pack in packs])
     config, chosen = chosen_for(facts, texts)
     if is_first():

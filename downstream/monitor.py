@@ -261,3 +261,17 @@ def retrieval_words(val: dict | None) -> str:
         f"val R@1 {100 * val['r1']:.1f} % R@10 {100 * val['r10']:.1f} % of "
         f"{counted(val['num'], 'clip')} (chance {first:.1f} and {tenth:.1f} %)"
     )
+
+
+def contrast_words(values: dict, val: dict | None, health: str) -> tuple[str, str]:
+    """What a person watches of a step, and the last score on val."""
+    text = (
+        f"loss {values['loss']:.3f}  in-batch {values['video_to_text']:.0%} to text "
+        f"{values['text_to_video']:.0%} to video  gap {values['gap']:.2f}  "
+        f"scale {values['scale']:.1f}  {counted(values['duplicates'], 'duplicate')}  {health}"
+    )
+    after = [
+        retrieval_words(val),
+        f"{counted(values['cut'], 'caption')} cut to the context" if values["cut"] else "",
+    ]
+    return text, "  ".join(filter(None, after))

@@ -13,7 +13,7 @@ from torch import Tensor
 from downstream.finetune import make_targets, mix
 from pretrain.clip import VideoText, has_batch_norm
 from pretrain.data.cache import raw_sources
-from pretrain.data.shards import Pack, refuse_raw_streams
+from pretrain.data.shards import Pack, batch_counts, refuse_raw_streams
 from pretrain.loop import Plan
 from pretrain.names import counted
 from pretrain.prompts import load_templates, refuse_same_words, words_of
@@ -164,18 +164,28 @@ class AgainstClasses:
         return micro | {name: batch[name] for name in ("visible",) if name in batch}
 
 
-def refuse_batch(model: VideoText, plan: Plan, by_class: bool) -> None:
+def refuse_batch(
+    model: VideoText, plan: Plan, by_class: bool, sources: Sequence[str],
+    weights: tuple[float, ...] | None,
+) -> None:  # fmt: skip
     """Refuse a batch that a model cannot be trained with.
 
     Args:
         model: the pair of towers.
         plan: of the run.
         by_class: for --loss classes, which compares no clips.
+        sources: of the data.
+        weights: theirs in a batch; None: their numbers of clips.
 
     Raises:
-        ValueError: it is divided and the model mixes the clips of a part; or it is a single clip.
+        ValueError: it is divided and the model mixes the clips of a part; it is a single clip; or
+            it cannot have all sources, or another number of them has weights.
     """
     batch = plan.batch_size
+    if weights:
+        batch_counts(weights, batch)
+    if weights and len(weights) != len(sources):
+        raise ValueError(f"{len(weights)} --data-weights and {len(sources)} --data: give one each")
     if plan.accumulate > 1 and has_batch_norm(model):
         raise ValueError(
             f"a batch of {batch} in micro-batches of {plan.micro} would not be exact: this tower "

@@ -270,12 +270,8 @@ def build_model(cfg: Config) -> VideoText:
 
 def refuse_early(cfg: Config, texts: pairs.Texts, model: VideoText) -> None:
     """Raise ValueError for settings that contradict each other, whatever the data."""
-    plan, weights = plan_run(cfg.optim, 1, asked_processes()), cfg.data_weights
-    if weights:
-        shards.batch_counts(weights, plan.batch_size)
-    if weights and len(weights) != len(cfg.data):
-        raise ValueError(f"{len(weights)} --data-weights and {len(cfg.data)} --data: give one each")
-    pairs.refuse_batch(model, plan, cfg.loss == "classes")
+    plan = plan_run(cfg.optim, 1, asked_processes())
+    pairs.refuse_batch(model, plan, cfg.loss == "classes", cfg.data, cfg.data_weights)
     pairs.refuse_raw(texts, cfg.loss == "classes", cfg.data, cfg.split, model.video.input_spec)
 
 
@@ -405,7 +401,7 @@ def main(cfg: Config) -> dict:
                     }  # fmt: skip
                     values |= monitor.retrieval_values(run.state["val"]) if measured else {}
                     values |= chance | seen | engine.gradient_norms() | health.values
-                    run.log(values, *progress(values, run.state["val"], health.word))
+                    run.log(values, *monitor.contrast_words(values, run.state["val"], health.word))
                     health.say()
                 run.finish_step({"best": health.best})
 
@@ -414,20 +410,6 @@ def main(cfg: Config) -> dict:
             if run.end():
                 finish(cfg, whole, packs, run)
         return run.state
-
-
-def progress(values: dict, val: dict | None, health: str) -> tuple[str, str]:
-    """What a person watches of a step, and the last score on val."""
-    text = (
-        f"loss {values['loss']:.3f}  in-batch {values['video_to_text']:.0%} to text "
-        f"{values['text_to_video']:.0%} to video  gap {values['gap']:.2f}  "
-        f"scale {values['scale']:.1f}  {counted(values['duplicates'], 'duplicate')}  {health}"
-    )
-    after = [
-        monitor.retrieval_words(val),
-        f"{counted(values['cut'], 'caption')} cut to the context" if values["cut"] else "",
-    ]
-    return text, "  ".join(filter(None, after))
 
 
 def finish(cfg: Config, model: VideoText, packs: list[shards.Pack], run: TrainingRun) -> None:

@@ -34,8 +34,8 @@ GUIDES = [
 
 # Data that commands name, beside those that `home` has.
 DATA = dict.fromkeys(
-    ("synthetic", "synthetic:90", "synthetic:3600", "clips.csv", "images.csv", "photos.csv",
-     "packs/k400", "untrimmed/videos.csv"), "packs/mine",
+    ("synthetic", "synthetic:90", "synthetic:1800", "synthetic:3600", "clips.csv", "images.csv",
+     "photos.csv", "packs/k400", "untrimmed/videos.csv"), "packs/mine",
 )  # fmt: skip
 _TRAIN = "--steps 2 --batch-size 8 --micro-batch 8 --num-workers 0 --threads 1 --precision fp32"
 _SCORE = "--num-workers 0 --precision fp32"

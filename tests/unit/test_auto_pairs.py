@@ -59,6 +59,8 @@ def test_the_tower_follows_the_clips():
     # Stills among videos would be nothing less their mean.
     assert values(choose(together([FACE, pictures]), CAPTIONS, {}, False))["model"] == "vit_xs"
     assert values(choose(FACE, CAPTIONS, {"patch": 16}, False))["model"] == "vit_xs"
+    assert values(choose(FACE, CAPTIONS, {"frames": 16}, False))["model"] == "vit_xs"
+    assert values(choose(FACE, CAPTIONS, {"frames": 10}, False))["model"] == "frame_slow"
     assert values(choose(FACE, CAPTIONS, {"model": "vit_s"}, False))["weight_decay"] < 1
 
 
@@ -118,6 +120,12 @@ def test_class_names_are_texts_where_there_are_no_captions(tiny_pack, tmp_path, 
     kept = json.loads((tmp_path / "run/config.json").read_text())["config"]
     assert kept["text"] == "label" and kept["model"] == "frame_slow" and kept["small"]
     assert "they are classes" in capsys.readouterr().out
+
+
+def test_clips_of_one_text_are_refused(make_pack, tmp_path):
+    rows = [row | {"caption": "it moves"} for row in motion_rows(range(1), 1, None)]
+    with pytest.raises(ValueError, match="the same caption"):
+        run(make_pack(rows), tmp_path / "run", split="all", steps=1)
 
 
 def test_one_sentence_is_drawn():
