@@ -267,7 +267,8 @@ def _advice(pack: Pack, given: Folds, spec: InputSpec, frozen: bool) -> str:
             f"{train} with --stride {stride}: the model sees {shown} frames at a time and half of "
             f"the clips have {frames:.0f} or more, so much of the action is never seen at once"
         )
-    tries.append(f"{train} for more --steps, in a new --out")
+    longer = "--minutes or --steps" if frozen else "--steps"
+    tries.append(f"{train} for more {longer}, in a new --out")
     if not frozen:
         tries.append("start from a pretrained --backbone")
     return "; ".join(tries)

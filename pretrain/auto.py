@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from pretrain.checkpoint import newest_valid, read_state
 from pretrain.data.cache import open_data, raw_sources
 from pretrain.data.decode import DecodeError
 from pretrain.data.sampling import MEASURED, counter_rng, test_boxes, test_indices
@@ -32,7 +33,7 @@ from pretrain.data.shards import (
 )
 from pretrain.engine import Engine
 from pretrain.files import read_json
-from pretrain.flags import flag, flat, replace, value_of
+from pretrain.flags import flag, flat, refuse_numbers, replace, value_of
 from pretrain.folders import try_folder
 from pretrain.log import print_table
 from pretrain.loop import plan_run
@@ -53,6 +54,7 @@ WINDOW = 2 * FRAMES * STEP  # seconds that a clip spans at most
 MOST_TOKENS = {False: 288, True: 1568}
 SIZES = {False: (112, 96, 80, 64, 48, 32), True: (224, 160, 128, 112, 96, 64, 48, 32)}
 SIDE = {False: 128, True: 256}  # to which raw data are packed, pixels
+NOTHING = 0.002  # of picture and time: where less of it moves, motion cannot be selected
 SPARSE = 0.03  # of picture and time: where less of it moves, people may be small
 LEAST_PART, LEAST_TOKENS = 0.05, 16  # that are used
 STILL = 0.5  # of the picture: where more of it moves, all tokens are used
@@ -68,11 +70,12 @@ class Facts:
 
     Attributes:
         clips: how many there are.
-        frames: of a clip, the median.
+        frames: of a clip, the median; like the rest, of videos, if there are any.
         fps: their frames a second, the median.
         side: the short side that nine in ten clips have at least, pixels.
         moving: the part of picture and time in which something moves, in three of four clips at
             most; 0 of stills.
+        pictures: how many of the clips are.
     """
 
     clips: int
@@ -80,14 +83,17 @@ class Facts:
     fps: float
     side: int
     moving: float
+    pictures: int = 0
 
     def in_words(self) -> str:
         """For a person."""
         if self.frames == 1:
             return f"{counted(self.clips, 'picture')}, {self.side} pixels"
+        among = f", {counted(self.pictures, 'picture')} among them," * bool(self.pictures)
         return (
-            f"{counted(self.clips, 'clip')} of {self.frames / self.fps:.1f} s at {self.fps:g} "
-            f"frames a second, {self.side} pixels; {self.moving:.0%} of picture and time move"
+            f"{counted(self.clips, 'clip')}{among} of {self.frames / self.fps:.1f} s at "
+            f"{self.fps:g} frames a second, {self.side} pixels as packed; {self.moving:.1%} of "
+            "picture and time move"
         )
 
 
@@ -125,25 +131,28 @@ def measure(pack: Pack, ids: np.ndarray, stream: str = "rgb") -> Facts:
     Raises:
         ValueError: none of those can be decoded.
     """
-    columns = [pack.column(name)[ids] for name in ("frames", "width", "height")]
-    frames = int(np.median(columns[0]))
-    side = int(np.percentile(np.minimum(columns[1], columns[2]), 10))
+    every = ids
+    if (lasting := pack.column("frames")[ids] > 1).any():
+        ids = ids[lasting]  # pictures among videos say nothing of these
+    frames, width, height = (pack.column(name)[ids] for name in ("frames", "width", "height"))
+    length, side = int(np.median(frames)), int(np.percentile(np.minimum(width, height), 10))
     order = counter_rng(0, 0, purpose=MEASURED).permutation(len(ids))
     # Of a pack far away, whose clips are shuffled, the first: all others would have to come, too.
     some = ids[:LOOKED_AT] if pack.remote else ids[np.sort(order[:LOOKED_AT])]
     records = [pack.record(int(i)) for i in some]
     fps = float(np.median([record["fps"] for record in records]))
-    if frames == 1:
-        return Facts(len(ids), 1, fps, side, 0.0)
+    pictures = int(len(every) - lasting.sum())
+    if length == 1:
+        return Facts(len(every), 1, fps, side, 0.0, pictures)
     moving: list[float] = []
     for record in records:
         try:
-            moving.append(moving_part(pack, record, stream, _stride(frames, fps)))
+            moving.append(moving_part(pack, record, stream, _stride(length, fps)))
         except (DecodeError, OSError) as error:
             reason = error
     if not moving:
         raise ValueError(f"{pack.name}: no clip of {len(records)} can be decoded: {reason}")
-    return Facts(len(ids), frames, fps, side, float(np.percentile(moving, 75)))
+    return Facts(len(every), length, fps, side, float(np.percentile(moving, 75)), pictures)
 
 
 def moving_part(pack: Pack, record: dict, stream: str, stride: int) -> float:
@@ -170,7 +179,9 @@ def moving_part(pack: Pack, record: dict, stream: str, stride: int) -> float:
         change = (levels.float() - FLOW_ZERO).abs().amax(1)
         return (_cells(change) > 16).float().mean().item()
     grey = crop_clip({"rgb": pack.frames(record, indices)}, record, box, spec)["rgb"].float()
-    cells = _cells(grey.mean(0).diff(dim=0).abs())
+    change = grey.mean(0).diff(dim=0)
+    light = change.flatten(1).median(1).values  # which flickers in the whole picture
+    cells = _cells((change - light[:, None, None]).abs())
     noise = min(cells.flatten().quantile(0.25).item(), 4.0)
     return (cells > max(4 * noise, 4)).float().mean().item()
 
@@ -193,9 +204,6 @@ def choose(facts: Facts, typed: Mapping[str, Any], gpu: bool) -> dict[str, Choic
         typed: values that the user gave, by flag: what follows from another value follows from
             these.
         gpu: whether it is computed on one. None of these rules was measured there.
-
-    Raises:
-        ValueError: the clips are smaller than any size.
     """
     chosen: dict[str, Choice] = {}
 
@@ -205,39 +213,45 @@ def choose(facts: Facts, typed: Mapping[str, Any], gpu: bool) -> dict[str, Choic
         chosen[name] = (value, why)
         return value
 
-    long, still = facts.frames / facts.fps, facts.frames == 1
+    long, still = facts.frames / facts.fps, 1 in (facts.frames, typed.get("frames"))
     # The whole grid is needed by masks of whole places or times, and by networks of other families.
-    needed = typed.get("mask", "random") != "random" or typed.get("model", "vit_ti") not in VITS
-    whole = still or needed or facts.moving > STILL
+    needs = ""
+    if typed.get("mask", "random") != "random":
+        needs = f"a {typed['mask']} mask needs them all"
+    elif typed.get("model", "vit_ti") not in VITS:
+        needs = f"{typed['model']} takes them all"
+    whole = still or bool(needs) or facts.moving > STILL or facts.moving < NOTHING
     span = min(long, WINDOW)
     frames = FRAMES if span / FRAMES <= STEP else 2 * FRAMES
     step = f"{span / frames:.2f} s apart over {span:.1f} s"
     if facts.frames < frames:
-        fewer = FRAMES if facts.frames >= FRAMES else max(2, facts.frames - facts.frames % 2)
-        frames = 1 if still else fewer
-        step = "pictures" if still else f"a clip has {facts.frames}"
-    frames = put("frames", frames, step)
+        step = f"a clip has {facts.frames}, fewer than {frames}"
+        frames = FRAMES if facts.frames >= FRAMES else max(2, facts.frames - facts.frames % 2)
+    frames = max(frames - frames % typed.get("tubelet", 1), typed.get("tubelet", 1))
+    frames = put("frames", 1 if still else frames, "pictures" if still else step)
     if frames > 1:
-        most = f"of {long:.1f} s" if long > 1.05 * WINDOW else "which half of the clips have"
-        put(
-            "stride", max(1, round(span * facts.fps / frames)), f"a clip spans {span:.1f} s, {most}"
-        )
+        stride = max(1, round(span * facts.fps / frames))
+        spans = f"{min(frames * stride, facts.frames) / facts.fps:.1f} s"
+        put("stride", stride, f"a view spans {spans} of {long:.1f} s, which half of the clips have")
     fours = frames % 4 == 0 and (frames > FRAMES or not whole)
     tubelet = put(
         "tubelet", 4 if fours else 2 if frames % 2 == 0 else 1,
-        "a single frame" if frames == 1 else "as published" if not fours
+        "a single frame" if frames == 1 else f"{frames} is odd" if frames % 2
+        else "as published" if not fours
         else f"{frames // 4} in a row" + ", among which motion is selected" * (not whole),
     )  # fmt: skip
     part = typed.get("motion_tokens", 1.0 if whole else max(facts.moving, LEAST_PART))
     size, patch = _size(facts.side, part * frames / tubelet, part < 1, typed, gpu)
-    tokens = frames // tubelet * (size // patch) ** 2
-    part = min(max(math.ceil(100 * part), math.ceil(100 * LEAST_TOKENS / tokens)), 100) / 100
-    moves = f"in three of four clips at most {facts.moving:.0%} of picture and time move"
-    moves = "the mask needs them all" if needed and facts.moving <= STILL else moves
-    part = put("motion_tokens", part, "pictures have no motion" if still else moves)
-    used = counted(round(part * tokens), "token")
-    room = f"clips have {facts.side} pixels, and {used} of a clip are used"
-    put("size", size, room)
+    tokens = max(frames // tubelet * (size // patch) ** 2, 1)
+    least = math.ceil(100 * LEAST_TOKENS / tokens)
+    moves = f"in three of four clips at most {facts.moving:.1%} of picture and time move"
+    moves = "nothing moves, so none can be selected" if facts.moving < NOTHING else moves
+    moves = f"at least {LEAST_TOKENS} tokens" if math.ceil(100 * part) < least else moves
+    part = min(max(math.ceil(100 * part), least), 100) / 100
+    part = put("motion_tokens", part, "pictures have no motion" if still else needs or moves)
+    used = f"{counted(round(part * tokens), 'token')} of a clip are used"
+    small = " and are enlarged" * (size > facts.side)
+    put("size", size, f"clips have {facts.side} pixels{small}, and {used}")
     put("patch", patch, f"{size // patch} x {size // patch} of them make a picture")
     dense = part == 1 and frames > 1  # all tokens of a video
     put("mask_ratio", 0.9 if dense else 0.75, "neighbours in time say much of a token" if dense
@@ -249,13 +263,20 @@ def choose(facts: Facts, typed: Mapping[str, Any], gpu: bool) -> dict[str, Choic
     put("small", not gpu, f"on a {'GPU' if gpu else 'CPU'}")
     if not gpu and typed.get("model", "vit_ti") == "vit_ti":
         put("depth", 6, "half of the blocks, twice the steps")
+    # No more than there are clips, so that few clips make many steps.
+    usual = 256 if gpu else 32 if part == 1 else 64
+    fewer = max(8, 2 ** int(math.log2(facts.clips)))
     shared = asked_processes() * typed.get("views", 1)
-    batch = shared * math.ceil((256 if gpu else 32 if part == 1 else 64) / shared)
-    batch = put("batch_size", batch, "all of the picture" if part == 1 else "selected tokens")
+    batch = shared * math.ceil(min(usual, fewer) / shared)
+    why = f"there are {counted(facts.clips, 'clip')}" if fewer < usual else (
+        "all tokens" if part == 1 else "selected tokens"
+    )  # fmt: skip
+    batch = put("batch_size", batch, why)
     put("micro_batch", batch if batch <= 64 else 64, "what fits")
-    rate = 0.024 if part == 1 else 0.016
-    put("base_lr", rate, f"of Muon in batches of {batch}")
-    put("final_lr", rate / 100, "a hundredth")
+    muon = typed.get("optimizer", "muon") == "muon"
+    rate = (0.024 if part == 1 else 0.016) * (1 if muon else 0.2)
+    rate = put("base_lr", rate, "of Muon" if muon else "a fifth of Muon's")
+    put("final_lr", rate / 100, "a hundredth of --base-lr")
     return chosen
 
 
@@ -312,7 +333,7 @@ def choose_by_data(
         return replace(config, **{name: value for name, (value, _) in chosen.items()}), chosen
 
     if raw := raw_sources(config.data, config.split):  # packing takes long: what can be said is
-        check(chosen_for(Facts(len(raw), 100, 25.0, 256, 1.0))[0])
+        check(chosen_for(Facts(len(raw), 32, 16.0, 256, 1.0))[0])
         if is_first():
             try_folder(folder)
         wanted = {config.stream, config.target} - {None}
@@ -324,14 +345,19 @@ def choose_by_data(
     facts = measure(pack, pack.split_if_any(config.split), config.stream)
     config, chosen = chosen_for(facts)
     if is_first():
-        rows = {flag(name): f"{value}: {why}" for name, (value, why) in chosen.items()}
+        rows = {}
+        for name, (value, why) in chosen.items():
+            switch = isinstance(value, bool)
+            rows[flag(name) if value or not switch else flag(f"no_{name}")] = (
+                why if switch else f"{value}: {why}"
+            )
         print_table("auto (a flag overrides it)", {"the clips": facts.in_words()} | rows)
         if facts.frames > 1 and facts.moving < SPARSE:
-            print(
-                f"note: only {facts.moving:.1%} of picture and time move: if people are small in "
-                "it, pack.py --follow cuts them out\n",
-                file=sys.stderr,
-            )
+            what = "nothing moves in these clips" if facts.moving < NOTHING else (
+                f"only {facts.moving:.1%} of picture and time move"
+            )  # fmt: skip
+            cut = "if people are small in them, pack.py --follow cuts them out"
+            print(f"note: {what}: {cut}\n", file=sys.stderr)
     return config, SIDE[gpu]
 
 
@@ -346,27 +372,35 @@ def recorded(folder: Path, config: Any, fingerprint: str) -> Any:
     Raises:
         ValueError: the folder's config.json has a value that cannot be.
     """
+    found, _ = newest_valid(folder)
     try:
-        described = read_json(folder / "config.json")
+        described = read_state(found).get("run") if found else read_json(folder / "config.json")
     except ValueError:  # none is there, or `open_run` says what to do
         return None
-    old = described.get("config")
-    if described.get("data_fingerprint") != fingerprint:
+    if not isinstance(described, dict) or described.get("data_fingerprint") != fingerprint:
         return None
+    old = described.get("config")
     if not isinstance(old, dict) or old.get("preset") != AUTO:
         return None
     now = flat(config)
     values = {name: old[name] for name in now if name in old and name not in config.given}
+    damaged = ValueError(f"{folder}/config.json is damaged: put it back, or give another --out")
     for name, value in values.items():
         is_now = now[name]
-        same = type(value) is type(is_now) or None in (value, is_now)
         if isinstance(value, list) and isinstance(is_now, tuple):
+            if {type(part) for part in value} - {float, int, str}:
+                raise damaged
             values[name] = tuple(value)
-        elif not same and not (isinstance(value, int) and isinstance(is_now, float)):
-            raise ValueError(
-                f"{folder}/config.json is damaged: {name} is {value!r:.40}; give another --out"
-            )
-    return replace(config, **values)
+        elif (value is None and is_now is not None) or (
+            None not in (value, is_now) and not isinstance(value, type(is_now) | int)
+        ):
+            raise damaged
+    config = replace(config, **values)
+    try:
+        refuse_numbers(config)
+    except (ValueError, TypeError) as error:
+        raise damaged from error
+    return config
 
 
 def seconds_a_step(
@@ -446,7 +480,8 @@ def choose_steps(
     )  # fmt: skip
     steps = max(20, int(config.minutes * 60 * USABLE / seconds) // 10 * 10)
     if is_first():
-        least = " at least, the fewest" * (steps * seconds > 60 * config.minutes)
-        takes = f"{seconds:.2f} s each, for --minutes {config.minutes:g}{least}"
+        takes = f"{seconds:.2f} s each, for --minutes {config.minutes:g}"
+        if steps * seconds > 60 * config.minutes:
+            takes += f"; fewer are none: it will be {steps * seconds / 60:.1f}"
         print(f"--steps {steps}: {takes}", flush=True)
     return replace(config, steps=steps)

@@ -150,7 +150,7 @@ def with_views(
 ) -> tuple[Config, Extraction]:
     """Both with as many views as were asked for, or as cover the clips."""
     clips, crops, why = covering_views(pack, samples, spec)
-    why = f" ({why})" * (not (config.num_clips and config.num_crops))
+    why = f" ({why})" * (not (config.num_clips or config.num_crops))
     clips, crops = config.num_clips or clips, config.num_crops or crops
     print(f"views of a clip: {clips} over time, {crops} over the longer side{why}")
     return (

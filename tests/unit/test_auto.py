@@ -2,10 +2,13 @@
 
 import itertools
 import json
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pretrain import auto, flags
 from pretrain.auto import MOST_TOKENS, SIZES, Facts, choose, measure
@@ -129,6 +132,14 @@ def test_a_run_chooses_says_why_and_continues_as_it_began(tmp_path, capsys, monk
         assert f"--{name.replace('_', '-')} " in said and name in kept
     assert kept["steps"] == state["step"] == 20 and kept["model"] == "vit_xs"
 
+    config = tmp_path / "run/config.json"
+    whole = config.read_text()
+    for name, value in (("base_lr", 50.0), ("motion_tokens", math.nan), ("scales", ["x", None])):
+        config.write_text(json.dumps({**json.loads(whole), "config": kept | {name: value}}))
+        with pytest.raises(ValueError, match=name):
+            run(data, tmp_path / "run", model="vit_xs", depth=1, batch_size=4)
+    config.write_text(whole)
+
     # The same command again neither looks nor measures anew: what was chosen stands.
     def never(*_):
         raise AssertionError
@@ -179,9 +190,35 @@ def test_what_contradicts_is_refused_before_packing(values, told, tmp_path, monk
     "typed, wanted",
     [
         ({"mask": "tube"}, {"motion_tokens": 1.0}), ({"model": "i3d"}, {"motion_tokens": 1.0}),
-        ({"views": 3}, {"batch_size": 66}), ({"tubelet": 2}, {}),
+        ({"views": 3}, {"batch_size": 66}), ({"frames": 1}, {"motion_tokens": 1.0}),
+        ({"base_lr": 1e-4}, {"final_lr": 1e-6}), ({"tubelet": 3}, {"frames": 30}),
+        ({"optimizer": "adamw"}, {"base_lr": 0.2 * 0.016}),
     ],
 )  # fmt: skip
 def test_what_is_typed_decides_what_goes_with_it(typed, wanted):
     chosen = choose(Facts(90, 60, 25.0, 144, 0.13), typed, False)
-    assert {name: value for name, (value, _) in chosen.items() if name in wanted} == wanted
+    found = {name: value for name, (value, _) in chosen.items() if name in wanted}
+    assert found == pytest.approx(wanted)
+
+
+def test_few_clips_make_small_batches_and_rest_selects_nothing():
+    assert choose(Facts(18, 60, 25.0, 144, 0.13), {}, False)["batch_size"][0] == 16
+    assert choose(Facts(18, 60, 25.0, 144, 0.0), {}, False)["motion_tokens"][0] == 1.0
+
+
+def test_flicker_of_light_is_no_motion(tmp_path):
+    still = np.random.default_rng(9).integers(60, 160, (96, 96, 3))
+    data = packed(tmp_path, lambda _, t: (still + 40 * (t % 2)).astype(np.uint8))
+    assert measure(data, data.split("all")).moving < 0.1
+
+
+def test_pictures_among_videos_say_nothing_of_these(tmp_path):
+    data = packed(tmp_path, block(0.1))
+    alone = measure(data, data.split("all"))
+    for number in range(5):
+        picture = np.random.default_rng(number).integers(0, 255, (96, 96, 3), np.uint8)
+        Image.fromarray(picture).save(tmp_path / "raw" / f"p{number}.png")
+    pack(tmp_path / "raw", tmp_path / "both", short_side=96, workers=1, progress=False)
+    both = Pack(tmp_path / "both")
+    facts = measure(both, both.split("all"))
+    assert facts == replace(alone, clips=8, pictures=5) and "5 pictures" in facts.in_words()
