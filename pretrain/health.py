@@ -18,6 +18,7 @@ from collections import deque
 import numpy as np
 
 PATIENCE = 0.15  # of a run, before its loss is judged, and over which
+FEW = 8  # clips: N of them have a rank of at most N - 1
 LEAST = 8  # steps behind a judgement of the loss
 BAND = 0.02  # of the loss of who knows nothing: less than that is not learned
 # Features have collapsed where one of these is below its first number, or below its second times
@@ -61,7 +62,9 @@ def feature_std(features: np.ndarray) -> float:
 
 
 def feature_health(features: np.ndarray) -> dict[str, float]:
-    """Both, as a run's log has them."""
+    """Both, as a run's log has them; nothing of fewer than `FEW` clips, whose rank says nothing."""
+    if len(features) < FEW:
+        return {}
     return {"effective_rank": effective_rank(features), "feature_std": feature_std(features)}
 
 
@@ -109,6 +112,11 @@ class Learned:
         """The mean of the latest."""
         shares = np.array(self._shares)
         return float(shares[len(shares) // 2 :].mean())
+
+    @property
+    def starting(self) -> bool:
+        """Whether less than `BAND` is learned so far."""
+        return self.share < BAND
 
     def nothing(self) -> bool:
         """Whether so many steps learned nothing, and as many more would not.
@@ -181,7 +189,7 @@ class Health:
         self._losses[name] = learned, costs
 
     def scored(self, scores: dict[str, float]) -> None:
-        """Note a `feature_health`; nothing where a broken clip left none."""
+        """Note a `feature_health`; nothing where a broken clip, or too few, left none."""
         if scores:
             self._features = {name: scores[name] for name in COLLAPSED}
             best = self.best or {}
@@ -189,14 +197,16 @@ class Health:
 
     @property
     def word(self) -> str:
-        """Collapsing, not learning, or healthy."""
+        """Collapsing, not learning, healthy; or starting, while too little is learned to tell."""
         best = self.best or {}
         for name, value in self._features.items():
             least, part = COLLAPSED[name]
             if value < max(least, part * best[name]):
                 return "collapsing"
-        stuck = any(learned.nothing() for learned, _ in self._losses.values())
-        return "not learning" if stuck else "healthy"
+        losses = [learned for learned, _ in self._losses.values()]
+        if any(learned.nothing() for learned in losses):
+            return "not learning"
+        return "starting" if any(learned.starting for learned in losses) else "healthy"
 
     @property
     def values(self) -> dict[str, int]:
@@ -208,7 +218,7 @@ class Health:
         """Print what to do, once when the word has become one that asks for it."""
         word, said = self.word, self._said
         self._said = word
-        if word in (said, "healthy"):
+        if word in (said, "healthy", "starting"):
             return
         if word == "collapsing":
             now, best = self._features, self.best or {}
@@ -222,8 +232,8 @@ class Health:
             name, costs = next((n, c) for n, (x, c) in self._losses.items() if x.nothing())
             what = {"explained": "reconstruction loss"}.get(name, name)
             text = (
-                f"the {what} stays at {costs}, or above: try another --base-lr, lower if "
-                "the loss jumps, higher if it hardly moves, and check the data: captions that "
-                "belong to their clips, clips in which something is to be seen"
+                f"the {what} stays at {costs}, or above: train longer if these are few "
+                "steps; try another --base-lr, lower if the loss jumps, higher if it hardly moves; "
+                "check the data: captions that belong to their clips, clips that show something"
             )
         print(f"  {word}: {text}", flush=True)

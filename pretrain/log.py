@@ -468,7 +468,8 @@ def curve_figure(
     left.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     left.set_ylabel("loss")
     right.set_ylabel("per cent")
-    right.set_ylim(0, 100)
+    least = min((y for line in right.lines for y in np.asarray(line.get_ydata())), default=0)
+    right.set_ylim(max(min(float(least), 0), -100), 100)
     right.set_visible(bool(right.lines))
     handles, labels = [], []
     for axis, unit in ((left, "loss"), (right, "per cent"), *((axis, "") for axis in below)):
@@ -492,6 +493,7 @@ def _draw_health(axis: "Axes", lines: list[dict], colour: str) -> None:
     ranks = [(x["step"], x["effective_rank"]) for x in lines if x.get("effective_rank")]
     _curve(axis, ranks, "effective rank", colour)
     axis.set_ylabel("rank")
+    axis.margins(y=0.15)
     axis.set_ylim(bottom=0)
     for name, shade in (("collapsing", "#f4b6b6"), ("not_learning", "#d4d4d4")):
         label = name.replace("_", " ")
