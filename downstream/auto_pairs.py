@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from downstream.pairs import Texts, micro_batch
 from pretrain import flags
-from pretrain.auto import SIDE, STILL, WINDOW, Choice, Facts, measure, recorded
+from pretrain.auto import NOTHING, SIDE, STILL, WINDOW, Choice, Facts, measure, recorded
 from pretrain.clip import Contrast, VideoText
 from pretrain.data.cache import open_all, raw_sources
 from pretrain.data.sampling import MEASURED, counter_rng
@@ -106,14 +106,13 @@ def measure_texts(packs: Sequence[Pack], split: str, kind: str, templates: str) 
 def together(facts: Sequence[Facts]) -> Facts:
     """What the clips of several sources are like: the largest with motion stands for all.
 
-    Where some are stills and some are videos everything is said to move: a still less its mean
-    frame would be nothing.
+    Pictures are counted, of all.
     """
     videos = [f for f in facts if f.frames > 1]
     largest = max(videos or facts, key=lambda f: f.clips)
-    moving = max(f.moving for f in facts) if len(videos) in (0, len(facts)) else 1.0
     side, clips = min(f.side for f in facts), sum(f.clips for f in facts)
-    return replace(largest, clips=clips, side=side, moving=moving)
+    moving, pictures = max(f.moving for f in facts), sum(f.pictures for f in facts)
+    return replace(largest, clips=clips, side=side, moving=moving, pictures=pictures)
 
 
 def choose(
@@ -143,7 +142,12 @@ def choose(
         asked |= {"frames"}
     if asked:
         moves = f"{flags.flag(min(asked))} is for one"
-    fused = not still and not asked and facts.moving <= STILL
+    elif facts.pictures and not still:
+        moves = f"{counted(facts.pictures, 'picture')} among them would be nothing less its mean"
+    elif facts.moving < NOTHING:
+        moves = "nothing moves"
+    plain = still or asked or facts.pictures
+    fused = not plain and NOTHING <= facts.moving <= STILL
     model = put(
         "model", "frame_slow" if fused else "vit_s" if gpu else "vit_xs",
         f"slow fusion of frames less their mean: {moves}" if fused
@@ -170,6 +174,8 @@ def choose(
     # them by heart: its decay is strong.
     put("weight_decay", 4.0 if fused else 0.05, "of a network of frames less their mean" if fused
         else "as usual")  # fmt: skip
+    if typed.get("optimizer") == "adamw":
+        put("base_lr", 0.0032, "a fifth of Muon's")
     shared = asked_processes()
     batch = shared * math.ceil(max(2, min(256 if gpu else 64, facts.clips)) / shared)
     few = "all clips, " if facts.clips <= batch else ""

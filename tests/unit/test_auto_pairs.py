@@ -52,12 +52,15 @@ def test_rules_follow_the_texts():
 
 
 def test_the_tower_follows_the_clips():
-    pictures, moved = Facts(800, 1, 1.0, 200, 0.0), Facts(800, 64, 25.0, 200, 0.9)
+    pictures, moved = Facts(800, 1, 1.0, 200, 0.0, 800), Facts(800, 64, 25.0, 200, 0.9)
     assert values(choose(FACE, CAPTIONS, {}, False))["model"] == "frame_slow"
     assert values(choose(pictures, CAPTIONS, {}, False))["frames"] == 1
     assert values(choose(moved, CAPTIONS, {}, False))["model"] == "vit_xs"
     # Stills among videos would be nothing less their mean.
     assert values(choose(together([FACE, pictures]), CAPTIONS, {}, False))["model"] == "vit_xs"
+    resting = Facts(800, 64, 25.0, 200, 0.0)
+    assert values(choose(resting, CAPTIONS, {}, False))["model"] == "vit_xs"
+    assert values(choose(FACE, CAPTIONS, {"optimizer": "adamw"}, False))["base_lr"] < 0.01
     assert values(choose(FACE, CAPTIONS, {"patch": 16}, False))["model"] == "vit_xs"
     assert values(choose(FACE, CAPTIONS, {"frames": 16}, False))["model"] == "vit_xs"
     assert values(choose(FACE, CAPTIONS, {"frames": 10}, False))["model"] == "frame_slow"
