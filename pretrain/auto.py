@@ -275,7 +275,10 @@ def choose(facts: Facts, typed: Mapping[str, Any], gpu: bool) -> dict[str, Choic
     put("micro_batch", batch if batch <= 64 else 64, "what fits")
     muon = typed.get("optimizer", "muon") == "muon"
     rate = (0.024 if part == 1 else 0.016) * (1 if muon else 0.2)
-    rate = put("base_lr", rate, "of Muon" if muon else "a fifth of Muon's")
+    words = "of Muon" if muon else "a fifth of Muon's"
+    if typed.get("backbone"):
+        rate, words = rate / 10, f"a tenth of that {words}, as the weights have learned"
+    rate = put("base_lr", rate, words)
     put("final_lr", rate / 100, "a hundredth of --base-lr")
     return chosen
 

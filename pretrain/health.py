@@ -190,7 +190,7 @@ class Health:
 
     def scored(self, scores: dict[str, float]) -> None:
         """Note a `feature_health`; nothing where a broken clip, or too few, left none."""
-        if scores:
+        if COLLAPSED.keys() <= scores.keys():
             self._features = {name: scores[name] for name in COLLAPSED}
             best = self.best or {}
             self.best = {n: max(v, best.get(n) or 0.0) for n, v in self._features.items()}

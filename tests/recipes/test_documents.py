@@ -107,6 +107,7 @@ RULES = [
     Rule(r"detect\.py .*texts\.csv", parsed="test_detect.py does it"),
     Rule(r"--leave-out |fuse\.py .*runs/rgb", parsed="test_finetune.py and test_fuse.py do these"),
     Rule(r"videomae\.py .*--(stream|target) flow", parsed="test_stream_pretraining.py does it"),
+    Rule(r"videomae\.py .*runs/synthetic", parsed="tests/recipes/test_adapt.py does it"),
     Rule(r"videomae\.py .*--model", slow=True),
     Rule(r"videomae\.py shrec", slow=True),
     Rule(r"clip\.py (motion|--model)", slow=True),

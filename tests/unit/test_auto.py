@@ -193,6 +193,7 @@ def test_what_contradicts_is_refused_before_packing(values, told, tmp_path, monk
         ({"views": 3}, {"batch_size": 66}), ({"frames": 1}, {"motion_tokens": 1.0}),
         ({"base_lr": 1e-4}, {"final_lr": 1e-6}), ({"tubelet": 3}, {"frames": 30}),
         ({"optimizer": "adamw"}, {"base_lr": 0.2 * 0.016}),
+        ({"backbone": "weights"}, {"base_lr": 0.1 * 0.016}),
     ],
 )  # fmt: skip
 def test_what_is_typed_decides_what_goes_with_it(typed, wanted):
