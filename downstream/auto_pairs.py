@@ -16,13 +16,22 @@ from torch import Tensor, nn
 
 from downstream.pairs import Texts, micro_batch
 from pretrain import flags
-from pretrain.auto import NOTHING, SIDE, STILL, WINDOW, Choice, Facts, measure, recorded
+from pretrain.auto import (
+    NOTHING,
+    SIDE,
+    STILL,
+    WINDOW,
+    Choice,
+    Facts,
+    measure,
+    print_choices,
+    recorded,
+)
 from pretrain.clip import Contrast, VideoText
 from pretrain.data.cache import open_all, raw_sources
 from pretrain.data.sampling import MEASURED, counter_rng
 from pretrain.data.shards import Pack, fingerprint
 from pretrain.folders import try_folder
-from pretrain.log import print_table
 from pretrain.names import counted
 from pretrain.processes import asked_processes, computes_on_gpu, is_first
 from pretrain.text import CONTEXT_LENGTH, ClipTokenizer
@@ -180,7 +189,7 @@ def choose(
     batch = shared * math.ceil(max(2, min(256 if gpu else 64, facts.clips)) / shared)
     few = "all clips, " if facts.clips <= batch else ""
     batch = put("batch_size", batch, f"{few}compared with one another")
-    put("micro_batch", batch, "a tower with batch normalisation takes them in one pass")
+    put("micro_batch", batch, "compared in one pass")
     return chosen
 
 
@@ -251,9 +260,8 @@ def choose_by_data(
     facts = together([measure(pack, pack.split_if_any(config.split)) for pack in packs])
     config, chosen = chosen_for(facts, texts)
     if is_first():
-        rows = {flags.flag(name): f"{value}: {why}" for name, (value, why) in chosen.items()}
         about = {"the clips": facts.in_words(), "their texts": texts.in_words()}
-        print_table("auto (a flag overrides it)", about | rows)
+        print_choices(about, chosen)
     return config, SIDE[gpu]
 
 

@@ -348,13 +348,7 @@ def choose_by_data(
     facts = measure(pack, pack.split_if_any(config.split), config.stream)
     config, chosen = chosen_for(facts)
     if is_first():
-        rows = {}
-        for name, (value, why) in chosen.items():
-            switch = isinstance(value, bool)
-            rows[flag(name) if value or not switch else flag(f"no_{name}")] = (
-                why if switch else f"{value}: {why}"
-            )
-        print_table("auto (a flag overrides it)", {"the clips": facts.in_words()} | rows)
+        print_choices({"the clips": facts.in_words()}, chosen)
         if facts.frames > 1 and facts.moving < SPARSE:
             what = "nothing moves in these clips" if facts.moving < NOTHING else (
                 f"only {facts.moving:.1%} of picture and time move"
@@ -362,6 +356,17 @@ def choose_by_data(
             cut = "if people are small in them, pack.py --follow cuts them out"
             print(f"note: {what}: {cut}\n", file=sys.stderr)
     return config, SIDE[gpu]
+
+
+def print_choices(about: Mapping[str, str], chosen: Mapping[str, Choice]) -> None:
+    """Print what was seen and what was chosen, as it would be typed, with the reasons."""
+    rows = dict(about)
+    for name, (value, why) in chosen.items():
+        if isinstance(value, bool):
+            rows[flag(name if value else f"no_{name}")] = why
+        else:
+            rows[flag(name)] = f"{value}: {why}"
+    print_table("auto (a flag overrides it)", rows)
 
 
 def recorded(folder: Path, config: Any, fingerprint: str) -> Any:

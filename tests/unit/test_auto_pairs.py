@@ -103,8 +103,8 @@ def test_a_run_chooses_says_why_and_continues_as_it_began(
     state = run(captioned_pack, tmp_path / "run", **few)
     said = capsys.readouterr().out
     kept = json.loads((tmp_path / "run/config.json").read_text())["config"]
-    for name in ("stride", "size", "text_model", "positives", "flip"):
-        assert f"--{name.replace('_', '-')} " in said and name in kept
+    for name in ("stride", "size", "text-model", "positives", "no-flip"):
+        assert f"--{name} " in said and name.removeprefix("no-").replace("-", "_") in kept
     assert kept["steps"] == state["step"] == 20 and not kept["flip"]
 
     def never(*_):
