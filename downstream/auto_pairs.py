@@ -26,10 +26,11 @@ from pretrain.auto import (
     measure,
     print_choices,
     recorded,
+    with_choices,
 )
 from pretrain.clip import Contrast, VideoText
 from pretrain.data.cache import open_all, raw_sources
-from pretrain.data.sampling import MEASURED, counter_rng
+from pretrain.data.sampling import MEASURED, some_clips
 from pretrain.data.shards import Pack, fingerprint
 from pretrain.folders import try_folder
 from pretrain.names import counted
@@ -100,9 +101,8 @@ def measure_texts(packs: Sequence[Pack], split: str, kind: str, templates: str) 
     clips = 0
     for pack, some in both:
         some = texts_of.among(pack, some)
-        order = counter_rng(0, 0, purpose=MEASURED).permutation(len(some))
-        most = READ // len(packs)
-        some = some[:most] if pack.remote else some[np.sort(order[:most])]
+        far = pack.remote is not None
+        some = some_clips(some, READ // len(packs), 0, MEASURED, in_order=far)
         clips += len(some)
         found += [text for i in some for text in texts_of.of(pack.record(int(i)))]
     rows, cut = ClipTokenizer(CONTEXT_LENGTH)(found)
@@ -214,7 +214,7 @@ def _choose_texts(texts: TextFacts, put: Callable[[str, Any, str], Any]) -> None
 def choose_by_data(
     config: Any, folder: Path, unused: Callable[[Any], Collection[str]],
     check: Callable[[Any], object],
-) -> tuple[Any, int]:  # fmt: skip
+) -> tuple[Any, list[Pack]]:  # fmt: skip
     """What `auto` makes of clips and texts, all but the steps; or made, of a run that goes on.
 
     Args:
@@ -224,7 +224,7 @@ def choose_by_data(
         check: raises ValueError for a configuration that contradicts itself.
 
     Returns:
-        the configuration; and the short side to which raw data are packed, pixels.
+        the configuration; and the data, opened.
 
     Raises:
         ValueError: as `open_all`, `recorded`, `measure` and `check`.
@@ -233,11 +233,7 @@ def choose_by_data(
     gpu, typed = computes_on_gpu(), {name: given[name] for name in config.given}
 
     def chosen_for(facts: Facts, texts: TextFacts) -> tuple[Any, dict[str, Choice]]:
-        chosen = choose(facts, texts, typed, gpu)
-        values = {name: value for name, (value, _) in chosen.items()}
-        without = unused(flags.replace(config, **values))
-        chosen = {name: choice for name, choice in chosen.items() if name not in without}
-        return flags.replace(config, **{n: value for n, (value, _) in chosen.items()}), chosen
+        return with_choices(config, choose(facts, texts, typed, gpu), unused)
 
     # Packing takes long: what can be said before is.
     if all(listed := [raw_sources(source, config.split) for source in config.data]):
@@ -250,7 +246,7 @@ def choose_by_data(
             try_folder(folder)
     packs = open_all(config.data, SIDE[gpu], is_first(), config.machine)
     if known := recorded(folder, config, fingerprint(packs)):
-        return known, SIDE[gpu]
+        return known, packs
     texts = measure_texts(packs, config.split, typed.get("text", ""), config.templates)
     if texts.different == 1:
         raise ValueError(
@@ -262,7 +258,7 @@ def choose_by_data(
     if is_first():
         about = {"the clips": facts.in_words(), "their texts": texts.in_words()}
         print_choices(about, chosen)
-    return config, SIDE[gpu]
+    return config, packs
 
 
 def loss_of_batch(model: VideoText, trim_text: bool, loss_of: Callable[..., Contrast]) -> Loss:

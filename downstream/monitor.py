@@ -14,7 +14,7 @@ from downstream.retrieval import retrieval_ranks, summarise_ranks
 from downstream.splits import choose_validation, group_by_source
 from downstream.zero_shot import embed_texts, unit
 from pretrain.clip import VideoText
-from pretrain.data.sampling import SCORED, counter_rng
+from pretrain.data.sampling import SCORED, some_clips
 from pretrain.data.shards import Pack, TrainClips
 from pretrain.device import autocast_dtype
 from pretrain.health import feature_health
@@ -31,10 +31,7 @@ VAL_CLIPS = 512  # clips of a pack behind the retrieval score
 
 
 def _some(pack: Pack, ids: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """So many clips at random; of a pack far away, whose clips are shuffled, the first ones."""
-    if pack.remote:  # all others would have to come, too
-        return np.sort(ids)[:most]
-    return np.sort(counter_rng(seed, 0, purpose=SCORED).permutation(ids)[:most])
+    return some_clips(ids, most, seed, SCORED, in_order=pack.remote is not None)
 
 
 def online_scores(

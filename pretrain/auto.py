@@ -2,7 +2,7 @@
 
 Published settings belong to one data set. Here the clips are looked at once, `measure`; rules make
 settings of what was seen, each with its reason, `choose`; and the number of steps follows from the
-minutes there are, `steps_in`. Each rule stands in recipes/RESULTS.md with what it was measured on.
+minutes there are, `choose_steps`. recipes/RESULTS.md says which rules were measured, and on what.
 """
 
 import copy
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pretrain.checkpoint import newest_valid, read_state
 from pretrain.data.cache import open_data, raw_sources
 from pretrain.data.decode import DecodeError
-from pretrain.data.sampling import MEASURED, counter_rng, test_boxes, test_indices
+from pretrain.data.sampling import MEASURED, some_clips, test_boxes, test_indices
 from pretrain.data.shards import (
     Mixture,
     Pack,
@@ -136,9 +136,7 @@ def measure(pack: Pack, ids: np.ndarray, stream: str = "rgb") -> Facts:
         ids = ids[lasting]  # pictures among videos say nothing of these
     frames, width, height = (pack.column(name)[ids] for name in ("frames", "width", "height"))
     length, side = int(np.median(frames)), int(np.percentile(np.minimum(width, height), 10))
-    order = counter_rng(0, 0, purpose=MEASURED).permutation(len(ids))
-    # Of a pack far away, whose clips are shuffled, the first: all others would have to come, too.
-    some = ids[:LOOKED_AT] if pack.remote else ids[np.sort(order[:LOOKED_AT])]
+    some = some_clips(ids, LOOKED_AT, 0, MEASURED, in_order=pack.remote is not None)
     records = [pack.record(int(i)) for i in some]
     fps = float(np.median([record["fps"] for record in records]))
     pictures = int(len(every) - lasting.sum())
@@ -309,7 +307,7 @@ def _size(
 def choose_by_data(
     config: Any, folder: Path, unused: Callable[[Any], Collection[str]], form: Mapping[str, Any],
     check: Callable[[Any], object],
-) -> tuple[Any, int]:  # fmt: skip
+) -> tuple[Any, Pack]:  # fmt: skip
     """What `auto` makes of the data, all but the steps; or made, of a run that goes on.
 
     Args:
@@ -320,7 +318,7 @@ def choose_by_data(
         check: raises ValueError for a configuration that contradicts itself.
 
     Returns:
-        the configuration; and the short side to which raw data are packed, pixels.
+        the configuration; and the data, opened.
 
     Raises:
         ValueError: as `open_data`, `recorded`, `measure` and `choose`.
@@ -330,10 +328,7 @@ def choose_by_data(
 
     def chosen_for(facts: Facts) -> tuple[Any, dict[str, Choice]]:
         chosen: dict[str, Choice] = {n: (v, "as the weights have it") for n, v in form.items()}
-        chosen |= choose(facts, form | typed, gpu)
-        without = unused(replace(config, **{name: value for name, (value, _) in chosen.items()}))
-        chosen = {name: choice for name, choice in chosen.items() if name not in without}
-        return replace(config, **{name: value for name, (value, _) in chosen.items()}), chosen
+        return with_choices(config, chosen | choose(facts, form | typed, gpu), unused)
 
     if raw := raw_sources(config.data, config.split):  # packing takes long: what can be said is
         check(chosen_for(Facts(len(raw), 32, 16.0, 256, 1.0))[0])
@@ -344,7 +339,7 @@ def choose_by_data(
         refuse_raw_streams(raw, spec, config.data, "this run")
     pack = open_data(config.data, SIDE[gpu], is_first(), config.machine)
     if known := recorded(folder, config, pack.index["fingerprint"]):
-        return known, SIDE[gpu]
+        return known, pack
     facts = measure(pack, pack.split_if_any(config.split), config.stream)
     config, chosen = chosen_for(facts)
     if is_first():
@@ -355,7 +350,16 @@ def choose_by_data(
             )  # fmt: skip
             cut = "if people are small in them, pack.py --follow cuts them out"
             print(f"note: {what}: {cut}\n", file=sys.stderr)
-    return config, SIDE[gpu]
+    return config, pack
+
+
+def with_choices(
+    config: Any, chosen: Mapping[str, Choice], unused: Callable[[Any], Collection[str]]
+) -> tuple[Any, dict[str, Choice]]:
+    """A configuration with those of the choices that have an effect in it, and these."""
+    without = unused(replace(config, **{name: value for name, (value, _) in chosen.items()}))
+    effective = {name: choice for name, choice in chosen.items() if name not in without}
+    return replace(config, **{name: value for name, (value, _) in effective.items()}), effective
 
 
 def print_choices(about: Mapping[str, str], chosen: Mapping[str, Choice]) -> None:

@@ -314,16 +314,17 @@ def print_plan(cfg: Config, run: TrainingRun, counts, positives: str, model: Vid
 
 def main(cfg: Config) -> dict:
     """Train; returns the final step, loss, validation score and counts."""
-    folder, side = Path(cfg.out or f"runs/clip-{cfg.preset}"), None
+    folder, packs = Path(cfg.out or f"runs/clip-{cfg.preset}"), None
     if cfg.preset == auto.AUTO:
-        cfg, side = auto_pairs.choose_by_data(cfg, folder, unused, prepare)
+        cfg, packs = auto_pairs.choose_by_data(cfg, folder, unused, prepare)
     # ---- model and folder: what contradicts is refused before hours of packing
     cfg, texts, model, engine = prepare(cfg)
     try_run(folder, cfg, {"val_every"})
 
     # ---- data: before the process group exists, which does not wait so long
-    side, say = side or packing_side(model.video.input_spec.size), is_first() and not side
-    packs = open_all(cfg.data, side, say, cfg.machine)
+    say = is_first() and packs is None
+    if packs is None:
+        packs = open_all(cfg.data, packing_side(model.video.input_spec.size), say, cfg.machine)
     record_method(model.video, *(pack.index for pack in packs))
     spec = model.video.input_spec
     chosen = pairs.clips_with_text(texts, cfg.data, packs, cfg.split, spec, say)

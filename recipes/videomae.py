@@ -373,17 +373,18 @@ def main(cfg: Config) -> dict:
         cfg = flags.replace(cfg, guard=bool(cfg.backbone))
     flow = "-flow" * (cfg.stream == "flow") + "-to-flow" * (cfg.target == "flow")
     folder = Path(cfg.out or f"runs/videomae-{cfg.preset}{flow}")
-    side = packing_side(cfg.size)
+    pack = None
     if cfg.preset == auto.AUTO:
         form = form_of_weights(cfg.backbone) if cfg.backbone else {}
-        cfg, side = auto.choose_by_data(cfg, folder, unused, form, prepare)
+        cfg, pack = auto.choose_by_data(cfg, folder, unused, form, prepare)
     # ---- model and folder: what contradicts is refused before hours of packing
     model, engine = prepare(cfg)
     masked = bare(model)
     try_run(folder, cfg, {"knn_every"})
 
     # ---- data: before the process group exists, which does not wait so long
-    pack = open_data(cfg.data, side, is_first() and cfg.preset != auto.AUTO, cfg.machine)
+    if pack is None:
+        pack = open_data(cfg.data, packing_side(cfg.size), is_first(), cfg.machine)
     ids = pack.split_if_any(cfg.split)
     pack.check_streams(ids, masked.clip, takes_streams(cfg))
     record_method(masked.encoder, pack.index)

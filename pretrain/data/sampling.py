@@ -32,6 +32,22 @@ def counter_rng(seed: int, *counter: int, purpose: int = VIEW) -> np.random.Gene
     return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=words))
 
 
+def some_clips(ids: np.ndarray, most: int, seed: int, purpose: int, in_order: bool) -> np.ndarray:
+    """So many samples, ascending: at random, or the first ones.
+
+    Args:
+        ids: to choose from, ascending.
+        most: how many at most.
+        seed: of the choice.
+        purpose: see `counter_rng`.
+        in_order: the first ones: of a pack far away, whose clips are shuffled, all others would
+            have to come, too.
+    """
+    if in_order:
+        return np.sort(ids)[:most]
+    return np.sort(counter_rng(seed, 0, purpose=purpose).permutation(ids)[:most])
+
+
 def epoch_order(seed: int, epoch: int, num_samples: int) -> np.ndarray:
     """The order of one epoch: a permutation that depends on (seed, epoch) only."""
     return counter_rng(seed, epoch, purpose=ORDER).permutation(num_samples)
