@@ -5,6 +5,7 @@ import functools
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -154,9 +155,9 @@ def parse(
     Raises:
         ValueError: there is no such preset.
     """
-    description = sys.modules["__main__"].__doc__
+    program, description = _program()
     if isinstance(config, type):
-        return tyro.cli(config, args=words, description=description)
+        return tyro.cli(config, args=words, prog=program, description=description)
     chosen = preset_of(words) if preset_of else next(iter(config))
     if words and not words[0].startswith("-"):
         chosen, *words = words
@@ -171,7 +172,7 @@ def parse(
     try:
         return tyro.cli(
             type(config[chosen]), default=config[chosen], args=words,
-            prog=f"{Path(sys.argv[0]).name} [PRESET]",
+            prog=f"{program} [PRESET]",
             description=f"{description}\n\n{presets}",
         )  # fmt: skip
     except SystemExit as stop:
@@ -179,6 +180,19 @@ def parse(
         if stop.code and late:
             print(f"a preset is the first word: {late[0]} comes before all flags", file=sys.stderr)
         raise
+
+
+def _program() -> tuple[str, str | None]:
+    """How this was started, and the docstring of what was: of a file, or of `muybridge NAME`."""
+    started = sys.modules["__main__"]
+    name = getattr(getattr(started, "__spec__", None), "name", "")
+    if not name.startswith("recipes."):
+        return Path(sys.argv[0]).name, started.__doc__
+    typed = lambda found: f"muybridge {found[1].replace('_', '-')}"
+    return (
+        re.sub(r"recipes\.(\w+)", typed, name),
+        re.sub(r"python recipes/(\w+)\.py", typed, started.__doc__ or ""),
+    )
 
 
 def print_table(title: str, rows: Mapping[str, object]) -> None:

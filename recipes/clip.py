@@ -426,10 +426,10 @@ def finish(cfg: Config, model: VideoText, packs: list[shards.Pack], run: Trainin
         + ", retrieval on val" * (scores["val"] is not None),
     )  # fmt: skip
     source = for_shell(cfg.data[0] if synthetic_clips(cfg.data[0]) else packs[0].address)
-    script = "zero_shot" if packs[0].classes else "retrieval"
+    script = "zero-shot" if packs[0].classes else "retrieval"
     run.print_done(
         {"backbone": exported, "figure": curve},
-        f"python recipes/{script}.py --backbone {for_shell(exported)} --data {source}",
+        f"muybridge {script} --backbone {for_shell(exported)} --data {source}",
     )
 
 

@@ -420,7 +420,7 @@ def finish(
             parts["val"] = scored(videos.val, scores)
         written["scores"] = write_scores(folder, parts, model.classes)
     written["classifier"] = folder / "backbone"
-    predict = f"python recipes/predict.py --backbone {for_shell(folder / 'backbone')}"
+    predict = f"muybridge predict --backbone {for_shell(folder / 'backbone')}"
     run.print_done(written, f"{predict} --video FILE_OR_FOLDER")
     return results.as_dict()
 

@@ -113,13 +113,13 @@ def main(config: Config) -> dict:
     print(f"packed: {for_screen(config.out)}")
     if part:
         parts = for_shell(str(Path(config.out).parent))
-        print(f"next, with all parts: python recipes/pack.py --source {parts} --out PACK --merge")
+        print(f"next, with all parts: muybridge pack --source {parts} --out PACK --merge")
         return index
     pose = index.get("streams", {}).get("pose", {})
-    command = "videomae.py"
+    command = "videomae"
     if pose.get("alone") == index["num_clips"]:
-        command = f"finetune.py --model stgcn --skeleton {next(iter(pose['skeletons']))}"
-    print(f"next: python recipes/{command} --data {for_shell(config.out)}")
+        command = f"finetune --model stgcn --skeleton {next(iter(pose['skeletons']))}"
+    print(f"next: muybridge {command} --data {for_shell(config.out)}")
     return index
 
 

@@ -484,9 +484,7 @@ def finish(cfg: Config, model, pack: Pack, ids: np.ndarray, run: TrainingRun, gu
         f"{cfg.data}, {counted(len(ids), 'clip')}",
     )  # fmt: skip
     data = for_shell(cfg.data if synthetic_clips(cfg.data) else pack.address)
-    run.print_done(
-        made, f"python recipes/linear_probe.py --backbone {for_shell(exported)} --data {data}"
-    )
+    run.print_done(made, f"muybridge linear-probe --backbone {for_shell(exported)} --data {data}")
 
 
 if __name__ == "__main__":

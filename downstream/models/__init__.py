@@ -397,7 +397,7 @@ def load_video_text(name: str) -> VideoText:
                 f"{name} names no weights: write {name}/WEIGHTS, a tag of open_clip or a file"
             )
         return video_text(pair, frame_tower(pair, *FRAMES))
-    remedy = f"train one: python recipes/clip.py --backbone {name} --data VIDEOS_WITH_CAPTIONS"
+    remedy = f"train one: muybridge clip --backbone {name} --data VIDEOS_WITH_CAPTIONS"
     if _is_videomae(name):
         raise ValueError(f"{name} is a VideoMAE and has no text tower; {remedy}")
     if not is_folder(name):
@@ -448,7 +448,7 @@ def classifier_of(encoder: nn.Module, report: dict, names: list[str] | None = No
     if "head" not in report:
         raise ValueError(
             f"{report['source']} has no classifier behind an fc_norm, as fine-tuned VideoMAEs "
-            f"have; train one: python recipes/finetune.py --backbone {report['source']} "
+            f"have; train one: muybridge finetune --backbone {report['source']} "
             "--data LABELLED_VIDEOS"
         )
     _check_names(names, len(report["classes"]))
@@ -489,14 +489,14 @@ def load_classifier(name: str, weights: str = "", names: list[str] | None = None
 
 def _load_own(name: str) -> Classifier:
     folder = Path(name)
-    remedy = f"train one: python recipes/finetune.py --backbone {name} --data LABELLED_VIDEOS"
+    remedy = f"train one: muybridge finetune --backbone {name} --data LABELLED_VIDEOS"
     if not is_folder(name):
         if name in MODELS:
-            remedy = f"train one: python recipes/finetune.py --model {name} --data LABELLED_VIDEOS"
+            remedy = f"train one: muybridge finetune --model {name} --data LABELLED_VIDEOS"
             raise ValueError(f"{name} is a model without a trained classifier; {remedy}")
         raise ValueError(
             f"no classifier at {shown(name)} ({no_folder(name)}): give RUN/backbone of "
-            "recipes/finetune.py, a fine-tuned VideoMAE (hf:OWNER/NAME, "
+            "muybridge finetune, a fine-tuned VideoMAE (hf:OWNER/NAME, "
             f"hf:FOLDER or a .pth file), or one of {', '.join(PUBLISHED)}"
         )
     if backbones.read_backbone_config(folder)["builder"] != "Classifier":

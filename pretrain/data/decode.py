@@ -161,7 +161,7 @@ def _refuse_names(data: object) -> None:
     if not isinstance(data, bytes | bytearray | memoryview):
         raise ValueError(
             f"frames are read from the bytes of a packed .mp4, got {data!r:.80}: give "
-            "Path(...).read_bytes(). Raw files are packed first (recipes/pack.py)"
+            "Path(...).read_bytes(). Raw files are packed first (muybridge pack)"
         )
 
 

@@ -187,7 +187,7 @@ def open_remote(address: str, gib: float | None, say: bool) -> Remote:
     address, limit = address.rstrip("/"), _cache_bytes(gib)
     if address.endswith((".tar", ".mp4", ".csv")):
         raise ValueError(
-            f"{address} is no pack: tars far away are packed first, with python recipes/pack.py "
+            f"{address} is no pack: tars far away are packed first, with muybridge pack "
             f"--source {address} --out FOLDER"
         )
     cache = cache_folder() / "remote"
@@ -200,7 +200,7 @@ def open_remote(address: str, gib: float | None, say: bool) -> Remote:
             refuse_part(index, address)
         except Unreachable as error:
             error.add_note(
-                "a pack is a folder that recipes/pack.py made; videos and tars far away are packed "
+                "a pack is a folder that muybridge pack made; videos and tars far away are packed "
                 "first"
             )
             raise

@@ -128,7 +128,9 @@ def commands_of(text: str) -> list[str]:
 
 
 def rule_of(command: str) -> Rule:
-    """The first rule that fits."""
+    """The first rule that fits; `muybridge NAME` counts as the recipe that it is."""
+    as_file = lambda typed: f"python recipes/{typed[1].replace('-', '_')}.py"
+    command = re.sub(r"^muybridge (\S+)", as_file, command)
     found = [rule for rule in RULES if re.search(rule.pattern, command)]
     assert found, f"{command}: add a rule to {Path(__file__).name}"
     return found[0]
@@ -151,8 +153,10 @@ def test_every_guide_is_read_here():
 
 
 def recipe_words(command: str) -> tuple[str, list[str]]:
-    """A recipe's name and the words of its command line, started by python or by accelerate."""
+    """A recipe's name and the words of its command line, started in one of the three ways."""
     words = shlex.split(command)
+    if words[0] == "muybridge":
+        return words[1].replace("-", "_"), words[2:]
     at = next(i for i, word in enumerate(words) if word.startswith("recipes/"))
     if words[0] == "accelerate":
         file = words[words.index("--config_file") + 1]
@@ -176,7 +180,7 @@ def configuration(name: str, words: list[str]):
 def test_all_commands_parse():
     """Also those in the recipes' help and in the files of launch/."""
     commands = [c for c in COMMANDS if not rule_of(c).listed]
-    for path in sorted((ROOT / "recipes").glob("*.py")):
+    for path in sorted((ROOT / "recipes").glob("[a-z]*.py")):
         examples = re.findall(
             r"^ +((?:python|accelerate) .*)", ast.get_docstring(ast.parse(path.read_text())), re.M
         )
@@ -198,7 +202,7 @@ OTHERS = {"cpu", "num_processes", "num_machines", "quiet", "config_file", "help"
 
 def test_flags_in_the_text_are_there():
     known = set()
-    for path in (ROOT / "recipes").glob("*.py"):
+    for path in (ROOT / "recipes").glob("[a-z]*.py"):
         for field in fields(importlib.import_module(f"recipes.{path.stem}").Config):
             group = fields(field.default) if is_dataclass(field.default) else [field]
             known |= {one.name for one in group}

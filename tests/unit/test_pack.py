@@ -1503,7 +1503,7 @@ def test_command_line(videos, tmp_path):
     result = run("--source", videos, "--out", out, "--short-side", 32, "--workers", 1)
     assert result.returncode == 0, result.stderr
     assert "4 sources, 4 clips, 0 refused" in result.stderr
-    assert f"python recipes/videomae.py --data '{tmp_path}/\\xf6ut 1'" in result.stdout
+    assert f"muybridge videomae --data '{tmp_path}/\\xf6ut 1'" in result.stdout
     assert load_index(out)["settings"]["short_side"] == 32
     result = run("--source", tmp_path / "nowhere", "--out", tmp_path / "o2")
     assert result.returncode == 2 and result.stderr.startswith("error: ")

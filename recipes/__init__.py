@@ -1,0 +1,1 @@
+"""One runnable file per job: `python recipes/NAME.py`, or `muybridge NAME`."""
