@@ -106,7 +106,7 @@ def test_data_without_flow_are_refused_before_anything(tiny_pack, tmp_path):
     (tmp_path / "list.csv").write_text("path\na.mp4\n")
     (tmp_path / "a.mp4").touch()
     for data in (tiny_pack, tmp_path / "list.csv"):
-        with pytest.raises(ValueError, match=r"pack\.py .*--flow"):
+        with pytest.raises(ValueError, match=r"muybridge pack .*--flow"):
             videomae.main(config(data, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -223,7 +223,7 @@ def test_flow_from_colour_wants_data_with_flow(tiny_pack, tmp_path):
     (tmp_path / "list.csv").write_text("path\na.mp4\n")
     (tmp_path / "a.mp4").touch()
     for data in (tiny_pack, tmp_path / "list.csv"):
-        with pytest.raises(ValueError, match=r"--target flow.*pack\.py .*--flow"):
+        with pytest.raises(ValueError, match=r"--target flow.*muybridge pack .*--flow"):
             videomae.main(config(data, tmp_path / "run", **TO_FLOW))
     assert not (tmp_path / "run").exists()
 
@@ -342,7 +342,7 @@ def test_joints_are_refused_where_there_are_none_or_others(packed, captioned_pac
     (tmp_path / "a.mp4").touch()
     (tmp_path / "list.csv").write_text("path,caption\na.mp4,somebody waves\n")
     for data in (captioned_pack, tmp_path / "list.csv"):
-        with pytest.raises(ValueError, match=r"pack\.py .*--pose"):
+        with pytest.raises(ValueError, match=r"muybridge pack .*--pose"):
             clip.main(contrast(data, tmp_path / "run", model="stgcn"))
     with pytest.raises(ValueError, match=r"kinect25.*synthetic20"):
         clip.main(contrast(packed, tmp_path / "run", model="stgcn", skeleton="kinect25"))

@@ -495,7 +495,7 @@ def test_tars_far_away_are_packed_and_come_again_only_where_they_changed(store, 
             pack_recipe.main(pack_recipe.Config(source, str(out), cache_gib=1e-6))
         with pytest.raises(ValueError, match="404"):
             pack_recipe.main(pack_recipe.Config(tars.url + "/none.tar", str(out)))
-        with pytest.raises(ValueError, match=r"pack\.py"):
+        with pytest.raises(ValueError, match=r"muybridge pack"):
             open_data(tars.url + "/tmp-v-1-008.tar", 64)
 
 
