@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pretrain.data.coco import Id, is_id, last_number, read_images
 from pretrain.data.tracks import Tracks
 from pretrain.files import parse_json
 
@@ -266,7 +267,7 @@ def _coco(text: str) -> tuple[list[_Row], tuple[float, float] | None]:
     annotations = content
     if isinstance(content, dict):
         annotations, images = content.get("annotations"), content.get("images")
-        size, order = _images(images) if images is not None else (None, None)
+        size, order = read_images(images) if images is not None else (None, None)
     if not isinstance(annotations, list) or not all(isinstance(a, dict) for a in annotations):
         raise ValueError("JSON of another layout than COCO's, which has a list of annotations")
     if len(annotations) > MAX_ROWS:
@@ -278,50 +279,18 @@ def _coco(text: str) -> tuple[list[_Row], tuple[float, float] | None]:
     return rows, size
 
 
-def _images(images: object) -> tuple[tuple[float, float] | None, dict[object, int]]:
-    """The size of the pictures if it is told, and the frame of each image's id."""
-    if not isinstance(images, list) or not all(
-        isinstance(i, dict) and type(i.get("id")) in (int, str) for i in images
-    ):
-        raise ValueError("its images are no list of objects with an id")
-    if len({str(i.get("video_id")) for i in images}) > 1:
-        raise ValueError("its images are of several videos: write a file for each")
-    key = "frame_id" if all(type(i.get("frame_id")) is int for i in images) else "id"
-    order = sorted(images, key=lambda i: (_last_number(i[key]), str(i[key])))
-    numbers: dict[object, int] = {}
-    for image in order:
-        numbers.setdefault(image["id"], len(numbers))
-    sizes = {(_side(i.get("width")), _side(i.get("height"))) for i in images}
-    if len(sizes) > 1:
-        raise ValueError("its images are not of one size: they are no video's")
-    width, height = sizes.pop() if sizes else (0.0, 0.0)
-    return ((width, height) if width and height else None), numbers
-
-
-def _side(value: object) -> float:
-    """Of a picture; 0: not known."""
-    return float(value) if type(value) in (int, float) and 0 < value <= LARGEST else 0.0  # type: ignore
-
-
-def _annotated(annotations: list[dict], order: dict[object, int] | None) -> Iterator[_Row]:
+def _annotated(annotations: list[dict], order: dict[Id, int] | None) -> Iterator[_Row]:
     for number, about in enumerate(annotations, 1):
         line, name, box = f"annotation {number}", about.get("image_id"), about.get("bbox")
         if box is None:
             continue
-        if type(name) not in (int, str) or (order is not None and name not in order):
+        if not is_id(name) or (order is not None and name not in order):
             raise ValueError(f"{line} is of the image {str(name)[:40]!r}, which is none")
         if not isinstance(box, list) or len(box) != 4:
             raise ValueError(f"{line}: its bbox is not the four numbers x, y, w, h")
         left, top, width, height = (_number(side, line) for side in box)
-        when = order[name] if order is not None else _last_number(name)
+        when = order[name] if order is not None else last_number(name)
         track = about.get("track_id")
         who = f"{track}"[:80] if type(track) in (int, str) and track != -1 else ""
         sides = _checked((left, top, left + width, top + height), line)
         yield _Row(line, _when(when, line, seconds=False), who, sides)
-
-
-def _last_number(name: object) -> int:
-    digits = re.findall(r"\d+", str(name)[:200])
-    if not digits:
-        raise ValueError(f"the image {str(name)[:40]!r} has no number to order frames by")
-    return int(digits[-1][-18:])

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pretrain.data.coco import is_id, last_number, read_images
 from pretrain.data.poses import COLUMNS, SKELETONS, Poses, read_array
 from pretrain.data.tracks import link, most_seen
 from pretrain.files import is_folder, parse_json, read_limited, reading
@@ -523,26 +524,10 @@ def _coco(annotations: object, images: object, content: dict) -> _Found:
         raise ValueError("its annotations are no list of objects")
     size = None
     if images is not None:
-        if not isinstance(images, list) or not all(
-            isinstance(i, dict) and type(i.get("id")) in (int, str) for i in images
-        ):
-            raise ValueError("its images are no list of objects with an id")
-        videos = {str(i.get("video_id", i.get("vid_id"))) for i in images}
-        if len(videos) > 1:
-            raise ValueError(f"it holds {len(videos)} videos: write a file for each")
-        key = "frame_id" if all(type(i.get("frame_id")) is int for i in images) else "id"
-        order = sorted(images, key=lambda i: _natural(i[key]))
-        numbers: dict[object, int] = {}
-        for image in order:
-            numbers.setdefault(image["id"], len(numbers))
-        sizes = {(_side(i.get("width")), _side(i.get("height"))) for i in images}
-        if len(sizes) > 1:
-            raise ValueError("its images are not of one size: they are no video's")
-        width, height = sizes.pop() if sizes else (0.0, 0.0)
-        size = (width, height) if width and height else None
+        size, numbers = read_images(images)
     else:
-        ids = {a.get("image_id"): None for a in annotations if _is_id(a.get("image_id"))}
-        numbers = {name: _last_number(name) for name in ids}
+        ids = {a.get("image_id"): None for a in annotations if is_id(a.get("image_id"))}
+        numbers = {name: last_number(name) for name in ids}
         first = 0 if 0 in numbers.values() else 1
         numbers = {name: number - first for name, number in numbers.items()}
     frames: dict[int, _People] = {}
@@ -551,7 +536,7 @@ def _coco(annotations: object, images: object, content: dict) -> _Found:
         if not about.get("keypoints"):
             continue  # a box without joints
         name = about.get("image_id")
-        if not _is_id(name) or name not in numbers:
+        if not is_id(name) or name not in numbers:
             raise ValueError(f"an annotation is of the image {str(name)[:40]!r}, which is none")
         joints = _triples(about["keypoints"], f"the key points of a person of image {name}")
         whole = whole and bool(np.isin(joints[:, 2], (0, 1, 2)).all())
@@ -565,26 +550,6 @@ def _coco(annotations: object, images: object, content: dict) -> _Found:
     count = max(numbers.values(), default=-1) + 1
     frames = _without_half_known(frames)
     return _Found(_UV, frames, count, ("coco17",), _fps(content), size)
-
-
-def _side(value: object) -> float:
-    """Of a picture; 0: not known."""
-    return float(value) if isinstance(value, int | float) and 0 < value < LARGEST else 0.0
-
-
-def _is_id(value: object) -> bool:
-    return type(value) in (int, str)
-
-
-def _natural(value: int | str) -> tuple[int, str]:
-    return (value, "") if isinstance(value, int) else (_last_number(value), value)
-
-
-def _last_number(name: object) -> int:
-    digits = re.findall(r"\d+", str(name)[:200])
-    if not digits:
-        raise ValueError(f"the image {str(name)[:40]!r} has no number to order frames by")
-    return int(digits[-1][-18:])
 
 
 # What MediaPipe's languages call these, without capitals and _.
