@@ -69,6 +69,7 @@ def test_a_subcommand_has_the_recipes_flags_and_its_own_name():
     help_text = re.sub(r"\x1b\[\d*m", "", run.stdout)
     assert "usage: muybridge pack" in help_text and "--short-side" in help_text
     assert "muybridge pack --source" in help_text and "python recipes/" not in help_text
+    assert start("doctor", "--help").returncode == 0
     run = start("pack", "--sourse", "x")
     assert run.returncode == 2 and "--source" in run.stderr
 
