@@ -149,7 +149,9 @@ def folds_of(chosen: Chosen, seed: int) -> Folds:
     known, num = len(chosen.train), sum(map(len, learned))
     held = np.arange(num) >= known
     if chosen.val is None:
-        held, _ = choose_validation(chosen.train.known_labels, subjects[:num], seed)
+        train = chosen.train
+        about = train.known_labels, train.subjects, seed, train.groups, train.recordings
+        held, _ = choose_validation(*about)
     fold = np.arange(num), held[None], np.arange(num, len(labels))
     sources = [source for part in parts for source in part.sources]
     return Folds(

@@ -8,10 +8,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from downstream.features import Extraction, embed_now, extract, rows_by_all
+from downstream.groups import among, group_clips
 from downstream.pairs import Texts
 from downstream.probe import knn_accuracy
 from downstream.retrieval import retrieval_ranks, summarise_ranks
-from downstream.splits import choose_validation, group_by_source
+from downstream.splits import choose_validation, group_by_source, near_pairs
 from downstream.zero_shot import embed_texts, unit
 from pretrain.clip import VideoText
 from pretrain.data.sampling import SCORED, some_clips
@@ -66,7 +67,7 @@ def online_scores(
     embed = lambda some: extract(encoder, pack, picked[some], how)[:, 0]
     try:
         x = rows_by_all(accelerator, len(picked), encoder.embed_dim, embed)
-        scores = feature_health(x) | _knn(x, [pack.record(i) for i in picked], seed)
+        scores = feature_health(x) | _knn(x, pack, picked, seed)
         if views and "knn" not in scores:
             scores |= _view_retrieval(encoder, pack, ids, seed, accelerator, precision)
     except ValueError as error:
@@ -113,12 +114,15 @@ def _view_retrieval(
     return dict(zip(VIEWS, values, strict=True))
 
 
-def _knn(x: np.ndarray, records: list[dict], seed: int) -> dict[str, float]:
+def _knn(x: np.ndarray, pack: Pack, ids: np.ndarray, seed: int) -> dict[str, float]:
     """The kNN accuracy of features (N, D) of clips; nothing without labels."""
+    records = [pack.record(i) for i in ids]
     names = [r["label"] for r in records]
     if None in names or len(set(names)) < 2:
         return {}
-    held_out, _ = choose_validation(names, [r["subject"] for r in records], seed)
+    pairs = among(near_pairs(pack), ids)
+    linked = group_clips(records, pairs), group_clips(records, pairs, people=False)
+    held_out, _ = choose_validation(names, [r["subject"] for r in records], seed, *linked)
     if not held_out.any():
         return {}  # a single clip of each class: nobody to ask
     labels = np.unique(names, return_inverse=True)[1]

@@ -374,12 +374,15 @@ def choose_folds(
         held = [np.arange(len(train) + len(test)) >= len(train)]
     names = [label for part in parts for label in part.known_labels]
     subjects = [subject for part in parts for subject in part.subjects]
+    groups = [number for part in parts for number in part.groups]
+    recordings = [number for part in parts for number in part.recordings]
     classes, folds, rule = sorted(set(names)), [], ""
     for mask in held:
         learned = np.flatnonzero(~mask)
         about = [names[i] for i in learned], [subjects[i] for i in learned]
+        whole = [groups[i] for i in learned], [recordings[i] for i in learned]
         chosen = [
-            choose_validation(*about, seed * VALIDATIONS + i)
+            choose_validation(*about, seed * VALIDATIONS + i, *whole)
             for i in range(1 if leave_one_out else VALIDATIONS)
         ]
         rule = rule or chosen[0][1]

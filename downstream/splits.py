@@ -4,14 +4,26 @@ The packer may have cut a long video into several clips; labels and predictions 
 `source` of the index), so clips are averaged over their video.
 """
 
+import csv
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from downstream.groups import (
+    LEAKS,
+    NO_PAIRS,
+    find_leaks,
+    group_clips,
+    join_subjects,
+    leak_notes,
+)
 from pretrain.data.shards import Pack
-from pretrain.names import counted, did_you_mean, for_screen
+from pretrain.folders import writing
+from pretrain.names import counted, did_you_mean, for_csv, for_screen
 from pretrain.prompts import refuse_same_words
 
 HELD_OUT = 0.25  # the fraction that validation, or a test split made here, aims at
@@ -27,6 +39,8 @@ class Videos:
         subjects: who is seen in it, where known.
         samples: (K,) sample ids in the pack of all their clips, ascending.
         owner: (K,) the number of the video that each of these clips was cut from.
+        groups: of each video a number: equal ones may not be divided, see `groups.group_clips`.
+        recordings: likewise, where subjects do not count.
     """
 
     sources: list[str]
@@ -34,6 +48,8 @@ class Videos:
     subjects: list[str | None]
     samples: np.ndarray
     owner: np.ndarray
+    groups: list[int]
+    recordings: list[int]
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -71,18 +87,53 @@ def group_by_source(sources: list[str]) -> tuple[list[str], np.ndarray]:
     return list(numbers), np.array(owner, dtype=np.int64)
 
 
-def _collect(records: dict[int, dict], where: str) -> Videos:
-    """Group labelled clips, sample id -> index entry, into their videos."""
+def near_pairs(pack: Pack) -> np.ndarray:
+    """The near-duplicates of a pack, sample ids (K, 2); none where it was not looked for any."""
+    found = pack.near_duplicates()
+    return NO_PAIRS if found is None else found
+
+
+class _Clips:
+    """The clips of a pack and their groups.
+
+    Attributes:
+        records: all index entries, by sample id.
+        labelled: those with a label, or segments.
+        pairs: of near-duplicates, see `Pack.near_duplicates`.
+    """
+
+    def __init__(self, pack: Pack, labels: bool = True):
+        self.name = pack.name
+        self.records, self.labelled = _labelled(pack, labels)
+        self.pairs = near_pairs(pack)
+        entries = list(self.records.values())
+        self.groups = group_clips(entries, self.pairs)
+        self.recordings = group_clips(entries, self.pairs, people=False)
+
+    def collect(self, records: dict[int, dict]) -> Videos:
+        """Group labelled clips, sample id -> index entry, into their videos."""
+        return _collect(records, self.name, self.groups, self.recordings)
+
+    def notes(self, splits: tuple[str, str], train: Videos, test: Videos) -> list[str]:
+        """What two splits share, in words."""
+        first, second = ({int(i): self.records[i] for i in v.samples} for v in (train, test))
+        return leak_notes(find_leaks(first, second, self.pairs), splits)
+
+
+def _collect(
+    records: dict[int, dict], where: str, groups: np.ndarray, recordings: np.ndarray
+) -> Videos:
     numbers: dict[str, int] = {}
     labels: list[str | None] = []
     subjects: list[str | None] = []
-    owner = []
-    for record in records.values():
+    owner, first = [], []
+    for sample, record in records.items():
         source, label = record["source"], record["label"]
         if source not in numbers:
             numbers[source] = len(numbers)
             labels.append(label)
             subjects.append(record["subject"])
+            first.append(sample)
         elif labels[numbers[source]] != label:
             raise ValueError(
                 f"{where}: {for_screen(source)} has two labels, {labels[numbers[source]]!r} and "
@@ -90,7 +141,8 @@ def _collect(records: dict[int, dict], where: str) -> Videos:
             )
         owner.append(numbers[source])
     samples = np.array(list(records), dtype=np.int64)
-    return Videos(list(numbers), labels, subjects, samples, np.array(owner, dtype=np.int64))
+    own = groups[first].tolist(), recordings[first].tolist()
+    return Videos(list(numbers), labels, subjects, samples, np.array(owner, dtype=np.int64), *own)
 
 
 def _labelled(pack: Pack, labels: bool = True) -> tuple[dict[int, dict], dict[int, dict]]:
@@ -128,6 +180,8 @@ def subset(videos: Videos, keep: np.ndarray) -> Videos:
         [videos.subjects[i] for i in chosen],
         videos.samples[clips],
         (np.cumsum(keep) - 1)[videos.owner[clips]],
+        [videos.groups[i] for i in chosen],
+        [videos.recordings[i] for i in chosen],
     )
 
 
@@ -156,14 +210,21 @@ def choose_splits(
         ValueError: a split or subject is not there or holds no labels, all labels are one class,
             the splits are the same, or a class of the test split never occurs in training.
     """
-    records, labelled = _labelled(pack, labels)
+    clips = _Clips(pack, labels)
+    records, labelled = clips.records, clips.labelled
     notes = []
     if leave_out is not None:
         refuse_nobody(pack.name, [r["subject"] for r in labelled.values()], leave_out)
-        apart = lambda tested: {
-            i: r for i, r in labelled.items() if (r["subject"] == leave_out) == tested
-        }
-        train, test = (_collect(apart(tested), pack.name) for tested in (False, True))
+        theirs = [i for i, r in labelled.items() if r["subject"] == leave_out]
+        linked = set(np.flatnonzero(np.isin(clips.groups, clips.groups[theirs])).tolist())
+        test = clips.collect({i: labelled[i] for i in theirs})
+        train = clips.collect({i: r for i, r in labelled.items() if i not in linked})
+        if out := [r for i, r in labelled.items() if i in linked.difference(theirs)]:
+            notes.append(
+                f"left out of training: {counted(len(out), 'clip')} in one group with those of "
+                f"{for_screen(leave_out)}, such as {for_screen(out[0]['source'])}: recordings or "
+                "near-duplicates show both"
+            )
         ignored = len(records) - len(labelled)
     elif all(record["split"] is None for record in records.values()):
         if any(record["label"] is None for record in labelled.values()):
@@ -171,10 +232,10 @@ def choose_splits(
                 f"{pack.name}: videos with segments and no label cannot be divided here: add a "
                 "column split to the list"
             )
-        videos = _collect(labelled, pack.name)
-        held, rule = choose_validation(videos.known_labels, videos.subjects, seed)
+        videos = clips.collect(labelled)
+        held, rule = hold_out(videos, seed)
         if not held.any():
-            raise ValueError(f"{pack.name}: no test part can be made, {rule}: label more videos")
+            raise ValueError(f"{pack.name}: no test part can be made, {rule}")
         train, test = subset(videos, ~held), subset(videos, held)
         notes.append(
             f"the data name no splits: {len(test)} of {len(videos)} videos were held out for "
@@ -196,24 +257,13 @@ def choose_splits(
             part = {i: r for i, r in labelled.items() if r["split"] == name}
             if not part:
                 raise ValueError(f"{pack.name}: no clip of split {name!r} has a label")
-            parts.append(_collect(part, pack.name))
+            parts.append(clips.collect(part))
         train, test = parts
         used = {train_split, test_split}
         ignored = sum(i not in labelled and r["split"] in used for i, r in records.items())
-    both = set(train.sources) & set(test.sources)
-    if both:
-        notes.append(
-            f"WARNING: both splits have {counted(len(both), 'video')} (first: "
-            f"{for_screen(min(both))}): the numbers are too good"
-        )
+    notes += clips.notes((train_split, test_split), train, test)
     if ignored:
         notes.append(f"left out: {counted(ignored, 'clip')} without a label")
-    shared = set(train.subjects) & set(test.subjects) - {None}
-    if shared:
-        notes.append(
-            f"WARNING: both splits have {counted(len(shared), 'subject')}: the numbers say little "
-            "about new people"
-        )
     if not labels:
         return train, test, notes
     classes, tested = set(train.known_labels), set(test.known_labels)
@@ -237,7 +287,8 @@ def labelled_videos(pack: Pack, split: str) -> tuple[Videos, list[str]]:
     Raises:
         ValueError: there is no such split, or nothing in it has a label.
     """
-    records, labelled = _labelled(pack)
+    clips = _Clips(pack)
+    records, labelled = clips.records, clips.labelled
     notes = []
     if pack.index["splits"]:
         ids = set(pack.split(split).tolist())
@@ -249,7 +300,13 @@ def labelled_videos(pack: Pack, split: str) -> tuple[Videos, list[str]]:
         notes.append("the data name no splits: all videos were scored")
     if len(labelled) < len(ids):
         notes.append(f"left out: {counted(len(ids) - len(labelled), 'clip')} without a label")
-    return _collect(labelled, pack.name), notes
+    return clips.collect(labelled), notes
+
+
+def names_of(videos: Videos) -> list[str]:
+    """The subjects of videos that all have one."""
+    assert None not in videos.subjects
+    return [who for who in videos.subjects if who is not None]
 
 
 def _people(where: str, subjects: list[str | None]) -> list[str]:
@@ -299,18 +356,27 @@ def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[st
         ValueError: a labelled video has no subject, there is only one, or a class is one subject's
             alone.
     """
-    records, labelled = _labelled(pack)
-    videos = _collect(labelled, pack.name)
+    clips = _Clips(pack)
+    records, labelled = clips.records, clips.labelled
+    videos = clips.collect(labelled)
     names = _people(pack.name, videos.subjects)
     _refuse_one_class(pack, set(videos.known_labels))
-    folds = [np.array([who == name for who in videos.subjects]) for name in names]
+    together: dict[int, list[str]] = {}  # those whom a recording or near-duplicates join
+    for who, group in sorted(set(zip(names_of(videos), videos.groups, strict=True))):
+        together.setdefault(group, []).append(who)
+    if len(together) == 1:
+        raise ValueError(
+            f"{pack.name}: recordings or near-duplicates join all of its "
+            f"{counted(len(names), 'subject')}: nobody can be left out"
+        )
+    folds = [np.array([own == group for own in videos.groups]) for group in together]
     labels = np.array(videos.known_labels)
-    for name, fold in zip(names, folds, strict=True):
+    for whose, fold in zip(together.values(), folds, strict=True):
         missing = set(labels[fold]) - set(labels[~fold])
         if missing:
             raise ValueError(
-                f"{pack.where(subject=name)}: only subject {for_screen(name)} has "
-                f"{', '.join(map(for_screen, sorted(missing)[:10]))}, so no "
+                f"{pack.where(subject=whose[0])}: only subject {for_screen(' and '.join(whose))} "
+                f"has {', '.join(map(for_screen, sorted(missing)[:10]))}, so no "
                 "training subject has it: leave that class out of the list"
             )
     ignored = any(record["split"] is not None for record in records.values())
@@ -318,53 +384,104 @@ def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[st
         f"every one of {len(names)} subjects was left out in turn"
         + "; splits were ignored" * ignored
     ]
+    if joined := [" and ".join(whose) for whose in together.values() if len(whose) > 1]:
+        notes.append(
+            "left out together, because recordings or near-duplicates join them: "
+            f"{for_screen('; '.join(joined[:10]))}" + ", ..." * (len(joined) > 10)
+        )
     if len(labelled) < len(records):
         notes.append(f"left out: {counted(len(records) - len(labelled), 'clip')} without a label")
     return videos, folds, notes
 
 
+def hold_out(videos: Videos, seed: int) -> tuple[np.ndarray, str]:
+    """`choose_validation` of videos that all have a label, such that no group is ever divided."""
+    about = videos.known_labels, videos.subjects, seed, videos.groups, videos.recordings
+    return choose_validation(*about, divide_people=False)
+
+
 def choose_validation(
-    labels: list[str], subjects: list[str | None], seed: int
+    labels: list[str],
+    subjects: list[str | None],
+    seed: int,
+    groups: Sequence[int] | np.ndarray | None = None,
+    recordings: Sequence[int] | np.ndarray | None = None,
+    divide_people: bool = True,
 ) -> tuple[np.ndarray, str]:
     """Choose about a quarter of the videos for validation, sharing no subject with the rest.
 
-    Where subjects are known, whole subjects are held out such that every class stays in the rest; a
+    Where subjects are known, whole groups are held out such that every class stays in the rest; a
     video without a subject then counts as a person of its own. Without subjects, or where they
-    cannot be held out, videos are drawn class by class.
+    cannot be held out, whole recordings are drawn class by class.
 
     Args:
         labels: class of each video.
         subjects: who is seen in each, None where unknown.
         seed: of the choice.
+        groups: of each video a number, see `Videos`; None: those of equal subjects.
+        recordings: likewise; None: each is its own. They are never divided.
+        divide_people: whether subjects may be divided where they cannot be held out whole: only
+            for what no number that is reported is measured on.
 
     Returns:
         (N,) True = held out, and a description of the rule that was followed. Nothing is held out
-        where every class has a single video.
+        where every class has a single video, or nothing can be without dividing a group.
     """
     rng = np.random.default_rng(seed)
     classes = np.unique(labels, return_inverse=True)[1]
+    each = np.arange(len(labels)) if recordings is None else np.array(recordings)
+    whole = join_subjects(subjects, each) if groups is None else np.array(groups)
     reason = "no subjects are known"
     if any(subject is not None for subject in subjects):
         people = [f"video {i}" if s is None else f"subject {s}" for i, s in enumerate(subjects)]
-        held = _hold_out_subjects(classes, np.unique(people, return_inverse=True)[1], rng)
+        first: dict[int, str] = {}  # the numbering, and so the draw, is by name
+        for group, name in sorted(zip(whole.tolist(), people, strict=True)):
+            first.setdefault(group, name)
+        held = _hold_out_groups(
+            classes, np.unique([first[g] for g in whole.tolist()], return_inverse=True)[1], rng
+        )
         if held is not None:
             return held, "whole subjects held out, every class remains in the rest"
         reason = "whole subjects cannot be held out without losing a class"
         if len(set(people)) == 1:
             reason = "there is only one subject"
-    held = np.zeros(len(labels), dtype=bool)
+        if not divide_people:
+            return np.zeros(len(labels), dtype=bool), (
+                f"{reason}, and none is ever divided: name splits in the list, or leave the column "
+                "subject out"
+            )
+    held = _hold_out_recordings(classes, each, rng)
+    if not held.any():
+        return held, f"every class has a single video and {reason}: label more videos"
+    whole_too = ", recordings and near-duplicates whole" * (len(set(each.tolist())) < len(each))
+    return held, f"videos held out class by class, {reason}{whole_too}"
+
+
+def _hold_out_recordings(
+    classes: np.ndarray, recordings: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """A hold-out of whole recordings, class by class; those of several classes stay in the rest."""
+    held = np.zeros(len(classes), dtype=bool)
+    videos: dict[int, list[int]] = {}
+    for i, recording in enumerate(recordings.tolist()):
+        videos.setdefault(recording, []).append(i)
     for number in range(classes.max() + 1):
         members = rng.permutation(np.flatnonzero(classes == number))
-        held[members[: max(round(HELD_OUT * len(members)), int(len(members) > 1))]] = True
-    if not held.any():
-        return held, f"every class has a single video and {reason}"
-    return held, f"videos held out class by class, {reason}"
+        wanted = max(round(HELD_OUT * len(members)), int(len(members) > 1))
+        units = [videos[r] for r in dict.fromkeys(recordings[members].tolist())]
+        units = [u for u in units if len(u) < len(members) and (classes[u] == number).all()]
+        chosen: list[int] = []
+        for unit in units:
+            if len(chosen) + len(unit) <= wanted:
+                chosen += unit
+        held[chosen or min(units, key=len, default=[])] = True
+    return held
 
 
-def _hold_out_subjects(
+def _hold_out_groups(
     classes: np.ndarray, people: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray | None:
-    """Of 100 random orders of subjects, the hold-out nearest to the aim; None if there is none."""
+    """Of 100 random orders of groups, the hold-out nearest to the aim; None if there is none."""
     per_subject = np.zeros((people.max() + 1, classes.max() + 1), dtype=np.int64)  # videos
     np.add.at(per_subject, (people, classes), 1)
     aim = HELD_OUT * len(classes)
@@ -380,6 +497,40 @@ def _hold_out_subjects(
         if held and (best is None or abs(count - aim) < best[0]):
             best = (abs(count - aim), held)
     return None if best is None else np.isin(people, best[1])
+
+
+def write_leaks(folder: Path, pack: Pack, splits: dict[str, Videos]) -> dict[str, Path]:
+    """Write what the first of some splits shares with each of the others, to `LEAKS` in a folder.
+
+    Args:
+        folder: of results.
+        pack: where the videos are.
+        splits: by name, the one that is learned from first.
+
+    Returns:
+        what was written, name -> path: nothing where nothing is shared.
+
+    Raises:
+        ValueError: the disk does not take it.
+    """
+    first, *others = splits
+    pairs = near_pairs(pack)
+    records = {name: {int(i): pack.record(i) for i in v.samples} for name, v in splits.items()}
+    found = [(name, find_leaks(records[first], records[name], pairs)) for name in others]
+    path = folder / LEAKS
+    if not any(leaks for _, leaks in found):
+        path.unlink(missing_ok=True)  # of an earlier call
+        return {}
+    with writing(path), open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["shared", "split", "source", "start", "split", "source", "start", "note"])
+        for name, leaks in found:
+            for leak in leaks:
+                cells: list[object] = []
+                for split, record in zip((first, name), leak.clips, strict=True):
+                    cells += [for_csv(split), for_csv(record["source"]), record["start"]]
+                writer.writerow([leak.kind, *cells, for_csv(leak.note)])
+    return {"leaks": path}
 
 
 def few_shots(labels: list[str], shots: int, seed: int) -> np.ndarray:

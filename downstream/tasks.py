@@ -25,8 +25,8 @@ from downstream.segments import (
 from downstream.splits import (
     Videos,
     choose_splits,
-    choose_validation,
     few_shots,
+    hold_out,
     refuse_nobody,
     subset,
 )
@@ -301,7 +301,7 @@ def choose_videos(
             raise ValueError(
                 "--val hold-out needs a label for every video; name a split val in the list"
             )
-        held, how = choose_validation(train.known_labels, train.subjects, seed)
+        held, how = hold_out(train, seed)
         if not held.any():
             raise ValueError(f"--val hold-out: nothing can be held out, {how}")
         rule = f"{counted(held.sum(), 'training video')}, {how}"

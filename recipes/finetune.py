@@ -60,7 +60,7 @@ from downstream.results import (
     describe_views,
     versions,
 )
-from downstream.splits import videos_digest
+from downstream.splits import videos_digest, write_leaks
 from downstream.tasks import Chosen, LabelOfView, choose_videos, refuse_raw, task_of, validate
 from downstream.training import GIVEN, TRAINING, Training, TrainingFlags, flags_of, resolve_training
 from pretrain import backbones, log
@@ -412,6 +412,7 @@ def finish(
         versions(how.device, how.dtype_name), [*videos.notes, *notes], details, said,
     )  # fmt: skip
     written = publish(folder, results, said, videos.notes)
+    written |= write_leaks(folder, pack, dict(splits) | ({"val": videos.val} if videos.val else {}))
     if said.scores is not None:
         parts = {"test": scored(videos.test, said.scores)}
         if videos.val is not None:

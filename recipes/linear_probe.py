@@ -17,7 +17,8 @@ not above all of these, by the interval of the paired difference, is told so.
 
 Written to the results folder: results.json, CARD.md (everything needed to compare the number with
 another one), confusion.png, predictions.csv, scores.csv (of every class, and of the first
-validation fold from a probe that did not see it) and linear.safetensors (the fitted probe).
+validation fold from a probe that did not see it), linear.safetensors (the fitted probe) and, where
+the splits share people, recordings or near-duplicates, leaks.csv.
 """
 
 import dataclasses
@@ -68,7 +69,7 @@ from downstream.results import (
     try_results,
     versions,
 )
-from downstream.splits import videos_digest
+from downstream.splits import videos_digest, write_leaks
 from pretrain.backbones import fresh_like
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack, warn_of_clips
@@ -360,6 +361,9 @@ def main(config: Config) -> dict:
     written["scores"] = write_scores(
         out, saved_scores(given, features, probes, linear, svm), given.classes
     )
+    if len(given.parts) > 1:
+        splits = dict(zip((config.train_split, config.test_split), given.parts, strict=True))
+        written |= write_leaks(out, pack, splits)
     if len(probes) == 1:
         written["classifier"] = out / "linear.safetensors"
         save_probe(out / "linear.safetensors", probes[0], given.classes)

@@ -5,6 +5,7 @@ A pack is a folder:
     index.json             counts, settings, classes, splits, shards with their hashes
     clips.jsonl            one object a clip; its line number is the sample's id
     clips.safetensors      columns of these lines, see `pretrain/data/columns.py`
+    near_duplicates.jsonl  one object a pair, see `pretrain/data/near.py`
     refused.jsonl          one object a refused file: {"source", "reason"}; of a refused stream of
                            a file that was packed, "stream" too
     shard-00000-<hash>.tar <key>.mp4 and <key>.json of each clip, a WebDataset shard; where there
@@ -50,6 +51,7 @@ from pretrain.names import counted
 
 FORMAT = "muybridge-pack-1"
 COLUMNS = "clips.safetensors"
+NEAR = "near_duplicates.jsonl"
 # What a packed clip is. Changing any of these makes other clips out of the same files; so does
 # changing how they are cut, timed or turned, for which "rules" is to be counted up, or, where
 # videos alone are concerned that were not copied as they are, TIMING: then packing again makes anew
@@ -130,6 +132,8 @@ def load_index(folder: str | Path) -> dict:
     files = [(shard, SHARD_NAME, sizes) for shard in index["shards"]]
     if "columns" in index:  # not of packs that were made before there were any
         files.append((index["columns"], re.compile(re.escape(COLUMNS)), ("bytes",)))
+    if "near_duplicates" in index:  # nor of those that were made before any were looked for
+        files.append((index["near_duplicates"], re.compile(re.escape(NEAR)), ("bytes",)))
     for file, names, numbers in files:
         if not (
             isinstance(file, dict)

@@ -51,6 +51,10 @@ BESIDE = {
 }
 # Columns with boxes around people, which `--follow boxes` reads; of several the first as here.
 BOXES = ("boxes", "boxes_path", "box", "bbox", "bboxes", "tracks", "tracks_path")
+# Columns that say which recording a file was cut out of, and from when to when, in seconds.
+RECORDING = ("recording", "recording_id", "source_file", "source_video", "original", "youtube_id",
+             "video_id")
+START = ("start", "start_time", "time_start", "start_seconds")
 ELSE = {
     "path": ("name", "video_name", "image_name", "clip", "clip_name", "clip_path", "video_id",
              "image_id", "clip_id", "youtube_id", "id"),
@@ -58,6 +62,7 @@ ELSE = {
 }
 # fmt: on
 SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
+MAX_TIME = 2.0**40  # seconds of a recording; a clock of the day, or since 1970, is one, too
 MAX_LIST = 2**30  # bytes; at 100 bytes a line that is ten million
 SAMPLE = 1000  # lines by which the columns of a list without header are inferred
 SEPARATORS = ("\t", ";", ",", "|", " ")
@@ -75,10 +80,29 @@ def _names(table: dict[str, tuple[str, ...]]) -> dict[str, str]:
 _ROLE_OF, _ELSE_OF = _names(ROLES), _names(ELSE)
 
 
+def _column(names: Iterable[str], known: tuple[str, ...]) -> str | None:
+    plain = {_plain(name): name for name in names}
+    return next((plain[_plain(name)] for name in known if _plain(name) in plain), None)
+
+
 def boxes_column(names: Iterable[str]) -> str | None:
     """The column, of those of a list, that holds boxes; None: none does."""
-    plain = {_plain(name): name for name in names}
-    return next((plain[_plain(name)] for name in BOXES if _plain(name) in plain), None)
+    return _column(names, BOXES)
+
+
+def recording_of(extra: dict[str, str]) -> tuple[str, float]:
+    """Which recording a file was cut out of, by further columns of its list, and at which second.
+
+    "" where they do not say it; 0 where they say no time, or something that is none.
+    """
+    if not extra:
+        return "", 0.0
+    named, start = (_column(extra, known) for known in (RECORDING, START))
+    try:
+        when = float(extra[start]) if start else 0.0
+    except ValueError:
+        when = 0.0
+    return extra[named] if named else "", when if 0 <= when < MAX_TIME else 0.0
 
 
 def split_of(word: str) -> str:

@@ -41,7 +41,7 @@ from pretrain.data.index import (
     text_digest,
     wrong_stream,
 )
-from pretrain.data.lists import boxes_column
+from pretrain.data.lists import RECORDING, START, boxes_column
 from pretrain.data.pool import ACQUIRE, INGEST, run_jobs, usable_cores
 from pretrain.data.progress import Bar, slow_files
 from pretrain.data.sources import Beside, Listing, Source, boxes_of, list_sources
@@ -50,7 +50,7 @@ from pretrain.files import parse_json, read_limited, replacing, write_synced
 from pretrain.names import counted, for_screen
 
 # Further columns that a recipe reads, and those that are made of the place in a document.
-READ_EXTRA = {"segments", "class_text", "document", "place"}
+READ_EXTRA = {"segments", "class_text", "document", "place", *RECORDING, *START}
 
 
 def pack(

@@ -32,7 +32,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
-from pretrain.data.index import COLUMNS, MAX_INDEX, MAX_LINES, load_index, refuse_part
+from pretrain.data.index import MAX_INDEX, MAX_LINES, load_index, refuse_part
 from pretrain.data.pool import START_SECONDS, Worker
 from pretrain.environment import count_of
 from pretrain.files import cache_folder, open_regular
@@ -218,9 +218,9 @@ def open_remote(address: str, gib: float | None, say: bool) -> Remote:
         clips.unlink(missing_ok=True)
         _bring(f"{address}/clips.jsonl", clips, limit, most=MAX_LINES, sha256=digest)
     used = [folder / "index.json", clips]
-    if about := index.get("columns"):
-        used.append(folder / COLUMNS)
-        _bring(f"{address}/{COLUMNS}", used[-1], limit, about["bytes"], about["sha256"])
+    for about in filter(None, map(index.get, ("columns", "near_duplicates"))):
+        used.append(folder / about["name"])
+        _bring(f"{address}/{about['name']}", used[-1], limit, about["bytes"], about["sha256"])
     for path in used:
         _use(path)
     sizes = [shard["bytes"] for shard in index["shards"]]

@@ -38,8 +38,9 @@ from pretrain.data.decode import (
     read_frames,
 )
 from pretrain.data.flow import to_pixels
-from pretrain.data.index import load_index, refuse_part
+from pretrain.data.index import NEAR, load_index, refuse_part
 from pretrain.data.lists import line_of
+from pretrain.data.near import read_pairs
 from pretrain.data.poses import crop_pose, read_array
 from pretrain.data.remote import MOST_LANES, ReadAhead, Remote, Unreachable
 from pretrain.data.sampling import (
@@ -124,6 +125,15 @@ class Pack:
     def column(self, name: str) -> np.ndarray:
         """What all clips have of a name, (len(self),); see `pretrain/data/columns.py`."""
         return self._clips.columns[name]
+
+    def near_duplicates(self) -> np.ndarray | None:
+        """Pairs of samples (K, 2) that show nearly the same; None: it was not looked for any.
+
+        Raises:
+            ValueError: their list has changed on the disk, or cannot be true.
+        """
+        about = self.index.get("near_duplicates")
+        return about and read_pairs(self.folder / NEAR, about, len(self))
 
     @property
     def address(self) -> str:

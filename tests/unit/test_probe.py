@@ -266,7 +266,9 @@ def test_how_many_videos_validate_is_said(labels, people, words):
         {"split": split, "source": name, "label": label, "subject": who, "extra": {}}
         for split, name, label, who in rows
     ]
-    pack = SimpleNamespace(name="clips", records=lambda: iter(records))
+    pack = SimpleNamespace(
+        name="clips", records=lambda: iter(records), near_duplicates=lambda: None
+    )
     given = choose_folds(pack, "train", "test", False, 0)
     assert given.validation.startswith(words) and given.num_train == len(videos)
     assert given.tested.tolist() == list(range(len(videos), 2 * len(videos)))

@@ -23,7 +23,11 @@ def test_classes_of_frames_that_differ_in_spelling_only_are_refused():
 
     rows = [row(0, "train", "0-1 sit down; 1-2 up"), row(1, "test", "0-1 up; 1-2 Sit_Down")]
     pack = SimpleNamespace(
-        name="DATA", where=lambda **_: "DATA", records=lambda: iter(rows), record=lambda i: rows[i]
+        name="DATA",
+        where=lambda **_: "DATA",
+        records=lambda: iter(rows),
+        record=lambda i: rows[i],
+        near_duplicates=lambda: None,
     )
     train, test, _ = choose_splits(pack, "train", "test", 0, labels=False)
     with pytest.raises(ValueError, match=r"'Sit_Down' and 'sit down'"):

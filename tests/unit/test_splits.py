@@ -1,22 +1,43 @@
 """Which videos are fitted on, judged on and tested on."""
 
+import contextlib
+import csv
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from downstream.splits import choose_splits, choose_validation
+from downstream.groups import LEAKS, group_clips
+from downstream.probe import choose_folds
+from downstream.splits import (
+    choose_splits,
+    choose_validation,
+    hold_out,
+    leave_one_subject_out,
+    write_leaks,
+)
+from downstream.tasks import choose_videos, task_of
 
 PEOPLE = (("ada", "train"), ("ida", "test"), ("eva", None))
 
 
-def fake_pack(rows: list[tuple]) -> SimpleNamespace:
-    """A pack of records (source, label, split, subject); only the index matters here."""
-    names = ("source", "label", "split", "subject")
+def fake_pack(rows: list[tuple], pairs: Sequence[tuple[int, int]] = ()) -> SimpleNamespace:
+    """A pack of records (source, label, split, subject) and perhaps (..., start, extra)."""
+    names = ("source", "label", "split", "subject", "start", "extra")
+    about = {"start": 0.0, "extra": {}, "frames": 10, "fps": 10.0}
+    records = [about | dict(zip(names, row, strict=False)) for row in rows]
     return SimpleNamespace(
         name="DATA",
         where=lambda **_: "DATA",
-        records=lambda: (dict(zip(names, r, strict=True)) for r in rows),
+        records=lambda: iter(records),
+        record=records.__getitem__,
+        near_duplicates=lambda: np.array(pairs, np.int64).reshape(-1, 2),
+        index={"splits": {}},
     )
 
 
@@ -164,3 +185,132 @@ def test_one_split_for_both_is_refused():
     rows = [("v0", "a", "train", None), ("v1", "b", "train", None)]
     with pytest.raises(ValueError, match="both 'train'"):
         choose_splits(fake_pack(rows), "train", "train", 0)
+
+
+# ---- groups
+
+
+def row(
+    source: str, split: str | None = None, subject: str | None = None, start: float = 0, **extra
+) -> tuple:
+    return (source, source[0], split, subject, start, extra)
+
+
+def test_groups_are_of_people_files_recordings_and_near_duplicates_and_chains_of_them():
+    rows = [
+        row("a1", None, "ada"), row("b1", None, "ada"), row("b1"), row("c1"), row("d1"),
+        row("e1", recording="R"), row("f1", recording="R"), row("g1"),
+    ]  # fmt: skip
+    records = list(fake_pack(rows).records())
+    pairs = np.array([[3, 4], [4, 6]])
+    assert group_clips(records, pairs).tolist() == [0, 0, 0, 1, 1, 1, 1, 2]
+    assert group_clips(records, pairs, people=False).tolist() == [0, 1, 1, 2, 2, 2, 2, 3]
+
+
+CLIP = st.tuples(
+    st.integers(0, 25).map(lambda i: f"{'ab'[i % 2]}{i}"),
+    st.sampled_from([None, *"pqrstu"]),
+    st.integers(0, 9),
+    st.sampled_from(["", "", "", *"RST"]),
+)
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(CLIP, min_size=8, max_size=60),
+    st.lists(st.tuples(st.integers(0, 59), st.integers(0, 59)), max_size=6),
+    st.integers(0, 99),
+)
+def test_no_split_that_is_made_divides_a_group(clips, pairs, seed):
+    rows = [
+        (source, source[0], None, subject, start, {"recording": recording} if recording else {})
+        for source, subject, start, recording in clips
+    ]
+    pairs = [(a, b) for a, b in pairs if a < b < len(rows)]
+    pack = fake_pack(rows, pairs)
+    records = list(pack.records())
+    groups = group_clips(records, np.array(pairs, np.int64).reshape(-1, 2))
+    recordings = group_clips(records, np.array(pairs, np.int64).reshape(-1, 2), people=False)
+
+    def apart(of: np.ndarray, *parts: np.ndarray) -> None:
+        for i, part in enumerate(parts):
+            for other in parts[i + 1 :]:
+                assert not {*of[part].tolist()} & {*of[other].tolist()}
+
+    with contextlib.suppress(ValueError):  # where nothing can be held out
+        train, test, notes = choose_splits(pack, "train", "test", seed)
+        apart(groups, train.samples, test.samples)
+        assert not any("WARNING" in note for note in notes)
+        held, _ = hold_out(train, seed)
+        part = held[train.owner]
+        apart(groups, train.samples[part], train.samples[~part])
+        chosen = choose_videos(task_of(False), pack, "train", "test", None, "hold-out", None, seed)
+        apart(groups, *(p.samples for p in (chosen.train, chosen.val, chosen.test)))
+    for who in {subject for _, subject, *_ in clips if subject}:
+        with contextlib.suppress(ValueError):
+            train, test, _ = choose_splits(pack, "train", "test", seed, leave_out=who)
+            apart(groups, train.samples, test.samples)
+    with contextlib.suppress(ValueError):
+        videos, folds, _ = leave_one_subject_out(pack)
+        for fold in folds:
+            part = fold[videos.owner]
+            apart(groups, videos.samples[part], videos.samples[~part])
+        apart(np.arange(len(videos)), *map(np.flatnonzero, folds))
+    for one_out in (False, True):
+        with contextlib.suppress(ValueError):
+            given = choose_folds(pack, "train", "test", one_out, seed)
+            first = [videos_of.samples[np.unique(videos_of.owner, return_index=True)[1]]
+                     for videos_of in given.parts]  # fmt: skip
+            sample = np.concatenate(first)  # one of each video
+            for learned, validations, tested in given.folds:
+                apart(groups, sample[learned], sample[tested])
+                for held in validations:
+                    apart(recordings, sample[learned[held]], sample[learned[~held]])
+
+
+def test_a_person_is_not_divided_by_what_is_reported_nor_a_recording_by_anything():
+    rows = [(f"v{i}", "ab"[i % 2], None, "me") for i in range(16)]
+    with pytest.raises(ValueError, match="only one subject"):
+        choose_splits(fake_pack(rows), "train", "test", 0)
+    held, rule = choose_validation(["a", "b"] * 8, ["me"] * 16, 0, recordings=[0, 0, *range(1, 15)])
+    assert held.sum() == 4 and not held[:2].any() and "only one subject" in rule
+
+
+def test_what_given_splits_share_is_counted_named_and_listed(tmp_path: Path):
+    rows = [
+        row("a1", "train", "ada", 0.0), row("b2", "train", None, 0.0),
+        row("a3", "train", None, 0.0, recording="R", start_time="5"),
+        row("b4", "train", None, 0.0),
+        row("a1", "test", "ada", 9.0), row("b5", "test", "ada"),
+        row("a6", "test", None, 0.0, recording="R", start_time="5.5"),
+        row("b7", "test"), row("b8", "test"), row("=b9", "test"),
+    ]  # fmt: skip
+    rows[-1] = ("=b9", "b", *rows[-1][2:])
+    pack = fake_pack(rows, [(1, 7), (7, 8), (3, 9)])
+    train, test, notes = choose_splits(pack, "train", "test", 0)
+    found = {word: note for note in notes for word in ("overlap", "near", "subject", "of one rec")
+             if word in note and ("overlap" in note) == (word == "overlap")}  # fmt: skip
+    assert all("WARNING" in note and "train and test" in note for note in notes)
+    assert "3 videos" in found["near"] and "b2 = b7" in found["near"]
+    assert "a3 = a6" in found["overlap"] and "a1 = a1 at 9 s" in found["of one rec"]
+    assert "1 subject" in found["subject"] and all(LEAKS in n for n in notes if "subject" not in n)
+    written = write_leaks(tmp_path, pack, {"train": train, "test": test})
+    with open(written["leaks"], newline="") as file:
+        kinds = [line["shared"] for line in csv.DictReader(file)]
+    assert sorted(kinds) == [
+        "near-duplicate", "near-duplicate", "near-duplicate", "overlapping times", "recording",
+        "subject",
+    ]  # fmt: skip
+    none = dataclasses.replace(test, samples=test.samples[:0])
+    assert not write_leaks(tmp_path, pack, {"train": train, "test": none})
+    assert not (tmp_path / LEAKS).exists()
+
+
+def test_those_whom_a_near_duplicate_joins_are_left_out_together():
+    rows = [(f"{who}{k}", f"c{k}", None, who) for k in "01" for who in ("ada", "ida", "eva")]
+    _, folds, notes = leave_one_subject_out(fake_pack(rows, [(0, 4)]))
+    assert [int(fold.sum()) for fold in folds] == [4, 2] and "ada and ida" in notes[1]
+    train, _, notes = choose_splits(fake_pack(rows, [(0, 4)]), "train", "test", 0, leave_out="ada")
+    assert {*train.subjects} == {"eva"} and "2 clips" in notes[0]
+    with pytest.raises(ValueError, match="nobody can be left out"):
+        leave_one_subject_out(fake_pack(rows, [(0, 4), (1, 2)]))

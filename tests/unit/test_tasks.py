@@ -20,7 +20,7 @@ def record(label: str | None, segments: str = "") -> dict:
 def a_pack(*records: dict) -> SimpleNamespace:
     return SimpleNamespace(
         name="DATA", where=lambda **_: "DATA", records=lambda: iter(records),
-        record=lambda i: records[i]
+        record=lambda i: records[i], near_duplicates=lambda: None
     )  # fmt: skip
 
 
