@@ -97,6 +97,7 @@ RULES = [
     Rule(r"pack\.py .*msr\.csv", parsed="MSR Action3D is not included"),
     Rule(r"pack\.py .*--merge", parsed="tests/unit/test_merge.py does it"),
     Rule(r"benchmark\.py", parsed="measures for minutes"),
+    Rule(r"demo\.py", parsed="tests/recipes/test_demo.py does it"),
     Rule(r"doctor\.py", parsed="tests/recipes/test_doctor.py does it"),
     Rule(r"compare\.py .*--models", parsed="starts a process for every model"),
     Rule(

@@ -28,6 +28,8 @@ def test_imports_point_one_way():
     for path in FILES:
         room = path.relative_to(ROOT).parts[0]
         later = {*ROOMS[ROOMS.index(room) + 1 :], "recipes"}
+        if path == ROOT / "recipes/demo.py":  # which shows what others do, and copies none of it
+            later.remove("recipes")
         assert not imported(ast.parse(path.read_text())) & later, path
 
 
