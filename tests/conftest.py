@@ -4,8 +4,13 @@ import csv
 import gc
 import json
 import os
+import runpy
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -14,6 +19,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from safetensors.torch import save_file
+
+from tests import forked
 
 # Models here are tiny: one thread is faster than two that wait for each other, and repeatable.
 torch.set_num_threads(1)
@@ -31,12 +38,21 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+# A test cannot cut the power, and a disk takes milliseconds for each of thousands of syncs.
+SYNC = os.fsync
+
 MOTIONS = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
 
 
 def pytest_collection_finish() -> None:
-    """Exclude what was imported and collected from garbage collection, which saves time."""
+    """Exclude what was imported and collected from garbage collection, which saves time.
+
+    And start the host of other processes: torch computes no gradients in a fork of a process that
+    has computed some.
+    """
     gc.freeze()
+    if runs := sys.modules.get("tests.recipes.runs"):
+        runs.host()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,6 +64,34 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     del os.environ["MUYBRIDGE_CACHE"]
     if before is not None:
         os.environ["MUYBRIDGE_CACHE"] = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Syncs look at what they are given and return; unit/test_folders.py does them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_decoders() -> Iterator[None]:
+    """Decoding processes are forked from this one, which saves each the time of its imports.
+
+    Programs that tests start have real ones, and so has what is given a command of its own.
+    """
+    from pretrain.data import acquire, ingest, pool, stream  # noqa: F401
+
+    def start(command: tuple[str, ...], **given: Any) -> subprocess.Popen:
+        if command not in (pool.INGEST, pool.ACQUIRE, stream.WORKER):
+            return subprocess.Popen(command, **given)
+        return forked.start(partial(runpy.run_module, command[-1], run_name="__main__"), **given)
+
+    names = SimpleNamespace(**vars(subprocess) | {"Popen": start})
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (pool, stream):
+            patch.setattr(module, "subprocess", names)
+        yield
 
 
 def save_open_clip(folder: Path, model: torch.nn.Module, config: dict, preprocess: dict) -> str:

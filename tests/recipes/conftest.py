@@ -25,11 +25,13 @@ def blank_figures(request):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_strengths():
+def few_strengths_and_draws():
     """Linear probes try 3 regularisation strengths, not 13: a third of the time of their tests.
 
-    unit/test_probe.py tests the sweep.
+    A bootstrap draws 200 times, not 2000: a quarter of the time of a small fine-tuning.
+    unit/test_probe.py tests the sweep, unit/test_metrics.py the intervals.
     """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("downstream.metrics.RESAMPLES", 200)
         patch.setattr("downstream.probe.GRID", (0.01, 1.0, 100.0))
         yield

@@ -1,8 +1,7 @@
 """Functions in processes forked from one that has imported everything, to save the imports.
 
-`python -m tests.recipes.host` serves jobs, a line of JSON each, until its standard input ends.
-`python -m tests.recipes.host MODULE FUNCTION JSON` calls one function in this process, as torchrun
-starts it.
+`serve` serves jobs, a line of JSON each, until standard input ends. `python -m tests.recipes.host
+MODULE FUNCTION JSON` calls one function in this process, as torchrun starts it.
 """
 
 import importlib
@@ -41,7 +40,8 @@ def train(recipe: str, given: dict[str, Any], plan: dict[str, Any]) -> None:
             `nan_in_step`, `die_in_save`: the number of the step; `die_in_operation`: of the
             operation on the disk, with the names of all of them written to `operations` at the end;
             `die_at_moment`: of its saves (`die_at`); `hashes`: a folder, to which those of the
-            weights after each step go; `sizes`: a folder, for the bytes of the largest file that
+            weights after each step go; `group`: a file for the number of its process group, which
+            is its own; `sizes`: a folder, for the bytes of the largest file that
             each process wrote, and of what it read of checkpoints.
     """
     from pretrain import log, weights
@@ -80,6 +80,9 @@ def train(recipe: str, given: dict[str, Any], plan: dict[str, Any]) -> None:
             os.truncate(path, 100)
             die()
 
+    if "group" in plan:
+        os.setsid()
+        Path(plan["group"]).write_text(str(os.getpid()))
     if mine and "die_at_moment" in plan:
         die_at(plan["die_at_moment"])
     if "sizes" in plan:
@@ -206,6 +209,7 @@ def child(job: dict[str, Any], rank: int, port: int) -> int:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.environ.clear()
     os.environ.update(job["environment"])
     if job["processes"] > 1:
         # As under torchrun: the store is the launcher's.
@@ -254,17 +258,16 @@ def run(job: dict[str, Any]) -> int:
     return first
 
 
-def main() -> None:
-    """Serve jobs, or call one function."""
-    torch.set_num_threads(1)
-    if words := sys.argv[1:]:
-        module, function, arguments = words
-        sys.exit(call(module, function, json.loads(arguments)))
-    for name in LATE:
-        importlib.import_module(name)
+def serve() -> None:
+    """Serve jobs until standard input ends."""
+    setattr(os, "fsync", os.fstat)  # noqa: B010  # as in tests/conftest.py
     for line in sys.stdin:
+        for name in LATE:
+            importlib.import_module(name)
         print(run(json.loads(line)), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    module, function, arguments = sys.argv[1:]
+    sys.exit(call(module, function, json.loads(arguments)))

@@ -3,11 +3,11 @@
 import atexit
 import dataclasses
 import functools
+import importlib
 import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +21,7 @@ from pretrain import checkpoint
 from pretrain.flags import flat
 from pretrain.flags import replace as change
 from pretrain.sharded import Parts
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,11 +118,11 @@ def wait_until(process: subprocess.Popen, happened: Callable[[], object]) -> Non
 
 @functools.cache
 def host() -> subprocess.Popen:
-    """The process from which others are forked; it ends with this one."""
-    started = subprocess.Popen(
-        [sys.executable, "-m", "tests.recipes.host"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    """The process from which others are forked; itself a fork, it ends with this one."""
+    serve = importlib.import_module("tests.recipes.host").serve
+    started = forked.start(
+        serve, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
     atexit.register(started.communicate)
     return started
 
@@ -148,7 +149,8 @@ def in_processes(
     for name in files.values():
         Path(name).unlink(missing_ok=True)
     about = {"module": module, "function": function, "arguments": given, "processes": processes}
-    about["environment"] = environment or {}
+    ours = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    about["environment"] = ours | (environment or {})
     asked, answers = host().stdin, host().stdout
     assert asked and answers
     print(json.dumps(about | files), file=asked, flush=True)

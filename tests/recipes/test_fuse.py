@@ -34,12 +34,6 @@ from tests.recipes.runs import configure
 CLASSES = ["walk", "=sit|down", "stand, up"]
 
 
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch):
-    """A bootstrap's draws are most of the time here."""
-    monkeypatch.setattr("downstream.metrics.RESAMPLES", 200)
-
-
 def made(rng, num: int, good: tuple[int, ...], part: str) -> Scored:
     """Scores that tell the classes `good` from the others and nothing else."""
     labels = np.arange(num) % len(CLASSES)

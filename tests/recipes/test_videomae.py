@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,18 +20,15 @@ from pretrain.loop import plan_run
 from pretrain.videomae import start_from
 from recipes import videomae
 from tests.recipes.runs import (
+    ROOT,
     change,
     configure,
     equal,
     final_weights,
     launch,
-    program,
     run_calm_and_harried,
     stop_in_step,
-    wait_until,
 )
-
-ROOT = Path(__file__).parents[2]
 
 
 def config(data, out, **changes) -> videomae.Config:
@@ -379,17 +378,17 @@ def test_ten_kills(tiny_pack, tmp_path, processes):
 def test_sigterm_to_the_whole_group_saves(tiny_pack, tmp_path):
     run = tmp_path / "run"
     cfg = config(tiny_pack, run, steps=100_000, num_workers=1, save_every=100_000, knn_every=0)
-    process = subprocess.Popen(
-        [sys.executable, *program(cfg)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    wait_until(process, (run / "log.jsonl").exists)
-    os.killpg(process.pid, signal.SIGTERM)  # the whole group, decoding workers included
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 143, output[-2000:]
+    group = tmp_path / "group"
+    with ThreadPoolExecutor(1) as beside:
+        ended = beside.submit(launch, tmp_path, cfg, {"group": str(group)})
+        while not (run / "log.jsonl").exists():
+            assert not ended.done(), ended.result()
+            time.sleep(0.05)
+        os.killpg(int(group.read_text()), signal.SIGTERM)  # decoding workers included
+    done = ended.result()
+    assert done.returncode == 143, done.stderr[-2000:]
     found, _ = checkpoint.newest_valid(run)
-    assert found is not None and "stopped after step" in output
+    assert found is not None and "stopped after step" in done.stdout
 
 
 def test_a_launch_that_would_silently_train_alone_is_refused(tiny_pack, tmp_path):

@@ -17,6 +17,7 @@ from pretrain.data import progress
 from pretrain.files import read_json
 from pretrain.folders import claim, holds_nothing, try_folder
 from pretrain.log import RunLog, write_json
+from tests.conftest import SYNC
 
 # Takes a folder and forks a process that outlives it. The child says when both are there: by then
 # it has closed its copy of the lock; the parent might say so before the child has run at all.
@@ -100,7 +101,7 @@ def test_a_disk_without_locks_is_said(tmp_path, monkeypatch, capsys, number):
 
 def test_json_is_synced_before_it_has_its_name(tmp_path, monkeypatch):
     events = []
-    real_sync, real_replace = os.fsync, os.replace
+    real_sync, real_replace = SYNC, os.replace
     paths = lambda handle: os.readlink(f"/proc/self/fd/{handle}")
     monkeypatch.setattr(os, "fsync", lambda h: (events.append(paths(h)), real_sync(h)))
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append("->"), real_replace(a, b)))
