@@ -1,6 +1,8 @@
 """Frames of a long video, their scores, the events cut from them, and the numbers about events."""
 
+import gc
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -232,20 +234,20 @@ def test_windows_of_nothing_and_of_damaged_weights():
 
 def test_windows_keep_a_window_and_no_more():
     alive: list[int] = []
+    windows = itertools.count()
 
     def chunks():
-        for _ in range(300):
+        for _ in range(100):
             yield {"rgb": torch.zeros(3, 5, 2, 2, dtype=torch.uint8)}
 
     def predict(window):
-        import gc
-
-        held = [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.dim() == 4]
-        alive.append(sum(t.shape[1] for t in held if t.shape[0] == 3))
+        if next(windows) % 3 == 0:  # all objects of this process are many
+            held = [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and t.dim() == 4]
+            alive.append(sum(t.shape[1] for t in held if t.shape[0] == 3))
         return predict_mean(window)
 
     gone = sum(len(p) for p in window_scores(chunks(), 8, 1, 4, 2, predict))
-    assert gone == 1500 and max(alive[20:]) <= max(alive[:20])
+    assert gone == 500 and len(alive) > 20 and max(alive[5:]) <= max(alive[:5])
 
 
 @given(st.integers(1, 50), st.integers(0, 8), st.lists(st.integers(1, 12), min_size=1, max_size=4))
