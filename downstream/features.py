@@ -168,11 +168,26 @@ def show_views(
     Raises:
         ValueError: the clips lack a stream that the encoder takes, or one cannot be decoded.
     """
-    # A pair of towers sees what its video tower sees.
+    dataset = EvalClips(pack, samples, spec_of(encoder), how.num_clips, how.num_crops)
+    yield from show(encoder, function, dataset, how, title)
+
+
+def spec_of(encoder: nn.Module) -> InputSpec:
+    """The clip that an encoder takes; a pair of towers sees what its video tower sees."""
     spec = getattr(encoder, "video", encoder).input_spec
     assert isinstance(spec, InputSpec)
-    dtype = autocast_dtype(how.device, how.precision)
-    dataset = EvalClips(pack, samples, spec, how.num_clips, how.num_crops)
+    return spec
+
+
+def show(
+    encoder: nn.Module,
+    function: Callable[[Any], Tensor],
+    dataset: EvalClips,
+    how: Extraction,
+    title: str | None,
+) -> Iterator[np.ndarray]:
+    """`show_views` of a dataset that has chosen the views of its clips."""
+    spec, dtype = dataset.spec, autocast_dtype(how.device, how.precision)
     loader = eval_loader(dataset, max(1, how.batch_size // how.num_views), how.num_workers)
     encoder.to(how.device)
     try:
@@ -180,7 +195,7 @@ def show_views(
             evaluating(encoder),  # BatchNorm statistics stay as they are
             torch.inference_mode(),
             torch.autocast(how.device.type, dtype, enabled=dtype is not None),
-            Bar(len(samples), title or "", "clip", title is not None) as bar,
+            Bar(len(dataset), title or "", "clip", title is not None) as bar,
         ):
             for ids, views in loader:
                 flat = {name: part.flatten(0, 1) for name, part in views.items()}

@@ -12,6 +12,8 @@ import json
 import math
 import re
 import typing
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 Rule = Callable[[object], bool]
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 WORD = re.compile(r"[\w.+-]{0,64}", re.ASCII)
+HUB_SECONDS = 5  # until the hub counts as out of reach
 
 
 # ---- rules for values
@@ -697,6 +700,34 @@ def hub_folder(name: str, patterns: list[str]) -> Path:
             f"no such folder here, and the hub does not give it ({first_line(error)}): "
             "check the name and the network, or download it"
         ) from error
+
+
+def open_clip_at_hand(model: str, tag: str) -> bool:
+    """Whether weights of open_clip's list are in the cache, or the hub answers within seconds.
+
+    open_clip itself would try for minutes.
+
+    Args:
+        model: its name.
+        tag: of the weights.
+    """
+    import open_clip
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    repository = open_clip.get_pretrained_cfg(model, tag).get("hf_hub", "").rstrip("/")
+    files = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+    if any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
+        return True
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+        with urllib.request.urlopen(request, timeout=HUB_SECONDS):
+            return True
+    except urllib.error.HTTPError:
+        return True  # an answer, too
+    except (OSError, ValueError):
+        return False
 
 
 def _check_repository(name: str) -> None:

@@ -31,7 +31,7 @@ from pretrain.files import open_regular, parse_json, reading
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 MAX_BOUND = 1000  # pixels of motion
 # What pandas and numpy write where there is nothing; an empty field is no value either.
-_NOTHING = frozenset(("", "nan", "NaN", "<NA>", "NaT"))
+NOTHING = frozenset(("", "nan", "NaN", "<NA>", "NaT"))
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def boxes_of(listing: Listing, source: str | Path) -> list[dict]:
     for each in listing.sources:
         column = boxes_column(each.extra)
         text = each.extra[column].strip() if column is not None else ""
-        if not text or text in _NOTHING:
+        if not text or text in NOTHING:
             found.append({})
             continue
         if not re.search(r"[A-Za-z_]", text):
@@ -509,7 +509,7 @@ def _text(name: str, value: object) -> str | None:
     """
     if isinstance(value, str):
         value = value.strip()
-        return None if value in _NOTHING else value
+        return None if value in NOTHING else value
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # pandas writes 3 as 3.0 where a neighbour is missing
     if type(value) is int:
@@ -535,6 +535,7 @@ def _from_list(path: Path) -> list[Source]:
             key = next((key for key, role in roles.items() if role == "path"), None)
             name = _text(key, row[key]) if key is not None else None
             fields = _fields(row, roles, folder=folder)
+            fields["timed"] = _take_times(fields)
             alone = name is None and "pose" in fields["beside"]
             if alone:
                 name = fields["beside"]["pose"]
@@ -567,6 +568,24 @@ def _from_list(path: Path) -> list[Source]:
     return sources
 
 
+def _take_times(fields: dict) -> bool:
+    """Make a segment of a row's label and its columns start and end, seconds, if it has them."""
+    label, extra = fields["label"], fields["extra"]
+    columns = {name.lower(): name for name in extra}
+    if label is None or ";" in label or not {"start", "end"} <= columns.keys():
+        return False
+    try:
+        start, end = (float(extra[columns[name]]) for name in ("start", "end"))
+    except ValueError:
+        return False
+    if not 0 <= start < end < 2**53:
+        return False
+    del extra[columns["start"]], extra[columns["end"]]
+    more = extra.get("segments")
+    extra["segments"] = f"{more}; " * bool(more) + f"{start:.3f}-{end:.3f} {label}"
+    return True
+
+
 def _missing(name: str, file: Path, first: bool, look: bool) -> str:
     if _ADDRESS.match(name) and name.index(":") > 1:
         return f"{name} is an address: only local files are read, download it first"
@@ -582,9 +601,16 @@ def _missing(name: str, file: Path, first: bool, look: bool) -> str:
 
 
 def _merged(file: Path, rows: list[tuple[int, str, dict]], problems: Problems) -> Source:
-    """One source of all rows of its file: captions are collected, the rest has to agree."""
+    """One source of all rows of its file: captions and segments are collected, the rest agrees.
+
+    Where rows with a start and an end say different things, the video has no label but segments.
+    """
     line, name, fields = rows[0]
     folder = problems.path.parent
+    timed = [row for _, _, row in rows if row.pop("timed")]
+    if len({row["label"] for _, _, row in rows} - {None}) > 1:
+        for row in timed:
+            row["label"] = None
     if len(rows) > 1:
         given: dict[str, tuple[str, int]] = {}
         extra: dict[str, dict[str, None]] = {}
