@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from pretrain.clip import VideoText
+from pretrain.data.shards import Pack
 from pretrain.device import autocast_dtype
 from pretrain.modes import evaluating
 from pretrain.text import trim
@@ -52,6 +53,16 @@ def embed_texts(
 def unit(x: np.ndarray) -> np.ndarray:
     """Rows of length 1."""
     return x / np.linalg.norm(x, axis=-1, keepdims=True).clip(1e-12)
+
+
+def texts_of_labels(pack: Pack) -> dict[str, str]:
+    """The class_text of each label; empty without such a column."""
+    texts: dict[str, str] = {}
+    for record in pack.records():
+        text = record["extra"].get("class_text")
+        if record["label"] is not None and text:
+            texts.setdefault(record["label"], text)
+    return texts
 
 
 def class_vectors(

@@ -1,7 +1,7 @@
 """Look at footage in the browser: find moments, see what is alike, label what matters.
 
-    python recipes/look.py my_videos/ --backbone RUN/backbone
-    python recipes/look.py clips.csv --backbone runs/clip-tiny/backbone --labels walk run fall
+    python recipes/look.py --data my_videos/ --backbone RUN/backbone
+    python recipes/look.py --data clips.csv --backbone RUN/backbone --labels walk run fall
 
 The videos are checked and packed, every few seconds of them are embedded, and a page is served to
 the browser of this computer. With a video-text pair (recipes/clip.py, or open_clip) it finds

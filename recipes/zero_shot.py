@@ -43,7 +43,14 @@ from downstream.results import (
     versions,
 )
 from downstream.splits import Videos, labelled_videos, videos_digest
-from downstream.zero_shot import POOLING, class_vectors, ensemble, template_sensitivity, unit
+from downstream.zero_shot import (
+    POOLING,
+    class_vectors,
+    ensemble,
+    template_sensitivity,
+    texts_of_labels,
+    unit,
+)
 from pretrain.clip import VideoText
 from pretrain.data.cache import open_data, pack_file, packing_side
 from pretrain.data.shards import Pack
@@ -122,16 +129,6 @@ def classes_of_data(
     if len(names) < 2:
         raise ValueError(f"the only class is {names[0]!r}: give at least two")
     return names, texts, given
-
-
-def texts_of_labels(pack: Pack) -> dict[str, str]:
-    """The class_text of each label; empty without such a column."""
-    texts: dict[str, str] = {}
-    for record in pack.records():
-        text = record["extra"].get("class_text")
-        if record["label"] is not None and text:
-            texts.setdefault(record["label"], text)
-    return texts
 
 
 def unused(config: Config) -> dict[str, str]:

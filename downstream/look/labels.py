@@ -316,10 +316,8 @@ class Labels:
                 seen.add(video)
                 if (label := from_csv(row["label"])) not in NOTHING:
                     try:
-                        times = [float(row[name]) if row[name] else None for name in COLUMNS[1:3]]
-                        if (times[0] is None) != (times[1] is None) or (
-                            times[0] is not None and not 0 <= times[0] < times[1] < 2**53
-                        ):
+                        times = [float(row[name]) for name in ("start", "end") if row[name]]
+                        if times and not (len(times) == 2 and 0 <= times[0] < times[1] < 2**53):
                             raise ValueError
                         marks[video].append(Mark(label, *times))
                     except ValueError:

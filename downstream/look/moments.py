@@ -6,7 +6,7 @@ M moments, D width.
 import hashlib
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor, nn
@@ -59,6 +59,11 @@ class Moments:
     def __len__(self) -> int:
         return len(self.sample)
 
+    def only(self, kept: np.ndarray) -> "Moments":
+        """Those where `kept` (M,) is True; videos keep their numbers."""
+        arrays = ("sample", "first", "stop", "start", "end", "video")
+        return replace(self, **{name: getattr(self, name)[kept] for name in arrays})
+
     def duration(self) -> np.ndarray:
         """The second at which each video's last moment ends, (len(videos),)."""
         last = np.zeros(len(self.videos))
@@ -85,11 +90,11 @@ def find_moments(pack: Pack, every: float) -> Moments:
         about = record["source"], record["start"], sample
         rows += [(*about, a, b, fps) for a, b in itertools.pairwise(edges)]
     rows.sort()
-    sources, begins, *numbers, rates = zip(*rows, strict=True)
-    sample, first, stop = (np.array(column) for column in numbers)
-    start, end = (np.array(begins) + edge / np.array(rates) for edge in (first, stop))
+    sources, *columns = zip(*rows, strict=True)
+    begins, samples, first, stop, rates = (np.array(column) for column in columns)
+    start, end = (begins + edge / rates for edge in (first, stop))
     videos, video = group_by_source(list(sources))
-    return Moments(sample, first, stop, start, end, videos, video)
+    return Moments(samples, first, stop, start, end, videos, video)
 
 
 class MomentClips(EvalClips):

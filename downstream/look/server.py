@@ -177,7 +177,16 @@ class Look:
         return [{"n": n, "score": round(score, 3)} for n, score in found]
 
     def _near(self, _: str) -> list[dict]:
-        pairs = near_duplicates(self.vectors, self.moments.video, MOST_PAIRS)
+        known = self.pack.near_duplicates()
+        if known is None:  # an older pack: what the backbone finds alike
+            pairs = near_duplicates(self.vectors, self.moments.video, MOST_PAIRS)
+        else:
+            pairs = []
+            for clips in known[:MOST_PAIRS].tolist():
+                first, second = (np.flatnonzero(self.moments.sample == clip) for clip in clips)
+                similar = self.vectors[first] @ self.vectors[second].T
+                i, j = np.unravel_index(similar.argmax(), similar.shape)
+                pairs.append((int(first[i]), int(second[j]), float(similar[i, j])))
         return [
             {"n": n, "score": round(score, 3), "pair": i}
             for i, (a, b, score) in enumerate(pairs)
@@ -238,6 +247,9 @@ class Look:
             "videos": len(self.moments.videos),
             "labels": [{"name": for_screen(n), "count": counts[n]} for n in names],
             "first": len(self.first),
+            "near": "The same in two clips"
+            if "near_duplicates" in self.pack.index
+            else "Nearly the same in two videos, as the backbone sees them",
             "saved": for_screen(self.labels.path),
             "notes": [for_screen(note) for note in self.notes],
         }

@@ -22,6 +22,7 @@ from pretrain.data.lists import (
     irregular,
     line_of,
     read_rows,
+    recording_of,
     roles_of,
     split_of,
 )
@@ -535,7 +536,7 @@ def _from_list(path: Path) -> list[Source]:
             key = next((key for key, role in roles.items() if role == "path"), None)
             name = _text(key, row[key]) if key is not None else None
             fields = _fields(row, roles, folder=folder)
-            fields["timed"] = _take_times(fields)
+            fields["timed"] = _take_times(fields, key or "")
             alone = name is None and "pose" in fields["beside"]
             if alone:
                 name = fields["beside"]["pose"]
@@ -568,9 +569,14 @@ def _from_list(path: Path) -> list[Source]:
     return sources
 
 
-def _take_times(fields: dict) -> bool:
-    """Make a segment of a row's label and its columns start and end, seconds, if it has them."""
+def _take_times(fields: dict, key: str) -> bool:
+    """Make a segment of a row's label and its columns start and end, seconds, if it has them.
+
+    Beside a column of the recording that a file was cut out of they are times in that recording.
+    """
     label, extra = fields["label"], fields["extra"]
+    if recording_of({**extra, key: "file"})[0]:
+        return False
     columns = {name.lower(): name for name in extra}
     if label is None or ";" in label or not {"start", "end"} <= columns.keys():
         return False

@@ -341,11 +341,9 @@ document.addEventListener("keydown", (event) => {
 
 // ---- start
 
-async function start() {
-  history.replaceState(null, "", "/"); // the token is not to be seen, nor to stay in the history
-  wirePlayer();
+function wireViews() {
   for (const button of document.querySelectorAll(".view")) {
-    const titles = { all: "All moments", unlabelled: "Moments without a label", first: "Label these first", near: "Near-duplicates: the same in two videos" };
+    const titles = { all: "All moments", unlabelled: "Moments without a label", first: "Label these first", near: state.near };
     const kind = button.dataset.kind;
     button.addEventListener("click", attempt(() => {
       if (kind === "groups") return showGroups();
@@ -353,6 +351,13 @@ async function start() {
       return show(kind, "", titles[kind]).then(() => say(""));
     }));
   }
+}
+
+async function start() {
+  history.replaceState(null, "", "/"); // the token is not to be seen, nor to stay in the history
+  state = await ask("/api/state");
+  wirePlayer();
+  wireViews();
   $("wanted").addEventListener("change", attempt(showGroups));
   $("before").addEventListener("click", attempt(() => turn(-1)));
   $("after").addEventListener("click", attempt(() => turn(1)));
@@ -378,7 +383,6 @@ async function start() {
     await again();
     say("Read again");
   }));
-  state = await ask("/api/state");
   document.title = `Look: ${state.title}`;
   $("title").textContent = state.title;
   $("about").textContent = `${state.moments.toLocaleString()} moments of ${state.videos.toLocaleString()} videos, by ${state.backbone}`;
