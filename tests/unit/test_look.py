@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 
 from downstream.events import read_truth
+from downstream.look import score
 from downstream.look import server as served
 from downstream.look.index import group, near_duplicates, nearest
 from downstream.look.labels import ChangedError, Labels, Mark, check_label, marks_of
 from downstream.look.moments import embed_moments, find_moments
+from downstream.look.score import precision_at
 from downstream.look.server import HEADERS, Look, listen, server
+from downstream.look.speed import measure
 from downstream.segments import segments_of
 from downstream.splits import choose_splits
 from pretrain.data.pack import pack
@@ -123,6 +126,10 @@ def test_near_duplicates_are_of_two_videos_and_told_once():
     assert {(a, b) for a, b, _ in found} == {(9, 201), (10, 200), (50, 51)} and len(found) == 3
     same = np.repeat(unit_rows(1, 8), 3000, 0)  # all alike: bounded in number and in time
     assert len(near_duplicates(same, np.arange(3000), 20)) == 20
+
+
+def test_the_speed_is_measured():
+    assert all(taken >= 0 for taken in measure(60, 8, 3).values())
 
 
 def test_groups_hold_every_moment_once():
@@ -590,6 +597,22 @@ def test_the_port_is_of_this_computer_alone():
 
 
 # ---- the recipe
+
+
+def test_precision_of_sentences():
+    vectors = np.eye(4, dtype=np.float32)[[0, 0, 0, 1, 1, 2, 3, 3]]
+    labels = [{"a"}, {"a"}, {"b"}, {"b"}, {"b", "c"}, set(), set(), set()]
+    queries = dict(zip("abc", np.eye(4, dtype=np.float32), strict=False))
+    found = precision_at(vectors, labels, queries, 2)
+    assert found == {"a": (1.0, 0.25), "b": (1.0, 0.375), "c": (0.0, 0.125)}
+
+
+def test_the_score_of_a_pair(tiny_pair, captioned_pack, capsys):
+    config = configure(score.Config, str(tiny_pair), str(captioned_pack), num_workers=0, best=3)
+    found = score.main(config)
+    assert set(found["classes"]) == {"up", "down", "left", "right"}
+    assert found["num_moments"] == 16 and found["chance"] == 0.25
+    assert "moves up" in capsys.readouterr().out  # the sentences of the list
 
 
 def test_everything_is_prepared(footage, tiny_pair, tiny_backbone, tmp_path):
