@@ -11,7 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from downstream.features import Extraction, finish_means, show_views
+from downstream.features import (
+    Extraction,
+    finish_means,
+    num_segments,
+    segment_means,
+    show_views,
+)
+from downstream.metrics import softmax
 from downstream.segments import UNLABELLED, frame_classes
 from downstream.splits import Videos
 from downstream.windows import window_scores
@@ -25,27 +32,33 @@ from pretrain.names import counted, for_screen
 from pretrain.spec import Backbone, InputSpec
 
 CHECKED = ("val_top1", "val_videos")  # of an export's provenance: accuracy, and on how many
+MOST_VIEWS = 1000  # of each kind, that an export may ask for
 
 
 class Classifier(nn.Module):
-    """Dropout and a linear layer on a backbone's embedding, or on every token of its time.
+    """Dropout and a linear layer on a backbone's embedding, or on tokens, averaged over space.
 
     Args:
         backbone: a `Backbone`.
         classes: names of the K classes.
         dropout: fraction of the embedding dropped in training.
-        per_frame: a label for every frame (many-to-many), from the tokens, averaged over space.
+        per_frame: a label for every frame (many-to-many), from the tokens of its time.
+        time_segments: of a frozen probe (recipes/fit.py): from the means over so many parts of
+            time, one behind the other; 0: from the embedding. Its logits, not its probabilities,
+            are averaged over the views of a clip, as its features were. None: no frozen probe.
 
     Raises:
-        ValueError: `per_frame` and a backbone that has fewer time slots than frames or samples them
-            uniformly; or fewer than two classes, or two of the same name.
+        ValueError: `per_frame` and `time_segments`, or fewer than 0; `per_frame` and a backbone
+            that has fewer time slots than frames or samples them uniformly; or fewer than two
+            classes, or two of the same name.
     """
 
     parts = ("backbone",)  # arguments that are models, see `pretrain.backbones`
 
     def __init__(
-        self, backbone: nn.Module, classes: list[str], dropout: float = 0.0, per_frame: bool = False
-    ):
+        self, backbone: nn.Module, classes: list[str], dropout: float = 0.0,
+        per_frame: bool = False, time_segments: int | None = None,
+    ):  # fmt: skip
         super().__init__()
         if len(classes) < 2:
             raise ValueError(
@@ -57,14 +70,20 @@ class Classifier(nn.Module):
         assert isinstance(backbone, Backbone)
         if per_frame:
             refuse_per_frame(backbone)
+        if time_segments is not None and (per_frame or time_segments < 0):
+            raise ValueError(
+                f"time_segments {time_segments}: 0 or more, of a classifier of whole clips"
+            )
         self.arguments: dict[str, Any] = {
             "classes": list(classes),
             "dropout": dropout,
             "per_frame": per_frame,
+            **({} if time_segments is None else {"time_segments": time_segments}),
         }
-        self.backbone, self.per_frame = backbone, per_frame
+        self.backbone, self.per_frame, self.time_segments = backbone, per_frame, time_segments
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(backbone.embed_dim, len(classes))
+        parts = num_segments(backbone.grid, time_segments) if time_segments else 1
+        self.head = nn.Linear(parts * backbone.embed_dim, len(classes))
         nn.init.trunc_normal_(self.head.weight, std=0.01)
         if getattr(backbone, "zero_head", False):  # a paper's start
             nn.init.zeros_(self.head.weight)
@@ -86,9 +105,17 @@ class Classifier(nn.Module):
             tokens = self.backbone.forward_features(video)
             means = tokens.unflatten(1, (self.backbone.grid[0], -1)).mean(2)
             embedding = finish_means(self.backbone, means)
+        elif self.time_segments:
+            tokens = self.backbone.forward_features(video)
+            means = segment_means(tokens, self.backbone.grid, self.time_segments)
+            embedding = finish_means(self.backbone, means).flatten(1)
         else:
             embedding = self.backbone(video)
-        return self.head(self.dropout(embedding))
+        if self.time_segments is None:
+            return self.head(self.dropout(embedding))
+        # The head also subtracts the mean of each feature, of which bf16 would keep 8 bits.
+        with torch.autocast(embedding.device.type, enabled=False):
+            return self.head(self.dropout(embedding).float())
 
 
 def refuse_per_frame(backbone: nn.Module) -> None:
@@ -109,6 +136,22 @@ def refuse_per_frame(backbone: nn.Module) -> None:
             f"a label for every frame needs a token for every frame, and this backbone has "
             f"{backbone.grid[0]} for {frames} frames: take rnn, lstm, gru, tcn, ed_tcn or inflated"
         )
+
+
+def fitted_views(name: str) -> tuple[int, int] | None:
+    """Views over time and over space of which a frozen probe was fitted, as its export says.
+
+    None where it says nothing of the kind.
+
+    Args:
+        name: of the classifier, as the user gave it.
+    """
+    told = provenance_of(name)
+    views = told.get("views") if isinstance(told, dict) else None
+    if not isinstance(views, list) or len(views) != 2:
+        return None
+    good = all(type(n) is int and 1 <= n <= MOST_VIEWS for n in views)
+    return (views[0], views[1]) if good else None
 
 
 def at_chance(name: str, num_classes: int) -> str:
@@ -139,7 +182,7 @@ def class_probabilities(
 ) -> np.ndarray:
     """Class probabilities of clips (len(samples), K), averaged over views.
 
-    Those of a per-frame classifier are averaged over frames too.
+    Those of a per-frame classifier are averaged over frames too; of a frozen probe the logits are.
 
     Args:
         model: the classifier; weights, buffers and mode are left as they are, it is moved to the
@@ -152,8 +195,11 @@ def class_probabilities(
     Raises:
         ValueError: a clip cannot be decoded, or a prediction is not finite.
     """
+    probe = model.time_segments is not None
 
     def predict(video: Tensor) -> Tensor:
+        if probe:
+            return model(video)
         probabilities = model(video).float().softmax(-1)
         return probabilities.mean(1) if model.per_frame else probabilities
 
@@ -161,6 +207,7 @@ def class_probabilities(
     probabilities = (
         np.concatenate(shown) if shown else np.empty((0, len(model.classes)), np.float32)
     )
+    probabilities = softmax(probabilities) if probe else probabilities
     if not np.isfinite(probabilities).all():
         raise ValueError(
             "a prediction of the classifier is not finite: its weights are damaged; "

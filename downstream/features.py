@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
+from downstream.controls import controlled
 from pretrain.clip import VideoText
 from pretrain.data.progress import Bar
 from pretrain.data.shards import EvalClips, Pack, eval_loader
@@ -31,7 +32,7 @@ from pretrain.settings import Machine
 from pretrain.spec import Backbone, InputSpec
 from pretrain.weights import read_safetensors, weights_hash
 
-CODE_VERSION = 5  # raise it whenever embeddings would be others, or are kept in another form
+CODE_VERSION = 6  # raise it whenever embeddings would be others, or are kept in another form
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Extraction:
         num_workers: decoding processes.
         device: where the backbone runs.
         precision: "auto", "bf16" or "fp32", see `pretrain.device.autocast_dtype`.
+        control: what is done to a clip first, a name in `downstream.controls.CONTROLS`; "":
+            nothing.
     """
 
     num_clips: int = 1
@@ -57,6 +60,7 @@ class Extraction:
     num_workers: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "auto"
+    control: str = ""
 
     def __post_init__(self):
         for name, least in {
@@ -198,6 +202,8 @@ def show(
             Bar(len(dataset), title or "", "clip", title is not None) as bar,
         ):
             for ids, views in loader:
+                if how.control:
+                    views = controlled(views, how.control, ids.tolist(), how.num_crops)
                 flat = {name: part.flatten(0, 1) for name, part in views.items()}
                 parts = []
                 for start in range(0, len(ids) * how.num_views, how.batch_size):
@@ -358,13 +364,27 @@ def _cached(
         "weights": weights_hash(model),
         "arguments": video.arguments,
         "spec": repr(video.input_spec),
-        "data": pack.index["fingerprint"],
-        "samples": hashlib.sha256(np.asarray(samples, np.int64).tobytes()).hexdigest(),
+        "clips": _clips_digest(pack, samples, video.input_spec),
         "views": [how.num_clips, how.num_crops],
         "precision": how.dtype_name,
+        **({"control": how.control} if how.control else {}),
         **more,
     }
     return keep_computed(identity, shape, compute)
+
+
+def _clips_digest(pack: Pack, samples: np.ndarray, spec: InputSpec) -> str:
+    """A hash of what a backbone is shown, whatever the labels are: these change while labelling."""
+    state = hashlib.sha256()
+    for record in map(pack.record, samples):
+        parts = [record["sha256"]] + [
+            record["streams"][name]["sha256"] for name in spec.streams if name in
+            record.get("streams", {})
+        ]  # fmt: skip
+        # Joints are scaled and cut by the size of the picture that they are of.
+        parts += [record[name] for name in ("frames", "width", "height")]
+        state.update(json.dumps(parts).encode())
+    return state.hexdigest()
 
 
 def keep_computed(

@@ -202,7 +202,7 @@ def _digest(given: Folds) -> str:
 
 def against_floor(
     pack: Pack, given: Folds, how: Extraction, spec: InputSpec, said: Predictions, seed: int,
-    random: np.ndarray | None = None,
+    random: np.ndarray | None = None, frozen: bool = False,
 ) -> tuple[dict[str, Metric], dict[str, Any], list[str]]:  # fmt: skip
     """The floor, and whether a model is above it and above its own random weights.
 
@@ -214,6 +214,7 @@ def against_floor(
         said: what the model predicted.
         seed: of the bootstrap.
         random: (M, C) scores of the same architecture with random weights; None: not measured.
+        frozen: the backbone was not trained on these labels; so it is where `random` is given.
 
     Returns:
         metrics, named `FLOOR` and a name in `WORDS`; a section for the card; and a sentence for
@@ -252,7 +253,7 @@ def against_floor(
         )
         above &= low > 0
     if not above:
-        notes.append(f"to try next: {_advice(pack, given, spec, frozen=random is not None)}")
+        notes.append(f"to try next: {_advice(pack, given, spec, frozen or random is not None)}")
     return metrics, details, notes
 
 

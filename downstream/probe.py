@@ -71,6 +71,12 @@ class LinearProbe:
     at_edge: bool
     converged: bool
 
+    @property
+    def plain(self) -> tuple[np.ndarray, np.ndarray]:
+        """Weight (C, D) and bias (C,) on features that are not standardised."""
+        weight = self.weight / self.std
+        return weight, self.bias - weight @ self.mean
+
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """Class probabilities (N, C) of features (N, D); of an SVM, the softmax of its margins."""
         return softmax((features - self.mean) / self.std @ self.weight.T + self.bias)
@@ -109,10 +115,27 @@ def _fit(model: "LogisticRegression | LinearSVC", features: np.ndarray, labels: 
 
 
 def whitener(scaled: np.ndarray) -> np.ndarray:
-    """(D, D) map of standardised features (N, D) to principal directions of equal variance."""
-    with threadpool_limits(1 if scaled.size <= ONE_THREAD else None):
-        variance, directions = np.linalg.eigh(scaled.T @ scaled / len(scaled))
+    """(D, R) map of standardised features (N, D) to principal directions of equal variance.
+
+    R is as in `spanned`.
+    """
+    directions, variance = spanned(scaled)
     return directions / np.sqrt(np.maximum(variance, 0) + WHITENING)
+
+
+def spanned(scaled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Principal directions (D, R) of standardised features (N, D), and their variances (R,).
+
+    R is D, or N where that is less: in all other directions the videos do not differ, so that
+    regularised weights have nothing there, and a fit in R dimensions is the same and faster.
+    """
+    num, width = scaled.shape
+    with threadpool_limits(1 if scaled.size <= ONE_THREAD else None):
+        if num < width:
+            spread, directions = np.linalg.svd(scaled, full_matrices=False)[1:]
+            return directions.T, spread**2 / num
+        variance, directions = np.linalg.eigh(scaled.T @ scaled / num)
+        return directions, variance
 
 
 def _best(sweep: dict[float, float]) -> float:
@@ -130,9 +153,12 @@ def _edge(sweep: dict[float, float]) -> str:
 def _scale(
     features: np.ndarray, whitened: bool, alike: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Mean and std (D,) of features (N, D), and the whitening map (D, D) if asked for."""
+    """Mean and std (D,) of features (N, D), and the map of `whitener` or `spanned`, if any."""
     mean, std = _standardiser(features, alike)
-    return mean, std, whitener((features - mean) / std) if whitened else None
+    if whitened:
+        return mean, std, whitener((features - mean) / std)
+    few = len(features) < features.shape[1]
+    return mean, std, spanned((features - mean) / std)[0] if few else None
 
 
 def _scaled(
@@ -237,6 +263,29 @@ def _final(
     if len(weight) == 1:  # two classes: scikit-learn keeps only the logit of the second
         weight, bias = np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
     return mean, std, weight, bias, converged
+
+
+def fit_some(
+    features: np.ndarray, labels: np.ndarray, validations: np.ndarray, num_classes: int
+) -> LinearProbe:
+    """`fit_linear` where not every class need be there; those that are not get probability 0.
+
+    Args:
+        features: (N, D).
+        labels: (N,) class numbers below `num_classes`; of one class, all are taken for it.
+        validations: as `fit_linear` takes them.
+        num_classes: C.
+    """
+    features, width = features.astype(np.float64), features.shape[1]
+    present, numbers = np.unique(labels, return_inverse=True)
+    weight, bias = np.zeros((num_classes, width)), np.full(num_classes, -1e9)
+    bias[present] = 0
+    if len(present) == 1:
+        nothing, one = np.zeros(width), np.ones(width)
+        return LinearProbe(nothing, one, weight, bias, False, 1.0, {}, {}, False, True)
+    probe = fit_linear(features, numbers, validations)
+    weight[present], bias[present] = probe.weight, probe.bias
+    return dataclasses.replace(probe, weight=weight, bias=bias)
 
 
 def held_out_probabilities(

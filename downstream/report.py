@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from downstream.controls import CONTROL, CONTROLS
 from downstream.floor import FLOOR
 from downstream.floor import WORDS as FLOORS
 from downstream.results import RECIPES, Metric, Predictions, Results
@@ -27,6 +28,7 @@ WORDS = {
     "attentive_top1": "attentive probe top-1",
     "majority": "most frequent class",
     **{f"{FLOOR}{kind}": f"floor: {words}" for kind, words in FLOORS.items()},
+    **{f"{CONTROL}{kind}": f"control: {words}" for kind, words in CONTROLS.items()},
     "reversed_pairs": "pairs that differ in order only",
     "edit": "edit score of segments",
     **{f"f1_{k}": f"F1 of segments at {k} % overlap" for k in (10, 25, 50)},

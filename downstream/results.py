@@ -45,6 +45,7 @@ PACKAGES = ("torch", "numpy", "scikit-learn", "av", "safetensors")
 # The recipes that score: name -> what a title says.
 RECIPES = {
     "linear_probe": "Frozen probe",
+    "fit": "Frozen probe, cross-validated",
     "finetune": "Fine-tuning",
     "zero_shot": "Zero-shot classification",
     "retrieval": "Retrieval",

@@ -6,12 +6,14 @@
     python recipes/predict.py --backbone hf:OWNER/NAME --video clip.mp4
     python recipes/predict.py --backbone a.pth --classes a.txt --sampling uniform --video clip.mp4
 
-RUN is a run of recipes/finetune.py; `downstream.models.PUBLISHED` lists the classifiers of others.
+RUN is a run of recipes/finetune.py or recipes/fit.py; `downstream.models.PUBLISHED` lists the
+classifiers of others.
 Written to the results folder: predictions.json (file -> ranked labels and probabilities; files in
 alphabetical order), predictions.csv (the same, a line a file), refused.json (file -> reason), and
 of a per-frame classifier also segments.json, segments.csv (what happens when) and timeline.png.
 """
 
+import dataclasses
 import os
 import tempfile
 from dataclasses import dataclass
@@ -22,7 +24,13 @@ import pretrain.threads  # noqa: F401 (before torch)
 
 import numpy as np
 
-from downstream.classifier import Classifier, at_chance, class_probabilities, frame_probabilities
+from downstream.classifier import (
+    Classifier,
+    at_chance,
+    class_probabilities,
+    fitted_views,
+    frame_probabilities,
+)
 from downstream.features import Extraction, start_extraction
 from downstream.models import choose_sampling, load_classifier
 from downstream.report import joined, timeline_figure, write_csv
@@ -49,8 +57,8 @@ class Config:
     """Configuration of prediction."""
 
     backbone: str
-    """RUN/backbone of recipes/finetune.py, a fine-tuned VideoMAE (hf:OWNER/NAME, hf:FOLDER or an
-    official .pth), i3d_k400, or r3d_18_k400 and the like of torchvision."""
+    """RUN/backbone of recipes/finetune.py or recipes/fit.py, a fine-tuned VideoMAE (hf:OWNER/NAME,
+    hf:FOLDER or an official .pth), i3d_k400, or r3d_18_k400 and the like of torchvision."""
     video: str
     """A file, a folder of files, a list or a tar of them, or a pack."""
     weights: str | None = None
@@ -69,10 +77,11 @@ class Config:
     """Of a classifier of poses: weights that estimate them, as recipes/pack.py takes them."""
     out: str = "runs/predict"
     """Folder of the results; older results there are replaced, other files are refused."""
-    num_clips: Count = 2
-    """Views spread over the time of each clip of at most 10 s."""
-    num_crops: Count = 1
-    """Views spread over the longer side of each."""
+    num_clips: OptionalCount = None
+    """Views spread over the time of each clip of at most 10 s; by default those of the fit of a
+    classifier of recipes/fit.py, else 2."""
+    num_crops: OptionalCount = None
+    """Views spread over the longer side of each; likewise, else 1."""
     batch_size: Count = 16
     """Views in one forward pass; changes speed and memory only."""
     machine: MachineFlags = MACHINE
@@ -209,13 +218,16 @@ def main(config: Config) -> dict:
         raise ValueError("--video is empty: give a file or a folder, . for this one")
     if config.top_k < 1:
         raise ValueError(f"--top-k {config.top_k}: give at least 1")
-    how = start_extraction(config.machine, config.num_clips, config.num_crops, config.batch_size)
+    how = start_extraction(config.machine, 1, 1, config.batch_size)
     out = Path(config.out)
     if not holds_nothing(out) and not (out / "predictions.json").is_file():
         raise ValueError(f"{out} holds something else: give another folder with --out")
     lock = claim(out)
     names = list(load_classes(config.classes)) if config.classes else None
     model = load_classifier(config.backbone, config.weights or "", names)
+    clips, crops = fitted_views(config.backbone) or (2, 1)
+    clips, crops = config.num_clips or clips, config.num_crops or crops
+    how = dataclasses.replace(how, num_clips=clips, num_crops=crops)
     take_pose_weights(config.pose_weights, model.input_spec.streams)
     choose_sampling(model.backbone, config.sampling, config.stride)
     if model.per_frame and not model.input_spec.stride:

@@ -22,9 +22,9 @@ import yaml
 from pretrain.data.pack import pack
 from pretrain.flags import refuse_numbers, refuse_unused
 from pretrain.log import parse
-from recipes import finetune, videomae
+from recipes import finetune, fit, videomae
 from tests.conftest import motion_rows, write_videos
-from tests.recipes import test_finetune, test_videomae
+from tests.recipes import test_finetune, test_fit, test_videomae
 from tests.recipes.runs import ROOT
 
 GUIDES = [
@@ -47,6 +47,7 @@ SMALL = {
     "linear_probe": f"{_SCORE} --num-clips 1 --attentive off",
     "zero_shot": f"{_SCORE} --num-clips 1",
     "retrieval": f"{_SCORE} --num-clips 1",
+    "fit": f"{_SCORE} --num-clips 1",
     "predict": _SCORE,
     "detect": _SCORE,
 }
@@ -253,6 +254,10 @@ def standins(home, tiny_backbone, tiny_pair, tmp_path_factory) -> dict[str, Call
         finetune.main(test_finetune.config(data, made / "classifier", steps=1, val="off"))
         return made / "classifier"
 
+    def fitted() -> Path:
+        fit.main(test_fit.config(data, made / "fit", tiny_backbone, num_clips=1))
+        return made / "fit"
+
     def flat() -> Path:
         plain = {"positions": "flat", "init": "xavier", "motion_tokens": 1.0}
         videomae.main(test_videomae.config(data, made / "flat", steps=1, knn_every=0, **plain))
@@ -266,7 +271,7 @@ def standins(home, tiny_backbone, tiny_pair, tmp_path_factory) -> dict[str, Call
         return made / "moving"
 
     return {
-        "clip": lambda: tiny_pair.parent, "finetune": cache(classifier),
+        "clip": lambda: tiny_pair.parent, "finetune": cache(classifier), "fit": cache(fitted),
         "videomae-vit_b_k400": cache(flat), "videomae-shrec_moving": cache(moving),
         "": lambda: tiny_backbone.parent,
     }  # fmt: skip

@@ -16,7 +16,17 @@ from safetensors import SafetensorError
 from pretrain import checkpoint, log, weights
 from pretrain.data.shards import Pack
 from pretrain.flags import flat
-from recipes import clip, compare, finetune, linear_probe, predict, retrieval, videomae, zero_shot
+from recipes import (
+    clip,
+    compare,
+    finetune,
+    fit,
+    linear_probe,
+    predict,
+    retrieval,
+    videomae,
+    zero_shot,
+)
 from tests.recipes import test_clip, test_finetune, test_videomae
 from tests.recipes.runs import BESIDE, ROOT, change, configure, opens_data, wait_until
 
@@ -34,6 +44,7 @@ def commands(tiny_pack, captioned_pack, tiny_backbone, tiny_pair) -> dict:
             linear_probe,
             configure(linear_probe.Config, str(tiny_backbone), attentive="off", **data),
         ),
+        "fit": (fit, configure(fit.Config, str(tiny_backbone), **data)),
         "zero_shot": (zero_shot, configure(zero_shot.Config, str(tiny_pair), **data)),
         "retrieval": (retrieval, configure(retrieval.Config, str(tiny_pair), **data)),
         "search": (
@@ -43,7 +54,7 @@ def commands(tiny_pack, captioned_pack, tiny_backbone, tiny_pair) -> dict:
     }
 
 
-NAMES = ("videomae", "clip", "finetune", "probe", "zero_shot", "retrieval", "search")
+NAMES = ("videomae", "clip", "finetune", "probe", "fit", "zero_shot", "retrieval", "search")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -77,7 +88,7 @@ def test_two_evaluations_into_one_folder(commands, tiny_pack, tiny_backbone, tmp
         stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert beside.stdout.readline() == "mine\n"
-    given = [commands[name] for name in ("probe", "zero_shot", "retrieval", "search")]
+    given = [commands[name] for name in ("probe", "zero_shot", "retrieval", "search", "fit")]
     given += [
         (predict, configure(predict.Config, str(tiny_backbone), str(tiny_pack))),
         (compare, configure(compare.Config, str(tiny_pack), models="frame_mean")),
@@ -184,7 +195,7 @@ def test_damaged_results_are_not_taken_for_ones(commands, tiny_pack, tmp_path, c
     out = tmp_path / "out"
     out.mkdir()
     (out / "results.json").write_text(content)
-    for name in ("probe", "zero_shot"):
+    for name in ("probe", "zero_shot", "fit"):
         module, config = commands[name]
         with pytest.raises(ValueError, match=r"out holds other files: give another"):
             module.main(change(config, out=str(out)))

@@ -1,0 +1,335 @@
+"""Fit a classifier on what is labelled so far, and say how good it is and what to label next.
+
+    python recipes/fit.py --backbone RUN/backbone --data clips.csv --out FIT
+    python recipes/predict.py --backbone FIT/backbone --video folder/
+
+The backbone is frozen, as in recipes/linear_probe.py, and every video is embedded once, whatever is
+labelled later. A list may label only some of its clips: the others are candidates to label next.
+Accuracy is cross-validated in folds that never divide a person or, where people are not known, a
+source file; what is kept, and what recipes/predict.py takes, is a classifier of all labels.
+
+Whether it reads the action or the scene is measured by three controls, each through the same
+backbone and the same folds: one frame repeated, frames in another order, and the static background
+alone. Beside them stands the floor of downstream/floor.py. A learning curve over the number of
+labels says whether more pay.
+
+Written to the results folder: report.html (all of it, with clips that play; one file that loads
+nothing), results.json, CARD.md, backbone/ (the classifier), next.csv (clips to label next),
+predictions.csv, scores.csv, confusion.png and labels.png. The same command again, with more labels,
+replaces them.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import pretrain.threads  # noqa: F401 (before torch)
+
+import numpy as np
+import torch
+from torch import nn
+
+from downstream.classifier import CHECKED, Classifier
+from downstream.controls import CONTROL, CONTROLS, Verdict, controls_of, judge
+from downstream.crossval import (
+    Grouped,
+    cross_validate,
+    fit_all,
+    grouped_folds,
+    learning_curve,
+    when_to_stop,
+)
+from downstream.features import Extraction, cached_features, covering_views, start_extraction
+from downstream.fit_report import labels_figure, next_clips, write_next, write_report
+from downstream.floor import against_floor
+from downstream.fusion import Scored, write_scores
+from downstream.metrics import bootstrap_intervals
+from downstream.models import load_backbone
+from downstream.probe import LinearProbe, fit_card
+from downstream.proposals import MOST, propose
+from downstream.report import publish
+from downstream.results import (
+    Data,
+    Metric,
+    Predictions,
+    accuracies,
+    build_results,
+    default_folder,
+    describe_data,
+    describe_model,
+    describe_views,
+    read_results,
+    seen_in_training,
+    try_results,
+    versions,
+)
+from downstream.splits import Videos, labelled_videos, subset, videos_digest
+from pretrain.backbones import export_backbone
+from pretrain.data.cache import open_data, packing_side
+from pretrain.data.shards import Pack, warn_of_clips
+from pretrain.flags import Count, OptionalCount, Seed, Whole
+from pretrain.folders import claim, holds_nothing
+from pretrain.log import cli, print_table
+from pretrain.names import counted, for_screen, for_shell
+from pretrain.settings import MACHINE, MachineFlags
+from pretrain.weights import weights_hash
+
+
+@dataclass(frozen=True)
+class Config:
+    """Configuration of a fit."""
+
+    backbone: str
+    """RUN/backbone, hf:OWNER/NAME of a VideoMAE, an official VideoMAE .pth,
+    open_clip:MODEL/WEIGHTS, or a name of python -m downstream.models."""
+    data: str
+    """A list file, a folder of videos, a packed folder, tars, or `synthetic`: with some labels."""
+    out: str | None = None
+    """Results folder; by default fit-DATA beside the backbone. An earlier fit there is replaced."""
+    split: str = "all"
+    """The split that is fitted on and cross-validated; all: every clip."""
+    weights: str | None = None
+    """Weights of a named model: imagenet, kinetics or a file; of i3d_k400: its file."""
+    propose: Whole = 20
+    """Clips without a label that are proposed to be labelled next."""
+    num_clips: OptionalCount = None
+    """Views spread over the time of each clip; by default as many as show all of most clips, at
+    most 4."""
+    num_crops: OptionalCount = None
+    """Views spread over the longer side of each; by default 3 where pictures are not square."""
+    time_segments: Whole = 4
+    """Segments of a view's time that are averaged separately; 1: the mean token; 0: the backbone's
+    own embedding."""
+    seed: Seed = 0
+    """Of the folds, the orders of labels and the bootstrap."""
+    batch_size: Count = 64
+    """Views in one forward pass; changes speed and memory only."""
+    machine: MachineFlags = MACHINE
+
+
+# ------------------------------------------------------------------------------------ the pieces
+
+
+def refuse_others(out: Path) -> None:
+    """Raise ValueError if a folder holds anything but an earlier fit, which is replaced."""
+    if holds_nothing(out):
+        return
+    try:
+        recipe = read_results(out).recipe
+    except ValueError as error:
+        raise ValueError(
+            f"{out} holds other files: give another folder with --out, or remove it ({error})"
+        ) from error
+    if recipe != "fit":
+        raise ValueError(f"{out} holds other files, of {recipe}: give another folder with --out")
+
+
+def candidates_of(pack: Pack, split: str, seed: int) -> np.ndarray:
+    """Samples without a label, at most `MOST`, drawn at random of more."""
+    ids = pack.split_if_any(split)
+    unlabelled = ids[pack.column("label")[ids] < 0]
+    if len(unlabelled) <= MOST:
+        return unlabelled
+    print(f"{MOST:,} of {len(unlabelled):,} clips without a label are looked at, drawn at random")
+    return np.sort(np.random.default_rng(seed).choice(unlabelled, MOST, replace=False))
+
+
+@dataclass(frozen=True)
+class Shown:
+    """All clips as the backbone sees them.
+
+    Attributes:
+        pack: where they are.
+        encoder: the backbone.
+        videos: that have a label.
+        candidates: (K,) samples that have none.
+        how: views, device and precision.
+    """
+
+    pack: Pack
+    encoder: nn.Module
+    videos: Videos
+    candidates: np.ndarray
+    how: Extraction
+
+    def features(self) -> tuple[np.ndarray, np.ndarray]:
+        """Features (N, S * D) of the videos, and (K, S * D) of the candidates."""
+        # Together and in one order, so that they are known again when more are labelled.
+        every = np.union1d(self.videos.samples, self.candidates)
+        values = cached_features(self.encoder, self.pack, every, self.how, "clips")
+        flat = values.reshape(len(every), -1)
+        labelled = flat[np.searchsorted(every, self.videos.samples)]
+        return self.videos.average(labelled), flat[np.searchsorted(every, self.candidates)]
+
+    def control(self, name: str) -> np.ndarray:
+        """Features of the videos, with what a control takes away taken away."""
+        how = dataclasses.replace(self.how, control=name)
+        samples = self.videos.samples
+        values = cached_features(self.encoder, self.pack, samples, how, CONTROLS[name])
+        return self.videos.average(values.reshape(len(samples), -1))
+
+
+def measure_controls(
+    shown: Shown, grouped: Grouped, said: Predictions, seed: int
+) -> tuple[dict[str, Metric], Verdict]:
+    """What the controls reach, and what that says."""
+    hits, metrics, chance = {}, {}, 1 / len(said.classes)
+    for name in controls_of(shown.encoder.input_spec):
+        predicted = cross_validate(shown.control(name), grouped.folds)[0].argmax(1)
+        hits[name] = (predicted == said.truth).astype(float)
+        ends, _ = bootstrap_intervals(said.truth, predicted, said.subjects, seed, {})
+        value = float(hits[name].mean())
+        metrics[f"{CONTROL}{name}"] = Metric(value, len(said.truth), ends["top1"], chance)
+    ours = (said.predicted == said.truth).astype(float)
+    return metrics, judge(ours, hits, said.subjects, chance, seed)
+
+
+def classifier_of(encoder: nn.Module, probe: LinearProbe, classes: list[str], segments: int):
+    """The backbone with the probe as its head, for recipes/predict.py."""
+    model = Classifier(encoder, classes, time_segments=segments)
+    weight, bias = probe.plain
+    with torch.no_grad():
+        model.head.weight.copy_(torch.from_numpy(weight))
+        model.head.bias.copy_(torch.from_numpy(bias))
+    return model.eval()
+
+
+def data_of(config: Config, pack: Pack, grouped: Grouped, tested: Videos) -> Data:
+    """The data, for the results: everything is learned from and tested, never at once."""
+    (videos,) = grouped.folds.parts
+    parts = (config.split, videos), (config.split, tested)
+    data = describe_data(config.data, pack, *parts, grouped.folds.classes)
+    return dataclasses.replace(
+        data, train_split=f"{config.split}, but the fold that is tested",
+        test_split=grouped.rule, subjects_in_both=0, videos_in_both=0,
+    )  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------- main
+
+
+def main(config: Config) -> dict:
+    """Fit, cross-validate and report; returns what results.json holds."""
+    how = start_extraction(config.machine, 1, 1, config.batch_size, config.time_segments)
+
+    # ---- backbone and data
+    torch.manual_seed(config.seed)  # of a named model's fresh weights
+    encoder = load_backbone(config.backbone, config.weights or "")
+    assert isinstance(encoder, nn.Module)
+    spec = encoder.input_spec
+    out = Path(config.out or default_folder("fit", config.backbone, config.data))
+    try_results(out)
+    refuse_others(out)
+    pack = open_data(config.data, packing_side(spec.size), machine=config.machine, labels=True)
+    videos, _ = labelled_videos(pack, config.split)
+    grouped = grouped_folds(pack.name, videos, config.seed)
+    given = grouped.folds
+    candidates = candidates_of(pack, config.split, config.seed)
+    clips, crops, why = covering_views(pack, videos.samples, spec)
+    clips, crops = config.num_clips or clips, config.num_crops or crops
+    how = dataclasses.replace(how, num_clips=clips, num_crops=crops)
+    lock = claim(out)
+    print(
+        f"{counted(len(videos), 'labelled video')} of {counted(len(given.classes), 'class')}, "
+        f"{counted(len(candidates), 'clip')} without a label\n"
+        f"cross-validated: {grouped.rule}\n"
+        f"views of a clip: {clips} over time, {crops} over the longer side ({why})"
+    )
+    model, notes = describe_model(config.backbone, encoder), list(given.notes)
+    if seen_in_training(model.provenance, config.data, pack.index):
+        notes.append("the backbone saw these clips in pretraining, without labels")
+    told = list(notes)
+    for note in told:
+        print(f"note: {for_screen(note)}", flush=True)
+    warn_of_clips(pack, videos.samples, spec)
+
+    # ---- accuracy, controls, learning curve
+    shown = Shown(pack, encoder, videos, candidates, how)
+    features, unlabelled = shown.features()
+    scores, probes = cross_validate(features, given)
+    truth, tested = given.labels[given.tested], given.tested
+    said = Predictions(
+        given.classes, truth, scores.argmax(1), grouped.tested, scores,
+        [given.sources[i] for i in tested], named=grouped.named,
+    )  # fmt: skip
+    counts = np.bincount(given.labels, minlength=len(given.classes))
+    metrics, interval, more = accuracies(said, config.seed, counts)
+    controls, verdict = measure_controls(shown, grouped, said, config.seed)
+    floor, about_floor, stands = against_floor(
+        pack, given, how, spec, said, config.seed, frozen=True
+    )
+    metrics |= controls | floor
+    curve = learning_curve(features, grouped, config.seed)
+
+    # ---- the classifier of all labels, and what to label next
+    probe = fit_all(features, grouped, config.seed)
+    classifier = classifier_of(encoder, probe, given.classes, config.time_segments)
+    checked = dict(zip(CHECKED, (metrics["top1"].value, len(truth)), strict=True))
+    export_backbone(
+        classifier, out / "backbone",
+        {"recipe": "fit", "model": config.backbone, "backbone": model.provenance,
+         "data": config.data, "data_fingerprint": pack.index["fingerprint"],
+         "split": config.split, "labels": len(videos), "views": [clips, crops], **checked},
+    )  # fmt: skip
+    chosen = propose(probe, unlabelled, features, config.propose, config.seed)
+    proposed = next_clips(
+        pack, candidates[chosen], probe.probabilities(unlabelled[chosen]), given.classes
+    )
+    write_next(out / "next.csv", proposed)
+
+    # ---- results
+    part = subset(videos, np.isin(np.arange(len(videos)), tested))
+    protocol = {
+        "kind": "fit", "videos": videos_digest(videos), "split": config.split,
+        "rule": grouped.rule, "grouped_by": grouped.named, "num_labelled": len(videos),
+        "num_test": len(tested), "num_clips": clips, "num_crops": crops,
+        "time_segments": config.time_segments,
+    }  # fmt: skip
+    settings = {
+        "weights_sha256": weights_hash(encoder), "arguments": encoder.arguments,
+        "data_fingerprint": pack.index["fingerprint"], **protocol, "seed": config.seed,
+        "precision": how.dtype_name,
+    }  # fmt: skip
+    pooling = "mean of the last tokens over space and each time segment, then over views and clips"
+    differences = {CONTROLS[n]: list(d) for n, d in verdict.differences.items()}
+    details = {
+        "interval": interval,
+        "linear": {"validation": given.validation, **fit_card(probes)},
+        "controls": {"verdict": verdict.word, "differences": differences},
+        "learning_curve": {
+            "labels": curve.sizes, "top1": curve.accuracies, "low": [a for a, _ in curve.intervals],
+            "high": [b for _, b in curve.intervals], "last_doubling": list(curve.gain),
+        },
+        "floor": about_floor, "views": describe_views(spec, how, pooling),
+        "proposed": {"clips": len(proposed), "of": len(candidates)},
+    }  # fmt: skip
+    results = build_results(
+        "fit", data_of(config, pack, grouped, part), model, protocol, settings, metrics,
+        config.seed, versions(how.device, how.dtype_name), [*notes, *more, *stands], details, said,
+    )  # fmt: skip
+    written = publish(out, results, said, told)
+    print(f"\nthis classifier: {for_screen(verdict.sentence)}\n{when_to_stop(curve)}")
+    people = [given.subjects[i] for i in tested]
+    labels = [given.classes[i] for i in truth]
+    assert said.sources is not None
+    written["scores"] = write_scores(
+        out, {"test": Scored(said.sources, people, labels, scores)}, given.classes
+    )
+    labels_figure(out / "labels.png", curve, 1 / len(given.classes), config.data)
+    written |= {"classifier": out / "backbone", "to label next": out / "next.csv"}
+    predict = f"python recipes/predict.py --backbone {for_shell(out / 'backbone')}"
+    first = [int(videos.samples[videos.owner == i][0]) for i in tested]
+    written["report"] = write_report(
+        out, results, said, verdict, curve, proposed, pack, first,
+        [("Label new files:", f"{predict} --video FILE_OR_FOLDER"),
+         ("With more labels, the same command again:", results.command)],
+    )  # fmt: skip
+    written["next"] = f"{predict} --video FILE_OR_FOLDER"
+    print()
+    print_table("done", written)
+    lock.release(force=True)
+    return results.as_dict()
+
+
+if __name__ == "__main__":
+    cli(main, Config)

@@ -1,0 +1,192 @@
+"""Fitting on what is labelled: folds, the classifier for predict, the report, what comes next."""
+
+import csv
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from downstream.controls import CONTROLS
+from downstream.crossval import Curve, grouped_folds, learning_curve, when_to_stop
+from downstream.results import read_results
+from downstream.splits import Videos
+from pretrain.data.shards import Pack
+from recipes import fit, predict
+from tests.conftest import MOTIONS, motion_rows
+from tests.recipes.runs import configure
+
+HOSTILE = "<b>&=up"
+
+
+def config(data, out, backbone, **more):
+    about = {"out": str(out), "num_workers": 0, "precision": "fp32", **more}
+    return configure(fit.Config, str(backbone), str(data), **about)
+
+
+@pytest.fixture(scope="module")
+def partly(make_pack) -> Path:
+    """24 labelled clips of 3 people, 16 clips of 2 others without a label; a hostile class name."""
+    rows = motion_rows(range(3), 2, None)
+    rows = [row | {"label": HOSTILE if row["label"] == "up" else row["label"]} for row in rows]
+    rest = [row | {"label": ""} for row in motion_rows(range(3, 5), 2, None)]
+    return make_pack(rows + rest)
+
+
+@pytest.fixture(scope="module")
+def fitted(partly, tiny_backbone, tmp_path_factory) -> tuple[Path, dict]:
+    out = tmp_path_factory.mktemp("fit") / "fit"
+    return out, fit.main(config(partly, out, tiny_backbone, num_clips=2, propose=5))
+
+
+def test_everything_is_written(fitted):
+    out, found = fitted
+    names = {
+        "results.json", "CARD.md", "report.html", "next.csv", "predictions.csv", "scores.csv",
+        "confusion.png", "labels.png", "backbone",
+    }  # fmt: skip
+    assert names == {path.name for path in out.iterdir()} - {".lock"}
+    results = read_results(out)
+    assert results.as_dict() == found and results.recipe == "fit"
+    assert results.data.num_test == 24 and results.details["interval"]["resampled"] == "subjects"
+    assert {f"control_{name}" for name in CONTROLS} | {"floor_frame"} <= results.metrics.keys()
+    assert results.details["controls"]["differences"].keys() == set(CONTROLS.values())
+
+
+def test_predict_says_what_fit_says(fitted, partly, tmp_path):
+    """Of clips that were not learned from, to the digits that next.csv has, views included."""
+    out, _ = fitted
+    about = {"out": str(tmp_path / "p"), "num_workers": 0, "precision": "fp32"}
+    said = predict.main(configure(predict.Config, str(out / "backbone"), str(partly), **about))
+    with open(out / "next.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 5
+    for row in rows:
+        best = said[row["source"]][0]
+        assert row["guess"].lstrip("'") == best["label"]
+        assert float(row["probability"]) == pytest.approx(best["probability"], abs=2e-4)
+    provenance = json.loads((out / "backbone" / "config.json").read_text())["provenance"]
+    assert provenance["views"] == [2, 1] and provenance["val_videos"] == 24
+
+
+def test_next_are_the_unlabelled(fitted, partly):
+    with open(fitted[0] / "next.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    unlabelled = {r["source"] for r in Pack(partly).records() if r["label"] is None}
+    assert {row["source"] for row in rows} <= unlabelled
+    assert all(float(row["end"]) > float(row["start"]) for row in rows)
+
+
+def test_the_report_loads_nothing(fitted):
+    text = (fitted[0] / "report.html").read_text()
+    assert HOSTILE not in text and "&lt;b&gt;" in text and "<script" not in text
+    sources = re.findall(r'(?:src|href)="([^"]{0,20})', text)
+    assert len(sources) >= 7 and all(source.startswith("data:image/") for source in sources)
+
+
+def test_an_earlier_fit_is_replaced_and_nothing_else(fitted, partly, tiny_backbone, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="other files"):
+        fit.main(config(partly, tmp_path / "thesis", tiny_backbone))
+    out = shutil.copytree(fitted[0], tmp_path / "out")
+    again = fit.main(config(partly, out, tiny_backbone, num_clips=2, seed=1))
+    assert fitted[1]["seed"] == 0 and again == read_results(out).as_dict()
+
+
+# ---- folds
+
+
+def videos_of(labels: list[str], subjects: list[str | None]) -> Videos:
+    ids = np.arange(len(labels))
+    return Videos([f"{i}.mp4" for i in ids], list(labels), subjects, ids, ids)
+
+
+@pytest.mark.parametrize("people", [3, 10, 11, 40])
+def test_folds_never_divide_a_person(people):
+    rng = np.random.default_rng(people)
+    subjects = [f"p{i % people}" for i in range(5 * people)]
+    labels = [str(c) for c in rng.permutation([i % 4 for i in range(5 * people)])]
+    grouped = grouped_folds("data", videos_of(labels, subjects), 0)
+    folds = grouped.folds
+    for train, validations, test in folds.folds:
+        of = lambda chosen: {subjects[i] for i in chosen}
+        assert not of(train) & of(test)
+        assert validations.shape[1] == len(train) and validations.any()
+    assert len(set(folds.tested)) == len(folds.tested) and grouped.named == "subjects"
+
+
+def test_without_people_by_source_file_which_is_said():
+    grouped = grouped_folds("data", videos_of(["a", "b"] * 15, [None] * 30), 0)
+    assert grouped.named == "videos" and "video" in grouped.rule
+    assert any("subject" in note for note in grouped.folds.notes)
+    one = grouped_folds("data", videos_of(["a", "b"] * 15, ["eva"] * 30), 0)
+    assert one.named == "videos" and any("one person" in note for note in one.folds.notes)
+    some = grouped_folds("data", videos_of(["a", "b"] * 3, ["x", "x", "y", "y", None, None]), 0)
+    assert some.named == "subjects" and len(set(some.groups)) == 4
+
+
+def test_a_class_of_one_person_is_kept_and_not_tested():
+    labels, people = ["a", "b"] * 4 + ["c"], [f"p{i // 2}" for i in range(8)] + ["p0"]
+    grouped = grouped_folds("data", videos_of(labels, people), 0)
+    assert grouped.folds.classes == ["a", "b", "c"] and 8 not in grouped.folds.tested
+    assert any("1 video of c" in note for note in grouped.folds.notes)
+
+
+@pytest.mark.parametrize(
+    ("labels", "people", "named"),
+    [
+        (["a"] * 6, ["x", "y", "z"] * 2, "the only label is 'a'"),
+        (["a", "b"], [None, None], "another video"),
+        (["a", "b"], ["x", "y"], "another person"),
+        (["a", "a", "b"], ["x", "y", "x"], "only 'a' is seen of two people"),
+        ([f"clip {i}" for i in range(3000)], [None] * 3000, "3,000 different labels"),
+    ],
+)
+def test_labels_that_cannot_be_tested_are_refused(labels, people, named):
+    with pytest.raises(ValueError, match=re.escape(named)):
+        grouped_folds("data", videos_of(labels, people), 0)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [({"up": "Right"}, "'Right' and 'right'"), (dict.fromkeys(MOTIONS, ""), "label")],
+)
+def test_bad_labels_are_named(make_pack, tiny_backbone, tmp_path, names, said):
+    rows = motion_rows(range(2), 1, None)
+    rows = [r | {"label": names.get(r["label"], r["label"])} for r in rows]
+    with pytest.raises(ValueError, match=said):
+        fit.main(config(make_pack(rows), tmp_path / "out", tiny_backbone))
+    assert not (tmp_path / "out").exists()
+
+
+# ---- how many labels
+
+
+def test_a_curve_grows_with_the_labels():
+    rng, people = np.random.default_rng(0), [f"p{i // 12}" for i in range(48)]
+    grouped = grouped_folds("d", videos_of([str(i % 3) for i in range(48)], people), 0)
+    values = rng.normal(size=(48, 12)).astype(np.float32)
+    values[:, :3] += 2.5 * np.eye(3)[grouped.folds.labels]
+    curve = learning_curve(values, grouped, 0)
+    assert curve.sizes == [4, 9, 18, 36] and curve.accuracies[-1] > curve.accuracies[0] + 0.1
+    ends = zip(curve.accuracies, curve.intervals, strict=True)
+    assert all(low <= value <= high for value, (low, high) in ends)
+
+
+@pytest.mark.parametrize(
+    ("gain", "said"),
+    [
+        ((0.08, 0.02, 0.14), "still pay"),
+        ((0.002, -0.01, 0.012), "pay little"),
+        ((0.03, -0.02, 0.09), "not certain"),
+        ((0.0, -0.05, 0.05), "not certain"),
+    ],
+)
+def test_when_more_labels_pay(gain, said):
+    curve = Curve([10, 20], [0.5, 0.5 + gain[0]], [(0.4, 0.7)] * 2, gain)
+    assert said in when_to_stop(curve)
+    assert "too few" in when_to_stop(replace(curve, sizes=[20]))
