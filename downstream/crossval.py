@@ -1,6 +1,7 @@
 """Cross-validation of a frozen probe on few labels, and how its accuracy grows with their number.
 
-Folds never divide a group: a person where people are known, else a video. N videos, D features, C
+Folds never divide a group (`Videos.groups`): a person where people are known, else a source file,
+and never near-duplicates. N videos, D features, C
 classes.
 """
 
@@ -32,7 +33,7 @@ class Grouped:
     Attributes:
         folds: of all labelled videos; those of a class that its training part lacks are not tested.
         groups: (N,) the group of each video.
-        named: what a group is: "subjects" or "videos".
+        named: what a group is: "subjects" or "source files".
         rule: how videos were divided, in words.
     """
 
@@ -76,31 +77,28 @@ def grouped_folds(name: str, videos: Videos, seed: int) -> Grouped:
     groups, named, notes = _groups(videos)
     labels, number = videos.numbers(classes), np.unique(groups, return_inverse=True)[1]
     alone = [c for i, c in enumerate(classes) if len(set(number[labels == i])) < 2]
-    what = "person" if named == "subjects" else "video"
+    what = "person" if named == "subjects" else "source file"
     if len(classes) - len(alone) < 2:
         good = [c for c in classes if c not in alone]
         raise ValueError(
             f"{name}: {counted(len(names), 'labelled video')} of {counted(len(classes), 'class')}, "
             f"and {'only ' + repr(good[0]) if good else 'no class'} is seen of two "
-            f"{'people' if what == 'person' else 'videos'}: accuracy is measured on a {what} that "
-            f"was not learned from, so label another {what} of at least two classes"
+            f"{'people' if what == 'person' else 'source files'}: accuracy is measured on a {what} "
+            f"that was not learned from, so label another {what} of at least two classes"
         )
     each = number.max() < EACH
-    folds = max((_divide(labels, number, seed * TRIES + i) for i in range(1 if each else TRIES)),
-                key=lambda folds: _num_tested(labels, folds))  # fmt: skip
-    subjects = groups if named == "subjects" else [None] * len(groups)
+    draws = [_divide(labels, number, seed * TRIES + i) for i in range(1 if each else TRIES)]
+    folds = max(draws, key=lambda masks: _num_tested(labels, masks))
     made, rules = [], []
     for held in folds:
         train = np.flatnonzero(~held)
-        about = [names[i] for i in train], [subjects[i] for i in train]
-        chosen = [choose_validation(*about, seed * 2 + i) for i in range(1 if each else 2)]
+        chosen = [_validation(videos, train, named, seed * 2 + i) for i in range(1 if each else 2)]
         rules.append(chosen[0][1])
         test = np.flatnonzero(held & np.isin(labels, labels[train]))
         made.append((train, np.stack([mask for mask, _ in chosen]), test))
     made = [fold for fold in made if len(fold[2])]
-    untested = Counter(
-        names[i] for i in set(range(len(names))) - {*np.concatenate([f[2] for f in made]).tolist()}
-    )
+    tested = np.concatenate([test for *_, test in made])
+    untested = Counter(names[i] for i in np.setdiff1d(np.arange(len(names)), tested))
     for label, count in sorted(untested.items()):
         notes.append(
             f"{counted(count, 'video')} of {for_screen(label)} could not be tested: its class is "
@@ -114,25 +112,31 @@ def grouped_folds(name: str, videos: Videos, seed: int) -> Grouped:
     return Grouped(
         Folds((videos,), made, classes, labels, videos.subjects, videos.sources,
               f"in each fold {rules[0]}", notes),
-        groups, named, rule,
+        [f"group {group}" for group in groups], named, rule,
     )  # fmt: skip
 
 
-def _groups(videos: Videos) -> tuple[list[str], str, list[str]]:
+def _groups(videos: Videos) -> tuple[list[int], str, list[str]]:
     """The group of each video, what a group is, and what a reader must know of that."""
     known = {who for who in videos.subjects if who is not None}
-    pairs = list(zip(videos.subjects, videos.sources, strict=True))
     if len(known) > 1:
         alone = videos.subjects.count(None)
-        groups = [f"video {s}" if who is None else f"subject {who}" for who, s in pairs]
         note = f"{counted(alone, 'video')} without a subject: each counts as a person of its own"
-        return groups, "subjects", [note] * bool(alone)
+        return videos.groups, "subjects", [note] * bool(alone)
     why = "all videos are of one person" if known else "no subjects are known"
     notes = [
         f"{why}: folds are divided by source file, so the accuracy says little about other people; "
         "a column subject in the list makes it say that"
     ]
-    return list(videos.sources), "videos", notes
+    return videos.recordings, "source files", notes
+
+
+def _validation(videos: Videos, train: np.ndarray, named: str, seed: int) -> tuple[np.ndarray, str]:
+    """Which of the training videos are for validation (len(train),), and the rule."""
+    of = lambda values: [values[i] for i in train]
+    people = of(videos.subjects) if named == "subjects" else [None] * len(train)
+    groups = of(videos.groups if named == "subjects" else videos.recordings)
+    return choose_validation(of(videos.known_labels), people, seed, groups, of(videos.recordings))
 
 
 def _divide(labels: np.ndarray, groups: np.ndarray, seed: int) -> list[np.ndarray]:
@@ -171,13 +175,9 @@ def cross_validate(features: np.ndarray, given: Folds) -> tuple[np.ndarray, list
 
 def fit_all(features: np.ndarray, grouped: Grouped, seed: int) -> LinearProbe:
     """The probe of all labelled videos (N, D), which is kept."""
-    given = grouped.folds
-    names = [given.classes[i] for i in given.labels]
-    people: list[str | None] = [*grouped.groups]
-    if grouped.named == "videos":
-        people = [None] * len(names)
+    given, every = grouped.folds, np.arange(len(features))
     seeds = range(seed * VALIDATIONS, (seed + 1) * VALIDATIONS)
-    masks = [choose_validation(names, people, number)[0] for number in seeds]
+    masks = [_validation(given.parts[0], every, grouped.named, number)[0] for number in seeds]
     return fit_some(features, given.labels, np.stack(masks), len(given.classes))
 
 

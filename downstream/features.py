@@ -359,12 +359,14 @@ def _cached(
     """The result of `compute`, cached by model, clips and views."""
     # The weights alone do not fix the numbers: stride and normalisation are no weights.
     video = getattr(model, "video", model)
+    spec = video.input_spec
+    assert isinstance(spec, InputSpec)
     identity = {
         "version": CODE_VERSION,
         "weights": weights_hash(model),
         "arguments": video.arguments,
-        "spec": repr(video.input_spec),
-        "clips": _clips_digest(pack, samples, video.input_spec),
+        "spec": repr(spec),
+        "clips": _clips_digest(pack, samples, spec),
         "views": [how.num_clips, how.num_crops],
         "precision": how.dtype_name,
         **({"control": how.control} if how.control else {}),

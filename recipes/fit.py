@@ -32,6 +32,7 @@ from torch import nn
 from downstream.classifier import CHECKED, Classifier
 from downstream.controls import CONTROL, CONTROLS, Verdict, controls_of, judge
 from downstream.crossval import (
+    Curve,
     Grouped,
     cross_validate,
     fit_all,
@@ -64,7 +65,7 @@ from downstream.results import (
     versions,
 )
 from downstream.splits import Videos, labelled_videos, subset, videos_digest
-from pretrain.backbones import export_backbone
+from pretrain.backbones import export_backbone, provenance_of
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack, warn_of_clips
 from pretrain.flags import Count, OptionalCount, Seed, Whole
@@ -72,7 +73,11 @@ from pretrain.folders import claim, holds_nothing
 from pretrain.log import cli, print_table
 from pretrain.names import counted, for_screen, for_shell
 from pretrain.settings import MACHINE, MachineFlags
+from pretrain.spec import Backbone, InputSpec
 from pretrain.weights import weights_hash
+
+# How a clip becomes one vector, for the card.
+POOLING = "mean of the last tokens over space and each time segment, then over views and clips"
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,7 @@ class Shown:
     Attributes:
         pack: where they are.
         encoder: the backbone.
+        spec: the clip that it takes.
         videos: that have a label.
         candidates: (K,) samples that have none.
         how: views, device and precision.
@@ -148,6 +154,7 @@ class Shown:
 
     pack: Pack
     encoder: nn.Module
+    spec: InputSpec
     videos: Videos
     candidates: np.ndarray
     how: Extraction
@@ -174,7 +181,7 @@ def measure_controls(
 ) -> tuple[dict[str, Metric], Verdict]:
     """What the controls reach, and what that says."""
     hits, metrics, chance = {}, {}, 1 / len(said.classes)
-    for name in controls_of(shown.encoder.input_spec):
+    for name in controls_of(shown.spec):
         predicted = cross_validate(shown.control(name), grouped.folds)[0].argmax(1)
         hits[name] = (predicted == said.truth).astype(float)
         ends, _ = bootstrap_intervals(said.truth, predicted, said.subjects, seed, {})
@@ -184,14 +191,59 @@ def measure_controls(
     return metrics, judge(ours, hits, said.subjects, chance, seed)
 
 
-def classifier_of(encoder: nn.Module, probe: LinearProbe, classes: list[str], segments: int):
-    """The backbone with the probe as its head, for recipes/predict.py."""
-    model = Classifier(encoder, classes, time_segments=segments)
+def export(
+    folder: Path, config: Config, shown: Shown, classes: list[str], probe: LinearProbe,
+    checked: tuple[float, int],
+) -> None:  # fmt: skip
+    """Write the backbone with the probe as its head, for recipes/predict.py.
+
+    Args:
+        folder: where to.
+        config: what was asked for.
+        shown: the clips that were learned from.
+        classes: names of the classes.
+        probe: of all of their labels.
+        checked: cross-validated accuracy, and on how many videos.
+    """
+    model = Classifier(shown.encoder, classes, time_segments=config.time_segments)
     weight, bias = probe.plain
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(weight))
         model.head.bias.copy_(torch.from_numpy(bias))
-    return model.eval()
+    about = {
+        "recipe": "fit", "model": config.backbone, "backbone": provenance_of(config.backbone),
+        "data": config.data, "data_fingerprint": shown.pack.index["fingerprint"],
+        "split": config.split, "labels": len(shown.videos),
+        "views": [shown.how.num_clips, shown.how.num_crops],
+        **dict(zip(CHECKED, checked, strict=True)),
+    }  # fmt: skip
+    export_backbone(model.eval(), folder, about)
+
+
+def details_of(verdict: Verdict, curve: Curve) -> dict[str, dict]:
+    """Controls and learning curve, for the card."""
+    low, high = zip(*curve.intervals, strict=True)
+    return {
+        "controls": {
+            "verdict": verdict.word,
+            "differences": {CONTROLS[n]: list(d) for n, d in verdict.differences.items()},
+        },
+        "learning_curve": {
+            "labels": curve.sizes, "top1": curve.accuracies, "low": list(low), "high": list(high),
+            "last_doubling": list(curve.gain),
+        },
+    }  # fmt: skip
+
+
+def protocol_of(config: Config, grouped: Grouped, how: Extraction) -> dict:
+    """What has to be equal before two numbers may stand side by side."""
+    (videos,) = grouped.folds.parts
+    return {
+        "kind": "fit", "videos": videos_digest(videos), "split": config.split,
+        "rule": grouped.rule, "grouped_by": grouped.named, "num_labelled": len(videos),
+        "num_test": len(grouped.tested), "num_clips": how.num_clips, "num_crops": how.num_crops,
+        "time_segments": config.time_segments,
+    }  # fmt: skip
 
 
 def data_of(config: Config, pack: Pack, grouped: Grouped, tested: Videos) -> Data:
@@ -215,7 +267,7 @@ def main(config: Config) -> dict:
     # ---- backbone and data
     torch.manual_seed(config.seed)  # of a named model's fresh weights
     encoder = load_backbone(config.backbone, config.weights or "")
-    assert isinstance(encoder, nn.Module)
+    assert isinstance(encoder, nn.Module) and isinstance(encoder, Backbone)
     spec = encoder.input_spec
     out = Path(config.out or default_folder("fit", config.backbone, config.data))
     try_results(out)
@@ -244,7 +296,7 @@ def main(config: Config) -> dict:
     warn_of_clips(pack, videos.samples, spec)
 
     # ---- accuracy, controls, learning curve
-    shown = Shown(pack, encoder, videos, candidates, how)
+    shown = Shown(pack, encoder, spec, videos, candidates, how)
     features, unlabelled = shown.features()
     scores, probes = cross_validate(features, given)
     truth, tested = given.labels[given.tested], given.tested
@@ -263,14 +315,8 @@ def main(config: Config) -> dict:
 
     # ---- the classifier of all labels, and what to label next
     probe = fit_all(features, grouped, config.seed)
-    classifier = classifier_of(encoder, probe, given.classes, config.time_segments)
-    checked = dict(zip(CHECKED, (metrics["top1"].value, len(truth)), strict=True))
-    export_backbone(
-        classifier, out / "backbone",
-        {"recipe": "fit", "model": config.backbone, "backbone": model.provenance,
-         "data": config.data, "data_fingerprint": pack.index["fingerprint"],
-         "split": config.split, "labels": len(videos), "views": [clips, crops], **checked},
-    )  # fmt: skip
+    checked = metrics["top1"].value, len(truth)
+    export(out / "backbone", config, shown, given.classes, probe, checked)
     chosen = propose(probe, unlabelled, features, config.propose, config.seed)
     proposed = next_clips(
         pack, candidates[chosen], probe.probabilities(unlabelled[chosen]), given.classes
@@ -279,28 +325,17 @@ def main(config: Config) -> dict:
 
     # ---- results
     part = subset(videos, np.isin(np.arange(len(videos)), tested))
-    protocol = {
-        "kind": "fit", "videos": videos_digest(videos), "split": config.split,
-        "rule": grouped.rule, "grouped_by": grouped.named, "num_labelled": len(videos),
-        "num_test": len(tested), "num_clips": clips, "num_crops": crops,
-        "time_segments": config.time_segments,
-    }  # fmt: skip
+    protocol = protocol_of(config, grouped, how)
     settings = {
         "weights_sha256": weights_hash(encoder), "arguments": encoder.arguments,
         "data_fingerprint": pack.index["fingerprint"], **protocol, "seed": config.seed,
         "precision": how.dtype_name,
     }  # fmt: skip
-    pooling = "mean of the last tokens over space and each time segment, then over views and clips"
-    differences = {CONTROLS[n]: list(d) for n, d in verdict.differences.items()}
     details = {
         "interval": interval,
         "linear": {"validation": given.validation, **fit_card(probes)},
-        "controls": {"verdict": verdict.word, "differences": differences},
-        "learning_curve": {
-            "labels": curve.sizes, "top1": curve.accuracies, "low": [a for a, _ in curve.intervals],
-            "high": [b for _, b in curve.intervals], "last_doubling": list(curve.gain),
-        },
-        "floor": about_floor, "views": describe_views(spec, how, pooling),
+        **details_of(verdict, curve),
+        "floor": about_floor, "views": describe_views(spec, how, POOLING),
         "proposed": {"clips": len(proposed), "of": len(candidates)},
     }  # fmt: skip
     results = build_results(
@@ -309,15 +344,12 @@ def main(config: Config) -> dict:
     )  # fmt: skip
     written = publish(out, results, said, told)
     print(f"\nthis classifier: {for_screen(verdict.sentence)}\n{when_to_stop(curve)}")
-    people = [given.subjects[i] for i in tested]
-    labels = [given.classes[i] for i in truth]
-    assert said.sources is not None
-    written["scores"] = write_scores(
-        out, {"test": Scored(said.sources, people, labels, scores)}, given.classes
-    )
+    people, labels = [given.subjects[i] for i in tested], [given.classes[i] for i in truth]
+    about = Scored([given.sources[i] for i in tested], people, labels, scores)
+    written["scores"] = write_scores(out, {"test": about}, given.classes)
     labels_figure(out / "labels.png", curve, 1 / len(given.classes), config.data)
     written |= {"classifier": out / "backbone", "to label next": out / "next.csv"}
-    predict = f"python recipes/predict.py --backbone {for_shell(out / 'backbone')}"
+    predict = f"muybridge predict --backbone {for_shell(out / 'backbone')}"
     first = [int(videos.samples[videos.owner == i][0]) for i in tested]
     written["report"] = write_report(
         out, results, said, verdict, curve, proposed, pack, first,

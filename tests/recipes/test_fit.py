@@ -12,6 +12,7 @@ import pytest
 
 from downstream.controls import CONTROLS
 from downstream.crossval import Curve, grouped_folds, learning_curve, when_to_stop
+from downstream.groups import join_subjects
 from downstream.results import read_results
 from downstream.splits import Videos
 from pretrain.data.shards import Pack
@@ -102,7 +103,9 @@ def test_an_earlier_fit_is_replaced_and_nothing_else(fitted, partly, tiny_backbo
 
 def videos_of(labels: list[str], subjects: list[str | None]) -> Videos:
     ids = np.arange(len(labels))
-    return Videos([f"{i}.mp4" for i in ids], list(labels), subjects, ids, ids)
+    groups = join_subjects(subjects, ids).tolist()
+    sources = [f"{i}.mp4" for i in ids]
+    return Videos(sources, list(labels), subjects, ids, ids, groups, ids.tolist())
 
 
 @pytest.mark.parametrize("people", [3, 10, 11, 40])
@@ -121,12 +124,23 @@ def test_folds_never_divide_a_person(people):
 
 def test_without_people_by_source_file_which_is_said():
     grouped = grouped_folds("data", videos_of(["a", "b"] * 15, [None] * 30), 0)
-    assert grouped.named == "videos" and "video" in grouped.rule
+    assert grouped.named == "source files" and "source file" in grouped.rule
     assert any("subject" in note for note in grouped.folds.notes)
     one = grouped_folds("data", videos_of(["a", "b"] * 15, ["eva"] * 30), 0)
-    assert one.named == "videos" and any("one person" in note for note in one.folds.notes)
+    assert one.named == "source files" and any("one person" in note for note in one.folds.notes)
     some = grouped_folds("data", videos_of(["a", "b"] * 3, ["x", "x", "y", "y", None, None]), 0)
     assert some.named == "subjects" and len(set(some.groups)) == 4
+
+
+def test_near_duplicates_are_not_divided():
+    """Nor what joins two people: they count as one."""
+    videos = videos_of(["a", "b"] * 12, [f"p{i // 4}" for i in range(24)])
+    joined = replace(videos, groups=[group // 2 for group in videos.groups])
+    grouped = grouped_folds("data", joined, 0)
+    assert len(grouped.folds.folds) == 3 and len(set(grouped.groups)) == 3
+    nobody = replace(videos, subjects=[None] * 24, recordings=[i // 2 for i in range(24)])
+    for train, _, test in grouped_folds("data", nobody, 0).folds.folds:
+        assert not {i // 2 for i in train} & {i // 2 for i in test}
 
 
 def test_a_class_of_one_person_is_kept_and_not_tested():
@@ -140,7 +154,7 @@ def test_a_class_of_one_person_is_kept_and_not_tested():
     ("labels", "people", "named"),
     [
         (["a"] * 6, ["x", "y", "z"] * 2, "the only label is 'a'"),
-        (["a", "b"], [None, None], "another video"),
+        (["a", "b"], [None, None], "another source file"),
         (["a", "b"], ["x", "y"], "another person"),
         (["a", "a", "b"], ["x", "y", "x"], "only 'a' is seen of two people"),
         ([f"clip {i}" for i in range(3000)], [None] * 3000, "3,000 different labels"),
