@@ -193,7 +193,7 @@ def measure_controls(
 
 def export(
     folder: Path, config: Config, shown: Shown, classes: list[str], probe: LinearProbe,
-    checked: tuple[float, int],
+    top1: Metric,
 ) -> None:  # fmt: skip
     """Write the backbone with the probe as its head, for recipes/predict.py.
 
@@ -203,7 +203,7 @@ def export(
         shown: the clips that were learned from.
         classes: names of the classes.
         probe: of all of their labels.
-        checked: cross-validated accuracy, and on how many videos.
+        top1: cross-validated.
     """
     model = Classifier(shown.encoder, classes, time_segments=config.time_segments)
     weight, bias = probe.plain
@@ -215,7 +215,7 @@ def export(
         "data": config.data, "data_fingerprint": shown.pack.index["fingerprint"],
         "split": config.split, "labels": len(shown.videos),
         "views": [shown.how.num_clips, shown.how.num_crops],
-        **dict(zip(CHECKED, checked, strict=True)),
+        **dict(zip(CHECKED, (top1.value, top1.n), strict=True)),
     }  # fmt: skip
     export_backbone(model.eval(), folder, about)
 
@@ -283,15 +283,13 @@ def main(config: Config) -> dict:
     lock = claim(out)
     print(
         f"{counted(len(videos), 'labelled video')} of {counted(len(given.classes), 'class')}, "
-        f"{counted(len(candidates), 'clip')} without a label\n"
-        f"cross-validated: {grouped.rule}\n"
+        f"{counted(len(candidates), 'clip')} without a label\ncross-validated: {grouped.rule}\n"
         f"views of a clip: {clips} over time, {crops} over the longer side ({why})"
     )
-    model, notes = describe_model(config.backbone, encoder), list(given.notes)
+    model, notes = describe_model(config.backbone, encoder), given.notes
     if seen_in_training(model.provenance, config.data, pack.index):
         notes.append("the backbone saw these clips in pretraining, without labels")
-    told = list(notes)
-    for note in told:
+    for note in notes:
         print(f"note: {for_screen(note)}", flush=True)
     warn_of_clips(pack, videos.samples, spec)
 
@@ -304,8 +302,7 @@ def main(config: Config) -> dict:
         given.classes, truth, scores.argmax(1), grouped.tested, scores,
         [given.sources[i] for i in tested], named=grouped.named,
     )  # fmt: skip
-    counts = np.bincount(given.labels, minlength=len(given.classes))
-    metrics, interval, more = accuracies(said, config.seed, counts)
+    metrics, interval, more = accuracies(said, config.seed, np.bincount(given.labels))
     controls, verdict = measure_controls(shown, grouped, said, config.seed)
     floor, about_floor, stands = against_floor(
         pack, given, how, spec, said, config.seed, frozen=True
@@ -315,8 +312,7 @@ def main(config: Config) -> dict:
 
     # ---- the classifier of all labels, and what to label next
     probe = fit_all(features, grouped, config.seed)
-    checked = metrics["top1"].value, len(truth)
-    export(out / "backbone", config, shown, given.classes, probe, checked)
+    export(out / "backbone", config, shown, given.classes, probe, metrics["top1"])
     chosen = propose(probe, unlabelled, features, config.propose, config.seed)
     proposed = next_clips(
         pack, candidates[chosen], probe.probabilities(unlabelled[chosen]), given.classes
@@ -326,10 +322,9 @@ def main(config: Config) -> dict:
     # ---- results
     part = subset(videos, np.isin(np.arange(len(videos)), tested))
     protocol = protocol_of(config, grouped, how)
-    settings = {
-        "weights_sha256": weights_hash(encoder), "arguments": encoder.arguments,
-        "data_fingerprint": pack.index["fingerprint"], **protocol, "seed": config.seed,
-        "precision": how.dtype_name,
+    settings = protocol | {
+        "weights_sha256": weights_hash(encoder), "data_fingerprint": pack.index["fingerprint"],
+        "arguments": encoder.arguments, "seed": config.seed, "precision": how.dtype_name,
     }  # fmt: skip
     details = {
         "interval": interval,
@@ -342,7 +337,7 @@ def main(config: Config) -> dict:
         "fit", data_of(config, pack, grouped, part), model, protocol, settings, metrics,
         config.seed, versions(how.device, how.dtype_name), [*notes, *more, *stands], details, said,
     )  # fmt: skip
-    written = publish(out, results, said, told)
+    written = publish(out, results, said, notes)
     print(f"\nthis classifier: {for_screen(verdict.sentence)}\n{when_to_stop(curve)}")
     people, labels = [given.subjects[i] for i in tested], [given.classes[i] for i in truth]
     about = Scored([given.sources[i] for i in tested], people, labels, scores)
