@@ -16,6 +16,7 @@ from tests.recipes.runs import ROOT
 # What takes seconds to load: never before it is needed.
 HEAVY = {"torch", "matplotlib", "transformers", "timm", "open_clip", "sklearn", "scipy"}
 SAYS = f"import sys; loaded = {HEAVY} & sys.modules.keys(); assert not loaded, loaded"
+LIGHT = ["pack", "demo", "doctor", "runs"]
 STARTS = "import sys, runpy; sys.argv[0] = 'muybridge'\ntry: runpy.run_module('recipes', "
 STARTS += "run_name='__main__', alter_sys=False)\nfinally:\n    " + SAYS
 
@@ -69,9 +70,14 @@ def test_a_subcommand_has_the_recipes_flags_and_its_own_name():
     help_text = re.sub(r"\x1b\[\d*m", "", run.stdout)
     assert "usage: muybridge pack" in help_text and "--short-side" in help_text
     assert "muybridge pack --source" in help_text and "python recipes/" not in help_text
-    assert start("doctor", "--help").returncode == 0
     run = start("pack", "--sourse", "x")
     assert run.returncode == 2 and "--source" in run.stderr
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_help_of_a_recipe_loads_nothing(name):
+    run = start(name.replace("_", "-"), "--help")
+    assert run.returncode == 0, run.stderr
 
 
 def test_the_package_alone_loads_nothing():

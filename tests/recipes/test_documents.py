@@ -101,6 +101,7 @@ RULES = [
     Rule(r"demo\.py", parsed="tests/recipes/test_demo.py does it"),
     Rule(r"look\.py", parsed="tests/unit/test_look.py and test_look_page.py do it"),
     Rule(r"look-mine", parsed="its csv is packed in tests/unit/test_look.py"),
+    Rule(r"runs\.py", parsed="tests/recipes/test_runs.py does it"),
     Rule(r"doctor\.py", parsed="tests/recipes/test_doctor.py does it"),
     Rule(r"compare\.py .*--models", parsed="starts a process for every model"),
     Rule(
