@@ -20,6 +20,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from safetensors.torch import save_file
 
+from pretrain.text import TEXT_SIZES
 from tests import forked
 
 # Models here are tiny: one thread is faster than two that wait for each other, and repeatable.
@@ -37,6 +38,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if "gpu" not in config.option.markexpr.replace("not gpu", ""):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+
+# Of "xs" most is the vocabulary: 3.2 M parameters, which are trained, saved and hashed; here 0.8 M.
+TEXT_SIZES["xxs"] = (16, 2, 2)
 
 # A test cannot cut the power, and a disk takes milliseconds for each of thousands of syncs.
 SYNC = os.fsync
@@ -231,7 +235,7 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         video = VideoTransformer(dim=32, depth=1, heads=2, frames=4, size=32, patch=8, stride=4)
-        model = VideoText(video, fresh_text("xs", 16, 32), 16, project=True, loss="infonce")
+        model = VideoText(video, fresh_text("xxs", 16, 32), 16, project=True, loss="infonce")
     folder = tmp_path_factory.mktemp("pair") / "backbone"
     export_backbone(model, folder, {"recipe": "random, for tests"})
     return folder

@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 def config(data, out, **changes) -> clip.Config:
     small = configure(clip.Config,
         preset="test", data=tuple(map(str, data)) if isinstance(data, list) else (str(data),),
-        out=str(out), depth=1, dim=16, text_model="xs", frames=4, stride=4, size=32, patch=8,
+        out=str(out), depth=1, dim=16, text_model="xxs", frames=4, stride=4, size=32, patch=8,
         positions="separable", init="mimetic", positives="caption", steps=8, batch_size=8,
         micro_batch=4, base_lr=0.01, warmup=0.2, beta2=0.95, clip_grad=1.0, weight_decay=0.05,
         precision="fp32", num_workers=0, threads=1, save_every=3, log_seconds=0.0, val_every=4,
@@ -448,6 +448,7 @@ def test_a_loss_at_chance_is_said_in_words(captioned_pack, tmp_path, capsys):
         config(
             captioned_pack,
             tmp_path / "run",
+            text_model="xs",
             steps=12,
             base_lr=1.0,
             clip_grad=0.0,

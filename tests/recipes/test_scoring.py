@@ -74,7 +74,7 @@ def score(folder: str, packed: str) -> None:
         64, "fp32", accelerator,
     )  # fmt: skip
     video = VideoTransformer(dim=32, depth=1, heads=2, frames=4, size=32, patch=8, stride=4)
-    pair = VideoText(video, fresh_text("xs", 16, 32), 16, project=True, loss="infonce")
+    pair = VideoText(video, fresh_text("xxs", 16, 32), 16, project=True, loss="infonce")
     texts = pairs.Texts("caption", "plain", "pair")
     val = monitor.online_retrieval(pair, [pack, pack], texts, 0, accelerator, "fp32")
     found = {

@@ -318,7 +318,7 @@ def test_both_streams_are_drawn_with_the_draws_of_colour_alone(packed):
 
 def contrast(data, out, **changes) -> clip.Config:
     return configure(clip.Config,
-        preset="test", data=(str(data),), out=str(out), split="all", text_model="xs", dim=16,
+        preset="test", data=(str(data),), out=str(out), split="all", text_model="xxs", dim=16,
         small=True, **SMALL | {"frames": 8, "val_every": 0} | changes,
     )  # fmt: skip
 

@@ -142,7 +142,7 @@ def test_classes_that_differ_in_spelling_only_are_refused(quick, make_pack, labe
                 text="label",
                 model="vit_xs",
                 size=32,
-                text_model="xs",
+                text_model="xxs",
                 **model,
             ),
         ),

@@ -383,7 +383,7 @@ def test_a_family_is_loaded_by_who_knows_it(tmp_path):
     folder, pair = tmp_path / "backbone", tmp_path / "pair"
     family = build_model("frame_mean", network="test_resnet", size=32, frames=2)
     export_backbone(family, folder, {"recipe": "test"})
-    text = fresh_text("xs", 8)
+    text = fresh_text("xxs", 8)
     export_backbone(VideoText(family, text, 8, project=True, loss="infonce"), pair, {})
     for place in (folder, pair):
         with pytest.raises(ValueError, match=r"FrameNetwork.*none of VideoTransformer"):
@@ -401,7 +401,7 @@ def test_a_family_is_loaded_by_who_knows_it(tmp_path):
 
 def test_what_is_no_backbone_is_not_loaded_as_one(tmp_path):
     """A text tower alone, under a classifier's head and beside itself; and two video towers."""
-    text, video = fresh_text("xs", 8), trained(1)[0].encoder
+    text, video = fresh_text("xxs", 8), trained(1)[0].encoder
     export_backbone(text, tmp_path / "text", {})
     with pytest.raises(ValueError, match="OpenClipText"):
         load_backbone(str(tmp_path / "text"))

@@ -713,7 +713,7 @@ def test_a_family_from_elsewhere_is_a_row(tmp_path, monkeypatch):
         model = build_model("elsewhere", frames=2)
         clip = clip_for(model)
         wrapped = Classifier(model, ["nods", "waves"], per_frame=True)
-        pair = VideoText(model, fresh_text("xs", 8), 8, project=True, loss="infonce")
+        pair = VideoText(model, fresh_text("xxs", 8), 8, project=True, loss="infonce")
         for name, kind in {"plain": model, "classifier": wrapped, "pair": pair}.items():
             export_backbone(kind, tmp_path / name, {})
             loaded = load_backbone(str(tmp_path / name))

@@ -44,7 +44,7 @@ def frame_tower(pool: str, size: int = 16, **vision) -> FrameNetwork:
 def pair(loss: str = "infonce") -> VideoText:
     torch.manual_seed(0)
     video = VideoTransformer(24, 1, 2, frames=4, size=16, patch=8)
-    return VideoText(video, fresh_text("xs", 16, 12), 16, project=True, loss=loss)
+    return VideoText(video, fresh_text("xxs", 16, 12), 16, project=True, loss=loss)
 
 
 @pytest.mark.parametrize("pool", ["mean", "attention", "temporal"])
@@ -83,7 +83,7 @@ def test_bad_towers_are_refused():
     with pytest.raises(ValueError, match=r"'depth'.*not among the keys"):
         frame_tower("mean", **VIT | {"depth": 3})
     with pytest.raises(ValueError, match="need a projection"):
-        VideoText(frame_tower("mean"), fresh_text("xs", 16), 16, project=False, loss="infonce")
+        VideoText(frame_tower("mean"), fresh_text("xxs", 16), 16, project=False, loss="infonce")
     with pytest.raises(ValueError, match="'triplet'"):
         pair("triplet")
     with pytest.raises(ValueError, match="'xxl'"):
@@ -95,7 +95,7 @@ def test_dropped_tokens(pool):
     """All tokens listed is the whole clip, in any order; fewer are another answer."""
     torch.manual_seed(0)
     video = VideoTransformer(24, 1, 2, frames=4, size=16, patch=8, pool=pool)
-    text = fresh_text("xs", 16, 12)
+    text = fresh_text("xxs", 16, 12)
     model = VideoText(video, text, 16, project=True, loss="infonce").eval()
     clips = torch.randn(2, 3, 4, 16, 16)
     num = math.prod(video.grid)
@@ -151,7 +151,7 @@ def test_a_tower_that_looks_at_what_moves():
     everything.load_state_dict(whole.state_dict())
     assert torch.equal(everything(clips), whole(clips))
     # Dropped tokens are some of those.
-    model = VideoText(part, fresh_text("xs", 16, 12), 16, project=True, loss="infonce").eval()
+    model = VideoText(part, fresh_text("xxs", 16, 12), 16, project=True, loss="infonce").eval()
     some = torch.tensor([[0, 3, 5], [1, 2, 7]])
     chosen = index.gather(1, some)
     by_hand = part.encode(take_tokens(patches, chosen), chosen).mean(1)
@@ -262,7 +262,7 @@ def test_cached_gradients_repeat_what_was_drawn():
 
 
 def test_long_captions_are_cut_and_counted():
-    text = fresh_text("xs", 16, context_length=8)
+    text = fresh_text("xxs", 16, context_length=8)
     tokens, cut = text.tokenizer(["nods", "one two three four five six seven", "a b c d e f"])
     assert cut == [False, True, False]
     assert tokens.shape == (3, 8) and (tokens[1:, -1] == tokens.max()).all()
