@@ -8,8 +8,9 @@ the browser of this computer. With a video-text pair (recipes/clip.py, or open_c
 moments by a sentence; with any backbone it lists moments like another one, groups, and moments that
 two videos share. The keys 1 to 9 label the selected moment. Every label is saved at once in
 OUT/labels.csv, which --data of every recipe reads; labels that the data have already are shown, and
-the user's own list is never written to. The same command again is fast and goes on: packed videos,
-embeddings and labels are kept.
+the user's own list is never written to. For recipes that take one label a video, the page writes
+OUT/clips.csv on demand: labelled parts of long videos as files. The same command again is fast and
+goes on: packed videos, embeddings and labels are kept.
 
 Only this computer can open the page, only with the random token of its address, and the page asks
 nothing of any other computer.
@@ -33,6 +34,7 @@ import numpy as np
 from torch import nn
 
 from downstream.features import Extraction, spec_of, start_extraction
+from downstream.look.cut import CLIPS
 from downstream.look.labels import Labels, check_label, marks_of, read_places, row_of, told
 from downstream.look.moments import Moments, embed_moments, find_moments
 from downstream.models import load_backbone, load_video_text
@@ -76,7 +78,8 @@ class Config:
     labels: tuple[str, ...] = ()
     """Names of labels, in the order of the keys 1 to 9; more can be added on the page."""
     first: str | None = None
-    """A csv with columns path, start and end: moments that the page offers to label first."""
+    """A csv with columns path, start and end, such as next.csv of recipes/fit.py: moments that the
+    page offers to label first."""
     every: Positive = 4.0
     """Seconds of a moment, about: a clip is divided into equal parts."""
     num_crops: Count = 1
@@ -129,6 +132,10 @@ def sentence_search(model: nn.Module, how: Extraction) -> Callable[[str], np.nda
 def listed_sources(config: Config) -> dict[str, Source]:
     """The files of the data by name; none of a pack whose source is not given."""
     source = config.source or config.data
+    if config.source and not os.path.lexists(Path(config.data) / "index.json"):
+        raise ValueError(
+            f"--source is for a packed folder, and {config.data} is none: leave it out"
+        )
     if num_clips := synthetic_clips(source):
         source = str(draw_synthetic(num_clips, say=False))
     elif is_address(source) or os.path.lexists(Path(source) / "index.json"):
@@ -255,7 +262,7 @@ def main(config: Config) -> None:
         raise ValueError("the page needs starlette and uvicorn: pip install 'muybridge[look]'")
     out = Path(config.out or default_out(config.data))
     copies = [p.name for p in out.glob("labels-*-*.csv")] if out.is_dir() else []
-    lock = claim(out, ("labels.csv", "look.json", *copies))
+    lock = claim(out, ("labels.csv", "look.json", "clips.csv", CLIPS, *copies))
     serve(prepare(config), config.port, config.open)
     lock.release(force=True)
 

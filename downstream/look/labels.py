@@ -259,19 +259,19 @@ class Labels:
             now = read_limited(self.path, MAX_LIST) if os.path.lexists(self.path) else None
         if now is not None and hashlib.sha256(now).digest() != self._seen:
             self._kept = self._kept or _free(self.path, "kept")
-            _write(self._kept, text)
+            write_whole(self._kept, text)
             raise ChangedError(
                 f"{self.path.name} was changed by another program, and is left as it is. All "
                 f"labels given here are in {self._kept.name} beside it"
             )
         if self._edited is not None:
-            _write(_free(self.path, "before"), self._edited)
+            write_whole(_free(self.path, "before"), self._edited)
             self._edited = None
-        _write(self.path, text)
+        write_whole(self.path, text)
         self._seen = hashlib.sha256(text).digest()
 
     def _text(self) -> bytes:
-        return "".join([_csv([self._columns]), *self._lines]).encode()
+        return "".join([csv_text([self._columns]), *self._lines]).encode()
 
     def _line(self, video: int) -> str:
         """The rows of a video as csv."""
@@ -292,7 +292,7 @@ class Labels:
             if i < len(row.captions):
                 cells["caption"] = for_csv(row.captions[i])
             lines.append([cells.get(name, "") for name in self._columns])
-        return _csv(lines)
+        return csv_text(lines)
 
     def _parse(self, data: bytes) -> list[tuple[Mark, ...]]:
         """The labels of the csv by video; rows of other files are counted in `left_out`."""
@@ -332,7 +332,8 @@ class Labels:
         ]
 
 
-def _csv(rows: Sequence[Sequence[object]]) -> str:
+def csv_text(rows: Sequence[Sequence[object]]) -> str:
+    """Rows as they stand in a csv."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
@@ -346,7 +347,12 @@ def _free(path: Path, word: str) -> Path:
     return found
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, and wait until it is on the disk.
+
+    Raises:
+        ValueError: the disk does not take it.
+    """
     with writing(path), replacing(path) as aside:
         write_synced(aside, data)
     sync(path.parent)
@@ -356,17 +362,20 @@ def read_places(path: Path, moments: Moments, labels: Labels) -> list[int]:
     """The moments that a csv names by path, start and end, in its order.
 
     Args:
-        path: the csv; its paths are relative to it, or as the data name the videos.
+        path: the csv, such as next.csv of recipes/fit.py; path (or source) is relative to it or to
+            the csv of the labels, or what the data call the video.
         moments: of the data.
         labels: of the same videos.
 
     Raises:
         ValueError: it cannot be read, has not these columns, or names nothing of the data.
     """
-    problems = Problems(path)
     with reading(path):
-        rows = list(read_rows(path, problems))
-    problems.stop(len(rows))
+        data = read_limited(path, MAX_LIST)
+    try:
+        rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline="")))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no csv in UTF-8: {error}") from error
     folder = labels.path.parent
     number = {name: i for i, name in enumerate(moments.videos)}
     number |= {
@@ -375,15 +384,16 @@ def read_places(path: Path, moments: Moments, labels: Labels) -> list[int]:
         if not row.refused
     }
     found: dict[int, None] = {}
-    for line, row in rows:
+    for line, row in enumerate(rows, 2):
         try:
             start, end = float(row["start"]), float(row["end"])
-            name = row["path"]
-        except (KeyError, ValueError) as error:
+            name = row["path"] if "path" in row else row["source"]
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path}:{line}: columns path, start and end (seconds) say which moment"
             ) from error
-        video = number.get(os.path.abspath(path.parent / name), number.get(name))
+        names = [os.path.abspath(place / name) for place in (path.parent, folder)]
+        video = next((number[n] for n in (*names, name, from_csv(name)) if n in number), None)
         if video is None:
             continue
         inside = np.flatnonzero(moments.video == video)

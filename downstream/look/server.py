@@ -31,9 +31,11 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from downstream.look.clips import web_clip
+from downstream.look.cut import write_clips
 from downstream.look.index import group, near_duplicates, nearest
 from downstream.look.labels import ChangedError, Labels, check_label
 from downstream.look.moments import Moments
+from pretrain.data.decode import DecodeError
 from pretrain.data.shards import Pack
 from pretrain.files import cache_folder, replacing
 from pretrain.log import write_json
@@ -89,7 +91,7 @@ class Look:
     first: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.lock = threading.RLock()  # of the labels
         self._making = threading.RLock()  # of a view, which may take seconds
         self._views: OrderedDict[tuple[str, str], list] = OrderedDict()
@@ -448,6 +450,12 @@ def build_app(look: Look, port: int, token: str) -> ASGIApp:
     def reload(_: dict) -> None:
         look.labels.reload()
 
+    def cut(_: dict) -> JSONResponse:
+        return JSONResponse({"told": write_clips(look.pack, look.moments, look.labels)})
+
+    async def cut_clips(request: Request):
+        return await run_in_threadpool(cut, await _body(request))
+
     def post(work: Callable[[dict], int | None]):
         async def endpoint(request: Request):
             return await run_in_threadpool(changed, work, await _body(request))
@@ -467,9 +475,10 @@ def build_app(look: Look, port: int, token: str) -> ASGIApp:
             Route("/thumbnail/{number}.jpg", picture),
             Route("/clip/{number}.{ending}", clip),
             *(Route(f"/api/{name}", post(work), methods=["POST"]) for name, work in works.items()),
+            Route("/api/cut", cut_clips, methods=["POST"]),
             Mount("/page", StaticFiles(directory=PAGE)),
         ],
-        exception_handlers={ValueError: refuse},
+        exception_handlers={ValueError: refuse, DecodeError: refuse, OSError: refuse},
     )
     return Guard(app, port, token)
 

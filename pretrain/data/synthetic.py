@@ -20,6 +20,7 @@ import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -501,7 +502,7 @@ def _make_clip(job: tuple) -> None:
     _write(files["clip"], encode_video(clip.frames, fps))
 
 
-def encode_video(frames: np.ndarray, fps: int) -> bytes:
+def encode_video(frames: np.ndarray, fps: int | Fraction) -> bytes:
     """H.264 that the packer can copy as it is: closed groups of 16 frames, no B-frames."""
     target = io.BytesIO()
     with av.open(target, "w", format="mp4") as container:

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 from downstream.events import read_truth
+from downstream.groups import group_clips
 from downstream.look import score
 from downstream.look import server as served
+from downstream.look.cut import write_clips
 from downstream.look.index import group, near_duplicates, nearest
-from downstream.look.labels import ChangedError, Labels, Mark, check_label, marks_of
+from downstream.look.labels import ChangedError, Labels, Mark, check_label, marks_of, read_places
 from downstream.look.moments import embed_moments, find_moments
 from downstream.look.score import precision_at
 from downstream.look.server import HEADERS, Look, listen, server
@@ -210,6 +212,37 @@ def test_several_labels_of_a_moment(page, tmp_path):
     assert page.item(number(page, "long.mp4", 0))["labels"] == []
 
 
+def test_parts_of_long_videos_become_files(page, tmp_path):
+    give(page, "long.mp4", "walk", 0)
+    give(page, "long.mp4", "fall over", 2)
+    give(page, "long.mp4", "run", 1)
+    give(page, "long.mp4", "outside", 1)
+    told = write_clips(page.pack, page.moments, page.labels)
+    assert "1 part with several labels left out" in told
+    pack(tmp_path / "clips.csv", tmp_path / "p", short_side=32, workers=1, progress=False)
+    packed = Pack(tmp_path / "p")
+    of = {(Path(r["source"]).parent.name, r["label"]): r for r in packed.records()}
+    assert len(packed) == 6
+    walk, fall = of["clips", "walk"], of["clips", "fall over"]
+    assert walk["extra"]["recording"] == fall["extra"]["recording"] == "long.mp4"
+    assert (fall["extra"]["start"], fall["extra"]["end"]) == ("4.000", "6.000")
+    assert walk["frames"] == fall["frames"] == 32 and walk["split"] == "train"
+    groups = group_clips(list(packed.records()))
+    assert groups[list(packed.records()).index(walk)] == groups[list(packed.records()).index(fall)]
+    # They show what the moment shows, and are not made again.
+    record = page.pack.record(int(page.moments.sample[number(page, "long.mp4", 2)]))
+    first = int(page.moments.first[number(page, "long.mp4", 2)])
+    expected = page.pack.frames(record, np.array([first, first + 31])).numpy().astype(int)
+    found = packed.frames(fall, np.array([0, 31])).numpy().astype(int)
+    assert np.abs(expected - found).mean() < 3
+    dates = {p: p.stat().st_mtime_ns for p in (tmp_path / "clips").iterdir()}
+    write_clips(page.pack, page.moments, page.labels)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "clips").iterdir()} == dates
+    (tmp_path / "clips.csv").write_text("path,label\nmine.mp4,x\n")
+    with pytest.raises(ValueError, match="something else"):
+        write_clips(page.pack, page.moments, page.labels)
+
+
 def test_undo(page, tmp_path):
     before = page.labels.marks[:]
     for label in ("run", "jump", "run"):
@@ -361,6 +394,9 @@ def test_rows_with_times_are_segments(tmp_path):
     a, b, c = list_sources(path).sources
     assert a.label is None and a.extra["segments"] == "0.000-1.500 sit; 12345.678-12346.000 run"
     assert b.label == "sit" and c.label == "walk" and c.extra["segments"] == "1.000-2.000 run"
+    path.write_text("path,recording,start,end,label\na.mp4,day 1,60,62,sit\n")
+    (alone,) = list_sources(path).sources  # when in the recording it was, not in the file
+    assert alone.extra == {"recording": "day 1", "start": "60", "end": "62"}
     path.write_text("path,start,end,label\na.mp4,x,2,sit\na.mp4,4,2,run\n")
     with pytest.raises(ValueError) as refused:  # these say nothing of when
         list_sources(path)
@@ -467,7 +503,7 @@ def test_another_page_changes_nothing(client, page, tmp_path):
         {"Origin": ours, "Sec_Fetch_Site": "cross-site"}, {"Cookie": ""},
         {"Host": "evil.example", "Origin": "http://evil.example"},
     ):  # fmt: skip
-        for path in ("/api/label", "/api/undo", "/api/keys", "/api/reload"):
+        for path in ("/api/label", "/api/undo", "/api/keys", "/api/reload", "/api/cut"):
             assert client.post(path, content, **headers)[0] == 403, headers
     assert client.ask("/api/label", "GET")[0].status == 405
     assert not (tmp_path / "labels.csv").exists()
@@ -618,17 +654,25 @@ def test_the_score_of_a_pair(tiny_pair, captioned_pack, capsys):
 def test_everything_is_prepared(footage, tiny_pair, tiny_backbone, tmp_path):
     more = {"data": str(footage), "out": str(tmp_path), "every": 2.0, "num_workers": 0}
     first = tmp_path / "first.csv"
-    first.write_text(f"path,start,end,score\n{footage.parent}/long.mp4,4.1,5.9,1\n")
+    first.write_text("source,start,end,guess\nlong.mp4,4.1,5.9,x\n'=cmd().mp4,0,1,x\nno,0,1,x\n")
     config = configure(
         look.Config, backbone=str(tiny_pair), labels=("jump",), first=str(first), **more
     )
     page = look.prepare(config)
     assert page.state()["text"] and page.keys[0] == "jump" and "walk" in page.keys
-    assert page.view("first", "") == [{"n": number(page, "long.mp4", 2)}]
+    assert page.first == [number(page, "long.mp4", 2), number(page, "=cmd().mp4")]
+    assert page.view("first", "") == [{"n": number(page, "long.mp4", 2)}]  # the other has one
+    first.write_text(f"path,start,end\n{footage.parent}/long.mp4,1,3.5\n")
+    assert read_places(first, page.moments, page.labels) == [number(page, "long.mp4", 1)]
     found = page.view("text", "somebody jumps")
     assert len(found) == 7 and found[0]["score"] >= found[-1]["score"]
     with pytest.raises(ValueError, match="sentence"):
         page.view("text", "  ")
+    for broken in (b"\xff\xfe\0", b"", b"path\nlong.mp4\n", b"path,start,end\nlong.mp4,x,2\n",
+                   b"path,start,end\nelse.mp4,1,2\n"):  # fmt: skip
+        first.write_bytes(broken)
+        with pytest.raises(ValueError, match="first"):
+            read_places(first, page.moments, page.labels)
     page.add_key("swim")
     plain = look.prepare(configure(look.Config, backbone=str(tiny_backbone), **more))
     assert "swim" in plain.keys and not plain.state()["text"]

@@ -378,6 +378,13 @@ async function start() {
     say(`Added ${name}`);
   }));
   $("undo").addEventListener("click", () => undo());
+  $("cut").addEventListener("click", attempt(async () => {
+    say("Writing clips …");
+    const answer = await ask("/api/cut", {});
+    $("written").textContent = `Written: ${answer.told}`;
+    $("written").hidden = false;
+    say("Clips are written");
+  }));
   $("reload").addEventListener("click", attempt(async () => {
     take(await ask("/api/reload", {}));
     await again();
