@@ -185,14 +185,15 @@ def parse(
 def _program() -> tuple[str, str | None]:
     """How this was started, and the docstring of what was: of a file, or of `muybridge NAME`."""
     started = sys.modules["__main__"]
-    name = getattr(getattr(started, "__spec__", None), "name", "")
-    if not name.startswith("recipes."):
-        return Path(sys.argv[0]).name, started.__doc__
+    name, description = getattr(getattr(started, "__spec__", None), "name", ""), started.__doc__
     typed = lambda found: f"muybridge {found[1].replace('_', '-')}"
-    return (
-        re.sub(r"recipes\.(\w+)", typed, name),
-        re.sub(r"python recipes/(\w+)\.py", typed, started.__doc__ or ""),
-    )
+    if name.startswith("recipes.") and name != "recipes.__main__":  # python puts a path there
+        program = re.sub(r"recipes\.(\w+)", typed, name)
+    else:
+        program = Path(sys.argv[0]).name
+    if program.startswith("muybridge "):
+        description = re.sub(r"python recipes/(\w+)\.py", typed, description or "")
+    return program, description
 
 
 def print_table(title: str, rows: Mapping[str, object]) -> None:

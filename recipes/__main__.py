@@ -11,6 +11,7 @@ import os
 import runpy
 import signal
 import sys
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -59,6 +60,17 @@ def overview() -> str:
     return "\n".join(lines)
 
 
+def start(name: str) -> None:
+    """Run a recipe; one that has its flags in recipes/options/ is loaded when they are right."""
+    if not (HERE / "options" / f"{name}.py").exists():
+        runpy.run_module(f"recipes.{name}", run_name="__main__", alter_sys=True)
+        return
+    # What its help shows, as if it were started by itself.
+    sys.modules["__main__"].__doc__ = ast.get_docstring(ast.parse(recipes()[name].read_text()))
+    options = import_module(f"recipes.options.{name}")
+    options.command(lambda config: import_module(f"recipes.{name}").main(config))
+
+
 def main() -> None:
     """Run the subcommand that the first word names."""
     first, *words = sys.argv[1:] or ["--help"]
@@ -76,8 +88,8 @@ def main() -> None:
             )
             sys.exit(2)
         else:
-            sys.argv[1:] = words
-            runpy.run_module(f"recipes.{name}", run_name="__main__", alter_sys=True)
+            sys.argv = [f"muybridge {typed_name(name)}", *words]
+            start(name)
     except BrokenPipeError:  # the reader of the help, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(128 + signal.SIGPIPE)

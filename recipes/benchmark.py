@@ -32,10 +32,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pretrain.threads  # noqa: F401 (before torch)
 
@@ -53,41 +52,15 @@ from pretrain.data.sampling import counter_rng, dense_indices, multi_scale_box
 from pretrain.data.shards import Pack, TrainClips
 from pretrain.data.stream_speed import measure, rows_of
 from pretrain.files import is_there
-from pretrain.flags import Count, OptionalPositive, Seed
 from pretrain.interop.videomae import to_transformers
 from pretrain.names import did_you_mean
 from pretrain.spec import IMAGENET_MEAN, IMAGENET_STD, InputSpec
 from pretrain.videomae import DECODERS, VideoMAE, draw_tokens, mask_of_view
 from pretrain.vit import SIZES, VITS, VideoTransformer
+from recipes.options.benchmark import Config, command
 
 SCALES = (1.0, 0.875, 0.75, 0.66)
 SPEC = InputSpec(frames=16, stride=4, size=224)
-
-
-@dataclass(frozen=True)
-class Config:
-    """The quantity to measure."""
-
-    what: Literal["all", "loader", "step", "frames", "decode", "stream"] = "all"
-    """Which part; all: loader and step."""
-    model: str = "vit_s"
-    """Encoder size of the step: ti, s, b, l or h."""
-    batch_size: Count = 4
-    """Clips in a step."""
-    rounds: Count = 5
-    """Interleaved rounds; the median is shown."""
-    peak: OptionalPositive = None
-    """Of the step's device, TFLOP/s in the precision at hand, as its maker says: for MFU."""
-    seed: Seed = 0
-    """Of everything random."""
-    out: str | None = None
-    """A JSON file for the numbers; empty: only printed."""
-
-
-def unused(cfg: Config) -> dict[str, str]:
-    """Values that a part leaves without effect, and why."""
-    flags = () if cfg.what in ("all", "step") else ("model", "batch_size", "peak")
-    return dict.fromkeys(flags, f"with --what {cfg.what}")
 
 
 def interleave(candidates: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
@@ -433,4 +406,4 @@ def main(cfg: Config) -> dict:
 
 
 if __name__ == "__main__":
-    log.cli(main, Config, unused)
+    command(main)

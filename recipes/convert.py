@@ -14,9 +14,8 @@ convert if they were pretrained with --positions flat --motion-tokens 1.
 
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pretrain.threads  # noqa: F401 (before torch)
 
@@ -27,38 +26,16 @@ from downstream.classifier import Classifier
 from downstream.models import classifier_of, load_backbone, load_classifier
 from pretrain.backbones import export_backbone, load_pretrained_videomae, read_backbone_config
 from pretrain.files import is_folder, is_there
-from pretrain.flags import Count
 from pretrain.folders import try_folder
 from pretrain.interop.hugging_face import write_hf
 from pretrain.interop.layouts import Sizes, arguments_of, decides_numbers, obstacles
 from pretrain.interop.official import write_official
 from pretrain.interop.videomae import import_videomae, verify
-from pretrain.log import cli, print_table
+from pretrain.log import print_table
 from pretrain.names import counted
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer
-
-
-@dataclass(frozen=True)
-class Config:
-    """Configuration of the conversion."""
-
-    source: str
-    """A run, RUN/backbone, hf:OWNER/NAME, hf:FOLDER, or an official .pth file."""
-    to: Literal["hf", "official", "ours"]
-    """hf: a folder for transformers; official: a .pth file; ours: a backbone folder (encoder
-    only)."""
-    out: str
-    """The folder or file to write; it must not exist."""
-    frames: Count | None = None
-    """Frames of a clip, where an official file does not record them (16 then)."""
-    size: Count | None = None
-    """Height and width of a clip in pixels, likewise (224 then)."""
-    heads: Count | None = None
-    """Attention heads of the encoder, likewise (by its width then)."""
-    decoder_heads: Count | None = None
-    """Attention heads of the decoder, likewise."""
-
+from recipes.options.convert import Config, command
 
 Model = VideoMAE | VideoTransformer | Classifier
 
@@ -216,4 +193,4 @@ def main(config: Config) -> dict:
 
 
 if __name__ == "__main__":
-    cli(main, Config)
+    command(main)

@@ -65,23 +65,11 @@ from downstream.results import (
     try_results,
     versions,
 )
-from pretrain.flags import Seed
-from pretrain.log import blank_figure, cli, optional_figure, print_table
+from pretrain.log import blank_figure, optional_figure, print_table
 from pretrain.names import counted, file_name, for_figure, for_screen, for_title
+from recipes.options.fuse import Config, command
 
 MOST = 6  # runs: 15 pairs
-
-
-@dataclass(frozen=True)
-class Config:
-    """Configuration of late fusion."""
-
-    results: tuple[str, ...]
-    """Folders of two to six runs, such as runs/rgb runs/flow, or with a run for each fold."""
-    out: str | None = None
-    """Results folder; by default runs/fuse-NAMES."""
-    seed: Seed = 0
-    """Of the bootstrap."""
 
 
 # ------------------------------------------------------------------------------------ the methods
@@ -427,4 +415,4 @@ def main(config: Config) -> dict:
 
 
 if __name__ == "__main__":
-    cli(main, Config)
+    command(main)

@@ -22,9 +22,7 @@ the splits share people, recordings or near-duplicates, leaks.csv.
 """
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import pretrain.threads  # noqa: F401 (before torch)
 
@@ -73,63 +71,16 @@ from downstream.splits import videos_digest, write_leaks
 from pretrain.backbones import fresh_like
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack, warn_of_clips
-from pretrain.flags import Count, OptionalCount, Seed, Whole
-from pretrain.log import cli, print_table
+from pretrain.log import print_table
 from pretrain.names import counted, for_screen
-from pretrain.settings import MACHINE, MachineFlags
 from pretrain.spec import InputSpec
 from pretrain.weights import weights_hash
+from recipes.options.linear_probe import Config, command
 
 # How a view becomes one vector, for the card: by --time-segments.
 MEANS = "mean of the last tokens over space and over each time segment"
 OWN = "the backbone's own embedding"
 TOKEN_LIMIT = 4 * 2**30  # bytes of tokens up to which the attentive probe runs unasked
-
-
-@dataclass(frozen=True)
-class Config:
-    """Configuration of the probe."""
-
-    backbone: str
-    """RUN/backbone, hf:OWNER/NAME of a VideoMAE, an official VideoMAE .pth,
-    open_clip:MODEL/WEIGHTS, i3d_k400, or a name of python -m downstream.models."""
-    data: str
-    """A packed folder, a folder of videos, a list file, tars, or `synthetic`: with labels."""
-    out: str | None = None
-    """Results folder; by default probe-DATA beside the backbone."""
-    weights: str | None = None
-    """Weights of a named model: imagenet, kinetics or a file; of i3d_k400: its file."""
-    train_split: str = "train"
-    """The split that the classifiers are fitted on."""
-    test_split: str = "test"
-    """The split that is scored, once."""
-    leave_one_out: bool = False
-    """Leave one subject out: test each with probes fitted on all others and pool the predictions;
-    splits are ignored."""
-    num_clips: OptionalCount = None
-    """Views spread over the time of each clip; by default as many as show all of most clips, at
-    most 4."""
-    num_crops: OptionalCount = None
-    """Views spread over the longer side of each; by default 3 where pictures are not square."""
-    time_segments: Whole = 4
-    """Segments of a view's time that are averaged separately; 1: the mean token; 0: the backbone's
-    own embedding."""
-    classifier: Literal["logistic", "svm"] = "logistic"
-    """Multinomial logistic regression, or a linear support vector machine, the classic on frame
-    descriptors."""
-    attentive: Literal["auto", "on", "off"] = "auto"
-    """The attentive probe; auto: if the tokens take no more than 4 GiB of disk."""
-    seed: Seed = 0
-    """Of the random backbone, the validation folds and the bootstrap."""
-    batch_size: Count = 64
-    """Views in one forward pass; changes speed and memory only."""
-    machine: MachineFlags = MACHINE
-
-
-def unused(config: Config) -> dict[str, str]:
-    """Values without effect under --leave-one-out, and why."""
-    flags = ("train_split", "test_split")
-    return dict.fromkeys(flags, "with --leave-one-out") if config.leave_one_out else {}
 
 
 # ------------------------------------------------------------------------------------ the pieces
@@ -374,4 +325,4 @@ def main(config: Config) -> dict:
 
 
 if __name__ == "__main__":
-    cli(main, Config, unused)
+    command(main)

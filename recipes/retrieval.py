@@ -12,7 +12,6 @@ other videos (downstream/retrieval.py). The ranking is exact. Written: results.j
 With --query the best videos are listed, and drawn on a contact sheet.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,48 +41,15 @@ from pretrain.backbones import provenance_of
 from pretrain.clip import VideoText
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack
-from pretrain.flags import Count
 from pretrain.folders import claim
-from pretrain.log import cli, print_table, write_json
+from pretrain.log import print_table, write_json
 from pretrain.names import counted, for_screen
-from pretrain.settings import MACHINE, MachineFlags
 from pretrain.weights import weights_hash
+from recipes.options.retrieval import Config, command
 
 # A best video that is no more above the mean of all is called flat. Of CLIP's pairs a sentence and
 # what shows it are 0.1 or more above others.
 FLAT = 0.05
-
-
-@dataclass(frozen=True)
-class Config:
-    """Configuration of retrieval."""
-
-    backbone: str
-    """RUN/backbone of recipes/clip.py, or open_clip:MODEL/WEIGHTS."""
-    data: str
-    """A packed folder, a folder of videos, a list file, tars, images, or `synthetic`."""
-    query: str | None = None
-    """A sentence: list the best videos instead of scoring."""
-    top: Count = 12
-    """How many of them."""
-    out: str | None = None
-    """Results folder; by default retrieval-DATA beside the backbone."""
-    test_split: str = "test"
-    """The split that is scored; "all" for everything. A search uses everything."""
-    num_clips: Count = 2
-    """Views spread over the time of each clip."""
-    num_crops: Count = 1
-    """Views spread over the longer side of each."""
-    batch_size: Count = 64
-    """Views in one forward pass; changes speed and memory only."""
-    machine: MachineFlags = MACHINE
-
-
-def unused(config: Config) -> dict[str, str]:
-    """Values that searching, or scoring, leaves without effect, and why."""
-    if config.query is None:
-        return {"top": "without --query"}
-    return {"test_split": "with --query, which searches everything"}
 
 
 def embed_sources(
@@ -290,4 +256,4 @@ def main(config: Config) -> dict:
 
 
 if __name__ == "__main__":
-    cli(main, Config, unused)
+    command(main)

@@ -23,9 +23,8 @@ one video that names them.
 import csv
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import pretrain.threads  # noqa: F401 (before torch)
 
@@ -44,48 +43,14 @@ from pretrain.data.poses import COLUMNS, clip_poses, crop_pose
 from pretrain.data.sampling import test_boxes, test_indices
 from pretrain.data.shards import EvalClips, Pack
 from pretrain.files import is_file, no_file
-from pretrain.flags import Count
 from pretrain.flow_colours import draw_flow, full_colour
 from pretrain.folders import claim, writing
-from pretrain.log import cli, clips_figure
+from pretrain.log import clips_figure
 from pretrain.names import for_screen
 from pretrain.spec import Backbone, InputSpec, Stream
+from recipes.options.visualize import Config, command
 
 SIDE = 256  # pixels of the short side to which a video is packed
-
-
-@dataclass(frozen=True)
-class Config:
-    """Configuration of the figure."""
-
-    backbone: str = ""
-    """RUN/backbone, hf:OWNER/NAME of a VideoMAE or an official VideoMAE .pth."""
-    video: str = ""
-    """A video file; of a long one its first 10 s. For attention also a list of one video, with what
-    is beside it."""
-    out: str = "runs/visualize"
-    """Where the pictures go; older ones of this recipe are replaced."""
-    enlarge: Count = 4
-    """Factor of the GIF's pixels."""
-    pose: str = ""
-    """Draw skeletons: "blazepose", or a file or folder with the poses of the video's frames. With a
-    --backbone whose attention poses drive: draw that, by these poses."""
-    skeleton: str = ""
-    """The skeleton of that file, where the file leaves it open."""
-    pose_weights: str = ""
-    """BlazePose's weights: mediapipe's wheel or a folder; by default fetched once."""
-    flow: Literal["", "dis", "tvl1", "raft_small", "raft_large"] = ""
-    """Draw the optical flow that this method estimates (needs the extra `flow`)."""
-
-
-def unused(config: Config) -> dict[str, str]:
-    """Values without effect, and why."""
-    why = {}
-    if config.pose in ("", "blazepose"):
-        why["skeleton"] = "without a file of poses (--pose)"
-    if config.pose != "blazepose":
-        why["pose_weights"] = "without --pose blazepose"
-    return why
 
 
 def main(config: Config) -> dict:
@@ -358,4 +323,4 @@ def weights_strip(weights: np.ndarray, frames: int, width: int, height: int) -> 
 
 
 if __name__ == "__main__":
-    cli(main, Config, unused)
+    command(main)

@@ -16,7 +16,6 @@ On one file, a ranked table and a filmstrip.
 
 import dataclasses
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import pretrain.threads  # noqa: F401 (before torch)
@@ -55,45 +54,12 @@ from pretrain.clip import VideoText
 from pretrain.data.cache import open_data, pack_file, packing_side
 from pretrain.data.shards import Pack
 from pretrain.files import is_file, no_file
-from pretrain.flags import Count, Seed
 from pretrain.folders import claim
-from pretrain.log import cli, print_table, write_json
+from pretrain.log import print_table, write_json
 from pretrain.names import counted, file_name, for_screen
 from pretrain.prompts import load_classes, load_templates, refuse_same_words, same_words, words_of
-from pretrain.settings import MACHINE, MachineFlags
 from pretrain.weights import weights_hash
-
-
-@dataclass(frozen=True)
-class Config:
-    """Configuration of zero-shot classification; give --data or --video."""
-
-    backbone: str
-    """RUN/backbone of recipes/clip.py, or open_clip:MODEL/WEIGHTS."""
-    data: str | None = None
-    """A packed folder, a folder of videos, a list file, tars, or `synthetic`: with labels."""
-    video: str | None = None
-    """A single video file, which needs --classes."""
-    classes: str | None = None
-    """Class names separated by commas, or a file: a name a line, or csv with label,text."""
-    templates: str = "auto"
-    """plain, vificlip, openai_kinetics, openai_ucf101, third_person, or a file with a template a
-    line; auto: third_person if the data have texts for their classes (a class_text column), else
-    openai_kinetics."""
-    out: str | None = None
-    """Results folder; by default zero-shot-DATA beside the backbone."""
-    test_split: str = "test"
-    """The split that is scored; "all" for everything."""
-    num_clips: Count = 2
-    """Views spread over the time of each clip."""
-    num_crops: Count = 1
-    """Views spread over the longer side of each."""
-    seed: Seed = 0
-    """Of the bootstrap."""
-    batch_size: Count = 64
-    """Views in one forward pass; changes speed and memory only."""
-    machine: MachineFlags = MACHINE
-
+from recipes.options.zero_shot import Config, command
 
 # ------------------------------------------------------------------------------------ the classes
 
@@ -129,15 +95,6 @@ def classes_of_data(
     if len(names) < 2:
         raise ValueError(f"the only class is {names[0]!r}: give at least two")
     return names, texts, given
-
-
-def unused(config: Config) -> dict[str, str]:
-    """Values that a single file leaves without effect, and why."""
-    return (
-        dict.fromkeys(("test_split", "seed", "decoder", "cache_gib"), "with --video")
-        if config.video
-        else {}
-    )
 
 
 def refuse_confusion(config: Config) -> None:
@@ -375,4 +332,4 @@ def main(config: Config) -> dict:
 
 
 if __name__ == "__main__":
-    cli(main, Config, unused)
+    command(main)

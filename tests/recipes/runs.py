@@ -43,6 +43,12 @@ def configure(kind: type[Any], *values: Any, **named: Any) -> Any:
     return change(kind(*values, **fits), **{k: v for k, v in named.items() if k not in own})
 
 
+def flags_of(name: str) -> ModuleType:
+    """The module that holds a recipe's flags: of recipes/options/, or the recipe itself."""
+    apart = (ROOT / "recipes" / "options" / f"{name}.py").exists()
+    return importlib.import_module(f"recipes.{'options.' * apart}{name}")
+
+
 def stop_in_step(
     monkeypatch: pytest.MonkeyPatch,
     recipe: ModuleType,

@@ -17,6 +17,7 @@ from tests.recipes.runs import ROOT
 HEAVY = {"torch", "matplotlib", "transformers", "timm", "open_clip", "sklearn", "scipy"}
 SAYS = f"import sys; loaded = {HEAVY} & sys.modules.keys(); assert not loaded, loaded"
 LIGHT = ["pack", "demo", "doctor", "runs"]
+LIGHT += [path.stem for path in sorted((ROOT / "recipes" / "options").glob("[a-z]*.py"))]
 STARTS = "import sys, runpy; sys.argv[0] = 'muybridge'\ntry: runpy.run_module('recipes', "
 STARTS += "run_name='__main__', alter_sys=False)\nfinally:\n    " + SAYS
 
@@ -70,6 +71,8 @@ def test_a_subcommand_has_the_recipes_flags_and_its_own_name():
     help_text = re.sub(r"\x1b\[\d*m", "", run.stdout)
     assert "usage: muybridge pack" in help_text and "--short-side" in help_text
     assert "muybridge pack --source" in help_text and "python recipes/" not in help_text
+    run = start("linear-probe", "--backbone", "x", "--dat", "y")
+    assert run.returncode == 2 and "--data" in run.stderr
     run = start("pack", "--sourse", "x")
     assert run.returncode == 2 and "--source" in run.stderr
 
@@ -78,6 +81,8 @@ def test_a_subcommand_has_the_recipes_flags_and_its_own_name():
 def test_help_of_a_recipe_loads_nothing(name):
     run = start(name.replace("_", "-"), "--help")
     assert run.returncode == 0, run.stderr
+    assert f"usage: muybridge {name.replace('_', '-')}" in re.sub(r"\x1b\[\d*m", "", run.stdout)
+    assert "python recipes/" not in run.stdout
 
 
 def test_the_package_alone_loads_nothing():

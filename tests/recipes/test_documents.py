@@ -25,7 +25,7 @@ from pretrain.log import parse
 from recipes import finetune, fit, videomae
 from tests.conftest import motion_rows, write_videos
 from tests.recipes import test_finetune, test_fit, test_videomae
-from tests.recipes.runs import ROOT
+from tests.recipes.runs import ROOT, flags_of
 
 GUIDES = [
     "README.md", "recipes/README.md", "recipes/RESULTS.md", "pretrain/data/README.md",
@@ -175,11 +175,11 @@ def recipe_words(command: str) -> tuple[str, list[str]]:
 def configuration(name: str, words: list[str]):
     """The recipe, and its configuration from the command line, checked as `cli` checks it."""
     recipe = importlib.import_module(f"recipes.{name}")
-    config = parse(
-        words, getattr(recipe, "PRESETS", recipe.Config)
-    )  # exits on a flag that is not there
+    flags = flags_of(name)
+    # Exits on a flag that is not there.
+    config = parse(words, getattr(flags, "PRESETS", flags.Config))
     refuse_numbers(config)
-    refuse_unused(words, config, getattr(recipe, "unused", lambda _: {})(config))
+    refuse_unused(words, config, getattr(flags, "unused", lambda _: {})(config))
     return recipe, config
 
 

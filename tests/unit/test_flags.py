@@ -1,7 +1,6 @@
 """What flags may say: numbers in bounds, and no flag that does nothing."""
 
 import dataclasses
-import importlib
 import math
 from pathlib import Path
 
@@ -10,13 +9,13 @@ import pytest
 from pretrain import auto, flags
 from pretrain.data.cache import synthetic_clips
 from pretrain.log import cli, parse
-from tests.recipes.runs import configure
+from tests.recipes.runs import configure, flags_of
 
 RECIPES = sorted(p.stem for p in (Path(__file__).parents[2] / "recipes").glob("[a-z]*.py"))
 
 
 def recipe(name: str):
-    return importlib.import_module(f"recipes.{name}")
+    return flags_of(name)
 
 
 def given(name: str, **values):
