@@ -13,7 +13,7 @@ from pretrain.data.poses import SKELETONS
 from pretrain.data.synthetic import make_dataset
 from recipes import finetune, visualize
 from tests.conftest import draw_motion, write_video
-from tests.recipes.runs import configure
+from tests.recipes.runs import configure, flags_of
 from tests.unit import layouts
 
 
@@ -187,6 +187,6 @@ def test_what_cannot_be_drawn_is_refused(tmp_path, wrong, words):
 
 
 def test_a_flag_that_draws_nothing_is_known():
-    flags = lambda **given: visualize.unused(visualize.Config(**given)).keys()
+    flags = lambda **given: flags_of("visualize").unused(visualize.Config(**given)).keys()
     assert flags(flow="dis") == {"skeleton", "pose_weights"}
     assert flags(pose="blazepose") == {"skeleton"} and flags(pose="a.json") == {"pose_weights"}

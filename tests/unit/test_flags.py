@@ -1,6 +1,7 @@
 """What flags may say: numbers in bounds, and no flag that does nothing."""
 
 import dataclasses
+import importlib
 import math
 from pathlib import Path
 
@@ -254,7 +255,8 @@ def test_a_slip_is_told_what_was_meant(command, meant, tiny_pack, monkeypatch, c
         data += ["--precision", "fp32"]  # as other tests in this process: accelerate knows one only
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [f"{name}.py", *words, *data])
+    main = importlib.import_module(f"recipes.{name}").main
     with pytest.raises(SystemExit) as stopped:
-        cli(module.main, getattr(module, "PRESETS", module.Config))
+        cli(main, getattr(module, "PRESETS", module.Config))
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and meant in said and "Traceback" not in said
