@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -623,6 +625,17 @@ def test_ten_thousand_moments_are_paged(client, page):
     assert like[0]["n"] == 3 and sorted(item["n"] for item in like) == list(range(7))
 
 
+def test_near_duplicates_are_those_that_packing_found(page, monkeypatch):
+    long, other = (number(page, name) for name in ("long.mp4", "plain.mp4"))
+    clips = [[int(page.moments.sample[n]) for n in (long, other)]]
+    monkeypatch.setattr(Pack, "near_duplicates", lambda _: np.array(clips))
+    pair = page.view("near", "")
+    assert len(pair) == 2 and {item["pair"] for item in pair} == {0}
+    assert [page.moments.videos[page.moments.video[item["n"]]] for item in pair] == [
+        "long.mp4", "plain.mp4",
+    ]  # fmt: skip
+
+
 def test_the_port_is_of_this_computer_alone():
     listener = listen(0)
     assert listener.getsockname()[0] == "127.0.0.1"
@@ -717,6 +730,38 @@ def test_somebody_elses_folder_is_refused(footage, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match="something else"):
         look.main(configure(look.Config, data=str(footage), backbone="x", out=str(tmp_path)))
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_it_is_interrupted(footage, tiny_backbone, tmp_path):
+    """As a person types it; the labels of one run are those of the next."""
+    command = [sys.executable, str(ROOT / "recipes/look.py"), str(footage), "--no-open",
+               "--backbone", str(tiny_backbone), "--num-workers", "0"]  # fmt: skip
+    for given in ("run", "jump"):
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        lines = []
+        while not (found := re.search(r"http://127\.0\.0\.1:(\d+)/\?token=(\S+)", "".join(lines))):
+            lines.append(process.stdout.readline())
+            assert process.poll() is None, process.communicate()
+        client = Client(int(found[1]), found[2])
+        while True:
+            try:
+                client.enter()
+                break
+            except ConnectionError:
+                time.sleep(0.05)
+        items = json.loads(client.ask("/api/view")[1])["items"]
+        plain = next(item for item in items if item["video"] == "plain.mp4")
+        assert plain["labels"] == (["run"] if given == "jump" else [])
+        assert client.post("/api/label", {"n": plain["n"], "label": given})[0] == 200
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0 and "ended; the labels are in" in out, err
+    rows = rows_of(tmp_path / "runs" / "look-list" / "labels.csv")
+    assert [row["label"] for row in rows if "plain" in row["path"]] == ["run", "jump"]
 
 
 def test_served_is_what_is_built(page):

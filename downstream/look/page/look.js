@@ -57,7 +57,7 @@ function clock(seconds) {
     : `${minutes}:${text}`;
 }
 
-const span = (item) => item.picture ? "picture" : `${clock(item.start)} – ${clock(item.end)}`;
+const span = (item) => item.picture ? "picture" : `${clock(item.start)}–${clock(item.end)}`;
 
 // ---- lists
 
