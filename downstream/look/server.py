@@ -376,8 +376,8 @@ def _whole(request: Request, name: str, otherwise: int, most: int) -> int:
     return min(int(text), most)
 
 
-def build_app(look: Look, port: int, token: str) -> ASGIApp:
-    """The page and its answers, behind a `Guard`."""
+def _answers(look: Look) -> list[Route]:
+    """What the page asks for without changing anything."""
 
     def index(_: Request):
         return FileResponse(PAGE / "index.html")
@@ -415,6 +415,19 @@ def build_app(look: Look, port: int, token: str) -> ASGIApp:
             raise HTTPException(404)
         path = web_clip(look.pack, record, ending)
         return FileResponse(path, media_type=f"video/{ending}")
+
+    return [
+        Route("/", index),
+        Route("/api/state", state),
+        Route("/api/view", view),
+        Route("/api/groups", groups),
+        Route("/thumbnail/{number}.jpg", picture),
+        Route("/clip/{number}.{ending}", clip),
+    ]
+
+
+def _changes(look: Look) -> list[Route]:
+    """What the page asks for to change labels, or to write files."""
 
     def changed(work: Callable[[dict], int | None], content: dict) -> JSONResponse:
         with look.lock:
@@ -462,23 +475,23 @@ def build_app(look: Look, port: int, token: str) -> ASGIApp:
 
         return endpoint
 
-    def refuse(_: Request, error: Exception):
-        return JSONResponse({"error": for_screen(error, 500)}, 400)
-
     works = {"label": label, "undo": undo, "keys": keys, "reload": reload}
+    return [
+        *(Route(f"/api/{name}", post(work), methods=["POST"]) for name, work in works.items()),
+        Route("/api/cut", cut_clips, methods=["POST"]),
+    ]
+
+
+def _refuse(_: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": for_screen(error, 500)}, 400)
+
+
+def build_app(look: Look, port: int, token: str) -> ASGIApp:
+    """The page and its answers, behind a `Guard`."""
+    static = Mount("/page", StaticFiles(directory=PAGE))
     app = Starlette(
-        routes=[
-            Route("/", index),
-            Route("/api/state", state),
-            Route("/api/view", view),
-            Route("/api/groups", groups),
-            Route("/thumbnail/{number}.jpg", picture),
-            Route("/clip/{number}.{ending}", clip),
-            *(Route(f"/api/{name}", post(work), methods=["POST"]) for name, work in works.items()),
-            Route("/api/cut", cut_clips, methods=["POST"]),
-            Mount("/page", StaticFiles(directory=PAGE)),
-        ],
-        exception_handlers={ValueError: refuse, DecodeError: refuse, OSError: refuse},
+        routes=[*_answers(look), *_changes(look), static],
+        exception_handlers=dict.fromkeys((ValueError, DecodeError, OSError), _refuse),
     )
     return Guard(app, port, token)
 
