@@ -4,12 +4,11 @@ B clips, K classes.
 """
 
 import re
-from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -21,41 +20,13 @@ from downstream.segments import UNLABELLED
 from pretrain.backbones import provenance_of
 from pretrain.data.sampling import STEP, counter_rng
 from pretrain.ema import start_average, update_average
-from pretrain.flags import OptionalCount, Positive, flag
+from pretrain.flags import flag
 from pretrain.loop import Plan
 from pretrain.optim import decays, layer_scales, learning_rate, param_groups
 from pretrain.spec import Backbone, Clip
 from pretrain.weights import weights_hash
 
 # ------------------------------------------------------------------------------------- the backbone
-
-
-@dataclass(frozen=True)
-class Changes:
-    """Arguments of a model that differ from its family's; None: as the family has them."""
-
-    parts: tuple[str, ...] | None = None
-    """Of a --model of two networks, what each is: a name of the table, RUN/backbone, ..."""
-    network: str | None = None
-    """The 2-D network of a frame family: of timm, torchvision:NAME or open_clip:MODEL/WEIGHTS."""
-    attention: str | None = None
-    """Blocks to insert: se@sums, nonlocal@*.layer3, ...; see downstream/models/attention.py."""
-    frames: OptionalCount = None
-    """Frames of a clip."""
-    size: OptionalCount = None
-    """Height and width of a clip, pixels."""
-    width: Positive | None = None
-    """Factor on the channels of c3d, i3d and stgcn."""
-    subtract_mean: bool | None = None
-    """True: subtract each clip's mean frame, which removes static backgrounds."""
-
-    def given(self) -> dict[str, Any]:
-        """Those that were given, by name."""
-        return {name: value for name, value in vars(self).items() if value is not None}
-
-
-ChangesFlags = Annotated[Changes, tyro.conf.arg(name="")]
-CHANGES = Changes()
 
 
 def start_from(

@@ -2,12 +2,10 @@
 
 import dataclasses
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from torch import nn
 
-from pretrain.data.transforms import Augment
 from pretrain.flags import (
     Count,
     Fraction,
@@ -18,7 +16,40 @@ from pretrain.flags import (
     Positive,
     PositiveFraction,
 )
-from pretrain.spec import Backbone, InputSpec
+
+if TYPE_CHECKING:  # not imported here: these are flags, and the help of a recipe waits for them
+    from torch import nn
+
+    from pretrain.data.transforms import Augment
+    from pretrain.spec import InputSpec
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Arguments of a model that differ from its family's; None: as the family has them."""
+
+    parts: tuple[str, ...] | None = None
+    """Of a --model of two networks, what each is: a name of the table, RUN/backbone, ..."""
+    network: str | None = None
+    """The 2-D network of a frame family: of timm, torchvision:NAME or open_clip:MODEL/WEIGHTS."""
+    attention: str | None = None
+    """Blocks to insert: se@sums, nonlocal@*.layer3, ...; see downstream/models/attention.py."""
+    frames: OptionalCount = None
+    """Frames of a clip."""
+    size: OptionalCount = None
+    """Height and width of a clip, pixels."""
+    width: Positive | None = None
+    """Factor on the channels of c3d, i3d and stgcn."""
+    subtract_mean: bool | None = None
+    """True: subtract each clip's mean frame, which removes static backgrounds."""
+
+    def given(self) -> dict[str, Any]:
+        """Those that were given, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+ChangesFlags = Annotated[Changes, tyro.conf.arg(name="")]
+CHANGES = Changes()
 
 
 @dataclass(frozen=True)
@@ -165,14 +196,16 @@ class Training(Given):
         return replace(self, **values | instead)
 
     @property
-    def augment(self) -> Augment:
+    def augment(self) -> "Augment":
         """What is done to a clip in training, beside its crop and mixing."""
+        from pretrain.data.transforms import Augment
+
         return Augment(
             self.flip, self.colour, self.rand_augment or "", self.erase, turn=self.turn,
             affine=self.affine, span=self.span,
         )  # fmt: skip
 
-    def check(self, spec: InputSpec, per_frame: bool) -> None:
+    def check(self, spec: "InputSpec", per_frame: bool) -> None:
         """Raise ValueError if clips of this kind, or labels of frames, cannot be trained so.
 
         Args:
@@ -192,7 +225,7 @@ class Training(Given):
                 "frames: with --per-frame give 0, 0 and 1"
             )
 
-    def unused_rates(self, backbone: nn.Module) -> dict[str, str]:
+    def unused_rates(self, backbone: "nn.Module") -> dict[str, str]:
         """Factors on the backbone's rates that --freeze leaves without effect, and why."""
         if hasattr(backbone, "images"):  # what follows its 2-D network learns
             return {}
@@ -557,12 +590,12 @@ def flags_of(training: Training) -> Given:
     return Given(**values | ({"epochs": None} if training.steps else {}))
 
 
-def kind_of(backbone: nn.Module) -> str:
+def kind_of(backbone: "nn.Module") -> str:
     """The key of a backbone in `TRAINING`: its family, and its size where recipes differ by it."""
     return getattr(backbone, "kind", type(backbone).__name__)
 
 
-def fitting(backbone: nn.Module) -> list[str]:
+def fitting(backbone: "nn.Module") -> list[str]:
     """The recipes of `TRAINING` for a backbone, the one closest to it first.
 
     Raises:
@@ -578,7 +611,7 @@ def fitting(backbone: nn.Module) -> list[str]:
 
 
 def resolve_training(
-    preset: str, given: Given, backbone: nn.Module, name: str, fresh: bool
+    preset: str, given: Given, backbone: "nn.Module", name: str, fresh: bool
 ) -> Training:
     """The training that a preset and flags come to for a backbone.
 
@@ -600,6 +633,8 @@ def resolve_training(
             "or tiny"
         )
     small = TINY_TRAINING if fresh else TINY_BACKBONE
+    from pretrain.spec import Backbone
+
     assert isinstance(backbone, Backbone)
     spec = backbone.input_spec
     if "rgb" not in spec.streams:

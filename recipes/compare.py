@@ -19,7 +19,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -32,62 +32,18 @@ from downstream.compare import (
     summarise,
     write_tables,
 )
-from downstream.finetune import Changes
 from downstream.models import check_name
 from downstream.report import cost_figure
 from downstream.results import Results
-from downstream.training import Given
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.progress import Bar
 from pretrain.files import read_json
-from pretrain.flags import Count, OptionalCount, OptionalSwitch, Positive, flat
+from pretrain.flags import flat
 from pretrain.folders import claim, holds_nothing
-from pretrain.log import cli, config_differences, write_json
+from pretrain.log import config_differences, write_json
 from pretrain.names import counted, file_name, for_screen
 from pretrain.processes import start_evaluation
-from pretrain.settings import MACHINE, JointForm, MachineFlags, RunSettings
-
-
-@dataclass(frozen=True)
-class Config:
-    """Configuration of the comparison."""
-
-    data: str = "synthetic:3600"
-    """The data that new runs train on and are scored on; as recipes/finetune.py takes it, with
-    labels."""
-    models: str | None = None
-    """Names of python -m downstream.models, separated by commas; `inflated:frame_mean` starts from
-    another's weights."""
-    backbones: tuple[str, ...] = ()
-    """Trained backbones to fine-tune or probe beside them."""
-    results: tuple[str, ...] = ()
-    """Folders with results.json to put into the table as they are."""
-    protocol: Literal["finetune", "probe"] = "finetune"
-    """Train everything, or leave it frozen and fit a linear probe."""
-    preset: Literal["tiny", "paper"] = "tiny"
-    """Of recipes/finetune.py."""
-    seeds: Count = 1
-    """Runs of each model: seeds 0, 1, ..."""
-    epochs: Positive | None = None
-    """Passes over the training videos, the same for all; 0: the preset's."""
-    steps: OptionalCount = None
-    """Optimizer steps instead, the same for all."""
-    size: OptionalCount = None
-    """Height and width of the models' clips, pixels; 0: the preset's."""
-    train_split: str = "train"
-    """The training split."""
-    test_split: str = "test"
-    """The split that is scored."""
-    flip: OptionalSwitch = None
-    """Mirror half of the training clips; --no-flip where classes differ by left and right; by
-    default as the preset has it."""
-    num_clips: Count = 2
-    """Test views spread over the time of each clip."""
-    num_crops: Count = 1
-    """Test views spread over the longer side of each."""
-    machine: MachineFlags = MACHINE
-    out: str = "runs/compare"
-    """Where runs and tables go."""
+from recipes.options.compare import Config, command
 
 
 @dataclass(frozen=True)
@@ -107,38 +63,6 @@ class Entry:
     def slug(self) -> str:
         """A name for its folders."""
         return file_name(self.label)
-
-
-# Flags that the recipes of the runs have and a comparison has not: it would have to be the same for
-# all models.
-OF_RUNS = dict.fromkeys(
-    (
-        *(f.name for group in (Changes, JointForm, Given, RunSettings) for f in fields(group)),
-        "weights", "stride", "freeze", "per_frame", "val", "shots", "val_every", "leave_out",
-        "leave_one_out", "time_segments", "classifier", "attentive",
-    ),
-    "each run takes it from --preset of recipes/finetune.py, or has recipes/linear_probe.py's "
-    "default. To set it, run these recipes yourself and show their folders with --results",
-)  # fmt: skip
-
-
-def unused(config: Config) -> dict[str, str]:
-    """Flags that the others leave without effect, and why; see `pretrain.flags`."""
-    run = (
-        "data", "protocol", "preset", "seeds", "epochs", "steps", "size", "train_split",
-        "test_split", "flip", "num_clips", "num_crops", *flat(config.machine),
-    )  # fmt: skip
-    if not config.models and not config.backbones:
-        return dict.fromkeys(run, "where only --results are shown, as they are")
-    if config.protocol == "probe":
-        training = ("preset", "epochs", "steps", "size", "flip")
-        return dict.fromkeys(training, "with --protocol probe, which trains nothing")
-    why = {}
-    if not config.models:
-        why["size"] = "without --models: a backbone has its own"
-    if config.steps:
-        why["epochs"] = f"with --steps {config.steps}"
-    return why
 
 
 def entries_of(config: Config) -> list[Entry]:
@@ -426,4 +350,4 @@ def main(config: Config) -> dict:
 
 
 if __name__ == "__main__":
-    cli(main, Config, unused, elsewhere=OF_RUNS)
+    command(main)
