@@ -323,7 +323,7 @@ def look_at_data(source: str) -> Finding:
     labels = {s.label for s in found if s.label is not None}
     labelled = sum(s.label is not None for s in found)
     people = {s.subject for s in found if s.subject}
-    said = [
+    told = [
         f"{kinds or 'nothing'} would be packed, {_size(found)}",
         f"{counted(len(labels), 'class')}, {labelled} labelled",
         f"{counted(len(people), 'subject')}" if people else "no subjects are named",
@@ -331,11 +331,11 @@ def look_at_data(source: str) -> Finding:
     ]
     if refused := listing.refused:
         reasons = "; ".join(f"{n}: {why}" for n, why in refused[:3])
-        said.append(f"{counted(len(refused), 'file')} refused already: {reasons}")
+        told.append(f"{counted(len(refused), 'file')} refused already: {reasons}")
     if listing.skipped:
-        said.append(f"{counted(len(listing.skipped), 'file')} of no known kind left out")
+        told.append(f"{counted(len(listing.skipped), 'file')} of no known kind left out")
     remedy = "give files of a kind that is read" * (not found)
-    return Finding(area, name, STATES[bool(found)], "; ".join(said), remedy, True)
+    return Finding(area, name, STATES[bool(found)], "; ".join(told), remedy, True)
 
 
 def _split(splits: dict[str, int]) -> str:

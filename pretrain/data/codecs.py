@@ -5,6 +5,7 @@ import os
 
 import av
 import numpy as np
+from av.video.stream import VideoStream
 
 from pretrain.data.decode import DecodeError, read_frames
 from pretrain.names import first_line
@@ -33,6 +34,7 @@ def tiny_clip(codec: str, encoder: str) -> bytes:
     target = io.BytesIO()
     with av.open(target, "w", format="mp4" if codec == "h264" else "matroska") as file:
         stream = file.add_stream(encoder, rate=8, options=CODECS[codec][encoder])
+        assert isinstance(stream, VideoStream)
         stream.width = stream.height = SIDE
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         for picture in moving_edge():
@@ -63,7 +65,7 @@ def try_codec(codec: str) -> tuple[bool | None, str]:
             why = f"{encoder} makes no clip ({first_line(error)})"
             continue
         try:
-            with av.open(io.BytesIO(data)) as file:
+            with av.open(io.BytesIO(data), "r") as file:
                 found = np.stack([f.to_ndarray(format="gray") for f in file.decode(video=0)])
         except (av.FFmpegError, ValueError, IndexError) as error:
             return False, f"what {encoder} made cannot be decoded: {first_line(error)}"
