@@ -5,6 +5,7 @@ only. N videos, D features, C classes; labels are class numbers 0..C-1.
 """
 
 import dataclasses
+import functools
 import json
 import warnings
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.numpy import save_file
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from downstream.metrics import softmax
 from downstream.splits import Videos, choose_splits, choose_validation, leave_one_subject_out
@@ -102,12 +103,21 @@ def _make(svm: bool, c: float) -> "LogisticRegression | LinearSVC":
     return LogisticRegression(C=c, max_iter=MAX_ITER, warm_start=True)
 
 
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """What limits the threads of libraries; to look for these takes as long as a small fit."""
+    import sklearn.linear_model  # loads those that are there to be found
+    import sklearn.svm  # noqa: F401
+
+    return ThreadpoolController()
+
+
 def _fit(model: "LogisticRegression | LinearSVC", features: np.ndarray, labels: np.ndarray) -> bool:
     """Fit in place; whether it converged. The warning becomes a field of the results."""
     from sklearn.exceptions import ConvergenceWarning
 
     threads = 1 if features.size <= ONE_THREAD else None
-    with warnings.catch_warnings(), threadpool_limits(threads):
+    with warnings.catch_warnings(), _libraries().limit(limits=threads):
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", "The number of unique classes")  # of few videos
         model.fit(features, labels)
@@ -130,7 +140,7 @@ def spanned(scaled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     regularised weights have nothing there, and a fit in R dimensions is the same and faster.
     """
     num, width = scaled.shape
-    with threadpool_limits(1 if scaled.size <= ONE_THREAD else None):
+    with _libraries().limit(limits=1 if scaled.size <= ONE_THREAD else None):
         if num < width:
             spread, directions = np.linalg.svd(scaled, full_matrices=False)[1:]
             return directions.T, spread**2 / num

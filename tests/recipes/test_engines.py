@@ -20,6 +20,7 @@ from downstream.models import load_backbone
 from pretrain import checkpoint
 from pretrain.engine import Engine
 from pretrain.settings import Machine
+from tests import conftest  # noqa: F401  # which makes the text tower "xxs" known
 from tests.recipes.golden import CASES, DATA
 from tests.recipes.runs import (
     ROOT,
@@ -56,9 +57,10 @@ CALM: dict[str, dict[str, Any]] = {
     "contrast": {"optimizer": "adamw", "base_lr": 0.003},
     "sigreg": {"base_lr": 0.003},
     "sigreg_beside": {"base_lr": 0.003, "reconstruct": True},
-    "clip": {"base_lr": 0.001, "loss": "siglip"},
-    "infonce": {"base_lr": 0.001, "positives": "label"},
+    "clip": {"base_lr": 0.001, "loss": "siglip", "text_model": "xxs"},
+    "infonce": {"base_lr": 0.001, "positives": "label", "text_model": "xxs"},
     "classes": {
+        "text_model": "xxs",
         "base_lr": 0.001, "loss": "classes", "text": "label", "smoothing": 0.1,
         "positives": "pair",
     },

@@ -254,6 +254,9 @@ def test_anything_that_changes_the_numbers_changes_the_cache_entry(
         encoder.norm.bias[0] += 1
     assert ask()
     monkeypatch.setitem(pack.index, "fingerprint", "other")
+    assert not ask()  # as after other labels
+    real = pack.record
+    monkeypatch.setattr(pack, "record", lambda sample: real(sample) | {"sha256": "another clip"})
     assert ask()
     monkeypatch.setattr(features_module, "CODE_VERSION", 1001)
     assert ask()
