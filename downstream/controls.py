@@ -32,7 +32,7 @@ class Verdict:
     """What controls say of a classifier.
 
     Attributes:
-        word: "unclear" (it is not above chance), "scene" (the background alone is as good),
+        word: "unclear" (these videos do not show it), "scene" (the background alone is as good),
             "partly scene" (it explains much), "frame" (one frame is as good), "frames" (frames in
             another order are), "order" (it needs them in their order).
         sentence: the same for a reader, with numbers.
@@ -113,16 +113,24 @@ def judge(
     def explained(name: str) -> float:
         return (controls[name].mean() - chance) / (ours - chance) if name in controls else 0.0
 
-    if least <= 0:
+    scene = controls.get("background", np.zeros(len(hits)))
+    seen = paired_difference(scene - chance, groups, seed)[1] > 0
+    if seen and alike("background"):
+        word, said = "scene", (
+            "it may read the scene and not the action: the static background alone is not shown to "
+            f"be worse ({told('background')}). Film every action in the same places, or crop to "
+            "who acts"
+        )  # fmt: skip
+    elif least <= 0:
         word, said = "unclear", (
             f"it is not shown to be above chance ({points(ours)}, chance {points(chance)}), so "
             "what it reads cannot be said yet"
         )  # fmt: skip
     elif alike("background"):
-        word, said = "scene", (
-            "it may read the scene and not the action: the static background alone is not shown to "
-            f"be worse ({told('background')}). Film every action in the same places, or crop to "
-            "who acts"
+        word, said = "unclear", (
+            "whether it reads the action or the scene is not certain yet: the static background "
+            f"alone is neither shown to be above chance nor to be worse ({told('background')}). "
+            "Label clips of more people"
         )  # fmt: skip
     elif explained("background") >= MUCH:
         word, said = "partly scene", (

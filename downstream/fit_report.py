@@ -1,5 +1,6 @@
 """report.html of recipes/fit.py: how good a classifier is, what it reads, what to label next."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from downstream.report import interval_unit, table, title, write_csv
 from downstream.results import Predictions, Results
 from pretrain.data.decode import DecodeError
 from pretrain.data.shards import Pack
+from pretrain.files import is_file
 from pretrain.html import FRAMES, Page
 from pretrain.log import blank_figure, optional_figure
 from pretrain.names import counted, for_csv, for_title
@@ -19,7 +21,7 @@ from pretrain.names import counted, for_csv, for_title
 MOST_CONFUSED = 6  # pairs of classes that are shown
 PER_PAIR = 2  # clips of each
 MOST_CLASSES = 60  # of a confusion matrix that can be read
-NEXT = ["source", "start", "end", "guess", "probability", "second", "second_probability"]
+NEXT = ["path", "start", "end", "guess", "probability", "second", "second_probability"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Next:
     Attributes:
         sample: its number in the pack.
         source: as the user named it.
+        path: of its file from the results folder, or where that is not known its source.
         start: seconds, likewise `end`.
         end: see there.
         guesses: the two best classes.
@@ -37,6 +40,7 @@ class Next:
 
     sample: int
     source: str
+    path: str
     start: float
     end: float
     guesses: tuple[str, str]
@@ -44,16 +48,29 @@ class Next:
 
 
 def next_clips(
-    pack: Pack, samples: np.ndarray, probabilities: np.ndarray, classes: list[str]
-) -> list[Next]:
-    """The proposed clips (M,), in order, with what is thought of them (M, C)."""
+    pack: Pack, samples: np.ndarray, probabilities: np.ndarray, classes: list[str], data: Path,
+    out: Path,
+) -> list[Next]:  # fmt: skip
+    """The clips to label next, in order.
+
+    Args:
+        pack: where they are.
+        samples: (M,) the proposed ones.
+        probabilities: (M, C) what is thought of them.
+        classes: names of the C classes.
+        data: what the user gave.
+        out: the results folder, from which paths start.
+    """
     found = []
+    folder = data.parent if is_file(data) else data
     for sample, row in zip(samples, probabilities, strict=True):
         record, best = pack.record(sample), np.argsort(-row, kind="stable")[:2]
         end = record["start"] + record["frames"] / record["fps"]
+        file = folder / record["source"]
+        path = os.path.relpath(file, out) if is_file(file) else record["source"]
         found.append(
             Next(
-                int(sample), record["source"], record["start"], end,
+                int(sample), record["source"], path, record["start"], end,
                 (classes[best[0]], classes[best[1]]), (float(row[best[0]]), float(row[best[1]])),
             )
         )  # fmt: skip
@@ -67,7 +84,7 @@ def write_next(path: Path, clips: list[Next]) -> None:
         ValueError: the disk does not take it.
     """
     rows = [
-        [for_csv(clip.source), round(clip.start, 3), round(clip.end, 3), for_csv(clip.guesses[0]),
+        [for_csv(clip.path), round(clip.start, 3), round(clip.end, 3), for_csv(clip.guesses[0]),
          round(clip.probabilities[0], 4), for_csv(clip.guesses[1]),
          round(clip.probabilities[1], 4)]
         for clip in clips

@@ -133,6 +133,13 @@ def candidates_of(pack: Pack, split: str, seed: int) -> np.ndarray:
     """Samples without a label, at most `MOST`, drawn at random of more."""
     ids = pack.split_if_any(split)
     unlabelled = ids[pack.column("label")[ids] < 0]
+    timed = [bool(pack.record(i)["extra"].get("segments")) for i in unlabelled]
+    if any(timed):
+        print(
+            f"note: {counted(sum(timed), 'clip')} with several labels over time left out: they are "
+            "for recipes of frames (finetune --per-frame)"
+        )
+    unlabelled = unlabelled[~np.array(timed, dtype=bool)]
     if len(unlabelled) <= MOST:
         return unlabelled
     print(f"{MOST:,} of {len(unlabelled):,} clips without a label are looked at, drawn at random")
@@ -315,7 +322,12 @@ def main(config: Config) -> dict:
     export(out / "backbone", config, shown, given.classes, probe, metrics["top1"])
     chosen = propose(probe, unlabelled, features, config.propose, config.seed)
     proposed = next_clips(
-        pack, candidates[chosen], probe.probabilities(unlabelled[chosen]), given.classes
+        pack,
+        candidates[chosen],
+        probe.probabilities(unlabelled[chosen]),
+        given.classes,
+        Path(config.data),
+        out,
     )
     write_next(out / "next.csv", proposed)
 

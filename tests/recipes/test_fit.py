@@ -14,6 +14,9 @@ from downstream.controls import CONTROLS
 from downstream.crossval import Curve, grouped_folds, learning_curve, when_to_stop
 from downstream.groups import join_subjects
 from downstream.results import read_results
+from downstream.simulate_labelling import Config as Simulation
+from downstream.simulate_labelling import main as simulate_main
+from downstream.simulate_labelling import simulate, told
 from downstream.splits import Videos
 from pretrain.data.shards import Pack
 from recipes import fit, predict
@@ -66,7 +69,7 @@ def test_predict_says_what_fit_says(fitted, partly, tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 5
     for row in rows:
-        best = said[row["source"]][0]
+        best = said[row["path"]][0]
         assert row["guess"].lstrip("'") == best["label"]
         assert float(row["probability"]) == pytest.approx(best["probability"], abs=2e-4)
     provenance = json.loads((out / "backbone" / "config.json").read_text())["provenance"]
@@ -77,7 +80,7 @@ def test_next_are_the_unlabelled(fitted, partly):
     with open(fitted[0] / "next.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     unlabelled = {r["source"] for r in Pack(partly).records() if r["label"] is None}
-    assert {row["source"] for row in rows} <= unlabelled
+    assert {row["path"] for row in rows} <= unlabelled
     assert all(float(row["end"]) > float(row["start"]) for row in rows)
 
 
@@ -204,3 +207,29 @@ def test_when_more_labels_pay(gain, said):
     curve = Curve([10, 20], [0.5, 0.5 + gain[0]], [(0.4, 0.7)] * 2, gain)
     assert said in when_to_stop(curve)
     assert "too few" in when_to_stop(replace(curve, sizes=[20]))
+
+
+# ---- labelling, simulated
+
+
+def test_simulated_labelling_counts_labels():
+    """A rare class far away: chance finds it late, and the proposed order among its first."""
+    rng = np.random.default_rng(0)
+    labels = np.array([0] * 90 + [1] * 6)
+    values = rng.normal(size=(96, 4)) + 12 * labels[:, None] * np.array([0, 1, 0, 0])
+    test = np.zeros(96, dtype=bool)
+    test[[*range(4), 90, 91, 92]] = True
+    needed, reached = simulate(values, labels, [test] * 6, 3, 0.95)
+    assert (reached == 1).all() and (needed % 3 == 0).all() and (needed <= 89).all()
+    assert needed[:, 0].mean() < needed[:, 1].mean()
+    assert "pays" in told(np.array([[10, 30], [12, 31], [9, 28]]), 0.8)[-1]
+    assert "COSTS" in told(np.array([[30, 10], [31, 12]]), 0.8)[-1]
+    assert "not shown" in told(np.array([[30, 10], [10, 31], [20, 19]]), 0.8)[-1]
+
+
+def test_simulated_labelling_of_data(partly, tiny_backbone, capsys):
+    about = {"batch": 4, "seeds": 2, "num_workers": 0}
+    assert simulate_main(configure(Simulation, str(tiny_backbone), str(partly), **about)).shape == (
+        2, 2,
+    )  # fmt: skip
+    assert "over 2 seeds" in capsys.readouterr().out

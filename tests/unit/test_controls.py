@@ -50,6 +50,7 @@ def test_a_background_is_of_pictures_in_colour():
     [
         (0.3, {"frame": 0.3, "shuffled": 0.3, "background": 0.3}, "unclear"),
         (0.9, {"frame": 0.9, "shuffled": 0.9, "background": 0.9}, "scene"),
+        (0.3, {"frame": 0.3, "shuffled": 0.3, "background": 0.9}, "scene"),
         (0.9, {"frame": 0.8, "shuffled": 0.85, "background": 0.7}, "partly scene"),
         (0.9, {"frame": 0.9, "shuffled": 0.9, "background": 0.3}, "frame"),
         (0.9, {"frame": 0.4, "shuffled": 0.9, "background": 0.3}, "frames"),
