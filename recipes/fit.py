@@ -321,14 +321,8 @@ def main(config: Config) -> dict:
     probe = fit_all(features, grouped, config.seed)
     export(out / "backbone", config, shown, given.classes, probe, metrics["top1"])
     chosen = propose(probe, unlabelled, features, config.propose, config.seed)
-    proposed = next_clips(
-        pack,
-        candidates[chosen],
-        probe.probabilities(unlabelled[chosen]),
-        given.classes,
-        Path(config.data),
-        out,
-    )
+    guesses = probe.probabilities(unlabelled[chosen]), given.classes
+    proposed = next_clips(pack, candidates[chosen], *guesses, Path(config.data), out)
     write_next(out / "next.csv", proposed)
 
     # ---- results
