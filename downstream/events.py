@@ -16,7 +16,8 @@ import numpy as np
 
 from downstream.metrics import Event, FoundEvent, draws, interval, precision_draws
 from downstream.segments import parse_segments, piece_draws, piece_scores
-from pretrain.data.lists import Problems, read_rows
+from pretrain.data.annotations import read_rows
+from pretrain.data.lists import Problems
 from pretrain.files import read_json, reading
 from pretrain.names import for_screen
 from pretrain.prompts import same_words

@@ -20,7 +20,8 @@ import numpy as np
 
 from downstream.look.moments import Moments
 from downstream.segments import parse_segments
-from pretrain.data.lists import MAX_LIST, Problems, boxes_column, read_rows
+from pretrain.data.annotations import read_rows
+from pretrain.data.lists import MAX_LIST, Problems, boxes_column
 from pretrain.data.sources import NOTHING, Source
 from pretrain.files import read_limited, reading, replacing, sync, write_synced
 from pretrain.folders import writing

@@ -153,6 +153,7 @@ class Problems:
     def __init__(self, path: Path):
         self.path = path
         self.found: list[tuple[int, str, str]] = []
+        self.notes: list[str] = []  # what a reader says of the file: its format, what has no effect
 
     def add(self, line: int, what: str, kind: str = "") -> None:
         """Note what is wrong with a line; a kind that all lines have is told once."""
@@ -182,16 +183,20 @@ class Problems:
         raise error
 
 
-def read_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
+def list_rows(path: Path, text: str, problems: Problems) -> Iterator[tuple[int, dict]]:
     """The rows of a list as (line, {column: value}); empty lines are none.
+
+    Args:
+        path: the list.
+        text: what is in it, see `read_text`.
+        problems: collects its mistakes.
 
     Raises:
         ValueError: it is no list, or the meaning of its columns cannot be inferred.
     """
-    text = _read_text(path)
-    if not text.strip():
-        raise ValueError(f"{path} is empty: write a path a line, or {_HEADER_HELP}")
     start = text.lstrip()
+    if not start:
+        raise ValueError(f"{path} is empty: write a path a line, or {_HEADER_HELP}")
     if re.match(r'\[\s*(["{]|\]\s*$)', start) or (start[0] == "[" and path.suffix == ".json"):
         return _array_rows(text, problems)
     if start[0] == "{" or path.suffix.lower() in (".jsonl", ".ndjson", ".json"):
@@ -199,28 +204,7 @@ def read_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
     return _table_rows(path, text, problems)
 
 
-def line_of(path: Path, wanted: dict[str, str]) -> int | None:
-    """The first line of a list with these values, for messages about it; None where there is none.
-
-    Args:
-        path: the list, or another file.
-        wanted: role or column -> a value, or for a column a part of it.
-    """
-    try:
-        for line, row in read_rows(path, Problems(path)):
-            roles = roles_of(tuple(row))[0]
-            found = {roles.get(name, name): str(value).strip() for name, value in row.items()}
-            if all(
-                found.get(name) == value if name in ROLES else value in found.get(name, "")
-                for name, value in wanted.items()
-            ):
-                return line
-    except (OSError, ValueError, RecursionError):
-        pass  # a video, a tar, or a list that has changed since
-    return None
-
-
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """A list's text, its lines ended by newlines."""
     with open_regular(path) as file:
         data = file.read(4096)

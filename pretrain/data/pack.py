@@ -123,6 +123,9 @@ def pack(
     settings = RULES | {"short_side": int(short_side), "clip_seconds": float(clip_seconds)}
     settings |= {"follow": follow} if follow else {}
     everything = list_sources(source)
+    if progress:
+        for note in everything.notes:
+            print(for_screen(note, 300), file=sys.stderr)
     boxes = boxes_of(everything, source) if follow == "boxes" else []
     boxed = {each.name: found for each, found in zip(everything.sources, boxes, strict=bool(boxes))}
     listing, of = _share(everything, part)

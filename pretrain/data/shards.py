@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from pretrain.data.annotations import line_of
 from pretrain.data.columns import Clips
 from pretrain.data.decode import (
     DecodeError,
@@ -39,7 +40,6 @@ from pretrain.data.decode import (
 )
 from pretrain.data.flow import to_pixels
 from pretrain.data.index import NEAR, load_index, refuse_part
-from pretrain.data.lists import line_of
 from pretrain.data.near import read_pairs
 from pretrain.data.poses import crop_pose, read_array
 from pretrain.data.remote import MOST_LANES, ReadAhead, Remote, Unreachable
@@ -273,7 +273,7 @@ class Pack:
         """Where something stands in the list of the clips, `LIST:LINE`; else the data's name.
 
         Args:
-            wanted: as `pretrain.data.lists.line_of` takes it.
+            wanted: as `pretrain.data.annotations.line_of` takes it.
         """
         line = line_of(Path(self.name), wanted) if is_file(self.name) else None
         return f"{self.name}:{line}" if line else self.name

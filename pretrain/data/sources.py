@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pretrain.data.annotations import line_of, read_rows
+from pretrain.data.annotations.videofolder import metadata_files
 from pretrain.data.lists import (
     BESIDE,
     IMAGES,
@@ -20,8 +22,6 @@ from pretrain.data.lists import (
     Problems,
     boxes_column,
     irregular,
-    line_of,
-    read_rows,
     recording_of,
     roles_of,
     split_of,
@@ -91,11 +91,15 @@ class Source:
 
 @dataclass
 class Listing:
-    """The sources, those refused already as (name, reason), and files of no kind we know."""
+    """The sources, those refused already as (name, reason), and files of no kind we know.
+
+    `notes` say what format annotations have, and what in them has no effect.
+    """
 
     sources: list[Source] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def list_sources(source: str | Path) -> Listing:
@@ -119,7 +123,7 @@ def list_sources(source: str | Path) -> Listing:
             )
         raise ValueError(f"{path} does not exist; give a folder, a list file, a tar or a video")
     if os.path.isdir(path):
-        listing = _from_folder(path)
+        listing = _from_metadata(path) or _from_folder(path)
     elif why:
         raise ValueError(f"{path}: {why}; give a folder, a list file, a tar or a video")
     elif path.suffix.lower() in VIDEOS | IMAGES:
@@ -134,7 +138,7 @@ def list_sources(source: str | Path) -> Listing:
         )
     else:
         with reading(path):
-            listing = Listing(_from_list(path))
+            listing = _from_list(path)
     if not listing.sources and not listing.refused:
         kinds = " ".join(sorted(VIDEOS | IMAGES | {".tar"}))
         raise ValueError(f"{path} holds no video or image (looked for {kinds})")
@@ -212,6 +216,35 @@ def _from_folder(folder: Path) -> Listing:
         else:
             label = classes[0] if classes else None
             listing.sources.append(Source(name, path, kind=_kind(name), label=label, split=split))
+    return listing
+
+
+def _from_metadata(folder: Path) -> Listing | None:
+    """A folder with metadata of Hugging Face's VideoFolder, in it or in its folders of splits."""
+    try:
+        files = metadata_files(folder)
+    except OSError:
+        return None  # it cannot be listed, which is told later
+    if not files:
+        return None
+    listing = Listing()
+    for file in files:
+        with reading(file):
+            part = _from_list(file)
+        inside = "" if file.parent == folder else file.parent.name
+        split = split_of(inside) if inside.lower() in SPLIT_OF else None
+        for source in part.sources:
+            name = os.path.normpath(os.path.join(inside, source.name)).replace(os.sep, "/")
+            listing.sources.append(replace(source, name=name, split=source.split or split))
+        listing.notes += part.notes
+    named = {os.path.abspath(source.path) for source in listing.sources}
+    found = _walk(folder, listing.refused)
+    listing.skipped = [
+        "/".join(parts)
+        for parts in sorted(found)
+        if Path(parts[-1]).suffix.lower() in VIDEOS | IMAGES | {".tar"}
+        and os.path.abspath(folder.joinpath(*parts)) not in named
+    ]
     return listing
 
 
@@ -522,7 +555,7 @@ def _text(name: str, value: object) -> str | None:
     raise ValueError(f"{name} is {told}, it has to be a text or a whole number")
 
 
-def _from_list(path: Path) -> list[Source]:
+def _from_list(path: Path) -> Listing:
     """The sources of a list, in the order of their first lines; rows of one file are merged."""
     problems, folder = Problems(path), os.fspath(path.parent)
     found: dict[str, list[tuple[int, str, dict]]] = {}  # path -> line, name and fields of its rows
@@ -566,7 +599,7 @@ def _from_list(path: Path) -> list[Source]:
             problems.add(line, what)
     sources = [_merged(Path(file), about, problems) for file, about in found.items()]
     problems.stop(rows)
-    return sources
+    return Listing(sources, notes=problems.notes)
 
 
 def _take_times(fields: dict, key: str) -> bool:

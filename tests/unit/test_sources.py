@@ -308,9 +308,9 @@ def test_json_values_that_are_no_text_are_named_with_their_line(tmp_path, role, 
         # Kinetics, Something-Something, MSR-VTT, COCO, UCF-101's list in another folder, an unknown
         # header
         ("label,youtube_id,time_start,time_end,split\n"
-         + "".join(f"x,yt{i},0,10,train\n" for i in range(120)), "no such file: yt0"),
-        (json.dumps([{"id": f"yt{i}", "label": "x", "template": "y", "placeholders": []}
-                     for i in range(120)]), "no such file: yt0.*there is yt0.webm"),
+         + "".join(f"x,no{i},0,10,train\n" for i in range(120)), "no such video: .*no0"),
+        (json.dumps([{"id": f"no{i}", "label": "x", "template": "y", "placeholders": []}
+                     for i in range(120)]), "no such video: no no0.webm"),
         (json.dumps([{"label": "x", "template": "y"}] * 120, indent=1), "no path.*label, template"),
         (json.dumps({"info": {}, "videos": [{"video_id": "a"}]}), "no path.*info, videos"),
         (json.dumps({"info": {}, "images": [], "annotations": []}, indent=1),

@@ -1,0 +1,140 @@
+"""The rows of what `--data` takes: of a list, or of annotations of other programs (`rows.Row`).
+
+Annotations are recognised by content.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pretrain.data.annotations import benchmarks
+from pretrain.data.annotations.rows import MAX_BYTES, Entries, Row
+from pretrain.data.annotations.videofolder import is_metadata, metadata_rows, parquet_rows
+from pretrain.data.lists import ROLES, Problems, list_rows, read_text, roles_of
+from pretrain.names import counted
+
+Reader = Callable[[Path, str, Entries], bool | None]
+# By the name that is printed: what recognises a text, and what reads it (False: it is another).
+FORMATS: dict[str, tuple[Callable[[str], bool], Reader]] = {
+    "Kinetics csv": (benchmarks.is_kinetics, benchmarks.read_kinetics),
+    "Something-Something json": (benchmarks.is_something, benchmarks.read_something),
+    "ActivityNet json": (benchmarks.is_activitynet, benchmarks.read_activitynet),
+    "AVA csv": (benchmarks.is_ava, benchmarks.read_ava),
+}
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What a file of annotations holds.
+
+    Attributes:
+        format: its name.
+        rows: in the file's order.
+        notes: what was done with it that is not obvious, and what in it has no effect.
+    """
+
+    format: str
+    rows: list[Row]
+    notes: list[str] = field(default_factory=list)
+
+
+def read_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
+    """The rows of a list, or of annotations as those of a list: (line, {column: value}).
+
+    Raises:
+        ValueError: it is none of these, or the meaning of its columns cannot be inferred.
+    """
+    if path.suffix.lower() == ".parquet":
+        return metadata_rows(path, parquet_rows(path), problems)
+    text = read_text(path)
+    if (found := read_annotations(path, text, problems)) is not None:
+        return as_list(found, path, problems)
+    rows = list_rows(path, text, problems)
+    return metadata_rows(path, rows, problems) if is_metadata(path) else rows
+
+
+def line_of(path: Path, wanted: dict[str, str]) -> int | None:
+    """The first line of a list with these values, for messages about it; None where there is none.
+
+    Args:
+        path: the list, or another file.
+        wanted: role or column -> a value, or for a column a part of it.
+    """
+    try:
+        for line, row in read_rows(path, Problems(path)):
+            roles = roles_of(tuple(row))[0]
+            found = {roles.get(name, name): str(value).strip() for name, value in row.items()}
+            if all(
+                found.get(name) == value if name in ROLES else value in found.get(name, "")
+                for name, value in wanted.items()
+            ):
+                return line
+    except (OSError, ValueError, RecursionError):
+        pass  # a video, a tar, or a list that has changed since
+    return None
+
+
+def read_annotations(path: Path, text: str, problems: Problems) -> Annotations | None:
+    """The annotations in a text; None: it is of none of `FORMATS`.
+
+    Raises:
+        ValueError: it has mistakes (all are named), or is too large.
+    """
+    for name, (recognise, read) in FORMATS.items():
+        if not recognise(text):
+            continue
+        if len(text) > MAX_BYTES:
+            raise ValueError(f"{path}: {name} of over {MAX_BYTES >> 20} MiB; split it")
+        entries = Entries(path, text)
+        try:
+            is_other = read(path, text, entries) is False
+        except RecursionError as error:
+            raise ValueError(f"{path}: {name} that is nested too deeply") from error
+        if is_other:
+            continue
+        for line, what in entries.mistakes:
+            problems.add(line, what)
+        if entries.mistakes:
+            problems.stop(len(entries.rows) + len(entries.mistakes))
+        if not entries.rows:
+            raise ValueError(f"{path}: {name} without an entry")
+        notes = entries.notes
+        if entries.unused:
+            common = [name for name, _ in entries.unused.most_common(12)]
+            more = ", ..." * (len(entries.unused) > 12)
+            notes.append(f"without effect: {', '.join(common)}{more}")
+        return Annotations(name, entries.rows, notes)
+    return None
+
+
+def as_list(found: Annotations, path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
+    """The rows of annotations as those of a list: (line, {column: value})."""
+    subjects: dict[str, set[str]] = {}
+    for row in found.rows:
+        if row.subject is not None:
+            subjects.setdefault(row.path, set()).add(row.subject)
+    several = {name for name, who in subjects.items() if len(who) > 1}
+    lacking, parts = False, 0
+    for row in found.rows:
+        if row.absent:
+            what = "; muybridge convert-labels --only-present True writes a list without the absent"
+            what *= not lacking
+            lacking = True
+            told = f"no such video: {row.absent[:200]} in this folder{what}"
+            problems.add(row.line, told, "unread")
+            continue
+        columns = {"path": row.path, "label": row.label, "split": row.split}
+        columns |= {"caption": row.caption, **row.extra}
+        if row.subject is not None and row.path not in several:
+            columns["subject"] = row.subject
+        if row.start is not None and row.label is not None:
+            columns |= {"start": f"{row.start:.6f}", "end": f"{row.end:.6f}"}
+        parts += row.caption is not None and row.start is not None
+        yield row.line, {name: value for name, value in columns.items() if value is not None}
+    notes = list(found.notes)
+    if several:
+        notes.append(f"{counted(len(several), 'video')} of several subjects: these are left out")
+    if parts:
+        notes.append(f"{counted(parts, 'caption')} of parts: taken for the whole videos")
+    about = f"{path.name} is {found.format}, entries: {len(found.rows)}"
+    problems.notes += [about, *notes]
