@@ -137,4 +137,4 @@ def test_a_wheel_brings_the_command(tmp_path):
     train = "--data synthetic:36 --steps 2 --batch-size 8 --micro-batch 8 --knn-every 0 --out run"
     call(muybridge, "videomae", *train.split(), "--threads", "1")
     assert (tmp_path / "run" / "backbone" / "model.safetensors").exists()
-    call(muybridge, "pack", "--help")
+    assert "--num-clips" in call(muybridge, "linear-probe", "--help")
