@@ -198,6 +198,9 @@ class Writer:
         content = columns_file(columns, index["clips_sha256"])
         digest = hashlib.sha256(content).hexdigest()
         index["columns"] = {"name": COLUMNS, "sha256": digest, "bytes": len(content)}
+        if self.index and self.index["clips_sha256"] == index["clips_sha256"]:
+            near = self.index.get("near_duplicates")  # of the same clips: they still hold
+            index |= {"near_duplicates": near} if near else {}
         files = {
             COLUMNS: content,
             "refused.jsonl": "".join(map(json_line, refused)).encode(),
