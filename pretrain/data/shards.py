@@ -40,7 +40,6 @@ from pretrain.data.decode import (
 )
 from pretrain.data.flow import to_pixels
 from pretrain.data.index import NEAR, load_index, refuse_part
-from pretrain.data.lists import line_of
 from pretrain.data.near_list import read_pairs
 from pretrain.data.poses import crop_pose, read_array
 from pretrain.data.remote import MOST_LANES, ReadAhead, Remote, Unreachable
