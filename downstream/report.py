@@ -165,7 +165,7 @@ def card(results: Results) -> str:
         "run": about | results.versions,
     }  # fmt: skip
     for section, entries in sections.items():
-        if listed := _listed(section, entries, ""):
+        if listed := for_card(section, entries, ""):
             lines += ["", f"## {for_markdown(section.replace('_', ' ').capitalize())}", "", *listed]
     return "\n".join(lines) + "\n"
 
@@ -176,8 +176,14 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[
     return [line(heads), "|" + "---|" * len(heads), *map(line, rows)]
 
 
-def _listed(section: str, entries: Mapping[str, object], indent: str) -> list[str]:
-    """Entries of a card as a list, of which a group of more than numbers is a list again."""
+def for_card(section: str, entries: Mapping[str, object], indent: str) -> list[str]:
+    """The lines of entries of a card, of which a group of more than numbers is a list again.
+
+    Args:
+        section: what they are of.
+        entries: by name.
+        indent: before each line.
+    """
     lines = []
     for name, value in entries.items():
         if name == "epochs" and entries.get("steps"):
@@ -186,7 +192,7 @@ def _listed(section: str, entries: Mapping[str, object], indent: str) -> list[st
         head = f"{indent}- {for_markdown(name.replace('_', ' '))}:"
         numbers = isinstance(value, dict) and {type(v) for v in value.values()} <= {int, float}
         if isinstance(value, dict) and not numbers and len(indent) < MOST_INDENT:
-            if inner := _listed(about, value, indent + "  "):
+            if inner := for_card(about, value, indent + "  "):
                 lines += [head, *inner]
         elif text := _said(about, value):
             lines.append(f"{head} {for_markdown(text)}")

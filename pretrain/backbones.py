@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from pretrain.checkpoint import newest_valid, read_state, read_weights
 from pretrain.clip import VideoText
-from pretrain.files import is_folder, read_json, sync
+from pretrain.files import is_file, is_folder, read_json, sync
 from pretrain.folders import remove, writing
 from pretrain.names import for_screen
 from pretrain.spec import Backbone, Rebuildable
 from pretrain.text import HuggingFaceText, OpenClipText
-from pretrain.third_party import check_arguments, dry_state
+from pretrain.third_party import check_arguments, dry_state, hub_folder
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer, without_init
 from pretrain.weights import (
@@ -177,8 +177,36 @@ def read_backbone_config(folder: Path) -> dict:
     return config
 
 
+EXPORT = ["config.json", "manifest.json", "model.safetensors"]  # what an exported folder holds
+
+
+def hub_export(name: str) -> str:
+    """The folder of an export of ours that `hf:` and a hub name or a folder name; else the name.
+
+    It is known by its config.json, which names a builder of ours. From the hub the files of an
+    export are taken and no others, so that no code comes with them.
+
+    Raises:
+        ValueError: the hub does not give it.
+    """
+    if not name.startswith("hf:"):
+        return name
+    theirs = name.removeprefix("hf:")
+    here = is_folder(theirs)
+    try:
+        folder = Path(theirs) if here else hub_folder(theirs, EXPORT[:1])
+        if not is_file(folder / "config.json"):
+            return name
+        if not isinstance(read_json(folder / "config.json").get("builder"), str):
+            return name
+        return str(folder if here else hub_folder(theirs, EXPORT))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
 def provenance_of(name: str) -> dict | str:
     """Where the weights of `--backbone` come from: as an exported folder says, else the name."""
+    name = hub_export(name)
     return read_backbone_config(Path(name))["provenance"] if is_folder(name) else name
 
 

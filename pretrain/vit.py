@@ -552,7 +552,7 @@ class VideoTransformer(nn.Module):
         if self.arguments["positions"] != "rotary":
             x = x + (self.pos_embed if index is None else self.pos_embed[index])
         if self.class_token is not None:
-            x = torch.cat([self.class_token.expand(len(x), -1, -1).to(x.dtype), x], 1)
+            x = torch.cat([self.class_token.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)
         return x
 
     def encode_all(self, patches: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -24,7 +24,12 @@ from torch import Tensor
 
 from downstream.classifier import Classifier
 from downstream.models import classifier_of, load_backbone, load_classifier
-from pretrain.backbones import export_backbone, load_pretrained_videomae, read_backbone_config
+from pretrain.backbones import (
+    export_backbone,
+    hub_export,
+    load_pretrained_videomae,
+    read_backbone_config,
+)
 from pretrain.files import is_folder, is_there
 from pretrain.folders import try_folder
 from pretrain.interop.hugging_face import write_hf
@@ -103,6 +108,10 @@ def read(config: Config, problems: list[str]) -> tuple[Model, dict]:
             "--decoder-heads"
         )
     try:
+        if hub_export(config.source) != config.source:
+            raise ValueError(
+                f"{config.source} is an export of ours: download it, and give its folder"
+            )
         if theirs:
             model, report = load_theirs(config.source, sizes)
         elif is_folder(path / "checkpoints"):

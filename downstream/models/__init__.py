@@ -336,10 +336,10 @@ def load_backbone(name: str, weights: str = "") -> Backbone:
 
     Args:
         name: a folder that a recipe exported (of a pair its video tower, of a classifier what is
-            under its head); `hf:` and a hub name or folder of a VideoMAE, or an official VideoMAE
-            `.pth` file, pretrained or fine-tuned; `open_clip:MODEL/WEIGHTS`, whose image tower sees
-            `FRAMES`, their embeddings averaged; a name in `PUBLISHED`; or one in `MODELS` (fresh
-            weights unless `weights` is given).
+            under its head); `hf:` and a hub name or folder of such an export or of a VideoMAE, or
+            an official VideoMAE `.pth` file, pretrained or fine-tuned; `open_clip:MODEL/WEIGHTS`,
+            whose image tower sees `FRAMES`, their embeddings averaged; a name in `PUBLISHED`;
+            or one in `MODELS` (fresh weights unless `weights` is given).
         weights: for a name in `MODELS`, see `build_model`; for one in `PUBLISHED`, its file.
 
     Raises:
@@ -357,6 +357,7 @@ def load_backbone(name: str, weights: str = "") -> Backbone:
         )
     if name.startswith(OPEN_CLIP):
         return frame_tower(load_open_clip(name), *FRAMES)
+    name = backbones.hub_export(name)
     if _is_videomae(name):
         return load_videomae(name)
     if not is_folder(name):
@@ -384,8 +385,8 @@ def load_video_text(name: str) -> VideoText:
     """The pair of towers that `--backbone` names, with its weights, in evaluation mode.
 
     Args:
-        name: a folder exported by recipes/clip.py, or `open_clip:MODEL/WEIGHTS`, whose image tower
-            sees `FRAMES`, their embeddings averaged.
+        name: a folder exported by recipes/clip.py, `hf:` and a hub name of one, or
+            `open_clip:MODEL/WEIGHTS`, whose image tower sees `FRAMES`, their embeddings averaged.
 
     Raises:
         ValueError: nothing of the kind is there, or it has no text tower.
@@ -397,6 +398,7 @@ def load_video_text(name: str) -> VideoText:
                 f"{name} names no weights: write {name}/WEIGHTS, a tag of open_clip or a file"
             )
         return video_text(pair, frame_tower(pair, *FRAMES))
+    name = backbones.hub_export(name)
     remedy = f"train one: muybridge clip --backbone {name} --data VIDEOS_WITH_CAPTIONS"
     if _is_videomae(name):
         raise ValueError(f"{name} is a VideoMAE and has no text tower; {remedy}")
@@ -466,8 +468,8 @@ def load_classifier(name: str, weights: str = "", names: list[str] | None = None
     """The classifier that `--backbone` names, in evaluation mode.
 
     Args:
-        name: RUN/backbone of recipes/finetune.py, a name in `PUBLISHED`, or a fine-tuned VideoMAE:
-            `hf:` and a hub name or folder, or an official `.pth` file.
+        name: RUN/backbone of recipes/finetune.py, a name in `PUBLISHED`; `hf:` and a hub name or
+            folder of such an export or of a fine-tuned VideoMAE; or an official `.pth` file of one.
         weights: for a name in `PUBLISHED`, its file; "": downloaded, where that is possible.
         names: of the classes, in the order of the logits; None: those that it carries.
 
@@ -479,6 +481,7 @@ def load_classifier(name: str, weights: str = "", names: list[str] | None = None
         raise ValueError(
             f"--weights takes effect with {', '.join(PUBLISHED)} only, not with {name}"
         )
+    name = backbones.hub_export(name)
     if _is_videomae(name):
         return classifier_of(*import_videomae(name), names)
     model = PUBLISHED[name](weights) if name in PUBLISHED else _load_own(name)

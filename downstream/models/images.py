@@ -103,7 +103,7 @@ class ImageNetwork(nn.Module):
     def frames(self, video: Tensor) -> Tensor:
         """Normalised clips (B, C, T, H, W) to the vectors of their frames (B, T, D)."""
         images = video.transpose(1, 2).flatten(0, 1)
-        return self.net(images).unflatten(0, (len(video), video.shape[2]))
+        return self.net(images).unflatten(0, (video.shape[0], video.shape[2]))
 
 
 def describe_network(network: str | dict) -> str:

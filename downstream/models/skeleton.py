@@ -49,7 +49,7 @@ def from_root(pose: Tensor, root: int) -> Tensor:
     """
     where, seen = pose[:, :-1], pose[:, -1:] > 0
     first = seen[:, 0, :, 0, root].int().argmax(1)
-    clips = torch.arange(len(pose), device=pose.device)
+    clips = torch.arange(pose.shape[0], device=pose.device)
     origin = where[clips, :, first, 0, root]
     return (where - origin[:, :, None, None, None]) * seen
 

@@ -159,7 +159,7 @@ class GraphNetwork(nn.Module):
         people = data.permute(0, 3, 4, 1, 2).flatten(0, 1)  # (B P, J, C, T)
         normal = self.norm(people.flatten(1, 2)).unflatten(1, people.shape[1:3])
         x = self.blocks(normal.permute(0, 2, 3, 1))
-        return x.unflatten(0, (len(data), -1)).mean(1).permute(0, 2, 3, 1)
+        return x.unflatten(0, (data.shape[0], -1)).mean(1).permute(0, 2, 3, 1)
 
 
 class STGCN(nn.Module):

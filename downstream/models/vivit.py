@@ -97,7 +97,7 @@ class Block(nn.Module):
             grid: (t, positions of a slot).
             split: "joint", "blocks" (model 3) or "heads" (model 4).
         """
-        clips = len(x)
+        clips = x.shape[0]
         if split == "blocks":
             assert grid is not None and self.norm_time is not None and self.attn_time is not None
             t, positions = grid
@@ -251,13 +251,13 @@ class ViViT(nn.Module):
         """The tokens (B, N, D) of clips and the class token (B, D), if there is one."""
         self.input_spec.expect(video)
         x = self.patch_embed(video).flatten(3).permute(0, 2, 3, 1)  # (B, t, positions, D)
-        clips = len(x)
+        clips = x.shape[0]
         if self.model == 2:
             x = x.flatten(0, 1)  # every slot is a picture
         else:
             x = x.flatten(1, 2)
         if self.cls_token is not None:
-            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+            x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1)
         x = x + self.pos_embed
         if self.norm_pre is not None:
             x = self.norm_pre(x)

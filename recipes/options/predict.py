@@ -48,10 +48,10 @@ class Config:
 
 def unused(config: Config) -> dict[str, str]:
     """Values that sampling, or a classifier of frames, leaves without effect, and why."""
-    from pretrain.backbones import read_backbone_config  # loads torch
+    from pretrain.backbones import hub_export, read_backbone_config  # loads torch
 
     why = dict.fromkeys(("decoder", "cache_gib"), "where single files are read")
-    folder = Path(config.backbone)
+    folder = Path(hub_export(config.backbone))
     if is_folder(folder) and read_backbone_config(folder)["arguments"].get("per_frame"):
         why |= dict.fromkeys(("num_clips", "num_crops", "batch_size"), "of a classifier of frames")
     if config.sampling == "uniform":

@@ -100,6 +100,7 @@ RULES = [
     Rule(r"pack\.py .*--merge", parsed="tests/unit/test_merge.py does it"),
     Rule(r"benchmark\.py", parsed="measures for minutes"),
     Rule(r"demo\.py", parsed="tests/recipes/test_demo.py does it"),
+    Rule(r"export\.py", parsed="tests/recipes/test_export.py does it"),
     Rule(r"look\.py", parsed="tests/unit/test_look.py and test_look_page.py do it"),
     Rule(r"look-mine", parsed="its csv is packed in tests/unit/test_look.py"),
     Rule(r"runs\.py", parsed="tests/recipes/test_runs.py does it"),

@@ -1,0 +1,188 @@
+"""recipes/export.py: what other programs get gives the model's own outputs, and says its clip."""
+
+import json
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from downstream.classifier import Classifier, at_chance
+from downstream.export import compared, contract_of, program_of, write_onnx
+from downstream.models import MODELS, build_model, load_backbone, load_classifier, load_video_text
+from pretrain import third_party
+from pretrain.backbones import export_backbone, parts_of
+from pretrain.vit import VideoTransformer
+from recipes import export
+from tests.recipes.runs import ROOT, configure
+
+CLASSES = ["up", "do|wn", "# left"]
+
+
+def exported(backbone: object, to: str, out: Path, pack: Path, **more: object) -> dict:
+    about = {"data": str(pack), "clips": 6} | more
+    return export.main(configure(export.Config, str(backbone), to, str(out), **about))
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier of 8 frames, 2 apart, of 32x32, that recognised 90 % of 10 videos."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        encoder = VideoTransformer(dim=16, depth=1, heads=2, frames=8, size=32, patch=8, stride=2)
+        model = Classifier(encoder, CLASSES)
+        torch.nn.init.normal_(model.head.weight)
+    folder = tmp_path_factory.mktemp("run") / "backbone"
+    told = {"recipe": "finetune", "data": "a_b", "config": {"seed": 4}}
+    export_backbone(model, folder, told | {"val_top1": 0.2, "val_videos": 10})
+    return folder
+
+
+def test_torch(classifier, tiny_pack, tmp_path):
+    contract = exported(classifier, "torch", tmp_path / "out", tiny_pack)
+    assert contract == json.loads((tmp_path / "out/contract.json").read_text())
+    assert contract["check"]["clips"] == 6 and contract["check"]["same_top1"] == 1
+    assert contract["check"]["max_abs_difference"] <= 1e-4
+    assert (contract["frames"], contract["stride"], contract["size"]) == (8, 2, 32)
+    assert contract["classes"] == CLASSES
+    with zipfile.ZipFile(tmp_path / "out/model.pt2") as archive:
+        names = archive.namelist()
+        inside = json.loads(archive.read(next(n for n in names if n.endswith("contract.json"))))
+        # Nothing in it is a pickle: they begin with this byte, or are zip archives.
+        assert not [n for n in names if archive.read(n)[:2] in (b"\x80\x02", b"PK")]
+    assert inside == {k: v for k, v in contract.items() if k != "check"}
+    with pytest.raises(ValueError, match="exists already"):
+        exported(classifier, "torch", tmp_path / "out", tiny_pack)
+
+
+def test_what_differs_is_not_kept(classifier, tiny_pack, tmp_path, monkeypatch):
+    real = export.write_torch
+
+    def off(*given):
+        run = real(*given)
+        return lambda streams: run(streams) + np.float32(2e-4)
+
+    monkeypatch.setattr(export, "write_torch", off)
+    with pytest.raises(ValueError, match="differs"):
+        exported(classifier, "torch", tmp_path / "out", tiny_pack)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_best_answer_is_a_difference():
+    want = np.array([[0, 1.0], [1, 0]], np.float32)
+    assert compared(want, want + np.float32(1e-5), True)["same_top1"] == 1
+    near = np.array([[0, 5e-5], [1, 0]], np.float32)
+    with pytest.raises(ValueError, match="1 of 2"):
+        compared(near, near[:, ::-1] * np.array([[1], [0]]) + near * np.array([[0], [1]]), True)
+    with pytest.raises(ValueError, match="not finite"):
+        compared(want * np.nan, want * np.nan, True)
+
+
+def test_weights_that_are_not_finite(tiny_pack, tmp_path):
+    encoder = VideoTransformer(dim=16, depth=1, heads=2, frames=8, size=32, patch=8, stride=2)
+    with torch.no_grad():
+        encoder.blocks[0].fc1.weight[0, 0] = np.nan
+    export_backbone(encoder, tmp_path / "backbone", {})
+    with pytest.raises(ValueError, match="not finite"):
+        exported(tmp_path / "backbone", "torch", tmp_path / "out", tiny_pack)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_for_the_hub(classifier, tiny_pair, tiny_pack, tmp_path, monkeypatch):
+    """It is loaded again from the folder and from the hub, with nothing else fetched."""
+    contract = exported(classifier, "hf", tmp_path / "out", tiny_pack)
+    assert contract["check"]["max_abs_difference"] == 0
+    card = (tmp_path / "out/README.md").read_text()
+    for words in ("finetune", "a_b", "seed", "Intended use", "Limits", "Licence", "do\\|wn"):
+        assert words in card, words
+    wanted = []
+
+    def snapshot(name: str, patterns: list[str]) -> Path:
+        wanted.extend(patterns)
+        return tmp_path / "out"
+
+    monkeypatch.setattr("pretrain.backbones.hub_folder", snapshot)
+    own = load_file(classifier / "model.safetensors")
+    for name in (f"hf:{tmp_path / 'out'}", "hf:somebody/model"):
+        model = load_classifier(name)
+        assert model.classes == CLASSES
+        assert all(torch.equal(own[k], v) for k, v in model.state_dict().items())
+        assert type(load_backbone(name)) is VideoTransformer
+        assert at_chance(name, 3)  # what the run said of itself is still known
+    assert set(wanted) == {"config.json", "manifest.json", "model.safetensors"}
+    exported(tiny_pair, "hf", tmp_path / "pair", tiny_pack)
+    assert load_video_text(f"hf:{tmp_path / 'pair'}").text is not None
+    (tmp_path / "pair/model.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(ValueError, match="corrupt"):
+        load_video_text(f"hf:{tmp_path / 'pair'}")
+
+
+def snippet() -> str:
+    """The guide's program that runs an ONNX model without torch."""
+    text = (ROOT / "recipes/README.md").read_text()
+    return re.search(r"```python\n([^`]*onnxruntime[^`]*)```", text)[1]
+
+
+def test_onnx_and_the_snippet_of_the_guide(classifier, tiny_pack, tmp_path, monkeypatch):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason="the extra `export` is not installed")
+    (tmp_path / "exported").mkdir()
+    contract = exported(classifier, "onnx", tmp_path / "exported/mine", tiny_pack)
+    assert contract["check"]["same_top1"] == 1
+    monkeypatch.chdir(tmp_path)
+    clip = np.random.default_rng(0).integers(256, size=(8, 32, 32, 3), dtype=np.uint8)
+    np.save("clip.npy", clip)
+    told: dict = {}
+    source = snippet()
+    assert "torch" not in source
+    exec(compile(source, "guide", "exec"), told)
+    model = load_classifier(str(classifier))
+    video = torch.from_numpy(clip).permute(3, 0, 1, 2)[None]
+    with torch.no_grad():
+        want = model(model.input_spec.normalise(video)).numpy()
+    assert np.abs(told["logits"] - want).max() <= 1e-4
+    assert told["contract"]["classes"] == CLASSES
+    assert told["contract"]["stride"] == 2
+
+
+def test_without_the_libraries(tiny_backbone, tiny_pack, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(ValueError, match=r"muybridge\[export\]"):
+        exported(tiny_backbone, "onnx", tmp_path / "out", tiny_pack)
+    assert not (tmp_path / "out").exists()
+
+
+def test_hf_names_of_others_stay_theirs(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"model_type": "videomae"}')
+    with pytest.raises(ValueError, match=r"model\.safetensors or"):
+        load_backbone(f"hf:{tmp_path}")
+    monkeypatch.setattr(third_party, "hub_folder", lambda *_: pytest.fail("fetched"))
+    (tmp_path / "config.json").write_text('{"builder": "Evil", "arguments": {}}')
+    with pytest.raises(ValueError, match="incomplete"):
+        load_backbone(f"hf:{tmp_path}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_every_family(name, tmp_path):
+    """The table of the guide: a small model of each, fresh, on three clips."""
+    for library in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(library, reason="the extra `export` is not installed")
+    torch.manual_seed(0)
+    model = build_model(name, small=not parts_of(MODELS[name].build))
+    spec, rng = model.input_spec, np.random.default_rng(0)
+    clips = [
+        rng.random((3, *shape), np.float32) if stream == "pose"
+        else rng.integers(256, size=(3, *shape), dtype=np.uint8)
+        for stream, shape in
+        ((n, s.shape(spec.frames, spec.size)) for n, s in spec.streams.items())
+    ]  # fmt: skip
+    own, program = export.runner_of(model), program_of(model)
+    module = program.module()
+    with torch.no_grad():
+        compared(own(clips), module(*map(torch.from_numpy, clips)).numpy(), False)
+    run = write_onnx(program, tmp_path / "model.onnx", contract_of(model))
+    compared(own(clips), run(clips), False)
