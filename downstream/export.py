@@ -26,7 +26,7 @@ from pretrain.spec import InputSpec, Joints
 from pretrain.weights import weights_hash
 
 FORMAT = "muybridge export 1"
-KEY = "muybridge"  # of the contract in the metadata of an ONNX model
+KEY = "muybridge"  # under which it stands in the metadata of an ONNX model
 CONTRACT = "contract.json"
 TOLERANCE = 1e-4  # largest absolute difference from the model's own outputs
 TIED = 1e-5  # scores so close to one another have no order
