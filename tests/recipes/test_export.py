@@ -19,6 +19,7 @@ from pretrain.vit import VideoTransformer
 from recipes import export
 from tests.recipes.runs import ROOT, configure
 
+REFUSED = {"vivit_4": "4D"}  # what has no form in ONNX, and why
 CLASSES = ["up", "do|wn", "# left"]
 
 
@@ -184,5 +185,9 @@ def test_every_family(name, tmp_path):
     module = program.module()
     with torch.no_grad():
         compared(own(clips), module(*map(torch.from_numpy, clips)).numpy(), False)
+    if name in REFUSED:
+        with pytest.raises(ValueError, match=REFUSED[name]):
+            write_onnx(program, tmp_path / "model.onnx", contract_of(model))
+        return
     run = write_onnx(program, tmp_path / "model.onnx", contract_of(model))
     compared(own(clips), run(clips), False)
