@@ -51,7 +51,8 @@ def unused(config: Config) -> dict[str, str]:
     from pretrain.backbones import hub_export, read_backbone_config  # loads torch
 
     why = dict.fromkeys(("decoder", "cache_gib"), "where single files are read")
-    folder = Path(hub_export(config.backbone))
+    here = is_folder(config.backbone.removeprefix("hf:"))  # the hub is not asked for this
+    folder = Path(hub_export(config.backbone) if here else config.backbone)
     if is_folder(folder) and read_backbone_config(folder)["arguments"].get("per_frame"):
         why |= dict.fromkeys(("num_clips", "num_crops", "batch_size"), "of a classifier of frames")
     if config.sampling == "uniform":
