@@ -201,7 +201,7 @@ def hub_export(name: str) -> str:
             return name
         return str(folder if here else hub_folder(theirs, EXPORT))
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise ValueError(str(error) if theirs in str(error) else f"{name}: {error}") from error
 
 
 def provenance_of(name: str) -> dict | str:
