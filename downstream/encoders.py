@@ -8,7 +8,7 @@ from torch import nn
 
 from downstream.models import MODELS, build_model, load_backbone
 from downstream.models.frames import FrameNetwork, frame_tower
-from pretrain.backbones import hub_export, load_pretrained_videomae, parts_of
+from pretrain.backbones import folder_of, load_pretrained_videomae, parts_of
 from pretrain.clip import VideoText
 from pretrain.files import is_folder
 from pretrain.interop.openclip import MEAN as CLIP_MEAN
@@ -80,7 +80,7 @@ def weights_to_start_from(name: str) -> nn.Module:
     """
     if is_folder(Path(name) / "checkpoints"):
         return load_pretrained_videomae(Path(name))
-    name = hub_export(name)
+    name = folder_of(name)
     if name.startswith("hf:") or name.endswith((".pth", ".pt")):
         return import_videomae(name)[0]
     backbone = load_backbone(name)

@@ -3,6 +3,8 @@
 Radford et al. 2021, https://arxiv.org/abs/2103.00020. N videos, C classes, M templates, D width.
 """
 
+import sys
+
 import numpy as np
 import torch
 
@@ -10,7 +12,8 @@ from pretrain.clip import VideoText
 from pretrain.data.shards import Pack
 from pretrain.device import autocast_dtype
 from pretrain.modes import evaluating
-from pretrain.text import trim
+from pretrain.names import for_screen
+from pretrain.text import trim, unseen_words
 
 BATCH = 256  # sentences in one forward pass
 # How the embeddings of views become one, for a card.
@@ -28,6 +31,9 @@ def embed_texts(
     empty = [i for i, text in enumerate(texts) if not text.strip()]
     if empty:
         raise ValueError(f"text number {empty[0] + 1} of {len(texts)} is empty")
+    if unseen := unseen_words(model.text, texts):
+        some = ", ".join(unseen[:20]) + ", ..." * (len(unseen) > 20)
+        print(f"note: words that the text tower never saw: {for_screen(some)}", file=sys.stderr)
     dtype = autocast_dtype(device, precision)
     # Moved outside of inference mode: buffers that it copies could not be trained with afterwards,
     # and from "cpu" to "cpu:0", as a process among several calls it, they are copied.

@@ -38,6 +38,10 @@ from pretrain.weights import (
 
 Model = TypeVar("Model", bound=nn.Module)
 
+# A small video-text pair that comes with the package, trained on the synthetic dataset; its card is
+# pretrain/starter/CARD.md.
+STARTER = "starter"
+
 # What a config.json may name: class name -> class. These are the ones in this package, to which
 # `downstream.models.builders` adds the model families.
 Builders = Mapping[str, Callable[..., nn.Module]]
@@ -180,15 +184,17 @@ def read_backbone_config(folder: Path) -> dict:
 EXPORT = ["config.json", "manifest.json", "model.safetensors"]  # what an exported folder holds
 
 
-def hub_export(name: str) -> str:
-    """The folder of an export of ours that `hf:` and a hub name or a folder name; else the name.
+def folder_of(name: str) -> str:
+    """The folder of an export of ours that `STARTER`, or `hf:` and a name, stand for; else the name.
 
-    It is known by its config.json, which names a builder of ours. From the hub the files of an
-    export are taken and no others, so that no code comes with them.
+    Behind `hf:` a hub name or a folder is known by its config.json, which names a builder of ours.
+    From the hub the files of an export are taken and no others, so that no code comes with them.
 
     Raises:
         ValueError: the hub does not give it.
     """
+    if name == STARTER:
+        return str(Path(__file__).parent / STARTER)
     if not name.startswith("hf:"):
         return name
     theirs = name.removeprefix("hf:")
@@ -206,7 +212,7 @@ def hub_export(name: str) -> str:
 
 def provenance_of(name: str) -> dict | str:
     """Where the weights of `--backbone` come from: as an exported folder says, else the name."""
-    name = hub_export(name)
+    name = folder_of(name)
     return read_backbone_config(Path(name))["provenance"] if is_folder(name) else name
 
 

@@ -5,6 +5,7 @@ Shapes: B captions, L tokens, D width of an embedding.
 """
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Protocol
 
@@ -239,6 +240,21 @@ class HuggingFaceText(nn.Module):
 
 # A tower with `embed_dim`, `tokenizer` and `trims`.
 TextTower = OpenClipText | HuggingFaceText
+
+
+def unseen_words(text: TextTower, texts: list[str]) -> list[str]:
+    """Words of some texts that mean nothing to a tower: the embedding of one of their tokens is 0.
+
+    So it is in `pretrain.backbones.STARTER`, of all tokens that its captions lack.
+    """
+    if not isinstance(text, OpenClipText) or not isinstance(text.tokenizer, ClipTokenizer):
+        return []
+    known = text.tower.token_embedding.weight.any(1).cpu()
+    if known.all():
+        return []
+    words = list(dict.fromkeys(word for each in texts for word in re.findall(r"\w+", each.lower())))
+    tokens, _ = text.tokenizer(words)
+    return [word for word, row in zip(words, tokens, strict=True) if not known[row[row > 0]].all()]
 
 
 def trim(tokens: Tensor, text: TextTower) -> Tensor:

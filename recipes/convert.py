@@ -26,7 +26,7 @@ from downstream.classifier import Classifier
 from downstream.models import classifier_of, load_backbone, load_classifier
 from pretrain.backbones import (
     export_backbone,
-    hub_export,
+    folder_of,
     load_pretrained_videomae,
     read_backbone_config,
 )
@@ -108,7 +108,7 @@ def read(config: Config, problems: list[str]) -> tuple[Model, dict]:
             "--decoder-heads"
         )
     try:
-        if hub_export(config.source) != config.source:
+        if folder_of(config.source) != config.source:
             raise ValueError(
                 f"{config.source} is an export of ours: download it, and give its folder"
             )

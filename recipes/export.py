@@ -38,7 +38,7 @@ from downstream.export import (
 from downstream.models import PUBLISHED, load_backbone, load_classifier, load_video_text
 from downstream.report import for_card, markdown_table, table
 from downstream.results import read_results
-from pretrain.backbones import export_backbone, hub_export, provenance_of, read_backbone_config
+from pretrain.backbones import export_backbone, folder_of, provenance_of, read_backbone_config
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.progress import Bar
 from pretrain.data.shards import EvalClips, eval_loader
@@ -54,7 +54,7 @@ BATCH = 4  # clips in one forward pass; the last has fewer, and so other numbers
 
 def load(name: str, weights: str) -> nn.Module:
     """What `name` names: its classifier, its pair of towers, or else its backbone; on the CPU."""
-    name = hub_export(name)
+    name = folder_of(name)
     if name in PUBLISHED:
         return load_classifier(name, weights)
     if name.startswith("hf:") or name.endswith((".pth", ".pt")):

@@ -1,5 +1,6 @@
 """Fit a classifier on what is labelled so far, and say how good it is and what to label next.
 
+    python recipes/fit.py --data clips.csv
     python recipes/fit.py --backbone RUN/backbone --data clips.csv --out FIT
     python recipes/predict.py --backbone FIT/backbone --video folder/
 
@@ -45,7 +46,7 @@ from downstream.fit_report import labels_figure, next_clips, write_next, write_r
 from downstream.floor import against_floor
 from downstream.fusion import Scored, write_scores
 from downstream.metrics import bootstrap_intervals
-from downstream.models import load_backbone
+from downstream.models import load_backbone, match_rate
 from downstream.probe import LinearProbe, fit_card
 from downstream.proposals import MOST, propose
 from downstream.report import publish
@@ -65,7 +66,7 @@ from downstream.results import (
     versions,
 )
 from downstream.splits import Videos, labelled_videos, subset, videos_digest
-from pretrain.backbones import export_backbone, provenance_of
+from pretrain.backbones import STARTER, export_backbone, provenance_of
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack, warn_of_clips
 from pretrain.flags import Count, OptionalCount, Seed, Whole
@@ -84,11 +85,11 @@ POOLING = "mean of the last tokens over space and each time segment, then over v
 class Config:
     """Configuration of a fit."""
 
-    backbone: str
-    """RUN/backbone, hf:OWNER/NAME of a VideoMAE, an official VideoMAE .pth,
-    open_clip:MODEL/WEIGHTS, or a name of python -m downstream.models."""
     data: str
     """A list file, a folder of videos, a packed folder, tars, or `synthetic`: with some labels."""
+    backbone: str = STARTER
+    """RUN/backbone, starter (which comes with the package), hf:OWNER/NAME of a VideoMAE, an
+    official VideoMAE .pth, open_clip:MODEL/WEIGHTS, or a name of python -m downstream.models."""
     out: str | None = None
     """Results folder; by default fit-DATA beside the backbone. An earlier fit there is replaced."""
     split: str = "all"
@@ -275,11 +276,14 @@ def main(config: Config) -> dict:
     torch.manual_seed(config.seed)  # of a named model's fresh weights
     encoder = load_backbone(config.backbone, config.weights or "")
     assert isinstance(encoder, nn.Module) and isinstance(encoder, Backbone)
-    spec = encoder.input_spec
     out = Path(config.out or default_folder("fit", config.backbone, config.data))
     try_results(out)
     refuse_others(out)
-    pack = open_data(config.data, packing_side(spec.size), machine=config.machine, labels=True)
+    pack = open_data(
+        config.data, packing_side(encoder.input_spec.size), machine=config.machine, labels=True
+    )
+    match_rate(config.backbone, encoder, pack)
+    spec = encoder.input_spec
     videos, _ = labelled_videos(pack, config.split)
     grouped = grouped_folds(pack.name, videos, config.seed)
     given = grouped.folds

@@ -41,7 +41,7 @@ from downstream.features import (
 from downstream.floor import against_floor
 from downstream.fusion import Scored, write_scores
 from downstream.metrics import mean_class_accuracy, topk_accuracy, topk_hits
-from downstream.models import load_backbone
+from downstream.models import load_backbone, match_rate
 from downstream.probe import (
     Folds,
     LinearProbe,
@@ -237,9 +237,9 @@ def main(config: Config) -> dict:
     kind = "probe-leave-one-out" if config.leave_one_out else "probe"
     out = Path(config.out) if config.out else default_folder(kind, config.backbone, config.data)
     try_results(out)
-    # As recipes/videomae.py packs, so that one pack serves both; a test crop is the short side.
-    side = packing_side(encoder.input_spec.size)
+    side = packing_side(encoder.input_spec.size)  # as recipes/videomae.py: one pack serves both
     pack = open_data(config.data, side, machine=config.machine, labels=True)
+    match_rate(config.backbone, encoder, pack)
     given = choose_folds(
         pack, config.train_split, config.test_split, config.leave_one_out, config.seed
     )

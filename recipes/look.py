@@ -37,9 +37,9 @@ from downstream.features import Extraction, spec_of, start_extraction
 from downstream.look.cut import CLIPS
 from downstream.look.labels import Labels, check_label, marks_of, read_places, row_of, told
 from downstream.look.moments import Moments, embed_moments, find_moments
-from downstream.models import load_backbone, load_video_text
+from downstream.models import load_backbone, load_video_text, match_rate
 from downstream.zero_shot import embed_texts
-from pretrain.backbones import read_backbone_config
+from pretrain.backbones import STARTER, folder_of, read_backbone_config
 from pretrain.clip import VideoText
 from pretrain.data.cache import draw_synthetic, open_data, packing_side, synthetic_clips
 from pretrain.data.remote import is_address
@@ -57,6 +57,12 @@ if TYPE_CHECKING:
     from downstream.look.server import Look
 
 MODEL, TAG = "ViT-B-32", "laion2b_s34b_b79k"  # unless another backbone is given
+# Of the one that is taken where that cannot be had.
+STARTER_NOTE = (
+    "The starter has seen drawn figures only, in 18 actions such as walks, waves, sits down, claps "
+    "or picks up a box: sentences of other things find nothing. Moments alike, groups and labels "
+    "need no words."
+)
 SHOWN_SIDE = 256  # pixels: what a person looks at is packed larger than a small backbone needs
 
 
@@ -70,7 +76,8 @@ class Config:
     backbone: str | None = None
     """RUN/backbone of any recipe (of recipes/clip.py: with search by a sentence), or
     open_clip:MODEL/WEIGHTS, or what recipes/linear_probe.py takes; by default
-    open_clip:ViT-B-32/laion2b_s34b_b79k, downloaded once."""
+    open_clip:ViT-B-32/laion2b_s34b_b79k, downloaded once, or without a network starter, which comes
+    with the package."""
     out: str | None = None
     """Folder of labels.csv; by default runs/look-DATA."""
     source: str | None = None
@@ -100,19 +107,13 @@ def load_model(name: str | None) -> tuple[str, nn.Module]:
     """The backbone and what it is called: a video-text pair where it has a text tower.
 
     Raises:
-        ValueError: there is none of that name; or no name was given, and open_clip's is out of
-            reach.
+        ValueError: there is none of that name.
     """
     if name is None:
-        name = f"open_clip:{MODEL}/{TAG}"
-        if not open_clip_at_hand(MODEL, TAG):
-            raise ValueError(
-                f"{name}, the default, is not in the cache, and the hub that has it cannot be "
-                "reached: give --backbone RUN/backbone, of recipes/clip.py to find moments by a "
-                "sentence, or of recipes/videomae.py for everything else"
-            )
+        name = f"open_clip:{MODEL}/{TAG}" if open_clip_at_hand(MODEL, TAG) else STARTER
     with_text = name.startswith("open_clip:") or (
-        is_folder(name) and read_backbone_config(Path(name))["builder"] == "VideoText"
+        is_folder(folder := folder_of(name))
+        and read_backbone_config(Path(folder))["builder"] == "VideoText"
     )
     model = load_video_text(name) if with_text else load_backbone(name)
     assert isinstance(model, nn.Module)
@@ -225,6 +226,7 @@ def prepare(config: Config) -> "Look":
     name, model = load_model(config.backbone)
     side = max(packing_side(spec_of(model).size), SHOWN_SIDE)
     pack = open_data(config.data, side, machine=config.machine)
+    match_rate(name, getattr(model, "video", model), pack)
     moments = find_moments(pack, config.every)
     vectors = embed_moments(model, pack, moments, how)
     out = Path(config.out or default_out(config.data))
@@ -233,6 +235,8 @@ def prepare(config: Config) -> "Look":
     notes = [note for note in (told(labels),) if note]
     if search is None:
         notes.append("This backbone has no text tower, so there is no search by a sentence.")
+    if name == STARTER:
+        notes.append(STARTER_NOTE)
     refused = sum(bool(row.refused) for row in labels.rows)
     if refused:
         notes.append(f"{counted(refused, 'video')} cannot be labelled; each says why.")

@@ -20,7 +20,7 @@ import pretrain.threads  # noqa: F401 (before torch)
 import numpy as np
 
 from downstream.features import Extraction, cached_embeddings, start_extraction
-from downstream.models import load_video_text
+from downstream.models import load_video_text, match_rate
 from downstream.report import contact_sheet_figure, publish
 from downstream.results import (
     Data,
@@ -96,6 +96,7 @@ def search(config: Config, model: VideoText, how: Extraction) -> dict:
     lock = claim(out, ("search.json", "contact_sheet.png"))
     side = packing_side(model.video.input_spec.size)
     pack = open_data(config.data, side, machine=config.machine)
+    match_rate(config.backbone, model.video, pack)
     samples = np.arange(len(pack))
     names, videos, owner = embed_sources(config, model, pack, samples, how)
     text, cut = embed_texts(model, [config.query], how.device, config.machine.precision)
@@ -164,6 +165,7 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
     try_results(out)
     side = packing_side(model.video.input_spec.size)
     pack = open_data(config.data, side, machine=config.machine)
+    match_rate(config.backbone, model.video, pack)
     samples, notes = captioned(pack, config.test_split)
     settings = {
         "weights_sha256": weights_hash(model),

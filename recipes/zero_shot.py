@@ -25,7 +25,7 @@ import numpy as np
 from downstream.features import Extraction, cached_embeddings, embed_now, start_extraction
 from downstream.fusion import scored, write_scores
 from downstream.metrics import softmax, topk_hits
-from downstream.models import load_video_text
+from downstream.models import load_video_text, match_rate
 from downstream.report import filmstrip_figure, publish
 from downstream.results import (
     Predictions,
@@ -228,6 +228,7 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
     try_results(out)
     side = packing_side(model.video.input_spec.size)
     pack = open_data(config.data, side, machine=config.machine, labels=True)
+    match_rate(config.backbone, model.video, pack)
     videos, notes = labelled_videos(pack, config.test_split)
     classes, words, given = classes_of_data(config, pack, videos)
     auto = "third_person" if given and not config.classes else "openai_kinetics"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from downstream.classifier import Classifier
@@ -31,6 +32,7 @@ from downstream.models.video_swin import VideoSwin
 from downstream.models.vivit import ViViT
 from pretrain import backbones
 from pretrain.clip import VideoText
+from pretrain.data.shards import Pack
 from pretrain.files import is_folder, no_folder
 from pretrain.interop.openclip import PREFIX as OPEN_CLIP
 from pretrain.interop.openclip import load_open_clip, video_text
@@ -52,7 +54,11 @@ __all__ = [
     "load_backbone",
     "load_classifier",
     "load_video_text",
+    "match_rate",
 ]
+
+
+STARTER_RATE = 16  # frames a second
 
 
 @dataclass(frozen=True)
@@ -336,10 +342,11 @@ def load_backbone(name: str, weights: str = "") -> Backbone:
 
     Args:
         name: a folder that a recipe exported (of a pair its video tower, of a classifier what is
-            under its head); `hf:` and a hub name or folder of such an export or of a VideoMAE, or
-            an official VideoMAE `.pth` file, pretrained or fine-tuned; `open_clip:MODEL/WEIGHTS`,
-            whose image tower sees `FRAMES`, their embeddings averaged; a name in `PUBLISHED`;
-            or one in `MODELS` (fresh weights unless `weights` is given).
+            under its head); `starter`, which comes with the package; `hf:` and a hub name or folder
+            of such an export or of a VideoMAE, or an official VideoMAE `.pth` file, pretrained or
+            fine-tuned; `open_clip:MODEL/WEIGHTS`, whose image tower sees `FRAMES`, their embeddings
+            averaged; a name in `PUBLISHED`; or one in `MODELS` (fresh weights unless `weights` is
+            given).
         weights: for a name in `MODELS`, see `build_model`; for one in `PUBLISHED`, its file.
 
     Raises:
@@ -357,14 +364,15 @@ def load_backbone(name: str, weights: str = "") -> Backbone:
         )
     if name.startswith(OPEN_CLIP):
         return frame_tower(load_open_clip(name), *FRAMES)
-    name = backbones.hub_export(name)
+    name = backbones.folder_of(name)
     if _is_videomae(name):
         return load_videomae(name)
     if not is_folder(name):
         raise ValueError(
             f"no backbone at {shown(name)} ({no_folder(name)}){did_you_mean(name, MODELS)}; give a "
-            "folder exported by a recipe (RUN/backbone), hf:OWNER/NAME or hf:FOLDER, an official "
-            "VideoMAE .pth file, open_clip:MODEL/WEIGHTS, or a name of python -m downstream.models"
+            "folder exported by a recipe (RUN/backbone), starter, which comes with the package, "
+            "hf:OWNER/NAME or hf:FOLDER, an official VideoMAE .pth file, open_clip:MODEL/WEIGHTS, "
+            "or a name of python -m downstream.models"
         )
     model = backbones.load_export(Path(name), builders())
     parts = backbones.parts_of(type(model))
@@ -385,7 +393,8 @@ def load_video_text(name: str) -> VideoText:
     """The pair of towers that `--backbone` names, with its weights, in evaluation mode.
 
     Args:
-        name: a folder exported by recipes/clip.py, `hf:` and a hub name of one, or
+        name: a folder exported by recipes/clip.py, `hf:` and a hub name of one, `starter`, which
+            comes with the package, or
             `open_clip:MODEL/WEIGHTS`, whose image tower sees `FRAMES`, their embeddings averaged.
 
     Raises:
@@ -398,14 +407,14 @@ def load_video_text(name: str) -> VideoText:
                 f"{name} names no weights: write {name}/WEIGHTS, a tag of open_clip or a file"
             )
         return video_text(pair, frame_tower(pair, *FRAMES))
-    name = backbones.hub_export(name)
+    name = backbones.folder_of(name)
     remedy = f"train one: muybridge clip --backbone {name} --data VIDEOS_WITH_CAPTIONS"
     if _is_videomae(name):
         raise ValueError(f"{name} is a VideoMAE and has no text tower; {remedy}")
     if not is_folder(name):
         raise ValueError(
             f"no backbone at {shown(name)} ({no_folder(name)}): give the folder of a video-text "
-            "run (RUN/backbone) or open_clip:MODEL/WEIGHTS"
+            "run (RUN/backbone), starter or open_clip:MODEL/WEIGHTS"
         )
     if backbones.read_backbone_config(Path(name))["builder"] != "VideoText":
         raise ValueError(f"{name} has no text tower; {remedy}")
@@ -434,6 +443,22 @@ def choose_sampling(backbone: nn.Module, sampling: str | None, stride: int | Non
     if stride or sampling == "uniform":
         backbone.arguments["stride"] = stride or 0
         backbone.input_spec = dataclasses.replace(backbone.input_spec, stride=stride or 0)
+
+
+def match_rate(name: str, video: nn.Module, pack: Pack) -> None:
+    """Let `starter` see frames at most as far apart in time as those it learned from, in place.
+
+    Other weights keep the stride that they record. Wider ones lost accuracy (recipes/RESULTS.md).
+
+    Args:
+        name: of the weights, as --backbone has it.
+        video: the backbone, or the video tower of the pair.
+        pack: of the clips; the rate is the median of up to 64 of them.
+    """
+    if name == backbones.STARTER:
+        some = np.linspace(0, len(pack) - 1, min(len(pack), 64)).astype(int)
+        rate = float(np.median([pack.record(int(i))["fps"] for i in some]))
+        choose_sampling(video, None, max(1, int(rate / STARTER_RATE)))
 
 
 def classifier_of(encoder: nn.Module, report: dict, names: list[str] | None = None) -> Classifier:
@@ -481,7 +506,7 @@ def load_classifier(name: str, weights: str = "", names: list[str] | None = None
         raise ValueError(
             f"--weights takes effect with {', '.join(PUBLISHED)} only, not with {name}"
         )
-    name = backbones.hub_export(name)
+    name = backbones.folder_of(name)
     if _is_videomae(name):
         return classifier_of(*import_videomae(name), names)
     model = PUBLISHED[name](weights) if name in PUBLISHED else _load_own(name)
@@ -504,6 +529,6 @@ def _load_own(name: str) -> Classifier:
         )
     if backbones.read_backbone_config(folder)["builder"] != "Classifier":
         raise ValueError(f"{name} has no classifier; {remedy}")
-    classifier = backbones.load_export(folder, builders())
+    classifier = backbones.load_export(Path(name), builders())
     assert isinstance(classifier, Classifier)
     return classifier

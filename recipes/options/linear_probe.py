@@ -14,7 +14,7 @@ class Config:
     """Configuration of the probe."""
 
     backbone: str
-    """RUN/backbone, hf:OWNER/NAME of a VideoMAE, an official VideoMAE .pth,
+    """RUN/backbone, starter (in the package), hf:OWNER/NAME of a VideoMAE, an official .pth of one,
     open_clip:MODEL/WEIGHTS, i3d_k400, or a name of python -m downstream.models."""
     data: str
     """A packed folder, a folder of videos, a list file, tars, or `synthetic`: with labels."""

@@ -48,11 +48,11 @@ class Config:
 
 def unused(config: Config) -> dict[str, str]:
     """Values that sampling, or a classifier of frames, leaves without effect, and why."""
-    from pretrain.backbones import hub_export, read_backbone_config  # loads torch
+    from pretrain.backbones import folder_of, read_backbone_config  # loads torch
 
     why = dict.fromkeys(("decoder", "cache_gib"), "where single files are read")
     here = is_folder(config.backbone.removeprefix("hf:"))  # the hub is not asked for this
-    folder = Path(hub_export(config.backbone) if here else config.backbone)
+    folder = Path(folder_of(config.backbone) if here else config.backbone)
     if is_folder(folder) and read_backbone_config(folder)["arguments"].get("per_frame"):
         why |= dict.fromkeys(("num_clips", "num_crops", "batch_size"), "of a classifier of frames")
     if config.sampling == "uniform":

@@ -13,7 +13,7 @@ class Config:
     """Configuration of retrieval."""
 
     backbone: str
-    """RUN/backbone of recipes/clip.py, or open_clip:MODEL/WEIGHTS."""
+    """RUN/backbone of recipes/clip.py, starter (in the package), or open_clip:MODEL/WEIGHTS."""
     data: str
     """A packed folder, a folder of videos, a list file, tars, images, or `synthetic`."""
     query: str | None = None

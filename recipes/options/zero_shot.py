@@ -13,7 +13,7 @@ class Config:
     """Configuration of zero-shot classification; give --data or --video."""
 
     backbone: str
-    """RUN/backbone of recipes/clip.py, or open_clip:MODEL/WEIGHTS."""
+    """RUN/backbone of recipes/clip.py, starter (in the package), or open_clip:MODEL/WEIGHTS."""
     data: str | None = None
     """A packed folder, a folder of videos, a list file, tars, or `synthetic`: with labels."""
     video: str | None = None

@@ -28,7 +28,7 @@ HOSTILE = "<b>&=up"
 
 def config(data, out, backbone, **more):
     about = {"out": str(out), "num_workers": 0, "precision": "fp32", **more}
-    return configure(fit.Config, str(backbone), str(data), **about)
+    return configure(fit.Config, str(data), str(backbone), **about)
 
 
 @pytest.fixture(scope="module")
