@@ -185,7 +185,7 @@ EXPORT = ["config.json", "manifest.json", "model.safetensors"]  # what an export
 
 
 def folder_of(name: str) -> str:
-    """The folder of an export of ours that `STARTER`, or `hf:` and a name, stand for; else the name.
+    """The folder of an export of ours that `STARTER`, or `hf:` and a name, mean; else the name.
 
     Behind `hf:` a hub name or a folder is known by its config.json, which names a builder of ours.
     From the hub the files of an export are taken and no others, so that no code comes with them.
