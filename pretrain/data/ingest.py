@@ -112,7 +112,7 @@ def ingest(
     """
     if kind == "pose":
         return _ingest_poses(path, out, clip_seconds, skeleton, fps)
-    with _payload(path, member) as file:
+    with payload(path, member) as file:
         return _ingest(file, kind, out, short_side, clip_seconds, beat, follow)
 
 
@@ -135,7 +135,7 @@ def stream(
         Refused: the file is not usable, or not from here on.
         MemoryError: the file needs more than this process may have.
     """
-    with _payload(path, member) as file:
+    with payload(path, member) as file:
         name = check_container(file)
         size = file.seek(0, io.SEEK_END)
         # Damage further on is for `_decode` to find: what comes before it is of use.
@@ -156,7 +156,7 @@ def stream(
 
 
 @contextlib.contextmanager
-def _payload(path: str, member: tuple[int, int] | None) -> Iterator[io.BufferedReader]:
+def payload(path: str, member: tuple[int, int] | None) -> Iterator[io.BufferedReader]:
     """Opens the payload; what goes wrong with it is Refused, unless this machine is to blame."""
     try:
         raw = Part(path, member)
@@ -244,7 +244,7 @@ def _check_pixels(pixels: int, size: int) -> None:
 
 
 @contextlib.contextmanager
-def _demuxer(file, name: str) -> Iterator[tuple]:
+def demuxer(file, name: str) -> Iterator[tuple]:
     """Open the payload with one demuxer; yield the container and its first real video stream."""
     file.seek(0)
     # libavformat probes by decoding, so the decoder's limit has to be set already here.
@@ -266,7 +266,7 @@ def _demuxer(file, name: str) -> Iterator[tuple]:
         yield container, stream, logs
 
 
-# Errors that libavformat only logs are read from its log: see `_packets`.
+# Errors that libavformat only logs are read from its log: see `packets_of`.
 av.logging.set_level(av.logging.ERROR)
 av.logging.set_skip_repeated(False)  # or a repetition is told during the next file
 
@@ -293,7 +293,7 @@ def _out_of_memory(error: Exception) -> None:
         raise MemoryError from error
 
 
-def _packets(container, stream, logs: list, beat, whole: bool = True) -> Iterator[av.Packet]:
+def packets_of(container, stream, logs: list, beat, whole: bool = True) -> Iterator[av.Packet]:
     """The packets; of a damaged file that need not be `whole` those before the damage."""
     packets = _checked_packets(container, stream, logs, beat)
     count = 0
@@ -331,8 +331,8 @@ def _checked_packets(container, stream, logs: list, beat) -> Iterator[av.Packet]
 
 def _decode(file, name: str, size: int, beat) -> Generator[av.VideoFrame, None, None]:
     count = expected = pixels = 0
-    with _demuxer(file, name) as (container, stream, logs):
-        for packet in _packets(container, stream, logs, beat):
+    with demuxer(file, name) as (container, stream, logs):
+        for packet in packets_of(container, stream, logs, beat):
             expected += bool(packet.size) and not packet.is_discard
             try:
                 frames = packet.decode()
@@ -359,14 +359,14 @@ def _scan(file, name: str, beat, whole: bool = True) -> dict:
     # Numbers, not objects: of a day there are millions.
     stamps, lasts = array("q"), array("q")
     keys, count, idr, skipped = [], 0, True, 0
-    with _demuxer(file, name) as (container, stream, logs):
+    with demuxer(file, name) as (container, stream, logs):
         codec, base = stream.codec_context, stream.time_base or Fraction(1, 1000)
         # An AVI's frames have a place each, some are empty: a frame that was dropped. libavformat's
         # guess of when a frame is shown is wrong where they are reordered, its place is not.
         when = "dts" if name == "avi" else "pts"
         h264 = name == "mov" and codec.name == "h264"
         prefix = (codec.extradata[4] & 3) + 1 if h264 and len(codec.extradata or b"") > 4 else 0
-        for packet in _packets(container, stream, logs, beat, whole):
+        for packet in packets_of(container, stream, logs, beat, whole):
             if not packet.size:
                 continue
             if (stamp := getattr(packet, when)) is not None and not packet.is_discard:

@@ -1,6 +1,7 @@
 """Annotations of other programs, read by `--data` and written by convert-labels."""
 
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -193,3 +194,122 @@ def test_ordinary_lists_stay_lists(tmp_path):
     text = '{"path": "a.mp4", "label": "database"}\n{"path": "b.mp4", "results": 3}\n'
     found = list_sources(write(tmp_path, "a.jsonl", text))
     assert [s.label for s in found.sources] == ["database", None] and not found.notes
+
+
+ELAN = """<?xml version="1.0" encoding="UTF-8"?>
+<ANNOTATION_DOCUMENT AUTHOR="" DATE="2020-01-01T00:00:00+00:00" FORMAT="3.0" VERSION="3.0">
+<HEADER MEDIA_FILE="" TIME_UNITS="milliseconds">
+<MEDIA_DESCRIPTOR MEDIA_URL="file:///C:/films/my%20day.mp4" MIME_TYPE="video/mp4"
+ RELATIVE_MEDIA_URL="./my day.mp4"/></HEADER>
+<TIME_ORDER><TIME_SLOT TIME_SLOT_ID="ts1" TIME_VALUE="1001"/>
+<TIME_SLOT TIME_SLOT_ID="ts2" TIME_VALUE="2002"/><TIME_SLOT TIME_SLOT_ID="ts3"/></TIME_ORDER>
+<TIER TIER_ID="hands" PARTICIPANT="Ann" LINGUISTIC_TYPE_REF="d"><ANNOTATION>
+<ALIGNABLE_ANNOTATION ANNOTATION_ID="a1" TIME_SLOT_REF1="ts1" TIME_SLOT_REF2="ts2">
+<ANNOTATION_VALUE>wave</ANNOTATION_VALUE></ALIGNABLE_ANNOTATION></ANNOTATION></TIER>
+<TIER TIER_ID="gloss" LINGUISTIC_TYPE_REF="d"><ANNOTATION><REF_ANNOTATION ANNOTATION_ID="a2"
+ ANNOTATION_REF="a1"><ANNOTATION_VALUE>hi</ANNOTATION_VALUE></REF_ANNOTATION></ANNOTATION></TIER>
+</ANNOTATION_DOCUMENT>"""
+
+
+def test_elan(tmp_path):
+    put(tmp_path, "my day.mp4")
+    path = write(tmp_path, "a.eaf", ELAN)
+    assert listed(path) == {"my day.mp4": ("wave", None, "Ann", (), "1.001-2.002 wave")}
+    told = " ".join(list_sources(path).notes)
+    assert "ELAN" in told and "gloss" in told and "hands" in told
+
+
+def test_xml_with_entities_or_depth_is_refused(tmp_path):
+    put(tmp_path, "my day.mp4")
+    bomb = '<!DOCTYPE l [<!ENTITY a "b"><!ENTITY c "&a;&a;">]><ANNOTATION_DOCUMENT>&c;'
+    assert "DTD" in refusal(write(tmp_path, "a.eaf", bomb + "</ANNOTATION_DOCUMENT>"))
+    deep = "<annotations>" + "<a>" * 5000 + "</a>" * 5000 + "</annotations>"
+    assert "deep" in refusal(write(tmp_path, "a.xml", deep))
+    assert "a.eaf:7" in refusal(write(tmp_path, "a.eaf", ELAN[:400]))
+    for value in ("NaN", "-5", "1e999", "x", "9" * 5000):
+        assert "hands" in refusal(write(tmp_path, "a.eaf", ELAN.replace('"1001"', f'"{value}"')))
+
+
+def test_boris(tmp_path):
+    put(tmp_path, "6008.mp4")
+    head = "Observation id,Observation date,Media file,FPS,Subject,Behavior,Behavioral category,"
+    text = head + "Behavior type,Start (s),Stop (s),Duration (s)\n"
+    text += "o,2021,T:/My Videos/6008.mp4,29.97,No focal subject,Holding,,STATE,689.000,989.023,1\n"
+    text += "o,2021,T:/My Videos/6008.mp4,25,No focal subject,Look,,POINT,2.0,2.0,NA\n"
+    (_, _, who, _, segments) = listed(write(tmp_path, "a.csv", text))["6008.mp4"]
+    assert (who, segments) == (None, "689.000-989.023 Holding; 2.000-2.040 Look")
+    told = " ".join(list_sources(tmp_path / "a.csv").notes)
+    assert "BORIS" in told and "observation date" in told and "without duration: 1" in told
+
+    text = "Observation id\to\n\nMedia file(s)\n\n"
+    text += "Time\tMedia file path\tTotal length\tFPS\tSubject\tBehavior\tComment\tStatus\n"
+    row = "{}\tC:\\v\\6008.mp4\t30\t25\tcat\t{}\t\t{}\n"
+    good = text + row.format(1.5, "sit", "START") + row.format("00:00:04.25", "sit", "STOP")
+    assert listed(write(tmp_path, "b.tsv", good))["6008.mp4"][4] == "1.500-4.250 sit"
+    for rows in (row.format(1, "sit", "START"), row.format(1, "sit", "STOP"),
+                 row.format("nan", "sit", "POINT"), row.format(-1, "sit", "POINT")):  # fmt: skip
+        assert "b.tsv:6" in refusal(write(tmp_path, "b.tsv", text + rows))
+
+
+def studio(video: str, ranges: list, **data) -> list:
+    value = {"ranges": ranges, "timelinelabels": ["fall"]}
+    result = [{"type": "timelinelabels", "from_name": "a", "to_name": "video", "value": value},
+              {"type": "rectangle", "value": {"x": 1}}]  # fmt: skip
+    return [{"id": 1, "data": {"video": video, **data}, "annotations": [{"result": result}]}]
+
+
+def test_label_studio(tmp_path):
+    put(tmp_path, "my clip.mp4", "b.mp4")
+    tasks = studio("/data/upload/1/0a1b2c3d-my clip.mp4", [{"start": 31, "end": 60}], fps=29.97)
+    choice = {"type": "choices", "value": {"choices": ["indoor"]}}
+    tasks += [{"data": {"video": "/data/local-files/?d=x%2Fb.mp4"},
+               "annotations": [{"result": [choice]}]}]  # fmt: skip
+    path = write(tmp_path, "ls.json", tasks)
+    assert listed(path) == {
+        "my clip.mp4": ("fall", None, None, (), f"{30 / 29.97:.3f}-{60 / 29.97:.3f} fall"),
+        "b.mp4": ("indoor", None, None, (), ""),
+    }
+    assert "rectangle" in " ".join(list_sources(path).notes)
+    path = write(tmp_path, "ls.json", studio("b.mp4", [{"start": 1, "end": 24}]))
+    assert listed(path)["b.mp4"][4] == "0.000-1.000 fall"
+    assert "24 a second" in " ".join(list_sources(path).notes)
+
+
+@pytest.mark.parametrize(
+    "part", [{"start": 0, "end": 4}, {"start": 5, "end": 4}, {"start": 1.5, "end": 4}, 3, {},
+             {"start": 1, "end": 10**12}, {"start": "nan", "end": 2}, {"start": True, "end": 2}],
+)  # fmt: skip
+def test_label_studio_that_cannot_be_true(tmp_path, part):
+    put(tmp_path, "b.mp4")
+    assert "task 1" in refusal(write(tmp_path, "ls.json", studio("b.mp4", [part])))
+
+
+BOX = '<box frame="{}" outside="{}" occluded="0" keyframe="1" xtl="1" ytl="1" xbr="9" ybr="9"/>'
+
+
+def test_cvat_by_the_timestamps_of_the_video(tmp_path):
+    import av
+    import numpy as np
+
+    shown = [0, 1, 2, 3, 10, 11, 12, 20, 21, 22]  # in 30000 / 1001 a second
+    with av.open(str(tmp_path / "a.mp4"), "w") as out:
+        stream = out.add_stream("libx264", rate=30)
+        stream.width = stream.height = 32
+        stream.time_base = stream.codec_context.time_base = Fraction(1001, 30000)
+        for at in shown:
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), at, np.uint8))
+            frame.pts, frame.time_base = at, stream.time_base
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    boxes = BOX.format(2, 0) + BOX.format(5, 1)
+    head = "<annotations><version>1.1</version><meta><task><source>a.mp4</source></task></meta>"
+    text = f'{head}<track id="0" label="cat">{boxes}</track></annotations>'
+    path = write(tmp_path, "c.xml", text)
+    start, end = 2 * 1001 / 30000, 11 * 1001 / 30000
+    assert listed(path)["a.mp4"][4] == f"{start:.3f}-{end:.3f} cat"
+    assert "CVAT" in " ".join(list_sources(path).notes)
+    assert "frame 50" in refusal(
+        write(tmp_path, "c.xml", text.replace('"2"', '"50"').replace('"5"', '"60"'))
+    )
+    for bad in ("-1", "nan", "1.5", "x"):
+        assert "track 0" in refusal(write(tmp_path, "c.xml", text.replace('"2"', f'"{bad}"')))

@@ -3,11 +3,12 @@
 Annotations are recognised by content.
 """
 
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pretrain.data.annotations import benchmarks
+from pretrain.data.annotations import benchmarks, tools
 from pretrain.data.annotations.rows import MAX_BYTES, Entries, Row
 from pretrain.data.annotations.videofolder import is_metadata, metadata_rows, parquet_rows
 from pretrain.data.lists import ROLES, Problems, list_rows, read_text, roles_of
@@ -19,6 +20,10 @@ FORMATS: dict[str, tuple[Callable[[str], bool], Reader]] = {
     "Kinetics csv": (benchmarks.is_kinetics, benchmarks.read_kinetics),
     "Something-Something json": (benchmarks.is_something, benchmarks.read_something),
     "ActivityNet json": (benchmarks.is_activitynet, benchmarks.read_activitynet),
+    "ELAN document": (tools.is_elan, tools.read_elan),
+    "BORIS export": (tools.is_boris, tools.read_boris),
+    "Label Studio json": (tools.is_studio, tools.read_studio),
+    "CVAT xml": (tools.is_cvat, tools.read_cvat),
     "AVA csv": (benchmarks.is_ava, benchmarks.read_ava),
 }
 
@@ -107,6 +112,41 @@ def read_annotations(path: Path, text: str, problems: Problems) -> Annotations |
     return None
 
 
+def in_seconds(found: Annotations, folder: Path) -> Annotations:
+    """Annotations whose frames are seconds: by the file's own rate, or else the video's timestamps.
+
+    Raises:
+        ValueError: a video that is needed for it cannot be read.
+    """
+    if not any(row.in_frames for row in found.rows):
+        return found
+    from pretrain.data.annotations.clock import frame_times  # it needs PyAV
+
+    asked = [r for r in found.rows if r.in_frames and not r.fps and not r.absent]
+    times = {
+        name.removeprefix(f"{folder}{os.sep}"): when
+        for name, (when, _) in frame_times(os.path.join(folder, r.path) for r in asked).items()
+    }
+    rows = []
+    for row in found.rows:
+        if row.in_frames and row.start is not None and row.end is not None:
+            if row.fps:
+                start, end = row.start / row.fps, row.end / row.fps
+            elif row.path in times:
+                when = times[row.path]
+                if row.start >= len(when) - 1:
+                    raise ValueError(
+                        f"{row.path}: frame {row.start:g} of {row.label!r} lies behind its "
+                        f"{len(when) - 1} frames: it is another video, or cut"
+                    )
+                start, end = (float(when[min(int(f), len(when) - 1)]) for f in (row.start, row.end))
+            else:
+                start, end = row.start / 25, row.end / 25  # it is absent, and refused by name
+            row = replace(row, start=start, end=end, in_frames=False)
+        rows.append(row)
+    return replace(found, rows=rows)
+
+
 def as_list(found: Annotations, path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
     """The rows of annotations as those of a list: (line, {column: value})."""
     subjects: dict[str, set[str]] = {}
@@ -115,6 +155,7 @@ def as_list(found: Annotations, path: Path, problems: Problems) -> Iterator[tupl
             subjects.setdefault(row.path, set()).add(row.subject)
     several = {name for name, who in subjects.items() if len(who) > 1}
     lacking, parts = False, 0
+    found = in_seconds(found, path.parent)
     for row in found.rows:
         if row.absent:
             what = "; muybridge convert-labels --only-present True writes a list without the absent"
