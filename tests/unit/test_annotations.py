@@ -4,9 +4,13 @@ import json
 from fractions import Fraction
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 
+from downstream.look.labels import parse_segments_apart
 from pretrain.data.sources import list_sources
+from recipes.convert_labels import Config, main
 
 
 def put(folder: Path, *names: str) -> None:
@@ -287,20 +291,22 @@ def test_label_studio_that_cannot_be_true(tmp_path, part):
 BOX = '<box frame="{}" outside="{}" occluded="0" keyframe="1" xtl="1" ytl="1" xbr="9" ybr="9"/>'
 
 
-def test_cvat_by_the_timestamps_of_the_video(tmp_path):
-    import av
-    import numpy as np
-
-    shown = [0, 1, 2, 3, 10, 11, 12, 20, 21, 22]  # in 30000 / 1001 a second
-    with av.open(str(tmp_path / "a.mp4"), "w") as out:
-        stream = out.add_stream("libx264", rate=30)
+def film(path: Path, shown, fps: Fraction) -> None:
+    """A video whose frames are shown at these ticks of a clock."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=30, options={"bf": "0"})
         stream.width = stream.height = 32
-        stream.time_base = stream.codec_context.time_base = Fraction(1001, 30000)
+        stream.time_base = stream.codec_context.time_base = 1 / fps
         for at in shown:
             frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), at, np.uint8))
-            frame.pts, frame.time_base = at, stream.time_base
+            frame.pts, frame.time_base = at, 1 / fps
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
+
+
+def test_cvat_by_the_timestamps_of_the_video(tmp_path):
+    shown = [0, 1, 2, 3, 10, 11, 12, 20, 21, 22]  # in 30000 / 1001 a second
+    film(tmp_path / "a.mp4", shown, Fraction(30000, 1001))
     boxes = BOX.format(2, 0) + BOX.format(5, 1)
     head = "<annotations><version>1.1</version><meta><task><source>a.mp4</source></task></meta>"
     text = f'{head}<track id="0" label="cat">{boxes}</track></annotations>'
@@ -313,3 +319,36 @@ def test_cvat_by_the_timestamps_of_the_video(tmp_path):
     )
     for bad in ("-1", "nan", "1.5", "x"):
         assert "track 0" in refusal(write(tmp_path, "c.xml", text.replace('"2"', f'"{bad}"')))
+
+
+@pytest.mark.parametrize("fps", [Fraction(24000, 1001), Fraction(30000, 1001), Fraction(25)])
+@pytest.mark.parametrize("to", ["activitynet", "cvat", "labelstudio", "csv"])
+def test_what_is_written_is_read_again(tmp_path, fps, to, capsys):
+    film(tmp_path / "a.mp4", range(60), fps)
+    text = "path,start,end,label\na.mp4,0.5,1.234,wave\na.mp4,1.0,2.0,jump\n"
+    out = tmp_path / f"out.{'csv' if to == 'csv' else 'xml' if to == 'cvat' else 'json'}"
+    config = Config(str(write(tmp_path, "mine.csv", text)), to, str(out))
+    main(config)
+    (segments,) = (s.extra["segments"] for s in list_sources(out).sources)
+    for (a, b, label), (c, d, got) in zip(
+        [(0.5, 1.234, "wave"), (1.0, 2.0, "jump")], parse_segments_apart(segments), strict=True
+    ):
+        assert label == got and max(abs(a - c), abs(b - d)) <= 0.5 / fps + 0.001
+    with pytest.raises(ValueError, match="overwritten"):
+        main(config)
+
+
+def test_what_a_format_cannot_hold_is_named(tmp_path):
+    put(tmp_path, "a.mp4")
+    text = "path,start,end,label,subject,caption\na.mp4,0,1,wave,Ann,someone waves\n"
+    source = str(write(tmp_path, "mine.csv", text))
+    told = main(Config(source, "labelstudio", str(tmp_path / "o.json"), fps=25.0))
+    assert "subject" in told["cannot hold"] and "caption" in told["cannot hold"]
+
+
+def test_only_the_present_are_written(tmp_path):
+    put(tmp_path, "a_b-c.mkv")
+    source = write(tmp_path, "k.csv", KINETICS)
+    told = main(Config(str(source), "csv", str(tmp_path / "o.csv"), only_present=True))
+    assert told["absent videos"].startswith("1,")
+    assert listed(tmp_path / "o.csv")["a_b-c.mkv"][4] == "10.000-20.000 eating, slowly"

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pretrain.data.annotations import benchmarks, tools
-from pretrain.data.annotations.rows import MAX_BYTES, Entries, Row
+from pretrain.data.annotations.clock import frame_times
+from pretrain.data.annotations.rows import MAX_BYTES, Entries, Row, seconds
 from pretrain.data.annotations.videofolder import is_metadata, metadata_rows, parquet_rows
-from pretrain.data.lists import ROLES, Problems, list_rows, read_text, roles_of
-from pretrain.names import counted
+from pretrain.data.lists import ROLES, Problems, irregular, list_rows, read_text, roles_of
+from pretrain.names import counted, from_csv
 
 Reader = Callable[[Path, str, Entries], bool | None]
 # By the name that is printed: what recognises a text, and what reads it (False: it is another).
@@ -56,6 +57,47 @@ def read_rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:
         return as_list(found, path, problems)
     rows = list_rows(path, text, problems)
     return metadata_rows(path, rows, problems) if is_metadata(path) else rows
+
+
+def as_rows(path: Path, problems: Problems) -> tuple[str, list[Row]]:
+    """The format and the rows of what `read_rows` reads, in seconds where it can be told.
+
+    Raises:
+        ValueError: as `read_rows`.
+    """
+    if path.suffix.lower() != ".parquet":
+        found = read_annotations(path, read_text(path), problems)
+        if found is not None:
+            problems.notes += found.notes
+            if all(row.fps or not row.absent for row in found.rows):
+                found = in_seconds(found, path.parent)
+            return found.format, found.rows
+    rows = []
+    for line, row in read_rows(path, problems):
+        roles = roles_of(tuple(row))[0]
+        about = {"path": "", "label": None, "split": None, "subject": None, "caption": None}
+        extra = {}
+        for name, value in row.items():
+            if value in ("", None):
+                continue
+            role = roles.get(name, "")
+            if role in about:
+                about[role] = from_csv(str(value))
+            else:
+                extra[name.lower()] = str(value)
+        times = extra.pop("start", None), extra.pop("end", None)
+        try:
+            start, end = seconds(*times) if None not in times else (None, None)
+        except ValueError as error:
+            problems.add(line, str(error))
+            continue
+        name = about.pop("path")
+        there = name is not None and not irregular(path.parent / name)
+        why = "" if there else str(name)
+        rows.append(
+            Row(name or "", start=start, end=end, extra=extra, line=line, absent=why, **about)
+        )
+    return "a list", rows
 
 
 def line_of(path: Path, wanted: dict[str, str]) -> int | None:
@@ -120,8 +162,6 @@ def in_seconds(found: Annotations, folder: Path) -> Annotations:
     """
     if not any(row.in_frames for row in found.rows):
         return found
-    from pretrain.data.annotations.clock import frame_times  # it needs PyAV
-
     asked = [r for r in found.rows if r.in_frames and not r.fps and not r.absent]
     times = {
         name.removeprefix(f"{folder}{os.sep}"): when
