@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import pretrain.threads  # noqa: F401 (before torch)
+
 from downstream.segments import parse_segments
 from pretrain.data.annotations import as_rows
 from pretrain.data.annotations.clock import frame_times
@@ -25,6 +27,7 @@ from pretrain.data.annotations.writing import (
 )
 from pretrain.data.lists import Problems
 from pretrain.files import is_there, reading, replacing, write_synced
+from pretrain.flags import OptionalPositive
 from pretrain.folders import try_folder, writing
 from pretrain.log import cli, print_table
 
@@ -39,7 +42,7 @@ class Config:
     """The format to write."""
     out: str
     """The file to write; it must not exist."""
-    fps: float | None = None
+    fps: OptionalPositive = None
     """Frames a second of Label Studio's ranges (those of each video then)."""
     only_present: bool = False
     """Leave out videos that are not there."""
@@ -66,8 +69,8 @@ def main(config: Config) -> dict:
     source, out = Path(config.source), Path(config.out)
     if is_there(out):
         raise ValueError(f"--out {out} exists already: name another, nothing is overwritten")
-    if config.fps is not None and not 0 < config.fps <= 1000:
-        raise ValueError(f"--fps {config.fps:g}: give frames a second, over 0 and up to 1000")
+    if config.fps is not None and config.fps > 1000:
+        raise ValueError(f"--fps {config.fps:g}: give frames a second, up to 1000")
     if config.fps is not None and config.to != "labelstudio":
         raise ValueError(f"--fps is for --to labelstudio: leave it out of --to {config.to}")
     try_folder(out.parent)

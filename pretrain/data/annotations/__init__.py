@@ -75,13 +75,13 @@ def as_rows(path: Path, problems: Problems) -> tuple[str, list[Row]]:
     rows = []
     for line, row in read_rows(path, problems):
         roles = roles_of(tuple(row))[0]
-        about = {"path": "", "label": None, "split": None, "subject": None, "caption": None}
-        extra = {}
+        about: dict[str, str] = {}
+        extra: dict[str, str] = {}
         for name, value in row.items():
             if value in ("", None):
                 continue
             role = roles.get(name, "")
-            if role in about:
+            if role in ("path", "label", "split", "subject", "caption"):
                 about[role] = from_csv(str(value))
             else:
                 extra[name.lower()] = str(value)
@@ -91,11 +91,20 @@ def as_rows(path: Path, problems: Problems) -> tuple[str, list[Row]]:
         except ValueError as error:
             problems.add(line, str(error))
             continue
-        name = about.pop("path")
-        there = name is not None and not irregular(path.parent / name)
-        why = "" if there else str(name)
+        name = about.get("path", "")
         rows.append(
-            Row(name or "", start=start, end=end, extra=extra, line=line, absent=why, **about)
+            Row(
+                name,
+                about.get("label"),
+                start,
+                end,
+                split=about.get("split"),
+                subject=about.get("subject"),
+                caption=about.get("caption"),
+                extra=extra,
+                line=line,
+                absent=(name or "(no path)") if irregular(path.parent / name) else "",
+            )
         )
     return "a list", rows
 

@@ -53,14 +53,15 @@ def read_kinetics(path: Path, text: str, entries: Entries) -> None:
             start, end = seconds(row["time_start"], row["time_end"])
             label = word(row["label"], "label") if row.get("label") else None
             cut = f"{name}_{int(start):06d}_{int(end):06d}"
-            common = {"split": row.get("split") or None, "line": line}
+            plain = Row(cut, label, split=row.get("split") or None, line=line)
             if found := entries.media.find(cut):
                 about = {"youtube_id": name, "time_start": f"{start:g}"}
-                entries.add(Row(found, label, extra=about, **common))
+                entries.add(replace(plain, path=found, extra=about))
             else:
                 found = entries.media.find(name)
                 why = "" if found else f"neither {cut} nor {name}"
-                entries.add(Row(found or cut, label, start, end, absent=why, **common))
+                plain = replace(plain, path=found or cut, absent=why)
+                entries.add(replace(plain, start=start, end=end))
         except ValueError as error:
             entries.wrong(line, str(error))
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.etree import ElementTree
 
@@ -280,18 +281,17 @@ def parse_xml(path: Path, text: str) -> ElementTree.Element:
     """
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise ValueError(f"{path}: XML with a DTD is refused, no annotation tool writes one")
-    parser = ElementTree.XMLPullParser(("start", "end"))
+    parser: Any = ElementTree.XMLPullParser(("start", "end"))
     depth = count = 0
     root: ElementTree.Element | None = None
     try:
         for at in range(0, len(text), 2**16):
             parser.feed(text[at : at + 2**16])
-            for event in parser.read_events():
-                kind, element = event
+            for kind, element in parser.read_events():
                 if kind == "end":
                     depth -= 1
                     continue
-                root = element if root is None else root  # type: ignore[assignment]
+                root = element if root is None else root
                 depth, count = depth + 1, count + 1
                 if depth > MAX_DEPTH or count > MAX_ELEMENTS:
                     what = "nested too deeply" if depth > MAX_DEPTH else "too long"
