@@ -207,7 +207,7 @@ def as_list(found: Annotations, path: Path, problems: Problems) -> Iterator[tupl
     found = in_seconds(found, path.parent)
     for row in found.rows:
         if row.absent:
-            what = "; muybridge convert-labels --only-present True writes a list without the absent"
+            what = "; muybridge convert-labels --only-present writes a list without the absent"
             what *= not lacking
             lacking = True
             told = f"no such video: {row.absent[:200]} in this folder{what}"
