@@ -103,7 +103,7 @@ def opens_data(recipe: Any) -> str:
 
 def arguments(cfg: Any, plan: dict[str, Any]) -> list[Any]:
     """The arguments of `host.train` for the recipe with the configuration `cfg`."""
-    return [type(cfg).__module__, flat(cfg), plan]
+    return [type(cfg).__module__.replace(".options.", "."), flat(cfg), plan]
 
 
 def program(cfg: Any) -> list[str]:

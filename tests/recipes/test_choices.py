@@ -19,7 +19,7 @@ from pretrain.backbones import export_backbone
 from pretrain.log import cli
 from pretrain.vit import SIZES
 from recipes import clip, predict, retrieval, videomae, zero_shot
-from tests.recipes.runs import change
+from tests.recipes.runs import change, flags_of
 from tests.recipes.test_clip import lines
 
 LARGE = ("vit_b", "vit_l", "vit_h")  # no small network
@@ -142,6 +142,10 @@ REFUSED = [
 ]
 
 
+def unused_of(recipe):
+    return flags_of(recipe.__name__.rpartition(".")[2]).unused
+
+
 @pytest.mark.parametrize(("recipe", "words", "named"), REFUSED, ids=lambda x: str(x)[:40])
 def test_flags_without_effect_are_refused_by_name(recipe, words, named, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["recipe.py", *shlex.split(words)])
@@ -149,7 +153,7 @@ def test_flags_without_effect_are_refused_by_name(recipe, words, named, monkeypa
         cli(
             lambda _: pytest.fail("it ran"),
             getattr(recipe, "PRESETS", recipe.Config),
-            recipe.unused,
+            unused_of(recipe),
         )
     said = capsys.readouterr().err
     assert said.startswith("error: ") and all(name in said for name in named.split())
@@ -175,7 +179,11 @@ def test_flags_without_effect_are_refused_by_name(recipe, words, named, monkeypa
 def test_flags_with_an_effect_are_not(recipe, words, monkeypatch):
     monkeypatch.setattr("sys.argv", ["recipe.py", *shlex.split(words)])
     ran = []
-    cli(ran.append, getattr(recipe, "PRESETS", recipe.Config), recipe.unused)
+    cli(
+        ran.append,
+        getattr(recipe, "PRESETS", recipe.Config),
+        unused_of(recipe),
+    )
     assert len(ran) == 1
 
 

@@ -36,6 +36,7 @@ from tests.recipes.runs import (
     configure,
     equal,
     final_weights,
+    flags_of,
     in_processes,
     launch,
     modes_in_steps,
@@ -656,7 +657,7 @@ def test_mistakes_are_named_before_anything_is_written(tiny_pack, tmp_path, chan
         ({"data": "people.csv", "leave_out": "p1", "patience": 2}, "--patience"),
         ({"data": "unlabelled.csv"}, "label"),
         ({"data": "nowhere.csv"}, "nowhere.csv"),
-        ({"model": "i3d_flow", "network": None, "frames": 8, "colour": 0.0}, "no flow.*pack.py"),
+        ({"model": "i3d_flow", "network": None, "frames": 8, "colour": 0.0}, "no flow.* pack "),
         ({"model": "i3d_flow", "network": None, "frames": 8, "colour": 0.4}, "colour"),
         ({"resume": True}, "--resume"),
     ],
@@ -814,11 +815,11 @@ def test_what_the_cards_warn_of_stands_under_the_table(compared, tmp_path):
 
 
 def test_a_comparison_knows_which_flags_do_nothing():
-    shown = compare.unused(configure(compare.Config, results=("runs/a",)))
+    shown = flags_of("compare").unused(configure(compare.Config, results=("runs/a",)))
     assert {"data", "epochs", "protocol"} <= shown.keys()
-    probed = compare.unused(configure(compare.Config, models="lstm", protocol="probe"))
+    probed = flags_of("compare").unused(configure(compare.Config, models="lstm", protocol="probe"))
     assert {"epochs", "flip"} <= probed.keys() and not {"data", "seeds"} & probed.keys()
-    assert not compare.unused(configure(compare.Config, models="lstm"))
+    assert not flags_of("compare").unused(configure(compare.Config, models="lstm"))
 
 
 def test_a_failed_run_is_named_and_the_rest_is_shown(tiny_pack, tmp_path, monkeypatch, capsys):

@@ -44,7 +44,7 @@ def commands(tiny_pack, captioned_pack, tiny_backbone, tiny_pair) -> dict:
             linear_probe,
             configure(linear_probe.Config, str(tiny_backbone), attentive="off", **data),
         ),
-        "fit": (fit, configure(fit.Config, str(tiny_backbone), **data)),
+        "fit": (fit, configure(fit.Config, backbone=str(tiny_backbone), **data)),
         "zero_shot": (zero_shot, configure(zero_shot.Config, str(tiny_pair), **data)),
         "retrieval": (retrieval, configure(retrieval.Config, str(tiny_pair), **data)),
         "search": (

@@ -707,12 +707,6 @@ def test_a_pack_needs_its_source_for_labels(packed, footage, tiny_backbone, tmp_
     assert (tmp_path / "labels.csv").exists()
 
 
-def test_the_default_backbone_out_of_reach_is_told_at_once(monkeypatch):
-    monkeypatch.setattr(look, "open_clip_at_hand", lambda *_: False)
-    with pytest.raises(ValueError, match="--backbone RUN/backbone"):
-        look.load_model(None)
-
-
 def test_a_hub_that_does_not_answer_is_out_of_reach(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
