@@ -54,10 +54,13 @@ def test_floors_are_far_above_chance_where_directions_differ(given):
 
 
 def test_labels_of_tested_videos_change_nothing(given, monkeypatch):
-    pack, folds, scores = given
+    pack, folds, _ = given
     labels = folds.labels.copy()
     labels[folds.tested] = (labels[folds.tested] + 1) % 4
     monkeypatch.setattr("downstream.floor.keep_computed", lambda identity, shape, make: make())
+    # Of strengths that are so strong that all classes are nearly alike, rounding may choose.
+    monkeypatch.setattr("downstream.probe.GRID", (1.0, 10.0))
+    scores = floor_scores(pack, folds, HOW, RGB)
     again = floor_scores(pack, dataclasses.replace(folds, labels=labels), HOW, RGB)
     for kind, before in scores.items():  # several threads round otherwise
         np.testing.assert_allclose(again[kind], before, atol=1e-3)
