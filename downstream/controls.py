@@ -1,9 +1,8 @@
 """Controls: is it the action that a backbone reads, or the scene?
 
-A clip is shown with its motion taken away, to the same backbone, and the same classifier is fitted
-and tested on it in the same folds: one frame, repeated; its frames in another order; and the
-picture that stays when everything that moves is gone. A classifier that is as good there did not
-need the action.
+The same backbone sees each clip without its motion, and the same classifier is fitted and tested in
+the same folds: on one frame, repeated; on the frames in another order; and on the median picture,
+in which nothing moves. A classifier that is as good there did not need the action.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,7 +51,7 @@ def controls_of(spec: InputSpec) -> list[str]:
 def controlled(
     views: Mapping[str, Tensor], control: str, ids: Sequence[int], num_crops: int
 ) -> dict[str, Tensor]:
-    """Clips without what a control takes away.
+    """Clips as a control shows them.
 
     Args:
         views: by stream (B, V, C, T, ...), the crops of a time one behind the other.

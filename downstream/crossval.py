@@ -1,8 +1,7 @@
 """Cross-validation of a frozen probe on few labels, and how its accuracy grows with their number.
 
 Folds never divide a group (`Videos.groups`): a person where people are known, else a source file,
-and never near-duplicates. N videos, D features, C
-classes.
+and never near-duplicates. N videos, D features, C classes.
 """
 
 import warnings

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from downstream.features import Extraction, cached_features, keep_computed
-from downstream.metrics import bootstrap_intervals, paired_difference
+from downstream.metrics import paired_difference
 from downstream.probe import Folds, fit_linear
-from downstream.results import Metric, Predictions
-from downstream.splits import choose_validation, videos_digest
+from downstream.results import Metric, Predictions, top1_of
+from downstream.splits import hold_out, videos_digest
 from downstream.tasks import Chosen
 from pretrain.data.shards import Pack
 from pretrain.spec import InputSpec, Joints, Stream
@@ -149,9 +149,7 @@ def folds_of(chosen: Chosen, seed: int) -> Folds:
     known, num = len(chosen.train), sum(map(len, learned))
     held = np.arange(num) >= known
     if chosen.val is None:
-        train = chosen.train
-        about = train.known_labels, train.subjects, seed, train.groups, train.recordings
-        held, _ = choose_validation(*about)
+        held, _ = hold_out(chosen.train, seed, divide_people=True)
     fold = np.arange(num), held[None], np.arange(num, len(labels))
     sources = [source for part in parts for source in part.sources]
     return Folds(
@@ -222,7 +220,7 @@ def against_floor(
     """
     metrics: dict[str, Metric] = {}
     rivals: dict[str, np.ndarray] = {}
-    notes, above, chance = [], True, 1 / len(given.classes)
+    notes, above = [], True
     try:
         floors = floor_scores(pack, given, how, spec)
     except ValueError as error:  # of a clip that training replaced: no score is lost for it
@@ -230,9 +228,7 @@ def against_floor(
         notes.append(f"the floor was not measured: {error}")
     for kind, scores in floors.items():
         predicted = scores.argmax(1)
-        ends, _ = bootstrap_intervals(said.truth, predicted, said.subjects, seed, {})
-        value = float((predicted == said.truth).mean())
-        metrics[f"{FLOOR}{kind}"] = Metric(value, len(said.truth), ends["top1"], chance)
+        metrics[f"{FLOOR}{kind}"] = top1_of(said, predicted, seed)
         rivals[f"{WORDS[kind]}, without a network"] = predicted
     if random is not None:
         rivals["its own random weights"] = random.argmax(1)

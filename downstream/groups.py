@@ -120,11 +120,9 @@ def find_leaks(
         pairs: (K, 2) sample ids of near-duplicates, of the whole pack.
     """
     leaks: dict[tuple[int, int], Leak] = {}
-    sides = [(first, second), (second, first)]
     for a, b in pairs.tolist():
-        for (one, other), (x, y) in zip(sides, ((a, b), (b, a)), strict=True):
-            if one is first and x in one and y in other:
-                leaks[x, y] = Leak(NEAR, (one[x], other[y]))
+        if a in first and b in second:
+            leaks[a, b] = Leak(NEAR, (first[a], second[b]))
     leaks |= _linked(first, second, pairs, {y for _, y in leaks})
     by_recording: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
     for side, records in enumerate((first, second)):

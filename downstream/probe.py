@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from threadpoolctl import ThreadpoolController
 
 from downstream.metrics import softmax
-from downstream.splits import Videos, choose_splits, choose_validation, leave_one_subject_out
+from downstream.splits import Videos, choose_splits, hold_out, leave_one_subject_out, subset
 from pretrain.data.shards import Pack
 from pretrain.files import share
 from pretrain.folders import writing
@@ -286,7 +286,7 @@ def fit_some(
         validations: as `fit_linear` takes them.
         num_classes: C.
     """
-    features, width = features.astype(np.float64), features.shape[1]
+    width = features.shape[1]
     present, numbers = np.unique(labels, return_inverse=True)
     weight, bias = np.zeros((num_classes, width)), np.full(num_classes, -1e9)
     bias[present] = 0
@@ -427,25 +427,22 @@ def choose_folds(
     if leave_one_out:
         everybody, held, notes = leave_one_subject_out(pack)
         parts: tuple[Videos, ...] = (everybody,)
+        learned_from = [subset(everybody, ~mask) for mask in held]
     else:
         train, test, notes = choose_splits(pack, train_split, test_split, seed)
         parts = (train, test)
-        held = [np.arange(len(train) + len(test)) >= len(train)]
+        held, learned_from = [np.arange(len(train) + len(test)) >= len(train)], [train]
     names = [label for part in parts for label in part.known_labels]
     subjects = [subject for part in parts for subject in part.subjects]
-    groups = [number for part in parts for number in part.groups]
-    recordings = [number for part in parts for number in part.recordings]
     classes, folds, rule = sorted(set(names)), [], ""
-    for mask in held:
-        learned = np.flatnonzero(~mask)
-        about = [names[i] for i in learned], [subjects[i] for i in learned]
-        whole = [groups[i] for i in learned], [recordings[i] for i in learned]
+    for mask, videos in zip(held, learned_from, strict=True):
         chosen = [
-            choose_validation(*about, seed * VALIDATIONS + i, *whole)
+            hold_out(videos, seed * VALIDATIONS + i, divide_people=True)
             for i in range(1 if leave_one_out else VALIDATIONS)
         ]
         rule = rule or chosen[0][1]
-        folds.append((learned, np.stack([mask for mask, _ in chosen]), np.flatnonzero(mask)))
+        validations = np.stack([chosen_mask for chosen_mask, _ in chosen])
+        folds.append((np.flatnonzero(~mask), validations, np.flatnonzero(mask)))
     return Folds(
         parts, folds, classes, np.concatenate([part.numbers(classes) for part in parts]), subjects,
         [source for part in parts for source in part.sources],

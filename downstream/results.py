@@ -293,6 +293,19 @@ class Predictions:
         return confusion_matrix(self.truth, self.predicted, len(self.classes))
 
 
+def top1_of(said: Predictions, predicted: np.ndarray, seed: int) -> Metric:
+    """Top-1 accuracy of other predictions (N,) of the same videos, with its interval.
+
+    Args:
+        said: truth, subjects and classes.
+        predicted: class numbers.
+        seed: of the bootstrap.
+    """
+    ends, _ = bootstrap_intervals(said.truth, predicted, said.subjects, seed, {})
+    value = float((predicted == said.truth).mean())
+    return Metric(value, len(said.truth), ends["top1"], 1 / len(said.classes))
+
+
 def accuracies(
     said: Predictions,
     seed: int,

@@ -303,12 +303,6 @@ def labelled_videos(pack: Pack, split: str) -> tuple[Videos, list[str]]:
     return clips.collect(labelled), notes
 
 
-def names_of(videos: Videos) -> list[str]:
-    """The subjects of videos that all have one."""
-    assert None not in videos.subjects
-    return [who for who in videos.subjects if who is not None]
-
-
 def _people(where: str, subjects: list[str | None]) -> list[str]:
     """The names of at least two subjects of labelled videos, all of which have one."""
     names = sorted({who for who in subjects if who is not None})
@@ -362,7 +356,7 @@ def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[st
     names = _people(pack.name, videos.subjects)
     _refuse_one_class(pack, set(videos.known_labels))
     together: dict[int, list[str]] = {}  # those whom a recording or near-duplicates join
-    for who, group in sorted(set(zip(names_of(videos), videos.groups, strict=True))):
+    for who, group in sorted(set(zip(map(str, videos.subjects), videos.groups, strict=True))):
         together.setdefault(group, []).append(who)
     if len(together) == 1:
         raise ValueError(
@@ -394,10 +388,10 @@ def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[st
     return videos, folds, notes
 
 
-def hold_out(videos: Videos, seed: int) -> tuple[np.ndarray, str]:
-    """`choose_validation` of videos that all have a label, such that no group is ever divided."""
+def hold_out(videos: Videos, seed: int, divide_people: bool = False) -> tuple[np.ndarray, str]:
+    """`choose_validation` of videos that all have a label; unless told, no group is divided."""
     about = videos.known_labels, videos.subjects, seed, videos.groups, videos.recordings
-    return choose_validation(*about, divide_people=False)
+    return choose_validation(*about, divide_people)
 
 
 def choose_validation(

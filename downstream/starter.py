@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from downstream.models import load_video_text
 from pretrain.backbones import STARTER, export_backbone, folder_of
@@ -59,14 +58,9 @@ def compact(pair: VideoText, texts: list[str]) -> VideoText:
     seen[tokens.unique()] = True
     with torch.no_grad():
         for weight in pair.parameters():
-            weight.copy_(_rounded(weight))
+            weight.copy_(weight.bfloat16())
         pair.text.tower.token_embedding.weight[~seen] = 0
     return pair
-
-
-def _rounded(weight: Tensor) -> Tensor:
-    """To the nearest bfloat16, in the kind it has."""
-    return weight.bfloat16().to(weight.dtype)
 
 
 def keep(backbone: str, texts: list[str]) -> Path:

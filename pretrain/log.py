@@ -223,13 +223,18 @@ def write_json(path: Path, content: object) -> None:
     Raises:
         ValueError: the disk does not take it; an older file is untouched.
     """
-    _write_whole(path, json.dumps(content, indent=1))
+    write_whole(path, json.dumps(content, indent=1).encode())
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, and wait until it is on the disk.
+
+    Raises:
+        ValueError: the disk does not take it; an older file is untouched.
+    """
     with writing(path):
         with replacing(path) as aside:
-            write_synced(aside, text.encode())
+            write_synced(aside, data)
         sync(path.parent)
 
 
@@ -297,7 +302,7 @@ class RunLog:
                     flush=True,
                 )
             kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= start_step]
-            _write_whole(self.path, "".join(kept))
+            write_whole(self.path, "".join(kept).encode())
         self.writer = None
         if tensorboard:
             self.writer = summary_writer()(run / "tensorboard", purge_step=start_step + 1)

@@ -45,7 +45,6 @@ from downstream.features import Extraction, cached_features, covering_views, sta
 from downstream.fit_report import labels_figure, next_clips, write_next, write_report
 from downstream.floor import against_floor
 from downstream.fusion import Scored, write_scores
-from downstream.metrics import bootstrap_intervals
 from downstream.models import load_backbone, match_rate
 from downstream.probe import LinearProbe, fit_card
 from downstream.proposals import MOST, propose
@@ -62,6 +61,7 @@ from downstream.results import (
     describe_views,
     read_results,
     seen_in_training,
+    top1_of,
     try_results,
     versions,
 )
@@ -177,7 +177,7 @@ class Shown:
         return self.videos.average(labelled), flat[np.searchsorted(every, self.candidates)]
 
     def control(self, name: str) -> np.ndarray:
-        """Features of the videos, with what a control takes away taken away."""
+        """Features of the videos as a control shows them; "": as they are."""
         how = dataclasses.replace(self.how, control=name)
         samples = self.videos.samples
         values = cached_features(self.encoder, self.pack, samples, how, CONTROLS[name])
@@ -188,15 +188,13 @@ def measure_controls(
     shown: Shown, grouped: Grouped, said: Predictions, seed: int
 ) -> tuple[dict[str, Metric], Verdict]:
     """What the controls reach, and what that says."""
-    hits, metrics, chance = {}, {}, 1 / len(said.classes)
+    hits, metrics = {}, {}
     for name in controls_of(shown.spec):
         predicted = cross_validate(shown.control(name), grouped.folds)[0].argmax(1)
         hits[name] = (predicted == said.truth).astype(float)
-        ends, _ = bootstrap_intervals(said.truth, predicted, said.subjects, seed, {})
-        value = float(hits[name].mean())
-        metrics[f"{CONTROL}{name}"] = Metric(value, len(said.truth), ends["top1"], chance)
+        metrics[f"{CONTROL}{name}"] = top1_of(said, predicted, seed)
     ours = (said.predicted == said.truth).astype(float)
-    return metrics, judge(ours, hits, said.subjects, chance, seed)
+    return metrics, judge(ours, hits, said.subjects, 1 / len(said.classes), seed)
 
 
 def export(
@@ -355,7 +353,7 @@ def main(config: Config) -> dict:
     labels_figure(out / "labels.png", curve, 1 / len(given.classes), config.data)
     written |= {"classifier": out / "backbone", "to label next": out / "next.csv"}
     predict = f"muybridge predict --backbone {for_shell(out / 'backbone')}"
-    first = [int(videos.samples[videos.owner == i][0]) for i in tested]
+    first = videos.samples[np.unique(videos.owner, return_index=True)[1]][tested].tolist()
     written["report"] = write_report(
         out, results, said, verdict, curve, proposed, pack, first,
         [("Label new files:", f"{predict} --video FILE_OR_FOLDER"),

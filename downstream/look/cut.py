@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from downstream.look.labels import Labels, Mark, csv_text, write_whole
+from downstream.look.labels import Labels, Mark, csv_text
 from downstream.look.moments import Moments
 from pretrain.data.decode import DecodeError
 from pretrain.data.lists import MAX_LIST
@@ -16,6 +16,7 @@ from pretrain.data.shards import Pack
 from pretrain.data.synthetic import encode_video
 from pretrain.files import read_limited, reading, replacing
 from pretrain.folders import writing
+from pretrain.log import write_whole
 from pretrain.names import counted, file_name, for_csv, for_screen
 
 COLUMNS = ("path", "label", "recording", "start", "end", "split", "subject")
@@ -42,7 +43,6 @@ def write_clips(pack: Pack, moments: Moments, labels: Labels) -> str:
         with reading(listed):
             if not read_limited(listed, MAX_LIST).startswith(head.encode()):
                 raise ValueError(f"{listed} was made by something else: move it away")
-    samples = [np.unique(moments.sample[moments.video == v]) for v in range(len(moments.videos))]
     rows: list[list[object]] = []
     several = cut = 0
     for video, (row, marks) in enumerate(zip(labels.rows, list(labels.marks), strict=True)):
@@ -56,7 +56,8 @@ def write_clips(pack: Pack, moments: Moments, labels: Labels) -> str:
                 continue
             label, path, times = (for_csv(names[0]) if names else ""), row.path, ("", "")
             if part:
-                records = [pack.record(int(sample)) for sample in samples[video]]
+                samples = np.unique(moments.sample[moments.video == video])
+                records = [pack.record(int(sample)) for sample in samples]
                 path = f"{CLIPS}/{_cut(pack, records, part, folder / CLIPS).name}"
                 times = f"{part[0]:.3f}", f"{part[1]:.3f}"
                 cut += 1

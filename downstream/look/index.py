@@ -36,7 +36,7 @@ def near_duplicates(
     Of two videos only the most similar pair is told.
 
     Args:
-        vectors: (M, D); of more than `MOST_COMPARED` every so-and-so-many-th is looked at.
+        vectors: (M, D); of more than `MOST_COMPARED` an evenly spaced part is compared.
         video: (M,) the number of each moment's video.
         most: pairs.
         same: the smallest similarity.

@@ -23,8 +23,8 @@ from downstream.segments import parse_segments
 from pretrain.data.annotations import read_rows
 from pretrain.data.lists import MAX_LIST, Problems, boxes_column
 from pretrain.data.sources import NOTHING, Source
-from pretrain.files import read_limited, reading, replacing, sync, write_synced
-from pretrain.folders import writing
+from pretrain.files import read_limited, reading
+from pretrain.log import write_whole
 from pretrain.names import FORMULA, JOINERS, for_csv, for_screen, from_csv
 from pretrain.prompts import same_words
 
@@ -136,7 +136,6 @@ def row_of(source: Source | None, name: str, seconds: float, folder: Path) -> Ro
 
 def marks_of(record: dict) -> tuple[Mark, ...]:
     """The labels that a clip's index entry has already: its segments, or that of the video."""
-    marks = []
     try:
         segments = parse_segments_apart(record["extra"].get("segments", ""))
     except ValueError:
@@ -346,17 +345,6 @@ def _free(path: Path, word: str) -> Path:
     while os.path.lexists(found := path.with_name(f"{path.stem}-{word}-{number}{path.suffix}")):
         number += 1
     return found
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, and wait until it is on the disk.
-
-    Raises:
-        ValueError: the disk does not take it.
-    """
-    with writing(path), replacing(path) as aside:
-        write_synced(aside, data)
-    sync(path.parent)
 
 
 def read_places(path: Path, moments: Moments, labels: Labels) -> list[int]:

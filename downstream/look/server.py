@@ -153,9 +153,12 @@ class Look:
         makers = {"text": self._text, "like": self._like, "group": self._group, "near": self._near}
         if kind not in makers:
             raise ValueError(f"there is no view {kind!r:.40}")
+        return self._kept(kind, about, makers[kind])
+
+    def _kept(self, kind: str, about: str, make: Callable[[str], list]) -> list:
         with self._making:
             if (kind, about) not in self._views:
-                self._views[kind, about] = makers[kind](about)
+                self._views[kind, about] = make(about)
                 if len(self._views) > 64:
                     self._views.popitem(last=False)
             self._views.move_to_end((kind, about))
@@ -197,11 +200,8 @@ class Look:
 
     def groups(self, wanted: int) -> list[list[int]]:
         """So many groups of all moments, see `downstream.look.index.group`."""
-        with self._making:
-            key = "groups", str(wanted)
-            if key not in self._views:
-                self._views[key] = [g.tolist() for g in group(self.vectors, wanted)]
-            return self._views[key]
+        make = lambda _: [g.tolist() for g in group(self.vectors, wanted)]
+        return self._kept("groups", str(wanted), make)
 
     def _group(self, about: str) -> list[dict]:
         wanted, _, which = about.partition(":")

@@ -393,9 +393,9 @@ def load_video_text(name: str) -> VideoText:
     """The pair of towers that `--backbone` names, with its weights, in evaluation mode.
 
     Args:
-        name: a folder exported by recipes/clip.py, `hf:` and a hub name of one, `starter`, which
-            comes with the package, or
-            `open_clip:MODEL/WEIGHTS`, whose image tower sees `FRAMES`, their embeddings averaged.
+        name: a folder exported by recipes/clip.py, `hf:` and a hub name of one; `starter`, which
+            comes with the package; or `open_clip:MODEL/WEIGHTS`, whose image tower sees `FRAMES`,
+            their embeddings averaged.
 
     Raises:
         ValueError: nothing of the kind is there, or it has no text tower.

@@ -34,6 +34,7 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.data.index import NEAR, json_line
+from pretrain.data.ingest import SHOWN, SLOW
 from pretrain.data.near_list import MOST
 from pretrain.data.shards import Pack
 from pretrain.files import replacing, write_synced
@@ -43,7 +44,6 @@ from pretrain.names import counted, for_screen
 SIDE = 64  # pixels
 RATE = 8  # pictures a second
 LONGEST = 2**12  # pictures of a clip that are compared
-SLOW, SHOWN = 2, 25  # frames a second below which, and as which, a series counts
 SMALL = SIDE // 4  # pixels of the pictures of which windows are made
 WINDOW = 8  # pictures
 PATCH = 6  # places of a window's own frame, in each direction
@@ -432,6 +432,19 @@ def _coarse(
     return _Try(score, across_at, down_at, lag, mirrored)
 
 
+def _narrow(
+    ours: np.ndarray, theirs: np.ndarray, place: tuple[tuple[float, float], tuple[float, float]],
+    steps: tuple[tuple[float, float], ...],
+) -> tuple[float, tuple[tuple[float, float], tuple[float, float]]]:  # fmt: skip
+    """The best correlation and its place across and down, looked for in ever smaller steps."""
+    score = 0.0
+    for scale, shift in steps:
+        across, down = (_around(p, ours.shape[1], scale, shift) for p in place)
+        score, *best = _register(ours, theirs, across, down)
+        place = best[0], best[1]
+    return score, place
+
+
 def _refine(ours: np.ndarray, theirs: np.ndarray, start: _Try) -> Near | None:
     """Align two clips more finely; None where that is in vain."""
     pair = _shared(ours, theirs, start.lag, start.mirrored)
@@ -443,11 +456,7 @@ def _refine(ours: np.ndarray, theirs: np.ndarray, start: _Try) -> Near | None:
     _, across, down = _register(_parts(half[0]), _parts(half[1]), around[0], around[1], 6)
     for phase, (x, y) in enumerate(_phases(half[0], half[1])):
         parts, place = (_parts(x), _parts(y)), (across, down)
-        score = 0.0
-        for scale, shift in ((0.03, 0.6), (0.015, 0.3)):
-            around = [_around(p, SIDE // 2, scale, shift) for p in place]
-            score, a, d = _register(parts[0], parts[1], around[0], around[1])
-            place = a, d
+        score, place = _narrow(*parts, place, ((0.03, 0.6), (0.015, 0.3)))
         found.append((score, phase, place, (x, y)))
     _, phase, place, (x, y) = max(found, key=lambda f: f[0])
     changing, resting = _agreement(x, y, *place)
@@ -455,10 +464,7 @@ def _refine(ours: np.ndarray, theirs: np.ndarray, start: _Try) -> Near | None:
         return None
     x, y = _phases(*pair)[phase]
     parts, place = (_parts(x), _parts(y)), (_doubled(place[0]), _doubled(place[1]))
-    for scale, shift in ((0.0125, 0.6), (0.006, 0.3)):
-        around = [_around(p, SIDE, scale, shift) for p in place]
-        _, a, d = _register(parts[0], parts[1], around[0], around[1])
-        place = a, d
+    _, place = _narrow(*parts, place, ((0.0125, 0.6), (0.006, 0.3)))
     first = max(0, -start.lag)
     changing, _ = _agreement(x, y, *place)
     return Near((first, first + start.lag), len(pair[0]), changing, resting, start.mirrored)

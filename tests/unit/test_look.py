@@ -355,7 +355,7 @@ def test_a_full_disk_loses_no_label(page, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("downstream.look.labels.write_synced", full)
+    monkeypatch.setattr("pretrain.log.write_synced", full)
     with pytest.raises(ValueError, match="No space"):
         give(page, "long.mp4", "walk")
     assert (tmp_path / "labels.csv").read_bytes() == before
