@@ -1,6 +1,5 @@
 """Encoders as the flags of the pretraining recipes ask for them."""
 
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -8,25 +7,23 @@ from torch import nn
 
 from downstream.models import MODELS, build_model, load_backbone
 from downstream.models.frames import FrameNetwork, frame_tower
-from pretrain.backbones import folder_of, load_pretrained_videomae, parts_of
+from pretrain.backbones import folder_of, load_pretrained_videomae
 from pretrain.clip import VideoText
 from pretrain.files import is_folder
 from pretrain.interop.openclip import MEAN as CLIP_MEAN
 from pretrain.interop.openclip import PREFIX as OPEN_CLIP
 from pretrain.interop.openclip import STD as CLIP_STD
-from pretrain.interop.openclip import Pair, is_trained, load_open_clip
+from pretrain.interop.openclip import Pair, load_open_clip
 from pretrain.interop.videomae import import_videomae
 from pretrain.names import did_you_mean
-from pretrain.settings import JOINTS, Form, JointForm
+from pretrain.settings import JOINTS, SIZES, VITS, Form, JointForm
 from pretrain.spec import Backbone, Selective
 from pretrain.text import HuggingFaceText, OpenClipText, TextTower, fresh_text
 from pretrain.videomae import VideoMAE
-from pretrain.vit import SIZES, VITS, VideoTransformer
+from pretrain.vit import VideoTransformer
 from pretrain.weights import load_strict
 
 FRAMES = 16  # of a clip, unless it is said or a family has its own
-FIXED_FRAMES = {"frame_single": 1, "frame_late": 2}
-FORM = ("depth", "patch", "tubelet", "positions", "init", "motion_tokens", "small")
 
 
 def transformer(
@@ -172,45 +169,6 @@ def text_model_name(model: str, backbone: str | None, text_model: str | None) ->
     """--text-model, or what it is when not given: the other half of an open_clip pair, else ti."""
     own = model.startswith(OPEN_CLIP) and not backbone
     return text_model or (model if own else "ti")
-
-
-def idle_flags(
-    model: str, backbone: str | None, frames: int | None, text_model: str | None
-) -> dict[str, str]:
-    """The flags that a video tower leaves without effect, and why.
-
-    Args:
-        model: see `video_tower`, likewise `frames`.
-        backbone: a trained tower instead.
-        frames: see there.
-        text_model: see `build_pair`.
-    """
-    if backbone:
-        clip = ("frames", "stride", "sampling", "size", "pixels")
-        names = ("model", "pool", *clip, *FORM, *vars(JOINTS))
-        return dict.fromkeys(names, f"with --backbone {backbone}, which has its own")
-    why = f"with --model {model}"
-    if model in VITS:
-        return dict.fromkeys(("pool", "small", "pixels", *vars(JOINTS)), why)
-    if model in MODELS:
-        idle = {"pool", "drop_tokens", "pixels", *FORM} - {"small"}
-        fixed = FIXED_FRAMES.get(model)
-        idle |= {"frames"} if fixed and frames != fixed else set()
-        idle |= {"stride", "sampling"} if fixed == 1 else set()
-        build = MODELS[model].build
-        if "skeleton" in signature(build).parameters:  # of poses alone
-            idle |= {"colour", "jitter", "grey"}
-        elif not parts_of(build):
-            idle |= vars(JOINTS).keys()
-        return dict.fromkeys(idle, why)
-    if model.startswith("frames:"):
-        return dict.fromkeys({"pixels", *FORM, *vars(JOINTS)} - {"depth", "patch"}, why)
-    if not model.startswith(OPEN_CLIP):
-        return {}  # there is no such model
-    own = dict.fromkeys(("size", *FORM, *vars(JOINTS)), f"{why}, which has its own")
-    if text_model_name(model, backbone, text_model) == model and is_trained(model):
-        own["dim"] = f"{why}, whose two towers share a space already"
-    return own
 
 
 def build_pair(

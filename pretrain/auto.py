@@ -9,7 +9,7 @@ import copy
 import math
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,17 +33,17 @@ from pretrain.data.shards import (
 )
 from pretrain.engine import Engine
 from pretrain.files import read_json
-from pretrain.flags import flag, flat, refuse_numbers, replace, value_of
+from pretrain.flags import flag, flat, refuse_numbers, replace
 from pretrain.folders import try_folder
 from pretrain.log import print_table
 from pretrain.loop import plan_run
 from pretrain.names import counted
 from pretrain.optim import make_optimizers, set_rate, update
+from pretrain.presets import AUTO
 from pretrain.processes import asked_processes, computes_on_gpu, is_first, loader_workers
+from pretrain.settings import VITS
 from pretrain.spec import FLOW_ZERO, InputSpec, Stream
-from pretrain.vit import VITS
 
-AUTO = "auto"
 LOOKED_AT = 48  # clips
 CELLS = 12  # across and down a picture, in which motion is looked for
 FRAMES = 16  # of a clip, or twice as many where these would lie too far apart:
@@ -95,29 +95,6 @@ class Facts:
             f"{self.fps:g} frames a second, {self.side} pixels as packed; {self.moving:.1%} of "
             "picture and time move"
         )
-
-
-def preset_of(built_in: Callable[[str], object], otherwise: str) -> Callable[[Sequence[str]], str]:
-    """Which preset a command line means that names none: `auto` where data of one's own are given.
-
-    Args:
-        built_in: true of what --data may name that is none's own.
-        otherwise: the preset of those, and without --data.
-    """
-
-    def find(words: Sequence[str]) -> str:
-        data = value_of(words, "data")
-        return AUTO if data and not built_in(data) else otherwise
-
-    return find
-
-
-def idle_minutes(config: Any) -> dict[str, str]:
-    """Whether a configuration leaves --minutes without effect, and why, as `unused` says it."""
-    if config.preset != AUTO:
-        return {"minutes": f"with the preset {config.preset}"}
-    asked = {"steps", "epochs"} & {*config.given}
-    return {"minutes": "with --steps or --epochs"} if asked else {}
 
 
 def measure(pack: Pack, ids: np.ndarray, stream: str = "rgb") -> Facts:

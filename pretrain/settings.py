@@ -22,6 +22,17 @@ from pretrain.flags import (
     PositiveFraction,
 )
 
+# width, depth, heads: Ti, S, B, L of ViT/DeiT; H of VideoMAE; XS is ours, for minutes on a CPU.
+SIZES = {
+    "xs": (128, 4, 4),
+    "ti": (192, 12, 3),
+    "s": (384, 12, 6),
+    "b": (768, 12, 12),
+    "l": (1024, 24, 16),
+    "h": (1280, 32, 16),
+}
+VITS = {f"vit_{size}": size for size in SIZES}  # as recipes and `downstream.models` name them
+
 
 @dataclass(frozen=True)
 class Machine:

@@ -18,18 +18,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from pretrain.settings import SIZES
 from pretrain.spec import FLOW_ZERO, IMAGENET_MEAN, IMAGENET_STD, InputSpec, Stream, flow_stream
-
-# width, depth, heads: Ti, S, B, L of ViT/DeiT; H of VideoMAE; XS is ours, for minutes on a CPU.
-SIZES = {
-    "xs": (128, 4, 4),
-    "ti": (192, 12, 3),
-    "s": (384, 12, 6),
-    "b": (768, 12, 12),
-    "l": (1024, 24, 16),
-    "h": (1280, 32, 16),
-}
-VITS = {f"vit_{size}": size for size in SIZES}  # as recipes and `downstream.models` name them
 
 # 128 MiB in float32; the widest published networks need 100 MiB for 64 frames of 384 pixels.
 MOST_POSITIONS = 2**25

@@ -54,9 +54,10 @@ from pretrain.data.stream_speed import measure, rows_of
 from pretrain.files import is_there
 from pretrain.interop.videomae import to_transformers
 from pretrain.names import did_you_mean
+from pretrain.settings import SIZES, VITS
 from pretrain.spec import IMAGENET_MEAN, IMAGENET_STD, InputSpec
 from pretrain.videomae import DECODERS, VideoMAE, draw_tokens, mask_of_view
-from pretrain.vit import SIZES, VITS, VideoTransformer
+from pretrain.vit import VideoTransformer
 from recipes.options.benchmark import Config, command
 
 SCALES = (1.0, 0.875, 0.75, 0.66)

@@ -17,20 +17,17 @@ The same command continues an interrupted run. Batches over --micro-batch cost a
 and no memory.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
 
 import pretrain.threads  # noqa: F401 (before torch)
 
 import torch
-import tyro
 
 from downstream import auto_pairs, monitor, pairs
-from downstream.encoders import build_pair, idle_flags, text_model_name
+from downstream.encoders import build_pair, text_model_name
 from downstream.finetune import record_method
-from pretrain import auto, backbones, flags, log, settings
+from pretrain import auto, backbones, flags, log
 from pretrain.clip import VideoText, backward_classes, backward_step, contrast
 from pretrain.data import shards
 from pretrain.data.cache import open_all, packing_side, synthetic_clips
@@ -41,165 +38,10 @@ from pretrain.health import Health
 from pretrain.loop import TrainingRun, plan_run
 from pretrain.names import counted, for_shell
 from pretrain.optim import counting_rate, learning_rate, make_optimizers, set_rate
+from pretrain.presets import AUTO
 from pretrain.processes import asked_processes, is_first
 from pretrain.run import try_run
-
-# As CLIP is published.
-PUBLISHED = settings.Optimisation(
-    epochs=32, batch_size=1024, micro_batch=64, base_lr=1.25e-4, final_lr=0.0, warmup=0.06,
-    weight_decay=0.2, beta2=0.98,
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Config:
-    """Pretrain by contrasting videos with their captions."""
-
-    preset: Annotated[str, tyro.conf.Suppress] = "tiny"
-    given: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()  # flags that were typed
-    minutes: flags.Positive = 20.0
-    """Of the preset auto: how long training takes; the number of steps follows from it."""
-
-    # Data
-    data: tuple[str, ...] = ("synthetic",)
-    """One source or several to mix: packs, folders, lists, tars, or "synthetic"; with captions."""
-    data_weights: tuple[flags.Positive, ...] | None = None
-    """Weight of each source in every batch; by default their numbers of clips."""
-    split: str = "train"
-    """The split to train on; "all" for everything. Data without splits are used whole."""
-    text: Literal["caption", "label"] = "caption"
-    """What a clip is paired with: one of its captions, or its class name in one of --templates."""
-    sentences: bool = False
-    """Draw one sentence of a caption at a time: for captions longer than the context."""
-    templates: str = "plain"
-    """For --text label: plain, vificlip, openai_kinetics, openai_ucf101 or a file of templates."""
-    out: str | None = None
-    """The run's folder; by default runs/clip-PRESET."""
-
-    # Model
-    model: str = "vit_ti"
-    """The video tower: vit_xs to vit_h; frames:vit_xs to frames:vit_h, an image ViT on frames;
-    open_clip:MODEL/WEIGHTS; or a name of python -m downstream.models, such as i3d or lstm."""
-    joints: settings.JointFlags = settings.JOINTS
-    small: bool = False
-    """Of such a name: the small network, for minutes on a CPU, instead of the paper's."""
-    backbone: str | None = None
-    """A trained video tower: a backbone folder, hf:OWNER/NAME, an official VideoMAE .pth, ..."""
-    text_model: str | None = None
-    """The text tower: xs, ti, s, b, open_clip:MODEL/WEIGHTS or hf:NAME; else the pair's or ti."""
-    dim: flags.Count = 256
-    """Width of the joint space."""
-    frames: flags.OptionalCount = None
-    """Frames of a clip, 1 for images; by default 16, or as a model family has it."""
-    stride: flags.Count = 4
-    """Source frames between two sampled ones."""
-    sampling: Literal["dense", "uniform"] = "dense"
-    """dense: frames at a stride; uniform: a frame of each of --frames equal parts (TSN)."""
-    size: flags.Count = 224
-    """Height and width of a clip, pixels; open_clip towers have their own."""
-    form: settings.FormFlags = settings.FORM
-    pool: Literal["mean", "max", "attention", "temporal"] = "mean"
-    """How the frames of an image tower are pooled; temporal: by a transformer over them."""
-    pixels: Literal["tower", "imagenet"] = "tower"
-    """Pixels of an open_clip tower: as it was trained, or ImageNet's mean, scaled bilinearly."""
-
-    # Objective
-    loss: Literal["infonce", "siglip", "classes"] = "infonce"
-    """infonce (CLIP), siglip, or classes: every clip against the prompts of all classes, which
-    leaves the embeddings of words alone (ViFi-CLIP); with --text label."""
-    positives: Literal["pair", "caption", "label"] = "pair"
-    """Which texts of a batch are positives of a clip: its own; all equal ones; all of its class."""
-    drop_tokens: flags.FractionBelowOne = 0.0
-    """Fraction of the video tokens that --motion-tokens leaves, left out in training (FLIP)."""
-    trim_text: bool = True
-    """Cut a batch's token rows to its longest caption: the same numbers, sooner."""
-    scales: tuple[flags.PositiveFraction, ...] = (1.0, 0.9, 0.8)
-    """Sides of the random crop, as fractions of the short side."""
-    flip: bool = False
-    """Mirror half of the clips; not where texts say left or right."""
-    colour: flags.Fraction = 0.0
-    """Strength of random brightness, contrast and colour balance, 0 to 1."""
-    jitter: flags.Fraction = 0.0
-    """Fraction of the clips whose frames get random colours, each its own, as ViFi-CLIP does."""
-    grey: flags.Fraction = 0.0
-    """Fraction of the clips turned grey."""
-    smoothing: flags.FractionBelowOne = 0.0
-    """Of --loss classes: fraction of every target spread over all classes."""
-    mixup: flags.NotNegative = 0.0
-    """Of --loss classes: alpha of mixup; 0: off."""
-    cutmix: flags.NotNegative = 0.0
-    """Of --loss classes: alpha of cutmix; 0: off."""
-
-    # Running
-    optim: settings.OptimFlags = PUBLISHED
-    schedule: Literal["cosine", "counting"] = "cosine"
-    """cosine: from the peak, after the warm-up; counting: it counted meanwhile (ViFi-CLIP's)."""
-    seed: flags.Seed = 0
-    """Of weights, order, crops, captions and dropped tokens."""
-    val_every: flags.OptionalWhole = None
-    """Steps between scores on a split "val"; 0: only at the end; by default four in a run."""
-    machine: settings.MachineFlags = settings.MACHINE
-    run: settings.RunFlags = settings.RUN
-
-
-# Nothing published: what learned most in little time on two cores, see the changelog.
-TINY = flags.replace(
-    Config(), data=("synthetic:3600",), model="vit_xs", small=True, text_model="xs", dim=128,
-    stride=2, size=48, patch=8, positions="separable", init="mimetic", motion_tokens=0.375,
-    drop_tokens=0.33, positives="label", flip=True, colour=0.4, scales=(1.0, 0.93, 0.86, 0.8),
-    steps=1700, batch_size=64, optimizer="muon", base_lr=0.016, warmup=0.03, weight_decay=0.05,
-    beta2=0.95, clip_grad=1.0,
-)  # fmt: skip
-PRESETS = {
-    # What it does not choose (downstream/auto_pairs.py) is what learned most in little time.
-    auto.AUTO: flags.replace(
-        TINY, preset=auto.AUTO, data=("synthetic",), steps=None, positives="caption",
-        motion_tokens=1.0, drop_tokens=0.0,
-    ),
-    "tiny": TINY,
-    # Frames in slow fusion, mean frame subtracted, regularised by a strong decay. Little but the
-    # actions is left to meet by, so captions are enough.
-    "motion": flags.replace(
-        TINY, preset="motion", model="frame_slow", frames=14, motion_tokens=1.0, drop_tokens=0.0,
-        positives="caption", weight_decay=4.0, steps=1900,
-    ),
-    "photos": flags.replace(
-        TINY, preset="photos", frames=1, tubelet=1, size=64, motion_tokens=1.0, drop_tokens=0.0
-    ),
-    # ViFi-CLIP (Rasheed et al. 2022, arXiv:2212.03640), a whole CLIP fine-tuned on labels: its
-    # repository's configs/zero_shot/train/k400/16_16_vifi_clip.yaml (32 frames, batch 256, 8e-6, 10
-    # epochs) over utils/config.py (5 epochs of warm-up, decay 0.001, smoothing, mixup, cutmix,
-    # colour 0.8, grey 0.2), utils/optimizer.py (beta2, a hundredth at the end, the cosine that
-    # counts on), datasets/build.py (uniform sampling, scales, flip, ImageNet's pixels) and
-    # trainers/vificlip.py (prompt, loss, word embeddings that stay). Other than published are: the
-    # crop has 13 places (5), vectors do not decay (all do), the half precision is bf16 (fp16),
-    # clips are mixed with that at their mirrored place (with any), and of clips of fewer than 32
-    # frames only the first is seen.
-    "vificlip_b16": flags.replace(
-        Config(), preset="vificlip_b16", model="open_clip:ViT-B-16/openai", text="label",
-        templates="vificlip", pixels="imagenet", frames=32, sampling="uniform", loss="classes",
-        smoothing=0.1, mixup=0.8, cutmix=1.0, scales=(1.0, 0.875, 0.75, 0.66), flip=True,
-        jitter=0.8, grey=0.2, schedule="counting", epochs=10, warmup=0.5, batch_size=256,
-        micro_batch=8, base_lr=8e-6, final_lr=8e-8, weight_decay=0.001,
-    ),
-}  # fmt: skip
-
-# A line a preset for --help.
-ABOUT = {
-    auto.AUTO: "your own clips: chosen by clips and texts, and printed (the default for --data)",
-    "tiny": "the synthetic dataset or small captioned data, minutes on two cores (its default)",
-    "motion": "people in front of static backgrounds: the mean frame of a clip is subtracted",
-    "photos": "photographs with captions, from scratch, minutes on two cores",
-    "vificlip_b16": "ViFi-CLIP: a CLIP ViT-B/16 fine-tuned on labels, against all class prompts",
-}
-
-# What says that something is not wanted; such a value is never refused.
-OFF = {
-    "grey": 0.0, "small": False, "smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "pixels": "tower",
-    "sampling": "dense", "motion_tokens": 1.0, "drop_tokens": 0.0, "colour": 0.0, "jitter": 0.0,
-    "sentences": False,
-}  # fmt: skip
-
+from recipes.options.clip import PRESETS, Config, command, unused
 
 # ---------------------------------------------------------------------------------------- the step
 
@@ -234,28 +76,6 @@ def train_step(model, engine, batches, accumulate, loss, clip_grad, make_micro):
 
 
 # ------------------------------------------------------------------------------------- the pieces
-
-
-def unused(cfg: Config) -> dict[str, str]:
-    """Values that the towers and the data chosen leave without effect, and why."""
-    why = idle_flags(cfg.model, cfg.backbone, cfg.frames, cfg.text_model)
-    if cfg.frames == 1:
-        why = {"stride": "with --frames 1", "sampling": "with --frames 1"} | why
-    elif cfg.sampling == "uniform":
-        why.setdefault("stride", "with --sampling uniform")
-    of_texts = "templates" if cfg.text == "caption" else "sentences"
-    why[of_texts] = f"with --text {cfg.text}"
-    if len(cfg.data) == 1:
-        why["data_weights"] = "with one source of --data"
-    if cfg.loss == "classes":
-        why["positives"] = "with --loss classes"
-    else:
-        why |= dict.fromkeys(("smoothing", "mixup", "cutmix"), f"with --loss {cfg.loss}")
-    if cfg.optim.steps:
-        why["epochs"] = f"with --steps {cfg.optim.steps}"
-    why |= auto.idle_minutes(cfg)
-    given = flags.flat(cfg)
-    return {name: w for name, w in why.items() if given[name] != OFF.get(name)}
 
 
 def build_model(cfg: Config) -> VideoText:
@@ -315,7 +135,7 @@ def print_plan(cfg: Config, run: TrainingRun, counts, positives: str, model: Vid
 def main(cfg: Config) -> dict:
     """Train; returns the final step, loss, validation score and counts."""
     folder, packs = Path(cfg.out or f"runs/clip-{cfg.preset}"), None
-    if cfg.preset == auto.AUTO:
+    if cfg.preset == AUTO:
         cfg, packs = auto_pairs.choose_by_data(cfg, folder, unused, prepare)
     # ---- model and folder: what contradicts is refused before hours of packing
     cfg, texts, model, engine = prepare(cfg)
@@ -343,7 +163,7 @@ def main(cfg: Config) -> dict:
     ]
     dataset = parts[0] if len(parts) == 1 else shards.Mixture(parts, per_batch, cfg.seed)
     compared = partial(contrast, loss=cfg.loss, several_positives=cfg.positives != "pair")
-    if cfg.preset == auto.AUTO:
+    if cfg.preset == AUTO:
         timed = auto_pairs.loss_of_batch(model, cfg.trim_text, compared)
         cfg = auto.choose_steps(cfg, engine, model, dataset, 1, timed)
     optim = cfg.optim
@@ -434,4 +254,4 @@ def finish(cfg: Config, model: VideoText, packs: list[shards.Pack], run: Trainin
 
 
 if __name__ == "__main__":
-    log.cli(main, PRESETS, unused, ABOUT, preset_of=auto.preset_of(synthetic_clips, "tiny"))
+    command(main)

@@ -38,9 +38,10 @@ from pretrain.interop.openclip import PREFIX as OPEN_CLIP
 from pretrain.interop.openclip import load_open_clip, video_text
 from pretrain.interop.videomae import import_videomae, load_videomae
 from pretrain.names import did_you_mean
+from pretrain.settings import SIZES
 from pretrain.spec import Backbone
 from pretrain.third_party import shown
-from pretrain.vit import SIZES, VideoTransformer
+from pretrain.vit import VideoTransformer
 
 __all__ = [
     "MODELS",

@@ -13,15 +13,12 @@ from pretrain.data.methods import METHODS, check_method
 from pretrain.data.pack import pack
 from pretrain.data.remote import is_address, open_remote, writing_cache
 from pretrain.data.shards import Pack, no_split
-from pretrain.data.sources import Source, list_sources
+from pretrain.data.sources import BUILT_IN, Source, list_sources, synthetic_clips
 from pretrain.data.synthetic import SYNTHETIC_VERSION, make_dataset
 from pretrain.files import cache_folder
 from pretrain.names import counted, file_name, for_screen
 from pretrain.settings import MACHINE, Machine
 from pretrain.spec import InputSpec, Joints
-
-BUILT_IN = "synthetic"
-NUM_CLIPS = 900  # of the synthetic dataset: 50 of each action
 
 
 def packing_side(size: int) -> int:
@@ -35,22 +32,6 @@ def packing_side(size: int) -> int:
     if size < 8:
         raise ValueError(f"clips of {size} x {size} pixels are too small: give --size 8 or more")
     return 2 * round(size * 8 / 7 / 2)
-
-
-def synthetic_clips(source: str) -> int | None:
-    """How many clips of the synthetic dataset `source` asks for; None if it names something else.
-
-    Raises:
-        ValueError: "synthetic:" is not followed by a positive number.
-    """
-    name, _, number = source.partition(":")
-    if name != BUILT_IN:
-        return None
-    if source == BUILT_IN:
-        return NUM_CLIPS
-    if not number.isdecimal() or int(number) < 1:
-        raise ValueError(f"--data {source!r}: write synthetic:3600 for 3,600 clips")
-    return int(number)
 
 
 def raw_sources(source: str, split: str) -> list[Source]:

@@ -34,6 +34,25 @@ MAX_BOUND = 1000  # pixels of motion
 # What pandas and numpy write where there is nothing; an empty field is no value either.
 NOTHING = frozenset(("", "nan", "NaN", "<NA>", "NaT"))
 
+BUILT_IN = "synthetic"
+NUM_CLIPS = 900  # of the synthetic dataset: 50 of each action
+
+
+def synthetic_clips(source: str) -> int | None:
+    """How many clips of the synthetic dataset `source` asks for; None if it names something else.
+
+    Raises:
+        ValueError: "synthetic:" is not followed by a positive number.
+    """
+    name, _, number = source.partition(":")
+    if name != BUILT_IN:
+        return None
+    if source == BUILT_IN:
+        return NUM_CLIPS
+    if not number.isdecimal() or int(number) < 1:
+        raise ValueError(f"--data {source!r}: write synthetic:3600 for 3,600 clips")
+    return int(number)
+
 
 @dataclass(frozen=True)
 class Beside:

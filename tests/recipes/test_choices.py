@@ -17,7 +17,7 @@ from downstream.models.stgcn import STGCN
 from downstream.models.two_stream import FeatureFusion, FlowStack
 from pretrain.backbones import export_backbone
 from pretrain.log import cli
-from pretrain.vit import SIZES
+from pretrain.settings import SIZES
 from recipes import clip, predict, retrieval, videomae, zero_shot
 from tests.recipes.runs import change, flags_of
 from tests.recipes.test_clip import lines

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pretrain import auto, flags
-from pretrain.data.cache import synthetic_clips
+from pretrain import flags
 from pretrain.log import cli, parse
+from pretrain.presets import preset_of
 from tests.recipes.runs import configure, flags_of
 
 RECIPES = sorted(p.stem for p in (Path(__file__).parents[2] / "recipes").glob("[a-z]*.py"))
@@ -215,12 +215,11 @@ def test_help_lists_flags_and_presets(name, capsys):
 def test_the_first_word_is_the_preset_and_flags_change_it():
     presets = recipe("videomae").PRESETS
     assert parse([], presets) == parse(["auto"], presets) == presets["auto"]
-    choose = auto.preset_of(synthetic_clips, "tiny")
     for words, name in (
         ([], "tiny"), (["--data", "synthetic:90"], "tiny"), (["--data=mine"], "auto"),
         (["--steps", "3", "--data", "mine"], "auto"), (["shrec", "--data", "mine"], "shrec"),
     ):  # fmt: skip
-        assert parse(words, presets, preset_of=choose).preset == name
+        assert parse(words, presets, preset_of=preset_of).preset == name
     changed = parse(["vit_b_ssv2", "--steps", "7", "--scales", "1", "0.5"], presets)
     assert changed == flags.replace(presets["vit_b_ssv2"], steps=7, scales=(1.0, 0.5))
 
