@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 
 from downstream.models import load_video_text
-from pretrain.backbones import STARTER, export_backbone, folder_of
+from pretrain.backbones import export_backbone, folder_of
 from pretrain.clip import VideoText
 from pretrain.data.synthetic import make_dataset
 from pretrain.names import for_screen
+from pretrain.settings import STARTER
 from pretrain.text import OpenClipText
 
 SEEDS, NUM_CLIPS = (1, 2, 3, 4), 3600  # of the synthetic dataset; its tests have the people of 0

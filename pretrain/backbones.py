@@ -20,6 +20,7 @@ from pretrain.clip import VideoText
 from pretrain.files import is_file, is_folder, read_json, sync
 from pretrain.folders import remove, writing
 from pretrain.names import for_screen
+from pretrain.settings import STARTER
 from pretrain.spec import Backbone, Rebuildable
 from pretrain.text import HuggingFaceText, OpenClipText
 from pretrain.third_party import check_arguments, dry_state, hub_folder
@@ -37,10 +38,6 @@ from pretrain.weights import (
 )
 
 Model = TypeVar("Model", bound=nn.Module)
-
-# A small video-text pair that comes with the package, trained on the synthetic dataset; its card is
-# pretrain/starter/CARD.md.
-STARTER = "starter"
 
 # What a config.json may name: class name -> class. These are the ones in this package, to which
 # `downstream.models.builders` adds the model families.

@@ -33,6 +33,10 @@ SIZES = {
 }
 VITS = {f"vit_{size}": size for size in SIZES}  # as recipes and `downstream.models` name them
 
+# A --backbone: a small video-text pair that comes with the package, trained on the synthetic
+# dataset; its card is pretrain/starter/CARD.md.
+STARTER = "starter"
+
 
 @dataclass(frozen=True)
 class Machine:

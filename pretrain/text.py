@@ -245,7 +245,7 @@ TextTower = OpenClipText | HuggingFaceText
 def unseen_words(text: TextTower, texts: list[str]) -> list[str]:
     """Words of some texts that mean nothing to a tower: the embedding of one of their tokens is 0.
 
-    So it is in `pretrain.backbones.STARTER`, of all tokens that its captions lack.
+    So it is in `pretrain.settings.STARTER`, of all tokens that its captions lack.
     """
     if not isinstance(text, OpenClipText) or not isinstance(text.tokenizer, ClipTokenizer):
         return []

@@ -9,9 +9,8 @@ does. What a format cannot hold is counted and named. No existing file is overwr
 
 import os
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import pretrain.threads  # noqa: F401 (before torch)
 
@@ -27,25 +26,9 @@ from pretrain.data.annotations.writing import (
 )
 from pretrain.data.lists import Problems
 from pretrain.files import is_there, reading, replacing, write_synced
-from pretrain.flags import OptionalPositive
 from pretrain.folders import try_folder, writing
-from pretrain.log import cli, print_table
-
-
-@dataclass(frozen=True)
-class Config:
-    """Configuration of the conversion."""
-
-    source: str
-    """A file of annotations, or a list."""
-    to: Literal["activitynet", "cvat", "labelstudio", "csv"]
-    """The format to write."""
-    out: str
-    """The file to write; it must not exist."""
-    fps: OptionalPositive = None
-    """Frames a second of Label Studio's ranges (those of each video then)."""
-    only_present: bool = False
-    """Leave out videos that are not there."""
+from pretrain.log import print_table
+from recipes.options.convert_labels import Config, command
 
 
 def read(path: Path) -> tuple[str, list[Row], list[str]]:
@@ -123,4 +106,4 @@ def main(config: Config) -> dict:
 
 
 if __name__ == "__main__":
-    cli(main, Config)
+    command(main)

@@ -66,51 +66,18 @@ from downstream.results import (
     versions,
 )
 from downstream.splits import Videos, labelled_videos, subset, videos_digest
-from pretrain.backbones import STARTER, export_backbone, provenance_of
+from pretrain.backbones import export_backbone, provenance_of
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack, warn_of_clips
-from pretrain.flags import Count, OptionalCount, Seed, Whole
 from pretrain.folders import claim, holds_nothing
-from pretrain.log import cli, print_table
+from pretrain.log import print_table
 from pretrain.names import counted, for_screen, for_shell
-from pretrain.settings import MACHINE, MachineFlags
 from pretrain.spec import Backbone, InputSpec
 from pretrain.weights import weights_hash
+from recipes.options.fit import Config, command
 
 # How a clip becomes one vector, for the card.
 POOLING = "mean of the last tokens over space and each time segment, then over views and clips"
-
-
-@dataclass(frozen=True)
-class Config:
-    """Configuration of a fit."""
-
-    data: str
-    """A list file, a folder of videos, a packed folder, tars, or `synthetic`: with some labels."""
-    backbone: str = STARTER
-    """RUN/backbone, starter (which comes with the package), hf:OWNER/NAME of a VideoMAE, an
-    official VideoMAE .pth, open_clip:MODEL/WEIGHTS, or a name of python -m downstream.models."""
-    out: str | None = None
-    """Results folder; by default fit-DATA beside the backbone. An earlier fit there is replaced."""
-    split: str = "all"
-    """The split that is fitted on and cross-validated; all: every clip."""
-    weights: str | None = None
-    """Weights of a named model: imagenet, kinetics or a file; of i3d_k400: its file."""
-    propose: Whole = 20
-    """Clips without a label that are proposed to be labelled next."""
-    num_clips: OptionalCount = None
-    """Views spread over the time of each clip; by default as many as show all of most clips, at
-    most 4."""
-    num_crops: OptionalCount = None
-    """Views spread over the longer side of each; by default 3 where pictures are not square."""
-    time_segments: Whole = 4
-    """Segments of a view's time that are averaged separately; 1: the mean token; 0: the backbone's
-    own embedding."""
-    seed: Seed = 0
-    """Of the folds, the orders of labels and the bootstrap."""
-    batch_size: Count = 64
-    """Views in one forward pass; changes speed and memory only."""
-    machine: MachineFlags = MACHINE
 
 
 # ------------------------------------------------------------------------------------ the pieces
@@ -367,4 +334,4 @@ def main(config: Config) -> dict:
 
 
 if __name__ == "__main__":
-    cli(main, Config)
+    command(main)

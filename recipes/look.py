@@ -22,11 +22,10 @@ import sys
 import tempfile
 import webbrowser
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import pretrain.threads  # noqa: F401 (before torch)
 
@@ -39,19 +38,19 @@ from downstream.look.labels import Labels, check_label, marks_of, read_places, r
 from downstream.look.moments import Moments, embed_moments, find_moments
 from downstream.models import load_backbone, load_video_text, match_rate
 from downstream.zero_shot import embed_texts
-from pretrain.backbones import STARTER, folder_of, read_backbone_config
+from pretrain.backbones import folder_of, read_backbone_config
 from pretrain.clip import VideoText
 from pretrain.data.cache import draw_synthetic, open_data, packing_side, synthetic_clips
 from pretrain.data.remote import is_address
 from pretrain.data.shards import Pack
 from pretrain.data.sources import Source, list_sources
 from pretrain.files import is_folder, read_json
-from pretrain.flags import Count, Positive, Within
 from pretrain.folders import claim
-from pretrain.log import cli, print_table
+from pretrain.log import print_table
 from pretrain.names import counted, file_name, for_html, for_screen
-from pretrain.settings import MACHINE, MachineFlags
+from pretrain.settings import STARTER
 from pretrain.third_party import open_clip_at_hand
+from recipes.options.look import Config, command
 
 if TYPE_CHECKING:
     from downstream.look.server import Look
@@ -64,40 +63,6 @@ STARTER_NOTE = (
     "need no words."
 )
 SHOWN_SIDE = 256  # pixels: what a person looks at is packed larger than a small backbone needs
-
-
-@dataclass(frozen=True)
-class Config:
-    """Configuration of the page."""
-
-    data: str
-    """A folder of videos, a list file, a single video, tars, a packed folder, or `synthetic`; may
-    stand first, without the flag."""
-    backbone: str | None = None
-    """RUN/backbone of any recipe (of recipes/clip.py: with search by a sentence), or
-    open_clip:MODEL/WEIGHTS, or what recipes/linear_probe.py takes; by default
-    open_clip:ViT-B-32/laion2b_s34b_b79k, downloaded once, or without a network starter, which comes
-    with the package."""
-    out: str | None = None
-    """Folder of labels.csv; by default runs/look-DATA."""
-    source: str | None = None
-    """Of a packed folder: the folder or list that it was made of, so that labels can name files."""
-    labels: tuple[str, ...] = ()
-    """Names of labels, in the order of the keys 1 to 9; more can be added on the page."""
-    first: str | None = None
-    """A csv with columns path, start and end, such as next.csv of recipes/fit.py: moments that the
-    page offers to label first."""
-    every: Positive = 4.0
-    """Seconds of a moment, about: a clip is divided into equal parts."""
-    num_crops: Count = 1
-    """Views spread over the longer side of each moment; 3 see all of a wide picture."""
-    port: Annotated[int, Within(0, 65535)] = 0
-    """Of the page; 0: one that is free."""
-    open: bool = True
-    """Open the page in the browser, where there is a screen."""
-    batch_size: Count = 64
-    """Views in one forward pass; changes speed and memory only."""
-    machine: MachineFlags = MACHINE
 
 
 # ------------------------------------------------------------------------------------ the backbone
@@ -272,6 +237,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
-        sys.argv.insert(1, "--data")
-    cli(main, Config)
+    command(main)

@@ -38,7 +38,7 @@ from pretrain.interop.openclip import PREFIX as OPEN_CLIP
 from pretrain.interop.openclip import load_open_clip, video_text
 from pretrain.interop.videomae import import_videomae, load_videomae
 from pretrain.names import did_you_mean
-from pretrain.settings import SIZES
+from pretrain.settings import SIZES, STARTER
 from pretrain.spec import Backbone
 from pretrain.third_party import shown
 from pretrain.vit import VideoTransformer
@@ -456,7 +456,7 @@ def match_rate(name: str, video: nn.Module, pack: Pack) -> None:
         video: the backbone, or the video tower of the pair.
         pack: of the clips; the rate is the median of up to 64 of them.
     """
-    if name == backbones.STARTER:
+    if name == STARTER:
         some = np.linspace(0, len(pack) - 1, min(len(pack), 64)).astype(int)
         rate = float(np.median([pack.record(int(i))["fps"] for i in some]))
         choose_sampling(video, None, max(1, int(rate / STARTER_RATE)))

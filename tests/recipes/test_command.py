@@ -16,8 +16,7 @@ from tests.recipes.runs import ROOT
 # What takes seconds to load: never before it is needed.
 HEAVY = {"torch", "matplotlib", "transformers", "timm", "open_clip", "sklearn", "scipy"}
 SAYS = f"import sys; loaded = {HEAVY} & sys.modules.keys(); assert not loaded, loaded"
-LIGHT = ["pack", "demo", "doctor", "runs"]
-LIGHT += [path.stem for path in sorted((ROOT / "recipes" / "options").glob("[a-z]*.py"))]
+RECIPES = [path.stem for path in sorted((ROOT / "recipes").glob("[a-z]*.py"))]
 STARTS = "import sys, runpy; sys.argv[0] = 'muybridge'\ntry: runpy.run_module('recipes', "
 STARTS += "run_name='__main__', alter_sys=False)\nfinally:\n    " + SAYS
 
@@ -77,12 +76,25 @@ def test_a_subcommand_has_the_recipes_flags_and_its_own_name():
     assert run.returncode == 2 and "--source" in run.stderr
 
 
-@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize("name", RECIPES)
 def test_help_of_a_recipe_loads_nothing(name):
     run = start(name.replace("_", "-"), "--help")
     assert run.returncode == 0, run.stderr
     assert f"usage: muybridge {name.replace('_', '-')}" in re.sub(r"\x1b\[\d*m", "", run.stdout)
     assert "python recipes/" not in run.stdout
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("videomae --motion-tokens 3", "--motion-tokens 3"), ("videomae --minutes 3", "--minutes"),
+        ("videomae shrek", "shrec"), ("clip --grey 2", "--grey 2"), ("clip --minutes 3", "--minutes"),
+        ("look clips --port 70000", "--port"), ("fit --data x --batch-size 0", "--batch-size 0"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_flags_loads_nothing(words, said):
+    run = start(*words.split())
+    assert run.returncode == 2 and said in run.stderr, run.stderr
 
 
 def test_the_package_alone_loads_nothing():

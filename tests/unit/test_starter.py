@@ -10,9 +10,10 @@ import torch
 from downstream.models import load_backbone, load_video_text, match_rate
 from downstream.starter import compact
 from downstream.zero_shot import embed_texts, ensemble, unit
-from pretrain.backbones import STARTER, folder_of, provenance_of, read_backbone_config
+from pretrain.backbones import folder_of, provenance_of, read_backbone_config
 from pretrain.data.shards import Pack
 from pretrain.data.synthetic import ACTIONS, VERBS, ClipSpec, render
+from pretrain.settings import STARTER
 from pretrain.text import unseen_words
 from recipes import fit, look
 
