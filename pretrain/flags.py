@@ -252,6 +252,7 @@ def refuse_unused(
 RENAMED = {
     "encoder": "model", "video_tower": "model", "text_tower": "text_model",
     "moving": "motion_tokens", "still": "subtract_mean", "weights": "data_weights",
+    "tensorboard": "track tensorboard",
 }  # fmt: skip
 
 
@@ -278,7 +279,9 @@ def refuse_elsewhere(words: Sequence[str], config: type, elsewhere: dict[str, st
     """
     own = _own(config)
     told = {name: f"is not for this recipe: {what}" for name, what in elsewhere.items()}
-    told |= {old: f"is called {flag(new)} now" for old, new in RENAMED.items() if new in own}
+    told |= {
+        old: f"is called {flag(new)} now" for old, new in RENAMED.items() if new.split()[0] in own
+    }
     for name in sorted((_named(words) & told.keys()) - own):
         raise ValueError(f"{flag(name)} {told[name]}")
 

@@ -262,35 +262,18 @@ def read_log(path: Path) -> tuple[list[dict], int]:
     return lines, damaged
 
 
-def summary_writer() -> type:
-    """TensorBoard's writer of event files.
-
-    Raises:
-        ValueError: it is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError(
-            "--tensorboard needs the package: pip install -e '.[tensorboard]'"
-        ) from error
-    return SummaryWriter
-
-
 class RunLog:
-    """log.jsonl of a run, TensorBoard if asked for, and the clock behind the progress lines.
+    """log.jsonl of a run, and the clock behind the progress lines.
 
     Args:
         run: the run's folder.
         start_step: steps already done; lines of later steps are of work that a kill undid, and go.
-        tensorboard: also write event files to RUN/tensorboard.
 
     Raises:
-        ValueError: TensorBoard is asked for and not installed, or the log cannot be read or
-            written.
+        ValueError: the log cannot be read or written.
     """
 
-    def __init__(self, run: Path, start_step: int, tensorboard: bool):
+    def __init__(self, run: Path, start_step: int):
         self.path = run / "log.jsonl"
         if self.path.exists():
             lines, damaged = read_log(self.path)
@@ -303,23 +286,17 @@ class RunLog:
                 )
             kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= start_step]
             write_whole(self.path, "".join(kept).encode())
-        self.writer = None
-        if tensorboard:
-            self.writer = summary_writer()(run / "tensorboard", purge_step=start_step + 1)
         self.started = time.monotonic()
         self.start_step = start_step
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Append one line of values, as JSON, and to TensorBoard.
+        """Append one line of values, as JSON.
 
         Raises:
             ValueError: the disk does not take it.
         """
         with writing(self.path), open(self.path, "a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        if self.writer:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
 
     def time_left(self, step: int, num_steps: int) -> str:
         """Remaining time of the run at the mean speed so far."""

@@ -41,6 +41,7 @@ from pretrain.names import counted, for_screen
 from pretrain.processes import StopFlag, loader_workers
 from pretrain.run import begin_run, open_run, restore
 from pretrain.saving import Saver
+from pretrain.tracking import Tracker
 
 MAX_SKIPPED = 5  # non-finite steps in a row that stop the run
 
@@ -200,6 +201,7 @@ class TrainingRun:
         }  # fmt: skip
         self._stop, self._stopping, self._early = StopFlag(), False, False
         self._saver = Saver(folder, engine.writers, config.run.async_save)
+        self._tracker: Tracker | None = None
 
     def __enter__(self) -> "TrainingRun":
         return self
@@ -212,6 +214,8 @@ class TrainingRun:
                 raise
             print(f"warning: {for_screen(late)}", file=sys.stderr, flush=True)
         finally:
+            if self._tracker:
+                self._tracker.finish()
             if self._lock:
                 self._lock.release(force=True)
 
@@ -250,9 +254,10 @@ class TrainingRun:
             group.process_index, dataset.lane if dataset.streamed else None,
         )  # fmt: skip
         if self.first:
-            self._log: log.RunLog = begin_run(
-                self.folder, self._described, self.step, self.config.run.tensorboard
-            )
+            self._log: log.RunLog = begin_run(self.folder, self._described, self.step)
+            if name := self.config.run.track:
+                about = self._described["config"] | self.data | vars(plan)
+                self._tracker = Tracker(name, self.folder, self.step, about)
         self._began = time.monotonic() - self.state["seconds"]
         self._measured = False
         self._start_clock()
@@ -341,7 +346,10 @@ class TrainingRun:
         speed = {"clips_per_s": self._clips / took}
         digits = 0 if speed["clips_per_s"] >= 10 else 1
         counts = {name: state[name] for name in ("skipped", "bad_clips")}
-        self._log.write(self.step, values | speed | counts)
+        values = values | speed | counts
+        self._log.write(self.step, values)
+        if self._tracker:
+            self._tracker.log(self.step, values)
         parts = [
             f"step {self.step}/{self.plan.steps}", text,
             f"{speed['clips_per_s']:.{digits}f} clips/s (waiting for data "
@@ -428,7 +436,7 @@ class TrainingRun:
         }  # fmt: skip
 
     def print_done(self, rows: Mapping[str, object], then: str) -> None:
-        """Print where everything is.
+        """Print where everything is; the figures go to the tracker.
 
         Args:
             rows: what the recipe wrote.
@@ -439,5 +447,8 @@ class TrainingRun:
             "checkpoints": self.folder / "checkpoints",
             "next": then,
         }
+        if self._tracker:
+            for figure in sorted(self.folder.glob("*.png")):
+                self._tracker.figure(self.step, figure)
         print()
         log.print_table("done", {**rows, **own})

@@ -19,10 +19,12 @@ from pretrain.folders import claim, holds_nothing, try_folder
 from pretrain.names import counted, for_screen
 from pretrain.processes import is_first
 from pretrain.settings import RunSettings
+from pretrain.tracking import refuse_missing
 
 # What a run has in its folder before its first checkpoint.
 BEGINNINGS = (
-    "config.json", "log.jsonl", "data_errors.jsonl", "tensorboard", "checkpoints", "best",
+    "config.json", "log.jsonl", "data_errors.jsonl", "tensorboard", "wandb", "track.json",
+    "checkpoints", "best",
 )  # fmt: skip
 # What may change when a run is continued, since it decides no number.
 FREE = {"out", "given", "num_workers", "cache_gib", *(field.name for field in fields(RunSettings))}
@@ -40,13 +42,13 @@ def try_run(run: Path, config: Any, may_change: set[str]) -> None:
 
     Raises:
         ValueError: it holds something else, a run of another configuration, or nothing to continue
-            though that is asked for; it cannot be written to; or TensorBoard is asked for and not
+            though that is asked for; it cannot be written to; or the package of --track is not
             installed.
     """
     if not is_first():
         return
-    if config.run.tensorboard:
-        log.summary_writer()
+    if config.run.track:
+        refuse_missing(config.run.track)
     try_folder(run)
     _refuse_other_work(run, config, None, may_change)
 
@@ -103,19 +105,18 @@ def open_run(
     return lock, described
 
 
-def begin_run(run: Path, described: dict, step: int, tensorboard: bool) -> log.RunLog:
+def begin_run(run: Path, described: dict, step: int) -> log.RunLog:
     """Open the log of a run and write its config.json, when nothing could refuse it any more.
 
     Args:
         run: the folder.
         described: as `open_run` gave it.
         step: steps already done.
-        tensorboard: as `RunLog` takes it.
 
     Raises:
         ValueError: see `RunLog`; or the disk does not take it.
     """
-    run_log = log.RunLog(run, step, tensorboard)
+    run_log = log.RunLog(run, step)
     try:
         same = read_json(run / "config.json") == described
     except ValueError:  # missing, or damaged

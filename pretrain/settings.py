@@ -77,8 +77,9 @@ class RunSettings:
     checkpoint_blocks: bool = False
     """Gradient checkpointing: of a transformer's blocks only the inputs are kept, and the rest is
     computed again in the backward pass. Less memory, about a third more work, the same numbers."""
-    tensorboard: bool = False
-    """Also write TensorBoard event files."""
+    track: Literal["tensorboard", "wandb", "trackio", "mlflow"] | None = None
+    """Also hand scalars, figures and configuration to a tracker. Nothing leaves this machine unless
+    WANDB_MODE=online, TRACKIO_SPACE_ID, TRACKIO_SERVER_URL or MLFLOW_TRACKING_URI says so."""
 
 
 @dataclass(frozen=True)

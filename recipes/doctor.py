@@ -84,7 +84,7 @@ EXTRAS = {
     "remote": "data far away: --data s3://, gs://, https://, hf://",
     "deepspeed": "ZeRO on several GPUs: launch/deepspeed_zero3.yaml",
     "flow": "optical flow: pack --flow dis",
-    "tensorboard": "curves in a browser: --tensorboard",
+    "tensorboard": "curves in a browser: --track tensorboard",
     "test": "the test suite",
 }
 LEAST_SHARED = 2**28  # bytes of /dev/shm for a batch of each of a few decoding processes

@@ -40,9 +40,15 @@ if TYPE_CHECKING:  # its torch takes seconds to load
 MOST_DEPTH = 4  # folders below the one that is named
 MOST_LOG = 2**25  # bytes at the end of a log that are read
 MOST_LINE = 2**20
-INSIDE = ("checkpoints", "backbone", "best", "tensorboard")  # of a run, and no runs themselves
+INSIDE = (
+    "checkpoints",
+    "backbone",
+    "best",
+    "tensorboard",
+    "wandb",
+)  # of a run, and no runs themselves
 # What differs between any two runs and decides no number.
-OWN = ("given", "out", "resume", "log_seconds", "num_workers", "threads", "save_every")
+OWN = ("given", "out", "resume", "log_seconds", "num_workers", "threads", "save_every", "track")
 
 
 @dataclass(frozen=True)

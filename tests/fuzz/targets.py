@@ -485,7 +485,7 @@ def _check_run(box: Path) -> None:
         lambda: open_run(box, _Settings(), data, set(), Accelerator(cpu=True)),
         lambda: restore(box, load, {"step": 0}, say=False),
         lambda: load_pretrained_videomae(box),
-        lambda: RunLog(box, 2, tensorboard=False),
+        lambda: RunLog(box, 2),
     ):
         try:
             read()

@@ -136,9 +136,9 @@ def test_a_refused_run_leaves_nothing_that_refuses_the_corrected_one(
     module, config = commands[name]
     config = change(config, out=str(tmp_path / "run"))
     with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "torch.utils.tensorboard", None)
-        with pytest.raises(ValueError, match="--tensorboard needs"):
-            module.main(change(config, tensorboard=True))
+        patch.setitem(sys.modules, "wandb", None)
+        with pytest.raises(ValueError, match="--track wandb needs the package: pip install wandb"):
+            module.main(change(config, track="wandb"))
     assert not (tmp_path / "run" / "config.json").exists()
 
     def refuse(*_):

@@ -144,7 +144,7 @@ def test_damaged_lines_of_a_log_are_dropped_and_counted(tmp_path, capsys):
            '{"step": 4, "loss": {}}', '{"step": ' + "9" * 5000 + "}", "[" * 50_000]  # fmt: skip
     lines = [x for pair in zip(good, bad, strict=False) for x in pair] + bad[len(good) :]
     (tmp_path / "log.jsonl").write_text("\n".join(lines))
-    log = RunLog(tmp_path, 3, tensorboard=False)
+    log = RunLog(tmp_path, 3)
     assert f"{len(bad)} damaged lines" in capsys.readouterr().err
     log.write(4, {"loss": 0.25})
     left = [json.loads(x)["step"] for x in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -153,7 +153,7 @@ def test_damaged_lines_of_a_log_are_dropped_and_counted(tmp_path, capsys):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
 def test_a_full_disk_while_logging_is_said(tmp_path):
-    log = RunLog(tmp_path, 0, tensorboard=False)
+    log = RunLog(tmp_path, 0)
     (tmp_path / "log.jsonl").symlink_to("/dev/full")
     with pytest.raises(ValueError, match=r"cannot write .*log\.jsonl: No space left.*intact"):
         log.write(1, {"loss": 0.5})
