@@ -4,7 +4,6 @@ And how good they are. K classes, n frames of a part of a video. A class is judg
 events of several may overlap.
 """
 
-import math
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import IO
 import numpy as np
 
 from downstream.metrics import Event, FoundEvent, draws, interval, precision_draws
-from downstream.segments import parse_segments, piece_draws, piece_scores
+from downstream.segments import frame_at, parse_segments, piece_draws, piece_scores
 from pretrain.data.annotations import read_rows
 from pretrain.data.lists import Problems
 from pretrain.files import read_json, reading
@@ -332,7 +331,7 @@ def frames_of(events: list[Event], name: str, fps: float, num: int) -> np.ndarra
     inside = np.zeros(num, bool)
     for label, start, end in events:
         if label == name:
-            first, last = (math.ceil(round(t * fps, 6)) for t in (start, end))
+            first, last = (frame_at(t, fps) for t in (start, end))
             inside[first:last] = True
     return inside
 

@@ -120,7 +120,7 @@ def find_leaks(
         pairs: (K, 2) sample ids of near-duplicates, of the whole pack.
     """
     leaks: dict[tuple[int, int], Leak] = {}
-    for a, b in pairs.tolist():
+    for a, b in [*pairs.tolist(), *pairs[:, ::-1].tolist()]:
         if a in first and b in second:
             leaks[a, b] = Leak(NEAR, (first[a], second[b]))
     leaks |= _linked(first, second, pairs, {y for _, y in leaks})

@@ -452,6 +452,14 @@ def versions(device: torch.device, precision: str) -> dict[str, str | None]:
 # ---- the folder
 
 
+def data_name(data: str) -> str:
+    """What some data are called in the name of a folder; `data` as the user named them."""
+    source = Path(data)
+    if is_file(source):  # a list's own name is often just clips.csv
+        return f"{source.resolve().parent.name}-{source.stem}"
+    return source.resolve().name if is_there(source) else data
+
+
 def default_folder(kind: str, backbone: str, data: str) -> Path:
     """Where results go by default: beside an exported backbone, else in runs/.
 
@@ -460,11 +468,7 @@ def default_folder(kind: str, backbone: str, data: str) -> Path:
         backbone: as the user named it.
         data: likewise.
     """
-    source = Path(data)
-    if is_file(source):  # a list's own name is often just clips.csv
-        name = f"{source.resolve().parent.name}-{source.stem}"
-    else:
-        name = source.resolve().name if is_there(source) else data
+    name = data_name(data)
     if is_folder(backbone):
         given = Path(backbone)
         # Relative where the user's path is; only the folder above `.` and `..` has another name.

@@ -54,6 +54,17 @@ def segments_of(record: dict) -> list[tuple[float, float, str]]:
     return parse_segments(record["extra"].get("segments", ""), record["source"])
 
 
+def frame_at(seconds: float, fps: float) -> int:
+    """The number of the frame that begins nearest to a time: from it on a segment holds frames.
+
+    So a frame is of the segment that covers the middle of the time for which it is shown. A time
+    that was rounded to milliseconds finds its frame at up to 500 frames a second, one of two
+    decimals at up to 60 (half of 0.01 s is less than half a frame below 100), one of one decimal
+    below 10.
+    """
+    return math.ceil(round(seconds * fps, 6) - 0.5)
+
+
 def frame_classes(record: dict, classes: dict[str, int]) -> np.ndarray:
     """The class number of every frame of a packed clip (frames,), `UNLABELLED` where no segment is.
 
@@ -69,10 +80,7 @@ def frame_classes(record: dict, classes: dict[str, int]) -> np.ndarray:
         frames[:] = classes.get(record["label"], UNLABELLED)
         return frames
     for start, end, label in segments:
-        # A frame belongs to the segment that its time lies in; rounding first, since 0.3 * 10 is
-        # above 3.
-        first = math.ceil(round((start - record["start"]) * record["fps"], 6))
-        last = math.ceil(round((end - record["start"]) * record["fps"], 6))
+        first, last = (frame_at(t - record["start"], record["fps"]) for t in (start, end))
         frames[max(first, 0) : max(last, 0)] = classes.get(label, UNLABELLED)
     return frames
 

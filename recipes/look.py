@@ -37,6 +37,7 @@ from downstream.look.cut import CLIPS
 from downstream.look.labels import Labels, check_label, marks_of, read_places, row_of, told
 from downstream.look.moments import Moments, embed_moments, find_moments
 from downstream.models import load_backbone, load_video_text, match_rate
+from downstream.results import data_name
 from downstream.zero_shot import embed_texts
 from pretrain.backbones import folder_of, read_backbone_config
 from pretrain.clip import VideoText
@@ -179,6 +180,8 @@ def serve(look: "Look", port: int, browser: bool) -> None:
         print(f"ended; the labels are in {for_screen(look.labels.path)}", flush=True)
     finally:
         listener.close()
+        if look.labels.unsaved:
+            look.labels.save()
         if redirect:
             redirect.unlink(missing_ok=True)
 
@@ -221,8 +224,7 @@ def prepare(config: Config) -> "Look":
 
 def default_out(data: str) -> str:
     """The folder of the labels of some data."""
-    name = data.replace(":", "-") if synthetic_clips(data) or is_address(data) else ""
-    return f"runs/look-{file_name(name or Path(data).resolve().stem)}"
+    return f"runs/look-{file_name(data_name(data))}"
 
 
 def main(config: Config) -> None:

@@ -1,8 +1,9 @@
 """Labels of moments, kept in a csv that every recipe's --data reads.
 
 The csv has a row for every label of every video, and one for a video without any: path, start and
-end (seconds; empty: the label is of the whole video), label, split, subject, caption, and what else
-the user's own list says. That list is never written to.
+end (seconds in the file; empty: the label is of the whole video), times ("file" beside a start and
+an end), label, split, subject, caption, and what else the user's own list says. That list is never
+written to.
 """
 
 import csv
@@ -21,14 +22,22 @@ import numpy as np
 from downstream.look.moments import Moments
 from downstream.segments import parse_segments
 from pretrain.data.annotations import read_rows
-from pretrain.data.lists import MAX_LIST, Problems, boxes_column
+from pretrain.data.lists import (
+    MAX_LIST,
+    OF_FILE,
+    TIMES,
+    Problems,
+    boxes_column,
+    times_of_recording,
+)
 from pretrain.data.sources import NOTHING, Source
 from pretrain.files import read_limited, reading
 from pretrain.log import write_whole
 from pretrain.names import FORMULA, JOINERS, for_csv, for_screen, from_csv
 from pretrain.prompts import same_words
 
-COLUMNS = ("path", "start", "end", "label", "split", "subject", "caption")
+COLUMNS = ("path", "start", "end", "label", "split", "subject", "caption", TIMES)
+RENAMED = {"start": "start_time", "end": "end_time"}  # of the recording a file was cut out of
 LONGEST = 100  # characters of a label
 MOST_UNDONE = 1000  # steps that can be taken back
 
@@ -54,6 +63,17 @@ class Mark:
         shared = min(end, self.end) - max(start, self.start)
         return shared >= 0.5 * min(end - start, self.end - self.start) - 1e-6
 
+    def without(self, start: float, end: float, seconds: float) -> tuple["Mark", ...]:
+        """What is left of it before and behind a part of a video of so many seconds.
+
+        What is shorter than half of the part is left out: it is of no moment beside it.
+        """
+        if self.start is None or self.end is None:
+            return Mark(self.label, 0.0, seconds).without(start, end, seconds)
+        least = 0.5 * (end - start)
+        sides = ((self.start, start), (end, self.end))
+        return tuple(Mark(self.label, round(a, 3), round(b, 3)) for a, b in sides if b - a >= least)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -75,7 +95,7 @@ class Row:
 
 
 class ChangedError(ValueError):
-    """Something else has written the csv."""
+    """The csv does not hold the labels: something else has written it, or the disk is full."""
 
 
 def check_label(text: str) -> str:
@@ -130,6 +150,9 @@ def row_of(source: Source | None, name: str, seconds: float, folder: Path) -> Ro
         if name != boxes and name != "segments" and re.fullmatch(r"\w[\w .-]*", name)
         and name.lower() not in COLUMNS
     }  # fmt: skip
+    if times_of_recording(source.extra):  # the columns start and end are of the labels here
+        plain = {name.lower(): value for name, value in source.extra.items()}
+        extra |= {new: plain[old] for old, new in RENAMED.items() if old in plain}
     columns = {"split": source.split or "", "subject": source.subject or "", **extra}
     return Row(path, seconds, columns, source.captions, refused)
 
@@ -167,24 +190,34 @@ class Labels:
         self.path, self.rows, self._given = path, rows, list(given)
         more = dict.fromkeys(name for row in rows for name in row.columns)
         self._columns = [*COLUMNS, *(name for name in more if name not in COLUMNS)]
-        self._kept: Path | None = None  # where labels are while the csv is somebody else's
+        # Where labels are while the csv is somebody else's, and a hash of what is there.
+        self._kept: tuple[Path, bytes] | None = None
+        self.unsaved = False  # labels that no file holds
         self.reload()
 
     def reload(self) -> None:
         """Take the labels from the csv as it is now; steps before cannot be undone any more.
 
+        Labels that were given here stay in the file that `save` named, and in no later one.
+
         Raises:
-            ValueError: it cannot be read, or is not such a csv.
+            ChangedError: labels given here are in no file, and cannot be written.
+            ValueError: the csv cannot be read, or is not such a csv.
         """
-        marks, seen, self.left_out = list(self._given), None, 0
-        if os.path.lexists(self.path):
-            with reading(self.path):
-                seen = read_limited(self.path, MAX_LIST)
+        if self.unsaved:
+            try:
+                self.save()
+            except ChangedError:
+                if self.unsaved:
+                    raise
+        marks, self.left_out = list(self._given), 0
+        if (seen := _content(self.path)) is not None:
             marks = self._parse(seen)
         self.marks: list[tuple[Mark, ...]] = marks
         self._undo: list[tuple[int, tuple[Mark, ...]]] = []
         self._lines = [self._line(video) for video in range(len(self.rows))]
-        self._seen = seen and hashlib.sha256(seen).digest()
+        self._seen = seen and _digest(seen)
+        self._kept = None
         # What a person, or a spreadsheet, has changed is kept as it was before it is written over.
         self._edited = seen if seen is not None and seen != self._text() else None
 
@@ -204,6 +237,8 @@ class Labels:
     def toggle(self, video: int, start: float, end: float, whole: bool, label: str) -> bool:
         """Give a part of a video a label, or take it away; the csv is written.
 
+        A label of more than this part stays that of the rest.
+
         Args:
             video: its number.
             start: of the part, seconds.
@@ -215,18 +250,20 @@ class Labels:
             whether it has the label now.
 
         Raises:
-            ChangedError: the csv was changed by something else; the label is kept in a file of its
-                own, which the message names.
-            ValueError: the video cannot be in a csv, or the csv cannot be written.
+            ChangedError: the label is given or taken, and `save` could not write it to the csv.
+            ValueError: the video cannot be in a csv.
         """
         if self.rows[video].refused:
             raise ValueError(self.rows[video].refused)
-        before = self.marks[video]
-        rest = tuple(m for m in before if m.label != label or not m.of(start, end))
-        given = len(rest) == len(before)
+        before, seconds = self.marks[video], self.rows[video].seconds
+        given = not any(m.label == label and m.of(start, end) for m in before)
+        rest: list[Mark] = []
+        for mark in before:
+            taken = mark.label == label and mark.of(start, end)
+            rest += mark.without(start, end, seconds) if taken else (mark,)
         new = Mark(label) if whole else Mark(label, round(start, 3), round(end, 3))
         self._undo = [*self._undo[1 - MOST_UNDONE :], (video, before)]
-        self._set(video, (*rest, new) if given else rest)
+        self._set(video, (*rest, new) if given else tuple(rest))
         return given
 
     def undo(self) -> int | None:
@@ -234,7 +271,6 @@ class Labels:
 
         Raises:
             ChangedError: as of `toggle`.
-            ValueError: the csv cannot be written.
         """
         if not self._undo:
             return None
@@ -251,24 +287,40 @@ class Labels:
         """Write the csv: whole or not at all, and never over what something else has written.
 
         Raises:
-            ChangedError: the csv was changed meanwhile; the labels are in the file that is named.
-            ValueError: it cannot be written.
+            ChangedError: the csv was changed meanwhile, and the labels are in the file that is
+                named; or they cannot be written at all, and the next call tries again.
         """
-        text = self._text()
-        with reading(self.path):
-            now = read_limited(self.path, MAX_LIST) if os.path.lexists(self.path) else None
-        if now is not None and hashlib.sha256(now).digest() != self._seen:
-            self._kept = self._kept or _free(self.path, "kept")
-            write_whole(self._kept, text)
+        self.unsaved = True
+        try:
+            kept = self._save()
+        except ValueError as error:
+            raise ChangedError(
+                f"{error}. The labels given here are in no file: the next one writes them all"
+            ) from error
+        self.unsaved = False
+        if kept:
             raise ChangedError(
                 f"{self.path.name} was changed by another program, and is left as it is. All "
-                f"labels given here are in {self._kept.name} beside it"
+                f"labels given here are in {kept.name} beside it"
             )
+
+    def _save(self) -> Path | None:
+        """Write the csv, or where something else has changed it a file beside it, returned."""
+        text, now = self._text(), _content(self.path)
+        if now is not None and _digest(now) != self._seen:
+            kept, before = self._kept or (_free(self.path, "kept"), b"")
+            there = _content(kept)
+            if there and _digest(there) != before:  # somebody has changed that one as well
+                kept = _free(self.path, "kept")
+            write_whole(kept, text)
+            self._kept = kept, _digest(text)
+            return kept
         if self._edited is not None:
             write_whole(_free(self.path, "before"), self._edited)
             self._edited = None
         write_whole(self.path, text)
-        self._seen = hashlib.sha256(text).digest()
+        self._seen = _digest(text)
+        return None
 
     def _text(self) -> bytes:
         return "".join([csv_text([self._columns]), *self._lines]).encode()
@@ -289,6 +341,7 @@ class Labels:
                 times = {} if start is None or end is None else {"start": start, "end": end}
                 cells |= {"label": for_csv(marks[i].label)}
                 cells |= {name: f"{value:.3f}" for name, value in times.items()}
+                cells |= {TIMES: OF_FILE} if times else {}
             if i < len(row.captions):
                 cells["caption"] = for_csv(row.captions[i])
             lines.append([cells.get(name, "") for name in self._columns])
@@ -326,6 +379,11 @@ class Labels:
         problems.stop(read)
         if not read and b"path,start,end,label" not in data:
             raise not_ours
+        if self.left_out and not seen:
+            raise ValueError(
+                f"{self.path} holds labels of other videos: none of its {self.left_out} rows is of "
+                "these; give another --out"
+            )
         return [
             tuple(dict.fromkeys(found)) if video in seen else self._given[video]
             for video, found in enumerate(marks)
@@ -337,6 +395,16 @@ def csv_text(rows: Sequence[Sequence[object]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def _content(path: Path) -> bytes | None:
+    """The bytes of a csv; None: there is none."""
+    with reading(path):
+        return read_limited(path, MAX_LIST) if os.path.lexists(path) else None
 
 
 def _free(path: Path, word: str) -> Path:

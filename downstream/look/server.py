@@ -155,6 +155,24 @@ class Look:
             raise ValueError(f"there is no view {kind!r:.40}")
         return self._kept(kind, about, makers[kind])
 
+    def turned(self, kind: str, rows: list[dict], beside: int, limit: int, back: bool) -> int:
+        """The place where the next page begins, or the one before, in a list that got shorter.
+
+        Args:
+            kind: unlabelled, label or first.
+            rows: what is in the list now.
+            beside: the last moment of the page that is shown; `back`: the first one.
+            limit: moments of a page.
+            back: the page before is wanted.
+        """
+        order = {n: i for i, n in enumerate(self.first)} if kind == "first" else {}
+        places = [order.get(row["n"], row["n"]) for row in rows]
+        place = order.get(beside, beside)
+        if back:
+            return max(0, sum(other < place for other in places) - limit)
+        behind = sum(other <= place for other in places)
+        return behind if behind < len(rows) else max(0, len(rows) - limit)
+
     def _kept(self, kind: str, about: str, make: Callable[[str], list]) -> list:
         with self._making:
             if (kind, about) not in self._views:
@@ -391,9 +409,14 @@ def _answers(look: Look) -> list[Route]:
         kind, about = asked.get("kind", "all"), asked.get("q", "")
         offset, limit = _whole(request, "offset", 0, 2**31), _whole(request, "limit", 48, MOST_ROWS)
         rows = look.view(kind, about)
+        if "beside" in asked:
+            beside = look.number(asked["beside"])
+            offset = look.turned(kind, rows, beside, limit, back=asked.get("step") == "-1")
+        elif offset >= len(rows):
+            offset = max(0, len(rows) - limit)
         with look.lock:
             shown = [{**look.item(row["n"]), **row} for row in rows[offset : offset + limit]]
-            return JSONResponse({"total": len(rows), "items": shown})
+            return JSONResponse({"total": len(rows), "offset": offset, "items": shown})
 
     def groups(request: Request):
         wanted = max(1, _whole(request, "k", 12, MOST_GROUPS))

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from pretrain.files import not_regular, open_regular, parse_json
@@ -55,6 +55,7 @@ BOXES = ("boxes", "boxes_path", "box", "bbox", "bboxes", "tracks", "tracks_path"
 RECORDING = ("recording", "recording_id", "source_file", "source_video", "original", "youtube_id",
              "video_id")
 START = ("start", "start_time", "time_start", "start_seconds")
+TIMES, OF_FILE = "times", "file"  # a column, and its word for start and end in the file itself
 ELSE = {
     "path": ("name", "video_name", "image_name", "clip", "clip_name", "clip_path", "video_id",
              "image_id", "clip_id", "youtube_id", "id"),
@@ -90,7 +91,7 @@ def boxes_column(names: Iterable[str]) -> str | None:
     return _column(names, BOXES)
 
 
-def recording_of(extra: dict[str, str]) -> tuple[str, float]:
+def recording_of(extra: Mapping[str, str]) -> tuple[str, float]:
     """Which recording a file was cut out of, by further columns of its list, and at which second.
 
     "" where they do not say it; 0 where they say no time, or something that is none.
@@ -103,6 +104,15 @@ def recording_of(extra: dict[str, str]) -> tuple[str, float]:
     except ValueError:
         when = 0.0
     return extra[named] if named else "", when if 0 <= when < MAX_TIME else 0.0
+
+
+def times_of_recording(extra: Mapping[str, str]) -> bool:
+    """Whether start and end in a row of a list are times in the recording its file was cut out of.
+
+    So they are beside a column that names the recording, unless the column times says "file".
+    """
+    said = _column(extra, (TIMES,))
+    return bool(recording_of(extra)[0]) and not (said and extra[said].strip() == OF_FILE)
 
 
 def split_of(word: str) -> str:

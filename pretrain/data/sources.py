@@ -18,13 +18,14 @@ from pretrain.data.lists import (
     BESIDE,
     IMAGES,
     SPLIT_OF,
+    TIMES,
     VIDEOS,
     Problems,
     boxes_column,
     irregular,
-    recording_of,
     roles_of,
     split_of,
+    times_of_recording,
 )
 from pretrain.data.tar import Member, list_members
 from pretrain.files import open_regular, parse_json, reading
@@ -624,12 +625,12 @@ def _from_list(path: Path) -> Listing:
 def _take_times(fields: dict, key: str) -> bool:
     """Make a segment of a row's label and its columns start and end, seconds, if it has them.
 
-    Beside a column of the recording that a file was cut out of they are times in that recording.
+    Times in the recording that the file was cut out of are none, see `times_of_recording`.
     """
     label, extra = fields["label"], fields["extra"]
-    if recording_of({**extra, key: "file"})[0]:
-        return False
     columns = {name.lower(): name for name in extra}
+    if times_of_recording({**extra, key: "a file"}):
+        return False
     if label is None or ";" in label or not {"start", "end"} <= columns.keys():
         return False
     try:
@@ -638,10 +639,16 @@ def _take_times(fields: dict, key: str) -> bool:
         return False
     if not 0 <= start < end < 2**53:
         return False
-    del extra[columns["start"]], extra[columns["end"]]
+    for name in {"start", "end", TIMES} & columns.keys():
+        del extra[columns[name]]
     more = extra.get("segments")
-    extra["segments"] = f"{more}; " * bool(more) + f"{start:.3f}-{end:.3f} {label}"
+    extra["segments"] = f"{more}; " * bool(more) + f"{_time(start)}-{_time(end)} {label}"
     return True
+
+
+def _time(seconds: float) -> str:
+    """Seconds with three decimals, or six where they need them."""
+    return f"{seconds:.6f}".removesuffix("000")
 
 
 def _missing(name: str, file: Path, first: bool, look: bool) -> str:

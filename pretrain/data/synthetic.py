@@ -14,14 +14,17 @@ places and camera moves, so that what happens has to be read from the motion.
 import contextlib
 import csv
 import io
+import itertools
 import json
 import multiprocessing
 import signal
 import threading
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -503,19 +506,34 @@ def _make_clip(job: tuple) -> None:
 
 
 def encode_video(frames: np.ndarray, fps: int | Fraction) -> bytes:
-    """H.264 that the packer can copy as it is: closed groups of 16 frames, no B-frames."""
+    """`write_frames` of frames (T, H, W, 3), as bytes."""
     target = io.BytesIO()
+    write_frames(target, frames, fps)
+    return target.getvalue()
+
+
+def write_frames(
+    target: Path | BinaryIO, frames: Iterable[np.ndarray], fps: int | Fraction
+) -> None:
+    """H.264 that the packer can copy as it is: closed groups of 16 frames, no B-frames.
+
+    Args:
+        target: where to.
+        frames: at least one, uint8 (H, W, 3) RGB.
+        fps: frames a second.
+    """
+    pictures = iter(frames)
+    first = next(pictures)
     with av.open(target, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps)
-        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = first.shape[1], first.shape[0], "yuv420p"
         # One thread: the bytes must not depend on the machine's number of cores.
         stream.thread_count = 1
         groups = "keyint=16:min-keyint=16:scenecut=0:open-gop=0:bframes=0:threads=1:mbtree=0"
         stream.options = {"crf": "18", "preset": "veryfast", "x264-params": groups}
-        for image in frames:
+        for image in itertools.chain([first], pictures):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
-    return target.getvalue()
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -251,6 +251,23 @@ def test_views(shown, page):
     assert len(shown.cards()) >= 2
 
 
+def test_the_next_page_skips_no_moment_where_labelled_ones_leave_the_list(shown):
+    shown.view("unlabelled", "Moments without")
+    first = shown.cards()
+    shown.run("document.querySelectorAll('.card')[0].click()")
+    shown.press("2")
+    shown.wait("document.querySelectorAll('.card')[0].innerText.includes('fall')")
+    shown.press("]")
+    shown.wait("!range.textContent.startsWith('1–')")
+    second = shown.cards()
+    assert second[0] == first[-1] + 1 and shown.run("return view.offset") == len(first) - 1
+    shown.press("[")
+    shown.wait("range.textContent.startsWith('1–')")
+    assert shown.cards() == [*first[1:], second[0]]
+    shown.press("u")
+    shown.wait(f"document.querySelector('.card').dataset.n === '{first[0]}'")
+
+
 def test_a_csv_changed_by_something_else_is_told(shown, page):
     shown.view("all", "All moments")
     shown.run("document.querySelectorAll('.card')[7].click()")

@@ -312,7 +312,7 @@ def test_cvat_by_the_timestamps_of_the_video(tmp_path):
     text = f'{head}<track id="0" label="cat">{boxes}</track></annotations>'
     path = write(tmp_path, "c.xml", text)
     start, end = 2 * 1001 / 30000, 11 * 1001 / 30000
-    assert listed(path)["a.mp4"][4] == f"{start:.3f}-{end:.3f} cat"
+    assert listed(path)["a.mp4"][4] == f"{start:.6f}-{end:.6f} cat"
     assert "CVAT" in " ".join(list_sources(path).notes)
     assert "frame 50" in refusal(
         write(tmp_path, "c.xml", text.replace('"2"', '"50"').replace('"5"', '"60"'))

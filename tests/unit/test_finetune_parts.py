@@ -349,8 +349,8 @@ def test_segments_of_frames():
     assert frame_classes(record(label="up"), numbers).tolist() == [1] * 10
     between = frame_classes(
         record(extra={"segments": "0.3-0.7 up"}), numbers
-    )  # frames at 0, 0.2, 0.4, 0.6, ...
-    assert between.tolist() == [-1, -1, 1, 1, *[-1] * 6]
+    )  # frames from 0, 0.2, 0.4, 0.6, ..., whose middles are 0.1, 0.3, 0.5, 0.7, ...
+    assert between.tolist() == [-1, 1, 1, *[-1] * 7]
     exact = frame_classes(record(fps=10.0, extra={"segments": "0.1-0.3 up"}), numbers)
     assert exact.tolist() == [-1, 1, 1, *[-1] * 7]
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from downstream.events import read_truth
-from downstream.groups import group_clips
+from downstream.groups import find_leaks, group_clips
 from downstream.look import score
 from downstream.look import server as served
 from downstream.look.cut import write_clips
@@ -309,7 +309,7 @@ def test_a_csv_that_appears_meanwhile_is_left_as_it_is(page, tmp_path):
 def test_a_csv_that_a_person_edited_is_copied_first(page, packed, footage, tmp_path):
     path = tmp_path / "labels.csv"
     give(page, "plain.mp4", "run")
-    edited = path.read_text().replace("run", "stroll") + "gone.mp4,,,swim,,,,\n"
+    edited = path.read_text().replace("run", "stroll") + "gone.mp4,,,swim,,,,,\n"
     path.write_text(edited)
     fresh = build(packed, footage, tmp_path)
     assert fresh.labels.left_out == 1 and path.read_text() == edited
@@ -318,12 +318,133 @@ def test_a_csv_that_a_person_edited_is_copied_first(page, packed, footage, tmp_p
     assert "stroll" in path.read_text() and "swim" not in path.read_text()
 
 
+def all_of(folder: Path) -> set[str]:
+    """Every label that any csv of a folder holds."""
+    return {row["label"] for path in folder.glob("labels*.csv") for row in rows_of(path)}
+
+
+def test_no_label_is_lost_however_often_the_csv_changes(page, tmp_path):
+    path = tmp_path / "labels.csv"
+    give(page, "plain.mp4", "first")
+    for turn, label in enumerate(["second", "third", "fourth"], 1):
+        path.write_text(path.read_text().replace("plain.mp4,,,first", f"plain.mp4,,,first{turn}"))
+        with pytest.raises(ChangedError, match=f"labels-kept-{turn}.csv"):
+            give(page, "long.mp4", label)
+        page.labels.reload()
+    assert {"second", "third", "fourth"} <= all_of(tmp_path)
+    # Nor what somebody writes into the file that was named.
+    path.write_text(path.read_text().replace("first321", "other"))
+    with pytest.raises(ChangedError, match="kept-4"):
+        give(page, "long.mp4", "fifth")
+    kept = tmp_path / "labels-kept-4.csv"
+    kept.write_text(kept.read_text().replace("fifth", "theirs"))
+    with pytest.raises(ChangedError, match="kept-5"):
+        give(page, "plain.mp4", "sixth")
+    assert {"theirs", "fifth", "sixth"} <= all_of(tmp_path)
+
+
+def test_two_pages_of_one_csv(page, packed, footage, tmp_path):
+    other = build(packed, footage, tmp_path)
+    give(page, "plain.mp4", "mine")
+    with pytest.raises(ChangedError, match="was changed"):
+        give(other, "plain.mp4", "yours")
+    other.labels.reload()
+    give(other, "long.mp4", "both")
+    with pytest.raises(ChangedError, match="kept-2"):
+        give(page, "long.mp4", "again")
+    assert {"mine", "yours", "both", "again"} <= all_of(tmp_path)
+
+
+def test_labels_that_no_file_holds_are_written_before_the_csv_is_read(page, tmp_path, monkeypatch):
+    path = tmp_path / "labels.csv"
+    give(page, "plain.mp4", "run")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pretrain.log.write_synced", full)
+    with pytest.raises(ChangedError, match="No space"):
+        give(page, "long.mp4", "walk")
+    path.write_text(path.read_text().replace("run", "stroll"))
+    with pytest.raises(ChangedError, match="No space"):
+        page.labels.reload()
+    assert page.labels.unsaved and "walk" in page.labels.counts()
+    monkeypatch.undo()
+    page.labels.reload()
+    assert {"walk", "run", "stroll"} <= all_of(tmp_path) and "stroll" in page.labels.counts()
+
+
+def test_a_label_is_taken_from_its_moment_alone(page, tmp_path):
+    long = page.moments.videos.index("long.mp4")
+    page.labels.marks[long] = (Mark("day", 0, 6), Mark("run", 1.9, 4))
+    assert not give(page, "long.mp4", "day", 1)
+    assert page.labels.marks[long] == (Mark("day", 0, 2), Mark("day", 4, 6), Mark("run", 1.9, 4))
+    assert not give(page, "long.mp4", "run", 1)  # the tenth of a second before it is of no moment
+    assert {m.label for m in page.labels.marks[long]} == {"day"}
+    page.labels.marks[long] = (Mark("whole"),)
+    assert not give(page, "long.mp4", "whole", 0)
+    assert page.labels.marks[long] == (Mark("whole", 2, 6),)
+    page.labels.undo()
+    assert page.labels.marks[long] == (Mark("whole"),)
+
+
+def test_labels_of_files_cut_out_of_recordings(tmp_path):
+    """The list's times are those of the recordings, the labels' times are those of the files."""
+    for i, name in enumerate(("a.mp4", "b.mp4")):
+        write_video(tmp_path / name, draw_motion("right", i, 0, 96, 32))
+    (tmp_path / "out").mkdir()
+    given = tmp_path / "list.csv"
+    given.write_text("path,recording,start,end\na.mp4,day 1,60,66\nb.mp4,day 1,300,306\n")
+    pack(given, tmp_path / "pack", short_side=32, workers=1, progress=False)
+    page = build(Pack(tmp_path / "pack"), given, tmp_path / "out")
+    for name, place, label in (("a.mp4", 0, "walk"), ("a.mp4", 2, "fall"), ("b.mp4", 1, "walk")):
+        give(page, name, label, place)
+    labels = tmp_path / "out" / "labels.csv"
+    pack(labels, tmp_path / "again", short_side=32, workers=1, progress=False)
+    a, b = sorted(Pack(tmp_path / "again").records(), key=lambda r: r["source"])
+    assert segments_of(a) == [(0, 2, "walk"), (4, 6, "fall")] and segments_of(b) == [(2, 4, "walk")]
+    assert b["label"] == "walk" and a["label"] is None
+    (leak,) = find_leaks({0: a}, {1: b})
+    assert leak.kind == "recording"  # four minutes apart: they do not overlap
+    again = build(Pack(tmp_path / "again"), labels, tmp_path / "out")
+    assert again.labels.marks == page.labels.marks
+    give(again, "../b.mp4", "sit", 2)
+    assert not list(labels.parent.glob("labels-before-*"))
+    # Files of the parts say when in the recording they are.
+    write_clips(page.pack, page.moments, page.labels)
+    rows = {(r["recording"], r["start"], r["end"]) for r in rows_of(labels.parent / "clips.csv")}
+    assert ("day 1", "64.000", "66.000") in rows and ("day 1", "302.000", "304.000") in rows
+    # A csv of before has no such column: what it says of a file without a recording is the same.
+    old = "path,start,end,label\nplain.mp4,0.000,1.000,run\n"
+    (tmp_path / "plain.mp4").touch()
+    (tmp_path / "old.csv").write_text(old)
+    (source,) = list_sources(tmp_path / "old.csv").sources
+    assert source.extra == {"segments": "0.000-1.000 run"}
+
+
+def test_a_part_ends_where_its_file_does(page, tmp_path, monkeypatch):
+    monkeypatch.setattr("downstream.look.cut.BLOCK", 20)
+    long = page.moments.videos.index("long.mp4")
+    page.labels.marks[long] = (Mark("all", 0, 99),)
+    told = write_clips(page.pack, page.moments, page.labels)
+    (row,) = (r for r in rows_of(tmp_path / "clips.csv") if r["label"] == "all")
+    assert (row["start"], row["end"]) == ("0.000", "6.000") and "1 part shown in part" in told
+    pack(tmp_path / "clips.csv", tmp_path / "p", short_side=32, workers=1, progress=False)
+    assert {r["frames"] for r in Pack(tmp_path / "p").records() if r["label"] == "all"} == {96}
+
+
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "path,label\nlong.mp4,x\n", "\0\1", "path\n", ""])
 def test_a_csv_of_something_else_is_refused(packed, footage, tmp_path, text):
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(ValueError, match="labels"):
         build(packed, footage, tmp_path)
     assert (tmp_path / "labels.csv").read_text() == text
+
+
+def test_a_csv_of_other_videos_is_refused(packed, footage, tmp_path):
+    (tmp_path / "labels.csv").write_text("path,start,end,label\nelsewhere.mp4,,,walk\n")
+    with pytest.raises(ValueError, match="labels of other videos"):
+        build(packed, footage, tmp_path)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process to kill")
@@ -619,10 +740,33 @@ def test_ten_thousand_moments_are_paged(client, page):
     client.enter()
     answer = json.loads(client.ask("/api/view?offset=2&limit=3")[1])
     assert [item["n"] for item in answer["items"]] == [2, 3, 4] and answer["total"] == 7
-    assert json.loads(client.ask("/api/view?offset=99")[1])["items"] == []
+    late = json.loads(client.ask("/api/view?offset=99&limit=2")[1])
+    assert late["offset"] == 5 and [item["n"] for item in late["items"]] == [5, 6]
     assert len(json.loads(client.ask("/api/view?limit=99999")[1])["items"]) == 7
     like = json.loads(client.ask("/api/view?kind=like&q=3")[1])["items"]
     assert like[0]["n"] == 3 and sorted(item["n"] for item in like) == list(range(7))
+
+
+def test_pages_of_a_list_that_gets_shorter_skip_nothing(client, page):
+    client.enter()
+
+    def turn(kind: str, **query: object) -> list[int]:
+        given = "&".join(f"{name}={value}" for name, value in query.items())
+        answer = json.loads(client.ask(f"/api/view?kind={kind}&limit=2&{given}")[1])
+        return [item["n"] for item in answer["items"]]
+
+    a, b, c, d = (row["n"] for row in page.view("unlabelled", ""))
+    page.first = [d, a, c, b]
+    assert turn("unlabelled") == [a, b]
+    client.post("/api/label", {"n": a, "label": "run"})
+    assert turn("first", beside=a, step=1) == [c, b] and turn("first", beside=c, step=-1) == [d, c]
+    client.post("/api/label", {"n": b, "label": "run"})
+    assert turn("unlabelled", beside=b, step=1) == [c, d]
+    assert turn("unlabelled", beside=c, step=-1) == [c, d]  # nothing is left before it
+    assert turn("unlabelled", beside=d, step=1) == [c, d]  # nor behind
+    client.post("/api/undo", {})
+    assert turn("unlabelled", beside=c, step=-1) == [b, c]
+    assert turn("label", q="run") == [a]
 
 
 def test_near_duplicates_are_those_that_packing_found(page, monkeypatch):

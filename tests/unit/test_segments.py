@@ -1,5 +1,6 @@
 """Edit score and F1 of segments, against hand counts and a literal re-computation."""
 
+import itertools
 from functools import cache
 from types import SimpleNamespace
 
@@ -10,10 +11,13 @@ from downstream.segments import (
     UNLABELLED,
     classes_of_frames,
     edit_score,
+    frame_at,
+    frame_classes,
     segment_hits,
     segment_scores,
 )
 from downstream.splits import choose_splits
+from pretrain.data.sources import list_sources
 
 
 def test_classes_of_frames_that_differ_in_spelling_only_are_refused():
@@ -104,3 +108,23 @@ def test_scores_over_sequences():
     scores = segment_scores(pairs)
     assert scores["edit"] == pytest.approx((1 + 0.5) / 2)
     assert scores["f1_10"] == scores["f1_50"] == pytest.approx(2 * 3 / (2 * 3 + 0 + 1))
+
+
+@pytest.mark.parametrize("decimals", [2, 3, 6])
+def test_written_times_find_their_frames(decimals):
+    for rate in (24000 / 1001, 24, 25, 30000 / 1001, 30, 50, 60000 / 1001, 60):
+        for number in range(int(600 * rate)):
+            assert frame_at(float(f"{number / rate:.{decimals}f}"), rate) == number, rate
+
+
+def test_a_segment_holds_the_frames_that_it_was_made_of(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    for rate in (30000 / 1001, 60):
+        edges = list(range(0, 300, 7))
+        lines = [f"a.mp4,{a / rate},{b / rate},{'xy'[i % 2]}" for i, (a, b) in
+                 enumerate(itertools.pairwise(edges))]  # fmt: skip
+        (tmp_path / "list.csv").write_text("\n".join(["path,start,end,label", *lines]))
+        (source,) = list_sources(tmp_path / "list.csv").sources
+        clip = {"frames": 300, "fps": rate, "start": 0.0, "extra": source.extra, "source": "a"}
+        found = frame_classes(clip, {"x": 0, "y": 1})
+        assert found.tolist() == [(i // 7) % 2 if i < edges[-1] else -1 for i in range(300)]

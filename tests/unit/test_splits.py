@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from downstream.groups import LEAKS, group_clips
+from downstream.groups import LEAKS, find_leaks, group_clips
 from downstream.probe import choose_folds
 from downstream.splits import (
     choose_splits,
@@ -304,6 +304,15 @@ def test_what_given_splits_share_is_counted_named_and_listed(tmp_path: Path):
     none = dataclasses.replace(test, samples=test.samples[:0])
     assert not write_leaks(tmp_path, pack, {"train": train, "test": none})
     assert not (tmp_path / LEAKS).exists()
+
+
+def test_near_duplicates_in_either_order_are_told_as_such():
+    records = [{"source": f"v{i}", "subject": None, "extra": {}} for i in range(4)]
+    pairs = np.array([(0, 2), (2, 3)])
+    leaks = lambda a, b: find_leaks({a: records[a]}, {b: records[b]}, pairs)
+    told = {(a, b): [leak.note for leak in leaks(a, b)] for a in (0, 2, 3) for b in (0, 2, 3)}
+    assert told[0, 2] == told[2, 0] == told[2, 3] == told[3, 2] == [""]
+    assert told[0, 3] == told[3, 0] == ["by way of other clips"]
 
 
 def test_those_whom_a_near_duplicate_joins_are_left_out_together():

@@ -57,12 +57,13 @@ function clock(seconds) {
     : `${minutes}:${text}`;
 }
 
+const chips = (item) => item.labels.map((name) => make("span", { class: "chip" }, name));
 const span = (item) => item.picture ? "picture" : `${clock(item.start)}–${clock(item.end)}`;
 
 // ---- lists
 
 function card(item, place) {
-  const labels = make("span", { class: "chips" }, ...item.labels.map((name) => make("span", { class: "chip" }, name)));
+  const labels = make("span", { class: "chips" }, ...chips(item));
   const score = item.score === undefined ? "" : item.score.toFixed(2);
   const button = make("button", {
     type: "button", class: "card", "data-place": place, "data-n": item.n,
@@ -113,19 +114,23 @@ function mark() {
   document.querySelector(".pages").hidden = view.kind === "groups";
 }
 
-async function show(kind, q, title, offset = 0) {
+async function show(kind, q, title, place = { offset: 0 }) {
   const mine = ++asked;
-  const answer = await ask(`/api/view?${query({ kind, q, offset, limit: PAGE })}`);
+  const answer = await ask(`/api/view?${query({ kind, q, ...place, limit: PAGE })}`);
   if (mine !== asked) return;
-  Object.assign(view, { kind, q, title, offset, total: answer.total, items: answer.items });
+  Object.assign(view, { kind, q, title, offset: answer.offset, total: answer.total, items: answer.items });
   mark();
   draw();
 }
 
 async function turn(step) {
-  const offset = view.offset + step * PAGE;
-  if (view.kind === "groups" || offset < 0 || offset >= view.total) return;
-  await show(view.kind, view.q, view.title, offset);
+  const button = step > 0 ? $("after") : $("before");
+  if (view.kind === "groups" || button.disabled) return;
+  // In a list that gets shorter while its moments are labelled: behind the last one, before the first.
+  const place = ["unlabelled", "label", "first"].includes(view.kind)
+    ? { beside: view.items.at(step > 0 ? -1 : 0).n, step }
+    : { offset: Math.max(0, view.offset + step * PAGE) };
+  await show(view.kind, view.q, view.title, place);
   $("heading").focus({ preventScroll: true });
   window.scrollTo({ top: 0 });
 }
@@ -164,6 +169,7 @@ async function choose(place, focus = false) {
 }
 
 function facts() {
+  drawLabels();
   $("facts").hidden = !chosen;
   if (!chosen) return;
   $("where").textContent = chosen.video;
@@ -171,7 +177,6 @@ function facts() {
   $("captions").replaceChildren(...chosen.captions.map((text) => make("li", {}, text)));
   $("refused").hidden = !chosen.refused;
   $("refused").textContent = `Cannot be labelled: ${chosen.refused}`;
-  drawLabels();
 }
 
 function play() {
@@ -240,7 +245,6 @@ function take(answer) {
   $("changed-text").textContent = answer.changed || "";
   $("saved").textContent = `Saved in ${state.saved}`;
   facts();
-  drawLabels();
 }
 
 function refresh(item) {
@@ -248,7 +252,7 @@ function refresh(item) {
     if (other.n !== item.n) return;
     other.labels = item.labels;
     const old = document.querySelector(`.card[data-place="${i}"] .chips`);
-    if (old) old.replaceChildren(...item.labels.map((name) => make("span", { class: "chip" }, name)));
+    if (old) old.replaceChildren(...chips(item));
   });
   if (chosen && chosen.n === item.n) chosen.labels = item.labels;
 }
@@ -279,7 +283,7 @@ function undo() {
 async function again() {
   if (view.kind === "groups") return;
   const focused = document.activeElement?.dataset?.place;
-  await show(view.kind, view.q, view.title, Math.min(view.offset, Math.max(0, view.total - 1)));
+  await show(view.kind, view.q, view.title, { offset: view.offset });
   if (focused !== undefined) document.querySelector(`.card[data-place="${focused}"]`)?.focus();
   if (chosen) {
     const found = await ask(`/api/view?${query({ kind: "all", offset: chosen.n, limit: 1 })}`);
@@ -388,7 +392,7 @@ async function start() {
   $("reload").addEventListener("click", attempt(async () => {
     take(await ask("/api/reload", {}));
     await again();
-    say("Read again");
+    if ($("changed").hidden) say("Read again");
   }));
   document.title = `Look: ${state.title}`;
   $("title").textContent = state.title;
@@ -397,7 +401,7 @@ async function start() {
   $("first").hidden = !state.first;
   $("notes").replaceChildren(...state.notes.map((note) => make("p", {}, note)));
   $("saved").textContent = `Saved in ${state.saved}`;
-  drawLabels();
+  facts();
   if (state.first) await show("first", "", "Label these first");
   else await show("all", "", "All moments");
 }
