@@ -270,7 +270,7 @@ def test_label_studio(tmp_path):
                "annotations": [{"result": [choice]}]}]  # fmt: skip
     path = write(tmp_path, "ls.json", tasks)
     assert listed(path) == {
-        "my clip.mp4": ("fall", None, None, (), f"{30 / 29.97:.3f}-{60 / 29.97:.3f} fall"),
+        "my clip.mp4": ("fall", None, None, (), f"{30 / 29.97:.6f}-{60 / 29.97:.6f} fall"),
         "b.mp4": ("indoor", None, None, (), ""),
     }
     assert "rectangle" in " ".join(list_sources(path).notes)
