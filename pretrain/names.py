@@ -72,9 +72,18 @@ def for_csv(value: object) -> object:
 
 def from_csv(cell: str) -> str:
     """The text of which `for_csv` made a cell."""
-    if cell[:1] == "'" and FORMULA.match(cell[1:]) and not NUMBER.fullmatch(cell[1:]):
-        cell = cell[1:]
-    return ESCAPED.sub(lambda found: chr(int(found[1] or found[2] or found[3], 16)), cell)
+    return unescaped(unmarked(cell))
+
+
+def unmarked(cell: str) -> str:
+    """A csv cell without the quote that `for_csv` puts before a formula."""
+    marked = cell[:1] == "'" and FORMULA.match(cell[1:]) and not NUMBER.fullmatch(cell[1:])
+    return cell[1:] if marked else cell
+
+
+def unescaped(text: str) -> str:
+    """A text with the characters that `for_csv` escapes."""
+    return ESCAPED.sub(lambda found: chr(int(found[1] or found[2] or found[3], 16)), text)
 
 
 def for_markdown(value: object) -> str:

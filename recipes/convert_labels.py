@@ -39,7 +39,7 @@ def read(path: Path) -> tuple[str, list[Row], list[str]]:
     problems.stop(len(rows))
     plain = []
     for row in rows:
-        segments = row.extra.get("segments", "")
+        segments = row.extra.pop("segments", "")
         parts = [s for p in segments.split(";") for s in parse_segments(p, f"{path}:{row.line}")]
         plain += [replace(row, label=label, start=a, end=b) for a, b, label in parts]
         if not parts or row.label not in {None, *(label for *_, label in parts)}:

@@ -22,6 +22,7 @@ import numpy as np
 from downstream.look.moments import Moments
 from downstream.segments import parse_segments
 from pretrain.data.annotations import read_rows
+from pretrain.data.fields import NOTHING
 from pretrain.data.lists import (
     MAX_LIST,
     OF_FILE,
@@ -30,7 +31,7 @@ from pretrain.data.lists import (
     boxes_column,
     times_of_recording,
 )
-from pretrain.data.sources import NOTHING, Source
+from pretrain.data.sources import Source
 from pretrain.files import read_limited, reading
 from pretrain.log import write_whole
 from pretrain.names import FORMULA, JOINERS, for_csv, for_screen, from_csv
@@ -367,7 +368,7 @@ class Labels:
                     self.left_out += 1
                     continue
                 seen.add(video)
-                if (label := from_csv(row["label"])) not in NOTHING:
+                if (label := row["label"]) not in NOTHING:
                     try:
                         times = [float(row[name]) for name in ("start", "end") if row[name]]
                         if times and not (len(times) == 2 and 0 <= times[0] < times[1] < 2**53):

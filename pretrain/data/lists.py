@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from pretrain.files import not_regular, open_regular, parse_json
+from pretrain.names import unescaped, unmarked
 
 # fmt: off
 VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".mpg", ".mpeg",
@@ -63,6 +64,7 @@ ELSE = {
 }
 # fmt: on
 SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
+_TEXTS = ("label", "caption", "split", "subject")
 MAX_TIME = 2.0**40  # seconds of a recording; a clock of the day, or since 1970, is one, too
 MAX_LIST = 2**30  # bytes; at 100 bytes a line that is ten million
 SAMPLE = 1000  # lines by which the columns of a list without header are inferred
@@ -364,7 +366,7 @@ def _document_rows(row: dict, line: int) -> list[dict]:
 
 
 def _table_rows(path: Path, text: str, problems: Problems) -> Iterator[tuple[int, dict]]:
-    """Rows of a csv, tsv or space-separated list."""
+    """Rows of a csv, tsv or space-separated list; cells may be such as `names.for_csv` makes."""
     first = next(line for line in text.split("\n") if line.strip())
     if re.fullmatch(
         r'"?sep=.?"?', first.strip(), re.IGNORECASE
@@ -378,7 +380,8 @@ def _table_rows(path: Path, text: str, problems: Problems) -> Iterator[tuple[int
         next(rows, None)
     else:
         columns, rows = _sniff(path, text, problems)
-    width = len(columns)
+    width, roles = len(columns), roles_of(tuple(columns))[0]
+    texts = [name for name, role in roles.items() if role in _TEXTS]
     for line, values in rows:
         if len(values) > width and not any(values[width:]):
             values = values[:width]  # a spreadsheet's empty columns
@@ -390,7 +393,9 @@ def _table_rows(path: Path, text: str, problems: Problems) -> Iterator[tuple[int
                 "unread",
             )
         else:
-            yield line, dict(zip(columns, values, strict=True))
+            row = dict(zip(columns, values, strict=True))
+            row |= {name: unmarked(row[name]) for name in columns if roles.get(name) != "path"}
+            yield line, row | {name: unescaped(row[name]) for name in texts}
 
 
 def _header(first: str, folder: Path) -> tuple[list[str], str]:

@@ -4,36 +4,30 @@ Nothing is decoded here.
 """
 
 import contextlib
-import json
 import os
 import re
-from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pretrain.data.annotations import line_of, read_rows
 from pretrain.data.annotations.videofolder import metadata_files
+from pretrain.data.fields import NOTHING, fields_of, take_times, text_of
 from pretrain.data.lists import (
     BESIDE,
     IMAGES,
     SPLIT_OF,
-    TIMES,
     VIDEOS,
     Problems,
     boxes_column,
     irregular,
     roles_of,
     split_of,
-    times_of_recording,
 )
 from pretrain.data.tar import Member, list_members
 from pretrain.files import open_regular, parse_json, reading
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
-MAX_BOUND = 1000  # pixels of motion
-# What pandas and numpy write where there is nothing; an empty field is no value either.
-NOTHING = frozenset(("", "nan", "NaN", "<NA>", "NaT"))
 
 BUILT_IN = "synthetic"
 NUM_CLIPS = 900  # of the synthetic dataset: 50 of each action
@@ -437,7 +431,7 @@ def _with_texts(source: Source, file, texts: dict[str, Member]) -> tuple[Source,
             if kind == "txt" and text.strip():
                 captions.append(text.strip())
             elif kind == "cls":
-                label = label or _text("label", text)
+                label = label or text_of("label", text)
             elif kind == "json":
                 fields = parse_json(text, lax=True)
                 if not isinstance(fields, dict):
@@ -450,7 +444,7 @@ def _with_texts(source: Source, file, texts: dict[str, Member]) -> tuple[Source,
                     n for n in names if names[n] == "path" or (captions and n.lower() == "title")
                 }
                 names = {n: names[n] for n in names if n not in others}
-                roles = _fields(fields, names, source.beside)
+                roles = fields_of(fields, names, source.beside)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"its .{suffix} cannot be read: {error}") from error
     captions += roles.pop("captions", ())
@@ -467,112 +461,11 @@ def _with_texts(source: Source, file, texts: dict[str, Member]) -> tuple[Source,
 # ---- lists -------------------------------------------------------------------------------------
 
 
-def _fields(
-    row: dict, roles: dict[str, str], beside: Collection[str] = (), folder: str | None = None
-) -> dict:
-    """Sort the named values of one row into the fields of a source; everything becomes text.
-
-    Args:
-        row: by column or key.
-        roles: of some of its columns, see `roles_of`.
-        beside: the streams that are known to come with it.
-        folder: in which folders of such streams may lie; None: there are none.
-
-    Raises:
-        ValueError: a value of a role is no text, such as a list of labels; or no bound of flow.
-    """
-    found: dict[str, Any] = {
-        "label": None,
-        "captions": (),
-        "split": None,
-        "subject": None,
-        "extra": {},
-        "beside": {},  # stream -> the file that the user named
-        "about": {},  # stream -> what that file holds
-        "bounds": {},  # stream -> the bound of its pictures
-    }
-    for name, value in row.items():
-        role = roles.get(name)
-        if value is None or value == "":
-            continue
-        if role == "caption":
-            values = value if isinstance(value, list) else [value]
-            texts = [_text(name, v) for v in values]
-            found["captions"] += tuple(t for t in texts if t is not None)
-        elif role in ("label", "split", "subject"):
-            found[role] = _text(name, value)
-        elif role in ("flow_method", "skeleton"):
-            found["about"]["flow" if role == "flow_method" else "pose"] = _text(name, value) or ""
-        elif role == "flow_bound":
-            found["bounds"]["flow"] = _bound(name, value)
-        elif role in BESIDE and (
-            str(value).lower().endswith(("/", *BESIDE[role]))
-            or (folder is not None and os.path.isdir(os.path.join(folder, str(value).strip())))
-        ):
-            found["beside"][role] = str(value).strip()
-        elif role != "path":
-            found["extra"][name] = value if isinstance(value, str) else json.dumps(value)
-    for name, role in roles.items():  # where there is nothing that they are about
-        kind, stream = _ABOUT.get(role, ("about", ""))
-        there = {*found["beside"], *beside}
-        if kind == "bounds":  # of folders
-            there = {
-                s for s, file in found["beside"].items() if not file.lower().endswith(BESIDE[s])
-            }
-        if stream and stream not in there and found[kind].pop(stream, ""):
-            found["extra"][name] = str(row[name])
-    if found["split"]:
-        found["split"] = split_of(found["split"])
-    return found
-
-
-# Roles that say something about another stream: of which kind, and of which stream.
-_ABOUT = {
-    "flow_method": ("about", "flow"),
-    "skeleton": ("about", "pose"),
-    "flow_bound": ("bounds", "flow"),
-}
-
-
-def _bound(name: str, value: object) -> float:
-    try:
-        bound = float(str(value))
-    except ValueError:
-        bound = 0.0
-    if not 0 < bound <= MAX_BOUND:
-        raise ValueError(
-            f"{name} is {str(value)[:40]!r}: the bound of flow in pictures is a number of pixels "
-            f"over 0 and up to {MAX_BOUND}, of TSN's and denseflow's tools 20"
-        )
-    return bound
-
-
 def _has_pictures(folder: str) -> bool:
     """Whether this is a folder with pictures in it; one that cannot be read is refused later."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         return any(os.path.splitext(entry.name)[1].lower() in IMAGES for entry in entries)
     return False
-
-
-def _text(name: str, value: object) -> str | None:
-    """A value as text; None for those that mean that there is none.
-
-    Raises:
-        ValueError: it is neither text nor a whole number: str() would make a class of a list or of
-            True.
-    """
-    if isinstance(value, str):
-        value = value.strip()
-        return None if value in NOTHING else value
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # pandas writes 3 as 3.0 where a neighbour is missing
-    if type(value) is int:
-        return str(value)
-    if value is None or value != value:
-        return None
-    told = json.dumps(value)
-    told = told if len(told) < 60 else told[:56] + " ..."
-    raise ValueError(f"{name} is {told}, it has to be a text or a whole number")
 
 
 def _from_list(path: Path) -> Listing:
@@ -587,9 +480,14 @@ def _from_list(path: Path) -> Listing:
             if twice:
                 raise ValueError(f"two values for {', '.join(twice)}")
             key = next((key for key, role in roles.items() if role == "path"), None)
-            name = _text(key, row[key]) if key is not None else None
-            fields = _fields(row, roles, folder=folder)
-            fields["timed"] = _take_times(fields, key or "")
+            name = text_of(key, row[key]) if key is not None else None
+            fields = fields_of(row, roles, folder=folder)
+            times = take_times(fields, key or "")
+            fields["timed"] = times is not None
+            if times is not None:
+                more = fields["extra"].get("segments")
+                part = f"{_time(times[0])}-{_time(times[1])} {fields['label']}"
+                fields["extra"]["segments"] = f"{more}; {part}" if more else part
             alone = name is None and "pose" in fields["beside"]
             if alone:
                 name = fields["beside"]["pose"]
@@ -620,30 +518,6 @@ def _from_list(path: Path) -> Listing:
     sources = [_merged(Path(file), about, problems) for file, about in found.items()]
     problems.stop(rows)
     return Listing(sources, notes=problems.notes)
-
-
-def _take_times(fields: dict, key: str) -> bool:
-    """Make a segment of a row's label and its columns start and end, seconds, if it has them.
-
-    Times in the recording that the file was cut out of are none, see `times_of_recording`.
-    """
-    label, extra = fields["label"], fields["extra"]
-    columns = {name.lower(): name for name in extra}
-    if times_of_recording({**extra, key: "a file"}):
-        return False
-    if label is None or ";" in label or not {"start", "end"} <= columns.keys():
-        return False
-    try:
-        start, end = (float(extra[columns[name]]) for name in ("start", "end"))
-    except ValueError:
-        return False
-    if not 0 <= start < end < 2**53:
-        return False
-    for name in {"start", "end", TIMES} & columns.keys():
-        del extra[columns[name]]
-    more = extra.get("segments")
-    extra["segments"] = f"{more}; " * bool(more) + f"{_time(start)}-{_time(end)} {label}"
-    return True
 
 
 def _time(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """Annotations of other programs, read by `--data` and written by convert-labels."""
 
 import json
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -80,6 +81,13 @@ def test_two_videos_that_fit_are_refused(tmp_path):
     head = KINETICS.split("\n")[0]
     told = refusal(write(tmp_path, "k.csv", f"{head}\nrun,a,1,2,train\n"))
     assert "x/a.mp4" in told and "y/a.mp4" in told
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a", "./a.mp4", "in/b", "in/b.avi"])
+def test_a_file_named_exactly_comes_before_its_namesakes(tmp_path, name):
+    put(tmp_path, "a.mp4", "in/a.mp4", "in/b.mkv", "in/deep/b.mkv")
+    path = write(tmp_path, "a.json", {"database": {name: {"annotations": []}}})
+    assert [*listed(path)] == ["in/b.mkv" if "b" in name else "a.mp4"]
 
 
 SOMETHING = [
@@ -167,6 +175,13 @@ def test_ava(tmp_path):
     ]  # fmt: skip
     told = " ".join(list_sources(path).notes)
     assert "AVA" in told and "boxes" in told and "subjects" in told
+
+
+def test_persons_of_ava_are_those_of_one_video(tmp_path):
+    put(tmp_path, "v1.mp4", "v2.mp4")
+    rows = "".join(f"{video},0902,0.1,0.1,0.5,0.5,12,1\n" for video in ("v1", "v2"))
+    found = listed(write(tmp_path, "ava_train.csv", rows))
+    assert [found[f"v{i}.mp4"][2] for i in (1, 2)] == ["v1 1", "v2 1"]
 
 
 def test_video_folder_of_hugging_face(tmp_path):
@@ -288,6 +303,13 @@ def test_label_studio_that_cannot_be_true(tmp_path, part):
     assert "task 1" in refusal(write(tmp_path, "ls.json", studio("b.mp4", [part])))
 
 
+@pytest.mark.parametrize("data", [["b.mp4"], "b.mp4", 3, None, {}])
+def test_a_task_without_an_object_of_data_is_refused(tmp_path, data):
+    put(tmp_path, "b.mp4")
+    tasks = studio("b.mp4", [{"start": 1, "end": 2}])
+    assert "task 1" in refusal(write(tmp_path, "ls.json", [tasks[0] | {"data": data}]))
+
+
 BOX = '<box frame="{}" outside="{}" occluded="0" keyframe="1" xtl="1" ytl="1" xbr="9" ybr="9"/>'
 
 
@@ -352,3 +374,48 @@ def test_only_the_present_are_written(tmp_path):
     told = main(Config(str(source), "csv", str(tmp_path / "o.csv"), only_present=True))
     assert told["absent videos"].startswith("1,")
     assert listed(tmp_path / "o.csv")["a_b-c.mkv"][4] == "10.000-20.000 eating, slowly"
+
+
+LISTS = {
+    "cut.csv": "path,label,recording,start,end\na.mp4,run,day 1,10,12\nb.mp4,hop,day 1,30,31\n",
+    "mixed.csv": "path,Start,End,label,recording\na.mp4,1,2,run,\nb.mp4,10,12,hop,day 1\n",
+    "more.csv": "name,class,weather,boxes,n\na.mp4,'=1+1,-sun,-1 2 3 4,\nb.mp4,nan,,,3\n",
+    "several.csv": "path,captions,text,segments\n"
+    "a.mp4,one,two,0.000-1.000 x; 1.500-2.000 y\nb.mp4,- a,'- b,\n",
+    "rows.jsonl": '{"path": "a.mp4", "label": 3.0, "captions": ["one", "two"], "n": [1, 2]}\n'
+    '{"video": "b.mp4", "label": NaN, "set": "valid", "person_id": 7, "title": "\\u001b[2J"}\n',
+    "windows.csv": 'file,label,start,end\nin\\c.mp4,"run, then\nstop",0.1234,2\na.mp4,x,,\n',
+    "poses.csv": "path,label,pose,skeleton\na.mp4,x,p.npy,coco\nb.mp4,y,,\n",
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_that_is_converted_says_what_it_said(tmp_path, name):
+    """To csv nothing is lost, and values are read by the rules of `--data`."""
+    put(tmp_path, "a.mp4", "b.mp4", "in/c.mp4", "p.npy")
+    source, out = write(tmp_path, name, LISTS[name]), tmp_path / "out.csv"
+    told = main(Config(str(source), "csv", str(out)))
+    assert told["cannot hold"] == "nothing"
+    plain = lambda path: [
+        (os.path.normpath(s.name.replace("\\", "/")), s.label, s.captions, s.split, s.subject,
+         s.beside, {n.lower(): v for n, v in s.extra.items()})
+        for s in list_sources(path).sources
+    ]  # fmt: skip
+    assert plain(out) == plain(source)
+
+
+def test_times_of_recordings_and_further_columns_are_no_segments(tmp_path):
+    put(tmp_path, "a.mp4", "b.mp4")
+    source = write(tmp_path, "cut.csv", LISTS["cut.csv"])
+    told = main(Config(str(source), "activitynet", str(tmp_path / "o.json")))
+    assert all(f"column {c} (2)" in told["cannot hold"] for c in ("recording", "start", "end"))
+    assert "segment" not in (tmp_path / "o.json").read_text()
+
+
+@pytest.mark.parametrize("row", [{"label": ["run"]}, {"label": True}, {"path": ""}, {"path": [1]}])
+def test_what_packing_refuses_of_a_list_is_not_converted(tmp_path, row):
+    put(tmp_path, "a.mp4")
+    source = write(tmp_path, "a.jsonl", {"path": "a.mp4", "n": 1} | row)
+    assert "a.jsonl:1" in refusal(source)
+    with pytest.raises(ValueError, match="1 problem"):
+        main(Config(str(source), "csv", str(tmp_path / "o.csv")))

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from pretrain.data.annotations import benchmarks, tools
 from pretrain.data.annotations.clock import frame_times
-from pretrain.data.annotations.rows import MAX_BYTES, Entries, Row, seconds
+from pretrain.data.annotations.rows import MAX_BYTES, Entries, Row
 from pretrain.data.annotations.videofolder import is_metadata, metadata_rows, parquet_rows
+from pretrain.data.fields import fields_of, take_times, text_of
 from pretrain.data.lists import ROLES, Problems, irregular, list_rows, read_text, roles_of
-from pretrain.names import counted, from_csv
+from pretrain.names import counted
 
+_SAID = ("path", "label", "caption", "split", "subject")  # roles that a `Row` has itself
 Reader = Callable[[Path, str, Entries], bool | None]
 # By the name that is printed: what recognises a text, and what reads it (False: it is another).
 FORMATS: dict[str, tuple[Callable[[str], bool], Reader]] = {
@@ -72,41 +74,56 @@ def as_rows(path: Path, problems: Problems) -> tuple[str, list[Row]]:
             if all(row.fps or not row.absent for row in found.rows):
                 found = in_seconds(found, path.parent)
             return found.format, found.rows
-    rows = []
+    rows: list[Row] = []
     for line, row in read_rows(path, problems):
-        roles = roles_of(tuple(row))[0]
-        about: dict[str, str] = {}
-        extra: dict[str, str] = {}
-        for name, value in row.items():
-            if value in ("", None):
-                continue
-            role = roles.get(name, "")
-            if role in ("path", "label", "split", "subject", "caption"):
-                about[role] = from_csv(str(value))
-            else:
-                extra[name.lower()] = str(value)
-        times = extra.pop("start", None), extra.pop("end", None)
         try:
-            start, end = seconds(*times) if None not in times else (None, None)
-        except ValueError as error:
-            problems.add(line, str(error))
-            continue
-        name = about.get("path", "")
-        rows.append(
-            Row(
-                name,
-                about.get("label"),
-                start,
-                end,
-                split=about.get("split"),
-                subject=about.get("subject"),
-                caption=about.get("caption"),
-                extra=extra,
-                line=line,
-                absent=(name or "(no path)") if irregular(path.parent / name) else "",
-            )
-        )
+            rows += _listed(path.parent, line, row)
+        except (ValueError, RecursionError) as error:
+            what = "too deeply nested" if isinstance(error, RecursionError) else str(error)
+            problems.add(line, what)
     return "a list", rows
+
+
+def _listed(folder: Path, line: int, row: dict) -> Iterator[Row]:
+    """The rows of a line of a list, read as `--data` reads it: one more for each further caption.
+
+    Args:
+        folder: of the list.
+        line: where it stands.
+        row: its values by column.
+
+    Raises:
+        ValueError: a value is not what its column is for.
+    """
+    roles, twice = roles_of(tuple(row))
+    if twice:
+        raise ValueError(f"two values for {', '.join(twice)}")
+    key = next((name for name, role in roles.items() if role == "path"), "")
+    name = text_of(key, row[key]) if key else None
+    if name is None:
+        raise ValueError("no path in this line")
+    fields = fields_of(row, roles, folder=os.fspath(folder))
+    start, end = take_times(fields, key) or (None, None)
+    if irregular(folder / name) and "\\" in name:  # as Windows writes it
+        name = name.replace("\\", "/")
+    streams = {n: str(row[n]) for n, r in roles.items() if r not in _SAID and row[n] != ""}
+    plain = Row(
+        name,
+        split=fields["split"],
+        subject=fields["subject"],
+        line=line,
+        absent=name if irregular(folder / name) else "",
+    )
+    captions = fields["captions"] or (None,)
+    yield replace(
+        plain,
+        label=fields["label"],
+        start=start,
+        end=end,
+        caption=captions[0],
+        extra=streams | fields["extra"],
+    )
+    yield from (replace(plain, caption=caption) for caption in captions[1:])
 
 
 def line_of(path: Path, wanted: dict[str, str]) -> int | None:

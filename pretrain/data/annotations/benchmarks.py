@@ -213,7 +213,7 @@ def read_ava(path: Path, text: str, entries: Entries) -> None:
                 continue
             last[key] = len(entries.rows)
             why = "" if found else f"no {video}"
-            subject = person or None
+            subject = f"{video} {person}" if person else None  # ids hold within one video
             entries.add(Row(name, label, start, end, subject=subject, line=line, absent=why))
         except ValueError as error:
             entries.wrong(line, str(error))

@@ -193,8 +193,9 @@ class Media:
     def find(self, *names: str) -> str | None:
         """The video, relative to the folder, of the first of these names that one has.
 
-        A name is a relative path, a file's name, or either without its ending. Of an absolute path,
-        an address, or a path that leaves the folder, the last part counts.
+        A name is a relative path, a file's name, or either without its ending; a file that lies
+        exactly there comes before its namesakes elsewhere. Of an absolute path, an address, or a
+        path that leaves the folder, the last part counts.
 
         Raises:
             ValueError: two videos fit, or there are too many files.
@@ -204,6 +205,8 @@ class Media:
         for name in names:
             for key in _keys(name):
                 fits = self._found.get(key, [])
+                if exact := [fit for fit in fits if key in (fit, os.path.splitext(fit)[0])]:
+                    fits = exact
                 if len(fits) > 1:
                     raise ValueError(
                         f"{name[:80]!r} may be {fits[0]} or {fits[1]}: remove or move one"

@@ -200,9 +200,11 @@ def _rate(*places: object) -> float:
 
 def _studio_video(task: dict) -> str:
     data = task.get("data", task)
-    given = data.get("video") or data.get("video_url") or data.get("url") if data else None
+    if not isinstance(data, dict):
+        raise ValueError(f"its data is {str(data)[:40]!r}, it has to be an object")
+    given = data.get("video") or data.get("video_url") or data.get("url")
     if not isinstance(given, str):
-        texts = [v for v in data.values() if isinstance(v, str)] if isinstance(data, dict) else []
+        texts = [v for v in data.values() if isinstance(v, str)]
         given = next((t for t in texts if re.search(r"\.\w{2,4}$", t)), None)
     if given is None:
         raise ValueError("a task names no video in its data")

@@ -26,22 +26,35 @@ def by_video(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def _drop(rows: list[Row], lost: Counter[str], *names: str) -> None:
+    """Count what a format cannot hold: attributes of rows, and all further columns."""
     for row in rows:
         for name in names:
             lost[name] += bool(getattr(row, name))
+        for name in row.extra:
+            lost[f"column {name}"] += 1
 
 
 def write_csv(rows: list[Row], lost: Counter[str]) -> str:
-    """A list that `--data` reads: a row for every label."""
-    _drop(rows, lost, "boxes")
+    """A list that `--data` reads: a row for every label, with all further columns.
+
+    Columns start and end beside one of the recording are further ones, too.
+    """
+    lost["boxes"] += sum(bool(row.boxes) for row in rows)
+    lines = []
+    for row in rows:
+        cells = {n.lower() if n.lower() in ("start", "end") else n: v for n, v in row.extra.items()}
+        if row.start is not None and row.end is not None:
+            cells |= {"start": f"{row.start:.6f}", "end": f"{row.end:.6f}"}
+        path = f"./{row.path}" if row.path[:1] in "=+-@" else row.path
+        own = {"path": path, "label": row.label, "split": row.split, "subject": row.subject}
+        lines.append({**cells, **own, "caption": row.caption})
+    columns = dict.fromkeys([*COLUMNS, *(name for line in lines for name in line)])
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow(COLUMNS)
-    for row in rows:
-        times = ["" if t is None else f"{t:.6f}" for t in (row.start, row.end)]
-        path = f"./{row.path}" if row.path[:1] in "=+-@" else row.path
-        cells = [path, *times, row.label, row.split, row.subject, row.caption]
-        writer.writerow(["" if c is None else for_csv(c) for c in cells])
+    writer.writerow(map(for_csv, columns))
+    for line in lines:
+        values = [line.get(name) for name in columns]
+        writer.writerow(["" if v is None else for_csv(v) for v in values])
     return out.getvalue()
 
 
