@@ -81,6 +81,9 @@ def test_two_videos_that_fit_are_refused(tmp_path):
     head = KINETICS.split("\n")[0]
     told = refusal(write(tmp_path, "k.csv", f"{head}\nrun,a,1,2,train\n"))
     assert "x/a.mp4" in told and "y/a.mp4" in told
+    put(tmp_path, "b.mp4", "b.mkv")
+    told = refusal(write(tmp_path, "k.csv", f"{head}\nrun,b,1,2,train\n"))
+    assert "b.mp4" in told and "b.mkv" in told
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a", "./a.mp4", "in/b", "in/b.avi"])

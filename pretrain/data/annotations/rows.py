@@ -202,17 +202,18 @@ class Media:
         """
         if self._found is None:
             self._found = self._walk()
-        for name in names:
-            for key in _keys(name):
-                fits = self._found.get(key, [])
-                if exact := [fit for fit in fits if key in (fit, os.path.splitext(fit)[0])]:
-                    fits = exact
-                if len(fits) > 1:
-                    raise ValueError(
-                        f"{name[:80]!r} may be {fits[0]} or {fits[1]}: remove or move one"
-                    )
-                if fits:
-                    return fits[0]
+        keys = [(name, key) for name in names for key in _keys(name)]
+        for _, key in keys:
+            fits = self._found.get(key, [])
+            exact = [fit for fit in fits if key == os.path.splitext(fit)[0]]
+            if key in fits or len(exact) == 1:
+                return key if key in fits else exact[0]
+        for name, key in keys:
+            fits = self._found.get(key, [])
+            if len(fits) > 1:
+                raise ValueError(f"{name[:80]!r} may be {fits[0]} or {fits[1]}: remove or move one")
+            if fits:
+                return fits[0]
         return None
 
     def only(self) -> str | None:
