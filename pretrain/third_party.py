@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -726,7 +727,7 @@ def open_clip_at_hand(model: str, tag: str) -> bool:
             return True
     except urllib.error.HTTPError:
         return True  # an answer, too
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException):  # also no address, or an answer that is no HTTP
         return False
 
 

@@ -84,6 +84,9 @@ EXTRAS = {
     "remote": "data far away: --data s3://, gs://, https://, hf://",
     "deepspeed": "ZeRO on several GPUs: launch/deepspeed_zero3.yaml",
     "flow": "optical flow: pack --flow dis",
+    "parquet": "VideoFolder metadata in parquet: --data FOLDER",
+    "export": "ONNX: export --to onnx",
+    "look": "the local page: look FOLDER",
     "tensorboard": "curves in a browser: --track tensorboard",
     "test": "the test suite",
 }
@@ -279,6 +282,7 @@ def look_at_cache() -> Iterator[Finding]:
 
 def look_at_network() -> Finding:
     """One request to the hub, through the proxy that the environment names, if any."""
+    from http.client import HTTPException
     from urllib.request import Request, build_opener
 
     server = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
@@ -290,7 +294,8 @@ def look_at_network() -> Finding:
         request = Request(server, method="HEAD")
         with build_opener().open(request, timeout=10) as answer:
             return Finding("network", "hub", "works", f"{server} answers {answer.status}")
-    except (OSError, ValueError) as error:  # also its own: no host, refused, status 500, too slow
+    # Its own too: no host, refused, status 500, too slow, no address, an answer that is no HTTP.
+    except (OSError, ValueError, HTTPException) as error:
         said = f"{server}: {getattr(error, 'reason', error)}"
         return Finding("network", "hub", "does not work", said, remedy)
 

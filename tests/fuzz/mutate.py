@@ -4,8 +4,10 @@ import copy
 import io
 import json
 import random
+import re
 import struct
 import zipfile
+from xml.sax.saxutils import escape
 
 Files = dict[str, bytes]  # name inside the case's folder -> content
 
@@ -78,6 +80,8 @@ def mutated(files: Files, rng: random.Random) -> Files:
             data = _json_lines(data, rng) if ending == "jsonl" else _json(data, rng)
         elif structured and ending in ("csv", "tsv", "txt", "list"):
             data = _text(data, rng)
+        elif structured and ending in ("xml", "eaf"):
+            data = _xml(data, rng)
         elif structured and ending == "tar":
             data = _tar(data, rng)
         elif structured and ending == "safetensors":
@@ -243,6 +247,21 @@ def _text(data: bytes, rng: random.Random) -> bytes:
             separator = rng.choice("\t,; \r\x0b\x85")
     lines[i] = separator.join(cells)
     return "\n".join(lines).encode("utf-8", "surrogateescape")
+
+
+def _xml(data: bytes, rng: random.Random) -> bytes:
+    """An attribute, a text or a whole element is another one, is gone, or is there twice."""
+    text = data.decode("utf-8", "surrogateescape")
+    kinds = (r'(?<=")[^"<>]*(?=")', r"(?<=>)[^<>]+(?=<)", r"<(\w+)[^<>]*(?:/>|>[^<>]*</\1>)",
+             r'\s\w+="[^"]*"')  # fmt: skip
+    kind = rng.choice(kinds)
+    found = list(re.finditer(kind, text))
+    if not found:
+        return _bytes(data, rng)
+    one = rng.choice(found)
+    other = rng.choice(found)[0] if rng.random() < 0.3 else escape(rng.choice(TEXTS), {'"': "'"})
+    new = other if kind in kinds[:2] else rng.choice(("", one[0] * 2))
+    return f"{text[: one.start()]}{new}{text[one.end() :]}".encode("utf-8", "surrogatepass")
 
 
 def _checksum(header: bytes) -> int:

@@ -13,6 +13,7 @@ import random
 import tarfile
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -117,6 +118,87 @@ def _sound(listing) -> None:
         json.dumps([source.name, *texts])
     assert all(isinstance(name, str) and reason for name, reason in listing.refused)
     assert len({source.name for source in listing.sources}) == len(listing.sources)
+
+
+KINETICS = "label,youtube_id,time_start,time_end,split\nwalk,a,0,10,train\nrun,b,5,15,validate\n"
+AVA = "a,0902,0.1,0.2,0.3,0.4,12,1\na,0903,0.1,0.2,0.3,0.4,12,1\nb,0904,0.1,0.2,0.3,0.4,80\n"
+BORIS = """Observation id,Media file,FPS,Subject,Behavior,Behavior type,Start (s),Stop (s)
+o,C:/v/a.mp4,25,No focal subject,sit,STATE,1.0,2.5
+o,C:/v/b.mp4,29.97,cat,look,POINT,2.0,2.0
+"""
+EVENTS = """Time\tMedia file path\tFPS\tSubject\tBehavior\tStatus
+1.5\ta.mp4\t25\tcat\tsit\tSTART
+00:00:04.25\ta.mp4\t25\tcat\tsit\tSTOP
+5\tb.mp4\t25\t\tlook\tPOINT
+"""
+ELAN = """<?xml version="1.0" encoding="UTF-8"?>
+<ANNOTATION_DOCUMENT><HEADER TIME_UNITS="milliseconds"><MEDIA_DESCRIPTOR TIME_ORIGIN="40"
+ MEDIA_URL="file:///C:/films/a.mp4" MIME_TYPE="video/mp4" RELATIVE_MEDIA_URL="./a.mp4"/></HEADER>
+<TIME_ORDER><TIME_SLOT TIME_SLOT_ID="s1" TIME_VALUE="1001"/>
+<TIME_SLOT TIME_SLOT_ID="s2" TIME_VALUE="2002"/></TIME_ORDER>
+<TIER TIER_ID="hands" PARTICIPANT="Ann"><ANNOTATION>
+<ALIGNABLE_ANNOTATION ANNOTATION_ID="a1" TIME_SLOT_REF1="s1" TIME_SLOT_REF2="s2">
+<ANNOTATION_VALUE>wave</ANNOTATION_VALUE></ALIGNABLE_ANNOTATION></ANNOTATION></TIER>
+</ANNOTATION_DOCUMENT>"""
+_SIDES = 'occluded="0" keyframe="1" xtl="1" ytl="2" xbr="9" ybr="9"'
+CVAT = f"""<annotations><version>1.1</version><meta><task><source>a.mp4</source></task></meta>
+<track id="0" label="cat"><box frame="2" outside="0" {_SIDES}/><box frame="9" outside="1" {_SIDES}/>
+</track><track id="1" label="dog"><box frame="4" outside="0" {_SIDES}/></track></annotations>"""
+
+
+def _annotation_seeds() -> list[Files]:
+    segments = [{"segment": [1.0, 2.5], "label": "run"}, {"segment": [3, 4], "sentence": "a dog"}]
+    video = {"duration": 10.0, "subset": "training", "annotations": segments}
+    detected = {"a": [{"segment": [0, 1], "label": "run", "score": 0.5}]}
+    something = {"id": "a", "label": "holding a pen", "template": "Holding [something]"}
+    ranges = {"ranges": [{"start": 1, "end": 24}], "timelinelabels": ["fall"]}
+    results = [{"type": "timelinelabels", "value": ranges}, {"value": {"choices": ["indoor"]}}]
+    task = {"data": {"video": "/data/local-files/?d=sub%2Fc d.mp4", "fps": 29.97},
+            "annotations": [{"result": results}]}  # fmt: skip
+    timed = "path,start,end,label,recording\na.mp4,0.5,2,run,\nb.mp4,7,8,hop,day\n"
+    found: dict[str, object] = {
+        "kinetics.csv": KINETICS, "ava_train.csv": AVA, "boris.csv": BORIS, "events.tsv": EVENTS,
+        "elan.eaf": ELAN, "cvat.xml": CVAT, "timed.csv": timed,
+        "activitynet.json": {"version": "1.3", "database": {"a": video, "b": video}},
+        "results.json": {"results": detected},
+        "train.json": [something, {**something, "id": "b"}],
+        "studio.json": [task, {**task, "data": {"video": "b.mp4"}}],
+        "metadata.jsonl": '{"file_name": "a.mp4", "label": "x"}\n{"file_name": "sub/c d.mp4"}\n',
+    }  # fmt: skip
+    texts = {n: v if isinstance(v, str) else json.dumps(v) for n, v in found.items()}
+    return [{name: text.encode()} for name, text in texts.items()]
+
+
+def _check_annotations(box: Path) -> None:
+    """What is read is sound, and says the same when it is written as a list."""
+    import numpy as np
+
+    from pretrain.data import annotations
+    from pretrain.data.annotations.writing import write_activitynet, write_csv, write_studio
+    from pretrain.data.sources import list_sources
+    from pretrain.names import from_csv
+    from recipes.convert_labels import read
+
+    (path,) = box.iterdir()
+    (box / "sub").mkdir()
+    for media in MEDIA[:3]:
+        (box / media).touch()
+    # Of 100 frames; another process would read it.
+    annotations.frame_times = lambda paths: {p: (np.arange(101) / 25, (64, 48)) for p in paths}
+    listing = list_sources(path)
+    _sound(listing)
+    _, rows, _ = read(path)
+    write_activitynet(rows, Counter())
+    write_studio(rows, Counter(), {row.path: 25.0 for row in rows})
+    out = box / "out.csv"
+    out.write_text(write_csv(rows, Counter()), encoding="utf-8", newline="")
+    said, again = ({}, {})
+    for texts, found in ((said, listing), (again, list_sources(out))):
+        for s in found.sources:
+            more = {from_csv(n): from_csv(v).strip() for n, v in s.extra.items() if v.strip()}
+            more = {n: v for n, v in more.items() if n.lower() not in ("start", "end")}
+            texts[os.path.normpath(s.path)] = (s.label, s.split, s.subject, s.captions, more)
+    assert said == again, (said, again)
 
 
 def _tar_seeds() -> list[Files]:
@@ -804,6 +886,7 @@ def _check_poses(box: Path) -> None:
 
 TARGETS = {
     "lists": Target(_list_seeds, _check_list),
+    "annotations": Target(_annotation_seeds, _check_annotations),
     "tars": Target(_tar_seeds, _check_tar),
     "packs": Target(_pack_seeds, _check_pack, _repair_pack),
     "segments": Target(_segment_seeds, _check_segments),

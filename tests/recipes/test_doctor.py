@@ -4,7 +4,9 @@ import http.server
 import json
 import socket
 import threading
+import tomllib
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import av
 import pytest
@@ -101,6 +103,25 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     (finding,) = doctor.look_at_cache()
     assert finding.state == "does not work" and finding.needed
     assert "MUYBRIDGE_CACHE" in finding.remedy and "file" in finding.said
+
+
+@pytest.mark.parametrize("server", ["http://a:b", "http://a b", "https://", "http://[::1", "chat"])
+def test_a_broken_address_of_the_hub_is_told(monkeypatch, server):
+    """Also one behind which no web server answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        if server == "chat":
+            say = lambda: listener.accept()[0].sendall(b"hello\n")
+            threading.Thread(target=say, daemon=True).start()
+            server = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        monkeypatch.setenv("no_proxy", "*")
+        monkeypatch.setenv("HF_ENDPOINT", server)
+        found = doctor.look_at_network()
+    assert found.state == "does not work" and server in found.said
+
+
+def test_every_extra_is_explained():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert {*project["optional-dependencies"]} == {*doctor.EXTRAS}
 
 
 def test_the_network_gets_one_request_if_asked(monkeypatch):

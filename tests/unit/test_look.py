@@ -862,6 +862,8 @@ def test_a_hub_that_does_not_answer_is_out_of_reach(monkeypatch, tmp_path):
     started = time.monotonic()
     assert not open_clip_at_hand(look.MODEL, look.TAG)
     assert time.monotonic() - started < 20
+    monkeypatch.setattr(constants, "ENDPOINT", "http://a:b")
+    assert not open_clip_at_hand(look.MODEL, look.TAG)
 
 
 def test_somebody_elses_folder_is_refused(footage, tmp_path):

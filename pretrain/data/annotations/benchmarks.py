@@ -43,7 +43,7 @@ def read_kinetics(path: Path, text: str, entries: Entries) -> None:
     names = [name.lower() for name in names]
     entries.unused_keys(names, _KINETICS)
     rows = table_rows(text, separator, entries)
-    next(rows)
+    next(rows, None)  # the names; none where their quotes are broken
     for line, values in rows:
         try:
             if len(values) != len(names):
