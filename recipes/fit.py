@@ -62,20 +62,20 @@ from downstream.results import (
     read_results,
     seen_in_training,
     top1_of,
-    try_results,
     versions,
 )
 from downstream.splits import Videos, labelled_videos, subset, videos_digest
-from pretrain.backbones import export_backbone, provenance_of
+from pretrain.backbones import export_backbone, provenance_of, read_backbone_config
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack, warn_of_clips
-from pretrain.folders import claim, holds_nothing
+from pretrain.folders import claim, holds_nothing, try_folder
 from pretrain.log import print_table
 from pretrain.names import counted, for_screen, for_shell
 from pretrain.spec import Backbone, InputSpec
 from pretrain.weights import weights_hash
 from recipes.options.fit import Config, command
 
+FIRST = ("backbone", "next.csv")  # what is written before the results
 # How a clip becomes one vector, for the card.
 POOLING = "mean of the last tokens over space and each time segment, then over views and clips"
 
@@ -84,11 +84,17 @@ POOLING = "mean of the last tokens over space and each time segment, then over v
 
 
 def refuse_others(out: Path) -> None:
-    """Raise ValueError if a folder holds anything but an earlier fit, which is replaced."""
+    """Raise ValueError if a folder holds anything but an earlier fit, which is replaced.
+
+    One that was stopped has no results as yet, but the classifier that it exported first.
+    """
     if holds_nothing(out):
         return
     try:
-        recipe = read_results(out).recipe
+        if holds_nothing(out, FIRST):
+            recipe = read_backbone_config(out / "backbone")["provenance"].get("recipe")
+        else:
+            recipe = read_results(out).recipe
     except ValueError as error:
         raise ValueError(
             f"{out} holds other files: give another folder with --out, or remove it ({error})"
@@ -242,7 +248,7 @@ def main(config: Config) -> dict:
     encoder = load_backbone(config.backbone, config.weights or "")
     assert isinstance(encoder, nn.Module) and isinstance(encoder, Backbone)
     out = Path(config.out or default_folder("fit", config.backbone, config.data))
-    try_results(out)
+    try_folder(out)
     refuse_others(out)
     pack = open_data(
         config.data, packing_side(encoder.input_spec.size), machine=config.machine, labels=True

@@ -74,7 +74,8 @@ class Run:
         config: the settings of the training run; empty: there was none.
         fingerprint: of its data.
         results: those of its evaluations that could be read, by folder.
-        state: "finished", "interrupted", "running" or "evaluated".
+        state: "finished", "interrupted", "running" or "evaluated"; "unknown": the file system does
+            not tell whether it still runs.
         step: the last that was logged.
         steps: that there are to be; 0: not known.
         loss: the last that was logged.
@@ -170,8 +171,11 @@ def planned_steps(config: dict, num_clips: object) -> int:
     return math.ceil(epochs * clips / (batch // views)) if batch >= views >= 1 else 0
 
 
-def in_use(folder: Path) -> bool:
-    """Whether a process has claimed a folder; its lock is only looked at, and never made."""
+def in_use(folder: Path) -> bool | None:
+    """Whether a process has claimed a folder; its lock is only looked at, and never made.
+
+    None: the file system does not tell; NFS, for instance, refuses locks of files that are read.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
@@ -181,9 +185,11 @@ def in_use(folder: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
+    except OSError:
+        return None
     finally:
         os.close(handle)
     return False
@@ -214,10 +220,13 @@ def read_run(folder: Path) -> Run:
         scores = [(number(x.get("knn")) or 0.0, number(x.get("knn_clips")) or 0.0) for x in lines]
         run.knn = max((value, int(clips)) for value, clips in scores)
     exported = folder / "backbone" / "config.json"
-    if in_use(folder):
+    claimed = in_use(folder)
+    if claimed:
         run.state = "running"
     elif exported.is_file() and (run.step >= run.steps or (folder / "best").exists()):
         run.state = "finished"  # one with a guard may end early
+    elif claimed is None:
+        run.state = "unknown"
     return run
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import random
+import re
 import tarfile
 import tempfile
 import zipfile
@@ -195,9 +196,11 @@ def _check_annotations(box: Path) -> None:
     said, again = ({}, {})
     for texts, found in ((said, listing), (again, list_sources(out))):
         for s in found.sources:
-            more = {from_csv(n): from_csv(v).strip() for n, v in s.extra.items() if v.strip()}
-            more = {n: v for n, v in more.items() if n.lower() not in ("start", "end")}
-            texts[os.path.normpath(s.path)] = (s.label, s.split, s.subject, s.captions, more)
+            more = {from_csv(name): from_csv(value).strip() for name, value in s.extra.items()}
+            rounded = re.sub(r"[\d.]+", lambda n: n[0][:9].rstrip("0."), more.pop("segments", ""))
+            more = {n: v for n, v in more.items() if v and n.lower() not in ("start", "end")}
+            about = (s.label, s.split, s.subject, s.captions, rounded, more)
+            texts[os.path.normpath(s.path)] = about
     assert said == again, (said, again)
 
 

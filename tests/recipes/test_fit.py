@@ -101,6 +101,26 @@ def test_an_earlier_fit_is_replaced_and_nothing_else(fitted, partly, tiny_backbo
     assert fitted[1]["seed"] == 0 and again == read_results(out).as_dict()
 
 
+def test_a_fit_that_was_stopped_is_done_again(fitted, partly, tiny_backbone, tmp_path, monkeypatch):
+    """Between its first files and its results; a folder with another's backbone stays as it is."""
+    stopped = config(partly, tmp_path / "out", tiny_backbone, num_clips=2)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit, "publish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fit.main(stopped)
+    monkeypatch.undo()
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= {*fit.FIRST}
+    monkeypatch.setattr(fit, "open_data", killed)  # which comes after the folder was looked at
+    with pytest.raises(KeyboardInterrupt):
+        fit.main(stopped)
+    shutil.copytree(tiny_backbone, tmp_path / "run" / "backbone")
+    with pytest.raises(ValueError, match="other files"):
+        fit.refuse_others(tmp_path / "run")
+
+
 # ---- folds
 
 

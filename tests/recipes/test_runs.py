@@ -1,5 +1,6 @@
 """`muybridge runs`: what it lists and compares, and folders that somebody else made."""
 
+import errno
 import json
 import os
 
@@ -79,6 +80,24 @@ def test_runs_are_listed_with_state_loss_and_score(tmp_path, capsys):
     assert len(table) == 5 and "finished" in table[3]
     with pytest.raises(ValueError, match="no folder of runs"):
         listed(tmp_path / "nowhere")
+
+
+def test_where_locks_do_not_tell_nothing_is_said_to_run(tmp_path, monkeypatch):
+    """As on NFS, where a lock of a file that is only read is refused."""
+    fcntl = pytest.importorskip("fcntl")
+    lock = claim(train(tmp_path / "going", done=False))
+    train(tmp_path / "done")
+    (tmp_path / "done" / ".lock").touch()
+
+    def refuse(*_):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert {n: r["state"] for n, r in listed(tmp_path).items()} == {
+        "going": "unknown", "done": "finished",
+    }  # fmt: skip
+    monkeypatch.undo()
+    lock.release(force=True)
 
 
 def test_a_real_run_is_read(tiny_pack, tmp_path):
