@@ -203,8 +203,8 @@ def leak_notes(leaks: list[Leak], names: tuple[str, str]) -> list[str]:
         videos = len({leak.clips[1]["source"] for leak in found})
         notes.append(
             f"WARNING: both splits ({both}) have {counted(videos, 'video')} {words} (first: "
-            f"{for_screen('; '.join([*examples][:3]))}): the numbers are too good; {LEAKS} of "
-            f"the results has all of the {counted(len(found), 'pair')}"
+            f"{for_screen('; '.join([*examples][:3]))}; {counted(len(found), 'pair')} in all): the "
+            "numbers are too good"
         )
     return notes
 

@@ -21,7 +21,7 @@ from torch import nn
 from downstream.crossval import grouped_folds
 from downstream.features import cached_features, covering_views, start_extraction
 from downstream.metrics import bootstrap
-from downstream.models import load_backbone
+from downstream.models import load_backbone, match_rate
 from downstream.probe import fit_some
 from downstream.proposals import propose
 from downstream.splits import hold_out, labelled_videos
@@ -149,6 +149,7 @@ def main(config: Config) -> np.ndarray:
     pack = open_data(
         config.data, packing_side(encoder.input_spec.size), machine=config.machine, labels=True
     )
+    match_rate(config.backbone, encoder, pack)
     videos, _ = labelled_videos(pack, config.split)
     labels = grouped_folds(pack.name, videos, 0).folds.labels  # refuses what cannot be tested
     clips, crops, _ = covering_views(pack, videos.samples, encoder.input_spec)

@@ -135,6 +135,7 @@ def classify_video(config: Config, model: VideoText, how: Extraction) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         side = packing_side(model.video.input_spec.size)
         pack = pack_file(path, Path(folder) / "pack", side)
+        match_rate(config.backbone, model.video, pack)
         samples = np.arange(len(pack))
         embedding = unit(embed_now(model, pack, samples, how).mean(0))
         vectors, num_cut = class_vectors(

@@ -157,9 +157,11 @@ def _annotation_seeds() -> list[Files]:
     task = {"data": {"video": "/data/local-files/?d=sub%2Fc d.mp4", "fps": 29.97},
             "annotations": [{"result": results}]}  # fmt: skip
     timed = "path,start,end,label,recording\na.mp4,0.5,2,run,\nb.mp4,7,8,hop,day\n"
+    times = "path,start,end,label,recording,times\na.mp4,0.5,2,run,day,file\nb.mp4,7,8,hop,day,\n"
     found: dict[str, object] = {
         "kinetics.csv": KINETICS, "ava_train.csv": AVA, "boris.csv": BORIS, "events.tsv": EVENTS,
         "elan.eaf": ELAN, "cvat.xml": CVAT, "timed.csv": timed,
+        "times.csv": times,
         "activitynet.json": {"version": "1.3", "database": {"a": video, "b": video}},
         "results.json": {"results": detected},
         "train.json": [something, {**something, "id": "b"}],

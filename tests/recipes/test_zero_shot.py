@@ -199,6 +199,17 @@ def test_one_video(quick, video, capsys):
         zero_shot.main(change(config, classes="sits"))
 
 
+def test_starter_sees_one_fast_video_at_the_rate_it_learned_from(quick, tmp_path, monkeypatch):
+    path, seen = tmp_path / "fast.mp4", []
+    write_video(path, draw_motion("left", 3, 1, 40, 48), fps=40)
+    embed = zero_shot.embed_now
+    monkeypatch.setattr(
+        zero_shot, "embed_now", lambda *a: [seen.append(a[0].video.input_spec.stride), embed(*a)][1]
+    )
+    zero_shot.main(change(quick, backbone="starter", data="", video=str(path), classes="walk,run"))
+    assert seen == [2]
+
+
 def test_one_video_of_two_frames(quick, tmp_path):
     path = tmp_path / "short.mp4"
     write_video(path, draw_motion("left", 3, 1, 2, 48))

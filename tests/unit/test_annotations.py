@@ -382,6 +382,10 @@ def test_only_the_present_are_written(tmp_path):
 LISTS = {
     "cut.csv": "path,label,recording,start,end\na.mp4,run,day 1,10,12\nb.mp4,hop,day 1,30,31\n",
     "mixed.csv": "path,Start,End,label,recording\na.mp4,1,2,run,\nb.mp4,10,12,hop,day 1\n",
+    "file.csv": "path,start,end,label,recording,start_time,times\n"
+    "a.mp4,1,2,run,day 1,10,file\nb.mp4,,,hop,day 1,20,\n",
+    "parts.csv": "path,label,recording,segments\n"
+    "a.mp4,,day 1,1.000-2.000 run; 2.500-3.000 hop\nb.mp4,hop,,\n",
     "more.csv": "name,class,weather,boxes,n\na.mp4,'=1+1,-sun,-1 2 3 4,\nb.mp4,nan,,,3\n",
     "several.csv": "path,captions,text,segments\n"
     "a.mp4,one,two,0.000-1.000 x; 1.500-2.000 y\nb.mp4,- a,'- b,\n",

@@ -293,7 +293,7 @@ def test_what_given_splits_share_is_counted_named_and_listed(tmp_path: Path):
     assert all("WARNING" in note and "train and test" in note for note in notes)
     assert "3 videos" in found["near"] and "b2 = b7" in found["near"]
     assert "a3 = a6" in found["overlap"] and "a1 = a1 at 9 s" in found["of one rec"]
-    assert "1 subject" in found["subject"] and all(LEAKS in n for n in notes if "subject" not in n)
+    assert "1 subject" in found["subject"] and not any(LEAKS in note for note in notes)
     written = write_leaks(tmp_path, pack, {"train": train, "test": test})
     with open(written["leaks"], newline="") as file:
         kinds = [line["shared"] for line in csv.DictReader(file)]

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from pretrain.data.annotations.rows import Row
+from pretrain.data.lists import OF_FILE, TIMES, times_of_recording
 from pretrain.names import for_csv
 
 COLUMNS = ("path", "start", "end", "label", "split", "subject", "caption")
@@ -37,14 +38,16 @@ def _drop(rows: list[Row], lost: Counter[str], *names: str) -> None:
 def write_csv(rows: list[Row], lost: Counter[str]) -> str:
     """A list that `--data` reads: a row for every label, with all further columns.
 
-    Columns start and end beside one of the recording are further ones, too.
+    Times in a recording are further columns; beside them the row's own are marked as of the file.
     """
     lost["boxes"] += sum(bool(row.boxes) for row in rows)
     lines = []
     for row in rows:
         cells = {n.lower() if n.lower() in ("start", "end") else n: v for n, v in row.extra.items()}
         if row.start is not None and row.end is not None:
+            cells = {f"{n}_time" if n in ("start", "end") else n: v for n, v in cells.items()}
             cells |= {"start": f"{row.start:.6f}", "end": f"{row.end:.6f}"}
+            cells |= {TIMES: OF_FILE} if times_of_recording(cells) else {}
         path = f"./{row.path}" if row.path[:1] in "=+-@" else row.path
         own = {"path": path, "label": row.label, "split": row.split, "subject": row.subject}
         lines.append({**cells, **own, "caption": row.caption})
