@@ -23,8 +23,8 @@ from pretrain.auto import (
     WINDOW,
     Choice,
     Facts,
+    explain,
     measure,
-    print_choices,
     recorded,
     with_choices,
 )
@@ -255,10 +255,8 @@ def choose_by_data(
         )
     facts = together([measure(pack, pack.split_if_any(config.split)) for pack in packs])
     config, chosen = chosen_for(facts, texts)
-    if is_first():
-        about = {"the clips": facts.in_words(), "their texts": texts.in_words()}
-        print_choices(about, chosen)
-    return config, packs
+    about = {"the clips": facts.in_words(), "their texts": texts.in_words()}
+    return explain(config, about, chosen), packs
 
 
 def loss_of_batch(model: VideoText, trim_text: bool, loss_of: Callable[..., Contrast]) -> Loss:

@@ -119,10 +119,16 @@ class Guard:
             return {}
         return {"step": self.kept["best_step"], "stopped_at": self.kept["last_step"]}
 
-    def say(self) -> None:
-        """Print that a run was stopped, why, and what to do."""
+    def words(self) -> list[str]:
+        """Sentences for a report: that it was stopped, why, and what to do; or what is kept."""
+        if not self.kept or not self.on:
+            return []
         if not self.stopped:
-            return
+            what = WATCHED["knn" if self.kept["labels"] else "view_retrieval"]
+            return [
+                f"the guard has seen the best {what}, {100 * self.kept['best']:.1f} %, at step "
+                f"{self.kept['best_step']:.0f}; those weights are in {self._best}"
+            ]
         kept = self.kept
         what = WATCHED["knn" if kept["labels"] else "view_retrieval"]
         why = (
@@ -130,12 +136,13 @@ class Guard:
             f"{100 * kept['best']:.1f} %"
         )
         why += ", and the features of different clips become alike" * bool(kept["collapsed"])
-        print(
-            for_screen(
-                f"stopped at step {kept['last_step']:.0f}: {why}. The weights of step "
-                f"{kept['best_step']:.0f} ({self._best}) are restored. Give another --out and a "
-                "lower --base-lr or --layer-decay 0.75, or --guard False to go on regardless"
-            ),
-            file=sys.stderr,
-            flush=True,
-        )
+        return [
+            f"stopped at step {kept['last_step']:.0f}: {why}. The weights of step "
+            f"{kept['best_step']:.0f} ({self._best}) are restored. Give another --out and a lower "
+            "--base-lr or --layer-decay 0.75, or --guard False to go on regardless"
+        ]
+
+    def say(self) -> None:
+        """Print that a run was stopped, why, and what to do."""
+        for line in self.words() if self.stopped else ():
+            print(for_screen(line), file=sys.stderr, flush=True)

@@ -319,14 +319,13 @@ def choose_by_data(
         return known, pack
     facts = measure(pack, pack.split_if_any(config.split), config.stream)
     config, chosen = chosen_for(facts)
-    if is_first():
-        print_choices({"the clips": facts.in_words()}, chosen)
-        if facts.frames > 1 and facts.moving < SPARSE:
-            what = "nothing moves in these clips" if facts.moving < NOTHING else (
-                f"only {facts.moving:.1%} of picture and time move"
-            )  # fmt: skip
-            cut = "if people are small in them, pack.py --follow cuts them out"
-            print(f"note: {what}: {cut}\n", file=sys.stderr)
+    config = explain(config, {"the clips": facts.in_words()}, chosen)
+    if is_first() and facts.frames > 1 and facts.moving < SPARSE:
+        what = "nothing moves in these clips" if facts.moving < NOTHING else (
+            f"only {facts.moving:.1%} of picture and time move"
+        )  # fmt: skip
+        cut = "if people are small in them, pack.py --follow cuts them out"
+        print(f"note: {what}: {cut}\n", file=sys.stderr)
     return config, pack
 
 
@@ -339,15 +338,27 @@ def with_choices(
     return replace(config, **{name: value for name, (value, _) in effective.items()}), effective
 
 
-def print_choices(about: Mapping[str, str], chosen: Mapping[str, Choice]) -> None:
-    """Print what was seen and what was chosen, as it would be typed, with the reasons."""
+def explain(config: Any, about: Mapping[str, str], chosen: Mapping[str, Choice]) -> Any:
+    """A configuration that knows what was seen, what was chosen, as typed, and why; it is printed.
+
+    Args:
+        config: with a field `reasons`.
+        about: what was seen, by name.
+        chosen: of `with_choices`.
+    """
     rows = dict(about)
+    reasons = [f"{name}: {words}" for name, words in about.items()]
     for name, (value, why) in chosen.items():
         if isinstance(value, bool):
-            rows[flag(name if value else f"no_{name}")] = why
+            typed = flag(name if value else f"no_{name}")
+            rows[typed] = why
         else:
+            typed = f"{flag(name)} {value}"
             rows[flag(name)] = f"{value}: {why}"
-    print_table("auto (a flag overrides it)", rows)
+        reasons.append(f"{typed}: {why}")
+    if is_first():
+        print_table("auto (a flag overrides it)", rows)
+    return replace(config, reasons=tuple(reasons))
 
 
 def recorded(folder: Path, config: Any, fingerprint: str) -> Any:
@@ -468,9 +479,10 @@ def choose_steps(
         plan.accumulate, loader_workers(config.machine, on_cpu=0) > 0, engine.accelerator,
     )  # fmt: skip
     steps = max(20, int(config.minutes * 60 * USABLE / seconds) // 10 * 10)
+    takes = f"{seconds:.2f} s each, for --minutes {config.minutes:g}"
+    if steps * seconds > 60 * config.minutes:
+        takes += f"; fewer are none: it will be {steps * seconds / 60:.1f}"
+    chosen = f"--steps {steps}: {takes}"
     if is_first():
-        takes = f"{seconds:.2f} s each, for --minutes {config.minutes:g}"
-        if steps * seconds > 60 * config.minutes:
-            takes += f"; fewer are none: it will be {steps * seconds / 60:.1f}"
-        print(f"--steps {steps}: {takes}", flush=True)
-    return replace(config, steps=steps)
+        print(chosen, flush=True)
+    return replace(config, steps=steps, reasons=(*config.reasons, chosen))

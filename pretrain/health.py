@@ -214,26 +214,30 @@ class Health:
         words = ("collapsing", "not learning")
         return {word.replace(" ", "_"): int(self.word == word) for word in words}
 
-    def say(self) -> None:
-        """Print what to do, once when the word has become one that asks for it."""
-        word, said = self.word, self._said
-        self._said = word
-        if word in (said, "healthy", "starting"):
-            return
-        if word == "collapsing":
+    @property
+    def advice(self) -> str:
+        """What to do about the word; empty where nothing is to be done."""
+        if self.word == "collapsing":
             now, best = self._features, self.best or {}
             rank, std = (f"{now[n]:.3g}, at best {best[n]:.3g}" for n in COLLAPSED)
-            text = (
+            return (
                 f"the features of different clips become alike (effective rank {rank}; standard "
                 f"deviation {std}): start again with a lower --base-lr, and where views are only "
                 "drawn together, with reconstruction or with something that keeps clips apart"
             )
-        else:
+        if self.word == "not learning":
             name, costs = next((n, c) for n, (x, c) in self._losses.items() if x.nothing())
             what = {"explained": "reconstruction loss"}.get(name, name)
-            text = (
+            return (
                 f"the {what} stays at {costs}, or above: train longer if these are few "
                 "steps; try another --base-lr, lower if the loss jumps, higher if it hardly moves; "
                 "check the data: captions that belong to their clips, clips that show something"
             )
-        print(f"  {word}: {text}", flush=True)
+        return ""
+
+    def say(self) -> None:
+        """Print what to do, once when the word has become one that asks for it."""
+        word, said = self.word, self._said
+        self._said = word
+        if word != said and self.advice:
+            print(f"  {word}: {self.advice}", flush=True)

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from pretrain.files import read_limited
-from pretrain.folders import writing
+from pretrain.log import write_whole
 from pretrain.names import counted, for_html
 
 MOST = 12 * 2**20  # bytes of pictures of a page
@@ -37,7 +37,7 @@ h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin-top
 h1, h2, p, td, th, figcaption { overflow-wrap: anywhere; }
 .lead { font-size: 1.15rem; } .note { border-left: .25rem solid #c80; padding-left: .75rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; } th, td:first-child { overflow-wrap: break-word; }
 th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; }
 .clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1rem; }
@@ -91,11 +91,11 @@ class Page:
         self._parts.append(f"<p><code>{for_html(text)}</code></p>\n")
 
     def table(self, heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """A table, of which at most `MOST_ROWS` rows are shown."""
+        """A table, of which at most `MOST_ROWS` rows are shown; `heads` may be empty."""
         rows = list(rows)
         line = lambda cells, tag: "".join(f"<{tag}>{for_html(c)}</{tag}>" for c in cells)
         lines = [f"<tr>{line(row, 'td')}</tr>\n" for row in rows[:MOST_ROWS]]
-        head = f"<thead><tr>{line(heads, 'th')}</tr></thead>\n"
+        head = f"<thead><tr>{line(heads, 'th')}</tr></thead>\n" if heads else ""
         self._parts.append(f'<div class="wide"><table>{head}<tbody>\n{"".join(lines)}</tbody>'
                            "</table></div>\n")  # fmt: skip
         if len(rows) > MOST_ROWS:
@@ -143,13 +143,12 @@ class Page:
         return f"{''.join(self._parts)}{lacking}</body>\n</html>\n"
 
     def write(self, path: Path) -> None:
-        """Write it to a file.
+        """Write it to a file, whole or not at all.
 
         Raises:
             ValueError: the disk does not take it.
         """
-        with writing(path):
-            path.write_text(self.html(), encoding="utf-8")
+        write_whole(path, self.html().encode("utf-8"))
 
 
 def animated(frames: np.ndarray) -> bytes:

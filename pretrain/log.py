@@ -45,6 +45,8 @@ CURVES = {
     "explained": "target explained",
     "video_to_text": "video to text in the batch",
     "text_to_video": "text to video in the batch",
+    "train_top1": "accuracy on augmented training clips",
+    "val_top1": "validation accuracy",
     **{f"val_t2v_r{k}": f"text to video R@{k} on val" for k in (1, 5, 10)},
 }
 

@@ -40,6 +40,7 @@ from pretrain.folders import writing
 from pretrain.names import counted, for_screen
 from pretrain.processes import StopFlag, loader_workers
 from pretrain.run import begin_run, open_run, restore
+from pretrain.run_report import RunReport
 from pretrain.saving import Saver
 from pretrain.tracking import Tracker
 
@@ -181,6 +182,7 @@ class TrainingRun:
         data: what identifies the data: `data_fingerprint` and `num_clips`.
         state: what a checkpoint holds beside weights: `step`, `skipped`, `skipped_in_row`,
             `bad_clips`, `seconds` and what the recipe adds.
+        report: report.html, to which the recipe adds what it knows.
 
     Raises:
         ValueError: as `open_run`.
@@ -202,11 +204,18 @@ class TrainingRun:
         self._stop, self._stopping, self._early = StopFlag(), False, False
         self._saver = Saver(folder, engine.writers, config.run.async_save)
         self._tracker: Tracker | None = None
+        self.report = RunReport(
+            folder, plan.steps, accelerator.num_processes, getattr(config, "reasons", ())
+        )
 
     def __enter__(self) -> "TrainingRun":
         return self
 
-    def __exit__(self, error: type[BaseException] | None, *_) -> None:
+    def __exit__(
+        self, error: type[BaseException] | None, problem: BaseException | None, _: object
+    ) -> None:
+        if self.first and isinstance(problem, ValueError) and self.step:
+            self.report.write("stopped", self.state, problem=str(problem))
         try:
             self._saver.wait()  # what has begun to be saved is finished, also after an error
         except (ValueError, SystemExit) as late:
@@ -372,7 +381,7 @@ class TrainingRun:
             ValueError: as `Saver.save`; with --async-save that of the save before, too.
         """
         self.state |= state | {"seconds": time.monotonic() - self._began}
-        self._measured = False
+        report_due, self._measured = self._measured and self.report.due, False
         done = not self.unfinished
         self._saver.check()
         if done or self._stopping or self.step % self.config.run.save_every == 0:
@@ -381,7 +390,10 @@ class TrainingRun:
                 self._saver.save(*self.engine.held(), about)
             if done or self._stopping:
                 self._saver.wait()
-        if self._stopping and not done:
+        stops = self._stopping and not done
+        if self.first and (stops or (report_due and not done)):
+            self.report.write("interrupted" if stops else "under way", self.state)
+        if stops:
             self.accelerator.wait_for_everyone()
             self._stop.leave(self.step, self.first, self._batches.lost)
 
@@ -420,7 +432,8 @@ class TrainingRun:
             "steps": f"{plan.steps} ({plan.warmup} warm-up) = {epochs:.1f} epochs",
             "run": self.folder,
         }
-        log.print_table(title, {**rows, **own})
+        self.report.title, self.report.rows = title, {**rows, **own}
+        log.print_table(title, self.report.rows)
 
     def provenance(self, recipe: str, split: str) -> dict[str, Any]:
         """What an exported model says of its run; the recipe adds what was measured.
@@ -436,13 +449,13 @@ class TrainingRun:
         }  # fmt: skip
 
     def print_done(self, rows: Mapping[str, object], then: str) -> None:
-        """Print where everything is; the figures go to the tracker.
+        """Write the report, print where everything is, and hand the figures to the tracker.
 
         Args:
             rows: what the recipe wrote.
             then: the command that comes next.
         """
-        own = {
+        own = self.report.write("finished", self.state, then) | {
             "log": self.folder / "log.jsonl",
             "checkpoints": self.folder / "checkpoints",
             "next": then,

@@ -24,10 +24,17 @@ from pretrain.tracking import refuse_missing
 # What a run has in its folder before its first checkpoint.
 BEGINNINGS = (
     "config.json", "log.jsonl", "data_errors.jsonl", "tensorboard", "wandb", "track.json",
-    "checkpoints", "best",
+    "checkpoints", "best", "report.html", "curve.png", "reconstruction.png",
 )  # fmt: skip
 # What may change when a run is continued, since it decides no number.
-FREE = {"out", "given", "num_workers", "cache_gib", *(field.name for field in fields(RunSettings))}
+FREE = {
+    "out",
+    "given",
+    "reasons",
+    "num_workers",
+    "cache_gib",
+    *(field.name for field in fields(RunSettings)),
+}
 
 
 def try_run(run: Path, config: Any, may_change: set[str]) -> None:

@@ -41,6 +41,7 @@ from pretrain.optim import counting_rate, learning_rate, make_optimizers, set_ra
 from pretrain.presets import AUTO
 from pretrain.processes import asked_processes, is_first
 from pretrain.run import try_run
+from pretrain.run_report import Curve
 from recipes.options.clip import PRESETS, Config, command, unused
 
 # ---------------------------------------------------------------------------------------- the step
@@ -126,6 +127,11 @@ def print_plan(cfg: Config, run: TrainingRun, counts, positives: str, model: Vid
         "loss": loss + ", cached gradients" * (plan.accumulate > 1 and contrasted),
         "optimizer": f"{cfg.optim.optimizer}, learning rate {plan.rates}, {cfg.schedule}",
     }
+    run.report.curve = Curve(
+        ("loss",), ("video_to_text", "text_to_video", "val_t2v_r1", "val_t2v_r10"),
+        f"video-text contrast, {cfg.preset}, {cfg.model} on {', '.join(cfg.data)}, "
+        f"{counted(plan.num_clips, 'clip')}",
+    )  # fmt: skip
     run.print_plan(f"video-text contrast, {cfg.preset}", rows)
 
 
@@ -177,7 +183,7 @@ def main(cfg: Config) -> dict:
         how = (optim.optimizer, model, optim.weight_decay, optim.betas, optim.layer_decay)
         wrapped = engine.prepare(model, lambda: make_optimizers(*how))
         run.restore({"cut": 0, "loss": None, "val": None, "best": None})
-        health = Health(plan.steps, run.state["best"])
+        run.report.health = health = Health(plan.steps, run.state["best"])
 
         # ---- loss
         make_micro = partial(pairs.micro_batch, model, cfg.trim_text)
@@ -234,21 +240,14 @@ def main(cfg: Config) -> dict:
 
 
 def finish(cfg: Config, model: VideoText, packs: list[shards.Pack], run: TrainingRun) -> None:
-    """Export the pair of towers, draw the curve and say where everything is."""
-    folder, exported = run.folder, run.folder / "backbone"
+    """Export the pair of towers and say where everything is."""
+    exported = run.folder / "backbone"
     scores = {"loss": run.state["loss"], "val": run.state["val"]}
     backbones.export_backbone(model, exported, run.provenance("clip", cfg.split) | scores)
-    curve = log.curve_figure(
-        folder / "curve.png", folder / "log.jsonl", ("loss",),
-        ("video_to_text", "text_to_video", "val_t2v_r1", "val_t2v_r10"),
-        f"video-text contrast, {cfg.preset}, {cfg.model} on {', '.join(cfg.data)}, "
-        f"{counted(run.plan.num_clips, 'clip')}: loss, accuracy in the batch"
-        + ", retrieval on val" * (scores["val"] is not None),
-    )  # fmt: skip
     source = for_shell(cfg.data[0] if synthetic_clips(cfg.data[0]) else packs[0].address)
     script = "zero-shot" if packs[0].classes else "retrieval"
     run.print_done(
-        {"backbone": exported, "figure": curve},
+        {"backbone": exported},
         f"muybridge {script} --backbone {for_shell(exported)} --data {source}",
     )
 

@@ -69,6 +69,7 @@ from pretrain.names import counted, file_name, for_screen, for_shell
 from pretrain.optim import set_rate
 from pretrain.processes import asked_processes, is_first, loader_workers
 from pretrain.run import try_run
+from pretrain.run_report import Curve
 from pretrain.spec import Backbone
 from recipes.options.finetune import PRESETS, Config, command, unused
 
@@ -130,6 +131,9 @@ def print_plan(
     tested = f"{counted(len(videos.test), 'test video')} of {cfg.data}"
     tested += f", all of {cfg.leave_out}" if cfg.leave_out else ""
     learns = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
+    run.report.curve = Curve(
+        ("loss",), ("train_top1", "val_top1"), f"{cfg.name}, fine-tuned on {cfg.data}"
+    )
     run.print_plan(
         f"fine-tune {cfg.preset}",
         {
@@ -146,6 +150,11 @@ def print_plan(
     )
     for note in videos.notes if run.first else ():
         print(f"note: {for_screen(note)}", flush=True)
+
+
+def stopped_early(state: dict) -> str:
+    """That patience ended a run, in words."""
+    return f"stopped early: no validation was better than that of step {state['best_step']}"
 
 
 # ------------------------------------------------------------------------------------------- main
@@ -213,6 +222,7 @@ def main(cfg: Config) -> dict:
 
         # ---- loop
         patient = lambda: not training.patience or run.state["since_best"] < training.patience
+        run.report.remarks = lambda: [] if patient() else [stopped_early(run.state)]
         if not patient():
             run.end_early()
         with run.batches(dataset) as batches:
@@ -243,7 +253,7 @@ def main(cfg: Config) -> dict:
                     run.log(values, *progress(values, run.state, len(classes)))
                 run.finish_step({"loss": loss})
         if not patient() and run.first:
-            print(f"stopped early: no validation was better than that of {run.state['best_step']}")
+            print(stopped_early(run.state))
 
         # ---- end: one process tests
         with engine.whole() as whole:

@@ -29,7 +29,14 @@ import pretrain.threads  # noqa: F401 (before torch)
 
 import tyro
 
-from pretrain.files import is_folder, no_folder, open_regular, parse_json, read_json, reading
+from pretrain.files import (
+    is_folder,
+    no_folder,
+    open_regular,
+    parse_json,
+    read_json,
+    reading,
+)
 from pretrain.flags import Count
 from pretrain.log import cli
 from pretrain.names import counted, for_screen
@@ -48,7 +55,17 @@ INSIDE = (
     "wandb",
 )  # of a run, and no runs themselves
 # What differs between any two runs and decides no number.
-OWN = ("given", "out", "resume", "log_seconds", "num_workers", "threads", "save_every", "track")
+OWN = (
+    "given",
+    "reasons",
+    "out",
+    "resume",
+    "log_seconds",
+    "num_workers",
+    "threads",
+    "save_every",
+    "track",
+)
 
 
 @dataclass(frozen=True)
@@ -286,7 +303,14 @@ def row_of(run: Run, top: Path) -> dict[str, Any]:
         "state": run.state,
         "loss": "" if run.loss is None else f"{run.loss:.4g}",
         "score": score_in_words(best) if best else knn,
+        "report": ", ".join(reports_of(run)),
     }
+
+
+def reports_of(run: Run) -> list[str]:
+    """The reports in its folders, from the run's folder on."""
+    found = [folder / "report.html" for folder in dict.fromkeys((run.folder, *run.results))]
+    return [os.path.relpath(path, run.folder) for path in found if os.path.isfile(path)]
 
 
 def print_rows(rows: list[dict[str, str]]) -> None:

@@ -47,6 +47,7 @@ from pretrain.optim import learning_rate, make_optimizers, set_rate
 from pretrain.presets import AUTO
 from pretrain.processes import asked_processes, is_first
 from pretrain.run import try_run
+from pretrain.run_report import Curve
 from pretrain.settings import VITS
 from pretrain.spec import Backbone, InputSpec
 from pretrain.videomae import VideoMAE, build_videomae, draw_tokens, mask_of_view, start_from
@@ -186,6 +187,11 @@ def print_plan(cfg: Config, run: TrainingRun, pack: Pack, encoder) -> None:
         "mask": mask,
         "optimizer": f"{cfg.optim.optimizer}, learning rate {run.plan.rates}, cosine",
     }
+    run.report.curve = Curve(
+        ("loss", "contrast"), ("explained", "knn", "view_retrieval"),
+        f"{'masked reconstruction' if cfg.reconstruct else compares(cfg)}, {cfg.model} on "
+        f"{cfg.data}, {counted(run.plan.num_clips, 'clip')}",
+    )  # fmt: skip
     run.print_plan(f"VideoMAE {cfg.preset}", rows)
 
 
@@ -239,6 +245,7 @@ def main(cfg: Config) -> dict:
         run.restore({"loss": None, "best": None, "guard": None, **dict.fromkeys(KNN)})
         health = Health(plan.steps, run.state["best"])
         guard = Guard(folder, bool(cfg.guard), run.state["guard"])
+        run.report.health, run.report.remarks = health, guard.words
         names = batch_names(cfg)
 
         def score() -> dict[str, float]:
@@ -248,6 +255,8 @@ def main(cfg: Config) -> dict:
                 health.scored(scores)
                 about = run.provenance("videomae", cfg.split) | scores
                 guard.judge(scores, health.word, run.step, encoder if run.first else None, about)
+                if run.first and run.report.due and cfg.reconstruct:
+                    draw_reconstruction(cfg, bare(whole), pack, int(ids[0]), run)
             return scores
 
         # ---- loop
@@ -288,29 +297,28 @@ def main(cfg: Config) -> dict:
         return run.state
 
 
+def draw_reconstruction(cfg: Config, model, pack: Pack, sample: int, run: TrainingRun) -> str:
+    """Draw what is made of a clip, for the report too; returns what to print of the figure."""
+    rng = counter_rng(cfg.seed, 0, purpose=FIGURE)
+    tokens = draw_tokens(cfg.mask, model.mask_grid, cfg.mask_ratio, False, rng)
+    name, title = pack.record(sample)["source"], "reconstruction.png"
+    about = f"{cfg.mask} mask, {cfg.mask_ratio:.0%} hidden"
+    run.report.pictures[title] = f"{name}, {about}, rebuilt after {counted(run.step, 'step')}"
+    return reconstruction_figure(
+        run.folder / title, model, pack, sample, tokens, f"VideoMAE {cfg.model} on {name}", about
+    )
+
+
 def finish(cfg: Config, model, pack: Pack, ids: np.ndarray, run: TrainingRun, guard: Guard) -> None:
-    """Export the backbone, draw the figures and say where everything is."""
-    folder, exported = run.folder, run.folder / "backbone"
+    """Export the backbone, draw a reconstruction and say where everything is."""
+    exported = run.folder / "backbone"
     scores = {"loss": run.state["loss"], "online_knn": run.state["knn"]}
     about = run.provenance("videomae", cfg.split) | scores | guard.about
     backbones.export_backbone(guard.restored(model.encoder), exported, about)
     guard.say()
     made: dict[str, object] = {"backbone": exported}
     if cfg.reconstruct:
-        rng = counter_rng(cfg.seed, 0, purpose=FIGURE)
-        tokens = draw_tokens(cfg.mask, model.mask_grid, cfg.mask_ratio, False, rng)
-        sample = int(ids[0])
-        made["figure"] = reconstruction_figure(
-            folder / "reconstruction.png", model, pack, sample, tokens,
-            f"VideoMAE {cfg.model} on {pack.record(sample)['source']}",
-            f"{cfg.mask} mask, {cfg.mask_ratio:.0%} hidden",
-        )  # fmt: skip
-    made["curve"] = log.curve_figure(
-        folder / "curve.png", folder / "log.jsonl", ("loss", "contrast"),
-        ("explained", "knn", "view_retrieval"),
-        f"{'masked reconstruction' if cfg.reconstruct else compares(cfg)}, {cfg.model} on "
-        f"{cfg.data}, {counted(len(ids), 'clip')}",
-    )  # fmt: skip
+        made["figure"] = draw_reconstruction(cfg, model, pack, int(ids[0]), run)
     data = for_shell(cfg.data if synthetic_clips(cfg.data) else pack.address)
     run.print_done(made, f"muybridge linear-probe --backbone {for_shell(exported)} --data {data}")
 

@@ -27,6 +27,7 @@ class Config:
 
     preset: Annotated[str, tyro.conf.Suppress] = "tiny"
     given: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()  # flags that were typed
+    reasons: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()  # of what auto chose
     minutes: flags.Positive = 20.0
     """Of the preset auto: how long training takes; the number of steps follows from it."""
 

@@ -62,7 +62,11 @@ def test_runs_are_listed_with_state_loss_and_score(tmp_path, capsys):
     train(tmp_path / "stopped", step=12, done=False, steps=None, epochs=4, batch_size=20)
     lock = claim(train(tmp_path / "deep" / "er" / "going", done=False))
     evaluate(tmp_path / "alone", 20)
+    for name in ("done/report.html", "done/probe-mine/report.html"):
+        (tmp_path / name).write_text("<!doctype html>")
     found = listed(tmp_path)
+    assert found["done"]["report"] == "report.html, probe-mine/report.html"
+    assert found["stopped"]["report"] == ""
     assert [*found] == ["alone", "deep/er/going", "done", "stopped"]
     assert {n: r["state"] for n, r in found.items()} == {
         "done": "finished", "stopped": "interrupted", "deep/er/going": "running",

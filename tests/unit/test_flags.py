@@ -207,7 +207,7 @@ def test_help_lists_flags_and_presets(name, capsys):
         shown = module.PRESETS[preset or next(iter(module.PRESETS))]
         assert not stopped.value.code and "(required)" not in said
         for field in flags.flat(shown):
-            assert flags.flag(field) in said or field in ("preset", "given")
+            assert flags.flag(field) in said or field in ("preset", "given", "reasons")
         assert f"default: {flags.flat(shown)['batch_size']})" in said
         assert all(f"{n} {line}" in said for n, line in module.ABOUT.items())
 
