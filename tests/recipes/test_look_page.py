@@ -289,6 +289,9 @@ def test_it_fits(shown, width):
     shown.run("document.querySelectorAll('.card')[0].click()")
     shown.wait("player.videoWidth > 0")
     assert shown.run("return document.documentElement.scrollWidth") <= width
+    shown.run("scrollTo(0, 0)")
+    shown.view("unlabelled", "Moments without")
+    assert shown.run("return heading.getBoundingClientRect().bottom") < 0.8 * 850  # cards are seen
     # Every control has a name that a screen reader can say.
     nameless = shown.run(
         "return [...document.querySelectorAll('button, input')].filter(e => !(e.innerText.trim() ||"

@@ -106,6 +106,8 @@ function draw() {
 
 function mark() {
   $("heading").textContent = view.title;
+  // On a narrow screen the list is below the selected moment.
+  if (matchMedia("(max-width: 48rem)").matches) $("heading").scrollIntoView({ block: "nearest" });
   for (const button of document.querySelectorAll(".view")) {
     const kind = button.dataset.kind;
     button.setAttribute("aria-pressed", String(kind === view.kind || (kind === "groups" && view.kind === "group")));
