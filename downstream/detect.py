@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from downstream.classifier import Classifier
 from downstream.events import KeptScores, cut_events, smooth
 from downstream.metrics import FoundEvent
 from downstream.windows import window_scores
@@ -196,14 +197,14 @@ def opened(video: Video, spec: InputSpec) -> Iterator[Opened]:
     with Frames(os.fspath(source.path), source.member, packing_side(spec.size)) as frames:
         if spec.streams.keys() == {"rgb"}:
             clips: Iterator[dict[str, Tensor]] = (
-                _cropped(torch.from_numpy(chunk), spec) for chunk in frames.chunks()
+                centre(torch.from_numpy(chunk), spec) for chunk in frames.chunks()
             )
         else:
             clips = _estimated(frames, spec, reasons)
         yield Opened(float(frames.fps), clips, lambda: frames.reason or "".join(reasons))
 
 
-def _cropped(frames: Tensor, spec: InputSpec) -> dict[str, Tensor]:
+def centre(frames: Tensor, spec: InputSpec) -> dict[str, Tensor]:
     """The centre of frames (n, H, W, 3) at a model's size, (3, n, S, S)."""
     box = test_boxes(frames.shape[2], frames.shape[1], 1)[0]
     return {"rgb": crop_resize(frames, box, spec.size, spec.pictures["rgb"].interpolation)}
@@ -291,6 +292,38 @@ class Scorer:
     score: Callable[[Any], Tensor]
 
 
+def refuse_uniform(spec: InputSpec) -> None:
+    """Refuse a model that takes frames of the whole of a clip, which a long video has not.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if not spec.stride:
+        raise ValueError(
+            "this model takes frames of the whole of a clip, which a long video has not: give "
+            "--stride, source frames between two that it sees"
+        )
+
+
+def classifier_scorer(classifier: Classifier, where: torch.device) -> Scorer:
+    """A classifier as what scores windows: of frames they overlap by half, of clips by 3/4.
+
+    Args:
+        classifier: moved to the device.
+        where: the device.
+
+    Raises:
+        ValueError: it takes frames of the whole of a clip.
+    """
+    spec = classifier.input_spec
+    refuse_uniform(spec)
+    span = spec.frames * spec.stride
+    classifier.to(where)
+    hop = max(span // 2 if classifier.per_frame else span // 4, 1)
+    score = lambda clips: classifier(clips).float().softmax(-1)
+    return Scorer(classifier, spec, classifier.classes, hop, score)
+
+
 @dataclass(frozen=True)
 class How:
     """How videos are scored.
@@ -306,6 +339,17 @@ class How:
     batch_size: int
     device: torch.device
     precision: str
+
+
+def score_windows(scorer: Scorer, how: How, windows: dict[str, Tensor]) -> Tensor:
+    """Scores of windows, streams (B, C, T, ...): (B, T, K), or of whole clips (B, K)."""
+    spec, dtype = scorer.spec, autocast_dtype(how.device, how.precision)
+    with (
+        evaluating(scorer.model),
+        torch.inference_mode(),
+        torch.autocast(how.device.type, dtype, enabled=dtype is not None),
+    ):
+        return scorer.score(spec.normalise(spec.take(windows, how.device)))
 
 
 def video_scores(
@@ -329,15 +373,9 @@ def video_scores(
         ValueError: a prediction is not finite.
     """
     spec, rows = scorer.spec, 0
-    dtype = autocast_dtype(how.device, how.precision)
 
     def predict(window: dict[str, Tensor]) -> Tensor:
-        with (
-            evaluating(scorer.model),
-            torch.inference_mode(),
-            torch.autocast(how.device.type, dtype, enabled=dtype is not None),
-        ):
-            return scorer.score(spec.normalise(spec.take(window, how.device)))[..., shown]
+        return score_windows(scorer, how, window)[..., shown]
 
     def counted(parts: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         nonlocal rows

@@ -32,7 +32,16 @@ import torch
 from torch import Tensor, nn
 
 from downstream.classifier import at_chance
-from downstream.detect import Detection, How, Scorer, Video, list_videos, with_streams
+from downstream.detect import (
+    Detection,
+    How,
+    Scorer,
+    Video,
+    classifier_scorer,
+    list_videos,
+    refuse_uniform,
+    with_streams,
+)
 from downstream.events import (
     OVERLAPS,
     KeptScores,
@@ -93,12 +102,9 @@ def load_scorer(config: Config, where: torch.device) -> Scorer:
     choose_sampling(backbone, None, config.stride)
     spec = backbone.input_spec
     assert isinstance(spec, InputSpec)
-    span = spec.frames * spec.stride
     if not config.text:
-        classifier.to(where)
-        hop = max(span // 2 if classifier.per_frame else span // 4, 1)
-        score = lambda clips: classifier(clips).float().softmax(-1)
-        return Scorer(classifier, spec, classifier.classes, hop, score)
+        return classifier_scorer(classifier, where)
+    refuse_uniform(spec)
     sentences = sentences_of(config)
     vectors, num_cut = embed_texts(pair, list(sentences.values()), where, config.machine.precision)
     if num_cut:
@@ -109,7 +115,7 @@ def load_scorer(config: Config, where: torch.device) -> Scorer:
         similar = pair.scale() * (pair.encode_video(clips).float() @ texts.T)
         return similar.softmax(-1) if pair.bias is None else (similar + pair.bias).sigmoid()
 
-    return Scorer(pair, spec, list(sentences), max(span // 4, 1), compare)
+    return Scorer(pair, spec, list(sentences), max(spec.frames * spec.stride // 4, 1), compare)
 
 
 def sentences_of(config: Config) -> dict[str, str]:
@@ -298,11 +304,6 @@ def main(config: Config) -> dict:
     )
     if not tested:
         raise nothing_usable(" ".join(config.video), refused)
-    if not scorer.spec.stride:
-        raise ValueError(
-            "this model takes frames of the whole of a clip, which a long video has not: give "
-            "--stride, source frames between two that it sees"
-        )
     if not config.text and (warning := at_chance(config.backbone, len(scorer.names))):
         notes.append(f"WARNING: {warning}")
     detection = Detection(scorer, config.background, how, config.shortest, refused)

@@ -6,16 +6,34 @@
     python recipes/predict.py --backbone hf:OWNER/NAME --video clip.mp4
     python recipes/predict.py --backbone a.pth --classes a.txt --sampling uniform --video clip.mp4
 
+    python recipes/predict.py --backbone RUN/backbone --video day.mp4 --bouts
+    python recipes/predict.py --backbone RUN/backbone --video rtsp://USER:PASSWORD@HOST/stream
+    python recipes/predict.py --backbone RUN/backbone --video webcam --seconds 60
+
 RUN is a run of recipes/finetune.py or recipes/fit.py; `downstream.models.PUBLISHED` lists the
 classifiers of others.
 Written to the results folder: predictions.json (file -> ranked labels and probabilities; files in
 alphabetical order), predictions.csv (the same, a line a file), refused.json (file -> reason), and
 of a per-frame classifier also segments.json, segments.csv (what happens when) and timeline.png.
+
+With --bouts, and always of a camera, instead bouts.csv and bouts.json: what happens from when to
+when. Windows of the classifier's clip slide over the frames as in recipes/detect.py; their
+probabilities are averaged where windows overlap and over --smooth seconds, and a stretch of at
+least --shortest seconds in which a class has --threshold is a bout. Its score is the mean of these
+probabilities over its frames. Bouts of several classes may overlap.
+
+Of a camera the newest frames are shown to the model, and those for which it is too slow are left
+out and counted. Times are seconds since the camera was opened, and clock time. A camera that is
+lost is looked for again for half a minute. Ctrl-C ends it, with all that was found in the files.
+Users and passwords in an address are neither printed nor written.
 """
 
+import csv
 import dataclasses
 import os
 import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pretrain.threads  # noqa: F401 (before torch)
@@ -29,20 +47,32 @@ from downstream.classifier import (
     fitted_views,
     frame_probabilities,
 )
+from downstream.detect import (
+    Detection,
+    How,
+    Scorer,
+    classifier_scorer,
+    list_videos,
+    with_streams,
+)
 from downstream.features import Extraction, start_extraction
+from downstream.live import open_camera, until_interrupted, watch
+from downstream.metrics import FoundEvent
 from downstream.models import choose_sampling, load_classifier
-from downstream.report import joined, timeline_figure, write_csv
+from downstream.report import events_figure, joined, timeline_figure, write_csv
 from downstream.segments import stretches
 from downstream.splits import group_by_source
 from pretrain.data.cache import methods_for, packing_side, refusals
+from pretrain.data.live import Source, live_source
 from pretrain.data.methods import take_pose_weights
 from pretrain.data.pack import pack as pack_source
 from pretrain.data.shards import Pack
 from pretrain.data.sources import list_sources
-from pretrain.files import is_there
-from pretrain.folders import claim, holds_nothing
-from pretrain.log import write_json
+from pretrain.files import is_file, is_there, reading
+from pretrain.folders import claim, holds_nothing, writing
+from pretrain.log import print_table, write_json
 from pretrain.names import counted, for_csv, for_screen, nothing_usable
+from pretrain.processes import start_evaluation
 from pretrain.prompts import load_classes
 from pretrain.spec import InputSpec
 from recipes.options.predict import Config, command
@@ -162,18 +192,172 @@ def predict(
     return rankings, segments, rows
 
 
+# ------------------------------------------------------------------------------------------- bouts
+
+
+def file_bouts(config: Config, scorer: Scorer, how: How, out: Path) -> dict:
+    """Bouts of files; returns what bouts.json holds."""
+    videos, refused = list_videos((config.video,))
+    videos = with_streams(videos, scorer.spec, config.backbone, refused)
+    detection = Detection(scorer, (), how, config.shortest, refused)
+    found: dict[str, list[FoundEvent]] = {}
+    if videos:
+        thresholds = np.full(len(scorer.names), config.threshold)
+        found, _ = detection.find(videos, thresholds, set())
+    if not found:
+        raise nothing_usable(config.video, refused)
+    bouts = [bout_of(event, source=source) for source, events in found.items() for event in events]
+    write_json(out / "refused.json", refused)
+    content = write_bouts(out, config, bouts, {"seconds": detection.seconds})
+    for note in detection.nothing_found(found, f"{config.threshold:g}"):
+        print(f"note: {for_screen(note)}")
+    for source, reason in refused.items():
+        print(f"refused {for_screen(source)}: {for_screen(reason)}")
+    rows = [(source, detection.seconds[source], events, None) for source, events in found.items()]
+    title = f"bouts in {counted(len(found), 'video')}, by {config.backbone}"
+    events_figure(out / "timeline.png", rows, title)
+    return content
+
+
+def live_bouts(config: Config, source: Source, scorer: Scorer, how: How, out: Path) -> dict:
+    """Bouts of a camera until it ends or is stopped; returns what bouts.json holds."""
+    if scorer.spec.streams.keys() != {"rgb"}:
+        raise ValueError(
+            f"this classifier takes {' and '.join(scorer.spec.streams)}, and of a camera there are "
+            "frames alone: give a classifier of frames, or files"
+        )
+    camera = open_camera(source, scorer)
+    bouts: list[dict] = []
+    clock = lambda at: datetime.fromtimestamp(camera.begun + at, UTC).isoformat(" ", "milliseconds")
+    fps, span = float(camera.fps), scorer.spec.frames * scorer.spec.stride
+    window = f"{span / fps:.2f} s, a new one every {scorer.hop / fps:.2f} s"
+    about = {"camera": source.name, "frames a second": f"{fps:g}", "window": window,
+             "bouts": out / "bouts.csv", "end": "Ctrl-C"}  # fmt: skip
+    print_table("watching", about)
+
+    with (
+        until_interrupted(camera, config.seconds),
+        writing(out / "bouts.csv"),
+        open(out / "bouts.csv", "w", newline="", encoding="utf-8") as file,
+    ):
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(LIVE)
+
+        def use(event: FoundEvent) -> None:
+            times = {"started": clock(event[1]), "ended": clock(event[2])}
+            bouts.append(bout_of(event, source=source.name, **times))
+            table.writerow([for_csv(bouts[-1][name]) for name in LIVE])
+            file.flush()
+            print(f"  {told(bouts[-1])}", flush=True)
+
+        thresholds = np.full(len(scorer.names), config.threshold)
+        watched = watch(camera, scorer, how, thresholds, config.shortest, use)
+        seconds = camera.now()
+    facts = {
+        "opened": clock(0), "seconds": round(seconds, 3), "frames": watched.ticks,
+        "dropped": watched.dropped, "lost": camera.lost, "given_up": camera.reason,
+    }  # fmt: skip
+    if watched.dropped:
+        part = watched.dropped / watched.ticks
+        print(f"note: {part:.0%} of the frames ({watched.dropped}) were left out: the model is too "
+              "slow for this camera here")  # fmt: skip
+    for loss in camera.lost:
+        print(f"note: the camera was lost at {for_screen(loss)}")
+    if camera.reason:
+        print(f"note: {for_screen(camera.reason)}")
+    return write_bouts(out, config, sorted(bouts, key=lambda b: (b["start"], b["end"])), facts)
+
+
+FILES = ["source", "start", "end", "label", "score"]
+LIVE = [*FILES, "started", "ended"]
+
+
+def bout_of(event: FoundEvent, **about: str) -> dict:
+    """A bout as bouts.json has it."""
+    label, start, end, score = event
+    return {"start": start, "end": end, "label": label, "score": score, **about}
+
+
+def told(bout: dict) -> str:
+    """A bout in a line."""
+    times = f"{bout['start']:8.2f} to {bout['end']:8.2f} s"
+    return f"{times}  {for_screen(bout['label'], 60)}  {bout['score']:.0%}"
+
+
+def write_bouts(out: Path, config: Config, bouts: Sequence[dict], facts: dict) -> dict:
+    """Write bouts.csv and bouts.json; returns what the latter holds."""
+    columns = LIVE if "opened" in facts else FILES
+    write_csv(out / "bouts.csv", columns, ([for_csv(b[c]) for c in columns] for b in bouts))
+    settings = {name: getattr(config, name) for name in ("threshold", "smooth", "shortest")}
+    content = {
+        "version": "muybridge bouts 1", "backbone": config.backbone, **settings,
+        "score": "mean over its frames of the smoothed probability", **facts, "bouts": list(bouts),
+    }  # fmt: skip
+    write_json(out / "bouts.json", content)
+    return content
+
+
+def find_bouts(config: Config, source: Source | None, model: Classifier, out: Path) -> dict:
+    """Bouts of files or of a camera; returns what bouts.json holds."""
+    where = start_evaluation(config.machine)
+    take_pose_weights(config.pose_weights, model.input_spec.streams)
+    choose_sampling(model.backbone, config.sampling, config.stride)
+    scorer = classifier_scorer(model, where)
+    how = How(config.smooth, config.batch_size, where, config.machine.precision)
+    if source:
+        content = live_bouts(config, source, scorer, how, out)
+    else:
+        content = file_bouts(config, scorer, how, out)
+        for name in dict.fromkeys(bout["source"] for bout in content["bouts"]):
+            print(f"\n{for_screen(name)}")
+            for bout in content["bouts"]:
+                if bout["source"] == name:
+                    print(f"  {told(bout)}")
+    if warning := at_chance(config.backbone, len(model.classes)):
+        print(f"\nWARNING: {warning}")
+    number = counted(len(content["bouts"]), "bout")
+    print(f"\n{number}: {for_screen(out)}/bouts.csv, {for_screen(out)}/bouts.json")
+    return content
+
+
+# --------------------------------------------------------------------------------------------- main
+
+
+def choose_out(config: Config, source: Source | None) -> Path:
+    """The folder of the results.
+
+    Raises:
+        ValueError: it holds something else, or what was found in a camera and is nowhere else.
+    """
+    stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
+    out = Path(config.out or (f"runs/live-{stamp}" if source else "runs/predict"))
+    ours = [out / name for name in ("predictions.json", "bouts.json") if (out / name).is_file()]
+    if is_file(bouts := out / "bouts.csv"):
+        with reading(bouts), open(bouts, "rb") as file:
+            live = file.read(1000).startswith(",".join(LIVE).encode())
+        if live:
+            raise ValueError(f"{out} holds the bouts of a camera: give another folder with --out")
+    if not holds_nothing(out) and (source or not ours):
+        raise ValueError(f"{out} holds something else: give another folder with --out")
+    return out
+
+
 def main(config: Config) -> dict:
-    """Predict every file; returns what predictions.json holds."""
+    """Predict every file, or find bouts; returns what predictions.json or bouts.json holds."""
     if not config.video:
         raise ValueError("--video is empty: give a file or a folder, . for this one")
     if config.top_k < 1:
         raise ValueError(f"--top-k {config.top_k}: give at least 1")
-    how = start_extraction(config.machine, 1, 1, config.batch_size)
-    out = Path(config.out)
-    if not holds_nothing(out) and not (out / "predictions.json").is_file():
-        raise ValueError(f"{out} holds something else: give another folder with --out")
+    camera = live_source(config.video)
+    out = choose_out(config, camera)
     lock = claim(out)
     names = list(load_classes(config.classes)) if config.classes else None
+    if camera or config.bouts:
+        model = load_classifier(config.backbone, config.weights or "", names)
+        content = find_bouts(config, camera, model, out)
+        lock.release(force=True)
+        return content
+    how = start_extraction(config.machine, 1, 1, config.batch_size)
     model = load_classifier(config.backbone, config.weights or "", names)
     clips, crops = fitted_views(config.backbone) or (2, 1)
     clips, crops = config.num_clips or clips, config.num_crops or crops
