@@ -17,7 +17,7 @@ from downstream.detect import How, Scorer, centre, score_windows
 from downstream.events import Cutter, smooth
 from downstream.metrics import FoundEvent
 from pretrain.data.cache import packing_side
-from pretrain.data.live import Camera, Source
+from pretrain.data.live import AGAIN, Camera, Newest, Source
 
 Predict = Callable[[np.ndarray], np.ndarray]
 
@@ -38,7 +38,7 @@ class Watched:
 
 
 def stretch_scores(
-    camera: Camera, stretch: int, begin: int, frames: int, stride: int, hop: int,
+    newest: Newest, stretch: int, begin: int, frames: int, stride: int, hop: int,
     predict: Predict, watched: Watched,
 ) -> Iterator[np.ndarray]:  # fmt: skip
     """Scores (n, K) of the ticks of a stretch, in parts, as `window_scores` gives those of a video.
@@ -48,7 +48,7 @@ def stretch_scores(
     before.
 
     Args:
-        camera: that is shown; it keeps `frames` times `stride` and `hop` ticks.
+        newest: the frames of a camera; `frames` times `stride` and `hop` ticks are kept.
         stretch: its number.
         begin: its first tick.
         frames: T of the model.
@@ -63,7 +63,7 @@ def stretch_scores(
     sums, counts = np.zeros((0, 0)), np.zeros((0, 1))  # of the ticks from `done` on
     row: np.ndarray | None = None  # the scores of the tick before `done`
     while not over:
-        first, pictures, over = camera.newest(stretch, start + span)
+        first, pictures, over = newest.up_to(start + span, stretch)
         end = first + len(pictures)
         if start + span <= end:
             start += (end - span - start) // hop * hop
@@ -106,11 +106,11 @@ def _filled(sums: np.ndarray, counts: np.ndarray, before: np.ndarray | None) -> 
     return rows
 
 
-def open_camera(source: Source, scorer: Scorer, **waits: object) -> Camera:
-    """A camera that keeps as many frames as a model needs."""
+def open_camera(source: Source, scorer: Scorer, again: tuple[float, ...] = AGAIN) -> Camera:
+    """A camera that keeps as many frames as a model needs; `again` as of `Camera`."""
     spec = scorer.spec
-    room = lambda _: spec.frames * spec.stride + scorer.hop
-    return Camera(source, packing_side(spec.size), room, **waits)  # type: ignore[arg-type]
+    room = spec.frames * spec.stride + scorer.hop
+    return Camera(source, packing_side(spec.size), room, again=again)
 
 
 def watch(
@@ -131,7 +131,7 @@ def watch(
         ValueError: a prediction is not finite.
     """
     spec, watched = scorer.spec, Watched()
-    fps, radius = float(camera.fps), round(how.smooth * float(camera.fps) / 2)
+    fps, radius = float(camera.newest.fps), round(how.smooth * float(camera.newest.fps) / 2)
 
     def predict(pictures: np.ndarray) -> np.ndarray:
         window = centre(torch.from_numpy(pictures), spec)["rgb"][None]
@@ -141,12 +141,12 @@ def watch(
         return scores
 
     stretch = -1
-    while (found := camera.stretch(stretch)) is not None:
+    while (found := camera.newest.stretch(stretch)) is not None:
         stretch = found
-        begin = camera.newest(stretch, 0)[0]
+        begin = camera.newest.up_to(0, stretch)[0]
         cutter = Cutter(scorer.names, thresholds, fps, shortest)
         parts = stretch_scores(
-            camera, stretch, begin, spec.frames, spec.stride, scorer.hop, predict, watched
+            camera.newest, stretch, begin, spec.frames, spec.stride, scorer.hop, predict, watched
         )
         for part in smooth(parts, radius):
             for event in cutter.push(part):

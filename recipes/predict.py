@@ -229,7 +229,7 @@ def live_bouts(config: Config, source: Source, scorer: Scorer, how: How, out: Pa
     camera = open_camera(source, scorer)
     bouts: list[dict] = []
     clock = lambda at: datetime.fromtimestamp(camera.begun + at, UTC).isoformat(" ", "milliseconds")
-    fps, span = float(camera.fps), scorer.spec.frames * scorer.spec.stride
+    fps, span = float(camera.newest.fps), scorer.spec.frames * scorer.spec.stride
     window = f"{span / fps:.2f} s, a new one every {scorer.hop / fps:.2f} s"
     about = {"camera": source.name, "frames a second": f"{fps:g}", "window": window,
              "bouts": out / "bouts.csv", "end": "Ctrl-C"}  # fmt: skip

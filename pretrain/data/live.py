@@ -39,6 +39,7 @@ STILL = 1.0  # seconds without a frame that the one before fills; after more a n
 USUAL = 25  # frames a second, where a camera does not say
 BROKEN = 100  # packets in a row that cannot be decoded, after which the camera is given up
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # of one letter: a disk of Windows
+_WEBCAM = re.compile(r"webcam(?::(\d{1,3}))?")
 _TRANSPORTS = {"udp", "tcp", "multicast", "prefer_tcp"}
 
 
@@ -59,6 +60,11 @@ class Source:
     options: dict[str, str] = field(default_factory=dict)
 
 
+def is_live(text: str) -> bool:
+    """Whether a user means a camera, that there may be or not."""
+    return bool(_WEBCAM.fullmatch(text) or text.lower().startswith("rtsp:"))
+
+
 def live_source(text: str) -> Source | None:
     """The camera that a user means; None: it is the name of a file or folder.
 
@@ -66,7 +72,7 @@ def live_source(text: str) -> Source | None:
         ValueError: it is an address of another kind, or none that can be right. No message repeats
             an address.
     """
-    webcam = re.fullmatch(r"webcam(?::(\d{1,3}))?", text)
+    webcam = _WEBCAM.fullmatch(text)
     scheme = _SCHEME.match(text)
     if (webcam or scheme) and is_there(text):
         if webcam:
@@ -123,112 +129,30 @@ def _webcam(number: int) -> Source:
     return Source(name, "v4l2", path)
 
 
-class Camera:
-    """The newest frames of a camera, on a constant clock that begins when it is opened.
+class Newest:
+    """The newest frames, on a constant clock; written by one thread, read by another.
 
     Frames are put on ticks by the camera's own clock, which is set by ours. Where one is late, the
     one before is shown on. A stretch is a time without longer gaps: when the camera is lost it
     ends, and the next one begins when it is found again.
 
     Args:
-        source: the camera.
-        short_side: pixels; larger frames are scaled down to it.
-        room: seconds of frames to keep, as ticks of a camera of so many frames a second.
-        timeout: seconds without a frame after which the camera is lost.
-        again: seconds of waiting before each further try, after the last of which it is given up.
+        fps: ticks a second.
+        room: ticks that are kept.
 
     Attributes:
         fps: ticks a second.
-        begun: when it was opened, seconds since 1970.
-        lost: why it was lost, each time with the second.
-        reason: why it was given up; "": it was not.
-
-    Raises:
-        ValueError: it cannot be opened.
+        over: no frame will come any more.
     """
 
-    def __init__(
-        self, source: Source, short_side: int, room: Callable[[Fraction], int],
-        timeout: float = TIMEOUT, again: tuple[float, ...] = AGAIN,
-    ):  # fmt: skip
-        self.source, self.again = source, again
-        self._job = {
-            "format": source.format, "address": source.address, "options": source.options,
-            "short_side": short_side, "timeout": timeout,
-        }  # fmt: skip
-        self._timeout = timeout
-        self.lost: list[str] = []
-        self.reason = ""
-        try:
-            self._worker = self._connect()
-        except Refused as error:
-            raise ValueError(f"{source.name} cannot be opened: {error}") from None
-        self.fps = Fraction(*self._worker.about["fps"])
-        self.begun, self._start = time.time(), time.monotonic()
-        self._frames: deque[np.ndarray] = deque(maxlen=room(self.fps))
+    def __init__(self, fps: Fraction, room: int):
+        self.fps, self.over = fps, False
+        self._frames: deque[np.ndarray] = deque(maxlen=room)
         self._first = 0  # tick of the first frame that is kept
         self._stretch = -1
         self._before: tuple[int, int, list[np.ndarray]] | None = None  # the stretch before
         self._lag: float | None = None  # seconds from the camera's clock to ours
         self._there = threading.Condition()
-        self._stopping = self._ended = False
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _connect(self) -> Worker:
-        return Worker(WORKER, self._job, 2 * self._timeout)
-
-    def now(self) -> float:
-        """Seconds since it was opened."""
-        return time.monotonic() - self._start
-
-    def stop(self) -> None:
-        """Take no more frames; may be called by a signal's handler."""
-        self._stopping = True
-
-    def close(self) -> None:
-        """End the worker."""
-        self.stop()
-        self._worker.close()
-
-    # ---- reading, in a thread
-
-    def _run(self) -> None:
-        while not self._stopping:
-            reason = self._read()
-            self._worker.close()
-            if self._stopping or not self._find_again(reason):
-                break
-        with self._there:
-            self._ended = True
-            self._there.notify_all()
-
-    def _read(self) -> str:
-        """Takes frames until there are no more; returns why."""
-        try:
-            for seconds, picture in self._worker.pictures(FRAME):
-                if self._stopping:
-                    return ""
-                self.take(seconds, picture, self.now())
-        except Refused as error:
-            return str(error)
-        return "the stream ended"
-
-    def _find_again(self, reason: str) -> bool:
-        self.lost.append(f"{self.now():.1f} s: {reason}")
-        for wait in self.again:
-            end = time.monotonic() + wait
-            while time.monotonic() < end and not self._stopping:
-                time.sleep(0.05)
-            if self._stopping:
-                return False
-            try:
-                self._worker = self._connect()
-                self._lag = None
-                return True
-            except Refused as error:
-                reason = str(error)
-        self.reason = f"{self.source.name} was lost and not found again: {reason}"
-        return False
 
     def take(self, seconds: float, picture: np.ndarray, now: float) -> None:
         """Put a frame on its tick.
@@ -247,13 +171,9 @@ class Camera:
         tick = math.floor(now * self.fps + 0.5)
         with self._there:
             end = self._first + len(self._frames)
-            gap = tick - end
-            if (
-                self._stretch < 0
-                or gap > STILL * self.fps
-                or self._frames[-1].shape != picture.shape
-            ):
-                if self._stretch >= 0:
+            gap, known = tick - end, self._frames[-1] if self._frames else None
+            if known is None or gap > STILL * self.fps or known.shape != picture.shape:
+                if known is not None:
                     self._before = self._stretch, self._first, list(self._frames)
                 self._frames.clear()
                 self._stretch, self._first = self._stretch + 1, max(tick, end)
@@ -261,12 +181,14 @@ class Camera:
             elif gap < 0:  # two on a tick
                 self._frames[-1] = picture
             else:
-                for shown in [self._frames[-1]] * gap + [picture]:
+                for shown in [known] * gap + [picture]:
                     self._first += len(self._frames) == self._frames.maxlen
                     self._frames.append(shown)
             self._there.notify_all()
 
-    # ---- showing
+    def set_anew(self) -> None:
+        """Forget the camera's clock: it may have another one now."""
+        self._lag = None
 
     def stretch(self, after: int) -> int | None:
         """The number of the next stretch behind one; None: there is none any more."""
@@ -275,16 +197,16 @@ class Camera:
                 if self._stretch > after:
                     before = self._before[0] if self._before else after
                     return before if before > after else self._stretch
-                if self._ended or self._stopping:
+                if self.over:
                     return None
                 self._there.wait(0.2)
 
-    def newest(self, stretch: int, end: int) -> tuple[int, list[np.ndarray], bool]:
+    def up_to(self, end: int, stretch: int) -> tuple[int, list[np.ndarray], bool]:
         """The newest frames of a stretch, once it has them up to a tick, or has ended before.
 
         Args:
-            stretch: its number.
             end: the tick.
+            stretch: its number.
 
         Returns:
             The first frame's tick, the frames, and whether the stretch has ended.
@@ -295,10 +217,101 @@ class Camera:
                     if self._before and self._before[0] == stretch:
                         return *self._before[1:], True
                     return end, [], True
-                over = self._ended or self._stopping
-                if over or self._first + len(self._frames) >= end:
-                    return self._first, list(self._frames), over
+                if self.over or self._first + len(self._frames) >= end:
+                    return self._first, list(self._frames), self.over
                 self._there.wait(0.2)
+
+
+class Camera:
+    """A camera that is read until it is stopped or given up.
+
+    Args:
+        source: the camera.
+        short_side: pixels; larger frames are scaled down to it.
+        room: ticks that are kept.
+        timeout: seconds without a frame after which the camera is lost.
+        again: seconds of waiting before each further try, after the last of which it is given up.
+
+    Attributes:
+        newest: its frames.
+        begun: when it was opened, seconds since 1970.
+        lost: why it was lost, each time with the second.
+        reason: why it was given up; "": it was not.
+
+    Raises:
+        ValueError: it cannot be opened.
+    """
+
+    def __init__(
+        self, source: Source, short_side: int, room: int, timeout: float = TIMEOUT,
+        again: tuple[float, ...] = AGAIN,
+    ):  # fmt: skip
+        self.source, self.again, self.timeout = source, again, timeout
+        self._job = {
+            "format": source.format, "address": source.address, "options": source.options,
+            "short_side": short_side, "timeout": timeout,
+        }  # fmt: skip
+        self.lost: list[str] = []
+        self.reason = ""
+        try:
+            self._worker = self._connect()
+        except Refused as error:
+            raise ValueError(f"{source.name} cannot be opened: {error}") from None
+        self.newest = Newest(Fraction(*self._worker.about["fps"]), room)
+        self.begun, self._start = time.time(), time.monotonic()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _connect(self) -> Worker:
+        return Worker(WORKER, self._job, 2 * self.timeout)
+
+    def now(self) -> float:
+        """Seconds since it was opened."""
+        return time.monotonic() - self._start
+
+    def stop(self) -> None:
+        """Take no more frames; may be called by a signal's handler."""
+        self.newest.over = True
+
+    def close(self) -> None:
+        """End the worker."""
+        self.stop()
+        self._worker.close()
+
+    def _run(self) -> None:
+        while not self.newest.over:
+            reason = self._read()
+            self._worker.close()
+            if self.newest.over or not self._find_again(reason):
+                break
+        self.newest.over = True
+
+    def _read(self) -> str:
+        """Takes frames until there are no more; returns why."""
+        try:
+            for seconds, picture in self._worker.pictures(FRAME):
+                if self.newest.over:
+                    return ""
+                self.newest.take(seconds, picture, self.now())
+        except Refused as error:
+            return str(error)
+        return "the stream ended"
+
+    def _find_again(self, reason: str) -> bool:
+        self.lost.append(f"{self.now():.1f} s: {reason}")
+        for wait in self.again:
+            end = time.monotonic() + wait
+            while time.monotonic() < end and not self.newest.over:
+                time.sleep(0.05)
+            if self.newest.over:
+                return False
+            try:
+                self._worker = self._connect()
+                self.newest.set_anew()
+                return True
+            except Refused as error:
+                reason = str(error)
+        self.reason = f"{self.source.name} was lost and not found again: {reason}"
+        return False
 
 
 # ---- the worker --------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ class Config:
 def unused(config: Config) -> dict[str, str]:
     """Values that sampling, or a classifier of frames, leaves without effect, and why."""
     from pretrain.backbones import folder_of, read_backbone_config  # loads torch
-    from pretrain.data.live import live_source
+    from pretrain.data.live import is_live
 
     why = dict.fromkeys(("decoder", "cache_gib"), "where single files are read")
     here = is_folder(config.backbone.removeprefix("hf:"))  # the hub is not asked for this
@@ -71,7 +71,7 @@ def unused(config: Config) -> dict[str, str]:
         why |= dict.fromkeys(("num_clips", "num_crops", "batch_size"), "of a classifier of frames")
     if config.sampling == "uniform":
         why["stride"] = "with --sampling uniform"
-    if live_source(config.video):
+    if is_live(config.video):
         camera = ("top_k", "num_clips", "num_crops", "batch_size", "bouts", "pose_weights")
         why |= dict.fromkeys(camera, "of a camera")
     elif config.bouts:
