@@ -103,6 +103,7 @@ RULES = [
     Rule(r"export\.py", parsed="tests/recipes/test_export.py does it"),
     Rule(r"look\.py", parsed="tests/unit/test_look.py and test_look_page.py do it"),
     Rule(r"look-mine", parsed="its csv is packed in tests/unit/test_look.py"),
+    Rule(r"predict\.py .*(rtsp|webcam)", parsed="tests/unit/test_live.py does it"),
     Rule(r"runs\.py", parsed="tests/recipes/test_runs.py does it"),
     Rule(r"doctor\.py", parsed="tests/recipes/test_doctor.py does it"),
     Rule(r"compare\.py .*--models", parsed="starts a process for every model"),
