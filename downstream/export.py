@@ -28,6 +28,13 @@ from pretrain.weights import weights_hash
 FORMAT = "muybridge export 1"
 KEY = "muybridge"  # under which it stands in the metadata of an ONNX model
 CONTRACT = "contract.json"
+# What fps (of the sources that were learned from) and frame_step (seconds between frames of a clip,
+# there) mean, by whether there is a stride; null where it is not known.
+RATES = (
+    "any: the frames of a clip are spread over the whole source",
+    "stride counts frames of the source; of one of another rate than fps take frames that are "
+    "frame_step seconds apart",
+)
 TOLERANCE = 1e-4  # largest absolute difference from the model's own outputs
 TIED = 1e-5  # scores so close to one another have no order
 INLINE_BYTES = 1_800_000_000  # weights above it lie beside an ONNX model, which ends at 2 GB
@@ -60,11 +67,12 @@ def spec_of(model: nn.Module) -> InputSpec:
     return spec
 
 
-def contract_of(model: nn.Module) -> dict[str, Any]:
+def contract_of(model: nn.Module, rate: float | None) -> dict[str, Any]:
     """What a program has to know to give the model a clip and to read what comes out.
 
     Args:
         model: as `Whole` takes it.
+        rate: frames a second of the clips that it was trained on; None: not known.
     """
     spec, classes = spec_of(model), getattr(model, "classes", None)
     streams = {}
@@ -88,7 +96,9 @@ def contract_of(model: nn.Module) -> dict[str, Any]:
         "frames": spec.frames,
         "frames_are": "fixed: the model refuses clips of another length",
         "stride": spec.stride,
-        "rate": "of the source: stride counts its own frames" if spec.stride else "any",
+        "fps": rate,
+        "frame_step": spec.stride / rate if rate and spec.stride else None,
+        "rate": RATES[bool(spec.stride)],
         "sampling": spec.pace,
         "size": spec.size,
         "crop": "shorter side scaled to size with anti-aliasing, then the middle square",

@@ -17,6 +17,7 @@ The same command continues an interrupted run. Batches over --micro-batch cost a
 and no memory.
 """
 
+import statistics
 from functools import partial
 from pathlib import Path
 
@@ -243,6 +244,7 @@ def finish(cfg: Config, model: VideoText, packs: list[shards.Pack], run: Trainin
     """Export the pair of towers and say where everything is."""
     exported = run.folder / "backbone"
     scores = {"loss": run.state["loss"], "val": run.state["val"]}
+    scores["fps"] = statistics.median(pack.rate() for pack in packs)
     backbones.export_backbone(model, exported, run.provenance("clip", cfg.split) | scores)
     source = for_shell(cfg.data[0] if synthetic_clips(cfg.data[0]) else packs[0].address)
     script = "zero-shot" if packs[0].classes else "retrieval"

@@ -35,7 +35,13 @@ from downstream.export import (
     write_onnx,
     write_torch,
 )
-from downstream.models import PUBLISHED, load_backbone, load_classifier, load_video_text
+from downstream.models import (
+    PUBLISHED,
+    load_backbone,
+    load_classifier,
+    load_video_text,
+    trained_rate,
+)
 from downstream.report import for_card, markdown_table, table
 from downstream.results import read_results
 from pretrain.backbones import export_backbone, folder_of, provenance_of, read_backbone_config
@@ -49,6 +55,7 @@ from pretrain.log import print_table, write_json
 from pretrain.names import for_markdown, for_screen
 from recipes.options.export import Config, command
 
+UNKNOWN = "the weights do not say at how many frames a second they were trained"
 BATCH = 4  # clips in one forward pass; the last has fewer, and so other numbers are tried
 
 
@@ -100,6 +107,7 @@ def card_of(model: nn.Module, name: str, contract: dict[str, Any], scores: list[
     settings = about.pop("config", {})
     kind = "a classifier of clips" if contract["classes"] else "an encoder of clips"
     spec, check, classes = spec_of(model), contract["check"], contract["classes"] or []
+    rate = f", learned at {contract['fps']:.4g} frames a second" if contract["fps"] else ""
     use = (
         "predict --backbone hf:OWNER/NAME --video VIDEOS"
         if classes
@@ -109,7 +117,7 @@ def card_of(model: nn.Module, name: str, contract: dict[str, Any], scores: list[
         "---", "library_name: muybridge", "tags: [muybridge, video]",
         "# license: choose one before you push", "---", "",
         f"# {contract['model']}: {kind}", "",
-        f"It takes {spec.in_words} ({', '.join(spec.streams)}), and gives "
+        f"It takes {spec.in_words} ({', '.join(spec.streams)}){rate}, and gives "
         f"{contract['output']['name']} of the shape {tuple(contract['output']['shape'])}.", "",
         "```bash", f"muybridge {use}", "```", "",
         "`contract.json` has the clip in full. Weights are in safetensors; no code of this "
@@ -197,7 +205,7 @@ def main(config: Config) -> dict[str, Any]:
     torch.manual_seed(0)  # of a named model's fresh weights
     model = load(config.backbone, config.weights or "").float().cpu().eval()
     refuse_non_finite(model)
-    contract = contract_of(model)
+    contract = contract_of(model, trained_rate(config.backbone))
     clips = open_clips(config, model)
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -228,6 +236,7 @@ def main(config: Config) -> dict[str, Any]:
         "streams": ", ".join(contract["streams"]) + ", as decoded; normalised inside",
         "output": f"{contract['output']['name']} {tuple(contract['output']['shape'])}",
         "frames": contract["frames_are"],
+        "rate": f"trained at {contract['fps']:.4g} frames a second" if contract["fps"] else UNKNOWN,
         "difference": f"{said['max_abs_difference']:.1e} at most on {said['clips']} clips of "
         f"{for_screen(config.data)}",
         "same": f"{said['same']} in {said['same_top1']:.1%}",

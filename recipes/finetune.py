@@ -245,7 +245,7 @@ def main(cfg: Config) -> dict:
                             cfg.machine.precision, engine.accelerator,
                         )  # fmt: skip
                         if is_best(run.state, now, run.step) and run.first:
-                            export(run, whole.best_guess, folder / "backbone", videos)
+                            export(run, whole.best_guess, folder / "backbone", videos, pack.rate())
                     wrapped.train()
                     if not patient():
                         run.end_early()
@@ -261,10 +261,10 @@ def main(cfg: Config) -> dict:
             return finish(cfg, training, last, pack, videos, run) if run.end() else {}
 
 
-def export(run: TrainingRun, model: nn.Module, folder: Path, videos: Chosen) -> None:
-    """Write a classifier folder."""
+def export(run: TrainingRun, model: nn.Module, folder: Path, videos: Chosen, fps: float) -> None:
+    """Write a classifier folder; `fps` is that of the data."""
     checked = run.state["val"], videos.val and len(videos.val)
-    more = {"model": run.config.name, **dict(zip(CHECKED, checked, strict=True))}
+    more = {"model": run.config.name, "fps": fps, **dict(zip(CHECKED, checked, strict=True))}
     provenance = run.provenance("finetune", run.config.parts[0]) | more
     backbones.export_backbone(model, folder, provenance)
 
@@ -275,7 +275,7 @@ def finish(
     """Export, score the test split once and write what was found; ValueError without labels."""
     folder, plan, state, task = run.folder, run.plan, run.state, task_of(cfg.per_frame)
     for name in ("last", "backbone") if videos.val is None else ("last",):
-        export(run, last, folder / name, videos)
+        export(run, last, folder / name, videos, pack.rate())
     model = load_classifier(str(folder / "backbone"))
 
     # ---- predictions

@@ -192,7 +192,7 @@ def export(
     about = {
         "recipe": "fit", "model": config.backbone, "backbone": provenance_of(config.backbone),
         "data": config.data, "data_fingerprint": shown.pack.index["fingerprint"],
-        "split": config.split, "labels": len(shown.videos),
+        "fps": shown.pack.rate(), "split": config.split, "labels": len(shown.videos),
         "views": [shown.how.num_clips, shown.how.num_crops],
         **dict(zip(CHECKED, (top1.value, top1.n), strict=True)),
     }  # fmt: skip

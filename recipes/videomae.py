@@ -253,7 +253,7 @@ def main(cfg: Config) -> dict:
                 encoder, how = bare(whole).encoder, (engine.accelerator, cfg.machine.precision)
                 scores = online_scores(encoder, pack, ids, cfg.seed, *how, views=guard.on)
                 health.scored(scores)
-                about = run.provenance("videomae", cfg.split) | scores
+                about = run.provenance("videomae", cfg.split) | scores | {"fps": pack.rate()}
                 guard.judge(scores, health.word, run.step, encoder if run.first else None, about)
                 if run.first and run.report.due and cfg.reconstruct:
                     draw_reconstruction(cfg, bare(whole), pack, int(ids[0]), run)
@@ -312,7 +312,7 @@ def draw_reconstruction(cfg: Config, model, pack: Pack, sample: int, run: Traini
 def finish(cfg: Config, model, pack: Pack, ids: np.ndarray, run: TrainingRun, guard: Guard) -> None:
     """Export the backbone, draw a reconstruction and say where everything is."""
     exported = run.folder / "backbone"
-    scores = {"loss": run.state["loss"], "online_knn": run.state["knn"]}
+    scores = {"loss": run.state["loss"], "online_knn": run.state["knn"], "fps": pack.rate()}
     about = run.provenance("videomae", cfg.split) | scores | guard.about
     backbones.export_backbone(guard.restored(model.encoder), exported, about)
     guard.say()

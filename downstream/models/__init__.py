@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from torch import nn
 
 from downstream.classifier import Classifier
@@ -56,6 +55,7 @@ __all__ = [
     "load_classifier",
     "load_video_text",
     "match_rate",
+    "trained_rate",
 ]
 
 
@@ -454,12 +454,25 @@ def match_rate(name: str, video: nn.Module, pack: Pack) -> None:
     Args:
         name: of the weights, as --backbone has it.
         video: the backbone, or the video tower of the pair.
-        pack: of the clips; the rate is the median of up to 64 of them.
+        pack: of the clips.
     """
     if name == STARTER:
-        some = np.linspace(0, len(pack) - 1, min(len(pack), 64)).astype(int)
-        rate = float(np.median([pack.record(int(i))["fps"] for i in some]))
-        choose_sampling(video, None, max(1, int(rate / STARTER_RATE)))
+        choose_sampling(video, None, max(1, int(pack.rate() / STARTER_RATE)))
+
+
+def trained_rate(name: str) -> float | None:
+    """Frames a second of the clips that weights were trained on; None: they do not say it.
+
+    Args:
+        name: of the weights, as --backbone has it.
+    """
+    if name == STARTER:
+        return STARTER_RATE
+    told = backbones.provenance_of(name)
+    rate = told.get("fps") if isinstance(told, dict) else None
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1000:
+        return None
+    return float(rate)
 
 
 def classifier_of(encoder: nn.Module, report: dict, names: list[str] | None = None) -> Classifier:

@@ -12,7 +12,14 @@ from safetensors.torch import load_file
 
 from downstream.classifier import Classifier, at_chance
 from downstream.export import compared, contract_of, program_of, write_onnx
-from downstream.models import MODELS, build_model, load_backbone, load_classifier, load_video_text
+from downstream.models import (
+    MODELS,
+    build_model,
+    load_backbone,
+    load_classifier,
+    load_video_text,
+    trained_rate,
+)
 from pretrain import third_party
 from pretrain.backbones import export_backbone, parts_of
 from pretrain.vit import VideoTransformer
@@ -37,18 +44,20 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = Classifier(encoder, CLASSES)
         torch.nn.init.normal_(model.head.weight)
     folder = tmp_path_factory.mktemp("run") / "backbone"
-    told = {"recipe": "finetune", "data": "a_b", "config": {"seed": 4}}
+    told = {"recipe": "finetune", "data": "a_b", "fps": 25.0, "config": {"seed": 4}}
     export_backbone(model, folder, told | {"val_top1": 0.2, "val_videos": 10})
     return folder
 
 
-def test_torch(classifier, tiny_pack, tmp_path):
+def test_torch(classifier, tiny_pack, tmp_path, capsys):
     contract = exported(classifier, "torch", tmp_path / "out", tiny_pack)
     assert contract == json.loads((tmp_path / "out/contract.json").read_text())
     assert contract["check"]["clips"] == 6 and contract["check"]["same_top1"] == 1
     assert contract["check"]["max_abs_difference"] <= 1e-4
     assert (contract["frames"], contract["stride"], contract["size"]) == (8, 2, 32)
     assert contract["classes"] == CLASSES
+    assert (contract["fps"], contract["frame_step"]) == (25, 0.08)
+    assert "25 frames a second" in capsys.readouterr().out
     with zipfile.ZipFile(tmp_path / "out/model.pt2") as archive:
         names = archive.namelist()
         inside = json.loads(archive.read(next(n for n in names if n.endswith("contract.json"))))
@@ -57,6 +66,15 @@ def test_torch(classifier, tiny_pack, tmp_path):
     assert inside == {k: v for k, v in contract.items() if k != "check"}
     with pytest.raises(ValueError, match="exists already"):
         exported(classifier, "torch", tmp_path / "out", tiny_pack)
+
+
+@pytest.mark.parametrize("fps", [None, 0, -5, "25", 1e9, True, [25]])
+def test_a_rate_that_is_not_known_is_said_to_be(fps, tmp_path):
+    encoder = VideoTransformer(dim=16, depth=1, heads=2, frames=8, size=32, patch=8, stride=2)
+    export_backbone(encoder, tmp_path / "backbone", {"fps": fps})
+    contract = contract_of(encoder, trained_rate(str(tmp_path / "backbone")))
+    assert contract["fps"] is contract["frame_step"] is None
+    assert contract_of(encoder, trained_rate("starter"))["frame_step"] == 2 / 16
 
 
 def test_what_differs_is_not_kept(classifier, tiny_pack, tmp_path, monkeypatch):
@@ -96,9 +114,11 @@ def test_a_folder_for_the_hub(classifier, tiny_pair, tiny_pack, tmp_path, monkey
     """It is loaded again from the folder and from the hub, with nothing else fetched."""
     contract = exported(classifier, "hf", tmp_path / "out", tiny_pack)
     assert contract["check"]["max_abs_difference"] == 0
+    assert json.loads((tmp_path / "out/contract.json").read_text())["frame_step"] == 0.08
     card = (tmp_path / "out/README.md").read_text()
     for words in ("finetune", "a_b", "seed", "Intended use", "Limits", "Licence", "do\\|wn"):
         assert words in card, words
+    assert "at 25 frames a second" in card
     wanted = []
 
     def snapshot(name: str, patterns: list[str]) -> Path:
@@ -146,7 +166,7 @@ def test_onnx_and_the_snippet_of_the_guide(classifier, tiny_pack, tmp_path, monk
         want = model(model.input_spec.normalise(video)).numpy()
     assert np.abs(told["logits"] - want).max() <= 1e-4
     assert told["contract"]["classes"] == CLASSES
-    assert told["contract"]["stride"] == 2
+    assert told["contract"]["stride"] == 2 and told["contract"]["frame_step"] == 0.08
 
 
 def test_without_the_libraries(tiny_backbone, tiny_pack, tmp_path, monkeypatch):
@@ -187,7 +207,7 @@ def test_every_family(name, tmp_path):
         compared(own(clips), module(*map(torch.from_numpy, clips)).numpy(), False)
     if name in REFUSED:
         with pytest.raises(ValueError, match=REFUSED[name]):
-            write_onnx(program, tmp_path / "model.onnx", contract_of(model))
+            write_onnx(program, tmp_path / "model.onnx", contract_of(model, None))
         return
-    run = write_onnx(program, tmp_path / "model.onnx", contract_of(model))
+    run = write_onnx(program, tmp_path / "model.onnx", contract_of(model, None))
     compared(own(clips), run(clips), False)

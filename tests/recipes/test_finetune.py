@@ -196,7 +196,7 @@ def test_the_best_validated_weights_are_exported(tiny_pack, tmp_path, monkeypatc
     provenance = json.loads((tmp_path / "run" / "backbone" / "config.json").read_text())[
         "provenance"
     ]
-    assert provenance["step"] == 2
+    assert provenance["step"] == 2 and provenance["fps"] == 16
     best, last = (
         load_file(tmp_path / "run" / n / "model.safetensors") for n in ("backbone", "last")
     )

@@ -74,6 +74,7 @@ def test_predict_says_what_fit_says(fitted, partly, tmp_path):
         assert float(row["probability"]) == pytest.approx(best["probability"], abs=2e-4)
     provenance = json.loads((out / "backbone" / "config.json").read_text())["provenance"]
     assert provenance["views"] == [2, 1] and provenance["val_videos"] == 24
+    assert provenance["fps"] == 16
 
 
 def test_next_are_the_unlabelled(fitted, partly):

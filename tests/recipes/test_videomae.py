@@ -61,6 +61,7 @@ def test_whole_run(undisturbed, tiny_pack):
     assert equal(encoder.state_dict(), trained.state_dict())
     provenance = json.loads((undisturbed / "backbone" / "config.json").read_text())["provenance"]
     assert provenance["data_fingerprint"] == Pack(tiny_pack).index["fingerprint"]
+    assert provenance["fps"] == Pack(tiny_pack).rate() == 16
 
 
 def test_the_loss_falls_when_it_trains_longer(tiny_pack, tmp_path):
