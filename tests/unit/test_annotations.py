@@ -2,6 +2,7 @@
 
 import json
 import os
+from datetime import datetime, timedelta
 from fractions import Fraction
 from pathlib import Path
 
@@ -200,6 +201,27 @@ def test_video_folder_of_hugging_face(tmp_path):
         "test/0001.mp4": ("dog", "test", None, (), ""),
     }
     assert listing.skipped == ["test/left.mp4"] and "VideoFolder" in " ".join(listing.notes)
+
+
+def test_video_folder_in_parquet(tmp_path):
+    """With the kinds of values that parquet has and JSON has not."""
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra `parquet` is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    put(tmp_path, "0001.mp4", "0002.mp4")
+    table = {
+        "file_name": ["0001.mp4", "0002.mp4"], "label": ["dog", None], "subject": [1.0, None],
+        "captions": [["a dog", "it runs"], []], "when": [datetime(2020, 1, 2)] * 2,
+        "parts": [[{"at": timedelta(seconds=3)}], None], "picture": [b"x", None],
+    }  # fmt: skip
+    parquet.write_table(pyarrow.table(table), tmp_path / "metadata.parquet")
+    first, second = list_sources(tmp_path).sources
+    assert (first.label, first.subject, first.captions) == ("dog", "1", ("a dog", "it runs"))
+    assert first.extra == {"when": "2020-01-02 00:00:00", "parts": '[{"at": "0:00:03"}]'}
+    assert (second.label, second.captions) == (None, ())
+    told = main(Config(str(tmp_path / "metadata.parquet"), "csv", str(tmp_path / "o.csv")))
+    assert told["entries"] == 3 and listed(tmp_path / "o.csv")["0001.mp4"][3] == first.captions
+    (tmp_path / "metadata.parquet").write_bytes(b"PAR1 and no more")
+    assert "cannot be read as parquet" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../a.mp4", "/etc/a.mp4", "x/../../a.mp4", "C:/a.mp4"])

@@ -84,10 +84,20 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, dict]]:
             for batch in file.iter_batches(1024):
                 for row in batch.to_pylist():
                     line += 1
-                    yield line, {k: v for k, v in row.items() if v is not None and not _raw(v)}
+                    known = {k: v for k, v in row.items() if v is not None and not _raw(v)}
+                    yield line, {k: _plain(v) for k, v in known.items()}
         except (ArrowException, ValueError, OSError) as error:
             raise ValueError(f"{path} cannot be read as parquet: {str(error)[:200]}") from error
 
 
 def _raw(value: object) -> bool:
     return isinstance(value, bytes) or (isinstance(value, dict) and "bytes" in value)
+
+
+def _plain(value: object) -> object:
+    """A value as JSON may have it: times, decimals and other kinds of parquet become texts."""
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return value if value is None or isinstance(value, str | int | float) else str(value)
