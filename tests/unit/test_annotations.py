@@ -295,6 +295,20 @@ def test_boris(tmp_path):
         assert "b.tsv:6" in refusal(write(tmp_path, "b.tsv", text + rows))
 
 
+def test_boris_counts_times_through_all_media_of_an_observation(tmp_path):
+    """So that those of the second file are not times in it."""
+    put(tmp_path, "180s.mp4", "360s.mp4")
+    head = (
+        "Observation id\tMedia file\tFPS\tSubject\tBehavior\tBehavior type\tStart (s)\tStop (s)\n"
+    )
+    row = "{}\t{}.mp4\t25.0\tNo focal subject\ts\tSTATE\t{}\t{}\n"
+    told = refusal(write(tmp_path, "a.tsv", head + row.format("o", "180s", 1.8, 8)
+                         + row.format("o", "360s", 227, 253)))  # fmt: skip
+    assert "a.tsv:3" in told and "several media" in told
+    other = head + row.format("o", "180s", 1.8, 8) + row.format("p", "360s", 27, 53)
+    assert len(listed(write(tmp_path, "b.tsv", other))) == 2
+
+
 def studio(video: str, ranges: list, **data) -> list:
     value = {"ranges": ranges, "timelinelabels": ["fall"]}
     result = [{"type": "timelinelabels", "from_name": "a", "to_name": "video", "value": value},
@@ -366,6 +380,16 @@ def test_cvat_by_the_timestamps_of_the_video(tmp_path):
     )
     for bad in ("-1", "nan", "1.5", "x"):
         assert "track 0" in refusal(write(tmp_path, "c.xml", text.replace('"2"', f'"{bad}"')))
+
+
+def test_cvat_names_its_video_before_its_labels(tmp_path):
+    """A task that has no source is called as its file; labels and attributes have names, too."""
+    film(tmp_path / "walk.mp4", range(12), Fraction(25))
+    put(tmp_path, "cat.mp4")
+    labels = "<labels><label><name>cat</name></label></labels>"
+    text = f"<annotations><meta><task><name>walk</name>{labels}</task></meta>"
+    text += f'<track id="0" label="cat">{BOX.format(2, 0) + BOX.format(5, 1)}</track></annotations>'
+    assert [*listed(write(tmp_path, "c.xml", text))] == ["walk.mp4"]
 
 
 @pytest.mark.parametrize("fps", [Fraction(24000, 1001), Fraction(30000, 1001), Fraction(25)])

@@ -125,6 +125,7 @@ def read_boris(path: Path, text: str, entries: Entries) -> None:
     first, separator, names = header
     entries.unused_keys(names, _BORIS)
     started: dict[tuple[str, ...], tuple[float, int]] = {}
+    media: dict[str, str] = {}  # of each observation
     points = 0
     for line, values in table_rows(text, separator, entries):
         if line <= first:
@@ -139,13 +140,19 @@ def read_boris(path: Path, text: str, entries: Entries) -> None:
                 row["time offset (s)"], "Time offset (s)"
             ):
                 raise ValueError("an observation with a time offset: set it to 0, export again")
+            observation = row.get("observation id", "")
+            if media.setdefault(observation, given) != given:
+                raise ValueError(
+                    f"observation {observation[:40]!r} is of several media files, through all of "
+                    "which its times count: observe each file for itself"
+                )
             label, kind = word(row["behavior"], "Behavior"), ""
             for column in ("behavior type", "status"):
                 kind = kind or row.get(column, "").upper()
             rate = row.get("fps (frame/s)") or row.get("fps") or "NA"
             point = POINT if rate in ("NA", "NONE") else 1 / max(number(rate, "FPS"), 1e-3)
             who = row.get("subject", "")
-            key = (row.get("observation id", ""), given, who, label)
+            key = (observation, given, who, label)
             if "start (s)" in row:
                 begin, stop = _clock(row["start (s)"]), _clock(row["stop (s)"])
             elif kind.endswith("START"):
@@ -296,7 +303,8 @@ def read_cvat(path: Path, text: str, entries: Entries) -> None:
         raise ValueError(f"{path} is of {len(tasks)} tasks: export each for itself")
     if root.find("image") is not None:
         raise ValueError(f"{path} is CVAT for images: export CVAT for video 1.1")
-    said = {e.tag: (e.text or "").strip() for e in (meta.iter() if meta is not None else ())}
+    about = [*tasks, *([meta] if meta is not None else [])]  # their own, not those of labels
+    said = {e.tag: (e.text or "").strip() for part in reversed(about) for e in part}
     names = [said[k] for k in ("source", "name") if said.get(k)] + [path.stem]
     found = entries.media.find(*map(address, names)) or entries.media.only()
     rate = _rate({"fps": said["fps"]}) if said.get("fps") else 0.0
