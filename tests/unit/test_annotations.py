@@ -290,6 +290,9 @@ def test_boris(tmp_path):
     row = "{}\tC:\\v\\6008.mp4\t30\t25\tcat\t{}\t\t{}\n"
     good = text + row.format(1.5, "sit", "START") + row.format("00:00:04.25", "sit", "STOP")
     assert listed(write(tmp_path, "b.tsv", good))["6008.mp4"][4] == "1.500-4.250 sit"
+    offset = "Observation id\to\nTime offset (s)\t{}\n" + good.partition("\n")[2]
+    assert listed(write(tmp_path, "b.tsv", offset.format("0.0")))
+    assert "b.tsv:2" in refusal(write(tmp_path, "b.tsv", offset.format("12.5")))
     for rows in (row.format(1, "sit", "START"), row.format(1, "sit", "STOP"),
                  row.format("nan", "sit", "POINT"), row.format(-1, "sit", "POINT")):  # fmt: skip
         assert "b.tsv:6" in refusal(write(tmp_path, "b.tsv", text + rows))

@@ -118,6 +118,11 @@ def _clock(value: str) -> float:
     )
 
 
+def _refuse_offset(text: str) -> None:
+    if text not in ("", "NA") and number(text, "Time offset (s)"):
+        raise ValueError("an observation with a time offset: set it to 0, export again")
+
+
 def read_boris(path: Path, text: str, entries: Entries) -> None:
     """Aggregated events, or tabular ones whose START and STOP are paired; a point is one frame."""
     header = _boris_header(text)
@@ -128,18 +133,17 @@ def read_boris(path: Path, text: str, entries: Entries) -> None:
     media: dict[str, str] = {}  # of each observation
     points = 0
     for line, values in table_rows(text, separator, entries):
-        if line <= first:
-            continue
         try:
+            if line < first and values[0].lower() == "time offset (s)" and any(values[1:]):
+                _refuse_offset(next(filter(None, values[1:])))
+            if line <= first:
+                continue
             if len(values) < len(names):
                 raise ValueError(f"{len(values)} columns, not {len(names)}")
             row = dict(zip(names, values, strict=False))
             given = next((row[k] for k in _BORIS_MEDIA if row.get(k)), "")
             given = re.sub(r"^player #\d+:", "", given, flags=re.IGNORECASE).split(";")[0]
-            if row.get("time offset (s)", "") not in ("", "NA") and number(
-                row["time offset (s)"], "Time offset (s)"
-            ):
-                raise ValueError("an observation with a time offset: set it to 0, export again")
+            _refuse_offset(row.get("time offset (s)", ""))
             observation = row.get("observation id", "")
             if media.setdefault(observation, given) != given:
                 raise ValueError(
