@@ -16,7 +16,7 @@ from downstream.splits import Videos, choose_validation
 from pretrain.names import counted, for_screen
 
 EACH = 10  # groups up to which each is left out in turn
-FOLDS = 5  # of more groups
+FOLDS = 5  # of more groups; fewer where no class has so many videos
 TRIES = 20  # draws of folds, of which the first is taken that tests most videos
 ORDERS = 5  # in which labels are added
 MANY = 400  # labels
@@ -106,7 +106,7 @@ def grouped_folds(name: str, videos: Videos, seed: int) -> Grouped:
     rule = (
         f"every one of {counted(number.max() + 1, what)} left out in turn"
         if each
-        else f"{FOLDS} folds, none of which shares a {what} with another"
+        else f"{len(folds)} folds, none of which shares a {what} with another"
     )
     return Grouped(
         Folds((videos,), made, classes, labels, videos.subjects, videos.sources,
@@ -146,9 +146,10 @@ def _divide(labels: np.ndarray, groups: np.ndarray, seed: int) -> list[np.ndarra
 
     counts = np.zeros((groups.max() + 1, labels.max() + 1))
     np.add.at(counts, (groups, labels), 1)
+    number = min(FOLDS, int(np.bincount(labels).max()))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")
-        split = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+        split = StratifiedGroupKFold(number, shuffle=True, random_state=seed)
         tests = [test for _, test in split.split(labels, labels, groups)]
     return [np.isin(np.arange(len(labels)), test) for test in tests]
 

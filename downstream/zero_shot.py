@@ -21,7 +21,7 @@ POOLING = "mean of the views' unit vectors, over the clips of a video, then norm
 
 
 def embed_texts(
-    model: VideoText, texts: list[str], device: torch.device, precision: str = "auto"
+    model: VideoText, texts: list[str], device: torch.device | str = "cpu", precision: str = "auto"
 ) -> tuple[np.ndarray, int]:
     """Unit vectors (len(texts), D) of sentences, and how many were cut to the context length.
 
@@ -34,6 +34,7 @@ def embed_texts(
     if unseen := unseen_words(model.text, texts):
         some = ", ".join(unseen[:20]) + ", ..." * (len(unseen) > 20)
         print(f"note: words that the text tower never saw: {for_screen(some)}", file=sys.stderr)
+    device = torch.device(device)
     dtype = autocast_dtype(device, precision)
     # Moved outside of inference mode: buffers that it copies could not be trained with afterwards,
     # and from "cpu" to "cpu:0", as a process among several calls it, they are copied.

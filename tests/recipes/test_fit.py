@@ -146,6 +146,15 @@ def test_folds_never_divide_a_person(people):
     assert len(set(folds.tested)) == len(folds.tested) and grouped.named == "subjects"
 
 
+@pytest.mark.parametrize("each", [2, 3, 4])
+def test_few_videos_of_each_class_make_fewer_folds(each):
+    grouped = grouped_folds("data", videos_of([*"abcdef"] * each, [None] * (6 * each)), 0)
+    assert len(grouped.folds.folds) == each and grouped.rule.startswith(f"{each} folds")
+    assert len(grouped.tested) == 6 * each
+    curve = learning_curve(np.random.default_rng(0).normal(size=(6 * each, 3)), grouped, 0)
+    assert curve.sizes[-1] <= 6 * (each - 1)
+
+
 def test_without_people_by_source_file_which_is_said():
     grouped = grouped_folds("data", videos_of(["a", "b"] * 15, [None] * 30), 0)
     assert grouped.named == "source files" and "source file" in grouped.rule

@@ -1,0 +1,46 @@
+"""The notebook: its cells run in order, on drawn clips in folders of classes, without jupyter."""
+
+import json
+import subprocess
+import sys
+
+from pretrain.data.synthetic import clip_specs, encode_video, render
+from tests.recipes.runs import ROOT
+
+ACTIONS = ("wave", "jump", "sit_down")
+RUN = (
+    "import json, sys\n"
+    "names = {'__name__': '__main__'}\n"
+    "for cell in json.load(sys.stdin):\n"
+    "    exec(compile(cell, 'few_labels.ipynb', 'exec'), names)\n"
+)
+
+
+def cells(kind: str) -> list[dict]:
+    notebook = json.loads((ROOT / "recipes" / "few_labels.ipynb").read_text(encoding="utf-8"))
+    assert notebook["nbformat"] == 4
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == kind]
+
+
+def test_clips_are_packed_classified_and_found(tmp_path):
+    for action in ACTIONS:
+        (tmp_path / "clips" / action).mkdir(parents=True)
+        drawn = [spec for spec in clip_specs(0, 72) if spec.action == action][:3]
+        for number, spec in enumerate(drawn):
+            frames = render(spec, 64, 32, 16).frames
+            (tmp_path / "clips" / action / f"{number}.mp4").write_bytes(encode_video(frames, 16))
+    code = json.dumps(["".join(cell["source"]) for cell in cells("code")])
+    done = subprocess.run(
+        [sys.executable, "-c", RUN], input=code, capture_output=True, text=True, cwd=tmp_path,
+        timeout=300,
+    )  # fmt: skip
+    assert not done.returncode, done.stderr
+    score, *found = done.stdout.splitlines()[-6:]
+    assert "of 9 videos are recognised, every one" in score and float(score.split("%")[0]) > 60
+    assert [name.split("/")[0] for name in found[:2]] == ["wave", "wave"]
+
+
+def test_it_is_short_and_no_output_is_kept():
+    lines = [line for cell in cells("code") for line in cell["source"] if line.strip()]
+    assert len(lines) <= 25 and len(cells("markdown")) > 3
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in cells("code"))
