@@ -22,10 +22,16 @@ CURSOR = re.compile(r"(?:\r|\n|\x1b\[A)+")  # what tqdm writes to move its bars
 ESCAPED = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U(00(?:10|0[0-9a-f])[0-9a-f]{4}))")
 FORMULA = re.compile(r"'*\s*[=+\-@＝＋－＠]")
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
+_SECRET = re.compile(r"(?<=://)[^\s/]+(?=@)")
 
 
 def _escape(text: str, kept: str) -> str:
-    r"""Control, format, private and unassigned characters and line ends as `\x1b`; `kept` stay."""
+    r"""Control, format, private and unassigned characters and line ends as `\x1b`; `kept` stay.
+
+    User and password of an address become stars.
+    """
+    if "://" in text:
+        text = _SECRET.sub("***", text)
     if text.isprintable():
         return text
     safe = []

@@ -355,6 +355,7 @@ def test_an_rtsp_camera_is_found_again_and_its_password_is_nowhere(
     address = f"rtsp://admin:hunter2@{where}/live?pw=topsecret"
     content = predict.main(configure(predict.Config, str(backbone), address, **flags))
     assert len(content["lost"]) >= 1 and not content["given_up"] and len(content["bouts"]) >= 2
+    assert content["bouts"][1]["start"] > content["bouts"][0]["end"] + 0.1
     assert all(b["source"] == f"rtsp://{where}" for b in content["bouts"])
     wrong = f"rtsp://admin:topsecret@{where}/live"
     flags["out"] = str(tmp_path / "wrong")

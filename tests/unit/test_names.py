@@ -300,6 +300,17 @@ cli(main, Config)
 """
 
 
+def test_passwords_of_addresses_are_not_printed():
+    told = for_screen("error: rtsp://me:p@ss@host/a and https://me:word@b/c@d, s3://bucket/a@b")
+    assert told == "error: rtsp://***@host/a and https://***@b/c@d, s3://bucket/a@b"
+    words = ["--name", "x", "rtsp://me:hunter2@host/a"]  # a flag is missing before it
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", SCRIPT, *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode and "***@host" in done.stdout + done.stderr
+    assert "hunter2" not in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     "arguments", [[], ["--count", "0"], ["--bogus\x1b[2J"], ["--count", "x\x1b[2J"]]
 )
