@@ -278,12 +278,15 @@ class Camera:
         self._worker.close()
 
     def _run(self) -> None:
-        while not self.newest.over:
-            reason = self._read()
+        try:
+            while not self.newest.over:
+                reason = self._read()
+                self._worker.close()
+                if self.newest.over or not self._find_again(reason):
+                    break
+        finally:
+            self.newest.over = True
             self._worker.close()
-            if self.newest.over or not self._find_again(reason):
-                break
-        self.newest.over = True
 
     def _read(self) -> str:
         """Takes frames until there are no more; returns why."""
@@ -308,7 +311,7 @@ class Camera:
                 self._worker = self._connect()
                 self.newest.set_anew()
                 return True
-            except Refused as error:
+            except (Refused, ValueError) as error:
                 reason = str(error)
         self.reason = f"{self.source.name} was lost and not found again: {reason}"
         return False

@@ -105,6 +105,15 @@ def test_a_camera_that_is_closed_is_refused(source):
     assert time.monotonic() - begun < 20
 
 
+def test_a_camera_that_says_nothing_is_refused():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        begun = time.monotonic()
+        with pytest.raises(ValueError, match=f"rtsp://127.0.0.1:{port} cannot be opened"):
+            Camera(live_source(f"rtsp://a:b@127.0.0.1:{port}/x"), 32, 8, timeout=1)
+        assert time.monotonic() - begun < 6
+
+
 # ---- the clock
 
 
