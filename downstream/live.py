@@ -65,6 +65,8 @@ def stretch_scores(
     while not over:
         first, pictures, over = newest.up_to(start + span, stretch)
         end = first + len(pictures)
+        if not pictures:  # it ended long ago
+            break
         if start + span <= end:
             start += (end - span - start) // hop * hop
             over = False  # there may be another one behind

@@ -204,6 +204,15 @@ def test_scores_are_those_of_a_file_where_the_model_is_fast(per_frame, count):
     assert not watched.dropped
 
 
+def test_a_stretch_that_is_gone_before_it_is_looked_at():
+    newest = Shown().show(0, 0.1, 5, 9)  # three stretches, of which the last two are kept
+    score = lambda pictures: by_mean(pictures).mean(0)
+    for stretch, count in ((0, 0), (1, 1)):
+        begin = newest.up_to(0, stretch)[0]
+        rows = [*stretch_scores(newest, stretch, begin, 2, 1, 1, score, Watched())]
+        assert sum(map(len, rows)) == count
+
+
 def test_a_slow_model_sees_the_newest_frames_and_counts_what_it_missed():
     camera = Shown(fps=100, room=20)
     going = threading.Event()
