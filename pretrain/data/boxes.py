@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pretrain.data.annotations.rows import parse_xml
 from pretrain.data.coco import Id, is_id, last_number, read_images
 from pretrain.data.tracks import Tracks
 from pretrain.files import parse_json
@@ -93,6 +94,7 @@ def parse_boxes(data: bytes) -> Boxes:
     - A table with a first line that names its columns: `frame` (from 0) or `time` (seconds); `id`
       (`track`, `person`) if there is more than one; `x,y,w,h`, or `x1,y1,x2,y2` (`left`, `xmin`,
       ...). Further columns are not read.
+    - CVAT for video's XML, of one video: the boxes of tracks where they are not outside.
     - COCO's JSON, of one video: `annotations` with `images`, whose order (`frame_id`, or else `id`)
       is the order of frames; or a list of results, whose `image_id` (or its last number) counts
       frames, from 0 if there is a 0, otherwise from 1. `bbox` is x, y, w, h; `track_id` tells
@@ -113,7 +115,9 @@ def parse_boxes(data: bytes) -> Boxes:
     if not text.strip():
         raise ValueError(f"it is empty: {_HELP}")
     frame, seconds = None, False
-    if text.lstrip()[0] in "{[":
+    if text.lstrip()[0] == "<":
+        rows = _cvat(text)
+    elif text.lstrip()[0] in "{[":
         rows, frame = _coco(text)
     else:
         rows, seconds = _table(text)
@@ -255,7 +259,22 @@ def _mot(lines: Iterable[tuple[str, list[str]]]) -> list[_Row]:
     return rows
 
 
-# ---- JSON
+# ---- XML and JSON
+
+
+def _cvat(text: str) -> list[_Row]:
+    rows = []
+    for track in parse_xml("CVAT's XML", text).iterfind("track"):
+        who = str(track.get("id"))[:80]
+        for box in track.iterfind("box"):
+            if box.get("outside") == "1":
+                continue
+            line = f"track {who}, frame {str(box.get('frame'))[:40]}"
+            sides = tuple(_number(box.get(k), line) for k in ("xtl", "ytl", "xbr", "ybr"))
+            rows.append(
+                _Row(line, _when(box.get("frame"), line, False), who, _checked(sides, line))
+            )
+    return rows
 
 
 def _coco(text: str) -> tuple[list[_Row], tuple[float, float] | None]:

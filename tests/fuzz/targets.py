@@ -200,6 +200,7 @@ def _check_annotations(box: Path) -> None:
         for s in found.sources:
             more = {from_csv(name): from_csv(value).strip() for name, value in s.extra.items()}
             rounded = re.sub(r"[\d.]+", lambda n: n[0][:9].rstrip("0."), more.pop("segments", ""))
+            more.pop("boxes", None)  # CVAT's own, which a list would keep in a file beside it
             more = {n: v for n, v in more.items() if v and n.lower() not in ("start", "end")}
             about = (s.label, s.split, s.subject, s.captions, rounded, more)
             texts[os.path.normpath(s.path)] = about
@@ -851,6 +852,7 @@ def _box_seeds() -> list[Files]:
             "time;track;x1;y1;x2;y2\n0.5;a;.1;.2;.3;.4\n",
             json.dumps(boxes),
             json.dumps({"images": images, "annotations": boxes}),
+            CVAT,
         )
     ]
 

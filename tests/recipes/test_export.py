@@ -189,7 +189,7 @@ def test_hf_names_of_others_stay_theirs(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_every_family(name, tmp_path):
-    """The table of the guide: a small model of each, fresh, on three clips."""
+    """The table of the guide, which -s prints: a small model of each, fresh, on three clips."""
     for library in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(library, reason="the extra `export` is not installed")
     torch.manual_seed(0)
@@ -204,10 +204,11 @@ def test_every_family(name, tmp_path):
     own, program = export.runner_of(model), program_of(model)
     module = program.module()
     with torch.no_grad():
-        compared(own(clips), module(*map(torch.from_numpy, clips)).numpy(), False)
+        found = compared(own(clips), module(*map(torch.from_numpy, clips)).numpy(), False)
+    print(f"\n{name}: torch {found['max_abs_difference']:.0e}", end="")
     if name in REFUSED:
         with pytest.raises(ValueError, match=REFUSED[name]):
             write_onnx(program, tmp_path / "model.onnx", contract_of(model, None))
         return
     run = write_onnx(program, tmp_path / "model.onnx", contract_of(model, None))
-    compared(own(clips), run(clips), False)
+    print(f", ONNX {compared(own(clips), run(clips), False)['max_abs_difference']:.0e}")

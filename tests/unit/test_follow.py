@@ -342,6 +342,27 @@ def test_a_video_is_one_however_many_act_in_it(tmp_path):
     assert len(folds.labels) == 7 and len(folds.tested) < 7
 
 
+def test_boxes_of_cvat(boxed, tmp_path):
+    """Its XML alone names the video, and is the file of boxes; those outside are none."""
+    side = '<box frame="{}" outside="{}" xtl="{:g}" ytl="{:g}" xbr="{:g}" ybr="{:g}"/>'
+    tracks = ""
+    for who, path in enumerate((at(40, 60), at(60, 120, speed=4.0))):
+        shapes = [
+            side.format(t, int(t > 30), x, y, x + 20, y + 40) for t, (x, y) in enumerate(path)
+        ]
+        tracks += f'<track id="{who}" label="act">{"".join(shapes)}</track>'
+    meta = "<meta><task><source>a.mp4</source></task></meta>"
+    (boxed / "cvat.xml").write_text(f"<annotations>{meta}{tracks}</annotations>")
+    found = parse_boxes((boxed / "cvat.xml").read_bytes()).tracks
+    assert [*found] == ["0", "1"] and found["1"][0].tolist() == [*range(31)]
+    assert found["0"][1][0].tolist() == [40, 60, 60, 100]
+    pack = quick(boxed / "cvat.xml", tmp_path / "pack", follow="boxes")
+    assert {row["follow"]["subject"] for row in pack.records()} == {"0", "1"}
+    for wrong, told in (("xtl", "frame 0"), ("frame", "number of a frame")):
+        with pytest.raises(ValueError, match=told):
+            parse_boxes((boxed / "cvat.xml").read_bytes().replace(f'{wrong}="'.encode(), b'x="'))
+
+
 def test_what_is_wrong_with_boxes_is_told(boxed, tmp_path):
     def told(table: str, **more) -> str:
         path = boxed / "wrong.csv"

@@ -277,8 +277,12 @@ def address(text: str) -> str:
     return text
 
 
-def parse_xml(path: Path, text: str) -> ElementTree.Element:
+def parse_xml(path: Path | str, text: str) -> ElementTree.Element:
     """The root of an XML document without a DTD, of bounded depth and size.
+
+    Args:
+        path: the file, for messages.
+        text: what is in it.
 
     Raises:
         ValueError: it is something else.

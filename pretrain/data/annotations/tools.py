@@ -347,6 +347,3 @@ def read_cvat(path: Path, text: str, entries: Entries) -> None:
                 entries.add(_like(plain, label=label, start=a, end=b, boxes=inside, line=line))
         except ValueError as error:
             entries.wrong(line, f"track {order}: {error}")
-    entries.unused["boxes (--follow boxes wants files of boxes)"] += sum(
-        len(row.boxes) for row in entries.rows
-    )
