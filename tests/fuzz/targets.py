@@ -125,12 +125,12 @@ KINETICS = "label,youtube_id,time_start,time_end,split\nwalk,a,0,10,train\nrun,b
 AVA = "a,0902,0.1,0.2,0.3,0.4,12,1\na,0903,0.1,0.2,0.3,0.4,12,1\nb,0904,0.1,0.2,0.3,0.4,80\n"
 BORIS = """Observation id,Media file,FPS,Subject,Behavior,Behavior type,Start (s),Stop (s)
 o,C:/v/a.mp4,25,No focal subject,sit,STATE,1.0,2.5
-o,C:/v/b.mp4,29.97,cat,look,POINT,2.0,2.0
+p,C:/v/b.mp4,29.97,cat,look,POINT,2.0,2.0
 """
 EVENTS = """Time\tMedia file path\tFPS\tSubject\tBehavior\tStatus
 1.5\ta.mp4\t25\tcat\tsit\tSTART
 00:00:04.25\ta.mp4\t25\tcat\tsit\tSTOP
-5\tb.mp4\t25\t\tlook\tPOINT
+5\ta.mp4\t25\t\tlook\tPOINT
 """
 ELAN = """<?xml version="1.0" encoding="UTF-8"?>
 <ANNOTATION_DOCUMENT><HEADER TIME_UNITS="milliseconds"><MEDIA_DESCRIPTOR TIME_ORIGIN="40"
