@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection
 from typing import Any
 
-from pretrain.data.lists import BESIDE, TIMES, split_of, times_of_recording
+from pretrain.data.lists import BESIDE, OF_FILE, TIMES, split_of, times_of_recording
 
 MAX_BOUND = 1000  # pixels of motion
 # What pandas and numpy write where there is nothing; an empty field is no value either.
@@ -138,6 +138,7 @@ def take_times(fields: dict, key: str) -> tuple[float, float] | None:
         return None
     if not 0 <= start < end < 2**53:
         return None
-    for name in {"start", "end", TIMES} & columns.keys():
-        del extra[columns[name]]
+    del extra[columns["start"]], extra[columns["end"]]
+    if TIMES in columns and extra[columns[TIMES]].strip() == OF_FILE:
+        del extra[columns[TIMES]]
     return start, end

@@ -517,6 +517,9 @@ def test_rows_with_times_are_segments(tmp_path):
     a, b, c = list_sources(path).sources
     assert a.label is None and a.extra["segments"] == "0.000-1.500 sit; 12345.678-12346.000 run"
     assert b.label == "sit" and c.label == "walk" and c.extra["segments"] == "1.000-2.000 run"
+    path.write_text("path,start,end,label,times\na.mp4,0,2,sit,5\nb.mp4,0,2,run,file\n")
+    a, b = list_sources(path).sources  # a column of the user's own keeps what it says
+    assert a.extra["times"] == "5" and "times" not in b.extra
     path.write_text("path,recording,start,end,label\na.mp4,day 1,60,62,sit\n")
     (alone,) = list_sources(path).sources  # when in the recording it was, not in the file
     assert alone.extra == {"recording": "day 1", "start": "60", "end": "62"}
