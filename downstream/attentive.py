@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from downstream.features import Extraction, extract_tokens
 from downstream.probe import Folds
+from pretrain.data.progress import counting
 from pretrain.data.shards import Pack
 from pretrain.optim import adamw, learning_rate
 
@@ -116,7 +117,7 @@ def _train(
     if batch * tokens[0, 0].size <= ONE_THREAD:
         torch.set_num_threads(1)
     try:
-        for step in range(num_steps):
+        for step in counting(range(num_steps), "attentive probe", "step"):
             # Sorted, so that the file is read in order.
             clips = np.sort(order[step * batch : (step + 1) * batch])
             x = _load(tokens[clips, rng.integers(tokens.shape[1], size=len(clips))], mean, std)

@@ -13,6 +13,7 @@ import numpy as np
 from downstream.metrics import draws, interval
 from downstream.probe import VALIDATIONS, Folds, LinearProbe, fit_some
 from downstream.splits import Videos, choose_validation
+from pretrain.data.progress import counting
 from pretrain.names import counted, for_screen
 
 EACH = 10  # groups up to which each is left out in turn
@@ -166,7 +167,7 @@ def cross_validate(features: np.ndarray, given: Folds) -> tuple[np.ndarray, list
         given: the folds.
     """
     scores, probes = [], []
-    for train, validations, test in given.folds:
+    for train, validations, test in counting(given.folds, "probing", "fold"):
         about = features[train], given.labels[train], validations
         probes.append(fit_some(*about, len(given.classes)))
         scores.append(probes[-1].probabilities(features[test]))
@@ -219,7 +220,8 @@ def learning_curve(features: np.ndarray, grouped: Grouped, seed: int) -> Curve:
     sizes = sorted(size for size in sizes if size >= min(num, most))
     hits = np.zeros((len(sizes), ORDERS, len(truth)))
     done = 0
-    for fold, (train, _, test) in enumerate(given.folds):
+    folds = counting(given.folds, "learning curve", "fold")
+    for fold, (train, _, test) in enumerate(folds):
         place = slice(done, done := done + len(test))
         for i, size in enumerate(sizes):
             # Of many labels two orders, taken in turn: they differ little, and take longest.

@@ -18,6 +18,7 @@ from threadpoolctl import ThreadpoolController
 
 from downstream.metrics import softmax
 from downstream.splits import Videos, choose_splits, hold_out, leave_one_subject_out, subset
+from pretrain.data.progress import counting
 from pretrain.data.shards import Pack
 from pretrain.files import share
 from pretrain.folders import writing
@@ -481,7 +482,8 @@ def probe_features(
         np.zeros((len(labels), num_classes)) for _ in range(4)
     )
     long, means, probes = features.reshape(len(features), -1), features.mean(1), []
-    for train, validations, test in given.folds:
+    several = len(given.folds) > 1
+    for train, validations, test in counting(given.folds, "probing", "fold", several):
         probes.append(fit_linear(long[train], labels[train], validations, svm))
         scores[test] = probes[-1].probabilities(long[test])
         mean_probe = probes[-1]

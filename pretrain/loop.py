@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from pretrain import checkpoint, device, log
+from pretrain.data.progress import Bar
 from pretrain.data.shards import Mixture, Positions, TrainBatches, TrainClips, train_batches
 from pretrain.engine import Engine
 from pretrain.flags import flat
@@ -274,6 +275,8 @@ class TrainingRun:
         with (
             train_batches(dataset, positions, workers) as self._batches,
             self._stop,
+            # On a terminal alone: a log file has the lines of `log`.
+            Bar(plan.steps, "training", "step", self.first, self.step, lines=False) as self._bar,
         ):
             yield self._batches
 
@@ -316,6 +319,8 @@ class TrainingRun:
         state["skipped_in_row"] = state["skipped_in_row"] + 1 if self._skipped else 0
         self._clips += self.plan.batch_size
         self._now = time.monotonic()  # what is measured next is not the speed of training
+        if errors or self._skipped or self._stopping:
+            self._bar.hide()
         record_bad_clips(self.folder, errors)
         self._batches.errors = []
         refuse_to_go_on(
@@ -331,6 +336,8 @@ class TrainingRun:
         """
         every = self.plan.steps // 4 if every is None else every
         due = not self.unfinished or bool(every and self.step % every == 0)
+        if due:
+            self._bar.hide()
         self._measured = self._measured or due
         return due
 
@@ -341,7 +348,10 @@ class TrainingRun:
     def log_due(self) -> bool:
         """Whether to write a line: after what was `due`, a skipped step, or some seconds."""
         late = self._now - self._shown >= self.config.run.log_seconds
-        return self.first and (self._measured or self._skipped or not self.unfinished or late)
+        due = self.first and (self._measured or self._skipped or not self.unfinished or late)
+        if due:
+            self._bar.hide()
+        return due
 
     def log(self, values: dict, text: str, after: str = "") -> None:
         """Write a line of log.jsonl, and a line for a person.
@@ -390,10 +400,12 @@ class TrainingRun:
                 self._saver.save(*self.engine.held(), about)
             if done or self._stopping:
                 self._saver.wait()
+        self._bar.update()
         stops = self._stopping and not done
         if self.first and (stops or (report_due and not done)):
             self.report.write("interrupted" if stops else "under way", self.state)
         if stops:
+            self._bar.hide()
             self.accelerator.wait_for_everyone()
             self._stop.leave(self.step, self.first, self._batches.lost)
 

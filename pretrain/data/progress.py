@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -9,6 +11,7 @@ from pretrain.names import counted, for_screen
 
 EVERY = 10.0  # seconds between lines in a log
 LONG = 10.0  # seconds at work from which on a file is named
+T = TypeVar("T")
 
 
 def slow_files(seconds: dict[str, float]) -> str:
@@ -26,15 +29,20 @@ class Bar:
         title: what is done.
         unit: what is counted.
         shown: False to print nothing.
+        done: how many are done already.
+        lines: False to print nothing in a file.
     """
 
-    def __init__(self, total: int, title: str, unit: str, shown: bool = True):
-        self.total, self.title, self.unit, self.done, self.about = total, title, unit, 0, ""
+    def __init__(
+        self, total: int, title: str, unit: str, shown: bool = True, done: int = 0,
+        lines: bool = True,
+    ):  # fmt: skip
+        self.total, self.title, self.unit, self.done, self.about = total, title, unit, done, ""
         shown, terminal = shown and total > 0, sys.stderr.isatty()
-        self.lines = shown and not terminal
+        self.lines = shown and not terminal and lines
         self.bar = None
         if shown and terminal:
-            self.bar = tqdm(total=total, desc=title, unit=unit, dynamic_ncols=True)
+            self.bar = tqdm(total=total, desc=title, unit=unit, initial=done, dynamic_ncols=True)
         self.started = self.last = time.monotonic()
 
     def __enter__(self) -> "Bar":
@@ -61,6 +69,11 @@ class Bar:
             self.bar.set_postfix_str(about)
         self._line(title is not None)
 
+    def hide(self) -> None:
+        """Make room for what others print, until the next `update`."""
+        if self.bar is not None:
+            self.bar.clear()
+
     def write(self, text: str) -> None:
         """A line of its own."""
         tqdm.write(text, file=sys.stderr)
@@ -73,3 +86,18 @@ class Bar:
                 left = (self.last - self.started) / self.done * (self.total - self.done)
                 text += f", {tqdm.format_interval(left)} left"
             print(text + f", {self.about}" * bool(self.about), file=sys.stderr, flush=True)
+
+
+def counting(items: Sequence[T], title: str, unit: str, shown: bool = True) -> Iterator[T]:
+    """The items, counted by a `Bar` as they are done.
+
+    Args:
+        items: what there is to do.
+        title: see `Bar`, likewise the rest.
+        unit: see there.
+        shown: see there.
+    """
+    with Bar(len(items), title, unit, shown) as bar:
+        for item in items:
+            yield item
+            bar.update()
