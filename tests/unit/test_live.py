@@ -238,7 +238,7 @@ def test_a_slow_model_sees_the_newest_frames_and_counts_what_it_missed():
     )
     thread.join()
     assert watched.ticks == rows and 0.3 < watched.dropped / rows < 0.8
-    assert 4 <= watched.windows <= 10 and rows > 100  # it kept up, at the end too
+    assert 3 <= watched.windows <= 10 and rows > 100  # it kept up, at the end too
 
 
 # ---- all of it

@@ -506,6 +506,16 @@ def test_labels_that_the_data_have_are_shown(page):
     assert marks_of(other) == (Mark("walk"),)
 
 
+def test_lists_of_one_name_have_folders_of_their_own(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "clips.csv").touch()
+    given = [str(tmp_path / name) for name in ("a/clips.csv", "b/clips.csv", "a")]
+    assert [look.default_out(name) for name in given] == [
+        "runs/look-a-clips", "runs/look-b-clips", "runs/look-a",
+    ]  # fmt: skip
+
+
 def test_rows_with_times_are_segments(tmp_path):
     for name in ("a.mp4", "b.mp4", "c.mp4"):
         (tmp_path / name).touch()
@@ -903,7 +913,7 @@ def test_the_command_serves_until_it_is_interrupted(footage, tiny_backbone, tmp_
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0 and "ended; the labels are in" in out, err
-    rows = rows_of(tmp_path / "runs" / "look-list" / "labels.csv")
+    rows = rows_of(tmp_path / look.default_out(str(footage)) / "labels.csv")
     assert [row["label"] for row in rows if "plain" in row["path"]] == ["run", "jump"]
 
 
