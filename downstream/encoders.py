@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from downstream.models import MODELS, build_model, load_backbone
+from downstream.models import MODELS, build_model, load_backbone, trained_rate
 from downstream.models.frames import FrameNetwork, frame_tower
 from pretrain.backbones import folder_of, load_pretrained_videomae
 from pretrain.clip import VideoText
@@ -85,11 +85,12 @@ def weights_to_start_from(name: str) -> nn.Module:
     return backbone
 
 
-def form_of_weights(name: str) -> dict[str, Any]:
+def form_of_weights(name: str, fps: float) -> dict[str, Any]:
     """What weights decide of a masked reconstruction that starts from them, by flag.
 
     Args:
         name: as `weights_to_start_from` takes it.
+        fps: frames a second of the clips: with those that the weights saw they decide the stride.
 
     Raises:
         ValueError: see there.
@@ -99,6 +100,10 @@ def form_of_weights(name: str) -> dict[str, Any]:
     assert isinstance(encoder, Backbone)
     spec, has = encoder.input_spec, encoder.arguments
     form: dict[str, Any] = {"frames": spec.frames, "size": spec.size}
+    run = is_folder(Path(name) / "checkpoints")
+    rate = trained_rate(f"{name}/backbone" if run else name)
+    if rate and spec.stride:
+        form["stride"] = max(1, int(spec.stride * fps / rate))  # at most as far apart in time
     if not isinstance(encoder, VideoTransformer):
         return form
     if named := [n for n, size in VITS.items() if SIZES[size][0] == has["dim"]]:

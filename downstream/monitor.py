@@ -1,5 +1,6 @@
 """Scores to watch while a training runs: never of the test split, and none ends the run."""
 
+import math
 import sys
 
 import numpy as np
@@ -9,11 +10,13 @@ from torch import nn
 
 from downstream.features import Extraction, embed_now, extract, rows_by_all
 from downstream.groups import among, group_clips
+from downstream.models import load_backbone, match_rate
 from downstream.pairs import Texts
 from downstream.probe import knn_accuracy
 from downstream.retrieval import retrieval_ranks, summarise_ranks
 from downstream.splits import choose_validation, group_by_source, near_pairs
 from downstream.zero_shot import embed_texts, unit
+from pretrain.backbones import fresh_like
 from pretrain.clip import VideoText
 from pretrain.data.sampling import SCORED, some_clips
 from pretrain.data.shards import Pack, TrainClips
@@ -22,6 +25,7 @@ from pretrain.health import feature_health
 from pretrain.modes import evaluating
 from pretrain.names import counted, for_screen
 from pretrain.processes import SHARE
+from pretrain.settings import STARTER
 from pretrain.spec import Backbone
 
 KNN_CLIPS = 480  # clips behind the scores of features
@@ -128,6 +132,42 @@ def _knn(x: np.ndarray, pack: Pack, ids: np.ndarray, seed: int) -> dict[str, flo
     labels = np.unique(names, return_inverse=True)[1]
     score = knn_accuracy(x[~held_out], labels[~held_out], x[held_out], labels[held_out])
     return dict(zip(KNN, (score, 1 / len(set(names)), int(held_out.sum())), strict=True))
+
+
+def starter_ahead(pack: Pack, ids: np.ndarray, seed: int) -> str:
+    """Why the labels of training clips speak for `--backbone starter`; "": they do not.
+
+    Its kNN accuracy on held-out subjects of the training split has to be above that of the same
+    network with random weights by two standard errors. Without labels nothing tells.
+
+    Args:
+        pack: the data.
+        ids: see `online_scores`, likewise the seed.
+        seed: of the choice of clips and of the random weights.
+    """
+    picked = _some(pack, ids, KNN_CLIPS, seed)
+    picked = picked[[pack.record(int(i))["label"] is not None for i in picked]]
+    if not len(picked):
+        return ""
+    starter = load_backbone(STARTER)
+    assert isinstance(starter, nn.Module)
+    match_rate(STARTER, starter, pack)
+    how = Extraction(time_segments=0)
+    found = []
+    for encoder in (starter, fresh_like(starter, seed)):
+        try:
+            found.append(_knn(extract(encoder, pack, picked, how)[:, 0], pack, picked, seed))
+        except ValueError as error:  # clips are broken
+            print(f"the starter was not tried: {for_screen(error)}", file=sys.stderr)
+            return ""
+    if not found[0]:
+        return ""
+    (score, _, clips), (random, _, _) = [[scores[name] for name in KNN] for scores in found]
+    share = (score * clips + 2) / (clips + 4)  # as `downstream.guard.has_fallen` counts
+    if score < random + 2 * math.sqrt(share * (1 - share) / clips):
+        return ""
+    asked = counted(int(clips), "held-out clip")
+    return f"kNN {100 * score:.0f} % of {asked}, random weights {100 * random:.0f} %"
 
 
 def learning_words(values: dict, state: dict, health: str) -> tuple[str, str]:

@@ -58,6 +58,7 @@ NOTHING = 0.002  # of picture and time: where less of it moves, motion cannot be
 SPARSE = 0.03  # of picture and time: where less of it moves, people may be small
 LEAST_PART, LEAST_TOKENS = 0.05, 16  # that are used
 STILL = 0.5  # of the picture: where more of it moves, all tokens are used
+DISTILL = 10.0  # weight of holding tokens to those of the starting weights
 USABLE = 0.92  # of the time is training: the rest goes to scores and checkpoints
 
 Choice = tuple[Any, str]  # of a flag: its value, and why
@@ -252,7 +253,12 @@ def choose(facts: Facts, typed: Mapping[str, Any], gpu: bool) -> dict[str, Choic
     rate = (0.024 if part == 1 else 0.016) * (1 if muon else 0.2)
     words = "of Muon" if muon else "a fifth of Muon's"
     if typed.get("backbone"):
-        rate, words = rate / 10, f"a tenth of that {words}, as the weights have learned"
+        alone = typed.get("reconstruct", True) and not (
+            typed.get("contrast") or typed.get("sigreg")
+        )
+        held = alone and put("distill", DISTILL, "so that what the weights know is not forgotten")
+        if not held:
+            rate, words = rate / 10, f"a tenth of that {words}, as the weights have learned"
     rate = put("base_lr", rate, words)
     put("final_lr", rate / 100, "a hundredth of --base-lr")
     return chosen
@@ -282,8 +288,9 @@ def _size(
 
 
 def choose_by_data(
-    config: Any, folder: Path, unused: Callable[[Any], Collection[str]], form: Mapping[str, Any],
-    check: Callable[[Any], object],
+    config: Any, folder: Path, unused: Callable[[Any], Collection[str]],
+    form_of: Callable[[str, float], Mapping[str, Any]], check: Callable[[Any], object],
+    start: Callable[[Any, Pack, np.ndarray], Choice],
 ) -> tuple[Any, Pack]:  # fmt: skip
     """What `auto` makes of the data, all but the steps; or made, of a run that goes on.
 
@@ -291,8 +298,11 @@ def choose_by_data(
         config: of masked reconstruction, as typed: `data`, `split`, `stream`, `machine`, `given`.
         folder: of the run.
         unused: of a configuration, the flags without effect.
-        form: values by flag that the weights decide from which it starts.
+        form_of: values by flag that weights decide from which it starts, by their name and the
+            frames a second of the clips.
         check: raises ValueError for a configuration that contradicts itself.
+        start: of a configuration without weights, the data and the samples: the name of weights to
+            start from, and why; "": fresh ones.
 
     Returns:
         the configuration; and the data, opened.
@@ -301,14 +311,16 @@ def choose_by_data(
         ValueError: as `open_data`, `recorded`, `measure` and `choose`.
     """
     gpu, typed = computes_on_gpu(), {n: v for n, v in flat(config).items() if n in config.given}
-    form = {name: value for name, value in form.items() if name not in typed}
 
-    def chosen_for(facts: Facts) -> tuple[Any, dict[str, Choice]]:
-        chosen: dict[str, Choice] = {n: (v, "as the weights have it") for n, v in form.items()}
-        return with_choices(config, chosen | choose(facts, form | typed, gpu), unused)
+    def chosen_for(facts: Facts, begin: dict[str, Choice]) -> tuple[Any, dict[str, Choice]]:
+        given = {name: value for name, (value, _) in begin.items()} | typed
+        form = form_of(given["backbone"], facts.fps) if given.get("backbone") else {}
+        chosen = {n: (v, "as the weights have it") for n, v in form.items() if n not in typed}
+        rest = choose(facts, {n: v for n, (v, _) in chosen.items()} | given, gpu)
+        return with_choices(config, begin | chosen | rest, unused)
 
     if raw := raw_sources(config.data, config.split):  # packing takes long: what can be said is
-        check(chosen_for(Facts(len(raw), 32, 16.0, 256, 1.0))[0])
+        check(chosen_for(Facts(len(raw), 32, 16.0, 256, 1.0), {})[0])
         if is_first():
             try_folder(folder)
         wanted = {config.stream, config.target} - {None}
@@ -317,8 +329,9 @@ def choose_by_data(
     pack = open_data(config.data, SIDE[gpu], is_first(), config.machine)
     if known := recorded(folder, config, pack.index["fingerprint"]):
         return known, pack
-    facts = measure(pack, pack.split_if_any(config.split), config.stream)
-    config, chosen = chosen_for(facts)
+    ids = pack.split_if_any(config.split)
+    facts, begin = measure(pack, ids, config.stream), start(config, pack, ids)
+    config, chosen = chosen_for(facts, {"backbone": begin} if begin[0] else {})
     config = explain(config, {"the clips": facts.in_words()}, chosen)
     if is_first() and facts.frames > 1 and facts.moving < SPARSE:
         what = "nothing moves in these clips" if facts.moving < NOTHING else (

@@ -284,9 +284,9 @@ def load_pretrained_videomae(run: Path) -> VideoMAE:
     assert isinstance(encoder, dict)  # or it was refused
     check_arguments(VideoMAE, described["decoder"], where, ("encoder",))
     make = lambda: VideoMAE(VideoTransformer(**encoder), **described["decoder"])
-    if not {"contrast", "sigreg"} & described.keys():
+    if not {"contrast", "sigreg", "distill"} & described.keys():
         return _build_to_fit(make, folder, partial(read_weights, folder))
-    # The head for the views, on top of the VideoMAE, ends with the training.
+    # What is around the VideoMAE, a head for the views, ends with the training.
     weights = {
         name.removeprefix("masked."): value
         for name, value in read_weights(folder).items()

@@ -43,6 +43,7 @@ MOST_LINE = 2**20  # bytes of a line of a log
 CURVES = {
     "knn": "online kNN accuracy",
     "explained": "target explained",
+    "teacher_cosine": "cosine to the starting weights' tokens",
     "video_to_text": "video to text in the batch",
     "text_to_video": "text to video in the batch",
     "train_top1": "accuracy on augmented training clips",

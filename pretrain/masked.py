@@ -133,6 +133,10 @@ class MaskedPixels(nn.Module):
         seen = patches.scatter(1, index, hidden)
         return self.encoder.forward_features(unpatchify(seen, self.grid, self.tubelet, self.patch))
 
+    def unmasked(self, encoder: Backbone, video: Tensor, visible: Tensor) -> Tensor:
+        """All tokens (B, N, D) of an encoder like this one that sees the whole clip."""
+        return encoder.forward_features(encoder.input_spec.normalise(video))
+
     def drop_decoder(self) -> None:
         """Free what reconstructs: only `see` remains."""
         del self.head

@@ -399,6 +399,17 @@ class VideoMAE(nn.Module):
         patches = patchify(video, self.encoder.tubelet, self.encoder.patch)
         return self.encoder.encode(self._normalise(take_tokens(patches, visible)), visible)
 
+    def unmasked(self, encoder: VideoTransformer, video: Tensor, visible: Tensor) -> Tensor:
+        """The tokens (B, V, D) that an encoder like this one makes of `visible`, seeing the whole.
+
+        The whole are all tokens that `visible` is drawn from: the grid, or its selected ones.
+        """
+        every = torch.arange(math.prod(self.mask_grid), device=video.device)
+        index = self.grid_indices(video, every.expand(len(video), -1))
+        patches = patchify(video, self.encoder.tubelet, self.encoder.patch)
+        tokens = encoder.encode(self._normalise(take_tokens(patches, index)), index)
+        return take_tokens(tokens, visible)
+
     def drop_decoder(self) -> None:
         """Free what reconstructs: only `see` remains."""
         del self.encoder_to_decoder, self.mask_token, self.decoder_pos, self.decoder_blocks

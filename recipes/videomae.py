@@ -2,7 +2,8 @@
 
 Tong et al. 2022, https://arxiv.org/abs/2203.12602; dual masking of VideoMAE V2,
 https://arxiv.org/abs/2303.16727. Labels are never used for training; where there are any, a kNN
-score on held-out subjects of the training split shows whether the features get better.
+score on held-out subjects of the training split shows whether the features get better, and decides
+whether the preset auto starts from the package's starter.
 
     python recipes/videomae.py                              the synthetic dataset
     python recipes/videomae.py --data my_videos/            your own clips, 20 minutes
@@ -31,12 +32,13 @@ from downstream.encoders import form_of_weights, transformer, weights_to_start_f
 from downstream.finetune import record_method
 from downstream.guard import Guard
 from downstream.models import build_model as build_family
-from downstream.monitor import KNN, learning_words, online_scores
+from downstream.monitor import KNN, learning_words, online_scores, starter_ahead
 from pretrain import auto, backbones, flags, log
 from pretrain.data.cache import open_data, packing_side, raw_sources, synthetic_clips
 from pretrain.data.sampling import FIGURE, counter_rng
 from pretrain.data.shards import Pack, TrainClips, refuse_raw_streams, warn_of_clips
 from pretrain.data.transforms import Augment
+from pretrain.distill import Distilled
 from pretrain.engine import Engine
 from pretrain.figures import reconstruction_figure
 from pretrain.health import Health
@@ -45,10 +47,10 @@ from pretrain.masked import MaskedPixels
 from pretrain.names import counted, for_shell
 from pretrain.optim import learning_rate, make_optimizers, set_rate
 from pretrain.presets import AUTO
-from pretrain.processes import asked_processes, is_first
+from pretrain.processes import asked_processes, computes_on_gpu, is_first
 from pretrain.run import try_run
 from pretrain.run_report import Curve
-from pretrain.settings import VITS
+from pretrain.settings import STARTER, VITS
 from pretrain.spec import Backbone, InputSpec
 from pretrain.videomae import VideoMAE, build_videomae, draw_tokens, mask_of_view, start_from
 from pretrain.views import ViewObjective, refuse_batch
@@ -83,7 +85,7 @@ def train_step(model, engine, batches, accumulate, clip_grad, names):
 # ------------------------------------------------------------------------------------- the pieces
 
 
-def build_model(cfg: Config) -> VideoMAE | MaskedPixels | ViewObjective:
+def build_model(cfg: Config) -> VideoMAE | MaskedPixels | ViewObjective | Distilled:
     """What is trained, fresh from its seed or with the weights it names; ValueError: none such."""
     torch.manual_seed(cfg.seed)
     model: VideoMAE | MaskedPixels
@@ -109,9 +111,24 @@ def build_model(cfg: Config) -> VideoMAE | MaskedPixels | ViewObjective:
             raise ValueError(f"--model {cfg.model} takes {takes}, not --stream {cfg.stream} alone")
         form = cfg.form
         model = MaskedPixels(family, form.tubelet, form.patch, cfg.target_eps, cfg.target or "")
+    if cfg.distill:
+        if compares(cfg) or not cfg.reconstruct:
+            what = f"--{compares(cfg)}" if compares(cfg) else "--no-reconstruct"
+            raise ValueError(f"--distill {cfg.distill:g} and {what}: give one of them")
+        return Distilled(model, cfg.distill)
     if cfg.reconstruct and not compares(cfg):
         return model
     return ViewObjective(model, cfg.views, cfg.contrast, cfg.sigreg, cfg.reconstruct)
+
+
+def start(cfg: Config, pack: Pack, ids: np.ndarray) -> tuple[str, str]:
+    """Where `auto` starts: the package's starter, and why, where labels say so; else ""."""
+    decided = {"backbone", "frames", "size", "model", "pool", "contrast", "sigreg", "reconstruct"}
+    decided |= {*vars(cfg.form)}
+    if cfg.stream != "rgb" or computes_on_gpu() or {*cfg.given} & decided:
+        return "", ""
+    why = starter_ahead(pack, ids, cfg.seed)
+    return STARTER * bool(why), why
 
 
 def compares(cfg: Config) -> str:
@@ -125,8 +142,8 @@ def takes_streams(cfg: Config) -> str:
 
 
 def bare(model: nn.Module) -> VideoMAE | MaskedPixels:
-    """What reconstructs, without what compares views around it."""
-    masked = model.masked if isinstance(model, ViewObjective) else model
+    """What reconstructs, without what compares views or distils around it."""
+    masked = model.masked if isinstance(model, ViewObjective | Distilled) else model
     assert isinstance(masked, VideoMAE | MaskedPixels)
     return masked
 
@@ -160,7 +177,7 @@ def refuse_early(cfg: Config, grid: tuple[int, int, int], spec: InputSpec) -> No
         refuse_batch(name, plan, cfg.optim.micro_batch)
 
 
-def prepare(cfg: Config) -> tuple[VideoMAE | MaskedPixels | ViewObjective, Engine]:
+def prepare(cfg: Config) -> tuple[VideoMAE | MaskedPixels | ViewObjective | Distilled, Engine]:
     """What is trained, and how processes train it; ValueError: what contradicts itself."""
     model = build_model(cfg)
     engine = Engine(cfg.machine, cfg.optim.optimizer, model, cfg.run.checkpoint_blocks, cfg.compile)
@@ -181,6 +198,7 @@ def print_plan(cfg: Config, run: TrainingRun, pack: Pack, encoder) -> None:
         told = "contrasted with other clips" if cfg.contrast else "drawn together, SIGReg"
         mask += f"; {cfg.views} views {told}, weight {cfg.contrast or cfg.sigreg:g}"
         mask += ", nothing reconstructed" * (not cfg.reconstruct)
+    mask += f"; tokens held to {cfg.backbone}'s, weight {cfg.distill:g}" * bool(cfg.distill)
     rows = {
         "data": f"{counted(run.plan.num_clips, 'clip')} of {pack.address} ({cfg.split})",
         "model": f"{cfg.model}, {log.parameters(encoder)}, {spec.in_words}{seen}",
@@ -188,7 +206,7 @@ def print_plan(cfg: Config, run: TrainingRun, pack: Pack, encoder) -> None:
         "optimizer": f"{cfg.optim.optimizer}, learning rate {run.plan.rates}, cosine",
     }
     run.report.curve = Curve(
-        ("loss", "contrast"), ("explained", "knn", "view_retrieval"),
+        ("loss", "contrast"), ("explained", "knn", "view_retrieval", "teacher_cosine"),
         f"{'masked reconstruction' if cfg.reconstruct else compares(cfg)}, {cfg.model} on "
         f"{cfg.data}, {counted(run.plan.num_clips, 'clip')}",
     )  # fmt: skip
@@ -203,14 +221,13 @@ def main(cfg: Config) -> dict:
     cfg = flags.settle(cfg, unused(cfg), PRESETS.get(cfg.preset))
     if cfg.target == cfg.stream:
         cfg = flags.replace(cfg, target=None)  # the same run
-    if cfg.guard is None:
-        cfg = flags.replace(cfg, guard=bool(cfg.backbone))
     flow = "-flow" * (cfg.stream == "flow") + "-to-flow" * (cfg.target == "flow")
     folder = Path(cfg.out or f"runs/videomae-{cfg.preset}{flow}")
     pack = None
     if cfg.preset == AUTO:
-        form = form_of_weights(cfg.backbone) if cfg.backbone else {}
-        cfg, pack = auto.choose_by_data(cfg, folder, unused, form, prepare)
+        cfg, pack = auto.choose_by_data(cfg, folder, unused, form_of_weights, prepare, start)
+    if cfg.guard is None:
+        cfg = flags.replace(cfg, guard=bool(cfg.backbone))
     # ---- model and folder: what contradicts is refused before hours of packing
     model, engine = prepare(cfg)
     masked = bare(model)
@@ -243,6 +260,8 @@ def main(cfg: Config) -> dict:
         how = (optim.optimizer, model, optim.weight_decay, optim.betas, optim.layer_decay)
         wrapped = engine.prepare(model, lambda: make_optimizers(*how))
         run.restore({"loss": None, "best": None, "guard": None, **dict.fromkeys(KNN)})
+        if isinstance(model, Distilled):
+            model.refuse_other_weights(str(cfg.backbone))
         health = Health(plan.steps, run.state["best"])
         guard = Guard(folder, bool(cfg.guard), run.state["guard"])
         run.report.health, run.report.remarks = health, guard.words
@@ -275,6 +294,8 @@ def main(cfg: Config) -> dict:
                 values = {"loss": loss, "lr": lr, "grad_norm": norm}
                 values |= health.rebuilt(error, mean_costs)
                 values |= {"view_retrieval_accuracy": found[0]} if found else {}
+                if cfg.distill:
+                    values["teacher_cosine"] = 1 - (loss - error) / cfg.distill
                 if cfg.contrast:
                     contrast, others = (loss - error) / cfg.contrast, plan.batch_size - 1
                     values |= health.contrasted("contrast", contrast, "infonce", others)

@@ -43,7 +43,8 @@ class Config:
     small: bool = False
     """Of such another name: the small network, for minutes on a CPU, instead of the paper's."""
     backbone: str | None = None
-    """Weights to start from: a backbone folder, a run, hf:OWNER/NAME or an official .pth."""
+    """Weights to start from: a backbone folder, a run, starter, hf:OWNER/NAME or an official
+    .pth."""
     guard: bool | None = None
     """Stop where the features become worse than the best so far, and restore those (see
     --knn-every); by default with --backbone."""
@@ -86,6 +87,10 @@ class Config:
     reconstruct: bool = True
     """Whether to reconstruct hidden tokens; without, --sigreg or --contrast is all that is
     learned, and no decoder runs."""
+
+    distill: flags.NotNegative = 0.0
+    """Weight of keeping what --backbone knows, beside reconstruction: tokens are held to those of
+    the starting weights, which see the whole clip. 0: none, and they may be forgotten."""
 
     # Running
     optim: settings.OptimFlags = settings.OPTIM
@@ -155,7 +160,7 @@ ABOUT = {
 }
 
 # What says that something is not wanted; such a value is never refused.
-OFF = {"small": False, "motion_tokens": 1.0, "dual_mask": False, "colour": 0.0}
+OFF = {"small": False, "motion_tokens": 1.0, "dual_mask": False, "colour": 0.0, "distill": 0.0}
 
 
 def unused(cfg: Config) -> dict[str, str]:
@@ -177,6 +182,8 @@ def unused(cfg: Config) -> dict[str, str]:
     if not cfg.reconstruct:
         decodes = ("target", "target_eps", "decoder_dim", "decoder_depth", "dual_mask")
         why |= dict.fromkeys(decodes, "with --no-reconstruct")
+    if not cfg.backbone:
+        why["distill"] = "without --backbone, whose weights it holds to"
     if cfg.optim.steps:
         why["epochs"] = f"with --steps {cfg.optim.steps}"
     why |= idle_minutes(cfg)

@@ -11,6 +11,7 @@ import torch
 from downstream.guard import KEPT, Guard, has_fallen
 from downstream.models import load_backbone
 from pretrain import views
+from pretrain.backbones import export_backbone
 from pretrain.vit import VideoTransformer
 from recipes import videomae
 from tests.conftest import motion_rows
@@ -109,6 +110,28 @@ def test_a_stopped_run_stays_stopped_and_one_that_was_killed_stops_alike(
     killed = adapt(*given, tmp_path / "killed", **PLANTED["rate"])
     assert killed["guard"] == state["guard"]
     assert equal(final_weights(tmp_path / "calm"), final_weights(tmp_path / "killed"))
+
+
+def test_a_run_that_holds_to_its_start_continues_exactly_and_not_from_another_start(
+    packs, weights, tmp_path, monkeypatch
+):
+    start, held = tmp_path / "start", {"distill": 5.0, "base_lr": 0.02, "steps": 6}
+    shutil.copytree(weights / "backbone", start)
+    adapt(packs["none"], start, tmp_path / "calm", **held)
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, videomae, 3)
+        with pytest.raises(SystemExit):
+            adapt(packs["none"], start, tmp_path / "killed", **held)
+    shutil.copytree(tmp_path / "killed", tmp_path / "other")
+    adapt(packs["none"], start, tmp_path / "killed", **held)
+    assert equal(final_weights(tmp_path / "calm"), final_weights(tmp_path / "killed"))
+    assert all(0 < line["teacher_cosine"] <= 1 for line in lines(tmp_path / "killed"))
+    was = load_backbone(str(start))
+    next(was.parameters()).data.view(-1)[0] += 1
+    shutil.rmtree(start)
+    export_backbone(was, start, {})
+    with pytest.raises(ValueError, match="another --out"):
+        adapt(packs["none"], start, tmp_path / "other", **held)
 
 
 def test_the_guard_is_on_with_a_backbone_only_and_changes_no_number(packs, weights, tmp_path):

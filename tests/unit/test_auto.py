@@ -10,10 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from downstream import monitor
 from pretrain import auto, flags
 from pretrain.auto import MOST_TOKENS, SIZES, Facts, choose, measure
+from pretrain.backbones import read_backbone_config
 from pretrain.data.pack import pack
 from pretrain.data.shards import Pack
+from pretrain.settings import STARTER
 from pretrain.vit import without_init
 from recipes import videomae
 from tests.conftest import write_video
@@ -165,6 +168,51 @@ def test_weights_decide_their_form(tmp_path):
     assert wanted.items() <= kept.items() and kept["motion_tokens"] == 0.5
 
 
+@pytest.mark.parametrize("known", [(1, 0), (1, 1), (0, 0), (0, 1)])
+def test_labels_decide_whether_the_starter_is_ahead(known, tiny_pack, monkeypatch):
+    """`known`: whether features of the starter, and of random weights, tell the classes."""
+    rest = iter(known)
+
+    def features(_, data, samples, __):
+        labels = [data.record(int(i))["label"] for i in samples]
+        classes = np.unique(labels, return_inverse=True)[1]
+        noise = np.random.default_rng(0).normal(size=(len(samples), 8))
+        return (next(rest) * 20 * np.eye(8)[classes] + noise)[:, None].astype(np.float32)
+
+    monkeypatch.setattr(monitor, "extract", features)
+    data = Pack(tiny_pack)
+    assert bool(monitor.starter_ahead(data, data.split("train"), 0)) == (known == (1, 0))
+
+
+def test_without_labels_nothing_tells(tmp_path, monkeypatch):
+    data = packed(tmp_path, block(0.1))
+    assert monitor.starter_ahead(data, data.split("all"), 0) == ""
+
+
+def test_a_run_starts_from_the_starter_where_it_is_ahead_and_nothing_contradicts(
+    tmp_path, monkeypatch, capsys
+):
+    data = packed(tmp_path, block(0.1))
+    monkeypatch.setattr(videomae, "starter_ahead", lambda *_: "planted")
+    for _ in range(2):  # the second continues
+        run(data, tmp_path / "run", batch_size=2, steps=1)
+    said = capsys.readouterr().out
+    assert said.count("starter: planted") == 1
+    kept = json.loads((tmp_path / "run/config.json").read_text())["config"]
+    wanted = {"backbone": STARTER, "frames": 32, "size": 64, "depth": 6, "stride": 1, "guard": True}
+    assert wanted.items() <= kept.items() and kept["distill"] == 10
+    assert read_backbone_config(tmp_path / "run/backbone")["arguments"]["motion_tokens"] == 0.28
+
+    def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(videomae, "starter_ahead", never)
+    for given in ({"size": 32}, {"backbone": None}, {"depth": 1}, {"stream": "flow"}):
+        cfg = flags.replace(videomae.PRESETS["auto"], **given)
+        cfg = flags.replace(cfg, given=tuple(given))
+        assert videomae.start(cfg, data, data.split("all")) == ("", "")
+
+
 @pytest.mark.parametrize(
     "values, told",
     [
@@ -193,7 +241,9 @@ def test_what_contradicts_is_refused_before_packing(values, told, tmp_path, monk
         ({"views": 3}, {"batch_size": 66}), ({"frames": 1}, {"motion_tokens": 1.0}),
         ({"base_lr": 1e-4}, {"final_lr": 1e-6}), ({"tubelet": 3}, {"frames": 30}),
         ({"optimizer": "adamw"}, {"base_lr": 0.2 * 0.016}),
-        ({"backbone": "weights"}, {"base_lr": 0.1 * 0.016}),
+        ({"backbone": "weights"}, {"base_lr": 0.016, "distill": 10}),
+        ({"backbone": "weights", "distill": 0.0}, {"base_lr": 0.1 * 0.016}),
+        ({"backbone": "weights", "contrast": 0.3, "views": 2}, {"base_lr": 0.1 * 0.016}),
     ],
 )  # fmt: skip
 def test_what_is_typed_decides_what_goes_with_it(typed, wanted):
