@@ -209,6 +209,11 @@ class Health:
         return "starting" if any(learned.starting for learned in losses) else "healthy"
 
     @property
+    def judged(self) -> bool:
+        """Whether there was a step; else only the log of a run that goes on knows its word."""
+        return bool(self._losses)
+
+    @property
     def values(self) -> dict[str, int]:
         """The word as a run's log has it; healthy is neither of these."""
         words = ("collapsing", "not learning")

@@ -32,6 +32,13 @@ SCORES = {
 }  # fmt: skip
 NUMBERS = ("effective_rank", "feature_std")  # that are no fractions
 MOST_SCORES = 40  # rows of them
+WORDS = {
+    "healthy": "It is healthy: the loss falls and features of different clips differ.",
+    "starting": "Too little is learned so far to judge it.",
+    "collapsing": "Its features have collapsed.",
+    "not learning": "It has not learned.",
+    "": "",
+}
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ class RunReport:
     def _page(self, how: str, state: Mapping[str, Any], then: str, problem: str) -> Page:
         lines, _ = log.read_log(self.folder / "log.jsonl")
         page = Page(f"{self.title}: {self.folder}")
-        page.text(self._lead(how, state), "lead")
+        page.text(self._lead(how, state, lines), "lead")
         for note in ([problem] if problem else []) + self._notes(state):
             page.text(note, "note")
         if how != "finished":
@@ -141,22 +148,15 @@ class RunReport:
         page.text("config.json has all settings, and log.jsonl all numbers.")
         return page
 
-    def _lead(self, how: str, state: Mapping[str, Any]) -> str:
+    def _lead(self, how: str, state: Mapping[str, Any], lines: list[dict]) -> str:
         step = state["step"]
         text = f"{how.capitalize()} after {step} of {counted(self.steps, 'step')}"
         text += f", {log.duration(state['seconds'])} of training"
         if how == "under way":
             when = time.strftime("%Y-%m-%d %H:%M")
             text += f", when this was written ({when}); if nothing runs any more, it was ended"
-        if self.health:
-            words = {
-                "healthy": "It is healthy: the loss falls and features of different clips differ",
-                "starting": "Too little is learned so far to judge it",
-                "collapsing": "Its features have collapsed",
-                "not learning": "It has not learned",
-            }
-            text += f". {words[self.health.word]}"
-        return text + "."
+        word = self.health.word if self.health and self.health.judged else _last_word(lines)
+        return f"{text}. {WORDS[word]}".rstrip()
 
     def _notes(self, state: Mapping[str, Any]) -> list[str]:
         notes = self.remarks()
@@ -169,6 +169,13 @@ class RunReport:
             steps = counted(state["skipped"], "step")
             notes.append(f"{steps} skipped: the gradient was not finite")
         return notes
+
+
+def _last_word(lines: list[dict]) -> str:
+    """The word of a run's health in its log, as far as that has it; empty: none."""
+    last = lines[-1] if lines else {}
+    found = [word for word in ("collapsing", "not learning") if last.get(word.replace(" ", "_"))]
+    return found[0] if found else ""
 
 
 def _command() -> str:

@@ -104,6 +104,8 @@ def test_a_run_whose_features_collapse_says_what_to_do(tiny_pack, tmp_path):
     assert "Its features have collapsed" in said
     assert "collapsing: the features of different clips become alike" in said
     assert "lower --base-lr" in said
+    videomae.main(config(tiny_pack, tmp_path, base_lr=20.0, **planted))  # nothing is left to do
+    assert "Its features have collapsed." in text_of(tmp_path)
 
 
 def test_names_from_outside_are_text(tiny_pack, tmp_path, monkeypatch):
