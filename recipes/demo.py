@@ -6,8 +6,9 @@
 It draws a part of the synthetic dataset (an articulated figure that does one of 18 actions),
 pretrains a small VideoMAE on it without labels, and probes what came out beside random weights and
 beside two baselines that need no network. Then it says what each number means, and which commands
-do the same with your own videos. Minutes on two CPU cores, nothing is downloaded. After so few
-steps the accuracy may be at chance: what is shown is the way, and that it works on this machine.
+do the same with your own videos. It computes for two minutes in all, which two free CPU cores share
+in part; nothing is downloaded. After so few steps the accuracy may be at chance: what is shown is
+the way, and that it works on this machine.
 
 Starting it again continues where it was interrupted.
 """
