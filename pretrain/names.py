@@ -26,12 +26,7 @@ _SECRET = re.compile(r"(?<=://)[^\s/]+(?=@)")
 
 
 def _escape(text: str, kept: str) -> str:
-    r"""Control, format, private and unassigned characters and line ends as `\x1b`; `kept` stay.
-
-    User and password of an address become stars.
-    """
-    if "://" in text:
-        text = _SECRET.sub("***", text)
+    r"""Control, format, private and unassigned characters and line ends as `\x1b`; `kept` stay."""
     if text.isprintable():
         return text
     safe = []
@@ -49,11 +44,13 @@ def _escape(text: str, kept: str) -> str:
 def for_screen(text: object, most: int | None = None) -> str:
     """One line that cannot steer a terminal or change the order of what stands around it.
 
+    User and password of an address become stars.
+
     Args:
         text: a name, a path, a sentence that holds one.
         most: characters; a longer text loses its middle.
     """
-    line = _escape(str(text), JOINERS)
+    line = _SECRET.sub("***", _escape(str(text), JOINERS))
     if most is None or len(line) <= most:
         return line
     tail = (most - 1) // 2
@@ -193,7 +190,7 @@ class _Screen:
 
     def write(self, text: str) -> int:
         if not (self._stream.isatty() and CURSOR.fullmatch(text)):
-            text = _escape(text, JOINERS + "\n\r\t")
+            text = _SECRET.sub("***", _escape(text, JOINERS + "\n\r\t"))
         return self._stream.write(text)
 
     def writelines(self, lines) -> None:

@@ -108,7 +108,7 @@ def test_what_is_hidden_becomes_visible():
     assert for_screen("first" + "x" * 100 + "last", 12).endswith("last")
 
 
-@pytest.mark.parametrize("name", [*HOSTILE, *HONEST])
+@pytest.mark.parametrize("name", [*HOSTILE, *HONEST, "a caption of http://me:word@host/a"])
 def test_csv_is_no_formula_and_reads_back(name):
     cell = for_csv(name)
     assert from_csv(cell) == name
