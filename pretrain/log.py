@@ -493,8 +493,7 @@ def _draw_health(axis: "Axes", lines: list[dict], colour: str) -> None:
     ranks = [(x["step"], x["effective_rank"]) for x in lines if x.get("effective_rank")]
     _curve(axis, ranks, "effective rank", colour)
     axis.set_ylabel("rank")
-    axis.margins(y=0.15)
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.15 * max((rank for _, rank in ranks), default=1))
     for name, shade in (("collapsing", "#f4b6b6"), ("not_learning", "#d4d4d4")):
         label = name.replace("_", " ")
         for before, line in zip([{"step": 0}, *lines], lines, strict=False):
