@@ -67,6 +67,27 @@ def group_clips(
     return _join(len(records), map(keys, records), pairs)
 
 
+def joined_groups(
+    alone: np.ndarray, joined: np.ndarray, subjects: Sequence[str | None]
+) -> tuple[int, list[str]]:
+    """How many groups are joined with others, and the people who are: "a and b" of each new group.
+
+    Args:
+        alone: the groups (N,) of clips without near-duplicates.
+        joined: and with them.
+        subjects: of each clip.
+    """
+    inside: dict[int, dict[int, None]] = {}
+    people: dict[int, dict[str, None]] = {}
+    for before, now, who in zip(alone.tolist(), joined.tolist(), subjects, strict=True):
+        inside.setdefault(now, {})[before] = None
+        if who is not None:
+            people.setdefault(now, {})[who] = None
+    several = [now for now, parts in inside.items() if len(parts) > 1]
+    named = [" and ".join(people[now]) for now in several if len(people.get(now, {})) > 1]
+    return sum(len(inside[now]) for now in several), named
+
+
 def among(pairs: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Pairs of samples that are both among some, as places in these (K, 2)."""
     order = np.argsort(ids)

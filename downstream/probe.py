@@ -16,8 +16,15 @@ import numpy as np
 from safetensors.numpy import save_file
 from threadpoolctl import ThreadpoolController
 
-from downstream.metrics import softmax
-from downstream.splits import Videos, choose_splits, hold_out, leave_one_subject_out, subset
+from downstream.metrics import softmax, topk_accuracy
+from downstream.splits import (
+    HELD_OUT,
+    Videos,
+    choose_splits,
+    hold_out,
+    leave_one_subject_out,
+    subset,
+)
 from pretrain.data.progress import counting
 from pretrain.data.shards import Pack
 from pretrain.files import share
@@ -36,6 +43,7 @@ LIMITS = (1e-8, 1e6)
 # subjects are left out in turn: every subject has a fit of its own there, over which the chance in
 # the choice evens out.
 VALIDATIONS = 4
+DRAWS = 3  # random splits whose mean is said beside the number that counts
 # Added to the variance of every principal direction before it is scaled to one; the mean variance
 # of standardised features is one.
 WHITENING = 0.1
@@ -497,6 +505,39 @@ def probe_features(
         "mean_token_knn_top1": mean_votes,
     }  # fmt: skip
     return {name: values[given.tested] for name, values in found.items()}, probes
+
+
+def random_split_accuracy(features: np.ndarray, given: Folds, svm: bool, seed: int) -> float:
+    """Linear top-1 if the same videos had been split at random, people and copies on both sides.
+
+    Every class is divided alike, as many are tested as in a fold of `given`; mean of `DRAWS` draws.
+
+    Args:
+        features: (N, S, D) of all videos.
+        given: their folds and labels.
+        svm: as in `fit_linear`.
+        seed: of the draws.
+    """
+    rng = np.random.default_rng([seed, 0x5EED])
+    long, labels = features.reshape(len(features), -1), given.labels
+    part = float(np.mean([len(test) / len(labels) for _, _, test in given.folds]))
+    right = []
+    for _ in range(DRAWS):
+        test = _drawn(labels, part, rng)
+        train = np.flatnonzero(~test)
+        masks = [_drawn(labels[train], HELD_OUT, rng) for _ in range(VALIDATIONS)]
+        probe = fit_linear(long[train], labels[train], np.stack(masks), svm)
+        right.append(topk_accuracy(probe.probabilities(long[test]), labels[test], 1))
+    return float(np.mean(right))
+
+
+def _drawn(labels: np.ndarray, part: float, rng: np.random.Generator) -> np.ndarray:
+    """About this part of every class at random (N,), and never all of it."""
+    drawn = np.zeros(len(labels), dtype=bool)
+    for number in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == number))
+        drawn[members[: min(max(1, round(part * len(members))), len(members) - 1)]] = True
+    return drawn
 
 
 def fit_card(probes: list[LinearProbe]) -> dict:

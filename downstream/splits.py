@@ -19,8 +19,11 @@ from downstream.groups import (
     find_leaks,
     group_clips,
     join_subjects,
+    joined_groups,
     leak_notes,
 )
+from pretrain.data.index import NEAR
+from pretrain.data.near_list import STRUCK
 from pretrain.data.shards import Pack
 from pretrain.folders import writing
 from pretrain.names import counted, did_you_mean, for_csv, for_screen
@@ -87,6 +90,12 @@ def group_by_source(sources: list[str]) -> tuple[list[str], np.ndarray]:
     return list(numbers), np.array(owner, dtype=np.int64)
 
 
+NOT_LOOKED = (
+    "near-duplicates were not looked for in this pack, so copies may be on both sides of a split: "
+    "python -m pretrain.data.near PACK lists them"
+)
+
+
 def near_pairs(pack: Pack) -> np.ndarray:
     """The near-duplicates of a pack, sample ids (K, 2); none where it was not looked for any."""
     found = pack.near_duplicates()
@@ -113,6 +122,27 @@ class _Clips:
     def collect(self, records: dict[int, dict]) -> Videos:
         """Group labelled clips, sample id -> index entry, into their videos."""
         return _collect(records, self.name, self.groups, self.recordings)
+
+    def joined(self, pack: Pack) -> list[str]:
+        """What near-duplicates join, in words; or that it was not looked for any."""
+        if pack.near_duplicates() is None:
+            return [NOT_LOOKED]
+        if not len(self.pairs):
+            return []
+        alone = group_clips(list(self.records.values()))
+        count, people = joined_groups(
+            alone, self.groups, [r["subject"] for r in self.records.values()]
+        )
+        if not count:
+            return []
+        words = f"near-duplicates join {counted(count, 'group')} of clips with others"
+        if people:
+            more = ", ..." * (len(people) > 5)
+            words += (
+                f"; those of different people: {for_screen('; '.join(people[:5]))}{more}. Look at "
+                f"{NEAR} of the pack, and copy lines of pairs that are none to {STRUCK} beside it"
+            )
+        return [words]
 
     def notes(self, splits: tuple[str, str], train: Videos, test: Videos) -> list[str]:
         """What two splits share, in words."""
@@ -261,7 +291,7 @@ def choose_splits(
         train, test = parts
         used = {train_split, test_split}
         ignored = sum(i not in labelled and r["split"] in used for i, r in records.items())
-    notes += clips.notes((train_split, test_split), train, test)
+    notes += clips.notes((train_split, test_split), train, test) + clips.joined(pack)
     if ignored:
         notes.append(f"left out: {counted(ignored, 'clip')} without a label")
     if not labels:
@@ -378,6 +408,7 @@ def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[st
         f"every one of {len(names)} subjects was left out in turn"
         + "; splits were ignored" * ignored
     ]
+    notes += clips.joined(pack)
     if joined := [" and ".join(whose) for whose in together.values() if len(whose) > 1]:
         notes.append(
             "left out together, because recordings or near-duplicates join them: "

@@ -126,7 +126,7 @@ def benchmark_loader(cfg: Config, num_videos: int = 6, clips_each: int = 4) -> d
         raw.mkdir()
         for i in range(num_videos):
             draw_video(raw / f"{i}.mp4", i)
-        pack(raw, Path(folder) / "pack", short_side=256, progress=False)
+        pack(raw, Path(folder) / "pack", short_side=256, progress=False, near=False)
         packed = Pack(Path(folder) / "pack")
         raw_files = [p.read_bytes() for p in sorted(raw.iterdir())]
         packed_files = [packed.read(r) for r in packed.records()]
@@ -357,7 +357,7 @@ def benchmark_decode(cfg: Config, num_clips: int = 20) -> dict[str, float]:
             raw.mkdir()
             for i in range(4):
                 draw_video(raw / f"{i}.mp4", i, frames)
-            pack(raw, out, short_side=side, progress=False)
+            pack(raw, out, short_side=side, progress=False, near=False)
             packs = {name: Pack(out, decoder=name) for name in installed_decoders()}
 
             def decode(packed: Pack) -> float:

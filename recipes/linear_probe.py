@@ -43,12 +43,14 @@ from downstream.fusion import Scored, write_scores
 from downstream.metrics import mean_class_accuracy, topk_accuracy, topk_hits
 from downstream.models import load_backbone, match_rate
 from downstream.probe import (
+    DRAWS,
     Folds,
     LinearProbe,
     choose_folds,
     fit_card,
     held_out_probabilities,
     probe_features,
+    random_split_accuracy,
     save_probe,
 )
 from downstream.report import RANDOM, publish
@@ -80,6 +82,8 @@ from recipes.options.linear_probe import Config, command
 # How a view becomes one vector, for the card: by --time-segments.
 MEANS = "mean of the last tokens over space and over each time segment"
 OWN = "the backbone's own embedding"
+LEAKY = "its clips of the same people, recordings and copies are on both sides, so it is not an "
+LEAKY += "estimate for new people"
 TOKEN_LIMIT = 4 * 2**30  # bytes of tokens up to which the attentive probe runs unasked
 
 
@@ -178,6 +182,16 @@ def details_of(
     }
 
 
+def notes_of(probes: list[LinearProbe]) -> list[str]:
+    """What a reader of the result must see of how the linear probes were fitted."""
+    notes = []
+    if any(probe.at_edge for probe in probes):
+        notes.append("a chosen C is at the end of the range that was tried: see `linear`")
+    if not all(probe.converged for probe in probes):
+        notes.append("WARNING: the fit did not converge at the chosen C: see `linear`")
+    return notes
+
+
 def random_metrics(
     scores: dict[str, np.ndarray], truth: np.ndarray, metrics: dict[str, Metric]
 ) -> dict[str, Metric]:
@@ -191,6 +205,20 @@ def random_metrics(
         f"{RANDOM}{name}": dataclasses.replace(alike(name), value=value)
         for name, value in values.items()
     }
+
+
+def random_split(
+    features: np.ndarray, given: Folds, svm: bool, scores: dict[str, np.ndarray], seed: int
+) -> tuple[str, dict]:
+    """What a random split of the same videos would show, as a sentence and for the card."""
+    drawn = random_split_accuracy(features, given, svm, seed)
+    honest = topk_accuracy(scores["top1"], given.labels[given.tested], 1)
+    note = (
+        f"a random split of the same videos would show a linear top-1 of {100 * drawn:.1f}, beside "
+        f"{100 * honest:.1f} of the split that was scored: {LEAKY}"
+    )
+    print(note, flush=True)
+    return note, {"top1": drawn, "draws": DRAWS, "meaning": LEAKY}
 
 
 def saved_scores(
@@ -267,10 +295,7 @@ def main(config: Config) -> dict:
     scores, probes = probe_features(features, given, svm)
     random_features = embed(fresh_like(encoder, config.seed), pack, given, how, "random weights")
     random_scores, random_probes = probe_features(random_features, given, svm)
-    if any(probe.at_edge for probe in probes):
-        notes.append("a chosen C is at the end of the range that was tried: see `linear`")
-    if not all(probe.converged for probe in probes):
-        notes.append("WARNING: the fit did not converge at the chosen C: see `linear`")
+    notes += notes_of(probes)
     details = details_of(config, given, probes, random_probes)
     skipped = attentive_wanted(config, encoder, sum(len(p.samples) for p in given.parts), how)
     if skipped is None:
@@ -280,6 +305,9 @@ def main(config: Config) -> dict:
     else:
         details["attentive"] = {"skipped": skipped}
         print(f"no attentive probe: {skipped}", flush=True)
+    if config.also_random_split:
+        note, details["random_split"] = random_split(features, given, svm, scores, config.seed)
+        notes.append(note)
 
     # ---- results
     truth, linear = given.labels[tested], scores.pop("top1")

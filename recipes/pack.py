@@ -20,6 +20,9 @@ also of a pack that is there. A list with a column pose and no path is of record
 --follow cuts everybody who acts out of wide footage, a clip a person; what is found is sharper than
 in the whole picture scaled down. pretrain/data/README.md says how.
 
+Near-duplicates are looked for at the end and listed in near_duplicates.csv of the pack; no split
+that the toolkit makes divides them.
+
 Running the same command again does only what has changed, and goes on after an interruption.
 
 Several machines share the work with --part I/N, each part into a folder of its own; --merge then
@@ -74,13 +77,18 @@ class Config:
     """Pack one part of several, such as 3/16: what falls to it by the hashes of the names."""
     merge: bool = False
     """Make one pack of all parts in the folder --source."""
+    near_duplicates: bool = True
+    """Look for near-duplicates (copies that were cut, cropped or encoded anew) at the end, so that
+    no split divides them."""
 
 
 def unused(config: Config) -> dict[str, str]:
     """Flags without effect, and why."""
     if not config.merge:
-        return {}
-    others = {field.name for field in fields(Config)} - {"source", "out", "merge"}
+        why = "with --part: --merge looks for them among all parts"
+        return {"near_duplicates": why} if config.part else {}
+    others = {field.name for field in fields(Config)}
+    others -= {"source", "out", "merge", "near_duplicates"}
     return dict.fromkeys(others, "with --merge: parts are packed already")
 
 
@@ -93,7 +101,7 @@ def main(config: Config) -> dict:
     if config.cache_gib is not None and not far:
         raise ValueError(f"--cache-gib: {config.source} is not far away, leave it out")
     if config.merge:
-        index = merge(config.source, config.out)
+        index = merge(config.source, config.out, near=config.near_duplicates)
     else:
         if far and part:  # which videos a part has is known when all names are
             print(f"every part brings all tars of {for_screen(config.source)}", flush=True)
@@ -109,6 +117,7 @@ def main(config: Config) -> dict:
             pose=config.pose,
             follow=config.follow,
             part=part,
+            near=config.near_duplicates,
         )
     print(f"packed: {for_screen(config.out)}")
     if part:

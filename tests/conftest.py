@@ -33,6 +33,17 @@ settings.register_profile(
 settings.load_profile("house")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_near_duplicates() -> Iterator[None]:
+    """Of raw data that recipes pack: the tests' clips of other people are near-duplicates."""
+    from pretrain.data import cache
+    from pretrain.data.pack import pack
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "pack", partial(pack, near=False))
+        yield
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Hide the GPU unless its tests were asked for (`-m gpu`): all others are bit-exact on CPU."""
     if "gpu" not in config.option.markexpr.replace("not gpu", ""):
@@ -168,6 +179,7 @@ def make_pack(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def make(rows: list[dict], frames: int = 16, side: int = 32, **options: Any) -> Path:
         source = write_videos(tmp_path_factory.mktemp("videos"), rows, frames, side)
         out = tmp_path_factory.mktemp("packs") / "pack"
+        options = {"near": False} | options  # their clips are alike but for what is counted
         pack(source, out, short_side=side, workers=1, progress=False, **options)
         return out
 

@@ -1,5 +1,7 @@
 """Writes decoded frames as uniform clips: scaled, upright, H.264 with short closed GOPs in MP4.
 
+Beside each clip lies its signature, see `pretrain/data/signatures.py`.
+
 On such files every decoder measured for this project is exact, and fast to seek. One thread a file,
 bit-exact flags and no dates: the same frames give the same bytes, on one kind of processor. On
 another one x264 takes other instructions, which round differently.
@@ -27,6 +29,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 
 from pretrain.data.guard import MAX_PIXELS, Refused
 from pretrain.data.index import CRF, PRESET, X264
+from pretrain.data.signatures import SUFFIX, Signature
 
 LONGER = 0.05  # a clip may be this much longer than asked, so that 10.01 s stay one clip of 10 s
 
@@ -69,6 +72,7 @@ class Clips:
         self.scaler = VideoReformatter()
         self.done: list[dict] = []
         self.file: OutputContainer | None = None
+        self.signature = Signature(float(self.fps))  # of the clip that is being made
         self.first: tuple[int, int, str] | None = None  # width, height and format of the frames
         self.tick = self.frames = self.decoded = self.bytes = self.repeated = 0
         self.plain = True  # nothing but a plain copy of the frames would be written
@@ -85,7 +89,8 @@ class Clips:
                 self.file.close()
         if kind is not None:  # of a refused file nothing stays, or many of them fill the disk
             for number in range(len(self.done) + 1):
-                Path(self._name(number)).unlink(missing_ok=True)
+                for path in (Path(self._name(number)), _beside(self._name(number))):
+                    path.unlink(missing_ok=True)
 
     def _name(self, number: int) -> str:
         return f"{self.out}-{number:04d}.mp4"
@@ -109,8 +114,11 @@ class Clips:
         self.plain = self.plain and frame.color_range != ColorRange.JPEG
         self.plain = self.plain and frame.colorspace in DEFAULT_COLOURS
         if not self.write:
+            if self.out:  # and not only looked at
+                self.signature.take(self.signature.small(frame), repeats)
             return
         frame = self.convert(frame)
+        small = self.signature.small(frame)
         for repeat in range(repeats):
             if self.tick in self.cuts or self.frames >= self.longest:
                 self.finish()
@@ -118,6 +126,7 @@ class Clips:
                 self._start(frame)
             frame.pts, frame.time_base = self.frames, 1 / self.fps
             self._mux(frame)
+            self.signature.take(small)
             self.frames += 1
             self.tick += 1
             self.repeated += repeat > 0
@@ -183,6 +192,8 @@ class Clips:
         if self.file is None:
             return
         self._mux(None)
+        self.bytes += write_signature(self.path, self.signature)
+        self.signature = Signature(float(self.fps))
         with _writing(self.path):
             width, height = self.stream.width, self.stream.height
             self.file.close()
@@ -268,8 +279,20 @@ def copy_clip(file, out: str, scan: dict, clips: Clips) -> dict:
                 target.write(chunk)
         with _writing(path):
             target.close()
+            write_signature(path, clips.signature)
             about = _described(path, clips.decoded, scan["fps"], clips.first[:2], 0.0, copied=True)
             return about | {"seen": clips.first[:2]}
+
+
+def _beside(path: str | Path) -> Path:
+    """Where the signature of a clip is written."""
+    return Path(path).with_suffix(SUFFIX)
+
+
+def write_signature(path: str | Path, signature: Signature) -> int:
+    """Write the signature of a clip beside it; returns its size, bytes."""
+    with _writing(_beside(path)):
+        return _beside(path).write_bytes(signature.data())
 
 
 def _described(

@@ -5,7 +5,9 @@ A pack is a folder:
     index.json             counts, settings, classes, splits, shards with their hashes
     clips.jsonl            one object a clip; its line number is the sample's id
     clips.safetensors      columns of these lines, see `pretrain/data/columns.py`
-    near_duplicates.jsonl  one object a pair, see `pretrain/data/near.py`
+    signatures.bin         by which near-duplicates are found, see `pretrain/data/signatures.py`
+    near_duplicates.csv    a line a pair, see `pretrain/data/near_list.py`
+    not_duplicates.csv     lines of it that a person struck out
     refused.jsonl          one object a refused file: {"source", "reason"}; of a refused stream of
                            a file that was packed, "stream" too
     shard-00000-<hash>.tar <key>.mp4 and <key>.json of each clip, a WebDataset shard; where there
@@ -51,7 +53,7 @@ from pretrain.names import counted
 
 FORMAT = "muybridge-pack-1"
 COLUMNS = "clips.safetensors"
-NEAR = "near_duplicates.jsonl"
+NEAR, SIGNATURES = "near_duplicates.csv", "signatures.bin"
 # What a packed clip is. Changing any of these makes other clips out of the same files; so does
 # changing how they are cut, timed or turned, for which "rules" is to be counted up, or, where
 # videos alone are concerned that were not copied as they are, TIMING: then packing again makes anew
@@ -132,8 +134,11 @@ def load_index(folder: str | Path) -> dict:
     files = [(shard, SHARD_NAME, sizes) for shard in index["shards"]]
     if "columns" in index:  # not of packs that were made before there were any
         files.append((index["columns"], re.compile(re.escape(COLUMNS)), ("bytes",)))
-    if "near_duplicates" in index:  # nor of those that were made before any were looked for
-        files.append((index["near_duplicates"], re.compile(re.escape(NEAR)), ("bytes",)))
+    if str(index.get("near_duplicates")).find("near_duplicates.jsonl") >= 0:
+        del index["near_duplicates"]  # of another form, which was never released
+    for name, file in (("near_duplicates", NEAR), ("signatures", SIGNATURES)):
+        if name in index:  # nor of packs that were made before there were any
+            files.append((index[name], re.compile(re.escape(file)), ("bytes",)))
     for file, names, numbers in files:
         if not (
             isinstance(file, dict)
@@ -434,7 +439,7 @@ def finish_commit(out: Path) -> None:
     new = out / ".pack" / "new"
     if (new / "index.json").is_file():
         (out / "index.json").unlink(missing_ok=True)
-        for name in ("clips.jsonl", COLUMNS, "refused.jsonl", "index.json"):
+        for name in ("clips.jsonl", COLUMNS, SIGNATURES, "refused.jsonl", "index.json"):
             if (new / name).is_file():
                 os.replace(new / name, out / name)
         sync(out)

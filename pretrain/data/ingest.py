@@ -61,12 +61,19 @@ from pretrain.data.guard import (
 )
 from pretrain.data.h264 import unit_headers
 from pretrain.data.index import MAX_FPS
-from pretrain.data.timing import HALF, MAX_GAP, count_ticks, frame_rate, on_ticks, plain_rate
+from pretrain.data.timing import (
+    HALF,
+    MAX_GAP,
+    SHOWN,
+    SLOW,
+    count_ticks,
+    frame_rate,
+    on_ticks,
+    plain_rate,
+)
 
 MEMORY_LIMIT = 2 * 2**30
 COMPLETE = 0.9  # of the packets of a good MP4 or Matroska file give a frame, one more or less
-SLOW = 2  # frames a second; a series slower than this is cut by frames, as if it had `SHOWN`
-SHOWN = 25
 POSE_FPS = 30  # of poses where nothing says it: a Kinect's
 COPY_GOP = 32  # the longest keyframe distance with which a file is copied as it is
 

@@ -1,5 +1,7 @@
 """Makes one pack of parts that several machines packed: the pack that one alone would have made.
 
+Near-duplicates are looked for among the clips of all parts.
+
 Each part is a pack of its own, of the sources whose names' hashes fall to it. What the parts know
 of their sources comes along, so that later only what has changed is packed again.
 """
@@ -21,7 +23,7 @@ from pretrain.data.index import (
     packed_words,
     part_words,
 )
-from pretrain.data.pack import check_folders, locked, store_settings
+from pretrain.data.pack import check_folders, locked, look_for_near, store_settings
 from pretrain.data.writer import Rows, Writer, has_shard, line_digests
 from pretrain.files import is_folder, parse_json, read_limited, reading, replacing
 from pretrain.names import counted, for_screen
@@ -43,7 +45,7 @@ class _Part:
         return self.index["part"][1]
 
 
-def merge(source: str | Path, out: str | Path, *, progress: bool = True) -> dict:
+def merge(source: str | Path, out: str | Path, *, progress: bool = True, near: bool = True) -> dict:
     """Make one pack of all parts in a folder, which stay as they are.
 
     Running it again does only what has changed; after an interruption it begins anew.
@@ -52,6 +54,7 @@ def merge(source: str | Path, out: str | Path, *, progress: bool = True) -> dict
         source: a folder with a folder for each part, made by `pack(..., part=(I, N))`.
         out: the pack's folder, new or what an earlier merge of these parts made.
         progress: whether to print a summary on standard error.
+        near: look for near-duplicates among the clips of all parts.
 
     Returns:
         The index.
@@ -67,7 +70,9 @@ def merge(source: str | Path, out: str | Path, *, progress: bool = True) -> dict
         (out / ".pack" / "clips").mkdir(parents=True, exist_ok=True)
         with locked(out, progress):
             finish_commit(out)
-            index = _write(parts, out)
+            index, found = _write(parts, out), ""
+            if near:
+                index, found = look_for_near(out, index, progress)
     except (OSError, NotImplementedError) as error:  # the latter: a disk that knows no locks
         what = getattr(error, "strerror", None) or error
         where = getattr(error, "filename", None) or out
@@ -76,7 +81,7 @@ def merge(source: str | Path, out: str | Path, *, progress: bool = True) -> dict
             "written to and has room. The parts are intact"
         ) from error
     if progress:
-        print(f"{counted(len(parts), 'part')}: {packed_words(index)}", file=sys.stderr)
+        print(f"{counted(len(parts), 'part')}: {packed_words(index)}{found}", file=sys.stderr)
     return index
 
 
@@ -159,10 +164,15 @@ def _write(parts: list[_Part], out: Path) -> dict:
 
 
 def _write_rows(parts: list[_Part], out: Path, rows: Rows) -> dict:
+    from pretrain.data.signatures import open_signatures
+
     refused: list[dict] = []
+    signatures = [open_signatures(part.folder, part.index) for part in parts]
+    places: list[dict[str, int]] = [{} for _ in parts]  # of each clip of a part, by its key
     for number, part in enumerate(parts):
-        for _, row in checked_lines(part.folder, part.index):
+        for place, (_, row) in enumerate(checked_lines(part.folder, part.index)):
             rows.add(row, number)
+            places[number][row["key"]] = place
         refused += _ledger(part)
     _refuse_twice(parts, rows)
     earlier = load_index(out) if os.path.lexists(out / "index.json") else None
@@ -185,7 +195,11 @@ def _write_rows(parts: list[_Part], out: Path, rows: Rows) -> dict:
         path = part.folder / part.index["shards"][row["shard"]]["name"]
         return path, dict(members(row))[ending]["offset"]
 
-    writer = Writer(out, about, methods, shard_bytes, find, index=earlier, lines=lines)
+    def signature(row: dict, number: int) -> bytes:
+        own = signatures[number]
+        return own.get(places[number][row["key"]]) if own else b""
+
+    writer = Writer(out, about, methods, shard_bytes, find, signature, index=earlier, lines=lines)
     refused.sort(key=lambda line: line["source"])
     return writer.write(rows, refused, sum(part.index["num_refused"] for part in parts))
 

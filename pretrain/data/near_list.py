@@ -1,44 +1,102 @@
-"""Reads near_duplicates.jsonl of a pack, which `pretrain/data/near.py` describes and writes."""
+"""The list of a pack's near-duplicates, near_duplicates.csv, and which of them a person struck out.
 
+A line is a pair: numbers of both clips (lines of clips.jsonl, from 0), kind, score (above 0; true
+copies mostly have over 3), seconds they share, and of each its source, the start of the clip in it
+and where in it the shared part begins. Whoever finds a pair that is none copies its line to a file
+not_duplicates.csv beside it, with or without the line of headings. There it stays however often the
+pack is made anew: pairs are told by the names and starts of their clips.
+"""
+
+import csv
 import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
 
-from pretrain.files import open_regular, parse_json, reading
+from pretrain.data.index import NEAR
+from pretrain.files import open_regular, read_limited, reading
+from pretrain.names import for_csv
 
 MOST = 64  # pairs that are listed of a clip; a chain of pairs leads to further ones
+MAX_STRUCK = 2**26  # bytes of not_duplicates.csv
+STRUCK = "not_duplicates.csv"
+COLUMNS = (
+    "clip", "other_clip", "kind", "score", "seconds", "source", "start", "from", "other_source",
+    "other_start", "other_from",
+)  # fmt: skip
 
 
-def read_pairs(path: Path, about: dict, num_clips: int) -> np.ndarray:
-    """The near-duplicates of a pack, numbers of clips (K, 2).
+def near_lines(rows: list[dict]) -> bytes:
+    """The list as it is written, of one object a pair by `COLUMNS`."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: for_csv(value) for name, value in row.items()} for row in rows)
+    return text.getvalue().encode()
+
+
+def read_pairs(folder: Path, about: dict, num_clips: int) -> np.ndarray:
+    """The near-duplicates of a pack that nobody struck out, numbers of clips (K, 2).
 
     Args:
-        path: the file.
-        about: what the index says of it.
+        folder: of the pack.
+        about: what the index says of the list.
         num_clips: how many clips the pack has.
 
     Raises:
         ValueError: it is not the file that the index describes, or cannot be true.
     """
-    size, digest = about["bytes"], hashlib.sha256()
+    path = folder / NEAR
     wrong = f"{path} is not the file its index describes: pack again"
-    pairs: list[tuple[int, int]] = []
     with reading(path), open_regular(path) as file:
-        for line in iter(lambda: file.readline(2**20), b""):
-            size -= len(line)
-            digest.update(line)
-            if size < 0 or len(pairs) >= MOST * num_clips:
-                raise ValueError(wrong)
-            try:
-                found = parse_json(line)
-            except ValueError:
-                found = None
-            match found:
-                case {"clips": [int(a), int(b)]} if 0 <= a < b < num_clips:
-                    pairs.append((a, b))
-                case _:
-                    raise ValueError(f"{path}:{len(pairs) + 1}: no pair of clips: pack again")
-    if size or digest.hexdigest() != about["sha256"]:
+        data = file.read(about["bytes"] + 1)
+    if len(data) != about["bytes"] or hashlib.sha256(data).hexdigest() != about["sha256"]:
         raise ValueError(wrong)
+    struck = read_struck(folder)
+    pairs = []
+    for number, row in enumerate(csv.reader(io.StringIO(data.decode(errors="replace"))), 1):
+        if number == 1 and tuple(row) == COLUMNS:
+            continue
+        a, b = (_whole(cell) for cell in [*row, "", ""][:2])
+        if number == 1 or len(row) != len(COLUMNS) or not 0 <= a < b < num_clips:
+            raise ValueError(f"{path}:{number}: no pair of clips: pack again")
+        if pair_key(row) not in struck:
+            pairs.append((a, b))
     return np.array(pairs, np.int64).reshape(-1, 2)
+
+
+def _whole(cell: str) -> int:
+    return int(cell) if cell.isascii() and cell.isdigit() and len(cell) < 16 else -1
+
+
+def pair_key(row: list[str]) -> frozenset[tuple[str, str]]:
+    """What tells a pair, of the cells of its line."""
+    cells = dict(zip(COLUMNS, row, strict=True))
+    return frozenset(
+        {(cells["source"], cells["start"]), (cells["other_source"], cells["other_start"])}
+    )
+
+
+def read_struck(folder: Path) -> set[frozenset[tuple[str, str]]]:
+    """The pairs that a person struck out, as `pair_key` tells them.
+
+    Raises:
+        ValueError: a line is none of the list.
+    """
+    path = folder / STRUCK
+    if not path.exists():
+        return set()
+    with reading(path):
+        text = read_limited(path, MAX_STRUCK).decode(errors="replace")
+    struck = set()
+    for number, row in enumerate(csv.reader(io.StringIO(text.removeprefix("\ufeff"))), 1):
+        if not row or tuple(row) == COLUMNS:
+            continue
+        if len(row) != len(COLUMNS):
+            raise ValueError(
+                f"{path}:{number}: not a line of {NEAR}: copy whole lines, all "
+                f"{len(COLUMNS)} columns"
+            )
+        struck.add(pair_key(row))
+    return struck

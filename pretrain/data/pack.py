@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from filelock import FileLock, Timeout
 
@@ -49,6 +49,9 @@ from pretrain.data.writer import Rows, Writer, has_shard, line_digests
 from pretrain.files import parse_json, read_limited, replacing, write_synced
 from pretrain.names import counted, for_screen
 
+if TYPE_CHECKING:  # numpy, which only packing itself needs
+    from pretrain.data.signatures import Signatures
+
 # Further columns that a recipe reads, and those that are made of the place in a document.
 READ_EXTRA = {"segments", "class_text", "document", "place", *RECORDING, *START}
 
@@ -70,44 +73,42 @@ def pack(
     pose: str = "",
     follow: str = "",
     part: tuple[int, int] | None = None,
+    near: bool = True,
 ) -> dict:
     """Decode every source fully, and write what is good as clips in shards.
 
-    Running it again does only what has changed; after an interruption it goes on. Several processes
-    may call it at once on the same folder: one works, the others wait and find nothing to do.
+    Running it again does only what has changed; after an interruption it goes on. Of several
+    processes that call it at once on a folder one works, and the others find nothing to do.
 
     Args:
         source: a folder, a list file, a tar, or a video; see `pretrain/data/sources.py`.
         out: the pack's folder, new or an earlier pack of the same source and settings.
         short_side: larger frames are scaled down to it, pixels; smaller ones stay as they are.
-        clip_seconds: longer videos are cut into equal parts of at most 1.05 times this; of a series
-            of pictures that are over half a second apart, 25 count as a second.
+        clip_seconds: longer videos are cut into equal parts of at most 1.05 times this; of pictures
+            over half a second apart 25 count as a second.
         shard_bytes: about how large a shard is.
         workers: processes that decode; None for one a core.
         timeout: seconds without progress before a decoder is killed and its file refused.
         file_timeout: seconds that a file may take in all, and as many again for every 64 MiB of it.
         progress: whether to show progress on standard error.
         summary: whether to say there, with `progress`, what was done and where it is.
-        anew: whether an earlier pack of other settings, or of other files altogether, may be
-            replaced.
+        anew: whether an earlier pack of other settings, or of other files, may be replaced.
         flow: method that estimates the optical flow of every clip, of `METHODS["flow"]`; "": that
-            of the earlier pack, or else what flow comes with the data. Frames are not encoded
-            again.
+            of the earlier pack, or else what comes with the data.
         pose: likewise the joints of people, of `METHODS["pose"]`.
         follow: cut everybody who acts out of wide footage, found by `methods.FOLLOW`: what moves,
-            boxes that the list has, or poses (given, or estimated by `pose`). Several people of a
-            video give several clips; where nobody is found, the whole picture is kept, and the
-            ledger says why.
+            boxes that the list has, or poses (given, or estimated by `pose`). Several people give
+            several clips; where nobody is found, the ledger says why the whole picture is kept.
         part: (I, N): pack only those sources whose names' hashes fall to part I of N, from 1.
             `pretrain.data.merge.merge` makes one pack of the parts.
+        near: look for near-duplicates at the end; of a part, `merge` does.
 
     Returns:
         The index, the content of index.json.
 
     Raises:
-        ValueError: the source, the folder or a setting cannot be used, every file was refused, or
-            the folder cannot be written to; the message says what to do. An earlier pack stays as
-            it was.
+        ValueError: the source, the folder or a setting cannot be used, or every file was refused;
+            the message says what to do. An earlier pack stays as it was.
     """
     asked = {"flow": flow, "pose": pose}
     workers = workers or usable_cores()
@@ -129,7 +130,7 @@ def pack(
     boxes = boxes_of(everything, source) if follow == "boxes" else []
     boxed = {each.name: found for each, found in zip(everything.sources, boxes, strict=bool(boxes))}
     listing, of = _share(everything, part)
-    started = time.monotonic()
+    started, found = time.monotonic(), ""
     try:
         check_folders(Path(source), out)
         (out / ".pack" / "clips").mkdir(parents=True, exist_ok=True)
@@ -142,16 +143,17 @@ def pack(
             packer.ingest(workers, timeout, file_timeout)
             packer.add_streams(workers, timeout, file_timeout)
             index = packer.write()
+            if near and not part:
+                index, found = look_for_near(out, index, progress)
     except (OSError, NotImplementedError) as error:  # the latter: a disk that knows no locks
         what = getattr(error, "strerror", None) or error
         where = getattr(error, "filename", None) or out
         raise ValueError(
             f"cannot write the pack {out}: {where}: {what}; --out has to be a folder that can be "
-            "written to and has room. An earlier pack is intact, and the same command goes on from "
-            "here"
+            "written to and has room. An earlier pack is intact; the same command goes on from here"
         ) from error
     if progress and summary:
-        print(packer.summary(index, time.monotonic() - started), file=sys.stderr)
+        print(packer.summary(index, time.monotonic() - started) + found, file=sys.stderr)
     return index
 
 
@@ -172,6 +174,16 @@ def _check(
         known = methods.FOLLOW if kind == "follow" else methods.METHODS[kind]
         if method and method not in known:
             raise ValueError(f"{kind} {method!r:.80} is no method: give one of {', '.join(known)}")
+
+
+def look_for_near(out: Path, index: dict, progress: bool) -> tuple[dict, str]:
+    """Look for the near-duplicates of a pack unless they are listed; the index, and a line."""
+    if "near_duplicates" in index:
+        return index, ""
+    from pretrain.data.near import add_near  # what it needs, packing can do without
+
+    found = add_near(out, progress)
+    return load_index(out), f"\n{for_screen(found)}"
 
 
 # ---- the folder --------------------------------------------------------------------------------
@@ -264,11 +276,13 @@ class _Packer:
         self._read_streams()
         self.methods: dict[str, str] = {}  # those asked for, by stream
         self.index = load_index(out) if os.path.lexists(out / "index.json") else None
-        # Key -> where the line of a clip whose bytes are at hand begins in clips.jsonl.
-        self.packed: dict[str, int] = {}
+        # Key -> where the line of a clip whose bytes are at hand begins in clips.jsonl, and its
+        # number there.
+        self.packed: dict[str, tuple[int, int]] = {}
         self.lines: dict[int, str] = {}  # shard -> what tells whether its lines are the same
         if self.index:
             self._read_packed(self.index)
+        self.signatures: Signatures | None = None  # of the present pack
         self.ids: list[str] = []  # of each source, see `identify`
         self.followed: list[dict] = []  # of each source, what tells where in it to cut
         self.whole: list[dict] = []  # lines of the ledger on pictures that were kept whole
@@ -324,13 +338,13 @@ class _Packer:
 
     def _read_packed(self, index: dict) -> None:
         there = [has_shard(self.out, shard) for shard in index["shards"]]
-        packed: dict[str, int] = {}
+        packed: dict[str, tuple[int, int]] = {}
 
         def lines() -> Iterator[tuple[bytes, dict]]:
             at = 0
-            for line, row in checked_lines(self.out, index):
+            for number, (line, row) in enumerate(checked_lines(self.out, index)):
                 if there[row["shard"]]:
-                    packed[row["key"]] = at
+                    packed[row["key"]] = at, number
                 at += len(line) + 1
                 yield line, row
 
@@ -346,7 +360,7 @@ class _Packer:
         if key not in self.packed:
             return None
         with open(self.out / "clips.jsonl", "rb") as file:
-            file.seek(self.packed[key])
+            file.seek(self.packed[key][0])
             return json.loads(file.readline())
 
     def identify(self, boxes: dict[str, dict]) -> None:
@@ -671,12 +685,16 @@ class _Packer:
                 for line in (*_commonest(refused), f"all in {path}"):
                     error.add_note(line)
                 raise error
+            from pretrain.data.signatures import open_signatures
+
+            self.signatures = open_signatures(self.out, self.index) if self.index else None
             writer = Writer(
                 self.out,
                 self.settings,
                 self.methods,
                 self.shard_bytes,
                 self._find,
+                self._signature,
                 self.part and {"part": [*self.part], "part_of": self.of},
                 self.index,
                 self.lines,
@@ -711,6 +729,16 @@ class _Packer:
             return self._bytes_of(row)
         stream = next(name for name, end in ENDINGS.items() if end == ending)
         return self._stream_bytes(row["key"], stream, row["streams"][stream])
+
+    def _signature(self, row: dict, _: int) -> bytes:
+        """The signature of a clip; nothing where it was packed before there were any."""
+        from pretrain.data.signatures import SUFFIX
+
+        old = self._row(row["key"])
+        if old and old["sha256"] == row["sha256"] and self.signatures:
+            return self.signatures.get(self.packed[row["key"]][1])
+        path = self.work / "clips" / f"{row['key']}{SUFFIX}"
+        return path.read_bytes() if path.is_file() else b""
 
     def _tidy(self) -> None:
         """Delete clips that are in shards now, and old journal lines."""

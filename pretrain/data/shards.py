@@ -39,7 +39,7 @@ from pretrain.data.decode import (
     read_frames,
 )
 from pretrain.data.flow import to_pixels
-from pretrain.data.index import NEAR, load_index, refuse_part
+from pretrain.data.index import load_index, refuse_part
 from pretrain.data.near_list import read_pairs
 from pretrain.data.poses import crop_pose, read_array
 from pretrain.data.remote import MOST_LANES, ReadAhead, Remote, Unreachable
@@ -134,11 +134,13 @@ class Pack:
     def near_duplicates(self) -> np.ndarray | None:
         """Pairs of samples (K, 2) that show nearly the same; None: it was not looked for any.
 
+        Those that a person struck out are left out, see `pretrain/data/near_list.py`.
+
         Raises:
             ValueError: their list has changed on the disk, or cannot be true.
         """
         about = self.index.get("near_duplicates")
-        return about and read_pairs(self.folder / NEAR, about, len(self))
+        return about and read_pairs(self.folder, about, len(self))
 
     @property
     def address(self) -> str:

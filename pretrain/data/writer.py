@@ -22,6 +22,7 @@ from pretrain.data.index import (
     COLUMNS,
     FORMAT,
     SHARD_NAME,
+    SIGNATURES,
     finish_commit,
     json_line,
     last_member,
@@ -151,6 +152,7 @@ class Writer:
         shard_bytes: about how large a shard is.
         find: file and offset of a member of a clip, by its line as it was added to `Rows`, what was
             given with it, and the member's ending.
+        signature: of a clip, by its line and what was given with it; nothing where there is none.
         part: of a part of a pack, what its index says of that.
         index: of the pack that is there.
         lines: of each of its shards, what `line_digests` gives.
@@ -161,6 +163,7 @@ class Writer:
     methods: dict[str, str]
     shard_bytes: int
     find: Callable[[dict, int, str], tuple[Path, int] | None]
+    signature: Callable[[dict, int], bytes]
     part: dict | None = None
     index: dict | None = None
     lines: dict[int, str] = field(default_factory=dict)
@@ -181,6 +184,7 @@ class Writer:
             OSError: the folder cannot be written to, or has no room.
         """
         from pretrain.data.columns import columns_file, make_columns
+        from pretrain.data.signatures import write_signatures
 
         parts = self._parts(rows)
         kept = self._kept(rows, parts)
@@ -189,6 +193,10 @@ class Writer:
         if new.is_symlink():
             new.unlink()
         new.mkdir(exist_ok=True)
+        (new / SIGNATURES).unlink(missing_ok=True)
+        placed = (each for part in parts for each in part)
+        signed = (self.signature(rows.get(each), rows.of(each)) for each in placed)
+        signatures = write_signatures(new / SIGNATURES, signed, len(rows))
         laid = _Laid(rows.classes)
         with open(new / "clips.jsonl", "wb") as clips:
             columns = make_columns(self._lay_out(rows, parts, kept, clips, laid), laid.classes)
@@ -198,6 +206,7 @@ class Writer:
         content = columns_file(columns, index["clips_sha256"])
         digest = hashlib.sha256(content).hexdigest()
         index["columns"] = {"name": COLUMNS, "sha256": digest, "bytes": len(content)}
+        index["signatures"] = {"name": SIGNATURES} | signatures
         if self.index and self.index["clips_sha256"] == index["clips_sha256"]:
             near = self.index.get("near_duplicates")  # of the same clips: they still hold
             index |= {"near_duplicates": near} if near else {}
@@ -207,8 +216,8 @@ class Writer:
             "index.json": (json.dumps(index, indent=1) + "\n").encode(),
         }
         there = {name: self.out / name for name in files}
-        if all(p.is_file() and p.read_bytes() == files[name] for name, p in there.items()) and (
-            _same(new / "clips.jsonl", self.out / "clips.jsonl")
+        if all(p.is_file() and p.read_bytes() == files[name] for name, p in there.items()) and all(
+            _same(new / name, self.out / name) for name in ("clips.jsonl", SIGNATURES)
         ):
             shutil.rmtree(new)
         else:

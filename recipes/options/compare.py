@@ -58,7 +58,7 @@ OF_RUNS = dict.fromkeys(
     (
         *(f.name for group in (Changes, JointForm, Given, RunSettings) for f in fields(group)),
         "weights", "stride", "freeze", "per_frame", "val", "shots", "val_every", "leave_out",
-        "leave_one_out", "time_segments", "classifier", "attentive",
+        "leave_one_out", "also_random_split", "time_segments", "classifier", "attentive",
     ),
     "each run takes it from --preset of recipes/finetune.py, or has recipes/linear_probe.py's "
     "default. To set it, run these recipes yourself and show their folders with --results",

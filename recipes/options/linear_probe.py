@@ -29,6 +29,9 @@ class Config:
     leave_one_out: bool = False
     """Leave one subject out: test each with probes fitted on all others and pool the predictions;
     splits are ignored."""
+    also_random_split: bool = False
+    """Also say what the same features would score if the same videos were split at random, which is
+    no estimate for new people: it shows how much people and copies on both sides would add."""
     num_clips: OptionalCount = None
     """Views spread over the time of each clip; by default as many as show all of most clips, at
     most 4."""

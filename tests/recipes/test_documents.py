@@ -85,6 +85,7 @@ RULES = [
     Rule(r"^python -m pretrain\.data\.index_size", listed="tests/unit/test_columns.py runs it"),
     Rule(r"^python -m pretrain\.data\.flow_error", listed="tests/unit/test_flow.py runs it"),
     Rule(r"^python -m pretrain\.data\.follow_error", listed="tests/unit/test_follow.py runs it"),
+    Rule(r"^python -m pretrain\.data\.near", listed="tests/unit/test_near.py runs it"),
     Rule(r"pack\.py .*--follow", parsed="tests/unit/test_follow.py does it"),
     Rule(r"^python -m pretrain\.data\.pose_errors", listed="test_pose_errors.py runs it"),
     Rule(
@@ -243,7 +244,8 @@ def home(tmp_path_factory) -> Path:
         label.mkdir(parents=True, exist_ok=True)
         shutil.copy(video, label)
     shutil.copy(video, home / "clip.mp4")
-    pack(home / "clips.csv", home / "packs" / "mine", short_side=32, workers=1, progress=False)
+    out = home / "packs" / "mine"  # the clips of other people are near-duplicates
+    pack(home / "clips.csv", out, short_side=32, workers=1, progress=False, near=False)
     return home
 
 

@@ -319,7 +319,11 @@ def test_cut_videos_and_data_without_splits(make_pack, quick, capsys):
 
 
 def test_every_subject_is_left_out_in_turn(tiny_pack, tiny_backbone, quick):
-    answer = main(change(quick, leave_one_out=True, attentive="auto"))
+    answer = main(change(quick, leave_one_out=True, attentive="auto", also_random_split=True))
+    drawn = answer["details"]["random_split"]
+    assert 0 <= drawn["top1"] <= 1 and "not an estimate for new people" in drawn["meaning"]
+    said = [note for note in answer["notes"] if "random split" in note]
+    assert len(said) == 1 and f"{100 * drawn['top1']:.1f}, beside" in said[0]
     assert (
         answer["data"]["num_test"] == answer["data"]["num_train"] == 48
         and "attentive_top1" not in answer["metrics"]

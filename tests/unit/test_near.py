@@ -1,15 +1,24 @@
-"""Near-duplicates are found however they were cropped, trimmed or shaded; others are none."""
+"""Near-duplicates are found at packing however they were cropped, trimmed or shaded; others not."""
 
+import csv
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from downstream.splits import choose_splits
+from pretrain.data.index import load_index
+from pretrain.data.merge import merge
 from pretrain.data.near import add_near
+from pretrain.data.near_error import measure
+from pretrain.data.near_list import COLUMNS, STRUCK
 from pretrain.data.pack import pack
 from pretrain.data.shards import Pack
+from pretrain.data.signatures import RATE, SIDE, Signature, count_pictures, read_signature
+from pretrain.data.sources import list_sources
 from pretrain.data.synthetic import clip_specs, encode_video, render
 
 PLANTED = {"trimmed": 0, "cropped": 1, "darker": 2, "mirrored": 3}
@@ -25,61 +34,112 @@ def copies(frames: dict[int, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory) -> Path:
-    """A pack of ten clips of different people and acts, copies of some, stills and blank ones."""
+def raw(tmp_path_factory) -> Path:
+    """A list of ten clips of different people and acts, copies of some, stills and blank ones."""
     folder = tmp_path_factory.mktemp("near")
-    (folder / "raw").mkdir()
     specs = clip_specs(0, 300)[::30]
     frames = {i: render(spec).frames for i, spec in enumerate(specs)}
     videos = {f"v{i}": own for i, own in frames.items()} | copies(frames)
-    videos |= {"still0": frames[0][:1].repeat(32, 0), "still1": frames[0][3:4].repeat(32, 0)}
-    videos |= {"black0": frames[0][:32] * 0, "black1": frames[0][:32] * 0}
-    rows = ["path,label,split"]
+    videos |= {"still0": frames[5][:1].repeat(32, 0), "still1": frames[6][3:4].repeat(32, 0)}
+    videos |= {"black0": frames[0][:32] * 0, "black1": frames[0][:32] * 0 + 9}
+    rows = ["path,label,split,subject"]
     for number, (name, video) in enumerate(videos.items()):
-        (folder / "raw" / f"{name}.mp4").write_bytes(encode_video(np.ascontiguousarray(video), 16))
-        rows.append(f"{name}.mp4,{'ab'[number % 2]},{'train' if name[0] == 'v' else 'test'}")
-    (folder / "raw" / "clips.csv").write_text("\n".join(rows))
-    pack(folder / "raw" / "clips.csv", folder / "pack", workers=1, progress=False)
-    return folder / "pack"
+        (folder / f"{name}.mp4").write_bytes(encode_video(np.ascontiguousarray(video), 16))
+        split = "train" if name[0] == "v" else "test"
+        rows.append(f"{name}.mp4,{'ab'[number % 2]},{split},{name}")
+    (folder / "clips.csv").write_text("\n".join(rows))
+    return folder / "clips.csv"
 
 
-def test_copies_are_found_and_nothing_else_and_given_splits_say_so(packed):
-    before = Pack(packed)
-    assert before.near_duplicates() is None
-    assert "near-duplicates" in add_near(str(packed))
-    data = Pack(packed)
+@pytest.fixture(scope="module")
+def packed(raw, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("packs") / "pack"
+    pack(raw, folder, workers=1, progress=False)
+    return folder
+
+
+def named(folder: Path) -> set[frozenset[str]]:
+    data = Pack(folder)
     pairs = data.near_duplicates()
-    named = {
-        frozenset(data.record(i)["source"].removesuffix(".mp4") for i in pair) for pair in pairs
-    }
-    assert named == {frozenset((f"v{i}", name)) for name, i in PLANTED.items()}
-    lines = [json.loads(x) for x in (packed / "near_duplicates.jsonl").read_text().splitlines()]
-    assert [line["mirrored"] for line in lines if any("mirr" in s for s in line["sources"])] == [
-        True
-    ]
-    trimmed = next(line for line in lines if any("trimmed" in s for s in line["sources"]))
-    assert sorted(trimmed["starts"]) == pytest.approx([0, 6 / 16], abs=0.13)
-    notes = choose_splits(data, "train", "test", 0)[2]
+    assert pairs is not None
+    names = [[data.record(i)["source"].removesuffix(".mp4") for i in pair] for pair in pairs]
+    return set(map(frozenset, names))
+
+
+EXPECTED = {frozenset((f"v{i}", name)) for name, i in PLANTED.items()}
+
+
+def test_packing_finds_copies_and_nothing_else_and_given_splits_say_so(packed, raw):
+    assert named(packed) == EXPECTED
+    with open(packed / "near_duplicates.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert {line["kind"] for line in lines if "mirrored.mp4" in str(line)} == {"mirrored"}
+    trimmed = next(line for line in lines if "trimmed.mp4" in str(line))
+    froms = sorted((float(trimmed["from"]), float(trimmed["other_from"])))
+    assert froms == pytest.approx([0, 6 / 16], abs=0.04) and "part" in trimmed["kind"]
+    notes = choose_splits(Pack(packed), "train", "test", 0)[2]
     assert any("4 videos near-duplicates" in note for note in notes)
-    raw = packed.parent / "raw" / "clips.csv"
-    pack(raw, packed, workers=1, progress=False)  # nothing has changed: they still hold
-    assert len(Pack(packed).near_duplicates()) == 4
+    assert any("join 8 groups" in n and "v0 and trimmed" in n and STRUCK in n for n in notes)
+    before = (packed / "index.json").stat().st_mtime_ns
+    pack(raw, packed, workers=1, progress=False)  # nothing has changed: nothing is done
+    assert (packed / "index.json").stat().st_mtime_ns == before
+
+
+def test_a_pair_that_is_struck_out_stays_so(packed, raw, tmp_path):
+    folder = tmp_path / "pack"
+    shutil.copytree(packed, folder)
+    lines = (folder / "near_duplicates.csv").read_text().splitlines()
+    line = next(line for line in lines if "cropped.mp4" in line)
+    (folder / STRUCK).write_text(f"{line}\n")
+    left = EXPECTED - {frozenset(("v1", "cropped"))}
+    assert named(folder) == left
+    rows = raw.read_text().splitlines()
+    fewer = raw.parent / "fewer.csv"  # other clips: all numbers change, and it is looked for anew
+    fewer.write_text("\n".join(row for row in rows if not row.startswith(("v9", "black"))))
+    pack(fewer, folder, workers=1, progress=False)
+    assert named(folder) == left
+    (folder / STRUCK).write_text("v1.mp4,cropped.mp4\n")
+    with pytest.raises(ValueError, match=r"not_duplicates.csv:1: .*copy whole lines"):
+        Pack(folder).near_duplicates()
+
+
+def test_a_pack_without_signatures_says_so_and_gets_them(packed, raw, tmp_path):
+    folder = tmp_path / "pack"
+    shutil.copytree(packed, folder)
+    index = json.loads((folder / "index.json").read_text())
+    del index["near_duplicates"], index["signatures"]
+    (folder / "index.json").write_text(json.dumps(index))
+    (folder / "signatures.bin").unlink()
+    notes = choose_splits(Pack(folder), "train", "test", 0)[2]
+    assert any("not looked for" in note and "pretrain.data.near" in note for note in notes)
+    assert "4 pairs" in add_near(folder) and named(folder) == EXPECTED
+    assert load_index(folder)["signatures"]["bytes"] > 0
+    pack(raw, folder, workers=1, progress=False)
+    assert named(folder) == EXPECTED
+
+
+def test_pairs_across_parts_are_found_when_they_are_merged(raw, packed, tmp_path):
+    for number in (1, 2):
+        out = tmp_path / "parts" / str(number)
+        pack(raw, out, workers=1, progress=False, part=(number, 2))
+        assert "near_duplicates" not in load_index(out) and "signatures" in load_index(out)
+    merge(tmp_path / "parts", tmp_path / "one", progress=False)
+    assert named(tmp_path / "one") == EXPECTED
+    for name in ("index.json", "signatures.bin", "near_duplicates.csv"):  # as one machine makes it
+        assert (tmp_path / "one" / name).read_bytes() == (packed / name).read_bytes()
 
 
 @pytest.mark.parametrize(
-    "line",
-    ['{"clips": [3, 99]}', '{"clips": [4, 2]}', '{"clips": [0]}', "[]", "{", '{"clips": "ab"}'],
+    "line", ["3,99", "4,2", "0", "", "a,b", "-1,2", "1,2" + ",x" * 20, "01e1,2" + ",x" * 9]
 )
 def test_a_list_that_cannot_be_true_is_refused(packed, tmp_path, line):
-    import hashlib
-    import shutil
-
     copy = tmp_path / "pack"
     shutil.copytree(packed, copy)
-    content = f"{line}\n".encode()
-    (copy / "near_duplicates.jsonl").write_bytes(content)
+    cells = line if line.count(",") > 1 else line + ",x" * 9
+    content = f"{','.join(COLUMNS)}\n{cells}\n".encode()
+    (copy / "near_duplicates.csv").write_bytes(content)
     index = json.loads((copy / "index.json").read_text())
-    about = {"name": "near_duplicates.jsonl", "bytes": len(content)}
+    about = {"name": "near_duplicates.csv", "bytes": len(content)}
     index["near_duplicates"] = about | {"sha256": hashlib.sha256(content).hexdigest()}
     (copy / "index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="pack again"):
@@ -88,7 +148,41 @@ def test_a_list_that_cannot_be_true_is_refused(packed, tmp_path, line):
     (copy / "index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="pack again"):
         Pack(copy).near_duplicates()
-    index["near_duplicates"] |= {"name": "../else.jsonl"}
+    index["near_duplicates"] |= {"name": "../else.csv"}
     (copy / "index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="pack again"):
         Pack(copy)
+
+
+def test_it_can_be_left_out_and_done_later(raw, tmp_path):
+    index = pack(raw, tmp_path / "pack", workers=1, progress=False, near=False)
+    assert "near_duplicates" not in index and Pack(tmp_path / "pack").near_duplicates() is None
+    assert "near_duplicates" in pack(raw, tmp_path / "pack", workers=1, progress=False)
+
+
+@pytest.mark.parametrize("fps", [0.1, 5.0, 12.0, 16.0, 23.976, 30.0, 60.0])
+def test_signatures_come_back_as_they_were(fps):
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (40, SIDE, SIDE)).astype(np.uint8)
+    made = Signature(fps)
+    for frame in frames:
+        made.take(frame)
+    data = made.data()
+    pictures = read_signature(data, len(frames), fps)
+    if fps <= RATE:
+        assert count_pictures(len(frames), fps) == (40 if fps >= 2 else len(pictures))
+    else:
+        assert len(pictures) == count_pictures(len(frames), fps)
+        first = frames[: next(i for i in range(1, 9) if (i + 0.5) * RATE / fps >= 1)]
+        assert np.abs(pictures[0] - first.mean(0)).max() <= 0.5
+    for wrong in (data[:-9], b"", b"x" * 99, data[:20] + b"\0" * 9 + data[29:]):
+        with pytest.raises(ValueError, match="signature"):
+            read_signature(wrong, len(frames), fps)
+    with pytest.raises(ValueError, match="another length"):
+        read_signature(data, 4 * len(frames), fps)
+
+
+def test_the_measurement_counts_planted_copies(raw):
+    some = [s for s in list_sources(raw).sources if s.name in ("v0.mp4", "v1.mp4", "v2.mp4")]
+    assert measure(some, "mirror", 1, 1)[:3] == (3, 0, 6)
+    assert measure(some[:1], "halves", 1, 1)[:3] == (1, 0, 2)

@@ -12,7 +12,15 @@ from sklearn.svm import LinearSVC
 from torch import nn
 
 from downstream.attentive import AttentiveHead, classify, fit_attentive
-from downstream.probe import GRID, choose_folds, fit_linear, knn_accuracy, knn_scores
+from downstream.probe import (
+    GRID,
+    Folds,
+    choose_folds,
+    fit_linear,
+    knn_accuracy,
+    knn_scores,
+    random_split_accuracy,
+)
 
 
 def blobs(
@@ -272,3 +280,20 @@ def test_how_many_videos_validate_is_said(labels, people, words):
     given = choose_folds(pack, "train", "test", False, 0)
     assert given.validation.startswith(words) and given.num_train == len(videos)
     assert given.tested.tolist() == list(range(len(videos), 2 * len(videos)))
+
+
+def test_a_random_split_shows_what_people_on_both_sides_add():
+    """Features tell the person and nothing else: of people kept apart they would tell nothing."""
+    rng = np.random.default_rng(0)
+    people = np.repeat(np.arange(12), 10)
+    labels = people % 3
+    features = rng.normal(size=(12, 1, 24))[people] + 0.1 * rng.normal(size=(120, 1, 24))
+    test = people >= 9
+    validation = (people[~test] < 3)[None]
+    fold = (np.flatnonzero(~test), validation, np.flatnonzero(test))
+    names = [f"p{i}" for i in people]
+    given = Folds((), [fold], ["a", "b", "c"], labels, list(names), names, "", [])
+    assert random_split_accuracy(features, given, False, 0) > 0.95
+    long = features[:, 0]
+    honest = fit_linear(long[~test], labels[~test], validation)
+    assert (honest.probabilities(long[test]).argmax(1) == labels[test]).mean() < 0.8

@@ -45,7 +45,7 @@ def packed(tmp_path_factory) -> Path:
     for i in range(24):
         ready_video(raw / f"{i}.mp4", 20 + i, size=(32, 32))
     out = tmp_path_factory.mktemp("packed") / "pack"
-    pack(raw, out, shard_bytes=12000, workers=1, progress=False)
+    pack(raw, out, shard_bytes=12000, workers=1, progress=False, near=False)
     index = json.loads((out / "index.json").read_text())
     assert len(index["shards"]) == 6
     return out

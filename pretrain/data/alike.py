@@ -1,0 +1,343 @@
+"""Says of two clips whether one is a copy of the other: aligned in time and space, then compared.
+
+1. Small pictures (`SMALL` pixels): the place in space by what rests (the median over time), or by
+   the frames of windows that look alike (`pretrain/data/windows.py`); the time by a correlation of
+   what changes at every shift. Of these guesses the best is taken, and hopeless pairs end here.
+2. Pictures of the signatures, `SIDE` pixels: the place and the time more finely.
+3. Frames, of 64 pixels: times to the frame, places to a fraction of a pixel; then what changes has
+   to agree in detail, and so do what moves and what rests. Two people who do the same at the same
+   place look alike in 1 and 2, not in 3.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from pretrain.data.register import (
+    EVEN,
+    Place,
+    around,
+    correlate,
+    correlation,
+    detail,
+    doubled,
+    halved,
+    laid_over,
+    narrow,
+    parts,
+)
+from pretrain.data.signatures import RATE, SIDE
+from pretrain.data.windows import SMALL, Windows, windows
+
+FINE = (64, 32, 20)  # pixels: the most that frames of both have
+SHORTEST = 8  # pictures that two clips must share
+HOPEFUL = 0.6  # correlation of small pictures
+CHANGING, RESTING, BOTH = 0.6, 0.5, 1.35  # correlations of the pictures of signatures, in detail
+MOST_PICTURES = 16  # of each clip that are compared at a time
+LONGEST = 10.0  # seconds in common whose frames are compared
+# What decides in the end is a weighted sum of transformed correlations (Fisher 1921).
+SURE = 5.0  # score
+STILL = 0.9  # correlation of what rests, where nothing moves
+WEIGHTS, OFFSET = (5.0, 5.5, 1.6), -12.9
+
+# Gives the frames of a clip between two times, seconds, as squares of a side: (T, side, side), and
+# when each is shown.
+Frames = Callable[[float, float, int], tuple[np.ndarray, np.ndarray]]
+
+
+class Clip:
+    """What is known of a clip.
+
+    Args:
+        pictures: of its signature, (T, SIDE, SIDE) from 0 to 255, `RATE` a second.
+        short: short side of its frames, pixels.
+        frames: gives these.
+    """
+
+    def __init__(self, pictures: np.ndarray, short: int, frames: Frames):
+        self.pictures, self.short, self.frames = pictures.astype(np.float32), short, frames
+
+    @cached_property
+    def small(self) -> np.ndarray:
+        """Pictures of SMALL pixels."""
+        return halved(self.pictures)
+
+    @cached_property
+    def windows(self) -> Windows:
+        """Its windows."""
+        return windows(self.small)
+
+    @cached_property
+    def rest(self) -> np.ndarray:
+        """What rests, in detail, (SMALL, SMALL)."""
+        return detail(np.median(self.small, 0))
+
+    @cached_property
+    def change(self) -> np.ndarray:
+        """What changes, (T, SMALL, SMALL)."""
+        return self.small - np.median(self.small, 0)
+
+    @property
+    def moves(self) -> bool:
+        """Whether anything does."""
+        return len(self.windows.first) > 0
+
+    @property
+    def structured(self) -> bool:
+        """Whether what rests is no blank."""
+        return float(self.rest.std()) > 2
+
+
+@dataclass(frozen=True)
+class Alike:
+    """How two clips agree where they agree best.
+
+    Attributes:
+        score: above 0 they are copies, above SURE even if they have lookalikes.
+        starts: seconds into each at which what they share begins.
+        seconds: for how long.
+        place: of the second in the first, across and down, in pictures of some side.
+        mirrored: whether one is the mirror image of the other.
+        changing: correlation of what changes, in detail.
+        moving: of what moves.
+        resting: and of what rests; 1 where it has no structure.
+        small: whether frames are too small to tell lookalikes apart.
+    """
+
+    score: float
+    starts: tuple[float, float]
+    seconds: float
+    place: tuple[Place, Place]
+    mirrored: bool
+    changing: float
+    moving: float
+    resting: float
+    small: bool
+
+
+@dataclass(frozen=True)
+class _Guess:
+    score: float
+    place: tuple[Place, Place]  # of pictures of SMALL pixels
+    lag: int  # how much later the other shows the same, pictures
+    mirrored: bool
+
+
+def shared(
+    ours: np.ndarray, theirs: np.ndarray, lag: int, mirrored: bool
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The pictures that both have, if `lag` is how much later the other shows the same."""
+    start = max(0, -lag)
+    count = min(len(ours) - start, len(theirs) - start - lag)
+    if count < SHORTEST:
+        return None
+    other = theirs[start + lag : start + lag + count]
+    return ours[start : start + count], other[..., ::-1] if mirrored else other
+
+
+def _some(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of many pictures some, evenly."""
+    step = -(-len(ours) // MOST_PICTURES)
+    return ours[::step], theirs[::step]
+
+
+def _best_lag(ours: Clip, theirs: Clip, place: tuple[Place, Place], mirrored: bool) -> int | None:
+    """The shift in time at which what changes correlates best at a place."""
+    other, seen = laid_over(theirs.change[..., ::-1] if mirrored else theirs.change, place)
+    a, b = detail(ours.change, 3, seen), detail(other, 3, seen)
+    products = a @ b.T
+    lags = np.arange(SHORTEST - len(a), len(b) - SHORTEST + 1)
+    if not len(lags):
+        return None
+    energy = [np.concatenate([[0], np.cumsum(np.square(x).sum(1))]) for x in (a, b)]
+    starts = np.maximum(0, -lags)
+    counts = np.minimum(len(a) - starts, len(b) - starts - lags)
+    sums = np.array([np.trace(products, lag) for lag in lags.tolist()])
+    mine = energy[0][starts + counts] - energy[0][starts]
+    other_energy = energy[1][starts + lags + counts] - energy[1][starts + lags]
+    return int(lags[(sums / np.sqrt(mine * other_energy + 1e-3)).argmax()])
+
+
+def _guesses(ours: Clip, theirs: Clip) -> list[_Guess]:
+    """Ways to lay two clips over each other, the best first."""
+    found: list[_Guess] = []
+
+    def consider(lag: int | None, place: tuple[Place, Place], mirrored: bool, count: int) -> None:
+        pair = None if lag is None else shared(ours.small, theirs.small, lag, mirrored)
+        if pair is not None and lag is not None:
+            a, b = map(parts, _some(*pair))
+            across, down = (around(p, SMALL, 0.07, 0.6) for p in place)
+            score, *best = correlate(a, b, across, down, count)
+            found.append(_Guess(score, (best[0], best[1]), lag, mirrored))
+
+    for mirrored in (False, True):
+        if ours.structured and theirs.structured:
+            other = theirs.rest[:, ::-1] if mirrored else theirs.rest
+            score, *place = correlate(ours.rest[None], other[None], [EVEN], [EVEN], 7)
+            if score > 0.6:
+                at = (place[0], place[1])
+                consider(_best_lag(ours, theirs, at, mirrored), at, mirrored, 0)
+        if hint := ours.windows.lag(theirs.windows, mirrored):
+            consider(*hint, mirrored, 4)
+            if found and found[-1].score > 0.4:
+                at = found[-1].place
+                lag = _best_lag(ours, theirs, at, mirrored)
+                if lag != hint[0]:
+                    consider(lag, at, mirrored, 0)
+    return sorted(found, key=lambda g: -g.score)
+
+
+def _scaled(place: Place, side: int) -> Place:
+    """A place of pictures of SIDE pixels in those of another side."""
+    times = side / SIDE
+    return place[0], times * place[1] + (times - 1) * (1 - place[0]) / 2
+
+
+def _phases(ours: np.ndarray, theirs: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Both as they are, and as if the other began half a picture earlier, or later."""
+    smooth = (ours[:-2] + 2 * ours[1:-1] + ours[2:]) / 4
+    between = (theirs[:-1] + theirs[1:]) / 2
+    return [(ours, theirs), (smooth, between[1:]), (smooth, between[:-1])]
+
+
+def _agreement(
+    ours: np.ndarray, theirs: np.ndarray, place: tuple[Place, Place], reach: int
+) -> tuple[float, float, float]:
+    """Correlations in detail of what changes, of what moves, and of what rests."""
+    other, seen = laid_over(theirs, place)
+    rests = [detail(x.mean(0), reach, seen) for x in (ours, other)]
+    changes = [detail(x - x.mean(0), reach, seen) for x in (ours, other)]
+    strength = np.abs(ours - np.median(ours, 0))[:, seen]
+    moving = strength >= max(np.quantile(strength, 0.9), 4)
+    whole = [detail(x, reach, seen) for x in (ours, other)]
+    changing = correlation(*changes)
+    moves = correlation(*(x[moving] for x in whole)) if moving.sum() > 20 else changing
+    structured = min(float(rest.std()) for rest in rests) >= 2
+    return changing, moves, correlation(*rests) if structured else 1.0
+
+
+def _refined(ours: Clip, theirs: Clip, guess: _Guess) -> tuple[float, tuple[Place, Place]] | None:
+    """The lag in seconds, and the place in pictures of SIDE pixels; None where that is in vain."""
+    pair = shared(ours.pictures, theirs.pictures, guess.lag, guess.mirrored)
+    assert pair is not None  # it was compared
+    place = doubled(guess.place[0]), doubled(guess.place[1])
+    a, b = map(parts, _some(*pair))
+    _, place = narrow(a, b, place, ((0.05, 1.0), (0.025, 0.5)))
+    found = []
+    for phase, halves in zip((0.0, 0.5, -0.5), _phases(*pair), strict=True):
+        x, y = _some(*halves)
+        changing, _, resting = _agreement(x, y, place, 3)
+        found.append((changing, resting, phase))
+    changing, resting, phase = max(found)
+    if changing < CHANGING or resting < RESTING or changing + resting < BOTH:
+        return None
+    return (guess.lag + phase) / RATE, place
+
+
+def _matched(times: tuple[np.ndarray, np.ndarray], lag: float) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the frames that both clips show at the same moments, as the rarer ones come."""
+    mine, other = times[0], times[1] - lag
+    few, many = (mine, other) if len(mine) <= len(other) else (other, mine)
+    place = np.searchsorted(many, few).clip(1, max(1, len(many) - 1))
+    place -= (few - many[place - 1] < many[np.minimum(place, len(many) - 1)] - few).astype(int)
+    place = place.clip(0, len(many) - 1)
+    half = 0.75 * max(np.diff(x).mean() if len(x) > 1 else 1.0 for x in (mine, other))
+    good = np.flatnonzero(np.abs(many[place] - few) <= half)
+    chosen = (good, place[good])
+    return chosen if few is mine else chosen[::-1]
+
+
+def _finest(
+    ours: Clip, theirs: Clip, lag: float, place: tuple[Place, Place], mirrored: bool
+) -> Alike | None:
+    """Compare frames."""
+    ends = [len(c.pictures) / RATE for c in (ours, theirs)]
+    start, stop = max(0.0, -lag), min(ends[0], ends[1] - lag)
+    middle = max(0.0, (stop - start - LONGEST) / 2)
+    margin = 2 / RATE
+    short = min(ours.short, theirs.short)
+    side = next((side for side in FINE if side <= 1.1 * short), FINE[-1])
+    place = _scaled(place[0], side), _scaled(place[1], side)
+    a, when = ours.frames(start + middle, stop - middle, side)
+    b, other = theirs.frames(start + middle + lag - margin, stop - middle + lag + margin, side)
+    if mirrored:
+        b = b[..., ::-1]
+    if min(len(a), len(b)) < 2:
+        return None
+    step = min(float(np.diff(x).mean()) for x in (when, other)) / 2
+
+    def pair(shift: float, most: int) -> tuple[np.ndarray, np.ndarray]:
+        i, j = _matched((when, other), shift)
+        every = max(1, -(-len(i) // most))
+        return a[i[::every]], b[j[::every]]
+
+    def latest(lags: list[float], reach: int, most: int) -> list[tuple[float, float]]:
+        """Correlations of what changes at these lags, and the lags, the best first."""
+        scores = []
+        for at in lags:
+            x, y = pair(at, most)
+            if len(x) >= 2:
+                laid, seen = laid_over(y, place)
+                changes = [detail(z - z.mean(0), reach, seen) for z in (x, laid)]
+                scores.append((correlation(*changes), at))
+        return sorted(scores, key=lambda s: (-s[0], abs(s[1] - lag)))
+
+    reached = int(np.ceil(1 / RATE / step))
+    lags = latest([lag + k * step for k in range(-reached, reached + 1)], 3, 12)
+    for reach, most, steps in (
+        (3, 12, ((0.02, 1.0), (0.01, 0.5))),
+        (2, 24, ((0.005, 0.25), (0.003, 0.12))),
+    ):
+        if not lags or (reach == 2 and lags[0][0] < CHANGING):
+            return None
+        x, y = pair(lags[0][1], most)
+        _, place = narrow(parts(x, reach), parts(y, reach), place, steps)
+        lags = latest([lags[0][1] + k * step / 2 for k in (-2, -1, 0, 1, 2)], reach, most)
+    if not lags:
+        return None
+    lag = lags[0][1]
+    changing, moving, resting = _agreement(*pair(lag, 64), place, 2)
+    sizes = np.arctanh(np.clip([moving, changing, resting], -0.99, 0.995))
+    starts = max(0.0, -lag), max(0.0, lag)
+    seconds = min(ends[0] - starts[0], ends[1] - starts[1])
+    score = float(sizes @ WEIGHTS + OFFSET)
+    found = (changing, moving, resting, side < FINE[0])
+    return Alike(score, starts, seconds, place, mirrored, *found)
+
+
+def compare(ours: Clip, theirs: Clip) -> Alike | None:
+    """How two clips agree; None: nowhere near."""
+    guesses = _guesses(ours, theirs)
+    for guess in guesses[:2]:
+        if guess.score < max(HOPEFUL, guesses[0].score - 0.1):
+            break
+        if fine := _refined(ours, theirs, guess):
+            return _finest(ours, theirs, *fine, guess.mirrored)
+    return None
+
+
+def compare_stills(ours: Clip, theirs: Clip) -> Alike | None:
+    """How two clips agree in which nothing moves; None: nowhere near."""
+    best: Alike | None = None
+    for mirrored in (False, True):
+        other = theirs.rest[:, ::-1] if mirrored else theirs.rest
+        score, *found = correlate(ours.rest[None], other[None], [EVEN], [EVEN], 7)
+        if score < HOPEFUL:
+            continue
+        short = min(ours.short, theirs.short)
+        side = next((side for side in FINE if side <= 1.1 * short), FINE[-1])
+        places = _scaled(doubled(found[0]), side), _scaled(doubled(found[1]), side)
+        pair = [clip.frames(0.0, 1.0, side)[0].mean(0) for clip in (ours, theirs)]
+        pair[1] = pair[1][:, ::-1] if mirrored else pair[1]
+        steps = ((0.02, 1.0), (0.01, 0.5), (0.005, 0.25))
+        a, b = (detail(picture)[None] for picture in pair)
+        _, place = narrow(a, b, places, steps)
+        laid, seen = laid_over(pair[1][None], place)
+        alike = correlation(*(detail(x, 2, seen) for x in (pair[0], laid[0])))
+        ends = [len(c.pictures) / RATE for c in (ours, theirs)]
+        sure = float(10 * (np.arctanh(min(alike, 0.995)) - np.arctanh(STILL)))
+        if best is None or sure > best.score:
+            best = Alike(sure, (0.0, 0.0), min(ends), place, mirrored, 1.0, 1.0, alike, False)
+    return best
