@@ -445,7 +445,7 @@ def read_places(path: Path, moments: Moments, labels: Labels) -> list[int]:
     for line, row in enumerate(rows, 2):
         try:
             start, end = float(row["start"]), float(row["end"])
-            name = row["path"] if "path" in row else row["source"]
+            name = os.fspath(row["path" if "path" in row else "source"])  # None of a short line
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path}:{line}: columns path, start and end (seconds) say which moment"

@@ -839,7 +839,7 @@ def test_everything_is_prepared(footage, tiny_pair, tiny_backbone, tmp_path):
     with pytest.raises(ValueError, match="sentence"):
         page.view("text", "  ")
     for broken in (b"\xff\xfe\0", b"", b"path\nlong.mp4\n", b"path,start,end\nlong.mp4,x,2\n",
-                   b"path,start,end\nelse.mp4,1,2\n"):  # fmt: skip
+                   b"path,start,end\nelse.mp4,1,2\n", b"start,end,path\n1,2\n"):  # fmt: skip
         first.write_bytes(broken)
         with pytest.raises(ValueError, match="first"):
             read_places(first, page.moments, page.labels)
