@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from downstream.classifier import Classifier
-from pretrain.clip import VideoText
+from pretrain.clip import VideoText, video_encoder
 from pretrain.names import first_line, for_screen
 from pretrain.spec import InputSpec, Joints
 from pretrain.weights import weights_hash
@@ -62,7 +62,7 @@ class Whole(nn.Module):
 
 def spec_of(model: nn.Module) -> InputSpec:
     """The clip that a model takes; of a pair of towers, its video tower."""
-    spec = getattr(model, "video", model).input_spec
+    spec = video_encoder(model).input_spec
     assert isinstance(spec, InputSpec)
     return spec
 
@@ -92,7 +92,7 @@ def contract_of(model: nn.Module, rate: float | None) -> dict[str, Any]:
         shape = ["batch", width]
     return {
         "format": FORMAT,
-        "model": type(getattr(model, "backbone", getattr(model, "video", model))).__name__,
+        "model": type(getattr(model, "backbone", video_encoder(model))).__name__,
         "frames": spec.frames,
         "frames_are": "fixed: the model refuses clips of another length",
         "stride": spec.stride,

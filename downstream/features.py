@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from downstream.controls import controlled
-from pretrain.clip import VideoText
+from pretrain.clip import VideoText, video_encoder
 from pretrain.data.progress import Bar
 from pretrain.data.shards import EvalClips, Pack, eval_loader
 from pretrain.device import autocast_dtype
@@ -178,7 +178,7 @@ def show_views(
 
 def spec_of(encoder: nn.Module) -> InputSpec:
     """The clip that an encoder takes; a pair of towers sees what its video tower sees."""
-    spec = getattr(encoder, "video", encoder).input_spec
+    spec = video_encoder(encoder).input_spec
     assert isinstance(spec, InputSpec)
     return spec
 
@@ -358,7 +358,7 @@ def _cached(
 ) -> np.ndarray:
     """The result of `compute`, cached by model, clips and views."""
     # The weights alone do not fix the numbers: stride and normalisation are no weights.
-    video = getattr(model, "video", model)
+    video = video_encoder(model)
     spec = video.input_spec
     assert isinstance(spec, InputSpec)
     identity = {

@@ -368,3 +368,11 @@ def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None])
     torch.set_rng_state(state[0])
     if state[1] is not None:
         torch.cuda.set_rng_state(state[1], device)
+
+
+def video_encoder(model: nn.Module) -> nn.Module:
+    """What sees the clips: of a pair of towers its video tower, else the model itself.
+
+    Other models have parts called `video`, too.
+    """
+    return model.video if isinstance(model, VideoText) else model

@@ -40,7 +40,7 @@ from downstream.models import load_backbone, load_video_text, match_rate
 from downstream.results import data_name
 from downstream.zero_shot import embed_texts
 from pretrain.backbones import folder_of, read_backbone_config
-from pretrain.clip import VideoText
+from pretrain.clip import VideoText, video_encoder
 from pretrain.data.cache import draw_synthetic, open_data, packing_side, synthetic_clips
 from pretrain.data.remote import is_address
 from pretrain.data.shards import Pack
@@ -194,7 +194,7 @@ def prepare(config: Config) -> "Look":
     name, model = load_model(config.backbone)
     side = max(packing_side(spec_of(model).size), SHOWN_SIDE)
     pack = open_data(config.data, side, machine=config.machine)
-    match_rate(name, getattr(model, "video", model), pack)
+    match_rate(name, video_encoder(model), pack)
     moments = find_moments(pack, config.every)
     vectors = embed_moments(model, pack, moments, how)
     out = Path(config.out or default_out(config.data))

@@ -22,7 +22,7 @@ from downstream.features import (
 )
 from downstream.splits import group_by_source
 from downstream.zero_shot import unit
-from pretrain.clip import VideoText
+from pretrain.clip import VideoText, video_encoder
 from pretrain.data.progress import Bar
 from pretrain.data.sampling import test_indices
 from pretrain.data.shards import EvalClips, Pack
@@ -156,7 +156,7 @@ def embed_moments(
         "version": CODE_VERSION,
         "kind": "moments",
         "weights": weights_hash(model),
-        "arguments": getattr(model, "video", model).arguments,
+        "arguments": video_encoder(model).arguments,
         "spec": repr(spec_of(model)),
         "crops": how.num_crops,
         "precision": how.dtype_name,
