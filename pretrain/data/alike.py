@@ -40,7 +40,7 @@ LONGEST = 10.0  # seconds in common whose frames are compared
 # What decides in the end is a weighted sum of transformed correlations (Fisher 1921).
 SURE = 5.0  # score
 STILL = 0.9  # correlation of what rests, where nothing moves
-WEIGHTS, OFFSET = (5.0, 5.5, 1.6), -12.9
+WEIGHTS, OFFSET = (5.0, 5.5, 1.6), -13.4
 
 # Gives the frames of a clip between two times, seconds, as squares of a side: (T, side, side), and
 # when each is shown.

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from downstream.splits import choose_splits
+from pretrain.data.alike import EVEN, Alike, Clip, compare_stills
 from pretrain.data.index import load_index
 from pretrain.data.merge import merge
-from pretrain.data.near import add_near
+from pretrain.data.near import _without_lookalikes, add_near
 from pretrain.data.near_error import measure
 from pretrain.data.near_list import COLUMNS, STRUCK
 from pretrain.data.pack import pack
+from pretrain.data.register import shrunk
 from pretrain.data.shards import Pack
 from pretrain.data.signatures import RATE, SIDE, Signature, count_pictures, read_signature
 from pretrain.data.sources import list_sources
@@ -186,3 +188,28 @@ def test_the_measurement_counts_planted_copies(raw):
     some = [s for s in list_sources(raw).sources if s.name in ("v0.mp4", "v1.mp4", "v2.mp4")]
     assert measure(some, "mirror", 1, 1)[:3] == (3, 0, 6)
     assert measure(some[:1], "halves", 1, 1)[:3] == (1, 0, 2)
+
+
+def test_small_frames_that_resemble_others_need_a_higher_score():
+    def near(score: float, small: bool) -> Alike:
+        return Alike(score, (0.0, 0.0), 1.0, (EVEN, EVEN), False, 0.9, 0.9, 0.9, small)
+
+    tested = {(0, 1): near(3, True), (1, 2): near(-1, True)}  # 1 resembles 2
+    tested |= {(3, 4): near(3, True), (5, 6): near(3, False), (6, 7): near(-1, False)}
+    tested |= {(8, 9): near(6, True), (9, 10): near(-2, True)}
+    assert set(_without_lookalikes(tested)) == {(3, 4), (5, 6), (8, 9)}
+
+
+def test_what_rests_is_compared_where_nothing_moves():
+    def still(picture: np.ndarray) -> Clip:
+        grey = picture.mean(-1)[None]
+        pictures = shrunk(grey, SIDE).repeat(12, 0)
+        return Clip(pictures, 64, lambda _, __, side: (shrunk(grey, side), np.zeros(1)))
+
+    one, other = (render(spec).frames[0] for spec in clip_specs(0, 300)[::150])
+    copy = compare_stills(still(one), still(one[5:-3, 4:, ::1]))
+    assert copy and copy.score > 0 and not copy.mirrored
+    mirror = compare_stills(still(one), still(one[:, ::-1]))
+    assert mirror and mirror.score > 0 and mirror.mirrored
+    others = compare_stills(still(one), still(other))
+    assert others is None or others.score < 0
