@@ -179,10 +179,10 @@ def find_pairs(
         near = (compare_stills if a in still else compare)(clip(a), clip(b))
         if near is not None:
             found[a, b] = near
-    return _without_lookalikes(found), blank
+    return without_lookalikes(found), blank
 
 
-def _without_lookalikes(tested: dict[tuple[int, int], Alike]) -> dict[tuple[int, int], Alike]:
+def without_lookalikes(tested: dict[tuple[int, int], Alike]) -> dict[tuple[int, int], Alike]:
     """Those of the pairs whose frames were compared that are near-duplicates.
 
     Frames of few pixels do not tell a copy from somebody else who does the same before the same

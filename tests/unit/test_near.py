@@ -13,7 +13,7 @@ from downstream.splits import choose_splits
 from pretrain.data.alike import EVEN, Alike, Clip, compare_stills
 from pretrain.data.index import load_index
 from pretrain.data.merge import merge
-from pretrain.data.near import _without_lookalikes, add_near
+from pretrain.data.near import without_lookalikes, add_near
 from pretrain.data.near_error import measure
 from pretrain.data.near_list import COLUMNS, STRUCK
 from pretrain.data.pack import pack
@@ -197,7 +197,7 @@ def test_small_frames_that_resemble_others_need_a_higher_score():
     tested = {(0, 1): near(3, True), (1, 2): near(-1, True)}  # 1 resembles 2
     tested |= {(3, 4): near(3, True), (5, 6): near(3, False), (6, 7): near(-1, False)}
     tested |= {(8, 9): near(6, True), (9, 10): near(-2, True)}
-    assert set(_without_lookalikes(tested)) == {(3, 4), (5, 6), (8, 9)}
+    assert set(without_lookalikes(tested)) == {(3, 4), (5, 6), (8, 9)}
 
 
 def test_what_rests_is_compared_where_nothing_moves():
