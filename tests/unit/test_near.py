@@ -13,7 +13,7 @@ from downstream.splits import choose_splits
 from pretrain.data.alike import EVEN, Alike, Clip, compare_stills
 from pretrain.data.index import load_index
 from pretrain.data.merge import merge
-from pretrain.data.near import without_lookalikes, add_near
+from pretrain.data.near import add_near, without_lookalikes
 from pretrain.data.near_error import measure
 from pretrain.data.near_list import COLUMNS, STRUCK
 from pretrain.data.pack import pack
