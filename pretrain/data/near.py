@@ -33,7 +33,7 @@ from pretrain.data.alike import SURE, Alike, Clip, compare, compare_stills
 from pretrain.data.decode import DecodeError, decode_frames
 from pretrain.data.index import NEAR, SIGNATURES, checked_lines, load_index, refuse_part
 from pretrain.data.near_list import MOST, near_lines
-from pretrain.data.progress import Bar
+from pretrain.data.progress import counting
 from pretrain.data.register import shrunk
 from pretrain.data.signatures import (
     Signature,
@@ -145,7 +145,7 @@ def _blocks(vectors: np.ndarray) -> Iterator[np.ndarray]:
 
 def find_pairs(
     clip: Callable[[int], Clip], numbers: list[int], apart: np.ndarray,
-    said: Callable[[int, str], None] = lambda done, about: None,
+    progress: bool = False,
 ) -> tuple[dict[tuple[int, int], Alike], int]:  # fmt: skip
     """The near-duplicates among some clips, by their numbers (a < b), and how many are blank.
 
@@ -153,12 +153,12 @@ def find_pairs(
         clip: gives what is known of one.
         numbers: of the clips.
         apart: of every clip a number; those of equal ones are not compared.
-        said: told how many clips, and later pairs, are done.
+        progress: show it.
     """
     blank, still = 0, set()
     with tempfile.TemporaryDirectory() as folder:
         moving, resting = _Pool(folder, "windows"), _Pool(folder, "stills")
-        for number in numbers:
+        for number in counting(numbers, "near-duplicates", "clip", progress):
             one = clip(number)
             own = one.windows
             if one.moves:
@@ -174,8 +174,7 @@ def find_pairs(
                 blank += 1
         pairs = sorted(moving.pairs(apart) | resting.pairs(apart))
     found: dict[tuple[int, int], Alike] = {}
-    for done, (a, b) in enumerate(pairs):
-        said(done, f"{len(pairs)} pairs")
+    for a, b in counting(pairs, "near-duplicates", "pair", progress):
         near = (compare_stills if a in still else compare)(clip(a), clip(b))
         if near is not None:
             found[a, b] = near
@@ -282,9 +281,7 @@ def find_near(packed: _Packed, progress: bool = False) -> tuple[list[dict], int]
             seconds = row["frames"] / pace(row["fps"])
             found[before, clip] = ("same bytes", 99.0, (0.0, 0.0), seconds)
         last[row["sha256"]] = clip
-    with Bar(len(firsts), "near-duplicates", "clip", progress) as bar:
-        pairs, blank = find_pairs(packed.clip, firsts, apart, lambda done, about: None)
-        bar.update(len(firsts), counted(len(pairs), "pair"))
+    pairs, blank = find_pairs(packed.clip, firsts, apart, progress)
     for (a, b), near in pairs.items():
         lengths = [packed.rows[c]["frames"] / pace(packed.rows[c]["fps"]) for c in (a, b)]
         found[a, b] = (_kind(near, lengths), near.score, near.starts, near.seconds)
