@@ -70,9 +70,9 @@ def merge(source: str | Path, out: str | Path, *, progress: bool = True, near: b
         (out / ".pack" / "clips").mkdir(parents=True, exist_ok=True)
         with locked(out, progress):
             finish_commit(out)
-            index, found = _write(parts, out), ""
-            if near:
-                index, found = look_for_near(out, index, progress)
+            _write(parts, out)
+            found = look_for_near(out, progress) if near else ""
+            index = load_index(out)
     except (OSError, NotImplementedError) as error:  # the latter: a disk that knows no locks
         what = getattr(error, "strerror", None) or error
         where = getattr(error, "filename", None) or out

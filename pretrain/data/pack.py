@@ -142,9 +142,10 @@ def pack(
             packer.identify(boxed)
             packer.ingest(workers, timeout, file_timeout)
             packer.add_streams(workers, timeout, file_timeout)
-            index = packer.write()
+            packer.write()
             if near and not part:
-                index, found = look_for_near(out, index, progress)
+                found = look_for_near(out, progress)
+            index = load_index(out)
     except (OSError, NotImplementedError) as error:  # the latter: a disk that knows no locks
         what = getattr(error, "strerror", None) or error
         where = getattr(error, "filename", None) or out
@@ -176,14 +177,13 @@ def _check(
             raise ValueError(f"{kind} {method!r:.80} is no method: give one of {', '.join(known)}")
 
 
-def look_for_near(out: Path, index: dict, progress: bool) -> tuple[dict, str]:
-    """Look for the near-duplicates of a pack unless they are listed; the index, and a line."""
-    if "near_duplicates" in index:
-        return index, ""
+def look_for_near(out: Path, progress: bool) -> str:
+    """Look for the near-duplicates of a pack unless they are listed; a line on what was found."""
+    if "near_duplicates" in load_index(out):
+        return ""
     from pretrain.data.near import add_near  # what it needs, packing can do without
 
-    found = add_near(out, progress)
-    return load_index(out), f"\n{for_screen(found)}"
+    return f"\n{for_screen(add_near(out, progress))}"
 
 
 # ---- the folder --------------------------------------------------------------------------------
