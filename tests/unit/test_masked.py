@@ -120,7 +120,7 @@ def test_a_decoder_larger_than_any_backbone_is_refused():
         MaskedPixels(build_model("c3d", width=0.5, size=112), 2, 16)
 
 
-@pytest.mark.parametrize("encoder", ["vivit_3", "i3d"])
+@pytest.mark.parametrize("encoder", ["vivit_3", pytest.param("i3d", marks=pytest.mark.slow)])
 def test_the_recipe_with_another_family(tiny_pack, tmp_path, encoder, monkeypatch):
     cfg = config(
         tiny_pack, tmp_path / "run", model=encoder, depth=None, decoder_dim=None,
