@@ -1,11 +1,12 @@
 """Says of two clips whether one is a copy of the other: aligned in time and space, then compared.
 
-1. Small pictures (`SMALL` pixels): the place in space by what rests (the median over time), or by
-   the frames of windows that look alike (`pretrain/data/windows.py`); the time by a correlation of
-   what changes at every shift. Of these guesses the best is taken, and hopeless pairs end here.
+1. Small pictures (`SMALL` pixels): the place in space by the still picture (the median over time),
+   or by the frames of windows that look alike (`pretrain/data/windows.py`); the time by a
+   correlation of what changes at every shift. Of these guesses the best is taken, and hopeless
+   pairs end here.
 2. Pictures of the signatures, `SIDE` pixels: the place and the time more finely.
 3. Frames, of 64 pixels: times to the frame, places to a fraction of a pixel; then what changes has
-   to agree in detail, and so do what moves and what rests. Two people who do the same at the same
+   to agree in detail, and so do moving and still parts. Two people who do the same at the same
    place look alike in 1 and 2, not in 3.
 """
 
@@ -39,7 +40,7 @@ MOST_PICTURES = 16  # of each clip that are compared at a time
 LONGEST = 10.0  # seconds in common whose frames are compared
 # What decides in the end is a weighted sum of transformed correlations (Fisher 1921).
 SURE = 5.0  # score
-STILL = 0.9  # correlation of what rests, where nothing moves
+STILL = 0.9  # correlation of still parts, where nothing moves
 WEIGHTS, OFFSET = (5.0, 5.5, 1.6), -13.4
 
 # Gives the frames of a clip between two times, seconds, as squares of a side: (T, side, side), and
@@ -86,7 +87,7 @@ class Clip:
 
     @property
     def structured(self) -> bool:
-        """Whether what rests is no blank."""
+        """Whether the still picture is no blank."""
         return float(self.rest.std()) > 2
 
 
@@ -101,8 +102,8 @@ class Alike:
         place: of the second in the first, across and down, in pictures of some side.
         mirrored: whether one is the mirror image of the other.
         changing: correlation of what changes, in detail.
-        moving: of what moves.
-        resting: and of what rests; 1 where it has no structure.
+        moving: of moving parts.
+        resting: and of still ones; 1 where it has no structure.
         small: whether frames are too small to tell lookalikes apart.
     """
 
@@ -205,7 +206,7 @@ def _phases(ours: np.ndarray, theirs: np.ndarray) -> list[tuple[np.ndarray, np.n
 def _agreement(
     ours: np.ndarray, theirs: np.ndarray, place: tuple[Place, Place], reach: int
 ) -> tuple[float, float, float]:
-    """Correlations in detail of what changes, of what moves, and of what rests."""
+    """Correlations in detail of changes, of moving parts, and of still ones."""
     other, seen = laid_over(theirs, place)
     rests = [detail(x.mean(0), reach, seen) for x in (ours, other)]
     changes = [detail(x - x.mean(0), reach, seen) for x in (ours, other)]

@@ -158,12 +158,12 @@ def _refuse_other_settings(first: _Part, part: _Part) -> None:
             )
 
 
-def _write(parts: list[_Part], out: Path) -> dict:
+def _write(parts: list[_Part], out: Path) -> None:
     with contextlib.closing(Rows(out / ".pack" / "rows.jsonl")) as rows:
-        return _write_rows(parts, out, rows)
+        _write_rows(parts, out, rows)
 
 
-def _write_rows(parts: list[_Part], out: Path, rows: Rows) -> dict:
+def _write_rows(parts: list[_Part], out: Path, rows: Rows) -> None:
     from pretrain.data.signatures import open_signatures
 
     refused: list[dict] = []
@@ -201,7 +201,7 @@ def _write_rows(parts: list[_Part], out: Path, rows: Rows) -> dict:
 
     writer = Writer(out, about, methods, shard_bytes, find, signature, index=earlier, lines=lines)
     refused.sort(key=lambda line: line["source"])
-    return writer.write(rows, refused, sum(part.index["num_refused"] for part in parts))
+    writer.write(rows, refused, sum(part.index["num_refused"] for part in parts))
 
 
 def _refuse_twice(parts: list[_Part], rows: Rows) -> None:

@@ -673,7 +673,7 @@ class _Packer:
 
     # ---- writing
 
-    def write(self) -> dict:
+    def write(self) -> None:
         """Lay the clips out in shards, write those that are new, and replace the index."""
         with contextlib.closing(Rows(self.work / "rows.jsonl")) as rows:
             refused = self._gather(rows)
@@ -699,9 +699,8 @@ class _Packer:
                 self.index,
                 self.lines,
             )
-            index = writer.write(rows, lines, len(refused))
+            writer.write(rows, lines, len(refused))
         self._tidy()
-        return index
 
     def _gather(self, rows: Rows) -> list[dict]:
         """Add the line of every clip; returns lines of the ledger on the sources refused."""

@@ -1,6 +1,6 @@
 """Windows of a clip: what changes within two thirds of a second, in a frame of its own.
 
-The centre and the spread of what moves (its image moments, Hu 1962) become the origin and the unit
+The centre and the spread of the motion (its image moments, Hu 1962) become the origin and the unit
 of length, so that crops and sizes make little difference.
 """
 
