@@ -5,6 +5,7 @@ import functools
 import itertools
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from downstream.classifier import Classifier
 from downstream.events import KeptScores, cut_events, smooth
 from downstream.metrics import FoundEvent
+from downstream.models import matched_stride
 from downstream.windows import window_scores
 from pretrain.data import flow, methods
 from pretrain.data.blazepose import Networks, estimate_poses, load_networks
@@ -34,7 +36,7 @@ from pretrain.data.stream import Frames
 from pretrain.device import autocast_dtype
 from pretrain.files import is_there
 from pretrain.modes import evaluating
-from pretrain.names import for_screen
+from pretrain.names import counted, for_screen
 from pretrain.prompts import same_words
 from pretrain.spec import InputSpec
 
@@ -281,15 +283,23 @@ class Scorer:
         model: the network.
         spec: the clip that it takes.
         names: of the K classes.
-        hop: frames from a window to the next.
+        overlap: windows that begin within one of them.
         score: clips to scores of the classes, (B, T, K) or (B, K).
+        rate: frames a second of the videos that it learned from; None: not known, or the stride
+            holds whatever they are.
     """
 
     model: nn.Module
     spec: InputSpec
     names: list[str]
-    hop: int
+    overlap: int
     score: Callable[[Any], Tensor]
+    rate: float | None = None
+
+    def pace(self, fps: float) -> tuple[int, int]:
+        """Frames from one that a window shows to the next, and from a window to the next."""
+        stride = matched_stride(self.spec.stride, fps, self.rate)
+        return stride, max(self.spec.frames * stride // self.overlap, 1)
 
 
 def refuse_uniform(spec: InputSpec) -> None:
@@ -305,23 +315,25 @@ def refuse_uniform(spec: InputSpec) -> None:
         )
 
 
-def classifier_scorer(classifier: Classifier, where: torch.device) -> Scorer:
+def classifier_scorer(
+    classifier: Classifier, where: torch.device, rate: float | None = None
+) -> Scorer:
     """A classifier as what scores windows: of frames they overlap by half, of clips by 3/4.
 
     Args:
         classifier: moved to the device.
         where: the device.
+        rate: as `Scorer` has it.
 
     Raises:
         ValueError: it takes frames of the whole of a clip.
     """
     spec = classifier.input_spec
     refuse_uniform(spec)
-    span = spec.frames * spec.stride
     classifier.to(where)
-    hop = max(span // 2 if classifier.per_frame else span // 4, 1)
     score = lambda clips: classifier(clips).float().softmax(-1)
-    return Scorer(classifier, spec, classifier.classes, hop, score)
+    overlap = 2 if classifier.per_frame else 4
+    return Scorer(classifier, spec, classifier.classes, overlap, score, rate)
 
 
 @dataclass(frozen=True)
@@ -377,17 +389,16 @@ def video_scores(
     def predict(window: dict[str, Tensor]) -> Tensor:
         return score_windows(scorer, how, window)[..., shown]
 
-    def counted(parts: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    def tallied(parts: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         nonlocal rows
         for part in parts:
             rows += len(part)
             yield part
 
     with opened(video, spec) as stream:
-        windows = window_scores(
-            stream.chunks, spec.frames, spec.stride, scorer.hop, how.batch_size, predict
-        )
-        use(smooth(counted(windows), round(how.smooth * stream.fps / 2)), stream.fps)
+        pace = scorer.pace(stream.fps)
+        windows = window_scores(stream.chunks, spec.frames, *pace, how.batch_size, predict)
+        use(smooth(tallied(windows), round(how.smooth * stream.fps / 2)), stream.fps)
         reason = stream.reason()
     if not rows:
         raise Refused(reason or "holds no frame that can be decoded")
@@ -429,6 +440,7 @@ class Detection:
         self.names = [scorer.names[k] for k in self.shown]
         self.scorer, self.how, self.shortest, self.refused = scorer, how, shortest, refused
         self.seconds: dict[str, float] = {}
+        self._strides: Counter[int] = Counter()
         self.highest = 0.0
 
     def _score(
@@ -469,6 +481,16 @@ class Detection:
             self.highest = max(self.highest, float(part.max(initial=0)))
             yield part
 
+    def other_strides(self) -> list[str]:
+        """In which videos `find` took another stride than the model records, and why."""
+        own = self.scorer.spec.stride
+        return [
+            f"stride {stride} instead of {own} in {counted(number, 'video')}: the model learned "
+            f"from clips of {self.scorer.rate:.4g} frames a second"
+            for stride, number in sorted(self._strides.items())
+            if stride != own
+        ]
+
     def nothing_found(self, found: dict[str, list[FoundEvent]], chosen: str) -> list[str]:
         """What a reader must know where there is no event; `chosen`: the thresholds, in words."""
         if any(found.values()):
@@ -484,6 +506,7 @@ class Detection:
         kept: dict[str, KeptScores] = {}
 
         def use(video: Video, parts: Iterator[np.ndarray], fps: float) -> None:
+            self._strides[self.scorer.pace(fps)[0]] += 1
             if video.name in measured:
                 kept[video.name] = KeptScores(fps)
                 parts = kept[video.name].record(parts)

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from downstream.models import MODELS, build_model, load_backbone, trained_rate
+from downstream.models import MODELS, build_model, load_backbone, matched_stride, trained_rate
 from downstream.models.frames import FrameNetwork, frame_tower
 from pretrain.backbones import folder_of, load_pretrained_videomae
 from pretrain.clip import VideoText
@@ -103,7 +103,7 @@ def form_of_weights(name: str, fps: float) -> dict[str, Any]:
     run = is_folder(Path(name) / "checkpoints")
     rate = trained_rate(f"{name}/backbone" if run else name)
     if rate and spec.stride:
-        form["stride"] = max(1, int(spec.stride * fps / rate))  # at most as far apart in time
+        form["stride"] = matched_stride(spec.stride, fps, rate)
     if not isinstance(encoder, VideoTransformer):
         return form
     if named := [n for n, size in VITS.items() if SIZES[size][0] == has["dim"]]:

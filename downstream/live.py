@@ -111,7 +111,11 @@ def _filled(sums: np.ndarray, counts: np.ndarray, before: np.ndarray | None) -> 
 def open_camera(source: Source, scorer: Scorer, again: tuple[float, ...] = AGAIN) -> Camera:
     """A camera that keeps as many frames as a model needs; `again` as of `Camera`."""
     spec = scorer.spec
-    room = spec.frames * spec.stride + scorer.hop
+
+    def room(fps: float) -> int:
+        stride, hop = scorer.pace(fps)
+        return spec.frames * stride + hop
+
     return Camera(source, packing_side(spec.size), room, again=again)
 
 
@@ -134,6 +138,7 @@ def watch(
     """
     spec, watched = scorer.spec, Watched()
     fps, radius = float(camera.newest.fps), round(how.smooth * float(camera.newest.fps) / 2)
+    stride, hop = scorer.pace(fps)
 
     def predict(pictures: np.ndarray) -> np.ndarray:
         window = centre(torch.from_numpy(pictures), spec)["rgb"][None]
@@ -148,7 +153,7 @@ def watch(
         begin = camera.newest.up_to(0, stretch)[0]
         cutter = Cutter(scorer.names, thresholds, fps, shortest)
         parts = stretch_scores(
-            camera.newest, stretch, begin, spec.frames, spec.stride, scorer.hop, predict, watched
+            camera.newest, stretch, begin, spec.frames, stride, hop, predict, watched
         )
         for part in smooth(parts, radius):
             for event in cutter.push(part):

@@ -151,7 +151,7 @@ def starter_ahead(pack: Pack, ids: np.ndarray, seed: int) -> str:
         return ""
     starter = load_backbone(STARTER)
     assert isinstance(starter, nn.Module)
-    match_rate(STARTER, starter, pack)
+    match_rate(STARTER, starter, pack.rates())
     how = Extraction(time_segments=0)
     found = []
     for encoder in (starter, fresh_like(starter, seed)):

@@ -149,7 +149,7 @@ def main(config: Config) -> np.ndarray:
     pack = open_data(
         config.data, packing_side(encoder.input_spec.size), machine=config.machine, labels=True
     )
-    match_rate(config.backbone, encoder, pack)
+    match_rate(config.backbone, encoder, pack.rates())
     videos, _ = labelled_videos(pack, config.split)
     labels = grouped_folds(pack.name, videos, 0).folds.labels  # refuses what cannot be tested
     clips, crops, _ = covering_views(pack, videos.samples, encoder.input_spec)

@@ -23,11 +23,13 @@ from pathlib import Path
 
 import pretrain.threads  # noqa: F401 (before torch)
 
+import numpy as np
 import torch
 
 from downstream import auto_pairs, monitor, pairs
 from downstream.encoders import build_pair, text_model_name
 from downstream.finetune import record_method
+from downstream.models import match_rate
 from pretrain import auto, backbones, flags, log
 from pretrain.clip import VideoText, backward_classes, backward_step, contrast
 from pretrain.data import shards
@@ -153,6 +155,8 @@ def main(cfg: Config) -> dict:
     if packs is None:
         packs = open_all(cfg.data, packing_side(model.video.input_spec.size), say, cfg.machine)
     record_method(model.video, *(pack.index for pack in packs))
+    if cfg.backbone:
+        match_rate(cfg.backbone, model.video, np.concatenate([pack.rates() for pack in packs]))
     spec = model.video.input_spec
     chosen = pairs.clips_with_text(texts, cfg.data, packs, cfg.split, spec, say)
     prompts = pairs.class_prompts(texts, cfg.data, packs, chosen) if cfg.loss == "classes" else {}

@@ -57,7 +57,7 @@ from downstream.events import (
     truth_of_segments,
 )
 from downstream.metrics import RESAMPLES, Event, FoundEvent
-from downstream.models import choose_sampling, load_classifier, load_video_text
+from downstream.models import choose_sampling, load_classifier, load_video_text, trained_rate
 from downstream.report import events_figure, print_results, write_csv, write_results
 from downstream.results import (
     FEW,
@@ -100,10 +100,11 @@ def load_scorer(config: Config, where: torch.device) -> Scorer:
         classifier = load_classifier(config.backbone, config.weights or "", names)
         backbone = classifier.backbone
     choose_sampling(backbone, None, config.stride)
+    rate = None if config.stride else trained_rate(config.backbone)
     spec = backbone.input_spec
     assert isinstance(spec, InputSpec)
     if not config.text:
-        return classifier_scorer(classifier, where)
+        return classifier_scorer(classifier, where, rate)
     refuse_uniform(spec)
     sentences = sentences_of(config)
     vectors, num_cut = embed_texts(pair, list(sentences.values()), where, config.machine.precision)
@@ -115,7 +116,7 @@ def load_scorer(config: Config, where: torch.device) -> Scorer:
         similar = pair.scale() * (pair.encode_video(clips).float() @ texts.T)
         return similar.softmax(-1) if pair.bias is None else (similar + pair.bias).sigmoid()
 
-    return Scorer(pair, spec, list(sentences), max(spec.frames * spec.stride // 4, 1), compare)
+    return Scorer(pair, spec, list(sentences), 4, compare, rate)
 
 
 def sentences_of(config: Config) -> dict[str, str]:
@@ -235,7 +236,8 @@ def measure(
     spec, how = scorer.spec, detection.how
     details: dict[str, dict] = {
         "views": {
-            "frames": spec.frames, "stride": spec.stride, "size": spec.size, "hop": scorer.hop,
+            "frames": spec.frames, "stride": spec.stride, "trained_fps": scorer.rate,
+            "size": spec.size, "overlap": 1 - 1 / scorer.overlap,
             "smooth_seconds": config.smooth, "shortest_seconds": config.shortest,
             "pooling": "mean over the windows that show a frame",
         },
@@ -335,7 +337,7 @@ def main(config: Config) -> dict:
     found, kept = detection.find(tested, thresholds, {v.name for v in tested if v.name in true})
     if not found:
         raise nothing_usable(" ".join(config.video), refused)
-    notes += detection.nothing_found(found, chosen)
+    notes += detection.other_strides() + detection.nothing_found(found, chosen)
     content = write_events(out, found, truth, config.backbone)
     by_name = dict(zip(names, thresholds.tolist(), strict=True))
     write_json(out / "thresholds.json", {"thresholds": by_name, "chosen": chosen})

@@ -46,7 +46,7 @@ from downstream.finetune import (
 )
 from downstream.floor import against_floor, folds_of
 from downstream.fusion import scored, write_scores
-from downstream.models import choose_sampling, load_classifier
+from downstream.models import choose_sampling, load_classifier, match_rate
 from downstream.report import publish
 from downstream.results import (
     Metric,
@@ -186,6 +186,8 @@ def main(cfg: Config) -> dict:
     train, classes = videos.train, videos.classes
     pack.check_streams(videos.samples, backbone.input_spec, cfg.name)
     record_method(backbone, pack.index)
+    if cfg.backbone and not cfg.stride:
+        match_rate(cfg.backbone, backbone, pack.rates())
 
     # ---- processes, model and optimizer
     engine.start()

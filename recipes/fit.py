@@ -46,7 +46,7 @@ from downstream.fit_report import labels_figure, next_clips, write_next, write_r
 from downstream.floor import against_floor
 from downstream.fusion import Scored, write_scores
 from downstream.models import load_backbone, match_rate
-from downstream.probe import LinearProbe, fit_card
+from downstream.probe import LinearProbe, fit_card, random_split
 from downstream.proposals import MOST, propose
 from downstream.report import publish
 from downstream.results import (
@@ -253,7 +253,7 @@ def main(config: Config) -> dict:
     pack = open_data(
         config.data, packing_side(encoder.input_spec.size), machine=config.machine, labels=True
     )
-    match_rate(config.backbone, encoder, pack)
+    match_rate(config.backbone, encoder, pack.rates())
     spec = encoder.input_spec
     videos, _ = labelled_videos(pack, config.split)
     grouped = grouped_folds(pack.name, videos, config.seed)
@@ -291,6 +291,11 @@ def main(config: Config) -> dict:
     )
     metrics |= controls | floor
     curve = learning_curve(features, grouped, config.seed)
+    if config.also_random_split:
+        note, drawn = random_split(
+            features[:, None], given, False, metrics["top1"].value, config.seed
+        )
+        stands.append(note)
 
     # ---- the classifier of all labels, and what to label next
     probe = fit_all(features, grouped, config.seed)
@@ -314,6 +319,8 @@ def main(config: Config) -> dict:
         "floor": about_floor, "views": describe_views(spec, how, POOLING),
         "proposed": {"clips": len(proposed), "of": len(candidates)},
     }  # fmt: skip
+    if config.also_random_split:
+        details["random_split"] = drawn
     results = build_results(
         "fit", data_of(config, pack, grouped, part), model, protocol, settings, metrics,
         config.seed, versions(how.device, how.dtype_name), [*notes, *more, *stands], details, said,

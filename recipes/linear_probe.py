@@ -43,14 +43,13 @@ from downstream.fusion import Scored, write_scores
 from downstream.metrics import mean_class_accuracy, topk_accuracy, topk_hits
 from downstream.models import load_backbone, match_rate
 from downstream.probe import (
-    DRAWS,
     Folds,
     LinearProbe,
     choose_folds,
     fit_card,
     held_out_probabilities,
     probe_features,
-    random_split_accuracy,
+    random_split,
     save_probe,
 )
 from downstream.report import RANDOM, publish
@@ -82,8 +81,6 @@ from recipes.options.linear_probe import Config, command
 # How a view becomes one vector, for the card: by --time-segments.
 MEANS = "mean of the last tokens over space and over each time segment"
 OWN = "the backbone's own embedding"
-LEAKY = "its clips of the same people, recordings and copies are on both sides, so it is not an "
-LEAKY += "estimate for new people"
 TOKEN_LIMIT = 4 * 2**30  # bytes of tokens up to which the attentive probe runs unasked
 
 
@@ -207,20 +204,6 @@ def random_metrics(
     }
 
 
-def random_split(
-    features: np.ndarray, given: Folds, svm: bool, scores: dict[str, np.ndarray], seed: int
-) -> tuple[str, dict]:
-    """What a random split of the same videos would show, as a sentence and for the card."""
-    drawn = random_split_accuracy(features, given, svm, seed)
-    honest = topk_accuracy(scores["top1"], given.labels[given.tested], 1)
-    note = (
-        f"a random split of the same videos would show a linear top-1 of {100 * drawn:.1f}, beside "
-        f"{100 * honest:.1f} of the split that was scored: {LEAKY}"
-    )
-    print(note, flush=True)
-    return note, {"top1": drawn, "draws": DRAWS, "meaning": LEAKY}
-
-
 def saved_scores(
     given: Folds, features: np.ndarray, probes: list[LinearProbe], scores: np.ndarray, svm: bool
 ) -> dict[str, Scored]:
@@ -267,7 +250,7 @@ def main(config: Config) -> dict:
     try_results(out)
     side = packing_side(encoder.input_spec.size)  # as recipes/videomae.py: one pack serves both
     pack = open_data(config.data, side, machine=config.machine, labels=True)
-    match_rate(config.backbone, encoder, pack)
+    match_rate(config.backbone, encoder, pack.rates())
     given = choose_folds(
         pack, config.train_split, config.test_split, config.leave_one_out, config.seed
     )
@@ -306,7 +289,8 @@ def main(config: Config) -> dict:
         details["attentive"] = {"skipped": skipped}
         print(f"no attentive probe: {skipped}", flush=True)
     if config.also_random_split:
-        note, details["random_split"] = random_split(features, given, svm, scores, config.seed)
+        honest = topk_accuracy(scores["top1"], given.labels[tested], 1)
+        note, details["random_split"] = random_split(features, given, svm, honest, config.seed)
         notes.append(note)
 
     # ---- results

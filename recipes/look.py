@@ -194,7 +194,7 @@ def prepare(config: Config) -> "Look":
     name, model = load_model(config.backbone)
     side = max(packing_side(spec_of(model).size), SHOWN_SIDE)
     pack = open_data(config.data, side, machine=config.machine)
-    match_rate(name, video_encoder(model), pack)
+    match_rate(name, video_encoder(model), pack.rates())
     moments = find_moments(pack, config.every)
     vectors = embed_moments(model, pack, moments, how)
     out = Path(config.out or default_out(config.data))

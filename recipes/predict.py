@@ -58,7 +58,7 @@ from downstream.detect import (
 from downstream.features import Extraction, start_extraction
 from downstream.live import open_camera, until_interrupted, watch
 from downstream.metrics import FoundEvent
-from downstream.models import choose_sampling, load_classifier
+from downstream.models import choose_sampling, load_classifier, match_rate, trained_rate
 from downstream.report import events_figure, joined, timeline_figure, write_csv
 from downstream.segments import stretches
 from downstream.splits import group_by_source
@@ -209,7 +209,8 @@ def file_bouts(config: Config, scorer: Scorer, how: How, out: Path) -> dict:
     bouts = [bout_of(event, source=source) for source, events in found.items() for event in events]
     write_json(out / "refused.json", refused)
     content = write_bouts(out, config, bouts, {"seconds": detection.seconds})
-    for note in detection.nothing_found(found, f"{config.threshold:g}"):
+    told = detection.other_strides() + detection.nothing_found(found, f"{config.threshold:g}")
+    for note in told:
         print(f"note: {for_screen(note)}")
     for source, reason in refused.items():
         print(f"refused {for_screen(source)}: {for_screen(reason)}")
@@ -229,8 +230,9 @@ def live_bouts(config: Config, source: Source, scorer: Scorer, how: How, out: Pa
     camera = open_camera(source, scorer)
     bouts: list[dict] = []
     clock = lambda at: datetime.fromtimestamp(camera.begun + at, UTC).isoformat(" ", "milliseconds")
-    fps, span = float(camera.newest.fps), scorer.spec.frames * scorer.spec.stride
-    window = f"{span / fps:.2f} s, a new one every {scorer.hop / fps:.2f} s"
+    fps = float(camera.newest.fps)
+    stride, hop = scorer.pace(fps)
+    window = f"{scorer.spec.frames * stride / fps:.2f} s, a new one every {hop / fps:.2f} s"
     about = {"camera": source.name, "frames a second": f"{fps:g}", "window": window,
              "bouts": out / "bouts.csv", "end": "Ctrl-C"}  # fmt: skip
     print_table("watching", about)
@@ -302,7 +304,8 @@ def find_bouts(config: Config, source: Source | None, model: Classifier, out: Pa
     where = start_evaluation(config.machine)
     take_pose_weights(config.pose_weights, model.input_spec.streams)
     choose_sampling(model.backbone, config.sampling, config.stride)
-    scorer = classifier_scorer(model, where)
+    rate = None if config.stride else trained_rate(config.backbone)
+    scorer = classifier_scorer(model, where, rate)
     how = How(config.smooth, config.batch_size, where, config.machine.precision)
     if source:
         content = live_bouts(config, source, scorer, how, out)
@@ -374,6 +377,8 @@ def main(config: Config) -> dict:
         )
         if pack is None or not len(ids):
             raise nothing_usable(config.video, refused)
+        if not config.stride:
+            match_rate(config.backbone, model.backbone, pack.rates())
         rankings, segments, rows = predict(config, model, pack, ids, how)
     write_json(out / "predictions.json", rankings)
     write_json(out / "refused.json", refused)

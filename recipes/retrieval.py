@@ -96,7 +96,7 @@ def search(config: Config, model: VideoText, how: Extraction) -> dict:
     lock = claim(out, ("search.json", "contact_sheet.png"))
     side = packing_side(model.video.input_spec.size)
     pack = open_data(config.data, side, machine=config.machine)
-    match_rate(config.backbone, model.video, pack)
+    match_rate(config.backbone, model.video, pack.rates())
     samples = np.arange(len(pack))
     names, videos, owner = embed_sources(config, model, pack, samples, how)
     text, cut = embed_texts(model, [config.query], how.device, config.machine.precision)
@@ -165,7 +165,7 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
     try_results(out)
     side = packing_side(model.video.input_spec.size)
     pack = open_data(config.data, side, machine=config.machine)
-    match_rate(config.backbone, model.video, pack)
+    match_rate(config.backbone, model.video, pack.rates())
     samples, notes = captioned(pack, config.test_split)
     settings = {
         "weights_sha256": weights_hash(model),

@@ -135,7 +135,7 @@ def classify_video(config: Config, model: VideoText, how: Extraction) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         side = packing_side(model.video.input_spec.size)
         pack = pack_file(path, Path(folder) / "pack", side)
-        match_rate(config.backbone, model.video, pack)
+        match_rate(config.backbone, model.video, pack.rates())
         samples = np.arange(len(pack))
         embedding = unit(embed_now(model, pack, samples, how).mean(0))
         vectors, num_cut = class_vectors(
@@ -229,7 +229,7 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
     try_results(out)
     side = packing_side(model.video.input_spec.size)
     pack = open_data(config.data, side, machine=config.machine, labels=True)
-    match_rate(config.backbone, model.video, pack)
+    match_rate(config.backbone, model.video, pack.rates())
     videos, notes = labelled_videos(pack, config.test_split)
     classes, words, given = classes_of_data(config, pack, videos)
     auto = "third_person" if given and not config.classes else "openai_kinetics"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from downstream.classifier import Classifier
@@ -31,12 +32,12 @@ from downstream.models.video_swin import VideoSwin
 from downstream.models.vivit import ViViT
 from pretrain import backbones
 from pretrain.clip import VideoText
-from pretrain.data.shards import Pack
 from pretrain.files import is_folder, no_folder
 from pretrain.interop.openclip import PREFIX as OPEN_CLIP
 from pretrain.interop.openclip import load_open_clip, video_text
 from pretrain.interop.videomae import import_videomae, load_videomae
-from pretrain.names import did_you_mean
+from pretrain.names import did_you_mean, for_screen
+from pretrain.processes import is_first
 from pretrain.settings import SIZES, STARTER
 from pretrain.spec import Backbone
 from pretrain.third_party import shown
@@ -55,11 +56,12 @@ __all__ = [
     "load_classifier",
     "load_video_text",
     "match_rate",
+    "matched_stride",
     "trained_rate",
 ]
 
 
-STARTER_RATE = 16  # frames a second
+STARTER_RATE = 16.0  # frames a second
 
 
 @dataclass(frozen=True)
@@ -446,18 +448,48 @@ def choose_sampling(backbone: nn.Module, sampling: str | None, stride: int | Non
         backbone.input_spec = dataclasses.replace(backbone.input_spec, stride=stride or 0)
 
 
-def match_rate(name: str, video: nn.Module, pack: Pack) -> None:
-    """Let `starter` see frames at most as far apart in time as those it learned from, in place.
+def matched_stride(stride: int, fps: float, trained: float | None) -> int:
+    """The stride at which frames are about as far apart in time as those that weights learned from.
 
-    Other weights keep the stride that they record. Wider ones lost accuracy (recipes/RESULTS.md).
+    At most a tenth further apart: wider ones lost accuracy (recipes/RESULTS.md).
 
     Args:
-        name: of the weights, as --backbone has it.
-        video: the backbone, or the video tower of the pair.
-        pack: of the clips.
+        stride: that the weights record; 0: of uniform sampling, which has none.
+        fps: frames a second of the clips.
+        trained: those of the clips that the weights learned from; None: not known.
     """
-    if name == STARTER:
-        choose_sampling(video, None, max(1, int(pack.rate() / STARTER_RATE)))
+    if not stride or not trained:
+        return stride
+    exact = stride * fps / trained
+    nearest = round(exact)
+    return max(1, nearest if nearest <= 1.1 * exact else int(exact))
+
+
+def match_rate(name: str, video: nn.Module, rates: np.ndarray) -> None:
+    """Give a backbone the `matched_stride` of clips, in place, and print that where it is another.
+
+    Args:
+        name: of the weights, as --backbone has it; those that do not say at which rate they learned
+            keep their stride.
+        video: the backbone, or the video tower of the pair.
+        rates: frames a second of the clips; their median counts.
+    """
+    assert isinstance(video, Backbone)
+    own, trained, fps = video.input_spec.stride, trained_rate(name), float(np.median(rates))
+    stride = matched_stride(own, fps, trained)
+    choose_sampling(video, None, stride)
+    if not is_first() or trained is None:
+        return
+    if stride != own:
+        print(
+            f"note: stride {stride} instead of {own}: {for_screen(name)} learned from clips of "
+            f"{trained:.4g} frames a second, and these have {fps:.4g}"
+        )
+    if len({matched_stride(own, rate, trained) for rate in rates.tolist()}) > 1:
+        print(
+            f"note: these clips have {rates.min():.4g} to {rates.max():.4g} frames a second: "
+            f"stride {stride} fits their median"
+        )
 
 
 def trained_rate(name: str) -> float | None:
@@ -470,7 +502,7 @@ def trained_rate(name: str) -> float | None:
         return STARTER_RATE
     told = backbones.provenance_of(name)
     rate = told.get("fps") if isinstance(told, dict) else None
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1000:
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0.01 <= rate <= 1000:
         return None
     return float(rate)
 

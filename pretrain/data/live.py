@@ -228,7 +228,7 @@ class Camera:
     Args:
         source: the camera.
         short_side: pixels; larger frames are scaled down to it.
-        room: ticks that are kept.
+        room: ticks that are kept, by the frames a second.
         timeout: seconds without a frame after which the camera is lost.
         again: seconds of waiting before each further try, after the last of which it is given up.
 
@@ -243,8 +243,8 @@ class Camera:
     """
 
     def __init__(
-        self, source: Source, short_side: int, room: int, timeout: float = TIMEOUT,
-        again: tuple[float, ...] = AGAIN,
+        self, source: Source, short_side: int, room: Callable[[float], int],
+        timeout: float = TIMEOUT, again: tuple[float, ...] = AGAIN,
     ):  # fmt: skip
         self.source, self.again, self.timeout = source, again, timeout
         self._job = {
@@ -257,7 +257,8 @@ class Camera:
             self._worker = self._connect()
         except Refused as error:
             raise ValueError(f"{source.name} cannot be opened: {error}") from None
-        self.newest = Newest(Fraction(*self._worker.about["fps"]), room)
+        fps = Fraction(*self._worker.about["fps"])
+        self.newest = Newest(fps, room(float(fps)))
         self.begun, self._start = time.time(), time.monotonic()
         threading.Thread(target=self._run, daemon=True).start()
 

@@ -122,10 +122,14 @@ class Pack:
         """All index entries, in sample order."""
         return (self.record(i) for i in range(len(self)))
 
-    def rate(self) -> float:
-        """Frames a second: the median of up to 64 of its clips."""
+    def rates(self) -> np.ndarray:
+        """Frames a second of up to 64 of its clips."""
         some = np.linspace(0, len(self) - 1, min(len(self), 64)).astype(int)
-        return float(np.median([self.record(int(i))["fps"] for i in some]))
+        return np.array([self.record(int(i))["fps"] for i in some])
+
+    def rate(self) -> float:
+        """Frames a second: the median of `rates`."""
+        return float(np.median(self.rates()))
 
     def column(self, name: str) -> np.ndarray:
         """What all clips have of a name, (len(self),); see `pretrain/data/columns.py`."""

@@ -23,6 +23,9 @@ class Config:
     """The split that is fitted on and cross-validated; all: every clip."""
     weights: str | None = None
     """Weights of a named model: imagenet, kinetics or a file; of i3d_k400: its file."""
+    also_random_split: bool = False
+    """Also say what a random split of the same videos would score, people and copies on both sides:
+    no estimate for new people."""
     propose: Whole = 20
     """Clips without a label that are proposed to be labelled next."""
     num_clips: OptionalCount = None

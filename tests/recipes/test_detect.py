@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from downstream.classifier import CHECKED, Classifier, at_chance, frame_probabilities
-from downstream.detect import Scorer, list_videos, opened
+from downstream.detect import How, Scorer, list_videos, opened
 from downstream.events import cut_events, smooth, truth_of_segments
 from downstream.models import build_model, load_backbone, load_classifier
 from downstream.results import read_results
@@ -72,7 +72,7 @@ def colours(monkeypatch, tiny_backbone):
         std, mean = (torch.tensor(x).view(1, 3, 1, 1, 1) for x in (stream.std, stream.mean))
         return (clips * std + mean).mean((3, 4)).transpose(1, 2)  # 200 of 255, or nothing
 
-    monkeypatch.setattr(detect, "load_scorer", lambda *_: Scorer(model, spec, COLOURS, 4, score))
+    monkeypatch.setattr(detect, "load_scorer", lambda *_: Scorer(model, spec, COLOURS, 2, score))
 
 
 def config(video, out, backbone: str = "colours", **values) -> Config:
@@ -113,6 +113,29 @@ def test_where_nothing_is_found_the_highest_score_is_said(films, colours, tmp_pa
     assert 0 < highest <= 1 and "--threshold" in note
     main(config(films / "a.mp4", tmp_path / "some", threshold=highest - 0.02))
     assert "no event" not in capsys.readouterr().out
+
+
+def test_a_model_sees_frames_as_far_apart_as_it_learned_from(films, tmp_path, colours):
+    """Of a film with every frame twice, at twice the rate, the same windows."""
+    with Frames(str(films / "a.mp4"), None, 32) as frames:
+        film = np.concatenate([*frames.chunks()])
+    write_video(tmp_path / "a.mp4", np.repeat(film, 2, axis=0), 2 * FPS)
+    model = detect.load_scorer()
+    seen: dict[float, list] = {}
+    for folder, fps in ((films, FPS), (tmp_path, 2 * FPS)):
+        shown = seen.setdefault(fps, [])
+        score = lambda clips, shown=shown: shown.extend(clips) or model.score(clips)
+        scorer = dataclasses.replace(model, score=score, rate=FPS)
+        (video,), _ = list_videos((str(folder / "a.mp4"),))
+        detection = detect.Detection(scorer, (), How(0, 4, torch.device("cpu"), "fp32"), 0, {})
+        events, _ = detection.find([video], np.full(3, 0.5), set())
+        assert sorted(e[:3] for e in events[video.name]) == sorted(PLAN["a.mp4"])
+        notes = detection.other_strides()
+        assert len(notes) == (fps != FPS) and all("stride 2 instead of 1" in n for n in notes)
+    few, many = seen.values()
+    assert len(few) == len(many)
+    for a, b in zip(few, many, strict=True):
+        assert torch.allclose(a, b, atol=0.1)  # encoded twice
 
 
 def test_a_pack_has_the_events_of_its_files(films, colours, tmp_path):

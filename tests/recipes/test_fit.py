@@ -43,7 +43,8 @@ def partly(make_pack) -> Path:
 @pytest.fixture(scope="module")
 def fitted(partly, tiny_backbone, tmp_path_factory) -> tuple[Path, dict]:
     out = tmp_path_factory.mktemp("fit") / "fit"
-    return out, fit.main(config(partly, out, tiny_backbone, num_clips=2, propose=5))
+    about = {"num_clips": 2, "propose": 5, "also_random_split": True}
+    return out, fit.main(config(partly, out, tiny_backbone, **about))
 
 
 def test_everything_is_written(fitted):
@@ -58,6 +59,10 @@ def test_everything_is_written(fitted):
     assert results.data.num_test == 24 and results.details["interval"]["resampled"] == "subjects"
     assert {f"control_{name}" for name in CONTROLS} | {"floor_frame"} <= results.metrics.keys()
     assert results.details["controls"]["differences"].keys() == set(CONTROLS.values())
+    drawn, honest = results.details["random_split"]["top1"], results.metrics["top1"].value
+    said = [note for note in results.notes if "random split" in note]
+    assert len(said) == 1 and f"{100 * drawn:.1f}, beside {100 * honest:.1f} as" in said[0]
+    assert said[0] in (out / "report.html").read_text()
 
 
 def test_predict_says_what_fit_says(fitted, partly, tmp_path):

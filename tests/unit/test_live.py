@@ -101,7 +101,7 @@ def test_webcams_by_platform(monkeypatch):
 def test_a_camera_that_is_closed_is_refused(source):
     begun = time.monotonic()
     with pytest.raises(ValueError, match=f"{source.name} cannot be opened"):
-        Camera(source, 32, 8, timeout=5)
+        Camera(source, 32, lambda _: 8, timeout=5)
     assert time.monotonic() - begun < 20
 
 
@@ -110,7 +110,7 @@ def test_a_camera_that_says_nothing_is_refused():
         port = silent.getsockname()[1]
         begun = time.monotonic()
         with pytest.raises(ValueError, match=f"rtsp://127.0.0.1:{port} cannot be opened"):
-            Camera(live_source(f"rtsp://a:b@127.0.0.1:{port}/x"), 32, 8, timeout=1)
+            Camera(live_source(f"rtsp://a:b@127.0.0.1:{port}/x"), 32, lambda _: 8, timeout=1)
         assert time.monotonic() - begun < 6
 
 
@@ -368,8 +368,22 @@ def test_an_rtsp_camera_is_found_again_and_its_password_is_nowhere(
     where = f"127.0.0.1:{rtsp.server_address[1]}"
     out = tmp_path / "out"
     opened = predict.open_camera
-    monkeypatch.setattr(predict, "open_camera", lambda *given: opened(*given, again=(0.2,)))
-    flags = {"out": str(out), "num_workers": 0, "seconds": 5.0, "shortest": 0.5}
+
+    def open_camera(*given):
+        camera = opened(*given, again=(0.2,))
+
+        def stop_after_two_bouts():
+            while not camera.newest.over and (out / "bouts.csv").read_text().count("\n") < 3:
+                time.sleep(0.1)
+            camera.stop()
+
+        timer = threading.Timer(1.0, stop_after_two_bouts)
+        timer.daemon = True
+        timer.start()
+        return camera
+
+    monkeypatch.setattr(predict, "open_camera", open_camera)
+    flags = {"out": str(out), "num_workers": 0, "seconds": 60.0, "shortest": 0.2}
     address = f"rtsp://admin:hunter2@{where}/live?pw=topsecret"
     content = predict.main(configure(predict.Config, str(backbone), address, **flags))
     assert len(content["lost"]) >= 1 and not content["given_up"] and len(content["bouts"]) >= 2

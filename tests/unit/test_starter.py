@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from downstream.models import load_backbone, load_video_text, match_rate
+from downstream.models import choose_sampling, load_backbone, load_video_text, match_rate
 from downstream.starter import compact
 from downstream.zero_shot import embed_texts, ensemble, unit
-from pretrain.backbones import folder_of, provenance_of, read_backbone_config
-from pretrain.data.shards import Pack
+from pretrain.backbones import (
+    export_backbone,
+    folder_of,
+    provenance_of,
+    read_backbone_config,
+)
 from pretrain.data.synthetic import ACTIONS, VERBS, ClipSpec, render
 from pretrain.settings import STARTER
 from pretrain.text import unseen_words
@@ -63,24 +67,44 @@ def test_what_is_kept_of_a_pair(tiny_pair):
         assert torch.allclose(before, after, rtol=2**-8, atol=0)
 
 
-@pytest.mark.parametrize(("fps", "stride"), [(5, 1), (16, 1), (25, 1), (32, 2), (60, 3)])
-def test_its_frames_are_at_most_as_far_apart_as_those_it_learned_from(pair, fps, stride):
-    class Clips(Pack):
-        def __init__(self):
-            """Three clips of a rate."""
-
-        def __len__(self):
-            return 3
-
-        def record(self, index):
-            return {"fps": fps}
-
+@pytest.mark.parametrize(
+    ("fps", "stride"), [(5, 1), (16, 1), (25, 1), (29.97, 2), (32, 2), (50, 3), (60, 4)]
+)
+def test_its_frames_are_at_most_a_tenth_further_apart_than_those_it_learned_from(pair, fps, stride):
     video = copy.deepcopy(pair.video)
-    match_rate(STARTER, video, Clips())
+    match_rate(STARTER, video, np.full(3, fps))
     assert video.input_spec.stride == video.arguments["stride"] == stride
-    other = copy.deepcopy(pair.video)  # weights of one's own keep what they record
-    match_rate("runs/mine/backbone", other, Clips())
-    assert other.input_spec.stride == 1
+
+
+@pytest.mark.parametrize(
+    ("fps", "stride"), [(25, 2), (23.976, 2), (24, 2), (30, 2), (50, 4), (12.5, 1), (6, 1)]
+)
+def test_weights_of_ones_own_see_frames_as_far_apart_as_they_learned_from(
+    pair, tmp_path, capsys, fps, stride
+):
+    video = copy.deepcopy(pair.video)
+    choose_sampling(video, None, 2)
+    for known, expected in ((25.0, stride), (None, 2), (True, 2), (-1, 2), ("25", 2)):
+        home = tmp_path / str(known)
+        export_backbone(video, home, {"fps": known})
+        seen = load_backbone(str(home))
+        match_rate(str(home), seen, np.array([fps] * 4))
+        assert seen.input_spec.stride == seen.arguments["stride"] == expected
+        said = capsys.readouterr().out
+        assert (f"stride {expected} instead of 2" in said) == (expected != 2)
+        assert "median" not in said
+    match_rate(
+        str(tmp_path / "25.0"), load_backbone(str(tmp_path / "25.0")), np.array([25, 25, 60])
+    )
+    assert "25 to 60 frames a second: stride 2 fits their median" in capsys.readouterr().out
+
+
+def test_uniform_sampling_has_no_stride_at_any_rate(pair, tmp_path):
+    video = copy.deepcopy(pair.video)
+    choose_sampling(video, "uniform", None)
+    export_backbone(video, tmp_path / "b", {"fps": 25.0})
+    match_rate(str(tmp_path / "b"), video, np.array([50.0]))
+    assert video.input_spec.stride == 0
 
 
 def test_its_export_says_where_it_comes_from():
