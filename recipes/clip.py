@@ -99,6 +99,13 @@ def refuse_early(cfg: Config, texts: pairs.Texts, model: VideoText) -> None:
     pairs.refuse_raw(texts, cfg.loss == "classes", cfg.data, cfg.split, model.video.input_spec)
 
 
+def match_data(cfg: Config, model: VideoText, packs: list[shards.Pack]) -> None:
+    """Let the video tower know how its flow was made, and weights the frame rate of the clips."""
+    record_method(model.video, *(pack.index for pack in packs))
+    if cfg.backbone:
+        match_rate(cfg.backbone, model.video, np.concatenate([pack.rates() for pack in packs]))
+
+
 def prepare(cfg: Config) -> tuple[Config, pairs.Texts, VideoText, Engine]:
     """What is trained, on which texts, and how; ValueError: what contradicts itself."""
     cfg = flags.settle(cfg, unused(cfg), PRESETS.get(cfg.preset))
@@ -154,9 +161,7 @@ def main(cfg: Config) -> dict:
     say = is_first() and packs is None
     if packs is None:
         packs = open_all(cfg.data, packing_side(model.video.input_spec.size), say, cfg.machine)
-    record_method(model.video, *(pack.index for pack in packs))
-    if cfg.backbone:
-        match_rate(cfg.backbone, model.video, np.concatenate([pack.rates() for pack in packs]))
+    match_data(cfg, model, packs)
     spec = model.video.input_spec
     chosen = pairs.clips_with_text(texts, cfg.data, packs, cfg.split, spec, say)
     prompts = pairs.class_prompts(texts, cfg.data, packs, chosen) if cfg.loss == "classes" else {}
