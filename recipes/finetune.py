@@ -100,6 +100,13 @@ def build_backbone(cfg: Config) -> nn.Module:
     return start_from(cfg.model, cfg.backbone, cfg.weights or "", small, changes)
 
 
+def match_data(cfg: Config, backbone: nn.Module, pack: Pack) -> None:
+    """Let a backbone know how its flow was made, and weights the frame rate of the clips."""
+    record_method(backbone, pack.index)
+    if cfg.backbone and not cfg.stride:
+        match_rate(cfg.backbone, backbone, pack.rates())
+
+
 # ---------------------------------------------------------------------------------------- the step
 
 
@@ -185,9 +192,7 @@ def main(cfg: Config) -> dict:
     )  # fmt: skip
     train, classes = videos.train, videos.classes
     pack.check_streams(videos.samples, backbone.input_spec, cfg.name)
-    record_method(backbone, pack.index)
-    if cfg.backbone and not cfg.stride:
-        match_rate(cfg.backbone, backbone, pack.rates())
+    match_data(cfg, backbone, pack)
 
     # ---- processes, model and optimizer
     engine.start()

@@ -46,7 +46,7 @@ from downstream.fit_report import labels_figure, next_clips, write_next, write_r
 from downstream.floor import against_floor
 from downstream.fusion import Scored, write_scores
 from downstream.models import load_backbone, match_rate
-from downstream.probe import LinearProbe, fit_card, random_split
+from downstream.probe import Folds, LinearProbe, fit_card, random_split
 from downstream.proposals import MOST, propose
 from downstream.report import publish
 from downstream.results import (
@@ -199,6 +199,16 @@ def export(
     export_backbone(model.eval(), folder, about)
 
 
+def drawn_split(
+    config: Config, features: np.ndarray, given: Folds, honest: float
+) -> tuple[list[str], dict[str, dict]]:
+    """What a random split of the same videos would show, as a note and for the card, if asked."""
+    if not config.also_random_split:
+        return [], {}
+    note, drawn = random_split(features[:, None], given, False, honest, config.seed)
+    return [note], {"random_split": drawn}
+
+
 def details_of(verdict: Verdict, curve: Curve) -> dict[str, dict]:
     """Controls and learning curve, for the card."""
     low, high = zip(*curve.intervals, strict=True)
@@ -291,11 +301,7 @@ def main(config: Config) -> dict:
     )
     metrics |= controls | floor
     curve = learning_curve(features, grouped, config.seed)
-    if config.also_random_split:
-        note, drawn = random_split(
-            features[:, None], given, False, metrics["top1"].value, config.seed
-        )
-        stands.append(note)
+    drawn, about_drawn = drawn_split(config, features, given, metrics["top1"].value)
 
     # ---- the classifier of all labels, and what to label next
     probe = fit_all(features, grouped, config.seed)
@@ -315,15 +321,13 @@ def main(config: Config) -> dict:
     details = {
         "interval": interval,
         "linear": {"validation": given.validation, **fit_card(probes)},
-        **details_of(verdict, curve),
+        **details_of(verdict, curve), **about_drawn,
         "floor": about_floor, "views": describe_views(spec, how, POOLING),
         "proposed": {"clips": len(proposed), "of": len(candidates)},
     }  # fmt: skip
-    if config.also_random_split:
-        details["random_split"] = drawn
     results = build_results(
         "fit", data_of(config, pack, grouped, part), model, protocol, settings, metrics,
-        config.seed, versions(how.device, how.dtype_name), [*notes, *more, *stands], details, said,
+        config.seed, versions(how.device, how.dtype_name), [*notes, *more, *stands, *drawn], details, said,
     )  # fmt: skip
     written = publish(out, results, said, notes)
     print(f"\nthis classifier: {for_screen(verdict.sentence)}\n{when_to_stop(curve)}")
