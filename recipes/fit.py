@@ -300,6 +300,7 @@ def main(config: Config) -> dict:
         pack, given, how, spec, said, config.seed, frozen=True
     )
     metrics |= controls | floor
+    stands += more
     curve = learning_curve(features, grouped, config.seed)
     drawn, about_drawn = drawn_split(config, features, given, metrics["top1"].value)
 
@@ -327,7 +328,7 @@ def main(config: Config) -> dict:
     }  # fmt: skip
     results = build_results(
         "fit", data_of(config, pack, grouped, part), model, protocol, settings, metrics,
-        config.seed, versions(how.device, how.dtype_name), [*notes, *more, *stands, *drawn], details, said,
+        config.seed, versions(how.device, how.dtype_name), [*notes, *stands, *drawn], details, said,
     )  # fmt: skip
     written = publish(out, results, said, notes)
     print(f"\nthis classifier: {for_screen(verdict.sentence)}\n{when_to_stop(curve)}")

@@ -267,8 +267,7 @@ def main(config: Config) -> dict:
     notes = list(given.notes)
     if config.leave_one_out and seen_in_training(model.provenance, config.data, pack.index):
         notes.append("the backbone saw clips of tested subjects in pretraining, without labels")
-    told = list(notes)
-    for note in told:
+    for note in (told := list(notes)):
         print(for_screen(note), flush=True)
     warn_of_clips(pack, samples, encoder.input_spec)
 
