@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from downstream.features import Extraction, cached_features, keep_computed
 from downstream.metrics import paired_difference
-from downstream.probe import Folds, fit_linear
+from downstream.probe import Folds, fit_some
 from downstream.results import Metric, Predictions, top1_of
 from downstream.splits import hold_out, videos_digest
 from downstream.tasks import Chosen
@@ -175,7 +175,8 @@ def _fit_all(
                     continue
                 reduce = _components(values[train, chosen])
                 reduced = reduce(values[:, chosen])
-                probe = fit_linear(reduced[train], given.labels[train], validations, alike=True)
+                about = reduced[train], given.labels[train], validations, len(given.classes)
+                probe = fit_some(*about, alike=True)
                 if (found := max(probe.sweep.values(), default=0.0)) > best:
                     best, of_kind[test] = found, probe.probabilities(reduced[test])
     return scores[:, given.tested]

@@ -289,8 +289,9 @@ def _final(
 
 
 def fit_some(
-    features: np.ndarray, labels: np.ndarray, validations: np.ndarray, num_classes: int
-) -> LinearProbe:
+    features: np.ndarray, labels: np.ndarray, validations: np.ndarray, num_classes: int,
+    alike: bool = False,
+) -> LinearProbe:  # fmt: skip
     """`fit_linear` where not every class need be there; those that are not get probability 0.
 
     Args:
@@ -298,6 +299,7 @@ def fit_some(
         labels: (N,) class numbers below `num_classes`; of one class, all are taken for it.
         validations: as `fit_linear` takes them.
         num_classes: C.
+        alike: as in `fit_linear`.
     """
     width = features.shape[1]
     present, numbers = np.unique(labels, return_inverse=True)
@@ -306,7 +308,7 @@ def fit_some(
     if len(present) == 1:
         nothing, one = np.zeros(width), np.ones(width)
         return LinearProbe(nothing, one, weight, bias, False, 1.0, {}, {}, False, True)
-    probe = fit_linear(features, numbers, validations)
+    probe = fit_linear(features, numbers, validations, alike=alike)
     weight[present], bias[present] = probe.weight, probe.bias
     return dataclasses.replace(probe, weight=weight, bias=bias)
 

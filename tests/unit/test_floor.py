@@ -135,6 +135,17 @@ def test_a_baseline_in_which_nothing_differs_is_left_out(given, monkeypatch):
         assert [*floor_scores(pack, folds, HOW, RGB)] == ["frame"]
 
 
+def test_a_class_that_a_fold_does_not_learn_costs_no_floor(given, monkeypatch):
+    pack, folds, _ = given
+    train, validations, test = folds.folds[0]
+    known, asked = (folds.labels[part] < 3 for part in (train, test))
+    fewer = dataclasses.replace(folds, folds=[(train[known], validations[:, known], test[asked])])
+    monkeypatch.setattr("downstream.probe.GRID", (1.0,))
+    scores = floor_scores(pack, fewer, HOW, RGB)
+    for values in scores.values():
+        assert (values[:, 3] == 0).all() and np.allclose(values.sum(1), 1, atol=1e-5)
+
+
 def test_a_fine_tuning_is_one_fold(tiny_pack):
     pack = Pack(tiny_pack)
     videos = choose_videos(task_of(False), pack, "train", "test", None, "hold-out", None, 0)
