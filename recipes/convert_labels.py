@@ -2,7 +2,8 @@
 
     python recipes/convert_labels.py --source clips.csv --to activitynet --out labels.json
 
-Names of videos stay relative to the source's folder, so write the result there. Frames of Label
+In a csv the paths are relative to it, wherever it is written. In the other formats names of videos
+stay relative to the source's folder, so write the result there. Frames of Label
 Studio and CVAT are those of the videos, which have to lie beside the source; for Label Studio --fps
 does. What a format cannot hold is counted and named. No existing file is overwritten.
 """
@@ -24,7 +25,7 @@ from pretrain.data.annotations.writing import (
     write_cvat,
     write_studio,
 )
-from pretrain.data.lists import Problems
+from pretrain.data.lists import Problems, boxes_column, roles_of
 from pretrain.files import is_there, reading, replacing, write_synced
 from pretrain.folders import try_folder, writing
 from pretrain.log import print_table
@@ -47,6 +48,20 @@ def read(path: Path) -> tuple[str, list[Row], list[str]]:
     return form, plain, problems.notes
 
 
+def moved(row: Row, folder: Path, to: Path) -> Row:
+    """The row of a list in `folder` for one in the folder `to`: the same files from there."""
+    anew = lambda name: os.path.relpath(os.path.join(folder, name), to)
+    roles = roles_of(tuple(row.extra))[0]
+    files = {name for name, role in roles.items() if role in ("flow", "pose")}
+    files |= {boxes_column(row.extra)}
+    beside = {
+        name: anew(value)
+        for name, value in row.extra.items()
+        if name in files and value and os.path.lexists(folder / value)
+    }
+    return replace(row, path=anew(row.path), extra=row.extra | beside)
+
+
 def main(config: Config) -> dict:
     """Convert; returns what is printed."""
     source, out = Path(config.source), Path(config.out)
@@ -66,6 +81,11 @@ def main(config: Config) -> dict:
     if any(row.in_frames for row in rows):
         raise ValueError(f"{source} counts frames of videos that are absent: put them beside it")
     lost: Counter[str] = Counter()
+    beside, to = source.parent.resolve(), out.parent.resolve()
+    if beside != to and config.to == "csv":
+        rows = [moved(row, beside, to) for row in rows]
+    elif beside != to:
+        notes.append(f"its names are those of files in {source.parent}: move it there")
     if config.to == "csv":
         text = write_csv(rows, lost)
     elif config.to == "activitynet":

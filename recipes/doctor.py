@@ -38,7 +38,7 @@ from pretrain.data.remote import is_address, writing_cache
 from pretrain.data.sources import list_sources
 from pretrain.files import cache_folder
 from pretrain.log import cli
-from pretrain.names import counted, first_line, for_screen
+from pretrain.names import counted, first_line, for_screen, for_shell
 
 State = Literal["works", "does not work", "not here", "not tried"]
 STATES: tuple[State, State] = ("does not work", "works")  # by truth
@@ -393,9 +393,10 @@ def main(config: Config) -> list[Finding]:
     if config.json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
     elif broken:
-        print(for_screen(f"\nneeded, and does not work: {', '.join(broken)}"))
+        print(f"\nneeded, and does not work: {for_screen(', '.join(broken))}")
     else:
-        print("\nwhat the basic commands need works here; next: muybridge demo")
+        then = f"look {for_shell(config.data)}" if config.data else "demo"
+        print(f"\nwhat the basic commands need works here; next: muybridge {then}")
     if broken:
         sys.exit(1)
     return findings

@@ -468,6 +468,19 @@ def test_times_of_recordings_and_further_columns_are_no_segments(tmp_path):
     assert "segment" not in (tmp_path / "o.json").read_text()
 
 
+def test_a_list_written_into_another_folder_names_the_same_files(tmp_path):
+    put(tmp_path / "in", "a.mp4", "x/b.mp4", "x/b.npz")
+    lines = "path,label,flow\na.mp4,run,\nx/b.mp4,hop,x/b.npz\n"
+    source = write(tmp_path / "in", "a.csv", lines)
+    (tmp_path / "out").mkdir()
+    main(Config(str(source), "csv", str(tmp_path / "out" / "o.csv")))
+    paths = lambda path: [(s.path.resolve(), s.label) for s in list_sources(path).sources]
+    assert paths(tmp_path / "out" / "o.csv") == paths(source)
+    assert "../in/x/b.npz" in (tmp_path / "out" / "o.csv").read_text()
+    told = main(Config(str(source), "activitynet", str(tmp_path / "out" / "o.json")))
+    assert f"files in {tmp_path / 'in'}" in told["notes"]
+
+
 @pytest.mark.parametrize("row", [{"label": ["run"]}, {"label": True}, {"path": ""}, {"path": [1]}])
 def test_what_packing_refuses_of_a_list_is_not_converted(tmp_path, row):
     put(tmp_path, "a.mp4")
