@@ -201,7 +201,7 @@ def _digest(given: Folds) -> str:
 
 def against_floor(
     pack: Pack, given: Folds, how: Extraction, spec: InputSpec, said: Predictions, seed: int,
-    random: np.ndarray | None = None, frozen: bool = False,
+    random: np.ndarray | None = None, frozen: bool = False, pretrained: bool = False,
 ) -> tuple[dict[str, Metric], dict[str, Any], list[str]]:  # fmt: skip
     """The floor, and whether a model is above it and above its own random weights.
 
@@ -214,6 +214,7 @@ def against_floor(
         seed: of the bootstrap.
         random: (M, C) scores of the same architecture with random weights; None: not measured.
         frozen: the backbone was not trained on these labels; so it is where `random` is given.
+        pretrained: it was trained on them, from weights of an earlier training.
 
     Returns:
         metrics, named `FLOOR` and a name in `WORDS`; a section for the card; and a sentence for
@@ -250,12 +251,13 @@ def against_floor(
         )
         above &= low > 0
     if not above:
-        notes.append(f"to try next: {_advice(pack, given, spec, frozen or random is not None)}")
+        frozen |= random is not None
+        notes.append(f"to try next: {_advice(pack, given, spec, frozen, pretrained)}")
     return metrics, details, notes
 
 
-def _advice(pack: Pack, given: Folds, spec: InputSpec, frozen: bool) -> str:
-    """What may bring a model above the floor; `frozen`: its backbone was not trained here."""
+def _advice(pack: Pack, given: Folds, spec: InputSpec, frozen: bool, pretrained: bool) -> str:
+    """What may bring a model above the floor, trained as `against_floor` is told."""
     samples = np.concatenate([part.samples for part in given.parts])
     frames = float(np.median(pack.column("frames")[samples]))
     shown = spec.frames * spec.stride
@@ -267,8 +269,8 @@ def _advice(pack: Pack, given: Folds, spec: InputSpec, frozen: bool) -> str:
             f"{train} with --stride {stride}: the model sees {shown} frames at a time and half of "
             f"the clips have {frames:.0f} or more, so much of the action is never seen at once"
         )
-    longer = "--minutes or --steps" if frozen else "--steps"
-    tries.append(f"{train} for more {longer}, in a new --out")
-    if not frozen:
+    longer = "on these clips, or for more --minutes or --steps" if frozen else "for more --steps"
+    tries.append(f"{train} {longer}, in a new --out")
+    if not frozen and not pretrained:
         tries.append("start from a pretrained --backbone")
     return "; ".join(tries)

@@ -33,7 +33,7 @@ from downstream.models import match_rate
 from pretrain import auto, backbones, flags, log
 from pretrain.clip import VideoText, backward_classes, backward_step, contrast
 from pretrain.data import shards
-from pretrain.data.cache import open_all, packing_side, synthetic_clips
+from pretrain.data.cache import open_all, packing_side
 from pretrain.data.sampling import STEP, counter_rng
 from pretrain.data.transforms import Augment
 from pretrain.engine import Engine
@@ -255,11 +255,10 @@ def finish(cfg: Config, model: VideoText, packs: list[shards.Pack], run: Trainin
     scores = {"loss": run.state["loss"], "val": run.state["val"]}
     scores["fps"] = statistics.median(pack.rate() for pack in packs)
     backbones.export_backbone(model, exported, run.provenance("clip", cfg.split) | scores)
-    source = for_shell(cfg.data[0] if synthetic_clips(cfg.data[0]) else packs[0].address)
     script = "zero-shot" if packs[0].classes else "retrieval"
     run.print_done(
         {"backbone": exported},
-        f"muybridge {script} --backbone {for_shell(exported)} --data {source}",
+        f"muybridge {script} --backbone {for_shell(exported)} --data {for_shell(cfg.data[0])}",
     )
 
 

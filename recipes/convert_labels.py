@@ -52,12 +52,11 @@ def moved(row: Row, folder: Path, to: Path) -> Row:
     """The row of a list in `folder` for one in the folder `to`: the same files from there."""
     anew = lambda name: os.path.relpath(os.path.join(folder, name), to)
     roles = roles_of(tuple(row.extra))[0]
-    files = {name for name, role in roles.items() if role in ("flow", "pose")}
-    files |= {boxes_column(row.extra)}
+    files = [name for name, role in roles.items() if role in ("flow", "pose")]
     beside = {
         name: anew(value)
         for name, value in row.extra.items()
-        if name in files and value and os.path.lexists(folder / value)
+        if name in (*files, boxes_column(row.extra)) and value and os.path.lexists(folder / value)
     }
     return replace(row, path=anew(row.path), extra=row.extra | beside)
 

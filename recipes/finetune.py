@@ -299,7 +299,9 @@ def finish(
     details: dict[str, dict] = {}
     if not cfg.per_frame:
         folds = folds_of(videos, cfg.seed)
-        floor = against_floor(pack, folds, how, model.input_spec, said, cfg.seed)
+        floor = against_floor(
+            pack, folds, how, model.input_spec, said, cfg.seed, pretrained=bool(cfg.backbone)
+        )
         metrics, details["floor"], notes = metrics | floor[0], floor[1], [*notes, *floor[2]]
 
     # ---- results

@@ -34,7 +34,7 @@ from downstream.guard import Guard
 from downstream.models import build_model as build_family
 from downstream.monitor import KNN, learning_words, online_scores, starter_ahead
 from pretrain import auto, backbones, flags, log
-from pretrain.data.cache import open_data, packing_side, raw_sources, synthetic_clips
+from pretrain.data.cache import open_data, packing_side, raw_sources
 from pretrain.data.sampling import FIGURE, counter_rng
 from pretrain.data.shards import Pack, TrainClips, refuse_raw_streams, warn_of_clips
 from pretrain.data.transforms import Augment
@@ -340,8 +340,10 @@ def finish(cfg: Config, model, pack: Pack, ids: np.ndarray, run: TrainingRun, gu
     made: dict[str, object] = {"backbone": exported}
     if cfg.reconstruct:
         made["figure"] = draw_reconstruction(cfg, model, pack, int(ids[0]), run)
-    data = for_shell(cfg.data if synthetic_clips(cfg.data) else pack.address)
-    run.print_done(made, f"muybridge linear-probe --backbone {for_shell(exported)} --data {data}")
+    then = "linear-probe" if pack.classes else "look"  # without labels nothing can be measured
+    run.print_done(
+        made, f"muybridge {then} --backbone {for_shell(exported)} --data {for_shell(cfg.data)}"
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 import re
 import shutil
 from pathlib import Path
+from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 
 from pretrain import log, run_report
@@ -56,6 +58,17 @@ def test_an_interrupted_run_has_one_and_the_finished_one_replaces_it(
     assert "32 clips of" in said and "clips a second" in said
     assert (tmp_path / "run" / "report.html").read_text().count("<img") == 2
     assert finished == ["interrupted", "finished"]
+
+
+@pytest.mark.parametrize(("classes", "then"), [(["run"], "linear-probe"), ([], "look")])
+def test_the_next_command_takes_the_data_as_they_were_given(monkeypatch, tmp_path, classes, then):
+    said: list[str] = []
+    monkeypatch.setattr(videomae.backbones, "export_backbone", lambda *_: None)
+    made, shown = MagicMock(), MagicMock(classes=classes)
+    made.folder, made.print_done = tmp_path, lambda _, command: said.append(command)
+    cfg = change(config(tmp_path, tmp_path), data="my clips", reconstruct=False)
+    videomae.finish(cfg, MagicMock(), shown, np.zeros(1, int), made, MagicMock())
+    assert said == [f"muybridge {then} --backbone {tmp_path}/backbone --data 'my clips'"]
 
 
 @pytest.mark.parametrize(
