@@ -116,29 +116,42 @@ def text_of(name: str, value: object) -> str | None:
     raise ValueError(f"{name} is {told}, it has to be a text or a whole number")
 
 
-def take_times(fields: dict, key: str) -> tuple[float, float] | None:
+def take_times(row: dict, fields: dict, key: str) -> tuple[float, float] | None:
     """Take the columns start and end, seconds, out of a row that has a label, as its segment.
 
-    Times in the recording that the file was cut out of (see `times_of_recording`), and what is no
-    such times, stay what they are: further columns.
+    Times in the recording that the file was cut out of (see `times_of_recording`) stay what they
+    are: further columns.
 
     Args:
+        row: by column or key.
         fields: of `fields_of`.
         key: the column that names the file.
+
+    Raises:
+        ValueError: they are no times of a part, or the label cannot be one of a part.
     """
     label, extra = fields["label"], fields["extra"]
-    if times_of_recording({**extra, key: "a file"}):
+    columns = {name.lower(): name for name in row}
+    if label is None or not {"start", "end"} <= columns.keys():
         return None
-    columns = {name.lower(): name for name in extra}
-    if label is None or ";" in label or not {"start", "end"} <= columns.keys():
+    start, end = (extra.get(columns[name], "") for name in ("start", "end"))
+    if times_of_recording({**extra, key: "a file"}) or {start, end} <= NOTHING:
         return None
     try:
-        start, end = (float(extra[columns[name]]) for name in ("start", "end"))
+        first, last = float(start), float(end)
+        if not 0 <= first < last < 2**53:
+            raise ValueError
     except ValueError:
-        return None
-    if not 0 <= start < end < 2**53:
-        return None
+        raise ValueError(
+            f"start {start[:40]!r} and end {end[:40]!r} are no two seconds, the second later, such "
+            "as 0.5 and 12; leave both empty where the label is of the whole file, or give other "
+            "columns another name"
+        ) from None
+    if ";" in label:
+        raise ValueError(
+            f"label {label[:60]!r} holds a semicolon, which separates segments: rename it"
+        )
     del extra[columns["start"]], extra[columns["end"]]
-    if TIMES in columns and extra[columns[TIMES]].strip() == OF_FILE:
+    if TIMES in columns and extra.get(columns[TIMES], "").strip() == OF_FILE:
         del extra[columns[TIMES]]
-    return start, end
+    return first, last

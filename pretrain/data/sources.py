@@ -482,7 +482,7 @@ def _from_list(path: Path) -> Listing:
             key = next((key for key, role in roles.items() if role == "path"), None)
             name = text_of(key, row[key]) if key is not None else None
             fields = fields_of(row, roles, folder=folder)
-            times = take_times(fields, key or "")
+            times = take_times(row, fields, key or "")
             fields["timed"] = times is not None
             if times is not None:
                 more = fields["extra"].get("segments")

@@ -460,6 +460,19 @@ def test_a_list_that_is_converted_says_what_it_said(tmp_path, name):
     assert plain(out) == plain(source)
 
 
+@pytest.mark.parametrize(
+    "cells", ["run,2,1", "run,1,1", "run,-1,1", "run,nan,1", "run,0,inf", "run,1,", "run,,1",
+              '"run","0,5","1,5"', "run,0:00,0:02", "run;hop,0,1"],
+)  # fmt: skip
+def test_a_label_with_times_that_are_none_is_refused(tmp_path, cells):
+    """Else it would be a label of the whole video, beside others of parts."""
+    put(tmp_path, "a.mp4", "b.mp4")
+    path = write(tmp_path, "l.csv", f"path,label,start,end\na.mp4,hop,0,1\nb.mp4,{cells}\n")
+    assert "l.csv:3: " in refusal(path)
+    told = write(tmp_path, "whole.csv", "path,label,start,end\na.mp4,hop,,\nb.mp4,run,nan,nan\n")
+    assert all(about[4] == "" for about in listed(told).values())
+
+
 def test_times_of_recordings_and_further_columns_are_no_segments(tmp_path):
     put(tmp_path, "a.mp4", "b.mp4")
     source = write(tmp_path, "cut.csv", LISTS["cut.csv"])

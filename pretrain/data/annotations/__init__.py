@@ -103,7 +103,7 @@ def _listed(folder: Path, line: int, row: dict) -> Iterator[Row]:
     if name is None:
         raise ValueError("no path in this line")
     fields = fields_of(row, roles, folder=os.fspath(folder))
-    start, end = take_times(fields, key) or (None, None)
+    start, end = take_times(row, fields, key) or (None, None)
     if irregular(folder / name) and "\\" in name:  # as Windows writes it
         name = name.replace("\\", "/")
     streams = {n: str(row[n]) for n, r in roles.items() if r not in _SAID and row[n] != ""}
