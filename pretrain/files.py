@@ -9,6 +9,7 @@ import io
 import json
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,9 +150,10 @@ def parse_json(text: str | bytes, lax: bool = False) -> object:
     """JSON as the standard has it, or with NaN and Infinity as numbers, as Python writes them.
 
     Raises:
-        ValueError: it is not, it is nested too deeply, or has a number of thousands of digits.
+        ValueError: it is not, it is nested too deeply, has a number of thousands of digits or,
+            where it is lax, a key twice.
     """
-    return _parse(text, _PYTHON if lax else _STANDARD)
+    return _parse(text, LAX_JSON if lax else _STANDARD)
 
 
 def read_json(path: Path) -> dict:
@@ -164,7 +166,7 @@ def read_json(path: Path) -> dict:
     with reading(path):
         raw = read_limited(path, MAX_JSON)
     try:
-        content = _parse(raw, _PYTHON)
+        content = _parse(raw, LAX_JSON)
         _refuse_deep(content)
     except ValueError as error:
         raise ValueError(f"{path} is damaged or no JSON: {error}") from error
@@ -197,8 +199,22 @@ def _no_number(name: str) -> None:
     raise ValueError(f"{name} is not a number")
 
 
+class RepeatedKeyError(ValueError):
+    """An object of JSON has a key twice: of the two values one would be lost."""
+
+
+def without_repeats(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object, whose keys are unique: two readers could each take another one."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise RepeatedKeyError(f"the key {twice[:80]!r} stands twice in an object: remove one")
+    return made
+
+
 # Made once: a pack may have a million lines.
-_STANDARD, _PYTHON = json.JSONDecoder(parse_constant=_no_number), json.JSONDecoder()
+_STANDARD = json.JSONDecoder(parse_constant=_no_number)
+LAX_JSON = json.JSONDecoder(object_pairs_hook=without_repeats)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pretrain.files import open_regular, read_json, reading, share, sync
+from pretrain.files import (
+    open_regular,
+    read_json,
+    reading,
+    share,
+    sync,
+    without_repeats,
+)
 from pretrain.inert import Call, Name, Stored, read_inert
 from pretrain.names import first_line
 
@@ -160,7 +167,7 @@ def read_header(
     if len(raw) != length or not raw.startswith(b"{"):
         raise ValueError("its header is no JSON object")
     try:
-        header = json.loads(raw.decode(), object_pairs_hook=_without_repeats)
+        header = json.loads(raw.decode(), object_pairs_hook=without_repeats)
     except RecursionError as error:
         raise ValueError("its header is nested too deeply") from error
     except ValueError as error:
@@ -185,14 +192,6 @@ def read_header(
     if at != size - 8 - length:
         raise ValueError(f"its tensors take {at:,} bytes and {size - 8 - length:,} are there")
     return {name: 8 + length + ends[name][0] for name in order}, found, about
-
-
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict:
-    """A JSON object, whose keys are unique: two readers could each take another one."""
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return made
 
 
 def _check_entry(entry: object) -> tuple[tuple[int, int], Tensor]:

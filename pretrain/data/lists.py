@@ -7,7 +7,6 @@ for `sources.py`. A list with mistakes is reported whole, with line numbers.
 import csv
 import functools
 import io
-import json
 import os
 import re
 import stat
@@ -15,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from pretrain.files import not_regular, open_regular, parse_json
+from pretrain.files import LAX_JSON, RepeatedKeyError, not_regular, open_regular, parse_json
 from pretrain.names import unescaped, unmarked
 
 # fmt: off
@@ -252,6 +251,9 @@ def _json_rows(text: str, problems: Problems) -> Iterator[tuple[int, dict]]:
     except ValueError:
         try:
             yield from _objects(1, parse_json(text, lax=True), problems)
+        except RepeatedKeyError as error:
+            problems.add(1, str(error))
+            return
         except ValueError:
             pass  # then every line is told for itself
         else:
@@ -278,13 +280,13 @@ def _between(text: str, at: int) -> re.Match[str]:
 
 def _array_rows(text: str, problems: Problems) -> Iterator[tuple[int, dict]]:
     """The objects of one JSON array, or paths that are the strings of one."""
-    decoder, line = json.JSONDecoder(), 1
+    line = 1
     at = text.index("[") + 1
     at = _between(text, at).start(1)
     line += text.count("\n", 0, at)
     while not text.startswith("]", at):
         try:
-            value, end = decoder.raw_decode(text, at)
+            value, end = LAX_JSON.raw_decode(text, at)
             between = _between(text, end)
             if not between[1] and not text.startswith("]", between.end()):
                 raise ValueError("a comma or the closing ] is missing")

@@ -54,15 +54,18 @@ def read_pairs(folder: Path, about: dict, num_clips: int) -> np.ndarray:
     if len(data) != about["bytes"] or hashlib.sha256(data).hexdigest() != about["sha256"]:
         raise ValueError(wrong)
     struck = read_struck(folder)
-    pairs = []
-    for number, row in enumerate(csv.reader(io.StringIO(data.decode(errors="replace"))), 1):
-        if number == 1 and tuple(row) == COLUMNS:
-            continue
-        a, b = (_whole(cell) for cell in [*row, "", ""][:2])
-        if number == 1 or len(row) != len(COLUMNS) or not 0 <= a < b < num_clips:
-            raise ValueError(f"{path}:{number}: no pair of clips: pack again")
-        if pair_key(row) not in struck:
-            pairs.append((a, b))
+    pairs, number = [], 0
+    try:
+        for number, row in enumerate(csv.reader(io.StringIO(data.decode(errors="replace"))), 1):
+            if number == 1 and tuple(row) == COLUMNS:
+                continue
+            a, b = (_whole(cell) for cell in [*row, "", ""][:2])
+            if number == 1 or not 0 <= a < b < num_clips:
+                raise ValueError
+            if pair_key(row) not in struck:
+                pairs.append((a, b))
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path}:{number}: no pair of clips: pack again") from error
     return np.array(pairs, np.int64).reshape(-1, 2)
 
 
@@ -70,15 +73,18 @@ def _whole(cell: str) -> int:
     return int(cell) if cell.isascii() and cell.isdigit() and len(cell) < 16 else -1
 
 
-def pair_key(row: list[str]) -> frozenset[tuple[str, str]]:
-    """What tells a pair, of the cells of its line."""
+def pair_key(row: list[str]) -> frozenset[tuple[str, float]]:
+    """What tells a pair, of the cells of its line; a spreadsheet writes 0.0 as 0.
+
+    Raises:
+        ValueError: it has other cells, or a start is no number.
+    """
     cells = dict(zip(COLUMNS, row, strict=True))
-    return frozenset(
-        {(cells["source"], cells["start"]), (cells["other_source"], cells["other_start"])}
-    )
+    first, other = float(cells["start"]), float(cells["other_start"])
+    return frozenset({(cells["source"], first), (cells["other_source"], other)})
 
 
-def read_struck(folder: Path) -> set[frozenset[tuple[str, str]]]:
+def read_struck(folder: Path) -> set[frozenset[tuple[str, float]]]:
     """The pairs that a person struck out, as `pair_key` tells them.
 
     Raises:
@@ -88,15 +94,19 @@ def read_struck(folder: Path) -> set[frozenset[tuple[str, str]]]:
     if not path.exists():
         return set()
     with reading(path):
-        text = read_limited(path, MAX_STRUCK).decode(errors="replace")
+        data = read_limited(path, MAX_STRUCK)
     struck = set()
-    for number, row in enumerate(csv.reader(io.StringIO(text.removeprefix("\ufeff"))), 1):
-        if not row or tuple(row) == COLUMNS:
-            continue
-        if len(row) != len(COLUMNS):
-            raise ValueError(
-                f"{path}:{number}: not a line of {NEAR}: copy whole lines, all "
-                f"{len(COLUMNS)} columns"
-            )
-        struck.add(pair_key(row))
+    try:
+        reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8: save it as CSV UTF-8 ({error})") from error
+    try:
+        for row in reader:
+            if row and tuple(row) != COLUMNS:
+                struck.add(pair_key(row))
+    except (ValueError, csv.Error) as error:
+        raise ValueError(
+            f"{path}:{reader.line_num}: not a line of {NEAR}: copy whole lines, all "
+            f"{len(COLUMNS)} columns"
+        ) from error
     return struck

@@ -54,6 +54,7 @@ if TYPE_CHECKING:  # numpy, which only packing itself needs
 
 # Further columns that a recipe reads, and those that are made of the place in a document.
 READ_EXTRA = {"segments", "class_text", "document", "place", *RECORDING, *START}
+_SEGMENT = re.compile(r"(?:^|;)\s*(\d+(?:\.\d*)?)\s*-[^;]*")  # and its start, seconds
 
 
 def pack(
@@ -807,7 +808,25 @@ class _Packer:
             kept = sorted(map(for_screen, columns))
             kept = kept[:10] + [f"{len(kept) - 10} more"] * (len(kept) > 10)
             lines.append(f"kept, but read by no recipe: {', '.join(kept)}")
+        if behind := self._behind():
+            lines.append(
+                f"warning: {counted(len(behind), 'segment')} behind the end of the video, such as "
+                f"{for_screen(behind[0], 200)}: are its times of another file, or no seconds?"
+            )
         return "\n".join(lines)
+
+    def _behind(self) -> list[str]:
+        """Segments of labels that begin behind the last frame of their video, in words."""
+        found = []
+        for source, id in zip(self.listing.sources, self.ids, strict=True):
+            parts = _SEGMENT.finditer(source.extra.get("segments", ""))
+            ends = [c["start"] + c["frames"] / c["fps"] for c in self._clips(id)]
+            found += [
+                f"{part[0].strip('; ')!r} of {source.name}, which has {max(ends):.1f} s"
+                for part in parts
+                if ends and float(part[1]) >= max(ends)
+            ]
+        return found
 
     def _followed_words(self) -> list[str]:
         """What is said of the clips that were cut out of wide footage."""

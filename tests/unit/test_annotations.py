@@ -155,6 +155,18 @@ def test_activitynet_that_cannot_be_true(tmp_path, part):
     assert "a.json:1" in told and "b:" in told
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.json", '{"database": {"a": {"annotations": []},\n "a": {"annotations": []}}}'),
+     ("l.jsonl", '{"path": "a.mp4", "label": "x", "label": "y"}'),
+     ("l.json", '[{"path": "a.mp4", "label": "x", "label": "y"}]')],
+)  # fmt: skip
+def test_a_key_that_stands_twice_is_refused(tmp_path, name, text):
+    """Python would keep the last one's value, and lose the other."""
+    put(tmp_path, "a.mp4")
+    assert "stands twice" in refusal(write(tmp_path, name, text))
+
+
 def test_names_are_never_paths(tmp_path):
     put(tmp_path, "outside.mp4", "in/a.mp4")
     for name in ("../outside", str(tmp_path / "outside.mp4"), "C:\\outside", "in/../../outside"):
@@ -294,7 +306,9 @@ def test_boris(tmp_path):
     assert listed(write(tmp_path, "b.tsv", offset.format("0.0")))
     assert "b.tsv:2" in refusal(write(tmp_path, "b.tsv", offset.format("12.5")))
     for rows in (row.format(1, "sit", "START"), row.format(1, "sit", "STOP"),
-                 row.format("nan", "sit", "POINT"), row.format(-1, "sit", "POINT")):  # fmt: skip
+                 row.format("nan", "sit", "POINT"), row.format(-1, "sit", "POINT"),
+                 row.format("-00:00:05", "sit", "POINT"),
+                 row.format(1, "sit", "POINT").replace("\t25\t", "\t0\t")):  # fmt: skip
         assert "b.tsv:6" in refusal(write(tmp_path, "b.tsv", text + rows))
 
 
@@ -381,6 +395,8 @@ def test_cvat_by_the_timestamps_of_the_video(tmp_path):
     assert "frame 50" in refusal(
         write(tmp_path, "c.xml", text.replace('"2"', '"50"').replace('"5"', '"60"'))
     )
+    late = write(tmp_path, "c.xml", text.replace('"5"', '"60"'))
+    assert "1 part cut" in " ".join(list_sources(late).notes)
     for bad in ("-1", "nan", "1.5", "x"):
         assert "track 0" in refusal(write(tmp_path, "c.xml", text.replace('"2"', f'"{bad}"')))
 
@@ -392,7 +408,13 @@ def test_cvat_names_its_video_before_its_labels(tmp_path):
     labels = "<labels><label><name>cat</name></label></labels>"
     text = f"<annotations><meta><task><name>walk</name>{labels}</task></meta>"
     text += f'<track id="0" label="cat">{BOX.format(2, 0) + BOX.format(5, 1)}</track></annotations>'
-    assert [*listed(write(tmp_path, "c.xml", text))] == ["walk.mp4"]
+    path = write(tmp_path, "c.xml", text)
+    assert [*listed(path)] == ["walk.mp4"] and "is not here" not in str(list_sources(path).notes)
+    other = write(tmp_path, "walk.xml", text.replace("<name>walk<", "<name>run<", 1))
+    assert "run is not here: walk.mp4 is taken" in str(list_sources(other).notes)
+    for wrong in ("<fps>1e9</fps>", "<fps>x</fps>"):  # told with the file's name
+        rated = write(tmp_path, "r.xml", text.replace("<name>", f"{wrong}<name>", 1))
+        assert "r.xml: fps is" in refusal(rated)
 
 
 @pytest.mark.parametrize("fps", [Fraction(24000, 1001), Fraction(30000, 1001), Fraction(25)])

@@ -100,9 +100,15 @@ def test_a_pair_that_is_struck_out_stays_so(packed, raw, tmp_path):
     fewer.write_text("\n".join(row for row in rows if not row.startswith(("v9", "black"))))
     pack(fewer, folder, workers=1, progress=False)
     assert named(folder) == left
-    (folder / STRUCK).write_text("v1.mp4,cropped.mp4\n")
-    with pytest.raises(ValueError, match=r"not_duplicates.csv:1: .*copy whole lines"):
-        Pack(folder).near_duplicates()
+    saved = line.replace(",0.0,", ",0,").replace(",", '","')  # as spreadsheets do
+    (folder / STRUCK).write_text(f'\ufeff"{saved}"\r\n')
+    assert named(folder) == left
+    long = line.replace("cropped.mp4", "x" * 200_000)
+    for wrong in (b"v1.mp4,cropped.mp4\n", long.encode(), line.replace(",0.0,", ",x,").encode(),
+                  line.replace("cropped", "\xe4").encode("latin-1")):  # fmt: skip
+        (folder / STRUCK).write_bytes(wrong)
+        with pytest.raises(ValueError, match=r"not_duplicates.csv(:1: .*copy whole| is no UTF-8)"):
+            Pack(folder).near_duplicates()
 
 
 def test_a_pack_without_signatures_says_so_and_gets_them(packed, raw, tmp_path):

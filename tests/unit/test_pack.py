@@ -663,11 +663,15 @@ def test_new_labels_need_no_decoding(videos, tmp_path, capsys):
 
 def test_columns_that_nothing_reads_are_told_in_one_line(videos, tmp_path, capsys):
     names = [f"walk/{n}.mp4" for n in "ab"]
-    text = "path;label;camera;segments;my col\n" + "".join(f"{n};x;left;;7\n" for n in names)
+    text = "path;label;camera;segments;my col\n" + "".join(
+        f'{n};x;left;"0-{9 + i} x; {90 * i}-99 y";7\n' for i, n in enumerate(names)
+    )
     (videos / "list.csv").write_text(text)
     quick(videos / "list.csv", tmp_path / "out", progress=True)
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "camera" in line]
+    said = capsys.readouterr().err
+    (line,) = [line for line in said.splitlines() if "camera" in line]
     assert "my col" in line and "segments" not in line and "label" not in line
+    assert "1 segment behind the end of the video, such as '90-99 y' of walk/b.mp4" in said
 
 
 @pytest.mark.parametrize(("rest", "said"), [(200, False), (2000, True)])

@@ -289,6 +289,7 @@ def test_a_split_of_another_name_stays(tmp_path):
 @pytest.mark.parametrize("role", ["label", "split", "subject", "caption", "path"])
 def test_json_values_that_are_no_text_are_named_with_their_line(tmp_path, role, value):
     bad = f'{{"path": "b.mp4", "{role}": {value}}}'
+    bad = bad.replace('"path": "b.mp4", "path"', '"path"')
     for name, text in (
         ("l.jsonl", f'{{"path": "a.mp4"}}\n{bad}'),
         ("l.json", f'[{{"path": "a.mp4"}},\n{bad}]'),

@@ -70,9 +70,9 @@ def as_rows(path: Path, problems: Problems) -> tuple[str, list[Row]]:
     if path.suffix.lower() != ".parquet":
         found = read_annotations(path, read_text(path), problems)
         if found is not None:
-            problems.notes += found.notes
             if all(row.fps or not row.absent for row in found.rows):
                 found = in_seconds(found, path.parent)
+            problems.notes += found.notes
             return found.format, found.rows
     rows: list[Row] = []
     for line, row in read_rows(path, problems):
@@ -163,6 +163,9 @@ def read_annotations(path: Path, text: str, problems: Problems) -> Annotations |
             is_other = read(path, text, entries) is False
         except RecursionError as error:
             raise ValueError(f"{path}: {name} that is nested too deeply") from error
+        except ValueError as error:
+            told = str(error)
+            raise ValueError(told if str(path) in told else f"{path}: {told}") from error
         if is_other:
             continue
         for line, what in entries.mistakes:
@@ -193,7 +196,7 @@ def in_seconds(found: Annotations, folder: Path) -> Annotations:
         name.removeprefix(f"{folder}{os.sep}"): when
         for name, (when, _) in frame_times(os.path.join(folder, r.path) for r in asked).items()
     }
-    rows = []
+    rows, cut = [], 0
     for row in found.rows:
         if row.in_frames and row.start is not None and row.end is not None:
             if row.fps:
@@ -205,12 +208,14 @@ def in_seconds(found: Annotations, folder: Path) -> Annotations:
                         f"{row.path}: frame {row.start:g} of {row.label!r} lies behind its "
                         f"{len(when) - 1} frames: it is another video, or cut"
                     )
+                cut += row.end > len(when)  # by a frame two decoders may differ
                 start, end = (float(when[min(int(f), len(when) - 1)]) for f in (row.start, row.end))
             else:
                 start, end = row.start / 25, row.end / 25  # it is absent, and refused by name
             row = replace(row, start=start, end=end, in_frames=False)
         rows.append(row)
-    return replace(found, rows=rows)
+    behind = f"{counted(cut, 'part')} cut where the video ends: it is another video, or shortened"
+    return replace(found, rows=rows, notes=[*found.notes, *[behind] * bool(cut)])
 
 
 def as_list(found: Annotations, path: Path, problems: Problems) -> Iterator[tuple[int, dict]]:

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from xml.etree import ElementTree
 
 from pretrain.data.lists import MAX_TIME, VIDEOS
-from pretrain.files import parse_json
+from pretrain.files import RepeatedKeyError, parse_json
 
 MAX_BYTES = 2**28  # of a file of annotations
 MAX_ROWS = 2**22
@@ -313,9 +313,15 @@ def parse_xml(path: Path | str, text: str) -> ElementTree.Element:
 
 
 def parse_whole(text: str) -> object:
-    """A text that is one JSON value; None: it is not, which a list tells by line."""
+    """A text that is one JSON value; None: it is not, which a list tells by line.
+
+    Raises:
+        ValueError: an object has a key twice.
+    """
     try:
         return parse_json(text, lax=True)
+    except RepeatedKeyError:
+        raise
     except ValueError:
         return None
 

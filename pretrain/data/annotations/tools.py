@@ -113,9 +113,9 @@ def _clock(value: str) -> float:
     parts = value.split(":")
     if len(parts) != 3:
         return number(value, "a time")
-    return sum(
-        number(part, "a time") * unit for part, unit in zip(parts, (3600, 60, 1), strict=True)
-    )
+    units = zip(parts, (3600, 60, 1), strict=True)
+    total = sum(abs(number(part, "a time")) * unit for part, unit in units)
+    return -total if value.lstrip().startswith("-") else total
 
 
 def _refuse_offset(text: str) -> None:
@@ -154,7 +154,7 @@ def read_boris(path: Path, text: str, entries: Entries) -> None:
             for column in ("behavior type", "status"):
                 kind = kind or row.get(column, "").upper()
             rate = row.get("fps (frame/s)") or row.get("fps") or "NA"
-            point = POINT if rate in ("NA", "NONE") else 1 / max(number(rate, "FPS"), 1e-3)
+            point = POINT if rate in ("NA", "NONE") else 1 / _rate({"fps": rate})
             who = row.get("subject", "")
             key = (observation, given, who, label)
             if "start (s)" in row:
@@ -309,8 +309,12 @@ def read_cvat(path: Path, text: str, entries: Entries) -> None:
         raise ValueError(f"{path} is CVAT for images: export CVAT for video 1.1")
     about = [*tasks, *([meta] if meta is not None else [])]  # their own, not those of labels
     said = {e.tag: (e.text or "").strip() for part in reversed(about) for e in part}
-    names = [said[k] for k in ("source", "name") if said.get(k)] + [path.stem]
-    found = entries.media.find(*map(address, names)) or entries.media.only()
+    names = [said[k] for k in ("source", "name") if said.get(k)]
+    own = entries.media.find(*map(address, names))
+    found = own or entries.media.find(path.stem) or entries.media.only()
+    if names and found and not own:
+        entries.notes.append(f"its video {names[0][:80]} is not here: {found} is taken for it")
+    names.append(path.stem)
     rate = _rate({"fps": said["fps"]}) if said.get("fps") else 0.0
     plain = Row(found or names[0], in_frames=True, fps=rate, absent="" if found else names[0])
     for order, track in enumerate(root.iterfind("track")):
