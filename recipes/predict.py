@@ -108,7 +108,7 @@ def pack_videos(
         try:
             pack_source(
                 path, folder, short_side=side, workers=workers, progress=len(listed) > 1,
-                summary=False, flow=flow, pose=pose,
+                summary=False, flow=flow, pose=pose, near=False,
             )  # fmt: skip
             found = Pack(folder, str(path))
         except ValueError:

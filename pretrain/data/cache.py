@@ -221,7 +221,10 @@ def pack_file(path: Path, folder: Path, short_side: int, flow: str = "", pose: s
         ValueError: it cannot be used; the message says why.
     """
     try:
-        pack(path, folder, short_side=short_side, workers=1, progress=False, flow=flow, pose=pose)
+        pack(
+            path, folder, short_side=short_side, workers=1, progress=False, flow=flow, pose=pose,
+            near=False,
+        )  # fmt: skip
     except ValueError as error:
         if not (folder / "refused.jsonl").exists():
             raise
