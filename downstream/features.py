@@ -129,6 +129,25 @@ def covering_views(pack: Pack, samples: np.ndarray, spec: InputSpec) -> tuple[in
     return clips, 3, f"{why}; pictures are {ratio:.2f} times as long as wide"
 
 
+def choose_views(
+    pack: Pack, samples: np.ndarray, spec: InputSpec, num_clips: int | None, num_crops: int | None
+) -> tuple[int, int, str]:
+    """Views over time and over the longer side: as typed, else `covering_views`; and in words.
+
+    Args:
+        pack: the data.
+        samples: that are to be shown.
+        spec: the clip that the backbone takes.
+        num_clips: as typed.
+        num_crops: likewise.
+    """
+    clips, crops, why = covering_views(pack, samples, spec)
+    why = f" ({why})" * (not (num_clips or num_crops))
+    clips, crops = num_clips or clips, num_crops or crops
+    words = f"views of a clip: {clips} over time, {crops} over the longer side{why}"
+    return clips, crops, words
+
+
 def num_segments(grid: tuple[int, int, int], wanted: int) -> int:
     """The number of equal parts of a token grid's time, at most `wanted`: 4 of 8 slots, 3 of 6."""
     wanted = max(wanted, 1)

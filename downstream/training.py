@@ -140,9 +140,10 @@ class Given:
 
     # Test
     num_clips: OptionalCount = None
-    """Test views spread over the time of each clip."""
+    """Test views spread over the time of each clip; without a published preset as many as show all
+    of most clips, at most 4."""
     num_crops: OptionalCount = None
-    """Test views spread over the longer side of each."""
+    """Test views spread over the longer side of each; likewise 3 where pictures are not square."""
 
 
 TrainingFlags = Annotated[Given, tyro.conf.arg(name="")]
@@ -578,7 +579,7 @@ TRAINING = {
 # soonest with. Nothing published.
 TINY_TRAINING = Training(
     steps=300, epochs=0, optimizer="adamw", base_lr=0.016, schedule="cosine", warmup=0.1,
-    weight_decay=0.05, dropout=0.2, smoothing=0.1, clip_grad=1.0, colour=0.4, num_clips=2,
+    weight_decay=0.05, dropout=0.2, smoothing=0.1, clip_grad=1.0, colour=0.4, num_clips=1,
 )  # fmt: skip
 # An encoder that has learned already is moved less.
 TINY_BACKBONE = replace(TINY_TRAINING, base_lr=0.008, layer_decay=0.75)

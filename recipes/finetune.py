@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from downstream.classifier import CHECKED, Classifier, refuse_per_frame
-from downstream.features import Extraction
+from downstream.features import Extraction, choose_views
 from downstream.finetune import (
     Learner,
     StepLoss,
@@ -80,7 +80,10 @@ def resolve(cfg: Config, backbone: nn.Module) -> tuple[Config, Training, nn.Modu
     training = resolve_training(cfg.preset, cfg.training, backbone, cfg.name, bool(cfg.model))
     named = cfg.model or Path(cfg.name).resolve().parent.name or "backbone"
     out = cfg.out or f"runs/finetune-{file_name(named)}"
-    filled = replace(cfg, training=flags_of(training), out=out)
+    flags, typed = flags_of(training), cfg.training
+    if cfg.preset == "tiny":  # what is not typed is left to the data
+        flags = replace(flags, num_clips=typed.num_clips, num_crops=typed.num_crops)
+    filled = replace(cfg, training=flags, out=out)
     useless = unused(filled) | (training.unused_rates(backbone) if cfg.freeze else {})
     refuse_given(cfg, useless, PRESETS.get(cfg.preset, Config()))
     choose_sampling(backbone, training.sampling, cfg.stride)  # of the preset `paper`
@@ -100,11 +103,28 @@ def build_backbone(cfg: Config) -> nn.Module:
     return start_from(cfg.model, cfg.backbone, cfg.weights or "", small, changes)
 
 
-def match_data(cfg: Config, backbone: nn.Module, pack: Pack) -> None:
-    """Let a backbone know how its flow was made, and weights the frame rate of the clips."""
+def match_data(
+    cfg: Config, training: Training, backbone: nn.Module, pack: Pack, videos: Chosen
+) -> Training:
+    """Let a backbone know how its flow was made, and weights the frame rate of the clips.
+
+    Returns:
+        the training, with as many test views as show all of most clips where their number was left
+        open; of labels for frames whole clips are scored.
+    """
     record_method(backbone, pack.index)
     if cfg.backbone and not cfg.stride:
         match_rate(cfg.backbone, backbone, pack.rates())
+    given = cfg.training
+    if cfg.per_frame or (given.num_clips and given.num_crops):
+        return training
+    assert isinstance(backbone, Backbone)
+    clips, crops, words = choose_views(
+        pack, videos.train.samples, backbone.input_spec, given.num_clips, given.num_crops
+    )
+    if is_first():
+        print(words)
+    return replace(training, num_clips=clips, num_crops=crops)
 
 
 # ---------------------------------------------------------------------------------------- the step
@@ -192,7 +212,7 @@ def main(cfg: Config) -> dict:
     )  # fmt: skip
     train, classes = videos.train, videos.classes
     pack.check_streams(videos.samples, backbone.input_spec, cfg.name)
-    match_data(cfg, backbone, pack)
+    training = match_data(cfg, training, backbone, pack, videos)
 
     # ---- processes, model and optimizer
     engine.start()

@@ -41,7 +41,7 @@ from downstream.crossval import (
     learning_curve,
     when_to_stop,
 )
-from downstream.features import Extraction, cached_features, covering_views, start_extraction
+from downstream.features import Extraction, cached_features, choose_views, start_extraction
 from downstream.fit_report import labels_figure, next_clips, write_next, write_report
 from downstream.floor import against_floor
 from downstream.fusion import Scored, write_scores
@@ -269,14 +269,14 @@ def main(config: Config) -> dict:
     grouped = grouped_folds(pack.name, videos, config.seed)
     given = grouped.folds
     candidates = candidates_of(pack, config.split, config.seed)
-    clips, crops, why = covering_views(pack, videos.samples, spec)
-    clips, crops = config.num_clips or clips, config.num_crops or crops
+    views = config.num_clips, config.num_crops
+    clips, crops, words = choose_views(pack, videos.samples, spec, *views)
     how = dataclasses.replace(how, num_clips=clips, num_crops=crops)
     lock = claim(out)
     print(
         f"{counted(len(videos), 'labelled video')} of {counted(len(given.classes), 'class')}, "
-        f"{counted(len(candidates), 'clip')} without a label\ncross-validated: {grouped.rule}\n"
-        f"views of a clip: {clips} over time, {crops} over the longer side ({why})"
+        f"{counted(len(candidates), 'clip')} without a label\n"
+        f"cross-validated: {grouped.rule}\n{words}"
     )
     model, notes = describe_model(config.backbone, encoder), given.notes
     if seen_in_training(model.provenance, config.data, pack.index):

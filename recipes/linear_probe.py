@@ -34,7 +34,7 @@ from downstream.attentive import attentive_scores
 from downstream.features import (
     Extraction,
     cached_features,
-    covering_views,
+    choose_views,
     start_extraction,
     token_bytes,
 )
@@ -102,10 +102,9 @@ def with_views(
     config: Config, how: Extraction, pack: Pack, samples: np.ndarray, spec: InputSpec
 ) -> tuple[Config, Extraction]:
     """Both with as many views as were asked for, or as cover the clips."""
-    clips, crops, why = covering_views(pack, samples, spec)
-    why = f" ({why})" * (not (config.num_clips or config.num_crops))
-    clips, crops = config.num_clips or clips, config.num_crops or crops
-    print(f"views of a clip: {clips} over time, {crops} over the longer side{why}")
+    views = config.num_clips, config.num_crops
+    clips, crops, words = choose_views(pack, samples, spec, *views)
+    print(words)
     return (
         dataclasses.replace(config, num_clips=clips, num_crops=crops),
         dataclasses.replace(how, num_clips=clips, num_crops=crops),

@@ -691,7 +691,10 @@ def test_hard_data(make_pack, tmp_path):
         r | {"label": names[r["label"]]}
         for r in motion_rows(range(1), 1, "train") + motion_rows(range(1, 2), 1, "test")
     ]
-    results = finetune.main(config(make_pack(rows), tmp_path / "run", steps=2))
+    by_data = config(make_pack(rows), tmp_path / "run", steps=2, preset="tiny", num_clips=None)
+    results = finetune.main(by_data)
+    # 3 frames, 4 apart, of 16: twice as many views as fit behind one another.
+    assert results["protocol"]["num_clips"] == 3 and results["protocol"]["num_crops"] == 1
     assert results["data"]["num_train"] == 4 and set(results["per_class"]) == set(names.values())
     unknown = [r | ({"label": "new"} if r["split"] == "test" else {}) for r in rows]
     with pytest.raises(ValueError, match="never trained: new"):
