@@ -32,9 +32,9 @@ from pretrain.clip import Contrast, VideoText
 from pretrain.data.cache import open_all, raw_sources
 from pretrain.data.sampling import MEASURED, some_clips
 from pretrain.data.shards import Pack, fingerprint
-from pretrain.folders import try_folder
 from pretrain.names import counted
 from pretrain.processes import asked_processes, computes_on_gpu, is_first
+from pretrain.run import try_place
 from pretrain.text import CONTEXT_LENGTH, ClipTokenizer
 
 READ = 4096  # clips whose texts are read
@@ -227,8 +227,9 @@ def choose_by_data(
         the configuration; and the data, opened.
 
     Raises:
-        ValueError: as `open_all`, `recorded`, `measure` and `check`.
+        ValueError: as `try_place`, `open_all`, `recorded`, `measure` and `check`.
     """
+    try_place(folder, config.run)
     given: dict[str, Any] = flags.flat(config)
     gpu, typed = computes_on_gpu(), {name: given[name] for name in config.given}
 
@@ -242,8 +243,6 @@ def choose_by_data(
         kind = typed.get("text", "label" if named else "caption")
         clips = Facts(len(raw), 100, 25.0, 256, 1.0)
         check(chosen_for(clips, TextFacts(kind, len(raw), len(raw), 10, 0.0, 0.0))[0])
-        if is_first():
-            try_folder(folder)
     packs = open_all(config.data, SIDE[gpu], is_first(), config.machine)
     if known := recorded(folder, config, fingerprint(packs)):
         return known, packs

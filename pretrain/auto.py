@@ -34,13 +34,13 @@ from pretrain.data.shards import (
 from pretrain.engine import Engine
 from pretrain.files import read_json
 from pretrain.flags import flag, flat, refuse_numbers, replace
-from pretrain.folders import try_folder
 from pretrain.log import print_table
 from pretrain.loop import plan_run
 from pretrain.names import counted
 from pretrain.optim import make_optimizers, set_rate, update
 from pretrain.presets import AUTO
 from pretrain.processes import asked_processes, computes_on_gpu, is_first, loader_workers
+from pretrain.run import try_place
 from pretrain.settings import VITS
 from pretrain.spec import FLOW_ZERO, InputSpec, Stream
 
@@ -308,8 +308,9 @@ def choose_by_data(
         the configuration; and the data, opened.
 
     Raises:
-        ValueError: as `open_data`, `recorded`, `measure` and `choose`.
+        ValueError: as `try_place`, `open_data`, `recorded`, `measure` and `choose`.
     """
+    try_place(folder, config.run)
     gpu, typed = computes_on_gpu(), {n: v for n, v in flat(config).items() if n in config.given}
 
     def chosen_for(facts: Facts, begin: dict[str, Choice]) -> tuple[Any, dict[str, Choice]]:
@@ -321,8 +322,6 @@ def choose_by_data(
 
     if raw := raw_sources(config.data, config.split):  # packing takes long: what can be said is
         check(chosen_for(Facts(len(raw), 32, 16.0, 256, 1.0), {})[0])
-        if is_first():
-            try_folder(folder)
         wanted = {config.stream, config.target} - {None}
         spec = InputSpec(1, 1, 8, dict.fromkeys(wanted, Stream((0.0,) * 3, (1.0,) * 3)))
         refuse_raw_streams(raw, spec, config.data, "this run")

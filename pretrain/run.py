@@ -52,12 +52,34 @@ def try_run(run: Path, config: Any, may_change: set[str]) -> None:
             though that is asked for; it cannot be written to; or the package of --track is not
             installed.
     """
+    try_place(run, config.run)
+    if is_first():
+        _refuse_other_work(run, config, None, may_change)
+
+
+def try_place(run: Path, settings: RunSettings) -> None:
+    """Find out what `try_run` does that needs no resolved configuration.
+
+    Args:
+        run: the folder.
+        settings: of the run.
+
+    Raises:
+        ValueError: the folder holds something that is not a run, or nothing to continue though that
+            is asked for; it cannot be written to; or the package of --track is not installed.
+    """
     if not is_first():
         return
-    if config.run.track:
-        refuse_missing(config.run.track)
+    if settings.track:
+        refuse_missing(settings.track)
     try_folder(run)
-    _refuse_other_work(run, config, None, may_change)
+    _describe_run(run)
+    _refuse_no_checkpoint(run, settings)
+
+
+def _refuse_no_checkpoint(run: Path, settings: RunSettings) -> None:
+    if settings.resume and not checkpoint.checkpoints(run):
+        raise ValueError(f"--resume: {run} holds no checkpoint to continue from")
 
 
 def open_run(
@@ -161,8 +183,7 @@ def _refuse_other_work(
             f"{run} holds a run that differs ({'; '.join(differences)}): give the same values to "
             "continue it, or another --out to start anew; nothing was changed"
         )
-    if config.run.resume and not checkpoint.checkpoints(run):
-        raise ValueError(f"--resume: {run} holds no checkpoint to continue from")
+    _refuse_no_checkpoint(run, config.run)
     return old, note
 
 

@@ -72,7 +72,7 @@ class Tracker:
         self._tracker = tracker
         if self._name == "mlflow":
             key = tracker.tracker.info.run_id
-        write_json(self._run / KEPT, {self._name: key})
+        write_json(self._run / KEPT, self._kept() | {self._name: key})
         if not known:  # mlflow refuses a second value of the same name
             tracker.store_init_configuration({n: _plain(value) for n, value in about.items()})
 
@@ -92,13 +92,16 @@ class Tracker:
         where = {"dir": str(self._run), "mode": mode, "settings": {"console": "off"}}
         return {"name": title, "id": key, "resume": resume, **where}
 
+    def _kept(self) -> dict:
+        """What trackers call this run, by their names; empty: none has begun, or it is damaged."""
+        try:
+            return read_json(self._run / KEPT)
+        except ValueError:
+            return {}
+
     def _key_of_before(self) -> str:
         """What the tracker calls this run; empty: it has none yet."""
-        try:
-            kept = read_json(self._run / KEPT)
-        except ValueError:  # none, or damaged
-            return ""
-        key = kept.get(self._name) if isinstance(kept, dict) else None
+        key = self._kept().get(self._name)
         return key if isinstance(key, str) and KEY.fullmatch(key) else ""
 
     def _try(self, action: Callable[[], object]) -> None:

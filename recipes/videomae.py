@@ -125,9 +125,14 @@ def start(cfg: Config, pack: Pack, ids: np.ndarray) -> tuple[str, str]:
     """Where `auto` starts: the package's starter, and why, where labels say so; else ""."""
     decided = {"backbone", "frames", "size", "model", "pool", "contrast", "sigreg", "reconstruct"}
     decided |= {*vars(cfg.form)}
-    if cfg.stream != "rgb" or computes_on_gpu() or {*cfg.given} & decided:
-        return "", ""
-    why = starter_ahead(pack, ids, cfg.seed)
+    why = ""
+    if cfg.stream == "rgb" and not computes_on_gpu() and not {*cfg.given} & decided:
+        why = starter_ahead(pack, ids, cfg.seed)
+    if cfg.distill and not (why or cfg.backbone):
+        raise ValueError(
+            f"--distill {cfg.distill:g}: this run starts from fresh weights, and there are none to "
+            "hold to: give --backbone, such as starter, or leave --distill out"
+        )
     return STARTER * bool(why), why
 
 

@@ -39,14 +39,14 @@ from pretrain.data.blazepose import estimate_poses, load_networks
 from pretrain.data.cache import first_refusal, pack_file, packing_side
 from pretrain.data.methods import pose_weights
 from pretrain.data.pose_files import read_poses
-from pretrain.data.poses import COLUMNS, clip_poses, crop_pose
+from pretrain.data.poses import COLUMNS, Poses, clip_poses, crop_pose
 from pretrain.data.sampling import test_boxes, test_indices
 from pretrain.data.shards import EvalClips, Pack
-from pretrain.files import is_file, no_file
+from pretrain.files import is_file, is_there, no_file
 from pretrain.flow_colours import draw_flow, full_colour
 from pretrain.folders import claim, writing
 from pretrain.log import clips_figure
-from pretrain.names import for_screen
+from pretrain.names import did_you_mean, for_screen
 from pretrain.spec import Backbone, InputSpec, Stream
 from recipes.options.visualize import Config, command
 
@@ -84,6 +84,19 @@ def main(config: Config) -> dict:
     return {end: files[0] for end, files in pictures.items()}
 
 
+def poses_of(config: Config) -> Poses:
+    """The poses that --pose names.
+
+    Raises:
+        ValueError: they cannot be read.
+    """
+    try:
+        return read_poses(config.pose, config.skeleton)
+    except ValueError as error:
+        meant = "" if is_there(config.pose) else did_you_mean(config.pose, ["blazepose"])
+        raise ValueError(f"--pose {error}{meant}") from error
+
+
 def draw_skeletons(config: Config, path: Path, out: Path) -> None:
     """pose.png and pose.gif.
 
@@ -101,7 +114,7 @@ def draw_skeletons(config: Config, path: Path, out: Path) -> None:
         columns: tuple[str, ...] = COLUMNS
         skeleton = "blazepose33"
     else:
-        poses = read_poses(config.pose, config.skeleton)
+        poses = poses_of(config)
         if "u" not in poses.columns:
             raise ValueError(f"--pose {config.pose}: metres alone, which have no place in a frame")
         columns, skeleton = poses.columns, poses.skeleton

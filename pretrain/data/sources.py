@@ -26,6 +26,7 @@ from pretrain.data.lists import (
 )
 from pretrain.data.tar import Member, list_members
 from pretrain.files import open_regular, parse_json, reading
+from pretrain.folders import LOCK
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
@@ -267,7 +268,7 @@ def _walk(folder: Path, refused: list[tuple[str, str]]) -> list[tuple[str, ...]]
 
     Links are followed, after all real folders, so that files have the class of the folder they lie
     in. Folders that are reached once more are entered only the first time: the same clips in two
-    classes would be a mistake.
+    classes would be a mistake. Folders of results, with pictures of ours, are not entered.
     """
     files: list[tuple[str, ...]] = []
     seen: dict[tuple[int, int], str] = {}
@@ -290,6 +291,9 @@ def _walk(folder: Path, refused: list[tuple[str, str]]) -> list[tuple[str, ...]]
             if not parts:
                 raise ValueError(f"{folder} cannot be listed: {error.strerror}") from error
             refused.append((name, f"cannot be listed: {error.strerror}"))
+            continue
+        if parts and any(entry.name == LOCK for entry in inside):
+            refused.append((name, f"is a folder of results (it has {LOCK}), which are no data"))
             continue
         for entry in inside:
             if entry.name.startswith("."):

@@ -182,7 +182,7 @@ def unused(cfg: Config) -> dict[str, str]:
     if not cfg.reconstruct:
         decodes = ("target", "target_eps", "decoder_dim", "decoder_depth", "dual_mask")
         why |= dict.fromkeys(decodes, "with --no-reconstruct")
-    if not cfg.backbone:
+    if not cfg.backbone and (cfg.preset != AUTO or "backbone" in cfg.given):  # auto may start so
         why["distill"] = "without --backbone, whose weights it holds to"
     if cfg.optim.steps:
         why["epochs"] = f"with --steps {cfg.optim.steps}"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from downstream import monitor
+from downstream import auto_pairs, monitor
 from pretrain import auto, flags
 from pretrain.auto import MOST_TOKENS, SIZES, Facts, choose, measure
 from pretrain.backbones import read_backbone_config
@@ -18,7 +18,8 @@ from pretrain.data.pack import pack
 from pretrain.data.shards import Pack
 from pretrain.settings import STARTER
 from pretrain.vit import without_init
-from recipes import videomae
+from recipes import clip, videomae
+from recipes.options.videomae import unused
 from tests.conftest import write_video
 
 FRAMES = 40
@@ -211,6 +212,33 @@ def test_a_run_starts_from_the_starter_where_it_is_ahead_and_nothing_contradicts
         cfg = flags.replace(videomae.PRESETS["auto"], **given)
         cfg = flags.replace(cfg, given=tuple(given))
         assert videomae.start(cfg, data, data.split("all")) == ("", "")
+    cfg = flags.replace(cfg, distill=2.0)
+    with pytest.raises(ValueError, match=r"--distill 2: .*fresh weights"):
+        videomae.start(cfg, data, data.split("all"))
+
+
+def test_a_weight_of_distillation_may_be_given_where_auto_chooses_the_weights():
+    cfg = flags.replace(videomae.PRESETS["auto"], distill=2.0, given=("distill",))
+    assert "distill" not in unused(cfg)
+    assert "distill" in unused(flags.replace(cfg, given=("distill", "backbone")))
+
+
+@pytest.mark.parametrize("recipe", [videomae, clip])
+def test_a_place_that_cannot_be_a_run_is_refused_before_packing(recipe, tmp_path, monkeypatch):
+    write_video(tmp_path / "a.mp4", np.zeros((20, 64, 64, 3), np.uint8))
+    (tmp_path / "l.csv").write_text("path,caption\na.mp4,somebody walks\n")
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(auto, "open_data", lambda *_: pytest.fail("it packed"))
+    monkeypatch.setattr(auto_pairs, "open_all", lambda *_: pytest.fail("it packed"))
+    data = str(tmp_path / "l.csv")
+    values = {"data": data if recipe is videomae else (data,), "out": str(tmp_path / "run")}
+    cfg = flags.replace(recipe.PRESETS["auto"], **values, given=("data", "out"))
+    for changes, told in (({"track": "nowhere"}, "pip install"), ({"resume": True}, "--resume")):
+        with pytest.raises(ValueError, match=told):
+            recipe.main(flags.replace(cfg, run=replace(cfg.run, **changes)))
+    (tmp_path / "run/thesis.txt").touch()
+    with pytest.raises(ValueError, match="not a run"):
+        recipe.main(cfg)
 
 
 @pytest.mark.parametrize(

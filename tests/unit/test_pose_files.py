@@ -8,6 +8,8 @@ import pytest
 
 from pretrain.data.pose_files import read_poses
 from pretrain.data.poses import COLUMNS, SKELETONS, read_array, write_array
+from recipes.options.visualize import Config
+from recipes.visualize import poses_of
 from tests.unit import layouts
 from tests.unit.layouts import LAYOUTS
 
@@ -410,3 +412,12 @@ def test_an_array_says_what_is_wrong_with_it():
     for data in (good[:-1], good + b"0", good[:40], good.replace(b"<f4", b"|O8")):
         with pytest.raises(ValueError, match="npy"):
             read_array(data)
+
+
+def test_a_mistyped_method_is_told_from_a_file(tmp_path):
+    with pytest.raises(ValueError, match=r"--pose blazpose: .*did you mean blazepose"):
+        poses_of(Config(pose="blazpose"))
+    (tmp_path / "blazepose.npy").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"--pose .*blazepose.npy") as caught:
+        poses_of(Config(pose=str(tmp_path / "blazepose.npy")))
+    assert "did you mean" not in str(caught.value)

@@ -12,6 +12,7 @@ import pytest
 
 from pretrain.data.sources import Source, list_sources
 from pretrain.data.tar import list_members
+from pretrain.folders import claim
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -763,6 +764,16 @@ def test_a_class_that_is_a_link_to_its_sibling_is_in_the_ledger(tmp_path):
     refused = dict(listing.refused)
     assert set(refused) == {"a_first_by_name", "z_last", "walk/up"}
     assert "walk" in refused["a_first_by_name"] and "run" in refused["z_last"]
+
+
+def test_pictures_of_results_are_no_clips(tmp_path):
+    """`fit --data .` writes to runs/ below the data, which would be one more class."""
+    touch(tmp_path, "walk/a.mp4", "runs/fit/confusion.png", "runs/fit/clips/a.mp4", "up/b.mp4")
+    claim(tmp_path / "runs/fit").release(force=True)
+    listing = list_sources(tmp_path)
+    assert names_labels(listing.sources) == [("up/b.mp4", "up"), ("walk/a.mp4", "walk")]
+    assert "results" in dict(listing.refused)["runs/fit"]
+    assert names_labels(list_sources(tmp_path / "runs/fit").sources)  # where they are asked for
 
 
 def test_links_out_of_the_folder_are_followed_once(tmp_path):
