@@ -109,8 +109,15 @@ def main(config: Config) -> dict:
             if config.to == "cvat"
             else write_studio(rows, lost, rates)
         )
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start : error.end])
+        raise ValueError(
+            f"{source}: a text holds {half}, which is no character: remove it"
+        ) from error
     with writing(out), replacing(out) as aside:
-        write_synced(aside, text.encode())
+        write_synced(aside, data)
     examples = sorted({row.absent for row in absent})
     told = {
         "read": form,

@@ -292,8 +292,10 @@ def _walk(folder: Path, refused: list[tuple[str, str]]) -> list[tuple[str, ...]]
                 raise ValueError(f"{folder} cannot be listed: {error.strerror}") from error
             refused.append((name, f"cannot be listed: {error.strerror}"))
             continue
-        if parts and any(entry.name == LOCK for entry in inside):
-            refused.append((name, f"is a folder of results (it has {LOCK}), which are no data"))
+        names = {entry.name for entry in inside}
+        if parts and (LOCK in names or {"index.json", "clips.jsonl"} <= names):
+            what = f"of results (it has {LOCK})" if LOCK in names else "that was packed"
+            refused.append((name, f"is a folder {what}, which is no data beside these"))
             continue
         for entry in inside:
             if entry.name.startswith("."):

@@ -483,6 +483,20 @@ def test_a_list_that_is_converted_says_what_it_said(tmp_path, name):
 
 
 @pytest.mark.parametrize(
+    ("video", "label", "to"),
+    [("a\n.mp4", "x", "csv"), ("b\\x41.mp4", "x", "csv"), ("a.mp4", "x\0", "cvat"),
+     ("a.mp4", "x\ud800", "activitynet")],
+)  # fmt: skip
+def test_what_no_reader_could_take_is_not_written(tmp_path, video, label, to):
+    film(tmp_path / video, range(12), Fraction(25))
+    row = {"path": video, "label": label, "start": 0, "end": 0.2}
+    source, out = write(tmp_path, "l.jsonl", row), tmp_path / "out"
+    with pytest.raises(ValueError, match=r"cannot hold the|is no character"):
+        main(Config(str(source), to, str(out)))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
     "cells", ["run,2,1", "run,1,1", "run,-1,1", "run,nan,1", "run,0,inf", "run,1,", "run,,1",
               '"run","0,5","1,5"', "run,0:00,0:02", "run;hop,0,1"],
 )  # fmt: skip

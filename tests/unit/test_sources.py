@@ -769,10 +769,11 @@ def test_a_class_that_is_a_link_to_its_sibling_is_in_the_ledger(tmp_path):
 def test_pictures_of_results_are_no_clips(tmp_path):
     """`fit --data .` writes to runs/ below the data, which would be one more class."""
     touch(tmp_path, "walk/a.mp4", "runs/fit/confusion.png", "runs/fit/clips/a.mp4", "up/b.mp4")
+    touch(tmp_path, "packs/a/index.json", "packs/a/clips.jsonl", "packs/a/shard.tar")
     claim(tmp_path / "runs/fit").release(force=True)
     listing = list_sources(tmp_path)
     assert names_labels(listing.sources) == [("up/b.mp4", "up"), ("walk/a.mp4", "walk")]
-    assert "results" in dict(listing.refused)["runs/fit"]
+    assert "results" in (told := dict(listing.refused))["runs/fit"] and "packed" in told["packs/a"]
     assert names_labels(list_sources(tmp_path / "runs/fit").sources)  # where they are asked for
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections import Counter
 from xml.etree import ElementTree
 
@@ -11,10 +12,11 @@ import numpy as np
 
 from pretrain.data.annotations.rows import Row
 from pretrain.data.lists import OF_FILE, TIMES, times_of_recording
-from pretrain.names import for_csv
+from pretrain.names import for_csv, for_screen
 
 COLUMNS = ("path", "start", "end", "label", "split", "subject", "caption")
 SUBSETS = {"train": "training", "val": "validation", "test": "testing"}
+_NO_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 Times = dict[str, tuple[np.ndarray, tuple[int, int]]]
 
 
@@ -39,6 +41,9 @@ def write_csv(rows: list[Row], lost: Counter[str]) -> str:
     """A list that `--data` reads: a row for every label, with all further columns.
 
     Times in a recording are further columns; beside them the row's own are marked as of the file.
+
+    Raises:
+        ValueError: a video has a name that would be read as another one.
     """
     lost["boxes"] += sum(bool(row.boxes) for row in rows)
     lines = []
@@ -49,6 +54,11 @@ def write_csv(rows: list[Row], lost: Counter[str]) -> str:
             cells |= {"start": f"{row.start:.6f}", "end": f"{row.end:.6f}"}
             cells |= {TIMES: OF_FILE} if times_of_recording(cells) else {}
         path = f"./{row.path}" if row.path[:1] in "=+-@" else row.path
+        if for_csv(path) != path:
+            raise ValueError(
+                f"a list cannot hold the name {for_screen(path)!r}: rename the file, so that it "
+                "has no control characters and no escapes"
+            )
         own = {"path": path, "label": row.label, "split": row.split, "subject": row.subject}
         lines.append({**cells, **own, "caption": row.caption})
     columns = dict.fromkeys([*COLUMNS, *(name for line in lines for name in line)])
@@ -111,12 +121,15 @@ def write_cvat(rows: list[Row], lost: Counter[str], times: Times) -> str:
     """Tracks of one video; where a segment has no boxes, a box around the whole picture.
 
     Raises:
-        ValueError: the rows are of several videos.
+        ValueError: the rows are of several videos, or hold what XML cannot.
     """
     _drop(rows, lost, "subject", "caption", "split")
     videos = list(by_video(rows))
     if len(videos) > 1:
         raise ValueError(f"CVAT xml is of one video, not of {len(videos)}: convert each for itself")
+    for text in (videos[0], *(row.label or "" for row in rows)):
+        if _NO_XML.search(text):
+            raise ValueError(f"XML cannot hold the control character in {for_screen(text)!r}")
     when, (width, height) = times[videos[0]]
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"
