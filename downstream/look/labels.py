@@ -252,7 +252,7 @@ class Labels:
 
         Raises:
             ChangedError: the label is given or taken, and `save` could not write it to the csv.
-            ValueError: the video cannot be in a csv.
+            ValueError: the video cannot be in a csv, or one of its labels cannot be of a part.
         """
         if self.rows[video].refused:
             raise ValueError(self.rows[video].refused)
@@ -263,8 +263,16 @@ class Labels:
             taken = mark.label == label and mark.of(start, end)
             rest += mark.without(start, end, seconds) if taken else (mark,)
         new = Mark(label) if whole else Mark(label, round(start, 3), round(end, 3))
+        marks = (*rest, new) if given else tuple(rest)
+        several = len({mark.label for mark in marks}) > 1  # which get times then
+        for mark in marks:
+            if ";" in mark.label and (several or mark.start is not None):
+                raise ValueError(
+                    f"label {mark.label[:60]!r} holds a semicolon, which separates segments: "
+                    "rename it in the data"
+                )
         self._undo = [*self._undo[1 - MOST_UNDONE :], (video, before)]
-        self._set(video, (*rest, new) if given else tuple(rest))
+        self._set(video, marks)
         return given
 
     def undo(self) -> int | None:
@@ -373,6 +381,9 @@ class Labels:
                         times = [float(row[name]) for name in ("start", "end") if row[name]]
                         if times and not (len(times) == 2 and 0 <= times[0] < times[1] < 2**53):
                             raise ValueError
+                        if times and ";" in label:
+                            problems.add(line, f"label {label[:60]!r} holds a semicolon, which "
+                                         "separates segments: rename it")  # fmt: skip
                         marks[video].append(Mark(label, *times))
                     except ValueError:
                         problems.add(line, f"start {row['start']!r} and end {row['end']!r} are no "

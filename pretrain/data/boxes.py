@@ -238,7 +238,10 @@ def _table(text: str) -> tuple[list[_Row], bool]:
 
 
 def _csv(line: str, separator: str) -> list[str]:
-    return next(csv.reader(io.StringIO(line), delimiter=separator), [])
+    try:
+        return next(csv.reader(io.StringIO(line), delimiter=separator), [])
+    except csv.Error as error:
+        raise ValueError(f"{line[:40]!r} cannot be read as csv: {error}") from error
 
 
 def _mot(lines: Iterable[tuple[str, list[str]]]) -> list[_Row]:

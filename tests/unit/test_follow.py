@@ -233,6 +233,7 @@ def test_times_fractions_and_boxes_in_the_list():
         ("frame,id,x,y,w,h\n-3,1,5,5,5,5\n", "line 2"),
         ("frame,id,x,y,w,h\n0,1,0,0,5,5\n0,1,9,9,5,5\n", "line 3.*another box.*line 2"),
         ("frame,id,x,y\n0,1,5,5\n", "names the columns"), ("a,b\n1,2\n", "names the columns"),
+        ("frame,id,x,y,w,h\n0,1," + "5" * 140_000, "'0,1,555+' cannot be read as csv"),
         ("1,2,3\n", "line 1.*names the columns"), ("1,2,a,4,5,6\n", "line 1"),
         ('{"annotations": [{"image_id": 1, "bbox": [1, 2, 3]}]}', "annotation 1"),
         ('{"annotations": [{"image_id": 1, "bbox": [1, NaN, 3, 4]}]}', "annotation 1"),

@@ -21,7 +21,15 @@ from downstream.look import score
 from downstream.look import server as served
 from downstream.look.cut import write_clips
 from downstream.look.index import group, near_duplicates, nearest
-from downstream.look.labels import ChangedError, Labels, Mark, check_label, marks_of, read_places
+from downstream.look.labels import (
+    ChangedError,
+    Labels,
+    Mark,
+    Row,
+    check_label,
+    marks_of,
+    read_places,
+)
 from downstream.look.moments import embed_moments, find_moments
 from downstream.look.score import precision_at
 from downstream.look.server import HEADERS, Look, listen, server
@@ -537,6 +545,19 @@ def test_rows_with_times_are_segments(tmp_path):
     with pytest.raises(ValueError) as refused:  # these say nothing of when
         list_sources(path)
     assert "another label" not in str(refused.value) and refused.value.__notes__
+
+
+def test_a_label_with_a_semicolon_is_of_whole_videos_alone(tmp_path):
+    """Of a part it would be two segments in every list."""
+    path, row = tmp_path / "labels.csv", Row("a.mp4", 10.0)
+    labels = Labels(path, [row], [(Mark("a;b"),)])
+    for start, whole, name in ((0.0, True, "run"), (2.0, False, "run"), (2.0, False, "a;b")):
+        with pytest.raises(ValueError, match=r"semicolon.* rename"):
+            labels.toggle(0, start, start + 1, whole, name)
+    assert labels.marks == [(Mark("a;b"),)] and not path.exists()
+    path.write_text("path,start,end,label\na.mp4,0,1,a;b\n")
+    with pytest.raises(ValueError, match="1 problem"):
+        Labels(path, [row], [()])
 
 
 # ---- the server
