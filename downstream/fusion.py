@@ -21,7 +21,14 @@ import numpy as np
 from downstream.metrics import topk_accuracy
 from downstream.results import ROUGH, Data, Results, read_results
 from downstream.splits import Videos
-from pretrain.files import is_folder, is_there, read_limited, reading
+from pretrain.files import (
+    is_folder,
+    is_there,
+    read_limited,
+    reading,
+    replacing,
+    write_synced,
+)
 from pretrain.folders import writing
 from pretrain.names import counted, for_csv, for_screen, from_csv
 from pretrain.settings import Machine, RunSettings
@@ -87,28 +94,37 @@ def scored(videos: Videos, probabilities: np.ndarray) -> Scored:
     return Scored(videos.sources, videos.subjects, videos.known_labels, probabilities)
 
 
-def write_scores(folder: Path, parts: dict[str, Scored], classes: list[str]) -> Path:
-    """Write scores.csv: part, video, person, label and the probability of every class.
+def scores_csv(parts: dict[str, Scored], classes: list[str], results: Results) -> bytes:
+    """What `write_scores` writes: part, video, person, label and the probability of every class.
+
+    Made before the results are written, which are told its hash: another file is not taken for it.
 
     Args:
-        folder: of the run.
         parts: "test" and, where there are videos that nothing was fitted on, "val".
         classes: names of the C classes.
+        results: of the run; its details get the hash.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow([*COLUMNS, *map(for_csv, classes)])
+    for part, about in parts.items():
+        names = zip(about.sources, about.subjects, about.labels, strict=True)
+        for (source, subject, label), row in zip(names, about.probabilities, strict=True):
+            cells = map(for_csv, (source, subject or "", label))
+            writer.writerow([part, *cells, *(f"{value:.9g}" for value in row)])
+    data = text.getvalue().encode()
+    results.details["scores"] = {"sha256": hashlib.sha256(data).hexdigest()}
+    return data
 
-    Returns:
-        the file.
+
+def write_scores(folder: Path, data: bytes) -> Path:
+    """Write the scores of a run to scores.csv, and return the file.
 
     Raises:
         ValueError: the disk does not take it.
     """
-    with writing(folder / NAME), open(folder / NAME, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([*COLUMNS, *map(for_csv, classes)])
-        for part, about in parts.items():
-            names = zip(about.sources, about.subjects, about.labels, strict=True)
-            for (source, subject, label), row in zip(names, about.probabilities, strict=True):
-                cells = map(for_csv, (source, subject or "", label))
-                writer.writerow([part, *cells, *(f"{value:.9g}" for value in row)])
+    with writing(folder / NAME), replacing(folder / NAME) as aside:
+        write_synced(aside, data)
     return folder / NAME
 
 
@@ -299,7 +315,13 @@ def _check_alike(run: Run) -> None:
     places = np.array([run.classes.index(label) for label in test.labels])
     top1 = run.results.value("top1")
     measured = topk_accuracy(test.probabilities, places, 1)
-    if top1 is None or data.num_test != len(places) or abs(top1 - measured) > 1.5 / len(places):
+    known = run.results.details.get("scores", {}).get("sha256", run.sha256)  # older ones say none
+    if (
+        known != run.sha256
+        or top1 is None
+        or data.num_test != len(places)
+        or abs(top1 - measured) > 1.5 / len(places)
+    ):
         raise ValueError(
             f"{run.folder}: {NAME} is not of the run of its results.json: run that model again"
         )

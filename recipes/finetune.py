@@ -45,7 +45,7 @@ from downstream.finetune import (
     start_from,
 )
 from downstream.floor import against_floor, folds_of
-from downstream.fusion import scored, write_scores
+from downstream.fusion import scored, scores_csv, write_scores
 from downstream.models import choose_sampling, load_classifier, match_rate
 from downstream.report import publish
 from downstream.results import (
@@ -353,15 +353,18 @@ def finish(
         describe_classifier(model, cfg.name, cfg.backbone), protocol, flat(cfg), metrics, cfg.seed,
         versions(how.device, how.dtype_name), [*videos.notes, *notes], details, said,
     )  # fmt: skip
-    written = publish(folder, results, said, videos.notes)
-    written |= write_leaks(folder, pack, dict(splits) | ({"val": videos.val} if videos.val else {}))
+    saved = b""
     if said.scores is not None:
         parts = {"test": scored(videos.test, said.scores)}
         if videos.val is not None:
             scores = task.predict(model, pack, videos.val, how, "validation videos").scores
             assert scores is not None  # as of the test videos
             parts["val"] = scored(videos.val, scores)
-        written["scores"] = write_scores(folder, parts, model.classes)
+        saved = scores_csv(parts, model.classes, results)
+    written = publish(folder, results, said, videos.notes)
+    written |= write_leaks(folder, pack, dict(splits) | ({"val": videos.val} if videos.val else {}))
+    if saved:
+        written["scores"] = write_scores(folder, saved)
     written["classifier"] = folder / "backbone"
     predict = f"muybridge predict --backbone {for_shell(folder / 'backbone')}"
     run.print_done(written, f"{predict} --video FILE_OR_FOLDER")

@@ -44,7 +44,7 @@ from downstream.crossval import (
 from downstream.features import Extraction, cached_features, choose_views, start_extraction
 from downstream.fit_report import labels_figure, next_clips, write_next, write_report
 from downstream.floor import against_floor
-from downstream.fusion import Scored, write_scores
+from downstream.fusion import Scored, scores_csv, write_scores
 from downstream.models import load_backbone, match_rate
 from downstream.probe import Folds, LinearProbe, fit_card, random_split
 from downstream.proposals import MOST, propose
@@ -330,11 +330,11 @@ def main(config: Config) -> dict:
         "fit", data_of(config, pack, grouped, part), model, protocol, settings, metrics,
         config.seed, versions(how.device, how.dtype_name), [*notes, *stands, *drawn], details, said,
     )  # fmt: skip
-    written = publish(out, results, said, notes)
-    print(f"\nthis classifier: {for_screen(verdict.sentence)}\n{when_to_stop(curve)}")
     people, labels = [given.subjects[i] for i in tested], [given.classes[i] for i in truth]
     about = Scored([given.sources[i] for i in tested], people, labels, scores)
-    written["scores"] = write_scores(out, {"test": about}, given.classes)
+    saved = scores_csv({"test": about}, given.classes, results)
+    written = publish(out, results, said, notes) | {"scores": write_scores(out, saved)}
+    print(f"\nthis classifier: {for_screen(verdict.sentence)}\n{when_to_stop(curve)}")
     labels_figure(out / "labels.png", curve, 1 / len(given.classes), config.data)
     written |= {"classifier": out / "backbone", "to label next": out / "next.csv"}
     predict = f"muybridge predict --backbone {for_shell(out / 'backbone')}"

@@ -39,7 +39,7 @@ from downstream.features import (
     token_bytes,
 )
 from downstream.floor import against_floor
-from downstream.fusion import Scored, write_scores
+from downstream.fusion import Scored, scores_csv, write_scores
 from downstream.metrics import mean_class_accuracy, topk_accuracy, topk_hits
 from downstream.models import load_backbone, match_rate
 from downstream.probe import (
@@ -318,10 +318,9 @@ def main(config: Config) -> dict:
         {**about, "num_test": len(tested), **protocol_of(config)}, settings, metrics, config.seed,
         versions(how.device, how.dtype_name), [*notes, *more, *stands], details, said,
     )  # fmt: skip
-    written = publish(out, results, said, told)
-    written["scores"] = write_scores(
-        out, saved_scores(given, features, probes, linear, svm), given.classes
-    )
+    parts = saved_scores(given, features, probes, linear, svm)
+    saved = scores_csv(parts, given.classes, results)
+    written = publish(out, results, said, told) | {"scores": write_scores(out, saved)}
     if len(given.parts) > 1:
         splits = dict(zip((config.train_split, config.test_split), given.parts, strict=True))
         written |= write_leaks(out, pack, splits)

@@ -23,7 +23,7 @@ import pretrain.threads  # noqa: F401 (before torch)
 import numpy as np
 
 from downstream.features import Extraction, cached_embeddings, embed_now, start_extraction
-from downstream.fusion import scored, write_scores
+from downstream.fusion import scored, scores_csv, write_scores
 from downstream.metrics import softmax, topk_hits
 from downstream.models import load_video_text, match_rate
 from downstream.report import filmstrip_figure, publish
@@ -312,9 +312,9 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
         "zero_shot", data, described, protocol, settings, metrics, config.seed,
         versions(how.device, how.dtype_name), [*notes, *more], details, said,
     )  # fmt: skip
-    written = publish(out, results, said)
     probabilities = softmax(model.scale().item() * scores.astype(np.float64))
-    written["scores"] = write_scores(out, {"test": scored(videos, probabilities)}, classes)
+    saved = scores_csv({"test": scored(videos, probabilities)}, classes, results)
+    written = publish(out, results, said) | {"scores": write_scores(out, saved)}
     print_details(results)
     print()
     print_table("done", written)

@@ -1,5 +1,6 @@
 """Late fusion of saved scores: as computed by hand, learned on validation videos alone."""
 
+import csv
 import dataclasses
 import json
 import shutil
@@ -20,6 +21,7 @@ from downstream.fusion import (
     mean_of_probabilities,
     read_folds,
     read_run,
+    scores_csv,
     svm_scores,
     write_scores,
 )
@@ -64,8 +66,8 @@ def save(folder: Path, parts: dict[str, Scored], classes=CLASSES, **changes) -> 
         Model(folder.name, "beef", 10, {}, "from scratch"), protocol | changes, {},
         {"top1": Metric(top1, num)}, 0, "", {},
     )  # fmt: skip
+    write_scores(folder, scores_csv(parts, classes, results))
     write_results(folder, results)
-    write_scores(folder, parts, classes)
     return str(folder)
 
 
@@ -339,7 +341,9 @@ def test_each_fold_learns_from_its_own_validation_videos(folds, tmp_path):
     for run in folds:
         fold = read_run(Path(run) / "ann")
         val = dataclasses.replace(other, probabilities=np.roll(other.probabilities, 1, 1))
-        write_scores(fold.folder, fold.parts | {"val": val}, CLASSES)
+        data = scores_csv(fold.parts | {"val": val}, CLASSES, fold.results)
+        write_scores(fold.folder, data)
+        write_results(fold.folder, fold.results)
     shutil.rmtree(tmp_path / "out")
     after = main(config(folds, tmp_path))["details"]["fusion"]
     alone = "rgb + flow, linear SVM"
@@ -513,7 +517,17 @@ def test_other_damage_is_a_sentence(runs, tmp_path):
 
 
 def test_scores_of_another_run_are_noticed(runs, tmp_path):
-    shutil.copy(Path(runs[2]) / "scores.csv", Path(runs[0]) / "scores.csv")
+    path = Path(runs[0]) / "scores.csv"
+    rows = list(csv.reader(path.open(newline="")))
+    for row in rows[1:]:  # surer of the same classes
+        best = max(row[4:], key=float)
+        rest = f"{0.01 / (len(row) - 5):.9g}"
+        row[4:] = ["0.99" if cell is best else rest for cell in row[4:]]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    with pytest.raises(ValueError, match=r"not of the run of its results.json"):
+        main(config(runs, tmp_path))
+    shutil.copy(Path(runs[2]) / "scores.csv", path)
     with pytest.raises(ValueError, match=r"not of the run of its results.json"):
         main(config(runs, tmp_path))
 

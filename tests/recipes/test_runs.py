@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from downstream.fusion import Scored, write_scores
+from downstream.fusion import Scored, scores_csv, write_scores
 from downstream.report import write_results
 from downstream.results import Data, Metric, Model, Results
 from pretrain.folders import claim
@@ -37,16 +37,14 @@ def evaluate(folder, right, name="video", kind="probe"):
     metrics = {"top1": Metric(right / VIDEOS, VIDEOS, (0.1, 0.9), 0.5)}
     data = Data("mine", "b" * 64, "test", VIDEOS, VIDEOS, 2)
     model = Model("backbone", "c" * 64, 3, {}, "unknown")
-    write_results(
-        folder,
-        Results("linear_probe", data, model, {"kind": kind}, {}, metrics, 0, "command", {}),
-    )
+    results = Results("linear_probe", data, model, {"kind": kind}, {}, metrics, 0, "command", {})
     truth = [i % 2 for i in range(VIDEOS)]
     said = [t if i < right else 1 - t for i, t in enumerate(truth)]
     sources = [f"{name} {i}" for i in range(VIDEOS)]
     people = [f"person {i // 2}" for i in range(VIDEOS)]
     scored = Scored(sources, people, ["ab"[t] for t in truth], np.eye(2)[said] * 0.8 + 0.1)
-    write_scores(folder, {"test": scored}, ["a", "b"])
+    write_scores(folder, scores_csv({"test": scored}, ["a", "b"], results))
+    write_results(folder, results)
     return folder
 
 
