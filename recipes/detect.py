@@ -65,6 +65,7 @@ from downstream.results import (
     Metric,
     Results,
     build_results,
+    default_folder,
     describe_model,
     versions,
 )
@@ -72,7 +73,7 @@ from downstream.zero_shot import embed_texts
 from pretrain.data.methods import take_pose_weights
 from pretrain.device import autocast_dtype
 from pretrain.files import is_file
-from pretrain.folders import claim, holds_nothing
+from pretrain.folders import claim, holds_nothing, try_folder
 from pretrain.log import print_table, write_json
 from pretrain.names import counted, for_csv, for_screen, nothing_usable
 from pretrain.processes import start_evaluation
@@ -289,11 +290,12 @@ def main(config: Config) -> dict:
     """Find the events; returns what events.json holds."""
     if not all(config.video):
         raise ValueError("--video is empty: give files or folders")
-    out = Path(config.out)
+    out = Path(config.out or default_folder("detect", config.backbone, " ".join(config.video)))
     if not holds_nothing(out) and not (out / "events.json").is_file():
         raise ValueError(f"{out} holds something else: give another folder with --out")
-    lock = claim(out)
+    try_folder(out)
     videos, refused = list_videos(config.video)
+    lock = claim(out)
     notes: list[str] = []
     truth = truth_of(config, videos)
     val, tested = choose_parts(config, videos, truth, notes)

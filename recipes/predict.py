@@ -60,6 +60,7 @@ from downstream.live import open_camera, until_interrupted, watch
 from downstream.metrics import FoundEvent
 from downstream.models import choose_sampling, load_classifier, match_rate, trained_rate
 from downstream.report import events_figure, joined, timeline_figure, write_csv
+from downstream.results import default_folder
 from downstream.segments import stretches
 from downstream.splits import group_by_source
 from pretrain.data.cache import methods_for, packing_side, refusals
@@ -69,7 +70,7 @@ from pretrain.data.pack import pack as pack_source
 from pretrain.data.shards import Pack
 from pretrain.data.sources import list_sources
 from pretrain.files import is_file, is_there, reading
-from pretrain.folders import claim, holds_nothing, writing
+from pretrain.folders import claim, holds_nothing, try_folder, writing
 from pretrain.log import print_table, write_json
 from pretrain.names import counted, for_csv, for_screen, nothing_usable
 from pretrain.processes import start_evaluation
@@ -93,10 +94,8 @@ def pack_videos(
         The pack (None: no good clips); its clips that have all streams; why files were refused.
 
     Raises:
-        ValueError: there is nothing at `path`, or a stream cannot be estimated.
+        ValueError: there is nothing to read at `path`, or a stream cannot be estimated.
     """
-    if not is_there(path):
-        raise ValueError(f"--video {path}: there is no such file or folder")
     found = None
     if os.path.lexists(path / "index.json"):
         found = Pack(path)
@@ -333,7 +332,8 @@ def choose_out(config: Config, source: Source | None) -> Path:
         ValueError: it holds something else, or what was found in a camera and is nowhere else.
     """
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
-    out = Path(config.out or (f"runs/live-{stamp}" if source else "runs/predict"))
+    usual = default_folder("predict", config.backbone, config.video)
+    out = Path(config.out or (f"runs/live-{stamp}" if source else usual))
     ours = [out / name for name in ("predictions.json", "bouts.json") if (out / name).is_file()]
     if is_file(bouts := out / "bouts.csv"):
         with reading(bouts), open(bouts, "rb") as file:
@@ -352,16 +352,18 @@ def main(config: Config) -> dict:
     if config.top_k < 1:
         raise ValueError(f"--top-k {config.top_k}: give at least 1")
     camera = live_source(config.video)
+    if not camera and not is_there(config.video):
+        raise ValueError(f"--video {config.video}: there is no such file or folder")
     out = choose_out(config, camera)
-    lock = claim(out)
+    try_folder(out)
     names = list(load_classes(config.classes)) if config.classes else None
+    model = load_classifier(config.backbone, config.weights or "", names)
+    lock = claim(out)
     if camera or config.bouts:
-        model = load_classifier(config.backbone, config.weights or "", names)
         content = find_bouts(config, camera, model, out)
         lock.release(force=True)
         return content
     how = start_extraction(config.machine, 1, 1, config.batch_size)
-    model = load_classifier(config.backbone, config.weights or "", names)
     clips, crops = fitted_views(config.backbone) or (2, 1)
     clips, crops = config.num_clips or clips, config.num_crops or crops
     how = dataclasses.replace(how, num_clips=clips, num_crops=crops)

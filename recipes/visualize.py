@@ -34,6 +34,7 @@ from PIL import Image
 
 from downstream.attention_maps import Attends, AttendsByPose, attention_on_grid, overlay
 from downstream.models import load_backbone
+from downstream.results import data_name
 from downstream.skeletons import draw_poses
 from pretrain.data.blazepose import estimate_poses, load_networks
 from pretrain.data.cache import first_refusal, pack_file, packing_side
@@ -46,7 +47,7 @@ from pretrain.files import is_file, is_there, no_file
 from pretrain.flow_colours import draw_flow, full_colour
 from pretrain.folders import claim, writing
 from pretrain.log import clips_figure
-from pretrain.names import did_you_mean, for_screen
+from pretrain.names import did_you_mean, file_name, for_screen
 from pretrain.spec import Backbone, InputSpec, Stream
 from recipes.options.visualize import Config, command
 
@@ -57,9 +58,10 @@ def main(config: Config) -> dict:
     """Draw; returns where the pictures are."""
     if config.enlarge < 1:
         raise ValueError(f"--enlarge {config.enlarge}: give at least 1")
-    path, out = Path(config.video), Path(config.out)
+    path = Path(config.video)
     if not is_file(path):
         raise ValueError(f"--video {config.video}: {no_file(config.video)}")
+    out = Path(config.out or f"runs/visualize-{file_name(data_name(config.video))}")
     encoder = load_backbone(config.backbone) if config.backbone else None
     driven = encoder if isinstance(encoder, AttendsByPose) else None
     pose = "" if driven is not None else config.pose  # else it is drawn with the attention

@@ -42,8 +42,9 @@ class Config:
     """Instead: thresholds.json of an earlier run, such as one with validation videos."""
     pose_weights: str = ""
     """Of a model of poses: weights that estimate them, as recipes/pack.py takes them."""
-    out: str = "runs/detect"
-    """Folder of the results; older results there are replaced, other files are refused."""
+    out: str | None = None
+    """Folder of the results, by default detect-VIDEO beside the backbone; older results there are
+    replaced, other files are refused."""
     batch_size: Count = 8
     """Windows in one forward pass; changes speed and memory only."""
     machine: MachineFlags = MACHINE

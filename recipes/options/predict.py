@@ -47,8 +47,8 @@ class Config:
     pose_weights: str = ""
     """Of a classifier of poses: weights that estimate them, as recipes/pack.py takes them."""
     out: str | None = None
-    """Folder of the results, by default runs/predict; older results there are replaced, other files
-    are refused. Of a camera a new folder, by default runs/live-TIME."""
+    """Folder of the results, by default predict-VIDEO beside the backbone; older results there are
+    replaced, other files are refused. Of a camera a new folder, by default runs/live-TIME."""
     num_clips: OptionalCount = None
     """Views spread over the time of each clip of at most 10 s; by default those of the fit of a
     classifier of recipes/fit.py, else 2."""

@@ -17,8 +17,9 @@ class Config:
     video: str = ""
     """A video file; of a long one its first 10 s. For attention also a list of one video, with what
     is beside it."""
-    out: str = "runs/visualize"
-    """Where the pictures go; older ones of this recipe are replaced."""
+    out: str | None = None
+    """Where the pictures go, by default runs/visualize-VIDEO; older ones of this recipe are
+    replaced."""
     enlarge: Count = 4
     """Factor of the GIF's pixels."""
     pose: str = ""

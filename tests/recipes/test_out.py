@@ -19,12 +19,14 @@ from pretrain.flags import flat
 from recipes import (
     clip,
     compare,
+    detect,
     finetune,
     fit,
     linear_probe,
     predict,
     retrieval,
     videomae,
+    visualize,
     zero_shot,
 )
 from tests.recipes import test_clip, test_finetune, test_videomae
@@ -80,6 +82,32 @@ def test_out_is_tried_before_the_data_are_touched(commands, tmp_path, monkeypatc
         with pytest.raises(ValueError, match="cannot write"):
             module.main(change(config, out="/proc/run"))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "module, asked",
+    [
+        (predict, "try_folder"),
+        (detect, "try_folder"),
+        (visualize, "claim"),
+    ],
+)
+def test_other_videos_have_another_folder(tmp_path, monkeypatch, module, asked):
+    def stop(out: Path, *_: object) -> None:
+        raise ValueError(str(out))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, asked, stop)
+    (tmp_path / "run" / "backbone").mkdir(parents=True)
+    found = set()
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).touch()
+        about = {"video": (name,) if module is detect else name}
+        about |= {"flow": "dis"} if module is visualize else {"backbone": "run/backbone"}
+        with pytest.raises(ValueError) as caught:
+            module.main(configure(module.Config, **about))
+        found.add(str(caught.value))
+    assert len(found) == 2, found
 
 
 def test_two_evaluations_into_one_folder(commands, tiny_pack, tiny_backbone, tmp_path):
