@@ -50,6 +50,7 @@ from pretrain.folders import claim
 from pretrain.log import print_table
 from pretrain.names import counted, file_name, for_html, for_screen
 from pretrain.settings import STARTER
+from pretrain.text import unseen_words
 from pretrain.third_party import open_clip_at_hand
 from recipes.options.look import Config, command
 
@@ -76,7 +77,10 @@ def load_model(name: str | None) -> tuple[str, nn.Module]:
         ValueError: there is none of that name.
     """
     if name is None:
-        name = f"open_clip:{MODEL}/{TAG}" if open_clip_at_hand(MODEL, TAG) else STARTER
+        name = f"open_clip:{MODEL}/{TAG}"
+        if not open_clip_at_hand(MODEL, TAG):
+            print(f"note: {name} is not here, and the hub does not answer: {STARTER} instead")
+            name = STARTER
     with_text = name.startswith("open_clip:") or (
         is_folder(folder := folder_of(name))
         and read_backbone_config(Path(folder))["builder"] == "VideoText"
@@ -91,6 +95,11 @@ def sentence_search(model: nn.Module, how: Extraction) -> Callable[[str], np.nda
     if not isinstance(model, VideoText):
         return None
     return lru_cache(256)(lambda text: embed_texts(model, [text], how.device, how.precision)[0][0])
+
+
+def unseen_by(model: nn.Module) -> Callable[[str], list[str]]:
+    """What lists the words of a sentence that mean nothing to the text tower, if there is one."""
+    return lambda text: unseen_words(model.text, [text]) if isinstance(model, VideoText) else []
 
 
 # -------------------------------------------------------------------------------------- the labels
@@ -177,7 +186,9 @@ def serve(look: "Look", port: int, browser: bool) -> None:
     try:
         server(look, listener, token).run(sockets=[listener])
     except KeyboardInterrupt:
-        print(f"ended; the labels are in {for_screen(look.labels.path)}", flush=True)
+        path = look.labels.path
+        where = f"the labels are in {for_screen(path)}" if path.exists() else "no label was given"
+        print(f"ended; {where}", flush=True)
     finally:
         listener.close()
         if look.labels.unsaved:
@@ -218,7 +229,7 @@ def prepare(config: Config) -> "Look":
         print(f"note: {for_screen(note)}")
     return Look(
         config.data, name, pack, moments, vectors, labels, read_keys(config, labels, kept), search,
-        kept, first, notes,
+        unseen_by(model), kept, first, notes,
     )  # fmt: skip
 
 
@@ -233,6 +244,7 @@ def main(config: Config) -> None:
         raise ValueError("the page needs starlette and uvicorn: pip install 'muybridge[look]'")
     out = Path(config.out or default_out(config.data))
     copies = [p.name for p in out.glob("labels-*-*.csv")] if out.is_dir() else []
+    listed_sources(config)  # refuses data that are not there, or hold no video
     lock = claim(out, ("labels.csv", "look.json", "clips.csv", CLIPS, *copies))
     serve(prepare(config), config.port, config.open)
     lock.release(force=True)

@@ -74,6 +74,7 @@ class Look:
         labels: of its videos.
         keys: names of labels; the first nine have the keys 1 to 9.
         embed_text: a sentence to its unit vector (D,); None: the backbone has no text tower.
+        unseen: the words of a sentence that mean nothing to the text tower.
         keys_file: where these names are kept; None: nowhere.
         first: moments that somebody proposes to label first.
         notes: sentences that the page shows.
@@ -87,6 +88,7 @@ class Look:
     labels: Labels
     keys: list[str]
     embed_text: Callable[[str], np.ndarray] | None = None
+    unseen: Callable[[str], list[str]] = lambda _: []
     keys_file: Path | None = None
     first: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -188,6 +190,12 @@ class Look:
         if not about.strip():
             raise ValueError("write a sentence")
         return self._found(self.embed_text(about[:1000]))
+
+    def note_on(self, sentence: str) -> str:
+        """What a person has to know of what a sentence found; "": nothing."""
+        words = self.unseen(sentence[:1000])
+        some = ", ".join(words[:20]) + ", ..." * (len(words) > 20)
+        return for_screen(f"Words that the text tower never saw: {some}") if words else ""
 
     def _like(self, about: str) -> list[dict]:
         number = self.number(about)
@@ -416,7 +424,9 @@ def _answers(look: Look) -> list[Route]:
             offset = max(0, len(rows) - limit)
         with look.lock:
             shown = [{**look.item(row["n"]), **row} for row in rows[offset : offset + limit]]
-            return JSONResponse({"total": len(rows), "offset": offset, "items": shown})
+            note = look.note_on(about) if kind == "text" else ""
+            page = {"total": len(rows), "offset": offset, "items": shown, "note": note}
+            return JSONResponse(page)
 
     def groups(request: Request):
         wanted = max(1, _whole(request, "k", 12, MOST_GROUPS))

@@ -906,6 +906,23 @@ def test_somebody_elses_folder_is_refused(footage, tmp_path):
         look.main(configure(look.Config, data=str(footage), backbone="x", out=str(tmp_path)))
 
 
+def test_data_that_are_not_there_are_refused_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(look, "load_model", lambda *_: pytest.fail("asks the network for weights"))
+    (tmp_path / "empty").mkdir()
+    for name, words in (("nowhere", "nowhere"), ("empty", "no video")):
+        given = configure(look.Config, data=str(tmp_path / name), out=str(tmp_path / "out"))
+        with pytest.raises(ValueError, match=words):
+            look.main(given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_starter_instead_of_weights_out_of_reach_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(look, "open_clip_at_hand", lambda *_: False)
+    name, model = look.load_model(None)
+    assert name == "starter" and look.MODEL in capsys.readouterr().out
+    assert look.unseen_by(model)("a giraffe walks") == ["giraffe"]
+
+
 @pytest.mark.slow
 def test_the_command_serves_until_it_is_interrupted(footage, tiny_backbone, tmp_path):
     """As a person types it; the labels of one run are those of the next."""
@@ -936,6 +953,12 @@ def test_the_command_serves_until_it_is_interrupted(footage, tiny_backbone, tmp_
         assert process.returncode == 0 and "ended; the labels are in" in out, err
     rows = rows_of(tmp_path / look.default_out(str(footage)) / "labels.csv")
     assert [row["label"] for row in rows if "plain" in row["path"]] == ["run", "jump"]
+
+
+def test_words_that_mean_nothing_are_told(page):
+    page.unseen = lambda text: [word for word in text.split() if word == "xyzzy\x1b"]
+    assert "xyzzy" in page.note_on("a xyzzy\x1b") and "\x1b" not in page.note_on("a xyzzy\x1b")
+    assert page.note_on("somebody walks") == ""
 
 
 def test_served_is_what_is_built(page):

@@ -3,7 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const PAGE = 48; // moments at once
-const view = { kind: "all", q: "", offset: 0, total: 0, title: "All moments", items: [] };
+const view = { kind: "all", q: "", offset: 0, total: 0, title: "All moments", note: "", items: [] };
 let state = null;
 let chosen = null; // the selected moment
 let asked = 0; // the newest request of a list: an older answer is dropped
@@ -106,6 +106,8 @@ function draw() {
 
 function mark() {
   $("heading").textContent = view.title;
+  $("told").textContent = view.note;
+  $("told").hidden = !view.note;
   // On a narrow screen the list is below the selected moment.
   if (matchMedia("(max-width: 48rem)").matches) $("heading").scrollIntoView({ block: "nearest" });
   for (const button of document.querySelectorAll(".view")) {
@@ -120,7 +122,7 @@ async function show(kind, q, title, place = { offset: 0 }) {
   const mine = ++asked;
   const answer = await ask(`/api/view?${query({ kind, q, ...place, limit: PAGE })}`);
   if (mine !== asked) return;
-  Object.assign(view, { kind, q, title, offset: answer.offset, total: answer.total, items: answer.items });
+  Object.assign(view, { kind, q, title, note: answer.note, offset: answer.offset, total: answer.total, items: answer.items });
   mark();
   draw();
 }
@@ -144,7 +146,7 @@ async function showGroups() {
   const answer = await ask(`/api/groups?${query({ k })}`);
   if (mine !== asked) return;
   say("");
-  Object.assign(view, { kind: "groups", q: "", title: "Groups of similar moments", offset: 0, total: 0, items: [] });
+  Object.assign(view, { kind: "groups", q: "", title: "Groups of similar moments", note: "", offset: 0, total: 0, items: [] });
   mark();
   $("moments").className = "";
   $("moments").replaceChildren(...answer.groups.map((group, i) => make("button", {
@@ -245,7 +247,7 @@ function take(answer) {
   for (const item of answer.items || []) refresh(item);
   $("changed").hidden = !answer.changed;
   $("changed-text").textContent = answer.changed || "";
-  $("saved").textContent = `Saved in ${state.saved}`;
+  $("saved").textContent = `Labels are saved in ${state.saved}`;
   facts();
 }
 
