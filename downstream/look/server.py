@@ -8,6 +8,7 @@ or caption holds leaves here as JSON, which the page shows as text.
 import io
 import itertools
 import json
+import logging
 import secrets
 import socket
 import threading
@@ -15,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -548,10 +550,19 @@ def listen(port: int) -> socket.socket:
     return listener
 
 
+class Server(uvicorn.Server):
+    """Once it is to end, requests that this cuts off are no errors to print."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end."""
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        super().handle_exit(sig, frame)
+
+
 def server(look: Look, listener: socket.socket, token: str) -> uvicorn.Server:
     """A server that `run(sockets=[listener])` starts."""
     app = build_app(look, listener.getsockname()[1], token)
-    return uvicorn.Server(
+    return Server(
         uvicorn.Config(
             app, log_level="warning", access_log=False, proxy_headers=False, server_header=False,
             lifespan="off", ws="none", limit_concurrency=64, timeout_graceful_shutdown=2,

@@ -3,6 +3,7 @@
 import csv
 import http.client
 import json
+import logging
 import os
 import re
 import signal
@@ -953,6 +954,16 @@ def test_the_command_serves_until_it_is_interrupted(footage, tiny_backbone, tmp_
         assert process.returncode == 0 and "ended; the labels are in" in out, err
     rows = rows_of(tmp_path / look.default_out(str(footage)) / "labels.csv")
     assert [row["label"] for row in rows if "plain" in row["path"]] == ["run", "jump"]
+
+
+def test_what_ctrl_c_cuts_off_is_no_error(page):
+    listener = served.listen(0)
+    server, log = served.server(page, listener, "t"), logging.getLogger("uvicorn.error")
+    listener.close()
+    assert log.isEnabledFor(logging.ERROR)
+    server.handle_exit(signal.SIGINT, None)
+    assert server.should_exit and not log.isEnabledFor(logging.ERROR)
+    log.setLevel(logging.WARNING)
 
 
 def test_words_that_mean_nothing_are_told(page):
