@@ -205,20 +205,27 @@ def refuse_pickles(path: Path) -> None:
                 raise ValueError(f"torch.export wrote a pickle ({name}): take --to onnx or --to hf")
 
 
-def write_onnx(program: torch.export.ExportedProgram, path: Path, contract: dict) -> Runner:
-    """Write model.onnx, with the contract in its metadata, and return what runs it on the CPU.
-
-    Raises:
-        ValueError: a library is missing, or the model has what ONNX or its runtime has not.
-    """
+def refuse_missing_libraries() -> None:
+    """Raise ValueError where what `write_onnx` needs is not installed."""
     try:
-        import onnxruntime
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ValueError(
             f"--to onnx needs onnx, onnxscript and onnxruntime ({first_line(error)}): "
             "pip install 'muybridge[export]'"
         ) from error
+
+
+def write_onnx(program: torch.export.ExportedProgram, path: Path, contract: dict) -> Runner:
+    """Write model.onnx, with the contract in its metadata, and return what runs it on the CPU.
+
+    Raises:
+        ValueError: the model has what ONNX or its runtime has not.
+    """
+    import onnxruntime
+
     streams = list(contract["streams"])
     size = sum(v.numel() * v.element_size() for v in program.state_dict.values())
     try:

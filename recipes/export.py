@@ -30,6 +30,7 @@ from downstream.export import (
     compared,
     contract_of,
     program_of,
+    refuse_missing_libraries,
     refuse_non_finite,
     spec_of,
     write_onnx,
@@ -202,6 +203,8 @@ def main(config: Config) -> dict[str, Any]:
         if is_there(path):
             raise ValueError(f"--out: {path} exists already ({why}): remove it or name another")
     try_folder(out.parent)
+    if config.to == "onnx":
+        refuse_missing_libraries()
     torch.manual_seed(0)  # of a named model's fresh weights
     model = load(config.backbone, config.weights or "").float().cpu().eval()
     refuse_non_finite(model)

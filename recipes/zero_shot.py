@@ -222,6 +222,20 @@ def print_details(results: Results) -> None:
             print(f"  {100 * value:5.1f} %  {text!r}")
 
 
+def on_training(provenance: dict | str, seen: str, test_split: str) -> list[str]:
+    """What a reader must know of towers that were trained on the split `seen` of these data."""
+    same = seen == test_split or "all" in (seen, test_split)
+    about = "WARNING: these very videos" if same else "other videos, but of the same data"
+    notes = [f"the towers were trained on the captions of split {seen!r} of these data: {about}"]
+    trained = provenance.get("config") if isinstance(provenance, dict) else None
+    if isinstance(trained, dict) and "label" in (trained.get("text"), trained.get("positives")):
+        notes.append(
+            "training used the class labels, as texts or to tell which captions mean the same: "
+            "these classes are not unseen" + ", only these videos are" * (not same)
+        )
+    return notes
+
+
 def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
     """Score the labelled videos of a split; returns what results.json holds."""
     assert config.data  # `refuse_confusion`
@@ -276,20 +290,7 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
     described = describe_model(config.backbone, model)
     provenance = described.provenance
     if seen := seen_in_training(provenance, config.data, pack.index):
-        notes.append(
-            f"the towers were trained on the captions of split {seen!r} of these very data: "
-            + (
-                "WARNING: these very videos"
-                if seen in (config.test_split, "all")
-                else "other videos, but of the same synthetic dataset"
-            )
-        )
-        trained = provenance.get("config") if isinstance(provenance, dict) else None
-        if isinstance(trained, dict) and "label" in (trained.get("text"), trained.get("positives")):
-            notes.append(
-                "training used the class labels, as texts or to tell which captions mean the "
-                "same: these classes are not unseen, only these videos are"
-            )
+        notes += on_training(provenance, seen, config.test_split)
     protocol = {
         "kind": "zero-shot", "videos": videos_digest(videos), "test_split": config.test_split,
         "num_test": len(videos),

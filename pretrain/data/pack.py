@@ -122,6 +122,9 @@ def pack(
         "file_timeout": (file_timeout, 0.1),
     })  # fmt: skip
     out = Path(out)
+    if not os.path.lexists(out / "index.json"):  # else all streams may be there already
+        for method in filter(None, asked.values()):
+            methods.check_method(method)
     settings = RULES | {"short_side": int(short_side), "clip_seconds": float(clip_seconds)}
     settings |= {"follow": follow} if follow else {}
     everything = list_sources(source)

@@ -171,6 +171,7 @@ def test_onnx_and_the_snippet_of_the_guide(classifier, tiny_pack, tmp_path, monk
 
 def test_without_the_libraries(tiny_backbone, tiny_pack, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    monkeypatch.setattr(export, "open_clips", lambda *_: pytest.fail("packs for minutes"))
     with pytest.raises(ValueError, match=r"muybridge\[export\]"):
         exported(tiny_backbone, "onnx", tmp_path / "out", tiny_pack)
     assert not (tmp_path / "out").exists()

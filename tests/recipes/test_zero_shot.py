@@ -35,6 +35,15 @@ def video(tmp_path) -> Path:
     return path
 
 
+def test_what_training_saw_is_told_without_contradiction():
+    about = {"config": {"text": "label"}}
+    for seen, asked in (("train", "train"), ("all", "test"), ("train", "all")):
+        notes = " ".join(zero_shot.on_training(about, seen, asked))
+        assert "WARNING: these very videos" in notes and "only these videos" not in notes
+    notes = " ".join(zero_shot.on_training(about, "train", "test"))
+    assert "WARNING" not in notes and "only these videos are" in notes
+
+
 def test_a_data_set(quick, capsys):
     results = zero_shot.main(quick)
     out = Path(quick.out)

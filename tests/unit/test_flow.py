@@ -801,3 +801,11 @@ def test_flow_is_drawn_in_the_colour_of_its_direction(tmp_path, capsys):
     assert "flow.png" in capsys.readouterr().out
     with pytest.raises(ValueError, match="12 pixels"):
         visualize.main(visualize.Config(video=str(tmp_path / "tiny.mp4"), flow="dis", out=str(out)))
+
+
+def test_a_missing_library_is_named_before_anything_is_packed(tmp_path, monkeypatch):
+    (tmp_path / "a.mp4").touch()
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ValueError, match="needs OpenCV"):
+        pack(tmp_path, tmp_path / "pack", flow="dis", workers=1, progress=False)
+    assert not (tmp_path / "pack").exists()
