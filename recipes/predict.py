@@ -70,7 +70,7 @@ from pretrain.data.pack import pack as pack_source
 from pretrain.data.shards import Pack
 from pretrain.data.sources import list_sources
 from pretrain.files import is_file, is_there, reading
-from pretrain.folders import claim, holds_nothing, try_folder, writing
+from pretrain.folders import claim, holds_nothing, writing
 from pretrain.log import print_table, write_json
 from pretrain.names import counted, for_csv, for_screen, nothing_usable
 from pretrain.processes import start_evaluation
@@ -355,10 +355,9 @@ def main(config: Config) -> dict:
     if not camera and not is_there(config.video):
         raise ValueError(f"--video {config.video}: there is no such file or folder")
     out = choose_out(config, camera)
-    try_folder(out)
+    lock = claim(out)
     names = list(load_classes(config.classes)) if config.classes else None
     model = load_classifier(config.backbone, config.weights or "", names)
-    lock = claim(out)
     if camera or config.bouts:
         content = find_bouts(config, camera, model, out)
         lock.release(force=True)

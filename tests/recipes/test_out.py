@@ -87,7 +87,7 @@ def test_out_is_tried_before_the_data_are_touched(commands, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     "module, asked",
     [
-        (predict, "try_folder"),
+        (predict, "claim"),
         (detect, "try_folder"),
         (visualize, "claim"),
     ],
