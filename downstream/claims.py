@@ -144,7 +144,9 @@ def paired_claims(
             predictions[label], predictions[other], people
         )
         held = "yes" if low > 0 else "no, it harms" if high < 0 else "not shown"
-        measured = f"{100 * mean:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+        measured = (
+            f"{100 * mean:+z.1f} points, 95 % interval {100 * low:+z.1f} to {100 * high:+z.1f}"
+        )
         if groups < FEW:
             measured += f" (rough: {groups} people)"
         claims.append({"claim": claim, "held": held, "measured": measured})

@@ -103,7 +103,7 @@ def judge(
         mean, low, high = (100 * value for value in differences[name])
         return (
             f"{CONTROLS[name]} {points(controls[name].mean())} against {points(ours)}: "
-            f"{mean:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
+            f"{mean:+z.1f} points, 95 % interval {low:+z.1f} to {high:+z.1f}"
         )
 
     def alike(name: str) -> bool:

@@ -124,9 +124,10 @@ def _groups(videos: Videos) -> tuple[list[int], str, list[str]]:
         note = f"{counted(alone, 'video')} without a subject: each counts as a person of its own"
         return videos.groups, "subjects", [note] * bool(alone)
     why = "all videos are of one person" if known else "no subjects are known"
+    remedy = "label videos of other people" if known else "give the list a column subject"
     notes = [
-        f"{why}: folds are divided by source file, so the accuracy says little about other people; "
-        "a column subject in the list makes it say that"
+        f"{why}: folds are divided by source file, so the accuracy says little about other people: "
+        f"{remedy}"
     ]
     return videos.recordings, "source files", notes
 
@@ -260,8 +261,8 @@ def when_to_stop(curve: Curve) -> str:
         )
     gain, low, high = (100 * value for value in curve.gain)
     told = (
-        f"from {curve.sizes[-2]} to {curve.sizes[-1]} labels accuracy changed by {gain:+.1f} "
-        f"points (95 % interval {low:+.1f} to {high:+.1f})"
+        f"from {curve.sizes[-2]} to {curve.sizes[-1]} labels accuracy changed by {gain:+z.1f} "
+        f"points (95 % interval {low:+z.1f} to {high:+z.1f})"
     )
     if low > 0:
         return f"more labels still pay: {told}; expect less than that from the next doubling"

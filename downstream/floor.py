@@ -246,8 +246,8 @@ def against_floor(
         details[f"difference to {name}"] = [mean, low, high]
         where = "above" if low > 0 else "BELOW" if high < 0 else "NOT shown to be above"
         notes.append(
-            f"{where} {name} ({100 * hits.mean():.1f} %): {100 * mean:+.1f} points, 95 % interval "
-            f"{100 * low:+.1f} to {100 * high:+.1f}" + ", which contains 0" * (low <= 0 <= high)
+            f"{where} {name} ({100 * hits.mean():.1f} %): {100 * mean:+z.1f} points, 95 % interval "
+            f"{100 * low:+z.1f} to {100 * high:+z.1f}" + ", which contains 0" * (low <= 0 <= high)
         )
         above &= low > 0
     if not above:

@@ -351,7 +351,7 @@ def accuracies(
     drawn = said.named if drawn == "subjects" else unit
     about = {"kind": "95 % percentile bootstrap", "resamples": RESAMPLES}
     about |= {"resampled": drawn, "groups": groups}
-    if drawn != "subjects":  # people are not independent of themselves, so this is too narrow
+    if drawn not in ("subjects", "source files"):  # else too narrow: people are like themselves
         all_named = said.named == "subjects" and None not in said.subjects
         about["people"] = "all are of one person" if all_named else "not all have a `subject`"
     notes = []

@@ -135,7 +135,7 @@ def told(needed: np.ndarray, fraction: float) -> list[str]:
     pays = "pays" if high < 0 else "COSTS labels" if low > 0 else "is not shown to pay"
     lines.append(
         f"the proposed order {pays} for {100 * fraction:.0f} % of the accuracy with all labels: "
-        f"{middle:+.1f} labels, 95 % interval {low:+.1f} to {high:+.1f}, over "
+        f"{middle:+z.1f} labels, 95 % interval {low:+z.1f} to {high:+z.1f}, over "
         f"{counted(len(needed), 'seed')}"
     )
     return lines

@@ -235,7 +235,7 @@ def print_lines(lines: list[Line], won: dict[str, list[str]]) -> None:
         low, high = (100 * end for end in line.interval)
         gain = ""
         if line.gain:
-            gain = "{:+5.1f}  ({:+.1f} to {:+.1f})".format(*(100 * g for g in line.gain))
+            gain = "{:+z5.1f}  ({:+z.1f} to {:+z.1f})".format(*(100 * g for g in line.gain))
         print(
             f"{names:<{widths[0]}}  {method:<{widths[1]}}  {100 * line.top1:5.1f}  "
             f"{f'{low:.1f} to {high:.1f}':>13}  {gain}"

@@ -371,8 +371,8 @@ def paired(ours: Path, theirs: Path) -> str:
     mean, low, high = paired_difference(difference, [people[s] for s in sources], seed=0)
     stands = "the first is better" if low > 0 else "the second is better" if high < 0 else ""
     return (
-        f"first minus second: {100 * mean:+.1f} points, 95 % interval {100 * low:+.1f} to "
-        f"{100 * high:+.1f}, on the same {counted(len(sources), 'video')}: "
+        f"first minus second: {100 * mean:+z.1f} points, 95 % interval {100 * low:+z.1f} to "
+        f"{100 * high:+z.1f}, on the same {counted(len(sources), 'video')}: "
         f"{stands or 'not shown which is better'}"
     )
 

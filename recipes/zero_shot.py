@@ -215,7 +215,7 @@ def print_details(results: Results) -> None:
             f"{100 * over['worst']:.1f} to {100 * over['best']:.1f} %, mean "
             f"{100 * over['mean']:.1f} %, "
             f"std {100 * over['std']:.1f}; together {100 * over['ensemble']:.1f} % "
-            f"({100 * over['gain']:+.1f})"
+            f"({100 * over['gain']:+z.1f})"
         )
         ranked = sorted(templates.items(), key=lambda item: -item[1])
         for text, value in (ranked[0], ranked[-1]):

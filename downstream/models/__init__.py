@@ -563,14 +563,14 @@ def load_classifier(name: str, weights: str = "", names: list[str] | None = None
 
 def _load_own(name: str) -> Classifier:
     folder = Path(name)
-    remedy = f"train one: muybridge finetune --backbone {name} --data LABELLED_VIDEOS"
+    remedy = f"train one: muybridge fit, or finetune, --backbone {name} --data LABELLED_VIDEOS"
     if not is_folder(name):
         if name in MODELS:
             remedy = f"train one: muybridge finetune --model {name} --data LABELLED_VIDEOS"
             raise ValueError(f"{name} is a model without a trained classifier; {remedy}")
         raise ValueError(
             f"no classifier at {shown(name)} ({no_folder(name)}): give RUN/backbone of "
-            "muybridge finetune, a fine-tuned VideoMAE (hf:OWNER/NAME, "
+            "muybridge fit or finetune, a fine-tuned VideoMAE (hf:OWNER/NAME, "
             f"hf:FOLDER or a .pth file), or one of {', '.join(PUBLISHED)}"
         )
     if backbones.read_backbone_config(folder)["builder"] != "Classifier":

@@ -165,9 +165,12 @@ def _refuse_unlabelled(path: Path) -> None:
     """
     sources = list_sources(path).sources
     if sources and not any(s.label is not None or s.extra.get("segments") for s in sources):
+        others = ", ".join(sorted({repr(name) for s in sources for name in s.extra})[:10])
         raise ValueError(
             f"{path}: none of its {counted(len(sources), 'file')} has a label, and nothing was "
             "packed: give a list file with a label column, or a folder with one subfolder a class"
+            + f" (read as something else: the columns {others})"
+            * bool(others)
         )
 
 

@@ -685,7 +685,7 @@ class _Packer:
             if not len(rows) and not self.part:
                 path = self.work / "refused.jsonl" if self.index else self.out / "refused.jsonl"
                 write_synced(path, "".join(map(json_line, lines)).encode())
-                error = ValueError(f"all {len(refused)} files were refused:")
+                error = ValueError(f"nothing is left, {counted(len(refused), 'file')} refused:")
                 for line in (*_commonest(refused), f"all in {path}"):
                     error.add_note(line)
                 raise error

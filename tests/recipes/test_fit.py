@@ -163,9 +163,10 @@ def test_few_videos_of_each_class_make_fewer_folds(each):
 def test_without_people_by_source_file_which_is_said():
     grouped = grouped_folds("data", videos_of(["a", "b"] * 15, [None] * 30), 0)
     assert grouped.named == "source files" and "source file" in grouped.rule
-    assert any("subject" in note for note in grouped.folds.notes)
+    assert any("column subject" in note for note in grouped.folds.notes)
     one = grouped_folds("data", videos_of(["a", "b"] * 15, ["eva"] * 30), 0)
     assert one.named == "source files" and any("one person" in note for note in one.folds.notes)
+    assert not any("column" in note for note in one.folds.notes)
     some = grouped_folds("data", videos_of(["a", "b"] * 3, ["x", "x", "y", "y", None, None]), 0)
     assert some.named == "subjects" and len(set(some.groups)) == 4
 
@@ -241,6 +242,7 @@ def test_a_curve_grows_with_the_labels():
 def test_when_more_labels_pay(gain, said):
     curve = Curve([10, 20], [0.5, 0.5 + gain[0]], [(0.4, 0.7)] * 2, gain)
     assert said in when_to_stop(curve)
+    assert "-0.0" not in when_to_stop(replace(curve, gain=(0.1, -0.0001, 0.2)))
     assert "too few" in when_to_stop(replace(curve, sizes=[20]))
 
 

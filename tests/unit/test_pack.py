@@ -1523,6 +1523,9 @@ def test_missing_labels_are_said_before_packing(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"none of its 1 file has a label.*subfolder"):
         open_data(str(tmp_path / "in"), 64, say=False, labels=True)
     assert not list((tmp_path / "cache").rglob("*.tar"))
+    (tmp_path / "list.csv").write_text("path,lable\nin/a.mp4,x\n")
+    with pytest.raises(ValueError, match="columns 'lable'"):
+        open_data(str(tmp_path / "list.csv"), 64, say=False, labels=True)
     for table in ("path,label\nin/a.mp4,x\n", "path,segments\nin/a.mp4,0-0.2 sit\n"):
         (tmp_path / "list.csv").write_text(table)
         assert len(open_data(str(tmp_path / "list.csv"), 64, say=False, labels=True)) == 1

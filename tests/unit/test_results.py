@@ -232,6 +232,12 @@ def test_what_intervals_are_over(people, words):
     assert interval_unit(accuracies(said, 0)[1]) == words
 
 
+def test_source_files_stand_for_people_without_a_word():
+    six = [f"{i // 2}.mp4" for i in range(12)]
+    said = Predictions(["a", "b"], np.arange(12) % 2, np.arange(12) % 2, six, named="source files")
+    assert interval_unit(accuracies(said, 0)[1]) == "over 6 source files"
+
+
 def test_frames_of_unknown_people_are_drawn_by_video():
     twelve = np.arange(12) % 2
     said = Predictions(["a", "b"], twelve, twelve, ["v.mp4", "w.mp4"] * 6, unit="frames",
