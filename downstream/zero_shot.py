@@ -3,6 +3,7 @@
 Radford et al. 2021, https://arxiv.org/abs/2103.00020. N videos, C classes, M templates, D width.
 """
 
+import re
 import sys
 
 import numpy as np
@@ -18,6 +19,16 @@ from pretrain.text import trim, unseen_words
 BATCH = 256  # sentences in one forward pass
 # How the embeddings of views become one, for a card.
 POOLING = "mean of the views' unit vectors, over the clips of a video, then normalised"
+
+
+def warn_of_unseen(model: VideoText, words: list[str]) -> list[str]:
+    """A warning where class names hold no word that the text tower ever saw; else nothing."""
+    split = lambda name: list(dict.fromkeys(re.findall(r"\w+", name.lower())))
+    lost = [w for w in words if split(w) and unseen_words(model.text, [w]) == split(w)]
+    if not lost:
+        return []
+    some = ", ".join(lost[:20]) + ", ..." * (len(lost) > 20)
+    return [f"WARNING: {len(lost)} of {len(words)} classes mean nothing to this text tower: {some}"]
 
 
 def embed_texts(

@@ -49,6 +49,7 @@ from downstream.zero_shot import (
     template_sensitivity,
     texts_of_labels,
     unit,
+    warn_of_unseen,
 )
 from pretrain.clip import VideoText
 from pretrain.data.cache import open_data, pack_file, packing_side
@@ -169,6 +170,8 @@ def classify_video(config: Config, model: VideoText, how: Extraction) -> dict:
         bar = "#" * round(30 * probabilities[i])
         print(f"  {shown[i]:<{width}}  {probabilities[i]:6.1%}  {bar}")
     print("  (probabilities among these classes only)")
+    for warning in warn_of_unseen(model, list(words.values())):
+        print(f"note: {for_screen(warning)}")
     if num_cut:
         print(f"note: cut to the text tower's context: {counted(num_cut, 'sentence')}")
     print(f"\nfigure   {picture}\nanswer   {for_screen(out)}/prediction.json", flush=True)
@@ -246,6 +249,7 @@ def score_data(config: Config, model: VideoText, how: Extraction) -> dict:
     match_rate(config.backbone, model.video, pack.rates())
     videos, notes = labelled_videos(pack, config.test_split)
     classes, words, given = classes_of_data(config, pack, videos)
+    notes += warn_of_unseen(model, words)
     auto = "third_person" if given and not config.classes else "openai_kinetics"
     template_set = auto if config.templates == "auto" else config.templates
     templates = load_templates(template_set)

@@ -122,9 +122,6 @@ def pack(
         "file_timeout": (file_timeout, 0.1),
     })  # fmt: skip
     out = Path(out)
-    if not os.path.lexists(out / "index.json"):  # else all streams may be there already
-        for method in filter(None, asked.values()):
-            methods.check_method(method)
     settings = RULES | {"short_side": int(short_side), "clip_seconds": float(clip_seconds)}
     settings |= {"follow": follow} if follow else {}
     everything = list_sources(source)
@@ -179,6 +176,8 @@ def _check(
         known = methods.FOLLOW if kind == "follow" else methods.METHODS[kind]
         if method and method not in known:
             raise ValueError(f"{kind} {method!r:.80} is no method: give one of {', '.join(known)}")
+        if method and kind != "follow" and not os.path.lexists(Path(out) / "index.json"):
+            methods.check_method(method)  # of an earlier pack all streams may be there already
 
 
 def look_for_near(out: Path, progress: bool) -> str:
