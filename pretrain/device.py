@@ -25,6 +25,15 @@ def keep_memory() -> None:
     libc.mallopt(trim_threshold, 2**31 - 1)
 
 
+def free_memory() -> int | None:
+    """Bytes that new work may take, as Linux estimates them; None: not known here."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvail")))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
+
+
 def use_exact_onednn() -> None:
     """Have float32 matrix products on the CPU computed by oneDNN, where that is still float32.
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from downstream.classifier import class_probabilities, frame_probabilities
+from downstream.classifier import Classifier, class_probabilities, frame_probabilities
 from downstream.features import Extraction
 from downstream.fusion import read_run
 from downstream.models import build_model, load_backbone, load_classifier
@@ -62,6 +62,16 @@ def undisturbed(tiny_pack, tmp_path_factory) -> Path:
         config(tiny_pack, run, ema=0.5, mixup=0.8, cutmix=1.0, erase=0.5, rand_augment="n2-m5")
     )
     return run
+
+
+def test_a_forward_pass_larger_than_the_memory_is_warned_of(monkeypatch):
+    model = Classifier(build_model("i3d", width=0.1, frames=8, size=32), ["run", "walk"], 0.0)
+    assert finetune.too_large(model, 2, half=False) == ""
+    monkeypatch.setattr(finetune, "free_memory", lambda: 2**20)
+    told = finetune.too_large(model, 64, half=False)
+    assert told.startswith("WARNING") and "--micro-batch 1 or less" in told
+    model.requires_grad_(False)  # nothing is kept
+    assert finetune.too_large(model, 64, half=False) == ""
 
 
 def test_whole_run(undisturbed, tiny_pack):
