@@ -167,6 +167,26 @@ def test_every_engine_trains_alike(case, name, alone, tmp_path):
         assert all(p.isfinite().all() for p in backbone.parameters())
 
 
+@pytest.fixture(scope="module")
+def held(tmp_path_factory) -> tuple[dict[str, Any], list[dict]]:
+    """What a run is told that is held to its starting weights, and its log in one process."""
+    folder = tmp_path_factory.mktemp("held")
+    train("videomae", folder / "start", ENGINES["one"], final_lr=0.003)
+    told = {"backbone": str(folder / "start" / "backbone"), "distill": 10.0, "guard": False}
+    return told, train("videomae", folder / "one", ENGINES["one"], **told)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ENGINES if name != "one"])
+def test_every_engine_holds_to_the_starting_weights_alike(name, held, tmp_path):
+    if "zero" in name:
+        pytest.importorskip("deepspeed")
+    told, one = held
+    assert max(line["teacher_cosine"] for line in one) < 1
+    lines = train("videomae", tmp_path / name, ENGINES[name], **told)
+    assert far(lines, one, ("loss",)) < 1e-6 and far(lines, one) < 1e-6
+
+
 def start_otherwise(out: str) -> None:
     """Train no step from weights that each process draws for itself; writes what all then have."""
     rank = os.environ["RANK"]
