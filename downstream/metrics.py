@@ -133,6 +133,11 @@ def draws(groups: Sequence[str | None] | np.ndarray, seed: int) -> Iterator[np.n
         yield np.bincount(videos, minlength=len(group)).astype(float)
 
 
+def all_named(subjects: Sequence[str | None]) -> bool:
+    """Whether people can be drawn: every one is known, and there are at least two."""
+    return None not in subjects and len(set(subjects)) > 1
+
+
 def bootstrap_intervals(
     labels: np.ndarray,
     predicted: np.ndarray,
@@ -155,7 +160,7 @@ def bootstrap_intervals(
         the intervals of "top1", "mean_class_accuracy" and each name, and what was drawn: "subjects"
         or "videos".
     """
-    by_subject = None not in subjects and len(set(subjects)) > 1
+    by_subject = all_named(subjects)
     correct = labels == predicted
     scored = np.stack([correct, *hits.values()]).astype(float)
 

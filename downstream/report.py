@@ -42,6 +42,10 @@ MOST_INDENT = 6  # spaces before an entry of a card: lists in lists
 RANDOM = "random_init_"  # before the names of what random weights reach
 
 
+def _range(low: float, high: float, unit: str) -> str:
+    return f"{_number(low, unit).removesuffix(' %')} to {_number(high, unit)}"
+
+
 def title(results: Results) -> str:
     """Title of a card: model, data and the first metric."""
     name, metric = next(iter(results.metrics.items()))
@@ -61,7 +65,7 @@ def table(results: Results) -> list[tuple[str, ...]]:
         rows.append(
             (
                 _words(name), _value(metric),
-                f"{100 * low:.1f} to {100 * high:.1f} %" if metric.interval else "",
+                _range(low, high, metric.unit) if metric.interval else "",
                 "" if metric.chance is None else _number(metric.chance, metric.unit),
                 _value(random) if random else "", f"{metric.n} {metric.of}",
             )

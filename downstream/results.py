@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -22,6 +22,7 @@ from torch import nn
 from downstream.features import Extraction
 from downstream.metrics import (
     RESAMPLES,
+    all_named,
     bootstrap_intervals,
     confusion_matrix,
     mean_class_accuracy,
@@ -333,7 +334,7 @@ def accuracies(
     top5 = {}
     if said.scores is not None and len(classes) > 5:  # else the five best hold every class
         top5 = {"top5": topk_hits(said.scores, truth, 5)}
-    ends, drawn = bootstrap_intervals(truth, predicted, said.subjects, seed, {**top5, **hits})
+    ends, _ = bootstrap_intervals(truth, predicted, said.subjects, seed, {**top5, **hits})
     one = lambda name, value, guessed=chance: Metric(float(value), num, ends[name], guessed, unit)
     metrics = {"top1": one("top1", (truth == predicted).mean())}
     metrics |= {name: one(name, values.mean(), 5 * chance) for name, values in top5.items()}
@@ -347,23 +348,36 @@ def accuracies(
     if train_counts is not None:
         most = float((truth == train_counts.argmax()).mean())
         metrics["majority"] = Metric(most, num, of=unit)
-    groups = len(set(said.subjects)) if drawn == "subjects" else num
-    drawn = said.named if drawn == "subjects" else unit
-    about = {"kind": "95 % percentile bootstrap", "resamples": RESAMPLES}
-    about |= {"resampled": drawn, "groups": groups}
-    if drawn not in ("subjects", "source files"):  # else too narrow: people are like themselves
-        all_named = said.named == "subjects" and None not in said.subjects
-        about["people"] = "all are of one person" if all_named else "not all have a `subject`"
-    notes = []
-    if groups < FEW:
-        who = "person" if drawn == "subjects" else drawn.removesuffix("s")
-        notes.append(f"{ROUGH}: they rest on {counted(groups, who)} only")
+    about, notes = about_intervals(said.subjects, unit, said.named)
     if len(set(truth)) > 1 and len(set(predicted)) == 1:
         notes.append(
             f"all {num} {unit} were taken for one class, {classes[predicted[0]]!r}: this model "
             "does not distinguish these classes"
         )
     return metrics, about, notes
+
+
+def about_intervals(
+    subjects: Sequence[str | None], unit: str, named: str = "subjects"
+) -> tuple[dict[str, Any], list[str]]:
+    """What 95 % intervals rest on, for the card, and a sentence if these are few.
+
+    Args:
+        subjects: who is seen in each video.
+        unit: what is drawn where people cannot be.
+        named: what `subjects` names.
+    """
+    people = all_named(subjects)
+    groups, drawn = (len(set(subjects)), named) if people else (len(subjects), unit)
+    about = {"kind": "95 % percentile bootstrap", "resamples": RESAMPLES}
+    about |= {"resampled": drawn, "groups": groups}
+    if drawn not in ("subjects", "source files"):  # else too narrow: people are like themselves
+        alone = named == "subjects" and None not in subjects
+        about["people"] = "all are of one person" if alone else "not all have a `subject`"
+    if groups >= FEW:
+        return about, []
+    who = "person" if drawn == "subjects" else drawn.removesuffix("s")
+    return about, [f"{ROUGH}: they rest on {counted(groups, who)} only"]
 
 
 def describe_views(spec: InputSpec, how: Extraction, pooling: str) -> dict[str, Any]:

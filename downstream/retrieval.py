@@ -3,9 +3,11 @@
 Q queries, V videos, D width. A text belongs to one video; a video may have several texts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+
+from downstream.metrics import bootstrap
 
 CHUNK = 1024  # rows of similarities held at once
 
@@ -92,6 +94,33 @@ def summarise_ranks(ranks: np.ndarray) -> dict[str, float]:
         "median_rank": float(np.median(ranks)),
         "mean_rank": float(ranks.mean()),
     }
+
+
+def rank_intervals(
+    to_video: np.ndarray, to_text: np.ndarray, owner: np.ndarray,
+    groups: Sequence[str | None] | np.ndarray, seed: int,
+) -> tuple[dict[str, tuple[float, float]], dict[str, tuple[float, float]]]:  # fmt: skip
+    """95 % intervals of `summarise_ranks` of both directions, by name; see `metrics.bootstrap`.
+
+    Videos are drawn, each with all of its texts, and ranks stay those among all others.
+
+    Args:
+        to_video: (Q,) as `retrieval_ranks` gives it, likewise `to_text` (V,).
+        to_text: see there.
+        owner: (Q,) the number of the video each text belongs to.
+        groups: (V,) who is seen in each video; all different: videos are drawn.
+        seed: of the draws.
+    """
+
+    def both(times: np.ndarray) -> tuple[float, ...]:
+        often = times.astype(int)
+        drawn = np.repeat(to_video, often[owner]), np.repeat(to_text, often)
+        return tuple(value for ranks in drawn for value in summarise_ranks(ranks).values())
+
+    names = list(summarise_ranks(to_video))
+    ends = list(zip(*bootstrap(both, groups, seed), strict=True))
+    first, second = ends[: len(names)], ends[len(names) :]
+    return dict(zip(names, first, strict=True)), dict(zip(names, second, strict=True))
 
 
 def chance_ranks(correct: np.ndarray, num: int) -> dict[str, float]:

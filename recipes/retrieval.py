@@ -20,11 +20,13 @@ import pretrain.threads  # noqa: F401 (before torch)
 import numpy as np
 
 from downstream.features import Extraction, cached_embeddings, start_extraction
+from downstream.metrics import all_named
 from downstream.models import load_video_text, match_rate
 from downstream.report import contact_sheet_figure, publish
 from downstream.results import (
     Data,
     Metric,
+    about_intervals,
     build_results,
     claim_results,
     default_folder,
@@ -34,7 +36,13 @@ from downstream.results import (
     try_results,
     versions,
 )
-from downstream.retrieval import chance_ranks, retrieval_ranks, same_texts, summarise_ranks
+from downstream.retrieval import (
+    chance_ranks,
+    rank_intervals,
+    retrieval_ranks,
+    same_texts,
+    summarise_ranks,
+)
 from downstream.splits import group_by_source
 from downstream.zero_shot import POOLING, embed_texts, unit
 from pretrain.backbones import provenance_of
@@ -205,13 +213,20 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
     to_video, to_text = retrieval_ranks(texts, videos, whose)
     metrics: dict[str, Metric] = {}
     texts_of = np.bincount(whose, minlength=len(names))
-    for name, ranks, of, chances in (
-        ("t2v", to_video, "captions", chance_ranks(np.ones(len(whose), int), len(names))),
-        ("v2t", to_text, "videos", chance_ranks(texts_of, len(whose))),
+    people = [
+        pack.record(int(i))["subject"] for i in samples[np.unique(owner, return_index=True)[1]]
+    ]
+    groups = people if all_named(people) else np.arange(len(names))
+    t2v_ends, v2t_ends = rank_intervals(to_video, to_text, whose, groups, 0)
+    about_ends, few = about_intervals(people, "videos")
+    notes += few
+    for name, ranks, of, chances, ends in (
+        ("t2v", to_video, "captions", chance_ranks(np.ones(len(whose), int), len(names)), t2v_ends),
+        ("v2t", to_text, "videos", chance_ranks(texts_of, len(whose)), v2t_ends),
     ):
         for key, value in summarise_ranks(ranks).items():
             kind = "rank" if key.endswith("rank") else "fraction"
-            metrics[f"{name}_{key}"] = Metric(value, len(ranks), None, chances[key], of, kind)
+            metrics[f"{name}_{key}"] = Metric(value, len(ranks), ends[key], chances[key], of, kind)
     described = describe_model(config.backbone, model)
     seen = seen_in_training(described.provenance, config.data, pack.index)
     if seen and (seen == config.test_split or "all" in (seen, config.test_split)):
@@ -222,7 +237,7 @@ def score(config: Config, model: VideoText, how: Extraction) -> dict:
         "num_clips": config.num_clips, "num_crops": config.num_crops,
     }  # fmt: skip
     details: dict[str, dict[str, Any]] = {
-        "views": describe_views(model.video.input_spec, how, POOLING),
+        "views": describe_views(model.video.input_spec, how, POOLING), "interval": about_ends,
         "ranking": {
             "similarity": "cosine, exact", "ties": "average place",
             "several_captions": "each is a query; of a video's own the best-placed counts, and "

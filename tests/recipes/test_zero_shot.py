@@ -1,6 +1,7 @@
 """Zero-shot classification and retrieval as a person meets them."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -319,8 +320,13 @@ def test_retrieval_scores(quick_retrieval, monkeypatch, tmp_path, capsys):
         == results["metrics"]["t2v_mean_rank"]["value"]
     )
     assert said_again["metrics"]["t2v_r1"]["n"] == 64
-    assert [n for n in said_again["notes"] if "given before" in n] == stored["notes"]
-    assert "text to video" in capsys.readouterr().out
+    assert said_again["notes"] == stored["notes"]
+    said = capsys.readouterr().out
+    assert "text to video" in said and re.search(r"mean rank +[\d.]+ +[\d.]+ to [\d.]+ +8.5", said)
+    assert results["details"]["interval"]["resampled"] == "subjects"
+    for name, metric in results["metrics"].items():
+        low, high = metric["interval"]
+        assert low <= high and (name.endswith("median_rank") or low <= metric["value"] <= high)
     assert (
         0
         <= results["metrics"]["t2v_r1"]["value"]

@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from downstream.retrieval import chance_ranks, retrieval_ranks, same_texts, summarise_ranks
+from downstream.retrieval import (
+    chance_ranks,
+    rank_intervals,
+    retrieval_ranks,
+    same_texts,
+    summarise_ranks,
+)
 from pretrain.text import ClipTokenizer, HubTokenizer
 
 
@@ -120,3 +126,20 @@ def test_chance_is_what_random_orders_reach(right, num):
     if set(right) == {1}:
         assert chance["r1"] == pytest.approx(1 / num) and chance["r10"] == 1
         assert chance["mean_rank"] == chance["median_rank"] == pytest.approx((num + 1) / 2)
+
+
+def test_intervals_are_those_of_drawn_videos_with_all_their_texts():
+    """Of R@1 that of a mean over people; and none where all ranks are one."""
+    rng = np.random.default_rng(3)
+    owner = np.repeat(np.arange(60), 2)
+    hit = rng.random(60) < 0.4
+    to_text = np.where(hit, 1.0, 20.0)
+    people = [str(i // 6) for i in range(60)]
+    t2v, v2t = rank_intervals(np.repeat(to_text, 2), to_text, owner, people, 0)
+    assert t2v == v2t  # every text is ranked as its video
+    low, high = v2t["r1"]
+    each = hit.reshape(10, 6).mean(1)
+    half = 1.96 * np.sqrt(each.var(ddof=1) / 10 + hit.var() / 60)
+    assert low < hit.mean() < high and high - low == pytest.approx(2 * half, rel=0.35)
+    alone, _ = rank_intervals(np.full(120, 3.0), to_text, owner, people, 0)
+    assert alone["r1"] == (0, 0) and alone["r5"] == (1, 1) and alone["mean_rank"] == (3, 3)
