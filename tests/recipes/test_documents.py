@@ -6,6 +6,7 @@ rule without a command, fail.
 """
 
 import ast
+import hashlib
 import importlib
 import re
 import shlex
@@ -283,6 +284,10 @@ def standins(home, tiny_backbone, tiny_pair, tmp_path_factory) -> dict[str, Call
     }  # fmt: skip
 
 
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def furnish(
     folder: Path, home: Path, standins: dict[str, Callable[[], Path]], command: str
 ) -> None:
@@ -298,8 +303,11 @@ def furnish(
         make = next(make for start, make in standins.items() if run.startswith(start))
         copy = shutil.copytree(make(), folder / "runs" / run)
         if (scores := copy / "scores.csv").exists():  # the same numbers, as of different runs
+            known = digest(scores)
             before, comma, last = scores.read_text().rpartition(",")
             scores.write_text(f"{before}{comma}{'0' * number}{last}")
+            results = (copy / "results.json").read_text()
+            (copy / "results.json").write_text(results.replace(known, digest(scores)))
 
 
 def small_words(name: str, words: list[str], extra: str) -> list[str]:
