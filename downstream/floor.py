@@ -272,5 +272,5 @@ def _advice(pack: Pack, given: Folds, spec: InputSpec, frozen: bool, pretrained:
     longer = "on these clips, or for more --minutes or --steps" if frozen else "for more --steps"
     tries.append(f"{train} {longer}, in a new --out")
     if not frozen and not pretrained:
-        tries.append("start from a pretrained --backbone")
+        tries.append("start from a pretrained backbone")
     return "; ".join(tries)

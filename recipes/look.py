@@ -197,12 +197,11 @@ def serve(look: "Look", port: int, browser: bool) -> None:
             redirect.unlink(missing_ok=True)
 
 
-def prepare(config: Config) -> "Look":
-    """Everything that the page shows."""
+def prepare(config: Config, name: str, model: nn.Module) -> "Look":
+    """Everything that the page shows, by a backbone of `load_model`."""
     from downstream.look.server import Look
 
     how = start_extraction(config.machine, 1, config.num_crops, config.batch_size)
-    name, model = load_model(config.backbone)
     side = max(packing_side(spec_of(model).size), SHOWN_SIDE)
     pack = open_data(config.data, side, machine=config.machine)
     match_rate(name, video_encoder(model), pack.rates())
@@ -245,8 +244,9 @@ def main(config: Config) -> None:
     out = Path(config.out or default_out(config.data))
     copies = [p.name for p in out.glob("labels-*-*.csv")] if out.is_dir() else []
     listed_sources(config)  # refuses data that are not there, or hold no video
+    name, model = load_model(config.backbone)
     lock = claim(out, ("labels.csv", "look.json", "clips.csv", CLIPS, *copies))
-    serve(prepare(config), config.port, config.open)
+    serve(prepare(config, name, model), config.port, config.open)
     lock.release(force=True)
 
 

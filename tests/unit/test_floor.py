@@ -98,7 +98,7 @@ def test_the_advice_names_a_stride_that_spans_the_clips(given):
         spec.stride: against_floor(pack, folds, HOW, spec, said, 0)[2] for spec in (short, whole)
     }
     assert "--stride 4" in notes[1][-1] and "--stride" not in notes[4][-1]
-    assert "start from a pretrained --backbone" in notes[4][-1]
+    assert "start from a pretrained backbone" in notes[4][-1]
     for about in ({"pretrained": True}, {"frozen": True}):
         told = against_floor(pack, folds, HOW, whole, said, 0, **about)[2][-1]
         assert "to try next" in told and "start from" not in told

@@ -843,6 +843,17 @@ def test_the_score_of_a_pair(tiny_pair, captioned_pack, capsys):
     assert "moves up" in capsys.readouterr().out  # the sentences of the list
 
 
+def prepared(config: look.Config):
+    return look.prepare(config, *look.load_model(config.backbone))
+
+
+def test_a_wrong_backbone_leaves_nothing(footage, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match="nowhere"):
+        look.main(configure(look.Config, data=str(footage), backbone="nowhere", out=str(out)))
+    assert not out.exists()
+
+
 def test_everything_is_prepared(footage, tiny_pair, tiny_backbone, tmp_path):
     more = {"data": str(footage), "out": str(tmp_path), "every": 2.0, "num_workers": 0}
     first = tmp_path / "first.csv"
@@ -850,7 +861,7 @@ def test_everything_is_prepared(footage, tiny_pair, tiny_backbone, tmp_path):
     config = configure(
         look.Config, backbone=str(tiny_pair), labels=("jump",), first=str(first), **more
     )
-    page = look.prepare(config)
+    page = prepared(config)
     assert page.state()["text"] and page.keys[0] == "jump" and "walk" in page.keys
     assert page.first == [number(page, "long.mp4", 2), number(page, "=cmd().mp4")]
     assert page.view("first", "") == [{"n": number(page, "long.mp4", 2)}]  # the other has one
@@ -866,7 +877,7 @@ def test_everything_is_prepared(footage, tiny_pair, tiny_backbone, tmp_path):
         with pytest.raises(ValueError, match="first"):
             read_places(first, page.moments, page.labels)
     page.add_key("swim")
-    plain = look.prepare(configure(look.Config, backbone=str(tiny_backbone), **more))
+    plain = prepared(configure(look.Config, backbone=str(tiny_backbone), **more))
     assert "swim" in plain.keys and not plain.state()["text"]
     assert any("no text tower" in note for note in plain.notes)
     with pytest.raises(ValueError, match="no text tower"):
@@ -878,10 +889,10 @@ def test_a_pack_needs_its_source_for_labels(packed, footage, tiny_backbone, tmp_
         "data": str(packed.folder), "backbone": str(tiny_backbone), "out": str(tmp_path),
         "num_workers": 0,
     }  # fmt: skip
-    page = look.prepare(configure(look.Config, **about))
+    page = prepared(configure(look.Config, **about))
     with pytest.raises(ValueError, match="folder or the list"):
         give(page, "plain.mp4", "run")
-    page = look.prepare(configure(look.Config, source=str(footage), **about))
+    page = prepared(configure(look.Config, source=str(footage), **about))
     give(page, "plain.mp4", "run")
     assert (tmp_path / "labels.csv").exists()
 
