@@ -350,6 +350,28 @@ def test_label_studio(tmp_path):
     assert "24 a second" in " ".join(list_sources(path).notes)
 
 
+def test_the_small_export_of_label_studio(tmp_path):
+    put(tmp_path, "b.mp4", "c.mp4")
+    timed = {"ranges": [{"start": 26, "end": 50}], "timelinelabels": ["fall"]}
+    tasks = [
+        {"video": "/data/upload/1/0a1b2c3d-b.mp4", "fps": 25, "id": 1, "tricks": [timed],
+         "note": "x", "annotator": 1, "annotation_id": 1, "created_at": "", "lead_time": 2.0},
+        {"video": "c.mp4", "id": 2, "choice": "indoor"},
+        {"video": "c.mp4", "id": 3, "box": {"x": 1}, "place": {"choices": ["yard"]}},
+    ]  # fmt: skip
+    path = write(tmp_path, "min.json", tasks[:2])
+    assert listed(path) == {
+        "b.mp4": ("fall", None, None, (), "1.000-2.000 fall"),
+        "c.mp4": ("indoor", None, None, (), ""),
+    }
+    assert "note" in " ".join(list_sources(path).notes)
+    unlabelled = {"video": "d.mp4", "id": 4, "tricks": []}
+    put(tmp_path, "d.mp4")
+    path = write(tmp_path, "min.json", [unlabelled, tasks[0], tasks[2]])
+    assert listed(path)["c.mp4"][0] == "yard" and listed(path)["d.mp4"][0] is None
+    assert "box" in " ".join(list_sources(path).notes)
+
+
 @pytest.mark.parametrize(
     "part", [{"start": 0, "end": 4}, {"start": 5, "end": 4}, {"start": 1.5, "end": 4}, 3, {},
              {"start": 1, "end": 10**12}, {"start": "nan", "end": 2}, {"start": True, "end": 2}],

@@ -222,12 +222,36 @@ def _studio_video(task: dict) -> str:
     return address(given)
 
 
+# Of its export JSON-MIN: names of a task that are neither data of a user nor labels.
+_MIN = frozenset(("video", "video_url", "url", "id", "annotator", "annotation_id", "created_at",
+                  "updated_at", "lead_time", *_RATES))  # fmt: skip
+
+
+def _whole_task(task: dict) -> dict:
+    """A task of the export JSON-MIN as the whole one has it."""
+    results, data = [], {}
+    for name, value in task.items():
+        if name == "choice" and isinstance(value, str):
+            value = {"choices": [value]}
+        labels = value if isinstance(value, list) else [value]
+        if all(isinstance(v, dict) and {"timelinelabels", "choices"} & v.keys() for v in labels):
+            results += [{"type": name, "value": v} for v in labels]
+        else:
+            data[name] = value
+    return {"data": data, "annotations": [{"result": results}]}
+
+
 def read_studio(path: Path, text: str, entries: Entries) -> bool:
     """Ranges of timeline labels count frames from 1, both ends are in; choices are of the video."""
     tasks = parse_whole(text)
     tasks = [tasks] if isinstance(tasks, dict) else tasks
     if not isinstance(tasks, list) or not tasks or not all(isinstance(t, dict) for t in tasks):
         return False
+    small = [_whole_task(t) for t in tasks if not {"annotations", "data"} & t.keys()]
+    if any(t["annotations"][0]["result"] for t in small):  # of the same labelling: all, or none
+        tasks = [t for t in tasks if {"annotations", "data"} & t.keys()] + small
+        for task in small:
+            entries.unused_keys(task["data"], _MIN)
     if not any({"annotations", "data"} <= t.keys() for t in tasks):
         return False
     guessed = 0
