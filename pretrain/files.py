@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+LOCK = ".lock"  # in a folder of results, see `folders.claim`
 MOST_NESTED = 100  # levels of a JSON file; ours have ten
 MAX_JSON = 64 * 2**20  # bytes; the largest of ours are results with a score for every class
 # What the system answers to a name that no file can have: too long, in a circle of links, with

@@ -13,7 +13,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-LOCK = ".lock"
+from pretrain.files import LOCK
+
 # What a lock answers where the file system has none.
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 

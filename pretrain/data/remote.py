@@ -443,7 +443,12 @@ def _make_room(cache: Path, size: int, limit: int) -> None:
         files = []
         newest: dict[Path, float] = {}
         total = size
-        for path in cache.glob("*/*"):
+        inside: list[Path] = []
+        for each in cache.iterdir():
+            # Not a folder, or another process has just renamed or removed it.
+            with contextlib.suppress(NotADirectoryError, FileNotFoundError):
+                inside += each.iterdir()
+        for path in inside:
             with contextlib.suppress(OSError):  # another process has just renamed it
                 status = path.stat()
                 if path.name.startswith(_ASIDE):

@@ -25,8 +25,7 @@ from pretrain.data.lists import (
     split_of,
 )
 from pretrain.data.tar import Member, list_members
-from pretrain.files import open_regular, parse_json, reading
-from pretrain.folders import LOCK
+from pretrain.files import LOCK, open_regular, parse_json, reading
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
