@@ -77,6 +77,12 @@ def try_folder(folder: Path) -> None:
                 path.rmdir()
 
 
+def refuse_others(folder: Path, ours: tuple[str, ...]) -> None:
+    """Raise ValueError where a folder has files that are not `ours`, see `holds_nothing`."""
+    if not holds_nothing(folder, ours):
+        raise ValueError(f"{folder} holds something else: give another folder with --out")
+
+
 def claim(folder: Path, ours: tuple[str, ...] | None = None) -> FileLock:
     """Make a folder, unless it is there, and keep other processes from writing to it.
 
@@ -93,8 +99,8 @@ def claim(folder: Path, ours: tuple[str, ...] | None = None) -> FileLock:
             process has it.
     """
     try_folder(folder)
-    if ours is not None and not holds_nothing(folder, ours):
-        raise ValueError(f"{folder} holds something else: give another folder with --out")
+    if ours is not None:
+        refuse_others(folder, ours)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     # A singleton: a caller that catches an error and calls again is not locked out by what it

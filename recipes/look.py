@@ -46,7 +46,7 @@ from pretrain.data.remote import is_address
 from pretrain.data.shards import Pack
 from pretrain.data.sources import Source, list_sources
 from pretrain.files import is_folder, read_json
-from pretrain.folders import claim, holds_nothing
+from pretrain.folders import claim, refuse_others
 from pretrain.log import print_table
 from pretrain.names import counted, file_name, for_html, for_screen
 from pretrain.settings import STARTER
@@ -244,9 +244,7 @@ def main(config: Config) -> None:
     out = Path(config.out or default_out(config.data))
     copies = [p.name for p in out.glob("labels-*-*.csv")] if out.is_dir() else []
     listed_sources(config)  # refuses data that are not there, or hold no video
-    ours = ("labels.csv", "look.json", "clips.csv", CLIPS, *copies)
-    if not holds_nothing(out, ours):
-        raise ValueError(f"{out} holds something else: give another folder with --out")
+    refuse_others(out, ("labels.csv", "look.json", "clips.csv", CLIPS, *copies))
     name, model = load_model(config.backbone)
     lock = claim(out)
     serve(prepare(config, name, model), config.port, config.open)

@@ -821,7 +821,9 @@ class _Packer:
         """Segments of labels that begin behind the last frame of their video, in words."""
         found = []
         for source, id in zip(self.listing.sources, self.ids, strict=True):
-            parts = _SEGMENT.finditer(source.extra.get("segments", ""))
+            if "segments" not in source.extra:  # the lines of its clips need not be read
+                continue
+            parts = _SEGMENT.finditer(source.extra["segments"])
             ends = [c["start"] + c["frames"] / c["fps"] for c in self._clips(id)]
             found += [
                 f"{part[0].strip('; ')!r} of {source.name}, which has {max(ends):.1f} s"
