@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pretrain.data.annotations.benchmarks import AVA_REACH, is_ava
 from pretrain.data.annotations.rows import parse_xml
 from pretrain.data.coco import Id, is_id, last_number, read_images
 from pretrain.data.tracks import Tracks
@@ -86,7 +87,7 @@ def still_boxes(text: str) -> Boxes:
     return Boxes(_grouped(rows), still=True, frame=_fractions(rows))
 
 
-def parse_boxes(data: bytes) -> Boxes:
+def parse_boxes(data: bytes, video: str = "") -> Boxes:
     """Boxes from the bytes of one file, of one of these layouts, recognised by content.
 
     - MOT Challenge's text: rows `frame,id,left,top,width,height[,confidence,...]`; frames count
@@ -99,6 +100,8 @@ def parse_boxes(data: bytes) -> Boxes:
       is the order of frames; or a list of results, whose `image_id` (or its last number) counts
       frames, from 0 if there is a 0, otherwise from 1. `bbox` is x, y, w, h; `track_id` tells
       people apart.
+    - AVA's csv, of many videos, of which the rows of `video` count (its name, without the ending):
+      a box holds half a second before and behind its second.
 
     Boxes are in pixels of the upright video, or, where all are between 0 and 1, in fractions of it.
     Where no identities are given, overlap from frame to frame tells them.
@@ -119,6 +122,8 @@ def parse_boxes(data: bytes) -> Boxes:
         rows = _cvat(text)
     elif text.lstrip()[0] in "{[":
         rows, frame = _coco(text)
+    elif is_ava(text):
+        rows, seconds = _ava(text, video), True
     else:
         rows, seconds = _table(text)
     if not rows:
@@ -260,6 +265,22 @@ def _mot(lines: Iterable[tuple[str, list[str]]]) -> list[_Row]:
     for row in () if counted else rows:
         row.when -= 1
     return rows
+
+
+def _ava(text: str, video: str) -> list[_Row]:
+    """The boxes of one video; of a person at a second there is a row for each action."""
+    seen: dict[tuple[str, float], _Row] = {}
+    for i, line in enumerate(text.splitlines(), 1):
+        if not line.startswith(f"{video},"):
+            continue
+        name, words = f"line {i}", _csv(line, ",")
+        if len(words) != 8:
+            raise ValueError(f"{name} has {len(words)} values, AVA's with a person have 8")
+        when, who = _when(words[1], name, True), words[7].strip()[:80]
+        box = _checked(tuple(_number(word, name) for word in words[2:6]), name)
+        for at in (max(0.0, when - AVA_REACH), when, when + AVA_REACH):
+            seen.setdefault((who, at), _Row(name, at, who, box))
+    return list(seen.values())
 
 
 # ---- XML and JSON

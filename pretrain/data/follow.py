@@ -58,6 +58,7 @@ class Follow:
         method: of `methods.FOLLOW`.
         text: of boxes: those of the whole video, see `boxes.still_boxes`.
         file: of boxes or poses: path and member of the file with them.
+        video: what a file of boxes of many videos calls this one.
         camera: of poses: see `beside.given_poses`.
         skeleton: of poses: likewise.
         estimate: of poses: the method that estimates them, of `methods.METHODS`.
@@ -76,6 +77,7 @@ class Follow:
         method: str,
         text: str = "",
         file: dict[str, Any] | None = None,
+        video: str = "",
         camera: dict[str, Any] | None = None,
         skeleton: str = "",
         estimate: str = "",
@@ -86,7 +88,7 @@ class Follow:
         self.total = 0
         self.cuts: list[Cut] = []
         if method == "boxes":
-            self._known(self._boxes(text, file), "has no boxes")
+            self._known(self._boxes(text, file, video), "has no boxes")
         elif method == "pose" and not estimate:
             self._known(self._poses(file, camera, skeleton), "has no poses")
         else:
@@ -141,11 +143,13 @@ class Follow:
         fps = self.scan["fps"]
         self.cuts += plan_cuts(tracks, self.method, size, fps, self.longest, self.total)
 
-    def _boxes(self, text: str, file: dict | None) -> Callable[[], tuple[list[Track], str]]:
+    def _boxes(
+        self, text: str, file: dict | None, video: str
+    ) -> Callable[[], tuple[list[Track], str]]:
         try:
             if file is not None:
                 with opened(file) as given:
-                    boxes = parse_boxes(given.read(MAX_BYTES + 1))
+                    boxes = parse_boxes(given.read(MAX_BYTES + 1), video)
             elif text:
                 boxes = still_boxes(text)
             else:

@@ -460,7 +460,13 @@ def text_digest(text: str) -> str:
 
 
 def clip_row(source: Source, number: int, clip: dict, streams: dict[str, dict]) -> dict:
-    """The line of clips.jsonl about the clip of this ordinal of a source, with further streams."""
+    """The line of clips.jsonl about the clip of this ordinal of a source, with further streams.
+
+    A clip that follows somebody by boxes has the labels of this person.
+    """
+    follow = clip.get("follow", {})
+    if "subject" in follow and follow["method"] == "boxes":
+        source = source.of(follow["subject"])
     row = {
         "key": clip["key"],
         "shard": -1,  # this and `offset` are filled in by `place_rows`

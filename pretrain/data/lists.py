@@ -51,6 +51,8 @@ BESIDE = {
 }
 # Columns with boxes around people, which `--follow boxes` reads; of several the first as here.
 BOXES = ("boxes", "boxes_path", "box", "bbox", "bboxes", "tracks", "tracks_path")
+# Of a label from `start` to `end`: whose it is, by the identity in the boxes.
+TRACK = ("track_id",)
 # Columns that say which recording a file was cut out of, and from when to when, in seconds.
 RECORDING = ("recording", "recording_id", "source_file", "source_video", "original", "youtube_id",
              "video_id")
@@ -90,6 +92,11 @@ def _column(names: Iterable[str], known: tuple[str, ...]) -> str | None:
 def boxes_column(names: Iterable[str]) -> str | None:
     """The column, of those of a list, that holds boxes; None: none does."""
     return _column(names, BOXES)
+
+
+def track_column(names: Iterable[str]) -> str | None:
+    """The column that says whose a label is, of the people in the boxes; None: none does."""
+    return _column(names, TRACK)
 
 
 def recording_of(extra: Mapping[str, str]) -> tuple[str, float]:

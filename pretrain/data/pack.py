@@ -41,7 +41,7 @@ from pretrain.data.index import (
     text_digest,
     wrong_stream,
 )
-from pretrain.data.lists import RECORDING, START, boxes_column
+from pretrain.data.lists import RECORDING, START, boxes_column, track_column
 from pretrain.data.pool import ACQUIRE, INGEST, run_jobs, usable_cores
 from pretrain.data.progress import Bar, slow_files
 from pretrain.data.sources import Beside, Listing, Source, boxes_of, list_sources
@@ -805,7 +805,7 @@ class _Packer:
         if any(source.kind == "pose" for source in self.listing.sources):
             columns.discard("fps")
         if self.settings.get("follow") == "boxes":
-            columns.discard(boxes_column(columns) or "")
+            columns -= {boxes_column(columns), track_column(columns)}
         if columns:
             kept = sorted(map(for_screen, columns))
             kept = kept[:10] + [f"{len(kept) - 10} more"] * (len(kept) > 10)
@@ -832,6 +832,16 @@ class _Packer:
             ]
         return found
 
+    def _nowhere(self) -> list[str]:
+        """People whose labels the data have, in videos in which boxes find others, but not them."""
+        found = []
+        for source, id in zip(self.listing.sources, self.ids, strict=True):
+            if source.whose and self.settings["follow"] == "boxes":
+                there = {clip.get("follow", {}).get("subject") for clip in self._clips(id)}
+                lost = source.whose.keys() - there - {""} if there - {None} else ()
+                found += [f"{person!r} of {source.name}" for person in sorted(lost)]
+        return found
+
     def _followed_words(self) -> list[str]:
         """What is said of the clips that were cut out of wide footage."""
         clips = [clip.get("follow", {}) for id in self.ids for clip in self._clips(id)]
@@ -841,6 +851,11 @@ class _Packer:
             f"followed by {self.settings['follow']}: {counted(cut, 'clip')} around a subject, in "
             f"{moving} of them the box moves"
         ]
+        if nowhere := self._nowhere():
+            lines.append(
+                f"warning: the labels of {counted(len(nowhere), 'person')} are on no clip, as no "
+                f"boxes have them for half a second, such as {for_screen(nowhere[0], 200)}"
+            )
         if self.whole:
             what = (
                 f"whole pictures kept of {counted(len(self.whole), 'source')}, most often because:"
@@ -882,7 +897,8 @@ def _follow_job(source: Source, method: str, estimate: str, boxes: dict) -> dict
     if not method or source.kind == "pose":
         return {}
     if method != "pose":
-        return {"method": method} | boxes
+        video = {"video": Path(source.name).stem} if "file" in boxes else {}
+        return {"method": method} | boxes | video
     if estimate:
         return {"method": method, "estimate": estimate}
     files = _pose_files(source) if "pose" in source.beside else {}

@@ -16,19 +16,24 @@ from pretrain.data.fields import NOTHING, fields_of, take_times, text_of
 from pretrain.data.lists import (
     BESIDE,
     IMAGES,
+    RECORDING,
     SPLIT_OF,
+    TRACK,
     VIDEOS,
     Problems,
     boxes_column,
     irregular,
+    recording_of,
     roles_of,
     split_of,
+    track_column,
 )
 from pretrain.data.tar import Member, list_members
 from pretrain.files import LOCK, open_regular, parse_json, reading
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
+SEGMENTS = "segments"  # the column of a label for every frame
 BUILT_IN = "synthetic"
 NUM_CLIPS = 900  # of the synthetic dataset: 50 of each action
 
@@ -89,6 +94,8 @@ class Source:
         subject: who is seen.
         extra: further columns.
         beside: its further streams that came with it, by name: "flow", "pose".
+        whose: by an identity in the boxes, this person's segments, each with its label; "" has
+            those of nobody in particular. Empty where no label says whose it is.
     """
 
     name: str
@@ -101,6 +108,26 @@ class Source:
     subject: str | None = None
     extra: dict[str, str] = field(default_factory=dict)
     beside: dict[str, Beside] = field(default_factory=dict)
+    whose: dict[str, list[tuple[str, str | None]]] = field(default_factory=dict)
+
+    def of(self, person: str) -> "Source":
+        """The video as one of this person alone, where labels say whose they are.
+
+        Its name has the person behind a #, and its recording is the video, so that no split divides
+        those who are seen in it.
+        """
+        if not self.whose:
+            return self
+        mine = dict.fromkeys([*self.whose.get("", ()), *self.whose.get(person, ())])
+        labels = {label for _, label in mine}
+        extra = {name: text for name, text in self.extra.items() if name != SEGMENTS}
+        extra[track_column(extra) or TRACK[0]] = person
+        if parts := "; ".join(part for part, _ in mine if part):
+            extra[SEGMENTS] = parts
+        if not recording_of(extra)[0]:
+            extra[RECORDING[0]] = self.name
+        label = labels.pop() if len(labels) == 1 else None
+        return replace(self, name=f"{self.name}#{person}", label=label, extra=extra, whose={})
 
 
 @dataclass
@@ -488,11 +515,12 @@ def _from_list(path: Path) -> Listing:
             name = text_of(key, row[key]) if key is not None else None
             fields = fields_of(row, roles, folder=folder)
             times = take_times(row, fields, key or "")
-            fields["timed"] = times is not None
+            fields["timed"], part = times is not None, fields["extra"].get(SEGMENTS, "")
             if times is not None:
-                more = fields["extra"].get("segments")
-                part = f"{_time(times[0])}-{_time(times[1])} {fields['label']}"
-                fields["extra"]["segments"] = f"{more}; {part}" if more else part
+                timed = f"{_time(times[0])}-{_time(times[1])} {fields['label']}"
+                part = fields["extra"][SEGMENTS] = f"{part}; {timed}" if part else timed
+            track = track_column(row) if times is not None else None
+            fields["whose"] = fields["extra"].get(track or "", ""), (part, fields["label"])
             alone = name is None and "pose" in fields["beside"]
             if alone:
                 name = fields["beside"]["pose"]
@@ -551,6 +579,12 @@ def _merged(file: Path, rows: list[tuple[int, str, dict]], problems: Problems) -
     """
     line, name, fields = rows[0]
     folder = problems.path.parent
+    whose: dict[str, list[tuple[str, str | None]]] = {}
+    for _, _, row in rows:
+        person, part = row.pop("whose")
+        if any(part):
+            whose.setdefault(person, []).append(part)
+    whose = {} if whose.keys() <= {""} else whose
     timed = [row for _, _, row in rows if row.pop("timed")]
     if len({row["label"] for _, _, row in rows} - {None}) > 1:
         for row in timed:
@@ -589,4 +623,4 @@ def _merged(file: Path, rows: list[tuple[int, str, dict]], problems: Problems) -
     }
     pose = fields["beside"].get("pose")
     kind = "pose" if pose and pose.path == file else _kind(name)
-    return Source(name, file, kind=kind, captions=captions, **fields)
+    return Source(name, file, kind=kind, captions=captions, whose=whose, **fields)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from downstream.detect import list_videos
+from downstream.groups import group_clips
 from downstream.probe import choose_folds
 from pretrain.data.boxes import parse_boxes, still_boxes
 from pretrain.data.cuts import GAP, STILL, Track, places, plan_cuts
@@ -365,6 +366,51 @@ def test_boxes_of_cvat(boxed, tmp_path):
     for wrong, told in (("xtl", "frame 0"), ("frame", "number of a frame")):
         with pytest.raises(ValueError, match=told):
             parse_boxes((boxed / "cvat.xml").read_bytes().replace(f'{wrong}="'.encode(), b'x="'))
+
+
+def labels_of(pack: Pack) -> dict[str, tuple]:
+    return {
+        row["follow"]["subject"]: (
+            row["source"], row["label"], row["extra"].get("segments"), row["extra"]["recording"]
+        )
+        for row in pack.records()
+    }  # fmt: skip
+
+
+def test_a_clip_has_the_labels_of_whoever_it_follows(boxed, tmp_path, capsys):
+    rows = ["0,1.2,wave,1", "1.2,2,stand,1", "0.4,2,walk,2", "0.4,2,walk,7", "1.5,1.6,flash,"]
+    table = "path,boxes,start,end,label,track_id\n" + "".join(f"a.mp4,a.csv,{r}\n" for r in rows)
+    (boxed / "whose.csv").write_text(table)
+    pack = quick(boxed / "whose.csv", tmp_path / "all", follow="boxes", progress=True)
+    assert "1 person are on no clip" in (said := capsys.readouterr().err) and "'7' of a.mp4" in said
+    assert "read by no recipe" not in said
+    assert labels_of(pack) == {
+        "1": ("a.mp4#1", None, "1.500-1.600 flash; 0.000-1.200 wave; 1.200-2.000 stand", "a.mp4"),
+        "2": ("a.mp4#2", None, "1.500-1.600 flash; 0.400-2.000 walk", "a.mp4"),
+    }
+    (boxed / "whose.csv").write_text(table.replace("a.mp4,a.csv,1.5,1.6,flash,\n", ""))
+    pack = quick(boxed / "whose.csv", tmp_path / "one", follow="boxes")
+    assert labels_of(pack)["2"] == ("a.mp4#2", "walk", "0.400-2.000 walk", "a.mp4")
+    assert labels_of(pack)["1"][1] is None
+    assert len({*group_clips([*pack.records()], pack.near_duplicates()[:0])}) == 1
+    quick(boxed / "whose.csv", tmp_path / "whole", progress=True)
+    assert "read by no recipe: boxes, track_id" in capsys.readouterr().err
+
+
+def test_boxes_of_ava(boxed, tmp_path):
+    """Boxes of a second reach half a second before and behind it; labels are of their people."""
+    (boxed / "b.mp4").write_bytes((boxed / "a.mp4").read_bytes())
+    row = "{},{},0.1,0.2,0.3,0.8,{},{}\n"
+    rows = [("a", 1, 12, 0), ("a", 1, 80, 0), ("a", "0001.5", 12, 3), ("b", 1, 11, 0)]
+    (boxed / "ava.csv").write_text("".join(row.format(*each) for each in rows))
+    found = parse_boxes((boxed / "ava.csv").read_bytes(), "a")
+    assert found.seconds and found.frame == (1, 1) and [*found.tracks] == ["0", "3"]
+    assert found.tracks["0"][0].tolist() == [0.5, 1, 1.5]
+    pack = quick(boxed / "ava.csv", tmp_path / "pack", follow="boxes", near=False)
+    rows = {(row["source"], row["label"]) for row in pack.records()}
+    assert rows == {("a.mp4#0", None), ("a.mp4#3", "action 12"), ("b.mp4#0", "action 11")}
+    with pytest.raises(ValueError, match=r"line 1.*8"):
+        parse_boxes(b"a,1,0.1,0.2,0.3,0.8,12\n", "a")
 
 
 def test_what_is_wrong_with_boxes_is_told(boxed, tmp_path):

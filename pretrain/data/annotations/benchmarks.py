@@ -177,6 +177,7 @@ def _something(path: Path, text: str, entries: Entries) -> bool:
     return True
 
 
+AVA_REACH = 0.5  # seconds before and behind the second of a label or a box
 _AVA = re.compile(r"[\w.-]+,\d+(\.\d+)?(,(0|1|0?\.\d+|[01]\.\d+)){4},\d+(,\d+)?\s*(\n|$)")
 
 
@@ -188,7 +189,7 @@ def is_ava(text: str) -> bool:
 def read_ava(path: Path, text: str, entries: Entries) -> None:
     """A label of a person at a second becomes a segment of that second, half before, half behind.
 
-    Neighbouring ones of one person and action are one segment.
+    Neighbouring ones of one person and action are one segment. `boxes.parse_boxes` reads the boxes.
     """
     names = _actions(path, entries)
     last: dict[tuple[str, str, str], int] = {}
@@ -199,7 +200,7 @@ def read_ava(path: Path, text: str, entries: Entries) -> None:
             video, when, *box, action = values[:7]
             person = values[7] if len(values) == 8 else ""
             middle = number(when, "timestamp")
-            start, end = seconds(max(0.0, middle - 0.5), middle + 0.5)
+            start, end = seconds(max(0.0, middle - AVA_REACH), middle + AVA_REACH)
             sides = [number(side, "a box") for side in box]
             if not (0 <= sides[0] < sides[2] <= 1 and 0 <= sides[1] < sides[3] <= 1):
                 raise ValueError("a box has to be x1,y1,x2,y2 between 0 and 1")
@@ -214,10 +215,12 @@ def read_ava(path: Path, text: str, entries: Entries) -> None:
             last[key] = len(entries.rows)
             why = "" if found else f"no {video}"
             subject = f"{video} {person}" if person else None  # ids hold within one video
-            entries.add(Row(name, label, start, end, subject=subject, line=line, absent=why))
+            entries.add(Row(name, label, start, end, subject=subject, line=line, absent=why,
+                            track=person or None))  # fmt: skip
         except ValueError as error:
             entries.wrong(line, str(error))
-    entries.unused["boxes (--follow boxes wants files of boxes)"] += len(entries.rows)
+    if nobody := sum(row.track is None for row in entries.rows):
+        entries.unused["boxes of nobody: rows without a person"] += nobody
 
 
 def _actions(path: Path, entries: Entries) -> dict[str, str]:

@@ -45,6 +45,7 @@ class Row:
         subject: who is seen.
         caption: a sentence about it.
         boxes: of one subject: frame, left, top, right, bottom, in pixels.
+        track: whose label it is: the identity in the boxes of the file.
         extra: further columns.
         line: where it stands; 1 where a file has no lines.
         absent: why there is no such video; "": there is.
@@ -60,6 +61,7 @@ class Row:
     subject: str | None = None
     caption: str | None = None
     boxes: tuple[tuple[float, ...], ...] = ()
+    track: str | None = None
     extra: dict[str, str] = field(default_factory=dict)
     line: int = 1
     absent: str = ""

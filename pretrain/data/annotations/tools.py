@@ -372,6 +372,8 @@ def read_cvat(path: Path, text: str, entries: Entries) -> None:
             for a, b in spans:
                 a, b = frames(a, b)
                 inside = tuple(box for box in boxes if a <= box[0] < b)
-                entries.add(_like(plain, label=label, start=a, end=b, boxes=inside, line=line))
+                whose = str(track.get("id")) if inside else None
+                entries.add(_like(plain, label=label, start=a, end=b, boxes=inside, track=whose,
+                                  line=line))  # fmt: skip
         except ValueError as error:
             entries.wrong(line, f"track {order}: {error}")

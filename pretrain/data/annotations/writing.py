@@ -37,6 +37,11 @@ def _drop(rows: list[Row], lost: Counter[str], *names: str) -> None:
             lost[f"column {name}"] += 1
 
 
+def _drop_boxes(rows: list[Row], lost: Counter[str]) -> None:
+    """Count the labels that were of somebody in a box."""
+    lost["boxes"] += sum(bool(row.boxes or row.track) for row in rows)
+
+
 def write_csv(rows: list[Row], lost: Counter[str]) -> str:
     """A list that `--data` reads: a row for every label, with all further columns.
 
@@ -45,7 +50,7 @@ def write_csv(rows: list[Row], lost: Counter[str]) -> str:
     Raises:
         ValueError: a video has a name that would be read as another one.
     """
-    lost["boxes"] += sum(bool(row.boxes) for row in rows)
+    _drop_boxes(rows, lost)
     lines = []
     for row in rows:
         cells = {n.lower() if n.lower() in ("start", "end") else n: v for n, v in row.extra.items()}
@@ -73,7 +78,8 @@ def write_csv(rows: list[Row], lost: Counter[str]) -> str:
 
 def write_activitynet(rows: list[Row], lost: Counter[str]) -> str:
     """`database` of videos, named as their files without the ending."""
-    _drop(rows, lost, "boxes", "subject")
+    _drop(rows, lost, "subject")
+    _drop_boxes(rows, lost)
     database: dict[str, dict] = {}
     for path, mine in by_video(rows).items():
         name = os.path.splitext(path)[0]
@@ -94,7 +100,8 @@ def write_activitynet(rows: list[Row], lost: Counter[str]) -> str:
 
 def write_studio(rows: list[Row], lost: Counter[str], rates: dict[str, float]) -> str:
     """Tasks with ranges of timeline labels, which count frames from 1, and choices."""
-    _drop(rows, lost, "boxes", "subject", "caption", "split")
+    _drop(rows, lost, "subject", "caption", "split")
+    _drop_boxes(rows, lost)
     tasks = []
     for path, mine in by_video(rows).items():
         results = []
@@ -124,6 +131,7 @@ def write_cvat(rows: list[Row], lost: Counter[str], times: Times) -> str:
         ValueError: the rows are of several videos, or hold what XML cannot.
     """
     _drop(rows, lost, "subject", "caption", "split")
+    _drop_boxes([row for row in rows if not row.boxes], lost)  # of AVA, fractions of the picture
     videos = list(by_video(rows))
     if len(videos) > 1:
         raise ValueError(f"CVAT xml is of one video, not of {len(videos)}: convert each for itself")
