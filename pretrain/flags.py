@@ -8,11 +8,14 @@ it was typed, and `settle` takes a preset's value away.
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
+
+from pretrain.names import did_you_mean
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -284,6 +287,35 @@ def refuse_elsewhere(words: Sequence[str], config: type, elsewhere: dict[str, st
     }
     for name in sorted((_named(words) & told.keys()) - own):
         raise ValueError(f"{flag(name)} {told[name]}")
+
+
+def refuse_unknown(words: Sequence[str], config: type) -> None:
+    """Refuse flags that a recipe does not have, naming those most like them.
+
+    The parser says this as well, but not where a flag that has to be given is missing too, as it is
+    where that one is mistyped.
+
+    Args:
+        words: of the command line.
+        config: the recipe's dataclass.
+
+    Raises:
+        ValueError: such a flag was typed, or a flag behind another dash than two hyphens.
+    """
+    own = _own(config)
+    if {"-h", "--help"} & set(words):
+        return
+    for word in words:
+        found = re.match(r"([-\u2010-\u2015\u2212]+)([^=]+)", word)
+        if not found:
+            continue
+        dashes, name = found[1], found[2].replace("-", "_")
+        known = name in own or name.removeprefix("no_") in own
+        if known and dashes != "--":
+            raise ValueError(f"{found[0]} is no flag: {flag(name)} begins with two hyphens")
+        if not known and dashes == "--" and not name.startswith("tyro_"):
+            near = did_you_mean(found[2], (n.replace("_", "-") for n in own), "--")
+            raise ValueError(f"there is no flag {found[0]}{near or '; --help lists the flags'}")
 
 
 def _refuse(useless: Iterable[str], unused: dict[str, str]) -> None:

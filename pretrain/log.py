@@ -26,6 +26,7 @@ from pretrain.flags import (
     refuse_empty,
     refuse_numbers,
     refuse_repeated,
+    refuse_unknown,
     refuse_unused,
     remember_typed,
 )
@@ -90,6 +91,7 @@ def cli(
     try:
         flags = config if isinstance(config, type) else type(next(iter(config.values())))
         refuse_elsewhere(arguments, flags, elsewhere or {})
+        refuse_unknown(arguments, flags)
         parsed = remember_typed(arguments, parse(arguments, config, about, preset_of))
         clean_screen()  # not before: help comes in colours
         refuse_repeated(arguments, parsed)

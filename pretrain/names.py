@@ -161,16 +161,22 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'es' if what.endswith(('s', 'x', 'ch')) else 's'}"
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str], before: str = "") -> str:
     """Names like a mistyped one, as the end of a sentence: "; did you mean lstm?", or nothing.
 
     The same words in another order come first: `videomae_k400_b` is videomae_b_k400.
+
+    Args:
+        word: what was typed.
+        known: the names that there are.
+        before: stands before each name that is shown, such as a flag's hyphens.
     """
     names = {name.lower(): name for name in known}
     words = lambda name: sorted(re.findall(r"[^\W_]+", name))
     near = [name for name in names if words(name) == words(word.lower())]
     near = near or get_close_matches(word.lower(), names, 3, 0.5)
-    return f"; did you mean {' or '.join(names[name] for name in near)}?" if near else ""
+    shown = " or ".join(before + names[name] for name in near)
+    return f"; did you mean {shown}?" if near else ""
 
 
 class _Screen:

@@ -235,7 +235,9 @@ def test_the_first_word_is_the_preset_and_flags_change_it():
         ("clip b16_ViFiCLIP", "vificlip_b16"),
         ("finetune --model swin_video_t", "mean video_swin_t?"),
         ("videomae --bacth-size 3", "--batch-size"),
-        ("linear_probe --backbon x --data y", "--backbone"),
+        ("linear_probe --backbon x --data y", "--backbone?"),
+        ("linear_probe --backbone x --dta y", "did you mean --data?"),
+        ("linear_probe --backbone x -data y", "--data begins with two hyphens"),
         ("videomae --steps 3 shrec_moving", "first word"), ("compare --models i3d,lsmt", "lstm"),
         ("finetune --model Video_Swin", "video_swin_t"), ("videomae --model vivit3", "vivit_3"),
         ("clip --model frame:b", "frames:vit_b"), ("clip --text-model XS", "xs"),
@@ -248,7 +250,7 @@ def test_a_slip_is_told_what_was_meant(command, meant, tiny_pack, monkeypatch, c
     name, *words = command.split()
     module, data = (
         recipe(name),
-        [] if "--data" in command or "--bacth" in command else ["--data", str(tiny_pack)],
+        [] if any(w in command for w in ("-data", "--dta", "--bacth")) else ["--data", str(tiny_pack)],
     )
     if hasattr(module, "PRESETS"):
         data += ["--precision", "fp32"]  # as other tests in this process: accelerate knows one only
