@@ -36,7 +36,7 @@ from pretrain.data.stream import Frames
 from pretrain.device import autocast_dtype
 from pretrain.files import is_there
 from pretrain.modes import evaluating
-from pretrain.names import counted, for_screen
+from pretrain.names import counted, first_of, for_screen
 from pretrain.prompts import same_words
 from pretrain.spec import InputSpec
 
@@ -432,7 +432,7 @@ class Detection:
         if missing := hidden - {same_words(name) for name in scorer.names}:
             raise ValueError(
                 f"--background {min(missing)!r} is no class of this model: it has "
-                f"{', '.join(map(for_screen, scorer.names[:10]))}"
+                f"{first_of(scorer.names, 10)}"
             )
         self.shown = [k for k, name in enumerate(scorer.names) if same_words(name) not in hidden]
         if not self.shown:

@@ -36,7 +36,7 @@ from pretrain.data.shards import Pack
 from pretrain.device import describe
 from pretrain.files import is_file, is_folder, is_there, read_json
 from pretrain.flags import Count, Fraction, Seed, Whole, Within
-from pretrain.folders import claim, holds_nothing, try_folder
+from pretrain.folders import claim, refuse_others, try_folder
 from pretrain.names import counted, file_name, for_screen
 from pretrain.spec import InputSpec, Rebuildable
 from pretrain.weights import weights_hash
@@ -498,8 +498,8 @@ def try_results(out: Path) -> None:
         ValueError: it holds something else, or cannot be written to.
     """
     try_folder(out)
-    if not holds_nothing(out) and not (out / "results.json").is_file():
-        raise ValueError(f"{out} holds other files: give another folder with --out, or remove it")
+    if not (out / "results.json").is_file():
+        refuse_others(out)
 
 
 def claim_results(out: Path, settings: dict) -> FileLock:
@@ -523,7 +523,8 @@ def claim_results(out: Path, settings: dict) -> FileLock:
 
 
 def _refuse_other_results(out: Path, settings: dict) -> None:
-    if holds_nothing(out):
+    if not (out / "results.json").is_file():
+        refuse_others(out)
         return
     try:
         old = read_results(out).settings

@@ -14,7 +14,7 @@ import numpy as np
 
 from downstream.splits import Videos
 from pretrain.data.shards import Pack
-from pretrain.names import counted, for_screen
+from pretrain.names import counted, first_of
 from pretrain.prompts import refuse_same_words
 
 UNLABELLED = -1  # the class of a frame that no segment covers: neither trained on nor scored
@@ -133,9 +133,8 @@ def classes_of_frames(pack: Pack, train: Videos, test: Videos) -> list[str]:
     if tested - trained:
         raise ValueError(
             f"{_place(pack, min(tested - trained))}: {counted(len(tested - trained), 'class')} "
-            "tested but never trained: "
-            f"{', '.join(map(for_screen, sorted(tested - trained)[:10]))}; "
-            "correct the segments or the splits"
+            f"tested but never trained: {first_of(sorted(tested - trained), 10)}; correct the "
+            "segments or the splits"
         )
     return sorted(trained)
 

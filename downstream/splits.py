@@ -26,7 +26,7 @@ from pretrain.data.index import NEAR
 from pretrain.data.near_list import STRUCK
 from pretrain.data.shards import Pack
 from pretrain.folders import writing
-from pretrain.names import counted, did_you_mean, for_csv, for_screen
+from pretrain.names import counted, did_you_mean, first_of, for_csv, for_screen
 from pretrain.prompts import refuse_same_words
 
 HELD_OUT = 0.25  # the fraction that validation, or a test split made here, aims at
@@ -137,9 +137,8 @@ class _Clips:
             return []
         words = f"near-duplicates join {counted(count, 'group')} of clips with others"
         if people:
-            more = ", ..." * (len(people) > 5)
             words += (
-                f"; those of different people: {for_screen('; '.join(people[:5]))}{more}. Look at "
+                f"; those of different people: {first_of(people, 5, '; ')}. Look at "
                 f"{NEAR} of the pack, and copy lines of pairs that are none to {STRUCK} beside it"
             )
         return [words]
@@ -302,7 +301,7 @@ def choose_splits(
         raise ValueError(
             f"{pack.where(label=min(tested - classes))}: {counted(len(tested - classes), 'class')} "
             "tested but never trained: "
-            f"{', '.join(map(for_screen, sorted(tested - classes)[:10]))}; correct the labels or "
+            f"{first_of(sorted(tested - classes), 10)}; correct the labels or "
             "the splits"
         )
     return train, test, notes
@@ -359,10 +358,9 @@ def refuse_nobody(where: str, subjects: list[str | None], who: str) -> None:
         ValueError: some have no subject, all have the same, or nobody has this name.
     """
     if who not in (names := _people(where, subjects)):
-        known = ", ".join(map(for_screen, names[:20])) + (", ..." if len(names) > 20 else "")
         raise ValueError(
             f"{where} has no labelled video of a subject {who!r:.80}{did_you_mean(who, names)}; "
-            f"its subjects are {known}"
+            f"its subjects are {first_of(names, 20)}"
         )
 
 
@@ -400,7 +398,7 @@ def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[st
         if missing:
             raise ValueError(
                 f"{pack.where(subject=whose[0])}: only subject {for_screen(' and '.join(whose))} "
-                f"has {', '.join(map(for_screen, sorted(missing)[:10]))}, so no "
+                f"has {first_of(sorted(missing), 10)}, so no "
                 "training subject has it: leave that class out of the list"
             )
     ignored = any(record["split"] is not None for record in records.values())
@@ -412,7 +410,7 @@ def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[st
     if joined := [" and ".join(whose) for whose in together.values() if len(whose) > 1]:
         notes.append(
             "left out together, because recordings or near-duplicates join them: "
-            f"{for_screen('; '.join(joined[:10]))}" + ", ..." * (len(joined) > 10)
+            f"{first_of(joined, 10, '; ')}"
         )
     if len(labelled) < len(records):
         notes.append(f"left out: {counted(len(records) - len(labelled), 'clip')} without a label")

@@ -13,7 +13,7 @@ from pretrain.clip import VideoText
 from pretrain.data.shards import Pack
 from pretrain.device import autocast_dtype
 from pretrain.modes import evaluating
-from pretrain.names import for_screen
+from pretrain.names import first_of
 from pretrain.text import trim, unseen_words
 
 BATCH = 256  # sentences in one forward pass
@@ -27,7 +27,7 @@ def warn_of_unseen(model: VideoText, words: list[str]) -> list[str]:
     lost = [w for w in words if split(w) and unseen_words(model.text, [w]) == split(w)]
     if not lost:
         return []
-    some = ", ".join(lost[:20]) + ", ..." * (len(lost) > 20)
+    some = first_of(lost, 20)
     return [f"WARNING: {len(lost)} of {len(words)} classes mean nothing to this text tower: {some}"]
 
 
@@ -43,8 +43,8 @@ def embed_texts(
     if empty:
         raise ValueError(f"text number {empty[0] + 1} of {len(texts)} is empty")
     if unseen := unseen_words(model.text, texts):
-        some = ", ".join(unseen[:20]) + ", ..." * (len(unseen) > 20)
-        print(f"note: words that the text tower never saw: {for_screen(some)}", file=sys.stderr)
+        some = first_of(unseen, 20)
+        print(f"note: words that the text tower never saw: {some}", file=sys.stderr)
     device = torch.device(device)
     dtype = autocast_dtype(device, precision)
     # Moved outside of inference mode: buffers that it copies could not be trained with afterwards,

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from pretrain.files import LOCK
+from pretrain.names import first_of
 
 # What a lock answers where the file system has none.
 NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
@@ -77,10 +78,16 @@ def try_folder(folder: Path) -> None:
                 path.rmdir()
 
 
-def refuse_others(folder: Path, ours: tuple[str, ...]) -> None:
+def refuse_others(folder: Path, ours: tuple[str, ...] = ()) -> None:
     """Raise ValueError where a folder has files that are not `ours`, see `holds_nothing`."""
-    if not holds_nothing(folder, ours):
-        raise ValueError(f"{folder} holds something else: give another folder with --out")
+    if holds_nothing(folder, ours):
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: give another one with --out")
+    others = sorted(p.name for p in folder.iterdir() if p.name not in (LOCK, *ours))
+    raise ValueError(
+        f"{folder} holds something else ({first_of(others, 3)}): give another folder with --out"
+    )
 
 
 def claim(folder: Path, ours: tuple[str, ...] | None = None) -> FileLock:

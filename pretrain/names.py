@@ -13,7 +13,7 @@ import shlex
 import sys
 import textwrap
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TextIO
 
@@ -159,6 +159,18 @@ def counted(number: int, what: str) -> str:
     if what.endswith("person"):
         return f"{number} {what.removesuffix('person')}people"
     return f"{number} {what}{'es' if what.endswith(('s', 'x', 'ch')) else 's'}"
+
+
+def first_of(words: Sequence[object], most: int, between: str = ", ") -> str:
+    """The first few of some names on one line, and how many there are beside: "a, b and 3 more".
+
+    Args:
+        words: names, in the order in which they are shown.
+        most: so many are shown.
+        between: stands between two of them.
+    """
+    more = f" and {len(words) - most} more" * (len(words) > most)
+    return between.join(map(for_screen, words[:most])) + more
 
 
 def did_you_mean(word: str, known: Iterable[str], before: str = "") -> str:

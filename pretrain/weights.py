@@ -34,7 +34,7 @@ from pretrain.files import (
     without_repeats,
 )
 from pretrain.inert import Call, Name, Stored, read_inert
-from pretrain.names import first_line
+from pretrain.names import first_line, first_of
 
 # What a weight, a buffer or a moment of an optimizer is, under safetensors' names.
 DTYPES = {
@@ -85,8 +85,7 @@ def refuse_misfit(own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], origi
         elif a.is_floating_point() != b.is_floating_point():
             problems.append(f"{name} holds {b.dtype}, the model {a.dtype}")
     if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise MisfitError(f"{origin} does not fit the model: {'; '.join(problems[:5])}{more}")
+        raise MisfitError(f"{origin} does not fit the model: {first_of(problems, 5, '; ')}")
 
 
 def read_safetensors(path: Path, expected: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

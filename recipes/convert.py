@@ -37,7 +37,7 @@ from pretrain.interop.layouts import Sizes, arguments_of, decides_numbers, obsta
 from pretrain.interop.official import write_official
 from pretrain.interop.videomae import import_videomae, verify
 from pretrain.log import print_table
-from pretrain.names import counted
+from pretrain.names import counted, first_of
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer
 from recipes.options.convert import Config, command
@@ -195,7 +195,7 @@ def main(config: Config) -> dict:
             f"{counted(len(arguments['classes']), 'class')}: {', '.join(arguments['classes'])[:60]}"
         )
     rows["weights"] = f"{len(got)}, of {sum(v.numel() for v in got.values()):,} values"
-    rows["dropped"] = f"{len(dropped)}: {', '.join(dropped[:3])}, ..." if dropped else "nothing"
+    rows["dropped"] = f"{len(dropped)}: {first_of(dropped, 3)}" if dropped else "nothing"
     rows["difference"] = f"{report['max_difference']:.1e} at most from transformers' outputs"
     print_table(f"{config.source} -> {out} ({config.to})", rows)
     return report

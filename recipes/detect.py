@@ -73,9 +73,9 @@ from downstream.zero_shot import embed_texts
 from pretrain.data.methods import take_pose_weights
 from pretrain.device import autocast_dtype
 from pretrain.files import is_file
-from pretrain.folders import claim, holds_nothing, try_folder
+from pretrain.folders import claim, refuse_others, try_folder
 from pretrain.log import print_table, write_json
-from pretrain.names import counted, for_csv, for_screen, nothing_usable
+from pretrain.names import counted, first_of, for_csv, for_screen, nothing_usable
 from pretrain.processes import start_evaluation
 from pretrain.prompts import load_classes, refuse_same_words, same_words
 from pretrain.spec import InputSpec
@@ -291,8 +291,8 @@ def main(config: Config) -> dict:
     if not all(config.video):
         raise ValueError("--video is empty: give files or folders")
     out = Path(config.out or default_folder("detect", config.backbone, " ".join(config.video)))
-    if not holds_nothing(out) and not (out / "events.json").is_file():
-        raise ValueError(f"{out} holds something else: give another folder with --out")
+    if not (out / "events.json").is_file():
+        refuse_others(out)
     try_folder(out)
     videos, refused = list_videos(config.video)
     lock = claim(out)
@@ -323,7 +323,7 @@ def main(config: Config) -> dict:
     if others := sorted(name for name in unknown if same_words(name) not in hidden):
         notes.append(
             f"neither looked for nor measured: {counted(len(others), 'class')} of the truth, "
-            f"{', '.join(map(for_screen, others[:10]))}"
+            f"{first_of(others, 10)}"
         )
 
     # ---- thresholds, then events

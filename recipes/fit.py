@@ -68,7 +68,7 @@ from downstream.splits import Videos, labelled_videos, subset, videos_digest
 from pretrain.backbones import export_backbone, provenance_of, read_backbone_config
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack, warn_of_clips
-from pretrain.folders import claim, holds_nothing, try_folder
+from pretrain.folders import claim, holds_nothing, refuse_others, try_folder
 from pretrain.log import print_table
 from pretrain.names import counted, for_screen, for_shell
 from pretrain.spec import Backbone, InputSpec
@@ -83,15 +83,18 @@ POOLING = "mean of the last tokens over space and each time segment, then over v
 # ------------------------------------------------------------------------------------ the pieces
 
 
-def refuse_others(out: Path) -> None:
+def refuse_other_fits(out: Path) -> None:
     """Raise ValueError if a folder holds anything but an earlier fit, which is replaced.
 
     One that was stopped has no results as yet, but the classifier that it exported first.
     """
     if holds_nothing(out):
         return
+    stopped = not (out / "results.json").is_file()
+    if stopped:
+        refuse_others(out, FIRST)
     try:
-        if holds_nothing(out, FIRST):
+        if stopped:
             recipe = read_backbone_config(out / "backbone")["provenance"].get("recipe")
         else:
             recipe = read_results(out).recipe
@@ -259,7 +262,7 @@ def main(config: Config) -> dict:
     assert isinstance(encoder, nn.Module) and isinstance(encoder, Backbone)
     out = Path(config.out or default_folder("fit", config.backbone, config.data))
     try_folder(out)
-    refuse_others(out)
+    refuse_other_fits(out)
     pack = open_data(
         config.data, packing_side(encoder.input_spec.size), machine=config.machine, labels=True
     )

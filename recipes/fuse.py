@@ -66,7 +66,7 @@ from downstream.results import (
     versions,
 )
 from pretrain.log import blank_figure, optional_figure, print_table
-from pretrain.names import counted, file_name, for_figure, for_screen, for_title
+from pretrain.names import counted, file_name, first_of, for_figure, for_screen, for_title
 from recipes.options.fuse import Config, command
 
 MOST = 6  # runs: 15 pairs
@@ -242,10 +242,9 @@ def print_lines(lines: list[Line], won: dict[str, list[str]]) -> None:
         )
     print()
     for name, classes in won.items():
-        shown = ", ".join(for_screen(c, 40) for c in classes[:12])
-        more = f" and {len(classes) - 12} more" if len(classes) > 12 else ""
+        shown = first_of([for_screen(c, 40) for c in classes], 12)
         of = f"{counted(len(classes), 'class')}: " if classes else "no class"
-        print(f"{cell(name)}: better than the others on {of}{shown}{more}")
+        print(f"{cell(name)}: better than the others on {of}{shown}")
 
 
 @optional_figure

@@ -70,7 +70,7 @@ from pretrain.data.pack import pack as pack_source
 from pretrain.data.shards import Pack
 from pretrain.data.sources import list_sources
 from pretrain.files import is_file, is_there, reading
-from pretrain.folders import claim, holds_nothing, writing
+from pretrain.folders import claim, refuse_others, writing
 from pretrain.log import print_table, write_json
 from pretrain.names import counted, for_csv, for_screen, nothing_usable
 from pretrain.processes import start_evaluation
@@ -340,8 +340,8 @@ def choose_out(config: Config, source: Source | None) -> Path:
             live = file.read(1000).startswith(",".join(LIVE).encode())
         if live:
             raise ValueError(f"{out} holds the bouts of a camera: give another folder with --out")
-    if not holds_nothing(out) and (source or not ours):
-        raise ValueError(f"{out} holds something else: give another folder with --out")
+    if source or not ours:
+        refuse_others(out)
     return out
 
 

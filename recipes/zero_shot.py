@@ -57,7 +57,7 @@ from pretrain.data.shards import Pack
 from pretrain.files import is_file, no_file
 from pretrain.folders import claim
 from pretrain.log import print_table, write_json
-from pretrain.names import counted, file_name, for_screen
+from pretrain.names import counted, file_name, first_of, for_screen
 from pretrain.prompts import load_classes, load_templates, refuse_same_words, same_words, words_of
 from pretrain.weights import weights_hash
 from recipes.options.zero_shot import Config, command
@@ -82,7 +82,7 @@ def classes_of_data(
         if missing:
             raise ValueError(
                 f"--classes lacks {len(missing)} of the {len(named)} labels of the videos: "
-                f"{', '.join(map(for_screen, missing[:10]))}"
+                f"{first_of(missing, 10)}"
             )
         theirs = {same_words(n): n for n in named}
         names = [theirs.get(same_words(name), name) for name in words]

@@ -41,7 +41,7 @@ from pretrain.data.decode import DecodeError
 from pretrain.data.shards import Pack
 from pretrain.files import cache_folder, replacing
 from pretrain.log import write_json
-from pretrain.names import for_screen
+from pretrain.names import first_of, for_screen
 from pretrain.prompts import same_words
 
 PAGE = Path(__file__).parent / "page"
@@ -196,8 +196,7 @@ class Look:
     def note_on(self, sentence: str) -> str:
         """What a person has to know of what a sentence found; "": nothing."""
         words = self.unseen(sentence[:1000])
-        some = ", ".join(words[:20]) + ", ..." * (len(words) > 20)
-        return for_screen(f"Words that the text tower never saw: {some}") if words else ""
+        return f"Words that the text tower never saw: {first_of(words, 20)}" if words else ""
 
     def _like(self, about: str) -> list[dict]:
         number = self.number(about)

@@ -16,7 +16,7 @@ from pretrain.data.shards import Pack, no_split
 from pretrain.data.sources import BUILT_IN, Source, list_sources, synthetic_clips
 from pretrain.data.synthetic import SYNTHETIC_VERSION, make_dataset
 from pretrain.files import cache_folder
-from pretrain.names import counted, file_name, for_screen
+from pretrain.names import counted, file_name, first_of, for_screen
 from pretrain.settings import MACHINE, Machine
 from pretrain.spec import InputSpec, Joints
 
@@ -165,7 +165,7 @@ def _refuse_unlabelled(path: Path) -> None:
     """
     sources = list_sources(path).sources
     if sources and not any(s.label is not None or s.extra.get("segments") for s in sources):
-        others = ", ".join(sorted({repr(name) for s in sources for name in s.extra})[:10])
+        others = first_of(sorted({repr(name) for s in sources for name in s.extra}), 10)
         raise ValueError(
             f"{path}: none of its {counted(len(sources), 'file')} has a label, and nothing was "
             "packed: give a list file with a label column, or a folder with one subfolder a class"

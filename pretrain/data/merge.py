@@ -26,7 +26,7 @@ from pretrain.data.index import (
 from pretrain.data.pack import check_folders, locked, look_for_near, store_settings
 from pretrain.data.writer import Rows, Writer, has_shard, line_digests
 from pretrain.files import is_folder, parse_json, read_limited, reading, replacing
-from pretrain.names import counted, for_screen
+from pretrain.names import counted, first_of, for_screen
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _find_parts(source: Path) -> list[_Part]:
     ]
     if unfinished:
         raise ValueError(
-            f"{source}: unfinished: {_named(unfinished)}; run the same --part command again"
+            f"{source}: unfinished: {first_of(unfinished, 20)}; run the same --part command again"
         )
     found: dict[int, _Part] = {}
     for path in folders:
@@ -131,8 +131,8 @@ def _find_parts(source: Path) -> list[_Part]:
     missing = [f"{i}/{first.count}" for i in range(1, first.count + 1) if i not in found]
     if missing:
         raise ValueError(
-            f"{source}: {len(missing)} of {first.count} parts are missing: {_named(missing)}; pack "
-            "them with --part"
+            f"{source}: {len(missing)} of {first.count} parts are missing: "
+            f"{first_of(missing, 20)}; pack them with --part"
         )
     for part in found.values():
         for shard in part.index["shards"]:
@@ -142,10 +142,6 @@ def _find_parts(source: Path) -> list[_Part]:
                     "says: run the command of that part again"
                 )
     return [found[number] for number in sorted(found)]
-
-
-def _named(names: list[str]) -> str:
-    return for_screen(", ".join(names[:20]) + f" and {len(names) - 20} more" * (len(names) > 20))
 
 
 def _refuse_other_settings(first: _Part, part: _Part) -> None:

@@ -47,7 +47,7 @@ from pretrain.data.progress import Bar, slow_files
 from pretrain.data.sources import Beside, Listing, Source, boxes_of, list_sources
 from pretrain.data.writer import Rows, Writer, has_shard, line_digests
 from pretrain.files import parse_json, read_limited, replacing, write_synced
-from pretrain.names import counted, for_screen
+from pretrain.names import counted, first_of, for_screen
 
 if TYPE_CHECKING:  # numpy, which only packing itself needs
     from pretrain.data.signatures import Signatures
@@ -795,9 +795,7 @@ class _Packer:
             lines += ["refused, most often because:", *_commonest(files)]
             lines.append(f"each refused file and its reason: {self.out / 'refused.jsonl'}")
         if skipped := self.listing.skipped:
-            names = ", ".join(ascii(name)[1:-1] for name in skipped[:3]) + ", ..." * (
-                len(skipped) > 3
-            )
+            names = first_of([ascii(name)[1:-1] for name in skipped], 3)
             lines.append(
                 f"{counted(len(skipped), 'file')} skipped, no use for what they are: {names}"
             )
@@ -807,9 +805,7 @@ class _Packer:
         if self.settings.get("follow") == "boxes":
             columns -= {boxes_column(columns), track_column(columns)}
         if columns:
-            kept = sorted(map(for_screen, columns))
-            kept = kept[:10] + [f"{len(kept) - 10} more"] * (len(kept) > 10)
-            lines.append(f"kept, but read by no recipe: {', '.join(kept)}")
+            lines.append(f"kept, but read by no recipe: {first_of(sorted(columns), 10)}")
         if behind := self._behind():
             lines.append(
                 f"warning: {counted(len(behind), 'segment')} behind the end of the video, such as "

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from pretrain.names import counted, for_screen
+from pretrain.names import counted, first_of, for_screen
 
 EVERY = 10.0  # seconds between lines in a log
 LONG = 10.0  # seconds at work from which on a file is named
@@ -17,8 +17,7 @@ T = TypeVar("T")
 def slow_files(seconds: dict[str, float]) -> str:
     """Of the files at work and for how long, those that take long, in words."""
     slow = sorted(((s, name) for name, s in seconds.items() if s >= LONG), reverse=True)
-    named = ", ".join(f"{for_screen(name, 60)} for {s:.0f} s" for s, name in slow[:3])
-    return named + f" and {len(slow) - 3} more" * (len(slow) > 3)
+    return first_of([f"{for_screen(name, 60)} for {s:.0f} s" for s, name in slow], 3)
 
 
 class Bar:

@@ -18,10 +18,10 @@ from pretrain.interop.layouts import (
     clean,
     find_classifier,
     give,
-    name_some,
     shapes,
     take,
 )
+from pretrain.names import first_of
 from pretrain.spec import IMAGENET_MEAN, IMAGENET_STD
 from pretrain.third_party import (
     check,
@@ -111,7 +111,7 @@ def from_hf(
             parts = [key.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
             if not all(part in state for part in parts):
                 raise ValueError(
-                    f"missing {name_some([part for part in parts if part not in state])}"
+                    f"missing {first_of([part for part in parts if part not in state], 3)}"
                 )
             state[key.replace(".query.", ".qkv.")] = torch.cat([state.pop(part) for part in parts])
     encoder, decoder = shapes(state, HF)
@@ -237,7 +237,7 @@ def _refuse_missing_shards(folder: Path, files: list[Path]) -> None:
     if missing := sorted(wanted - {file.name for file in files}):
         raise ValueError(
             f"{len(missing)} of its {len(wanted)} weights files (shards) are missing, "
-            f"{', '.join(missing[:3])}: download the folder again"
+            f"{first_of(missing, 3)}: download the folder again"
         )
 
 

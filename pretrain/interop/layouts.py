@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pretrain.names import first_of
 from pretrain.third_party import check, check_arguments, dry_state, several, text
 from pretrain.videomae import VideoMAE
 from pretrain.vit import VideoTransformer
@@ -162,11 +163,6 @@ def decides_numbers(arguments: dict) -> dict:
     return {**arguments, "encoder": kept}
 
 
-def name_some(names: list[str]) -> str:
-    """The first three names, and how many more."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 def _model(arguments: dict) -> VideoMAE | VideoTransformer:
     encoder = VideoTransformer(**arguments["encoder"])
     return VideoMAE(encoder, **arguments["decoder"]) if "decoder" in arguments else encoder
@@ -269,7 +265,7 @@ def take(
     left_over = sorted(state.keys() - set(table.values()) - set(dropped))
     if missing or left_over:
         problems = (("missing", missing), ("left over", left_over))
-        said = "; ".join(f"{what} {name_some(names)}" for what, names in problems if names)
+        said = "; ".join(f"{what} {first_of(names, 3)}" for what, names in problems if names)
         raise ValueError(f"the checkpoint does not fit a VideoMAE of these sizes: {said}")
     ours = {}
     for name, shape in expected.items():
@@ -297,7 +293,7 @@ def give(ours: dict[str, Tensor], column: int, arguments: dict) -> dict[str, Ten
         raise ValueError(f"neither the official code nor transformers has {'; nor '.join(found)}")
     if ours.keys() != table.keys():
         wrong = sorted(ours.keys() ^ table.keys())
-        raise ValueError(f"not the weights of the model of `arguments`: {name_some(wrong)}")
+        raise ValueError(f"not the weights of the model of `arguments`: {first_of(wrong, 3)}")
     out = {table[name]: value.detach() for name, value in ours.items()}
     conv = f"{PATCH_EMBED[column]}.weight"
     out[conv] = (
@@ -321,6 +317,6 @@ def _refuse_silent_zeros(ours: dict[str, Tensor], table: dict[str, str]) -> None
             suspects |= biases & zero
     if suspects:
         raise ValueError(
-            f"{name_some([table[name] for name in ours if name in suspects])}: all zeros in a "
+            f"{first_of([table[name] for name in ours if name in suspects], 3)}: all zeros in a "
             "trained checkpoint, so an earlier conversion lost them: start from the original file"
         )

@@ -227,6 +227,9 @@ def test_damaged_results_are_not_taken_for_ones(commands, tiny_pack, tmp_path, c
         module, config = commands[name]
         with pytest.raises(ValueError, match=r"out holds other files: give another"):
             module.main(change(config, out=str(out)))
+        (other := tmp_path / f"of {name}" / "dataset").mkdir(parents=True)
+        with pytest.raises(ValueError, match=r"holds something else \(dataset\)"):
+            module.main(change(config, out=str(other.parent)))
     with pytest.raises(ValueError, match=r"out holds no results"):
         compare.main(
             configure(

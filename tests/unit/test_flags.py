@@ -248,10 +248,9 @@ def test_the_first_word_is_the_preset_and_flags_change_it():
 def test_a_slip_is_told_what_was_meant(command, meant, tiny_pack, monkeypatch, capsys, tmp_path):
     """Presets, flags and names of models."""
     name, *words = command.split()
-    module, data = (
-        recipe(name),
-        [] if any(w in command for w in ("-data", "--dta", "--bacth")) else ["--data", str(tiny_pack)],
-    )
+    module, data = recipe(name), ["--data", str(tiny_pack)]
+    if any(word in command for word in ("-data", "--dta", "--bacth")):
+        data = []
     if hasattr(module, "PRESETS"):
         data += ["--precision", "fp32"]  # as other tests in this process: accelerate knows one only
     monkeypatch.chdir(tmp_path)

@@ -22,6 +22,7 @@ from pretrain.names import (
     clean_screen,
     counted,
     file_name,
+    first_of,
     for_csv,
     for_figure,
     for_html,
@@ -78,6 +79,12 @@ def steers(text: str) -> bool:
         for c in text
         if c not in "\u200c\u200d"
     )
+
+
+def test_a_long_list_is_cut_and_counted():
+    assert first_of(["a", "b\x1b[2J"], 2) == "a, b\\x1b[2J"
+    assert first_of(["a", "b", "c", "d"], 2, "; ") == "a; b and 2 more"
+    assert first_of([], 2) == ""
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -14,7 +14,7 @@ from pretrain.data.annotations.rows import MAX_BYTES, Entries, Row
 from pretrain.data.annotations.videofolder import is_metadata, metadata_rows, parquet_rows
 from pretrain.data.fields import fields_of, take_times, text_of
 from pretrain.data.lists import ROLES, Problems, irregular, list_rows, read_text, roles_of
-from pretrain.names import counted
+from pretrain.names import counted, first_of
 
 _SAID = ("path", "label", "caption", "split", "subject")  # roles that a `Row` has itself
 Reader = Callable[[Path, str, Entries], bool | None]
@@ -176,9 +176,8 @@ def read_annotations(path: Path, text: str, problems: Problems) -> Annotations |
             raise ValueError(f"{path}: {name} without an entry")
         notes = entries.notes
         if entries.unused:
-            common = [name for name, _ in entries.unused.most_common(12)]
-            more = ", ..." * (len(entries.unused) > 12)
-            notes.append(f"without effect: {', '.join(common)}{more}")
+            common = [name for name, _ in entries.unused.most_common()]
+            notes.append(f"without effect: {first_of(common, 12)}")
         return Annotations(name, entries.rows, notes)
     return None
 
