@@ -100,7 +100,7 @@ def test_the_report_loads_nothing(fitted):
 def test_an_earlier_fit_is_replaced_and_nothing_else(fitted, partly, tiny_backbone, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="other files"):
+    with pytest.raises(ValueError, match=r"holds something else \(chapter.txt\)"):
         fit.main(config(partly, tmp_path / "thesis", tiny_backbone))
     out = shutil.copytree(fitted[0], tmp_path / "out")
     again = fit.main(config(partly, out, tiny_backbone, num_clips=2, seed=1))
@@ -124,7 +124,7 @@ def test_a_fit_that_was_stopped_is_done_again(fitted, partly, tiny_backbone, tmp
         fit.main(stopped)
     shutil.copytree(tiny_backbone, tmp_path / "run" / "backbone")
     with pytest.raises(ValueError, match="other files"):
-        fit.refuse_others(tmp_path / "run")
+        fit.refuse_other_fits(tmp_path / "run")
 
 
 # ---- folds
