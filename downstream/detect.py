@@ -45,6 +45,19 @@ PART_SECONDS = 10.0  # of a raw video, in which people are followed: a clip as i
 # ---- videos
 
 
+def nothing_found(highest: float, chosen: str) -> str:
+    """What a reader must know where there is no event.
+
+    Args:
+        highest: of all scores of frames.
+        chosen: the thresholds, in words.
+    """
+    return (
+        f"no event: the highest score of a frame is {highest:.2f}, thresholds are {chosen}; a "
+        "lower --threshold or --shortest finds more"
+    )
+
+
 @dataclass(frozen=True)
 class Video:
     """One video, raw or packed.
@@ -490,13 +503,6 @@ class Detection:
             for stride, number in sorted(self._strides.items())
             if stride != own
         ]
-
-    def nothing_found(self, found: dict[str, list[FoundEvent]], chosen: str) -> list[str]:
-        """What a reader must know where there is no event; `chosen`: the thresholds, in words."""
-        if any(found.values()):
-            return []
-        highest = f"the highest score of a frame is {self.highest:.2f}"
-        return [f"no event: {highest}, thresholds are {chosen}; a lower --threshold finds more"]
 
     def find(
         self, videos: list[Video], thresholds: np.ndarray, measured: set[str]

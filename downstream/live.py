@@ -30,11 +30,13 @@ class Watched:
         ticks: of all stretches.
         dropped: ticks that no window shows, since the model was too slow for the camera.
         windows: that were scored.
+        highest: of the scores of frames.
     """
 
     ticks: int = 0
     dropped: int = 0
     windows: int = 0
+    highest: float = 0.0
 
 
 def stretch_scores(
@@ -156,6 +158,7 @@ def watch(
             camera.newest, stretch, begin, spec.frames, stride, hop, predict, watched
         )
         for part in smooth(parts, radius):
+            watched.highest = max(watched.highest, float(part.max(initial=0)))
             for event in cutter.push(part):
                 use(_later(event, begin / fps))
         for event in cutter.finish():

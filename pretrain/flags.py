@@ -7,10 +7,11 @@ it was typed, and `settle` takes a preset's value away.
 """
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
@@ -316,6 +317,27 @@ def refuse_unknown(words: Sequence[str], config: type) -> None:
         if not known and dashes == "--" and not name.startswith("tyro_"):
             near = did_you_mean(found[2], (n.replace("_", "-") for n in own), "--")
             raise ValueError(f"there is no flag {found[0]}{near or '; --help lists the flags'}")
+
+
+def refuse_several(words: Sequence[str], config: type) -> None:
+    """Refuse several files where a recipe takes one, as `--data *.avi` gives them.
+
+    Args:
+        words: of the command line.
+        config: the recipe's dataclass.
+
+    Raises:
+        ValueError: naming the second, and what to give instead.
+    """
+    hints = get_type_hints(config)
+    for name in {"data", "source", "video"} & hints.keys():
+        place = next((i for i, word in enumerate(words) if word == flag(name)), len(words))
+        given = list(itertools.takewhile(lambda w: not w.startswith("-"), words[place + 1 :]))
+        if len(given) > 1 and get_origin(hints[name]) is not tuple:
+            raise ValueError(
+                f"{flag(name)} takes one path, and {given[1]!r} is another: give the folder that "
+                "holds the files, or a list of them (a text file with one path a line)"
+            )
 
 
 def _refuse(useless: Iterable[str], unused: dict[str, str]) -> None:

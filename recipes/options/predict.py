@@ -19,8 +19,8 @@ class Config:
     backbone: str
     """RUN/backbone of recipes/finetune.py or recipes/fit.py, a fine-tuned VideoMAE (hf:OWNER/NAME,
     hf:FOLDER or an official .pth), i3d_k400, or r3d_18_k400 and the like of torchvision."""
-    video: str
-    """A file, a folder of files, a list or a tar of them, or a pack; or a camera: rtsp://HOST/...,
+    video: tuple[str, ...]
+    """Files, folders of files, lists or tars of them, or packs; or a camera: rtsp://HOST/...,
     webcam, or webcam:1 of several. May stand first, without the flag."""
     weights: str | None = None
     """The file behind i3d_k400; of torchvision's networks, if not to be downloaded."""
@@ -71,7 +71,7 @@ def unused(config: Config) -> dict[str, str]:
         why |= dict.fromkeys(("num_clips", "num_crops", "batch_size"), "of a classifier of frames")
     if config.sampling == "uniform":
         why["stride"] = "with --sampling uniform"
-    if is_live(config.video):
+    if any(map(is_live, config.video)):
         camera = ("top_k", "num_clips", "num_crops", "batch_size", "bouts", "pose_weights")
         why |= dict.fromkeys(camera, "of a camera")
     elif config.bouts:

@@ -558,7 +558,7 @@ def test_i3d_names_real_actions(tmp_path):
         config = configure(
             predict.Config,
             "i3d_k400",
-            str(SHARED / file),
+            (str(SHARED / file),),
             I3D_FILE,
             out=str(tmp_path / file),
             num_clips=1,

@@ -345,7 +345,9 @@ def test_events_of_a_classifier_at_chance_come_with_a_warning(long_film, tmp_pat
     main(config(long_film, tmp_path / "out", run, threshold=0.0, stride=1))
     assert "WARNING" in capsys.readouterr().out
     predict.main(
-        configure(predict.Config, run, str(long_film), out=str(tmp_path / "labels"), num_workers=0)
+        configure(
+            predict.Config, run, (str(long_film),), out=str(tmp_path / "labels"), num_workers=0
+        )
     )
     assert "WARNING" in capsys.readouterr().out
 
@@ -353,10 +355,9 @@ def test_events_of_a_classifier_at_chance_come_with_a_warning(long_film, tmp_pat
 @pytest.mark.parametrize("recipe", [detect, predict])
 def test_pose_weights_of_a_model_without_poses_are_refused(recipe, long_film, tmp_path):
     run = export(tmp_path / "run", "frame_early", frames=4)
-    video = (str(long_film),) if recipe is detect else str(long_film)
     given = {"out": str(tmp_path / "out"), "num_workers": 0, "pose_weights": str(tmp_path)}
     with pytest.raises(ValueError, match=r"leave out: --pose-weights .*rgb"):
-        recipe.main(configure(recipe.Config, run, video, **given))
+        recipe.main(configure(recipe.Config, run, (str(long_film),), **given))
 
 
 def test_a_classifier_of_clips_and_sentences(tiny_pair, long_film, tmp_path):

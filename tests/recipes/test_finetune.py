@@ -325,7 +325,7 @@ def test_a_published_recipe_from_a_backbone_to_labels(tiny_pack, tiny_backbone, 
     write_video(tmp_path / "up.mp4", draw_motion("up", 7, 0, 16, 32))
     answers = [
         predict.main(
-            configure(predict.Config, source, str(tmp_path / "up.mp4"), num_workers=0,
+            configure(predict.Config, source, (str(tmp_path / "up.mp4"),), num_workers=0,
                       precision="fp32", out=str(tmp_path / out), **more)
         )["up.mp4"]
         for source, out, more in (
@@ -342,7 +342,7 @@ def test_a_published_recipe_from_a_backbone_to_labels(tiny_pack, tiny_backbone, 
     named = configure(
         predict.Config,
         f"hf:{tmp_path / 'hf'}",
-        str(tmp_path / "up.mp4"),
+        (str(tmp_path / "up.mp4"),),
         classes="u, v",
         out=str(tmp_path / "no"),
     )
@@ -498,7 +498,7 @@ def test_a_label_for_every_frame(two_things, tmp_path, capsys):
         configure(
             predict.Config,
             str(tmp_path / "run" / "backbone"),
-            str(folder),
+            (str(folder),),
             out=str(out),
             num_workers=0,
             precision="fp32",
@@ -561,7 +561,7 @@ def test_predictions_of_a_file_and_a_folder(undisturbed, tmp_path, capsys):
     base = configure(
         predict.Config,
         str(undisturbed / "backbone"),
-        str(folder),
+        (str(folder),),
         top_k=2,
         num_workers=0,
         out=str(tmp_path / "a"),
@@ -583,15 +583,19 @@ def test_predictions_of_a_file_and_a_folder(undisturbed, tmp_path, capsys):
         assert row["top2"] == "|".join(entry["label"] for entry in ranking)
     for ranking in answers.values():
         assert len(ranking) == 2 and ranking[0]["probability"] >= ranking[1]["probability"] > 0
-    one = change(base, video=str(folder / "eins zwei.mp4"), out=str(tmp_path / "b"))
-    (ranking,) = predict.main(one).values()
-    assert [e["label"] for e in ranking] == [
-        e["label"] for n, a in answers.items() if "eins" in n for e in a
-    ]
+    names = ("eins zwei.mp4", "sub/ä.mp4")
+    files = tuple(str(folder / name) for name in names)
+    two = predict.main(change(base, video=files, out=str(tmp_path / "b")))
+    assert list(two) == ["eins zwei.mp4", "ä.mp4"]
+    for ranking, name in zip(two.values(), names, strict=True):
+        assert [e["label"] for e in ranking] == [e["label"] for e in answers[name]]
+    assert json.loads((tmp_path / "b" / "predictions.json").read_text()) == two
+    with pytest.raises(ValueError, match="two videos are called"):
+        predict.main(change(base, video=(files[0], str(folder))))
     with pytest.raises(ValueError, match=r"nothing at .* can be used"):
-        predict.main(change(base, video=str(folder / "text.mp4")))
+        predict.main(change(base, video=(str(folder / "text.mp4"),)))
     with pytest.raises(ValueError, match="no such"):
-        predict.main(change(base, video=str(folder / "none.mp4")))
+        predict.main(change(base, video=(str(folder / "none.mp4"),)))
     with pytest.raises(ValueError, match="holds something else"):
         predict.main(change(base, out=str(folder)))
     with pytest.raises(ValueError, match="--top-k 0"):

@@ -69,7 +69,7 @@ def test_predict_says_what_fit_says(fitted, partly, tmp_path):
     """Of clips that were not learned from, to the digits that next.csv has, views included."""
     out, _ = fitted
     about = {"out": str(tmp_path / "p"), "num_workers": 0, "precision": "fp32"}
-    said = predict.main(configure(predict.Config, str(out / "backbone"), str(partly), **about))
+    said = predict.main(configure(predict.Config, str(out / "backbone"), (str(partly),), **about))
     with open(out / "next.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 5

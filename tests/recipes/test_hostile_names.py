@@ -93,7 +93,7 @@ def test_names_in_a_data_set(videos, tiny_pair, tiny_backbone, tmp_path, capsys)
     (videos / "test" / NAMES[0] / f"{NAMES[0]}.mp4").write_text("no video")
     answers = predict.main(
         configure(predict.Config,
-            str(out["tuned"] / "backbone"), str(videos / "test"), out=str(tmp_path / "said"),
+            str(out["tuned"] / "backbone"), (str(videos / "test"),), out=str(tmp_path / "said"),
             num_workers=0, num_clips=1, precision="fp32",
         )
     )  # fmt: skip

@@ -102,7 +102,7 @@ def test_other_videos_have_another_folder(tmp_path, monkeypatch, module, asked):
     found = set()
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / name).touch()
-        about = {"video": (name,) if module is detect else name}
+        about = {"video": name if module is visualize else (name,)}
         about |= {"flow": "dis"} if module is visualize else {"backbone": "run/backbone"}
         with pytest.raises(ValueError) as caught:
             module.main(configure(module.Config, **about))
@@ -118,7 +118,7 @@ def test_two_evaluations_into_one_folder(commands, tiny_pack, tiny_backbone, tmp
     assert beside.stdout.readline() == "mine\n"
     given = [commands[name] for name in ("probe", "zero_shot", "retrieval", "search", "fit")]
     given += [
-        (predict, configure(predict.Config, str(tiny_backbone), str(tiny_pack))),
+        (predict, configure(predict.Config, str(tiny_backbone), (str(tiny_pack),))),
         (compare, configure(compare.Config, str(tiny_pack), models="frame_mean")),
     ]
     for module, config in given:

@@ -25,7 +25,7 @@ def config(folder: Path, model: str, **arguments) -> predict.Config:
     classifier = Classifier(build_model(model, True, **arguments), ["a", "b"])
     export_backbone(classifier, folder / "backbone", {})
     where, videos, out = (str(folder / name) for name in ("backbone", "videos", "out"))
-    return configure(predict.Config, where, videos, out=out, num_workers=0)
+    return configure(predict.Config, where, (videos,), out=out, num_workers=0)
 
 
 def with_poses(config: predict.Config, folder: Path, frames: int) -> predict.Config:
@@ -33,7 +33,7 @@ def with_poses(config: predict.Config, folder: Path, frames: int) -> predict.Con
     np.save(folder / "poses.npy", np.ones((frames, 1, 20, 4), np.float32))
     text = "path,pose,skeleton\nvideos/clip.mp4,poses.npy,kinect20\n"
     (folder / "list.csv").write_text(text)
-    return dataclasses.replace(config, video=str(folder / "list.csv"))
+    return dataclasses.replace(config, video=(str(folder / "list.csv"),))
 
 
 def refused(folder: Path) -> dict:
@@ -67,7 +67,7 @@ def test_a_pack_is_predicted_as_its_list(tmp_path):
     )
     answers = predict.main(about)
     pack(tmp_path / "list.csv", tmp_path / "pack", workers=1, progress=False)
-    packed = predict.main(dataclasses.replace(about, video=str(tmp_path / "pack")))
+    packed = predict.main(dataclasses.replace(about, video=(str(tmp_path / "pack"),)))
     assert list(packed) == list(answers) == ["videos/clip.mp4"]
     ours, theirs = (
         [entry["probability"] for entry in a["videos/clip.mp4"]] for a in (answers, packed)

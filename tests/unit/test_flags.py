@@ -238,6 +238,7 @@ def test_the_first_word_is_the_preset_and_flags_change_it():
         ("linear_probe --backbon x --data y", "--backbone?"),
         ("linear_probe --backbone x --dta y", "did you mean --data?"),
         ("linear_probe --backbone x -data y", "--data begins with two hyphens"),
+        ("linear_probe --backbone x --data a.avi b.avi", "'b.avi' is another: give the folder"),
         ("videomae --steps 3 shrec_moving", "first word"), ("compare --models i3d,lsmt", "lstm"),
         ("finetune --model Video_Swin", "video_swin_t"), ("videomae --model vivit3", "vivit_3"),
         ("clip --model frame:b", "frames:vit_b"), ("clip --text-model XS", "xs"),

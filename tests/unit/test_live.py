@@ -257,7 +257,7 @@ def backbone(tmp_path_factory) -> Path:
 def run(backbone: Path, out: Path, source: Source, monkeypatch, **flags) -> dict:
     monkeypatch.setattr(predict, "live_source", lambda _: source)
     wanted = configure(
-        predict.Config, str(backbone), "webcam", out=str(out), num_workers=0, **flags
+        predict.Config, str(backbone), ("webcam",), out=str(out), num_workers=0, **flags
     )
     return predict.main(wanted)
 
@@ -276,6 +276,8 @@ def test_a_camera_gives_bouts_until_it_is_to_stop(backbone, tmp_path, monkeypatc
     assert seconds == pytest.approx(bout["end"] - bout["start"], abs=0.002)
     assert json.loads((out / "bouts.json").read_text())["bouts"] == content["bouts"]
     assert "watching" in capsys.readouterr().out
+    run(backbone, tmp_path / "none", CLOCK, monkeypatch, seconds=0.5, threshold=1.0)
+    assert "no event: the highest score" in capsys.readouterr().out
     with pytest.raises(ValueError, match="bouts of a camera"):  # they are nowhere else
         run(backbone, out, CLOCK, monkeypatch, seconds=1.0)
 
@@ -385,14 +387,14 @@ def test_an_rtsp_camera_is_found_again_and_its_password_is_nowhere(
     monkeypatch.setattr(predict, "open_camera", open_camera)
     flags = {"out": str(out), "num_workers": 0, "seconds": 60.0, "shortest": 0.2}
     address = f"rtsp://admin:hunter2@{where}/live?pw=topsecret"
-    content = predict.main(configure(predict.Config, str(backbone), address, **flags))
+    content = predict.main(configure(predict.Config, str(backbone), (address,), **flags))
     assert len(content["lost"]) >= 1 and not content["given_up"] and len(content["bouts"]) >= 2
     assert content["bouts"][1]["start"] > content["bouts"][0]["end"] + 0.1
     assert all(b["source"] == f"rtsp://{where}" for b in content["bouts"])
     wrong = f"rtsp://admin:topsecret@{where}/live"
     flags["out"] = str(tmp_path / "wrong")
     with pytest.raises(ValueError, match=f"{where} cannot be opened: .*401") as refused:
-        predict.main(configure(predict.Config, str(backbone), wrong, **flags))
+        predict.main(configure(predict.Config, str(backbone), (wrong,), **flags))
     said = "".join((*capfd.readouterr(), str(refused.value)))
     files = "".join(p.read_text() for p in tmp_path.rglob("*") if p.is_file())
     assert not any(secret in said + files for secret in SECRETS)
@@ -427,7 +429,7 @@ def test_bouts_of_files_are_those_of_detect(backbone, tmp_path, capsys):
     write_video(tmp_path / "a.mp4", draw_motion("right", 0, 0, 64, 32))
     (tmp_path / "text.mp4").write_text("not a film at all, but a text")
     given = {"out": str(tmp_path / "out"), "num_workers": 0, "bouts": True}
-    content = predict.main(configure(predict.Config, str(backbone), str(tmp_path), **given))
+    content = predict.main(configure(predict.Config, str(backbone), (str(tmp_path),), **given))
     assert {(b["source"], b["label"], b["start"], b["end"]) for b in content["bouts"]} == {
         ("a.mp4", "a", 0.0, 4.0)
     }
@@ -435,4 +437,6 @@ def test_bouts_of_files_are_those_of_detect(backbone, tmp_path, capsys):
     rows = (tmp_path / "out" / "bouts.csv").read_text().splitlines()
     assert rows[0] == "source,start,end,label,score" and len(rows) == 2
     with pytest.raises(ValueError, match="not a video: text"):
-        predict.main(configure(predict.Config, str(backbone), str(tmp_path / "text.mp4"), **given))
+        predict.main(
+            configure(predict.Config, str(backbone), (str(tmp_path / "text.mp4"),), **given)
+        )
