@@ -11,11 +11,13 @@ import inspect
 import json
 import math
 import re
+import sys
 import typing
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.files import is_folder, is_there, no_folder, parse_json
-from pretrain.names import did_you_mean, first_line
+from pretrain.names import did_you_mean, first_line, for_screen
 
 if TYPE_CHECKING:
     from open_clip import CustomTextCLIP
@@ -217,7 +219,8 @@ def timm_network(
         near = did_you_mean(name.split(".")[0], timm.list_models())
         raise ValueError(f"{shown(name)} is no network of timm{near}")
     if pretrained:
-        return timm.create_model(name, pretrained=True)
+        with asking_hub(name):
+            return timm.create_model(name, pretrained=True)
     if stages:
         return timm.create_model(name, pretrained=False, features_only=True, in_chans=channels)
     given: dict[str, Any] = {"pretrained": False, "num_classes": 0, "in_chans": channels}
@@ -436,14 +439,15 @@ def listed_open_clip_model(model: str, weights: str | None, quick_gelu: bool) ->
     """
     import open_clip
 
-    return open_clip.create_model(
-        model,
-        pretrained=weights,
-        force_quick_gelu=quick_gelu,
-        force_custom_text=True,
-        require_pretrained=bool(weights),
-        weights_only=True,
-    )
+    with asking_hub(f"{model}/{weights}") if weights else nullcontext():
+        return open_clip.create_model(
+            model,
+            pretrained=weights,
+            force_quick_gelu=quick_gelu,
+            force_custom_text=True,
+            require_pretrained=bool(weights),
+            weights_only=True,
+        )
 
 
 # ---- text models and tokenizers of transformers
@@ -547,17 +551,16 @@ def fetch_text_model(name: str) -> tuple["PreTrainedModel", dict, object]:
     """
     from transformers import AutoModel, PretrainedConfig
 
-    if not is_folder(name):
-        _check_repository(name)
     try:
-        raw, _ = PretrainedConfig.get_config_dict(name)
-        config = text_config(raw, f"{name}: config.json", drop=True)
-        built = type(build_text_model(config).config)(
-            **{k: v for k, v in config.items() if k != "model_type"}
-        )
-        model = AutoModel.from_pretrained(
-            name, config=built, trust_remote_code=False, weights_only=True
-        )
+        with _from_hub_or_here(name):
+            raw, _ = PretrainedConfig.get_config_dict(name)
+            config = text_config(raw, f"{name}: config.json", drop=True)
+            built = type(build_text_model(config).config)(
+                **{k: v for k, v in config.items() if k != "model_type"}
+            )
+            model = AutoModel.from_pretrained(
+                name, config=built, trust_remote_code=False, weights_only=True
+            )
         return model, config, fetch_tokenizer(name)
     except Exception as error:  # a hub, a file system and transformers raise many kinds
         raise ValueError(
@@ -573,10 +576,9 @@ def fetch_tokenizer(name: str):
     """
     from transformers import AutoTokenizer
 
-    if not is_folder(name):
-        _check_repository(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        with _from_hub_or_here(name):
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # a hub, a file system and tokenizer libraries raise many kinds
         raise ValueError(
             f"the tokenizer of {name} cannot be loaded: {first_line(error)}"
@@ -695,7 +697,8 @@ def hub_folder(name: str, patterns: list[str]) -> Path:
 
     _check_repository(name)
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        with asking_hub(name):
+            return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub, the network and the disk raise many kinds
         raise ValueError(
             f"no such folder here, and the hub does not give it ({first_line(error)}): "
@@ -703,10 +706,53 @@ def hub_folder(name: str, patterns: list[str]) -> Path:
         ) from error
 
 
+@cache
+def hub_answers(server: str) -> bool:
+    """Whether a hub answers at all, within seconds."""
+    try:
+        request = urllib.request.Request(server, method="HEAD")
+        with urllib.request.urlopen(request, timeout=HUB_SECONDS):
+            return True
+    except urllib.error.HTTPError:
+        return True  # an answer, too
+    except (OSError, ValueError, HTTPException):  # also no address, or an answer that is no HTTP
+        return False
+
+
+@contextmanager
+def asking_hub(name: str) -> Iterator[None]:
+    """Say what is asked of the hub; of one that does not answer only its cache is asked.
+
+    The libraries themselves would try for a minute, without a word.
+
+    Args:
+        name: of what is fetched, for the messages.
+
+    Raises:
+        ValueError: the hub does not answer, and the cache lacks what is fetched.
+    """
+    from huggingface_hub import constants
+
+    from pretrain.processes import is_first
+
+    offline, server = constants.HF_HUB_OFFLINE, constants.ENDPOINT
+    if not offline and is_first():
+        print(f"asking {for_screen(server)} for {for_screen(name)}", file=sys.stderr, flush=True)
+    constants.HF_HUB_OFFLINE = offline or not hub_answers(server)
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if offline or not constants.HF_HUB_OFFLINE:
+            raise
+        raise ValueError(
+            f"{server} does not answer (check the network), and {name} is not in the cache"
+        ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
 def open_clip_at_hand(model: str, tag: str) -> bool:
     """Whether weights of open_clip's list are in the cache, or the hub answers within seconds.
-
-    open_clip itself would try for minutes.
 
     Args:
         model: its name.
@@ -719,16 +765,19 @@ def open_clip_at_hand(model: str, tag: str) -> bool:
     files = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
     if any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
         return True
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-        with urllib.request.urlopen(request, timeout=HUB_SECONDS):
-            return True
-    except urllib.error.HTTPError:
-        return True  # an answer, too
-    except (OSError, ValueError, HTTPException):  # also no address, or an answer that is no HTTP
-        return False
+    return not constants.HF_HUB_OFFLINE and hub_answers(constants.ENDPOINT)
+
+
+def _from_hub_or_here(name: str) -> AbstractContextManager[None]:
+    """`asking_hub` for a name on the hub, nothing for a folder here.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if is_folder(name):
+        return nullcontext()
+    _check_repository(name)
+    return asking_hub(name)
 
 
 def _check_repository(name: str) -> None:

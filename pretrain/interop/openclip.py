@@ -123,7 +123,7 @@ def load_open_clip(name: str) -> Pair:
     """
     given = name.removeprefix(PREFIX)
     level = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # open_clip logs every step on the root logger
+    logging.disable(logging.ERROR)  # open_clip logs every step on the root logger, errors too
     try:
         for kind in ("local-dir:", "hf-hub:"):
             if given.startswith(kind):

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from downstream.classifier import Classifier
 from downstream.features import finish_means
 from downstream.models import build_model, load_backbone, load_classifier
-from pretrain import flags
+from pretrain import flags, third_party
 from pretrain.backbones import export_backbone, load_pretrained_videomae
 from pretrain.checkpoint import weights_of
 from pretrain.interop import videomae as interop_videomae
@@ -566,6 +566,7 @@ def test_unreadable_hugging_face_folders_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"config\.json holds a list"):
         load_videomae(name)
     monkeypatch.setattr("huggingface_hub.snapshot_download", no_network)
+    monkeypatch.setattr(third_party, "hub_answers", lambda _: True)
     with pytest.raises(
         ValueError, match=r"hf:nobody/nothing: no such folder.*unplugged.*check the name"
     ):

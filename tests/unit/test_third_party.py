@@ -521,3 +521,23 @@ def test_hostile_videomae_folders_are_refused(tmp_path, change):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError):
         load_videomae(f"hf:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "name", ["open_clip:ViT-B-32/laion2b_s34b_b79k", "open_clip:hf-hub:nobody/nothing", "hf:a/b"]
+)
+def test_a_hub_out_of_reach_is_said_at_once_and_once(name, tmp_path, monkeypatch, capfd):
+    from huggingface_hub import constants
+
+    for setting, value in (
+        ("HF_HUB_CACHE", str(tmp_path)), ("HF_HUB_OFFLINE", False),
+        ("ENDPOINT", "http://127.0.0.1:9"),
+    ):  # fmt: skip
+        monkeypatch.setattr(constants, setting, value)
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="127.0.0.1:9 does not answer"):
+        load_backbone(name)
+    assert time.monotonic() - started < 20
+    (said,) = capfd.readouterr().err.splitlines()  # and nothing of other libraries
+    assert said.startswith("asking http://127.0.0.1:9 for ")
+    assert constants.HF_HUB_OFFLINE is False
