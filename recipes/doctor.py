@@ -1,7 +1,8 @@
 """What works on this machine, what does not and why, and what to do about it.
 
     python recipes/doctor.py
-    python recipes/doctor.py --data my_videos/    also reads the list or folder; nothing is packed
+    python recipes/doctor.py --data my_videos/    also reads the list or folder, and the containers
+                                                  of up to 200 videos; nothing is packed
     python recipes/doctor.py --network            also asks one server for its headers
     python recipes/doctor.py --json               for programs
 
@@ -35,10 +36,10 @@ from packaging.specifiers import SpecifierSet
 from pretrain.data.index import load_index
 from pretrain.data.pool import usable_cores
 from pretrain.data.remote import is_address, writing_cache
-from pretrain.data.sources import list_sources
+from pretrain.data.sources import Source, list_sources
 from pretrain.files import cache_folder
 from pretrain.log import cli
-from pretrain.names import counted, first_line, for_screen, for_shell
+from pretrain.names import counted, first_line, first_of, for_screen, for_shell
 
 State = Literal["works", "does not work", "not here", "not tried"]
 STATES: tuple[State, State] = ("does not work", "works")  # by truth
@@ -91,6 +92,7 @@ EXTRAS = {
     "test": "the test suite",
 }
 LEAST_SHARED = 2**28  # bytes of /dev/shm for a batch of each of a few decoding processes
+MOST_OPENED = 200  # videos whose containers are looked at
 LEAST_FREE = 2**30  # bytes of the cache's disk: the synthetic dataset and some packs
 
 
@@ -301,7 +303,7 @@ def look_at_network() -> Finding:
 
 
 def look_at_data(source: str) -> Finding:
-    """What would be packed of raw data, or is in a pack; nothing is decoded."""
+    """What would be packed of raw data, or is in a pack; containers are read, nothing decoded."""
     from pretrain.data.cache import synthetic_clips
 
     area, name = "data", for_screen(source, 60)
@@ -334,13 +336,44 @@ def look_at_data(source: str) -> Finding:
         f"{counted(len(people), 'subject')}" if people else "no subjects are named",
         _split(Counter(s.split for s in found if s.split)),
     ]
+    videos, looked, damaged = unreadable(found)
+    if looked:
+        words = f"the containers of {looked} of {counted(videos, 'video')} were read, "
+        none = f"{len(damaged)} cannot be used: {first_of(damaged, 3, '; ')}"
+        told.append(words + (none if damaged else "all are whole"))
     if refused := listing.refused:
         reasons = "; ".join(f"{n}: {why}" for n, why in refused[:3])
         told.append(f"{counted(len(refused), 'file')} refused already: {reasons}")
     if listing.skipped:
         told.append(f"{counted(len(listing.skipped), 'file')} of no known kind left out")
-    remedy = "give files of a kind that is read" * (not found)
-    return Finding(area, name, STATES[bool(found)], "; ".join(told), remedy, True)
+    usable = len(found) > len(damaged)
+    remedy = "give files of a kind that is read" * (not usable)
+    return Finding(area, name, STATES[usable], "; ".join(told), remedy, True)
+
+
+def unreadable(found: list[Source]) -> tuple[int, int, list[str]]:
+    """Videos whose first bytes are no container's, or which are cut short; nothing is decoded.
+
+    Args:
+        found: what would be packed.
+
+    Returns:
+        how many are videos; how many of them were looked at, evenly spread; those that cannot be
+        read, as "name: reason".
+    """
+    from pretrain.data.guard import Refused, check_container
+    from pretrain.data.ingest import DiskError, payload
+
+    videos = [source for source in found if source.kind == "video"]
+    some = videos[:: -(-len(videos) // MOST_OPENED) or 1]
+    damaged = []
+    for source in some:
+        try:
+            with payload(str(source.path), source.member) as file:
+                check_container(file)
+        except (Refused, DiskError) as error:
+            damaged.append(f"{source.name}: {error}")
+    return len(videos), len(some), damaged
 
 
 def _split(splits: dict[str, int]) -> str:

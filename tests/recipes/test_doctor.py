@@ -149,7 +149,7 @@ def test_the_network_gets_one_request_if_asked(monkeypatch):
     assert "HF_ENDPOINT" in doctor.look_at_network().said
 
 
-def test_data_are_described_and_not_packed(tmp_path, tiny_pack):
+def test_data_are_described_and_not_packed(tmp_path, tiny_pack, monkeypatch):
     rows = motion_rows(range(2), 1, "train") + motion_rows(range(2, 3), 1, "test")
     folder = tmp_path / "videos"
     folder.mkdir()
@@ -159,6 +159,13 @@ def test_data_are_described_and_not_packed(tmp_path, tiny_pack):
     found = doctor.look_at_data(str(listed))
     assert found.state == "works" and f"{len(rows)} video" in found.said, found
     assert "train" in found.said and "test" in found.said and "3 subjects" in found.said
+    assert "12 of 12 videos were read, all are whole" in found.said
+    (folder / "text.mp4").write_text("not a video")
+    before = sorted(tmp_path.rglob("*"))
+    found = doctor.look_at_data(str(folder))
+    assert "13 of 13 videos were read, 1 cannot be used: text.mp4: not a video" in found.said
+    monkeypatch.setattr(doctor, "MOST_OPENED", 5)
+    assert "containers of 5 of 13 videos" in doctor.look_at_data(str(folder)).said
     found = doctor.look_at_data(str(folder / "broken.csv"))
     assert found.state == "does not work" and "not_there.mp4" in found.said and found.needed
     assert doctor.look_at_data(str(tmp_path / "nowhere")).state == "does not work"
@@ -174,7 +181,8 @@ def test_data_are_described_and_not_packed(tmp_path, tiny_pack):
 def test_hostile_names_stay_in_their_line(tmp_path, capsys):
     folder = tmp_path / "evil\n\x1b[2J"
     folder.mkdir()
-    (folder / "a\x1b[1A.mp4").write_bytes(b"\0")
+    (folder / "a\x1b[1A.flv").write_bytes(b"FLV\x01")
+    (folder / "b\x1b[1A.mp4").write_bytes(b"\0")
     with pytest.raises(SystemExit):
         doctor.main(doctor.Config(data=str(folder / "\x1b[31mnone")))
     doctor.main(doctor.Config(data=str(folder)))
