@@ -5,6 +5,7 @@ from typing import Any
 
 from pretrain.data.sources import synthetic_clips
 from pretrain.flags import value_of
+from pretrain.names import for_shell
 
 AUTO, TINY = "auto", "tiny"
 
@@ -25,6 +26,8 @@ def preset_of(words: Sequence[str]) -> str:
 def idle_minutes(config: Any) -> dict[str, str]:
     """Whether a configuration leaves --minutes without effect, and why, as `unused` says it."""
     if config.preset != AUTO:
-        return {"minutes": f"with the preset {config.preset}"}
+        data = (config.data,) if isinstance(config.data, str) else config.data
+        instead = f"{AUTO} --data {' '.join(map(for_shell, data))} --minutes {config.minutes:g}"
+        return {"minutes": f"with the preset {config.preset} (the preset auto has it: {instead})"}
     asked = {"steps", "epochs"} & {*config.given}
     return {"minutes": "with --steps or --epochs"} if asked else {}
