@@ -17,7 +17,7 @@ from downstream.metrics import Event, FoundEvent, draws, interval, precision_dra
 from downstream.segments import frame_at, parse_segments, piece_draws, piece_scores
 from pretrain.data.annotations import read_rows
 from pretrain.data.lists import Problems
-from pretrain.files import read_json, reading
+from pretrain.files import decimal, read_json, reading
 from pretrain.names import for_screen
 from pretrain.prompts import same_words
 
@@ -242,7 +242,7 @@ def _event(label: object, start: object, end: object, where: str) -> Event:
         try:
             if isinstance(value, bool):
                 raise ValueError
-            times.append(float(value))  # type: ignore[arg-type]  # of anything else it says so
+            times.append(decimal(value))  # type: ignore[arg-type]  # of anything else it says so
         except (TypeError, ValueError):
             raise ValueError(f"{where}: {str(value)[:60]!r} is no time in seconds") from None
     if not 0 <= times[0] < times[1] <= LONGEST:  # NaN neither

@@ -18,7 +18,8 @@ from pretrain.names import counted, first_of
 from pretrain.prompts import refuse_same_words
 
 UNLABELLED = -1  # the class of a frame that no segment covers: neither trained on nor scored
-_SEGMENT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*-\s*(\d+(?:\.\d*)?|\.\d+)\s+(\S.*)")
+_TIME = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)"  # \d would take the digits of other scripts
+_SEGMENT = re.compile(rf"\s*{_TIME}\s*-\s*{_TIME}\s+(\S.*)")
 
 
 def parse_segments(text: str, where: str) -> list[tuple[float, float, str]]:

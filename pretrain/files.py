@@ -147,6 +147,28 @@ def read_limited(path: Path, limit: int) -> bytes:
     return data
 
 
+def has_plain_digits(text: str) -> bool:
+    """Whether what Python takes for numbers in a text is what other programs take for such.
+
+    Python also takes `1_0` and the digits of other scripts.
+    """
+    return "_" not in text and text.strip().isascii()
+
+
+def decimal(value: str | float) -> float:
+    """A number of a file, with plain digits.
+
+    Args:
+        value: text, or a number of JSON.
+
+    Raises:
+        ValueError: it is none; NaN and infinity are.
+    """
+    if isinstance(value, str) and not has_plain_digits(value):
+        raise ValueError(f"{value[:40]!r} is no number")
+    return float(value)
+
+
 def parse_json(text: str | bytes, lax: bool = False) -> object:
     """JSON as the standard has it, or with NaN and Infinity as numbers, as Python writes them.
 

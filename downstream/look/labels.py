@@ -32,7 +32,7 @@ from pretrain.data.lists import (
     times_of_recording,
 )
 from pretrain.data.sources import Source
-from pretrain.files import read_limited, reading
+from pretrain.files import decimal, read_limited, reading
 from pretrain.log import write_whole
 from pretrain.names import FORMULA, JOINERS, for_csv, for_screen, from_csv
 from pretrain.prompts import same_words
@@ -378,7 +378,7 @@ class Labels:
                 seen.add(video)
                 if (label := row["label"]) not in NOTHING:
                     try:
-                        times = [float(row[name]) for name in ("start", "end") if row[name]]
+                        times = [decimal(row[name]) for name in ("start", "end") if row[name]]
                         if times and not (len(times) == 2 and 0 <= times[0] < times[1] < 2**53):
                             raise ValueError
                         if times and ";" in label:
@@ -455,7 +455,7 @@ def read_places(path: Path, moments: Moments, labels: Labels) -> list[int]:
     found: dict[int, None] = {}
     for line, row in enumerate(rows, 2):
         try:
-            start, end = float(row["start"]), float(row["end"])
+            start, end = decimal(row["start"]), decimal(row["end"])
             name = os.fspath(row["path" if "path" in row else "source"])  # None of a short line
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(

@@ -16,7 +16,7 @@ from pretrain.data.annotations.benchmarks import AVA_REACH, is_ava
 from pretrain.data.annotations.rows import parse_xml
 from pretrain.data.coco import Id, is_id, last_number, read_images
 from pretrain.data.tracks import Tracks
-from pretrain.files import parse_json
+from pretrain.files import decimal, parse_json
 
 MAX_BYTES = 2**26  # of one file
 MAX_ROWS = 2**20
@@ -133,7 +133,7 @@ def parse_boxes(data: bytes, video: str = "") -> Boxes:
 
 def _number(word: object, line: str) -> float:
     try:
-        value = float(word)  # type: ignore[arg-type]
+        value = decimal(word)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{line}: {str(word)[:40]!r} where a number has to be") from None
     if not abs(value) <= LARGEST:  # false for NaN
@@ -160,7 +160,7 @@ def _when(word: object, line: str, seconds: bool) -> float:
 
 def _whole(word: object, line: str) -> float:
     text = str(word).strip()
-    if not re.fullmatch(r"\d{1,12}(\.0*)?", text):
+    if not re.fullmatch(r"[0-9]{1,12}(\.0*)?", text):
         raise ValueError(f"{line}: {text[:40]!r} is no number of a frame: name the column time, if "
                          "it is seconds")  # fmt: skip
     return float(text)

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from typing import Any
 
 from pretrain.data.lists import BESIDE, OF_FILE, TIMES, split_of, times_of_recording
+from pretrain.files import decimal
 
 MAX_BOUND = 1000  # pixels of motion
 # What pandas and numpy write where there is nothing; an empty field is no value either.
@@ -84,7 +85,7 @@ _ABOUT = {
 
 def _bound(name: str, value: object) -> float:
     try:
-        bound = float(str(value))
+        bound = decimal(str(value))
     except ValueError:
         bound = 0.0
     if not 0 < bound <= MAX_BOUND:
@@ -138,7 +139,7 @@ def take_times(row: dict, fields: dict, key: str) -> tuple[float, float] | None:
     if times_of_recording({**extra, key: "a file"}) or {start, end} <= NOTHING:
         return None
     try:
-        first, last = float(start), float(end)
+        first, last = decimal(start), decimal(end)
         if not 0 <= first < last < 2**53:
             raise ValueError
     except ValueError:

@@ -14,7 +14,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from pretrain.files import LAX_JSON, RepeatedKeyError, not_regular, open_regular, parse_json
+from pretrain.files import (
+    LAX_JSON,
+    RepeatedKeyError,
+    decimal,
+    not_regular,
+    open_regular,
+    parse_json,
+)
 from pretrain.names import unescaped, unmarked
 
 # fmt: off
@@ -108,7 +115,7 @@ def recording_of(extra: Mapping[str, str]) -> tuple[str, float]:
         return "", 0.0
     named, start = (_column(extra, known) for known in (RECORDING, START))
     try:
-        when = float(extra[start]) if start else 0.0
+        when = decimal(extra[start]) if start else 0.0
     except ValueError:
         when = 0.0
     return extra[named] if named else "", when if 0 <= when < MAX_TIME else 0.0

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.data.index import NEAR
-from pretrain.files import open_regular, read_limited, reading
+from pretrain.files import decimal, open_regular, read_limited, reading
 from pretrain.names import for_csv
 
 MOST = 64  # pairs that are listed of a clip; a chain of pairs leads to further ones
@@ -80,7 +80,7 @@ def pair_key(row: list[str]) -> frozenset[tuple[str, float]]:
         ValueError: it has other cells, or a start is no number.
     """
     cells = dict(zip(COLUMNS, row, strict=True))
-    first, other = float(cells["start"]), float(cells["other_start"])
+    first, other = decimal(cells["start"]), decimal(cells["other_start"])
     return frozenset({(cells["source"], first), (cells["other_source"], other)})
 
 

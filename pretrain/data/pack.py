@@ -54,7 +54,7 @@ if TYPE_CHECKING:  # numpy, which only packing itself needs
 
 # Further columns that a recipe reads, and those that are made of the place in a document.
 READ_EXTRA = {"segments", "class_text", "document", "place", *RECORDING, *START}
-_SEGMENT = re.compile(r"(?:^|;)\s*(\d+(?:\.\d*)?)\s*-[^;]*")  # and its start, seconds
+_SEGMENT = re.compile(r"(?:^|;)\s*([0-9]+(?:\.[0-9]*)?)\s*-[^;]*")  # and its start, seconds
 
 
 def pack(

@@ -13,7 +13,7 @@ import numpy as np
 from pretrain.data.coco import is_id, last_number, read_images
 from pretrain.data.poses import COLUMNS, SKELETONS, Poses, read_array
 from pretrain.data.tracks import link, most_seen
-from pretrain.files import is_folder, parse_json, read_limited, reading
+from pretrain.files import has_plain_digits, is_folder, parse_json, read_limited, reading
 
 MAX_BYTES = 2**26  # of one file
 MAX_FRAMES = 2**20  # ten hours
@@ -198,13 +198,15 @@ def _text(data: bytes, skeleton: str) -> _Found:
     if start in "{[":
         return _json(text)
     lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if all(re.fullmatch(r"\s*\d+\s*", line) for _, line in lines[:2]) and len(lines) > 1:
+    if all(re.fullmatch(r"\s*[0-9]+\s*", line) for _, line in lines[:2]) and len(lines) > 1:
         return _kinect(iter(lines))
     return _table(lines, skeleton)
 
 
 def _floats(number: int, line: str) -> np.ndarray:
     try:
+        if not has_plain_digits(line):
+            raise ValueError
         return np.array([float(word) for word in re.split(r"[\s,;]+", line.strip(" \t,;"))])
     except ValueError as error:
         raise ValueError(f"line {number} is not all numbers: {line.strip()[:60]!r}") from error
@@ -223,7 +225,7 @@ def _kinect(lines: Iterator[tuple[int, str]]) -> _Found:
 
     def count(what: str, t: int) -> int:
         number, line = following(what, t)
-        if not re.fullmatch(r"\s*\d{1,9}\s*", line):
+        if not re.fullmatch(r"\s*[0-9]{1,9}\s*", line):
             raise ValueError(f"line {number} has to be {what}, not {line.strip()[:60]!r}")
         return int(line)
 
@@ -568,7 +570,7 @@ def _mediapipe(content: Any) -> _Found:
         fps = _fps(content)
         if isinstance(content.get("frames"), list):
             content = content["frames"]
-        elif content and all(re.fullmatch(r"\d{1,9}", name) for name in content):
+        elif content and all(re.fullmatch(r"[0-9]{1,9}", name) for name in content):
             content = [
                 value | {"frame": int(name)}
                 if isinstance(value, dict)

@@ -87,7 +87,8 @@ def test_help_of_a_recipe_loads_nothing(name):
 @pytest.mark.parametrize(
     "words, said",
     [
-        ("videomae --motion-tokens 3", "--motion-tokens 3"), ("videomae --minutes 3", "auto --data synthetic --minutes 3"),
+        ("videomae --motion-tokens 3", "--motion-tokens 3"),
+        ("videomae --minutes 3", "auto --data synthetic --minutes 3"),
         ("videomae shrek", "shrec"), ("clip --grey 2", "--grey 2"),
         ("clip --minutes 3", "--minutes"),
         ("look clips --port 70000", "--port"), ("fit --data x --batch-size 0", "--batch-size 0"),

@@ -535,7 +535,7 @@ def test_a_hub_out_of_reach_is_said_at_once_and_once(name, tmp_path, monkeypatch
     ):  # fmt: skip
         monkeypatch.setattr(constants, setting, value)
     started = time.monotonic()
-    with pytest.raises(ValueError, match="127.0.0.1:9 does not answer"):
+    with pytest.raises(ValueError, match=r"127\.0\.0\.1:9 does not answer"):
         load_backbone(name)
     assert time.monotonic() - started < 20
     (said,) = capfd.readouterr().err.splitlines()  # and nothing of other libraries

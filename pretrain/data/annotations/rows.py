@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from xml.etree import ElementTree
 
 from pretrain.data.lists import MAX_TIME, VIDEOS
-from pretrain.files import RepeatedKeyError, parse_json
+from pretrain.files import RepeatedKeyError, decimal, parse_json
 
 MAX_BYTES = 2**28  # of a file of annotations
 MAX_ROWS = 2**22
@@ -124,7 +124,7 @@ def number(value: object, what: str) -> float:
     try:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise ValueError
-        found = float(value)
+        found = decimal(value)
         if not math.isfinite(found):
             raise ValueError
     except (ValueError, OverflowError):
