@@ -39,6 +39,7 @@ from pretrain.data.transforms import Augment
 from pretrain.engine import Engine
 from pretrain.health import Health
 from pretrain.loop import TrainingRun, plan_run
+from pretrain.modes import too_large
 from pretrain.names import counted, for_shell
 from pretrain.optim import counting_rate, learning_rate, make_optimizers, set_rate
 from pretrain.presets import AUTO
@@ -143,6 +144,12 @@ def print_plan(cfg: Config, run: TrainingRun, counts, positives: str, model: Vid
         f"{counted(plan.num_clips, 'clip')}",
     )  # fmt: skip
     run.print_plan(f"video-text contrast, {cfg.preset}", rows)
+    if run.first and run.accelerator.device.type == "cpu":
+        with torch.device("meta"):
+            seen = spec.empty(1)
+        num, half = plan.micro, run.accelerator.mixed_precision == "bf16"
+        if warning := too_large(model.video, (seen,), num, half):
+            print(warning, flush=True)
 
 
 # ------------------------------------------------------------------------------------------- main

@@ -336,11 +336,11 @@ def look_at_data(source: str) -> Finding:
         f"{counted(len(people), 'subject')}" if people else "no subjects are named",
         _split(Counter(s.split for s in found if s.split)),
     ]
-    videos, looked, damaged = unreadable(found)
+    num_videos, looked, damaged = unreadable(found)
     if looked:
-        words = f"the containers of {looked} of {counted(videos, 'video')} were read, "
-        none = f"{len(damaged)} cannot be used: {first_of(damaged, 3, '; ')}"
-        told.append(words + (none if damaged else "all are whole"))
+        bad = f"{len(damaged)} cannot be used: {first_of(damaged, 3, '; ')}"
+        of = f"{looked} of {counted(num_videos, 'video')}"
+        told.append(f"the containers of {of} were read, {bad if damaged else 'all are whole'}")
     if refused := listing.refused:
         reasons = "; ".join(f"{n}: {why}" for n, why in refused[:3])
         told.append(f"{counted(len(refused), 'file')} refused already: {reasons}")

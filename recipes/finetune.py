@@ -62,11 +62,10 @@ from downstream.training import Training, flags_of, resolve_training
 from pretrain import backbones, log
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack, TrainClips, warn_of_clips
-from pretrain.device import free_memory
 from pretrain.engine import Engine
 from pretrain.flags import flat, refuse_given
 from pretrain.loop import TrainingRun, plan_run
-from pretrain.modes import bytes_for_gradient
+from pretrain.modes import too_large
 from pretrain.names import counted, file_name, for_screen, for_shell
 from pretrain.optim import set_rate
 from pretrain.processes import asked_processes, is_first, loader_workers
@@ -152,9 +151,6 @@ def train_step(model, engine, batches, accumulate, loss_of, clip_grad):
     return loss / max(mass, 1e-12), correct / max(known, 1), norm
 
 
-KEPT = 500  # times its own bytes that a clip keeps for the gradient, at most: I3D 42, ViT-B 250
-
-
 def print_plan(
     cfg: Config, training: Training, run: TrainingRun, model: Classifier, videos: Chosen
 ) -> None:
@@ -185,36 +181,11 @@ def print_plan(
     group, notes = run.accelerator, videos.notes
     if group.device.type == "cpu":
         num, half = plan.micro * plan.views, group.mixed_precision == "bf16"
-        notes = [*notes, *filter(None, [too_large(model, num, half)])]
+        with torch.device("meta"):
+            clip = model.input_spec.empty(1)
+        notes = [*notes, *filter(None, [too_large(model, (clip,), num, half)])]
     for note in notes:
         print(f"note: {for_screen(note)}", flush=True)
-
-
-def too_large(model: Classifier, num: int, half: bool) -> str:
-    """A warning where a CPU has less memory free than a forward pass keeps; "": it has enough.
-
-    The system ends such a process without a word.
-
-    Args:
-        model: on the CPU.
-        num: clips in one forward pass.
-        half: activations are bf16.
-    """
-    free = free_memory()
-    with torch.device("meta"):
-        clip = model.input_spec.empty(1)
-    size = sum(s.nbytes for s in ([clip] if isinstance(clip, torch.Tensor) else clip.values()))
-    if free is None or KEPT * num * size <= free:
-        return ""
-    one = bytes_for_gradient(model, clip) / (1 + half)
-    if num * one <= free:
-        return ""
-    return (
-        f"WARNING: a forward pass of {counted(num, 'clip')} keeps about "
-        f"{num * one / 2**30:.0f} GiB for the gradient, and {free / 2**30:.0f} GiB of memory are "
-        "free: the system may end this run. Give "
-        f"--micro-batch {max(1, int(free / 2 / one))} or less"
-    )
 
 
 def stopped_early(state: dict) -> str:

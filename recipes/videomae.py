@@ -26,7 +26,7 @@ import pretrain.threads  # noqa: F401 (before torch)
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from downstream.encoders import form_of_weights, transformer, weights_to_start_from
 from downstream.finetune import record_method
@@ -44,6 +44,7 @@ from pretrain.figures import reconstruction_figure
 from pretrain.health import Health
 from pretrain.loop import TrainingRun, plan_run
 from pretrain.masked import MaskedPixels
+from pretrain.modes import too_large
 from pretrain.names import counted, for_shell
 from pretrain.optim import learning_rate, make_optimizers, set_rate
 from pretrain.presets import AUTO
@@ -191,8 +192,24 @@ def prepare(cfg: Config) -> tuple[VideoMAE | MaskedPixels | ViewObjective | Dist
     return model, engine
 
 
-def print_plan(cfg: Config, run: TrainingRun, pack: Pack, encoder) -> None:
-    """Print what the run resolved to."""
+def dry_batch(cfg: Config, masked: VideoMAE | MaskedPixels) -> tuple[Tensor, ...]:
+    """What reconstructs takes of one clip, or else what compares its views, as meta tensors."""
+    drawn = mask_of_view(cfg.mask, masked.mask_grid, cfg.mask_ratio, cfg.dual_mask)
+    tokens = drawn(counter_rng(0, 0), {}, np.empty(0))
+    with torch.device("meta"):
+        named = {
+            name: torch.empty(cfg.views, *stream.shape(masked.clip.frames, masked.clip.size),
+                              dtype=torch.uint8)
+            for name, stream in masked.clip.streams.items()
+        }  # fmt: skip
+        named |= {n: torch.empty(cfg.views, len(t), dtype=t.dtype) for n, t in tokens.items()}
+        named["clips"] = torch.empty(cfg.views, dtype=torch.int64)
+    return tuple(named[n] for n in batch_names(cfg) if n != "clips" or not cfg.reconstruct)
+
+
+def print_plan(cfg: Config, run: TrainingRun, pack: Pack, model: nn.Module) -> None:
+    """Print what the run resolved to; on a CPU warn where its memory is too small for it."""
+    encoder = bare(model).encoder
     spec, moving = encoder.input_spec, cfg.form.motion_tokens
     mask = f"{cfg.mask} {cfg.mask_ratio:.0%}"
     mask += ", half of it predicted (dual masking)" * cfg.dual_mask
@@ -216,6 +233,11 @@ def print_plan(cfg: Config, run: TrainingRun, pack: Pack, encoder) -> None:
         f"{cfg.data}, {counted(run.plan.num_clips, 'clip')}",
     )  # fmt: skip
     run.print_plan(f"VideoMAE {cfg.preset}", rows)
+    if run.first and run.accelerator.device.type == "cpu":
+        num, half = run.plan.micro * cfg.views, run.accelerator.mixed_precision == "bf16"
+        most = bare(model) if cfg.reconstruct else model
+        if warning := too_large(most, dry_batch(cfg, bare(model)), num, half):
+            print(warning, flush=True)
 
 
 # ------------------------------------------------------------------------------------------- main
@@ -253,7 +275,7 @@ def main(cfg: Config) -> dict:
         cfg = auto.choose_steps(cfg, engine, model, dataset, cfg.views, loss_of)
     plan = plan_run(cfg.optim, len(ids), engine.processes, cfg.views)
     with TrainingRun(folder, cfg, pack.index["fingerprint"], plan, engine, {"knn_every"}) as run:
-        print_plan(cfg, run, pack, masked.encoder)
+        print_plan(cfg, run, pack, model)
         if run.first:
             warn_of_clips(pack, ids, masked.encoder.input_spec)
             if cfg.contrast and cfg.reconstruct and not cfg.backbone:

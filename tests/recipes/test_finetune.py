@@ -22,7 +22,7 @@ from downstream.models import build_model, load_backbone, load_classifier
 from downstream.results import read_results
 from downstream.splits import choose_splits, videos_digest
 from downstream.tasks import Clips
-from pretrain import checkpoint
+from pretrain import checkpoint, modes
 from pretrain.data.pack import pack
 from pretrain.data.shards import Pack
 from pretrain.flags import flat
@@ -66,12 +66,13 @@ def undisturbed(tiny_pack, tmp_path_factory) -> Path:
 
 def test_a_forward_pass_larger_than_the_memory_is_warned_of(monkeypatch):
     model = Classifier(build_model("i3d", width=0.1, frames=8, size=32), ["run", "walk"], 0.0)
-    assert finetune.too_large(model, 2, half=False) == ""
-    monkeypatch.setattr(finetune, "free_memory", lambda: 2**20)
-    told = finetune.too_large(model, 64, half=False)
+    clip = (torch.empty(1, 3, 8, 32, 32, device="meta"),)
+    assert modes.too_large(model, clip, 2, half=False) == ""
+    monkeypatch.setattr(modes, "free_memory", lambda: 2**20)
+    told = modes.too_large(model, clip, 64, half=False)
     assert told.startswith("WARNING") and "--micro-batch 1 or less" in told
     model.requires_grad_(False)  # nothing is kept
-    assert finetune.too_large(model, 64, half=False) == ""
+    assert modes.too_large(model, clip, 64, half=False) == ""
 
 
 def test_whole_run(undisturbed, tiny_pack):

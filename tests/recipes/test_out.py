@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from pretrain import checkpoint, log, weights
+from pretrain import checkpoint, log, modes, weights
 from pretrain.data.shards import Pack
 from pretrain.flags import flat
 from recipes import (
@@ -174,8 +174,10 @@ def test_a_refused_run_leaves_nothing_that_refuses_the_corrected_one(
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "train_step", refuse)
+        patch.setattr(modes, "free_memory", lambda: 2**10)
         with pytest.raises(ValueError, match="20 clips"):
             module.main(config)
+    assert "--micro-batch 1 or less" in capsys.readouterr().out
     for changed in (0.02, 0.01):  # the second after steps were done: that is another run
         about = change(config, base_lr=changed)
         if changed == 0.01:
