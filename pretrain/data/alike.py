@@ -26,16 +26,19 @@ from pretrain.data.register import (
     doubled,
     halved,
     laid_over,
-    narrow,
     parts,
+    settle,
 )
 from pretrain.data.signatures import RATE, SIDE
-from pretrain.data.windows import SMALL, Windows, windows
+from pretrain.data.windows import DOUBT, SMALL, Lag, Windows, windows
 
 FINE = (64, 32, 20)  # pixels: the most that frames of both have
 SHORTEST = 8  # pictures that two clips must share
-HOPEFUL = 0.6  # correlation of small pictures
+AGREEING = 0.55  # mean cosine of windows at the best lag
+WORTH_MORE = 0.5  # correlation of small pictures at that lag; of copies over 0.6
+HOPEFUL = 0.6  # of small pictures at the best lag and place
 CHANGING, RESTING, BOTH = 0.6, 0.5, 1.35  # correlations of the pictures of signatures, in detail
+STARTING = 0.5  # of frames, at the lag and place of these pictures
 MOST_PICTURES = 16  # of each clip that are compared at a time
 LONGEST = 10.0  # seconds in common whose frames are compared
 # What decides in the end is a weighted sum of transformed correlations (Fisher 1921).
@@ -121,6 +124,7 @@ class Alike:
 @dataclass(frozen=True)
 class _Guess:
     score: float
+    sure: float  # less of fewer pictures
     place: tuple[Place, Place]  # of pictures of SMALL pixels
     lag: int  # how much later the other shows the same, pictures
     mirrored: bool
@@ -148,46 +152,61 @@ def _best_lag(ours: Clip, theirs: Clip, place: tuple[Place, Place], mirrored: bo
     """The shift in time at which what changes correlates best at a place."""
     other, seen = laid_over(theirs.change[..., ::-1] if mirrored else theirs.change, place)
     a, b = detail(ours.change, 3, seen), detail(other, 3, seen)
-    products = a @ b.T
     lags = np.arange(SHORTEST - len(a), len(b) - SHORTEST + 1)
     if not len(lags):
         return None
+    # The sums along diagonals of the products of all pictures.
+    places = np.arange(len(b)) - np.arange(len(a))[:, None] + len(a) - 1
+    sums = np.bincount(places.ravel(), (a @ b.T).ravel())[lags + len(a) - 1]
     energy = [np.concatenate([[0], np.cumsum(np.square(x).sum(1))]) for x in (a, b)]
     starts = np.maximum(0, -lags)
     counts = np.minimum(len(a) - starts, len(b) - starts - lags)
-    sums = np.array([np.trace(products, lag) for lag in lags.tolist()])
     mine = energy[0][starts + counts] - energy[0][starts]
     other_energy = energy[1][starts + lags + counts] - energy[1][starts + lags]
-    return int(lags[(sums / np.sqrt(mine * other_energy + 1e-3)).argmax()])
+    scores = sums / np.sqrt(mine * other_energy + 1e-3) - DOUBT / np.sqrt(counts)
+    return int(lags[scores.argmax()])
 
 
-def _guesses(ours: Clip, theirs: Clip) -> list[_Guess]:
-    """Ways to lay two clips over each other, the best first."""
-    found: list[_Guess] = []
+def _guesses(ours: Clip, theirs: Clip, hints: tuple[Lag, Lag]) -> list[_Guess]:
+    """Ways to lay two clips over each other, the best first.
 
-    def consider(lag: int | None, place: tuple[Place, Place], mirrored: bool, count: int) -> None:
+    Args:
+        ours: a clip.
+        theirs: another.
+        hints: what `best_lags` says of them.
+    """
+    found: dict[tuple[int, bool], _Guess] = {}
+
+    def consider(lag: int | None, place: tuple[Place, Place], mirrored: bool, count: int) -> float:
         pair = None if lag is None else shared(ours.small, theirs.small, lag, mirrored)
-        if pair is not None and lag is not None:
-            a, b = map(parts, _some(*pair))
-            across, down = (around(p, SMALL, 0.07, 0.6) for p in place)
-            score, *best = correlate(a, b, across, down, count)
-            found.append(_Guess(score, (best[0], best[1]), lag, mirrored))
+        if pair is None or lag is None:
+            return 0.0
+        a, b = map(parts, _some(*pair))
+        across, down = (around(p, SMALL, 0.07, 0.6) for p in place)
+        score, *best = correlate(a, b, across, down, count)
+        sure = score - DOUBT / np.sqrt(len(pair[0]))
+        known = found.get((lag, mirrored))
+        if known is None or sure > known.sure:
+            found[lag, mirrored] = _Guess(score, sure, (best[0], best[1]), lag, mirrored)
+        return score
 
-    for mirrored in (False, True):
+    for mirrored, (cosine, lag) in zip((False, True), hints, strict=True):
+        if cosine < AGREEING:
+            continue
+        at = ours.windows.place(theirs.windows, mirrored, lag)
+        if consider(lag, at, mirrored, 4) < WORTH_MORE:
+            continue
+        at = found[lag, mirrored].place
+        better = _best_lag(ours, theirs, at, mirrored)
+        if better != lag:
+            consider(better, at, mirrored, 0)
         if ours.structured and theirs.structured:
             other = theirs.rest[:, ::-1] if mirrored else theirs.rest
             score, *place = correlate(ours.rest[None], other[None], [EVEN], [EVEN], 7)
             if score > 0.6:
                 at = (place[0], place[1])
                 consider(_best_lag(ours, theirs, at, mirrored), at, mirrored, 0)
-        if hint := ours.windows.lag(theirs.windows, mirrored):
-            consider(*hint, mirrored, 4)
-            if found and found[-1].score > 0.4:
-                at = found[-1].place
-                lag = _best_lag(ours, theirs, at, mirrored)
-                if lag != hint[0]:
-                    consider(lag, at, mirrored, 0)
-    return sorted(found, key=lambda g: -g.score)
+    return sorted(found.values(), key=lambda g: -g.sure)
 
 
 def _scaled(place: Place, side: int) -> Place:
@@ -205,18 +224,24 @@ def _phases(ours: np.ndarray, theirs: np.ndarray) -> list[tuple[np.ndarray, np.n
 
 def _agreement(
     ours: np.ndarray, theirs: np.ndarray, place: tuple[Place, Place], reach: int
-) -> tuple[float, float, float]:
-    """Correlations in detail of changes, of moving parts, and of still ones."""
+) -> tuple[float, float]:
+    """Correlations in detail of changes and of still parts."""
     other, seen = laid_over(theirs, place)
     rests = [detail(x.mean(0), reach, seen) for x in (ours, other)]
     changes = [detail(x - x.mean(0), reach, seen) for x in (ours, other)]
+    structured = min(float(rest.std()) for rest in rests) >= 2
+    return correlation(*changes), correlation(*rests) if structured else 1.0
+
+
+def _moving(
+    ours: np.ndarray, theirs: np.ndarray, place: tuple[Place, Place], reach: int
+) -> float | None:
+    """Correlation in detail of moving parts; None where there are hardly any."""
+    other, seen = laid_over(theirs, place)
     strength = np.abs(ours - np.median(ours, 0))[:, seen]
     moving = strength >= max(np.quantile(strength, 0.9), 4)
-    whole = [detail(x, reach, seen) for x in (ours, other)]
-    changing = correlation(*changes)
-    moves = correlation(*(x[moving] for x in whole)) if moving.sum() > 20 else changing
-    structured = min(float(rest.std()) for rest in rests) >= 2
-    return changing, moves, correlation(*rests) if structured else 1.0
+    whole = [detail(x, reach, seen)[moving] for x in (ours, other)]
+    return correlation(*whole) if moving.sum() > 20 else None
 
 
 def _refined(ours: Clip, theirs: Clip, guess: _Guess) -> tuple[float, tuple[Place, Place]] | None:
@@ -224,15 +249,16 @@ def _refined(ours: Clip, theirs: Clip, guess: _Guess) -> tuple[float, tuple[Plac
     pair = shared(ours.pictures, theirs.pictures, guess.lag, guess.mirrored)
     assert pair is not None  # it was compared
     place = doubled(guess.place[0]), doubled(guess.place[1])
-    a, b = map(parts, _some(*pair))
-    _, place = narrow(a, b, place, ((0.05, 1.0), (0.025, 0.5)))
     found = []
     for phase, halves in zip((0.0, 0.5, -0.5), _phases(*pair), strict=True):
-        x, y = _some(*halves)
-        changing, _, resting = _agreement(x, y, place, 3)
-        found.append((changing, resting, phase))
-    changing, resting, phase = max(found)
-    if changing < CHANGING or resting < RESTING or changing + resting < BOTH:
+        a, b = _some(*halves)
+        _, own = settle(parts(a), parts(b), place)
+        changing, resting = _agreement(a, b, own, 3)
+        found.append((changing + resting, changing, resting, phase, own))
+        if changing < CHANGING - 0.2 or changing + resting < BOTH - 0.2:
+            break  # half a picture makes less of a difference
+    both, changing, resting, phase, place = max(found)
+    if changing < CHANGING or resting < RESTING or both < BOTH:
         return None
     return (guess.lag + phase) / RATE, place
 
@@ -271,46 +297,58 @@ def _finest(
 
     def pair(shift: float, most: int) -> tuple[np.ndarray, np.ndarray]:
         i, j = _matched((when, other), shift)
-        every = max(1, -(-len(i) // most))
-        return a[i[::every]], b[j[::every]]
+        if not len(i):
+            return i, j
+        some = np.unique(np.linspace(0, len(i) - 1, most).round().astype(int))
+        return i[some], j[some]
 
-    def latest(lags: list[float], reach: int, most: int) -> list[tuple[float, float]]:
-        """Correlations of what changes at these lags, and the lags, the best first."""
+    def latest(lags: list[float], reach: int, most: int) -> tuple[float, float]:
+        """The best correlation of what changes at any of these lags, and the lag."""
+        chosen = {at: found for at in lags if len((found := pair(at, most))[0]) >= 2}
+        if not chosen:
+            return -1.0, lag
+        mine, others = (np.unique(np.concatenate(x)) for x in zip(*chosen.values(), strict=True))
+        laid, seen = laid_over(b[others], place)
+        details = detail(a[mine], reach, seen), detail(laid, reach, seen)
         scores = []
-        for at in lags:
-            x, y = pair(at, most)
-            if len(x) >= 2:
-                laid, seen = laid_over(y, place)
-                changes = [detail(z - z.mean(0), reach, seen) for z in (x, laid)]
-                scores.append((correlation(*changes), at))
-        return sorted(scores, key=lambda s: (-s[0], abs(s[1] - lag)))
+        for at, (i, j) in chosen.items():
+            x, y = details[0][np.searchsorted(mine, i)], details[1][np.searchsorted(others, j)]
+            scores.append((correlation(x - x.mean(0), y - y.mean(0)), -abs(at - lag), at))
+        score, _, at = max(scores)
+        return score, at
 
     reached = int(np.ceil(1 / RATE / step))
-    lags = latest([lag + k * step for k in range(-reached, reached + 1)], 3, 12)
-    for reach, most, steps in (
-        (3, 12, ((0.02, 1.0), (0.01, 0.5))),
-        (2, 24, ((0.005, 0.25), (0.003, 0.12))),
-    ):
-        if not lags or (reach == 2 and lags[0][0] < CHANGING):
-            return None
-        x, y = pair(lags[0][1], most)
-        _, place = narrow(parts(x, reach), parts(y, reach), place, steps)
-        lags = latest([lags[0][1] + k * step / 2 for k in (-2, -1, 0, 1, 2)], reach, most)
-    if not lags:
+    score, lag = latest([lag + k * step for k in range(-reached, reached + 1)], 3, 12)
+    if score < STARTING:
         return None
-    lag = lags[0][1]
-    changing, moving, resting = _agreement(*pair(lag, 64), place, 2)
+    for reach, most, shifts in ((3, 12, (-2, 0, 2)), (2, 24, (0,))):
+        settled = []
+        for shift in shifts:  # a place a little beside does for a frame sooner or later
+            i, j = pair(lag + shift * step, most)
+            if len(i) >= 2:
+                found = settle(parts(a[i], reach), parts(b[j], reach), place)
+                settled.append((found, -abs(shift), lag + shift * step))
+        if not settled:
+            return None
+        (_, place), _, lag = max(settled)
+        score, lag = latest([lag + k * step / 2 for k in range(-4, 5)], reach, most)
+        if score < CHANGING:
+            return None
+    i, j = pair(lag, 64)
+    changing, resting = _agreement(a[i], b[j], place, 2)
+    moving = _moving(a[i], b[j], place, 2)
+    moving = changing if moving is None else moving
     sizes = np.arctanh(np.clip([moving, changing, resting], -0.99, 0.995))
     starts = max(0.0, -lag), max(0.0, lag)
     seconds = min(ends[0] - starts[0], ends[1] - starts[1])
     score = float(sizes @ WEIGHTS + OFFSET)
-    found = (changing, moving, resting, side < FINE[0])
-    return Alike(score, starts, seconds, place, mirrored, *found)
+    small = side < FINE[0]
+    return Alike(score, starts, seconds, place, mirrored, changing, moving, resting, small)
 
 
-def compare(ours: Clip, theirs: Clip) -> Alike | None:
-    """How two clips agree; None: nowhere near."""
-    guesses = _guesses(ours, theirs)
+def compare(ours: Clip, theirs: Clip, hints: tuple[Lag, Lag]) -> Alike | None:
+    """How two clips agree, of which `best_lags` says where; None: nowhere near."""
+    guesses = _guesses(ours, theirs, hints)
     for guess in guesses[:2]:
         if guess.score < max(HOPEFUL, guesses[0].score - 0.1):
             break
@@ -332,9 +370,8 @@ def compare_stills(ours: Clip, theirs: Clip) -> Alike | None:
         places = _scaled(doubled(found[0]), side), _scaled(doubled(found[1]), side)
         pair = [clip.frames(0.0, 1.0, side)[0].mean(0) for clip in (ours, theirs)]
         pair[1] = pair[1][:, ::-1] if mirrored else pair[1]
-        steps = ((0.02, 1.0), (0.01, 0.5), (0.005, 0.25))
         a, b = (detail(picture)[None] for picture in pair)
-        _, place = narrow(a, b, places, steps)
+        _, place = settle(a, b, places)
         laid, seen = laid_over(pair[1][None], place)
         alike = correlation(*(detail(x, 2, seen) for x in (pair[0], laid[0])))
         ends = [len(c.pictures) / RATE for c in (ours, theirs)]

@@ -19,6 +19,7 @@ long ones the first `LONGEST` pictures of their signature count.
 """
 
 import hashlib
+import itertools
 import json
 import sys
 import tempfile
@@ -36,26 +37,30 @@ from pretrain.data.near_list import MOST, near_lines
 from pretrain.data.progress import counting
 from pretrain.data.register import shrunk
 from pretrain.data.signatures import (
+    LONGEST,
+    RATE,
+    SIDE,
     Signature,
     open_signatures,
     pace,
     read_signature,
     write_signatures,
 )
+from pretrain.data.windows import Lag, best_lags
 from pretrain.files import open_regular, reading, replacing, write_synced
 from pretrain.folders import writing
 from pretrain.names import counted, for_screen
 
 QUERIES = 4  # windows of a clip whose nearest are looked for
 EVERY = 2  # of so many windows one is stored
-NEIGHBOURS = 64  # of each
 PARTNERS = 12  # clips of which more is to be seen, of each
 CELL = 4096  # windows in a cell of the quantiser, about
 PROBED = 16  # cells
 BLOCK = 512  # windows that are compared at once
 PROMISING = 0.55  # cosine of two windows
 DOUBTFUL = 2.0  # score below which clips may be lookalikes
-KEPT_CLIPS = 512  # clips that are kept in memory
+KEPT = 2**29  # bytes of clips that are kept in memory, about
+EACH = 7 * SIDE**2  # bytes of a picture and what is made of it
 WHOLE = 20.0  # seconds of a clip whose frames are kept
 
 
@@ -92,16 +97,22 @@ class _Pool:
         found: dict[int, dict[int, float]] = {}
         for rows, cell in _cells(stored, queries):
             theirs, whose = stored[cell].astype(np.float32), owners[cell]
+            first = np.flatnonzero(np.diff(whose, prepend=-1))  # of each clip in the cell
+            clips = whose[first]
             for start in range(0, len(rows), BLOCK):
                 block = rows[start : start + BLOCK]
                 cosines = queries[block].astype(np.float32) @ theirs.T
-                cosines[apart[askers[block]][:, None] == apart[whose]] = -1
-                most = min(NEIGHBOURS, len(whose))
+                cosines = np.maximum.reduceat(cosines, first, axis=1)
+                begin = np.flatnonzero(np.diff(askers[block], prepend=-1))
+                cosines = np.maximum.reduceat(cosines, begin, axis=0)
+                asking = askers[block[begin]]
+                cosines[apart[asking][:, None] == apart[clips]] = -1
+                most = min(PARTNERS, len(clips))
                 near = np.argpartition(-cosines, most - 1, axis=1)[:, :most]
                 values = np.take_along_axis(cosines, near, 1)
                 for r, c in zip(*np.nonzero(values > PROMISING), strict=True):
-                    mine = found.setdefault(int(askers[block[r]]), {})
-                    clip = int(whose[near[r, c]])
+                    mine = found.setdefault(int(asking[r]), {})
+                    clip = int(clips[near[r, c]])
                     mine[clip] = max(mine.get(clip, 0), float(values[r, c]))
         pairs = set()
         for clip, partners in found.items():
@@ -174,11 +185,21 @@ def find_pairs(
                 blank += 1
         pairs = sorted(moving.pairs(apart) | resting.pairs(apart))
     found: dict[tuple[int, int], Alike] = {}
+    hints = _hints(clip, [pair for pair in pairs if pair[0] not in still])
     for a, b in counting(pairs, "near-duplicates", "pair", progress):
-        near = (compare_stills if a in still else compare)(clip(a), clip(b))
+        if a in still:
+            near = compare_stills(clip(a), clip(b))
+        else:
+            near = compare(clip(a), clip(b), next(hints))
         if near is not None:
             found[a, b] = near
     return without_lookalikes(found), blank
+
+
+def _hints(clip: Callable[[int], Clip], pairs: list[tuple[int, int]]) -> Iterator[tuple[Lag, Lag]]:
+    """What `best_lags` says of pairs, which are sorted."""
+    for a, group in itertools.groupby(pairs, key=lambda pair: pair[0]):
+        yield from best_lags(clip(a).windows, [clip(b).windows for _, b in group])
 
 
 def without_lookalikes(tested: dict[tuple[int, int], Alike]) -> dict[tuple[int, int], Alike]:
@@ -208,8 +229,10 @@ class _Packed:
         self.folder, self.index = folder, index
         self.rows = [row for _, row in checked_lines(folder, index)]
         self.signatures = open_signatures(folder, index)
-        self.clip = lru_cache(maxsize=KEPT_CLIPS)(self._clip)
-        self._whole = lru_cache(maxsize=32)(self._all_frames)
+        pictures = sum(min(LONGEST, row["frames"] / pace(row["fps"]) * RATE) for row in self.rows)
+        most = max(64, int(KEPT / (pictures * EACH / len(self.rows))))
+        self.clip = lru_cache(maxsize=most)(self._clip)
+        self._whole = lru_cache(maxsize=64)(self._all_frames)
 
     def lacking(self) -> bool:
         """Whether a clip has no signature that could have one."""
@@ -245,7 +268,7 @@ class _Packed:
 
     def _all_frames(self, number: int, side: int) -> np.ndarray:
         row = self.rows[number]
-        return shrunk(self._decoded(row, 0, row["frames"]), side)
+        return shrunk(self._decoded(row, 0, row["frames"]), side).astype(np.float16)
 
     def _clip(self, number: int) -> Clip:
         row = self.rows[number]
@@ -258,7 +281,7 @@ class _Packed:
             if first >= last:
                 return np.zeros((0, side, side), np.float32), times
             if row["frames"] <= WHOLE * fps:
-                return self._whole(number, side)[first:last], times
+                return self._whole(number, side)[first:last].astype(np.float32), times
             return shrunk(self._decoded(row, first, last), side), times
 
         pictures = read_signature(self.signature(number), row["frames"], row["fps"])

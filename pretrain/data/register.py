@@ -110,6 +110,45 @@ def narrow(
     return score, place
 
 
+def settle(
+    ours: np.ndarray, theirs: np.ndarray, place: tuple[Place, Place], rounds: int = 6
+) -> tuple[float, tuple[Place, Place]]:
+    """The best correlation near a place and its place, by Gauss-Newton (Lucas & Kanade 1981).
+
+    Args:
+        ours: pictures (T, S, S), or details of them.
+        theirs: of the other clip.
+        place: across and down, about a pixel from the best.
+        rounds: at most.
+    """
+    best, pixels = (-1.0, place), np.arange(ours.shape[1], dtype=np.float32)
+    for _ in range(rounds):
+        other, seen = laid_over(theirs, place)
+        score = correlation(ours[:, seen], other[:, seen])
+        if score <= best[0]:
+            break
+        gained, best = score - best[0], (score, place)
+        if gained < 1e-3 or seen.mean() < AREA:
+            break
+        columns = [other[:, seen]]
+        for axis, (scale, shift) in zip((2, 1), place, strict=True):
+            slope = -np.gradient(other, axis=axis)
+            at = (pixels - shift) / scale - pixels.mean()
+            columns += [slope[:, seen], (slope * (at if axis == 2 else at[:, None]))[:, seen]]
+        flat = np.stack(columns).reshape(5, -1)
+        gram = flat @ flat.T
+        gram[np.diag_indices(5)] *= 1.001
+        found = np.linalg.solve(gram + 1e-9 * np.eye(5), flat @ ours[:, seen].ravel())
+        steps = (found[1:] / max(float(found[0]), 0.2)).tolist()
+        moved = []
+        for (scale, shift), by, wider in zip(place, steps[::2], steps[1::2], strict=True):
+            wider = min(max(wider, -0.08), 0.08)
+            shift += min(max(by, -1.5), 1.5) - wider * float(pixels.mean())
+            moved.append((scale + wider, shift))
+        place = moved[0], moved[1]
+    return best
+
+
 def laid_over(theirs: np.ndarray, place: tuple[Place, Place]) -> tuple[np.ndarray, np.ndarray]:
     """Their pictures (T, S, S) in our pixels, and which of these they show (S, S)."""
     side = theirs.shape[1]

@@ -17,6 +17,9 @@ PATCH = 6  # places of a window's own frame, in each direction
 KEPT = 4  # of its cosine transform, in each direction and over time
 REACH = 1.7  # of that frame from its centre, in spreads
 NOISE = 1.0  # grey levels of change
+DOUBT = 0.5  # over the root of how many agree, what a mean of few counts less than one of many
+MOST = 2**22  # cosines that are computed at once
+Lag = tuple[float, int]  # mean cosine of windows at a lag, pictures
 
 
 @dataclass(frozen=True)
@@ -35,24 +38,13 @@ class Windows:
     mirrored: np.ndarray
     frames: np.ndarray
 
-    def lag(self, other: "Windows", mirrored: bool) -> tuple[int, tuple[Place, Place]] | None:
-        """How much later another clip shows the same, pictures, and the place in it, perhaps."""
-        if not len(self.first) or not len(other.first):
-            return None
-        cosines = self.shown @ (other.mirrored if mirrored else other.shown).T
-        lags = other.first[None] - self.first[:, None]
-        shift = int(lags.min())
-        counts = np.bincount((lags - shift).ravel())
-        means = np.bincount((lags - shift).ravel(), cosines.ravel()) / np.maximum(counts, 1)
-        means[counts < min(2, counts.max())] = -1
-        if means.max() < 0.3:
-            return None
-        lag = int(means.argmax()) + shift
-        i, j = np.nonzero(lags == lag)
-        frames = other.frames[j]
+    def place(self, other: "Windows", mirrored: bool, lag: int) -> tuple[Place, Place]:
+        """The place in another clip that shows the same so many pictures later."""
+        _, i, j = np.intersect1d(self.first + lag, other.first, return_indices=True)
+        shown, frames = (other.mirrored if mirrored else other.shown)[j], other.frames[j]
         if mirrored:
             frames = frames * (-1, 1, 1, 1) + (SMALL - 1, 0, 0, 0)
-        weight = np.maximum(cosines[i, j], 0.01) ** 2
+        weight = np.maximum((self.shown[i] * shown).sum(1), 0.01) ** 2
         weight = weight / weight.sum()
         places = []
         for axis in (0, 2):
@@ -60,7 +52,37 @@ class Windows:
             scale = float(np.exp((weight * ratio).sum()).clip(0.65, 1.55))
             offset = self.frames[i, axis] - scale * frames[:, axis]
             places.append((scale, float((weight * offset).sum())))
-        return lag, (places[0], places[1])
+        return places[0], places[1]
+
+
+def best_lags(ours: Windows, others: list[Windows]) -> list[tuple[Lag, Lag]]:
+    """How much later each of other clips shows the same: as it is, and mirrored.
+
+    Args:
+        ours: windows of a clip, at least one.
+        others: of others, likewise.
+    """
+    ways = [(o.first, v) for o in others for v in (o.shown, o.mirrored)]
+    most = max(1, MOST // (len(ours.first) * max(len(first) for first, _ in ways)))
+    found: list[Lag] = []
+    for at in range(0, len(ways), most):
+        some = ways[at : at + most]
+        # All lags of all of them in a row, those of each after those of the one before.
+        least = np.array([first[0] - ours.first[-1] for first, _ in some])
+        widths = np.array([first[-1] - ours.first[0] for first, _ in some]) - least + 1
+        begins = np.concatenate([[0], np.cumsum(widths)])
+        columns = np.concatenate(
+            [f + b - low for (f, _), b, low in zip(some, begins, least, strict=False)]
+        )
+        bins = (columns - ours.first[:, None]).ravel()
+        cosines = (ours.shown @ np.concatenate([vectors for _, vectors in some]).T).ravel()
+        counts = np.bincount(bins, minlength=begins[-1])
+        means = np.bincount(bins, cosines, minlength=begins[-1]) / np.maximum(counts, 1)
+        sure = means - DOUBT / np.sqrt(np.maximum(counts, 0.01))
+        for low, begin, end in zip(least.tolist(), begins, begins[1:], strict=False):
+            best = int(sure[begin:end].argmax())
+            found.append((float(means[begin + best]), best + low))
+    return list(zip(found[::2], found[1::2], strict=True))
 
 
 @lru_cache(maxsize=4)
