@@ -1,13 +1,16 @@
 """Says of two clips whether one is a copy of the other: aligned in time and space, then compared.
 
-1. Small pictures (`SMALL` pixels): the place in space by the still picture (the median over time),
-   or by the frames of windows that look alike (`pretrain/data/windows.py`); the time by a
-   correlation of what changes at every shift. Of these guesses the best is taken, and hopeless
-   pairs end here.
+1. Small pictures (`SMALL` pixels): the time by windows that look alike (`pretrain/data/windows.py`)
+   and by a correlation of what changes at every shift; the place in space by the frames of these
+   windows, or by the still picture (the median over time). Where motion repeats itself, a short
+   overlap counts less than a long one. Most pairs end here.
 2. Pictures of the signatures, `SIDE` pixels: the place and the time more finely.
 3. Frames, of 64 pixels: times to the frame, places to a fraction of a pixel; then what changes has
    to agree in detail, and so do moving and still parts. Two people who do the same at the same
    place look alike in 1 and 2, not in 3.
+
+In 2 and 3 a place is sought for several times: what moves looks the same a little later and a
+little beside.
 """
 
 from collections.abc import Callable

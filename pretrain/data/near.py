@@ -9,7 +9,8 @@ Packing looks for them at its end; this does so in a pack that is there.
    of a coarse quantiser (Jegou et al. 2011). Of clips in which nothing moves, and of pictures, what
    rests takes their place.
 2. Each such pair is aligned in time and space and compared (`pretrain/data/alike.py`). Most pairs
-   end at pictures of 16 or 32 pixels; of those that are left, frames are read from the pack.
+   end at windows, or at pictures of 16 or 32 pixels; of those that are left, frames are read from
+   the pack.
 
 What was found is listed in near_duplicates.csv of the pack (`pretrain/data/near_list.py`), and the
 index has the hash of that file; packs in which none were looked for have no such entry.
@@ -67,7 +68,7 @@ WHOLE = 20.0  # seconds of a clip whose frames are kept
 # ---- which pairs may be
 
 
-class _Pool:
+class Vectors:
     """Vectors of clips and whose they are; in a file, so that they may be many."""
 
     def __init__(self, folder: str, name: str):
@@ -168,7 +169,7 @@ def find_pairs(
     """
     blank, still = 0, set()
     with tempfile.TemporaryDirectory() as folder:
-        moving, resting = _Pool(folder, "windows"), _Pool(folder, "stills")
+        moving, resting = Vectors(folder, "windows"), Vectors(folder, "stills")
         for number in counting(numbers, "near-duplicates", "clip", progress):
             one = clip(number)
             own = one.windows

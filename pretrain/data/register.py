@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 Place = tuple[float, float]
+ROUNDS = 6  # in which a place is moved, at most
 AREA = 0.4  # of a picture that both must show
 EVEN: Place = (1.0, 0.0)  # neither moved nor scaled
 
@@ -93,25 +94,8 @@ def correlate(
     return float(score[y, x]), across[x], down[y]
 
 
-def narrow(
-    ours: np.ndarray, theirs: np.ndarray, place: tuple[Place, Place],
-    steps: tuple[tuple[float, float], ...],
-) -> tuple[float, tuple[Place, Place]]:  # fmt: skip
-    """The best correlation and its place across and down, looked for in ever smaller steps."""
-    score = 0.0
-    for scale, shift in steps:
-        for _ in range(4):
-            before = place
-            across, down = (around(p, ours.shape[1], scale, shift) for p in place)
-            score, *best = correlate(ours, theirs, across, down)
-            place = best[0], best[1]
-            if place == before:
-                break
-    return score, place
-
-
 def settle(
-    ours: np.ndarray, theirs: np.ndarray, place: tuple[Place, Place], rounds: int = 6
+    ours: np.ndarray, theirs: np.ndarray, place: tuple[Place, Place]
 ) -> tuple[float, tuple[Place, Place]]:
     """The best correlation near a place and its place, by Gauss-Newton (Lucas & Kanade 1981).
 
@@ -119,10 +103,9 @@ def settle(
         ours: pictures (T, S, S), or details of them.
         theirs: of the other clip.
         place: across and down, about a pixel from the best.
-        rounds: at most.
     """
     best, pixels = (-1.0, place), np.arange(ours.shape[1], dtype=np.float32)
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         other, seen = laid_over(theirs, place)
         score = correlation(ours[:, seen], other[:, seen])
         if score <= best[0]:

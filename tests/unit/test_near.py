@@ -13,15 +13,16 @@ from downstream.splits import choose_splits
 from pretrain.data.alike import EVEN, Alike, Clip, compare_stills
 from pretrain.data.index import load_index
 from pretrain.data.merge import merge
-from pretrain.data.near import add_near, without_lookalikes
+from pretrain.data.near import Vectors, add_near, without_lookalikes
 from pretrain.data.near_error import measure
 from pretrain.data.near_list import COLUMNS, STRUCK
 from pretrain.data.pack import pack
-from pretrain.data.register import shrunk
+from pretrain.data.register import detail, laid_over, settle, shrunk
 from pretrain.data.shards import Pack
 from pretrain.data.signatures import RATE, SIDE, Signature, count_pictures, read_signature
 from pretrain.data.sources import list_sources
 from pretrain.data.synthetic import clip_specs, encode_video, render
+from pretrain.data.windows import best_lags
 
 PLANTED = {"trimmed": 0, "cropped": 1, "darker": 2, "mirrored": 3}
 
@@ -194,6 +195,50 @@ def test_the_measurement_counts_planted_copies(raw):
     some = [s for s in list_sources(raw).sources if s.name in ("v0.mp4", "v1.mp4", "v2.mp4")]
     assert measure(some, "mirror", 1, 1)[:3] == (3, 0, 6)
     assert measure(some[:1], "halves", 1, 1)[:3] == (1, 0, 2)
+
+
+def test_a_place_is_found_from_a_pixel_beside_it():
+    rng = np.random.default_rng(0)
+    ours = detail(shrunk(rng.integers(0, 256, (5, 12, 12)).astype(np.float32), 64))
+    true = ((0.9, 4.0), (1.1, -2.5))
+    theirs = laid_over(ours, tuple((1 / scale, -shift / scale) for scale, shift in true))[0]
+    score, place = settle(ours, theirs, ((0.92, 4.6), (1.08, -3.0)))
+    assert score > 0.95 and np.allclose(place, true, atol=0.15)
+
+
+def test_of_a_motion_that_repeats_the_lag_with_the_longest_overlap_counts():
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:SIDE, :SIDE]
+
+    def clip(numbers: np.ndarray) -> Clip:
+        """A spot that goes around in 20 pictures, with noise."""
+        angle = (2 * np.pi * numbers / 20)[:, None, None]
+        away = (y - 15.5 - 7 * np.sin(angle)) ** 2 + (x - 15.5 - 7 * np.cos(angle)) ** 2
+        pictures = 40 + 180 * np.exp(-away / 12) + rng.normal(0, 4, away.shape)
+        return Clip(pictures, 64, lambda *_: (np.zeros((0, 64, 64)), np.zeros(0)))
+
+    one, same, later = (clip(np.arange(first, 80)) for first in (0, 0, 12))
+    mirrored = Clip(same.pictures[..., ::-1], 64, same.frames)
+    found = best_lags(one.windows, [later.windows, same.windows, mirrored.windows])
+    assert [way[0][1] for way in found[:2]] == [-12, 0] and found[2][1][1] == 0
+    assert found[0][0][0] > 0.9 and found[2][1][0] > 0.9 > found[2][0][0]
+
+
+def test_candidates_are_the_nearest_clips_whatever_the_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr("pretrain.data.near.BLOCK", 7)
+    monkeypatch.setattr("pretrain.data.near.PARTNERS", 2)
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(9, 3, 8))
+    vectors[5:] = vectors[:4] + 0.2 * rng.normal(size=(4, 3, 8))
+    vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+    pool = Vectors(str(tmp_path), "vectors")
+    for number, own in enumerate(vectors):
+        pool.add(number, own, own)
+    apart = np.array([0, 1, 2, 3, 4, 5, 1, 7, 8])  # 1 and 6 are of one source
+    near = (vectors[:, None, :, None] * vectors[None, :, None]).sum(-1).max((2, 3))
+    near[apart[:, None] == apart] = -1
+    best = {(c, o) for c in range(9) for o in np.argsort(-near[c])[:2] if near[c, o] > 0.55}
+    assert pool.pairs(apart) == {(min(pair), max(pair)) for pair in best}
 
 
 def test_small_frames_that_resemble_others_need_a_higher_score():
