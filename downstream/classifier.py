@@ -103,7 +103,7 @@ class Classifier(nn.Module):
         """Normalised clips (B, C, T, H, W) to logits (B, K), or (B, T, K) for every frame."""
         if self.per_frame:
             tokens = self.backbone.forward_features(video)
-            means = tokens.unflatten(1, (self.backbone.grid[0], -1)).mean(2)
+            means = tokens.unflatten(1, (-1, math.prod(self.backbone.grid[1:]))).mean(2)
             embedding = finish_means(self.backbone, means)
         elif self.time_segments:
             tokens = self.backbone.forward_features(video)

@@ -7,6 +7,7 @@ nobody can give it other statistics. B clips, K classes, D width of the embeddin
 import contextlib
 import json
 import logging
+import math
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from downstream.classifier import Classifier
+from downstream.features import num_segments
 from pretrain.clip import VideoText, video_encoder
 from pretrain.names import first_line, for_screen
-from pretrain.spec import InputSpec, Joints
+from pretrain.spec import AnyFrames, Backbone, InputSpec, Joints, Rebuildable
 from pretrain.weights import weights_hash
 
 FORMAT = "muybridge export 1"
@@ -67,34 +69,98 @@ def spec_of(model: nn.Module) -> InputSpec:
     return spec
 
 
-def contract_of(model: nn.Module, rate: float | None) -> dict[str, Any]:
+def lengths_of(model: nn.Module) -> AnyFrames:
+    """The lengths of a clip that an export of the model takes, as its backbone's family says.
+
+    Args:
+        model: as `Whole` takes it.
+
+    Returns:
+        the least number of frames and what it is a multiple of; or why it is fixed.
+    """
+    backbone = getattr(model, "backbone", video_encoder(model))
+    assert isinstance(backbone, Backbone)
+    told = getattr(backbone, "any_frames", "its family does not say that it takes others")
+    if isinstance(told, str):
+        return told
+    (least, multiple), frames = told, backbone.input_spec.frames
+    if wanted := getattr(model, "time_segments", None):
+        if num_segments(backbone.grid, wanted) != wanted:
+            return f"its classifier is of fewer than {wanted} parts of time"
+        multiple = math.lcm(multiple, frames // backbone.grid[0] * wanted)
+    least = -(-least // multiple) * multiple
+    if frames < least or frames % multiple:
+        return (
+            f"{type(backbone).__name__} takes others from {least} frames on, in multiples of "
+            f"{multiple}, and its clip has {frames}"
+        )
+    return least, multiple
+
+
+def at_length(model: nn.Module, frames: int) -> nn.Module:
+    """The same model with the same weights, built for clips of another number of frames.
+
+    Args:
+        model: as `Whole` takes it, of a family whose `any_frames` allows it.
+        frames: of a clip.
+
+    Raises:
+        ValueError: the family refuses so many.
+    """
+    if isinstance(model, VideoText | Classifier):
+        part = "video" if isinstance(model, VideoText) else "backbone"
+        inner = at_length(model.get_submodule(part), frames)
+        if isinstance(model, VideoText):
+            other: nn.Module = VideoText(inner, model.text, **model.arguments)
+        else:
+            other = Classifier(inner, **model.arguments)
+        state = {f"{part}.{name}": value for name, value in inner.state_dict().items()}
+        other.load_state_dict(model.state_dict() | state)
+    elif resized := getattr(model, "resized", None):
+        other = resized(frames, 0)
+    else:
+        assert isinstance(model, Rebuildable)
+        other = type(model)(**{**model.arguments, "frames": frames})
+        other.load_state_dict(model.state_dict())
+    return other.eval()
+
+
+def contract_of(model: nn.Module, rate: float | None, lengths: AnyFrames) -> dict[str, Any]:
     """What a program has to know to give the model a clip and to read what comes out.
 
     Args:
         model: as `Whole` takes it.
         rate: frames a second of the clips that it was trained on; None: not known.
+        lengths: of a clip that the export takes, see `lengths_of`.
     """
     spec, classes = spec_of(model), getattr(model, "classes", None)
+    fixed = isinstance(lengths, str)
+    least, multiple = (spec.frames, 1) if isinstance(lengths, str) else lengths
+    times: int | str = spec.frames if fixed else "frames"
     streams = {}
     for name, stream in spec.streams.items():
         joints = isinstance(stream, Joints)
         streams[name] = {
             "dtype": "float32" if joints else "uint8",
             "axes": "B K T P J" if joints else "B C T H W",
-            "shape": ["batch", *stream.shape(spec.frames, spec.size)],
+            "shape": ["batch", stream.channels, times, *stream.shape(spec.frames, spec.size)[2:]],
             **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(stream).items()},
         }
     per_frame = bool(getattr(model, "per_frame", False))
     if isinstance(model, Classifier):
-        shape = ["batch", *([spec.frames] if per_frame else []), len(model.classes)]
+        shape: list[int | str] = ["batch", *([times] if per_frame else []), len(model.classes)]
     else:
         width = model.arguments["dim"] if isinstance(model, VideoText) else model.embed_dim
+        assert isinstance(width, int)
         shape = ["batch", width]
     return {
         "format": FORMAT,
         "model": type(getattr(model, "backbone", video_encoder(model))).__name__,
         "frames": spec.frames,
-        "frames_are": "fixed: the model refuses clips of another length",
+        "frames_are": f"fixed: {lengths}" if fixed else "free: frames is what it was trained on",
+        "frames_min": least,
+        "frames_max": spec.frames if fixed else None,
+        "frames_multiple_of": multiple,
         "stride": spec.stride,
         "fps": rate,
         "frame_step": spec.stride / rate if rate and spec.stride else None,
@@ -139,18 +205,37 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """The first line of what is behind an error: the exporters wrap it several times."""
     while error.__cause__ is not None:
         error = error.__cause__
     return for_screen(first_line(error), 300)
 
 
-def program_of(model: nn.Module) -> torch.export.ExportedProgram:
+@contextlib.contextmanager
+def _recurrent() -> Iterator[None]:
+    """LSTM and GRU as loops over any number of frames, where this torch has them so."""
+    try:
+        from torch.export import _patches
+
+        loops = [
+            _patches.register_lstm_while_loop_decomposition,
+            _patches.register_gru_while_loop_decomposition,
+        ]
+    except (ImportError, AttributeError):
+        loops = []
+    with contextlib.ExitStack() as stack:
+        for loop in loops:
+            stack.enter_context(loop())
+        yield
+
+
+def program_of(model: nn.Module, lengths: AnyFrames) -> torch.export.ExportedProgram:
     """The model as `Whole` has it, in torch.export's form, for any number of clips.
 
     Args:
         model: on the CPU, float32, in evaluation mode.
+        lengths: of a clip that it shall take, see `lengths_of`.
 
     Raises:
         ValueError: torch.export cannot follow it.
@@ -162,14 +247,20 @@ def program_of(model: nn.Module) -> torch.export.ExportedProgram:
     shapes = [s.shape(whole.spec.frames, whole.spec.size) for s in whole.spec.streams.values()]
     # Two clips: one alone would be taken for a constant.
     like = tuple(torch.zeros(2, *s, dtype=k) for s, k in zip(shapes, kinds, strict=True))
-    batch = torch.export.Dim("batch")
+    axes = {0: torch.export.Dim("batch")}
+    loops: contextlib.AbstractContextManager = contextlib.nullcontext()
+    if not isinstance(lengths, str):
+        least, multiple = lengths
+        times = torch.export.Dim("times", min=least // multiple)
+        axes[2] = times if multiple == 1 else multiple * times
+        loops = _recurrent()
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad(), loops:
             return torch.export.export(
-                whole, like, dynamic_shapes=(tuple({0: batch} for _ in like),), strict=False
+                whole, like, dynamic_shapes=(tuple(axes for _ in like),), strict=False
             )
     except Exception as error:  # of torch's tracing, of many kinds
-        raise ValueError(f"torch.export cannot follow this model: {_reason(error)}") from error
+        raise ValueError(f"torch.export cannot follow this model: {reason_of(error)}") from error
 
 
 Runner = Callable[[Sequence[np.ndarray]], np.ndarray]
@@ -228,18 +319,23 @@ def write_onnx(program: torch.export.ExportedProgram, path: Path, contract: dict
 
     streams = list(contract["streams"])
     size = sum(v.numel() * v.element_size() for v in program.state_dict.values())
+    free = contract["frames_max"] is None
+    axes = {0: "batch", 2: "frames"} if free else {0: "batch"}
+    silent = onnxruntime.SessionOptions()
+    silent.log_severity_level = 4  # what fails is raised
     try:
-        with _quiet():
+        with _quiet(), _recurrent() if free else contextlib.nullcontext():
             made = torch.onnx.export(
                 program, dynamo=True, input_names=streams, verbose=False,
                 output_names=[contract["output"]["name"]],
+                dynamic_shapes=(tuple(axes for _ in streams),),
             )  # fmt: skip
             assert made is not None
             made.model.metadata_props[KEY] = json.dumps(contract)
             made.save(path, external_data=size > INLINE_BYTES)
-            session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(path, silent, providers=["CPUExecutionProvider"])
     except Exception as error:  # of three libraries, of many kinds
-        raise ValueError(f"ONNX has no form for this model: {_reason(error)}") from error
+        raise ValueError(f"ONNX has no form for this model: {reason_of(error)}") from error
     return lambda clips: session.run(None, dict(zip(streams, clips, strict=True)))[0]
 
 

@@ -347,8 +347,10 @@ class InputSpec:
                     f"this backbone takes normalised clips, got {part.dtype}: give it "
                     "input_spec.normalise(clip)"
                 )
-            expected = stream.shape(self.frames, self.size)
-            if tuple(part.shape[1:]) != expected:
+            # In an export for any number of frames it is a symbol.
+            frames = part.shape[2] if isinstance(part.shape[2], torch.SymInt) else self.frames
+            if tuple(part.shape[1:]) != stream.shape(frames, self.size):
+                expected = stream.shape(self.frames, self.size)
                 axes = "(C, T, H, W)" if isinstance(stream, Stream) else "(K, T, P, J)"
                 raise ValueError(
                     f"this backbone takes clips of {axes} = {expected}, got "
@@ -373,6 +375,11 @@ class InputSpec:
     def _plain(self, clip: dict[str, Tensor]) -> Clip:
         """Where a backbone takes one stream it is a tensor by itself."""
         return clip if len(clip) > 1 else next(iter(clip.values()))
+
+
+# What a family says as `any_frames`: the least frames that its exports take and what their number
+# is a multiple of, with the same weights; or why they take those of its clip only.
+AnyFrames = tuple[int, int] | str
 
 
 @runtime_checkable

@@ -19,7 +19,15 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pretrain.settings import SIZES
-from pretrain.spec import FLOW_ZERO, IMAGENET_MEAN, IMAGENET_STD, InputSpec, Stream, flow_stream
+from pretrain.spec import (
+    FLOW_ZERO,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    AnyFrames,
+    InputSpec,
+    Stream,
+    flow_stream,
+)
 
 # 128 MiB in float32; the widest published networks need 100 MiB for 64 frames of 384 pixels.
 MOST_POSITIONS = 2**25
@@ -476,6 +484,17 @@ class VideoTransformer(nn.Module):
         sizes = {SIZES[size][0]: size for size in ("s", "b", "l", "h")}
         return f"videomae_{sizes.get(self.embed_dim, '')}"
 
+    @property
+    def any_frames(self) -> AnyFrames:
+        """Other lengths of a clip that exports take; positions are interpolated, see `resized`."""
+        given = self.arguments
+        if given["motion_tokens"] != 1:
+            return "it uses as many motion tokens as these frames have"
+        trained = given["trained_grid"] or self.grid
+        if given["positions"] == "rotary" or trained[0] != self.grid[0]:
+            return "its rotary or interpolated positions are of these frames only"
+        return 2 * self.tubelet, self.tubelet
+
     def set_drop_path(self, rate: float) -> None:
         """Set stochastic depth, rising from 0 at the first block to `rate` at the last."""
         spread_drop_path(self.blocks, rate)
@@ -525,6 +544,15 @@ class VideoTransformer(nn.Module):
         other.load_state_dict(state)
         return other.train(self.training)
 
+    def _positions(self, num: int) -> Tensor:
+        """The table (num, D) of all tokens; in an export for any length as `resized` has it."""
+        if not isinstance(num, torch.SymInt):
+            return self.pos_embed
+        slots, height, width = self.grid
+        over_time = self.pos_embed.reshape(1, slots, -1).transpose(1, 2)
+        over_time = F.interpolate(over_time, num // (height * width), mode="linear")
+        return over_time.transpose(1, 2).reshape(num, -1)
+
     def _rotation(self, index: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Cosines and sines of the visible tokens; the class token, the first, is not rotated."""
         if self.arguments["positions"] != "rotary":
@@ -540,7 +568,7 @@ class VideoTransformer(nn.Module):
     def _embed(self, patches: Tensor, index: Tensor | None) -> Tensor:
         x = self.patch_embed(patches)
         if self.arguments["positions"] != "rotary":
-            x = x + (self.pos_embed if index is None else self.pos_embed[index])
+            x = x + (self._positions(x.shape[1]) if index is None else self.pos_embed[index])
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)
         return x
@@ -579,7 +607,7 @@ class VideoTransformer(nn.Module):
         """The selected tokens' pixels (B, K, P) and indices (B, K); None: all tokens."""
         self.input_spec.expect(video)
         patches = patchify(video, self.tubelet, self.patch)
-        if self.num_motion_tokens == patches.shape[1]:
+        if self.num_motion_tokens == math.prod(self.grid):
             return patches, None
         index = self.motion_indices(video)
         return take_tokens(patches, index), index

@@ -27,9 +27,12 @@ from downstream.export import (
     CONTRACT,
     Runner,
     Whole,
+    at_length,
     compared,
     contract_of,
+    lengths_of,
     program_of,
+    reason_of,
     refuse_missing_libraries,
     refuse_non_finite,
     spec_of,
@@ -54,9 +57,11 @@ from pretrain.folders import try_folder, writing
 from pretrain.interop.videomae import import_videomae
 from pretrain.log import print_table, write_json
 from pretrain.names import for_markdown, for_screen
+from pretrain.spec import AnyFrames
 from recipes.options.export import Config, command
 
 UNKNOWN = "the weights do not say at how many frames a second they were trained"
+FEW = 6  # clips to compare on at another length
 BATCH = 4  # clips in one forward pass; the last has fewer, and so other numbers are tried
 
 
@@ -160,7 +165,7 @@ def write_hub(model: nn.Module, name: str, folder: Path) -> Runner:
     return runner_of(again)
 
 
-# --------------------------------------------------------------------------------------------- main
+# --------------------------------------------------------------------------------------- comparing
 
 
 def runner_of(model: nn.Module) -> Runner:
@@ -175,15 +180,45 @@ def runner_of(model: nn.Module) -> Runner:
 
 
 def check(model: nn.Module, exported: Runner, clips: EvalClips) -> dict[str, Any]:
-    """Compare outputs of an export with the model's, see `compared`."""
+    """Compare outputs of an export with the model's, see `compared`.
+
+    Raises:
+        ValueError: they differ, or the export does not run on these clips.
+    """
     own, want, got = runner_of(model), [], []
     with Bar(len(clips), "comparing", "clip", True) as bar:
         for ids, views in eval_loader(clips, BATCH, 0):
             streams = [views[name][:, 0].numpy() for name in clips.spec.streams]
             want.append(own(streams))
-            got.append(exported(streams))
+            try:
+                got.append(exported(streams))
+            except Exception as error:  # of two runtimes, of many kinds
+                raise ValueError(f"the export does not run: {reason_of(error)}") from error
             bar.update(len(ids))
     return compared(np.concatenate(want), np.concatenate(got), isinstance(model, Classifier))
+
+
+def check_lengths(
+    model: nn.Module, exported: Runner, clips: EvalClips, lengths: tuple[int, int]
+) -> dict[str, float]:
+    """Compare an export on clips of two other lengths with the model rebuilt for each.
+
+    Returns:
+        by number of frames, the largest difference.
+
+    Raises:
+        ValueError: at one of them it is not the model.
+    """
+    (least, multiple), frames = lengths, spec_of(model).frames
+    found = {}
+    for other in (least if least < frames else frames + 2 * multiple, frames + multiple):
+        rebuilt = at_length(model, other)
+        few = EvalClips(clips.pack, clips.ids[:FEW], spec_of(rebuilt), 1, 1)
+        try:
+            found[str(other)] = check(rebuilt, exported, few)["max_abs_difference"]
+        except ValueError as error:
+            raise ValueError(f"at {other} frames {error}") from error
+    return found
 
 
 def open_clips(config: Config, model: nn.Module) -> EvalClips:
@@ -193,6 +228,73 @@ def open_clips(config: Config, model: nn.Module) -> EvalClips:
     count = min(config.clips, len(pack))
     ids = np.unique(np.linspace(0, len(pack) - 1, count).round().astype(int))
     return EvalClips(pack, ids, spec, 1, 1)
+
+
+# --------------------------------------------------------------------------------------------- main
+
+
+def frames_in_words(contract: dict[str, Any]) -> str:
+    """Which lengths of a clip the export takes, and how far it is from the model at others."""
+    if contract["frames_max"] is not None:
+        return f"{contract['frames']}, {contract['frames_are']}"
+    multiple = contract["frames_multiple_of"]
+    every = f" in multiples of {multiple}" if multiple > 1 else ""
+    tried = ", ".join(
+        f"{off:.1e} at {n}" for n, off in contract["check"]["differences_at_other_lengths"].items()
+    )
+    return (
+        f"{contract['frames_min']} or more{every}, trained on {contract['frames']}; "
+        f"largest difference {tried}"
+    )
+
+
+def export(
+    model: nn.Module, config: Config, clips: EvalClips, folder: Path, lengths: AnyFrames
+) -> dict[str, Any]:
+    """Write an export that takes clips of these lengths, compare it, and return its contract.
+
+    Args:
+        model: on the CPU, in evaluation mode.
+        config: of the recipe.
+        clips: to compare on.
+        folder: to write to; it is made anew.
+        lengths: see `lengths_of`.
+
+    Raises:
+        ValueError: it cannot be exported so, or differs.
+    """
+    contract = contract_of(model, trained_rate(config.backbone), lengths)
+    if folder.is_dir():  # of a try before
+        shutil.rmtree(folder)
+    if config.to == "hf":
+        run = write_hub(model, config.backbone, folder)
+    else:
+        program = program_of(model, lengths)
+        folder.mkdir()
+        if config.to == "onnx":
+            run = write_onnx(program, folder / "model.onnx", contract)
+        else:
+            run = write_torch(program, folder / "model.pt2", contract)
+    found = {"data": Path(config.data).name, **check(model, run, clips)}
+    if not isinstance(lengths, str):
+        found["differences_at_other_lengths"] = check_lengths(model, run, clips, lengths)
+    contract["check"] = found
+    return contract
+
+
+def export_any_length(
+    model: nn.Module, config: Config, clips: EvalClips, folder: Path
+) -> dict[str, Any]:
+    """`export` for all lengths that the family takes, or where that fails for its own."""
+    lengths = lengths_of(model)
+    if config.to == "hf":
+        lengths = "the model refuses clips of another length"
+    if not isinstance(lengths, str):
+        try:
+            return export(model, config, clips, folder, lengths)
+        except ValueError as error:
+            lengths = f"for any number of them it failed ({error})"
+    return export(model, config, clips, folder, lengths)
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -208,21 +310,11 @@ def main(config: Config) -> dict[str, Any]:
     torch.manual_seed(0)  # of a named model's fresh weights
     model = load(config.backbone, config.weights or "").float().cpu().eval()
     refuse_non_finite(model)
-    contract = contract_of(model, trained_rate(config.backbone))
     clips = open_clips(config, model)
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        if config.to == "hf":
-            run = write_hub(model, config.backbone, aside)
-        else:
-            program = program_of(model)
-            aside.mkdir()
-            file, write = (
-                ("model.onnx", write_onnx) if config.to == "onnx" else ("model.pt2", write_torch)
-            )
-            run = write(program, aside / file, contract)
-        contract["check"] = {"data": Path(config.data).name, **check(model, run, clips)}
+        contract = export_any_length(model, config, clips, aside)
         write_json(aside / CONTRACT, contract)
         if config.to == "hf":
             card = card_of(model, config.backbone, contract, scores_of(config.backbone))
@@ -238,7 +330,7 @@ def main(config: Config) -> dict[str, Any]:
         "clip": spec_of(model).in_words,
         "streams": ", ".join(contract["streams"]) + ", as decoded; normalised inside",
         "output": f"{contract['output']['name']} {tuple(contract['output']['shape'])}",
-        "frames": contract["frames_are"],
+        "frames": frames_in_words(contract),
         "rate": f"trained at {contract['fps']:.4g} frames a second" if contract["fps"] else UNKNOWN,
         "difference": f"{said['max_abs_difference']:.1e} at most on {said['clips']} clips of "
         f"{for_screen(config.data)}",

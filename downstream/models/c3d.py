@@ -35,6 +35,7 @@ class C3D(nn.Module):
     """
 
     kind = "c3d"  # to presets of published training, see `downstream.training.kind_of`
+    any_frames = "its first fully connected layer sees every place of the clip"
 
     def __init__(
         self, width: float = 1.0, batch_norm: bool = False, dropout: float = 0.5, frames: int = 16,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from downstream.models.attention import insert
 from downstream.models.images import ImageNetwork
 from pretrain.interop.openclip import Pair
-from pretrain.spec import InputSpec
+from pretrain.spec import AnyFrames, InputSpec
 from pretrain.vit import Block, sinusoid_table
 from pretrain.weights import load_strict
 
@@ -120,6 +120,13 @@ class FrameNetwork(nn.Module):
     def kind(self) -> str:
         """Its name in the presets of published training, see `downstream.training.kind_of`."""
         return "frame_single" if self.input_spec.frames == 1 else "frame_mean"
+
+    @property
+    def any_frames(self) -> AnyFrames:
+        """Other lengths of a clip that exports take."""
+        if self.pool == "temporal":
+            return "its temporal transformer has positions for these frames only"
+        return 2, 1
 
     def drop_tokens(self, fraction: float) -> None:
         """Let the network see only part of every frame's patches while it trains.

@@ -41,6 +41,7 @@ class FusedFrames(nn.Module):
 
     kind = "fusion"  # to presets of published training, see `downstream.training.kind_of`
     grid = (1, 1, 1)
+    any_frames = "a layer of it has all frames as channels"
 
     def __init__(
         self, network: str | dict, frames: int, stride: int, size: int, attention: str,

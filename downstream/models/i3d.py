@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from downstream.classifier import Classifier
 from downstream.models.attention import insert
 from downstream.models.images import over_colour, read_weights
-from downstream.models.torchvision3d import kinetics_classes
+from downstream.models.torchvision3d import kinetics_classes, mean_of_neighbours
 from pretrain.backbones import load_export
 from pretrain.data.tar import list_members
 from pretrain.files import (
@@ -175,6 +175,7 @@ class I3D(nn.Module):
     """
 
     kind = "i3d"  # to presets of published training, see `downstream.training.kind_of`
+    any_frames = (16, 8)  # other lengths of a clip that exports take, see `pretrain.spec.AnyFrames`
 
     def __init__(
         self,
@@ -284,8 +285,7 @@ class I3D(nn.Module):
         classifier is linear and its logits are averaged over time, so a linear classifier of this
         is the same.
         """
-        x = self._map(video).mean((-2, -1))  # (B, D, t)
-        return (F.avg_pool1d(x, 2, 1) if x.shape[-1] > 1 else x).mean(-1)
+        return mean_of_neighbours(self._map(video).mean((-2, -1)))
 
 
 def _i3d_of(weights: str) -> I3D:

@@ -72,6 +72,7 @@ class Inflated(nn.Module):
     """
 
     frames_in_batch = True  # as `insert` has to know
+    any_frames = (2, 1)  # other lengths of a clip that exports take, see `pretrain.spec.AnyFrames`
 
     def __init__(
         self, network: str | dict = "resnet18", time_kernel: int = 3, frames: int = 16,

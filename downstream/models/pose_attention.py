@@ -59,6 +59,7 @@ class PoseAttention(nn.Module):
 
     parts = ("video", "pose")  # arguments that are models, see `pretrain.backbones`
     kind = "pose_attention"  # to presets of published training, see `downstream.training.kind_of`
+    any_frames = "its attention has a weight for every time of the clip"
 
     def __init__(
         self, video: nn.Module, pose: nn.Module, hidden: int = 256, freeze_pose: bool = True,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from downstream.models.attention import insert
 from downstream.models.images import ImageNetwork
-from pretrain.spec import InputSpec
+from pretrain.spec import AnyFrames, InputSpec
 
 CELLS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
@@ -73,6 +73,13 @@ class FrameRNN(nn.Module):
             frames, stride, size, {"rgb": self.images.stream(subtract_mean)}
         )
         insert(self, attention)
+
+    @property
+    def any_frames(self) -> AnyFrames:
+        """Other lengths of a clip that exports take."""
+        if self.bidirectional or self.arguments["cell"] == "rnn":
+            return "torch.export unrolls a vanilla RNN, and a bidirectional one, over its frames"
+        return 2, 1
 
     def forward_features(self, video: Tensor) -> Tensor:
         """The state after every frame."""

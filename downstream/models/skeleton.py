@@ -80,6 +80,7 @@ class SkeletonLSTM(nn.Module):
     """
 
     kind = "skeleton_lstm"  # to presets of published training, see `downstream.training.kind_of`
+    any_frames = (2, 1)  # other lengths of a clip that exports take, see `pretrain.spec.AnyFrames`
 
     def __init__(
         self, skeleton: str = "kinect25", coordinates: int = 3, people: int = 1, hidden: int = 512,

@@ -186,6 +186,7 @@ class STGCN(nn.Module):
     """
 
     kind = "stgcn"  # to presets of published training, see `downstream.training.kind_of`
+    any_frames = (5, 1)  # other lengths of a clip that exports take, see `pretrain.spec.AnyFrames`
 
     def __init__(
         self, skeleton: str = "kinect25", coordinates: int = 3, people: int = 2,

@@ -22,7 +22,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from downstream.models.attention import insert
 from downstream.models.images import ImageNetwork
-from pretrain.spec import InputSpec
+from pretrain.spec import AnyFrames, InputSpec
 
 
 class TimeConv1d(nn.Module):
@@ -142,7 +142,9 @@ class EncoderDecoder(nn.Module):
         x, lengths = features.transpose(1, 2), []
         for conv in self.encoder:
             lengths.append(x.shape[-1])
-            x = F.max_pool1d(self._activate(conv(x)), 2, ceil_mode=True)
+            # In two axes: torch.export fixes the length of a pooling in one.
+            x = F.max_pool2d(self._activate(conv(x)).unsqueeze(2), (1, 2), ceil_mode=True)
+            x = x.squeeze(2)
         for conv, length in zip(self.decoder, reversed(lengths), strict=True):
             x = self._activate(conv(x.repeat_interleave(2, -1)[..., :length]))
         return x.transpose(1, 2)
@@ -213,6 +215,14 @@ class FrameTCN(nn.Module):
     def kind(self) -> str:
         """Its name in the presets of published training, see `downstream.training.kind_of`."""
         return "ed_tcn" if self.arguments["form"] == "encoder_decoder" else "tcn"
+
+    @property
+    def any_frames(self) -> AnyFrames:
+        """Other lengths of a clip that exports take."""
+        if self.arguments["form"] == "encoder_decoder":
+            multiple = 2 ** self.arguments["depth"]
+            return 2 * multiple, multiple
+        return 2, 1
 
     def forward_features(self, video: Tensor) -> Tensor:
         """A token for every frame."""

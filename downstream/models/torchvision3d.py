@@ -9,14 +9,13 @@ from collections import OrderedDict
 from collections.abc import Container
 from typing import Any, Self
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from downstream.classifier import Classifier
 from downstream.models.attention import insert
 from downstream.models.images import video_weights
 from pretrain.modes import dry_output
-from pretrain.spec import InputSpec, Stream
+from pretrain.spec import AnyFrames, InputSpec, Stream
 from pretrain.third_party import torchvision_network
 from pretrain.weights import load_strict
 
@@ -96,6 +95,11 @@ class TorchvisionVideo(nn.Module):
         """Its name in the presets of published training, see `downstream.training.kind_of`."""
         return "s3d" if self.name == "s3d" else "r3d"
 
+    @property
+    def any_frames(self) -> AnyFrames:
+        """Other lengths of a clip that exports take."""
+        return (16, 8) if self.name == "s3d" else (9, 1)
+
     @classmethod
     def with_weights(cls, weights: str, arguments: dict, given: Container[str]) -> Self:
         """Built with these arguments, and started from "kinetics" or a file, see `build_model`."""
@@ -116,10 +120,17 @@ class TorchvisionVideo(nn.Module):
     def forward(self, video: Tensor) -> Tensor:
         """The last feature map, pooled as torchvision does."""
         x = self._map(video).mean((-2, -1))  # (B, D, t)
-        if self.name == "s3d" and x.shape[-1] > 1:
-            # It pools every two neighbours, then averages the logits.
-            x = F.avg_pool1d(x, 2, 1)
-        return x.mean(-1)
+        # It pools every two neighbours, then averages the logits.
+        return mean_of_neighbours(x) if self.name == "s3d" else x.mean(-1)
+
+
+def mean_of_neighbours(x: Tensor) -> Tensor:
+    """Average every two neighbours in time, then over time: (B, D, t) to (B, D)."""
+    if x.shape[-1] == 1:
+        return x[..., 0]
+    # Without a map of the pairs, which may be a single one: an export would take that for a rule.
+    ends = (x[..., 0] + x[..., -1]) / 2
+    return (x.sum(-1) - ends) / (x.shape[-1] - 1)
 
 
 def convert_torchvision(

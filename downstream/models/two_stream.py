@@ -42,6 +42,7 @@ class FlowStack(nn.Module):
     """
 
     kind = "flow_stack"  # to presets of published training, see `downstream.training.kind_of`
+    any_frames = "its first layer has all frames as channels"
     grid = (1, 1, 1)
 
     def __init__(
@@ -150,6 +151,7 @@ class FeatureFusion(nn.Module):
     """
 
     parts = ("first", "second")  # arguments that are models, see `pretrain.backbones`
+    any_frames = "two networks share its clip, and each takes its own frames of it"
 
     def __init__(self, first: nn.Module, second: nn.Module, stride: int | None = None):
         super().__init__()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from downstream.models.images import SWIN_XS, video_weights
-from pretrain.spec import InputSpec, Stream
+from pretrain.spec import AnyFrames, InputSpec, Stream
 from pretrain.weights import load_strict
 
 # Width C, blocks of the four stages, their heads, stochastic depth, as published.
@@ -89,6 +89,12 @@ class VideoSwin(nn.Module):
     def kind(self) -> str:
         """Its name in the presets of published training, see `downstream.training.kind_of`."""
         return f"video_swin_{self.arguments['variant']}"
+
+    @property
+    def any_frames(self) -> AnyFrames:
+        """Other lengths of a clip that exports take: whole windows, at least two."""
+        window = self.arguments["patch"][0] * self.arguments["window"][0]
+        return 2 * window, window
 
     def set_drop_path(self, rate: float) -> None:
         """Let blocks be left out in training, the last with probability `rate`.

