@@ -3,7 +3,8 @@
 import ast
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -13,6 +14,18 @@ ROOT = Path(__file__).parents[2]
 ROOMS = ["pretrain", "downstream", "recipes"]
 RECIPES = [p.stem for p in (ROOT / "recipes").glob("[a-z]*.py")]
 FILES = [p for room in ROOMS for p in sorted((ROOT / room).rglob("*.py"))]
+
+
+@cache
+def parsed(source: str) -> ast.Module:
+    """The tree of a module, which several tests look at."""
+    return ast.parse(source)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trees_are_freed() -> Iterator[None]:
+    yield
+    parsed.cache_clear()
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -29,7 +42,7 @@ def test_imports_point_one_way():
     for path in FILES:
         room = path.relative_to(ROOT).parts[0]
         later = set(ROOMS[ROOMS.index(room) + 1 :])
-        assert not imported(ast.parse(path.read_text())) & later, path
+        assert not imported(parsed(path.read_text())) & later, path
         # demo.py shows what others do, and copies none of it.
         if room == "recipes" and path.name != "demo.py":
             assert not edges(path.read_text(), {*map("recipes.{}".format, RECIPES)}), path
@@ -39,7 +52,7 @@ def test_recipes_say_how_threads_wait_before_torch_is_loaded():
     for path in sorted((ROOT / "recipes").glob("[a-z]*.py")):
         first = [
             name
-            for node in ast.parse(path.read_text()).body
+            for node in parsed(path.read_text()).body
             if isinstance(node, ast.Import | ast.ImportFrom)
             for name in (
                 [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module]
@@ -59,7 +72,7 @@ def modules() -> dict[str, Path]:
 def edges(source: str, known: Collection[str]) -> set[str]:
     """The modules among `known` that a module imports, inside functions too."""
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -111,7 +124,7 @@ SAFE = {
 
 def dangers(source: str, name: str) -> list[str]:
     """What of a module could run code out of a file, as code."""
-    tree = ast.parse(source)
+    tree = parsed(source)
     found = sorted(imported(tree) & PICKLES)
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
@@ -160,7 +173,7 @@ FACTORIES = {
 
 
 def factory_calls(source: str) -> set[str]:
-    calls = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call)]
+    calls = [n for n in ast.walk(parsed(source)) if isinstance(n, ast.Call)]
     called = {ast.unparse(n.func) for n in calls}
     return {c for c in called if c.split(".")[-1] in FACTORIES or c.startswith("torch.hub.")}
 
@@ -174,7 +187,7 @@ def test_one_module_calls_the_factories_of_others():
     source = (ROOT / "pretrain/third_party.py").read_text()
     known = {"timm.create_model", "AutoModel.from_pretrained", "AutoTokenizer.from_pretrained"}
     assert known <= factory_calls(source)
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("Auto"):
             words = {k.arg: ast.unparse(k.value) for k in node.keywords}
             assert words.get("trust_remote_code") == "False", node.lineno
@@ -195,7 +208,7 @@ def test_no_result_depends_on_a_figure():
     """Whatever draws with matplotlib is `optional_figure`: it warns, and the numbers stay."""
     for path in FILES:
         text = path.read_text()
-        for node in ast.walk(ast.parse(text)) if "figure.savefig(" in text else ():
+        for node in ast.walk(parsed(text)) if "figure.savefig(" in text else ():
             if isinstance(node, ast.FunctionDef) and "figure.savefig(" in ast.unparse(node):
                 decorators = [ast.unparse(d) for d in node.decorator_list]
                 assert "optional_figure" in decorators, f"{path}: {node.name}"
@@ -222,7 +235,7 @@ def test_the_guide_to_the_tests_names_tests_that_exist():
 
 def test_no_function_is_over_100_lines():
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path.read_text())):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 100, f"{path}: {node.name}"
 
@@ -248,7 +261,7 @@ def private_names(source: str) -> list[str]:
             node = node.value
         return node.id if isinstance(node, ast.Name) else ""
 
-    tree, ours, theirs, found = ast.parse(source), set(), {"self", "cls"}, []
+    tree, ours, theirs, found = parsed(source), set(), {"self", "cls"}, []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             for alias in node.names:
