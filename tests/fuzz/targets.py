@@ -200,7 +200,8 @@ def _check_annotations(box: Path) -> None:
         for s in found.sources:
             more = {from_csv(name): from_csv(value).strip() for name, value in s.extra.items()}
             rounded = re.sub(r"[\d.]+", lambda n: n[0][:9].rstrip("0."), more.pop("segments", ""))
-            more.pop("boxes", None)  # CVAT's own, which a list would keep in a file beside it
+            if more.pop("boxes", None):  # its own, which a list would keep in a file beside it
+                more.pop("track_id", None)  # whose of these boxes a label is
             more = {n: v for n, v in more.items() if v and n.lower() not in ("start", "end")}
             about = (s.label, s.split, s.subject, s.captions, rounded, more)
             texts[os.path.normpath(s.path)] = about

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from pretrain import device, processes
 from pretrain.data.pool import usable_cores
 from pretrain.settings import Machine
+from tests.recipes.runs import in_processes
 
 
 @pytest.fixture
@@ -93,32 +95,26 @@ def test_asked_to_stay_on_the_cpu_it_does(threads, monkeypatch):
     assert accelerator.device.type == "cpu" and accelerator.mixed_precision == "no"
 
 
-FAULTS = """
-import resource, sys
-from pretrain.device import keep_memory
+def count_faults() -> None:
+    """Print the page faults of using 64 MB again: before this process keeps memory, and after."""
 
-def touch():  # 64 MB and a page of four kilobytes at a time
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    memory = bytearray(b"x") * 2**26
-    del memory
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    def touch() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        memory = bytearray(b"x") * 2**26
+        del memory
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-if sys.argv[1] == "keep":
-    keep_memory()
-touch()
-print(touch())
-"""
+    for prepare in (lambda: None, device.keep_memory):
+        prepare()
+        touch()
+        print(touch())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
-def test_kept_memory_is_not_cleared_again():
-    def faults(how):
-        answer = subprocess.run(
-            [sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True
-        )
-        return int(answer.stdout)
-
-    assert faults("keep") < 100 < faults("give back")
+def test_kept_memory_is_not_cleared_again(tmp_path):
+    done = in_processes(tmp_path, 1, "tests.unit.test_processes", "count_faults")
+    given_back, kept = map(int, done.stdout.split())
+    assert kept < 100 < given_back
 
 
 def test_an_evaluation_under_a_launcher_is_refused(monkeypatch):
