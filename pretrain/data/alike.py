@@ -255,7 +255,7 @@ def _refined(ours: Clip, theirs: Clip, guess: _Guess) -> tuple[float, tuple[Plac
     found = []
     for phase, halves in zip((0.0, 0.5, -0.5), _phases(*pair), strict=True):
         a, b = _some(*halves)
-        _, own = settle(parts(a), parts(b), place)
+        _, own = settle(parts(a[::2]), parts(b[::2]), place)
         changing, resting = _agreement(a, b, own, 3)
         found.append((changing + resting, changing, resting, phase, own))
         if changing < CHANGING - 0.2 or changing + resting < BOTH - 0.2:
@@ -324,7 +324,7 @@ def _finest(
     score, lag = latest([lag + k * step for k in range(-reached, reached + 1)], 3, 12)
     if score < STARTING:
         return None
-    for reach, most, shifts in ((3, 12, (-2, 0, 2)), (2, 24, (0,))):
+    for reach, most, shifts in ((3, 12, (0,)), (3, 12, (-2, 0, 2)), (2, 24, (0,))):
         settled = []
         for shift in shifts:  # a place a little beside does for a frame sooner or later
             i, j = pair(lag + shift * step, most)

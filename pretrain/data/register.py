@@ -107,21 +107,27 @@ def settle(
     best, pixels = (-1.0, place), np.arange(ours.shape[1], dtype=np.float32)
     for _ in range(ROUNDS):
         other, seen = laid_over(theirs, place)
-        score = correlation(ours[:, seen], other[:, seen])
+        if seen.mean() < AREA:
+            break
+        rows, columns = (np.flatnonzero(seen.any(axis)) for axis in (1, 0))
+        box = (..., slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+        mine = ours[box]
+        score = correlation(mine, other[box])
         if score <= best[0]:
             break
         gained, best = score - best[0], (score, place)
-        if gained < 1e-3 or seen.mean() < AREA:
+        if gained < 2e-3:
             break
-        columns = [other[:, seen]]
-        for axis, (scale, shift) in zip((2, 1), place, strict=True):
-            slope = -np.gradient(other, axis=axis)
+        slopes = np.empty((5, *mine.shape), np.float32)
+        slopes[0] = other[box]
+        for n, axis, (scale, shift) in zip((1, 3), (2, 1), place, strict=True):
             at = (pixels - shift) / scale - pixels.mean()
-            columns += [slope[:, seen], (slope * (at if axis == 2 else at[:, None]))[:, seen]]
-        flat = np.stack(columns).reshape(5, -1)
+            slopes[n] = -np.gradient(other, axis=axis)[box]
+            slopes[n + 1] = slopes[n] * (at[box[2]] if axis == 2 else at[box[1], None])
+        flat = slopes.reshape(5, -1)
         gram = flat @ flat.T
         gram[np.diag_indices(5)] *= 1.001
-        found = np.linalg.solve(gram + 1e-9 * np.eye(5), flat @ ours[:, seen].ravel())
+        found = np.linalg.solve(gram + 1e-9 * np.eye(5), flat @ mine.ravel())
         steps = (found[1:] / max(float(found[0]), 0.2)).tolist()
         moved = []
         for (scale, shift), by, wider in zip(place, steps[::2], steps[1::2], strict=True):
