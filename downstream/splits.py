@@ -124,9 +124,13 @@ class _Clips:
         return _collect(records, self.name, self.groups, self.recordings)
 
     def joined(self, pack: Pack) -> list[str]:
-        """What near-duplicates join, in words; or that it was not looked for any."""
+        """What near-duplicates join, in words; what is wrong with their list, or that none is."""
         if pack.near_duplicates() is None:
             return [NOT_LOOKED]
+        in_vain = pack.struck_in_vain()
+        return self._joined() + [in_vain] * bool(in_vain)
+
+    def _joined(self) -> list[str]:
         if not len(self.pairs):
             return []
         alone = group_clips(list(self.records.values()))

@@ -1,6 +1,7 @@
 """Makes one pack of parts that several machines packed: the pack that one alone would have made.
 
-Near-duplicates are looked for among the clips of all parts.
+Near-duplicates are looked for among the clips of all parts; what a person struck out in one of them
+stays so.
 
 Each part is a pack of its own, of the sources whose names' hashes fall to it. What the parts know
 of their sources comes along, so that later only what has changed is packed again.
@@ -23,6 +24,7 @@ from pretrain.data.index import (
     packed_words,
     part_words,
 )
+from pretrain.data.near_list import add_struck
 from pretrain.data.pack import check_folders, locked, look_for_near, store_settings
 from pretrain.data.writer import Rows, Writer, has_shard, line_digests
 from pretrain.files import is_folder, parse_json, read_limited, reading, replacing
@@ -70,9 +72,10 @@ def merge(source: str | Path, out: str | Path, *, progress: bool = True, near: b
         (out / ".pack" / "clips").mkdir(parents=True, exist_ok=True)
         with locked(out, progress):
             finish_commit(out)
+            add_struck([part.folder for part in parts], out)
             _write(parts, out)
-            found = look_for_near(out, progress) if near else ""
             index = load_index(out)
+            found = look_for_near(out, index, progress) if near else ""
     except (OSError, NotImplementedError) as error:  # the latter: a disk that knows no locks
         what = getattr(error, "strerror", None) or error
         where = getattr(error, "filename", None) or out

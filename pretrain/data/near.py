@@ -34,7 +34,7 @@ import numpy as np
 from pretrain.data.alike import SURE, Alike, Clip, compare, compare_stills
 from pretrain.data.decode import DecodeError, decode_frames
 from pretrain.data.index import NEAR, SIGNATURES, checked_lines, load_index, refuse_part
-from pretrain.data.near_list import MOST, near_lines
+from pretrain.data.near_list import MOST, near_lines, read_struck, unmatched
 from pretrain.data.progress import counting
 from pretrain.data.register import shrunk
 from pretrain.data.signatures import (
@@ -338,15 +338,19 @@ def _kind(near: Alike, lengths: list[float]) -> str:
     return " ".join(words) or "same"
 
 
-def add_near(folder: str | Path, progress: bool = False) -> str:
+def add_near(out: Path, index: dict, progress: bool = False) -> str:
     """Look for the near-duplicates of a pack and list them in it; says what was found.
 
+    Args:
+        out: the pack.
+        index: of it, to which is added what was found.
+        progress: show it.
+
     Raises:
-        ValueError: it is no pack, or cannot be written to.
+        ValueError: it is a part, is damaged, or cannot be written to.
     """
-    out = Path(folder)
-    index = load_index(out)
-    refuse_part(index, str(folder))
+    refuse_part(index, str(out))
+    read_struck(out)  # what is wrong with it is said before the search
     packed = _Packed(out, index)
     if packed.lacking():  # made before there were any
         with writing(out / SIGNATURES), replacing(out / SIGNATURES) as aside:
@@ -365,14 +369,17 @@ def add_near(folder: str | Path, progress: bool = False) -> str:
     words = f"{counted(len(lines), 'pair')} of near-duplicates among "
     words += counted(len(packed.rows), "clip")
     words += f": {out / NEAR}" if lines else ""
-    return words + f"; {counted(blank, 'blank clip')} cannot be compared" * bool(blank)
+    words += f"; {counted(blank, 'blank clip')} cannot be compared" * bool(blank)
+    in_vain = unmatched(out, about, len(packed.rows))
+    return words + f"; {in_vain}" * bool(in_vain)
 
 
 def main() -> None:
     """Look through the pack whose folder is given."""
     if len(sys.argv) != 2:
         raise ValueError("give the folder of a pack: python -m pretrain.data.near packs/mine")
-    print(for_screen(add_near(sys.argv[1], progress=True)))
+    out = Path(sys.argv[1])
+    print(for_screen(add_near(out, load_index(out), progress=True)))
 
 
 if __name__ == "__main__":

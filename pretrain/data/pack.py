@@ -144,9 +144,9 @@ def pack(
             packer.ingest(workers, timeout, file_timeout)
             packer.add_streams(workers, timeout, file_timeout)
             packer.write()
-            if near and not part:
-                found = look_for_near(out, progress)
             index = load_index(out)
+            if near and not part:
+                found = look_for_near(out, index, progress)
     except (OSError, NotImplementedError) as error:  # the latter: a disk that knows no locks
         what = getattr(error, "strerror", None) or error
         where = getattr(error, "filename", None) or out
@@ -180,13 +180,19 @@ def _check(
             methods.check_method(method)  # of an earlier pack all streams may be there already
 
 
-def look_for_near(out: Path, progress: bool) -> str:
-    """Look for the near-duplicates of a pack unless they are listed; a line on what was found."""
-    if "near_duplicates" in load_index(out):
+def look_for_near(out: Path, index: dict, progress: bool) -> str:
+    """Look for the near-duplicates of a pack unless they are listed; a line on what was found.
+
+    Args:
+        out: the pack.
+        index: of it, to which is added what was found.
+        progress: show it.
+    """
+    if "near_duplicates" in index:
         return ""
     from pretrain.data.near import add_near  # what it needs, packing can do without
 
-    return f"\n{for_screen(add_near(out, progress))}"
+    return f"\n{for_screen(add_near(out, index, progress))}"
 
 
 # ---- the folder --------------------------------------------------------------------------------

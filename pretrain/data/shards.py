@@ -40,7 +40,7 @@ from pretrain.data.decode import (
 )
 from pretrain.data.flow import to_pixels
 from pretrain.data.index import load_index, refuse_part
-from pretrain.data.near_list import read_pairs
+from pretrain.data.near_list import read_pairs, unmatched
 from pretrain.data.poses import crop_pose, read_array
 from pretrain.data.remote import MOST_LANES, ReadAhead, Remote, Unreachable
 from pretrain.data.sampling import (
@@ -145,6 +145,15 @@ class Pack:
         """
         about = self.index.get("near_duplicates")
         return about and read_pairs(self.folder, about, len(self))
+
+    def struck_in_vain(self) -> str:
+        """A sentence on struck-out pairs that are no near-duplicates, if there are any.
+
+        Raises:
+            ValueError: as of `near_duplicates`.
+        """
+        about = self.index.get("near_duplicates")
+        return unmatched(self.folder, about, len(self)) if about else ""
 
     @property
     def address(self) -> str:

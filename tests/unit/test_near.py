@@ -101,6 +101,14 @@ def test_a_pair_that_is_struck_out_stays_so(packed, raw, tmp_path):
     fewer.write_text("\n".join(row for row in rows if not row.startswith(("v9", "black"))))
     pack(fewer, folder, workers=1, progress=False)
     assert named(folder) == left
+    gone = line.replace("v1.mp4", "v1\x1b[0m.mp4")
+    (folder / STRUCK).write_text(f"{line}\n{gone}\n")
+    notes = [n for n in choose_splits(Pack(folder), "train", "test", 0)[2] if STRUCK in n]
+    told = f"{STRUCK} names 1 pair that near_duplicates.csv does not"
+    assert [n.count(told) for n in notes if told in n] == [1], notes
+    assert any("line 2 (" in note and "cropped.mp4" in note for note in notes)
+    assert "line 1" not in str(notes) and "\x1b" not in "".join(notes)
+    assert f"; {told}" in add_near(folder, load_index(folder)) and named(folder) == left
     saved = line.replace(",0.0,", ",0,").replace(",", '","')  # as spreadsheets do
     (folder / STRUCK).write_text(f'\ufeff"{saved}"\r\n')
     assert named(folder) == left
@@ -121,7 +129,7 @@ def test_a_pack_without_signatures_says_so_and_gets_them(packed, raw, tmp_path):
     (folder / "signatures.bin").unlink()
     notes = choose_splits(Pack(folder), "train", "test", 0)[2]
     assert any("not looked for" in note and "pretrain.data.near" in note for note in notes)
-    assert "4 pairs" in add_near(folder) and named(folder) == EXPECTED
+    assert "4 pairs" in add_near(folder, load_index(folder)) and named(folder) == EXPECTED
     assert load_index(folder)["signatures"]["bytes"] > 0
     pack(raw, folder, workers=1, progress=False)
     assert named(folder) == EXPECTED
@@ -133,9 +141,21 @@ def test_pairs_across_parts_are_found_when_they_are_merged(raw, packed, tmp_path
         pack(raw, out, workers=1, progress=False, part=(number, 2))
         assert "near_duplicates" not in load_index(out) and "signatures" in load_index(out)
     merge(tmp_path / "parts", tmp_path / "one", progress=False)
-    assert named(tmp_path / "one") == EXPECTED
+    assert named(tmp_path / "one") == EXPECTED and not (tmp_path / "one" / STRUCK).exists()
     for name in ("index.json", "signatures.bin", "near_duplicates.csv"):  # as one machine makes it
         assert (tmp_path / "one" / name).read_bytes() == (packed / name).read_bytes()
+    first, second = (packed / "near_duplicates.csv").read_text().splitlines()[1:3]
+    left = {pair for pair in EXPECTED if not all(f"{name}.mp4" in first for name in pair)}
+    assert len(left) == 3
+    (tmp_path / "parts" / "2" / STRUCK).write_text(first)
+    merge(tmp_path / "parts", tmp_path / "one", progress=False, near=False)
+    assert (tmp_path / "one" / STRUCK).read_text() == f"{','.join(COLUMNS)}\n{first}\n"
+    assert named(tmp_path / "one") == left
+    (tmp_path / "one" / STRUCK).write_text(second)  # of the whole, without the end of a line
+    merge(tmp_path / "parts", tmp_path / "one", progress=False, near=False)
+    merge(tmp_path / "parts", tmp_path / "one", progress=False, near=False)
+    assert (tmp_path / "one" / STRUCK).read_text() == f"{second}\n{first}\n"
+    assert len(named(tmp_path / "one")) == 2
 
 
 @pytest.mark.parametrize(

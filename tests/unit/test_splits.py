@@ -37,6 +37,7 @@ def fake_pack(rows: list[tuple], pairs: Sequence[tuple[int, int]] = ()) -> Simpl
         records=lambda: iter(records),
         record=records.__getitem__,
         near_duplicates=lambda: np.array(pairs, np.int64).reshape(-1, 2),
+        struck_in_vain=lambda: "",
         index={"splits": {}},
     )
 
