@@ -212,12 +212,12 @@ def check_lengths(
     (least, multiple), frames = lengths, spec_of(model).frames
     found = {}
     for other in (least if least < frames else frames + 2 * multiple, frames + multiple):
-        rebuilt = at_length(model, other)
-        few = EvalClips(clips.pack, clips.ids[:FEW], spec_of(rebuilt), 1, 1)
         try:
+            rebuilt = at_length(model, other)
+            few = EvalClips(clips.pack, clips.ids[:FEW], spec_of(rebuilt), 1, 1)
             found[str(other)] = check(rebuilt, exported, few)["max_abs_difference"]
-        except ValueError as error:
-            raise ValueError(f"at {other} frames {error}") from error
+        except (ValueError, RuntimeError) as error:  # weights that do not fit are a RuntimeError
+            raise ValueError(f"at {other} frames {reason_of(error)}") from error
     return found
 
 

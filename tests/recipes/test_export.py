@@ -180,6 +180,16 @@ def test_lengths_that_are_fixed_say_why(monkeypatch):
     assert "interpolated" in lengths_of(longer)
 
 
+def test_weights_that_fit_one_length_only():
+    class Wrong(Colours):
+        def __init__(self, frames: int = 8):
+            super().__init__(frames)
+            self.weight = nn.Parameter(torch.ones(frames))
+
+    with pytest.raises(ValueError, match="at 1 frames"):
+        export.check_lengths(Wrong(), None, None, (1, 1))
+
+
 def test_another_best_answer_is_a_difference():
     want = np.array([[0, 1.0], [1, 0]], np.float32)
     assert compared(want, want + np.float32(1e-5), True)["same_top1"] == 1
