@@ -1,10 +1,12 @@
 """The command `muybridge`: subcommands, help, mistakes, and what a wheel carries."""
 
 import ast
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +21,51 @@ SAYS = f"import sys; loaded = {HEAVY} & sys.modules.keys(); assert not loaded, l
 RECIPES = [path.stem for path in sorted((ROOT / "recipes").glob("[a-z]*.py"))]
 STARTS = "import sys, runpy; sys.argv[0] = 'muybridge'\ntry: runpy.run_module('recipes', "
 STARTS += "run_name='__main__', alter_sys=False)\nfinally:\n    " + SAYS
+
+
+# Forks for every line of words: each loads a recipe's flags, and none again what all have.
+SERVES = f"""
+import json, os, runpy, sys, traceback
+import pretrain.log
+assert not {HEAVY} & sys.modules.keys()
+for line in sys.stdin:
+    words, *files = json.loads(line)
+    if (child := os.fork()) == 0:
+        for number, name in enumerate(files, 1):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), number)
+        sys.argv, status = ["muybridge", *words], 0
+        try:
+            runpy.run_module("recipes", run_name="__main__")
+        except SystemExit as end:
+            status = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush()
+        os._exit(99 if {HEAVY} & sys.modules.keys() else status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def muybridge(tmp_path_factory) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
+    """`muybridge` as `start` starts it, in a fork of a process that has loaded nothing heavy."""
+    files = [str(tmp_path_factory.mktemp("said") / name) for name in ("stdout", "stderr")]
+
+    def run(*words: str) -> subprocess.CompletedProcess:
+        for name in files:
+            Path(name).unlink(missing_ok=True)
+        print(json.dumps([words, *files]), file=server.stdin, flush=True)
+        status = int(server.stdout.readline())
+        said = (Path(name).read_text() for name in files)
+        return subprocess.CompletedProcess(words, status, *said)
+
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ) as server:  # fmt: skip
+        yield run
+        server.stdin.close()
 
 
 def start(*words: str, script: str = STARTS) -> subprocess.CompletedProcess:
@@ -77,8 +124,8 @@ def test_a_subcommand_has_the_recipes_flags_and_its_own_name():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_help_of_a_recipe_loads_nothing(name):
-    run = start(name.replace("_", "-"), "--help")
+def test_help_of_a_recipe_loads_nothing(name, muybridge):
+    run = muybridge(name.replace("_", "-"), "--help")
     assert run.returncode == 0, run.stderr
     assert f"usage: muybridge {name.replace('_', '-')}" in re.sub(r"\x1b\[\d*m", "", run.stdout)
     assert "python recipes/" not in run.stdout
@@ -94,8 +141,8 @@ def test_help_of_a_recipe_loads_nothing(name):
         ("look clips --port 70000", "--port"), ("fit --data x --batch-size 0", "--batch-size 0"),
     ],
 )  # fmt: skip
-def test_a_mistake_in_flags_loads_nothing(words, said):
-    run = start(*words.split())
+def test_a_mistake_in_flags_loads_nothing(words, said, muybridge):
+    run = muybridge(*words.split())
     assert run.returncode == 2 and said in run.stderr, run.stderr
 
 

@@ -1,9 +1,13 @@
 """The end of every command that prints."""
 
+import runpy
 import subprocess
 import sys
+from functools import partial
 
 import pytest
+
+from tests import forked
 
 PRINTS = """
 import sys
@@ -31,15 +35,19 @@ cli(main, Config)
         (["-c", PRINTS, "--lines", "2"], 2, "error: two"),
         (["-c", PRINTS, "--lines", "99999"], 141, "error: "),
         (["-c", PRINTS, "--help"], 0, ""),
-        (["-m", "downstream.models"], 0, ""),
+        (["downstream.models"], 0, ""),
     ],
 )
 def test_a_reader_that_ends_early_gets_no_traceback(command, status, words, monkeypatch):
     """As `head` does: what was done is done, and a mistake is still said."""
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
-    with subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    if command[0] == "-c":
+        started = subprocess.Popen([sys.executable, *command], **streams)
+    else:  # a module that imports torch, which this process has
+        monkeypatch.setattr(sys, "argv", command)
+        started = forked.start(partial(runpy.run_module, *command, run_name="__main__"), **streams)
+    with started as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         said = process.stderr.read()
