@@ -38,6 +38,7 @@ from pretrain.data.windows import DOUBT, SMALL, Lag, Windows, windows
 FINE = (64, 32, 20)  # pixels: the most that frames of both have
 SHORTEST = 8  # pictures that two clips must share
 AGREEING = 0.55  # mean cosine of windows at the best lag
+SURELY = 0.75  # from which on the lag, of motion that repeats itself, may be a wrong one
 WORTH_MORE = 0.5  # correlation of small pictures at that lag; of copies over 0.6
 HOPEFUL = 0.6  # of small pictures at the best lag and place
 CHANGING, RESTING, BOTH = 0.6, 0.5, 1.35  # correlations of the pictures of signatures, in detail
@@ -197,12 +198,14 @@ def _guesses(ours: Clip, theirs: Clip, hints: tuple[Lag, Lag]) -> list[_Guess]:
         if cosine < AGREEING:
             continue
         at = ours.windows.place(theirs.windows, mirrored, lag)
-        if consider(lag, at, mirrored, 4) < WORTH_MORE:
+        good = consider(lag, at, mirrored, 4) > WORTH_MORE
+        if good:
+            at = found[lag, mirrored].place
+            better = _best_lag(ours, theirs, at, mirrored)
+            if better != lag:
+                consider(better, at, mirrored, 0)
+        elif cosine < SURELY:
             continue
-        at = found[lag, mirrored].place
-        better = _best_lag(ours, theirs, at, mirrored)
-        if better != lag:
-            consider(better, at, mirrored, 0)
         if ours.structured and theirs.structured:
             other = theirs.rest[:, ::-1] if mirrored else theirs.rest
             score, *place = correlate(ours.rest[None], other[None], [EVEN], [EVEN], 7)
@@ -351,13 +354,18 @@ def _finest(
 
 def compare(ours: Clip, theirs: Clip, hints: tuple[Lag, Lag]) -> Alike | None:
     """How two clips agree, of which `best_lags` says where; None: nowhere near."""
+    best: Alike | None = None
     guesses = _guesses(ours, theirs, hints)
-    for guess in guesses[:2]:
+    for guess in guesses[:3]:  # where motion repeats itself, the first one may be a wrong time
         if guess.score < max(HOPEFUL, guesses[0].score - 0.1):
             break
         if fine := _refined(ours, theirs, guess):
-            return _finest(ours, theirs, *fine, guess.mirrored)
-    return None
+            near = _finest(ours, theirs, *fine, guess.mirrored)
+            if near and (best is None or near.score > best.score):
+                best = near
+        if best and best.score > 0:
+            break
+    return best
 
 
 def compare_stills(ours: Clip, theirs: Clip) -> Alike | None:
