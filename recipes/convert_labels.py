@@ -1,6 +1,6 @@
 """Convert annotations: from any that --data reads to ActivityNet, CVAT, Label Studio or our csv.
 
-    python recipes/convert_labels.py --source clips.csv --to activitynet --out labels.json
+    python recipes/convert_labels.py --data clips.csv --to activitynet --out labels.json
 
 In a csv the paths are relative to it, wherever it is written. In the other formats names of videos
 stay relative to the source's folder, so write the result there. Frames of Label
@@ -63,7 +63,7 @@ def moved(row: Row, folder: Path, to: Path) -> Row:
 
 def main(config: Config) -> dict:
     """Convert; returns what is printed."""
-    source, out = Path(config.source), Path(config.out)
+    source, out = Path(config.data), Path(config.out)
     if is_there(out):
         raise ValueError(f"--out {out} exists already: name another, nothing is overwritten")
     if config.fps is not None and config.fps > 1000:

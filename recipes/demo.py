@@ -162,7 +162,7 @@ def main(config: Config) -> dict:
     print(
         f"\nMore of both is in {out}: curve.png, reconstruction.png, and CARD.md of the probe.\n\n"
         "next, with your own videos (a folder, whose subfolders are the classes if there are any):"
-        "\n\n  muybridge pack --source my_videos/ --out packs/mine\n"
+        "\n\n  muybridge pack --data my_videos/ --out packs/mine\n"
         "  muybridge videomae --data packs/mine --out runs/mine\n"
         "  muybridge linear-probe --backbone runs/mine/backbone --data packs/mine"
     )

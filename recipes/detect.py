@@ -296,13 +296,13 @@ def main(config: Config) -> dict:
         refuse_others(out)
     try_folder(out)
     videos, refused = list_videos(config.video)
-    lock = claim(out)
     notes: list[str] = []
     truth = truth_of(config, videos)
     val, tested = choose_parts(config, videos, truth, notes)
     where = start_evaluation(config.machine)
     how = How(config.smooth, config.batch_size, where, config.machine.precision)
     scorer = load_scorer(config, where)
+    lock = claim(out)
     take_pose_weights(config.pose_weights, scorer.spec.streams)
     val, tested = (
         with_streams(part, scorer.spec, config.backbone, refused) for part in (val, tested)

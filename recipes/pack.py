@@ -1,13 +1,13 @@
 """Pack videos, images or poses into checked clips, the only thing the other recipes read.
 
-    python recipes/pack.py --source videos/ --out packs/mine
-    python recipes/pack.py --source clips.csv --out packs/mine --short-side 128
-    python recipes/pack.py --source videos/ --out packs/mine --flow dis --pose blazepose
-    python recipes/pack.py --source videos/ --out packs/mine --follow motion
-    python recipes/pack.py --source videos/ --out parts/3 --part 3/16
-    python recipes/pack.py --source parts/ --out packs/mine --merge
+    python recipes/pack.py --data videos/ --out packs/mine
+    python recipes/pack.py --data clips.csv --out packs/mine --short-side 128
+    python recipes/pack.py --data videos/ --out packs/mine --flow dis --pose blazepose
+    python recipes/pack.py --data videos/ --out packs/mine --follow motion
+    python recipes/pack.py --data videos/ --out parts/3 --part 3/16
+    python recipes/pack.py --data parts/ --out packs/mine --merge
 
-SOURCE is a folder (its subfolders are classes, with train/val/test folders above them if there
+DATA is a folder (its subfolders are classes, with train/val/test folders above them if there
 are), a list (csv, tsv, space-separated, jsonl or a JSON array, with columns such as path, label,
 caption, split, subject), a WebDataset tar or a folder of these, or images. Every file is decoded
 once, fully, in a process that may crash or hang without harm; what cannot be used is named in
@@ -46,10 +46,10 @@ from pretrain.names import for_screen, for_shell
 class Config:
     """Configuration of packing."""
 
-    source: str
+    data: str
     """A folder, a list file, a tar, a video; or tars far away, s3://BUCKET/{000..010}.tar."""
     out: str
-    """The folder of the pack: new, or an earlier pack of the same source."""
+    """The folder of the pack: new, or an earlier pack of the same data."""
     short_side: Count = 256
     """Larger videos are scaled down to this many pixels; smaller ones are left as they are."""
     clip_seconds: Positive = 10.0
@@ -76,7 +76,7 @@ class Config:
     part: str = ""
     """Pack one part of several, such as 3/16: what falls to it by the hashes of the names."""
     merge: bool = False
-    """Make one pack of all parts in the folder --source."""
+    """Make one pack of all parts in the folder --data."""
     near_duplicates: bool = True
     """Look for near-duplicates (copies that were cut, cropped or encoded anew) at the end, so that
     no split divides them."""
@@ -88,7 +88,7 @@ def unused(config: Config) -> dict[str, str]:
         why = "with --part: --merge looks for them among all parts"
         return {"near_duplicates": why} if config.part else {}
     others = {field.name for field in fields(Config)}
-    others -= {"source", "out", "merge", "near_duplicates"}
+    others -= {"data", "out", "merge", "near_duplicates"}
     return dict.fromkeys(others, "with --merge: parts are packed already")
 
 
@@ -97,16 +97,16 @@ def main(config: Config) -> dict:
     if config.pose_weights:
         pose_weights(config.pose_weights)  # from now on they are in the cache
     part = parse_part(config.part) if config.part else None
-    far = is_address(config.source)
+    far = is_address(config.data)
     if config.cache_gib is not None and not far:
-        raise ValueError(f"--cache-gib: {config.source} is not far away, leave it out")
+        raise ValueError(f"--cache-gib: {config.data} is not far away, leave it out")
     if config.merge:
-        index = merge(config.source, config.out, near=config.near_duplicates)
+        index = merge(config.data, config.out, near=config.near_duplicates)
     else:
         if far and part:  # which videos a part has is known when all names are
-            print(f"every part brings all tars of {for_screen(config.source)}", flush=True)
+            print(f"every part brings all tars of {for_screen(config.data)}", flush=True)
         index = pack(
-            bring_tars(config.source, config.cache_gib) if far else config.source,
+            bring_tars(config.data, config.cache_gib) if far else config.data,
             config.out,
             short_side=config.short_side,
             clip_seconds=config.clip_seconds,
@@ -122,7 +122,7 @@ def main(config: Config) -> dict:
     print(f"packed: {for_screen(config.out)}")
     if part:
         parts = for_shell(str(Path(config.out).parent))
-        print(f"next, with all parts: muybridge pack --source {parts} --out PACK --merge")
+        print(f"next, with all parts: muybridge pack --data {parts} --out PACK --merge")
         return index
     pose = index.get("streams", {}).get("pose", {})
     command = "videomae"

@@ -391,9 +391,9 @@ def main(config: Config) -> dict:
     if missing := [video for video in config.video if not camera and not is_there(video)]:
         raise ValueError(f"--video {missing[0]}: there is no such file or folder")
     out = choose_out(config, camera)
-    lock = claim(out)
     names = list(load_classes(config.classes)) if config.classes else None
     model = load_classifier(config.backbone, config.weights or "", names)
+    lock = claim(out)
     if camera or config.bouts:
         content = find_bouts(config, camera, model, out)
         lock.release(force=True)

@@ -106,7 +106,7 @@ def load_index(folder: str | Path) -> dict:
     if not os.path.lexists(path):
         state = "is a pack that is not finished: run the same pack command again"
         if not (Path(folder) / ".pack").is_dir():
-            state = "is no pack: make one with muybridge pack --source VIDEOS --out FOLDER"
+            state = "is no pack: make one with muybridge pack --data VIDEOS --out FOLDER"
         raise ValueError(f"{folder} {state} (there is no {path.name})")
     with reading(path):
         data = read_limited(path, MAX_INDEX)
@@ -188,7 +188,7 @@ def refuse_part(index: dict, name: str) -> None:
     if "part" in index:
         raise ValueError(
             f"{name} is {part_words(index['part'])} of a pack: make one of all parts with "
-            "muybridge pack --source FOLDER_OF_PARTS --out PACK --merge"
+            "muybridge pack --data FOLDER_OF_PARTS --out PACK --merge"
         )
 
 

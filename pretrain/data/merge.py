@@ -127,7 +127,7 @@ def _find_parts(source: Path) -> list[_Part]:
         _refuse_other_settings(first, part)
         if part.index.get("part_of") != first.index.get("part_of"):
             raise ValueError(
-                f"{first.folder} and {path} are parts of other --source: of other files or lists, "
+                f"{first.folder} and {path} are parts of other --data: of other files or lists, "
                 "or of what was changed in between; run the --part commands of all again"
             )
         found[part.number] = part
@@ -209,7 +209,7 @@ def _refuse_twice(parts: list[_Part], rows: Rows) -> None:
         (_, other), (part, row) = ((parts[rows.of(n)], rows.get(n)) for n in number)
         raise ValueError(
             f"{part.folder}: clip {row['key']} of {for_screen(row['source'])} is in "
-            f"another part, too, of {for_screen(other['source'])}: pack all of the same --source"
+            f"another part, too, of {for_screen(other['source'])}: pack all of the same --data"
         )
 
 

@@ -188,7 +188,7 @@ def open_remote(address: str, gib: float | None, say: bool) -> Remote:
     if address.endswith((".tar", ".mp4", ".csv")):
         raise ValueError(
             f"{address} is no pack: tars far away are packed first, with muybridge pack "
-            f"--source {address} --out FOLDER"
+            f"--data {address} --out FOLDER"
         )
     cache = cache_folder() / "remote"
     with writing_cache(cache):

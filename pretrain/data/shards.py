@@ -322,9 +322,9 @@ class Pack:
 
 _ADDS = {
     "rgb": "these are poses without videos; name the videos in a column path of the list",
-    "flow": "muybridge pack --source VIDEOS --out FOLDER --flow dis adds it, also to a "
+    "flow": "muybridge pack --data VIDEOS --out FOLDER --flow dis adds it, also to a "
     "pack that is there; then give that folder",
-    "pose": "muybridge pack --source VIDEOS --out FOLDER --pose blazepose adds it, and "
+    "pose": "muybridge pack --data VIDEOS --out FOLDER --pose blazepose adds it, and "
     "keeps poses that a column pose of a list names; then give that folder",
 }
 

@@ -12,7 +12,7 @@ from pretrain.log import cli
 class Config:
     """Configuration of the conversion."""
 
-    source: str
+    data: str
     """A file of annotations, or a list."""
     to: Literal["activitynet", "cvat", "labelstudio", "csv"]
     """The format to write."""

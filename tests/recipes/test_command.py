@@ -116,11 +116,11 @@ def test_a_subcommand_has_the_recipes_flags_and_its_own_name():
     assert run.returncode == 0, run.stderr
     help_text = re.sub(r"\x1b\[\d*m", "", run.stdout)
     assert "usage: muybridge pack" in help_text and "--short-side" in help_text
-    assert "muybridge pack --source" in help_text and "python recipes/" not in help_text
+    assert "muybridge pack --data" in help_text and "python recipes/" not in help_text
     run = start("linear-probe", "--backbone", "x", "--dat", "y")
     assert run.returncode == 2 and "--data" in run.stderr
-    run = start("pack", "--sourse", "x")
-    assert run.returncode == 2 and "--source" in run.stderr
+    run = start("pack", "--daat", "x")
+    assert run.returncode == 2 and "--data" in run.stderr
 
 
 @pytest.mark.parametrize("name", RECIPES)

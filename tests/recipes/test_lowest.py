@@ -19,7 +19,7 @@ DATASET = (
 )
 # Each decodes, trains, or calls another library in a way of its own.
 COMMANDS = (
-    "pack.py --source dataset/clips.csv --out pack",
+    "pack.py --data dataset/clips.csv --out pack",
     "videomae.py --data pack --steps 2 --batch-size 8 --micro-batch 8 --positions flat "
     "--motion-tokens 1 --out run",
     "linear_probe.py --backbone run/backbone --data pack",

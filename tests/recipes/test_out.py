@@ -87,7 +87,7 @@ def test_out_is_tried_before_the_data_are_touched(commands, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     "module, asked",
     [
-        (predict, "claim"),
+        (predict, "refuse_others"),
         (detect, "try_folder"),
         (visualize, "claim"),
     ],
@@ -110,7 +110,18 @@ def test_other_videos_have_another_folder(tmp_path, monkeypatch, module, asked):
     assert len(found) == 2, found
 
 
-def test_two_evaluations_into_one_folder(commands, tiny_pack, tiny_backbone, tmp_path):
+@pytest.mark.parametrize("module", [predict, detect, visualize])
+def test_a_missing_backbone_leaves_no_folder(tmp_path, monkeypatch, module):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.mp4").touch()
+    video = "a.mp4" if module is visualize else ("a.mp4",)
+    with pytest.raises(ValueError, match="nowhere"):
+        module.main(configure(module.Config, video=video, backbone="nowhere/backbone"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_two_evaluations_into_one_folder(commands, tiny_pack, tiny_backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "load_classifier", lambda *_: None)
     beside = subprocess.Popen(
         [sys.executable, "-c", BESIDE, str(tmp_path / "out")], stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},

@@ -65,9 +65,9 @@ def test_numbers_that_mean_nothing_are_refused(name):
         ("benchmark", "--rounds 0"), ("benchmark", "--peak 0"),
         ("predict", "--top-k 0 --backbone b --video v"),
         ("visualize", "--enlarge 0 --backbone b --video v"),
-        ("pack", "--workers 0 --source s --out o"),
+        ("pack", "--workers 0 --data s --out o"),
         # Twice: the parser would take the last one.
-        ("pack", "--flow dis --flow tvl1 --source s --out o"),
+        ("pack", "--flow dis --flow tvl1 --data s --out o"),
         ("detect", "--video a --backbone b --video=c"), ("clip", "--flip --no-flip"),
         ("videomae", "--threads 2 --threads 2"),
         ("convert", "--frames 0 --source s --to hf --out o"),

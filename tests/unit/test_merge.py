@@ -216,7 +216,7 @@ def _repack(made: Path, parts: Path, other: tuple[int, str | None] | None = None
         (lambda made, parts: _repack(made, parts, short_side=16), "short_side"),
         (lambda made, parts: _repack(made, parts, shard_bytes=99), "shard_bytes"),
         (lambda made, parts: _repack(made, parts, other=(6, None)), "1 and .*2 are parts of other"),
-        (lambda made, parts: _repack(made, parts, other=(1, "jump")), "parts of other --source"),
+        (lambda made, parts: _repack(made, parts, other=(1, "jump")), "parts of other --data"),
         (lambda made, parts: shutil.copytree(made / "whole", parts / "4"), "4 is a whole pack"),
         (lambda made, parts: (parts / "4").mkdir(), "4 is no pack"),
         (lambda made, parts: next(parts.glob("1/shard*")).unlink(), "shard-.* is missing"),

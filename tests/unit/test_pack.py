@@ -1504,14 +1504,14 @@ def test_command_line(videos, tmp_path):
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
 
     out = tmp_path / "öut 1"
-    result = run("--source", videos, "--out", out, "--short-side", 32, "--workers", 1)
+    result = run("--data", videos, "--out", out, "--short-side", 32, "--workers", 1)
     assert result.returncode == 0, result.stderr
     assert "4 sources, 4 clips, 0 refused" in result.stderr
     assert f"muybridge videomae --data '{tmp_path}/\\xf6ut 1'" in result.stdout
     assert load_index(out)["settings"]["short_side"] == 32
-    result = run("--source", tmp_path / "nowhere", "--out", tmp_path / "o2")
+    result = run("--data", tmp_path / "nowhere", "--out", tmp_path / "o2")
     assert result.returncode == 2 and result.stderr.startswith("error: ")
-    result = run("--source", videos, "--out", tmp_path / "o2", "--short-sid", 3)
+    result = run("--data", videos, "--out", tmp_path / "o2", "--short-sid", 3)
     assert result.returncode == 2 and "--short-side" in result.stderr
 
 
