@@ -81,6 +81,7 @@ RULES = [
     Rule(r"^python -m tests\.recipes\.engine_table", listed="test_engines.py trains these"),
     Rule(r"^GOMP_SPINCOUNT", listed="measures for minutes"),
     Rule(r"^python -m downstream\.models", listed="tests/unit/test_models.py runs it"),
+    Rule(r"^python -m downstream\.look\.score", listed="tests/unit/test_look.py runs it"),
     Rule(r"^python -m downstream\.simulate_labelling", listed="tests/recipes/test_fit.py runs it"),
     Rule(r"^python -m pretrain\.data\.untrimmed", listed="tests/recipes/test_detect.py runs it"),
     Rule(r"^python -m pretrain\.data\.index_size", listed="tests/unit/test_columns.py runs it"),
