@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from downstream.classifier import Classifier
 from downstream.events import KeptScores, cut_events, smooth
 from downstream.metrics import FoundEvent
-from downstream.models import matched_stride
+from downstream.models import another_stride, matched_stride
 from downstream.windows import window_scores
 from pretrain.data import flow, methods
 from pretrain.data.blazepose import Networks, estimate_poses, load_networks
@@ -36,7 +36,7 @@ from pretrain.data.stream import Frames
 from pretrain.device import autocast_dtype
 from pretrain.files import is_there
 from pretrain.modes import evaluating
-from pretrain.names import counted, first_of, for_screen
+from pretrain.names import first_of, for_screen
 from pretrain.prompts import same_words
 from pretrain.spec import InputSpec
 
@@ -498,8 +498,7 @@ class Detection:
         """In which videos `find` took another stride than the model records, and why."""
         own = self.scorer.spec.stride
         return [
-            f"stride {stride} instead of {own} in {counted(number, 'video')}: the model learned "
-            f"from clips of {self.scorer.rate:.4g} frames a second"
+            another_stride(stride, own, number, self.scorer.rate)
             for stride, number in sorted(self._strides.items())
             if stride != own
         ]

@@ -334,10 +334,12 @@ def refuse_several(words: Sequence[str], config: type) -> None:
         place = next((i for i, word in enumerate(words) if word == flag(name)), len(words))
         given = list(itertools.takewhile(lambda w: not w.startswith("-"), words[place + 1 :]))
         if len(given) > 1 and get_origin(hints[name]) is not tuple:
-            raise ValueError(
-                f"{flag(name)} takes one path, and {given[1]!r} is another: give the folder that "
-                "holds the files, or a list of them (a text file with one path a line)"
-            )
+            instead = "give the folder that holds the files, or a list (csv) of them"
+            if name == "video":
+                instead = "give one"
+            elif "{" in given[1] or "://" in given[1]:
+                instead = "put an address with braces in quotes"
+            raise ValueError(f"{flag(name)} takes one path, and {given[1]!r} is another: {instead}")
 
 
 def _refuse(useless: Iterable[str], unused: dict[str, str]) -> None:

@@ -11,6 +11,7 @@ import inspect
 import json
 import math
 import re
+import socket
 import sys
 import typing
 import urllib.error
@@ -715,6 +716,9 @@ def hub_answers(server: str) -> bool:
             return True
     except urllib.error.HTTPError:
         return True  # an answer, too
+    except urllib.error.URLError as error:
+        # What else is wrong, such as a certificate, the hub's own client says.
+        return not isinstance(error.reason, TimeoutError | ConnectionError | socket.gaierror)
     except (OSError, ValueError, HTTPException):  # also no address, or an answer that is no HTTP
         return False
 

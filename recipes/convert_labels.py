@@ -61,6 +61,13 @@ def moved(row: Row, folder: Path, to: Path) -> Row:
     return replace(row, path=anew(row.path), extra=row.extra | beside)
 
 
+def with_boxes(row: Row, source: Path) -> Row:
+    """A row that says in columns whose label it is, of the people in the boxes of its file."""
+    if row.track is None:
+        return row
+    return replace(row, extra=row.extra | {"boxes": source.name, "track_id": row.track})
+
+
 def main(config: Config) -> dict:
     """Convert; returns what is printed."""
     source, out = Path(config.data), Path(config.out)
@@ -81,6 +88,8 @@ def main(config: Config) -> dict:
         raise ValueError(f"{source} counts frames of videos that are absent: put them beside it")
     lost: Counter[str] = Counter()
     beside, to = source.parent.resolve(), out.parent.resolve()
+    if config.to == "csv":
+        rows = [with_boxes(row, source) for row in rows]
     if beside != to and config.to == "csv":
         rows = [moved(row, beside, to) for row in rows]
     elif beside != to:

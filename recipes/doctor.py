@@ -331,7 +331,7 @@ def look_at_data(source: str) -> Finding:
     labelled = sum(s.label is not None for s in found)
     people = {s.subject for s in found if s.subject}
     told = [
-        f"{kinds or 'nothing'} would be packed, {_size(found)}",
+        f"{kinds or 'nothing'} would be read, {_size(found)}",
         f"{counted(len(labels), 'class')}, {labelled} labelled",
         f"{counted(len(people), 'subject')}" if people else "no subjects are named",
         _split(Counter(s.split for s in found if s.split)),
@@ -347,7 +347,8 @@ def look_at_data(source: str) -> Finding:
     if listing.skipped:
         told.append(f"{counted(len(listing.skipped), 'file')} of no known kind left out")
     usable = len(found) > len(damaged)
-    remedy = "give files of a kind that is read" * (not usable)
+    remedy = "packing leaves those out, each with the reason" * bool(damaged)
+    remedy = remedy if usable else "give files of a kind that is read"
     return Finding(area, name, STATES[usable], "; ".join(told), remedy, True)
 
 

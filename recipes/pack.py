@@ -47,7 +47,8 @@ class Config:
     """Configuration of packing."""
 
     data: str
-    """A folder, a list file, a tar, a video; or tars far away, s3://BUCKET/{000..010}.tar."""
+    """A folder, a list file, a tar, a video; or tars far away, in quotes:
+    's3://BUCKET/{000..010}.tar'."""
     out: str
     """The folder of the pack: new, or an earlier pack of the same data."""
     short_side: Count = 256

@@ -33,7 +33,7 @@ import csv
 import dataclasses
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -60,7 +60,13 @@ from downstream.detect import (
 from downstream.features import Extraction, start_extraction
 from downstream.live import open_camera, until_interrupted, watch
 from downstream.metrics import FoundEvent
-from downstream.models import choose_sampling, load_classifier, match_rate, trained_rate
+from downstream.models import (
+    another_stride,
+    choose_sampling,
+    load_classifier,
+    matched_stride,
+    trained_rate,
+)
 from downstream.report import events_figure, joined, timeline_figure, write_csv
 from downstream.results import default_folder
 from downstream.segments import stretches
@@ -184,6 +190,27 @@ def pack_all(
     if not packs:
         raise nothing_usable(first_of(config.video, 3), refused)
     return packs, refused
+
+
+def by_stride(
+    config: Config, own: int, packs: list[tuple[Pack, np.ndarray]]
+) -> Iterator[tuple[int, Pack, np.ndarray]]:
+    """Each stride that clips are seen at, and those clips: each video by its own rate.
+
+    Args:
+        config: where it names a stride, all have that.
+        own: the stride that the classifier records.
+        packs: each with its clips.
+    """
+    rate = None if config.stride else trained_rate(config.backbone)
+    for pack, ids in packs:
+        fitting = np.array([matched_stride(own, fps, rate) for fps in pack.rates()[ids].tolist()])
+        for stride in np.unique(fitting).tolist():
+            some = ids[fitting == stride]
+            if stride != own:
+                number = len({pack.record(i)["source"] for i in some})
+                print(f"note: {another_stride(stride, own, number, rate)}")
+            yield stride, pack, some
 
 
 def predict(
@@ -410,13 +437,11 @@ def main(config: Config) -> dict:
         )
     with tempfile.TemporaryDirectory() as folder:
         packs, refused = pack_all(config, Path(folder), model.input_spec)
-        if not config.stride:
-            rates = np.concatenate([pack.rates() for pack, _ in packs])
-            match_rate(config.backbone, model.backbone, rates)
         rankings: dict[str, list[dict]] = {}
         segments: dict[str, list[dict]] = {}
         rows: list[tuple] = []
-        for pack, ids in packs:
+        for stride, pack, ids in by_stride(config, model.input_spec.stride, packs):
+            choose_sampling(model.backbone, None, stride)
             found = predict(config, model, pack, ids, how)
             rankings |= found[0]
             segments |= found[1]

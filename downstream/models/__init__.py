@@ -36,7 +36,7 @@ from pretrain.files import is_folder, no_folder
 from pretrain.interop.openclip import PREFIX as OPEN_CLIP
 from pretrain.interop.openclip import load_open_clip, video_text
 from pretrain.interop.videomae import import_videomae, load_videomae
-from pretrain.names import did_you_mean, for_screen
+from pretrain.names import counted, did_you_mean, for_screen
 from pretrain.processes import is_first
 from pretrain.settings import SIZES, STARTER
 from pretrain.spec import Backbone
@@ -490,6 +490,15 @@ def match_rate(name: str, video: nn.Module, rates: np.ndarray) -> None:
             f"note: these clips have {rates.min():.4g} to {rates.max():.4g} frames a second: "
             f"stride {stride} fits their median"
         )
+
+
+def another_stride(stride: int, own: int, videos: int, rate: float | None) -> str:
+    """In words that so many videos are seen at a stride that is not the model's own."""
+    assert rate is not None, "a stride that nothing asks for"
+    return (
+        f"stride {stride} instead of {own} in {counted(videos, 'video')}: the model learned from "
+        f"clips of {rate:.4g} frames a second"
+    )
 
 
 def trained_rate(name: str) -> float | None:

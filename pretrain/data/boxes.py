@@ -15,6 +15,7 @@ import numpy as np
 from pretrain.data.annotations.benchmarks import AVA_REACH, is_ava
 from pretrain.data.annotations.rows import parse_xml
 from pretrain.data.coco import Id, is_id, last_number, read_images
+from pretrain.data.lists import MAX_ID
 from pretrain.data.tracks import Tracks
 from pretrain.files import decimal, parse_json
 
@@ -237,7 +238,7 @@ def _table(text: str) -> tuple[list[_Row], bool]:
         if not corners:
             box = (*box[:2], box[0] + box[2], box[1] + box[3])
         when = _when(words[at["time" if seconds else "frame"]], line, seconds)
-        who = words[at["id"]].strip()[:80] if "id" in at else ""
+        who = words[at["id"]].strip()[:MAX_ID] if "id" in at else ""
         rows.append(_Row(line, when, "" if who == "-1" else who, _checked(box, line)))
     return rows, seconds
 
@@ -276,7 +277,7 @@ def _ava(text: str, video: str) -> list[_Row]:
         name, words = f"line {i}", _csv(line, ",")
         if len(words) != 8:
             raise ValueError(f"{name} has {len(words)} values, AVA's with a person have 8")
-        when, who = _when(words[1], name, True), words[7].strip()[:80]
+        when, who = _when(words[1], name, True), words[7].strip()[:MAX_ID]
         box = _checked(tuple(_number(word, name) for word in words[2:6]), name)
         for at in (max(0.0, when - AVA_REACH), when, when + AVA_REACH):
             seen.setdefault((who, at), _Row(name, at, who, box))
@@ -289,7 +290,7 @@ def _ava(text: str, video: str) -> list[_Row]:
 def _cvat(text: str) -> list[_Row]:
     rows = []
     for track in parse_xml("CVAT's XML", text).iterfind("track"):
-        who = str(track.get("id"))[:80]
+        who = str(track.get("id"))[:MAX_ID]
         for box in track.iterfind("box"):
             if box.get("outside") == "1":
                 continue
@@ -334,6 +335,8 @@ def _annotated(annotations: list[dict], order: dict[Id, int] | None) -> Iterator
         left, top, width, height = (_number(side, line) for side in box)
         when = order[name] if order is not None else last_number(name)
         track = about.get("track_id")
-        who = f"{track}"[:80] if type(track) in (int, str) and track != -1 else ""
+        # Half of a surrogate pair, which JSON may hold, could be written nowhere.
+        text = f"{track}".encode("utf-8", "backslashreplace").decode()[:MAX_ID]
+        who = text if type(track) in (int, str) and track != -1 else ""
         sides = _checked((left, top, left + width, top + height), line)
         yield _Row(line, _when(when, line, seconds=False), who, sides)

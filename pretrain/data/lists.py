@@ -58,8 +58,8 @@ BESIDE = {
 }
 # Columns with boxes around people, which `--follow boxes` reads; of several the first as here.
 BOXES = ("boxes", "boxes_path", "box", "bbox", "bboxes", "tracks", "tracks_path")
-# Of a label from `start` to `end`: whose it is, by the identity in the boxes.
-TRACK = ("track_id",)
+# Whose a label is, by the identity in the boxes, of which so many characters count.
+TRACK, MAX_ID = ("track_id",), 80
 # Columns that say which recording a file was cut out of, and from when to when, in seconds.
 RECORDING = ("recording", "recording_id", "source_file", "source_video", "original", "youtube_id",
              "video_id")

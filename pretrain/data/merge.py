@@ -72,8 +72,8 @@ def merge(source: str | Path, out: str | Path, *, progress: bool = True, near: b
         (out / ".pack" / "clips").mkdir(parents=True, exist_ok=True)
         with locked(out, progress):
             finish_commit(out)
-            add_struck([part.folder for part in parts], out)
             _write(parts, out)
+            add_struck([part.folder for part in parts], out)
             index = load_index(out)
             found = look_for_near(out, index, progress) if near else ""
     except (OSError, NotImplementedError) as error:  # the latter: a disk that knows no locks

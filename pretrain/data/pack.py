@@ -47,6 +47,7 @@ from pretrain.data.progress import Bar, slow_files
 from pretrain.data.sources import Beside, Listing, Source, boxes_of, list_sources
 from pretrain.data.writer import Rows, Writer, has_shard, line_digests
 from pretrain.files import parse_json, read_limited, replacing, write_synced
+from pretrain.flags import flag
 from pretrain.names import counted, first_of, for_screen
 
 if TYPE_CHECKING:  # numpy, which only packing itself needs
@@ -54,6 +55,8 @@ if TYPE_CHECKING:  # numpy, which only packing itself needs
 
 # Further columns that a recipe reads, and those that are made of the place in a document.
 READ_EXTRA = {"segments", "class_text", "document", "place", *RECORDING, *START}
+# What a part of the column segments has to be; nothing, where there is none.
+_FORM = re.compile(r"\s*(([0-9]+(\.[0-9]*)?|\.[0-9]+)\s*-\s*([0-9]+(\.[0-9]*)?|\.[0-9]+)\s+\S.*)?")
 _SEGMENT = re.compile(r"(?:^|;)\s*([0-9]+(?:\.[0-9]*)?)\s*-[^;]*")  # and its start, seconds
 
 
@@ -425,9 +428,9 @@ class _Packer:
             old = None
         for name, value in settings.items():
             if old and old.get(name) != value:
+                was = f"with {flag(name)} {old[name]}" if old.get(name) else f"without {flag(name)}"
                 raise ValueError(
-                    f"{self.out} was packed with {name} = {old.get(name)}, not {value}: "
-                    "give another --out, or the same setting"
+                    f"{self.out} was packed {was}: pack it likewise, or give another --out"
                 )
         if old and old.get("part") != (self.part and [*self.part]):
             raise ValueError(
@@ -808,10 +811,20 @@ class _Packer:
         columns = {name for source in self.listing.sources for name in source.extra} - READ_EXTRA
         if any(source.kind == "pose" for source in self.listing.sources):
             columns.discard("fps")
-        if self.settings.get("follow") == "boxes":
-            columns -= {boxes_column(columns), track_column(columns)}
+        boxes = {boxes_column(columns), track_column(columns)} - {None}
+        columns -= boxes
+        if boxes and self.settings.get("follow") != "boxes":
+            names = " and ".join(sorted(map(for_screen, boxes)))
+            lines.append(f"kept, but read by --follow boxes alone: {names}")
         if columns:
             lines.append(f"kept, but read by no recipe: {first_of(sorted(columns), 10)}")
+        texts = ((s.name, s.extra.get("segments", "")) for s in self.listing.sources)
+        if wrong := [(n, p) for n, t in texts for p in t.split(";") if not _FORM.fullmatch(p)]:
+            lines.append(
+                f"warning: {counted(len(wrong), 'part')} of the column segments, such as "
+                f"{for_screen(repr(wrong[0][1].strip()), 80)} of {for_screen(wrong[0][0], 100)}, "
+                "are not of the form start-end label: recipes that label frames refuse them"
+            )
         if behind := self._behind():
             lines.append(
                 f"warning: {counted(len(behind), 'segment')} behind the end of the video, such as "

@@ -16,6 +16,7 @@ from pretrain.data.fields import NOTHING, fields_of, take_times, text_of
 from pretrain.data.lists import (
     BESIDE,
     IMAGES,
+    MAX_ID,
     RECORDING,
     SPLIT_OF,
     TRACK,
@@ -519,8 +520,9 @@ def _from_list(path: Path) -> Listing:
             if times is not None:
                 timed = f"{_time(times[0])}-{_time(times[1])} {fields['label']}"
                 part = fields["extra"][SEGMENTS] = f"{part}; {timed}" if part else timed
-            track = track_column(row) if times is not None else None
-            fields["whose"] = fields["extra"].get(track or "", ""), (part, fields["label"])
+            person = _person(fields["extra"])
+            fields["timed"] |= bool(person)
+            fields["whose"] = person, (part, fields["label"])
             alone = name is None and "pose" in fields["beside"]
             if alone:
                 name = fields["beside"]["pose"]
@@ -551,6 +553,14 @@ def _from_list(path: Path) -> Listing:
     sources = [_merged(Path(file), about, problems) for file, about in found.items()]
     problems.stop(rows)
     return Listing(sources, notes=problems.notes)
+
+
+def _person(extra: dict[str, str]) -> str:
+    """Whose the label of a row is, as `boxes` calls people; "": nobody's in particular."""
+    track = track_column(extra)
+    if track is None or boxes_column(extra) is None:
+        return ""
+    return re.sub(r"^([0-9]+)\.0+$", r"\1", extra[track].strip())[:MAX_ID]  # as pandas has it
 
 
 def _time(seconds: float) -> str:

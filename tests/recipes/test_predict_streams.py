@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,3 +80,17 @@ def test_poses_of_another_skeleton_are_refused_by_name(tmp_path):
     about = with_poses(config(tmp_path, "skeleton_lstm", skeleton="msr20", frames=8), tmp_path, 16)
     with pytest.raises(ValueError, match="kinect20"):
         predict.main(about)
+
+
+def test_each_video_is_seen_at_the_stride_of_its_own_rate(monkeypatch, capsys):
+    """Whatever is given beside it: 25, 50 and 25 frames a second; the weights learned from 25."""
+    monkeypatch.setattr(predict, "trained_rate", lambda _: 25.0)
+    three = SimpleNamespace(
+        rates=lambda: np.array([25.0, 50.0, 25.0]), record=lambda i: {"source": f"{i}.mp4"}
+    )
+    given = configure(predict.Config, "backbone", ("a", "b", "c"))
+    parts = predict.by_stride(given, 2, [(three, np.arange(3))])
+    assert [(n, ids.tolist()) for n, _, ids in parts] == [(2, [0, 2]), (4, [1])]
+    assert "stride 4 instead of 2 in 1 video" in capsys.readouterr().out
+    given = dataclasses.replace(given, stride=3)
+    assert [n for n, *_ in predict.by_stride(given, 3, [(three, np.arange(3))])] == [3]

@@ -394,7 +394,28 @@ def test_a_clip_has_the_labels_of_whoever_it_follows(boxed, tmp_path, capsys):
     assert labels_of(pack)["1"][1] is None
     assert len({*group_clips([*pack.records()], pack.near_duplicates()[:0])}) == 1
     quick(boxed / "whose.csv", tmp_path / "whole", progress=True)
-    assert "read by no recipe: boxes, track_id" in capsys.readouterr().err
+    assert "--follow boxes alone: boxes and track_id" in capsys.readouterr().err
+
+
+def test_labels_of_people_for_the_whole_video(boxed, tmp_path):
+    long = "x" * 90
+    text = (boxed / "a.csv").read_text()
+    (boxed / "long.csv").write_text(re.sub(r"(?m)^(\d+),2,", rf"\1,{long},", text))
+    (boxed / "notime.csv").write_text(
+        f"path,label,track_id,boxes\na.mp4,walk,1.0,long.csv\na.mp4,wave,{long},long.csv\n"
+    )
+    found = quick(boxed / "notime.csv", tmp_path / "two", follow="boxes").records()
+    assert {(row["follow"]["subject"], row["label"]) for row in found} == {
+        ("1", "walk"), (long[:80], "wave")
+    }  # fmt: skip
+    (boxed / "notime.csv").write_text("path,label,track_id,boxes\na.mp4,walk,1,a.csv\n")
+    found = quick(boxed / "notime.csv", tmp_path / "one", follow="boxes").records()
+    assert {(r["follow"]["subject"], r["label"]) for r in found} == {("1", "walk"), ("2", None)}
+    boxes = [{"image_id": t, "bbox": [40, 60, 20, 40], "track_id": "\ud800x"} for t in range(50)]
+    (boxed / "sur.json").write_text(json.dumps(boxes))
+    (boxed / "notime.csv").write_text("path,label,track_id,boxes\na.mp4,walk,7,sur.json\n")
+    (row,) = quick(boxed / "notime.csv", tmp_path / "sur", follow="boxes").records()
+    assert row["source"] == "a.mp4#\\ud800x" and row["label"] is None
 
 
 def test_boxes_of_ava(boxed, tmp_path):

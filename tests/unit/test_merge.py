@@ -15,6 +15,7 @@ from far import serve
 from pretrain.data.cache import open_data
 from pretrain.data.index import checked_lines, load_index
 from pretrain.data.merge import merge
+from pretrain.data.near_list import STRUCK
 from pretrain.data.pack import pack, parse_part
 from pretrain.data.shards import Pack
 from pretrain.data.writer import Rows
@@ -263,9 +264,11 @@ def test_nothing_else_is_merged_into(made, parts, tmp_path):
     other = tmp_path / "other"
     quick(tmp_path / "in.mp4", other)
     before = files_of(other)
+    line = "a,b,copy,9.0,2.0,a.mp4,0.0,0.0,b.mp4,0.0,0.0\n"
+    (parts / "1" / STRUCK).write_text(line)
     with pytest.raises(ValueError, match=r"other is a pack already, of in\.mp4"):
         merge(parts, other, progress=False)
-    assert files_of(other) == before
+    assert files_of(other) == before and not (other / STRUCK).exists()
     with pytest.raises(ValueError, match=r"other is part 1/1"):
         merge(parts, shutil.copytree(other, tmp_path / "o") and _part(other), progress=False)
     with pytest.raises(ValueError, match="lies inside the source"):

@@ -663,8 +663,10 @@ def test_new_labels_need_no_decoding(videos, tmp_path, capsys):
 
 def test_columns_that_nothing_reads_are_told_in_one_line(videos, tmp_path, capsys):
     names = [f"walk/{n}.mp4" for n in "ab"]
-    text = "path;label;camera;segments;my col\n" + "".join(
-        f'{n};x;left;"0-{9 + i} x; {90 * i}-99 y";7\n' for i, n in enumerate(names)
+    text = (
+        "path;label;camera;segments;my col\n"
+        + "".join(f'{n};x;left;"0-{9 + i} x; {90 * i}-99 y";7\n' for i, n in enumerate(names))
+        + "walk/a.mp4;x;left;1_0-2_0 x;7\n"
     )
     (videos / "list.csv").write_text(text)
     quick(videos / "list.csv", tmp_path / "out", progress=True)
@@ -672,6 +674,7 @@ def test_columns_that_nothing_reads_are_told_in_one_line(videos, tmp_path, capsy
     (line,) = [line for line in said.splitlines() if "camera" in line]
     assert "my col" in line and "segments" not in line and "label" not in line
     assert "1 segment behind the end of the video, such as '90-99 y' of walk/b.mp4" in said
+    assert "1 part of the column segments, such as '1_0-2_0 x' of walk/a.mp4" in said
 
 
 @pytest.mark.parametrize(("rest", "said"), [(200, False), (2000, True)])
@@ -696,7 +699,7 @@ def test_what_must_not_be_mixed_is_refused(videos, tmp_path):
     out = tmp_path / "out"
     quick(videos, out, short_side=48)
     before = state(out)
-    with pytest.raises(ValueError, match=r"short_side = 48, not 64.*another --out"):
+    with pytest.raises(ValueError, match=r"--short-side 48: .*another --out"):
         quick(videos, out, short_side=64)
     other = tmp_path / "other"
     other.mkdir()

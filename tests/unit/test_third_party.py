@@ -4,7 +4,10 @@ no gigabytes.
 
 import hashlib
 import json
+import ssl
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import open_clip
@@ -521,6 +524,18 @@ def test_hostile_videomae_folders_are_refused(tmp_path, change):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError):
         load_videomae(f"hf:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("reason", "answers"),
+    [(ssl.SSLCertVerificationError("self-signed"), True), (ConnectionRefusedError(), False)],
+)
+def test_what_else_is_wrong_with_a_hub_its_own_client_says(reason, answers, monkeypatch):
+    def broken(*_, **__):
+        raise urllib.error.URLError(reason)
+
+    monkeypatch.setattr(urllib.request, "urlopen", broken)
+    assert third_party.hub_answers(f"https://{reason!r}") == answers
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,6 @@ def write_csv(rows: list[Row], lost: Counter[str]) -> str:
     Raises:
         ValueError: a video has a name that would be read as another one.
     """
-    _drop_boxes(rows, lost)
     lines = []
     for row in rows:
         cells = {n.lower() if n.lower() in ("start", "end") else n: v for n, v in row.extra.items()}
