@@ -10,6 +10,7 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from downstream.finetune import make_targets
 from downstream.models import build_model, load_backbone, load_video_text
 from downstream.zero_shot import class_vectors, ensemble
+from pretrain import third_party
 from pretrain.backbones import export_backbone
 from pretrain.clip import against_classes, contrast
 from pretrain.interop.openclip import load_open_clip
@@ -249,6 +250,7 @@ def test_openai_weights_get_their_activation(monkeypatch):
         raise RuntimeError("stop here")
 
     monkeypatch.setattr(open_clip, "create_model", create)
+    monkeypatch.setattr(third_party, "hub_answers", lambda _: True)
     with pytest.raises(ValueError, match="stop here"):
         load_open_clip("open_clip:ViT-B-32/openai")
     assert (

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from downstream.classifier import Classifier
-from downstream.export import program_of
+from downstream.export import lengths_of, program_of
 from downstream.features import spec_of
 from downstream.finetune import StepLoss, record_method
 from downstream.models import build_model, builders, load_backbone, load_classifier
@@ -463,7 +463,7 @@ def attention():
 def test_a_part_called_video_makes_no_pair_of_towers(attention):
     """Features and exports see poses, too."""
     assert [*spec_of(attention).streams] == ["rgb", "pose"]
-    assert len(program_of(attention).graph_signature.user_inputs) == 2
+    assert len(program_of(attention, lengths_of(attention)).graph_signature.user_inputs) == 2
 
 
 @pytest.fixture
