@@ -5,7 +5,6 @@ video: `0-1.5 sit down; 2.25-4 stand up`. Rows of one file add up.
 """
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -13,13 +12,12 @@ from typing import Any
 import numpy as np
 
 from downstream.splits import Videos
+from pretrain.data.lists import SEGMENT
 from pretrain.data.shards import Pack
 from pretrain.names import counted, first_of
 from pretrain.prompts import refuse_same_words
 
 UNLABELLED = -1  # the class of a frame that no segment covers: neither trained on nor scored
-_TIME = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)"  # \d would take the digits of other scripts
-_SEGMENT = re.compile(rf"\s*{_TIME}\s*-\s*{_TIME}\s+(\S.*)")
 
 
 def parse_segments(text: str, where: str) -> list[tuple[float, float, str]]:
@@ -31,7 +29,7 @@ def parse_segments(text: str, where: str) -> list[tuple[float, float, str]]:
     """
     segments = []
     for part in filter(str.strip, text.split(";")):
-        match = _SEGMENT.fullmatch(part.rstrip())
+        match = SEGMENT.fullmatch(part.rstrip())
         if not match:
             raise ValueError(
                 f"{where}: segment {part.strip()!r} is not of the form 'start-end label', such as "

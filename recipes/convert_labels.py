@@ -61,13 +61,6 @@ def moved(row: Row, folder: Path, to: Path) -> Row:
     return replace(row, path=anew(row.path), extra=row.extra | beside)
 
 
-def with_boxes(row: Row, source: Path) -> Row:
-    """A row that says in columns whose label it is, of the people in the boxes of its file."""
-    if row.track is None:
-        return row
-    return replace(row, extra=row.extra | {"boxes": source.name, "track_id": row.track})
-
-
 def main(config: Config) -> dict:
     """Convert; returns what is printed."""
     source, out = Path(config.data), Path(config.out)
@@ -89,7 +82,7 @@ def main(config: Config) -> dict:
     lost: Counter[str] = Counter()
     beside, to = source.parent.resolve(), out.parent.resolve()
     if config.to == "csv":
-        rows = [with_boxes(row, source) for row in rows]
+        rows = [replace(row, extra=row.extra | row.owner(source.name)) for row in rows]
     if beside != to and config.to == "csv":
         rows = [moved(row, beside, to) for row in rows]
     elif beside != to:

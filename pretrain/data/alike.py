@@ -9,8 +9,8 @@
    to agree in detail, and so do moving and still parts. Two people who do the same at the same
    place look alike in 1 and 2, not in 3.
 
-In 2 and 3 a place is sought for several times: what moves looks the same a little later and a
-little beside.
+In 2 and 3 the shift in space is searched at several shifts in time: of a moving person, an error in
+one can hide an error in the other.
 """
 
 from collections.abc import Callable

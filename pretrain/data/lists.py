@@ -60,6 +60,9 @@ BESIDE = {
 BOXES = ("boxes", "boxes_path", "box", "bbox", "bboxes", "tracks", "tracks_path")
 # Whose a label is, by the identity in the boxes, of which so many characters count.
 TRACK, MAX_ID = ("track_id",), 80
+# A part of the column `segments`: start, end and label. \d would take the digits of other scripts.
+_TIME = r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
+SEGMENT = re.compile(rf"\s*{_TIME}\s*-\s*{_TIME}\s+(\S.*)")
 # Columns that say which recording a file was cut out of, and from when to when, in seconds.
 RECORDING = ("recording", "recording_id", "source_file", "source_video", "original", "youtube_id",
              "video_id")
@@ -91,19 +94,20 @@ def _names(table: dict[str, tuple[str, ...]]) -> dict[str, str]:
 _ROLE_OF, _ELSE_OF = _names(ROLES), _names(ELSE)
 
 
-def _column(names: Iterable[str], known: tuple[str, ...]) -> str | None:
+@functools.lru_cache(64)  # lines of one list have the same columns
+def _column(names: tuple[str, ...], known: tuple[str, ...]) -> str | None:
     plain = {_plain(name): name for name in names}
     return next((plain[_plain(name)] for name in known if _plain(name) in plain), None)
 
 
 def boxes_column(names: Iterable[str]) -> str | None:
     """The column, of those of a list, that holds boxes; None: none does."""
-    return _column(names, BOXES)
+    return _column(tuple(names), BOXES)
 
 
 def track_column(names: Iterable[str]) -> str | None:
     """The column that says whose a label is, of the people in the boxes; None: none does."""
-    return _column(names, TRACK)
+    return _column(tuple(names), TRACK)
 
 
 def recording_of(extra: Mapping[str, str]) -> tuple[str, float]:
@@ -113,7 +117,7 @@ def recording_of(extra: Mapping[str, str]) -> tuple[str, float]:
     """
     if not extra:
         return "", 0.0
-    named, start = (_column(extra, known) for known in (RECORDING, START))
+    named, start = (_column(tuple(extra), known) for known in (RECORDING, START))
     try:
         when = decimal(extra[start]) if start else 0.0
     except ValueError:
@@ -126,7 +130,7 @@ def times_of_recording(extra: Mapping[str, str]) -> bool:
 
     So they are beside a column that names the recording, unless the column times says "file".
     """
-    said = _column(extra, (TIMES,))
+    said = _column(tuple(extra), (TIMES,))
     return bool(recording_of(extra)[0]) and not (said and extra[said].strip() == OF_FILE)
 
 

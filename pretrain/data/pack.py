@@ -41,7 +41,7 @@ from pretrain.data.index import (
     text_digest,
     wrong_stream,
 )
-from pretrain.data.lists import RECORDING, START, boxes_column, track_column
+from pretrain.data.lists import RECORDING, SEGMENT, START, boxes_column, track_column
 from pretrain.data.pool import ACQUIRE, INGEST, run_jobs, usable_cores
 from pretrain.data.progress import Bar, slow_files
 from pretrain.data.sources import Beside, Listing, Source, boxes_of, list_sources
@@ -55,8 +55,6 @@ if TYPE_CHECKING:  # numpy, which only packing itself needs
 
 # Further columns that a recipe reads, and those that are made of the place in a document.
 READ_EXTRA = {"segments", "class_text", "document", "place", *RECORDING, *START}
-# What a part of the column segments has to be; nothing, where there is none.
-_FORM = re.compile(r"\s*(([0-9]+(\.[0-9]*)?|\.[0-9]+)\s*-\s*([0-9]+(\.[0-9]*)?|\.[0-9]+)\s+\S.*)?")
 _SEGMENT = re.compile(r"(?:^|;)\s*([0-9]+(?:\.[0-9]*)?)\s*-[^;]*")  # and its start, seconds
 
 
@@ -819,7 +817,10 @@ class _Packer:
         if columns:
             lines.append(f"kept, but read by no recipe: {first_of(sorted(columns), 10)}")
         texts = ((s.name, s.extra.get("segments", "")) for s in self.listing.sources)
-        if wrong := [(n, p) for n, t in texts for p in t.split(";") if not _FORM.fullmatch(p)]:
+        parts = (
+            (name, part) for name, text in texts for part in filter(str.strip, text.split(";"))
+        )
+        if wrong := [(name, part) for name, part in parts if not SEGMENT.fullmatch(part.rstrip())]:
             lines.append(
                 f"warning: {counted(len(wrong), 'part')} of the column segments, such as "
                 f"{for_screen(repr(wrong[0][1].strip()), 80)} of {for_screen(wrong[0][0], 100)}, "

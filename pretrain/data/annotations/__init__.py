@@ -236,8 +236,7 @@ def as_list(found: Annotations, path: Path, problems: Problems) -> Iterator[tupl
             continue
         columns = {"path": row.path, "label": row.label, "split": row.split}
         columns |= {"caption": row.caption, **row.extra}
-        if row.track is not None:
-            columns |= {"boxes": path.name, "track_id": row.track}  # `boxes.parse_boxes` reads it
+        columns |= row.owner(path.name)  # a file that `boxes.parse_boxes` reads
         if row.subject is not None and row.path not in several:
             columns["subject"] = row.subject
         if row.start is not None and row.label is not None:

@@ -66,6 +66,10 @@ class Row:
     line: int = 1
     absent: str = ""
 
+    def owner(self, file: str) -> dict[str, str]:
+        """The columns that say whose label it is, of the people in the boxes of a file."""
+        return {} if self.track is None else {"boxes": file, "track_id": self.track}
+
 
 class Entries:
     """The rows of one file while it is read, its mistakes, and what of it has no effect.
