@@ -12,7 +12,7 @@ from downstream.floor import FLOOR
 from downstream.floor import WORDS as FLOORS
 from downstream.results import RECIPES, Metric, Predictions, Results
 from pretrain.folders import writing
-from pretrain.log import blank_figure, optional_figure, write_json
+from pretrain.log import blank_figure, optional_figure, print_notes, write_json
 from pretrain.names import counted, for_csv, for_figure, for_markdown, for_screen, for_title
 
 if TYPE_CHECKING:
@@ -107,9 +107,7 @@ def print_results(results: Results, printed: Collection[str] = ()) -> None:
     about = results.details.get("interval")
     if about and any(metric.interval for metric in results.metrics.values()):
         print(f"  95 % intervals are {interval_unit(about)}")
-    for note in results.notes:
-        if note not in printed:
-            print(f"note: {for_screen(note)}")
+    print_notes(note for note in results.notes if note not in printed)
 
 
 def write_results(out: Path, results: Results) -> None:

@@ -32,9 +32,17 @@ def warn_of_unseen(model: VideoText, words: list[str]) -> list[str]:
 
 
 def embed_texts(
-    model: VideoText, texts: list[str], device: torch.device | str = "cpu", precision: str = "auto"
-) -> tuple[np.ndarray, int]:
+    model: VideoText, texts: list[str], device: torch.device | str = "cpu", precision: str = "auto",
+    said: list[str] | None = None,
+) -> tuple[np.ndarray, int]:  # fmt: skip
     """Unit vectors (len(texts), D) of sentences, and how many were cut to the context length.
+
+    Args:
+        model: the pair of towers.
+        texts: the sentences.
+        device: on which they are computed.
+        precision: see `pretrain.device.autocast_dtype`.
+        said: what a person said of them, of which unseen words are named; None: all.
 
     Raises:
         ValueError: a sentence is empty, or an embedding is not finite.
@@ -42,7 +50,7 @@ def embed_texts(
     empty = [i for i, text in enumerate(texts) if not text.strip()]
     if empty:
         raise ValueError(f"text number {empty[0] + 1} of {len(texts)} is empty")
-    if unseen := unseen_words(model.text, texts):
+    if unseen := unseen_words(model.text, texts if said is None else said):
         some = first_of(unseen, 20)
         print(f"note: words that the text tower never saw: {some}", file=sys.stderr)
     device = torch.device(device)
@@ -92,7 +100,7 @@ def class_vectors(
 ) -> tuple[np.ndarray, int]:
     """Unit vectors (M, C, D) of every class in every template, and how many sentences were cut."""
     sentences = [template.format(name) for template in templates for name in words]
-    vectors, num_cut = embed_texts(model, sentences, device, precision)
+    vectors, num_cut = embed_texts(model, sentences, device, precision, said=words)
     return vectors.reshape(len(templates), len(words), -1), num_cut
 
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,6 +211,12 @@ def print_table(title: str, rows: Mapping[str, object]) -> None:
     for name, value in rows.items():
         print(f"  {for_screen(name):<{width}}  {for_screen(value)}")
     print(flush=True)
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print what a reader must know; a sentence that begins with WARNING says so itself."""
+    for note in notes:
+        print("" if note.startswith("WARNING") else "note: ", for_screen(note), sep="", flush=True)
 
 
 def parameters(model: "nn.Module") -> str:

@@ -70,6 +70,8 @@ def main(config: Config) -> dict:
         raise ValueError(f"--fps {config.fps:g}: give frames a second, up to 1000")
     if config.fps is not None and config.to != "labelstudio":
         raise ValueError(f"--fps is for --to labelstudio: leave it out of --to {config.to}")
+    if source.is_dir():
+        raise ValueError(f"--data {source} is a folder: name the file of annotations in it")
     try_folder(out.parent)
     form, rows, notes = read(source)
     absent = [row for row in rows if row.absent]

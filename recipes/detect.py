@@ -75,7 +75,7 @@ from pretrain.data.methods import take_pose_weights
 from pretrain.device import autocast_dtype
 from pretrain.files import is_file
 from pretrain.folders import claim, refuse_others, try_folder
-from pretrain.log import print_table, write_json
+from pretrain.log import print_notes, print_table, write_json
 from pretrain.names import counted, first_of, for_csv, for_screen, nothing_usable
 from pretrain.processes import start_evaluation
 from pretrain.prompts import load_classes, refuse_same_words, same_words
@@ -369,8 +369,7 @@ def main(config: Config) -> dict:
         write_results(out, results)
         print_results(results)
     else:
-        for note in notes:
-            print(f"note: {for_screen(note)}")
+        print_notes(notes)
     total = sum(map(len, found.values()))
     within = counted(len(found), "video")
     print(f"\n{counted(total, 'event')} in {within}, thresholds {chosen}")

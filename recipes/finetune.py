@@ -66,7 +66,7 @@ from pretrain.engine import Engine
 from pretrain.flags import flat, refuse_given
 from pretrain.loop import TrainingRun, plan_run
 from pretrain.modes import too_large
-from pretrain.names import counted, file_name, for_screen, for_shell
+from pretrain.names import counted, file_name, for_shell
 from pretrain.optim import set_rate
 from pretrain.processes import asked_processes, is_first, loader_workers
 from pretrain.run import try_run
@@ -184,8 +184,7 @@ def print_plan(
         with torch.device("meta"):
             clip = model.input_spec.empty(1)
         notes = [*notes, *filter(None, [too_large(model, (clip,), num, half)])]
-    for note in notes:
-        print(f"note: {for_screen(note)}", flush=True)
+    log.print_notes(notes)
 
 
 def stopped_early(state: dict) -> str:

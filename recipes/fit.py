@@ -69,7 +69,7 @@ from pretrain.backbones import export_backbone, provenance_of, read_backbone_con
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack, warn_of_clips
 from pretrain.folders import claim, holds_nothing, refuse_others, try_folder
-from pretrain.log import print_table
+from pretrain.log import print_notes, print_table
 from pretrain.names import counted, for_screen, for_shell
 from pretrain.spec import Backbone, InputSpec
 from pretrain.weights import weights_hash
@@ -284,8 +284,7 @@ def main(config: Config) -> dict:
     model, notes = describe_model(config.backbone, encoder), given.notes
     if seen_in_training(model.provenance, config.data, pack.index):
         notes.append("the backbone saw these clips in pretraining, without labels")
-    for note in notes:
-        print(f"note: {for_screen(note)}", flush=True)
+    print_notes(notes)
     warn_of_clips(pack, videos.samples, spec)
 
     # ---- accuracy, controls, learning curve
@@ -339,7 +338,8 @@ def main(config: Config) -> dict:
     written = publish(out, results, said, notes) | {"scores": write_scores(out, saved)}
     print(f"\nthis classifier: {for_screen(verdict.sentence)}\n{when_to_stop(curve)}")
     labels_figure(out / "labels.png", curve, 1 / len(given.classes), config.data)
-    written |= {"classifier": out / "backbone", "to label next": out / "next.csv"}
+    written |= {"classifier": out / "backbone"}
+    written |= {"to label next": out / "next.csv"} if proposed else {}
     predict = f"muybridge predict --backbone {for_shell(out / 'backbone')}"
     first = videos.samples[np.unique(videos.owner, return_index=True)[1]][tested].tolist()
     written["report"] = write_report(

@@ -47,7 +47,7 @@ from pretrain.data.shards import Pack
 from pretrain.data.sources import Source, list_sources
 from pretrain.files import is_folder, read_json
 from pretrain.folders import claim, refuse_others
-from pretrain.log import print_table
+from pretrain.log import print_notes, print_table
 from pretrain.names import counted, file_name, for_html, for_screen
 from pretrain.settings import STARTER
 from pretrain.text import unseen_words
@@ -224,8 +224,7 @@ def prepare(config: Config, name: str, model: nn.Module) -> "Look":
         f"{counted(len(moments), 'moment')} of {counted(len(moments.videos), 'video')}, "
         f"{sum(labels.counts().values())} labelled"
     )
-    for note in notes:
-        print(f"note: {for_screen(note)}")
+    print_notes(notes)
     return Look(
         config.data, name, pack, moments, vectors, labels, read_keys(config, labels, kept), search,
         unseen_by(model), kept, first, notes,

@@ -79,7 +79,7 @@ from pretrain.data.shards import Pack
 from pretrain.data.sources import list_sources
 from pretrain.files import is_file, is_there, reading
 from pretrain.folders import claim, refuse_others, writing
-from pretrain.log import print_table, write_json
+from pretrain.log import print_notes, print_table, write_json
 from pretrain.names import counted, first_of, for_csv, for_screen, nothing_usable
 from pretrain.processes import start_evaluation
 from pretrain.prompts import load_classes
@@ -267,8 +267,7 @@ def file_bouts(config: Config, scorer: Scorer, how: How, out: Path) -> dict:
     notes = detection.other_strides()
     if not bouts:
         notes.append(nothing_found(detection.highest, f"{config.threshold:g}"))
-    for note in notes:
-        print(f"note: {for_screen(note)}")
+    print_notes(notes)
     for source, reason in refused.items():
         print(f"refused {for_screen(source)}: {for_screen(reason)}")
     rows = [(source, detection.seconds[source], events, None) for source, events in found.items()]
@@ -285,6 +284,7 @@ def live_bouts(config: Config, source: Source, scorer: Scorer, how: How, out: Pa
             "frames alone: give a classifier of frames, or files"
         )
     camera = open_camera(source, scorer)
+    lock = claim(out)  # not before: a camera that is refused leaves no empty folder
     bouts: list[dict] = []
     clock = lambda at: datetime.fromtimestamp(camera.begun + at, UTC).isoformat(" ", "milliseconds")
     fps = float(camera.newest.fps)
@@ -326,7 +326,9 @@ def live_bouts(config: Config, source: Source, scorer: Scorer, how: How, out: Pa
         print(f"note: the camera was lost at {for_screen(loss)}")
     if camera.reason:
         print(f"note: {for_screen(camera.reason)}")
-    return write_bouts(out, config, sorted(bouts, key=lambda b: (b["start"], b["end"])), facts)
+    content = write_bouts(out, config, sorted(bouts, key=lambda b: (b["start"], b["end"])), facts)
+    lock.release(force=True)
+    return content
 
 
 FILES = ["source", "start", "end", "label", "score"]
@@ -369,7 +371,9 @@ def find_bouts(config: Config, source: Source | None, model: Classifier, out: Pa
     if source:
         content = live_bouts(config, source, scorer, how, out)
     else:
+        lock = claim(out)
         content = file_bouts(config, scorer, how, out)
+        lock.release(force=True)
         for name in dict.fromkeys(bout["source"] for bout in content["bouts"]):
             print(f"\n{for_screen(name)}")
             for bout in content["bouts"]:
@@ -420,11 +424,9 @@ def main(config: Config) -> dict:
     out = choose_out(config, camera)
     names = list(load_classes(config.classes)) if config.classes else None
     model = load_classifier(config.backbone, config.weights or "", names)
-    lock = claim(out)
     if camera or config.bouts:
-        content = find_bouts(config, camera, model, out)
-        lock.release(force=True)
-        return content
+        return find_bouts(config, camera, model, out)
+    lock = claim(out)
     how = start_extraction(config.machine, 1, 1, config.batch_size)
     clips, crops = fitted_views(config.backbone) or (2, 1)
     clips, crops = config.num_clips or clips, config.num_crops or crops

@@ -50,7 +50,7 @@ from pretrain.clip import VideoText
 from pretrain.data.cache import open_data, packing_side
 from pretrain.data.shards import Pack
 from pretrain.folders import claim
-from pretrain.log import print_table, write_json
+from pretrain.log import print_notes, print_table, write_json
 from pretrain.names import counted, for_screen
 from pretrain.weights import weights_hash
 from recipes.options.retrieval import Config, command
@@ -126,8 +126,7 @@ def search(config: Config, model: VideoText, how: Extraction) -> dict:
     for rank, i in enumerate(best, 1):
         print(f"  {rank:>4}  {similar[i]:10.3f}  {for_screen(names[i])}")
     print(f"        {found['mean_similarity']:10.3f}  mean of {counted(len(names), 'video')}")
-    for note in notes:
-        print(f"note: {for_screen(note)}")
+    print_notes(notes)
     pictures = []
     for i in best:
         record = pack.record(int(samples[np.flatnonzero(owner == i)[0]]))

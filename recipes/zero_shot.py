@@ -56,7 +56,7 @@ from pretrain.data.cache import open_data, pack_file, packing_side
 from pretrain.data.shards import Pack
 from pretrain.files import is_file, no_file
 from pretrain.folders import claim
-from pretrain.log import print_table, write_json
+from pretrain.log import print_notes, print_table, write_json
 from pretrain.names import counted, file_name, first_of, for_screen
 from pretrain.prompts import load_classes, load_templates, refuse_same_words, same_words, words_of
 from pretrain.weights import weights_hash
@@ -170,8 +170,7 @@ def classify_video(config: Config, model: VideoText, how: Extraction) -> dict:
         bar = "#" * round(30 * probabilities[i])
         print(f"  {shown[i]:<{width}}  {probabilities[i]:6.1%}  {bar}")
     print("  (probabilities among these classes only)")
-    for warning in warn_of_unseen(model, list(words.values())):
-        print(f"note: {for_screen(warning)}")
+    print_notes(warn_of_unseen(model, list(words.values())))
     if num_cut:
         print(f"note: cut to the text tower's context: {counted(num_cut, 'sentence')}")
     print(f"\nfigure   {picture}\nanswer   {for_screen(out)}/prediction.json", flush=True)

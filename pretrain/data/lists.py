@@ -56,6 +56,8 @@ BESIDE = {
     "flow": (".npz", ".npy", ".flo"),
     "pose": (".npy", ".npz", ".json", ".jsonl", ".skeleton", ".txt"),
 }
+# Endings of files that may say what videos show; a .txt is as often a note.
+LISTS = {".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".xml", ".eaf", ".parquet"}
 # Columns with boxes around people, which `--follow boxes` reads; of several the first as here.
 BOXES = ("boxes", "boxes_path", "box", "bbox", "bboxes", "tracks", "tracks_path")
 # Whose a label is, by the identity in the boxes, of which so many characters count.

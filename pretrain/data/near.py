@@ -22,14 +22,16 @@ long ones the first `LONGEST` pictures of their signature count.
 import hashlib
 import itertools
 import json
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import tyro
 
 from pretrain.data.alike import SURE, Alike, Clip, compare, compare_stills
 from pretrain.data.decode import DecodeError, decode_frames
@@ -50,6 +52,7 @@ from pretrain.data.signatures import (
 from pretrain.data.windows import Lag, best_lags
 from pretrain.files import open_regular, reading, replacing, write_synced
 from pretrain.folders import writing
+from pretrain.log import cli
 from pretrain.names import counted, for_screen
 
 QUERIES = 4  # windows of a clip whose nearest are looked for
@@ -374,13 +377,19 @@ def add_near(out: Path, index: dict, progress: bool = False) -> str:
     return words + f"; {in_vain}" * bool(in_vain)
 
 
-def main() -> None:
-    """Look through the pack whose folder is given."""
-    if len(sys.argv) != 2:
-        raise ValueError("give the folder of a pack: python -m pretrain.data.near packs/mine")
-    out = Path(sys.argv[1])
+@dataclass(frozen=True)
+class Config:
+    """Configuration of the search."""
+
+    pack: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PACK")]
+    """The folder of a pack."""
+
+
+def main(config: Config) -> None:
+    """Look through a pack."""
+    out = Path(config.pack)
     print(for_screen(add_near(out, load_index(out), progress=True)))
 
 
 if __name__ == "__main__":
-    main()
+    cli(main, Config)

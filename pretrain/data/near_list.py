@@ -10,6 +10,7 @@ pack is made anew: pairs are told by the names and starts of their clips.
 import csv
 import hashlib
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +125,7 @@ def read_struck(folder: Path) -> dict[frozenset[tuple[str, float]], tuple[int, l
         ValueError: a line is none of the list.
     """
     path = folder / STRUCK
-    if not path.exists():
+    if not os.path.lexists(path):  # a link to nothing is a mistake
         return {}
     with reading(path):
         data = read_limited(path, MAX_STRUCK)

@@ -55,7 +55,6 @@ if TYPE_CHECKING:  # numpy, which only packing itself needs
 
 # Further columns that a recipe reads, and those that are made of the place in a document.
 READ_EXTRA = {"segments", "class_text", "document", "place", *RECORDING, *START}
-_SEGMENT = re.compile(r"(?:^|;)\s*([0-9]+(?:\.[0-9]*)?)\s*-[^;]*")  # and its start, seconds
 
 
 def pack(
@@ -816,37 +815,36 @@ class _Packer:
             lines.append(f"kept, but read by --follow boxes alone: {names}")
         if columns:
             lines.append(f"kept, but read by no recipe: {first_of(sorted(columns), 10)}")
-        texts = ((s.name, s.extra.get("segments", "")) for s in self.listing.sources)
-        parts = (
-            (name, part) for name, text in texts for part in filter(str.strip, text.split(";"))
-        )
-        if wrong := [(name, part) for name, part in parts if not SEGMENT.fullmatch(part.rstrip())]:
+        wrong, behind = self._mistaken_segments()
+        if wrong:
             lines.append(
                 f"warning: {counted(len(wrong), 'part')} of the column segments, such as "
-                f"{for_screen(repr(wrong[0][1].strip()), 80)} of {for_screen(wrong[0][0], 100)}, "
-                "are not of the form start-end label: recipes that label frames refuse them"
+                f"{for_screen(wrong[0], 180)}, are not of the form start-end label: recipes that "
+                "label frames refuse them"
             )
-        if behind := self._behind():
+        if behind:
             lines.append(
                 f"warning: {counted(len(behind), 'segment')} behind the end of the video, such as "
                 f"{for_screen(behind[0], 200)}: are its times of another file, or no seconds?"
             )
         return "\n".join(lines)
 
-    def _behind(self) -> list[str]:
-        """Segments of labels that begin behind the last frame of their video, in words."""
-        found = []
+    def _mistaken_segments(self) -> tuple[list[str], list[str]]:
+        """In words: parts of the column segments that are none, and those behind the last frame."""
+        wrong, behind = [], []
         for source, id in zip(self.listing.sources, self.ids, strict=True):
-            if "segments" not in source.extra:  # the lines of its clips need not be read
+            parts = [*filter(str.strip, source.extra.get("segments", "").split(";"))]
+            if not parts:  # the lines of its clips need not be read
                 continue
-            parts = _SEGMENT.finditer(source.extra["segments"])
-            ends = [c["start"] + c["frames"] / c["fps"] for c in self._clips(id)]
-            found += [
-                f"{part[0].strip('; ')!r} of {source.name}, which has {max(ends):.1f} s"
-                for part in parts
-                if ends and float(part[1]) >= max(ends)
-            ]
-        return found
+            end = max((c["start"] + c["frames"] / c["fps"] for c in self._clips(id)), default=None)
+            for part in parts:
+                name = f"{part.strip()[:80]!r} of {source.name}"
+                match = SEGMENT.fullmatch(part.rstrip())
+                if not match:
+                    wrong.append(name)
+                elif end is not None and float(match[1]) >= end:
+                    behind.append(f"{name}, which has {end:.1f} s")
+        return wrong, behind
 
     def _nowhere(self) -> list[str]:
         """People whose labels the data have, in videos in which boxes find others, but not them."""

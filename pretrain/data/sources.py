@@ -16,6 +16,7 @@ from pretrain.data.fields import NOTHING, fields_of, take_times, text_of
 from pretrain.data.lists import (
     BESIDE,
     IMAGES,
+    LISTS,
     MAX_ID,
     RECORDING,
     SPLIT_OF,
@@ -31,6 +32,7 @@ from pretrain.data.lists import (
 )
 from pretrain.data.tar import Member, list_members
 from pretrain.files import LOCK, open_regular, parse_json, reading
+from pretrain.names import first_of
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
@@ -241,6 +243,12 @@ def _from_folder(folder: Path) -> Listing:
     ]
     chosen = set(media)
     listing.skipped = ["/".join(parts) for parts in files if parts not in chosen]
+    beside = [name for name in listing.skipped if os.path.splitext(name)[1].lower() in LISTS]
+    if lists := [name for name in beside if "/" not in name]:  # further down they are of a video
+        listing.notes.append(
+            f"not read: {first_of(lists, 3)}. What a list says of the videos is read if it is "
+            "given instead of its folder"
+        )
     # The first level is splits only if nothing else stands beside them: "test" may be a class.
     first = {parts[0].lower() for parts in media if len(parts) > 1}
     splits = bool(first) and first <= set(SPLIT_OF)

@@ -464,6 +464,11 @@ def test_what_a_format_cannot_hold_is_named(tmp_path):
     assert "subject" in told["cannot hold"] and "caption" in told["cannot hold"]
 
 
+def test_a_folder_holds_annotations_and_is_none(tmp_path):
+    with pytest.raises(ValueError, match="is a folder: name the file"):
+        main(Config(str(tmp_path), "csv", str(tmp_path / "o.csv")))
+
+
 def test_only_the_present_are_written(tmp_path):
     put(tmp_path, "a_b-c.mkv")
     source = write(tmp_path, "k.csv", KINETICS)

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 
+from pretrain.log import print_notes
 from tests import forked
 
 PRINTS = """
@@ -53,3 +54,10 @@ def test_a_reader_that_ends_early_gets_no_traceback(command, status, words, monk
         said = process.stderr.read()
     assert process.returncode == status
     assert said.startswith(words) and len(said.splitlines()) == bool(words)
+
+
+def test_a_warning_is_no_note(capsys):
+    print_notes(["WARNING: all is lost", "split train: WARNING: the rest", "one is\x1b[2J broken"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["WARNING: all is lost", "note: split train: WARNING: the rest"]
+    assert lines[2].startswith("note: one is") and "\x1b" not in lines[2]

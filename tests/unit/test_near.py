@@ -4,6 +4,8 @@ import csv
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +120,20 @@ def test_a_pair_that_is_struck_out_stays_so(packed, raw, tmp_path):
         (folder / STRUCK).write_bytes(wrong)
         with pytest.raises(ValueError, match=r"not_duplicates.csv(:1: .*copy whole| is no UTF-8)"):
             Pack(folder).near_duplicates()
+    (folder / STRUCK).unlink()
+    (folder / STRUCK).symlink_to("gone.csv")
+    with pytest.raises(ValueError, match=STRUCK):
+        Pack(folder).near_duplicates()
+
+
+def test_a_mistake_is_told_in_a_line(packed, tmp_path):
+    (tmp_path / "pack").symlink_to(packed)
+    for folder, status in ((tmp_path / "pack", 0), (tmp_path / "none", 2)):
+        command = [sys.executable, "-m", "pretrain.data.near", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
+        assert ("near-duplicates" in done.stdout) == (not status)
+    assert "none is no pack" in done.stderr
 
 
 def test_a_pack_without_signatures_says_so_and_gets_them(packed, raw, tmp_path):

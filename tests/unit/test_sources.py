@@ -49,8 +49,14 @@ def test_folder_of_classes(tmp_path):
         ("walk/a.AVI", "walk"),
         ("walk/b.mp4", "walk"),
     ]
-    assert listing.skipped == ["README", "walk/notes.txt"]
+    assert listing.skipped == ["README", "walk/notes.txt"] and not listing.notes
     assert all(s.split is None and s.path.is_file() for s in listing.sources)
+
+
+def test_a_list_in_a_folder_that_is_not_read_is_named(tmp_path):
+    touch(tmp_path, "walk/a.mp4", "walk/a.json", "Labels.CSV", "b.xml")  # a.json is of a video
+    (note,) = list_sources(tmp_path).notes
+    assert "Labels.CSV, b.xml" in note and "a.json" not in note
 
 
 def test_folder_with_splits_above_classes(tmp_path):

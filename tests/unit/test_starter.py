@@ -9,7 +9,7 @@ import torch
 
 from downstream.models import choose_sampling, load_backbone, load_video_text, match_rate
 from downstream.starter import compact
-from downstream.zero_shot import embed_texts, ensemble, unit, warn_of_unseen
+from downstream.zero_shot import class_vectors, embed_texts, ensemble, unit, warn_of_unseen
 from pretrain.backbones import (
     export_backbone,
     folder_of,
@@ -53,6 +53,9 @@ def test_words_that_it_never_saw_are_named(pair, capsys):
     assert unseen_words(pair.text, ["somebody walks", "A giraffe walks"]) == ["giraffe"]
     embed_texts(pair, ["a giraffe walks"], CPU)
     assert "giraffe" in capsys.readouterr().err
+    class_vectors(pair, ["a giraffe"], ("an elephant and {}",), CPU, "fp32")
+    told = capsys.readouterr().err  # of a template nobody who names classes has said a word
+    assert "giraffe" in told and "elephant" not in told
     (told,) = warn_of_unseen(pair, ["walks", "waving", "a giraffe"])
     assert told.startswith("WARNING: 1 of 3 classes") and told.endswith(": waving")
     assert warn_of_unseen(pair, ["walks", "!"]) == []
