@@ -59,6 +59,7 @@ SPARSE = 0.03  # of picture and time: where less of it moves, people may be smal
 LEAST_PART, LEAST_TOKENS = 0.05, 16  # that are used
 STILL = 0.5  # of the picture: where more of it moves, all tokens are used
 DISTILL = 10.0  # weight of holding tokens to those of the starting weights
+TRAINED_SHARE = 0.25  # of the trained weights, in what is exported then
 USABLE = 0.92  # of the time is training: the rest goes to scores and checkpoints
 
 Choice = tuple[Any, str]  # of a flag: its value, and why
@@ -257,7 +258,9 @@ def choose(facts: Facts, typed: Mapping[str, Any], gpu: bool) -> dict[str, Choic
             typed.get("contrast") or typed.get("sigreg")
         )
         held = alone and put("distill", DISTILL, "so that what the weights know is not forgotten")
-        if not held:
+        if held:
+            put("trained_share", TRAINED_SHARE, "more of them, and what the weights know is lost")
+        else:
             rate, words = rate / 10, f"a tenth of that {words}, as the weights have learned"
     rate = put("base_lr", rate, words)
     put("final_lr", rate / 100, "a hundredth of --base-lr")

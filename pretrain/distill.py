@@ -5,6 +5,9 @@ Here the starting weights are kept beside as a teacher that sees the whole clip,
 the encoder makes of the visible part are also held to the teacher's: Unmasked Teacher (Li et al.
 2023, https://arxiv.org/abs/2303.16058), whose teacher is a CLIP model and whose encoder starts from
 fresh weights; here the two start alike, and the pixels are reconstructed besides.
+
+What is scored and exported lies between the starting weights and the trained ones: WiSE-FT
+(Wortsman et al. 2022, https://arxiv.org/abs/2109.01903), which does it to fine-tuned classifiers.
 """
 
 import copy
@@ -29,13 +32,14 @@ class Distilled(nn.Module):
     Args:
         masked: what reconstructs, with the starting weights: its encoder is copied as the teacher.
         weight: of the distance, 1 - cosine of each token and the teacher's.
+        share: of the trained weights in `between`.
     """
 
     started: Tensor
 
-    def __init__(self, masked: VideoMAE | MaskedPixels, weight: float):
+    def __init__(self, masked: VideoMAE | MaskedPixels, weight: float, share: float = 1.0):
         super().__init__()
-        self.masked, self.weight = masked, weight
+        self.masked, self.weight, self.share = masked, weight, share
         self.teacher, self._digest = _frozen(masked.encoder), digest(masked.encoder)
         self.register_buffer("started", torch.tensor(self._digest))  # a checkpoint's, if it goes on
         self.arguments: dict[str, Any] = masked.arguments | {"distill": {"weight": weight}}
@@ -49,6 +53,20 @@ class Distilled(nn.Module):
             known = self.masked.unmasked(self.teacher(video.device), video, visible)
         far = 1 - F.cosine_similarity(tokens.float(), known.float(), dim=-1).mean()
         return loss + self.weight * far, prediction
+
+    @torch.no_grad()
+    def between(self) -> nn.Module:
+        """The encoder whose weights lie `share` of the way from the starting to the trained ones.
+
+        So do the statistics of batch norm, which belong to neither then.
+        """
+        encoder = copy.deepcopy(self.masked.encoder)
+        weights = encoder.state_dict()
+        device = next(iter(weights.values())).device
+        for name, start in self.teacher(device).state_dict().items():
+            if start.is_floating_point():
+                weights[name].lerp_(start, 1 - self.share)
+        return encoder
 
     def refuse_other_weights(self, name: str) -> None:
         """Raise ValueError where a run goes on from other starting weights, by their name."""

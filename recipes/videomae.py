@@ -116,7 +116,7 @@ def build_model(cfg: Config) -> VideoMAE | MaskedPixels | ViewObjective | Distil
         if compares(cfg) or not cfg.reconstruct:
             what = f"--{compares(cfg)}" if compares(cfg) else "--no-reconstruct"
             raise ValueError(f"--distill {cfg.distill:g} and {what}: give one of them")
-        return Distilled(model, cfg.distill)
+        return Distilled(model, cfg.distill, cfg.trained_share)
     if cfg.reconstruct and not compares(cfg):
         return model
     return ViewObjective(model, cfg.views, cfg.contrast, cfg.sigreg, cfg.reconstruct)
@@ -129,10 +129,11 @@ def start(cfg: Config, pack: Pack, ids: np.ndarray) -> tuple[str, str]:
     why = ""
     if cfg.stream == "rgb" and not computes_on_gpu() and not {*cfg.given} & decided:
         why = starter_ahead(pack, ids, cfg.seed)
-    if cfg.distill and not (why or cfg.backbone):
+    typed = {"--distill": cfg.distill, "--trained-share": cfg.trained_share % 1}  # 1 is all
+    if (named := [name for name, value in typed.items() if value]) and not (why or cfg.backbone):
         raise ValueError(
-            f"--distill {cfg.distill:g}: this run starts from fresh weights, and there are none to "
-            "hold to: give --backbone, such as starter, or leave --distill out"
+            f"{named[0]} {typed[named[0]]:g}: this run starts from fresh weights, and there are "
+            f"none to hold to: give --backbone, such as starter, or leave {named[0]} out"
         )
     return STARTER * bool(why), why
 
@@ -152,6 +153,11 @@ def bare(model: nn.Module) -> VideoMAE | MaskedPixels:
     masked = model.masked if isinstance(model, ViewObjective | Distilled) else model
     assert isinstance(masked, VideoMAE | MaskedPixels)
     return masked
+
+
+def kept(model: nn.Module) -> nn.Module:
+    """The encoder that is scored and exported."""
+    return model.between() if isinstance(model, Distilled) else bare(model).encoder
 
 
 def training_clips(cfg: Config, pack: Pack, ids: np.ndarray, masked) -> TrainClips:
@@ -221,6 +227,8 @@ def print_plan(cfg: Config, run: TrainingRun, pack: Pack, model: nn.Module) -> N
         mask += f"; {cfg.views} views {told}, weight {cfg.contrast or cfg.sigreg:g}"
         mask += ", nothing reconstructed" * (not cfg.reconstruct)
     mask += f"; tokens held to {cfg.backbone}'s, weight {cfg.distill:g}" * bool(cfg.distill)
+    if cfg.distill and cfg.trained_share < 1:
+        mask += f"; exported with {1 - cfg.trained_share:.0%} of its weights"
     rows = {
         "data": f"{counted(run.plan.num_clips, 'clip')} of {pack.address} ({cfg.split})",
         "model": f"{cfg.model}, {log.parameters(encoder)}, {spec.in_words}{seen}",
@@ -296,7 +304,7 @@ def main(cfg: Config) -> dict:
 
         def score() -> dict[str, float]:
             with engine.whole() as whole:  # each process embeds a share
-                encoder, how = bare(whole).encoder, (engine.accelerator, cfg.machine.precision)
+                encoder, how = kept(whole), (engine.accelerator, cfg.machine.precision)
                 scores = online_scores(encoder, pack, ids, cfg.seed, *how, views=guard.on)
                 health.scored(scores)
                 about = run.provenance("videomae", cfg.split) | scores | {"fps": pack.rate()}
@@ -341,7 +349,7 @@ def main(cfg: Config) -> dict:
         # ---- end
         with engine.whole() as whole:
             if run.end():
-                finish(cfg, bare(whole), pack, ids, run, guard)
+                finish(cfg, whole, pack, ids, run, guard)
         return run.state
 
 
@@ -362,11 +370,11 @@ def finish(cfg: Config, model, pack: Pack, ids: np.ndarray, run: TrainingRun, gu
     exported = run.folder / "backbone"
     scores = {"loss": run.state["loss"], "online_knn": run.state["knn"], "fps": pack.rate()}
     about = run.provenance("videomae", cfg.split) | scores | guard.about
-    backbones.export_backbone(guard.restored(model.encoder), exported, about)
+    backbones.export_backbone(guard.restored(kept(model)), exported, about)
     guard.say()
     made: dict[str, object] = {"backbone": exported}
     if cfg.reconstruct:
-        made["figure"] = draw_reconstruction(cfg, model, pack, int(ids[0]), run)
+        made["figure"] = draw_reconstruction(cfg, bare(model), pack, int(ids[0]), run)
     then = "linear-probe" if pack.classes else "look"  # without labels nothing can be measured
     run.print_done(
         made, f"muybridge {then} --backbone {for_shell(exported)} --data {for_shell(cfg.data)}"

@@ -91,6 +91,9 @@ class Config:
     distill: flags.NotNegative = 0.0
     """Weight of keeping what --backbone knows, beside reconstruction: tokens are held to those of
     the starting weights, which see the whole clip. 0: none, and they may be forgotten."""
+    trained_share: flags.PositiveFraction = 1.0
+    """With --distill: what is scored and exported is this share of the trained weights, and the
+    rest of the starting ones (WiSE-FT)."""
 
     # Running
     optim: settings.OptimFlags = settings.OPTIM
@@ -160,7 +163,10 @@ ABOUT = {
 }
 
 # What says that something is not wanted; such a value is never refused.
-OFF = {"small": False, "motion_tokens": 1.0, "dual_mask": False, "colour": 0.0, "distill": 0.0}
+OFF = {
+    "small": False, "motion_tokens": 1.0, "dual_mask": False, "colour": 0.0, "distill": 0.0,
+    "trained_share": 1.0,
+}  # fmt: skip
 
 
 def unused(cfg: Config) -> dict[str, str]:
@@ -184,6 +190,9 @@ def unused(cfg: Config) -> dict[str, str]:
         why |= dict.fromkeys(decodes, "with --no-reconstruct")
     if not cfg.backbone and (cfg.preset != AUTO or "backbone" in cfg.given):  # auto may start so
         why["distill"] = "without --backbone, whose weights it holds to"
+    may_hold = cfg.reconstruct and not (cfg.contrast or cfg.sigreg or "distill" in cfg.given)
+    if not cfg.distill and not (may_hold and cfg.preset == AUTO):
+        why["trained_share"] = "without --distill"
     if cfg.optim.steps:
         why["epochs"] = f"with --steps {cfg.optim.steps}"
     why |= idle_minutes(cfg)

@@ -116,6 +116,7 @@ def test_a_run_that_holds_to_its_start_continues_exactly_and_not_from_another_st
     packs, weights, tmp_path, monkeypatch
 ):
     start, held = tmp_path / "start", {"distill": 5.0, "base_lr": 0.02, "steps": 6}
+    held["trained_share"] = 0.25
     shutil.copytree(weights / "backbone", start)
     adapt(packs["none"], start, tmp_path / "calm", **held)
     with monkeypatch.context() as patch:
@@ -126,7 +127,12 @@ def test_a_run_that_holds_to_its_start_continues_exactly_and_not_from_another_st
     adapt(packs["none"], start, tmp_path / "killed", **held)
     assert equal(final_weights(tmp_path / "calm"), final_weights(tmp_path / "killed"))
     assert all(0 < line["teacher_cosine"] <= 1 for line in lines(tmp_path / "killed"))
-    was = load_backbone(str(start))
+    was, trained = load_backbone(str(start)), final_weights(tmp_path / "killed")
+    exported = load_backbone(str(tmp_path / "killed" / "backbone")).state_dict()
+    for name, value in was.state_dict().items():
+        wanted = value + 0.25 * (trained[f"masked.encoder.{name}"] - value)
+        assert torch.allclose(exported[name], wanted, atol=1e-6), name
+    assert not equal(exported, was.state_dict())
     next(was.parameters()).data.view(-1)[0] += 1
     shutil.rmtree(start)
     export_backbone(was, start, {})

@@ -202,6 +202,7 @@ def test_a_run_starts_from_the_starter_where_it_is_ahead_and_nothing_contradicts
     kept = json.loads((tmp_path / "run/config.json").read_text())["config"]
     wanted = {"backbone": STARTER, "frames": 32, "size": 64, "depth": 6, "stride": 1, "guard": True}
     assert wanted.items() <= kept.items() and kept["distill"] == 10
+    assert kept["trained_share"] == 0.25
     assert read_backbone_config(tmp_path / "run/backbone")["arguments"]["motion_tokens"] == 0.28
 
     def never(*_):
@@ -212,15 +213,22 @@ def test_a_run_starts_from_the_starter_where_it_is_ahead_and_nothing_contradicts
         cfg = flags.replace(videomae.PRESETS["auto"], **given)
         cfg = flags.replace(cfg, given=tuple(given))
         assert videomae.start(cfg, data, data.split("all")) == ("", "")
-    cfg = flags.replace(cfg, distill=2.0)
-    with pytest.raises(ValueError, match=r"--distill 2: .*fresh weights"):
-        videomae.start(cfg, data, data.split("all"))
+    for name, words in (("distill", "--distill 0.5"), ("trained_share", "--trained-share 0.5")):
+        wanted = flags.replace(cfg, **{name: 0.5})
+        with pytest.raises(ValueError, match=f"{words}: .*fresh weights"):
+            videomae.start(wanted, data, data.split("all"))
 
 
 def test_a_weight_of_distillation_may_be_given_where_auto_chooses_the_weights():
     cfg = flags.replace(videomae.PRESETS["auto"], distill=2.0, given=("distill",))
     assert "distill" not in unused(cfg)
     assert "distill" in unused(flags.replace(cfg, given=("distill", "backbone")))
+    cfg = flags.replace(videomae.PRESETS["auto"], trained_share=0.5, given=("trained_share",))
+    assert "trained_share" not in unused(cfg)
+    for more in ({"contrast": 0.3}, {"sigreg": 0.1}, {"preset": "tiny"}):
+        assert "trained_share" in unused(flags.replace(cfg, **more))
+    without = flags.replace(cfg, distill=0.0, given=("trained_share", "distill"))
+    assert "trained_share" in unused(without)
 
 
 @pytest.mark.parametrize("recipe", [videomae, clip])
@@ -269,7 +277,7 @@ def test_what_contradicts_is_refused_before_packing(values, told, tmp_path, monk
         ({"views": 3}, {"batch_size": 66}), ({"frames": 1}, {"motion_tokens": 1.0}),
         ({"base_lr": 1e-4}, {"final_lr": 1e-6}), ({"tubelet": 3}, {"frames": 30}),
         ({"optimizer": "adamw"}, {"base_lr": 0.2 * 0.016}),
-        ({"backbone": "weights"}, {"base_lr": 0.016, "distill": 10}),
+        ({"backbone": "weights"}, {"base_lr": 0.016, "distill": 10, "trained_share": 0.25}),
         ({"backbone": "weights", "distill": 0.0}, {"base_lr": 0.1 * 0.016}),
         ({"backbone": "weights", "contrast": 0.3, "views": 2}, {"base_lr": 0.1 * 0.016}),
     ],

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from downstream.models import build_model
 from pretrain.distill import Distilled
 from pretrain.masked import MaskedPixels
 from pretrain.videomae import VideoMAE
@@ -15,6 +16,12 @@ from pretrain.vit import VideoTransformer, patchify, take_tokens
 def encoder(**form) -> VideoTransformer:
     torch.manual_seed(0)
     return VideoTransformer(24, 2, 2, 4, 16, 8, **form)
+
+
+def small_i3d() -> nn.Module:
+    """An encoder with statistics of batches."""
+    torch.manual_seed(0)
+    return build_model("i3d", True, width=0.1, frames=8, size=32, subtract_mean=False)
 
 
 def batch(tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -78,6 +85,24 @@ def test_theteacher_neither_learns_nor_is_saved():
     after = model.teacher(video.device).state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert not all(torch.equal(v, masked.encoder.state_dict()[n]) for n, v in before.items())
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+@pytest.mark.parametrize("kind", ["all tokens", "batch norm"])
+def test_what_is_kept_lies_between_the_starting_and_the_trained_weights(kind, share):
+    masked = objectives()[kind] if kind in objectives() else MaskedPixels(small_i3d(), 2, 8)
+    start = {name: value.clone() for name, value in masked.encoder.state_dict().items()}
+    model = Distilled(masked, 10.0, share)
+    for value in masked.encoder.state_dict().values():
+        value += torch.rand(value.shape).to(value)
+    trained = {name: value.clone() for name, value in masked.encoder.state_dict().items()}
+    between = model.between().state_dict()
+    assert between.keys() == start.keys()
+    for name, value in between.items():
+        wanted = start[name] + share * (trained[name] - start[name])
+        whole = not value.is_floating_point()  # a count of batches is of the trained ones
+        assert torch.allclose(value, trained[name] if whole else wanted, atol=1e-6), name
+    assert all(torch.equal(v, trained[n]) for n, v in masked.encoder.state_dict().items())
 
 
 def test_holding_on_keeps_tokens_nearer_to_the_starting_weights():
