@@ -172,7 +172,8 @@ def held(tmp_path_factory) -> tuple[dict[str, Any], list[dict]]:
     """What a run is told that is held to its starting weights, and its log in one process."""
     folder = tmp_path_factory.mktemp("held")
     train("videomae", folder / "start", ENGINES["one"], final_lr=0.003)
-    told = {"backbone": str(folder / "start" / "backbone"), "distill": 10.0, "guard": False}
+    told = {"backbone": str(folder / "start" / "backbone"), "guard": False}
+    told |= {"distill": 10.0, "trained_share": 0.25}
     return told, train("videomae", folder / "one", ENGINES["one"], **told)
 
 
@@ -185,6 +186,9 @@ def test_every_engine_holds_to_the_starting_weights_alike(name, held, tmp_path):
     assert max(line["teacher_cosine"] for line in one) < 1
     lines = train("videomae", tmp_path / name, ENGINES[name], **told)
     assert far(lines, one, ("loss",)) < 1e-6 and far(lines, one) < 1e-6
+    alone = load_backbone(str(Path(told["backbone"]).parents[1] / "one" / "backbone")).state_dict()
+    for part, value in load_backbone(str(tmp_path / name / "backbone")).state_dict().items():
+        assert torch.allclose(value, alone[part], atol=1e-5), part
 
 
 def start_otherwise(out: str) -> None:
