@@ -75,6 +75,8 @@ def weights_to_start_from(name: str) -> nn.Module:
     Raises:
         ValueError: nothing of the kind is there, or it does not verify.
     """
+    if name in MODELS:
+        raise ValueError(f"--backbone {name} is a network without weights: give --model {name}")
     if is_folder(Path(name) / "checkpoints"):
         return load_pretrained_videomae(Path(name))
     name = folder_of(name)

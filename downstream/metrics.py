@@ -119,6 +119,22 @@ def interval(drawn: list | np.ndarray) -> np.ndarray:
     return np.nanpercentile(np.asarray(drawn, dtype=float), [2.5, 97.5], axis=0)
 
 
+def exact_at_ends(ends: tuple[float, float], groups: int) -> tuple[float, float]:
+    """The 95 % interval of a share, where all draws of `bootstrap` are 0 or all are 1.
+
+    No draw shows then that another video may be otherwise; the binomial distribution does (Clopper
+    & Pearson 1934), of as many trials as there are groups.
+
+    Args:
+        ends: of the bootstrap.
+        groups: how many people or videos were drawn.
+    """
+    room = 1 - 0.025 ** (1 / groups)
+    if ends == (0.0, 0.0):
+        return 0.0, room
+    return (1 - room, 1.0) if ends == (1.0, 1.0) else ends
+
+
 def draws(groups: Sequence[str | None] | np.ndarray, seed: int) -> Iterator[np.ndarray]:
     """How often each video (N,) is drawn, in each of the draws of `bootstrap`."""
     group = np.unique(np.asarray(groups), return_inverse=True)[1]
@@ -171,9 +187,10 @@ def bootstrap_intervals(
         means = scored @ times / times.sum()
         return ((found[present] / totals[present]).mean(), *means)
 
-    low, high = bootstrap(accuracies, subjects if by_subject else np.arange(len(labels)), seed)
-    names = ("mean_class_accuracy", "top1", *hits)
-    found = dict(zip(names, zip(low, high, strict=True), strict=True))
+    groups = subjects if by_subject else np.arange(len(labels))
+    low, high = bootstrap(accuracies, groups, seed)
+    names, ends = ("mean_class_accuracy", "top1", *hits), zip(low, high, strict=True)
+    found = {n: exact_at_ends(e, len({*groups})) for n, e in zip(names, ends, strict=True)}
     return found, "subjects" if by_subject else "videos"
 
 

@@ -119,10 +119,12 @@ def _view_retrieval(
 
 
 def _knn(x: np.ndarray, pack: Pack, ids: np.ndarray, seed: int) -> dict[str, float]:
-    """The kNN accuracy of features (N, D) of clips; nothing without labels."""
+    """The kNN accuracy of features (N, D) of those clips that have a label, if enough do."""
+    labelled = [place for place, i in enumerate(ids) if pack.record(i)["label"] is not None]
+    x, ids = x[labelled], ids[labelled]
     records = [pack.record(i) for i in ids]
     names = [r["label"] for r in records]
-    if None in names or len(set(names)) < 2:
+    if len(set(names)) < 2:
         return {}
     pairs = among(near_pairs(pack), ids)
     linked = group_clips(records, pairs), group_clips(records, pairs, people=False)
@@ -134,8 +136,8 @@ def _knn(x: np.ndarray, pack: Pack, ids: np.ndarray, seed: int) -> dict[str, flo
     return dict(zip(KNN, (score, 1 / len(set(names)), int(held_out.sum())), strict=True))
 
 
-def starter_ahead(pack: Pack, ids: np.ndarray, seed: int) -> str:
-    """Why the labels of training clips speak for `--backbone starter`; "": they do not.
+def starter_ahead(pack: Pack, ids: np.ndarray, seed: int) -> tuple[bool, str]:
+    """Whether the labels of training clips speak for `--backbone starter`, and why.
 
     Its kNN accuracy on held-out subjects of the training split has to be above that of the same
     network with random weights by two standard errors. Without labels nothing tells.
@@ -148,7 +150,7 @@ def starter_ahead(pack: Pack, ids: np.ndarray, seed: int) -> str:
     picked = _some(pack, ids, KNN_CLIPS, seed)
     picked = picked[[pack.record(int(i))["label"] is not None for i in picked]]
     if not len(picked):
-        return ""
+        return False, "no clip has a label by which to ask whether the starter fits"
     starter = load_backbone(STARTER)
     assert isinstance(starter, nn.Module)
     match_rate(STARTER, starter, pack.rates())
@@ -158,16 +160,16 @@ def starter_ahead(pack: Pack, ids: np.ndarray, seed: int) -> str:
         try:
             found.append(_knn(extract(encoder, pack, picked, how)[:, 0], pack, picked, seed))
         except ValueError as error:  # clips are broken
-            print(f"the starter was not tried: {for_screen(error)}", file=sys.stderr)
-            return ""
+            return False, f"the starter was not tried: {for_screen(error)}"
     if not found[0]:
-        return ""
+        return False, "too few clips have labels to ask whether the starter fits"
     (score, _, clips), (random, _, _) = [[scores[name] for name in KNN] for scores in found]
     share = (score * clips + 2) / (clips + 4)  # as `downstream.guard.has_fallen` counts
-    if score < random + 2 * math.sqrt(share * (1 - share) / clips):
-        return ""
     asked = counted(int(clips), "held-out clip")
-    return f"kNN {100 * score:.0f} % of {asked}, random weights {100 * random:.0f} %"
+    told = f"kNN {100 * score:.0f} % of {asked}, random weights {100 * random:.0f} %"
+    if score < random + 2 * math.sqrt(share * (1 - share) / clips):
+        return False, f"the starter is not shown to be above random weights: {told}"
+    return True, told
 
 
 def learning_words(values: dict, state: dict, health: str) -> tuple[str, str]:
@@ -180,11 +182,12 @@ def learning_words(values: dict, state: dict, health: str) -> tuple[str, str]:
     """
     text = f"loss {values['loss']:.4f}"
     if "explained" in values:
-        text += f" ({values['explained']:.0%} explained)"
+        text += f" ({values['explained']:z.0%} explained)"
     if "view_retrieval_accuracy" in values:
         text += f"  view-retrieval accuracy {values['view_retrieval_accuracy']:.0%}"
     if VIEWS[0] in values:
         text += f"  view retrieval {values[VIEWS[0]]:.0%} of {counted(values[VIEWS[2]], 'clip')}"
+        text += f" (chance {values[VIEWS[1]]:.1%})"
     score, chance, clips = (state[name] for name in KNN)
     knn = "" if score is None else (
         f"kNN {100 * score:.1f} % of {counted(clips, 'clip')} (chance {100 * chance:.1f} %)"

@@ -369,7 +369,9 @@ def about_intervals(
     """
     people = all_named(subjects)
     groups, drawn = (len(set(subjects)), named) if people else (len(subjects), unit)
-    about = {"kind": "95 % percentile bootstrap", "resamples": RESAMPLES}
+    about = {
+        "kind": "95 % percentile bootstrap; of 0 and 100 % exact binomial", "resamples": RESAMPLES
+    }  # fmt: skip
     about |= {"resampled": drawn, "groups": groups}
     if drawn not in ("subjects", "source files"):  # else too narrow: people are like themselves
         alone = named == "subjects" and None not in subjects

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from downstream.metrics import bootstrap
+from downstream.metrics import bootstrap, exact_at_ends
 
 CHUNK = 1024  # rows of similarities held at once
 
@@ -118,7 +118,11 @@ def rank_intervals(
         return tuple(value for ranks in drawn for value in summarise_ranks(ranks).values())
 
     names = list(summarise_ranks(to_video))
-    ends = list(zip(*bootstrap(both, groups, seed), strict=True))
+    ends = [
+        exact_at_ends(each, len({*groups})) if name.startswith("r") else each
+        for name, each in zip([*names, *names], zip(*bootstrap(both, groups, seed), strict=True),
+                              strict=True)
+    ]  # fmt: skip
     first, second = ends[: len(names)], ends[len(names) :]
     return dict(zip(names, first, strict=True)), dict(zip(names, second, strict=True))
 

@@ -397,14 +397,17 @@ def leave_one_subject_out(pack: Pack) -> tuple[Videos, list[np.ndarray], list[st
         )
     folds = [np.array([own == group for own in videos.groups]) for group in together]
     labels = np.array(videos.known_labels)
-    for whose, fold in zip(together.values(), folds, strict=True):
-        missing = set(labels[fold]) - set(labels[~fold])
-        if missing:
-            raise ValueError(
-                f"{pack.where(subject=whose[0])}: only subject {for_screen(' and '.join(whose))} "
-                f"has {first_of(sorted(missing), 10)}, so no "
-                "training subject has it: leave that class out of the list"
-            )
+    alone = [
+        (whose, sorted(missing))
+        for whose, fold in zip(together.values(), folds, strict=True)
+        if (missing := set(labels[fold]) - set(labels[~fold]))
+    ]
+    if alone:
+        each = [f"{' and '.join(whose)} has {first_of(names, 10)}" for whose, names in alone]
+        raise ValueError(
+            f"{pack.where(subject=alone[0][0][0])}: what only one subject does cannot be learned "
+            f"from the others: {first_of(each, 10, '; ')}. Leave these classes out of the list"
+        )
     ignored = any(record["split"] is not None for record in records.values())
     notes = [
         f"every one of {len(names)} subjects was left out in turn"

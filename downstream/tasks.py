@@ -30,8 +30,9 @@ from downstream.splits import (
     refuse_nobody,
     subset,
 )
-from pretrain.data.cache import raw_sources
+from pretrain.data.cache import how_to_label, raw_sources
 from pretrain.data.shards import Pack, no_split, refuse_raw_streams
+from pretrain.data.sources import list_sources
 from pretrain.names import counted
 from pretrain.processes import sum_of_shares
 from pretrain.spec import InputSpec
@@ -225,10 +226,7 @@ def refuse_raw(
     has = lambda s: s.label is not None or (task.per_frame and s.extra.get("segments"))
     labelled = [s for s in listed if has(s)]
     if not labelled:
-        raise ValueError(
-            f"{source}: no video has a label: give a list file with a label column, or a folder "
-            "with one subfolder a class"
-        )
+        raise ValueError(f"{source}: no video has a label: {how_to_label(list_sources(source))}")
     if leave_out is not None:
         refuse_nobody(source, [s.subject for s in labelled], leave_out)
     if patience and validation == "auto" and (leave_out is not None or "val" not in splits):

@@ -200,7 +200,7 @@ def choose(facts: Facts, typed: Mapping[str, Any], gpu: bool) -> dict[str, Choic
     whole = still or bool(needs) or facts.moving > STILL or facts.moving < NOTHING
     span = min(long, WINDOW)
     frames = FRAMES if span / FRAMES <= STEP else 2 * FRAMES
-    step = f"{span / frames:.2f} s apart over {span:.1f} s"
+    step = f"{max(1, round(span * facts.fps / frames)) / facts.fps:.2f} s apart"
     if facts.frames < frames:
         step = f"a clip has {facts.frames}, fewer than {frames}"
         frames = FRAMES if facts.frames >= FRAMES else max(2, facts.frames - facts.frames % 2)
@@ -208,14 +208,14 @@ def choose(facts: Facts, typed: Mapping[str, Any], gpu: bool) -> dict[str, Choic
     frames = put("frames", 1 if still else frames, "pictures" if still else step)
     if frames > 1:
         stride = max(1, round(span * facts.fps / frames))
-        spans = f"{min(frames * stride, facts.frames) / facts.fps:.1f} s"
-        put("stride", stride, f"a view spans {spans} of {long:.1f} s, which half of the clips have")
+        spans = f"a view spans {frames * stride / facts.fps:.1f} s"
+        put("stride", stride, f"{spans}, half of the clips have {long:.1f} s or more")
     fours = frames % 4 == 0 and (frames > FRAMES or not whole)
     tubelet = put(
         "tubelet", 4 if fours else 2 if frames % 2 == 0 else 1,
         "a single frame" if frames == 1 else f"{frames} is odd" if frames % 2
         else "as published" if not fours
-        else f"{frames // 4} in a row" + ", among which motion is selected" * (not whole),
+        else f"{frames // 4} tokens in time",
     )  # fmt: skip
     part = typed.get("motion_tokens", 1.0 if whole else max(facts.moving, LEAST_PART))
     size, patch = _size(facts.side, part * frames / tubelet, part < 1, typed, gpu)
@@ -231,37 +231,43 @@ def choose(facts: Facts, typed: Mapping[str, Any], gpu: bool) -> dict[str, Choic
     put("size", size, f"clips have {facts.side} pixels{small}, and {used}")
     put("patch", patch, f"{size // patch} x {size // patch} of them make a picture")
     dense = part == 1 and frames > 1  # all tokens of a video
-    put("mask_ratio", 0.9 if dense else 0.75, "neighbours in time say much of a token" if dense
-        else "as of images" if frames == 1 else "selected tokens tell less of others")  # fmt: skip
+    put("mask_ratio", 0.9 if dense else 0.75, "as published: video is redundant in time" if dense
+        else "as published for images" if frames == 1
+        else "motion-selected tokens are less redundant")  # fmt: skip
     dual = dense and size // patch % 2 == 0
-    put("dual_mask", dual, "half of the hidden tokens do" if dual else "few tokens are used")
+    put("dual_mask", dual, "half of the hidden tokens are predicted" if dual
+        else "few tokens are hidden: all are predicted")  # fmt: skip
     put("model", "vit_ti" if not gpu else "vit_s" if facts.clips < 50_000 else "vit_b",
         f"{counted(facts.clips, 'clip')} on a {'GPU' if gpu else 'CPU'}")  # fmt: skip
     put("small", not gpu, f"on a {'GPU' if gpu else 'CPU'}")
     if not gpu and typed.get("model", "vit_ti") == "vit_ti":
-        put("depth", 6, "half of the blocks, twice the steps")
+        put("depth", 6, "half the blocks of ViT-Ti, so that twice the steps fit")
     # No more than there are clips, so that few clips make many steps.
     usual = 256 if gpu else 32 if part == 1 else 64
     fewer = max(8, 2 ** int(math.log2(facts.clips)))
     shared = asked_processes() * typed.get("views", 1)
     batch = shared * math.ceil(min(usual, fewer) / shared)
     why = f"there are {counted(facts.clips, 'clip')}" if fewer < usual else (
-        "all tokens" if part == 1 else "selected tokens"
+        "clips with all tokens" if part == 1 else "clips with few tokens each"
     )  # fmt: skip
     batch = put("batch_size", batch, why)
-    put("micro_batch", batch if batch <= 64 else 64, "what fits")
+    put("micro_batch", batch if batch <= 64 else 64, "at once, 64 at most")
     muon = typed.get("optimizer", "muon") == "muon"
     rate = (0.024 if part == 1 else 0.016) * (1 if muon else 0.2)
-    words = "of Muon" if muon else "a fifth of Muon's"
+    words = "for Muon" if muon else "for AdamW, a fifth of Muon's"
     if typed.get("backbone"):
         alone = typed.get("reconstruct", True) and not (
             typed.get("contrast") or typed.get("sigreg")
         )
         held = alone and put("distill", DISTILL, "so that what the weights know is not forgotten")
         if held:
-            put("trained_share", TRAINED_SHARE, "more of them, and what the weights know is lost")
+            put(
+                "trained_share",
+                TRAINED_SHARE,
+                "with more, what the weights know may be lost",
+            )
         else:
-            rate, words = rate / 10, f"a tenth of that {words}, as the weights have learned"
+            rate, words = rate / 10, f"a tenth of the rate {words}: the weights are trained"
     rate = put("base_lr", rate, words)
     put("final_lr", rate / 100, "a hundredth of --base-lr")
     return chosen
@@ -305,7 +311,7 @@ def choose_by_data(
             frames a second of the clips.
         check: raises ValueError for a configuration that contradicts itself.
         start: of a configuration without weights, the data and the samples: the name of weights to
-            start from, and why; "": fresh ones.
+            start from, None for fresh ones; and why, "" where there was no choice.
 
     Returns:
         the configuration; and the data, opened.
@@ -333,7 +339,7 @@ def choose_by_data(
         return known, pack
     ids = pack.split_if_any(config.split)
     facts, begin = measure(pack, ids, config.stream), start(config, pack, ids)
-    config, chosen = chosen_for(facts, {"backbone": begin} if begin[0] else {})
+    config, chosen = chosen_for(facts, {"backbone": begin} if begin[1] else {})
     config = explain(config, {"the clips": facts.in_words()}, chosen)
     if is_first() and facts.frames > 1 and facts.moving < SPARSE:
         what = "nothing moves in these clips" if facts.moving < NOTHING else (

@@ -267,15 +267,19 @@ def fresh_like(model: nn.Module, seed: int) -> nn.Module:
 def load_pretrained_videomae(run: Path) -> VideoMAE:
     """The whole model, encoder and decoder, of a run's newest checkpoint, in evaluation mode.
 
+    The encoder is the one that the run exported, where that is another one: weights between the
+    starting and the trained ones, or the best of a run that the guard stopped.
+
     Raises:
-        CheckpointError: the run has no valid checkpoint.
+        CheckpointError: the run has no valid checkpoint, or has not exported such an encoder.
     """
     folder, problems = newest_valid(run)
     if folder is None:
         raise CheckpointError(f"{run} holds no valid checkpoint. {' '.join(problems)}")
     for problem in problems:
         print(f"warning: {for_screen(problem)}; {folder} is taken", file=sys.stderr, flush=True)
-    described = read_state(folder).get("model")
+    state = read_state(folder)
+    described = state.get("model")
     if not isinstance(described, dict) or "decoder" not in described:
         raise CheckpointError(f"{run} is no VideoMAE run; its backbone is in {run}/backbone")
     where = f"{folder}/state.json"
@@ -284,15 +288,26 @@ def load_pretrained_videomae(run: Path) -> VideoMAE:
     assert isinstance(encoder, dict)  # or it was refused
     check_arguments(VideoMAE, described["decoder"], where, ("encoder",))
     make = lambda: VideoMAE(VideoTransformer(**encoder), **described["decoder"])
-    if not {"contrast", "sigreg", "distill"} & described.keys():
-        return _build_to_fit(make, folder, partial(read_weights, folder))
-    # What is around the VideoMAE, a head for the views, ends with the training.
-    weights = {
-        name.removeprefix("masked."): value
-        for name, value in read_weights(folder).items()
-        if name.startswith("masked.")
-    }
-    refuse_misfit(dry_state(make), weights, str(folder))
-    model = make()
-    load_strict(model, weights, str(folder))
+    if {"contrast", "sigreg", "distill"} & described.keys():
+        # What is around the VideoMAE, a head for the views, ends with the training.
+        weights = {
+            name.removeprefix("masked."): value
+            for name, value in read_weights(folder).items()
+            if name.startswith("masked.")
+        }
+        refuse_misfit(dry_state(make), weights, str(folder))
+        model = make()
+        load_strict(model, weights, str(folder))
+    else:
+        model = _build_to_fit(make, folder, partial(read_weights, folder))
+    distill, guard = described.get("distill"), state.get("guard")
+    between = isinstance(distill, dict) and "share" in distill
+    if between or (isinstance(guard, dict) and guard.get("stopped")):
+        exported = run / "backbone"
+        if not is_folder(exported):
+            raise CheckpointError(
+                f"{run} has not ended, and what it exports is not what its checkpoint holds: start "
+                "the same command again and let it end"
+            )
+        load_strict(model.encoder, load_export(exported, BUILDERS).state_dict(), str(exported))
     return model.eval()

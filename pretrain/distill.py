@@ -42,7 +42,9 @@ class Distilled(nn.Module):
         self.masked, self.weight, self.share = masked, weight, share
         self.teacher, self._digest = _frozen(masked.encoder), digest(masked.encoder)
         self.register_buffer("started", torch.tensor(self._digest))  # a checkpoint's, if it goes on
-        self.arguments: dict[str, Any] = masked.arguments | {"distill": {"weight": weight}}
+        self.arguments: dict[str, Any] = masked.arguments | {
+            "distill": {"weight": weight} | ({"share": share} if share < 1 else {})
+        }
 
     def forward(
         self, video: Tensor, visible: Tensor, masked: Tensor, target: Tensor | None = None

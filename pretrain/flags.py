@@ -50,7 +50,7 @@ class Within:
         """The bounds in words."""
         least = f"more than {self.low:g}" if self.above else f"at least {self.low:g}"
         most = f"less than {self.high:g}" if self.below else f"at most {self.high:g}"
-        return least if self.high == math.inf else f"{least} and {most}"
+        return f"{least} and finite" if self.high == math.inf else f"{least} and {most}"
 
 
 def _whole(words: list[str]) -> int:

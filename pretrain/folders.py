@@ -1,5 +1,6 @@
 """Folders of runs and results: whose they are, one writer at a time, a disk's refusals."""
 
+import atexit
 import contextlib
 import errno
 import os
@@ -90,6 +91,14 @@ def refuse_others(folder: Path, ours: tuple[str, ...] = ()) -> None:
     )
 
 
+def _remove_unused(folder: Path) -> None:
+    """Remove a folder that was claimed for results that never came, after a refusal."""
+    with contextlib.suppress(OSError):
+        if [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            folder.rmdir()
+
+
 def claim(folder: Path, ours: tuple[str, ...] | None = None) -> FileLock:
     """Make a folder, unless it is there, and keep other processes from writing to it.
 
@@ -109,6 +118,8 @@ def claim(folder: Path, ours: tuple[str, ...] | None = None) -> FileLock:
     if ours is not None:
         refuse_others(folder, ours)
     with writing(folder):
+        if not folder.exists():
+            atexit.register(_remove_unused, folder)
         folder.mkdir(parents=True, exist_ok=True)
     # A singleton: a caller that catches an error and calls again is not locked out by what it
     # caught.

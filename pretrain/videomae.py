@@ -445,6 +445,9 @@ def build_videomae(
     return VideoMAE(encoder, dim, decoder_depth or depth, heads, target_eps, target)
 
 
+_FORM = ", or leave the preset out: auto takes their form"
+
+
 def start_from(model: VideoMAE, loaded: nn.Module, name: str) -> None:
     """Copy the weights of an earlier model; its decoder's too, if it predicts the same stream.
 
@@ -467,16 +470,20 @@ def start_from(model: VideoMAE, loaded: nn.Module, name: str) -> None:
         was, now = (encoder.arguments.get(what) for encoder in (theirs, model.encoder))
         if was != now:
             given = what in ("positions", "stream")
-            remedy = f"give --{what} {was}" if given else "no flag changes that"
+            remedy = f"give --{what} {was}" if given else "give the --model that they are of"
             raise ValueError(
-                f"{name} was trained with {what} {was}, this run has {what} {now}: {remedy}"
+                f"{name} was trained with {what} {was}, this run has {what} {now}: {remedy}{_FORM}"
             )
     if method := theirs.arguments.get("method"):  # of flow: that of others remains refused
         spec = model.encoder.input_spec
         flow = replace(spec.pictures["flow"], method=method)
         model.encoder.input_spec = replace(spec, streams={"flow": flow})
         model.encoder.arguments["method"] = method
-    if isinstance(loaded, VideoMAE) and loaded.target == model.target:
-        load_strict(model, loaded.state_dict(), name)
-    else:
-        load_strict(model.encoder, theirs.state_dict(), name)
+    try:
+        if isinstance(loaded, VideoMAE) and loaded.target == model.target:
+            load_strict(model, loaded.state_dict(), name)
+        else:
+            load_strict(model.encoder, theirs.state_dict(), name)
+    except ValueError as error:
+        flags = "--model, --depth, --patch and --tubelet have to be those of the weights"
+        raise ValueError(f"{error}: {flags}{_FORM}") from error

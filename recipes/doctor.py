@@ -344,8 +344,10 @@ def look_at_data(source: str) -> Finding:
     if refused := listing.refused:
         reasons = "; ".join(f"{n}: {why}" for n, why in refused[:3])
         told.append(f"{counted(len(refused), 'file')} refused already: {reasons}")
-    if listing.skipped:
-        told.append(f"{counted(len(listing.skipped), 'file')} of no known kind left out")
+    if rest := len(listing.skipped) - len(listing.lists):
+        told.append(f"{counted(rest, 'file')} of no known kind left out")
+    if listing.lists:
+        told.append(listing.unread)
     usable = len(found) > len(damaged)
     remedy = "packing leaves those out, each with the reason" * bool(damaged)
     remedy = remedy if usable else "give files of a kind that is read"
@@ -429,7 +431,9 @@ def main(config: Config) -> list[Finding]:
     elif broken:
         print(f"\nneeded, and does not work: {for_screen(', '.join(broken))}")
     else:
-        then = f"look {for_shell(config.data)}" if config.data else "demo"
+        page = any(f.name == "look" and f.state == "works" for f in findings)
+        command = "look " if page else "videomae --data "
+        then = command + for_shell(config.data) if config.data else "demo"
         print(f"\nwhat the basic commands need works here; next: muybridge {then}")
     if broken:
         sys.exit(1)

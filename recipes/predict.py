@@ -284,7 +284,6 @@ def live_bouts(config: Config, source: Source, scorer: Scorer, how: How, out: Pa
             "frames alone: give a classifier of frames, or files"
         )
     camera = open_camera(source, scorer)
-    lock = claim(out)  # not before: a camera that is refused leaves no empty folder
     bouts: list[dict] = []
     clock = lambda at: datetime.fromtimestamp(camera.begun + at, UTC).isoformat(" ", "milliseconds")
     fps = float(camera.newest.fps)
@@ -326,9 +325,7 @@ def live_bouts(config: Config, source: Source, scorer: Scorer, how: How, out: Pa
         print(f"note: the camera was lost at {for_screen(loss)}")
     if camera.reason:
         print(f"note: {for_screen(camera.reason)}")
-    content = write_bouts(out, config, sorted(bouts, key=lambda b: (b["start"], b["end"])), facts)
-    lock.release(force=True)
-    return content
+    return write_bouts(out, config, sorted(bouts, key=lambda b: (b["start"], b["end"])), facts)
 
 
 FILES = ["source", "start", "end", "label", "score"]
@@ -371,9 +368,7 @@ def find_bouts(config: Config, source: Source | None, model: Classifier, out: Pa
     if source:
         content = live_bouts(config, source, scorer, how, out)
     else:
-        lock = claim(out)
         content = file_bouts(config, scorer, how, out)
-        lock.release(force=True)
         for name in dict.fromkeys(bout["source"] for bout in content["bouts"]):
             print(f"\n{for_screen(name)}")
             for bout in content["bouts"]:
@@ -424,9 +419,11 @@ def main(config: Config) -> dict:
     out = choose_out(config, camera)
     names = list(load_classes(config.classes)) if config.classes else None
     model = load_classifier(config.backbone, config.weights or "", names)
-    if camera or config.bouts:
-        return find_bouts(config, camera, model, out)
     lock = claim(out)
+    if camera or config.bouts:
+        content = find_bouts(config, camera, model, out)
+        lock.release(force=True)
+        return content
     how = start_extraction(config.machine, 1, 1, config.batch_size)
     clips, crops = fitted_views(config.backbone) or (2, 1)
     clips, crops = config.num_clips or clips, config.num_crops or crops

@@ -105,7 +105,10 @@ def build_model(cfg: Config) -> VideoMAE | MaskedPixels | ViewObjective | Distil
     else:
         clip: dict[str, Any] = {"stride": cfg.stride, "size": cfg.size, "subtract_mean": False}
         clip |= {"frames": cfg.frames} if cfg.frames else {}
-        family = build_family(cfg.model, small=cfg.small, weights=cfg.backbone or "", **clip)
+        try:
+            family = build_family(cfg.model, small=cfg.small, weights=cfg.backbone or "", **clip)
+        except ValueError as error:  # other recipes call that flag so
+            raise ValueError(str(error).replace("--weights", "--backbone")) from error
         assert isinstance(family, Backbone)
         if [*family.input_spec.streams] != [cfg.stream]:
             takes = " and ".join(family.input_spec.streams)
@@ -113,29 +116,27 @@ def build_model(cfg: Config) -> VideoMAE | MaskedPixels | ViewObjective | Distil
         form = cfg.form
         model = MaskedPixels(family, form.tubelet, form.patch, cfg.target_eps, cfg.target or "")
     if cfg.distill:
-        if compares(cfg) or not cfg.reconstruct:
-            what = f"--{compares(cfg)}" if compares(cfg) else "--no-reconstruct"
-            raise ValueError(f"--distill {cfg.distill:g} and {what}: give one of them")
+        assert cfg.reconstruct and not compares(cfg)  # `unused` refuses it
         return Distilled(model, cfg.distill, cfg.trained_share)
     if cfg.reconstruct and not compares(cfg):
         return model
     return ViewObjective(model, cfg.views, cfg.contrast, cfg.sigreg, cfg.reconstruct)
 
 
-def start(cfg: Config, pack: Pack, ids: np.ndarray) -> tuple[str, str]:
-    """Where `auto` starts: the package's starter, and why, where labels say so; else ""."""
+def start(cfg: Config, pack: Pack, ids: np.ndarray) -> tuple[str | None, str]:
+    """Where `auto` starts: the package's starter, where labels say so, or None; and why."""
     decided = {"backbone", "frames", "size", "model", "pool", "contrast", "sigreg", "reconstruct"}
     decided |= {*vars(cfg.form)}
-    why = ""
+    ahead, why = False, ""
     if cfg.stream == "rgb" and not computes_on_gpu() and not {*cfg.given} & decided:
-        why = starter_ahead(pack, ids, cfg.seed)
+        ahead, why = starter_ahead(pack, ids, cfg.seed)
     typed = {"--distill": cfg.distill, "--trained-share": cfg.trained_share % 1}  # 1 is all
-    if (named := [name for name, value in typed.items() if value]) and not (why or cfg.backbone):
+    if (named := [name for name, value in typed.items() if value]) and not (ahead or cfg.backbone):
         raise ValueError(
             f"{named[0]} {typed[named[0]]:g}: this run starts from fresh weights, and there are "
             f"none to hold to: give --backbone, such as starter, or leave {named[0]} out"
         )
-    return STARTER * bool(why), why
+    return STARTER if ahead else None, why
 
 
 def compares(cfg: Config) -> str:
@@ -228,7 +229,7 @@ def print_plan(cfg: Config, run: TrainingRun, pack: Pack, model: nn.Module) -> N
         mask += ", nothing reconstructed" * (not cfg.reconstruct)
     mask += f"; tokens held to {cfg.backbone}'s, weight {cfg.distill:g}" * bool(cfg.distill)
     if cfg.distill and cfg.trained_share < 1:
-        mask += f"; exported with {1 - cfg.trained_share:.0%} of its weights"
+        mask += f"; exported with {100 * (1 - cfg.trained_share):g} % of its weights"
     rows = {
         "data": f"{counted(run.plan.num_clips, 'clip')} of {pack.address} ({cfg.split})",
         "model": f"{cfg.model}, {log.parameters(encoder)}, {spec.in_words}{seen}",

@@ -13,7 +13,7 @@ from pretrain.data.methods import METHODS, check_method
 from pretrain.data.pack import pack
 from pretrain.data.remote import is_address, open_remote, writing_cache
 from pretrain.data.shards import Pack, no_split
-from pretrain.data.sources import BUILT_IN, Source, list_sources, synthetic_clips
+from pretrain.data.sources import BUILT_IN, Listing, Source, list_sources, synthetic_clips
 from pretrain.data.synthetic import SYNTHETIC_VERSION, make_dataset
 from pretrain.files import cache_folder
 from pretrain.names import counted, file_name, first_of, for_screen
@@ -163,15 +163,22 @@ def _refuse_unlabelled(path: Path) -> None:
     Raises:
         ValueError: saying how to give some; or the data cannot be listed.
     """
-    sources = list_sources(path).sources
+    listing = list_sources(path)
+    sources = listing.sources
     if sources and not any(s.label is not None or s.extra.get("segments") for s in sources):
         others = first_of(sorted({repr(name) for s in sources for name in s.extra}), 10)
         raise ValueError(
             f"{path}: none of its {counted(len(sources), 'file')} has a label, and nothing was "
-            "packed: give a list file with a label column, or a folder with one subfolder a class"
+            f"packed: {how_to_label(listing)}"
             + f" (read as something else: the columns {others})"
             * bool(others)
         )
+
+
+def how_to_label(listing: Listing) -> str:
+    """What to give where raw data have no label."""
+    unread = f" ({listing.unread})" * bool(listing.lists)
+    return f"give a list file with a label column{unread}, or a folder with one subfolder a class"
 
 
 def open_all(sources: Sequence[str], short_side: int, say: bool, machine: Machine) -> list[Pack]:

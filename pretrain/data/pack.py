@@ -126,7 +126,7 @@ def pack(
     settings |= {"follow": follow} if follow else {}
     everything = list_sources(source)
     if progress:
-        for note in everything.notes:
+        for note in filter(None, [*everything.notes, everything.unread]):
             print(for_screen(note, 300), file=sys.stderr)
     boxes = boxes_of(everything, source) if follow == "boxes" else []
     boxed = {each.name: found for each, found in zip(everything.sources, boxes, strict=bool(boxes))}
@@ -206,7 +206,7 @@ def _share(listing: Listing, part: tuple[int, int] | None) -> tuple[Listing, str
     mine = lambda name: int(text_digest(name)[:15], 16) % count == number - 1
     sources = [source for source in listing.sources if mine(source.name)]
     refused = [line for line in listing.refused if mine(line[0])]
-    return Listing(sources, refused, listing.skipped), _digest_of(listing)
+    return Listing(sources, refused, listing.skipped, listing.lists), _digest_of(listing)
 
 
 def _digest_of(listing: Listing) -> str:
@@ -800,7 +800,7 @@ class _Packer:
                 files = [line for line in map(json.loads, file) if "stream" not in line]
             lines += ["refused, most often because:", *_commonest(files)]
             lines.append(f"each refused file and its reason: {self.out / 'refused.jsonl'}")
-        if skipped := self.listing.skipped:
+        if skipped := [name for name in self.listing.skipped if name not in self.listing.lists]:
             names = first_of([ascii(name)[1:-1] for name in skipped], 3)
             lines.append(
                 f"{counted(len(skipped), 'file')} skipped, no use for what they are: {names}"

@@ -137,13 +137,25 @@ class Source:
 class Listing:
     """The sources, those refused already as (name, reason), and files of no kind we know.
 
-    `notes` say what format annotations have, and what in them has no effect.
+    `lists` are those of them that may be lists of the others; `notes` say what format annotations
+    have, and what in them has no effect.
     """
 
     sources: list[Source] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    lists: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def unread(self) -> str:
+        """A sentence on lists that are not read; "": there are none."""
+        if not self.lists:
+            return ""
+        return (
+            f"not read: {first_of(self.lists, 3)}. What a list says of the videos is read if it is "
+            "given instead of its folder"
+        )
 
 
 def list_sources(source: str | Path) -> Listing:
@@ -244,11 +256,7 @@ def _from_folder(folder: Path) -> Listing:
     chosen = set(media)
     listing.skipped = ["/".join(parts) for parts in files if parts not in chosen]
     beside = [name for name in listing.skipped if os.path.splitext(name)[1].lower() in LISTS]
-    if lists := [name for name in beside if "/" not in name]:  # further down they are of a video
-        listing.notes.append(
-            f"not read: {first_of(lists, 3)}. What a list says of the videos is read if it is "
-            "given instead of its folder"
-        )
+    listing.lists = [name for name in beside if "/" not in name]  # further down, of a video
     # The first level is splits only if nothing else stands beside them: "test" may be a class.
     first = {parts[0].lower() for parts in media if len(parts) > 1}
     splits = bool(first) and first <= set(SPLIT_OF)

@@ -92,8 +92,8 @@ class Config:
     """Weight of keeping what --backbone knows, beside reconstruction: tokens are held to those of
     the starting weights, which see the whole clip. 0: none, and they may be forgotten."""
     trained_share: flags.PositiveFraction = 1.0
-    """With --distill: what is scored and exported is this share of the trained weights, and the
-    rest of the starting ones (WiSE-FT)."""
+    """With --distill: how far from the starting weights to the trained ones those lie that are
+    scored and exported (WiSE-FT); 1: the trained ones."""
 
     # Running
     optim: settings.OptimFlags = settings.OPTIM
@@ -190,6 +190,9 @@ def unused(cfg: Config) -> dict[str, str]:
         why |= dict.fromkeys(decodes, "with --no-reconstruct")
     if not cfg.backbone and (cfg.preset != AUTO or "backbone" in cfg.given):  # auto may start so
         why["distill"] = "without --backbone, whose weights it holds to"
+    if cfg.contrast or cfg.sigreg or not cfg.reconstruct:
+        compared = "contrast" if cfg.contrast else "sigreg" if cfg.sigreg else "no_reconstruct"
+        why["distill"] = f"with {flags.flag(compared)}: it goes with reconstruction alone"
     may_hold = cfg.reconstruct and not (cfg.contrast or cfg.sigreg or "distill" in cfg.given)
     if not cfg.distill and not (may_hold and cfg.preset == AUTO):
         why["trained_share"] = "without --distill"

@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
 from downstream.guard import KEPT, Guard, has_fallen
 from downstream.models import load_backbone
+from downstream.monitor import online_scores
 from pretrain import views
-from pretrain.backbones import export_backbone
+from pretrain.backbones import export_backbone, load_pretrained_videomae
+from pretrain.data.shards import Pack
 from pretrain.vit import VideoTransformer
+from pretrain.weights import CheckpointError
 from recipes import videomae
 from tests.conftest import motion_rows
 from tests.recipes.runs import equal, final_weights, stop_in_step
@@ -98,6 +102,7 @@ def test_a_stopped_run_stays_stopped_and_one_that_was_killed_stops_alike(
     given = (packs["labels"], weights)
     state = adapt(*given, tmp_path / "calm", **PLANTED["rate"])
     exported = load_backbone(str(tmp_path / "calm" / "backbone")).state_dict()
+    assert equal(exported, load_pretrained_videomae(tmp_path / "calm").encoder.state_dict())
     shutil.rmtree(tmp_path / "calm" / "backbone")
     again = adapt(*given, tmp_path / "calm", **PLANTED["rate"])
     assert again["step"] == state["step"] and again["guard"] == state["guard"]
@@ -133,6 +138,12 @@ def test_a_run_that_holds_to_its_start_continues_exactly_and_not_from_another_st
         wanted = value + 0.25 * (trained[f"masked.encoder.{name}"] - value)
         assert torch.allclose(exported[name], wanted, atol=1e-6), name
     assert not equal(exported, was.state_dict())
+    run = tmp_path / "killed"
+    assert equal(exported, load_pretrained_videomae(run).encoder.state_dict())
+    (run / "backbone").rename(run / "kept")
+    with pytest.raises(CheckpointError, match="has not ended"):
+        load_pretrained_videomae(run)
+    (run / "kept").rename(run / "backbone")
     next(was.parameters()).data.view(-1)[0] += 1
     shutil.rmtree(start)
     export_backbone(was, start, {})
@@ -146,6 +157,15 @@ def test_the_guard_is_on_with_a_backbone_only_and_changes_no_number(packs, weigh
     for on in (True, False):
         adapt(packs["none"], weights, tmp_path / str(on), steps=2, guard=on)
     assert equal(final_weights(tmp_path / "True"), final_weights(tmp_path / "False"))
+
+
+def test_labels_of_some_clips_are_enough_for_a_score(make_pack):
+    rows = motion_rows(range(4), 2, "train")
+    rows = [row if i % 3 else row | {"label": None} for i, row in enumerate(rows)]
+    pack, how = Pack(make_pack(rows)), (0, Accelerator(cpu=True), "fp32", True)
+    scores = online_scores(encoder(), pack, pack.split("train"), *how)
+    labelled = sum(record["label"] is not None for record in pack.records())
+    assert 0 < scores["knn_clips"] < labelled < len(pack) and "view_retrieval" not in scores
 
 
 # ------------------------------------------------------------------------------ the guard alone

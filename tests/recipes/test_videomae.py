@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from downstream.encoders import weights_to_start_from
 from downstream.models import load_backbone
 from pretrain import backbones, checkpoint
 from pretrain.data.shards import Pack
@@ -403,6 +404,11 @@ def test_a_launch_that_would_silently_train_alone_is_refused(tiny_pack, tmp_path
     )  # fmt: skip
     assert refused.returncode != 0 and "would train alone" in refused.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_network_without_weights_is_nothing_to_start_from(tmp_path):
+    with pytest.raises(ValueError, match="vit_ti is a network without weights"):
+        weights_to_start_from("vit_ti")
 
 
 def test_weights_of_other_positions_or_heads_are_refused(tmp_path):

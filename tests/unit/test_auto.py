@@ -182,19 +182,21 @@ def test_labels_decide_whether_the_starter_is_ahead(known, tiny_pack, monkeypatc
 
     monkeypatch.setattr(monitor, "extract", features)
     data = Pack(tiny_pack)
-    assert bool(monitor.starter_ahead(data, data.split("train"), 0)) == (known == (1, 0))
+    ahead, why = monitor.starter_ahead(data, data.split("train"), 0)
+    assert ahead == (known == (1, 0)) and "random weights" in why
 
 
 def test_without_labels_nothing_tells(tmp_path, monkeypatch):
     data = packed(tmp_path, block(0.1))
-    assert monitor.starter_ahead(data, data.split("all"), 0) == ""
+    ahead, why = monitor.starter_ahead(data, data.split("all"), 0)
+    assert not ahead and "no clip has a label" in why
 
 
 def test_a_run_starts_from_the_starter_where_it_is_ahead_and_nothing_contradicts(
     tmp_path, monkeypatch, capsys
 ):
     data = packed(tmp_path, block(0.1))
-    monkeypatch.setattr(videomae, "starter_ahead", lambda *_: "planted")
+    monkeypatch.setattr(videomae, "starter_ahead", lambda *_: (True, "planted"))
     for _ in range(2):  # the second continues
         run(data, tmp_path / "run", batch_size=2, steps=1)
     said = capsys.readouterr().out
@@ -212,7 +214,7 @@ def test_a_run_starts_from_the_starter_where_it_is_ahead_and_nothing_contradicts
     for given in ({"size": 32}, {"backbone": None}, {"depth": 1}, {"stream": "flow"}):
         cfg = flags.replace(videomae.PRESETS["auto"], **given)
         cfg = flags.replace(cfg, given=tuple(given))
-        assert videomae.start(cfg, data, data.split("all")) == ("", "")
+        assert videomae.start(cfg, data, data.split("all")) == (None, "")
     for name, words in (("distill", "--distill 0.5"), ("trained_share", "--trained-share 0.5")):
         wanted = flags.replace(cfg, **{name: 0.5})
         with pytest.raises(ValueError, match=f"{words}: .*fresh weights"):
@@ -223,6 +225,10 @@ def test_a_weight_of_distillation_may_be_given_where_auto_chooses_the_weights():
     cfg = flags.replace(videomae.PRESETS["auto"], distill=2.0, given=("distill",))
     assert "distill" not in unused(cfg)
     assert "distill" in unused(flags.replace(cfg, given=("distill", "backbone")))
+    tiny = flags.replace(videomae.PRESETS["tiny"], distill=2.0, backbone="x")
+    assert "distill" not in unused(tiny)
+    for more in ({"contrast": 0.3}, {"sigreg": 0.1}, {"reconstruct": False}):
+        assert "distill" in unused(flags.replace(tiny, **more))
     cfg = flags.replace(videomae.PRESETS["auto"], trained_share=0.5, given=("trained_share",))
     assert "trained_share" not in unused(cfg)
     for more in ({"contrast": 0.3}, {"sigreg": 0.1}, {"preset": "tiny"}):

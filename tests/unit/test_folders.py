@@ -71,6 +71,27 @@ def test_one_writer_at_a_time_and_no_lock_outlives_sigkill(tmp_path):
         holder.communicate()
 
 
+CLAIMS = """
+import sys
+from pathlib import Path
+from pretrain.folders import claim
+lock = claim(Path(sys.argv[1]))
+if sys.argv[2]:
+    (Path(sys.argv[1]) / "result").touch()
+raise ValueError("refused")
+"""
+
+
+@pytest.mark.parametrize(("made", "there", "left"), [("", 0, 0), ("result", 0, 1), ("", 1, 1)])
+def test_a_refusal_leaves_no_folder_that_was_made_for_it(tmp_path, made, there, left):
+    folder = tmp_path / "out"
+    if there:  # somebody made it
+        folder.mkdir()
+    command = [sys.executable, "-c", CLAIMS, str(folder), made]
+    assert "refused" in subprocess.run(command, capture_output=True, text=True).stderr
+    assert folder.exists() == left and (folder / "result").exists() == bool(made)
+
+
 def test_what_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):

@@ -395,7 +395,6 @@ def test_an_rtsp_camera_is_found_again_and_its_password_is_nowhere(
     flags["out"] = str(tmp_path / "wrong")
     with pytest.raises(ValueError, match=f"{where} cannot be opened: .*401") as refused:
         predict.main(configure(predict.Config, str(backbone), (wrong,), **flags))
-    assert not (tmp_path / "wrong").exists()  # usual names have the time: they would heap up
     said = "".join((*capfd.readouterr(), str(refused.value)))
     files = "".join(p.read_text() for p in tmp_path.rglob("*") if p.is_file())
     assert not any(secret in said + files for secret in SECRETS)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from downstream.metrics import (
     bootstrap_intervals,
@@ -59,6 +60,17 @@ def test_subjects_of_equal_accuracy_do_not_make_the_interval_vanish():
     )
     low, high = ends["top1"]
     assert drawn == "subjects" and low < 0.2 and high > 0.4
+
+
+@pytest.mark.parametrize("right", [0, 1])
+@pytest.mark.parametrize("subjects", [["a", "b", "c"] * 4, [None] * 12])
+def test_nothing_is_certain_of_videos_that_are_all_wrong_or_all_right(right, subjects):
+    labels = np.arange(12) % 2
+    predicted = labels if right else 1 - labels
+    groups = len(set(subjects)) if subjects[0] else 12
+    limits = binomtest(right * groups, groups).proportion_ci(0.95, "exact")
+    ends, _ = bootstrap_intervals(labels, predicted, subjects, 0, {})
+    assert ends["top1"] == ends["mean_class_accuracy"] == pytest.approx((limits.low, limits.high))
 
 
 def test_intervals_hold_their_point_estimates_and_repeat():

@@ -49,14 +49,15 @@ def test_folder_of_classes(tmp_path):
         ("walk/a.AVI", "walk"),
         ("walk/b.mp4", "walk"),
     ]
-    assert listing.skipped == ["README", "walk/notes.txt"] and not listing.notes
+    assert listing.skipped == ["README", "walk/notes.txt"] and not listing.unread
     assert all(s.split is None and s.path.is_file() for s in listing.sources)
 
 
 def test_a_list_in_a_folder_that_is_not_read_is_named(tmp_path):
     touch(tmp_path, "walk/a.mp4", "walk/a.json", "Labels.CSV", "b.xml")  # a.json is of a video
-    (note,) = list_sources(tmp_path).notes
-    assert "Labels.CSV, b.xml" in note and "a.json" not in note
+    listing = list_sources(tmp_path)
+    assert listing.lists == ["Labels.CSV", "b.xml"]
+    assert "Labels.CSV, b.xml" in listing.unread and "a.json" not in listing.unread
 
 
 def test_folder_with_splits_above_classes(tmp_path):

@@ -325,3 +325,10 @@ def test_those_whom_a_near_duplicate_joins_are_left_out_together():
     assert {*train.subjects} == {"eva"} and "2 clips" in notes[0]
     with pytest.raises(ValueError, match="nobody can be left out"):
         leave_one_subject_out(fake_pack(rows, [(0, 4), (1, 2)]))
+
+
+def test_every_class_of_one_subject_alone_is_named():
+    rows = [("a0", "walk", None, "ada"), ("i0", "walk", None, "ida"), ("a1", "run", None, "ada"),
+            ("i1", "jump", None, "ida"), ("i2", "skip", None, "ida")]  # fmt: skip
+    with pytest.raises(ValueError, match="ada has run; ida has jump, skip"):
+        leave_one_subject_out(fake_pack(rows))
