@@ -67,7 +67,8 @@ def test_the_next_command_takes_the_data_as_they_were_given(monkeypatch, tmp_pat
     made, shown = MagicMock(), MagicMock(classes=classes)
     made.folder, made.print_done = tmp_path, lambda _, command: said.append(command)
     cfg = change(config(tmp_path, tmp_path), data="my clips", reconstruct=False)
-    videomae.finish(cfg, MagicMock(), shown, np.zeros(1, int), made, MagicMock())
+    model = MagicMock(spec=videomae.VideoMAE, encoder=None)
+    videomae.finish(cfg, model, shown, np.zeros(1, int), made, MagicMock())
     assert said == [f"muybridge {then} --backbone {tmp_path}/backbone --data 'my clips'"]
 
 
