@@ -261,11 +261,7 @@ def choose(facts: Facts, typed: Mapping[str, Any], gpu: bool) -> dict[str, Choic
         )
         held = alone and put("distill", DISTILL, "so that what the weights know is not forgotten")
         if held:
-            put(
-                "trained_share",
-                TRAINED_SHARE,
-                "with more, what the weights know may be lost",
-            )
+            put("trained_share", TRAINED_SHARE, "with more, what the weights know may be lost")
         else:
             rate, words = rate / 10, f"a tenth of the rate {words}: the weights are trained"
     rate = put("base_lr", rate, words)

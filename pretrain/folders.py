@@ -91,10 +91,10 @@ def refuse_others(folder: Path, ours: tuple[str, ...] = ()) -> None:
     )
 
 
-def _remove_unused(folder: Path) -> None:
-    """Remove a folder that was claimed for results that never came, after a refusal."""
+def _remove_unused(folder: Path, process: int) -> None:
+    """Remove a folder that a process claimed for results that never came, after a refusal."""
     with contextlib.suppress(OSError):
-        if [path.name for path in folder.iterdir()] == [LOCK]:
+        if os.getpid() == process and [path.name for path in folder.iterdir()] == [LOCK]:
             (folder / LOCK).unlink()
             folder.rmdir()
 
@@ -119,7 +119,7 @@ def claim(folder: Path, ours: tuple[str, ...] | None = None) -> FileLock:
         refuse_others(folder, ours)
     with writing(folder):
         if not folder.exists():
-            atexit.register(_remove_unused, folder)
+            atexit.register(_remove_unused, folder, os.getpid())
         folder.mkdir(parents=True, exist_ok=True)
     # A singleton: a caller that catches an error and calls again is not locked out by what it
     # caught.
