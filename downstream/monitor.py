@@ -120,9 +120,9 @@ def _view_retrieval(
 
 def _knn(x: np.ndarray, pack: Pack, ids: np.ndarray, seed: int) -> dict[str, float]:
     """The kNN accuracy of features (N, D) of those clips that have a label, if enough do."""
-    labelled = [place for place, i in enumerate(ids) if pack.record(i)["label"] is not None]
-    x, ids = x[labelled], ids[labelled]
     records = [pack.record(i) for i in ids]
+    labelled = [place for place, record in enumerate(records) if record["label"] is not None]
+    x, ids, records = x[labelled], ids[labelled], [records[place] for place in labelled]
     names = [r["label"] for r in records]
     if len(set(names)) < 2:
         return {}

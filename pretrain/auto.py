@@ -200,14 +200,15 @@ def choose(facts: Facts, typed: Mapping[str, Any], gpu: bool) -> dict[str, Choic
     whole = still or bool(needs) or facts.moving > STILL or facts.moving < NOTHING
     span = min(long, WINDOW)
     frames = FRAMES if span / FRAMES <= STEP else 2 * FRAMES
-    step = f"{max(1, round(span * facts.fps / frames)) / facts.fps:.2f} s apart"
+    stride_of = lambda frames: max(1, round(span * facts.fps / frames))
+    step = f"{stride_of(frames) / facts.fps:.2f} s apart"
     if facts.frames < frames:
         step = f"a clip has {facts.frames}, fewer than {frames}"
         frames = FRAMES if facts.frames >= FRAMES else max(2, facts.frames - facts.frames % 2)
     frames = max(frames - frames % typed.get("tubelet", 1), typed.get("tubelet", 1))
     frames = put("frames", 1 if still else frames, "pictures" if still else step)
     if frames > 1:
-        stride = max(1, round(span * facts.fps / frames))
+        stride = stride_of(frames)
         spans = f"a view spans {frames * stride / facts.fps:.1f} s"
         put("stride", stride, f"{spans}, half of the clips have {long:.1f} s or more")
     fours = frames % 4 == 0 and (frames > FRAMES or not whole)

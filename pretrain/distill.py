@@ -62,6 +62,8 @@ class Distilled(nn.Module):
 
         So do the statistics of batch norm, which belong to neither then.
         """
+        if self.share == 1:
+            return self.masked.encoder
         encoder = copy.deepcopy(self.masked.encoder)
         weights = encoder.state_dict()
         device = next(iter(weights.values())).device

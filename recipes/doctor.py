@@ -344,8 +344,8 @@ def look_at_data(source: str) -> Finding:
     if refused := listing.refused:
         reasons = "; ".join(f"{n}: {why}" for n, why in refused[:3])
         told.append(f"{counted(len(refused), 'file')} refused already: {reasons}")
-    if rest := len(listing.skipped) - len(listing.lists):
-        told.append(f"{counted(rest, 'file')} of no known kind left out")
+    if listing.skipped:
+        told.append(f"{counted(len(listing.skipped), 'file')} of no known kind left out")
     if listing.lists:
         told.append(listing.unread)
     usable = len(found) > len(damaged)

@@ -800,7 +800,7 @@ class _Packer:
                 files = [line for line in map(json.loads, file) if "stream" not in line]
             lines += ["refused, most often because:", *_commonest(files)]
             lines.append(f"each refused file and its reason: {self.out / 'refused.jsonl'}")
-        if skipped := [name for name in self.listing.skipped if name not in self.listing.lists]:
+        if skipped := self.listing.skipped:
             names = first_of([ascii(name)[1:-1] for name in skipped], 3)
             lines.append(
                 f"{counted(len(skipped), 'file')} skipped, no use for what they are: {names}"

@@ -137,8 +137,8 @@ class Source:
 class Listing:
     """The sources, those refused already as (name, reason), and files of no kind we know.
 
-    `lists` are those of them that may be lists of the others; `notes` say what format annotations
-    have, and what in them has no effect.
+    `lists` are not read, and may be lists of the sources; `notes` say what format annotations have,
+    and what in them has no effect.
     """
 
     sources: list[Source] = field(default_factory=list)
@@ -254,9 +254,10 @@ def _from_folder(folder: Path) -> Listing:
         parts for parts in files if Path(parts[-1]).suffix.lower() in VIDEOS | IMAGES | {".tar"}
     ]
     chosen = set(media)
-    listing.skipped = ["/".join(parts) for parts in files if parts not in chosen]
-    beside = [name for name in listing.skipped if os.path.splitext(name)[1].lower() in LISTS]
-    listing.lists = [name for name in beside if "/" not in name]  # further down, of a video
+    for name in ("/".join(parts) for parts in files if parts not in chosen):
+        # Further down it is of a video.
+        is_list = "/" not in name and os.path.splitext(name)[1].lower() in LISTS
+        (listing.lists if is_list else listing.skipped).append(name)
     # The first level is splits only if nothing else stands beside them: "test" may be a class.
     first = {parts[0].lower() for parts in media if len(parts) > 1}
     splits = bool(first) and first <= set(SPLIT_OF)

@@ -190,11 +190,12 @@ def unused(cfg: Config) -> dict[str, str]:
         why |= dict.fromkeys(decodes, "with --no-reconstruct")
     if not cfg.backbone and (cfg.preset != AUTO or "backbone" in cfg.given):  # auto may start so
         why["distill"] = "without --backbone, whose weights it holds to"
-    if cfg.contrast or cfg.sigreg or not cfg.reconstruct:
+    alone = cfg.reconstruct and not (cfg.contrast or cfg.sigreg)
+    if not alone:
         compared = "contrast" if cfg.contrast else "sigreg" if cfg.sigreg else "no_reconstruct"
         why["distill"] = f"with {flags.flag(compared)}: it goes with reconstruction alone"
-    may_hold = cfg.reconstruct and not (cfg.contrast or cfg.sigreg or "distill" in cfg.given)
-    if not cfg.distill and not (may_hold and cfg.preset == AUTO):
+    may_hold = alone and cfg.preset == AUTO and "distill" not in cfg.given
+    if not (cfg.distill or may_hold):
         why["trained_share"] = "without --distill"
     if cfg.optim.steps:
         why["epochs"] = f"with --steps {cfg.optim.steps}"
